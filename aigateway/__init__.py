@@ -1,0 +1,129 @@
+"""aigateway: several LLM vendors behind one async call.
+
+The public names are loaded when they are first used, so that `import aigateway` costs next to
+nothing; litellm is loaded only when a vendor is about to be called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aigateway.errors import (
+        AllProvidersFailedError,
+        BudgetExceededError,
+        CircuitOpenError,
+        ConfigurationError,
+        ContentPolicyError,
+        ContextWindowExceededError,
+        DeadlineExceededError,
+        FailureKind,
+        GatewayError,
+        NoProvidersError,
+        OverloadedError,
+        ProviderFailure,
+        RequestRejectedError,
+        StreamInterruptedError,
+        UnknownModelError,
+    )
+    from aigateway.events import Event, Hook
+    from aigateway.facade import call_llm, get_gateway, get_gateway_metrics
+    from aigateway.gateway import AsyncGateway
+    from aigateway.messages import (
+        Attempt,
+        ChatResponse,
+        Choice,
+        EmbeddingResponse,
+        ToolCall,
+        Usage,
+    )
+    from aigateway.resilience.breaker import CircuitBreaker, CircuitState
+    from aigateway.routing.provider import ProviderStatus
+    from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "aigateway.errors": (
+        "AllProvidersFailedError",
+        "BudgetExceededError",
+        "CircuitOpenError",
+        "ConfigurationError",
+        "ContentPolicyError",
+        "ContextWindowExceededError",
+        "DeadlineExceededError",
+        "FailureKind",
+        "GatewayError",
+        "NoProvidersError",
+        "OverloadedError",
+        "ProviderFailure",
+        "RequestRejectedError",
+        "StreamInterruptedError",
+        "UnknownModelError",
+    ),
+    "aigateway.events": ("Event", "Hook"),
+    "aigateway.facade": ("call_llm", "get_gateway", "get_gateway_metrics"),
+    "aigateway.gateway": ("AsyncGateway",),
+    "aigateway.messages": (
+        "Attempt",
+        "ChatResponse",
+        "Choice",
+        "EmbeddingResponse",
+        "ToolCall",
+        "Usage",
+    ),
+    "aigateway.resilience.breaker": ("CircuitBreaker", "CircuitState"),
+    "aigateway.routing.provider": ("ProviderStatus",),
+    "aigateway.settings": ("GatewaySettings", "LLMConfig", "ProviderType"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AllProvidersFailedError",
+    "AsyncGateway",
+    "Attempt",
+    "BudgetExceededError",
+    "ChatResponse",
+    "Choice",
+    "CircuitBreaker",
+    "CircuitOpenError",
+    "CircuitState",
+    "ConfigurationError",
+    "ContentPolicyError",
+    "ContextWindowExceededError",
+    "DeadlineExceededError",
+    "EmbeddingResponse",
+    "Event",
+    "FailureKind",
+    "GatewayError",
+    "GatewaySettings",
+    "Hook",
+    "LLMConfig",
+    "NoProvidersError",
+    "OverloadedError",
+    "ProviderFailure",
+    "ProviderStatus",
+    "ProviderType",
+    "RequestRejectedError",
+    "StreamInterruptedError",
+    "ToolCall",
+    "UnknownModelError",
+    "Usage",
+    "call_llm",
+    "get_gateway",
+    "get_gateway_metrics",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

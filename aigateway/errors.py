@@ -1,0 +1,204 @@
+"""What can go wrong, as one tree.
+
+Every exception that leaves the public face is one of these::
+
+    GatewayError
+    ├── ConfigurationError             settings that cannot work (also a ValueError)
+    │   └── NoProvidersError           nothing is configured
+    ├── RequestRejectedError           the request itself is at fault (also a ValueError)
+    │   ├── UnknownModelError          no provider has that model, name or alias
+    │   ├── ContextWindowExceededError the prompt is longer than the models take
+    │   └── ContentPolicyError         the vendor's content policy refused it
+    ├── AllProvidersFailedError        everybody who could be asked failed
+    ├── DeadlineExceededError          the request's own time ran out (also a TimeoutError)
+    ├── CircuitOpenError               a guarded call was refused by its breaker
+    ├── StreamInterruptedError         a stream broke after its first words
+    ├── BudgetExceededError            a spending limit was reached
+    └── OverloadedError                the gateway's own queue is full
+
+Messages name the provider, the kind of failure and the HTTP status. They never hold a key,
+a prompt, an answer or the vendor's own text, so they may be logged as they are. Every error
+can be pickled, so it crosses a process boundary whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = [
+    "AllProvidersFailedError",
+    "BudgetExceededError",
+    "CircuitOpenError",
+    "ConfigurationError",
+    "ContentPolicyError",
+    "ContextWindowExceededError",
+    "DeadlineExceededError",
+    "FailureKind",
+    "GatewayError",
+    "NoProvidersError",
+    "OverloadedError",
+    "ProviderFailure",
+    "RequestRejectedError",
+    "StreamInterruptedError",
+    "UnknownModelError",
+]
+
+
+class FailureKind(StrEnum):
+    """Why a provider gave no answer. The values are stable: metrics and logs use them."""
+
+    # The caller's side.
+    REJECTED = "rejected"
+    CONTEXT_WINDOW = "context_window"
+    CONTENT_POLICY = "content_policy"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    """The caller's own deadline cut the attempt before the provider's timeout did."""
+
+    # This provider cannot serve this request, through nobody's fault.
+    UNSUPPORTED = "unsupported"
+    INVALID_OUTPUT = "invalid_output"
+    """An answer came, but it does not parse as the requested `response_format`."""
+
+    # The provider's configuration.
+    AUTHENTICATION = "authentication"
+    PERMISSION = "permission"
+    NO_CREDIT = "no_credit"
+    MODEL_NOT_FOUND = "model_not_found"
+
+    # The provider's health.
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    BAD_ANSWER = "bad_answer"
+    """HTML, nothing, half an answer or broken JSON under a success status."""
+    CONNECTION = "connection"
+    TIMEOUT = "timeout"
+    UNKNOWN = "unknown"
+
+    # Not asked at all.
+    CIRCUIT_OPEN = "circuit_open"
+    COOLING_DOWN = "cooling_down"
+    DISABLED = "disabled"
+    SATURATED = "saturated"
+    """Our own limit of concurrent calls (or connection pool) was full."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderFailure:
+    """Why one provider did not answer one request.
+
+    Attributes:
+        provider: The provider's name.
+        kind: What happened.
+        status: The vendor's HTTP status, if an answer came at all.
+        retry_after_seconds: When asking again makes sense, if that is known.
+    """
+
+    provider: str
+    kind: FailureKind
+    status: int | None = None
+    retry_after_seconds: float | None = None
+
+    def __str__(self) -> str:
+        details = []
+        if self.status is not None:
+            details.append(f"HTTP {self.status}")
+        if self.retry_after_seconds is not None and math.isfinite(self.retry_after_seconds):
+            details.append(f"retry in {self.retry_after_seconds:.1f} s")
+        return f"{self.provider}: {self.kind}" + (f" ({', '.join(details)})" if details else "")
+
+
+class GatewayError(Exception):
+    """Base of every error the gateway raises."""
+
+
+class ConfigurationError(GatewayError, ValueError):
+    """Settings that cannot work. The message names the field and the fix."""
+
+
+class NoProvidersError(ConfigurationError):
+    """No provider is configured, so there is nobody to ask."""
+
+
+class _FromProvidersError(GatewayError):
+    """An error that says what each provider did."""
+
+    def __init__(self, message: str, causes: Sequence[ProviderFailure] = ()) -> None:
+        super().__init__(message)
+        self.causes = tuple(causes)
+        """One entry per provider that was asked or passed over, in the order of the plan."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.causes))
+
+    @property
+    def retry_after_seconds(self) -> float | None:
+        """The soonest moment, in seconds from the failure, at which a provider may answer again."""
+        return min(
+            (c.retry_after_seconds for c in self.causes if c.retry_after_seconds is not None),
+            default=None,
+        )
+
+
+class RequestRejectedError(_FromProvidersError, ValueError):
+    """The request itself is at fault; no other provider would take it either."""
+
+
+class UnknownModelError(RequestRejectedError):
+    """No provider has the requested model, name or alias."""
+
+
+class ContextWindowExceededError(RequestRejectedError):
+    """The prompt is longer than every provider that could be asked accepts."""
+
+
+class ContentPolicyError(RequestRejectedError):
+    """The vendor's content policy refused the prompt or withheld the answer."""
+
+
+class AllProvidersFailedError(_FromProvidersError):
+    """Every provider that could be asked failed. `causes` has one entry for each."""
+
+    @classmethod
+    def of(cls, causes: Sequence[ProviderFailure]) -> AllProvidersFailedError:
+        """Build the error with the message that operators grep for."""
+        return cls(f"All LLM providers failed: {describe(causes)}", causes)
+
+
+class DeadlineExceededError(_FromProvidersError, TimeoutError):
+    """The request's own deadline ran out before a provider answered."""
+
+
+class CircuitOpenError(GatewayError):
+    """A call guarded by a circuit breaker was refused because the circuit is not closed.
+
+    Attributes:
+        retry_after_seconds: When the breaker will let a probe through; 0 while one is out.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.retry_after_seconds))
+
+
+class StreamInterruptedError(GatewayError):
+    """A stream broke after its first words were delivered."""
+
+
+class BudgetExceededError(GatewayError):
+    """A spending limit was reached."""
+
+
+class OverloadedError(GatewayError):
+    """The gateway's own queue is full; the request was not sent anywhere."""
+
+
+def describe(causes: Sequence[ProviderFailure]) -> str:
+    """One line that names each provider and what it did."""
+    return "; ".join(map(str, causes)) or "no provider could be asked"

@@ -1,0 +1,302 @@
+"""The records that travel: a request in, an answer out.
+
+All of them are frozen and hold only immutable values, so a cached answer can be handed to a
+thousand callers and none can change it for the next. Nothing here validates or sends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aigateway.errors import FailureKind
+
+__all__ = [
+    "Attempt",
+    "CacheMode",
+    "ChatRequest",
+    "ChatResponse",
+    "Choice",
+    "Completion",
+    "EmbeddingRequest",
+    "EmbeddingResponse",
+    "Embeddings",
+    "ToolCall",
+    "Usage",
+]
+
+
+CacheMode = Literal[True, False, "refresh"]
+"""`True` reads and fills the cache, `False` does neither, `"refresh"` only fills it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the vendor counted them; zeros where it sent none."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    """Part of `prompt_tokens` that the vendor read from its own prompt cache."""
+    reasoning_tokens: int = 0
+    """Part of `completion_tokens` spent on hidden reasoning."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.total_tokens + other.total_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function the model wants called. `arguments` is JSON text, just as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the `n` answers."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str | None = None
+    refusal: str | None = None
+    logprobs_json: str | None = None
+    """The OpenAI `logprobs` object as JSON text (text, because text cannot be changed)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a vendor answered, in one form for all vendors."""
+
+    id: str
+    model: str
+    choices: tuple[Choice, ...]
+    usage: Usage = Usage()
+    cost_usd: float | None = None
+    """Price of this call in US dollars; None where the model's price is not known."""
+    created: int = 0
+    """Unix time in seconds, as the vendor says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What a vendor answered to an embedding request; `vectors` are in input order."""
+
+    model: str
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Usage = Usage()
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to one provider for a request.
+
+    Attributes:
+        provider: The provider's name.
+        model: The model asked.
+        failure: None for the attempt that answered, else why it did not.
+        status: The vendor's HTTP status where one came with a failure.
+        latency_seconds: From sending to answer or failure.
+    """
+
+    provider: str
+    model: str
+    failure: FailureKind | None
+    status: int | None
+    latency_seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether this attempt answered."""
+        return self.failure is None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What the caller asked once: validated, and the same whichever provider gets it.
+
+    Attributes:
+        messages: OpenAI chat messages. They are the gateway's own copy.
+        model: A provider's model, name or alias; None leaves every provider a candidate.
+        params: The other OpenAI chat parameters, untouched.
+        timeout: Seconds for the whole request; None takes the setting.
+        agent: Which of `agent_ttls` applies, and a label in metrics; never sent.
+        cache: See `CacheMode`.
+        cache_ttl: Seconds this answer may be remembered; None takes the setting.
+        response_model: A pydantic model class the answer must parse as.
+        request_id: Names this request in logs and events.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    model: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float | None = None
+    agent: str | None = None
+    cache: CacheMode = True
+    cache_ttl: float | None = None
+    response_model: type[Any] | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts to turn into vectors. Attributes as in `ChatRequest`."""
+
+    inputs: tuple[str, ...]
+    model: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatResponse:
+    """An answer, and who gave it, why, and for how much.
+
+    Attributes:
+        completion: The vendor's answer.
+        provider: Name of the provider that answered (also for a cached answer).
+        cached: Came from the cache: no vendor was called for it.
+        stale: Came from the cache after its time, because every provider failed.
+        coalesced: Shared with an identical request that was already in flight.
+        attempts: Every call made for this request, in order; the last one answered.
+        latency_seconds: From `chat()` to the answer.
+        parsed: An instance of the pydantic model given as `response_format`, else None.
+        request_id: As in logs and events.
+    """
+
+    completion: Completion
+    provider: str
+    cached: bool = False
+    stale: bool = False
+    coalesced: bool = False
+    attempts: tuple[Attempt, ...] = ()
+    latency_seconds: float = 0.0
+    parsed: Any = None
+    request_id: str = ""
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """All `n` answers."""
+        return self.completion.choices
+
+    @property
+    def text(self) -> str:
+        """The first answer's text; empty when the model only calls tools."""
+        return self.completion.choices[0].text
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the first answer ended: "stop", "length", "tool_calls", "content_filter", ..."""
+        return self.completion.choices[0].finish_reason
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The first answer's tool calls."""
+        return self.completion.choices[0].tool_calls
+
+    @property
+    def reasoning(self) -> str | None:
+        """The first answer's visible reasoning, where the vendor shows any."""
+        return self.completion.choices[0].reasoning
+
+    @property
+    def model(self) -> str:
+        """The model that answered, as the vendor names it."""
+        return self.completion.model
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of the call that produced this answer (also when it is cached)."""
+        return self.completion.usage
+
+    @property
+    def cost_usd(self) -> float | None:
+        """US dollars spent on this answer: 0.0 for a cached or coalesced one, None if unpriced."""
+        return 0.0 if self.cached or self.coalesced else self.completion.cost_usd
+
+    def to_openai(self) -> dict[str, Any]:
+        """The answer as an OpenAI `chat.completion` object; a fresh dict at each call."""
+        usage = self.usage
+        return {
+            "id": self.completion.id,
+            "object": "chat.completion",
+            "created": self.completion.created,
+            "model": self.completion.model,
+            "choices": [
+                {
+                    "index": index,
+                    "finish_reason": choice.finish_reason,
+                    "logprobs": json.loads(choice.logprobs_json) if choice.logprobs_json else None,
+                    "message": _openai_message(choice),
+                }
+                for index, choice in enumerate(self.choices)
+            ],
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.total_tokens,
+                "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+                "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingResponse:
+    """Vectors in input order, and who made them. Attributes as in `ChatResponse`."""
+
+    embeddings: Embeddings
+    provider: str
+    attempts: tuple[Attempt, ...] = ()
+    latency_seconds: float = 0.0
+    request_id: str = ""
+
+    @property
+    def vectors(self) -> Sequence[tuple[float, ...]]:
+        """One vector for each input, in order."""
+        return self.embeddings.vectors
+
+    @property
+    def model(self) -> str:
+        """The model that answered."""
+        return self.embeddings.model
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens the vendor counted."""
+        return self.embeddings.usage
+
+    @property
+    def cost_usd(self) -> float | None:
+        """US dollars; None where the model's price is not known."""
+        return self.embeddings.cost_usd
+
+
+def _openai_message(choice: Choice) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": choice.text or (None if choice.tool_calls or choice.refusal else ""),
+        "refusal": choice.refusal,
+    }
+    if choice.reasoning is not None:
+        message["reasoning_content"] = choice.reasoning
+    if choice.tool_calls:
+        message["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+            for c in choice.tool_calls
+        ]
+    return message

@@ -1,0 +1,1 @@
+"""Breaker, gates, limits and retries: plain synchronous state, no I/O, no tasks."""

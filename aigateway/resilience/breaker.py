@@ -1,0 +1,337 @@
+"""The circuit breaker: it stops us asking a provider that keeps failing.
+
+Plain synchronous state for one event loop: no I/O, no task, no timer, no lock. The states::
+
+    CLOSED ──(threshold-th consecutive failure)──▶ OPEN
+    OPEN ──(its time is over and somebody asks)──▶ HALF_OPEN, that caller is the probe
+    HALF_OPEN ──(probe succeeds)──▶ CLOSED
+    HALF_OPEN ──(probe fails, or its lease ends)──▶ OPEN, for twice as long
+
+What does not belong here: rate limits and bad keys (`gates.py`), and whether a failure is the
+provider's at all (`vendor/failures.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import ParamSpec, TypeVar
+
+from aigateway.clock import SYSTEM_CLOCK, Clock
+from aigateway.errors import CircuitOpenError, ConfigurationError
+
+__all__ = ["CircuitBreaker", "CircuitState", "Permit", "Rejected"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+JITTER = 0.1
+"""Share of the open time that is added at random, so that many processes do not probe at once."""
+
+_log = logging.getLogger(__name__)
+
+
+class CircuitState(StrEnum):
+    """What a breaker does with the next caller."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Permit:
+    """Leave to make one attempt. Settle it exactly once; what comes after that is ignored.
+
+    Attributes:
+        probe: Whether the state of a half-open circuit hangs on this attempt.
+    """
+
+    __slots__ = ("_breaker", "_generation", "_number", "_settled", "probe")
+
+    def __init__(
+        self, breaker: CircuitBreaker, generation: int, number: int, probe: bool = False
+    ) -> None:
+        self._breaker = breaker
+        self._generation = generation
+        self._number = number
+        self._settled = False
+        self.probe = probe
+
+    def success(self) -> None:
+        """The provider answered."""
+        if not self._settled:
+            self._settled = True
+            self._breaker._succeeded(self, self._generation, self._number)  # noqa: SLF001
+
+    def failure(self) -> None:
+        """The provider failed, through its own fault."""
+        if not self._settled:
+            self._settled = True
+            self._breaker._failed(self, self._generation)  # noqa: SLF001
+
+    def release(self) -> None:
+        """Nothing was learned: cancelled, or the caller's own mistake. Frees a probe's place."""
+        if not self._settled:
+            self._settled = True
+            self._breaker._released(self, self._generation)  # noqa: SLF001
+
+
+class Rejected:
+    """The breaker's refusal: a value, because a refused call is the ordinary case of an outage.
+
+    Attributes:
+        retry_after: Seconds until the breaker lets a probe through; 0 while a probe is out (its
+            result may come at any moment), infinite while the circuit is forced open.
+    """
+
+    __slots__ = ("retry_after",)
+
+    def __init__(self, retry_after: float) -> None:
+        self.retry_after = retry_after
+
+    def __repr__(self) -> str:
+        return f"Rejected(retry_after={self.retry_after:.3f})"
+
+
+_PROBE_IS_OUT = Rejected(0.0)
+_FORCED = Rejected(math.inf)
+
+
+class CircuitBreaker:
+    """A circuit breaker for one provider (or for anything else that can fail).
+
+    Args:
+        failure_threshold: Consecutive failures that open the circuit.
+        reset_timeout_seconds: How long it stays open before one probe is let through. Each
+            further opening without a close in between doubles this and adds up to 10 % jitter.
+        max_open_seconds: The doubling ends here (never below `reset_timeout_seconds`).
+        probe_lease_seconds: A probe that has not settled by then counts as failed.
+        clock: Where time and randomness come from.
+        on_change: Called as `on_change(old, new)` after each change of state is complete.
+
+    Raises:
+        ConfigurationError: A number is not positive and finite.
+    """
+
+    __slots__ = (
+        "_forced",
+        "_generation",
+        "_issued",
+        "_lease_ends",
+        "_open_until",
+        "_openings",
+        "_probe",
+        "_state",
+        "_streak",
+        "_streak_began",
+        "clock",
+        "failure_threshold",
+        "late_results",
+        "max_open_seconds",
+        "on_change",
+        "probe_lease_seconds",
+        "reset_timeout_seconds",
+    )
+
+    def __init__(
+        self,
+        failure_threshold: int = 5,
+        reset_timeout_seconds: float = 60.0,
+        *,
+        max_open_seconds: float = 600.0,
+        probe_lease_seconds: float = 60.0,
+        clock: Clock = SYSTEM_CLOCK,
+        on_change: Callable[[CircuitState, CircuitState], None] | None = None,
+    ) -> None:
+        _require_positive("failure_threshold", failure_threshold)
+        _require_positive("reset_timeout_seconds", reset_timeout_seconds)
+        _require_positive("max_open_seconds", max_open_seconds)
+        _require_positive("probe_lease_seconds", probe_lease_seconds)
+        self.failure_threshold = failure_threshold
+        self.reset_timeout_seconds = reset_timeout_seconds
+        self.max_open_seconds = max(max_open_seconds, reset_timeout_seconds)
+        self.probe_lease_seconds = probe_lease_seconds
+        self.clock = clock
+        self.on_change = on_change
+        self.late_results = 0
+        """Results that came after the state they belonged to was over; they changed nothing."""
+        self._issued = 0  # permits ever given; numbers them in the order they began
+        self._generation = 0  # counts changes of state; a permit of an older one is late
+        self._forced = False
+        self._openings = 0  # in a row, without a close in between
+        self._state = CircuitState.CLOSED
+        self._streak = 0  # consecutive failures
+        self._streak_began = 0  # how many permits had been given when its first one came
+        self._open_until = math.inf
+        self._probe: Permit | None = None
+        self._lease_ends = math.inf
+
+    def __repr__(self) -> str:
+        return f"CircuitBreaker({self._state}, failures={self._streak}/{self.failure_threshold})"
+
+    @property
+    def state(self) -> CircuitState:
+        """The state as of the last caller: an open circuit whose time is over still says open."""
+        return self._state
+
+    @property
+    def consecutive_failures(self) -> int:
+        """Failures since the last success that counts."""
+        return self._streak
+
+    def acquire(self) -> Permit | Rejected:
+        """Ask to make one attempt. Settle the permit, or give it back with `release()`."""
+        if self._state is CircuitState.CLOSED:
+            self._issued += 1
+            return Permit(self, self._generation, self._issued)
+        refusal = self.refusal()
+        if refusal is not None:
+            return refusal
+        return self._send_probe()
+
+    def refusal(self) -> Rejected | None:
+        """What `acquire` would answer now if it refused, else None. Takes no probe's place."""
+        if self._state is CircuitState.CLOSED:
+            return None
+        if self._forced:
+            return _FORCED
+        now = self.clock.now()
+        if self._state is CircuitState.HALF_OPEN:
+            if self._probe is None:
+                return None
+            if now < self._lease_ends:
+                return _PROBE_IS_OUT
+            self._open()
+        return None if now >= self._open_until else Rejected(self._open_until - now)
+
+    async def call(
+        self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Await `function(*args, **kwargs)` under this breaker.
+
+        Any `Exception` counts as a failure; cancellation is neutral.
+
+        Raises:
+            CircuitOpenError: The call was refused; `function` was not called.
+        """
+        permit = self.acquire()
+        if isinstance(permit, Rejected):
+            raise CircuitOpenError(
+                f"The circuit is {self._state}; retry in {permit.retry_after:.1f} s.",
+                permit.retry_after,
+            )
+        try:
+            result = await function(*args, **kwargs)
+        except Exception:
+            permit.failure()
+            raise
+        except BaseException:
+            permit.release()
+            raise
+        permit.success()
+        return result
+
+    def force_open(self) -> None:
+        """Refuse every call until `force_closed()` or `reset()`."""
+        self._forced = True
+        self._change(CircuitState.OPEN)
+
+    def force_closed(self) -> None:
+        """Let every call through, whatever fails, until `force_open()` or `reset()`."""
+        self._forced = True
+        self._openings = 0
+        self._change(CircuitState.CLOSED)
+
+    def reset(self) -> None:
+        """Forget everything: closed, no failures, nothing forced."""
+        self._forced = False
+        self._openings = 0
+        self._change(CircuitState.CLOSED)
+
+    # ── what permits report ──────────────────────────────────────────────────────────────────
+
+    def _succeeded(self, permit: Permit, generation: int, number: int) -> None:
+        if generation != self._generation:
+            self.late_results += 1
+        elif permit is self._probe:
+            self._openings = 0
+            self._change(CircuitState.CLOSED)
+        elif self._streak and number > self._streak_began:
+            # A call that began before the streak tells nothing about the provider since then.
+            self._streak = 0
+
+    def _failed(self, permit: Permit, generation: int) -> None:
+        if generation != self._generation:
+            self.late_results += 1
+        elif permit is self._probe:
+            self._open()
+        else:
+            if not self._streak:
+                self._streak_began = self._issued
+            self._streak += 1
+            if self._streak >= self.failure_threshold and not self._forced:
+                self._open()
+
+    def _released(self, permit: Permit, generation: int) -> None:
+        if generation != self._generation:
+            self.late_results += 1
+        elif permit is self._probe:
+            self._probe = None
+
+    # ── changes of state ─────────────────────────────────────────────────────────────────────
+
+    def _send_probe(self) -> Permit:
+        old = self._state
+        if old is CircuitState.OPEN:
+            self._start(CircuitState.HALF_OPEN)
+        self._issued += 1
+        probe = Permit(self, self._generation, self._issued, probe=True)
+        self._probe = probe
+        self._lease_ends = self.clock.now() + self.probe_lease_seconds
+        # Told only now: a listener that asks for a permit must find the probe's place taken.
+        self._tell(old)
+        return probe
+
+    def _open(self) -> None:
+        self._openings += 1
+        open_time = self._open_time(self._openings)
+        if self._openings > 1:
+            jittered = open_time * (1 + JITTER * self.clock.random())
+            open_time = min(jittered, self.max_open_seconds)
+        old = self._state
+        self._start(CircuitState.OPEN)
+        self._open_until = self.clock.now() + open_time
+        self._tell(old)
+
+    def _open_time(self, openings: int) -> float:
+        # The exponent is bounded: 2.0 ** 1024 would overflow after a long outage.
+        return min(self.reset_timeout_seconds * 2.0 ** min(openings - 1, 60), self.max_open_seconds)
+
+    def _change(self, new: CircuitState) -> None:
+        old = self._state
+        self._start(new)
+        self._tell(old)
+
+    def _start(self, state: CircuitState) -> None:
+        self._state = state
+        self._generation += 1
+        self._streak = 0
+        self._streak_began = 0
+        self._probe = None
+        self._lease_ends = math.inf
+        self._open_until = math.inf
+
+    def _tell(self, old: CircuitState) -> None:
+        if self.on_change is None or old is self._state:
+            return
+        try:
+            self.on_change(old, self._state)
+        except Exception:  # noqa: BLE001 - a listener's fault must not look like the provider's
+            _log.exception("A circuit's listener raised; the circuit itself is in order.")
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigurationError(f"{name} must be a positive, finite number; got {value!r}.")

@@ -1,0 +1,132 @@
+"""How many calls may be out at once, and who waits for a place.
+
+Two bounds hold at the same time: one for the whole gateway, one for each provider that sets
+`max_concurrency`. A request that finds no place waits in one queue, first come, first served;
+a request that could go somewhere is never held up by one in front of it that could not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from aigateway.errors import OverloadedError
+
+__all__ = ["Limiter", "Slots"]
+
+
+class Slots:
+    """The places of one provider. `limit=None` means as many as are asked for."""
+
+    __slots__ = ("in_flight", "limit")
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.in_flight = 0
+
+    def room_for(self, calls: int) -> bool:
+        """Whether that many more calls may go out."""
+        return self.limit is None or self.in_flight + calls <= self.limit
+
+
+class _Waiter:
+    __slots__ = ("ready", "ticket", "woken")
+
+    def __init__(self, ticket: int, ready: Callable[[], bool], woken: asyncio.Future[None]) -> None:
+        self.ticket = ticket
+        self.ready = ready
+        self.woken = woken
+
+
+class Limiter:
+    """The gateway's places, and the queue for them.
+
+    Args:
+        limit: Calls to vendors that may be out at once, over all providers.
+        max_queue: Requests that may wait; one more gets `OverloadedError`.
+    """
+
+    __slots__ = ("_max_queue", "_slots", "_tickets", "_waiters", "_woken")
+
+    def __init__(self, limit: int, max_queue: int) -> None:
+        self._slots = Slots(limit)
+        self._max_queue = max_queue
+        self._tickets = 0
+        self._waiters: list[_Waiter] = []  # by ticket
+        self._woken = 0  # waiters that were told to go and have not run yet
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are out now."""
+        return self._slots.in_flight
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiters)
+
+    def has_place(self, slots: Slots) -> bool:
+        """Whether one more call may go out, here and at the provider.
+
+        Places promised to waiters that are about to run count as taken, so that a newcomer does
+        not overtake them.
+        """
+        return self._slots.room_for(self._woken + 1) and slots.room_for(self._woken + 1)
+
+    def take(self, slots: Slots) -> None:
+        """Occupy a place here and at the provider. The caller has checked that both are free."""
+        slots.in_flight += 1
+        self._slots.in_flight += 1
+        if self._waiters:
+            self.wake()  # a waiter may have gone elsewhere than where it was expected
+
+    def give_back(self, slots: Slots) -> None:
+        """Free the place, and wake the first waiter that can use what is free now."""
+        slots.in_flight -= 1
+        self._slots.in_flight -= 1
+        if self._waiters:
+            self.wake()
+
+    def ticket(self) -> int:
+        """A place in the order of arrival; a request keeps its own however often it waits."""
+        self._tickets += 1
+        return self._tickets
+
+    async def wait(self, ticket: int, ready: Callable[[], bool]) -> None:
+        """Wait until `ready()` may be true. Somebody else may have been quicker: check again.
+
+        Raises:
+            OverloadedError: The queue is full.
+        """
+        if len(self._waiters) >= self._max_queue:
+            raise OverloadedError(
+                f"{len(self._waiters)} requests are waiting for a free provider already"
+                f" (max_queue = {self._max_queue}). Slow down, or raise max_concurrency"
+                f" or max_queue."
+            )
+        waiter = _Waiter(ticket, ready, asyncio.get_running_loop().create_future())
+        self._enqueue(waiter)
+        try:
+            await waiter.woken
+        finally:
+            if waiter.woken.cancelled():
+                self._waiters.remove(waiter)
+            else:
+                self._woken -= 1
+                # What it was woken for may be of use to the next, if this one is cancelled now.
+                asyncio.get_running_loop().call_soon(self.wake)
+
+    def wake(self) -> None:
+        """Wake the first waiter that could go now."""
+        for index, waiter in enumerate(self._waiters):
+            if not waiter.woken.done() and waiter.ready():
+                del self._waiters[index]
+                self._woken += 1
+                waiter.woken.set_result(None)
+                return
+
+    def _enqueue(self, waiter: _Waiter) -> None:
+        position = len(self._waiters)
+        while position and self._waiters[position - 1].ticket > waiter.ticket:
+            position -= 1
+        self._waiters.insert(position, waiter)

@@ -1,0 +1,256 @@
+"""What you import to test your own application.
+
+Three ways in, from the most real to the quickest:
+
+- the `simulator` fixture: loopback servers that speak the vendors' wires over real HTTP and break
+  on command. Put `pytest_plugins = ["aigateway.testing"]` into your `conftest.py`.
+- `ScriptedVendor`: answers and failures from a list, without any HTTP.
+- `FakeClock`: lets a minute pass in a microsecond, for circuits, cooldowns, deadlines and caches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from aigateway.clock import Clock
+from aigateway.errors import FailureKind
+from aigateway.messages import (
+    ChatRequest,
+    Choice,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    Usage,
+)
+from aigateway.settings import LLMConfig
+from aigateway.vendor.client import Failure, VendorCallError
+
+if TYPE_CHECKING:
+    from aigateway.simulator import Simulator
+
+with contextlib.suppress(ImportError):  # pytest is needed for the fixture only
+    import pytest
+
+    @pytest.fixture
+    async def simulator() -> AsyncIterator[Simulator]:
+        """Four simulated vendors on loopback; see `aigateway.simulator`. Needs pytest-asyncio."""
+        from aigateway.simulator import Simulator  # noqa: PLC0415 - it loads aiohttp
+
+        async with Simulator() as running:
+            yield running
+
+
+__all__ = ["FakeClock", "ScriptedVendor", "Step", "scripted_configs"]
+
+Step = str | Completion | Failure | FailureKind | BaseException | Callable[[], Awaitable[object]]
+"""What a scripted provider does with one call: answer (text or whole), fail (with a kind, a whole
+failure or an exception), or first await something (and then answer "ok")."""
+
+
+class FakeClock:
+    """A clock that moves only when it is told to.
+
+    Timers set through it (`sleep`, `timeout`) go off in order while `advance` passes them, and
+    whoever waited for them runs before the next one goes off.
+
+    Args:
+        start: What `now` says first.
+        wall: What `wall` says first, as seconds since the Unix epoch.
+        seed: For `random`.
+    """
+
+    def __init__(
+        self, start: float = 1000.0, *, wall: float = 1_700_000_000.0, seed: int = 0
+    ) -> None:
+        self._now = start
+        self._wall = wall
+        self._random = random.Random(seed)
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+
+    def now(self) -> float:
+        return self._now
+
+    def wall(self) -> float:
+        return self._wall
+
+    def random(self) -> float:
+        return self._random.random()
+
+    async def sleep(self, seconds: float) -> None:
+        woken = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not woken.done():
+                woken.set_result(None)
+
+        self._at(self._now + max(0.0, seconds), wake)
+        await woken
+
+    @contextlib.asynccontextmanager
+    async def timeout(self, seconds: float) -> AsyncIterator[object]:
+        loop = asyncio.get_running_loop()
+        over = False
+
+        def expire() -> None:
+            if not over:
+                scope.reschedule(loop.time())
+
+        async with asyncio.timeout(None) as scope:
+            self._at(self._now + seconds, expire)
+            if seconds <= 0:
+                expire()
+            try:
+                yield scope
+            finally:
+                over = True
+
+    def set_wall(self, wall: float) -> None:
+        """Move the wall clock, forward or back, as an administrator would; `now` does not move."""
+        self._wall = wall
+
+    def tick(self, seconds: float) -> None:
+        """Let time pass for synchronous code: no waiting task gets to run."""
+        self._now += seconds
+        self._wall += seconds
+
+    async def advance(self, seconds: float) -> None:
+        """Let time pass, and everybody who waited for a moment on the way run at that moment."""
+        end = self._now + seconds
+        await self.settle()
+        while self._timers and self._timers[0][0] <= end:
+            when, _, ring = heapq.heappop(self._timers)
+            self.tick(max(0.0, when - self._now))
+            ring()
+            await self.settle()
+        self.tick(end - self._now)
+
+    async def settle(self) -> None:
+        """Let every task that can run do so, until only time (or I/O) could move them further."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    def _at(self, when: float, ring: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (when, next(self._order), ring))
+
+
+class ScriptedVendor:
+    """Vendors without HTTP: pass it as `AsyncGateway(..., vendor=ScriptedVendor())`.
+
+    Each provider follows its own script, step by step; when that is used up (or was never given),
+    it answers "ok".
+
+        vendor = ScriptedVendor()
+        vendor.script("openai/gpt-4o-mini", FailureKind.SERVER_ERROR, "an answer")
+    """
+
+    def __init__(self) -> None:
+        self._scripts: dict[str, list[Step]] = {}
+        self._always: dict[str, Step] = {}
+        self._clients: list[_ScriptedClient] = []
+        self.calls: list[tuple[str, ChatRequest | EmbeddingRequest]] = []
+        """Every call that was made, as (provider name, request)."""
+        self.max_input_tokens: dict[str, int] = {}
+        """Known context windows, by provider name."""
+
+    def __call__(self, config: LLMConfig, clock: Clock) -> _ScriptedClient:  # noqa: ARG002
+        client = _ScriptedClient(self, config)
+        self._clients.append(client)
+        return client
+
+    def script(self, provider: str, *steps: Step) -> None:
+        """Append steps to a provider's script."""
+        self._scripts.setdefault(provider, []).extend(steps)
+
+    def always(self, provider: str, step: Step | None) -> None:
+        """What a provider does when its script is used up; None makes it healthy again."""
+        if step is None:
+            self._always.pop(provider, None)
+        else:
+            self._always[provider] = step
+
+    def called(self, provider: str | None = None) -> int:
+        """How many calls were made, to one provider or to all."""
+        return sum(provider in {None, name} for name, _ in self.calls)
+
+    @property
+    def open_clients(self) -> int:
+        """Clients that were made and not closed."""
+        return sum(not client.closed for client in self._clients)
+
+    def _next(self, provider: str) -> Step:
+        script = self._scripts.get(provider)
+        return script.pop(0) if script else self._always.get(provider, "ok")
+
+
+class _ScriptedClient:
+    def __init__(self, vendor: ScriptedVendor, config: LLMConfig) -> None:
+        self._vendor = vendor
+        self._config = config
+        self.closed = False
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        return self._vendor.max_input_tokens.get(self._config.name)
+
+    async def prepare(self) -> None:
+        pass
+
+    async def chat(self, request: ChatRequest) -> Completion:
+        step = await self._play(request)
+        return step if isinstance(step, Completion) else self._completion(step)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        await self._play(request)
+        vectors = tuple((float(len(text)), 1.0) for text in request.inputs)
+        return Embeddings(self._config.model, vectors, Usage(len(vectors), 0, len(vectors)), 0.0)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    async def _play(self, request: ChatRequest | EmbeddingRequest) -> str | Completion:
+        self._vendor.calls.append((self._config.name, request))
+        await asyncio.sleep(0)
+        step = self._vendor._next(self._config.name)  # noqa: SLF001 - two halves of one thing
+        if isinstance(step, FailureKind):
+            step = Failure(step)
+        if isinstance(step, Failure):
+            raise VendorCallError(step)
+        if isinstance(step, BaseException):
+            raise step
+        if isinstance(step, str | Completion):
+            return step
+        result = await step()
+        return result if isinstance(result, str | Completion) else "ok"
+
+    def _completion(self, text: str) -> Completion:
+        return Completion(
+            id="scripted",
+            model=self._config.model,
+            choices=(Choice(text, "stop"),),
+            usage=Usage(1, 1, 2),
+            cost_usd=0.001,
+        )
+
+
+def scripted_configs(*names: str, **fields: object) -> list[LLMConfig]:
+    """Providers for a `ScriptedVendor`: the first name has the highest priority."""
+    return [
+        LLMConfig.model_validate(
+            {
+                "provider": "openai_compatible",
+                "model": "simulated",
+                "name": name,
+                "api_base": "http://127.0.0.1:9/v1",
+                "priority": len(names) - place,
+                **fields,
+            }
+        )
+        for place, name in enumerate(names)
+    ]

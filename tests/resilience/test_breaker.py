@@ -1,0 +1,355 @@
+"""The breaker's table of transitions, and the promises it makes to callers."""
+
+import asyncio
+import math
+import pickle
+
+import pytest
+
+from aigateway.clock import SystemClock
+from aigateway.errors import CircuitOpenError, ConfigurationError
+from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, Rejected
+from aigateway.testing import FakeClock
+
+CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def breaker(clock):
+    return CircuitBreaker(clock=clock)
+
+
+def permit_of(breaker: CircuitBreaker) -> Permit:
+    permit = breaker.acquire()
+    assert isinstance(permit, Permit)
+    return permit
+
+
+def fail(breaker: CircuitBreaker, times: int = 1) -> None:
+    for _ in range(times):
+        permit_of(breaker).failure()
+
+
+def open_it(breaker: CircuitBreaker) -> None:
+    fail(breaker, breaker.failure_threshold)
+    assert breaker.state is OPEN
+
+
+def half_open_it(breaker: CircuitBreaker, clock: FakeClock) -> Permit:
+    open_it(breaker)
+    clock.tick(60)
+    return permit_of(breaker)
+
+
+class TestClosed:
+    def test_opens_on_the_fifth_failure_in_a_row_and_not_before(self, breaker):
+        fail(breaker, 4)
+        assert breaker.state is CLOSED
+        fail(breaker)
+        assert breaker.state is OPEN
+
+    def test_success_ends_the_streak(self, breaker):
+        fail(breaker, 4)
+        permit_of(breaker).success()
+        fail(breaker, 4)
+        assert breaker.state is CLOSED
+
+    def test_release_neither_counts_nor_ends_the_streak(self, breaker):
+        fail(breaker, 4)
+        permit_of(breaker).release()
+        assert breaker.state is CLOSED
+        assert breaker.consecutive_failures == 4
+        fail(breaker)
+        assert breaker.state is OPEN
+
+    def test_success_of_a_call_from_before_the_streak_does_not_end_it(self, breaker):
+        early = permit_of(breaker)
+        fail(breaker, 4)
+        early.success()
+        fail(breaker)
+        assert breaker.state is OPEN
+
+    def test_success_of_a_call_from_within_the_streak_ends_it(self, breaker):
+        fail(breaker, 2)
+        within = permit_of(breaker)
+        fail(breaker, 2)
+        within.success()
+        fail(breaker, 4)
+        assert breaker.state is CLOSED
+
+    def test_concurrent_failures_all_count(self, breaker):
+        permits = [permit_of(breaker) for _ in range(5)]
+        for permit in permits:
+            permit.failure()
+        assert breaker.state is OPEN
+
+    @pytest.mark.parametrize("first", ["success", "failure", "release"])
+    @pytest.mark.parametrize("second", ["success", "failure", "release"])
+    def test_only_the_first_settlement_counts(self, clock, first, second):
+        breaker = CircuitBreaker(2, clock=clock)
+        fail(breaker)
+        permit = permit_of(breaker)
+        getattr(permit, first)()
+        state, streak = breaker.state, breaker.consecutive_failures
+        getattr(permit, second)()
+        assert (breaker.state, breaker.consecutive_failures) == (state, streak)
+
+
+class TestOpen:
+    def test_rejects_for_sixty_seconds_and_says_how_long(self, breaker, clock):
+        open_it(breaker)
+        rejected = breaker.acquire()
+        assert isinstance(rejected, Rejected)
+        assert rejected.retry_after == pytest.approx(60)
+        clock.tick(59.999)
+        assert isinstance(breaker.acquire(), Rejected)
+        assert breaker.state is OPEN
+        clock.tick(0.001)
+        assert breaker.state is OPEN, "lazy: nobody has asked yet"
+        assert permit_of(breaker).probe
+        assert breaker.state is HALF_OPEN
+
+    @pytest.mark.parametrize("end", ["success", "failure", "release"])
+    def test_results_from_before_it_opened_change_nothing_and_are_counted(self, breaker, end):
+        late = permit_of(breaker)
+        open_it(breaker)
+        getattr(late, end)()
+        assert breaker.state is OPEN
+        assert breaker.late_results == 1
+
+    def test_refusal_looks_without_taking_the_probes_place(self, breaker, clock):
+        open_it(breaker)
+        assert breaker.refusal().retry_after == pytest.approx(60)
+        clock.tick(60)
+        assert breaker.refusal() is None
+        assert breaker.refusal() is None
+        assert permit_of(breaker).probe
+
+
+class TestHalfOpen:
+    def test_lets_one_probe_through(self, breaker, clock):
+        half_open_it(breaker, clock)
+        rejected = breaker.acquire()
+        assert isinstance(rejected, Rejected)
+        assert rejected.retry_after == 0
+
+    def test_probe_success_closes(self, breaker, clock):
+        half_open_it(breaker, clock).success()
+        assert breaker.state is CLOSED
+        fail(breaker, 4)
+        assert breaker.state is CLOSED, "a fresh streak"
+
+    def test_probe_failure_opens_again(self, breaker, clock):
+        half_open_it(breaker, clock).failure()
+        assert breaker.state is OPEN
+
+    def test_released_probe_gives_its_place_to_the_next(self, breaker, clock):
+        half_open_it(breaker, clock).release()
+        assert breaker.state is HALF_OPEN
+        second = permit_of(breaker)
+        assert second.probe
+        assert isinstance(breaker.acquire(), Rejected)
+        second.success()
+        assert breaker.state is CLOSED
+
+    def test_a_call_from_before_cannot_close_it(self, breaker, clock):
+        late = permit_of(breaker)
+        half_open_it(breaker, clock)
+        late.success()
+        assert breaker.state is HALF_OPEN
+        assert breaker.late_results == 1
+
+    @pytest.mark.parametrize("ask", ["acquire", "refusal"])
+    def test_a_probe_that_never_settles_loses_its_lease(self, clock, ask):
+        breaker = CircuitBreaker(clock=clock, probe_lease_seconds=10)
+        hung = half_open_it(breaker, clock)
+        clock.tick(9.999)
+        assert isinstance(getattr(breaker, ask)(), Rejected)
+        assert breaker.state is HALF_OPEN
+        clock.tick(0.001)
+        assert isinstance(getattr(breaker, ask)(), Rejected)
+        assert breaker.state is OPEN
+        clock.tick(132)
+        second = permit_of(breaker)
+        hung.success()
+        assert breaker.state is HALF_OPEN, "the hung probe is late now"
+        second.success()
+        assert breaker.state is CLOSED
+
+
+class TestOpenTime:
+    def test_doubles_with_each_opening_in_a_row_up_to_ten_minutes(self, breaker, clock):
+        open_it(breaker)
+        seen = []
+        for _ in range(7):
+            seen.append(breaker.refusal().retry_after)
+            clock.tick(seen[-1] + 1e-6)
+            permit_of(breaker).failure()
+        expected = [60, 120, 240, 480, 600, 600, 600]
+        for wait, base in zip(seen, expected, strict=True):
+            assert base - 1e-6 <= wait <= min(600, base * 1.1) + 1e-6
+        assert seen[0] == 60, "the first opening has no jitter"
+        assert len(set(seen)) > 3, "later ones do"
+
+    def test_a_close_resets_it(self, breaker, clock):
+        half_open_it(breaker, clock).failure()
+        clock.tick(200)
+        permit_of(breaker).success()
+        open_it(breaker)
+        assert breaker.refusal().retry_after == pytest.approx(60)
+
+    def test_survives_an_outage_of_thousands_of_openings(self, breaker, clock):
+        open_it(breaker)
+        for _ in range(3000):
+            clock.tick(700)
+            permit_of(breaker).failure()
+        assert breaker.refusal().retry_after == pytest.approx(600)
+
+    def test_the_wall_clock_moves_nothing(self, breaker, clock):
+        open_it(breaker)
+        clock.set_wall(clock.wall() + 10**9)
+        assert isinstance(breaker.acquire(), Rejected)
+        clock.set_wall(0)
+        clock.tick(60)
+        assert permit_of(breaker).probe
+
+
+class TestForced:
+    def test_forced_open_rejects_until_told_otherwise(self, breaker, clock):
+        breaker.force_open()
+        clock.tick(10**6)
+        assert breaker.acquire().retry_after == math.inf
+        breaker.reset()
+        permit_of(breaker).success()
+        assert breaker.state is CLOSED
+
+    def test_forced_closed_lets_everything_through(self, breaker):
+        open_it(breaker)
+        breaker.force_closed()
+        fail(breaker, 50)
+        assert breaker.state is CLOSED
+        breaker.reset()
+        open_it(breaker)
+
+
+class TestListener:
+    def test_hears_each_change_after_it_is_complete(self, clock):
+        heard = []
+        watched = CircuitBreaker(
+            clock=clock, on_change=lambda old, new: heard.append((old, new, watched.state))
+        )
+        half_open_it(watched, clock).success()
+        assert heard == [
+            (CLOSED, OPEN, OPEN),
+            (OPEN, HALF_OPEN, HALF_OPEN),
+            (HALF_OPEN, CLOSED, CLOSED),
+        ]
+
+    def test_one_that_raises_harms_nobody(self, clock, caplog):
+        def broken(old, new):
+            raise ZeroDivisionError
+
+        breaker = CircuitBreaker(clock=clock, on_change=broken)
+        half_open_it(breaker, clock).success()
+        assert breaker.state is CLOSED
+        assert "listener raised" in caplog.text
+
+    def test_one_that_asks_for_a_permit_does_not_make_a_second_probe(self, clock):
+        probes = []
+
+        def greedy(old, new):
+            if new is HALF_OPEN:
+                probes.append(watched.acquire())
+
+        watched = CircuitBreaker(clock=clock, on_change=greedy)
+        assert half_open_it(watched, clock).probe
+        assert [type(p) for p in probes] == [Rejected]
+
+
+class TestCall:
+    async def test_counts_exceptions_and_refuses_when_open(self, breaker):
+        async def broken():
+            raise OSError("down")
+
+        for _ in range(5):
+            with pytest.raises(OSError, match="down"):
+                await breaker.call(broken)
+        with pytest.raises(CircuitOpenError, match=r"retry in 60\.0 s") as refused:
+            await breaker.call(broken)
+        assert pickle.loads(pickle.dumps(refused.value)).retry_after_seconds == pytest.approx(60)
+
+    async def test_gives_back_what_the_function_returns(self, breaker):
+        async def add(a, b):
+            return a + b
+
+        assert await breaker.call(add, 1, b=2) == 3
+
+    async def test_five_cancelled_calls_leave_it_closed(self, breaker):
+        for _ in range(5):
+            task = asyncio.create_task(breaker.call(asyncio.Event().wait))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert breaker.state is CLOSED
+        assert breaker.consecutive_failures == 0
+
+    async def test_a_hundred_callers_at_the_end_of_the_open_time_make_one_probe(
+        self, breaker, clock
+    ):
+        open_it(breaker)
+        clock.tick(60)
+        called = 0
+        gate = asyncio.Event()
+
+        async def vendor():
+            nonlocal called
+            called += 1
+            await gate.wait()
+
+        callers = [asyncio.create_task(breaker.call(vendor)) for _ in range(100)]
+        await asyncio.sleep(0)
+        gate.set()
+        results = await asyncio.gather(*callers, return_exceptions=True)
+        assert called == 1
+        assert sum(isinstance(r, CircuitOpenError) for r in results) == 99
+        assert breaker.state is CLOSED
+
+    async def test_a_cancelled_probe_does_not_wedge_it(self, breaker, clock):
+        open_it(breaker)
+        clock.tick(60)
+        probe = asyncio.create_task(breaker.call(asyncio.Event().wait))
+        await asyncio.sleep(0)
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)
+        assert permit_of(breaker).probe
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "name",
+    ["failure_threshold", "reset_timeout_seconds", "max_open_seconds", "probe_lease_seconds"],
+)
+def test_refuses_numbers_that_cannot_work(name, value):
+    with pytest.raises(ConfigurationError, match=name):
+        CircuitBreaker(**{name: value})
+
+
+def test_defaults_are_the_documented_ones():
+    breaker = CircuitBreaker()
+    assert (breaker.failure_threshold, breaker.reset_timeout_seconds) == (5, 60)
+    assert isinstance(breaker.clock, SystemClock)
+    assert repr(breaker) == "CircuitBreaker(closed, failures=0/5)"
+
+
+def test_a_rejection_allocates_nothing_that_grows(breaker):
+    open_it(breaker)
+    before = {name: getattr(breaker, name) for name in CircuitBreaker.__slots__}
+    for _ in range(1000):
+        breaker.acquire()
+    assert {name: getattr(breaker, name) for name in CircuitBreaker.__slots__} == before

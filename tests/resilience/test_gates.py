@@ -1,0 +1,111 @@
+import math
+
+import pytest
+
+from aigateway.errors import FailureKind
+from aigateway.resilience.gates import GatePolicy, Gates
+from aigateway.testing import FakeClock
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def gates(clock):
+    return Gates(clock, GatePolicy())
+
+
+class TestCooldown:
+    def test_as_long_as_the_vendor_asks(self, gates, clock):
+        assert gates.throttled(7.5) == pytest.approx(7.5)
+        closed = gates.closed()
+        assert closed.kind is FailureKind.COOLING_DOWN
+        assert closed.retry_after == pytest.approx(7.5)
+        clock.tick(7.5)
+        assert gates.closed() is None
+
+    @pytest.mark.parametrize(("first", "second"), [(10, 2), (2, 10)])
+    def test_the_longest_wish_counts(self, gates, first, second):
+        gates.throttled(first)
+        assert gates.throttled(second) == pytest.approx(10)
+
+    def test_without_a_wish_it_doubles_and_a_success_resets_it(self, gates, clock):
+        waits = []
+        for _ in range(8):
+            waits.append(round(gates.throttled(None), 6))
+            clock.tick(waits[-1])
+        assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+        gates.succeeded()
+        assert gates.throttled(None) == pytest.approx(1)
+
+    def test_survives_ten_thousand_in_a_row(self, gates):
+        for _ in range(10_000):
+            gates.throttled(None)
+        assert math.isfinite(gates.cooldown_until)
+
+
+class TestDisabled:
+    def test_one_request_checks_again_after_five_minutes(self, gates, clock):
+        assert gates.disable(FailureKind.AUTHENTICATION) == pytest.approx(300)
+        clock.tick(299)
+        assert gates.closed().kind is FailureKind.DISABLED
+        clock.tick(1)
+        assert gates.closed() is None
+        gates.enter()
+        assert gates.closed().kind is FailureKind.DISABLED, "one is checking already"
+        assert gates.succeeded()
+        assert gates.closed() is None
+        assert gates.disabled_reason is None
+
+    def test_rechecks_grow_rare_up_to_an_hour(self, gates, clock):
+        pauses = []
+        for _ in range(6):
+            pauses.append(gates.disable(FailureKind.NO_CREDIT))
+            clock.tick(pauses[-1])
+            gates.enter()
+        assert pauses == pytest.approx([300, 600, 1200, 2400, 3600, 3600])
+
+    def test_calls_that_fail_together_lengthen_the_pause_once(self, gates, clock):
+        for _ in range(20):
+            gates.disable(FailureKind.AUTHENTICATION)
+        clock.tick(300)
+        assert gates.closed() is None
+        gates.enter()
+        assert gates.disable(FailureKind.AUTHENTICATION) == pytest.approx(600)
+
+    def test_a_check_that_learned_nothing_lets_the_next_one_check(self, gates, clock):
+        gates.disable(FailureKind.AUTHENTICATION)
+        clock.tick(300)
+        gates.enter()
+        gates.leave()
+        assert gates.closed() is None
+
+    def test_a_check_that_never_comes_back_lets_another_try(self, gates, clock):
+        gates.disable(FailureKind.AUTHENTICATION)
+        clock.tick(300)
+        gates.enter()
+        clock.tick(GatePolicy().recheck_lease)
+        assert gates.closed() is None
+
+    def test_a_rate_limited_check_cools_down_and_stays_disabled(self, gates, clock):
+        gates.disable(FailureKind.AUTHENTICATION)
+        clock.tick(300)
+        gates.enter()
+        gates.throttled(5)
+        assert gates.closed().kind is FailureKind.COOLING_DOWN
+        assert gates.disabled_reason is FailureKind.AUTHENTICATION
+
+
+def test_the_wall_clock_moves_nothing(gates, clock):
+    gates.throttled(10)
+    clock.set_wall(0)
+    assert gates.closed().retry_after == pytest.approx(10)
+
+
+def test_reset_opens_everything(gates):
+    gates.disable(FailureKind.AUTHENTICATION)
+    gates.throttled(10)
+    gates.reset()
+    assert gates.closed() is None

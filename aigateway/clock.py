@@ -30,8 +30,8 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait."""
 
-    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
-        """A block that raises `TimeoutError` if it takes longer."""
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[asyncio.Timeout]:
+        """A block that raises `TimeoutError` if it takes longer, or when it is told to."""
 
 
 class SystemClock:
@@ -51,7 +51,7 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[asyncio.Timeout]:
         return asyncio.timeout(seconds)
 
 

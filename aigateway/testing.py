@@ -94,7 +94,7 @@ class FakeClock:
         await woken
 
     @contextlib.asynccontextmanager
-    async def timeout(self, seconds: float) -> AsyncIterator[object]:
+    async def timeout(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
         loop = asyncio.get_running_loop()
         over = False
 

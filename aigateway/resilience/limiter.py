@@ -18,15 +18,28 @@ __all__ = ["Limiter", "Slots"]
 class Slots:
     """The places of one provider. `limit=None` means as many as are asked for."""
 
-    __slots__ = ("in_flight", "limit")
+    __slots__ = ("_emptied", "in_flight", "limit")
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self.in_flight = 0
+        self._emptied: asyncio.Future[None] | None = None
 
     def room_for(self, calls: int) -> bool:
         """Whether that many more calls may go out."""
         return self.limit is None or self.in_flight + calls <= self.limit
+
+    async def empty(self) -> None:
+        """Wait until no call is out."""
+        while self.in_flight:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
+
+    def give_back(self) -> None:
+        """One call less is out."""
+        self.in_flight -= 1
+        if self._emptied is not None and not self.in_flight and not self._emptied.done():
+            self._emptied.set_result(None)
 
 
 class _Waiter:
@@ -82,8 +95,8 @@ class Limiter:
 
     def give_back(self, slots: Slots) -> None:
         """Free the place, and wake the first waiter that can use what is free now."""
-        slots.in_flight -= 1
-        self._slots.in_flight -= 1
+        slots.give_back()
+        self._slots.give_back()
         if self._waiters:
             self.wake()
 

@@ -1,0 +1,194 @@
+"""One call for all who ask the same at the same time.
+
+The work runs in a task of its own, and each caller waits for a bell of its own (a bare future that
+the task's end rings; it carries nothing). So a caller that is cancelled takes away its own bell and
+nothing else. `asyncio.shield` would do that too, but it does not say when the last caller has gone,
+and an outcome carried by many futures is "never retrieved" by those who left in the same tick.
+
+A cancellation is never swallowed here, so `asyncio.timeout` and `Task.uncancel` work around
+`share` as around any other await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Coroutine
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from aigateway.errors import GatewayError
+
+__all__ = ["Flights"]
+
+T = TypeVar("T")
+
+
+class _Flight(Generic[T]):
+    """Work under way, and who waits for it."""
+
+    __slots__ = ("_cancelled", "_traceback", "bells", "task")
+
+    def __init__(self, task: asyncio.Task[T]) -> None:
+        self.task = task
+        self.bells: set[asyncio.Future[None]] = set()
+        self._cancelled = False
+        self._traceback: TracebackType | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the work is over and has nothing to give."""
+        task = self.task
+        return task.done() and (task.cancelled() or task.exception() is not None)
+
+    def cancel(self) -> None:
+        """Cancel the work, once: a second time would break into its cleaning up."""
+        if not self._cancelled:
+            self._cancelled = True
+            self.task.cancel()
+
+    def land(self) -> None:
+        """Wake everybody. Called when the work is over."""
+        if not self.task.cancelled():
+            # Asking for it also marks it as retrieved, for the case that nobody is left to do so.
+            error = self.task.exception()
+            # Kept, because the error itself grows a traceback with each frame it passes.
+            self._traceback = error.__traceback__ if error is not None else None
+        for bell in self.bells:
+            if not bell.done():
+                bell.set_result(None)
+        self.bells.clear()
+
+    def outcome(self, *, joined: bool) -> T:
+        """What the work came to. Those who joined get the error as an object of their own."""
+        if self.task.cancelled():
+            raise GatewayError("The call was cancelled before it had an answer.")
+        error = self.task.exception()
+        if error is None:
+            return self.task.result()
+        try:
+            traceback = self._traceback or error.__traceback__
+            raise (_own(error) if joined else error).with_traceback(traceback)
+        finally:
+            del error, traceback, self  # else the traceback and what it refers to hold each other
+
+
+class Flights(Generic[T]):
+    """The calls under way, by key. Belongs to one event loop.
+
+    Nothing is remembered: when a call is over, with an answer or an error, the next caller begins
+    another one.
+    """
+
+    __slots__ = ("_flights", "_tasks")
+
+    def __init__(self) -> None:
+        self._flights: dict[str, _Flight[T]] = {}
+        # More than the flights: work that was given up and has not ended yet is here too.
+        self._tasks: dict[asyncio.Task[T], _Flight[T]] = {}
+
+    def __len__(self) -> int:
+        """Calls under way that a caller could join."""
+        return len(self._flights)
+
+    def __bool__(self) -> bool:
+        return True  # having nothing to do is no reason to be replaced
+
+    def joinable(self, key: str) -> bool:
+        """Whether `share` would join work that is under way, rather than begin it."""
+        flight = self._flights.get(key)
+        return flight is not None and not flight.failed
+
+    async def share(self, key: str, start: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+        """Wait for the work that is under way for this key, or begin it.
+
+        The work sees the context variables of the caller that began it, and is bounded by no
+        caller's time: put a timeout around this call, and it ends the wait of that caller only.
+        When every caller has left, the work is cancelled, and the last one to leave waits until
+        it has ended (a second cancellation ends that wait). Whoever comes after that begins anew.
+
+        Args:
+            key: Which work it is; `cache_key`'s for instance.
+            start: Makes the work. Called only if none is under way.
+
+        Returns:
+            The result, and whether this call joined work that another had begun.
+
+        Raises:
+            GatewayError: The work was cancelled by something other than its callers, such as
+                `aclose`.
+            BaseException: Whatever the work raised. It reaches all who wait; each gets an object
+                of its own if the error can be copied.
+        """
+        flight = self._flights.get(key)
+        joined = flight is not None and not flight.failed
+        if flight is None or not joined:
+            flight = self._begin(key, start)
+        try:
+            if not flight.task.done():
+                await self._wait(key, flight)
+            return flight.outcome(joined=joined), joined
+        finally:
+            del flight  # see `outcome`
+
+    async def aclose(self) -> None:
+        """Cancel everything that is under way, and wait until it has ended."""
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not current]
+        self._flights.clear()
+        for task in tasks:
+            self._tasks[task].cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _begin(self, key: str, start: Callable[[], Coroutine[Any, Any, T]]) -> _Flight[T]:
+        task = asyncio.create_task(start(), name=f"aigateway-flight-{key[:16]}")
+        flight = _Flight(task)
+        self._flights[key] = flight
+        self._tasks[task] = flight
+        task.add_done_callback(partial(self._over, key, flight))
+        return flight
+
+    async def _wait(self, key: str, flight: _Flight[T]) -> None:
+        bell = asyncio.get_running_loop().create_future()
+        flight.bells.add(bell)
+        try:
+            await bell
+        except asyncio.CancelledError:
+            flight.bells.discard(bell)
+            if not flight.bells and not flight.task.done():
+                self._forget(key, flight)
+                flight.cancel()
+                await asyncio.wait([flight.task])
+            raise
+
+    def _over(self, key: str, flight: _Flight[T], task: asyncio.Task[T]) -> None:
+        del self._tasks[task]
+        self._forget(key, flight)
+        flight.land()
+
+    def _forget(self, key: str, flight: _Flight[T]) -> None:
+        # A later flight of the same key is not ours to forget.
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+
+def _own(error: BaseException) -> BaseException:
+    """A copy of an error, or the error itself where a copy would not say the same.
+
+    Python copies an exception by calling its class with its `args`, which not every class bears.
+    """
+    try:
+        twin = copy.copy(error)
+        same = type(twin) is type(error) and twin.args == error.args and str(twin) == str(error)
+    except Exception:  # noqa: BLE001  # a foreign constructor may raise anything
+        return error
+    if not same:
+        return error
+    twin.__cause__, twin.__context__ = error.__cause__, error.__context__
+    twin.__suppress_context__ = error.__suppress_context__
+    notes = getattr(error, "__notes__", None)
+    if notes is not None:
+        twin.__notes__ = list(notes)
+    return twin

@@ -1,0 +1,127 @@
+"""What makes two requests the same.
+
+Pure: a request in, a text out. The rule for doubtful cases is that a needless miss costs one call
+and a wrong hit gives somebody the wrong answer, so everything unknown is part of the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from aigateway.errors import RequestRejectedError
+from aigateway.messages import ChatRequest
+
+__all__ = ["cache_key", "prompt_key"]
+
+_FORMAT = 1
+"""Goes into every key. Raise it with any change here, and no entry of the old form is read."""
+
+_NEUTRAL = frozenset(
+    {
+        # Say who asks, for the vendor's abuse checks and books.
+        "metadata",
+        "safety_identifier",
+        "store",
+        "user",
+        # Change what the call costs or how long it takes, not which model answers or how.
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "service_tier",
+        # Change how the answer travels.
+        "stream",
+        "stream_options",
+    }
+)
+
+_EXACT = 2**53  # above, a float no longer tells neighbouring whole numbers apart
+
+
+def cache_key(request: ChatRequest, *, partition: str = "") -> str:
+    """The name of the request's answer: equal for two requests if one answer serves both.
+
+    It covers the model, the messages in their order, and every parameter that can change the
+    answer. The order of a mapping's keys does not count, None is the same as absent (for a
+    parameter and for a message's field), and a parameter of 1 is the same as 1.0 but not as True.
+
+    Not covered: `timeout`, `agent`, `cache`, `cache_ttl` and `request_id`, which the vendor never
+    sees; parameters that only say who asks, at what price, or how the answer travels (`user`,
+    `metadata`, `store`, `safety_identifier`, `service_tier`, `prompt_cache_key`, `stream`, ...);
+    and `response_model`, because its schema is in `params["response_format"]` and what is
+    remembered is the vendor's text, which each caller parses with its own class.
+
+    Args:
+        request: What is asked.
+        partition: Keeps groups of callers apart that must not share answers, such as tenants.
+
+    Returns:
+        64 hexadecimal digits (SHA-256): the prompt cannot be read from it.
+
+    Raises:
+        RequestRejectedError: The request holds something that JSON cannot. `chat()` has refused
+            such a request before it comes here.
+    """
+    identity = (
+        _FORMAT,
+        partition,
+        request.model,
+        [_without_none(message) for message in request.messages],
+        {
+            name: _same_number(value)
+            for name, value in request.params.items()
+            if value is not None and name not in _NEUTRAL
+        },
+    )
+    try:
+        canonical = orjson.dumps(identity, default=_mapping, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:  # it names a type, never a value
+        problem = str(error)
+    else:
+        return hashlib.sha256(canonical, usedforsecurity=False).hexdigest()
+    raise RequestRejectedError(f"The request cannot be written as JSON: {problem}.")
+
+
+def prompt_key(
+    system: str | None, user: str, model: str | None = None, *, partition: str = ""
+) -> str:
+    """The `cache_key` of `chat(user, system=system, model=model)` with nothing else given.
+
+    Args:
+        system: Text of the system message; None or "" stands for none.
+        user: Text of the user's message.
+        model: As given to `chat()`.
+        partition: As for `cache_key`.
+
+    Raises:
+        RequestRejectedError: A text holds half a surrogate pair, so it cannot be sent.
+    """
+    front = ({"role": "system", "content": system},) if system else ()
+    request = ChatRequest((*front, {"role": "user", "content": user}), model)
+    return cache_key(request, partition=partition)
+
+
+def _without_none(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    if None not in message.values():
+        return message
+    return {name: value for name, value in message.items() if value is not None}
+
+
+def _same_number(value: Any) -> Any:
+    """A whole float as an int: `temperature=0.0` is `temperature=0`.
+
+    Only for parameters themselves, not within them: walking through every tool's schema would
+    cost more than all the rest, to spare a miss that hardly ever comes.
+    """
+    if isinstance(value, float) and value.is_integer() and -_EXACT <= value <= _EXACT:
+        return int(value)
+    return value
+
+
+def _mapping(value: object) -> dict[Any, Any]:
+    """Mappings that are no dict, such as frozen ones."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError

@@ -1,0 +1,13 @@
+"""From what a caller passed to a request that can be sent, or a refusal that says what to change.
+
+Everything that can be known to be wrong without asking a vendor is refused here, so that no
+attempt, no money and no breaker is spent on it. What comes out is the gateway's own copy:
+the caller may change its lists afterwards and nobody notices. Which provider gets the request,
+and whether that one can serve it, is not decided here.
+
+Messages name the parameter and the fix. They never quote a prompt, for they end up in logs.
+"""
+
+from aigateway.intake.requests import chat_request, embedding_request
+
+__all__ = ["chat_request", "embedding_request"]

@@ -1,0 +1,118 @@
+"""One request out of everything that one call was given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from aigateway.intake.encoding import check_size, encoded_json
+from aigateway.intake.messages import copied_messages
+from aigateway.intake.params import copied_chat_params, copied_embedding_params
+from aigateway.intake.refusal import refuse
+from aigateway.intake.values import check_name, check_seconds
+from aigateway.messages import CacheMode, ChatRequest, EmbeddingRequest
+from aigateway.settings import GatewaySettings
+
+__all__ = ["chat_request", "embedding_request"]
+
+
+def chat_request(
+    prompt_or_messages: object,
+    *,
+    system: str | None = None,
+    model: str | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    timeout: float | None = None,
+    agent: str | None = None,
+    cache: CacheMode = True,
+    cache_ttl: float | None = None,
+    params: Mapping[str, Any],
+    settings: GatewaySettings,
+) -> ChatRequest:
+    """Check what a caller of `chat()` passed, and copy it.
+
+    Args:
+        prompt_or_messages: Text, or a list of OpenAI chat messages.
+        system: Text of a system message to put in front; None or "" puts none. Refused when the
+            messages begin with one, since it would be unclear which of them counts.
+        model: A provider's model, name or alias.
+        temperature: From 0 to 2.
+        max_tokens: Longest answer, at least 1.
+        timeout: Seconds for the whole request.
+        agent: Whose request this is.
+        cache: See `CacheMode`.
+        cache_ttl: Seconds the answer may be remembered.
+        params: The other OpenAI chat parameters. None counts as not given. `response_format` may
+            be a pydantic model class: the answer is then asked for as strict JSON of its schema.
+        settings: Gives `max_prompt_bytes`.
+
+    Raises:
+        RequestRejectedError: Something cannot be sent; the message says what, and the fix.
+    """
+    _check_options(model, timeout)
+    if agent is not None:
+        check_name("agent", agent)
+    if cache_ttl is not None:
+        check_seconds("cache_ttl", cache_ttl)
+    if not isinstance(cache, bool) and cache != "refresh":
+        refuse('cache must be True, False or "refresh".')
+    messages = copied_messages(prompt_or_messages, system, settings.max_prompt_bytes)
+    given = {name: value for name, value in params.items() if value is not None}
+    if temperature is not None:
+        given["temperature"] = temperature
+    if max_tokens is not None:
+        given["max_tokens"] = max_tokens
+    own, response_model = copied_chat_params(given) if given else (given, None)
+    return ChatRequest(
+        messages, model, own, timeout, agent, cache, cache_ttl, response_model, _new_id()
+    )
+
+
+def embedding_request(
+    inputs: object,
+    *,
+    model: str | None = None,
+    timeout: float | None = None,
+    params: Mapping[str, Any],
+    settings: GatewaySettings,
+) -> EmbeddingRequest:
+    """Check what a caller of `embed()` passed, and copy it.
+
+    Args:
+        inputs: A text, or a list of texts; none of them empty.
+        model: A provider's model, name or alias.
+        timeout: Seconds for the whole request.
+        params: `dimensions`, `user`, `extra_body`, `extra_headers`. None counts as not given.
+        settings: Gives `max_prompt_bytes`, here for all the texts together.
+
+    Raises:
+        RequestRejectedError: Something cannot be sent; the message says what, and the fix.
+    """
+    _check_options(model, timeout)
+    texts = [inputs] if isinstance(inputs, str) else inputs
+    if not isinstance(texts, list | tuple) or not texts:
+        refuse("inputs must be a text or a list of at least one text.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str) or not text:
+            refuse(f"inputs[{index}] must be a text that is not empty.")
+    encoded = encoded_json(texts, "inputs")
+    check_size(len(encoded), settings.max_prompt_bytes)
+    given = {name: value for name, value in params.items() if value is not None}
+    own = copied_embedding_params(given)
+    return EmbeddingRequest(tuple(orjson.loads(encoded)), model, own, timeout, _new_id())
+
+
+def _new_id() -> str:
+    """Unique across processes, forked ones too, and a third of a UUID's cost."""
+    return os.urandom(8).hex()
+
+
+def _check_options(model: object, timeout: object) -> None:
+    if model is not None:
+        check_name("model", model)
+    if timeout is not None:
+        check_seconds("timeout", timeout)

@@ -1,0 +1,170 @@
+"""Who is asked next. No I/O, no waiting: it looks at the providers as they are this instant.
+
+The order is not fixed when a request begins: while it waits for one provider, another may open
+its circuit or run full. So each step asks `choose` anew.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+from aigateway.errors import (
+    ConfigurationError,
+    FailureKind,
+    NoProvidersError,
+    ProviderFailure,
+    UnknownModelError,
+)
+from aigateway.resilience.limiter import Slots
+from aigateway.routing.provider import Provider
+
+__all__ = ["Choice", "Roster", "choose", "take_turn"]
+
+NO_PROVIDERS = (
+    "No provider is configured. Set OPENAI_API_KEY, GEMINI_API_KEY, ANTHROPIC_API_KEY or "
+    "AZURE_OPENAI_API_KEY (with AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_DEPLOYMENT) in the "
+    "environment or .env, write [[providers]] in aigateway.toml, or pass LLMConfig objects."
+)
+
+
+class Roster:
+    """The gateway's providers, highest priority first; among equals, in the order given."""
+
+    __slots__ = ("_by_model", "_providers")
+
+    def __init__(self, providers: Iterable[Provider] = ()) -> None:
+        self._providers: tuple[Provider, ...] = ()
+        self._by_model: dict[str | None, tuple[Provider, ...]] = {}
+        for provider in providers:
+            self.add(provider)
+
+    def __iter__(self) -> Iterator[Provider]:
+        return iter(self._providers)
+
+    def __len__(self) -> int:
+        return len(self._providers)
+
+    def add(self, provider: Provider) -> None:
+        """Add one.
+
+        Raises:
+            ConfigurationError: The name is taken.
+        """
+        if any(other.name == provider.name for other in self._providers):
+            raise ConfigurationError(
+                f"Two providers are named {provider.name!r}; give one of them another `name`."
+            )
+        ordered = sorted((*self._providers, provider), key=lambda p: -p.priority)
+        self._providers = tuple(ordered)
+        self._by_model.clear()
+
+    def remove(self, name: str) -> Provider:
+        """Take one out and return it.
+
+        Raises:
+            ConfigurationError: There is none of that name.
+        """
+        for provider in self._providers:
+            if provider.name == name:
+                self._providers = tuple(p for p in self._providers if p is not provider)
+                self._by_model.clear()
+                return provider
+        raise ConfigurationError(
+            f"There is no provider named {name!r}; there are: {_names(self._providers)}."
+        )
+
+    def candidates(self, model: str | None) -> tuple[Provider, ...]:
+        """Everybody who serves that model, name or alias (None: everybody), best priority first.
+
+        Raises:
+            NoProvidersError: There is no provider at all.
+            UnknownModelError: None of them serves it.
+        """
+        found = self._by_model.get(model)
+        if found is None:
+            found = self._find(model)
+            self._by_model[model] = found  # only known models: a caller cannot make this grow
+        return found
+
+    def _find(self, model: str | None) -> tuple[Provider, ...]:
+        if not self._providers:
+            raise NoProvidersError(NO_PROVIDERS)
+        if model is None:
+            return self._providers
+        found = tuple(p for p in self._providers if model in p.answers_to)
+        if not found:
+            known = sorted({name for p in self._providers for name in p.answers_to})
+            near = difflib.get_close_matches(model, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UnknownModelError(
+                f"No provider serves the model {model[:100]!r}.{hint} Known: {', '.join(known)}."
+            )
+        return found
+
+
+class Choice:
+    """What `choose` found.
+
+    Attributes:
+        provider: Whom to ask, or None.
+        refused: Why those who were passed over were; not filled in once somebody is found.
+        full: Those who would be asked if they (or the gateway) had a free place.
+    """
+
+    __slots__ = ("full", "provider", "refused")
+
+    def __init__(self) -> None:
+        self.provider: Provider | None = None
+        self.refused: list[ProviderFailure] = []
+        self.full: list[ProviderFailure] = []
+
+
+def choose(
+    candidates: Sequence[Provider],
+    tried: Collection[str],
+    has_place: Callable[[Slots], bool],
+) -> Choice:
+    """Pick the provider to ask now.
+
+    The highest priority that can be asked wins. Among equals: the least loaded for its weight,
+    and at equal load the one whose turn it is.
+    """
+    choice = Choice()
+    best: Provider | None = None
+    for provider in candidates:
+        if best is not None and provider.priority < best.priority:
+            break
+        if provider.name in tried:
+            continue
+        refusal = provider.refusal()
+        if refusal is not None:
+            choice.refused.append(refusal)
+        elif not has_place(provider.slots):
+            choice.full.append(ProviderFailure(provider.name, FailureKind.SATURATED))
+        elif best is None or _rank(provider) < _rank(best):
+            best = provider
+    choice.provider = best
+    return choice
+
+
+def take_turn(provider: Provider, candidates: Sequence[Provider]) -> None:
+    """Move a chosen provider back in the rotation, by less the more weight it has.
+
+    Stride scheduling (Waldspurger and Weihl, 1995): over time each gets calls in proportion to
+    its weight. One that was away does not get all it missed: it starts where the others stand.
+    """
+    start = provider.turn
+    for peer in candidates:
+        if peer.priority == provider.priority:
+            # While both are asked, no two are further apart than the longest stride.
+            start = max(start, peer.turn - max(1.0 / peer.weight, 1.0 / provider.weight))
+    provider.turn = start + 1.0 / provider.weight
+
+
+def _rank(provider: Provider) -> tuple[float, float]:
+    return (provider.slots.in_flight / provider.weight, provider.turn)
+
+
+def _names(providers: Sequence[Provider]) -> str:
+    return ", ".join(p.name for p in providers) or "none"

@@ -1,0 +1,210 @@
+"""One configured provider at run time: its circuit, gates, places, counters and connection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from aigateway.clock import Clock
+from aigateway.errors import FailureKind, ProviderFailure
+from aigateway.events import CircuitChanged
+from aigateway.resilience.breaker import CircuitBreaker, CircuitState
+from aigateway.resilience.gates import GatePolicy, Gates
+from aigateway.resilience.limiter import Slots
+from aigateway.settings import GatewaySettings, LLMConfig
+from aigateway.telemetry.emitter import Emitter
+from aigateway.telemetry.metrics import ProviderCounters
+from aigateway.vendor.client import VendorClient, VendorClientFactory
+
+__all__ = ["Provider", "ProviderStatus"]
+
+_CIRCUIT_EVENTS = {
+    CircuitState.OPEN: "circuit.opened",
+    CircuitState.HALF_OPEN: "circuit.half_opened",
+    CircuitState.CLOSED: "circuit.closed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderStatus:
+    """What a provider is doing now.
+
+    Attributes:
+        name: Its one name.
+        vendor: `ProviderType` value.
+        model: The model it serves.
+        priority: Higher is asked first.
+        active: Whether it could take a request now.
+        circuit_state: As of the last request that looked.
+        retry_after_seconds: When it can be asked again; None if it can be asked now, infinite
+            while its circuit is forced open.
+        disabled_reason: Why it is set up wrong, if it is.
+        in_flight: Calls that are out now.
+    """
+
+    name: str
+    vendor: str
+    model: str
+    priority: int
+    active: bool
+    circuit_state: CircuitState
+    retry_after_seconds: float | None
+    disabled_reason: FailureKind | None
+    in_flight: int
+
+
+class Provider:
+    """The run-time side of an `LLMConfig`. Belongs to one gateway and one event loop at a time.
+
+    Attributes:
+        retired: Taken out of the gateway; requests on their way pass it over.
+        turn: Where it stands in the rotation among providers of equal priority (`plan.py`).
+    """
+
+    __slots__ = (
+        "_client",
+        "_clock",
+        "_emitter",
+        "_make_client",
+        "answers_to",
+        "attempt_timeout",
+        "breaker",
+        "config",
+        "counters",
+        "gates",
+        "model",
+        "name",
+        "prepared",
+        "priority",
+        "retired",
+        "slots",
+        "turn",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        config: LLMConfig,
+        settings: GatewaySettings,
+        clock: Clock,
+        emitter: Emitter,
+        make_client: VendorClientFactory,
+    ) -> None:
+        self.config = config
+        self.name = config.name
+        self.model = config.model
+        self.priority = config.priority
+        self.weight = config.weight
+        self.answers_to = frozenset({config.name, config.model, *config.aliases})
+        self.attempt_timeout = config.timeout or settings.attempt_timeout
+        self.turn = 0.0
+        self.slots = Slots(config.max_concurrency)
+        self.counters = ProviderCounters()
+        self.gates = Gates(clock, _gate_policy(settings, self.attempt_timeout))
+        reset_timeout = config.reset_timeout_seconds or settings.reset_timeout_seconds
+        self.breaker = CircuitBreaker(
+            config.failure_threshold or settings.failure_threshold,
+            reset_timeout,
+            max_open_seconds=settings.max_open_seconds,
+            # A probe may use its whole attempt timeout; only one that never settles is lost.
+            probe_lease_seconds=max(settings.probe_lease_seconds, self.attempt_timeout + 1),
+            clock=clock,
+            on_change=self._circuit_changed,
+        )
+        self._clock = clock
+        self._emitter = emitter
+        self._make_client = make_client
+        self._client: VendorClient | None = None
+        self.prepared = False
+        self.retired = False
+
+    def __repr__(self) -> str:
+        return f"<Provider {self.name} {self.breaker.state}>"
+
+    def refusal(self) -> ProviderFailure | None:
+        """Why this provider should not be asked now, or None. Its places are a separate matter."""
+        if self.retired:
+            return ProviderFailure(self.name, FailureKind.DISABLED, retry_after_seconds=math.inf)
+        closed = self.gates.closed()
+        if closed is not None:
+            return ProviderFailure(
+                self.name, closed.kind, retry_after_seconds=round(closed.retry_after, 3)
+            )
+        rejected = self.breaker.refusal()
+        if rejected is not None:
+            return ProviderFailure(
+                self.name,
+                FailureKind.CIRCUIT_OPEN,
+                retry_after_seconds=round(rejected.retry_after, 3),
+            )
+        return None
+
+    @property
+    def client(self) -> VendorClient:
+        """The connection to the vendor, opened on the running loop at first use."""
+        if self._client is None:
+            self._client = self._make_client(self.config, self._clock)
+        return self._client
+
+    async def prepare(self) -> None:
+        """Load what the first attempt would otherwise wait for."""
+        await self.client.prepare()
+        self.prepared = True
+
+    async def retire(self) -> None:
+        """Take no more calls, let those that are out end, then close the connections."""
+        self.retired = True
+        await self.slots.empty()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections. The next attempt would open new ones."""
+        client = self.abandon()
+        if client is not None:
+            await client.aclose()
+
+    def abandon(self) -> VendorClient | None:
+        """Let go of the connections without closing them: their event loop is gone."""
+        client, self._client = self._client, None
+        self.prepared = False
+        return client
+
+    def status(self) -> ProviderStatus:
+        """What it is doing now."""
+        refusal = self.refusal()
+        return ProviderStatus(
+            name=self.name,
+            vendor=str(self.config.provider),
+            model=self.model,
+            priority=self.priority,
+            active=refusal is None,
+            circuit_state=self.breaker.state,
+            retry_after_seconds=refusal.retry_after_seconds if refusal else None,
+            disabled_reason=self.gates.disabled_reason,
+            in_flight=self.slots.in_flight,
+        )
+
+    def metrics(self) -> dict[str, Any]:
+        """Counters and state as plain values, fit for JSON."""
+        refusal = self.refusal()
+        return {
+            **self.counters.snapshot(),
+            "active": refusal is None,
+            "circuit_state": str(self.breaker.state),
+            "consecutive_failures": self.breaker.consecutive_failures,
+            "late_results": self.breaker.late_results,
+            "disabled_reason": str(self.gates.disabled_reason or "") or None,
+            "in_flight": self.slots.in_flight,
+        }
+
+    def _circuit_changed(self, old: CircuitState, new: CircuitState) -> None:
+        self._emitter.emit(CircuitChanged(_CIRCUIT_EVENTS[new], self.name, old.value, new.value))
+
+
+def _gate_policy(settings: GatewaySettings, attempt_timeout: float) -> GatePolicy:
+    return GatePolicy(
+        recheck=settings.disabled_recheck_seconds,
+        max_recheck=settings.disabled_recheck_max_seconds,
+        recheck_lease=attempt_timeout + 1,
+    )

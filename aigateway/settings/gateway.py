@@ -1,0 +1,168 @@
+"""Everything about the gateway that is not one provider."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from aigateway.errors import ConfigurationError
+from aigateway.settings.explain import explain, unknown_name
+from aigateway.settings.fields import Count, CountOrZero, Frozen, Seconds, SecondsOrZero
+from aigateway.settings.sources import PREFIX, File, Variables
+
+__all__ = ["GatewaySettings"]
+
+
+class GatewaySettings(Frozen, BaseSettings):
+    """Everything about the gateway that is not one provider. Durations are seconds.
+
+    Each field may be given by keyword, as `AIGATEWAY_<FIELD>` in the environment or `.env`, or
+    under `[gateway]` in `aigateway.toml`. Constructing reads all of these.
+
+    Raises:
+        ConfigurationError: A value cannot work, or a keyword, an `AIGATEWAY_` variable or a key
+            in the file is not known; the message names it, where it was read, and the fix.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        dotenv_filtering="only_existing",
+        extra="ignore",  # unknown names are refused below, with the place they were read from
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    timeout: Seconds = 60.0
+    """Seconds for a whole request, failover and waiting included."""
+    attempt_timeout: Seconds = 30.0
+    """Seconds for one call to one provider; the request's deadline may cut it sooner. When it is
+    set nowhere and `timeout` is less than twice the default, it is half of `timeout`: a provider
+    that hangs must leave time to ask another one."""
+    failure_threshold: Count = 5
+    """Failures in a row that open a provider's circuit."""
+    reset_timeout_seconds: Seconds = 60.0
+    """Seconds a circuit stays open the first time; each opening in a row doubles it."""
+    max_open_seconds: Seconds = 600.0
+    """Longest time in seconds that a circuit stays open; at least `reset_timeout_seconds`."""
+    probe_lease_seconds: Seconds = 60.0
+    """Seconds after which a half-open circuit's probe that never settled counts as lost."""
+    retry_rounds: CountOrZero = 2
+    """How many more times all providers are tried when nobody answered; 0 is never."""
+    max_retry_wait_seconds: SecondsOrZero = 10.0
+    """Longest wait in seconds before another round; where a longer one is needed, fail at once."""
+    disabled_recheck_seconds: Seconds = 300.0
+    """Seconds until a misconfigured provider (bad key, no such model) is tried again."""
+    disabled_recheck_max_seconds: Seconds = 3600.0
+    """Longest time in seconds between such tries; at least `disabled_recheck_seconds`."""
+    failover_on_rejection: bool = False
+    """Whether a request that one vendor calls invalid is still offered to the next provider."""
+    failover_on_content_policy: bool = False
+    """Whether a request that one vendor's content policy refuses goes on to the next provider."""
+    drop_unsupported_params: bool = False
+    """Whether parameters a provider cannot take are left out; if not, the next one is asked."""
+    cache_enabled: bool = True
+    """Whether answers are remembered."""
+    cache_ttl_seconds: Seconds = 3600.0
+    """Seconds an answer is remembered."""
+    cache_max_entries: Count = 1000
+    """Answers remembered at once; the least recently used goes first."""
+    agent_ttls: dict[str, Seconds] = Field(default_factory=dict)
+    """Seconds an answer is remembered, by agent name; in the environment a JSON object. The
+    entries of all sources are put together."""
+    stale_if_error_seconds: SecondsOrZero = 0.0
+    """Seconds past its time for which a remembered answer may stand in when every provider
+    failed; 0 is never."""
+    max_concurrency: Count = 256
+    """Calls to vendors in flight at once."""
+    max_queue: CountOrZero = 10_000
+    """Requests that may wait for a place among those; more are refused with `OverloadedError`."""
+    max_prompt_bytes: Count = 10_000_000
+    """Longest prompt, in bytes of its messages as UTF-8 JSON."""
+    log_prompts: bool = False
+    """Whether prompts and answers are written to the log."""
+
+    if not TYPE_CHECKING:  # type checkers see the fields themselves
+
+        def __init__(self, /, **values: Any) -> None:
+            problem = unknown_name("setting", values, type(self).model_fields)
+            if problem is None:
+                Variables()  # refuses a broken .env, which pydantic would let through raw
+                try:
+                    super().__init__(**values)
+                except ValidationError as error:
+                    problem = explain(error, _places(values))
+                except SettingsError:
+                    problem = f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
+            if problem is not None:  # raised here, so that pydantic's error is not its context
+                raise ConfigurationError(f"GatewaySettings: {problem}")
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Read the settings from every source; the constructor, by a name that says so.
+
+        Args:
+            **overrides: Fields that stand over the environment and the files.
+
+        Raises:
+            ConfigurationError: As the constructor.
+        """
+        return cls(**overrides)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # pydantic's signature
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources, and refuse names in them that no setting has."""
+        variables = Variables()
+        file = File(variables)
+        variables.refuse_unknown(cls.model_fields)
+        problem = unknown_name("setting", file.gateway, cls.model_fields)
+        if problem is not None:
+            raise ConfigurationError(f"{file.path}, [gateway]: {problem}")
+        table = InitSettingsSource(settings_cls, init_kwargs=file.gateway)
+        return init_settings, env_settings, dotenv_settings, table
+
+    @model_validator(mode="after")
+    def _leave_room_for_failover(self) -> Self:
+        if "attempt_timeout" not in self.model_fields_set:
+            most = min(self.attempt_timeout, self.timeout / 2)
+            object.__setattr__(self, "attempt_timeout", most)  # still being made; stays "not set"
+        return self
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        for least, most in (
+            ("reset_timeout_seconds", "max_open_seconds"),
+            ("disabled_recheck_seconds", "disabled_recheck_max_seconds"),
+        ):
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(f"{most}: is less than {least}; raise it to at least that")
+        return self
+
+
+def _places(keywords: Iterable[str]) -> dict[str, str]:
+    """Where each setting that is not a default was read."""
+    variables = Variables()
+    file = File(variables)
+    places = dict.fromkeys(file.gateway, str(file.path))
+    for name in variables.settings():
+        places[name[len(PREFIX) :].lower()] = f"{name} in the environment or .env"
+    return places | dict.fromkeys(keywords, "keyword")

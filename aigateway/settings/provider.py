@@ -1,0 +1,186 @@
+"""One provider: which API it speaks, and what is needed to reach it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
+
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from aigateway.errors import ConfigurationError
+from aigateway.settings.explain import explain, unknown_name
+from aigateway.settings.fields import Count, Frozen, Header, Key, Label, Seconds, Url
+
+__all__ = ["VENDORS", "LLMConfig", "ProviderType", "Vendor"]
+
+_AZURE_API_VERSION = "2024-10-21"
+
+
+class ProviderType(StrEnum):
+    """Which API a provider speaks."""
+
+    OPENAI = "openai"
+    AZURE = "azure"
+    GEMINI = "gemini"
+    ANTHROPIC = "anthropic"
+    OPENAI_COMPATIBLE = "openai_compatible"
+    """vLLM, Ollama, llama.cpp and the like; `api_base` is needed."""
+    LITELLM = "litellm"
+    """The model is litellm's own string ("bedrock/..."), so any vendor litellm knows."""
+
+
+class Vendor(NamedTuple):
+    """A vendor that can be set up from the environment alone."""
+
+    prefix: str
+    model: str | None
+    """Default model: cheap, current, and takes the common parameters."""
+    priority: int
+    bases: tuple[str, ...] = ("BASE_URL",)
+
+
+VENDORS = {
+    ProviderType.OPENAI: Vendor("OPENAI_", "gpt-4o-mini", 40),
+    ProviderType.AZURE: Vendor("AZURE_OPENAI_", None, 30, ("ENDPOINT", "BASE_URL")),
+    ProviderType.GEMINI: Vendor("GEMINI_", "gemini-3.5-flash-lite", 20, ("ENDPOINT", "BASE_URL")),
+    ProviderType.ANTHROPIC: Vendor("ANTHROPIC_", "claude-haiku-4-5", 10),
+}
+_BASE_EXAMPLES = {
+    ProviderType.AZURE: "https://my-resource.openai.azure.com",
+    ProviderType.OPENAI_COMPATIBLE: "http://localhost:8000/v1",
+}
+
+
+class LLMConfig(Frozen):
+    """One configured way to get an answer: vendor, model, key and place in the order.
+
+    Raises:
+        ConfigurationError: A field is unknown or cannot work; the message names it and the fix.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+    provider: ProviderType
+    """Which API is spoken; also accepted as its value ("openai")."""
+    model: Label
+    """The vendor's model name; for Azure the deployment, for LITELLM litellm's own string."""
+    api_key: Key | None = None
+    """Required except for OPENAI_COMPATIBLE and LITELLM."""
+    priority: int = 0
+    """Higher is tried first; equal ones share the load."""
+    name: Label = ""
+    """Names the provider in metrics, logs and errors. Default `provider/model`, for LITELLM the
+    model string."""
+    aliases: tuple[Label, ...] = ()
+    """Other names by which a caller may ask for this model."""
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
+    """Share of the load among providers of equal priority."""
+    api_base: Url | None = None
+    """Base URL. Required for AZURE (the resource's endpoint) and OPENAI_COMPATIBLE (with `/v1`).
+    None is the vendor's own."""
+    api_version: Label | None = None
+    """Azure's `api-version`; default "2024-10-21", or "v1" when `api_base` ends in `/openai/v1`."""
+    timeout: Seconds | None = None
+    """Seconds for one attempt; None takes `attempt_timeout`."""
+    max_concurrency: Count | None = None
+    """Calls in flight at once to this provider; None is bounded only by the gateway's own limit."""
+    failure_threshold: Count | None = None
+    """Failures in a row that open the circuit; None takes the setting."""
+    reset_timeout_seconds: Seconds | None = None
+    """Seconds the circuit stays open at first; None takes the setting."""
+    headers: dict[Label, Header] = Field(default_factory=dict, repr=False)
+    """Sent with every call. Not shown in repr: they may hold a token."""
+    extra: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """Vendor-specific options, handed to the vendor room as they are. Not shown in repr."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            provider: ProviderType | str,
+            model: str,
+            *,
+            api_key: str | SecretStr | None = None,
+            priority: int = 0,
+            name: str | None = None,
+            aliases: Iterable[str] = (),
+            weight: float = 1,
+            api_base: str | None = None,
+            api_version: str | None = None,
+            timeout: float | None = None,
+            max_concurrency: int | None = None,
+            failure_threshold: int | None = None,
+            reset_timeout_seconds: float | None = None,
+            headers: Mapping[str, str] = ...,
+            extra: Mapping[str, Any] = ...,
+        ) -> None: ...
+
+    else:
+
+        def __init__(self, /, provider: Any = None, model: Any = None, **fields: Any) -> None:
+            # None here is absent: pydantic then says so among its other complaints.
+            given = {"provider": provider, "model": model}
+            fields |= {name: value for name, value in given.items() if value is not None}
+            # From here on no frame's locals show the key, should they be printed.
+            if isinstance(fields.get("api_key"), str):
+                fields["api_key"] = SecretStr(fields["api_key"])
+            if fields.get("name") is None:
+                fields.pop("name", None)
+            problem = unknown_name("field", fields, type(self).model_fields)
+            if problem is None:
+                try:
+                    super().__init__(**fields)
+                except ValidationError as error:
+                    problem = explain(error)
+            if problem is not None:  # raised here, so that pydantic's error is not its context
+                fields.clear()
+                raise ConfigurationError(f"LLMConfig: {problem}")
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Self:
+        problem = _misfit(self)
+        if problem is not None:
+            raise ValueError(problem)
+        litellm = self.provider is ProviderType.LITELLM
+        name = self.name or (self.model if litellm else f"{self.provider}/{self.model}")
+        base, version = _address(self)
+        for field, value in (("name", name), ("api_base", base), ("api_version", version)):
+            object.__setattr__(self, field, value)  # still being made, so not yet frozen
+        return self
+
+
+def _misfit(config: LLMConfig) -> str | None:
+    """What the fields of one provider, taken together, lack."""
+    vendor = config.provider
+    if vendor in VENDORS and config.api_key is None:
+        variable = f"{VENDORS[vendor].prefix}API_KEY"
+        return (
+            f"api_key: is missing for {vendor}; pass it (from os.environ[{variable!r}], say), or "
+            f"set {variable} and give no list of providers"
+        )
+    if vendor in VENDORS and config.model.startswith(f"{vendor}/"):
+        return f'model: leave off the "{vendor}/" in front; the provider says it'
+    if config.api_base is None and vendor in _BASE_EXAMPLES:
+        return f'api_base: is missing for {vendor}; give one like "{_BASE_EXAMPLES[vendor]}"'
+    return None
+
+
+def _address(config: LLMConfig) -> tuple[str | None, str | None]:
+    """The base URL as litellm needs it to make the right one, and Azure's API version."""
+    base, version = config.api_base, config.api_version
+    if base is None:
+        return None, version
+    if config.provider is ProviderType.AZURE:
+        # litellm adds /openai, and /openai/v1 for the version "v1".
+        version = version or ("v1" if base.endswith("/openai/v1") else _AZURE_API_VERSION)
+        base = base.removesuffix("/v1") if base.endswith("/openai/v1") else base
+        base = base.removesuffix("/openai")
+    elif config.provider is ProviderType.GEMINI and not re.search(r"/v\d\w*(/|$)", base):
+        base = f"{base}/v1beta"  # litellm adds no version
+    elif config.provider is ProviderType.ANTHROPIC:
+        base = base.removesuffix("/v1")  # litellm adds it
+    return base.rstrip("/"), version

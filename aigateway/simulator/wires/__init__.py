@@ -1,0 +1,1 @@
+"""One module per wire: how a vendor's requests are read and its answers written. No sockets."""

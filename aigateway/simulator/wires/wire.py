@@ -1,0 +1,210 @@
+"""What every wire offers to the server, and the reading and wording they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from typing import Any, NamedTuple, Protocol
+from uuid import uuid4
+
+import orjson
+
+from aigateway.simulator.answers import (
+    Call,
+    ChatCall,
+    EmbeddingCall,
+    ModelsCall,
+    Received,
+    Reply,
+    count_tokens,
+)
+from aigateway.simulator.faults import Fault, RefusedError
+
+__all__ = [
+    "Event",
+    "Failure",
+    "Peek",
+    "Wire",
+    "Words",
+    "fresh_id",
+    "json_body",
+    "plain_text",
+    "retry_headers",
+    "sse",
+    "text_tokens",
+    "texts",
+    "whole_number",
+    "words_for",
+]
+
+
+class Event(NamedTuple):
+    """Some bytes of a stream.
+
+    Attributes:
+        data: As sent.
+        content: They carry a piece of the answer.
+        ending: They say that the answer is complete.
+    """
+
+    data: bytes
+    content: bool = False
+    ending: bool = False
+
+
+class Peek(NamedTuple):
+    """What can be known of a request without judging it; wrong requests have this too."""
+
+    model: str
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error answer in the vendor's own form."""
+
+    status: int
+    body: Mapping[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a vendor says about one kind of trouble. `message` may hold `{model}` and `{retry}`."""
+
+    status: int
+    kind: str | None
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+
+class Wire(Protocol):
+    """One vendor's way to speak HTTP."""
+
+    name: str
+    default_model: str
+
+    def peek(self, received: Received) -> Peek:
+        """Model and streaming, as far as the request says."""
+
+    def read(self, received: Received, keys: frozenset[str] | None) -> Call:
+        """Judge a request; raises `RefusedError` with the fault the vendor would find.
+
+        Args:
+            received: The request.
+            keys: The keys that exist; None takes any.
+        """
+
+    def chat(self, call: ChatCall, reply: Reply) -> dict[str, Any]:
+        """The body of a plain answer."""
+
+    def events(self, call: ChatCall, reply: Reply) -> Iterator[Event]:
+        """The body of a streamed answer."""
+
+    def embeddings(self, call: EmbeddingCall) -> dict[str, Any]:
+        """The body of an embedding answer."""
+
+    def models(self, call: ModelsCall) -> dict[str, Any]:
+        """The list of models."""
+
+    def failure(self, fault: Fault, model: str) -> Failure:
+        """The answer for trouble."""
+
+    def error_event(self, model: str) -> bytes:
+        """What comes in the middle of a stream when the server fails."""
+
+    def headers(self) -> dict[str, str]:
+        """Headers on every answer."""
+
+
+def fresh_id(prefix: str) -> str:
+    """A new identifier in the vendor's style."""
+    return f"{prefix}{uuid4().hex[:24]}"
+
+
+def sse(data: Any, event: str | None = None) -> bytes:
+    """One server-sent event."""
+    name = b"" if event is None else b"event: " + event.encode() + b"\n"
+    return name + b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def json_body(received: Received) -> Mapping[str, Any]:
+    """The body as an object, or `RefusedError`."""
+    if not isinstance(received.body, Mapping):
+        raise RefusedError(Fault("broken_json"))
+    return received.body
+
+
+def plain_text(content: Any) -> str:
+    """The text of a message's content in any vendor's form."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Mapping):
+        return str(content.get("text") or "")
+    if isinstance(content, Sequence):
+        return " ".join(filter(None, map(plain_text, content)))
+    return ""
+
+
+def text_tokens(contents: Any) -> int:
+    """Plausible prompt tokens of several messages' contents; never none."""
+    return max(1, sum(count_tokens(plain_text(content)) for content in contents))
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number, or None for anything else (a truth value is no number)."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """One text or a list of them (stop sequences); `RefusedError` for anything else."""
+    several = (value,) if isinstance(value, str) else tuple(value or ())
+    if not all(isinstance(text, str) and text for text in several):
+        raise RefusedError(Fault.bad_request("stop sequences must be non-empty text"))
+    return several
+
+
+def words_for(
+    fault: Fault, table: Mapping[str, Words], by_status: Mapping[int, str], model: str
+) -> Words:
+    """Find the vendor's words for a fault, with the fault's own message and code in them."""
+    if fault.name == "status":
+        status = fault.code or 500
+        plain = Words(status, None, _phrase(status))
+        words = replace(table.get(by_status.get(status, ""), plain), status=status)
+    elif fault.name in table:
+        words = table[fault.name]
+    else:
+        words = table["server_error"]
+    retry = f" Please try again in {fault.retry_after}s." if _is_number(fault.retry_after) else ""
+    return replace(
+        words,
+        message=fault.message or words.message.replace("{model}", model).replace("{retry}", retry),
+        code=fault.code_name or words.code,
+        param=fault.param or words.param,
+    )
+
+
+def retry_headers(value: float | str | None) -> dict[str, str]:
+    """The header for a fault's `retry_after`."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        milliseconds = value.removesuffix("ms").strip()
+        if value.endswith("ms") and milliseconds.isdigit():
+            return {"retry-after-ms": milliseconds}
+        return {"retry-after": value}
+    return {"retry-after": f"{value:g}"}
+
+
+def _is_number(value: float | str | None) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return f"Unexpected status {status}"

@@ -1,0 +1,119 @@
+"""Plain counters: what happened to requests, and what each provider did.
+
+The books balance: every request ends as exactly one of hit, stale, coalesced, served, failed or
+cancelled, and every attempt as exactly one outcome.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from aigateway.errors import FailureKind
+from aigateway.messages import Usage
+
+__all__ = ["LatencyWindow", "ProviderCounters", "RequestCounters"]
+
+WINDOW = 512
+"""Latencies kept for each provider; percentiles are of these."""
+
+
+class LatencyWindow:
+    """The last `WINDOW` latencies, and their percentiles."""
+
+    __slots__ = ("_next", "_values")
+
+    def __init__(self) -> None:
+        self._values: list[float] = []
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, seconds: float) -> None:
+        """Note one latency; the oldest goes."""
+        if len(self._values) < WINDOW:
+            self._values.append(seconds)
+        else:
+            self._values[self._next] = seconds
+            self._next = (self._next + 1) % WINDOW
+
+    def percentiles(self) -> dict[str, float] | None:
+        """`{"p50": ..., "p95": ..., "p99": ...}` in seconds (nearest rank); None without data."""
+        if not self._values:
+            return None
+        ordered = sorted(self._values)
+        last = len(ordered) - 1
+        return {
+            f"p{p}": round(ordered[min(last, max(0, -(-p * len(ordered) // 100) - 1))], 6)
+            for p in (50, 95, 99)
+        }
+
+
+class ProviderCounters:
+    """What one provider did since it was added. `attempts` counts calls that have ended."""
+
+    __slots__ = ("attempts", "cost_usd", "failures", "latency", "successes", "usage")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.successes = 0
+        self.failures: Counter[FailureKind] = Counter()
+        self.latency = LatencyWindow()
+        self.usage = Usage()
+        self.cost_usd = 0.0
+
+    def succeeded(self, seconds: float, usage: Usage, cost_usd: float | None) -> None:
+        """Note an answer; only answers count for the latency percentiles."""
+        self.attempts += 1
+        self.successes += 1
+        self.latency.add(seconds)
+        self.usage += usage
+        self.cost_usd += cost_usd or 0.0
+
+    def failed(self, kind: FailureKind) -> None:
+        """Note an attempt that gave no answer."""
+        self.attempts += 1
+        self.failures[kind] += 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return {
+            "attempts": self.attempts,
+            "successes": self.successes,
+            "failures": {str(kind): count for kind, count in sorted(self.failures.items())},
+            "latency_seconds": self.latency.percentiles(),
+            "prompt_tokens": self.usage.prompt_tokens,
+            "completion_tokens": self.usage.completion_tokens,
+            "total_tokens": self.usage.total_tokens,
+            "cost_usd": round(self.cost_usd, 10),
+        }
+
+
+class RequestCounters:
+    """What became of the requests. Input refused before it became a request is not counted."""
+
+    __slots__ = ("cache_hits", "cancelled", "coalesced", "failures", "served", "stale", "total")
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.cache_hits = 0
+        self.stale = 0
+        self.coalesced = 0
+        self.served = 0
+        self.failures = 0
+        self.cancelled = 0
+
+    def snapshot(self) -> dict[str, Any]:
+        """The documented keys first."""
+        rate = 100 * self.cache_hits / self.total if self.total else 0.0
+        return {
+            "total_requests": self.total,
+            "cache_hits": self.cache_hits,
+            "cache_hit_rate_percent": round(rate, 2),
+            "failures": self.failures,
+            "stale_answers": self.stale,
+            "coalesced": self.coalesced,
+            "served": self.served,
+            "cancelled": self.cancelled,
+        }

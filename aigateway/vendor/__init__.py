@@ -1,0 +1,1 @@
+"""The one door to the vendors, and the only rooms that may import litellm."""

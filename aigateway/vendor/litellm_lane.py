@@ -1,0 +1,256 @@
+"""The lane through `litellm.acompletion` and `litellm.aembedding`.
+
+litellm translates; everything else is kept in our own hands: the connections (one request per
+call, whatever happens), the judgement of failures (from what really came over the wire), the
+secrets (no exception of litellm's, which may hold prompt and key, leaves this module), and the
+process around us (no global of litellm's is set).
+
+For `ProviderType.LITELLM` the connections are litellm's own pools: it picks the client by the
+model string, so it may re-send once after a refused or dropped connection, and its pools stay open
+when this client is closed. The same holds for the few OpenAI and Azure models that litellm bridges
+to the Responses API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from aigateway.clock import Clock
+from aigateway.errors import ConfigurationError, FailureKind
+from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from aigateway.settings import LLMConfig, ProviderType
+from aigateway.vendor.answers import completion_from, embeddings_from
+from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.vendor.failures import classify, classify_response
+from aigateway.vendor.loading import load_litellm
+from aigateway.vendor.pricing import OWN_OPTIONS, max_input_tokens, own_price_of
+
+if TYPE_CHECKING:
+    from aigateway.vendor.connections import Witness
+    from aigateway.vendor.sdk_clients import SDKClient
+
+__all__ = ["LiteLLMClient"]
+
+_PREFIXES: Mapping[ProviderType, str] = {
+    ProviderType.OPENAI: "openai/",
+    ProviderType.OPENAI_COMPATIBLE: "openai/",
+    ProviderType.AZURE: "azure/",
+    ProviderType.GEMINI: "gemini/",
+    ProviderType.ANTHROPIC: "anthropic/",
+    ProviderType.LITELLM: "",
+}
+
+_BASES: Mapping[ProviderType, str] = {
+    # Always passed, so that no environment variable litellm knows can redirect a provider.
+    ProviderType.OPENAI: "https://api.openai.com/v1",
+    ProviderType.GEMINI: "https://generativelanguage.googleapis.com/v1beta",
+    ProviderType.ANTHROPIC: "https://api.anthropic.com",
+}
+
+_NO_KEY = "not-needed"
+"""Sent to a server that wants no key, so that none is taken from the environment."""
+
+_REFUSED_OPTIONS = frozenset(
+    {
+        "context_window_fallback_dict",
+        "fallbacks",
+        "messages",
+        "mock_response",
+        "mock_timeout",
+        "model",
+        "model_list",
+        "stream",
+    }
+)
+"""Keys of `LLMConfig.extra` that would break what the gateway promises."""
+
+
+class LiteLLMClient:
+    """One provider, asked through litellm, on one event loop.
+
+    Args:
+        config: The provider.
+        clock: Reads dates in `Retry-After`.
+        drop_unsupported_params: Leave out what the model cannot take, where litellm knows; else
+            such a request fails as `UNSUPPORTED` before anything is sent.
+
+    Raises:
+        ConfigurationError: `config.extra` has an option that the gateway rules.
+    """
+
+    def __init__(
+        self, config: LLMConfig, clock: Clock, *, drop_unsupported_params: bool = False
+    ) -> None:
+        refused = sorted(_REFUSED_OPTIONS & config.extra.keys())
+        if refused:
+            raise ConfigurationError(f"{config.name}: extra cannot hold {', '.join(refused)}.")
+        self._config = config
+        self._clock = clock
+        self._price = own_price_of(config)
+        self._options = _options(config, drop_unsupported_params=drop_unsupported_params)
+        self._litellm: ModuleType | None = None
+        self._client: SDKClient | None = None
+        self._closed = False
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        """The model's context window for input, if it is known. Asked only after `prepare`."""
+        return max_input_tokens(self._config)
+
+    async def prepare(self) -> None:
+        """Import litellm, once per process, and build this provider's client."""
+        if self._litellm is not None or self._closed:
+            return
+        litellm = await load_litellm()
+        self._connect(litellm)
+
+    async def chat(self, request: ChatRequest) -> Completion:
+        """Ask for an answer.
+
+        Raises:
+            VendorCallError: Whatever went wrong at the vendor or on the way to it.
+        """
+        litellm = await self._ready()
+        arguments = {
+            **_fresh(request.params),
+            **self._arguments(),
+            "messages": _fresh(request.messages),
+        }
+        response, status = await self._call(litellm, litellm.acompletion, arguments)
+        completion = completion_from(response, model=self._config.model, status=status)
+        return replace(completion, cost_usd=self._cost(response, completion))
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Ask for vectors.
+
+        Raises:
+            VendorCallError: Whatever went wrong at the vendor or on the way to it.
+        """
+        litellm = await self._ready()
+        arguments = {
+            **_fresh(request.params),
+            **self._arguments(),
+            "input": list(request.inputs),
+        }
+        response, status = await self._call(litellm, litellm.aembedding, arguments)
+        model, count = self._config.model, len(request.inputs)
+        embeddings = embeddings_from(response, model=model, count=count, status=status)
+        return replace(embeddings, cost_usd=self._cost(response, embeddings))
+
+    async def aclose(self) -> None:
+        """Close this provider's connections. May be called twice."""
+        self._closed = True
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _ready(self) -> ModuleType:
+        await self.prepare()
+        if self._closed or self._litellm is None:
+            raise RuntimeError("This vendor client is closed.")
+        return self._litellm
+
+    def _connect(self, litellm: ModuleType) -> None:
+        # Others may have waited for the same import, or closed this client meanwhile.
+        if self._litellm is None and not self._closed:
+            from aigateway.vendor.sdk_clients import sdk_client  # noqa: PLC0415 - needs litellm
+
+            self._client = sdk_client(self._config, self._options)
+            self._litellm = litellm
+
+    def _arguments(self) -> dict[str, Any]:
+        client = self._client
+        return self._options if client is None else {**self._options, "client": client.handle}
+
+    async def _call(
+        self,
+        litellm: ModuleType,
+        function: Callable[..., Awaitable[Any]],
+        arguments: Mapping[str, Any],
+    ) -> tuple[Any, int | None]:
+        """Let litellm send: its response and the HTTP status, or a failure of ours."""
+        from aigateway.vendor.own_call import own_call  # noqa: PLC0415 - needs httpx
+
+        outside, before = sys.exception(), _cancellations()
+        with own_call(litellm) as witness:
+            try:
+                response = await function(**arguments)
+            except Exception as error:  # noqa: BLE001 - plain RuntimeErrors escape litellm too
+                failure = self._judge(error, witness, outside)
+            else:
+                return response, witness.response.status_code if witness.response else None
+        if _cancellations() > before:
+            raise asyncio.CancelledError  # an SDK took the cancellation for an error of its own
+        # Out here, so that litellm's exception is nowhere behind ours.
+        raise VendorCallError(failure)
+
+    def _judge(self, error: Exception, witness: Witness, outside: BaseException | None) -> Failure:
+        now_wall = self._clock.wall()
+        response = witness.response
+        if response is not None:
+            return classify_response(
+                response.status_code, response.headers, response.content, now_wall=now_wall
+            )
+        if witness.error is not None:
+            return classify(witness.error, now_wall=now_wall, outside=outside)
+        failure = classify(error, now_wall=now_wall, outside=outside)
+        unsent = self._client is not None and not witness.requests
+        if unsent and failure.kind in {FailureKind.UNKNOWN, FailureKind.BAD_ANSWER}:
+            # Nothing was sent: litellm could not put this request into the vendor's words. The
+            # vendor is not to blame for it, and the next one's words may do.
+            return Failure(FailureKind.UNSUPPORTED)
+        return failure
+
+    def _cost(self, response: Any, answer: Completion | Embeddings) -> float | None:
+        if self._price is not None:
+            return self._price.cost(answer.usage)
+        if not answer.usage.total_tokens or not self._is_in_the_price_map():
+            return None
+        hidden = getattr(response, "_hidden_params", None)
+        cost = hidden.get("response_cost") if isinstance(hidden, Mapping) else None
+        return float(cost) if isinstance(cost, int | float) else None
+
+    def _is_in_the_price_map(self) -> bool:
+        """A server of one's own may call anything "gpt-4o"; that does not make it cost as much."""
+        compatible = self._config.provider is ProviderType.OPENAI_COMPATIBLE
+        return not compatible or "base_model" in self._config.extra
+
+
+def _options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, Any]:
+    """The arguments that are the same for every call of one provider."""
+    from_vendor = config.provider is not ProviderType.LITELLM
+    key = (
+        config.api_key.get_secret_value() if config.api_key else (_NO_KEY if from_vendor else None)
+    )
+    options: dict[str, Any] = {
+        **{name: value for name, value in config.extra.items() if name not in OWN_OPTIONS},
+        "model": _PREFIXES[config.provider] + config.model,
+        "api_key": key,
+        "api_base": config.api_base or _BASES.get(config.provider),
+        "api_version": config.api_version,
+        "extra_headers": dict(config.headers) or None,
+        "max_retries": 0,
+        "num_retries": 0,
+        "drop_params": drop_unsupported_params or config.extra.get("drop_params"),
+        "timeout": 600.0,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _fresh(value: Any) -> Any:
+    """A copy that litellm may write into. Texts, however long, are shared."""
+    if isinstance(value, Mapping):
+        return {key: _fresh(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_fresh(part) for part in value]
+    return value
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0

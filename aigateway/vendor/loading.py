@@ -1,0 +1,129 @@
+"""Imports litellm once per process, off the event loop, and leaves the process as it was.
+
+Importing litellm takes seconds, and left to itself it reads a `.env` file, fetches a price map
+from the network and changes other libraries' loggers. Here it is imported in a worker thread by
+whoever needs it first; everybody else, on whatever loop or thread, waits for that one import.
+
+Whoever imported litellm before us keeps it exactly as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import gc
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any
+
+__all__ = ["SILENT", "load_litellm", "loaded_litellm"]
+
+SILENT: ContextVar[bool] = ContextVar("aigateway_silent", default=False)
+"""Whether litellm's advice to stdout is withheld in this context."""
+
+_ENVIRONMENT = {
+    # Both are read while importing and at no other time.
+    "LITELLM_MODE": "PRODUCTION",  # else a .env is searched from site-packages upwards
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else the price map comes from the network
+}
+
+_LOGGERS = (
+    "apscheduler.executors.default",
+    "apscheduler.scheduler",
+    "asyncio",
+    "backoff",
+    "httpx",
+    "uvicorn.access",
+    "uvicorn.error",
+)
+"""Other libraries' loggers whose level and filters litellm changes."""
+
+_PRINTING_MODULES = (
+    "litellm.litellm_core_utils.exception_mapping_utils",
+    "litellm.litellm_core_utils.get_llm_provider_logic",
+)
+"""The modules that print advice when a call fails."""
+
+_lock = threading.Lock()
+_import: Future[ModuleType] | None = None
+
+
+async def load_litellm() -> ModuleType:
+    """Give litellm, imported if need be. Any number of loops and threads may ask at once."""
+    ready = loaded_litellm()
+    return ready if ready is not None else await asyncio.wrap_future(_importing())
+
+
+def loaded_litellm() -> ModuleType | None:
+    """Give litellm if it has been loaded, without ever waiting for it."""
+    done = _import
+    if done is None or not done.done() or done.exception() is not None:
+        return None
+    return done.result()
+
+
+def _importing() -> Future[ModuleType]:
+    """The one import of this process; a failed one is tried again."""
+    global _import  # noqa: PLW0603 - an import is a thing of the process
+    with _lock:
+        if _import is None or (_import.done() and _import.exception() is not None):
+            # A pool of its own: the loops' default pools may be full of callers.
+            pool = ThreadPoolExecutor(1, thread_name_prefix="aigateway-import")
+            _import = pool.submit(_import_litellm)
+            pool.shutdown(wait=False)
+        return _import
+
+
+def _import_litellm() -> ModuleType:
+    spared = "litellm" in sys.modules  # also while another thread still imports it
+    with contextlib.nullcontext() if spared else _as_it_was():
+        import litellm  # noqa: PLC0415 - the point of this module
+        import openai.resources  # noqa: F401, PLC0415 - else the first call waits for it
+    _place_quiet_print()
+    module: ModuleType = litellm
+    return module
+
+
+@contextlib.contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Undo what importing litellm does to the process, and what we do to make it behave."""
+    ours = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger, logger.level, list(logger.filters)) for logger in loggers]
+    collecting = gc.isenabled()
+    os.environ.update(ours)
+    gc.disable()  # nothing that an import makes is garbage; this takes a fifth off it
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+        for name in ours:
+            os.environ.pop(name, None)
+        for logger, level, filters in before:
+            logger.setLevel(level)
+            logger.filters[:] = filters
+
+
+def _place_quiet_print() -> None:
+    """Let litellm's advice be withheld for our own calls only.
+
+    The switch that litellm offers (`suppress_debug_info`) is one for the whole process, and not
+    ours to set. A name in the namespace of the modules that print is seen by nobody else.
+    """
+    for name in _PRINTING_MODULES:
+        module = sys.modules.get(name)
+        if module is not None and "print" not in vars(module):
+            vars(module)["print"] = _print_unless_silent
+
+
+def _print_unless_silent(*values: object, **options: Any) -> None:
+    if not SILENT.get():
+        builtins.print(*values, **options)  # noqa: T201 - what litellm would have done

@@ -1,0 +1,124 @@
+"""What a provider's tokens cost and how much its model takes in.
+
+The figures are those of the price map that comes with litellm, unless the provider's `extra`
+says better: `input_cost_per_token`, `output_cost_per_token`, `cache_read_input_token_cost` (US
+dollars per token), `max_input_tokens`, and `base_model` for the model behind a deployment's name.
+None of them reaches litellm except `base_model`: litellm would register a price for the whole
+process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aigateway.messages import Usage
+from aigateway.settings import LLMConfig, ProviderType
+from aigateway.vendor.loading import loaded_litellm
+
+__all__ = ["OWN_OPTIONS", "Price", "max_input_tokens", "own_price_of", "price_of"]
+
+OWN_OPTIONS = frozenset(
+    {
+        "cache_read_input_token_cost",
+        "input_cost_per_token",
+        "max_input_tokens",
+        "output_cost_per_token",
+    }
+)
+"""Keys of `LLMConfig.extra` that end here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per token.
+
+    Attributes:
+        input: For a token of the prompt.
+        output: For a token of the answer.
+        cached: For a token of the prompt that the vendor had in its own cache.
+    """
+
+    input: float
+    output: float
+    cached: float
+
+    def cost(self, usage: Usage) -> float | None:
+        """US dollars for a call; None where the vendor counted no tokens."""
+        if not usage.total_tokens:
+            return None
+        cached = min(usage.cached_tokens, usage.prompt_tokens)
+        fresh = usage.prompt_tokens - cached
+        spent = fresh * self.input + cached * self.cached
+        return spent + usage.completion_tokens * self.output
+
+
+def price_of(config: LLMConfig) -> Price | None:
+    """Look a provider's price up.
+
+    Returns:
+        The price that `extra` gives, else the map's; None if neither knows it, or if only the map
+        could and litellm has not been loaded yet.
+    """
+    return _price(config.extra) or next(filter(None, map(_price, _entries(config))), None)
+
+
+def own_price_of(config: LLMConfig) -> Price | None:
+    """Give the price that `extra` gives, if it does: it stands over litellm's."""
+    return _price(config.extra)
+
+
+def max_input_tokens(config: LLMConfig) -> int | None:
+    """How many tokens the provider's model takes in.
+
+    Returns:
+        What `extra` says, else the map; None if neither knows, or if only the map could and
+        litellm has not been loaded yet.
+    """
+    for entry in (config.extra, *_entries(config)):
+        limit = entry.get("max_input_tokens")
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            return limit
+    return None
+
+
+def _price(entry: Mapping[str, Any]) -> Price | None:
+    given, answered = (
+        _dollars(entry, "input_cost_per_token"),
+        _dollars(entry, "output_cost_per_token"),
+    )
+    if given is None or answered is None:
+        return None
+    cached = _dollars(entry, "cache_read_input_token_cost")
+    return Price(given, answered, given if cached is None else cached)
+
+
+def _dollars(entry: Mapping[str, Any], name: str) -> float | None:
+    value = entry.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if value >= 0 else None
+
+
+def _entries(config: LLMConfig) -> Iterator[Mapping[str, Any]]:
+    """What the map says about this model, the most specific name first."""
+    litellm = loaded_litellm()
+    if litellm is None:
+        return
+    entries: Mapping[str, Mapping[str, Any]] = litellm.model_cost
+    for name in _names(config):
+        if name in entries:
+            yield entries[name]
+
+
+def _names(config: LLMConfig) -> Iterator[str]:
+    base_model = config.extra.get("base_model")
+    models = [base_model] if isinstance(base_model, str) else []
+    if config.provider is not ProviderType.OPENAI_COMPATIBLE:
+        # A server of one's own may call anything "gpt-4o"; only `base_model` says what it is.
+        models.append(config.model)
+    for model in models:
+        if config.provider is not ProviderType.LITELLM:
+            yield f"{config.provider}/{model}"
+        yield model

@@ -1,0 +1,259 @@
+import math
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from aigateway.cache.lru import ExpiringLRU
+from aigateway.errors import ConfigurationError
+from aigateway.testing import FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def test_the_least_recently_used_goes_first(clock: FakeClock) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(2, clock=clock)
+    lru.put("a", 1)
+    lru.put("b", 2)
+    assert lru.get("a") == 1
+    lru.put("c", 3)
+    assert (lru.get("a"), lru.get("b"), lru.get("c")) == (1, None, 3)
+    assert lru.evictions == 1
+
+
+def test_looking_protects_nobody(clock: FakeClock) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(2, clock=clock)
+    lru.put("a", 1)
+    lru.put("b", 2)
+    assert lru.look("a") == 1
+    assert "a" in lru
+    lru.put("c", 3)
+    assert "a" not in lru
+    assert (lru.hits, lru.misses) == (0, 0)
+
+
+def test_a_value_is_over_exactly_at_its_deadline(clock: FakeClock) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(clock=clock)
+    lru.put("a", 1, 10)
+    clock.tick(9.999)
+    assert lru.get("a") == 1
+    clock.tick(0.001)
+    assert lru.get("a") is None
+    assert lru.get_stale("a") is None
+    assert (lru.hits, lru.misses, lru.expirations, len(lru)) == (1, 1, 1, 0)
+
+
+def test_expired_entries_make_room_before_fresh_ones_do(clock: FakeClock) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(3, clock=clock)
+    lru.put("oldest", 1, 100)
+    lru.put("short", 2, 1)
+    lru.put("newest", 3, 100)
+    assert lru.get("short") == 2  # most recently used, and yet
+    clock.tick(5)
+    lru.put("more", 4, 100)
+    assert "oldest" in lru
+    assert (lru.evictions, lru.expirations) == (0, 1)
+
+
+def test_a_stale_value_can_be_had_only_by_asking_for_it(clock: FakeClock) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(clock=clock, stale_seconds=60)
+    lru.put("a", 1, 10)
+    assert lru.get_stale("a") == 1  # fresh is even better
+    clock.tick(69)
+    assert lru.get("a") is None
+    assert "a" not in lru
+    assert (lru.get_stale("a"), len(lru)) == (1, 1)
+    clock.tick(1)
+    assert (lru.get_stale("a"), len(lru)) == (None, 0)
+    assert lru.stale_hits == 2
+
+
+def test_stale_values_make_room_for_fresh_ones(clock: FakeClock) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(2, clock=clock, stale_seconds=1000)
+    lru.put("stale", 1, 1)
+    lru.put("fresh", 2, 100)
+    clock.tick(5)
+    lru.put("more", 3, 100)
+    assert lru.get_stale("stale") is None
+    assert "fresh" in lru
+
+
+@pytest.mark.parametrize("lifetime", [0, -1, -math.inf, math.nan])
+def test_no_lifetime_means_not_held(clock: FakeClock, lifetime: float) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(clock=clock, stale_seconds=60)
+    lru.put("a", 1)
+    lru.put("a", 2, lifetime)
+    assert lru.get_stale("a") is None
+
+
+def test_replacing_keeps_the_deadline_and_expiring_changes_it(clock: FakeClock) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(clock=clock)
+    lru.put("a", 1, 10)
+    lru.replace("a", 2)
+    clock.tick(9)
+    assert lru.get("a") == 2
+    assert lru.expire("a", 10)
+    clock.tick(9)
+    assert lru.get("a") == 2
+    assert lru.expire("a", math.inf)
+    clock.tick(1e9)
+    assert lru.get("a") == 2
+    assert not lru.expire("b", 1)
+
+
+def test_dropping_says_whether_something_fresh_was_there(clock: FakeClock) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(clock=clock, stale_seconds=60)
+    lru.put("a", 1, 1)
+    clock.tick(2)
+    assert not lru.discard("a")
+    assert lru.get_stale("a") is None
+    lru.put("a", 1)
+    assert lru.discard("a")
+    assert not lru.discard("a")
+
+
+def test_writing_one_key_for_ever_takes_no_memory(clock: FakeClock) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(10, clock=clock)
+    for value in range(10_000):
+        lru.put("a", value, 60)
+        lru.put(value, value, 60)
+    assert len(lru._heap) <= 2 * 10 + 64
+
+
+def test_clearing_by_prefix_leaves_the_others(clock: FakeClock) -> None:
+    lru: ExpiringLRU[int] = ExpiringLRU(clock=clock)
+    for key in ("x:a", "x:b", "y:a", 7):
+        lru.put(key, 1)
+    lru.clear("x:")
+    assert sorted(map(str, lru._entries)) == ["7", "y:a"]
+    lru.clear()
+    assert lru.stats()["entries"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"max_entries": 0}, "max_entries"),
+        ({"max_entries": -3}, "max_entries"),
+        ({"stale_seconds": -1}, "stale_seconds"),
+        ({"stale_seconds": math.nan}, "stale_seconds"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigurationError, match=field):
+        ExpiringLRU(**options)
+
+
+KEYS = st.sampled_from("abcdef")
+
+
+class AgainstAModel(RuleBasedStateMachine):
+    """The structure against the plainest description of it: an ordered dict that is searched."""
+
+    MAX = 3
+    STALE = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = FakeClock()
+        self.lru: ExpiringLRU[int] = ExpiringLRU(
+            self.MAX, stale_seconds=self.STALE, clock=self.clock
+        )
+        self.model: OrderedDict[str, tuple[int, float, int]] = OrderedDict()
+        self.writes = 0
+        self.reads = 0
+
+    def fresh(self, key: str) -> bool:
+        return key in self.model and self.model[key][1] > self.clock.now()
+
+    def forget_the_dead(self) -> None:
+        for key, (_, deadline, _) in list(self.model.items()):
+            if deadline + self.STALE <= self.clock.now():
+                del self.model[key]
+
+    def make_room(self) -> None:
+        """The dead first, then by deadline what is expired, then by use."""
+        expired = [
+            (deadline, written, key)
+            for key, (_, deadline, written) in self.model.items()
+            if deadline <= self.clock.now()
+        ]
+        victim = min(expired)[2] if expired else next(iter(self.model))
+        del self.model[victim]
+
+    @rule(key=KEYS, lifetime=st.sampled_from([-1, 0, 1, 2, 5, math.inf]))
+    def put(self, key: str, lifetime: float) -> None:
+        self.writes += 1
+        self.lru.put(key, self.writes, lifetime)
+        if lifetime <= 0:
+            self.model.pop(key, None)
+            return
+        self.forget_the_dead()
+        if key not in self.model and len(self.model) >= self.MAX:
+            self.make_room()
+        self.model[key] = (self.writes, self.clock.now() + lifetime, self.writes)
+        self.model.move_to_end(key)
+
+    @rule(key=KEYS)
+    def get(self, key: str) -> None:
+        self.reads += 1
+        expected = self.model[key][0] if self.fresh(key) else None
+        assert self.lru.get(key) == expected
+        if expected is not None:
+            self.model.move_to_end(key)
+
+    @rule(key=KEYS)
+    def get_stale(self, key: str) -> None:
+        self.forget_the_dead()
+        assert self.lru.get_stale(key) == (self.model[key][0] if key in self.model else None)
+
+    @rule(key=KEYS, lifetime=st.sampled_from([0, 1, 3, math.inf]))
+    def expire(self, key: str, lifetime: float) -> None:
+        held = self.fresh(key)
+        self.writes += 1
+        assert self.lru.expire(key, lifetime) is held
+        if held and lifetime == 0:
+            del self.model[key]
+        elif held:
+            self.model[key] = (self.model[key][0], self.clock.now() + lifetime, self.writes)
+            self.model.move_to_end(key)
+
+    @rule(key=KEYS)
+    def replace(self, key: str) -> None:
+        if self.fresh(key):
+            self.writes += 1
+            self.lru.replace(key, self.writes)
+            _, deadline, written = self.model[key]
+            self.model[key] = (self.writes, deadline, written)
+            self.model.move_to_end(key)
+
+    @rule(key=KEYS)
+    def discard(self, key: str) -> None:
+        assert self.lru.discard(key) is self.fresh(key)
+        self.model.pop(key, None)
+
+    @rule(seconds=st.sampled_from([0.5, 1, 3, 10]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.tick(seconds)
+
+    @rule()
+    def count(self) -> None:
+        self.forget_the_dead()
+        assert len(self.lru) == len(self.model)
+
+    @invariant()
+    def bounds_hold(self) -> None:
+        assert len(self.lru._entries) <= self.MAX
+        assert self.lru.hits + self.lru.misses == self.reads
+        for key in "abcdef":
+            assert (key in self.lru) is self.fresh(key)
+
+
+TestAgainstAModel = AgainstAModel.TestCase
+TestAgainstAModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -1,0 +1,112 @@
+"""What becomes a request, and what is refused before anybody is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, RootModel
+
+from aigateway import intake
+from aigateway.errors import RequestRejectedError
+from aigateway.intake.params import CHAT_PARAMS
+from aigateway.messages import ChatRequest
+from tests.intake.helpers import CYCLE, INF, NAN, SECRET, SETTINGS, USER, chat, embed, refused
+
+
+def test_text() -> None:
+    request = chat()
+    assert request.messages == (USER,)
+    assert request.params == {}
+    assert request.cache is True
+    assert len(request.request_id) == 16
+
+
+def test_ids_differ() -> None:
+    assert len({chat().request_id for _ in range(1000)}) == 1000
+
+
+def test_all_options() -> None:
+    request = chat(
+        system="be terse",
+        model="fast",
+        temperature=0,
+        max_tokens=5,
+        timeout=2.5,
+        agent="a",
+        cache="refresh",
+        cache_ttl=60,
+        seed=1,
+        stop=None,
+        tools=[{"type": "function"}],
+    )
+    assert request.messages == ({"role": "system", "content": "be terse"}, USER)
+    assert request.params == {
+        "temperature": 0,
+        "max_tokens": 5,
+        "seed": 1,
+        "tools": [{"type": "function"}],
+    }
+    assert request.model == "fast"
+    assert request.timeout == 2.5
+    assert request.agent == "a"
+    assert request.cache == "refresh"
+    assert request.cache_ttl == 60
+
+
+def test_an_empty_system_is_none() -> None:
+    assert chat(system="").messages == (USER,)
+
+
+def test_what_comes_out_is_a_copy() -> None:
+    message = {"role": "user", "content": [{"type": "text", "text": "a"}]}
+    messages: list[Any] = [message]
+    tools: list[Any] = [{"type": "function", "function": {"name": "f"}}]
+    request = chat(messages, tools=tools)
+    before = orjson.dumps([request.messages, request.params])
+    messages.append(1)
+    message["content"] = "changed"
+    tools[0]["function"]["name"] = "changed"
+    assert orjson.dumps([request.messages, request.params]) == before
+
+
+def test_embedding() -> None:
+    request = embed(["a", "b"], model="m", timeout=5, dimensions=8, user=None)
+    assert request.inputs == ("a", "b")
+    assert request.params == {"dimensions": 8}
+    assert request.model == "m"
+    assert request.timeout == 5
+    assert len(request.request_id) == 16
+    assert embed("a").inputs == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "given_", "words"),
+    [
+        ("", {}, ["inputs[0]"]),
+        ([], {}, ["inputs"]),
+        (None, {}, ["inputs"]),
+        (["a", ""], {}, ["inputs[1]"]),
+        (["a", [1, 2]], {}, ["inputs[1]"]),
+        (["a", "\ud800"], {}, ["inputs[1]", "surrogates"]),
+        ("x" * 10_000, {}, ["bytes", "max_prompt_bytes"]),
+        ("a", {"dimensions": 0}, ["dimensions"]),
+        ("a", {"dimension": 5}, ['did you mean "dimensions"?']),
+        ("a", {"temperature": 1}, ["temperature"]),
+        ("a", {"encoding_format": "base64"}, ["encoding_format", "float"]),
+        ("a", {"api_key": SECRET}, ["LLMConfig"]),
+        ("a", {"model": ""}, ["model"]),
+        ("a", {"timeout": 0}, ["timeout"]),
+        ("a", {"user": {1}}, ["params['user']"]),
+    ],
+)
+def test_refused_embeddings(inputs: Any, given_: dict[str, Any], words: list[str]) -> None:
+    message = refused(lambda: embed(inputs, **given_))
+    for word in words:
+        assert word in message

@@ -1,0 +1,399 @@
+"""One request across providers: failover, deadlines, places and verdicts, on virtual time."""
+
+import asyncio
+import pickle
+
+import pytest
+
+from aigateway.errors import (
+    AllProvidersFailedError,
+    ContentPolicyError,
+    ContextWindowExceededError,
+    DeadlineExceededError,
+    FailureKind,
+    OverloadedError,
+    RequestRejectedError,
+)
+from aigateway.gateway import AsyncGateway
+from aigateway.resilience.breaker import CircuitState
+from aigateway.testing import FakeClock, ScriptedVendor, scripted_configs
+from aigateway.vendor.client import Failure
+
+K = FailureKind
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def vendor():
+    return ScriptedVendor()
+
+
+@pytest.fixture
+async def make(clock, vendor):
+    made = []
+
+    def make_gateway(*names, fields=None, **settings):
+        settings.setdefault("retry_rounds", 0)
+        configs = scripted_configs(*(names or ("a", "b", "c")), **(fields or {}))
+        made.append(AsyncGateway(configs, clock=clock, vendor=vendor, **settings))
+        return made[-1]
+
+    yield make_gateway
+    for gateway in made:
+        await gateway.aclose()
+
+
+def hang():
+    return asyncio.Event().wait()
+
+
+def state_of(gateway, name):
+    return next(p for p in gateway.providers if p.name == name)
+
+
+async def fails(gateway, error, **options):
+    with pytest.raises(error) as raised:
+        await gateway.chat("hi", cache=False, **options)
+    return raised.value
+
+
+class TestFailover:
+    async def test_the_best_provider_answers(self, make, vendor):
+        reply = await make().chat("hi")
+        assert (reply.provider, reply.text) == ("a", "ok")
+        assert [name for name, _ in vendor.calls] == ["a"]
+
+    @pytest.mark.parametrize(
+        "kind",
+        [K.SERVER_ERROR, K.BAD_ANSWER, K.CONNECTION, K.TIMEOUT, K.UNKNOWN],
+    )
+    async def test_a_sick_provider_is_left_and_blamed(self, make, vendor, kind):
+        gateway = make()
+        vendor.always("a", kind)
+        for _ in range(5):
+            assert (await gateway.chat("hi", cache=False)).provider == "b"
+        assert state_of(gateway, "a").circuit_state is CircuitState.OPEN
+        reply = await gateway.chat("hi", cache=False)
+        assert vendor.called("a") == 5, "the open circuit is not asked"
+        assert [a.provider for a in reply.attempts] == ["b"]
+
+    @pytest.mark.parametrize(
+        "kind", [K.AUTHENTICATION, K.PERMISSION, K.NO_CREDIT, K.MODEL_NOT_FOUND]
+    )
+    async def test_one_set_up_wrong_is_disabled_at_once_and_not_blamed(self, make, vendor, kind):
+        gateway = make()
+        vendor.script("a", kind)
+        assert (await gateway.chat("1")).provider == "b"
+        status = state_of(gateway, "a")
+        assert (status.disabled_reason, status.circuit_state) == (kind, CircuitState.CLOSED)
+        assert status.retry_after_seconds == pytest.approx(300)
+        assert (await gateway.chat("2")).provider == "b"
+        assert vendor.called("a") == 1
+
+    async def test_a_disabled_one_is_checked_by_one_request_and_comes_back(
+        self, make, vendor, clock
+    ):
+        gateway = make()
+        vendor.script("a", K.AUTHENTICATION)
+        await gateway.chat("1")
+        clock.tick(300)
+        assert (await gateway.chat("2")).provider == "a"
+        assert state_of(gateway, "a").disabled_reason is None
+
+    async def test_a_rate_limit_cools_down_and_is_neutral(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=7))
+        assert (await gateway.chat("1")).provider == "b"
+        assert state_of(gateway, "a").retry_after_seconds == pytest.approx(7)
+        assert (await gateway.chat("2")).provider == "b"
+        clock.tick(7)
+        assert (await gateway.chat("3")).provider == "a"
+
+    async def test_a_rate_limit_does_not_end_a_streak(self, make, vendor):
+        gateway = make()
+        for step in [K.SERVER_ERROR] * 4 + [Failure(K.RATE_LIMITED, 429, 0.0), K.SERVER_ERROR]:
+            vendor.script("a", step)
+            await gateway.chat("hi", cache=False)
+        assert state_of(gateway, "a").circuit_state is CircuitState.OPEN
+
+    async def test_a_sick_one_that_says_when_is_left_alone_until_then(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", Failure(K.SERVER_ERROR, 503, retry_after=3))
+        await gateway.chat("1")
+        assert state_of(gateway, "a").retry_after_seconds == pytest.approx(3)
+        assert gateway.get_metrics()["providers"]["a"]["consecutive_failures"] == 1
+
+    async def test_an_exception_nobody_foresaw_counts_and_goes_on(self, make, vendor):
+        gateway = make()
+        vendor.always("a", ZeroDivisionError("secret prompt"))
+        for _ in range(5):
+            assert (await gateway.chat("hi", cache=False)).provider == "b"
+        assert state_of(gateway, "a").circuit_state is CircuitState.OPEN
+
+    async def test_attempts_tell_the_whole_story(self, make, vendor):
+        vendor.script("a", Failure(K.SERVER_ERROR, 500))
+        vendor.script("b", K.UNSUPPORTED)
+        reply = await make().chat("hi")
+        assert [(a.provider, a.failure, a.status, a.ok) for a in reply.attempts] == [
+            ("a", K.SERVER_ERROR, 500, False),
+            ("b", K.UNSUPPORTED, None, False),
+            ("c", None, None, True),
+        ]
+
+
+class TestCallersFault:
+    @pytest.mark.parametrize(
+        ("kind", "error"),
+        [(K.REJECTED, RequestRejectedError), (K.CONTENT_POLICY, ContentPolicyError)],
+    )
+    async def test_is_raised_at_once_and_blames_nobody(self, make, vendor, kind, error):
+        gateway = make()
+        vendor.always("a", Failure(kind, 400))
+        for _ in range(6):
+            raised = await fails(gateway, error)
+        assert vendor.called("b") == 0
+        assert state_of(gateway, "a").circuit_state is CircuitState.CLOSED
+        assert [c.kind for c in raised.causes] == [kind]
+
+    @pytest.mark.parametrize(
+        ("kind", "setting"),
+        [
+            (K.REJECTED, "failover_on_rejection"),
+            (K.CONTENT_POLICY, "failover_on_content_policy"),
+        ],
+    )
+    async def test_settings_can_let_it_go_on(self, make, vendor, kind, setting):
+        vendor.always("a", kind)
+        assert (await make(**{setting: True}).chat("hi")).provider == "b"
+
+    async def test_too_long_goes_on_to_a_larger_window_only(self, make, vendor):
+        vendor.max_input_tokens = {"a": 8_000, "b": 4_000, "c": 100_000}
+        vendor.always("a", K.CONTEXT_WINDOW)
+        reply = await make().chat("hi")
+        assert reply.provider == "c"
+        assert vendor.called("b") == 0
+
+    @pytest.mark.parametrize("known", [{}, {"a": 8_000}, {"b": 9_000}, {"a": 9_000, "b": 9_000}])
+    async def test_too_long_is_raised_where_nobody_is_known_to_take_more(self, make, vendor, known):
+        vendor.max_input_tokens = known
+        vendor.always("a", K.CONTEXT_WINDOW)
+        await fails(make(), ContextWindowExceededError)
+        assert vendor.called() == 1
+
+    async def test_what_no_provider_supports_is_the_callers_to_change(self, make, vendor):
+        for name in "abc":
+            vendor.always(name, K.UNSUPPORTED)
+        raised = await fails(make(), RequestRejectedError)
+        assert "drop_unsupported_params" in str(raised)
+
+
+class TestAllFail:
+    async def test_the_message_and_one_cause_for_each(self, make, vendor, clock):
+        gateway = make()
+        for _ in range(5):
+            state = gateway._roster.candidates("c")[0].breaker.acquire()
+            state.failure()
+        vendor.always("a", Failure(K.SERVER_ERROR, 500))
+        vendor.always("b", Failure(K.RATE_LIMITED, 429, retry_after=30))
+        error = await fails(gateway, AllProvidersFailedError)
+        assert str(error) == (
+            "All LLM providers failed: a: server_error (HTTP 500);"
+            " b: rate_limited (HTTP 429, retry in 30.0 s); c: circuit_open (retry in 60.0 s)"
+        )
+        assert error.retry_after_seconds == 30
+        copy = pickle.loads(pickle.dumps(error))
+        assert (str(copy), copy.causes) == (str(error), error.causes)
+
+    async def test_nothing_foreign_hangs_on_the_error(self, make, vendor):
+        for name in "abc":
+            vendor.always(name, ZeroDivisionError("the prompt"))
+        error = await fails(make(), AllProvidersFailedError)
+        seen, todo = [], [error]
+        while todo:
+            current = todo.pop()
+            seen.append(current)
+            todo += [e for e in (current.__cause__, current.__context__) if e is not None]
+        assert seen == [error]
+
+
+class TestRounds:
+    async def test_waits_for_the_first_to_be_free_and_asks_again(self, make, vendor, clock):
+        gateway = make(retry_rounds=2)
+        vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=5))
+        vendor.script("b", Failure(K.RATE_LIMITED, 429, retry_after=3))
+        vendor.script("c", K.AUTHENTICATION)
+        task = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(2.9)
+        assert not task.done()
+        await clock.advance(0.4)
+        assert (await task).provider == "b"
+        assert vendor.called() == 4
+
+    async def test_one_request_blames_a_provider_once(self, make, vendor, clock):
+        gateway = make("a", retry_rounds=4)
+        vendor.always("a", K.SERVER_ERROR)
+        task = asyncio.create_task(fails(gateway, AllProvidersFailedError))
+        await clock.advance(30)
+        await task
+        assert vendor.called("a") == 5
+        assert gateway.get_metrics()["providers"]["a"]["consecutive_failures"] == 1
+
+    async def test_no_wait_where_waiting_cannot_help(self, make, vendor):
+        gateway = make(retry_rounds=5)
+        for name in "abc":
+            vendor.always(name, K.AUTHENTICATION)
+        await fails(gateway, AllProvidersFailedError)
+        assert vendor.called() == 3
+
+    async def test_an_open_circuit_is_not_worth_a_minutes_wait(self, make, vendor):
+        gateway = make("a", retry_rounds=5)
+        for _ in range(5):
+            gateway._roster.candidates("a")[0].breaker.acquire().failure()
+        await fails(gateway, AllProvidersFailedError)
+        assert vendor.called() == 0
+
+
+class TestTime:
+    async def test_a_hang_ends_at_the_attempt_timeout_and_counts(self, make, vendor, clock):
+        gateway = make(attempt_timeout=2)
+        vendor.script("a", hang)
+        task = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(1.9)
+        assert not task.done()
+        await clock.advance(0.1)
+        reply = await task
+        assert reply.provider == "b"
+        assert reply.attempts[0].failure is K.TIMEOUT
+        assert gateway.get_metrics()["providers"]["a"]["consecutive_failures"] == 1
+
+    async def test_a_providers_own_timeout_stands_over_the_setting(self, make, vendor, clock):
+        gateway = make(attempt_timeout=30, fields={"timeout": 1})
+        vendor.script("a", hang)
+        task = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(1)
+        assert (await task).provider == "b"
+
+    async def test_no_chain_of_attempts_outruns_the_deadline(self, make, vendor, clock):
+        gateway = make(attempt_timeout=4)
+        for name in "abc":
+            vendor.always(name, hang)
+        began = clock.now()
+        task = asyncio.create_task(fails(gateway, DeadlineExceededError, timeout=10))
+        await clock.advance(9.9)
+        assert not task.done()
+        await clock.advance(0.1)
+        error = await task
+        assert clock.now() - began == pytest.approx(10)
+        assert [(c.provider, c.kind) for c in error.causes] == [
+            ("a", K.TIMEOUT),
+            ("b", K.TIMEOUT),
+            ("c", K.DEADLINE),
+        ]
+
+    async def test_the_callers_short_deadline_is_not_the_providers_fault(self, make, vendor, clock):
+        gateway = make("a")
+        vendor.always("a", hang)
+        for _ in range(6):
+            task = asyncio.create_task(fails(gateway, DeadlineExceededError, timeout=0.5))
+            await clock.advance(0.5)
+            await task
+        assert state_of(gateway, "a").circuit_state is CircuitState.CLOSED
+        assert gateway.get_metrics()["providers"]["a"]["failures"] == {"deadline": 6}
+
+    async def test_waiting_for_another_round_ends_before_the_deadline(self, make, vendor, clock):
+        gateway = make("a", retry_rounds=5)
+        vendor.always("a", Failure(K.RATE_LIMITED, 429, retry_after=5))
+        error = await fails(gateway, AllProvidersFailedError, timeout=4)
+        assert error.retry_after_seconds == 5
+
+
+class TestCancel:
+    async def test_five_cancelled_calls_leave_the_circuit_closed(self, make, vendor, clock):
+        gateway = make("a")
+        vendor.always("a", hang)
+        for _ in range(5):
+            task = asyncio.create_task(gateway.chat("hi", cache=False))
+            await clock.settle()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        status = state_of(gateway, "a")
+        assert (status.circuit_state, status.in_flight) == (CircuitState.CLOSED, 0)
+        assert gateway.get_metrics()["cancelled"] == 5
+
+    async def test_a_cancelled_probe_gives_its_place_back(self, make, vendor, clock):
+        gateway = make("a")
+        vendor.script("a", *[K.SERVER_ERROR] * 5)
+        for _ in range(5):
+            await fails(gateway, AllProvidersFailedError)
+        clock.tick(60)
+        vendor.script("a", hang)
+        probe = asyncio.create_task(gateway.chat("hi", cache=False))
+        await clock.settle()
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)
+        assert (await gateway.chat("hi", cache=False)).provider == "a"
+        assert state_of(gateway, "a").circuit_state is CircuitState.CLOSED
+
+    async def test_at_the_end_of_the_open_time_one_of_a_hundred_meets_the_dead_one(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", "b")
+        vendor.always("a", K.SERVER_ERROR)
+        for _ in range(5):
+            await gateway.chat("hi", cache=False)
+        clock.tick(60)
+        replies = await asyncio.gather(*(gateway.chat("hi", cache=False) for _ in range(100)))
+        assert {r.provider for r in replies} == {"b"}
+        assert vendor.called("a") == 6
+
+
+class TestPlaces:
+    async def test_a_full_provider_lets_the_next_one_serve(self, make, vendor, clock):
+        gateway = make("a", "b", fields={"max_concurrency": 1})
+        vendor.script("a", hang)
+        first = asyncio.create_task(gateway.chat("1"))
+        await clock.settle()
+        assert (await gateway.chat("2")).provider == "b"
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+    async def test_with_nobody_free_it_waits_for_a_place(self, make, vendor, clock):
+        gateway = make("a", fields={"max_concurrency": 2})
+        release = asyncio.Event()
+        vendor.always("a", release.wait)
+        tasks = [asyncio.create_task(gateway.chat(str(i))) for i in range(6)]
+        await clock.settle()
+        assert vendor.called() == 2
+        assert gateway.get_metrics()["waiting"] == 4
+        release.set()
+        await asyncio.gather(*tasks)
+        assert vendor.called() == 6
+        assert gateway.get_metrics()["in_flight"] == 0
+
+    async def test_the_wait_ends_at_the_deadline(self, make, vendor, clock):
+        gateway = make("a", fields={"max_concurrency": 1})
+        vendor.always("a", hang)
+        first = asyncio.create_task(gateway.chat("1"))
+        await clock.settle()
+        second = asyncio.create_task(fails(gateway, DeadlineExceededError, timeout=3))
+        await clock.advance(3)
+        assert [c.kind for c in (await second).causes] == [K.SATURATED]
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert gateway.get_metrics()["waiting"] == 0
+
+    async def test_past_the_queues_bound_it_is_refused(self, make, vendor, clock):
+        gateway = make("a", max_concurrency=1, max_queue=1)
+        vendor.always("a", hang)
+        tasks = [asyncio.create_task(gateway.chat(str(i))) for i in range(2)]
+        await clock.settle()
+        await fails(gateway, OverloadedError)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert state_of(gateway, "a").in_flight == 0

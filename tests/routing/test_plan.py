@@ -1,0 +1,161 @@
+from collections import Counter
+
+import pytest
+
+from aigateway.errors import ConfigurationError, FailureKind, NoProvidersError, UnknownModelError
+from aigateway.resilience.limiter import Limiter
+from aigateway.routing.plan import Roster, choose, take_turn
+from aigateway.routing.provider import Provider
+from aigateway.settings import GatewaySettings, LLMConfig
+from aigateway.telemetry.emitter import Emitter
+from aigateway.testing import FakeClock, ScriptedVendor
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def make(clock):
+    def make_provider(name, **fields):
+        config = LLMConfig(
+            "openai_compatible",
+            fields.pop("model", "m"),
+            name=name,
+            api_base="http://127.0.0.1:9/v1",
+            **fields,
+        )
+        return Provider(config, GatewaySettings(), clock, Emitter(), ScriptedVendor())
+
+    return make_provider
+
+
+def everywhere(slots):
+    return True
+
+
+def chosen_of(providers, tried=(), has_place=everywhere):
+    chosen = choose(providers, tried, has_place).provider
+    assert chosen is not None
+    return chosen
+
+
+def spread(providers, calls):
+    counts: Counter[str] = Counter()
+    for _ in range(calls):
+        chosen = chosen_of(providers)
+        take_turn(chosen, providers)
+        counts[chosen.name] += 1
+    return counts
+
+
+def trip(provider):
+    for _ in range(provider.breaker.failure_threshold):
+        provider.breaker.acquire().failure()
+
+
+class TestOrder:
+    def test_highest_priority_first(self, make):
+        roster = Roster(
+            [make("low", priority=1), make("high", priority=9), make("mid", priority=5)]
+        )
+        assert [p.name for p in roster] == ["high", "mid", "low"]
+        tried: set[str] = set()
+        order = []
+        while (chosen := choose(roster.candidates(None), tried, everywhere).provider) is not None:
+            order.append(chosen.name)
+            tried.add(chosen.name)
+        assert order == ["high", "mid", "low"]
+
+    def test_passes_over_open_cooling_and_disabled_ones_and_says_why(self, make, clock):
+        providers = [make(n, priority=9 - i) for i, n in enumerate(["open", "cool", "off", "ok"])]
+        trip(providers[0])
+        providers[1].gates.throttled(5)
+        providers[2].gates.disable(FailureKind.AUTHENTICATION)
+        assert chosen_of(providers, (), everywhere).name == "ok"
+        nobody = choose(providers[:3], (), everywhere)
+        assert nobody.provider is None
+        assert [(f.provider, f.kind) for f in nobody.refused] == [
+            ("open", FailureKind.CIRCUIT_OPEN),
+            ("cool", FailureKind.COOLING_DOWN),
+            ("off", FailureKind.DISABLED),
+        ]
+        assert [f.retry_after_seconds for f in nobody.refused] == pytest.approx([60, 5, 300])
+
+    def test_a_full_provider_is_passed_over(self, make):
+        providers = [make("full", priority=2, max_concurrency=1), make("next", priority=1)]
+        limiter = Limiter(10, 10)
+        limiter.take(providers[0].slots)
+        assert chosen_of(providers, (), limiter.has_place).name == "next"
+        alone = choose(providers[:1], (), limiter.has_place)
+        assert alone.provider is None
+        assert [f.kind for f in alone.full] == [FailureKind.SATURATED]
+
+
+class TestSpread:
+    def test_equal_ones_take_turns(self, make):
+        assert spread([make("a"), make("b"), make("c")], 300) == {"a": 100, "b": 100, "c": 100}
+
+    def test_in_proportion_to_their_weight(self, make):
+        counts = spread([make("a", weight=3), make("b", weight=1)], 400)
+        assert counts == {"a": 300, "b": 100}
+
+    def test_the_less_loaded_one_first(self, make):
+        a, b = make("a"), make("b")
+        a.slots.in_flight = 3
+        b.slots.in_flight = 2
+        assert chosen_of([a, b], (), everywhere) is b
+
+    def test_load_counts_against_weight(self, make):
+        a, b = make("a", weight=4), make("b", weight=1)
+        a.slots.in_flight, b.slots.in_flight = 3, 1
+        assert chosen_of([a, b], (), everywhere) is a
+
+    def test_one_that_was_away_is_not_flooded_when_it_returns(self, make, clock):
+        a, b = make("a"), make("b")
+        trip(b)
+        assert spread([a, b], 1000) == {"a": 1000}
+        b.breaker.reset()
+        counts = spread([a, b], 100)
+        assert abs(counts["a"] - counts["b"]) <= 2
+
+    def test_a_lower_priority_gets_nothing_while_a_higher_one_is_well(self, make):
+        assert spread([make("a", priority=1), make("b", priority=0)], 50) == {"a": 50}
+
+
+class TestRoster:
+    def test_finds_by_model_name_and_alias(self, make):
+        roster = Roster([make("one", model="gpt", aliases=("fast",)), make("two", model="gpt")])
+        assert [p.name for p in roster.candidates("gpt")] == ["one", "two"]
+        assert [p.name for p in roster.candidates("fast")] == ["one"]
+        assert [p.name for p in roster.candidates("two")] == ["two"]
+
+    def test_unknown_model_names_the_known_ones_and_the_nearest(self, make):
+        roster = Roster([make("one", model="gpt-4o-mini")])
+        with pytest.raises(UnknownModelError, match=r"Did you mean 'gpt-4o-mini'\?") as raised:
+            roster.candidates("gpt-4o-mni")
+        assert "one" in str(raised.value)
+
+    def test_callers_cannot_make_it_grow(self, make):
+        roster = Roster([make("one")])
+        for i in range(100):
+            with pytest.raises(UnknownModelError):
+                roster.candidates(f"nonsense {i}")
+        assert len(roster._by_model) == 0
+
+    def test_empty_says_how_to_configure(self):
+        with pytest.raises(NoProvidersError, match="OPENAI_API_KEY"):
+            Roster().candidates(None)
+
+    def test_names_are_unique(self, make):
+        roster = Roster([make("one")])
+        with pytest.raises(ConfigurationError, match="'one'"):
+            roster.add(make("one"))
+
+    def test_remove(self, make):
+        roster = Roster([make("one"), make("two")])
+        assert roster.remove("one").name == "one"
+        assert [p.name for p in roster.candidates(None)] == ["two"]
+        with pytest.raises(ConfigurationError, match="there are: two"):
+            roster.remove("one")

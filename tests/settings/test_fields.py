@@ -1,0 +1,46 @@
+"""What both records have in common."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from aigateway.settings import GatewaySettings, LLMConfig, ProviderType, load_providers, suggestion
+from tests.settings.helpers import KEY, TOKEN, config, refused
+
+
+def test_every_field_is_described() -> None:
+    for model in (LLMConfig, GatewaySettings):
+        for name, field in model.model_fields.items():
+            assert field.description, name
+
+
+@pytest.mark.parametrize("make", [config, GatewaySettings])
+def test_frozen(make: Callable[[], Any]) -> None:
+    made = make()
+
+    def assign() -> None:
+        made.timeout = KEY
+
+    def delete() -> None:
+        del made.timeout
+
+    assert "timeout cannot be changed" in refused(assign)
+    assert "timeout cannot be changed" in refused(delete)
+
+
+def test_model_validate_raises_our_error() -> None:
+    assert (
+        LLMConfig.model_validate({"provider": "openai", "model": "m", "api_key": KEY}) == config()
+    )
+    assert LLMConfig.model_validate(made := config()) is made
+    assert "model" in refused(lambda: LLMConfig.model_validate({"provider": "openai"}))
+    assert "mapping" in refused(lambda: LLMConfig.model_validate(5))
+    assert "timeout" in refused(lambda: GatewaySettings.model_validate({"timeout": 0}))

@@ -1,0 +1,250 @@
+"""Any exception to a failure, and the table of what each failure leads to."""
+
+import asyncio
+import json
+import socket
+import ssl
+
+import aiohttp
+import httpx
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aigateway.errors import FailureKind
+from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.vendor.failures import VERDICTS, Failover, Gate, classify
+
+NOW = 1_700_000_000.0
+REQUEST = httpx.Request("POST", "http://127.0.0.1/v1")
+
+
+def kind_of(exc, **options):
+    return classify(exc, now_wall=NOW, **options).kind
+
+
+def litellms(name, base=Exception, **attributes):
+    """An exception of litellm's, whose words are not to be trusted."""
+    made = type(name, (base,), {"__module__": "litellm.exceptions"})("lies")
+    for attribute, value in attributes.items():
+        setattr(made, attribute, value)
+    return made
+
+
+def answered(status, body=b"", headers=None):
+    response = httpx.Response(status, content=body, headers=headers, request=REQUEST)
+    return httpx.HTTPStatusError("words", request=REQUEST, response=response)
+
+
+def behind(top, *, cause=None, context=None, original=None):
+    top.__cause__, top.__context__ = cause, context
+    if original is not None:
+        top.original_exception = original
+    return top
+
+
+class TestVerdicts:
+    def test_every_kind_has_one(self):
+        assert set(VERDICTS) == set(FailureKind)
+
+    @pytest.mark.parametrize(
+        "kind",
+        ["server_error", "bad_answer", "connection", "timeout", "unknown"],
+    )
+    def test_the_breaker_counts_the_providers_health(self, kind):
+        assert VERDICTS[FailureKind(kind)].counts
+        assert VERDICTS[FailureKind(kind)].failover is Failover.ALWAYS
+
+    def test_nothing_else_counts(self):
+        counted = {kind for kind, verdict in VERDICTS.items() if verdict.counts}
+        assert len(counted) == 5
+
+    @pytest.mark.parametrize(
+        "kind", ["authentication", "permission", "no_credit", "model_not_found"]
+    )
+    def test_a_misconfigured_provider_is_disabled(self, kind):
+        assert VERDICTS[FailureKind(kind)].gate is Gate.DISABLE
+        assert VERDICTS[FailureKind(kind)].failover is Failover.ALWAYS
+
+    @pytest.mark.parametrize("kind", ["rejected", "content_policy", "cancelled", "deadline"])
+    def test_the_callers_fault_is_raised(self, kind):
+        assert VERDICTS[FailureKind(kind)].failover is Failover.NEVER
+
+    def test_a_long_prompt_goes_to_a_larger_window(self):
+        assert VERDICTS[FailureKind.CONTEXT_WINDOW].failover is Failover.LARGER_WINDOW
+
+    def test_a_rate_limit_only_cools_down(self):
+        verdict = VERDICTS[FailureKind.RATE_LIMITED]
+        assert (verdict.gate, verdict.counts) == (Gate.COOLDOWN, False)
+
+
+@pytest.mark.parametrize(
+    ("exc", "kind"),
+    [
+        (TimeoutError(), "timeout"),
+        (asyncio.TimeoutError(), "timeout"),
+        (httpx.ReadTimeout("", request=REQUEST), "timeout"),
+        (httpx.ConnectTimeout("", request=REQUEST), "timeout"),
+        (httpx.PoolTimeout("", request=REQUEST), "saturated"),
+        (openai.APITimeoutError(REQUEST), "timeout"),
+        (aiohttp.ServerTimeoutError(), "timeout"),
+        (aiohttp.ConnectionTimeoutError(), "timeout"),
+        (httpx.ConnectError("", request=REQUEST), "connection"),
+        (httpx.ReadError("", request=REQUEST), "connection"),
+        (httpx.RemoteProtocolError("", request=REQUEST), "connection"),
+        (httpx.ProxyError("", request=REQUEST), "connection"),
+        (aiohttp.ServerDisconnectedError(), "connection"),
+        (aiohttp.ClientPayloadError(), "connection"),
+        (ConnectionResetError(), "connection"),
+        (ConnectionRefusedError(), "connection"),
+        (BrokenPipeError(), "connection"),
+        (socket.gaierror(-2, "Name or service not known"), "connection"),
+        (ssl.SSLCertVerificationError("bad certificate"), "connection"),
+        (asyncio.IncompleteReadError(b"", 5), "connection"),
+        (json.JSONDecodeError("", "", 0), "bad_answer"),
+        (httpx.DecodingError("", request=REQUEST), "bad_answer"),
+        (httpx.TooManyRedirects("", request=REQUEST), "bad_answer"),
+        (answered(503), "server_error"),
+        (answered(401), "authentication"),
+        (litellms("UnsupportedParamsError", status_code=400), "unsupported"),
+        (litellms("ContextWindowExceededError", status_code=400), "context_window"),
+        (litellms("ContentPolicyViolationError", status_code=400), "content_policy"),
+        (litellms("Timeout", status_code=408), "timeout"),
+        (litellms("RateLimitError", status_code=429), "rate_limited"),
+        (litellms("AuthenticationError", status_code=401), "authentication"),
+        (litellms("InternalServerError", status_code=500), "unknown"),
+        (litellms("APIConnectionError", status_code=500), "unknown"),
+        (litellms("ServiceUnavailableError", status_code=503), "server_error"),
+        (RuntimeError("anything"), "unknown"),
+        (ValueError("not of the wire"), "unknown"),
+        (VendorCallError(Failure(FailureKind.NO_CREDIT, 402)), "no_credit"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
+)
+def test_kinds(exc, kind):
+    assert kind_of(exc) == kind
+
+
+class TestChain:
+    @pytest.mark.parametrize("link", ["cause", "context", "original"])
+    def test_the_response_that_came_stands_over_litellms_word(self, link):
+        top = litellms("InternalServerError", status_code=500, response=httpx.Response(500))
+        failure = classify(
+            behind(top, **{link: answered(429, headers={"retry-after": "7"})}), now_wall=NOW
+        )
+        assert failure == Failure(FailureKind.RATE_LIMITED, 429, 7.0)
+
+    def test_a_refused_connection_is_not_a_500(self):
+        wrapped = behind(openai.APIConnectionError(request=REQUEST), cause=ConnectionRefusedError())
+        assert kind_of(behind(litellms("InternalServerError", status_code=500), context=wrapped)) == (
+            "connection"
+        )
+
+    def test_the_nearest_link_decides(self):
+        far = answered(401)
+        near = behind(httpx.ReadTimeout("", request=REQUEST), context=far)
+        assert kind_of(behind(litellms("Timeout"), context=near)) == "timeout"
+
+    def test_what_the_caller_was_handling_is_not_the_vendors(self):
+        callers = answered(401)
+        assert kind_of(behind(RuntimeError(), context=callers)) == "authentication"
+        assert kind_of(behind(RuntimeError(), context=callers), outside=callers) == "unknown"
+
+    def test_a_circle_ends(self):
+        one, two = RuntimeError(), RuntimeError()
+        one.__context__, two.__cause__ = two, one
+        assert kind_of(one) == "unknown"
+
+    def test_a_very_long_chain_ends(self):
+        top = RuntimeError()
+        for _ in range(5000):
+            top = behind(RuntimeError(), context=top)
+        assert kind_of(top) == "unknown"
+
+    def test_groups_are_looked_into(self):
+        group = ExceptionGroup("several", [ValueError(), httpx.ReadTimeout("", request=REQUEST)])
+        assert kind_of(group) == "timeout"
+
+    def test_litellms_reading_sharpens_a_plain_rejection_only(self):
+        top = litellms("ContextWindowExceededError", status_code=400)
+        assert kind_of(behind(top, context=answered(400))) == "context_window"
+        assert kind_of(behind(top, context=answered(503))) == "server_error"
+
+    def test_a_response_that_litellm_made_up_is_not_read(self):
+        made_up = httpx.Response(401, request=REQUEST)
+        top = litellms("APIConnectionError", status_code=500, response=made_up)
+        assert kind_of(top) == "unknown"
+
+    def test_litellms_masked_copy_of_a_response_is_read(self):
+        base = type(answered(404))
+        masked = type("MaskedHTTPStatusError", (base,), {"__module__": "litellm.llms.x"})
+        response = httpx.Response(404, request=REQUEST)
+        assert kind_of(masked("", request=REQUEST, response=response)) == "model_not_found"
+
+    def test_the_sdks_status_error(self):
+        body = {"error": {"code": "insufficient_quota"}}
+        response = httpx.Response(429, json=body, request=REQUEST)
+        failure = classify(openai.RateLimitError("", response=response, body=None), now_wall=NOW)
+        assert failure == Failure(FailureKind.NO_CREDIT, 429, None, "insufficient_quota")
+
+    def test_a_body_that_the_sdk_unwrapped(self):
+        response = httpx.Response(400, request=REQUEST)
+        exc = openai.BadRequestError(
+            "", response=response, body={"code": "context_length_exceeded", "message": ""}
+        )
+        assert kind_of(exc) == "context_window"
+
+    def test_aiohttps_response_error(self):
+        exc = aiohttp.ClientResponseError(None, (), status=503, headers={"Retry-After": "3"})
+        assert classify(exc, now_wall=NOW) == Failure(FailureKind.SERVER_ERROR, 503, 3.0)
+
+    def test_botocores_client_error(self):
+        exc = type("ClientError", (Exception,), {"__module__": "botocore.exceptions"})()
+        exc.response = {
+            "Error": {"Code": "ThrottlingException", "Message": "slow down"},
+            "ResponseMetadata": {"HTTPStatusCode": 429},
+        }
+        assert classify(exc, now_wall=NOW) == Failure(
+            FailureKind.RATE_LIMITED, 429, None, "ThrottlingException"
+        )
+
+
+class Hostile(Exception):
+    """Every attribute is a trap."""
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(
+    ["status_code", "status", "response", "body", "headers", "original_exception", "message"]
+    + ["litellm_response_headers"]
+)
+
+
+@given(
+    st.lists(st.dictionaries(NAMES, ANYTHING), min_size=1, max_size=4),
+    st.sampled_from([Exception, OSError, ValueError, httpx.HTTPError, BaseException]),
+    st.sampled_from(["litellm.exceptions", "httpx", "elsewhere"]),
+)
+def test_whatever_comes_in_a_failure_comes_out(links, base, module):
+    top = None
+    for attributes in links:
+        made = type("Made", (base,), {"__module__": module})("words")
+        for name, value in attributes.items():
+            setattr(made, name, value)
+        top = behind(made, context=top)
+    failure = classify(top, now_wall=NOW)
+    assert isinstance(failure.kind, FailureKind)
+    assert failure.retry_after is None or 0 <= failure.retry_after <= 86_400
+
+
+def test_hostile_attributes():
+    assert kind_of(Hostile()) == "unknown"
+    assert kind_of(behind(Hostile(), context=TimeoutError())) == "timeout"

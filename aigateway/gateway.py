@@ -440,7 +440,7 @@ def _settings(given: GatewaySettings | None, overrides: dict[str, Any]) -> Gatew
         return GatewaySettings.load(**overrides)
     if not overrides:
         return given
-    return GatewaySettings.load(**{**given.model_dump(), **overrides})
+    return GatewaySettings.load(**{**given.model_dump(include=given.model_fields_set), **overrides})
 
 
 def _checked(providers: Iterable[LLMConfig]) -> list[LLMConfig]:

@@ -83,13 +83,17 @@ def _check_encoding(name: str, value: object) -> None:
         refuse(f'{name} must be "float" or left out: vectors come as numbers.')
 
 
+_NO_TYPE = "of the vendor's own"
+
+
 def _check_tools(name: str, value: object) -> None:
     if not isinstance(value, list | tuple):
         refuse(f"{name} must be a list of tools.")
     for index, tool in enumerate(value):
-        if not isinstance(tool, Mapping) or not _is_text(tool.get("type")):
+        # Gemini's own tools ({"googleSearch": {}}) have no type.
+        if not isinstance(tool, Mapping) or not _is_text(tool.get("type", _NO_TYPE)):
             refuse(f'{name}[{index}] must be a mapping with a "type", such as "function".')
-        if tool["type"] != "function":
+        if "function" not in tool and tool.get("type") != "function":
             continue  # a vendor's own kind of tool, with fields of its own
         function = tool.get("function")
         if not isinstance(function, Mapping) or not _is_text(function.get("name")):

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import orjson
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, RootModel
 
 from aigateway import intake
 from aigateway.errors import RequestRejectedError
 from aigateway.intake.params import CHAT_PARAMS
-from aigateway.messages import ChatRequest
-from tests.intake.helpers import CYCLE, INF, NAN, SECRET, SETTINGS, USER, chat, embed, refused
-
+from tests.intake.helpers import INF, SETTINGS, chat
 
 SCALARS = (
     st.none()

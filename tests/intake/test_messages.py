@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import BaseModel, Field, RootModel
+from pydantic import BaseModel
 
 from aigateway import intake
-from aigateway.errors import RequestRejectedError
-from aigateway.intake.params import CHAT_PARAMS
 from aigateway.messages import ChatRequest
-from tests.intake.helpers import CYCLE, INF, NAN, SECRET, SETTINGS, USER, chat, embed, refused
+from tests.intake.helpers import SECRET, SETTINGS, USER, chat, refused
 
 
 @pytest.mark.parametrize(
@@ -25,14 +19,17 @@ from tests.intake.helpers import CYCLE, INF, NAN, SECRET, SETTINGS, USER, chat, 
     [
         {"role": "system", "content": "s"},
         {"role": "developer", "content": "s"},
-        {"role": "user", "content": "", "name": "n"},
+        {"role": "user", "content": " ", "name": "n"},
+        {"role": "system", "content": ""},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]},
         {"role": "assistant", "content": "a"},
+        {"role": "assistant", "content": ""},
         {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
         {"role": "assistant", "tool_calls": [{"id": "1"}]},
         {"role": "assistant", "function_call": {"name": "f"}},
         {"role": "assistant", "content": None, "refusal": "no"},
         {"role": "tool", "tool_call_id": "1", "content": "42"},
+        {"role": "tool", "tool_call_id": "1", "content": ""},
         {"role": "function", "name": "f", "content": "42"},
         MappingProxyType({"role": "user", "content": "frozen"}),
     ],
@@ -50,7 +47,7 @@ class Message(BaseModel):
 @dataclass
 class Record:
     role: str = "user"
-    content: float = NAN
+    content: str = SECRET
 
 
 @pytest.mark.parametrize(
@@ -65,7 +62,6 @@ class Record:
         ({"role": "user", "content": SECRET}, ["dict", "list of messages"]),
         (iter([USER]), ["list of messages"]),
         (SECRET.encode(), ["bytes"]),
-        ("\ud800" + SECRET, ["The prompt", "surrogates"]),
         ([SECRET], ["messages[0] is str", "mapping"]),
         ([USER, None], ["messages[1]", "NoneType"]),
         ([Message()], ["messages[0] is Message", "model_dump"]),
@@ -82,22 +78,15 @@ class Record:
         ([{"role": "assistant", "tool_calls": []}], ["content is missing"]),
         ([{"role": "user", "content": 5}], ["content must be"]),
         ([{"role": "user", "content": {"type": "text"}}], ["content must be"]),
-        ([{"role": "user", "content": []}], ["content must be"]),
+        ([{"role": "user", "content": []}], ["messages[0]", "content is empty"]),
+        ([{"role": "user", "content": ""}], ["messages[0]", "content is empty"]),
+        ([USER, {"role": "user", "content": ""}], ["messages[1]", "content is empty"]),
+        ([{"role": "assistant", "content": []}], ["messages[0]", "content is empty"]),
         ([{"role": "user", "content": [SECRET]}], ["content[0]", "type"]),
         ([{"role": "user", "content": [{"text": SECRET}]}], ["content[0]", "type"]),
         ([{"role": "tool", "content": SECRET}], ["tool_call_id"]),
         ([{"role": "tool", "content": SECRET, "tool_call_id": ""}], ["tool_call_id"]),
         ([{"role": "tool", "content": SECRET, "tool_call_id": 5}], ["tool_call_id"]),
-        ([USER, {"role": "user", "content": {SECRET}}], ["messages[1]", "JSON", "set"]),
-        ([USER, {"role": "user", "content": SECRET.encode()}], ["messages[1]", "bytes"]),
-        ([USER, {"role": "user", "content": "\udfff"}], ["messages[1]", "surrogates"]),
-        ([USER, {"role": "user", "content": "x", 5: SECRET}], ["messages[1]", "key"]),
-        ([USER, {"role": "user", "content": "x", "a": NAN}], ["messages[1]", "NaN"]),
-        ([USER, {"role": "user", "content": "x", "a": [{"b": (-INF,)}]}], ["messages[1]", "NaN"]),
-        ([USER, {"role": "user", "content": "x", "a": 2**64}], ["messages[1]", "64-bit"]),
-        (CYCLE, ["messages[1]", "Recursion"]),
-        ([{"role": "user", "content": DEEP}], ["Recursion"]),
-        ([USER, {"role": "user", "content": "x", "a": Record()}], ["messages[1]", "Record"]),
     ],
 )
 def test_refused_prompts(prompt: Any, words: list[str]) -> None:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import BaseModel, Field, RootModel
+from pydantic import BaseModel
 
 from aigateway import intake
-from aigateway.errors import RequestRejectedError
 from aigateway.intake.params import CHAT_PARAMS
-from aigateway.messages import ChatRequest
-from tests.intake.helpers import CYCLE, INF, NAN, SECRET, SETTINGS, USER, chat, embed, refused
+from tests.intake.helpers import SECRET, SETTINGS, USER, chat, refused
 
 
 @pytest.mark.parametrize(
@@ -53,55 +45,11 @@ class Message(BaseModel):
 @pytest.mark.parametrize(
     ("given_", "words"),
     [
-        ({"temperature": -0.1}, ["temperature", "0 to 2"]),
-        ({"temperature": 2.1}, ["temperature"]),
-        ({"temperature": NAN}, ["temperature"]),
-        ({"temperature": INF}, ["temperature"]),
-        ({"temperature": True}, ["temperature"]),
-        ({"temperature": SECRET}, ["temperature"]),
-        ({"top_p": 1.1}, ["top_p", "0 to 1"]),
-        ({"top_p": "1"}, ["top_p"]),
-        ({"max_tokens": 0}, ["max_tokens", "at least 1"]),
-        ({"max_tokens": True}, ["max_tokens"]),
-        ({"max_tokens": 5.0}, ["max_tokens", "whole number"]),
-        ({"max_completion_tokens": -1}, ["max_completion_tokens"]),
-        ({"max_tokens": 2**64}, ["params['max_tokens']", "64-bit"]),
-        ({"n": 0}, ["n must"]),
-        ({"n": "2"}, ["n must"]),
-        ({"timeout": 0}, ["timeout", "seconds"]),
-        ({"timeout": -1}, ["timeout"]),
-        ({"timeout": NAN}, ["timeout"]),
-        ({"timeout": INF}, ["timeout"]),
-        ({"timeout": 10**400}, ["timeout"]),
-        ({"timeout": True}, ["timeout"]),
-        ({"timeout": "5"}, ["timeout"]),
-        ({"cache_ttl": 0}, ["cache_ttl"]),
-        ({"cache_ttl": NAN}, ["cache_ttl"]),
-        ({"cache": 1}, ["cache must be", "refresh"]),
-        ({"cache": None}, ["cache must be"]),
-        ({"cache": SECRET}, ["cache must be"]),
-        ({"cache": []}, ["cache must be"]),
-        ({"model": ""}, ["model"]),
-        ({"model": 5}, ["model"]),
-        ({"agent": ""}, ["agent"]),
-        ({"agent": ["a"]}, ["agent"]),
         ({"temprature": 1}, ['"temprature"', 'did you mean "temperature"?']),
         ({"max_token": 1}, ['did you mean "max_tokens"?']),
         ({"cachettl": 1}, ['did you mean "cache_ttl"?']),
         ({"zzz": SECRET}, ['"zzz"', "extra_body"]),
         ({"z" * 1000: 1}, ["extra_body"]),
-        ({"extra_body": [1]}, ["extra_body", "mapping"]),
-        ({"extra_body": {"model": SECRET}}, ["extra_body", "model"]),
-        ({"extra_body": {"stream": True}}, ["extra_body", "stream"]),
-        ({"extra_headers": [SECRET]}, ["extra_headers"]),
-        ({"extra_headers": {"X": SECRET + "\r\nY: z"}}, ["extra_headers", "line breaks"]),
-        ({"extra_headers": {"X": 5}}, ["extra_headers"]),
-        ({"extra_headers": {"X": "\N{EURO SIGN}"}}, ["extra_headers", "ASCII"]),
-        ({"tools": [{SECRET}]}, ["params['tools']", "set"]),
-        ({"tools": CYCLE}, ["params['tools']", "Recursion"]),
-        ({"logit_bias": {"1": NAN}}, ["params['logit_bias']", "NaN"]),
-        ({"seed": 2**70}, ["params['seed']", "64-bit"]),
-        ({"stop": "\ud800"}, ["params['stop']", "surrogates"]),
         ({"response_format": "json"}, ["response_format", "pydantic model class"]),
         ({"response_format": dict}, ["response_format"]),
         ({"response_format": Message()}, ["response_format"]),
@@ -127,7 +75,7 @@ class Message(BaseModel):
         ({"messages": [USER]}, ["first argument"]),
     ],
 )
-def test_refused_options(given_: dict[str, Any], words: list[str]) -> None:
+def test_refused_params(given_: dict[str, Any], words: list[str]) -> None:
     message = refused(lambda: chat(**given_))
     for word in words:
         assert word in message

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import BaseModel, Field, RootModel
 
-from aigateway import intake
-from aigateway.errors import RequestRejectedError
-from aigateway.intake.params import CHAT_PARAMS
-from aigateway.messages import ChatRequest
-from tests.intake.helpers import CYCLE, INF, NAN, SECRET, SETTINGS, USER, chat, embed, refused
+from tests.intake.helpers import INF, NAN, SECRET, USER, chat, embed, refused
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 def test_text() -> None:
@@ -44,14 +36,14 @@ def test_all_options() -> None:
         cache_ttl=60,
         seed=1,
         stop=None,
-        tools=[{"type": "function"}],
+        tools=[TOOL],
     )
     assert request.messages == ({"role": "system", "content": "be terse"}, USER)
     assert request.params == {
         "temperature": 0,
         "max_tokens": 5,
         "seed": 1,
-        "tools": [{"type": "function"}],
+        "tools": [TOOL],
     }
     assert request.model == "fast"
     assert request.timeout == 2.5
@@ -74,6 +66,34 @@ def test_what_comes_out_is_a_copy() -> None:
     message["content"] = "changed"
     tools[0]["function"]["name"] = "changed"
     assert orjson.dumps([request.messages, request.params]) == before
+
+
+@pytest.mark.parametrize(
+    ("given_", "words"),
+    [
+        ({"timeout": 0}, ["timeout", "seconds"]),
+        ({"timeout": -1}, ["timeout"]),
+        ({"timeout": NAN}, ["timeout"]),
+        ({"timeout": INF}, ["timeout"]),
+        ({"timeout": 10**400}, ["timeout"]),
+        ({"timeout": True}, ["timeout"]),
+        ({"timeout": "5"}, ["timeout"]),
+        ({"cache_ttl": 0}, ["cache_ttl"]),
+        ({"cache_ttl": NAN}, ["cache_ttl"]),
+        ({"cache": 1}, ["cache must be", "refresh"]),
+        ({"cache": None}, ["cache must be"]),
+        ({"cache": SECRET}, ["cache must be"]),
+        ({"cache": []}, ["cache must be"]),
+        ({"model": ""}, ["model"]),
+        ({"model": 5}, ["model"]),
+        ({"agent": ""}, ["agent"]),
+        ({"agent": ["a"]}, ["agent"]),
+    ],
+)
+def test_refused_options(given_: dict[str, Any], words: list[str]) -> None:
+    message = refused(lambda: chat(**given_))
+    for word in words:
+        assert word in message
 
 
 def test_embedding() -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from aigateway.settings import GatewaySettings, LLMConfig, ProviderType, load_providers, suggestion
-from tests.settings.helpers import KEY, TOKEN, config, refused
+from aigateway.settings import GatewaySettings
+from tests.settings.helpers import refused
 
 
 def test_setting_defaults() -> None:
@@ -89,7 +86,7 @@ def test_refused_settings(fields: dict[str, Any], words: list[str]) -> None:
     ],
 )
 def test_an_attempt_leaves_room_for_another_unless_told(
-    fields: dict[str, float], seconds: float
+    fields: dict[str, Any], seconds: float
 ) -> None:
     made = GatewaySettings(**fields)
     assert made.attempt_timeout == seconds

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import os
-import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from aigateway.settings import GatewaySettings, LLMConfig, ProviderType, load_providers, suggestion
-from tests.settings.helpers import KEY, TOKEN, config, refused
+from aigateway.settings import load_providers
+from tests.settings.helpers import KEY, TOKEN, refused
 
 AZURE_ENV = {
     "AZURE_OPENAI_API_KEY": KEY,

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from aigateway.settings import GatewaySettings, LLMConfig, ProviderType, load_providers, suggestion
+from aigateway.settings import LLMConfig, ProviderType
 from tests.settings.helpers import KEY, TOKEN, config, refused
 
 
 def test_defaults() -> None:
-    made = LLMConfig(OPENAI, "gpt-4o-mini", api_key=KEY)
-    assert made.provider is OPENAI
+    made = LLMConfig(ProviderType.OPENAI, "gpt-4o-mini", api_key=KEY)
+    assert made.provider is ProviderType.OPENAI
     assert made.name == "openai/gpt-4o-mini"
     assert (made.priority, made.weight, made.aliases, made.headers, made.extra) == (
         0,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from aigateway.settings import GatewaySettings, LLMConfig, ProviderType, load_providers, suggestion
-from tests.settings.helpers import KEY, TOKEN, config, refused
+from aigateway.settings import GatewaySettings, load_providers
+from tests.settings.helpers import KEY, refused
 
 
 def test_precedence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -212,15 +212,19 @@ class AsyncGateway:
         if not self.settings.cache_enabled or request.cache is False:
             return self._fresh(request, began, await self._dispatch(request, began))
         key = cache_key(request)
+        # Two classes may share a schema and still judge differently, so each looks for itself.
+        model = request.response_model
         if request.cache is True:
             remembered = self.cache.lookup(key)
-            if remembered is not None:
+            if remembered is not None and fits(model, remembered.completion):
                 return self._from_cache(request, began, remembered)
         try:
             served, joined = await self._share(key, request, began)
+            if joined and not fits(model, served.answer):
+                served, joined = await self._dispatch(request, began), False
         except (AllProvidersFailedError, DeadlineExceededError):
             stale = self.cache.lookup_stale(key) if request.cache is True else None
-            if stale is None:
+            if stale is None or not fits(model, stale.completion):
                 raise
             return self._from_cache(request, began, stale, stale=True)
         return self._fresh(request, began, served, coalesced=joined)
@@ -265,7 +269,7 @@ class AsyncGateway:
 
         async def ask(client: VendorClient) -> Completion:
             completion = await client.chat(request)
-            if model is not None and not fits(model, completion):
+            if not fits(model, completion):
                 # Raised here and not from pydantic's error, which quotes the answer.
                 raise VendorCallError(Failure(FailureKind.INVALID_OUTPUT))
             return completion

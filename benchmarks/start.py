@@ -1,6 +1,6 @@
 """What a start costs: CPU time of importing, as medians of interleaved fresh processes.
 
-    python benchmarks/start.py [rounds]
+python benchmarks/start.py [rounds]
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import traceback
 
 import pytest
 import structlog
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from aigateway import (
     AllProvidersFailedError,
@@ -315,6 +315,30 @@ class TestStructuredOutput:
         reply = await make().chat("2+2", response_format=self.Sum)
         assert reply.parsed is None
         assert reply.choices[0].refusal == "I cannot."
+
+    async def test_two_classes_of_one_schema_judge_for_themselves(self, make, vendor):
+        def strict():
+            class Sum(BaseModel):
+                total: int
+
+                @field_validator("total")
+                @classmethod
+                def is_even(cls, total):
+                    if total % 2:
+                        raise ValueError(SECRET)
+                    return total
+
+            return Sum
+
+        gateway = make("a")
+        vendor.script("a", '{"total": 3}', '{"total": 4}', '{"total": 6}')
+        lax, even = self.Sum, strict()
+        replies = await asyncio.gather(
+            gateway.chat("2+2", response_format=lax), gateway.chat("2+2", response_format=even)
+        )
+        assert [r.parsed.total for r in replies] == [3, 4]
+        assert (await gateway.chat("2+2", response_format=even)).parsed.total == 6
+        assert (await gateway.chat("2+2", response_format=even)).cached
 
 
 class TestBooks:

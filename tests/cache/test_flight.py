@@ -309,6 +309,26 @@ async def test_closing_cancels_waits_and_says_so(flights: Flights[object]) -> No
     await flights.aclose()
 
 
+async def test_who_comes_during_the_closing_begins_anew(flights: Flights[object]) -> None:
+    old, new = Work("old"), Work("new")
+    old.cleaned_up.clear()
+    (task,) = callers(flights, old, 1)
+    await settle()
+    closing = asyncio.create_task(flights.aclose())
+    await settle()
+    assert not flights.joinable("k")
+    (comer,) = callers(flights, new, 1)
+    await settle()
+    assert flights.joinable("k")
+    old.cleaned_up.set()
+    await closing
+    with pytest.raises(GatewayError):
+        await task
+    new.gate.set()
+    assert await comer == ("new", False)
+    assert not flights.joinable("k")
+
+
 async def test_closing_from_within_the_work_does_not_wait_for_itself(
     flights: Flights[object],
 ) -> None:

@@ -120,10 +120,13 @@ def test_dropping_says_whether_something_fresh_was_there(clock: FakeClock) -> No
 
 def test_writing_one_key_for_ever_takes_no_memory(clock: FakeClock) -> None:
     lru: ExpiringLRU[int] = ExpiringLRU(10, clock=clock)
-    for value in range(10_000):
+    lru.put("first to go", 0, 1)  # under this, no outdated deadline comes to the top
+    for value in range(1000):
         lru.put("a", value, 60)
-        lru.put(value, value, 60)
-    assert len(lru._heap) <= 2 * 10 + 64
+    assert len(lru._heap) <= 2 * 2 + 64
+    assert lru.get("a") == 999
+    clock.tick(60)
+    assert len(lru) == 0
 
 
 def test_clearing_by_prefix_leaves_the_others(clock: FakeClock) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,11 @@ class Asker:
     session: aiohttp.ClientSession
 
     async def post(
-        self, vendor: SimulatedVendor, path: str, body: Any, headers: Mapping[str, str] | None = None
+        self,
+        vendor: SimulatedVendor,
+        path: str,
+        body: Any,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         url = vendor.url + path
         chosen = key_headers(vendor) if headers is None else headers
@@ -62,8 +67,18 @@ class Asker:
         async with self.session.get(vendor.url + path, headers=key_headers(vendor)) as response:
             return Reply(response.status, response.headers, await response.read())
 
+    def open_stream(self, vendor: SimulatedVendor, prompt: str) -> Any:
+        """A context manager that gives the response before its body."""
+        path, body = chat_request(vendor, prompt, stream=True)
+        return self.session.post(vendor.url + path, json=body, headers=key_headers(vendor))
+
     async def chat(
-        self, vendor: SimulatedVendor, prompt: str = "Hello there", *, stream: bool = False, **more: Any
+        self,
+        vendor: SimulatedVendor,
+        prompt: str = "Hello there",
+        *,
+        stream: bool = False,
+        **more: Any,
     ) -> Reply:
         path, body = chat_request(vendor, prompt, stream=stream)
         return await self.post(vendor, path, body | more)
@@ -112,6 +127,18 @@ async def ask() -> AsyncIterator[Asker]:
     timeout = aiohttp.ClientTimeout(total=10)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         yield Asker(session)
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
+    """Wait for something that sockets do in their own time."""
+
+    async def wait(condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110 - nobody sets an event for it
+                await asyncio.sleep(0.002)
+
+    return wait
 
 
 @pytest.fixture(params=WIRES)

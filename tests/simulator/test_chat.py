@@ -33,7 +33,9 @@ def streamed_text(wire: str, data: list[Any]) -> str:
         case "gemini":
             return "".join(text_of(wire, chunk) for chunk in data)
         case "anthropic":
-            return "".join(d["delta"].get("text", "") for d in data if "index" in d and "delta" in d)
+            return "".join(
+                d["delta"].get("text", "") for d in data if "index" in d and "delta" in d
+            )
         case _:
             chunks = [d for d in data if d != "[DONE]" and d["choices"]]
             return "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks)
@@ -189,7 +191,9 @@ async def test_tool_calls(vendor, ask):
                 "other",
                 "third",
             ]
-            assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == WEATHER.arguments
+            assert (
+                json.loads(message["tool_calls"][0]["function"]["arguments"]) == WEATHER.arguments
+            )
             assert body["choices"][0]["finish_reason"] == "tool_calls"
 
 
@@ -327,7 +331,9 @@ async def test_a_tool_result_is_understood(sim: Simulator, ask):
     assert text_of("openai", reply.json) == "weather?"
     result = [{"type": "tool_result", "tool_use_id": "t", "content": "sunny"}]
     messages = [{"role": "user", "content": "weather?"}, {"role": "user", "content": result}]
-    assert text_of("anthropic", (await ask.chat(sim.anthropic, messages=messages)).json) == "weather?"
+    assert (
+        text_of("anthropic", (await ask.chat(sim.anthropic, messages=messages)).json) == "weather?"
+    )
 
 
 async def test_a_compatible_server_needs_no_key(sim: Simulator, ask):

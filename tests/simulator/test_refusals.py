@@ -93,7 +93,8 @@ async def test_anthropic_wants_max_tokens(sim: Simulator, ask):
 
 async def test_no_messages(vendor, ask):
     name = "contents" if vendor.wire == "gemini" else "messages"
-    for nothing in ([], None, "text"):
+    nothings: list[Any] = [[], None, "text"]
+    for nothing in nothings:
         reply = await ask.chat(vendor, **{name: nothing})
         assert reply.status == 400
         error_of(vendor.wire, reply.json)
@@ -182,11 +183,13 @@ async def test_a_body_over_the_limit_is_too_large(sim: Simulator, ask):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=2)
-    | st.dictionaries(
-        st.sampled_from(["role", "content", "parts", "text", "type", "function", "name"]),
-        inner,
-        max_size=3,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "parts", "text", "type", "function", "name"]),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=6,
 )

@@ -25,7 +25,7 @@ class Leaf(BaseModel):
 
 class Tree(BaseModel):
     leaves: Annotated[list[Leaf], Field(min_length=2)]
-    child: "Tree | None"
+    child: Tree | None
     age: Annotated[int, Field(ge=18, lt=100)]
     ratio: Annotated[float, Field(gt=0, le=0.5)]
     steps: Annotated[int, Field(multiple_of=5)]

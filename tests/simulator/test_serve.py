@@ -131,15 +131,13 @@ async def test_follow(sim: Simulator):
         follow(parse_timeline("cohere:0=hang"), sim.vendors)
 
 
-async def test_serve_prints_what_to_export_and_stops_when_cancelled(ask):
+async def test_serve_prints_what_to_export_and_stops_when_cancelled(ask, until):
     lines: list[str] = []
     port = five_free_ports()
     serving = asyncio.create_task(
         serve_forever(port, print_line=lines.append, timeline="azure:0=status:503", latency=0.01)
     )
-    async with asyncio.timeout(5):
-        while not any("control" in line for line in lines):
-            await asyncio.sleep(0.005)
+    await until(lambda: any("control" in line for line in lines))
     exported = dict(line[7:].split("=", 1) for line in lines if line.startswith("export "))
     assert exported["OPENAI_BASE_URL"] == f"http://127.0.0.1:{port}/v1"
     assert exported["AZURE_OPENAI_ENDPOINT"] == f"http://127.0.0.1:{port + 1}"

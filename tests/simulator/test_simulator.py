@@ -57,7 +57,7 @@ def test_ports_are_four():
         Simulator(ports=(1, 2))
 
 
-async def test_closing_is_quick_and_leaves_nothing(ask, caplog):
+async def test_closing_is_quick_and_leaves_nothing(ask, until, caplog):
     caplog.set_level(logging.INFO)
     before = asyncio.all_tasks()
     async with Simulator() as sim:
@@ -69,7 +69,7 @@ async def test_closing_is_quick_and_leaves_nothing(ask, caplog):
         waiting = [
             asyncio.create_task(ask.chat(v, "a b", stream=v is sim.azure)) for v in sim.vendors
         ]
-        await asyncio.sleep(0.05)
+        await until(lambda: all(vendor.received for vendor in sim.vendors))
         begin = time.perf_counter()
     assert time.perf_counter() - begin < 0.5
     results = await asyncio.gather(*waiting, return_exceptions=True)
@@ -95,7 +95,7 @@ async def test_idle_connections_do_not_delay_closing(ask):
         for vendor in sim.vendors:
             await ask.chat(vendor)
         begin = time.perf_counter()
-    assert time.perf_counter() - begin < 0.2
+    assert time.perf_counter() - begin < 0.5
 
 
 async def test_many_at_once(ask):
@@ -164,7 +164,7 @@ def test_add_from_thread_needs_a_running_simulator():
 def test_the_simulator_does_not_load_litellm():
     import subprocess
 
-    code = "import sys, aigateway.simulator, aigateway.simulator.serve; print('litellm' in sys.modules)"
+    code = "import sys, aigateway.simulator.serve as _; print('litellm' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

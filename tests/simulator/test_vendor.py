@@ -11,6 +11,7 @@ import pytest
 from aigateway.settings import ProviderType
 from aigateway.simulator import Fault, Simulator
 from aigateway.simulator.script import Script
+from aigateway.testing import FakeClock
 
 
 async def statuses(vendor, ask, count: int) -> list[int]:
@@ -44,36 +45,27 @@ async def test_one_vendors_fault_is_nobody_elses(sim: Simulator, ask):
 
 
 async def test_a_timeline(sim: Simulator, ask):
-    sim.openai.timeline([(0.0, None), (0.05, Fault.status(500)), (0.12, None)])
-    assert await statuses(sim.openai, ask, 1) == [200]
-    await asyncio.sleep(0.07)
+    sim.openai.timeline([(0.0, Fault.status(500)), (0.15, None), (60.0, Fault.hang())])
     assert await statuses(sim.openai, ask, 1) == [500]
-    await asyncio.sleep(0.08)
+    await asyncio.sleep(0.16)
     assert await statuses(sim.openai, ask, 1) == [200]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.time = 100.0
-
-    def now(self) -> float:
-        return self.time
 
 
 def test_a_timeline_is_in_order_whatever_order_it_was_given_in():
-    clock = Clock()
+    clock = FakeClock()
     script = Script(clock)
+    begin = clock.now()
     script.timeline([(5.0, Fault.hang()), (2.0, Fault.status(500)), (7.0, None)])
     seen = []
-    for now in (100.0, 101.9, 102.0, 104.9, 105.0, 106.9, 107.0, 1000.0):
-        clock.time = now
+    for passed in (0.0, 1.9, 2.1, 4.9, 5.1, 6.9, 7.1, 1000.0):
+        clock.tick(begin + passed - clock.now())
         fault = script.take()
         seen.append(fault.name if fault else None)
     assert seen == [None, None, "status", "status", "hang", "hang", None, None]
 
 
 def test_a_timeline_replaces_a_rule_and_a_rule_a_timeline():
-    script = Script(Clock())
+    script = Script(FakeClock())
     script.behave([Fault.hang()], None)
     script.timeline([(0.0, Fault.status(500))])
     assert script.current() == Fault.status(500)
@@ -88,7 +80,7 @@ def test_a_timeline_replaces_a_rule_and_a_rule_a_timeline():
 )
 def test_rules_that_cannot_be(faults, times):
     with pytest.raises(ValueError, match=r"behave|times"):
-        Script(Clock()).behave(faults, times)
+        Script(FakeClock()).behave(faults, times)
 
 
 async def test_a_timeline_cannot_begin_in_the_past(sim: Simulator):
@@ -111,7 +103,7 @@ async def test_refuse_closes_the_port_and_recover_opens_it_again(vendor, ask):
     assert len(vendor.received) == 7
 
 
-async def test_refuse_drops_open_connections(vendor, ask):
+async def test_refuse_drops_open_connections(vendor, ask, until):
     vendor.behave(Fault.hang())
     waiting = asyncio.create_task(ask.chat(vendor))
     await until(lambda: vendor.received)
@@ -141,10 +133,10 @@ async def test_another_fault_ends_refusing(sim: Simulator, ask):
 
 
 async def test_refuse_in_a_timeline(sim: Simulator, ask):
-    sim.openai.timeline([(0.0, Fault.refuse()), (0.05, None)])
+    sim.openai.timeline([(0.0, Fault.refuse()), (0.15, None)])
     with pytest.raises(aiohttp.ClientConnectorError):
         await ask.chat(sim.openai)
-    await asyncio.sleep(0.07)
+    await asyncio.sleep(0.17)
     assert await statuses(sim.openai, ask, 1) == [200]
 
 
@@ -180,14 +172,14 @@ async def test_only_so_many_are_kept(ask):
 
 
 async def test_latency_is_for_healthy_answers(vendor, ask):
-    vendor.latency = 0.06
+    vendor.latency = 0.15
     begin = time.perf_counter()
     await ask.chat(vendor)
     healthy = time.perf_counter() - begin
     vendor.behave(Fault.status(500))
     begin = time.perf_counter()
     await ask.chat(vendor)
-    assert time.perf_counter() - begin < 0.05 < healthy
+    assert time.perf_counter() - begin < 0.145 < healthy
 
 
 async def test_chunks_can_be_slow(sim: Simulator, ask):
@@ -197,7 +189,7 @@ async def test_chunks_can_be_slow(sim: Simulator, ask):
     assert time.perf_counter() - begin >= 0.055
 
 
-async def test_open_connections(vendor, ask):
+async def test_open_connections(vendor, ask, until):
     assert vendor.open_connections == 0
     vendor.latency = 0.05
     await asyncio.gather(*(ask.chat(vendor) for _ in range(3)))
@@ -206,7 +198,7 @@ async def test_open_connections(vendor, ask):
     await until(lambda: vendor.open_connections == 0)
 
 
-async def test_a_client_that_leaves_ends_its_hanging_request(vendor, ask):
+async def test_a_client_that_leaves_ends_its_hanging_request(vendor, ask, until):
     vendor.behave(Fault.hang())
     waiting = asyncio.create_task(ask.chat(vendor))
     await until(lambda: vendor.received)
@@ -217,8 +209,11 @@ async def test_a_client_that_leaves_ends_its_hanging_request(vendor, ask):
 async def test_config(sim: Simulator):
     local = await sim.add("openai_compatible", name="local")
     configs = [vendor.config(priority=2) for vendor in sim.vendors]
-    assert [c.provider for c in configs] == [*list(ProviderType)[:4], ProviderType.OPENAI_COMPATIBLE]
-    assert [c.name for c in configs][0] == f"openai/{sim.openai.model}"
+    assert [c.provider for c in configs] == [
+        *list(ProviderType)[:4],
+        ProviderType.OPENAI_COMPATIBLE,
+    ]
+    assert configs[0].name == f"openai/{sim.openai.model}"
     assert configs[-1].name == "local"
     assert {c.priority for c in configs} == {2}
     assert configs[0].api_base == f"{sim.openai.url}/v1"
@@ -234,9 +229,3 @@ async def test_config_takes_any_field(sim: Simulator):
     assert (config.model, config.name, config.timeout) == ("other", "x", 3)
     assert config.api_key is not None
     assert config.api_key.get_secret_value() == "k"
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(2):
-        while not condition():
-            await asyncio.sleep(0.002)

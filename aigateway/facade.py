@@ -159,8 +159,12 @@ class _Background:
             self._thread.join(_CLOSING_SECONDS)
 
     def _live(self) -> None:
-        # It cancels what is left in flight when `_serve` is over.
-        asyncio.run(self._serve())
+        try:
+            asyncio.run(self._serve())  # it cancels what is in flight when `_serve` is over
+        except BaseException as error:
+            if self._ready.done():
+                raise
+            self._ready.set_exception(error)  # for whoever waits for the thread to be ready
 
     async def _serve(self) -> None:
         stop = asyncio.Event()
@@ -187,7 +191,7 @@ def _started() -> _Background:
 
 def _reset() -> None:
     """Close the process's gateway, if there is one; the next use makes another."""
-    global _background  # noqa: PLW0603 - as above
+    global _background
     with _lock:
         background, _background = _background, None
     if background is not None:

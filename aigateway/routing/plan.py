@@ -57,7 +57,7 @@ class Roster:
             )
         ordered = sorted((*self._providers, provider), key=lambda p: -p.priority)
         self._providers = tuple(ordered)
-        self._by_model.clear()
+        self._by_model = {}
 
     def remove(self, name: str) -> Provider:
         """Take one out and return it.
@@ -68,7 +68,7 @@ class Roster:
         for provider in self._providers:
             if provider.name == name:
                 self._providers = tuple(p for p in self._providers if p is not provider)
-                self._by_model.clear()
+                self._by_model = {}
                 return provider
         raise ConfigurationError(
             f"There is no provider named {name!r}; there are: {_names(self._providers)}."
@@ -81,10 +81,13 @@ class Roster:
             NoProvidersError: There is no provider at all.
             UnknownModelError: None of them serves it.
         """
-        found = self._by_model.get(model)
+        # Taken before looking: should another thread add a provider meanwhile, what is found goes
+        # into the mapping that it threw away.
+        by_model = self._by_model
+        found = by_model.get(model)
         if found is None:
             found = self._find(model)
-            self._by_model[model] = found  # only known models: a caller cannot make this grow
+            by_model[model] = found  # only known models: a caller cannot make this grow
         return found
 
     def _find(self, model: str | None) -> tuple[Provider, ...]:

@@ -14,6 +14,8 @@ from dataclasses import fields
 from enum import Enum
 from typing import Any, get_args
 
+import structlog
+
 from aigateway.errors import ProviderFailure
 from aigateway.events import (
     CircuitChanged,
@@ -56,19 +58,19 @@ class LogHook:
 
     def wants(self, kind: type[Event]) -> bool:
         """Whether an event of this kind would be written; lets the caller not make it."""
-        return _structlog_is_configured() or _stdlib.isEnabledFor(_LEVELS.get(kind, logging.INFO))
+        return structlog.is_configured() or _stdlib.isEnabledFor(_LEVELS.get(kind, logging.INFO))
 
     def on_event(self, event: Event) -> None:
         """Write one event."""
         level = _LEVELS.get(type(event), logging.INFO)
-        if _structlog_is_configured() or _stdlib.isEnabledFor(level):
+        if structlog.is_configured() or _stdlib.isEnabledFor(level):
             _logger().log(level, event.name, **_plain(event))
 
     def content(
         self, request_id: str, messages: Sequence[Mapping[str, Any]], texts: Sequence[str]
     ) -> None:
         """Write a prompt and its answers. Nothing calls this unless the user asked for it."""
-        if _structlog_is_configured() or _stdlib.isEnabledFor(logging.INFO):
+        if structlog.is_configured() or _stdlib.isEnabledFor(logging.INFO):
             _logger().info(
                 "request.content", request_id=request_id, messages=list(messages), texts=list(texts)
             )
@@ -79,15 +81,7 @@ def report_broken_hook(hook: object) -> None:
     _logger().exception("hook.raised", hook=type(hook).__qualname__)
 
 
-def _structlog_is_configured() -> bool:
-    import structlog  # noqa: PLC0415 - it imports rich: not worth it before the first event
-
-    return structlog.is_configured()
-
-
 def _logger() -> Any:
-    import structlog  # noqa: PLC0415 - as above
-
     if structlog.is_configured():
         return structlog.get_logger(LOGGER_NAME)
     return _logger_over_stdlib()
@@ -95,8 +89,6 @@ def _logger() -> Any:
 
 @functools.cache
 def _logger_over_stdlib() -> Any:
-    import structlog  # noqa: PLC0415 - as above
-
     return structlog.wrap_logger(
         _stdlib,
         processors=[

@@ -1,0 +1,254 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import aigateway
+from aigateway import errors
+from aigateway.cli import app
+from aigateway.cli.outcome import explained
+from aigateway.simulator import Fault, Simulator
+
+ROOT = Path(aigateway.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def a_wide_terminal_without_colours(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+@pytest.fixture
+def simulator(monkeypatch):
+    """OpenAI and Anthropic in the environment, simulated; OpenAI comes first."""
+    with Simulator.in_thread() as running:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1")
+        monkeypatch.setenv("OPENAI_BASE_URL", running.openai.api_base)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret-2")
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", running.anthropic.api_base)
+        yield running
+
+
+def run(*arguments, stdin=None):
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def test_version():
+    done = run("--version")
+    assert (done.stdout, done.exit_code) == (f"aigateway {aigateway.__version__}\n", 0)
+
+
+def test_help_names_every_command():
+    done = run("--help")
+    assert done.exit_code == 0
+    for command in ("chat", "providers", "simulate", "demo"):
+        assert command in done.stdout
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_the_command_line_loads_nothing_it_may_not_need():
+    heavy = ("litellm", "aiohttp", "openai", "pydantic", "aigateway.gateway")
+    done = python(
+        "-c", f"import aigateway.cli, sys; print([m for m in {heavy} if m in sys.modules])"
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+class TestChat:
+    def test_without_providers_says_what_to_do(self):
+        done = run("chat", "What is 2+2?")
+        assert done.exit_code == 2
+        assert done.stdout == ""
+        for word in ("OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "--simulate", "aigateway.toml"):
+            assert word in done.stderr
+
+    def test_simulated(self):
+        done = run("chat", "What is 2+2?", "--simulate")
+        assert (done.stdout, done.exit_code) == ("4\n", 0)
+        assert done.stderr.startswith("openai/gpt-4o-mini · ")
+        assert "3 + 1 tokens · $0.00000" in done.stderr
+
+    def test_from_the_environment(self, simulator):
+        done = run(
+            *("chat", "hi", "--system", "Be terse.", "--temperature", "0.5"),
+            *("--max-tokens", "9", "--timeout", "20", "--model", "claude-haiku-4-5", "--no-cache"),
+        )
+        assert (done.stdout, done.exit_code) == ("hi\n", 0)
+        (received,) = simulator.anthropic.received
+        assert (received.body["temperature"], received.body["max_tokens"]) == (0.5, 9)
+        assert simulator.openai.request_count == 0
+
+    def test_prints_the_answer_as_it_is(self, simulator):
+        text = "[bold]not markup[/bold] " + "word " * 100 + "end\n\n  indented"
+        simulator.openai.answer(text)
+        assert run("chat", "x").stdout == text + "\n"
+
+    def test_tells_of_a_failover(self, simulator):
+        simulator.openai.behave(Fault.status(500))
+        done = run("chat", "hi")
+        assert (done.stdout, done.exit_code) == ("hi\n", 0)
+        assert "after openai/gpt-4o-mini: server_error" in done.stderr
+
+    def test_reads_standard_input(self, simulator):
+        assert run("chat", "-", stdin="line one\nline two").stdout == "line one\nline two\n"
+
+    def test_json(self, simulator):
+        done = run("chat", "hi", "--json")
+        reply = json.loads(done.stdout)
+        assert done.stderr == ""
+        assert (reply["text"], reply["provider"]) == ("hi", "openai/gpt-4o-mini")
+        assert reply["usage"]["total_tokens"] > 0
+        assert [attempt["failure"] for attempt in reply["attempts"]] == [None]
+
+    def test_a_failure_has_a_line_for_each_cause(self, simulator):
+        simulator.openai.behave(Fault.bad_key())
+        simulator.anthropic.behave(Fault.no_credit())
+        done = run("chat", "hi")
+        assert (done.stdout, done.exit_code) == ("", 1)
+        first, *causes = done.stderr.splitlines()
+        assert first == "error: All LLM providers failed."
+        assert [line.split(" (")[0] for line in causes] == [
+            "  openai/gpt-4o-mini: authentication",
+            "  anthropic/claude-haiku-4-5: no_credit",
+        ]
+
+    @pytest.mark.parametrize(
+        ("arguments", "word"),
+        [
+            (["--temperature", "9"], "temperature"),
+            (["--model", "gpt-4o-mimi"], "gpt-4o-mini"),
+            (["--timeout", "0"], "timeout"),
+            (["--timeout", "soon"], "--timeout"),
+        ],
+    )
+    def test_bad_input_is_code_two(self, simulator, arguments, word):
+        done = run("chat", "hi", *arguments)
+        assert (done.stdout, done.exit_code) == ("", 2)
+        assert word in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_wrong_setting_is_code_two(self, simulator, monkeypatch):
+        monkeypatch.setenv("AIGATEWAY_TIMOUT", "3")
+        done = run("chat", "hi")
+        assert done.exit_code == 2
+        assert 'did you mean "AIGATEWAY_TIMEOUT"' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (
+            errors.AllProvidersFailedError.of(
+                [errors.ProviderFailure("a", errors.FailureKind.SERVER_ERROR, 503)]
+            ),
+            ["error: All LLM providers failed.", "  a: server_error (HTTP 503)"],
+        ),
+        (
+            errors.DeadlineExceededError(
+                "The deadline passed (a: timeout). Raise it.",
+                [errors.ProviderFailure("a", errors.FailureKind.TIMEOUT)],
+            ),
+            ["error: The deadline passed. Raise it.", "  a: timeout"],
+        ),
+        (errors.OverloadedError("Too many wait."), ["error: Too many wait."]),
+        (errors.GatewayError(), ["error: GatewayError."]),
+    ],
+)
+def test_errors_are_said_in_lines(capsys, error, lines):
+    with pytest.raises(Exception, match="1"), explained():
+        raise error
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+class TestProviders:
+    def test_without_any(self):
+        done = run("providers")
+        assert (done.stdout, done.exit_code) == ("", 2)
+        assert "OPENAI_API_KEY" in done.stderr
+
+    def test_table_shows_everything_but_the_key(self, simulator):
+        done = run("providers")
+        assert done.exit_code == 0
+        shown = ("openai/gpt-4o-mini", "claude-haiku-4-5", simulator.openai.api_base, "yes")
+        for word in shown:
+            assert word in done.stdout
+        assert "secret" not in done.stdout
+        assert simulator.openai.request_count == 0
+
+    def test_json(self, simulator):
+        rows = json.loads(run("providers", "--json").stdout)
+        assert [row["name"] for row in rows] == ["openai/gpt-4o-mini", "anthropic/claude-haiku-4-5"]
+        assert all(row["key_present"] for row in rows)
+        assert "secret" not in json.dumps(rows)
+
+    def test_check(self, simulator):
+        done = run("providers", "--check")
+        assert done.exit_code == 0
+        assert done.stdout.count(" ok ") == 2
+        assert (simulator.openai.request_count, simulator.anthropic.request_count) == (1, 1)
+
+    def test_check_asks_each_alone_and_says_what_is_wrong(self, simulator):
+        simulator.openai.behave(Fault.status(503))
+        simulator.anthropic.behave(Fault.hang())
+        done = run("providers", "--check", "--json", "--timeout", "1.5")
+        assert done.exit_code == 1
+        checks = [row["check"] for row in json.loads(done.stdout)]
+        assert [check["problem"] for check in checks] == ["server_error (HTTP 503)", "timeout"]
+        assert [check["ok"] for check in checks] == [False, False]
+        assert (simulator.openai.request_count, simulator.anthropic.request_count) == (1, 1)
+
+    def test_check_tells_of_an_option_that_cannot_be(self, simulator, tmp_path, monkeypatch):
+        file = tmp_path / "aigateway.toml"
+        file.write_text(
+            '[[providers]]\nprovider = "openai"\nmodel = "m"\nextra = { stream = true }\n'
+        )
+        monkeypatch.setenv("AIGATEWAY_CONFIG", str(file))
+        done = run("providers", "--check", "--json")
+        assert done.exit_code == 1
+        assert "stream" in json.loads(done.stdout)[0]["check"]["problem"]
+
+
+class TestSimulate:
+    def test_serves_until_ctrl_c(self):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "aigateway", "simulate", "--port", "0", "--latency", "0.01"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        with process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            lines: list[str] = []
+            while not lines or not lines[-1].startswith("# control"):
+                lines.append(process.stdout.readline())
+                assert lines[-1], process.stderr.read()
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=20)
+        assert any(line.startswith("export OPENAI_BASE_URL=http://127.0.0.1:") for line in lines)
+        assert (stderr, process.returncode) == ("stopped\n", 0)
+
+    def test_a_timeline_that_cannot_be_read(self):
+        done = run("simulate", "--port", "0", "--timeline", "openai:soon=status:500")
+        assert done.exit_code == 2
+        assert "openai:soon" in done.stderr
+
+    def test_a_port_that_cannot_be(self):
+        assert run("simulate", "--port", "70000").exit_code == 2

@@ -42,15 +42,21 @@ class WireError(httpx.TransportError):
 class Witness:
     """What really happened on the wire during one call."""
 
-    __slots__ = ("error", "requests", "response")
+    __slots__ = ("barred", "error", "requests", "response")
 
     def __init__(self) -> None:
-        self.requests = 0
-        """How many requests left; more than one are never let out."""
+        self.barred = False
+        """Whether a request would be turned back: one has left, or nobody wants it any more."""
         self.response: httpx.Response | None = None
         """What came back, complete with its body."""
         self.error: BaseException | None = None
         """Why nothing (or not all of it) came back."""
+        self.requests = 0
+        """How many requests left; never more than one."""
+
+    def bar(self) -> None:
+        """Let no request out from now on."""
+        self.barred = True
 
 
 WITNESS: ContextVar[Witness | None] = ContextVar("aigateway_witness", default=None)
@@ -68,9 +74,10 @@ class OneShotTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request, unless this call has sent one already."""
         witness = WITNESS.get() or Witness()
-        if witness.requests:
+        if witness.barred:
             raise WireError("One call sends one request.", request=request)
         session = self._open_session(request)
+        witness.bar()
         witness.requests += 1
         try:
             response = await self._exchange(session, request)

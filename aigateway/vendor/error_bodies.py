@@ -53,11 +53,9 @@ _CODES: Mapping[str, FailureKind] = {
         FailureKind.AUTHENTICATION: (
             "account_deactivated",
             "api_key_invalid",
-            "authentication_error",
             "invalid_api_key",
             "invalid_authentication",
             "invalid_organization",
-            "unauthenticated",
         ),
         FailureKind.PERMISSION: (
             "access_terminated",
@@ -69,8 +67,6 @@ _CODES: Mapping[str, FailureKind] = {
             "consumer_suspended",
             "insufficient_permissions",
             "ip_not_authorized",
-            "permission_denied",
-            "permission_error",
             "request_forbidden",
             "service_disabled",
             "unsupported_country_region_territory",
@@ -110,6 +106,8 @@ _CODES: Mapping[str, FailureKind] = {
 _GENERIC_CODES: Mapping[str, FailureKind] = {
     _key(code): kind
     for kind, codes in {
+        FailureKind.AUTHENTICATION: ("authentication_error", "unauthenticated"),
+        FailureKind.PERMISSION: ("permission_denied", "permission_error"),
         FailureKind.SERVER_ERROR: (
             "api_error",
             "deadline_exceeded",

@@ -221,10 +221,11 @@ def _from_litellm(link: BaseException, now_wall: float) -> Failure | None:
         return None
     headers = _headers(_get(link, "litellm_response_headers") or _get(link, "headers"))
     failure = classify_response(status, headers, _get(link, "body"), now_wall=now_wall)
-    # litellm puts 500 on everything it does not understand: no status came from the vendor.
-    if _is_litellms(link) and status == 500:
-        return Failure(FailureKind.UNKNOWN, None, failure.retry_after, failure.code)
-    return failure
+    # litellm puts 500 on everything it does not understand, and no response stands behind the
+    # other numbers either: they tell the kind, but the vendor need not have sent them.
+    unknown = _is_litellms(link) and status == 500
+    kind = FailureKind.UNKNOWN if unknown else failure.kind
+    return Failure(kind, None, failure.retry_after, failure.code)
 
 
 def _refined(failure: Failure, chain: tuple[BaseException, ...]) -> Failure:

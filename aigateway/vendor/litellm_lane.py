@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,19 @@ _REFUSED_OPTIONS = frozenset(
 )
 """Keys of `LLMConfig.extra` that would break what the gateway promises."""
 
+_HOP = 0.1
+"""Seconds that a cancellation may wait for a thread."""
+
+_LITELLMS_OWN = frozenset(
+    {
+        FailureKind.BAD_ANSWER,
+        FailureKind.MODEL_NOT_FOUND,
+        FailureKind.REJECTED,
+        FailureKind.UNKNOWN,
+    }
+)
+"""What litellm's own complaints about a request look like."""
+
 
 class LiteLLMClient:
     """One provider, asked through litellm, on one event loop.
@@ -92,7 +105,10 @@ class LiteLLMClient:
         self._config = config
         self._clock = clock
         self._price = own_price_of(config)
+        self._defaults = {k: v for k, v in config.extra.items() if k not in OWN_OPTIONS}
         self._options = _options(config, drop_unsupported_params=drop_unsupported_params)
+        # For Gemini, litellm takes this mark as an order to create a cache first: more requests.
+        self._without = "cache_control" if config.provider is ProviderType.GEMINI else None
         self._litellm: ModuleType | None = None
         self._client: SDKClient | None = None
         self._closed = False
@@ -116,12 +132,11 @@ class LiteLLMClient:
             VendorCallError: Whatever went wrong at the vendor or on the way to it.
         """
         litellm = await self._ready()
-        arguments = {
-            **_fresh(request.params),
-            **self._arguments(),
-            "messages": _fresh(request.messages),
-        }
-        response, status = await self._call(litellm, litellm.acompletion, arguments)
+        response, status = await self._call(
+            litellm,
+            litellm.acompletion,
+            self._arguments(request, messages=_fresh(request.messages, self._without)),
+        )
         completion = completion_from(response, model=self._config.model, status=status)
         return replace(completion, cost_usd=self._cost(response, completion))
 
@@ -132,12 +147,11 @@ class LiteLLMClient:
             VendorCallError: Whatever went wrong at the vendor or on the way to it.
         """
         litellm = await self._ready()
-        arguments = {
-            **_fresh(request.params),
-            **self._arguments(),
-            "input": list(request.inputs),
-        }
-        response, status = await self._call(litellm, litellm.aembedding, arguments)
+        response, status = await self._call(
+            litellm,
+            self._embedding(litellm),
+            self._arguments(request, input=list(request.inputs)),
+        )
         model, count = self._config.model, len(request.inputs)
         embeddings = embeddings_from(response, model=model, count=count, status=status)
         return replace(embeddings, cost_usd=self._cost(response, embeddings))
@@ -160,18 +174,27 @@ class LiteLLMClient:
         if self._litellm is None and not self._closed:
             from aigateway.vendor.sdk_clients import sdk_client  # noqa: PLC0415 - needs litellm
 
-            self._client = sdk_client(self._config, self._options)
+            self._client = sdk_client(self._config, self._defaults | self._options)
             self._litellm = litellm
 
-    def _arguments(self) -> dict[str, Any]:
-        client = self._client
-        return self._options if client is None else {**self._options, "client": client.handle}
+    def _embedding(self, litellm: ModuleType) -> Callable[..., Coroutine[Any, Any, Any]]:
+        if self._config.provider is not ProviderType.GEMINI:
+            function: Callable[..., Coroutine[Any, Any, Any]] = litellm.aembedding
+            return function
+        from aigateway.vendor.gemini_embeddings import gemini_embedding  # noqa: PLC0415 - httpx
+
+        return gemini_embedding
+
+    def _arguments(self, request: ChatRequest | EmbeddingRequest, **more: Any) -> dict[str, Any]:
+        """The caller's parameters stand over `extra`, and what the gateway rules over both."""
+        client = {} if self._client is None else {"client": self._client.handle}
+        return _fresh(self._defaults) | _fresh(request.params) | self._options | client | more
 
     async def _call(
         self,
         litellm: ModuleType,
-        function: Callable[..., Awaitable[Any]],
-        arguments: Mapping[str, Any],
+        function: Callable[..., Coroutine[Any, Any, Any]],
+        arguments: dict[str, Any],
     ) -> tuple[Any, int | None]:
         """Let litellm send: its response and the HTTP status, or a failure of ours."""
         from aigateway.vendor.own_call import own_call  # noqa: PLC0415 - needs httpx
@@ -179,11 +202,12 @@ class LiteLLMClient:
         outside, before = sys.exception(), _cancellations()
         with own_call(litellm) as witness:
             try:
-                response = await function(**arguments)
+                response = await _in_one_piece(function(**arguments), witness)
             except Exception as error:  # noqa: BLE001 - plain RuntimeErrors escape litellm too
                 failure = self._judge(error, witness, outside)
             else:
                 return response, witness.response.status_code if witness.response else None
+        arguments.clear()  # a traceback that shows locals shows no key
         if _cancellations() > before:
             raise asyncio.CancelledError  # an SDK took the cancellation for an error of its own
         # Out here, so that litellm's exception is nowhere behind ours.
@@ -199,8 +223,8 @@ class LiteLLMClient:
         if witness.error is not None:
             return classify(witness.error, now_wall=now_wall, outside=outside)
         failure = classify(error, now_wall=now_wall, outside=outside)
-        unsent = self._client is not None and not witness.requests
-        if unsent and failure.kind in {FailureKind.UNKNOWN, FailureKind.BAD_ANSWER}:
+        unsent = self._client is not None and failure.status is None
+        if unsent and failure.kind in _LITELLMS_OWN:
             # Nothing was sent: litellm could not put this request into the vendor's words. The
             # vendor is not to blame for it, and the next one's words may do.
             return Failure(FailureKind.UNSUPPORTED)
@@ -228,7 +252,6 @@ def _options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, A
         config.api_key.get_secret_value() if config.api_key else (_NO_KEY if from_vendor else None)
     )
     options: dict[str, Any] = {
-        **{name: value for name, value in config.extra.items() if name not in OWN_OPTIONS},
         "model": _PREFIXES[config.provider] + config.model,
         "api_key": key,
         "api_base": config.api_base or _BASES.get(config.provider),
@@ -236,19 +259,38 @@ def _options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, A
         "extra_headers": dict(config.headers) or None,
         "max_retries": 0,
         "num_retries": 0,
-        "drop_params": drop_unsupported_params or config.extra.get("drop_params"),
+        "drop_params": drop_unsupported_params or None,
         "timeout": 600.0,
     }
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _fresh(value: Any) -> Any:
+def _fresh(value: Any, without: str | None = None) -> Any:
     """A copy that litellm may write into. Texts, however long, are shared."""
     if isinstance(value, Mapping):
-        return {key: _fresh(part) for key, part in value.items()}
+        return {key: _fresh(part, without) for key, part in value.items() if key != without}
     if isinstance(value, list | tuple):
-        return [_fresh(part) for part in value]
+        return [_fresh(part, without) for part in value]
     return value
+
+
+async def _in_one_piece(call: Coroutine[Any, Any, Any], witness: Witness) -> Any:
+    """Await litellm's call, and keep a cancellation away from its hop through a thread.
+
+    The thread makes a coroutine which, if nobody waits for it any more, is never awaited: Python
+    says so on stderr. So as long as nothing has been sent, nothing may be sent from now on, and
+    the call comes to its end within milliseconds.
+    """
+    task = asyncio.create_task(call)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        if not task.done():
+            if not witness.requests:
+                witness.bar()
+                await asyncio.wait([task], timeout=_HOP)
+            task.cancel()
+            await asyncio.wait([task])
 
 
 def _cancellations() -> int:

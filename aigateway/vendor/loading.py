@@ -13,6 +13,7 @@ import asyncio
 import builtins
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import sys
@@ -29,9 +30,11 @@ SILENT: ContextVar[bool] = ContextVar("aigateway_silent", default=False)
 """Whether litellm's advice to stdout is withheld in this context."""
 
 _ENVIRONMENT = {
-    # Both are read while importing and at no other time.
+    # The first two are read while importing, the third at the first call to Anthropic, which is
+    # why that table is loaded here. Nothing reads them later.
     "LITELLM_MODE": "PRODUCTION",  # else a .env is searched from site-packages upwards
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else the price map comes from the network
+    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",  # else this comes from the network, too
 }
 
 _LOGGERS = (
@@ -83,30 +86,57 @@ def _importing() -> Future[ModuleType]:
 
 def _import_litellm() -> ModuleType:
     spared = "litellm" in sys.modules  # also while another thread still imports it
-    with contextlib.nullcontext() if spared else _as_it_was():
+    with _environment(), contextlib.nullcontext() if spared else _as_it_was():
         import litellm  # noqa: PLC0415 - the point of this module
         import openai.resources  # noqa: F401, PLC0415 - else the first call waits for it
+        from litellm import anthropic_beta_headers_manager  # noqa: PLC0415
+
+        # Any of its functions fetches the table if nobody has.
+        anthropic_beta_headers_manager.get_provider_name("anthropic")
+        if not spared:
+            _import_without_callback(litellm)
     _place_quiet_print()
     module: ModuleType = litellm
     return module
 
 
+def _import_without_callback(litellm: Any) -> None:
+    """Import the one module that registers a callback for everybody's calls just by being there.
+
+    Its first use (by any Gemini call) would make every later call run litellm's success logging.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("litellm.llms.vertex_ai.context_caching.vertex_ai_context_caching")
+    for callbacks in ("input_callback", "success_callback", "_async_success_callback"):
+        registered = getattr(litellm, callbacks, [])
+        if "cache" in registered and litellm.cache is None:
+            registered.remove("cache")
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """Set what keeps litellm off the network and the disk, where the user has not decided."""
+    ours = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
 @contextlib.contextmanager
 def _as_it_was() -> Iterator[None]:
-    """Undo what importing litellm does to the process, and what we do to make it behave."""
-    ours = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    """Undo what importing litellm does to other libraries' loggers."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger, logger.level, list(logger.filters)) for logger in loggers]
     collecting = gc.isenabled()
-    os.environ.update(ours)
     gc.disable()  # nothing that an import makes is garbage; this takes a fifth off it
     try:
         yield
     finally:
         if collecting:
             gc.enable()
-        for name in ours:
-            os.environ.pop(name, None)
         for logger, level, filters in before:
             logger.setLevel(level)
             logger.filters[:] = filters

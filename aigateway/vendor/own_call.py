@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aigateway.vendor.connections import WITNESS, Witness
 from aigateway.vendor.loading import SILENT
@@ -51,13 +51,18 @@ def _value(variable: ContextVar[_T], value: _T) -> Iterator[None]:
         variable.reset(token)
 
 
+def _users(callbacks: Any, litellm: ModuleType) -> bool:
+    """Whether somebody registered one; "cache" litellm registers by itself."""
+    return any(entry != "cache" or litellm.cache is not None for entry in callbacks or ())
+
+
 def _internal_flag(litellm: ModuleType) -> ContextVar[bool] | None:
     """Find litellm's own mark for calls whose outcome it need not log.
 
     Logging is for callbacks. Where there are none it costs time, and its worker outlives the loop
     it was started on. Where the user has registered some with litellm, they see our calls too.
     """
-    if any(getattr(litellm, name, None) for name in _CALLBACKS):
+    if any(_users(getattr(litellm, name, None), litellm) for name in _CALLBACKS):
         return None
     try:
         from litellm._internal_context import is_internal_call  # noqa: PLC0415 - loaded by now

@@ -122,3 +122,5 @@ def _names(config: LLMConfig) -> Iterator[str]:
         if config.provider is not ProviderType.LITELLM:
             yield f"{config.provider}/{model}"
         yield model
+        if config.provider is ProviderType.LITELLM:
+            yield model.partition("/")[2]  # the map leaves "openai/" and "anthropic/" off

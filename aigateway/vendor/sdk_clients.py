@@ -27,14 +27,34 @@ class SDKClient:
     close: Callable[[], Awaitable[None]]
 
 
-class _UncachedAzure(openai.AsyncAzureOpenAI):
-    """litellm puts every Azure client it is given into a cache that all of the process shares.
+class _AsConfigured:
+    """An SDK client that stays what it was made.
 
-    There, another user of litellm with the same key and address would find ours, and go on using
-    it after we closed it. The cache turns away what says it is too large.
+    litellm writes into the client it is given: `organization` from an environment variable, and
+    for embeddings its own default where it is told `max_retries=0`.
     """
 
+    _fixed = frozenset({"max_retries", "organization"})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in self._fixed or name not in vars(self):
+            super().__setattr__(name, value)
+
+
+class _OpenAI(_AsConfigured, openai.AsyncOpenAI):
+    """For OpenAI, its imitators, and Azure's v1 API."""
+
+
+class _Azure(_AsConfigured, openai.AsyncAzureOpenAI):
+    """For Azure's dated API versions."""
+
     def __sizeof__(self) -> int:
+        """Claim to be huge.
+
+        litellm puts every Azure client it is given into a cache that the whole process shares.
+        There, another user of litellm with the same key and address would find ours, and go on
+        using it after we closed it. The cache turns away what is too large.
+        """
         return 1 << 30
 
 
@@ -51,16 +71,14 @@ def sdk_client(config: LLMConfig, options: Mapping[str, Any]) -> SDKClient | Non
         return _handler()
     client = _openai_client(config, options)
     # The SDK reads these from the environment where they are not given.
-    client.organization = options.get("organization")
+    vars(client)["organization"] = options.get("organization")
     client.project = None
     client.admin_api_key = None
     client._custom_headers = {}  # noqa: SLF001 - OPENAI_CUSTOM_HEADERS has no other way out
     return SDKClient(client, client.close)
 
 
-def _openai_client(
-    config: LLMConfig, options: Mapping[str, Any]
-) -> openai.AsyncOpenAI | openai.AsyncAzureOpenAI:
+def _openai_client(config: LLMConfig, options: Mapping[str, Any]) -> _OpenAI | _Azure:
     key, base = options["api_key"], options["api_base"]
     common: dict[str, Any] = {
         "api_key": key,
@@ -74,10 +92,10 @@ def _openai_client(
         ),
     }
     if config.provider is not ProviderType.AZURE:
-        return openai.AsyncOpenAI(base_url=base, **common)
+        return _OpenAI(base_url=base, **common)
     if config.api_version in {"v1", "latest", "preview"}:
-        return openai.AsyncOpenAI(base_url=f"{base}/openai/v1", **common)
-    client = _UncachedAzure(azure_endpoint=base, api_version=config.api_version, **common)
+        return _OpenAI(base_url=f"{base}/openai/v1", **common)
+    client = _Azure(azure_endpoint=base, api_version=config.api_version, **common)
     client._azure_ad_token = None  # noqa: SLF001 - else AZURE_OPENAI_AD_TOKEN would replace the key
     return client
 

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -116,6 +117,7 @@ async def test_no_key_and_no_prompt_anywhere(simulator, caplog, capfd, fault):
 def run_python(code):
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # a bare user's own choice
         capture_output=True,
         text=True,
         timeout=60,

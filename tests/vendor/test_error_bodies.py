@@ -1,4 +1,5 @@
 """What the vendors' own words mean."""
+# ruff: noqa: E501 - a table reads best with one line for each body
 
 import json
 
@@ -19,9 +20,7 @@ def openai(message="", type_="invalid_request_error", code=None):
 
 
 def google(code, status, message="", *details):
-    return {
-        "error": {"code": code, "message": message, "status": status, "details": list(details)}
-    }
+    return {"error": {"code": code, "message": message, "status": status, "details": list(details)}}
 
 
 def info(reason):
@@ -223,17 +222,27 @@ def test_a_header_stands_over_the_body():
     assert read(429, body, {"Retry-After": "1"}).retry_after == 1.0
 
 
+KEYS = [
+    "error",
+    "code",
+    "type",
+    "status",
+    "message",
+    "details",
+    "reason",
+    "innererror",
+    "retryDelay",
+    "object",
+]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.sampled_from(
-            ["error", "code", "type", "status", "message", "details", "reason", "innererror"]
-            + ["retryDelay", "object"]
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(KEYS) | st.text(max_size=5),
+            inner,
+            max_size=5,
         )
-        | st.text(max_size=5),
-        inner,
-        max_size=5,
     ),
     max_leaves=20,
 )

@@ -7,8 +7,10 @@ import ssl
 
 import aiohttp
 import httpx
+import multidict
 import openai
 import pytest
+import yarl
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +19,8 @@ from aigateway.vendor.client import Failure, VendorCallError
 from aigateway.vendor.failures import VERDICTS, Failover, Gate, classify
 
 NOW = 1_700_000_000.0
-REQUEST = httpx.Request("POST", "http://127.0.0.1/v1")
+URL = "http://127.0.0.1/v1"
+REQUEST = httpx.Request("POST", URL)
 
 
 def kind_of(exc, **options):
@@ -83,7 +86,6 @@ class TestVerdicts:
     ("exc", "kind"),
     [
         (TimeoutError(), "timeout"),
-        (asyncio.TimeoutError(), "timeout"),
         (httpx.ReadTimeout("", request=REQUEST), "timeout"),
         (httpx.ConnectTimeout("", request=REQUEST), "timeout"),
         (httpx.PoolTimeout("", request=REQUEST), "saturated"),
@@ -137,9 +139,9 @@ class TestChain:
 
     def test_a_refused_connection_is_not_a_500(self):
         wrapped = behind(openai.APIConnectionError(request=REQUEST), cause=ConnectionRefusedError())
-        assert kind_of(behind(litellms("InternalServerError", status_code=500), context=wrapped)) == (
-            "connection"
-        )
+        assert kind_of(
+            behind(litellms("InternalServerError", status_code=500), context=wrapped)
+        ) == ("connection")
 
     def test_the_nearest_link_decides(self):
         far = answered(401)
@@ -196,7 +198,13 @@ class TestChain:
         assert kind_of(exc) == "context_window"
 
     def test_aiohttps_response_error(self):
-        exc = aiohttp.ClientResponseError(None, (), status=503, headers={"Retry-After": "3"})
+        url, headers = yarl.URL(URL), multidict.CIMultiDict({"Retry-After": "3"})
+        exc = aiohttp.ClientResponseError(
+            aiohttp.RequestInfo(url, "POST", multidict.CIMultiDictProxy(headers), yarl.URL(URL)),
+            (),
+            status=503,
+            headers=headers,
+        )
         assert classify(exc, now_wall=NOW) == Failure(FailureKind.SERVER_ERROR, 503, 3.0)
 
     def test_botocores_client_error(self):
@@ -210,7 +218,7 @@ class TestChain:
         )
 
 
-class Hostile(Exception):
+class HostileError(Exception):
     """Every attribute is a trap."""
 
     def __getattr__(self, name):
@@ -224,7 +232,6 @@ ANYTHING = st.recursive(
 )
 NAMES = st.sampled_from(
     ["status_code", "status", "response", "body", "headers", "original_exception", "message"]
-    + ["litellm_response_headers"]
 )
 
 
@@ -234,7 +241,7 @@ NAMES = st.sampled_from(
     st.sampled_from(["litellm.exceptions", "httpx", "elsewhere"]),
 )
 def test_whatever_comes_in_a_failure_comes_out(links, base, module):
-    top = None
+    top: BaseException = Exception()
     for attributes in links:
         made = type("Made", (base,), {"__module__": module})("words")
         for name, value in attributes.items():
@@ -246,5 +253,5 @@ def test_whatever_comes_in_a_failure_comes_out(links, base, module):
 
 
 def test_hostile_attributes():
-    assert kind_of(Hostile()) == "unknown"
-    assert kind_of(behind(Hostile(), context=TimeoutError())) == "timeout"
+    assert kind_of(HostileError()) == "unknown"
+    assert kind_of(behind(HostileError(), context=TimeoutError())) == "timeout"

@@ -1,0 +1,40 @@
+"""What the tests of the vendor room share."""
+
+import pytest
+
+from aigateway.clock import SYSTEM_CLOCK
+from aigateway.vendor.litellm_lane import LiteLLMClient
+from tests.vendor.calls import WIRES
+
+
+def pytest_collection_modifyitems(items):
+    """Keep a filter that litellm sets when it is imported; pytest undoes it for each test."""
+    for item in items:
+        if "vendor" in item.path.parts:
+            item.add_marker(pytest.mark.filterwarnings("ignore:.*`ReadOnly` qualifier"))
+
+
+@pytest.fixture
+async def connect():
+    """Make clients that are closed after the test."""
+    clients = []
+
+    def make(config, **options):
+        clients.append(LiteLLMClient(config, SYSTEM_CLOCK, **options))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.fixture(params=WIRES)
+def vendor(request, simulator):
+    """Each of the four simulated vendors in turn."""
+    return getattr(simulator, request.param)
+
+
+@pytest.fixture
+def client(vendor, connect):
+    """The lane to that vendor."""
+    return connect(vendor.config())

@@ -1,0 +1,146 @@
+"""Everything a vendor can do to us, on each wire: what it is called, and one request each."""
+
+import asyncio
+
+import pytest
+
+from aigateway.errors import FailureKind
+from aigateway.messages import EmbeddingRequest
+from aigateway.simulator import Fault
+from aigateway.vendor.client import Failure, VendorCallError
+from tests.vendor.calls import WIRES, asking, failure_of
+
+FAULTS = {
+    # name: fault, kind, status (one for all wires, or one for each), requests
+    "bad request": (Fault.bad_request(), "rejected", 400),
+    "too large": (Fault.too_large(), "rejected", (413, 413, 400, 413)),
+    "context window": (Fault.context_window(), "context_window", 400),
+    "content policy": (Fault.content_policy(), "content_policy", (400, 400, 200, 400)),
+    "bad key": (Fault.bad_key(), "authentication", (401, 401, 400, 401)),
+    "forbidden": (Fault.forbidden(), "permission", 403),
+    "region": (Fault.region(), "permission", (403, 403, 400, 403)),
+    "retired model": (Fault.retired_model(), "model_not_found", (404, 410, 404, 404)),
+    "no model": (Fault.model_not_found(), "model_not_found", 404),
+    "no credit": (Fault.no_credit(), "no_credit", (402, 402, 429, 400)),
+    "quota": (Fault.insufficient_quota(), "no_credit", (429, 429, 429, 400)),
+    "rate limit": (Fault.rate_limited(), "rate_limited", 429),
+    "overloaded": (Fault.overloaded(), "server_error", (503, 503, 503, 529)),
+    "reset": (Fault.reset(), "connection", None),
+    "reset in body": (Fault.reset_in_body(), "connection", None),
+    "cut body": (Fault.cut_body(), "connection", None),
+    "HTML": (Fault.html(), "bad_answer", 200),
+    "HTML 502": (Fault.html(502), "server_error", 502),
+    "empty": (Fault.empty(), "bad_answer", 200),
+    "empty 503": (Fault.empty(503), "server_error", 503),
+    "malformed": (Fault.malformed(), "bad_answer", 200),
+    "no choices": (Fault.no_choices(), "bad_answer", 200),
+    "error in 200": (Fault.error_in_200(), "server_error", 200),
+    "redirect": (Fault.redirect(), "bad_answer", 307),
+    **{
+        str(status): (Fault.status(status), kind, status)
+        for status, kind in {
+            408: "timeout",
+            409: "server_error",
+            418: "unknown",
+            422: "rejected",
+            424: "server_error",
+            499: "server_error",
+            500: "server_error",
+            502: "server_error",
+            503: "server_error",
+            504: "server_error",
+            529: "server_error",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_kind_status_and_one_request(vendor, client, name):
+    fault, kind, statuses = FAULTS[name]
+    status = statuses[WIRES.index(vendor.name)] if isinstance(statuses, tuple) else statuses
+    vendor.behave(fault)
+    failure = await failure_of(client)
+    assert (failure.kind, failure.status) == (kind, status)
+    assert vendor.request_count == 1
+
+
+async def test_a_refused_connection(vendor, client):
+    vendor.behave(Fault.refuse())
+    assert await failure_of(client) == Failure(FailureKind.CONNECTION)
+    assert vendor.request_count == 0
+    vendor.recover()
+    assert (await client.chat(asking())).choices[0].text == "4"
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.reset(), Fault.cut_body(), Fault.status(500), Fault.rate_limited()]
+)
+async def test_one_request_on_a_connection_that_was_used_before(vendor, client, fault):
+    await client.chat(asking())
+    vendor.behave(fault)
+    await failure_of(client)
+    assert vendor.request_count == 2
+
+
+@pytest.mark.parametrize("fault", [Fault.reset(), Fault.status(500), Fault.html()])
+async def test_embeddings_too(vendor, client, fault):
+    if vendor.name == "anthropic":
+        pytest.skip("has no embeddings")
+    vendor.behave(fault)
+    failure = await failure_of(client, EmbeddingRequest(inputs=("a", "b")))
+    assert failure.kind in {"connection", "server_error", "bad_answer"}
+    assert vendor.request_count == 1
+
+
+@pytest.mark.parametrize("fault", [Fault.rate_limited, Fault.overloaded])
+@pytest.mark.parametrize(("given", "seconds"), [(7, 7.0), ("1500ms", 1.5)])
+async def test_retry_after(vendor, client, fault, given, seconds):
+    vendor.behave(fault(retry_after=given))
+    assert (await failure_of(client)).retry_after == seconds
+
+
+async def test_the_callers_timeout(vendor, client):
+    await client.chat(asking())
+    vendor.behave(Fault.hang())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await client.chat(asking())
+    assert vendor.request_count == 2
+
+
+async def test_cancellation_goes_through(vendor, client):
+    await client.chat(asking())
+    vendor.behave(Fault.hang())
+    task = asyncio.create_task(client.chat(asking()))
+    while vendor.request_count < 2:  # noqa: ASYNC110 - the request is on its way
+        await asyncio.sleep(0.005)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def test_an_answer_without_usage(vendor, client):
+    vendor.behave(Fault.no_usage())
+    if vendor.name in {"openai", "azure"}:
+        answer = await client.chat(asking())
+        assert (answer.usage.total_tokens, answer.cost_usd) == (0, None)
+    else:  # litellm cannot read these without
+        assert (await failure_of(client)).kind is FailureKind.BAD_ANSWER
+    assert vendor.request_count == 1
+
+
+async def test_what_the_caller_was_handling_is_not_mixed_in(vendor, client):
+    vendor.behave(Fault.refuse())
+    try:
+        raise PermissionError  # noqa: TRY301
+    except PermissionError:
+        with pytest.raises(VendorCallError) as caught:
+            await client.chat(asking())
+    assert caught.value.failure.kind is FailureKind.CONNECTION
+
+
+async def test_a_server_nobody_can_find(connect, simulator):
+    config = simulator.openai.config(api_base="http://nobody.invalid/v1")
+    assert await failure_of(connect(config)) == Failure(FailureKind.CONNECTION)

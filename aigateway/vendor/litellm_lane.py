@@ -14,7 +14,6 @@ to the Responses API.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from types import ModuleType
@@ -188,7 +187,13 @@ class LiteLLMClient:
     def _arguments(self, request: ChatRequest | EmbeddingRequest, **more: Any) -> dict[str, Any]:
         """The caller's parameters stand over `extra`, and what the gateway rules over both."""
         client = {} if self._client is None else {"client": self._client.handle}
-        return _fresh(self._defaults) | _fresh(request.params) | self._options | client | more
+        return {
+            **_fresh(self._defaults),
+            **_fresh(request.params),
+            **self._options,
+            **client,
+            **more,
+        }
 
     async def _call(
         self,
@@ -199,21 +204,21 @@ class LiteLLMClient:
         """Let litellm send: its response and the HTTP status, or a failure of ours."""
         from aigateway.vendor.own_call import own_call  # noqa: PLC0415 - needs httpx
 
-        outside, before = sys.exception(), _cancellations()
         with own_call(litellm) as witness:
-            try:
-                response = await _in_one_piece(function(**arguments), witness)
-            except Exception as error:  # noqa: BLE001 - plain RuntimeErrors escape litellm too
-                failure = self._judge(error, witness, outside)
-            else:
-                return response, witness.response.status_code if witness.response else None
-        arguments.clear()  # a traceback that shows locals shows no key
-        if _cancellations() > before:
-            raise asyncio.CancelledError  # an SDK took the cancellation for an error of its own
-        # Out here, so that litellm's exception is nowhere behind ours.
+            # A task of its own, so that what the caller may be handling just now is not linked
+            # behind litellm's exceptions.
+            task = asyncio.create_task(function(**arguments))
+        await _settled(task, witness if self._client else None)
+        if not task.cancelled() and task.exception() is None:
+            return task.result(), witness.response.status_code if witness.response else None
+        failure = self._judge(task, witness)
+        # Neither behind our exception nor among the locals of its traceback is litellm's, nor a
+        # key.
+        arguments.clear()
+        del task, witness
         raise VendorCallError(failure)
 
-    def _judge(self, error: Exception, witness: Witness, outside: BaseException | None) -> Failure:
+    def _judge(self, task: asyncio.Task[Any], witness: Witness) -> Failure:
         now_wall = self._clock.wall()
         response = witness.response
         if response is not None:
@@ -221,8 +226,9 @@ class LiteLLMClient:
                 response.status_code, response.headers, response.content, now_wall=now_wall
             )
         if witness.error is not None:
-            return classify(witness.error, now_wall=now_wall, outside=outside)
-        failure = classify(error, now_wall=now_wall, outside=outside)
+            return classify(witness.error, now_wall=now_wall)
+        error = None if task.cancelled() else task.exception()
+        failure = classify(error or asyncio.CancelledError(), now_wall=now_wall)
         unsent = self._client is not None and failure.status is None
         if unsent and failure.kind in _LITELLMS_OWN:
             # Nothing was sent: litellm could not put this request into the vendor's words. The
@@ -274,25 +280,26 @@ def _fresh(value: Any, without: str | None = None) -> Any:
     return value
 
 
-async def _in_one_piece(call: Coroutine[Any, Any, Any], witness: Witness) -> Any:
-    """Await litellm's call, and keep a cancellation away from its hop through a thread.
+async def _settled(task: asyncio.Task[Any], witness: Witness | None) -> None:
+    """Wait for litellm's call, and keep a cancellation away from its hop through a thread.
 
     The thread makes a coroutine which, if nobody waits for it any more, is never awaited: Python
     says so on stderr. So as long as nothing has been sent, nothing may be sent from now on, and
-    the call comes to its end within milliseconds.
+    the call comes to its end within milliseconds. Without a witness that cannot be arranged.
     """
-    task = asyncio.create_task(call)
     try:
-        return await asyncio.shield(task)
-    finally:
-        if not task.done():
-            if not witness.requests:
-                witness.bar()
-                await asyncio.wait([task], timeout=_HOP)
-            task.cancel()
-            await asyncio.wait([task])
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.add_done_callback(_seen)
+        if witness is not None and not witness.requests:
+            witness.bar()
+            await asyncio.wait([task], timeout=_HOP)
+        task.cancel()
+        await asyncio.wait([task])
+        raise
 
 
-def _cancellations() -> int:
-    task = asyncio.current_task()
-    return task.cancelling() if task is not None else 0
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Look at a failure that interests nobody, so that asyncio does not report it."""
+    if not task.cancelled():
+        task.exception()

@@ -27,7 +27,7 @@ from typing import Any
 __all__ = ["SILENT", "load_litellm", "loaded_litellm"]
 
 SILENT: ContextVar[bool] = ContextVar("aigateway_silent", default=False)
-"""Whether litellm's advice to stdout is withheld in this context."""
+"""Whether litellm's advice and its debug logs are withheld in this context."""
 
 _ENVIRONMENT = {
     # The first two are read while importing, the third at the first call to Anthropic, which is
@@ -53,6 +53,8 @@ _PRINTING_MODULES = (
     "litellm.litellm_core_utils.get_llm_provider_logic",
 )
 """The modules that print advice when a call fails."""
+
+_TALKATIVE_LOGGERS = ("LiteLLM", "openai._base_client")
 
 _lock = threading.Lock()
 _import: Future[ModuleType] | None = None
@@ -93,9 +95,9 @@ def _import_litellm() -> ModuleType:
 
         # Any of its functions fetches the table if nobody has.
         anthropic_beta_headers_manager.get_provider_name("anthropic")
-        if not spared:
-            _import_without_callback(litellm)
+        _import_without_callback(litellm)
     _place_quiet_print()
+    _place_log_filter()
     module: ModuleType = litellm
     return module
 
@@ -105,12 +107,16 @@ def _import_without_callback(litellm: Any) -> None:
 
     Its first use (by any Gemini call) would make every later call run litellm's success logging.
     """
+    lists = [
+        getattr(litellm, name)
+        for name in ("input_callback", "success_callback", "_async_success_callback")
+        if "cache" not in getattr(litellm, name, ["cache"])
+    ]
     with contextlib.suppress(ImportError):
         importlib.import_module("litellm.llms.vertex_ai.context_caching.vertex_ai_context_caching")
-    for callbacks in ("input_callback", "success_callback", "_async_success_callback"):
-        registered = getattr(litellm, callbacks, [])
-        if "cache" in registered and litellm.cache is None:
-            registered.remove("cache")
+    for callbacks in lists:
+        if "cache" in callbacks:
+            callbacks.remove("cache")
 
 
 @contextlib.contextmanager
@@ -152,6 +158,31 @@ def _place_quiet_print() -> None:
         module = sys.modules.get(name)
         if module is not None and "print" not in vars(module):
             vars(module)["print"] = _print_unless_silent
+
+
+def _place_log_filter() -> None:
+    """Keep prompts and headers out of logs that nobody asked litellm or the SDK for.
+
+    Both write them at DEBUG, which they inherit from a root logger that the user set for quite
+    another library. LITELLM_LOG, OPENAI_LOG and a level on one of their loggers are still obeyed.
+    """
+    for name in _TALKATIVE_LOGGERS:
+        logger = logging.getLogger(name)
+        if _unless_silent not in logger.filters:
+            logger.addFilter(_unless_silent)
+
+
+def _unless_silent(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or not SILENT.get() or _asked_for(record.name)
+
+
+def _asked_for(name: str) -> bool:
+    logger: logging.Logger | None = logging.getLogger(name)
+    while logger is not None and logger is not logging.root:
+        if logger.level != logging.NOTSET:
+            return True
+        logger = logger.parent
+    return False
 
 
 def _print_unless_silent(*values: object, **options: Any) -> None:

@@ -7,13 +7,6 @@ from aigateway.vendor.litellm_lane import LiteLLMClient
 from tests.vendor.calls import WIRES
 
 
-def pytest_collection_modifyitems(items):
-    """Keep a filter that litellm sets when it is imported; pytest undoes it for each test."""
-    for item in items:
-        if "vendor" in item.path.parts:
-            item.add_marker(pytest.mark.filterwarnings("ignore:.*`ReadOnly` qualifier"))
-
-
 @pytest.fixture
 async def connect():
     """Make clients that are closed after the test."""

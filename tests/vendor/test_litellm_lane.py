@@ -8,7 +8,7 @@ import pytest
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ConfigurationError, FailureKind
 from aigateway.messages import EmbeddingRequest, ToolCall, Usage
-from aigateway.simulator import Answer
+from aigateway.simulator import Answer, Fault
 from aigateway.vendor.client import Failure
 from aigateway.vendor.litellm_lane import LiteLLMClient
 from tests.vendor.calls import asking, failure_of
@@ -390,14 +390,19 @@ class TestEmbeddings:
         assert (await connect(config).embed(EmbeddingRequest(inputs=("a b c",)))).cost_usd > 0
 
 
-async def test_no_key_and_no_prompt_in_any_log(vendor, connect, caplog):
-    from aigateway.simulator import Fault
-
-    caplog.set_level(logging.INFO)
+async def test_no_key_and_no_prompt_in_any_log(vendor, connect, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
     client = connect(vendor.config())
     await client.chat(asking("a secret prompt"))
     vendor.behave(Fault.bad_key())
     await failure_of(client, asking("a secret prompt"))
     text = "\n".join(f"{record.getMessage()} {record.args}" for record in caplog.records)
+    text += "".join(capfd.readouterr())
     assert vendor.key not in text
     assert "a secret prompt" not in text
+
+
+async def test_a_debug_log_that_was_asked_for(simulator, connect, caplog):
+    caplog.set_level(logging.DEBUG, "LiteLLM")
+    await connect(simulator.openai.config()).chat(asking("a secret prompt"))
+    assert "a secret prompt" in caplog.text

@@ -99,6 +99,18 @@ async def test_a_cancellation_that_comes_twice(simulator, connect):
     assert task.cancelled()
 
 
+async def test_what_the_caller_is_handling_hides_nothing(simulator, connect):
+    config = simulator.openai.config(provider="litellm", model="openai/gpt-4o-mini")
+    client = connect(config)
+    simulator.openai.behave(Fault.reset())
+    try:
+        raise PermissionError  # noqa: TRY301
+    except PermissionError:
+        with pytest.raises(VendorCallError) as caught:
+            await client.chat(asking())
+    assert caught.value.failure.kind == "connection"
+
+
 async def test_clients_close_only_their_own_connections(simulator, connect):
     one, other = (connect(simulator.openai.config()) for _ in range(2))
     await one.chat(asking())

@@ -83,10 +83,9 @@ async def test_one_request_on_a_connection_that_was_used_before(vendor, client, 
     assert vendor.request_count == 2
 
 
+@pytest.mark.parametrize("vendor", ["openai", "azure", "gemini"], indirect=True)
 @pytest.mark.parametrize("fault", [Fault.reset(), Fault.status(500), Fault.html()])
 async def test_embeddings_too(vendor, client, fault):
-    if vendor.name == "anthropic":
-        pytest.skip("has no embeddings")
     vendor.behave(fault)
     failure = await failure_of(client, EmbeddingRequest(inputs=("a", "b")))
     assert failure.kind in {"connection", "server_error", "bad_answer"}

@@ -271,7 +271,7 @@ class AsyncGateway:
             completion = await client.chat(request)
             if not fits(model, completion):
                 # Raised here and not from pydantic's error, which quotes the answer.
-                raise VendorCallError(Failure(FailureKind.INVALID_OUTPUT))
+                raise VendorCallError(Failure(FailureKind.INVALID_OUTPUT), completion)
             return completion
 
         return await self._dispatcher.dispatch(self._journey(request, began), ask)
@@ -356,10 +356,18 @@ class AsyncGateway:
             ConfigurationError: There is none of that name.
         """
         provider = self._roster.remove(name)
-        if self._loop is not None and not self._loop.is_closed():
-            task = self._loop.create_task(provider.retire(), name=f"aigateway-retire-{name}")
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+        provider.retired = True
+        if self._loop is None or self._loop.is_closed():
+            return
+        if _running_loop() is self._loop:
+            self._retire(provider)
+        else:
+            self._loop.call_soon_threadsafe(self._retire, provider)
+
+    def _retire(self, provider: Provider) -> None:
+        task = asyncio.create_task(provider.retire(), name=f"aigateway-retire-{provider.name}")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def warmup(self) -> None:
         """Load litellm and open the clients now, instead of at the first request.
@@ -429,7 +437,6 @@ class AsyncGateway:
             self._start_afresh()
             for provider in self._roster:
                 provider.abandon()
-                provider.slots.in_flight = 0
         self._loop = loop
 
     def _start_afresh(self) -> None:
@@ -437,6 +444,13 @@ class AsyncGateway:
         self._dispatcher = Dispatcher(self.settings, self._clock, self._limiter, self._emitter)
         self._flights = Flights()
         self._retiring: set[asyncio.Task[None]] = set()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _settings(given: GatewaySettings | None, overrides: dict[str, Any]) -> GatewaySettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from aigateway.messages import Completion
 
@@ -30,11 +30,14 @@ def parse(model: type[M] | None, completion: Completion) -> M | None:
 
 
 def fits(model: type[BaseModel] | None, completion: Completion) -> bool:
-    """Whether `parse` would succeed. Without a model everything does, at no cost."""
+    """Whether `parse` would succeed. Without a model everything does, at no cost.
+
+    A validator of the application's that raises something else refuses the answer, too.
+    """
     if model is None:
         return True
     try:
         parse(model, completion)
-    except ValidationError:
+    except Exception:  # noqa: BLE001 - it is the application's own code
         return False
     return True

@@ -298,8 +298,10 @@ class CircuitBreaker:
         self._openings += 1
         open_time = self._open_time(self._openings)
         if self._openings > 1:
-            jittered = open_time * (1 + JITTER * self.clock.random())
-            open_time = min(jittered, self.max_open_seconds)
+            jitter = open_time * JITTER * self.clock.random()
+            # At the upper end it is taken off, so that there, too, processes drift apart.
+            longer = open_time + jitter
+            open_time = longer if longer <= self.max_open_seconds else open_time - jitter
         old = self._state
         self._start(CircuitState.OPEN)
         self._open_until = self.clock.now() + open_time

@@ -51,6 +51,7 @@ class Gates:
         "_policy",
         "_recheck_at",
         "_recheck_out_until",
+        "_rechecks",
         "_throttled_in_a_row",
         "cooldown_until",
         "disabled_reason",
@@ -59,6 +60,7 @@ class Gates:
     def __init__(self, clock: Clock, policy: GatePolicy) -> None:
         self._clock = clock
         self._policy = policy
+        self._rechecks = 0
         self.reset()
 
     def reset(self) -> None:
@@ -83,19 +85,28 @@ class Gates:
             return Closed(FailureKind.COOLING_DOWN, self.cooldown_until - now)
         return None
 
-    def enter(self) -> None:
-        """An attempt begins; if the provider is disabled, it is the one that checks again."""
-        if self.disabled_reason is not None:
-            self._recheck_out_until = self._clock.now() + self._policy.recheck_lease
+    def enter(self) -> int:
+        """An attempt begins. If the provider is disabled, it is the one that checks again.
 
-    def leave(self) -> None:
-        """An attempt ended without telling anything about the gates."""
-        self._recheck_out_until = -math.inf
-
-    def succeeded(self) -> bool:
-        """An attempt was answered: the key works. Returns whether the provider was disabled."""
-        self._throttled_in_a_row = 0
+        Returns:
+            What `leave` and `succeeded` want back: only the check that is out may open the gate,
+            not an attempt that began before it was closed.
+        """
         if self.disabled_reason is None:
+            return 0
+        self._rechecks += 1
+        self._recheck_out_until = self._clock.now() + self._policy.recheck_lease
+        return self._rechecks
+
+    def leave(self, entry: int) -> None:
+        """An attempt ended without an answer; if it was the check, the next may check."""
+        if entry and entry == self._rechecks:
+            self._recheck_out_until = -math.inf
+
+    def succeeded(self, entry: int) -> bool:
+        """An attempt was answered. Returns whether that enabled a disabled provider."""
+        self._throttled_in_a_row = 0
+        if not entry or entry != self._rechecks or self.disabled_reason is None:
             return False
         self.disabled_reason = None
         self._disabled_in_a_row = 0
@@ -104,14 +115,16 @@ class Gates:
 
     def throttled(self, retry_after: float | None) -> float:
         """The provider asked to be left alone; returns for how many seconds it now is."""
+        now = self._clock.now()
+        cooling = now < self.cooldown_until
         if retry_after is None:
+            if cooling:  # calls that were out together count once
+                return self.cooldown_until - now
             retry_after = min(
                 self._policy.cooldown * 2.0 ** min(self._throttled_in_a_row, 60),
                 self._policy.max_cooldown,
             )
-        self._throttled_in_a_row += 1
-        self._recheck_out_until = -math.inf
-        now = self._clock.now()
+        self._throttled_in_a_row += not cooling
         # The longest wish counts: answers to calls in flight arrive in any order.
         self.cooldown_until = max(self.cooldown_until, now + retry_after)
         return self.cooldown_until - now
@@ -131,5 +144,4 @@ class Gates:
             self._disabled_in_a_row += 1
             self._recheck_at = now + pause
         self.disabled_reason = reason
-        self._recheck_out_until = -math.inf
         return self._recheck_at - now

@@ -8,7 +8,8 @@ a request that could go somewhere is never held up by one in front of it that co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import heapq
+from collections.abc import Callable, Hashable
 
 from aigateway.errors import OverloadedError
 
@@ -50,6 +51,9 @@ class _Waiter:
         self.ready = ready
         self.woken = woken
 
+    def __lt__(self, other: _Waiter) -> bool:
+        return self.ticket < other.ticket
+
 
 class Limiter:
     """The gateway's places, and the queue for them.
@@ -59,13 +63,14 @@ class Limiter:
         max_queue: Requests that may wait; one more gets `OverloadedError`.
     """
 
-    __slots__ = ("_max_queue", "_slots", "_tickets", "_waiters", "_woken")
+    __slots__ = ("_groups", "_max_queue", "_slots", "_tickets", "_waiting", "_woken")
 
     def __init__(self, limit: int, max_queue: int) -> None:
         self._slots = Slots(limit)
         self._max_queue = max_queue
         self._tickets = 0
-        self._waiters: list[_Waiter] = []  # by ticket
+        self._groups: dict[Hashable, list[_Waiter]] = {}  # heaps by ticket
+        self._waiting = 0
         self._woken = 0  # waiters that were told to go and have not run yet
 
     @property
@@ -76,7 +81,7 @@ class Limiter:
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._waiters)
+        return self._waiting
 
     def has_place(self, slots: Slots) -> bool:
         """Whether one more call may go out, here and at the provider.
@@ -90,14 +95,14 @@ class Limiter:
         """Occupy a place here and at the provider. The caller has checked that both are free."""
         slots.in_flight += 1
         self._slots.in_flight += 1
-        if self._waiters:
+        if self._waiting:
             self.wake()  # a waiter may have gone elsewhere than where it was expected
 
     def give_back(self, slots: Slots) -> None:
         """Free the place, and wake the first waiter that can use what is free now."""
         slots.give_back()
         self._slots.give_back()
-        if self._waiters:
+        if self._waiting:
             self.wake()
 
     def ticket(self) -> int:
@@ -105,41 +110,58 @@ class Limiter:
         self._tickets += 1
         return self._tickets
 
-    async def wait(self, ticket: int, ready: Callable[[], bool]) -> None:
+    async def wait(self, ticket: int, group: Hashable, ready: Callable[[], bool]) -> None:
         """Wait until `ready()` may be true. Somebody else may have been quicker: check again.
+
+        Args:
+            ticket: The place in the order of arrival.
+            group: Waiters for which `ready` says the same share one: it is asked once for all.
+            ready: Whether to go on, to a free place or because no place is of use any more.
 
         Raises:
             OverloadedError: The queue is full.
         """
-        if len(self._waiters) >= self._max_queue:
+        if self._waiting >= self._max_queue:
             raise OverloadedError(
-                f"{len(self._waiters)} requests are waiting for a free provider already"
+                f"{self._waiting} requests are waiting for a free provider already"
                 f" (max_queue = {self._max_queue}). Slow down, or raise max_concurrency"
                 f" or max_queue."
             )
-        waiter = _Waiter(ticket, ready, asyncio.get_running_loop().create_future())
-        self._enqueue(waiter)
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(ticket, ready, loop.create_future())
+        heapq.heappush(self._groups.setdefault(group, []), waiter)
+        self._waiting += 1
         try:
             await waiter.woken
         finally:
             if waiter.woken.cancelled():
-                self._waiters.remove(waiter)
+                self._waiting -= 1  # its place in the heap is cleared when it comes up
+                self._tidy(group)
             else:
                 self._woken -= 1
                 # What it was woken for may be of use to the next, if this one is cancelled now.
-                asyncio.get_running_loop().call_soon(self.wake)
+                loop.call_soon(self.wake)
 
     def wake(self) -> None:
         """Wake the first waiter that could go now."""
-        for index, waiter in enumerate(self._waiters):
-            if not waiter.woken.done() and waiter.ready():
-                del self._waiters[index]
-                self._woken += 1
-                waiter.woken.set_result(None)
-                return
+        first: Hashable = None
+        earliest: _Waiter | None = None
+        for group in list(self._groups):
+            waiter = self._tidy(group)
+            if waiter is not None and (earliest is None or waiter < earliest) and waiter.ready():
+                first, earliest = group, waiter
+        if earliest is not None:
+            heapq.heappop(self._groups[first])
+            self._waiting -= 1
+            self._woken += 1
+            earliest.woken.set_result(None)
 
-    def _enqueue(self, waiter: _Waiter) -> None:
-        position = len(self._waiters)
-        while position and self._waiters[position - 1].ticket > waiter.ticket:
-            position -= 1
-        self._waiters.insert(position, waiter)
+    def _tidy(self, group: Hashable) -> _Waiter | None:
+        """The first of a group that is still waiting; an empty group goes."""
+        heap = self._groups.get(group)
+        while heap:
+            if not heap[0].woken.done():
+                return heap[0]
+            heapq.heappop(heap)
+        self._groups.pop(group, None)
+        return None

@@ -7,7 +7,9 @@ Everything that decides is elsewhere: who is next (`plan.py`), whose fault a fai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -32,7 +34,7 @@ from aigateway.events import (
     RequestRetrying,
 )
 from aigateway.messages import Attempt, Usage
-from aigateway.resilience.breaker import Permit, Rejected
+from aigateway.resilience.breaker import CircuitState, Permit, Rejected
 from aigateway.resilience.limiter import Limiter
 from aigateway.resilience.retry import NobodyLeftError, RetryPolicy, retry_rounds
 from aigateway.routing.plan import Choice, choose, take_turn
@@ -45,6 +47,9 @@ from aigateway.vendor.failures import VERDICTS, Failover, Gate, Verdict
 __all__ = ["Dispatcher", "Journey", "Served"]
 
 _log = logging.getLogger(__name__)
+
+LONGEST_WAIT = 3600.0
+"""Seconds after which a waiting request looks around again, if nothing else wakes it."""
 
 
 class Answer(Protocol):
@@ -97,6 +102,24 @@ class Served(Generic[A_co]):
     attempts: tuple[Attempt, ...]
 
 
+class _Call:
+    """One attempt under way: who is asked, under which permit, since when."""
+
+    __slots__ = ("_began", "_clock", "entry", "permit", "provider", "slots")
+
+    def __init__(self, provider: Provider, permit: Permit, clock: Clock) -> None:
+        self.provider = provider
+        self.permit = permit
+        self.slots = provider.slots
+        self.entry = provider.gates.enter()
+        self._clock = clock
+        self._began = clock.now()
+
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return self._clock.now() - self._began
+
+
 class Journey:
     """What one request has met so far.
 
@@ -136,6 +159,28 @@ class Journey:
         for cause in causes:
             self.causes.setdefault(cause.provider, cause)
 
+    def book(self, call: _Call, failure: Failure) -> float:
+        """Write down an attempt that gave no answer; returns how long it took, in seconds."""
+        provider, seconds = call.provider, call.seconds()
+        kind, status = failure.kind, failure.status
+        provider.counters.failed(kind)
+        self.attempts.append(Attempt(provider.name, provider.model, kind, status, seconds))
+        self.causes[provider.name] = ProviderFailure(
+            provider.name, kind, status, failure.retry_after
+        )
+        return seconds
+
+    def not_to_probe(self) -> set[str]:
+        """Providers that this request has seen fail and whose circuit is not closed.
+
+        To probe one would count a second failure of one request against it.
+        """
+        return {
+            provider.name
+            for provider in self.candidates
+            if provider.name in self.blamed and provider.breaker.state is not CircuitState.CLOSED
+        }
+
 
 class Dispatcher:
     """Takes requests across providers. One for each gateway."""
@@ -163,6 +208,8 @@ class Dispatcher:
             DeadlineExceededError: The request's time ran out first.
             OverloadedError: The queue for free providers is full.
         """
+        if self._stopped:
+            raise GatewayError("This gateway is closed; make another one.")
         try:
             async with self._clock.timeout(journey.deadline - self._clock.now()) as scope:
                 self._under_way.add(scope)
@@ -207,7 +254,7 @@ class Dispatcher:
 
     async def _round(self, journey: Journey, operation: Operation[A]) -> Served[A]:
         """Ask everybody who can be asked, best first, until one answers."""
-        journey.tried.clear()
+        journey.tried = journey.not_to_probe()
         while True:
             choice = choose(journey.candidates, journey.tried, self._limiter.has_place)
             provider = choice.provider
@@ -225,111 +272,123 @@ class Dispatcher:
                 continue  # a listener of the circuit took the place: `choose` sees it now
             journey.tried.add(provider.name)
             take_turn(provider, journey.candidates)
-            answer = await self._attempt(provider, permit, journey, operation)
+            answer = await self._attempt(_Call(provider, permit, self._clock), journey, operation)
             if answer is not None:
                 return Served(answer, provider.name, tuple(journey.attempts))
 
     async def _wait_for_place(self, journey: Journey, choice: Choice) -> None:
-        def somebody_is_free() -> bool:
+        """Wait for a free place, or until a provider that was passed over may be asked again."""
+
+        def to_be_looked_at() -> bool:
             found = choose(journey.candidates, journey.tried, self._limiter.has_place)
-            return found.provider is not None
+            # With nobody full any more, waiting has no point: the others were refused meanwhile.
+            return found.provider is not None or not found.full
 
         if not journey.ticket:
             journey.ticket = self._limiter.ticket()
         journey.note(choice.refused + choice.full)
-        await self._limiter.wait(journey.ticket, somebody_is_free)
-        for waited_for in choice.full:
-            journey.causes.pop(waited_for.provider, None)
+        group = (journey.candidates, frozenset(journey.tried))
+        waits = [f.retry_after_seconds for f in choice.refused if f.retry_after_seconds]
+        soonest = min(waits, default=math.inf)
+        with contextlib.suppress(TimeoutError):  # the request's own deadline comes as cancellation
+            async with self._clock.timeout(min(soonest, LONGEST_WAIT)):
+                await self._limiter.wait(journey.ticket, group, to_be_looked_at)
+        for waited_for in choice.refused + choice.full:
+            if journey.causes.get(waited_for.provider) == waited_for:
+                del journey.causes[waited_for.provider]
 
     async def _prepare(self, provider: Provider, journey: Journey) -> None:
         try:
             await provider.prepare()
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the other providers may still answer
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the others may still answer
             _log.warning("Provider %s cannot be prepared: %s.", provider.name, type(exc).__name__)
             journey.tried.add(provider.name)
             journey.note([ProviderFailure(provider.name, FailureKind.UNKNOWN)])
 
-    async def _attempt(
-        self, provider: Provider, permit: Permit, journey: Journey, operation: Operation[A]
-    ) -> A | None:
+    async def _attempt(self, call: _Call, journey: Journey, operation: Operation[A]) -> A | None:
         """Make one call. None if the next provider should be asked; raises if none should."""
-        clock = self._clock
+        limit, cut = self._time_for(call.provider, journey)
         failure: Failure
-        self._limiter.take(provider.slots)
-        provider.gates.enter()
-        began = clock.now()
+        self._limiter.take(call.slots)
         try:
             try:
-                async with clock.timeout(provider.attempt_timeout):
-                    answer = await operation(provider.client)
+                async with self._clock.timeout(limit):
+                    answer = await operation(call.provider.client)
             except VendorCallError as error:
                 failure = error.failure
+                self._book_unusable(call, error.answer)
             except TimeoutError:
-                failure = Failure(FailureKind.TIMEOUT)
+                failure = Failure(cut)
             except Exception as exc:  # noqa: BLE001 - none should come through; go on
-                _log.warning("Provider %s raised %s.", provider.name, type(exc).__name__)
+                _log.warning("Provider %s raised %s.", call.provider.name, type(exc).__name__)
                 failure = Failure(FailureKind.UNKNOWN)
             except BaseException:
-                self._cut_short(provider, permit, journey, began)
+                self._cut_short(call, journey)
                 raise
             else:
-                self._succeeded(provider, permit, journey, answer, clock.now() - began)
+                self._succeeded(call, journey, answer)
                 return answer
-            await self._failed(provider, permit, journey, failure, clock.now() - began)
+            await self._failed(call, journey, failure)
             return None
         finally:
-            self._limiter.give_back(provider.slots)
+            self._limiter.give_back(call.slots)
+
+    def _time_for(self, provider: Provider, journey: Journey) -> tuple[float, FailureKind]:
+        """How long an attempt may take, and what it means if that is not enough.
+
+        Where the provider's own timeout would use up all that is left of the request, half of it
+        is kept for the next one. A provider that was cut for that reason is not to blame.
+        """
+        left = journey.deadline - self._clock.now()
+        if provider.attempt_timeout < left or not any(
+            other.name not in journey.tried and other.refusal() is None
+            for other in journey.candidates
+        ):
+            return provider.attempt_timeout, FailureKind.TIMEOUT
+        return left / 2, FailureKind.DEADLINE
 
     # ── what an attempt's end means ──────────────────────────────────────────────────────────
 
-    def _succeeded(
-        self, provider: Provider, permit: Permit, journey: Journey, answer: Answer, seconds: float
-    ) -> None:
-        permit.success()
-        if provider.gates.succeeded():
+    def _succeeded(self, call: _Call, journey: Journey, answer: Answer) -> None:
+        provider, seconds = call.provider, call.seconds()
+        call.permit.success()
+        if provider.gates.succeeded(call.entry):
             self._emitter.emit(ProviderEnabled(provider.name))
         provider.counters.succeeded(seconds, answer.usage, answer.cost_usd)
         journey.attempts.append(Attempt(provider.name, provider.model, None, None, seconds))
 
-    def _cut_short(
-        self, provider: Provider, permit: Permit, journey: Journey, began: float
-    ) -> None:
+    def _cut_short(self, call: _Call, journey: Journey) -> None:
         """The caller went away, or the request's own deadline came: nobody is to blame."""
-        permit.release()
-        provider.gates.leave()
-        now = self._clock.now()
-        kind = FailureKind.DEADLINE if now >= journey.deadline else FailureKind.CANCELLED
-        provider.counters.failed(kind)
-        journey.attempts.append(Attempt(provider.name, provider.model, kind, None, now - began))
-        journey.causes[provider.name] = ProviderFailure(provider.name, kind)
+        call.permit.release()
+        call.provider.gates.leave(call.entry)
+        late = self._clock.now() >= journey.deadline
+        failure = Failure(FailureKind.DEADLINE if late else FailureKind.CANCELLED)
+        journey.book(call, failure)
 
-    async def _failed(
-        self,
-        provider: Provider,
-        permit: Permit,
-        journey: Journey,
-        failure: Failure,
-        seconds: float,
-    ) -> None:
-        verdict = VERDICTS[failure.kind]
-        self._settle(provider, permit, journey, verdict)
+    async def _failed(self, call: _Call, journey: Journey, failure: Failure) -> None:
+        provider, verdict = call.provider, VERDICTS[failure.kind]
+        if verdict.counts and provider.name not in journey.blamed:
+            journey.blamed.add(provider.name)
+            call.permit.failure()
+        else:
+            call.permit.release()
+        provider.gates.leave(call.entry)
         self._close_gates(provider, failure, verdict)
-        self._book(provider, journey, failure, seconds)
+        seconds = journey.book(call, failure)
+        self._emitter.emit(
+            ProviderFailed(
+                journey.request_id,
+                provider.name,
+                failure.kind,
+                failure.status,
+                failure.code,
+                seconds,
+            )
+        )
         if verdict.failover is Failover.LARGER_WINDOW:
             journey.candidates = await self._with_larger_window(provider, journey)
         elif verdict.failover is Failover.NEVER and not self._go_on_after.get(failure.kind):
             raise _final_error(tuple(journey.causes.values()), failure.kind)
-
-    def _settle(
-        self, provider: Provider, permit: Permit, journey: Journey, verdict: Verdict
-    ) -> None:
-        # A probe's failure always counts: it says whether the circuit may close, not how long
-        # the streak is.
-        if verdict.counts and (permit.probe or provider.name not in journey.blamed):
-            journey.blamed.add(provider.name)
-            permit.failure()
-        else:
-            permit.release()
 
     def _close_gates(self, provider: Provider, failure: Failure, verdict: Verdict) -> None:
         gates = provider.gates
@@ -342,19 +401,11 @@ class Dispatcher:
             # A sick provider is the breaker's affair; it cools down only if it said for how long.
             pause = gates.throttled(failure.retry_after)
             self._emitter.emit(ProviderCooledDown(provider.name, round(pause, 3)))
-        else:
-            gates.leave()
 
-    def _book(self, provider: Provider, journey: Journey, failure: Failure, seconds: float) -> None:
-        kind, status = failure.kind, failure.status
-        provider.counters.failed(kind)
-        journey.attempts.append(Attempt(provider.name, provider.model, kind, status, seconds))
-        journey.causes[provider.name] = ProviderFailure(
-            provider.name, kind, status, failure.retry_after
-        )
-        self._emitter.emit(
-            ProviderFailed(journey.request_id, provider.name, kind, status, failure.code, seconds)
-        )
+    def _book_unusable(self, call: _Call, answer: Answer | None) -> None:
+        """An answer that was no use was still paid for."""
+        if answer is not None:
+            call.provider.counters.spent(answer.usage, answer.cost_usd)
 
     async def _with_larger_window(
         self, provider: Provider, journey: Journey
@@ -384,9 +435,10 @@ class Dispatcher:
 
     def _nobody_left(self, journey: Journey) -> NobodyLeftError:
         waits = []
+        hopeless = journey.not_to_probe()
         for provider in journey.candidates:
             cause = journey.causes.get(provider.name)
-            if cause is not None and cause.kind in _MAY_PASS:
+            if cause is not None and cause.kind in _MAY_PASS and provider.name not in hopeless:
                 refusal = provider.refusal()
                 waits.append((refusal and refusal.retry_after_seconds) or 0.0)
         return NobodyLeftError(tuple(journey.causes.values()), min(waits, default=None))

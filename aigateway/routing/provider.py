@@ -153,22 +153,22 @@ class Provider:
         self.prepared = True
 
     async def retire(self) -> None:
-        """Take no more calls, let those that are out end, then close the connections."""
-        self.retired = True
+        """Let the calls that are out end, then close the connections."""
         await self.slots.empty()
         await self.aclose()
 
     async def aclose(self) -> None:
         """Close the connections. The next attempt would open new ones."""
-        client = self.abandon()
+        client, self._client = self._client, None
+        self.prepared = False
         if client is not None:
             await client.aclose()
 
-    def abandon(self) -> VendorClient | None:
+    def abandon(self) -> None:
         """Let go of the connections without closing them: their event loop is gone."""
-        client, self._client = self._client, None
+        self._client = None
         self.prepared = False
-        return client
+        self.slots = Slots(self.config.max_concurrency)  # what was out settles with the old one
 
     def status(self) -> ProviderStatus:
         """What it is doing now."""

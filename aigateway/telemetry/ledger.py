@@ -6,7 +6,6 @@ error or a cancellation closes the entry.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -64,7 +63,10 @@ class Ledger:
                 )
             )
             raise
-        except asyncio.CancelledError:
+        except Exception:
+            self.counters.failures += 1  # not foreseen; the books balance all the same
+            raise
+        except BaseException:
             self.counters.cancelled += 1
             raise
 

@@ -68,6 +68,10 @@ class ProviderCounters:
         self.attempts += 1
         self.successes += 1
         self.latency.add(seconds)
+        self.spent(usage, cost_usd)
+
+    def spent(self, usage: Usage, cost_usd: float | None) -> None:
+        """Note what an answer cost, whether it was of use or not."""
         self.usage += usage
         self.cost_usd += cost_usd or 0.0
 

@@ -38,9 +38,11 @@ class Failure:
 class VendorCallError(Exception):
     """The one exception that a `VendorClient` raises for a vendor's failure."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, answer: Completion | None = None) -> None:
         super().__init__(str(failure.kind))
         self.failure = failure
+        self.answer = answer
+        """An answer that came and is of no use: it has been paid for."""
 
 
 class VendorClient(Protocol):

@@ -72,7 +72,7 @@ VERDICTS: Mapping[FailureKind, Verdict] = MappingProxyType(
         FailureKind.CONTENT_POLICY: _RAISE,
         FailureKind.CONTEXT_WINDOW: Verdict(Failover.LARGER_WINDOW),
         FailureKind.CANCELLED: _RAISE,
-        FailureKind.DEADLINE: _RAISE,
+        FailureKind.DEADLINE: _ANOTHER,
         FailureKind.UNSUPPORTED: _ANOTHER,
         FailureKind.INVALID_OUTPUT: _ANOTHER,
         FailureKind.AUTHENTICATION: _MISCONFIGURED,

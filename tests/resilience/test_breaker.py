@@ -192,9 +192,10 @@ class TestOpenTime:
             permit_of(breaker).failure()
         expected = [60, 120, 240, 480, 600, 600, 600]
         for wait, base in zip(seen, expected, strict=True):
-            assert base - 1e-6 <= wait <= min(600, base * 1.1) + 1e-6
+            least = base if base < 600 else 540
+            assert least - 1e-6 <= wait <= min(600, base * 1.1) + 1e-6
         assert seen[0] == 60, "the first opening has no jitter"
-        assert len(set(seen)) > 3, "later ones do"
+        assert len(set(seen)) == len(seen), "later ones do, also where the doubling ends"
 
     def test_a_close_resets_it(self, breaker, clock):
         half_open_it(breaker, clock).failure()
@@ -208,7 +209,7 @@ class TestOpenTime:
         for _ in range(3000):
             clock.tick(700)
             permit_of(breaker).failure()
-        assert breaker.refusal().retry_after == pytest.approx(600)
+        assert 540 <= breaker.refusal().retry_after <= 600
 
     def test_the_wall_clock_moves_nothing(self, breaker, clock):
         open_it(breaker)

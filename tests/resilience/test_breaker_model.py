@@ -49,7 +49,9 @@ class Model:
 
     def open_bounds(self) -> tuple[float, float]:
         base = min(OPEN_SECONDS * 2 ** (self.openings - 1), MAX_OPEN)
-        return base, base if self.openings == 1 else min(base * 1.1, MAX_OPEN)
+        if self.openings == 1:
+            return base, base
+        return (base * 0.9 if base * 1.1 > MAX_OPEN else base), min(base * 1.1, MAX_OPEN)
 
     def settle(self, call: Call, how: str, now: float) -> None:
         if call.settled:

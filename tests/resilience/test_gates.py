@@ -37,12 +37,15 @@ class TestCooldown:
             waits.append(round(gates.throttled(None), 6))
             clock.tick(waits[-1])
         assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
-        gates.succeeded()
+        gates.succeeded(gates.enter())
         assert gates.throttled(None) == pytest.approx(1)
 
-    def test_survives_ten_thousand_in_a_row(self, gates):
+    def test_calls_that_were_out_together_count_once(self, gates):
+        assert [round(gates.throttled(None)) for _ in range(20)] == [1] * 20
+
+    def test_survives_ten_thousand_in_a_row(self, gates, clock):
         for _ in range(10_000):
-            gates.throttled(None)
+            clock.tick(gates.throttled(None))
         assert math.isfinite(gates.cooldown_until)
 
 
@@ -53,9 +56,9 @@ class TestDisabled:
         assert gates.closed().kind is FailureKind.DISABLED
         clock.tick(1)
         assert gates.closed() is None
-        gates.enter()
+        entry = gates.enter()
         assert gates.closed().kind is FailureKind.DISABLED, "one is checking already"
-        assert gates.succeeded()
+        assert gates.succeeded(entry)
         assert gates.closed() is None
         assert gates.disabled_reason is None
 
@@ -78,8 +81,19 @@ class TestDisabled:
     def test_a_check_that_learned_nothing_lets_the_next_one_check(self, gates, clock):
         gates.disable(FailureKind.AUTHENTICATION)
         clock.tick(300)
-        gates.enter()
-        gates.leave()
+        gates.leave(gates.enter())
+        assert gates.closed() is None
+
+    def test_an_attempt_from_before_opens_nothing(self, gates, clock):
+        before = gates.enter()
+        gates.disable(FailureKind.AUTHENTICATION)
+        assert not gates.succeeded(before)
+        assert gates.disabled_reason is FailureKind.AUTHENTICATION
+        clock.tick(300)
+        check = gates.enter()
+        gates.leave(before)
+        assert gates.closed().kind is FailureKind.DISABLED, "the check is still out"
+        gates.leave(check)
         assert gates.closed() is None
 
     def test_a_check_that_never_comes_back_lets_another_try(self, gates, clock):
@@ -92,7 +106,7 @@ class TestDisabled:
     def test_a_rate_limited_check_cools_down_and_stays_disabled(self, gates, clock):
         gates.disable(FailureKind.AUTHENTICATION)
         clock.tick(300)
-        gates.enter()
+        gates.leave(gates.enter())
         gates.throttled(5)
         assert gates.closed().kind is FailureKind.COOLING_DOWN
         assert gates.disabled_reason is FailureKind.AUTHENTICATION

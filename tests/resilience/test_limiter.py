@@ -10,7 +10,7 @@ from aigateway.resilience.limiter import Limiter, Slots
 async def use(limiter: Limiter, slots: Slots, log: list[str], name: str, gate=None) -> None:
     ticket = limiter.ticket()
     while not limiter.has_place(slots):
-        await limiter.wait(ticket, lambda: limiter.has_place(slots))
+        await limiter.wait(ticket, slots, lambda: limiter.has_place(slots))
     limiter.take(slots)
     try:
         log.append(name)
@@ -97,7 +97,7 @@ async def test_random_schedules_lose_nobody_and_break_no_bound(seed):
     async def caller(slots: Slots) -> None:
         ticket = limiter.ticket()
         while not limiter.has_place(slots):
-            await limiter.wait(ticket, lambda: limiter.has_place(slots))
+            await limiter.wait(ticket, slots, lambda: limiter.has_place(slots))
         limiter.take(slots)
         try:
             worst[0] = max(worst[0], limiter.in_flight)

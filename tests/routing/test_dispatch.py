@@ -16,6 +16,7 @@ from aigateway.errors import (
 )
 from aigateway.gateway import AsyncGateway
 from aigateway.resilience.breaker import CircuitState
+from aigateway.routing.provider import Provider
 from aigateway.testing import FakeClock, ScriptedVendor, scripted_configs
 from aigateway.vendor.client import Failure
 
@@ -397,3 +398,69 @@ class TestPlaces:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert state_of(gateway, "a").in_flight == 0
+
+    @pytest.mark.parametrize("kind", [K.SERVER_ERROR, K.AUTHENTICATION])
+    async def test_those_who_wait_hear_that_it_is_no_use_any_more(self, make, vendor, kind):
+        gateway = make("a", fields={"max_concurrency": 5})
+        vendor.always("a", kind)
+        results = await asyncio.gather(
+            *(gateway.chat(str(i)) for i in range(30)), return_exceptions=True
+        )
+        assert {type(r) for r in results} == {AllProvidersFailedError}
+        metrics = gateway.get_metrics()
+        assert (metrics["waiting"], metrics["in_flight"]) == (0, 0)
+        assert vendor.called() <= 9, "four were out with the one that opened it, or disabled it"
+
+    async def test_time_that_frees_another_provider_ends_the_wait(self, make, vendor, clock):
+        gateway = make("a", "b", fields={"max_concurrency": 1}, attempt_timeout=50)
+        gateway._roster.candidates("b")[0].gates.throttled(5)
+        vendor.script("a", hang)
+        first = asyncio.create_task(gateway.chat("1"))
+        await clock.settle()
+        second = asyncio.create_task(gateway.chat("2"))
+        await clock.advance(4.9)
+        assert not second.done()
+        await clock.advance(0.2)
+        assert (await second).provider == "b"
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+    async def test_a_long_queue_costs_little_for_each_request(self, make, vendor, monkeypatch):
+        looked = 0
+        original = Provider.refusal
+
+        def counted(self):
+            nonlocal looked
+            looked += 1
+            return original(self)
+
+        monkeypatch.setattr(Provider, "refusal", counted)
+        gateway = make("a", max_concurrency=4)
+        await asyncio.gather(*(gateway.chat(str(i)) for i in range(500)))
+        assert vendor.called() == 500
+        assert looked < 500 * 10
+
+
+class TestShortDeadline:
+    async def test_a_hang_leaves_half_of_the_time_to_the_next(self, make, vendor, clock):
+        gateway = make("a", "b")
+        vendor.always("a", hang)
+        task = asyncio.create_task(gateway.chat("hi", timeout=20))
+        await clock.advance(9.9)
+        assert not task.done()
+        await clock.advance(0.2)
+        reply = await task
+        assert (reply.provider, reply.attempts[0].failure) == ("b", K.DEADLINE)
+        assert gateway.get_metrics()["providers"]["a"]["consecutive_failures"] == 0
+
+
+class TestProbes:
+    async def test_a_request_does_not_probe_what_it_has_seen_fail(self, make, vendor, clock):
+        gateway = make(
+            "a", retry_rounds=5, failure_threshold=1, reset_timeout_seconds=1, timeout=60
+        )
+        vendor.always("a", K.SERVER_ERROR)
+        task = asyncio.create_task(fails(gateway, AllProvidersFailedError))
+        await clock.advance(60)
+        await task
+        assert vendor.called("a") == 1

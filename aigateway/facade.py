@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, TypeVar
 
 from aigateway.errors import GatewayError, RequestRejectedError
@@ -62,15 +63,7 @@ def call_llm(
         ConfigurationError: The environment does not describe a gateway that can work.
         GatewayError: Called where an event loop runs, or whatever `AsyncGateway.chat` raises.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    else:
-        raise GatewayError(
-            "call_llm() would block the event loop that is running here. Make an AsyncGateway"
-            " and use `await gateway.chat()`."
-        )
+    _refuse_on_a_loop()
     if user_prompt is None:
         raise RequestRejectedError("user_prompt is missing; use call_llm(user_prompt=...).")
     background = _started()
@@ -87,6 +80,17 @@ def call_llm(
         **params,
     )
     return background.run(answer).text
+
+
+def _refuse_on_a_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise GatewayError(
+        "call_llm() would block the event loop that is running here. Make an AsyncGateway"
+        " and use `await gateway.chat()`."
+    )
 
 
 def get_gateway() -> AsyncGateway:
@@ -137,17 +141,43 @@ class _Background:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it over there, and wait. Whatever ends the waiting early also ends the work."""
-        with self._submitting:
-            if self._closing:
-                work.close()
-                raise GatewayError("The process's gateway is closed: the process is ending.")
-            outcome = asyncio.run_coroutine_threadsafe(work, self._loop)
+        outcome: Future[T] = Future()  # before anything runs: from here on Ctrl-C may come
         try:
+            with self._submitting:
+                if self._closing:
+                    work.close()
+                    raise GatewayError("The process's gateway is closed: the process is ending.")
+                self._loop.call_soon_threadsafe(self._begin, work, outcome)
             return outcome.result()
         except CancelledError:
             raise GatewayError("The process's gateway was closed during this call.") from None
         finally:
             outcome.cancel()  # changes nothing when it is done
+
+    def _begin(self, work: Coroutine[Any, Any, T], outcome: Future[T]) -> None:
+        """On the loop: run the work, and bind its end and the caller's to each other."""
+        if outcome.cancelled():
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work)
+
+        def left(outcome: Future[T]) -> None:
+            if outcome.cancelled() and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(task.cancel)
+
+        def ended(task: asyncio.Task[T]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if task.cancelled():
+                outcome.cancel()
+            elif not outcome.cancelled():
+                with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
+                    if error is not None:
+                        outcome.set_exception(error)
+                    else:
+                        outcome.set_result(task.result())
+
+        outcome.add_done_callback(left)
+        task.add_done_callback(ended)
 
     def close(self) -> None:
         """End what is in flight, close the connections, and stop the thread; bounded in time."""

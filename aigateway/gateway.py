@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aigateway import intake
-from aigateway.cache.flight import Flights
+from aigateway.cache.flight import Flights, Lead
 from aigateway.cache.key import cache_key
 from aigateway.cache.store import AnswerCache, Remembered, ttl_for
 from aigateway.clock import SYSTEM_CLOCK, Clock
@@ -233,6 +233,29 @@ class AsyncGateway:
         self, key: str, request: ChatRequest, began: float
     ) -> tuple[Served[Completion], bool]:
         """Dispatch, or wait for the same request that is in flight already."""
+        deadline = self._deadline(request, began)
+        # A refresh must not be answered by a call that began before somebody asked for it.
+        flight = key if request.cache is True else f"refresh:{key}"
+        while True:
+            lead = self._flights.lead(flight)
+            if lead is None:
+                return await self._lead(flight, key, request, began)
+            try:
+                async with self._clock.timeout(deadline - self._clock.now()):
+                    return await self._flights.join(flight), lead.shares()
+            except (AllProvidersFailedError, DeadlineExceededError) as error:
+                # The request that began it may have had too little time, where this one has more.
+                if not lead.lacked_time(error, self._clock.now(), deadline):
+                    raise
+            except TimeoutError:
+                raise DeadlineExceededError(
+                    "The request's deadline passed while it waited for an identical one in flight."
+                ) from None
+
+    async def _lead(
+        self, flight: str, key: str, request: ChatRequest, began: float
+    ) -> tuple[Served[Completion], bool]:
+        """Begin a flight; its own dispatch keeps the deadline."""
 
         async def dispatch_and_remember() -> Served[Completion]:
             served = await self._dispatch(request, began)
@@ -245,24 +268,13 @@ class AsyncGateway:
             self.cache.remember(key, served.answer, served.provider, ttl)
             return served
 
-        # A refresh must not be answered by a call that began before somebody asked for it.
-        flight = key if request.cache is True else f"refresh:{key}"
-        deadline = self._deadline(request, began)
-        while True:
-            if not self._flights.joinable(flight):
-                # Its own dispatch keeps the deadline, and knows what to say when it is over.
-                return await self._flights.share(flight, dispatch_and_remember)
-            try:
-                async with self._clock.timeout(max(0.0, deadline - self._clock.now())):
-                    return await self._flights.share(flight, dispatch_and_remember)
-            except DeadlineExceededError:
-                # The flight was begun by a request with less time than this one has.
-                if self._clock.now() >= deadline:
-                    raise
-            except TimeoutError:
-                raise DeadlineExceededError(
-                    "The request's deadline passed while it waited for an identical one in flight."
-                ) from None
+        lead = Lead(self._deadline(request, began))
+        try:
+            served, _ = await self._flights.share(flight, dispatch_and_remember, lead)
+        except asyncio.CancelledError:
+            lead.left = True
+            raise
+        return served, False
 
     async def _dispatch(self, request: ChatRequest, began: float) -> Served[Completion]:
         model = request.response_model

@@ -245,6 +245,37 @@ class TestCoalescing:
         release.set()
         assert (await patient).text == "ok"
 
+    async def test_one_with_more_time_waits_for_a_rate_limit_that_the_first_could_not(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", retry_rounds=1)
+        vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=3))
+        hasty = asyncio.create_task(gateway.chat("hi", timeout=2))
+        patient = asyncio.create_task(gateway.chat("hi", timeout=60))
+        await clock.advance(10)
+        with pytest.raises(AllProvidersFailedError):
+            await hasty
+        assert (await patient).text == "ok"
+
+    async def test_when_the_first_has_left_the_answer_is_counted_and_paid_for_once(
+        self, make, vendor, clock
+    ):
+        recorder = Recorder()
+        gateway = make(hooks=[recorder])
+        release = asyncio.Event()
+        vendor.script("a", release.wait)
+        first, *others = [asyncio.create_task(gateway.chat("hi")) for _ in range(4)]
+        await clock.settle()
+        first.cancel()
+        await clock.settle()
+        release.set()
+        replies = await asyncio.gather(*others)
+        await asyncio.gather(first, return_exceptions=True)
+        metrics = gateway.get_metrics()
+        assert (metrics["served"], metrics["coalesced"], metrics["cancelled"]) == (1, 2, 1)
+        assert sum(r.cost_usd or 0 for r in replies) == pytest.approx(metrics["cost_usd"])
+        assert len(recorder.of(RequestServed)) == 1
+
     async def test_a_refresh_is_not_answered_by_an_older_call(self, make, vendor, clock):
         gateway = make("a")
         release = asyncio.Event()
@@ -300,6 +331,29 @@ class TestStructuredOutput:
         assert reply.parsed == self.Sum(total=4)
         assert reply.attempts[0].failure is K.INVALID_OUTPUT
         assert gateway.get_metrics()["providers"]["a"]["consecutive_failures"] == 0
+
+    async def test_a_validator_with_a_bug_blames_nobody_and_the_books_balance(self, make, vendor):
+        class Broken(BaseModel):
+            total: int
+
+            @field_validator("total")
+            @classmethod
+            def look_up(cls, total):
+                return {}[total]
+
+        gateway = make()
+        for name in "ab":
+            vendor.always(name, '{"total": 4}')
+        for _ in range(6):
+            with pytest.raises(AllProvidersFailedError):
+                await gateway.chat("2+2", response_format=Broken)
+        await gateway.chat("2+2", response_format=self.Sum)
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("2+2", response_format=Broken)
+        assert {p.circuit_state for p in gateway.providers} == {"closed"}
+        metrics = gateway.get_metrics()
+        assert balanced(metrics)
+        assert metrics["providers"]["a"]["total_tokens"] == 2 * 8, "each answer was paid for"
 
     async def test_the_error_does_not_quote_the_answer(self, make, vendor):
         gateway = make()
@@ -505,6 +559,14 @@ class TestProviders:
         await clock.settle()
         assert vendor.open_clients == 1
 
+    async def test_may_be_removed_from_another_thread(self, make, vendor, clock):
+        gateway = make("a", "b")
+        await gateway.chat("hi")
+        await asyncio.to_thread(gateway.remove_provider, "a")
+        await clock.settle()
+        assert vendor.open_clients == 0
+        assert (await gateway.chat("other")).provider == "b"
+
     async def test_nothing_configured_fails_at_start(self):
         with pytest.raises(NoProvidersError, match="OPENAI_API_KEY"):
             AsyncGateway()
@@ -579,6 +641,8 @@ class TestLife:
         assert asyncio.run(gateway.chat("2")).text == "ok"
 
     async def test_leaves_no_task(self, make, vendor, clock):
+        gc.collect()  # what earlier tests left to the collector may make tasks of its own
+        await clock.settle()
         before = asyncio.all_tasks()
         gateway = make()
         await asyncio.gather(*(gateway.chat("hi") for _ in range(10)))

@@ -18,20 +18,57 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from aigateway.errors import GatewayError
+from aigateway.errors import AllProvidersFailedError, DeadlineExceededError, GatewayError
 
-__all__ = ["Flights"]
+__all__ = ["Flights", "Lead"]
 
 T = TypeVar("T")
+
+
+class Lead:
+    """The request that began a flight, as those who join it see it.
+
+    Attributes:
+        deadline: When its time is over, on the clock's own scale.
+        left: It went away and left the flight to the others.
+    """
+
+    __slots__ = ("_inherited", "deadline", "left")
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.left = False
+        self._inherited = False
+
+    def shares(self) -> bool:
+        """Whether one who joined gets a share of the leader's answer.
+
+        If the leader has left, the first to ask gets the answer as its own, so that it is counted
+        and paid for once.
+        """
+        if self.left and not self._inherited:
+            self._inherited = True
+            return False
+        return True
+
+    def lacked_time(
+        self, error: AllProvidersFailedError | DeadlineExceededError, now: float, deadline: float
+    ) -> bool:
+        """Whether the flight failed for want of time that one with `deadline` has."""
+        if isinstance(error, DeadlineExceededError):
+            return now < deadline
+        wait = error.retry_after_seconds
+        return wait is not None and self.deadline <= now + wait < deadline
 
 
 class _Flight(Generic[T]):
     """Work under way, and who waits for it."""
 
-    __slots__ = ("_cancelled", "_traceback", "bells", "task")
+    __slots__ = ("_cancelled", "_traceback", "bells", "lead", "task")
 
-    def __init__(self, task: asyncio.Task[T]) -> None:
+    def __init__(self, task: asyncio.Task[T], lead: Lead | None) -> None:
         self.task = task
+        self.lead = lead
         self.bells: set[asyncio.Future[None]] = set()
         self._cancelled = False
         self._traceback: TracebackType | None = None
@@ -95,12 +132,19 @@ class Flights(Generic[T]):
     def __bool__(self) -> bool:
         return True  # having nothing to do is no reason to be replaced
 
-    def joinable(self, key: str) -> bool:
-        """Whether `share` would join work that is under way, rather than begin it."""
+    def lead(self, key: str) -> Lead | None:
+        """Who leads the work that `join` would join; None if there is none."""
         flight = self._flights.get(key)
-        return flight is not None and not flight.failed
+        return None if flight is None or flight.failed else flight.lead
 
-    async def share(self, key: str, start: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+    async def join(self, key: str) -> T:
+        """Wait for the work that is under way for this key, and has a lead. As `share` does."""
+        result, _ = await self.share(key, _nothing_to_begin)
+        return result
+
+    async def share(
+        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], lead: Lead | None = None
+    ) -> tuple[T, bool]:
         """Wait for the work that is under way for this key, or begin it.
 
         The work sees the context variables of the caller that began it, and is bounded by no
@@ -111,6 +155,7 @@ class Flights(Generic[T]):
         Args:
             key: Which work it is; `cache_key`'s for instance.
             start: Makes the work. Called only if none is under way.
+            lead: Whose work it is, for those who join.
 
         Returns:
             The result, and whether this call joined work that another had begun.
@@ -124,7 +169,7 @@ class Flights(Generic[T]):
         flight = self._flights.get(key)
         joined = flight is not None and not flight.failed
         if flight is None or not joined:
-            flight = self._begin(key, start)
+            flight = self._begin(key, start, lead)
         try:
             if not flight.task.done():
                 await self._wait(key, flight)
@@ -142,9 +187,11 @@ class Flights(Generic[T]):
         if tasks:
             await asyncio.wait(tasks)
 
-    def _begin(self, key: str, start: Callable[[], Coroutine[Any, Any, T]]) -> _Flight[T]:
+    def _begin(
+        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], lead: Lead | None
+    ) -> _Flight[T]:
         task = asyncio.create_task(start(), name=f"aigateway-flight-{key[:16]}")
-        flight = _Flight(task)
+        flight = _Flight(task, lead)
         self._flights[key] = flight
         self._tasks[task] = flight
         task.add_done_callback(partial(self._over, key, flight))
@@ -172,6 +219,10 @@ class Flights(Generic[T]):
         # A later flight of the same key is not ours to forget.
         if self._flights.get(key) is flight:
             del self._flights[key]
+
+
+async def _nothing_to_begin() -> Any:
+    raise AssertionError("There was nothing to join.")
 
 
 def _own(error: BaseException) -> BaseException:

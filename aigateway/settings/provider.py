@@ -153,9 +153,27 @@ class LLMConfig(Frozen):
         return self
 
 
+_RULED_BY_THE_GATEWAY = frozenset(
+    {
+        "context_window_fallback_dict",
+        "fallbacks",
+        "messages",
+        "mock_response",
+        "mock_timeout",
+        "model",
+        "model_list",
+        "stream",
+    }
+)
+"""What `extra` cannot hold, because litellm would then break what the gateway promises."""
+
+
 def _misfit(config: LLMConfig) -> str | None:
     """What the fields of one provider, taken together, lack."""
     vendor = config.provider
+    ruled = sorted(_RULED_BY_THE_GATEWAY & config.extra.keys())
+    if ruled:
+        return f"extra: cannot hold {', '.join(ruled)}, which the gateway rules; leave it out"
     if vendor in VENDORS and config.api_key is None:
         variable = f"{VENDORS[vendor].prefix}API_KEY"
         return (

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from aigateway.clock import Clock
-from aigateway.errors import ConfigurationError, FailureKind
+from aigateway.errors import FailureKind
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.answers import completion_from, embeddings_from
@@ -54,19 +54,6 @@ _BASES: Mapping[ProviderType, str] = {
 _NO_KEY = "not-needed"
 """Sent to a server that wants no key, so that none is taken from the environment."""
 
-_REFUSED_OPTIONS = frozenset(
-    {
-        "context_window_fallback_dict",
-        "fallbacks",
-        "messages",
-        "mock_response",
-        "mock_timeout",
-        "model",
-        "model_list",
-        "stream",
-    }
-)
-"""Keys of `LLMConfig.extra` that would break what the gateway promises."""
 
 _HOP = 0.1
 """Seconds that a cancellation may wait for a thread."""
@@ -90,20 +77,15 @@ class LiteLLMClient:
         clock: Reads dates in `Retry-After`.
         drop_unsupported_params: Leave out what the model cannot take, where litellm knows; else
             such a request fails as `UNSUPPORTED` before anything is sent.
-
-    Raises:
-        ConfigurationError: `config.extra` has an option that the gateway rules.
     """
 
     def __init__(
         self, config: LLMConfig, clock: Clock, *, drop_unsupported_params: bool = False
     ) -> None:
-        refused = sorted(_REFUSED_OPTIONS & config.extra.keys())
-        if refused:
-            raise ConfigurationError(f"{config.name}: extra cannot hold {', '.join(refused)}.")
         self._config = config
         self._clock = clock
         self._price = own_price_of(config)
+        self._drop = drop_unsupported_params
         self._defaults = {k: v for k, v in config.extra.items() if k not in OWN_OPTIONS}
         self._options = _options(config, drop_unsupported_params=drop_unsupported_params)
         # For Gemini, litellm takes this mark as an order to create a cache first: more requests.
@@ -131,6 +113,7 @@ class LiteLLMClient:
             VendorCallError: Whatever went wrong at the vendor or on the way to it.
         """
         litellm = await self._ready()
+        self._refuse_what_would_be_dropped(request)
         response, status = await self._call(
             litellm,
             litellm.acompletion,
@@ -167,6 +150,18 @@ class LiteLLMClient:
         if self._closed or self._litellm is None:
             raise RuntimeError("This vendor client is closed.")
         return self._litellm
+
+    def _refuse_what_would_be_dropped(self, request: ChatRequest) -> None:
+        """Anthropic has no such thing, and litellm leaves it out without a word."""
+        if self._config.provider is not ProviderType.ANTHROPIC or self._drop:
+            return
+        wanted = request.params.get("response_format")
+        if (
+            "extra_body" in request.params
+            or (isinstance(wanted, Mapping) and wanted.get("type") == "json_object")
+            or any(_has_audio(message.get("content")) for message in request.messages)
+        ):
+            raise VendorCallError(Failure(FailureKind.UNSUPPORTED))
 
     def _connect(self, litellm: ModuleType) -> None:
         # Others may have waited for the same import, or closed this client meanwhile.
@@ -303,3 +298,9 @@ def _seen(task: asyncio.Task[Any]) -> None:
     """Look at a failure that interests nobody, so that asyncio does not report it."""
     if not task.cancelled():
         task.exception()
+
+
+def _has_audio(content: Any) -> bool:
+    return isinstance(content, list) and any(
+        isinstance(part, Mapping) and part.get("type") == "input_audio" for part in content
+    )

@@ -73,7 +73,7 @@ async def test_max_concurrency_holds_at_the_server(simulator):
         watcher = asyncio.create_task(watch())
         await asyncio.gather(*(gateway.chat(f"{i}") for i in range(30)))
         watcher.cancel()
-    assert 1 <= busiest <= 3
+    assert busiest == 3
 
 
 async def test_the_circuit_closes_again_when_the_vendor_heals(simulator):
@@ -150,8 +150,7 @@ def test_a_call_leaves_litellms_globals_as_they_were():
             return {
                 name: repr(getattr(litellm, name))
                 for name in dir(litellm)
-                # A leading underscore marks litellm's own notes, which any use of it changes.
-                if not name.startswith('_')
+                if name != '_async_client_cleanup_registered'  # any use of litellm sets it
                 and isinstance(getattr(litellm, name), bool | int | float | str | list | None)
             }
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from aigateway.errors import ConfigurationError
 from aigateway.settings import LLMConfig, ProviderType
 from tests.settings.helpers import KEY, TOKEN, config, refused
 
@@ -160,6 +161,12 @@ def test_a_missing_key_names_its_variable(provider: str, variable: str) -> None:
 def test_no_key_is_needed_where_there_may_be_none() -> None:
     assert LLMConfig("openai_compatible", "m", api_base="http://localhost:1/v1").api_key is None
     assert LLMConfig("litellm", "bedrock/x").api_key is None
+
+
+@pytest.mark.parametrize("option", ["fallbacks", "mock_response", "stream", "model_list"])
+def test_options_that_the_gateway_rules(option: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"extra: cannot hold {option}"):
+        LLMConfig("openai", "gpt-4o-mini", api_key="sk-1", extra={option: True})
 
 
 def test_nothing_secret_is_shown() -> None:

@@ -70,7 +70,7 @@ class TestVerdicts:
         assert VERDICTS[FailureKind(kind)].gate is Gate.DISABLE
         assert VERDICTS[FailureKind(kind)].failover is Failover.ALWAYS
 
-    @pytest.mark.parametrize("kind", ["rejected", "content_policy", "cancelled", "deadline"])
+    @pytest.mark.parametrize("kind", ["rejected", "content_policy", "cancelled"])
     def test_the_callers_fault_is_raised(self, kind):
         assert VERDICTS[FailureKind(kind)].failover is Failover.NEVER
 

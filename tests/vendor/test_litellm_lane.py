@@ -5,12 +5,10 @@ import logging
 
 import pytest
 
-from aigateway.clock import SYSTEM_CLOCK
-from aigateway.errors import ConfigurationError, FailureKind
+from aigateway.errors import FailureKind
 from aigateway.messages import EmbeddingRequest, ToolCall, Usage
 from aigateway.simulator import Answer, Fault
-from aigateway.vendor.client import Failure
-from aigateway.vendor.litellm_lane import LiteLLMClient
+from aigateway.vendor.client import Failure, VendorCallError
 from tests.vendor.calls import asking, failure_of
 
 PIXEL = (
@@ -265,14 +263,6 @@ class TestConfiguration:
         await connect(config).chat(asking())
         assert simulator.openai.received[0].headers["openai-organization"] == "org-1"
 
-    @pytest.mark.parametrize("option", ["fallbacks", "mock_response", "stream", "model_list"])
-    def test_options_the_gateway_rules(self, option):
-        from aigateway.settings import LLMConfig
-
-        config = LLMConfig("openai", "gpt-4o-mini", api_key="sk-1", extra={option: True})
-        with pytest.raises(ConfigurationError, match=option):
-            LiteLLMClient(config, SYSTEM_CLOCK)
-
     async def test_a_proxy_from_the_environment(self, simulator, connect, monkeypatch):
         monkeypatch.setenv("HTTP_PROXY", simulator.gemini.url)
         monkeypatch.delenv("NO_PROXY", raising=False)
@@ -406,3 +396,16 @@ async def test_a_debug_log_that_was_asked_for(simulator, connect, caplog):
     caplog.set_level(logging.DEBUG, "LiteLLM")
     await connect(simulator.openai.config()).chat(asking("a secret prompt"))
     assert "a secret prompt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"response_format": {"type": "json_object"}}, {"extra_body": {"top_k": 5}}],
+    ids=["json_object", "extra_body"],
+)
+async def test_what_litellm_would_drop_for_anthropic_is_not_sent(simulator, connect, params):
+    client = connect(simulator.anthropic.config())
+    with pytest.raises(VendorCallError) as raised:
+        await client.chat(asking(**params))
+    assert raised.value.failure.kind == "unsupported"
+    assert simulator.anthropic.request_count == 0

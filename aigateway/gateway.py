@@ -486,10 +486,8 @@ def _checked(providers: Iterable[LLMConfig]) -> list[LLMConfig]:
 def _litellm_clients(settings: GatewaySettings) -> VendorClientFactory:
     def make(config: LLMConfig, clock: Clock) -> VendorClient:
         # Not at the top: it is the first step towards litellm, and nobody may ever ask for it.
-        from aigateway.vendor.litellm_lane import LiteLLMClient  # noqa: PLC0415
+        from aigateway.vendor.direct_lane import DirectClient  # noqa: PLC0415
 
-        return LiteLLMClient(
-            config, clock, drop_unsupported_params=settings.drop_unsupported_params
-        )
+        return DirectClient(config, clock, drop_unsupported_params=settings.drop_unsupported_params)
 
     return make

@@ -23,12 +23,21 @@ import aiohttp
 import httpx
 from yarl import URL
 
-__all__ = ["LONGEST_CALL", "WITNESS", "OneShotTransport", "WireError", "Witness"]
+__all__ = [
+    "KEEP_ALIVE",
+    "LONGEST_CALL",
+    "WITNESS",
+    "OneShotTransport",
+    "WireError",
+    "Witness",
+    "environment_proxy",
+    "tls_context",
+]
 
 LONGEST_CALL = 600.0
 """Seconds after which a call that nobody bounds ends."""
 
-_KEEP_ALIVE = 60.0
+KEEP_ALIVE = 60.0
 """Seconds an idle connection is kept."""
 
 _NOT_FORWARDED = frozenset({"connection", "content-length", "transfer-encoding"})
@@ -101,7 +110,7 @@ class OneShotTransport(httpx.AsyncBaseTransport):
             raise WireError("The client is closed.", request=request)
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
                 auto_decompress=False,  # httpx does, where the headers still say so
@@ -120,7 +129,7 @@ class OneShotTransport(httpx.AsyncBaseTransport):
             data=await request.aread(),
             allow_redirects=False,
             proxy=self._proxy(request.url),
-            ssl=_tls() if secure else True,
+            ssl=tls_context() if secure else True,
         ) as answer:
             body = await answer.read()
             headers = [
@@ -132,11 +141,12 @@ class OneShotTransport(httpx.AsyncBaseTransport):
         """The proxy that the environment asks for, found once per server."""
         origin = f"{url.scheme}://{url.netloc.decode()}"
         if origin not in self._proxies:
-            self._proxies[origin] = _environment_proxy(url.scheme, url.host, url.port)
+            self._proxies[origin] = environment_proxy(url.scheme, url.host, url.port)
         return self._proxies[origin]
 
 
-def _environment_proxy(scheme: str, host: str, port: int | None) -> str | None:
+def environment_proxy(scheme: str, host: str, port: int | None) -> str | None:
+    """The proxy that the environment asks for on the way to this server, if any."""
     proxies: Mapping[str, str] = getproxies()
     proxy = proxies.get(scheme) or proxies.get("all")
     if not proxy or proxy_bypass(host if port is None else f"{host}:{port}"):
@@ -145,6 +155,6 @@ def _environment_proxy(scheme: str, host: str, port: int | None) -> str | None:
 
 
 @functools.cache
-def _tls() -> ssl.SSLContext:
-    """Httpx's view of whom to trust: certifi, or what SSL_CERT_FILE and SSL_CERT_DIR say."""
+def tls_context() -> ssl.SSLContext:
+    """The view of httpx of whom to trust: certifi, or what SSL_CERT_FILE and SSL_CERT_DIR say."""
     return httpx.create_ssl_context()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from aigateway.vendor.connections import Witness
     from aigateway.vendor.sdk_clients import SDKClient
 
-__all__ = ["LiteLLMClient"]
+__all__ = ["LiteLLMClient", "call_options"]
 
 _PREFIXES: Mapping[ProviderType, str] = {
     ProviderType.OPENAI: "openai/",
@@ -87,7 +87,7 @@ class LiteLLMClient:
         self._price = own_price_of(config)
         self._drop = drop_unsupported_params
         self._defaults = {k: v for k, v in config.extra.items() if k not in OWN_OPTIONS}
-        self._options = _options(config, drop_unsupported_params=drop_unsupported_params)
+        self._options = call_options(config, drop_unsupported_params=drop_unsupported_params)
         # For Gemini, litellm takes this mark as an order to create a cache first: more requests.
         self._without = "cache_control" if config.provider is ProviderType.GEMINI else None
         self._litellm: ModuleType | None = None
@@ -246,7 +246,7 @@ class LiteLLMClient:
         return not compatible or "base_model" in self._config.extra
 
 
-def _options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, Any]:
+def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, Any]:
     """The arguments that are the same for every call of one provider."""
     from_vendor = config.provider is not ProviderType.LITELLM
     key = (

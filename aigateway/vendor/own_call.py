@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from aigateway.vendor.connections import WITNESS, Witness
 from aigateway.vendor.loading import SILENT
 
-__all__ = ["own_call"]
+__all__ = ["has_callbacks", "own_call"]
 
 _T = TypeVar("_T")
 
@@ -51,6 +51,11 @@ def _value(variable: ContextVar[_T], value: _T) -> Iterator[None]:
         variable.reset(token)
 
 
+def has_callbacks(litellm: ModuleType) -> bool:
+    """Whether the user has registered callbacks with litellm, which are to see our calls too."""
+    return any(_users(getattr(litellm, name, None), litellm) for name in _CALLBACKS)
+
+
 def _users(callbacks: Any, litellm: ModuleType) -> bool:
     """Whether somebody registered one; "cache" litellm registers by itself."""
     return any(entry != "cache" or litellm.cache is not None for entry in callbacks or ())
@@ -62,7 +67,7 @@ def _internal_flag(litellm: ModuleType) -> ContextVar[bool] | None:
     Logging is for callbacks. Where there are none it costs time, and its worker outlives the loop
     it was started on. Where the user has registered some with litellm, they see our calls too.
     """
-    if any(_users(getattr(litellm, name, None), litellm) for name in _CALLBACKS):
+    if has_callbacks(litellm):
         return None
     try:
         from litellm._internal_context import is_internal_call  # noqa: PLC0415 - loaded by now

@@ -17,7 +17,7 @@ from aigateway.messages import Usage
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.loading import loaded_litellm
 
-__all__ = ["OWN_OPTIONS", "Price", "max_input_tokens", "own_price_of", "price_of"]
+__all__ = ["OWN_OPTIONS", "Price", "Tariff", "max_input_tokens", "own_price_of", "price_of"]
 
 OWN_OPTIONS = frozenset(
     {
@@ -28,6 +28,9 @@ OWN_OPTIONS = frozenset(
     }
 )
 """Keys of `LLMConfig.extra` that end here."""
+
+SHORT_PROMPT = 100_000
+"""Tokens up to which no vendor charges more per token; the map's first step is at 128,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,66 @@ class Price:
         fresh = usage.prompt_tokens - cached
         spent = fresh * self.input + cached * self.cached
         return spent + usage.completion_tokens * self.output
+
+
+class Tariff:
+    """What a provider's calls cost, looked up once.
+
+    Two figures price almost every call. Where the map knows more (other prices beyond some length
+    of prompt, for audio, for reasoning, for filling the vendor's cache) and a call has such, the
+    price is litellm's own calculation.
+
+    Args:
+        litellm: Loaded.
+        config: The provider.
+    """
+
+    __slots__ = ("_entry", "_litellm", "_model", "_own", "_price", "_vendor")
+
+    def __init__(self, litellm: Any, config: LLMConfig) -> None:
+        self._litellm = litellm
+        self._own = own_price_of(config)
+        self._price = price_of(config)
+        self._entry = next((e for e in _entries(config) if _price(e)), {})
+        self._model = str(config.extra.get("base_model") or config.model)
+        self._vendor = str(config.provider)
+
+    def cost(self, response: Any, usage: Usage) -> float | None:
+        """US dollars for a call; None where the price is not known or no tokens were counted.
+
+        Args:
+            response: litellm's `ModelResponse`.
+            usage: Its usage, in the house's own form.
+        """
+        if self._own is not None:
+            return self._own.cost(usage)
+        if self._price is None or not usage.total_tokens:
+            return None
+        if self._is_plain(getattr(response, "usage", None), usage):
+            return self._price.cost(usage)
+        try:
+            return float(
+                self._litellm.completion_cost(
+                    response, model=self._model, custom_llm_provider=self._vendor
+                )
+            )
+        except Exception:  # noqa: BLE001 - an answer without a price is still an answer
+            return None
+
+    def _is_plain(self, counted: Any, usage: Usage) -> bool:
+        if usage.prompt_tokens > SHORT_PROMPT and any("above" in name for name in self._entry):
+            return False
+        reasoning = self._entry.get("output_cost_per_reasoning_token")
+        if usage.reasoning_tokens and reasoning not in {None, self._entry["output_cost_per_token"]}:
+            return False
+        prompt = getattr(counted, "prompt_tokens_details", None)
+        answer = getattr(counted, "completion_tokens_details", None)
+        return not (
+            getattr(counted, "cache_creation_input_tokens", None)
+            or getattr(prompt, "audio_tokens", None)
+            or getattr(prompt, "image_tokens", None)
+            or getattr(answer, "audio_tokens", None)
+        )
 
 
 def price_of(config: LLMConfig) -> Price | None:

@@ -3,17 +3,18 @@
 import pytest
 
 from aigateway.clock import SYSTEM_CLOCK
+from aigateway.vendor.direct_lane import DirectClient
 from aigateway.vendor.litellm_lane import LiteLLMClient
 from tests.vendor.calls import WIRES
 
 
-@pytest.fixture
-async def connect():
-    """Make clients that are closed after the test."""
+@pytest.fixture(params=[LiteLLMClient, DirectClient], ids=["litellm", "direct"])
+async def connect(request):
+    """Make clients of either lane that are closed after the test."""
     clients = []
 
     def make(config, **options):
-        clients.append(LiteLLMClient(config, SYSTEM_CLOCK, **options))
+        clients.append(request.param(config, SYSTEM_CLOCK, **options))
         return clients[-1]
 
     yield make

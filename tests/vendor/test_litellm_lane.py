@@ -9,6 +9,7 @@ from aigateway.errors import FailureKind
 from aigateway.messages import EmbeddingRequest, ToolCall, Usage
 from aigateway.simulator import Answer, Fault
 from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.vendor.litellm_lane import LiteLLMClient
 from tests.vendor.calls import asking, failure_of
 
 PIXEL = (
@@ -392,6 +393,7 @@ async def test_no_key_and_no_prompt_in_any_log(vendor, connect, caplog, capfd):
     assert "a secret prompt" not in text
 
 
+@pytest.mark.parametrize("connect", [LiteLLMClient], indirect=True)
 async def test_a_debug_log_that_was_asked_for(simulator, connect, caplog):
     caplog.set_level(logging.DEBUG, "LiteLLM")
     await connect(simulator.openai.config()).chat(asking("a secret prompt"))

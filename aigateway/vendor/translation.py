@@ -1,0 +1,348 @@
+"""litellm's translations, called directly: a request into a vendor's words, and its answer back.
+
+`litellm.acompletion` wraps these in logging, a second SDK and cost calculation, which take ten
+times as long as the translation itself. What is called here is not documented by litellm, so
+every function is held to by a contract test, and a request that is not surely carried the same
+way goes the other way (`carries`).
+
+One `Translation` is made for each provider; what does not depend on the request is worked out
+then.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from aigateway.messages import ChatRequest
+from aigateway.settings import LLMConfig, ProviderType
+from aigateway.vendor.pricing import OWN_OPTIONS
+from aigateway.vendor.wire import VendorRequest, VendorResponse
+
+__all__ = ["Translation", "translation_for"]
+
+_PLAIN = frozenset(
+    {"frequency_penalty", "max_tokens", "presence_penalty", "seed", "stop", "temperature", "top_p"}
+)
+"""Parameters that each vendor's `map_openai_params` takes over one by one, without a look at the
+rest of the request."""
+
+_MAPPED = _PLAIN | {
+    "logit_bias",
+    "logprobs",
+    "max_completion_tokens",
+    "n",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "response_format",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "user",
+}
+"""Parameters that litellm's `get_optional_params` maps; any other goes the other way."""
+
+
+class _Logging:
+    """What litellm's translations want to log to. They read the two mappings, and nothing else."""
+
+    def __init__(self) -> None:
+        self.model_call_details: dict[str, Any] = {}
+        self.optional_params: dict[str, Any] = {}
+        self.litellm_params: dict[str, Any] = {}
+
+    def pre_call(self, *_: Any, **__: Any) -> None:
+        """Log nothing."""
+
+    def post_call(self, *_: Any, **__: Any) -> None:
+        """Log nothing."""
+
+
+class Translation(ABC):
+    """One provider's words.
+
+    Attributes:
+        url: Where chat requests go.
+    """
+
+    litellm_name: str
+    """litellm's name for the vendor."""
+    url: str
+
+    def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
+        self._litellm = litellm
+        self._model = config.model
+        self._key: str = options["api_key"]
+        self._base: str = options["api_base"]
+        self._version: str | None = options.get("api_version")
+        self._drop = bool(options.get("drop_params"))
+        self._extra_headers = dict(config.headers)
+        provider = litellm.LlmProviders(self.litellm_name)
+        from litellm.utils import ProviderConfigManager, get_optional_params  # noqa: PLC0415
+
+        self._config = ProviderConfigManager.get_provider_chat_config(config.model, provider)
+        self._reader = self._config
+        self._supported = frozenset(self._config.get_supported_openai_params(config.model))
+        self._get_optional_params = get_optional_params
+        self.url = self._address()
+
+    @abstractmethod
+    def _address(self) -> str: ...
+
+    @abstractmethod
+    def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]: ...
+
+    def carries(self, request: ChatRequest) -> bool:
+        """Whether this request is surely translated as `litellm.acompletion` would."""
+        return request.params.keys() <= _MAPPED and all(
+            _is_plain(message, self._inlines_media) for message in request.messages
+        )
+
+    sample: bytes
+    """A small answer of the vendor's, for the trial that is made before the lane is used."""
+
+    _inlines_media = True
+    """Whether pictures must be in the request itself, so that a URL has to be fetched first."""
+
+    def request(self, request: ChatRequest) -> VendorRequest:
+        """Put a request into the vendor's words.
+
+        Raises:
+            Exception: litellm's `UnsupportedParamsError` and others; nothing has been sent.
+        """
+        messages = [
+            {name: _copy(value) for name, value in message.items() if value is not None}
+            for message in request.messages
+        ]
+        options = self._options(request, messages)
+        headers = self._headers(messages, options)
+        return VendorRequest(headers, self._body(messages, options, headers), options)
+
+    def answer(self, request: ChatRequest, sent: VendorRequest, received: VendorResponse) -> Any:
+        """Read the vendor's answer into litellm's `ModelResponse`."""
+        options = dict(sent.options)
+        return self._reader.transform_response(
+            model=self._model,
+            raw_response=received,
+            model_response=self._litellm.ModelResponse(),
+            logging_obj=_Logging(),
+            api_key=self._key,
+            request_data=sent.data,
+            messages=request.messages,
+            optional_params=options,
+            litellm_params={},
+            encoding=None,
+            json_mode=options.pop("json_mode", False),
+        )
+
+    def _options(self, request: ChatRequest, messages: list[Any]) -> dict[str, Any]:
+        params = request.params
+        if params.keys() <= _PLAIN and params.keys() <= self._supported:
+            mapped: dict[str, Any] = self._map(dict(params))  # also of none: defaults may be added
+            return mapped
+        options: dict[str, Any] = self._get_optional_params(
+            model=self._model,
+            custom_llm_provider=self.litellm_name,
+            messages=messages,
+            api_version=self._version,
+            drop_params=self._drop,
+            **_copy(params),
+        )
+        options.pop("stream", None)
+        options.pop("extra_body", None)
+        return options
+
+    def _map(self, params: dict[str, Any]) -> Any:
+        return self._config.map_openai_params(params, {}, self._model, self._drop)
+
+    def _body(
+        self, messages: list[Any], options: dict[str, Any], headers: dict[str, str]
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = self._config.transform_request(
+            self._model, messages, dict(options), {}, headers
+        )
+        return body
+
+
+class _OpenAI(Translation):
+    litellm_name = "openai"
+    _inlines_media = False
+    sample = (
+        b'{"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [{"index"'
+        b': 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}],'
+        b' "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
+    )
+
+    def _address(self) -> str:
+        self._fixed_headers = {
+            "Authorization": f"Bearer {self._key}",
+            "Content-Type": "application/json",
+            **self._extra_headers,
+        }
+        return f"{self._base}/chat/completions"
+
+    def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]:
+        return self._fixed_headers
+
+
+class _Azure(_OpenAI):
+    litellm_name = "azure"
+
+    def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
+        super().__init__(litellm, config, options)
+        self._reader = litellm.OpenAIGPTConfig()  # Azure answers as OpenAI does
+
+    def _address(self) -> str:
+        self._fixed_headers = {
+            "api-key": self._key,
+            "Content-Type": "application/json",
+            **self._extra_headers,
+        }
+        if self._version in {"v1", "latest", "preview"}:
+            return f"{self._base}/openai/v1/chat/completions"
+        deployment = f"{self._base}/openai/deployments/{self._model}"
+        return f"{deployment}/chat/completions?api-version={self._version}"
+
+    def _map(self, params: dict[str, Any]) -> Any:
+        return self._config.map_openai_params(
+            params, {}, self._model, self._drop, api_version=self._version or ""
+        )
+
+
+class _Anthropic(Translation):
+    litellm_name = "anthropic"
+    sample = (
+        b'{"id": "1", "type": "message", "role": "assistant", "model": "m", "content": [{"type":'
+        b' "text", "text": "ok"}], "stop_reason": "end_turn", "stop_sequence": null,'
+        b' "usage": {"input_tokens": 1, "output_tokens": 1}}'
+    )
+
+    def carries(self, request: ChatRequest) -> bool:
+        """As every vendor's; `json_object`, which it has not, is the other lane's to refuse."""
+        wanted = request.params.get("response_format")
+        if isinstance(wanted, Mapping) and wanted.get("type") == "json_object":
+            return False
+        return super().carries(request)
+
+    def _address(self) -> str:
+        return f"{self._base}/v1/messages"
+
+    def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]:
+        headers: dict[str, str] = self._config.validate_environment(
+            dict(self._extra_headers), self._model, _messages, _options, {}, self._key, self._base
+        )
+        return headers
+
+    def _body(
+        self, messages: list[Any], options: dict[str, Any], headers: dict[str, str]
+    ) -> dict[str, Any]:
+        without = {name: value for name, value in options.items() if name != "json_mode"}
+        without["is_vertex_request"] = False
+        body: dict[str, Any] = self._config.transform_request(
+            self._model, messages, without, {}, headers
+        )
+        return body
+
+
+class _Gemini(Translation):
+    litellm_name = "gemini"
+    sample = (
+        b'{"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": "ok"}]},'
+        b' "finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 1,'
+        b' "candidatesTokenCount": 1, "totalTokenCount": 2}, "modelVersion": "m"}'
+    )
+
+    def _address(self) -> str:
+        from litellm.llms.vertex_ai.gemini.transformation import (  # noqa: PLC0415
+            sync_transform_request_body,
+        )
+
+        self._transform = sync_transform_request_body
+        self._fixed_headers = {
+            "Content-Type": "application/json",
+            "x-goog-api-key": self._key,
+            **self._extra_headers,
+        }
+        return f"{self._base}/models/{self._model}:generateContent"
+
+    def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]:
+        return self._fixed_headers
+
+    def _body(
+        self, messages: list[Any], options: dict[str, Any], _headers: dict[str, str]
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = self._transform(
+            gemini_api_key=self._key,
+            messages=messages,
+            api_base=self._base,
+            model=self._model,
+            client=None,
+            timeout=None,
+            extra_headers=None,
+            optional_params=dict(options),
+            logging_obj=_Logging(),
+            custom_llm_provider="gemini",
+            litellm_params={},
+            vertex_project=None,
+            vertex_location=None,
+            vertex_auth_header=None,
+        )
+        return body
+
+
+_TRANSLATIONS: Mapping[ProviderType, type[Translation]] = {
+    ProviderType.OPENAI: _OpenAI,
+    ProviderType.OPENAI_COMPATIBLE: _OpenAI,
+    ProviderType.AZURE: _Azure,
+    ProviderType.ANTHROPIC: _Anthropic,
+    ProviderType.GEMINI: _Gemini,
+}
+
+
+def translation_for(
+    litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]
+) -> Translation | None:
+    """Make a provider's translation; None where every request of its goes the other way.
+
+    That is for `LITELLM`, for options in `extra` that only litellm understands, and for models
+    that litellm bridges to another API.
+    """
+    kind = _TRANSLATIONS.get(config.provider)
+    if kind is None or config.extra.keys() - OWN_OPTIONS - {"base_model"}:
+        return None
+    entry = litellm.model_cost.get(config.model) or {}
+    if entry.get("mode", "chat") != "chat":
+        return None
+    return kind(litellm, config, options)
+
+
+def _is_plain(message: Mapping[str, Any], inline: bool) -> bool:
+    if "cache_control" in message:
+        return False  # Gemini's is a call of its own
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return True
+    return all(_is_plain_part(part, inline) for part in content)
+
+
+def _is_plain_part(part: Any, inline: bool) -> bool:
+    if not isinstance(part, Mapping) or "cache_control" in part:
+        return False
+    if part.get("type") == "text":
+        return True
+    if part.get("type") != "image_url":
+        return False
+    picture = part.get("image_url")
+    url = picture.get("url") if isinstance(picture, Mapping) else picture
+    return isinstance(url, str) and (not inline or url.startswith("data:"))
+
+
+def _copy(value: Any) -> Any:
+    """A copy that litellm may write into. Texts, however long, are shared."""
+    if isinstance(value, Mapping):
+        return {key: _copy(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(part) for part in value]
+    return value

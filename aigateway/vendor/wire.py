@@ -1,0 +1,51 @@
+"""What goes over the wire for one call in the direct lane, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+__all__ = ["VendorRequest", "VendorResponse"]
+
+
+class VendorRequest:
+    """What is sent.
+
+    Attributes:
+        headers: All of them.
+        data: The body before it was made JSON; reading the answer needs it again.
+        options: The mapped parameters, likewise.
+        body: JSON.
+    """
+
+    __slots__ = ("body", "data", "headers", "options")
+
+    def __init__(
+        self, headers: Mapping[str, str], data: Mapping[str, Any], options: dict[str, Any]
+    ) -> None:
+        self.headers = headers
+        self.data = data
+        self.options = options
+        self.body = orjson.dumps(data)
+
+
+class VendorResponse:
+    """What came back: as much of an `httpx.Response` as litellm's translations read."""
+
+    __slots__ = ("content", "headers", "status_code")
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status_code = status
+        self.headers = headers
+        self.content = body
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.content.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The body as JSON. Raises `ValueError` if it is something else."""
+        return orjson.loads(self.content)

@@ -150,8 +150,11 @@ class DirectClient:
         status = received.status_code
         if status == 200:
             try:
-                response = translation.answer(request, sent, received)
-                completion = completion_from(response, model=self._config.model, status=status)
+                response = None
+                completion = translation.plain_answer(received)
+                if completion is None:
+                    response = translation.answer(request, sent, received)
+                    completion = completion_from(response, model=self._config.model, status=status)
                 return replace(completion, cost_usd=self._cost(response, completion))
             except VendorCallError as error:
                 failure = error.failure

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from aigateway.messages import ChatRequest
+from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig, ProviderType
+from aigateway.vendor.openai_answers import plain_completion
 from aigateway.vendor.pricing import OWN_OPTIONS
 from aigateway.vendor.wire import VendorRequest, VendorResponse
 
@@ -120,6 +121,10 @@ class Translation(ABC):
         headers = self._headers(messages, options)
         return VendorRequest(headers, self._body(messages, options, headers), options)
 
+    def plain_answer(self, received: VendorResponse) -> Completion | None:  # noqa: ARG002
+        """The answer without any translation, where the vendor's form is the house's own."""
+        return None
+
     def answer(self, request: ChatRequest, sent: VendorRequest, received: VendorResponse) -> Any:
         """Read the vendor's answer into litellm's `ModelResponse`."""
         options = dict(sent.options)
@@ -169,6 +174,10 @@ class Translation(ABC):
 class _OpenAI(Translation):
     litellm_name = "openai"
     _inlines_media = False
+
+    def plain_answer(self, received: VendorResponse) -> Completion | None:
+        return plain_completion(received.json())
+
     sample = (
         b'{"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [{"index"'
         b': 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}],'

@@ -39,8 +39,6 @@ def number_after(label, text):
     return int(found[1])
 
 
-# On a starved machine a timeout may cut a call before litellm has awaited its own coroutine.
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_nobody_who_asks_sees_a_failure():
     done = CliRunner().invoke(
         app, ["demo", "--plain", "--seconds", "2.5", "--rate", "40", "--seed", "1"]

@@ -1,0 +1,126 @@
+"""What of litellm is used beyond its documented calls: held to by name, signature and behaviour.
+
+`nox -s litellm_range` runs this, and both lanes, against the ends of the supported range. At run
+time the same is tried once for each provider, and a failure switches to the other lane.
+"""
+
+import inspect
+import logging
+
+import pytest
+
+from aigateway.clock import SYSTEM_CLOCK
+from aigateway.vendor.direct_lane import DirectClient
+from aigateway.vendor.loading import load_litellm
+from tests.vendor.calls import asking
+
+PARAMETERS = {
+    "map_openai_params": ["non_default_params", "optional_params", "model", "drop_params"],
+    "transform_request": ["model", "messages", "optional_params", "litellm_params", "headers"],
+    "transform_response": [
+        "model",
+        "raw_response",
+        "model_response",
+        "logging_obj",
+        "request_data",
+        "messages",
+        "optional_params",
+        "litellm_params",
+        "encoding",
+        "api_key",
+        "json_mode",
+    ],
+    "get_supported_openai_params": ["model"],
+}
+MODELS = {
+    "openai": "gpt-4o-mini",
+    "azure": "gpt-4o-mini",
+    "gemini": "gemini-2.5-flash",
+    "anthropic": "claude-haiku-4-5",
+}
+
+
+@pytest.fixture
+async def litellm():
+    return await load_litellm()
+
+
+@pytest.mark.parametrize("vendor", MODELS)
+@pytest.mark.parametrize("function", PARAMETERS)
+async def test_translations_take_what_they_are_given(litellm, vendor, function):
+    from litellm.utils import ProviderConfigManager
+
+    config = ProviderConfigManager.get_provider_chat_config(
+        MODELS[vendor], litellm.LlmProviders(vendor)
+    )
+    found = list(inspect.signature(getattr(config, function)).parameters)
+    assert [name for name in found if name in PARAMETERS[function]] == PARAMETERS[function]
+
+
+async def test_anthropics_headers_take_what_they_are_given(litellm):
+    found = list(inspect.signature(litellm.AnthropicConfig().validate_environment).parameters)
+    wanted = ["headers", "model", "messages", "optional_params", "litellm_params", "api_key"]
+    assert found[:7] == [*wanted, "api_base"]
+
+
+async def test_geminis_body_takes_what_it_is_given(litellm):
+    from litellm.llms.vertex_ai.gemini.transformation import sync_transform_request_body
+
+    found = inspect.signature(sync_transform_request_body).parameters
+    required = {n for n, p in found.items() if p.default is inspect.Parameter.empty}
+    assert required <= {
+        "gemini_api_key",
+        "messages",
+        "api_base",
+        "model",
+        "client",
+        "timeout",
+        "extra_headers",
+        "optional_params",
+        "logging_obj",
+        "custom_llm_provider",
+        "litellm_params",
+        "vertex_project",
+        "vertex_location",
+        "vertex_auth_header",
+    }
+
+
+async def test_get_optional_params_refuses_what_is_not_supported(litellm):
+    from litellm.utils import get_optional_params
+
+    with pytest.raises(litellm.UnsupportedParamsError):
+        get_optional_params(
+            model="claude-haiku-4-5", custom_llm_provider="anthropic", logprobs=True
+        )
+
+
+async def test_prices_are_where_they_are_looked_for(litellm):
+    for name in ("input_cost_per_token", "output_cost_per_token", "max_input_tokens", "mode"):
+        assert name in litellm.model_cost["gpt-4o-mini"]
+
+
+async def test_the_direct_lane_is_in_use(vendor):
+    client = DirectClient(vendor.config(), SYSTEM_CLOCK)
+    await client.chat(asking())
+    await client.aclose()
+    assert "user-agent" not in vendor.received[0].headers
+
+
+@pytest.mark.parametrize("broken", ["transform_request", "transform_response"])
+async def test_a_litellm_that_changed_is_met_with_one_warning_and_the_other_lane(
+    litellm, simulator, monkeypatch, caplog, broken
+):
+    def changed(self, *, everything_else):
+        raise AssertionError
+
+    monkeypatch.setattr(litellm.AnthropicConfig, broken, changed)
+    caplog.set_level(logging.WARNING, "aigateway")
+    client = DirectClient(simulator.anthropic.config(), SYSTEM_CLOCK)
+    await client.prepare()
+    monkeypatch.undo()  # what the other lane uses works
+    for _ in range(3):
+        assert (await client.chat(asking())).choices[0].text == "4"
+    await client.aclose()
+    assert caplog.text.count("translates differently") == 1
+    assert all("user-agent" in sent.headers for sent in simulator.anthropic.received)

@@ -32,6 +32,16 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+@nox.parametrize("litellm", ["1.105.0", "1.109.1"])
+def litellm_range(session: nox.Session, litellm: str) -> None:
+    """Run the vendor room's tests against the oldest and the newest litellm that is supported."""
+    install(session)
+    # Without dependencies: the newest may want versions that not every registry has yet.
+    session.install("--no-deps", f"litellm=={litellm}")
+    session.run("python", "-m", "pytest", "-n", "2", "tests/vendor", "tests/http", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, formatting, and the direction of imports."""
     install(session)
@@ -48,9 +58,24 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against other libraries on loopback; after `--`: names of benchmarks, `--quick`."""
+    session.install("--require-hashes", "-r", "requirements/bench.txt")
+    session.install("--no-deps", "-e", ".")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Pin the newest allowed versions anew, with hashes and without download addresses."""
     session.install("uv")
+    pin(session, "dev", "--group=dev")
+    # Measured is what is tested: left alone, the peers would draw other versions of litellm.
+    pin(session, "bench", "--group=bench", "--group=dev", "--constraints=requirements/dev.txt")
+
+
+def pin(session: nox.Session, name: str, *choice: str) -> None:
+    """Write one file under requirements/."""
     session.run(
         "uv",
         "pip",
@@ -63,7 +88,7 @@ def lock(session: nox.Session) -> None:
         "--no-header",
         "--no-emit-index-url",
         "--no-emit-find-links",
-        "--group=dev",
-        "--output-file=requirements/dev.txt",
+        *choice,
+        f"--output-file=requirements/{name}.txt",
         "pyproject.toml",
     )

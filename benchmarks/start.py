@@ -1,52 +1,98 @@
-"""What a start costs: CPU time of importing, as medians of interleaved fresh processes.
-
-python benchmarks/start.py [rounds]
-"""
+"""What a start costs: CPU time and memory of importing, and of a first call."""
 
 from __future__ import annotations
 
 import os
 import resource
-import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 
-CASES = {
-    "python itself": "pass",
-    "import aigateway": "import aigateway",
-    "from aigateway import AsyncGateway": "from aigateway import AsyncGateway",
+from benchmarks.chart import Bars
+from benchmarks.measure import Spread
+from benchmarks.options import Options
+from benchmarks.report import Result, Table
+from benchmarks.server import Servers
+
+HOW = (
+    "Fresh processes. CPU time over Python's own start, and the most memory that was resident;"
+    " medians of interleaved rounds (lowest to highest). A first call is import, one client and one"
+    " answer from a loopback server."
+)
+BASE = "python itself"
+IMPORTS = {
+    BASE: "pass",
+    "aigateway: import aigateway": "import aigateway",
+    "aigateway: import AsyncGateway": "from aigateway import AsyncGateway",
     "import aiohttp": "import aiohttp",
     "import openai": "import openai",
     "import litellm": "import litellm",
+    "import langchain_openai": "import langchain_openai",
 }
+FIRST_CALLS = {
+    "aigateway: first call": """
+import asyncio
+from aigateway import AsyncGateway, LLMConfig
+async def main():
+    config = LLMConfig("openai", "gpt-4o-mini", api_key="k", api_base="{root}/v1")
+    async with AsyncGateway([config]) as gateway:
+        await gateway.chat("hello")
+asyncio.run(main())
+""",
+    "openai SDK: first call": """
+import asyncio
+from openai import AsyncOpenAI
+async def main():
+    async with AsyncOpenAI(api_key="k", base_url="{root}/v1") as client:
+        messages = [{{"role": "user", "content": "hello"}}]
+        await client.chat.completions.create(model="gpt-4o-mini", messages=messages)
+asyncio.run(main())
+""",
+    "litellm.acompletion: first call": """
+import asyncio, litellm
+async def main():
+    messages = [{{"role": "user", "content": "hello"}}]
+    await litellm.acompletion(
+        model="openai/gpt-4o-mini", messages=messages, api_key="k", api_base="{root}/v1"
+    )
+asyncio.run(main())
+""",
+}
+AFTERWARDS = """
+import re
+print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+"""  # not ru_maxrss: a child begins with its parent's
 
 
-def cpu_seconds(code: str) -> float:
+async def run(options: Options) -> Result:
+    async with Servers.started() as servers:
+        root = servers.roots["primary"]
+        codes = IMPORTS | {name: code.format(root=root) for name, code in FIRST_CALLS.items()}
+        if not options.quick:
+            _round(codes)  # fills bytecode and page caches
+        rounds = [_round(codes) for _ in range(options.pick(5, 1))]
+    return _result(rounds)
+
+
+def _round(codes: Mapping[str, str]) -> dict[str, tuple[float, float]]:
+    return {name: _cost(code) for name, code in codes.items()}
+
+
+def _cost(code: str) -> tuple[float, float]:
+    """Milliseconds of CPU and megabytes of a fresh process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Without the variable, litellm would wait for its price map from the network.
-    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    command = [sys.executable, "-c", code + AFTERWARDS]
+    done = subprocess.run(command, check=True, env=os.environ, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return cpu * 1000, int(done.stdout.split()[-1]) / 1024
 
 
-def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    for code in CASES.values():
-        cpu_seconds(code)  # bytecode and page cache
-    times: dict[str, list[float]] = {name: [] for name in CASES}
-    for _ in range(rounds):
-        for name, code in CASES.items():
-            times[name].append(cpu_seconds(code))
-    base = statistics.median(times["python itself"])
-    print(f"{'':36} CPU ms   over python itself   (median of {rounds}; min to max)")
-    for name, values in times.items():
-        middle = statistics.median(values)
-        print(
-            f"{name:36} {middle * 1000:6.0f}   {(middle - base) * 1000:6.0f}"
-            f"{'':15}({min(values) * 1000:.0f} to {max(values) * 1000:.0f})"
-        )
-
-
-if __name__ == "__main__":
-    main()
+def _result(rounds: list[dict[str, tuple[float, float]]]) -> Result:
+    names = [name for name in rounds[0] if name != BASE]
+    cpu = {n: Spread.of([each[n][0] - each[BASE][0] for each in rounds]) for n in names}
+    memory = {n: Spread.of([each[n][1] for each in rounds]) for n in names}
+    rows = [[n, cpu[n].show(0), f"{memory[n].median:.0f}"] for n in names]
+    table = Table("**A fresh process**", ["", "CPU ms over python's own", "MB resident"], rows)
+    bars = [(name, max(cpu[name].median, 1)) for name in names]
+    return Result("start", HOW, [table], Bars("A start", "CPU milliseconds", bars), rounds)

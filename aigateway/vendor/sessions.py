@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager
 import aiohttp
 from yarl import URL
 
+from aigateway import __version__
 from aigateway.vendor.connections import (
     KEEP_ALIVE,
     LONGEST_CALL,
@@ -91,5 +92,5 @@ def _open() -> aiohttp.ClientSession:
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
-        skip_auto_headers=("User-Agent",),
+        headers={"User-Agent": f"aigateway/{__version__}"},
     )

@@ -104,7 +104,7 @@ async def test_the_direct_lane_is_in_use(vendor):
     client = DirectClient(vendor.config(), SYSTEM_CLOCK)
     await client.chat(asking())
     await client.aclose()
-    assert "user-agent" not in vendor.received[0].headers
+    assert vendor.received[0].headers["user-agent"].startswith("aigateway/")
 
 
 @pytest.mark.parametrize("broken", ["transform_request", "transform_response"])
@@ -123,4 +123,6 @@ async def test_a_litellm_that_changed_is_met_with_one_warning_and_the_other_lane
         assert (await client.chat(asking())).choices[0].text == "4"
     await client.aclose()
     assert caplog.text.count("translates differently") == 1
-    assert all("user-agent" in sent.headers for sent in simulator.anthropic.received)
+    agents = [sent.headers["user-agent"] for sent in simulator.anthropic.received]
+    assert len(agents) == 3
+    assert not any(agent.startswith("aigateway/") for agent in agents)

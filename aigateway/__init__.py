@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from aigateway.version import __version__
+
 if TYPE_CHECKING:
     from aigateway.errors import (
         AllProvidersFailedError,
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
     from aigateway.resilience.breaker import CircuitBreaker, CircuitState
     from aigateway.routing.provider import ProviderStatus
     from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "aigateway.errors": (
@@ -110,6 +110,7 @@ __all__ = [
     "ToolCall",
     "UnknownModelError",
     "Usage",
+    "__version__",
     "call_llm",
     "get_gateway",
     "get_gateway_metrics",

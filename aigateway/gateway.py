@@ -304,6 +304,7 @@ class AsyncGateway:
         coalesced: bool = False,
     ) -> ChatResponse:
         answer, attempts = served.answer, served.attempts
+        parsed = parse(request.response_model, answer)
         latency = self._clock.now() - began
         if coalesced:
             attempts = ()
@@ -326,13 +327,14 @@ class AsyncGateway:
             coalesced=coalesced,
             attempts=attempts,
             latency_seconds=latency,
-            parsed=parse(request.response_model, answer),
+            parsed=parsed,
             request_id=request.request_id,
         )
 
     def _from_cache(
         self, request: ChatRequest, began: float, remembered: Remembered, *, stale: bool = False
     ) -> ChatResponse:
+        parsed = parse(request.response_model, remembered.completion)
         self._ledger.remembered(request, request.agent, remembered.provider, stale=stale)
         return ChatResponse(
             remembered.completion,
@@ -340,7 +342,7 @@ class AsyncGateway:
             cached=True,
             stale=stale,
             latency_seconds=self._clock.now() - began,
-            parsed=parse(request.response_model, remembered.completion),
+            parsed=parsed,
             request_id=request.request_id,
         )
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from aigateway.errors import RequestRejectedError
 from aigateway.messages import Completion
 
 __all__ = ["fits", "parse"]
@@ -19,14 +20,20 @@ def parse(model: type[M] | None, completion: Completion) -> M | None:
     None without a model, and where the vendor refused or called tools instead of answering.
 
     Raises:
-        pydantic.ValidationError: The text is something else. The message quotes the answer.
+        RequestRejectedError: The text is something else; after `fits`, only if the model's
+            validators do not always say the same.
     """
     if model is None:
         return None
     choice = completion.choices[0]
     if choice.refusal is not None or (choice.tool_calls and not choice.text):
         return None
-    return model.model_validate_json(choice.text)
+    try:
+        return model.model_validate_json(choice.text)
+    except Exception as error:  # noqa: BLE001 - validators are the application's own code
+        problem = type(error).__name__
+    # Out here, because pydantic's message quotes the answer.
+    raise RequestRejectedError(f"response_format: {model.__name__} refused the answer ({problem}).")
 
 
 def fits(model: type[BaseModel] | None, completion: Completion) -> bool:
@@ -38,6 +45,6 @@ def fits(model: type[BaseModel] | None, completion: Completion) -> bool:
         return True
     try:
         parse(model, completion)
-    except Exception:  # noqa: BLE001 - it is the application's own code
+    except RequestRejectedError:
         return False
     return True

@@ -34,10 +34,10 @@ from aigateway.vendor.client import Failure, VendorCallError
 if TYPE_CHECKING:
     from aigateway.simulator import Simulator
 
-with contextlib.suppress(ImportError):  # pytest is needed for the fixture only
-    import pytest
+with contextlib.suppress(ImportError):  # pytest-asyncio is needed for the fixture only
+    import pytest_asyncio
 
-    @pytest.fixture
+    @pytest_asyncio.fixture
     async def simulator() -> AsyncIterator[Simulator]:
         """Four simulated vendors on loopback; see `aigateway.simulator`. Needs pytest-asyncio."""
         from aigateway.simulator import Simulator  # noqa: PLC0415 - it loads aiohttp

@@ -355,6 +355,28 @@ class TestStructuredOutput:
         assert balanced(metrics)
         assert metrics["providers"]["a"]["total_tokens"] == 2 * 8, "each answer was paid for"
 
+    async def test_a_validator_that_changes_its_mind_is_the_callers(self, make, vendor):
+        asked = 0
+
+        class Fickle(BaseModel):
+            total: int
+
+            @field_validator("total")
+            @classmethod
+            def once(cls, total):
+                nonlocal asked
+                asked += 1
+                if asked > 1:
+                    raise ValueError(SECRET)
+                return total
+
+        gateway = make("a")
+        vendor.always("a", '{"total": 4}')
+        with pytest.raises(GatewayError, match="Fickle") as raised:
+            await gateway.chat("2+2", response_format=Fickle)
+        assert SECRET not in "".join(traceback.format_exception(raised.value))
+        assert balanced(gateway.get_metrics())
+
     async def test_the_error_does_not_quote_the_answer(self, make, vendor):
         gateway = make()
         for name in "ab":

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from aigateway.clock import Clock
@@ -438,9 +438,14 @@ class Dispatcher:
         hopeless = journey.not_to_probe()
         for provider in journey.candidates:
             cause = journey.causes.get(provider.name)
-            if cause is not None and cause.kind in _MAY_PASS and provider.name not in hopeless:
-                refusal = provider.refusal()
-                waits.append((refusal and refusal.retry_after_seconds) or 0.0)
+            if cause is None or cause.kind not in _MAY_PASS:
+                continue
+            refusal = provider.refusal()
+            wait = refusal.retry_after_seconds if refusal else None
+            if wait and cause.retry_after_seconds is None:
+                journey.causes[provider.name] = replace(cause, retry_after_seconds=wait)
+            if provider.name not in hopeless:
+                waits.append(wait or 0.0)
         return NobodyLeftError(tuple(journey.causes.values()), min(waits, default=None))
 
 

@@ -112,7 +112,8 @@ class Choice:
     Attributes:
         provider: Whom to ask, or None.
         refused: Why those who were passed over were; not filled in once somebody is found.
-        full: Those who would be asked if they (or the gateway) had a free place.
+        full: Those who would be asked if they (or the gateway) had a free place, and those whose
+            probe is out: its result is worth waiting for, if there is nobody else.
     """
 
     __slots__ = ("full", "provider", "refused")
@@ -142,7 +143,7 @@ def choose(
             continue
         refusal = provider.refusal()
         if refusal is not None:
-            choice.refused.append(refusal)
+            (choice.full if _is_probed(refusal) else choice.refused).append(refusal)
         elif not has_place(provider.slots):
             choice.full.append(ProviderFailure(provider.name, FailureKind.SATURATED))
         elif best is None or _rank(provider) < _rank(best):
@@ -167,6 +168,10 @@ def take_turn(provider: Provider, candidates: Sequence[Provider]) -> None:
 
 def _rank(provider: Provider) -> tuple[float, float]:
     return (provider.slots.in_flight / provider.weight, provider.turn)
+
+
+def _is_probed(refusal: ProviderFailure) -> bool:
+    return refusal.kind is FailureKind.CIRCUIT_OPEN and refusal.retry_after_seconds == 0
 
 
 def _names(providers: Sequence[Provider]) -> str:

@@ -223,7 +223,8 @@ def default_answer(call: ChatCall) -> Answer:
         return Answer(text=json.dumps(minimal_instance(call.schema)))
     if call.json_mode:
         return Answer(text="{}")
-    return _within_limits("4" if "2+2" in call.prompt.replace(" ", "") else call.prompt, call)
+    said = "4" if "2+2" in call.prompt.replace(" ", "") else call.prompt
+    return _within_limits(said or "ok", call)  # a picture alone is a prompt, too
 
 
 def embed(text: str, dimensions: int | None) -> list[float]:

@@ -90,7 +90,7 @@ class OneShotTransport(httpx.AsyncBaseTransport):
         witness.requests += 1
         try:
             response = await self._exchange(session, request)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, httpx.DecodingError, OSError, ValueError) as error:
             witness.error = error
             # Its words may quote what was sent.
             raise WireError(type(error).__name__, request=request) from error

@@ -15,13 +15,13 @@ from contextlib import AbstractAsyncContextManager
 import aiohttp
 from yarl import URL
 
-from aigateway import __version__
 from aigateway.vendor.connections import (
     KEEP_ALIVE,
     LONGEST_CALL,
     environment_proxy,
     tls_context,
 )
+from aigateway.version import __version__
 
 __all__ = ["SharedSession"]
 

@@ -464,3 +464,32 @@ class TestProbes:
         await clock.advance(60)
         await task
         assert vendor.called("a") == 1
+
+    async def test_with_nobody_else_to_ask_the_others_wait_for_the_probe(self, make, vendor, clock):
+        gateway = make("a", retry_rounds=2, failure_threshold=1)
+        vendor.script("a", K.SERVER_ERROR)
+        failing = asyncio.create_task(fails(gateway, AllProvidersFailedError))
+        await clock.advance(1)
+        error = await failing
+        assert error.retry_after_seconds == pytest.approx(60, abs=1)
+        clock.tick(60)
+        release = asyncio.Event()
+        vendor.script("a", release.wait)
+        tasks = [asyncio.create_task(gateway.chat(str(i))) for i in range(20)]
+        await clock.advance(20)
+        assert vendor.called("a") == 2
+        assert not any(task.done() for task in tasks)
+        release.set()
+        replies = await asyncio.gather(*tasks)
+        assert {r.provider for r in replies} == {"a"}
+
+    async def test_when_that_probe_fails_they_hear_it(self, make, vendor, clock):
+        gateway = make("a", failure_threshold=1)
+        vendor.always("a", K.SERVER_ERROR)
+        await fails(gateway, AllProvidersFailedError)
+        clock.tick(60)
+        results = await asyncio.gather(
+            *(gateway.chat(str(i)) for i in range(20)), return_exceptions=True
+        )
+        assert {type(r) for r in results} == {AllProvidersFailedError}
+        assert vendor.called("a") == 2

@@ -3,11 +3,14 @@
 import asyncio
 
 import pytest
+from aiohttp import web
 
 from aigateway.errors import FailureKind
 from aigateway.messages import EmbeddingRequest
+from aigateway.settings import LLMConfig
 from aigateway.simulator import Fault
 from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.vendor.failures import VERDICTS
 from tests.vendor.calls import WIRES, asking, failure_of
 
 FAULTS = {
@@ -143,3 +146,23 @@ async def test_what_the_caller_was_handling_is_not_mixed_in(vendor, client):
 async def test_a_server_nobody_can_find(connect, simulator):
     config = simulator.openai.config(api_base="http://nobody.invalid/v1")
     assert await failure_of(connect(config)) == Failure(FailureKind.CONNECTION)
+
+
+async def test_a_corrupt_compressed_answer_is_the_vendors_fault(connect):
+    async def corrupt(request):
+        return web.Response(body=b"not gzip", headers={"Content-Encoding": "gzip"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", corrupt)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0]
+    try:
+        for kind in ("openai_compatible", "anthropic", "gemini"):
+            base = f"http://{host}:{port}/v1"
+            config = LLMConfig(kind, "m", api_key="k", api_base=base)
+            assert VERDICTS[(await failure_of(connect(config))).kind].counts
+    finally:
+        await runner.cleanup()

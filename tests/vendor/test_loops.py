@@ -33,7 +33,7 @@ async def open_and_close(clients):
             await asyncio.gather(hanging, return_exceptions=True)
             await client.aclose()
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        return [task for task in others if "litellm" in repr(task)]
+        return [task for task in others if "site-packages/litellm/" in repr(task)]
 
 
 def run_loop(main):

@@ -1,6 +1,7 @@
 """Plain answers are read as litellm would read them; all others are left to it."""
 
 import copy
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{
 
 
 def changed(*path, to):
-    body = copy.deepcopy(BODY)
+    body: Any = copy.deepcopy(BODY)
     place = body
     for step in path[:-1]:
         place = place[step]

@@ -1,0 +1,29 @@
+"""The package as a whole: its face, its version, its description."""
+
+import re
+from pathlib import Path
+
+import aigateway
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_public_name_is_there():
+    for name in aigateway.__all__:
+        assert getattr(aigateway, name) is not None
+    assert set(aigateway.__all__) <= set(dir(aigateway))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    assert not hasattr(aigateway, "nonsense")
+
+
+def test_the_changelog_knows_the_version():
+    versions = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == aigateway.__version__
+
+
+def test_every_setting_is_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE))
+    assert set(aigateway.GatewaySettings.model_fields) <= documented

@@ -18,6 +18,7 @@ import structlog
 
 from aigateway.errors import ProviderFailure
 from aigateway.events import (
+    CacheHit,
     CircuitChanged,
     Event,
     ProviderDisabled,
@@ -36,6 +37,7 @@ _stdlib = logging.getLogger(LOGGER_NAME)
 _stdlib.addHandler(logging.NullHandler())
 
 _LEVELS: dict[type, int] = {
+    CacheHit: logging.DEBUG,
     ProviderFailed: logging.WARNING,
     ProviderDisabled: logging.ERROR,
     ProviderEnabled: logging.WARNING,

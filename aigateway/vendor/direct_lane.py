@@ -23,6 +23,7 @@ from aigateway.vendor.client import Failure, VendorCallError
 from aigateway.vendor.failures import classify, classify_response
 from aigateway.vendor.litellm_lane import LiteLLMClient, call_options
 from aigateway.vendor.loading import SILENT, load_litellm
+from aigateway.vendor.own_call import has_callbacks
 from aigateway.vendor.pricing import Tariff
 from aigateway.vendor.wire import VendorRequest, VendorResponse
 
@@ -123,8 +124,6 @@ class DirectClient:
             self._connections = SharedSession(self._translation.url)
 
     def _is_listened_to(self) -> bool:
-        from aigateway.vendor.own_call import has_callbacks  # noqa: PLC0415 - needs httpx
-
         return self._litellm is not None and has_callbacks(self._litellm)
 
     async def _carry(self, sent: VendorRequest) -> VendorResponse:
@@ -151,7 +150,7 @@ class DirectClient:
         if status == 200:
             try:
                 response = None
-                completion = translation.plain_answer(received)
+                completion = translation.plain_answer(sent, received)
                 if completion is None:
                     response = translation.answer(request, sent, received)
                     completion = completion_from(response, model=self._config.model, status=status)

@@ -53,12 +53,15 @@ def _value(variable: ContextVar[_T], value: _T) -> Iterator[None]:
 
 def has_callbacks(litellm: ModuleType) -> bool:
     """Whether the user has registered callbacks with litellm, which are to see our calls too."""
-    return any(_users(getattr(litellm, name, None), litellm) for name in _CALLBACKS)
+    return any(_users(getattr(litellm, name, None)) for name in _CALLBACKS)
 
 
-def _users(callbacks: Any, litellm: ModuleType) -> bool:
-    """Whether somebody registered one; "cache" litellm registers by itself."""
-    return any(entry != "cache" or litellm.cache is not None for entry in callbacks or ())
+def _users(callbacks: Any) -> bool:
+    """Whether somebody registered one. litellm's cache and its Router register their own."""
+    return any(
+        entry != "cache" and not str(getattr(entry, "__module__", "")).startswith("litellm.router")
+        for entry in callbacks or ()
+    )
 
 
 def _internal_flag(litellm: ModuleType) -> ContextVar[bool] | None:

@@ -12,13 +12,17 @@ then.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig, ProviderType
-from aigateway.vendor.openai_answers import plain_completion
+from aigateway.vendor.plain_answers import (
+    anthropic_completion,
+    gemini_completion,
+    openai_completion,
+)
 from aigateway.vendor.pricing import OWN_OPTIONS
 from aigateway.vendor.wire import VendorRequest, VendorResponse
 
@@ -101,6 +105,7 @@ class Translation(ABC):
             _is_plain(message, self._inlines_media) for message in request.messages
         )
 
+    _read_plain: Callable[[Any], Completion | None]
     sample: bytes
     """A small answer of the vendor's, for the trial that is made before the lane is used."""
 
@@ -121,9 +126,10 @@ class Translation(ABC):
         headers = self._headers(messages, options)
         return VendorRequest(headers, self._body(messages, options, headers), options)
 
-    def plain_answer(self, received: VendorResponse) -> Completion | None:  # noqa: ARG002
-        """The answer without any translation, where the vendor's form is the house's own."""
-        return None
+    def plain_answer(self, sent: VendorRequest, received: VendorResponse) -> Completion | None:
+        """The answer, if it is of the plain kind that needs no translation."""
+        # Where an answer was asked for as a tool call, a text is not what it seems.
+        return None if "json_mode" in sent.options else self._read_plain(received.json())
 
     def answer(self, request: ChatRequest, sent: VendorRequest, received: VendorResponse) -> Any:
         """Read the vendor's answer into litellm's `ModelResponse`."""
@@ -174,9 +180,7 @@ class Translation(ABC):
 class _OpenAI(Translation):
     litellm_name = "openai"
     _inlines_media = False
-
-    def plain_answer(self, received: VendorResponse) -> Completion | None:
-        return plain_completion(received.json())
+    _read_plain = staticmethod(openai_completion)
 
     sample = (
         b'{"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [{"index"'
@@ -222,6 +226,7 @@ class _Azure(_OpenAI):
 
 class _Anthropic(Translation):
     litellm_name = "anthropic"
+    _read_plain = staticmethod(anthropic_completion)
     sample = (
         b'{"id": "1", "type": "message", "role": "assistant", "model": "m", "content": [{"type":'
         b' "text", "text": "ok"}], "stop_reason": "end_turn", "stop_sequence": null,'
@@ -257,6 +262,7 @@ class _Anthropic(Translation):
 
 class _Gemini(Translation):
     litellm_name = "gemini"
+    _read_plain = staticmethod(gemini_completion)
     sample = (
         b'{"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": "ok"}]},'
         b' "finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 1,'

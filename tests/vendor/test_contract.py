@@ -126,3 +126,23 @@ async def test_a_litellm_that_changed_is_met_with_one_warning_and_the_other_lane
     agents = [sent.headers["user-agent"] for sent in simulator.anthropic.received]
     assert len(agents) == 3
     assert not any(agent.startswith("aigateway/") for agent in agents)
+
+
+async def test_a_router_elsewhere_in_the_process_does_not_slow_us_down(litellm):
+    from aigateway.vendor.own_call import has_callbacks
+
+    lists = ("input_callback", "success_callback", "failure_callback", "callbacks")
+    names = [*lists, "_async_success_callback", "_async_failure_callback"]
+    before = {name: list(getattr(litellm, name)) for name in names}
+    try:
+        litellm.Router(
+            model_list=[
+                {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "k"}}
+            ]
+        )
+        assert not has_callbacks(litellm)
+        litellm.success_callback.append(lambda *_: None)
+        assert has_callbacks(litellm)
+    finally:
+        for name, callbacks in before.items():
+            getattr(litellm, name)[:] = callbacks

@@ -1,0 +1,142 @@
+"""Plain answers of each wire, read as they are.
+
+An ordinary answer is a text, an end and a count of tokens (on the OpenAI wire also tool calls), in
+a form that needs no translation. Anything out of the ordinary (a field this file does not know,
+reasoning, tools, caches, a broken shape) is left to litellm's translation, which costs ten times as
+much and knows many servers' habits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aigateway.messages import Choice, Completion, ToolCall, Usage
+
+__all__ = ["anthropic_completion", "gemini_completion", "openai_completion"]
+
+_MESSAGE = frozenset({"role", "content", "refusal", "annotations", "tool_calls"})
+_CHOICE = frozenset({"index", "message", "finish_reason", "logprobs", "content_filter_results"})
+_FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
+_CALL = frozenset({"id", "type", "function", "index"})
+
+
+def openai_completion(body: Any) -> Completion | None:
+    """The answer, or None if it is not of the plain kind."""
+    try:
+        choices = tuple(map(_choice, body["choices"]))
+        usage = _usage(body["usage"])
+        created = body["created"]
+        name, model = body["id"], body["model"]
+    except (_Unusual, KeyError, TypeError, AttributeError):
+        return None
+    if not (choices and isinstance(name, str) and isinstance(model, str)):
+        return None
+    return Completion(name, model, choices, usage, None, created if type(created) is int else 0)
+
+
+def anthropic_completion(body: Any) -> Completion | None:
+    """The answer, or None if it is not of the plain kind."""
+    try:
+        (block,) = body["content"]
+        usage, text = body["usage"], block["text"]
+        finish = _ANTHROPIC_FINISHES[body["stop_reason"]]
+        if not (body["type"] == "message" and block["type"] == "text" and _is_said(text)):
+            return None
+        if block.get("citations") or any(usage[name] for name in usage.keys() - _ANTHROPIC_USAGE):
+            return None
+        counted = _counted(usage["input_tokens"], usage["output_tokens"])
+        return Completion(body["id"], body["model"], (Choice(text, finish),), counted)
+    except (_Unusual, KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def gemini_completion(body: Any) -> Completion | None:
+    """The answer, or None if it is not of the plain kind."""
+    try:
+        if not body.keys() <= _GEMINI:
+            return None
+        choices = tuple(map(_candidate, body["candidates"]))
+        usage = body["usageMetadata"]
+        if not (choices and usage.keys() <= _GEMINI_USAGE):
+            return None
+        counted = _counted(usage["promptTokenCount"], usage["candidatesTokenCount"])
+        if usage["totalTokenCount"] != counted.total_tokens:
+            return None
+        return Completion(body.get("responseId", ""), body["modelVersion"], choices, counted)
+    except (_Unusual, KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+_ANTHROPIC_FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+_ANTHROPIC_USAGE = frozenset({"input_tokens", "output_tokens", "service_tier"})
+_GEMINI = frozenset({"candidates", "usageMetadata", "modelVersion", "responseId"})
+_GEMINI_FINISHES = {"STOP": "stop", "MAX_TOKENS": "length"}
+_GEMINI_USAGE = frozenset({"promptTokenCount", "candidatesTokenCount", "totalTokenCount"})
+_CANDIDATE = frozenset({"content", "finishReason", "index"})
+
+
+def _candidate(candidate: Mapping[str, Any]) -> Choice:
+    content = candidate["content"]
+    (part,) = content["parts"]
+    text = part["text"]
+    if not (candidate.keys() <= _CANDIDATE and part.keys() == {"text"} and _is_said(text)):
+        raise _Unusual
+    return Choice(text, _GEMINI_FINISHES[candidate["finishReason"]])
+
+
+def _is_said(text: Any) -> bool:
+    return isinstance(text, str) and bool(text) and "<think" not in text
+
+
+def _counted(prompt: Any, completion: Any) -> Usage:
+    if not (type(prompt) is int and type(completion) is int and prompt >= 0 and completion >= 0):
+        raise _Unusual
+    return Usage(prompt, completion, prompt + completion)
+
+
+class _Unusual(Exception):  # noqa: N818 - it never leaves this file
+    pass
+
+
+def _choice(choice: Mapping[str, Any]) -> Choice:
+    message, finish = choice["message"], choice["finish_reason"]
+    content, refusal = message.get("content"), message.get("refusal")
+    if (
+        not (choice.keys() <= _CHOICE and message.keys() <= _MESSAGE and finish in _FINISHES)
+        or not (content is None or (isinstance(content, str) and "<think" not in content))
+        or not (refusal is None or isinstance(refusal, str))
+        or message.get("annotations")
+        or choice.get("logprobs")
+    ):
+        raise _Unusual
+    calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
+    if not (content or calls or refusal or finish == "length"):
+        raise _Unusual  # says nothing: whose fault that is, is judged elsewhere
+    return Choice(content or "", finish, calls, None, refusal or None)
+
+
+def _tool_call(call: Mapping[str, Any]) -> ToolCall:
+    function = call["function"]
+    name, arguments = function["name"], function["arguments"]
+    if (
+        not call.keys() <= _CALL
+        or call.get("type") != "function"
+        or not (isinstance(name, str) and isinstance(arguments, str) and call["id"])
+    ):
+        raise _Unusual
+    return ToolCall(call["id"], name, arguments)
+
+
+def _usage(usage: Mapping[str, Any]) -> Usage:
+    prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
+    total = usage.get("total_tokens") or prompt + completion
+    before, after = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    cached = before.get("cached_tokens") or 0 if before else 0
+    reasoning = after.get("reasoning_tokens") or 0 if after else 0
+    if (before and before.get("audio_tokens")) or (after and after.get("audio_tokens")):
+        raise _Unusual  # priced by litellm
+    for count in (prompt, completion, total, cached, reasoning):
+        if type(count) is not int or count < 0:
+            raise _Unusual
+    return Usage(prompt, completion, total, cached, reasoning)

@@ -1,0 +1,63 @@
+"""How long one burst of calls keeps the event loop from everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+
+from benchmarks.chart import Bars
+from benchmarks.clients import SINGLES, Ask
+from benchmarks.measure import Spread, fresh_prompt
+from benchmarks.options import Options
+from benchmarks.report import Result, Table
+from benchmarks.server import Servers
+
+HOW = (
+    "500 calls begun by one `gather`, against a server that answers after 50 ms, while another task"
+    " sleeps 1 ms at a time: the longest it had to wait beyond that. Milliseconds, medians of"
+    " interleaved rounds (lowest to highest)."
+)
+CALLS = 500
+
+
+async def run(options: Options) -> Result:
+    stalls: dict[str, list[float]] = {name: [] for name in SINGLES}
+    walls: dict[str, list[float]] = {name: [] for name in SINGLES}
+    async with Servers.started() as servers:
+        await servers.set("primary", "ok", 0.05)
+        for _ in range(options.pick(5, 1)):
+            for name, make in SINGLES.items():
+                async with make(servers.roots["primary"]) as ask:
+                    await ask(fresh_prompt())
+                    stall, wall = await _burst(ask, options.pick(CALLS, 50))
+                stalls[name].append(stall)
+                walls[name].append(wall)
+    longest = {name: Spread.of(values) for name, values in stalls.items()}
+    rows = [[n, s.show(0), Spread.of(walls[n]).show(0)] for n, s in longest.items()]
+    table = Table(f"**A burst of {CALLS}**", ["", "longest stall ms", "all answered ms"], rows)
+    bars = [(name, spread.median) for name, spread in longest.items()]
+    chart = Bars(f"Longest stall of the event loop, {CALLS} calls at once", "milliseconds", bars)
+    return Result("loop", HOW, [table], chart, {"stalls": stalls, "walls": walls})
+
+
+async def _burst(ask: Ask, calls: int) -> tuple[float, float]:
+    worst = 0.0
+
+    async def watch() -> None:
+        nonlocal worst
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.001)
+            worst = max(worst, time.perf_counter() - began - 0.001)
+
+    gc.collect()
+    watcher = asyncio.create_task(watch())
+    await asyncio.sleep(0.01)
+    worst = 0.0
+    began = time.perf_counter()
+    await asyncio.gather(*(ask(fresh_prompt()) for _ in range(calls)))
+    wall = time.perf_counter() - began
+    await asyncio.sleep(0.01)
+    watcher.cancel()
+    return worst * 1000, wall * 1000

@@ -1,0 +1,212 @@
+"""Two loopback vendors that answer at once, in a process of their own, and break on command.
+
+Bodies are made beforehand, so that what is measured is the client. Every upstream speaks the
+OpenAI, Anthropic and Gemini wires, told apart by the path. The process prints its addresses as
+one line of JSON and ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
+
+TEXT = "The answer is four. " * 5
+NAMES = ("primary", "backup")
+OPENAI = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1760000000,
+    "model": "gpt-4o-mini",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": TEXT},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ],
+    "usage": {"prompt_tokens": 20, "completion_tokens": 25, "total_tokens": 45},
+}
+ANTHROPIC = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude-haiku-4-5",
+    "content": [{"type": "text", "text": TEXT}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 20, "output_tokens": 25},
+}
+GEMINI = {
+    "candidates": [
+        {
+            "content": {"role": "model", "parts": [{"text": TEXT}]},
+            "finishReason": "STOP",
+            "index": 0,
+        }
+    ],
+    "usageMetadata": {"promptTokenCount": 20, "candidatesTokenCount": 25, "totalTokenCount": 45},
+    "modelVersion": "gemini-3.5-flash-lite",
+    "responseId": "r1",
+}
+BODIES = {
+    name: json.dumps(body).encode()
+    for name, body in globals().items()
+    if name.isupper() and isinstance(body, dict)
+}
+FAILURES = {
+    "500": (500, {"error": {"message": "broken", "type": "server_error", "code": None}}, {}),
+    "429": (
+        429,
+        {"error": {"message": "slow down", "type": "requests", "code": "rate_limit_exceeded"}},
+        {"Retry-After": "1"},
+    ),
+}
+
+
+class Upstream:
+    """One vendor: a port, what it does now, and what it saw since that was last said."""
+
+    def __init__(self) -> None:
+        self.mode = "ok"
+        self.delay = 0.0
+        self.port = 0
+        self.received = 0
+        self.changed_at = 0.0
+        self.first_answer: float | None = None
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Transport] = set()
+
+    async def listen(self) -> None:
+        """Open the port; the same one again after a refusal."""
+        handler = web.Server(self._handle, access_log=None)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(handler, "127.0.0.1", self.port, backlog=1024)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def set(self, mode: str, delay: float) -> None:
+        """Behave so from now on, and count anew."""
+        self.mode, self.delay = mode, delay
+        if mode == "refuse" and self._server is not None:
+            self._server.close()
+            self._server = None
+            for transport in self._open:
+                transport.abort()
+            self._open.clear()
+        elif mode != "refuse" and self._server is None:
+            await self.listen()
+        self.received, self.first_answer = 0, None
+        self.changed_at = asyncio.get_running_loop().time()
+
+    def state(self) -> dict[str, Any]:
+        """Requests since the last change, and seconds from it to the first answer."""
+        return {"received": self.received, "first_answer_seconds": self.first_answer}
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.transport is not None and request.transport not in self._open:
+            self._open = {t for t in self._open if not t.is_closing()} | {request.transport}
+        await request.read()
+        self.received += 1
+        if self.mode in FAILURES:
+            status, body, headers = FAILURES[self.mode]
+            return web.json_response(body, status=status, headers=headers)
+        if self.mode == "hang":
+            await asyncio.sleep(60)
+        if self.mode == "reset" and request.transport is not None:
+            _reset(request.transport)
+        elif self.delay:
+            await asyncio.sleep(self.delay)
+        if self.first_answer is None:
+            self.first_answer = asyncio.get_running_loop().time() - self.changed_at
+        return web.Response(body=BODIES[_wire(request.path)], content_type="application/json")
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Close so that the peer sees a reset and not an end."""
+    connection = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def _wire(path: str) -> str:
+    if path.endswith("/messages"):
+        return "ANTHROPIC"
+    return "GEMINI" if path.endswith(":generateContent") else "OPENAI"
+
+
+async def serve() -> None:
+    upstreams = {name: Upstream() for name in NAMES}
+    for upstream in upstreams.values():
+        await upstream.listen()
+
+    async def control(request: web.BaseRequest) -> web.StreamResponse:
+        if request.method == "POST":
+            order = await request.json()
+            await upstreams[order["name"]].set(order["mode"], order["delay"])
+        return web.json_response({name: each.state() for name, each in upstreams.items()})
+
+    loop = asyncio.get_running_loop()
+    door = await loop.create_server(web.Server(control, access_log=None), "127.0.0.1", 0)
+    ports = {name: upstream.port for name, upstream in upstreams.items()}
+    print(json.dumps({**ports, "control": door.sockets[0].getsockname()[1]}), flush=True)
+    await asyncio.to_thread(sys.stdin.read)  # ends when whoever started this process does
+
+
+class Servers:
+    """The measuring side's handle on that process."""
+
+    def __init__(self, ports: dict[str, int], session: aiohttp.ClientSession) -> None:
+        self._control = f"http://127.0.0.1:{ports['control']}/"
+        self._session = session
+        self.roots = {name: f"http://127.0.0.1:{ports[name]}" for name in NAMES}
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def started(cls) -> AsyncIterator[Self]:
+        """Run the process for as long as the context lasts."""
+        process = subprocess.Popen(  # noqa: ASYNC220 - nothing is measured meanwhile
+            [sys.executable, "-m", "benchmarks.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parent.parent,
+        )
+        try:
+            ports = json.loads(process.stdout.readline())  # type: ignore[union-attr]
+            async with aiohttp.ClientSession() as session:
+                yield cls(ports, session)
+        finally:
+            process.stdin.close()  # type: ignore[union-attr]
+            try:
+                process.wait(3)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    async def set(self, name: str, mode: str = "ok", delay: float = 0.0) -> None:
+        """Make an upstream behave so from now on: ok, 500, 429, refuse, reset or hang."""
+        order = {"name": name, "mode": mode, "delay": delay}
+        async with self._session.post(self._control, json=order) as answer:
+            answer.raise_for_status()
+
+    async def state(self, name: str = "primary") -> dict[str, Any]:
+        """What the upstream saw since it was last set."""
+        async with self._session.get(self._control) as answer:
+            return (await answer.json())[name]
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve())
+    os._exit(0)  # hanging requests are not waited for

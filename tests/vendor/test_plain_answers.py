@@ -1,0 +1,178 @@
+"""Plain answers are read as litellm would read them; all others are left to it."""
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aigateway.messages import ToolCall, Usage
+from aigateway.vendor.plain_answers import (
+    anthropic_completion,
+    gemini_completion,
+    openai_completion,
+)
+
+BODY = {
+    "id": "1",
+    "object": "chat.completion",
+    "created": 7,
+    "model": "m",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "4", "refusal": None, "annotations": []},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ],
+    "usage": {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 1, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 1},
+    },
+}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def changed(*path, to):
+    body: Any = copy.deepcopy(BODY)
+    place = body
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = to
+    return body
+
+
+MESSAGE = ("choices", 0, "message")
+
+
+def test_a_plain_answer():
+    answer = openai_completion(BODY)
+    assert answer is not None
+    assert (answer.id, answer.model, answer.created) == ("1", "m", 7)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("4", "stop")
+    assert answer.usage == Usage(3, 2, 5, 1, 1)
+
+
+def test_tool_calls():
+    answer = openai_completion(changed(*MESSAGE, "tool_calls", to=[CALL]))
+    assert answer is not None
+    assert answer.choices[0].tool_calls == (ToolCall("c", "f", "{}"),)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        changed(*MESSAGE, "reasoning_content", to="hm"),
+        changed(*MESSAGE, "content", to="<think>hm</think>4"),
+        changed(*MESSAGE, "content", to=None),
+        changed(*MESSAGE, "content", to=[{"type": "text"}]),
+        changed(*MESSAGE, "annotations", to=[{}]),
+        changed(*MESSAGE, "tool_calls", to=[{**CALL, "type": "custom"}]),
+        changed(*MESSAGE, "tool_calls", to=[{**CALL, "function": {"name": "f"}}]),
+        changed("choices", 0, "finish_reason", to="eos"),
+        changed("choices", 0, "logprobs", to={"content": []}),
+        changed("choices", to=[]),
+        changed("choices", to=None),
+        changed("usage", to=None),
+        changed("usage", "prompt_tokens", to="3"),
+        changed("usage", "prompt_tokens", to=-1),
+        changed("usage", "prompt_tokens_details", to={"audio_tokens": 4}),
+        changed("id", to=None),
+        {"error": {"message": "no"}},
+    ],
+    ids=str,
+)
+def test_what_is_out_of_the_ordinary_is_left_to_litellm(body):
+    assert openai_completion(body) is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+ANTHROPIC: dict[str, Any] = {
+    "id": "1",
+    "type": "message",
+    "role": "assistant",
+    "model": "m",
+    "content": [{"type": "text", "text": "4"}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 0},
+}
+GEMINI: dict[str, Any] = {
+    "candidates": [
+        {"content": {"role": "model", "parts": [{"text": "4"}]}, "finishReason": "STOP"}
+    ],
+    "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5},
+    "modelVersion": "m",
+}
+
+
+@pytest.mark.parametrize(
+    ("read", "body"), [(anthropic_completion, ANTHROPIC), (gemini_completion, GEMINI)]
+)
+def test_plain_answers_of_the_other_wires(read, body):
+    answer = read(body)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("4", "stop")
+    assert answer.usage == Usage(3, 2, 5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"content": []},
+        {"content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]},
+        {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "4"}]},
+        {"content": [{"type": "text", "text": ""}]},
+        {"content": [{"type": "text", "text": "4", "citations": [{}]}]},
+        {"stop_reason": "refusal"},
+        {"stop_reason": None},
+        {"usage": {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 1}},
+        {"usage": None},
+        {"type": "error"},
+    ],
+    ids=str,
+)
+def test_anthropics_unusual_answers(change):
+    assert anthropic_completion(ANTHROPIC | change) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"candidates": []},
+        {"candidates": [{"finishReason": "SAFETY"}]},
+        {"candidates": [{**GEMINI["candidates"][0], "groundingMetadata": {}}]},
+        {"candidates": [{"content": {"parts": [{"text": "hm", "thought": True}]}}]},
+        {"usageMetadata": {**GEMINI["usageMetadata"], "thoughtsTokenCount": 1}},
+        {"usageMetadata": {**GEMINI["usageMetadata"], "totalTokenCount": 9}},
+        {"promptFeedback": {"blockReason": "SAFETY"}},
+    ],
+    ids=str,
+)
+def test_geminis_unusual_answers(change):
+    assert gemini_completion(GEMINI | change) is None
+
+
+READERS = (anthropic_completion, gemini_completion, openai_completion)
+
+
+@given(json_values, st.sampled_from([(), ("choices",), ("choices", 0), MESSAGE, ("usage",)]))
+def test_no_body_raises(value, path):
+    for read in READERS:
+        read(changed(*path, to=value) if path else value)
+
+
+@given(json_values, st.sampled_from(sorted(ANTHROPIC)), st.sampled_from(sorted(GEMINI)))
+def test_no_body_of_the_other_wires_raises(value, of_anthropic, of_gemini):
+    anthropic_completion({**ANTHROPIC, of_anthropic: value})
+    gemini_completion({**GEMINI, of_gemini: value})

@@ -147,11 +147,11 @@ class DirectClient:
     ) -> Completion:
         failure = None
         status = received.status_code
-        if status == 200:
+        if 200 <= status < 300:
             try:
                 response = None
                 completion = translation.plain_answer(sent, received)
-                if completion is None:
+                if completion is None or self._needs_whole(completion):
                     response = translation.answer(request, sent, received)
                     completion = completion_from(response, model=self._config.model, status=status)
                 return replace(completion, cost_usd=self._cost(response, completion))
@@ -164,6 +164,10 @@ class DirectClient:
                 status, received.headers, received.content, now_wall=self._clock.wall()
             )
         raise VendorCallError(failure)
+
+    def _needs_whole(self, completion: Completion) -> bool:
+        """Whether this answer's price takes litellm's calculation, and so its response object."""
+        return self._tariff is not None and not self._tariff.is_flat(completion.usage)
 
     def _cost(self, response: Any, completion: Completion) -> float | None:
         return None if self._tariff is None else self._tariff.cost(response, completion.usage)

@@ -24,13 +24,15 @@ _CALL = frozenset({"id", "type", "function", "index"})
 def openai_completion(body: Any) -> Completion | None:
     """The answer, or None if it is not of the plain kind."""
     try:
+        if body.get("error") or body.get("service_tier") not in {None, "default", "auto"}:
+            return None
         choices = tuple(map(_choice, body["choices"]))
         usage = _usage(body["usage"])
         created = body["created"]
         name, model = body["id"], body["model"]
-    except (_Unusual, KeyError, TypeError, AttributeError):
+    except (_Unusual, KeyError, TypeError, AttributeError, ValueError):
         return None
-    if not (choices and isinstance(name, str) and isinstance(model, str)):
+    if not (choices and _is_name(name) and _is_name(model)):
         return None
     return Completion(name, model, choices, usage, None, created if type(created) is int else 0)
 
@@ -39,14 +41,16 @@ def anthropic_completion(body: Any) -> Completion | None:
     """The answer, or None if it is not of the plain kind."""
     try:
         (block,) = body["content"]
-        usage, text = body["usage"], block["text"]
+        usage, text, model = body["usage"], block["text"], body["model"]
+        if body.get("error") or not (_is_name(body["id"]) and _is_name(model)):
+            return None
         finish = _ANTHROPIC_FINISHES[body["stop_reason"]]
         if not (body["type"] == "message" and block["type"] == "text" and _is_said(text)):
             return None
         if block.get("citations") or any(usage[name] for name in usage.keys() - _ANTHROPIC_USAGE):
             return None
         counted = _counted(usage["input_tokens"], usage["output_tokens"])
-        return Completion(body["id"], body["model"], (Choice(text, finish),), counted)
+        return Completion(body["id"], model, (Choice(text, finish),), counted)
     except (_Unusual, KeyError, TypeError, AttributeError, ValueError):
         return None
 
@@ -61,9 +65,12 @@ def gemini_completion(body: Any) -> Completion | None:
         if not (choices and usage.keys() <= _GEMINI_USAGE):
             return None
         counted = _counted(usage["promptTokenCount"], usage["candidatesTokenCount"])
+        name, model = body.get("responseId", "-"), body["modelVersion"]
         if usage["totalTokenCount"] != counted.total_tokens:
             return None
-        return Completion(body.get("responseId", ""), body["modelVersion"], choices, counted)
+        if not (_is_name(name) and _is_name(model)):
+            return None
+        return Completion(name, model, choices, counted)
     except (_Unusual, KeyError, TypeError, AttributeError, ValueError):
         return None
 
@@ -83,6 +90,10 @@ def _candidate(candidate: Mapping[str, Any]) -> Choice:
     if not (candidate.keys() <= _CANDIDATE and part.keys() == {"text"} and _is_said(text)):
         raise _Unusual
     return Choice(text, _GEMINI_FINISHES[candidate["finishReason"]])
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name)
 
 
 def _is_said(text: Any) -> bool:
@@ -111,6 +122,8 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
     ):
         raise _Unusual
     calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
+    if calls and finish == "stop":
+        raise _Unusual  # litellm corrects it
     if not (content or calls or refusal or finish == "length"):
         raise _Unusual  # says nothing: whose fault that is, is judged elsewhere
     return Choice(content or "", finish, calls, None, refusal or None)
@@ -122,7 +135,7 @@ def _tool_call(call: Mapping[str, Any]) -> ToolCall:
     if (
         not call.keys() <= _CALL
         or call.get("type") != "function"
-        or not (isinstance(name, str) and isinstance(arguments, str) and call["id"])
+        or not (_is_name(name) and isinstance(arguments, str) and _is_name(call["id"]))
     ):
         raise _Unusual
     return ToolCall(call["id"], name, arguments)

@@ -83,14 +83,14 @@ class Tariff:
         """US dollars for a call; None where the price is not known or no tokens were counted.
 
         Args:
-            response: litellm's `ModelResponse`.
+            response: litellm's `ModelResponse`; None for a plain answer whose price `is_flat`.
             usage: Its usage, in the house's own form.
         """
         if self._own is not None:
             return self._own.cost(usage)
         if self._price is None or not usage.total_tokens:
             return None
-        if self._is_plain(getattr(response, "usage", None), usage):
+        if self.is_flat(usage) and (response is None or _is_ordinary(response)):
             return self._price.cost(usage)
         try:
             return float(
@@ -101,20 +101,30 @@ class Tariff:
         except Exception:  # noqa: BLE001 - an answer without a price is still an answer
             return None
 
-    def _is_plain(self, counted: Any, usage: Usage) -> bool:
+    def is_flat(self, usage: Usage) -> bool:
+        """Whether two figures price this usage, so far as it tells."""
+        if self._own is not None or self._price is None:
+            return True
         if usage.prompt_tokens > SHORT_PROMPT and any("above" in name for name in self._entry):
             return False
         reasoning = self._entry.get("output_cost_per_reasoning_token")
-        if usage.reasoning_tokens and reasoning not in {None, self._entry["output_cost_per_token"]}:
-            return False
-        prompt = getattr(counted, "prompt_tokens_details", None)
-        answer = getattr(counted, "completion_tokens_details", None)
-        return not (
-            getattr(counted, "cache_creation_input_tokens", None)
-            or getattr(prompt, "audio_tokens", None)
-            or getattr(prompt, "image_tokens", None)
-            or getattr(answer, "audio_tokens", None)
-        )
+        return not usage.reasoning_tokens or reasoning in {
+            None,
+            self._entry["output_cost_per_token"],
+        }
+
+
+def _is_ordinary(response: Any) -> bool:
+    """Whether nothing in a response has a price of its own."""
+    counted = getattr(response, "usage", None)
+    prompt = getattr(counted, "prompt_tokens_details", None)
+    answer = getattr(counted, "completion_tokens_details", None)
+    return getattr(response, "service_tier", None) in {None, "default", "auto"} and not (
+        getattr(counted, "cache_creation_input_tokens", None)
+        or getattr(prompt, "audio_tokens", None)
+        or getattr(prompt, "image_tokens", None)
+        or getattr(answer, "audio_tokens", None)
+    )
 
 
 def price_of(config: LLMConfig) -> Price | None:

@@ -101,8 +101,10 @@ class Translation(ABC):
 
     def carries(self, request: ChatRequest) -> bool:
         """Whether this request is surely translated as `litellm.acompletion` would."""
-        return request.params.keys() <= _MAPPED and all(
-            _is_plain(message, self._inlines_media) for message in request.messages
+        return (
+            request.params.keys() <= _MAPPED
+            and all(_is_plain(message, self._inlines_media) for message in request.messages)
+            and not any("cache_control" in tool for tool in request.params.get("tools") or ())
         )
 
     _read_plain: Callable[[Any], Completion | None]
@@ -334,8 +336,8 @@ def translation_for(
 
 
 def _is_plain(message: Mapping[str, Any], inline: bool) -> bool:
-    if "cache_control" in message:
-        return False  # Gemini's is a call of its own
+    if "cache_control" in message or message.get("role") == "developer":
+        return False  # Gemini's cache is a call of its own; the role goes by another name
     content = message.get("content")
     if content is None or isinstance(content, str):
         return True

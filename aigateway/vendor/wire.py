@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,5 +48,12 @@ class VendorResponse:
         return self.content.decode("utf-8", "replace")
 
     def json(self) -> Any:
-        """The body as JSON. Raises `ValueError` if it is something else."""
-        return orjson.loads(self.content)
+        """The body as JSON. Raises `ValueError` if it is something else.
+
+        What orjson refuses and Python's own reader takes (half an emoji, a byte order mark, NaN)
+        does come from servers.
+        """
+        try:
+            return orjson.loads(self.content)
+        except orjson.JSONDecodeError:
+            return json.loads(self.content)

@@ -99,9 +99,16 @@ SHAPES = {
     "user": asking("2+2?", user="someone"),
     "reasoning": asking("2+2?", reasoning_effort="low"),
     "rare": asking("2+2?", service_tier="auto"),
+    "developer": asking({"role": "developer", "content": "You are terse."}, "2+2?"),
+    "marked-tool": asking("Weather?", tools=[{**TOOL, "cache_control": {"type": "ephemeral"}}]),
     "json-object": asking("Say JSON", response_format={"type": "json_object"}),
 }
-NOT_CARRIED = {"rare": WIRES, "json-object": ("anthropic",)}
+NOT_CARRIED = {
+    "rare": WIRES,
+    "developer": WIRES,
+    "marked-tool": WIRES,
+    "json-object": ("anthropic",),
+}
 """Shapes that the direct lane leaves to the other one."""
 
 ANSWERS = {
@@ -183,6 +190,20 @@ async def test_every_kind_of_answer(vendor, answer):
         await outcome_of(DirectClient, vendor, request),
         await outcome_of(LiteLLMClient, vendor, request),
     )
+
+
+@pytest.mark.parametrize("tokens", [90_000, 250_000])
+async def test_long_prompts_have_the_price_that_litellm_knows(simulator, tokens):
+    vendor = simulator.gemini
+    usage = {"prompt_tokens": tokens, "completion_tokens": 100, "total_tokens": tokens + 100}
+    vendor.answer(Answer("4", usage=usage))
+    costs = []
+    for kind in (DirectClient, LiteLLMClient):
+        client = kind(vendor.config(model="gemini-2.5-pro"), SYSTEM_CLOCK)
+        costs.append((await client.chat(SHAPES["plain"])).cost_usd)
+        await client.aclose()
+    assert costs[0] == pytest.approx(costs[1])
+    assert (costs[0] or 0) > 0.1
 
 
 async def test_the_request_is_not_changed(vendor):

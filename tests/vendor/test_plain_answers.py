@@ -13,6 +13,7 @@ from aigateway.vendor.plain_answers import (
     gemini_completion,
     openai_completion,
 )
+from aigateway.vendor.wire import VendorResponse
 
 BODY = {
     "id": "1",
@@ -59,7 +60,10 @@ def test_a_plain_answer():
 
 
 def test_tool_calls():
-    answer = openai_completion(changed(*MESSAGE, "tool_calls", to=[CALL]))
+    body = changed(*MESSAGE, "tool_calls", to=[CALL])
+    assert openai_completion(body) is None, "litellm corrects the finish reason"
+    body["choices"][0]["finish_reason"] = "tool_calls"
+    answer = openai_completion(body)
     assert answer is not None
     assert answer.choices[0].tool_calls == (ToolCall("c", "f", "{}"),)
 
@@ -83,6 +87,9 @@ def test_tool_calls():
         changed("usage", "prompt_tokens", to=-1),
         changed("usage", "prompt_tokens_details", to={"audio_tokens": 4}),
         changed("id", to=None),
+        changed("model", to=""),
+        BODY | {"error": {"message": "x"}},
+        BODY | {"service_tier": "priority"},
         {"error": {"message": "no"}},
     ],
     ids=str,
@@ -139,6 +146,8 @@ def test_plain_answers_of_the_other_wires(read, body):
         {"usage": {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 1}},
         {"usage": None},
         {"type": "error"},
+        {"error": {"message": "x"}},
+        {"model": None},
     ],
     ids=str,
 )
@@ -156,6 +165,7 @@ def test_anthropics_unusual_answers(change):
         {"usageMetadata": {**GEMINI["usageMetadata"], "thoughtsTokenCount": 1}},
         {"usageMetadata": {**GEMINI["usageMetadata"], "totalTokenCount": 9}},
         {"promptFeedback": {"blockReason": "SAFETY"}},
+        {"modelVersion": 3},
     ],
     ids=str,
 )
@@ -176,3 +186,12 @@ def test_no_body_raises(value, path):
 def test_no_body_of_the_other_wires_raises(value, of_anthropic, of_gemini):
     anthropic_completion({**ANTHROPIC, of_anthropic: value})
     gemini_completion({**GEMINI, of_gemini: value})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"a": "ok\\ud83d"}', b'\xef\xbb\xbf{"a": 1}', b'{"a": NaN}'],
+    ids=["half", "bom", "nan"],
+)
+def test_json_that_servers_send_and_orjson_refuses(body):
+    assert "a" in VendorResponse(200, {}, body).json()

@@ -17,6 +17,7 @@ import functools
 import ssl
 from collections.abc import Mapping
 from contextvars import ContextVar
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -24,20 +25,20 @@ import httpx
 from yarl import URL
 
 __all__ = [
-    "KEEP_ALIVE",
     "LONGEST_CALL",
     "WITNESS",
     "OneShotTransport",
     "WireError",
     "Witness",
     "environment_proxy",
+    "open_session",
     "tls_context",
 ]
 
 LONGEST_CALL = 600.0
 """Seconds after which a call that nobody bounds ends."""
 
-KEEP_ALIVE = 60.0
+_KEEP_ALIVE = 60.0
 """Seconds an idle connection is kept."""
 
 _NOT_FORWARDED = frozenset({"connection", "content-length", "transfer-encoding"})
@@ -109,12 +110,8 @@ class OneShotTransport(httpx.AsyncBaseTransport):
         if self._closed:
             raise WireError("The client is closed.", request=request)
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
-                auto_decompress=False,  # httpx does, where the headers still say so
-            )
+            # httpx decompresses, where the headers still say so.
+            self._session = open_session(auto_decompress=False)
         return self._session
 
     async def _exchange(
@@ -143,6 +140,16 @@ class OneShotTransport(httpx.AsyncBaseTransport):
         if origin not in self._proxies:
             self._proxies[origin] = environment_proxy(url.scheme, url.host, url.port)
         return self._proxies[origin]
+
+
+def open_session(**options: Any) -> aiohttp.ClientSession:
+    """A pool as both lanes want it: without a limit of connections, cookies or a short timeout."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
+        **options,
+    )
 
 
 def environment_proxy(scheme: str, host: str, port: int | None) -> str | None:

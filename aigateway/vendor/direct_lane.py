@@ -9,8 +9,9 @@ with litellm, and everything, should litellm's functions not be what they were.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from aigateway.vendor.client import Failure, VendorCallError
 from aigateway.vendor.failures import classify, classify_response
 from aigateway.vendor.litellm_lane import LiteLLMClient, call_options
 from aigateway.vendor.loading import SILENT, load_litellm
-from aigateway.vendor.own_call import has_callbacks
 from aigateway.vendor.pricing import Tariff
 from aigateway.vendor.wire import VendorRequest, VendorResponse
 
@@ -58,6 +58,7 @@ class DirectClient:
         self._litellm: ModuleType | None = None
         self._translation: Translation | None = None
         self._connections: SharedSession | None = None
+        self._is_listened_to: Callable[[], bool] = bool  # nobody; found out with litellm
         self._tariff: Tariff | None = None
         self._closed = False
 
@@ -112,19 +113,19 @@ class DirectClient:
         await self._other.aclose()
 
     def _connect(self, litellm: ModuleType) -> None:
-        from aigateway.vendor.sessions import SharedSession  # noqa: PLC0415 - loads aiohttp
+        # Both need aiohttp, which by now has been loaded off the event loop, with litellm.
+        from aigateway.vendor.own_call import has_callbacks  # noqa: PLC0415
+        from aigateway.vendor.sessions import SharedSession  # noqa: PLC0415
 
         # Others may have waited for the same import, or closed this client meanwhile.
         if self._litellm is not None or self._closed:
             return
         self._litellm = litellm
+        self._is_listened_to = partial(has_callbacks, litellm)
         self._translation = _tried(litellm, self._config, self._options)
         if self._translation is not None:
             self._tariff = Tariff(litellm, self._config)
             self._connections = SharedSession(self._translation.url)
-
-    def _is_listened_to(self) -> bool:
-        return self._litellm is not None and has_callbacks(self._litellm)
 
     async def _carry(self, sent: VendorRequest) -> VendorResponse:
         if self._connections is None:

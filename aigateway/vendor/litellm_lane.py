@@ -25,6 +25,7 @@ from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embedd
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.answers import completion_from, embeddings_from
 from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.vendor.copying import fresh_copy
 from aigateway.vendor.failures import classify, classify_response
 from aigateway.vendor.loading import load_litellm
 from aigateway.vendor.pricing import OWN_OPTIONS, max_input_tokens, own_price_of
@@ -117,7 +118,7 @@ class LiteLLMClient:
         response, status = await self._call(
             litellm,
             litellm.acompletion,
-            self._arguments(request, messages=_fresh(request.messages, self._without)),
+            self._arguments(request, messages=fresh_copy(request.messages, self._without)),
         )
         completion = completion_from(response, model=self._config.model, status=status)
         return replace(completion, cost_usd=self._cost(response, completion))
@@ -183,8 +184,8 @@ class LiteLLMClient:
         """The caller's parameters stand over `extra`, and what the gateway rules over both."""
         client = {} if self._client is None else {"client": self._client.handle}
         return {
-            **_fresh(self._defaults),
-            **_fresh(request.params),
+            **fresh_copy(self._defaults),
+            **fresh_copy(request.params),
             **self._options,
             **client,
             **more,
@@ -264,15 +265,6 @@ def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[st
         "timeout": 600.0,
     }
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _fresh(value: Any, without: str | None = None) -> Any:
-    """A copy that litellm may write into. Texts, however long, are shared."""
-    if isinstance(value, Mapping):
-        return {key: _fresh(part, without) for key, part in value.items() if key != without}
-    if isinstance(value, list | tuple):
-        return [_fresh(part, without) for part in value]
-    return value
 
 
 async def _settled(task: asyncio.Task[Any], witness: Witness | None) -> None:

@@ -15,12 +15,7 @@ from contextlib import AbstractAsyncContextManager
 import aiohttp
 from yarl import URL
 
-from aigateway.vendor.connections import (
-    KEEP_ALIVE,
-    LONGEST_CALL,
-    environment_proxy,
-    tls_context,
-)
+from aigateway.vendor.connections import environment_proxy, open_session, tls_context
 from aigateway.version import __version__
 
 __all__ = ["SharedSession"]
@@ -66,7 +61,7 @@ class SharedSession:
         if pool is None:
             raise RuntimeError("This vendor client is closed.")
         if pool.session is None:
-            pool.session = _open()
+            pool.session = open_session(headers={"User-Agent": f"aigateway/{__version__}"})
         return pool.session.post(
             self._url,
             headers=headers,
@@ -85,12 +80,3 @@ class SharedSession:
         if not pool.users and pool.session is not None:
             session, pool.session = pool.session, None
             await session.close()
-
-
-def _open() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
-        headers={"User-Agent": f"aigateway/{__version__}"},
-    )

@@ -18,6 +18,7 @@ from typing import Any
 
 from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig, ProviderType
+from aigateway.vendor.copying import fresh_copy
 from aigateway.vendor.plain_answers import (
     anthropic_completion,
     gemini_completion,
@@ -121,7 +122,7 @@ class Translation(ABC):
             Exception: litellm's `UnsupportedParamsError` and others; nothing has been sent.
         """
         messages = [
-            {name: _copy(value) for name, value in message.items() if value is not None}
+            {name: fresh_copy(value) for name, value in message.items() if value is not None}
             for message in request.messages
         ]
         options = self._options(request, messages)
@@ -161,7 +162,7 @@ class Translation(ABC):
             messages=messages,
             api_version=self._version,
             drop_params=self._drop,
-            **_copy(params),
+            **fresh_copy(params),
         )
         options.pop("stream", None)
         options.pop("extra_body", None)
@@ -354,12 +355,3 @@ def _is_plain_part(part: Any, inline: bool) -> bool:
     picture = part.get("image_url")
     url = picture.get("url") if isinstance(picture, Mapping) else picture
     return isinstance(url, str) and (not inline or url.startswith("data:"))
-
-
-def _copy(value: Any) -> Any:
-    """A copy that litellm may write into. Texts, however long, are shared."""
-    if isinstance(value, Mapping):
-        return {key: _copy(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_copy(part) for part in value]
-    return value

@@ -74,6 +74,7 @@ def test_importing_the_lane_does_not_import_litellm():
     found, _ = run(
         """
         import json, sys
+        import aigateway.vendor.direct_lane
         import aigateway.vendor.litellm_lane
         import aigateway.vendor.failures
         heavy = {"litellm", "openai", "httpx", "aiohttp"}

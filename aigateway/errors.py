@@ -57,6 +57,8 @@ class FailureKind(StrEnum):
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     """The caller's own deadline cut the attempt before the provider's timeout did."""
+    OUTRUN = "outrun"
+    """A hedge: another attempt for the same request answered first, and this one was ended."""
 
     # This provider cannot serve this request, through nobody's fault.
     UNSUPPORTED = "unsupported"

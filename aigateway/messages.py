@@ -19,11 +19,13 @@ __all__ = [
     "ChatRequest",
     "ChatResponse",
     "Choice",
+    "Chunk",
     "Completion",
     "EmbeddingRequest",
     "EmbeddingResponse",
     "Embeddings",
     "ToolCall",
+    "ToolCallDelta",
     "Usage",
 ]
 
@@ -61,6 +63,48 @@ class ToolCall:
     id: str
     name: str
     arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a tool call. `id` and `name` come whole, with the first piece of each call.
+
+    Attributes:
+        index: Which of the answer's tool calls, from 0.
+        id: As in `ToolCall`; empty in later pieces.
+        name: Likewise.
+        arguments: The next piece of the JSON text.
+    """
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer, as it comes. Its fields say what is added, not what there is.
+
+    Attributes:
+        text: The next piece of the text; often a word.
+        tool_calls: The next pieces of tool calls.
+        reasoning: The next piece of visible reasoning.
+        refusal: The next piece of a refusal.
+        finish_reason: Why the answer ended; only on its last chunk.
+        usage: Tokens as the vendor counted them; only on the stream's last chunk.
+        index: Which of the `n` answers this belongs to.
+        restarted: The answer begins anew with the chunks that follow; forget what came before.
+    """
+
+    text: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    reasoning: str | None = None
+    refusal: str | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    index: int = 0
+    restarted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the rest of the house knows of a vendor: two calls, one kind of failure.
+"""What the rest of the house knows of a vendor: three calls, one kind of failure.
 
 A `VendorClient` belongs to one provider and one event loop. Everything that can be worked out
 once per provider (URL, headers, pool, price) is worked out when it is made.
@@ -6,16 +6,16 @@ once per provider (URL, headers, pool, price) is worked out when it is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
-from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from aigateway.messages import ChatRequest, Chunk, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig
 
-__all__ = ["Failure", "VendorCallError", "VendorClient", "VendorClientFactory"]
+__all__ = ["Failure", "VendorCallError", "VendorClient", "VendorClientFactory", "VendorStream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,14 @@ class Failure:
         status: The HTTP status that the vendor really sent, if any.
         retry_after: Seconds the vendor asks to be left alone, if it said.
         code: The vendor's machine-readable code ("insufficient_quota"), if it sent a tame one.
+        unreachable: No connection could be made at all (refused, DNS, TLS, no route).
     """
 
     kind: FailureKind
     status: int | None = None
     retry_after: float | None = None
     code: str | None = None
+    unreachable: bool = False
 
 
 class VendorCallError(Exception):
@@ -45,11 +47,40 @@ class VendorCallError(Exception):
         """An answer that came and is of no use: it has been paid for."""
 
 
+class VendorStream(Protocol):
+    """An answer that is being given, over a connection of its own until `aclose`.
+
+    One task reads at a time. Time is the caller's to bound; a read that is cancelled is the last.
+    """
+
+    @property
+    def finished(self) -> bool:
+        """Whether the vendor has said why the answer ended: what is missing is not content."""
+
+    async def read(self) -> Sequence[Chunk] | None:
+        """Wait for what comes next over the wire.
+
+        Returns:
+            The content that came: text, reasoning, refusal, pieces of tool calls. Empty where
+            the vendor sent something else (a role, a ping, a comment). None when the answer is
+            whole; its end and its usage are in `completion()`.
+
+        Raises:
+            VendorCallError: It broke, is no answer, or ended without a finish reason.
+        """
+
+    def completion(self) -> Completion:
+        """What has come so far, as one answer, with its price as far as usage has come."""
+
+    async def aclose(self) -> None:
+        """Close the connection, unless the answer was read to its end. May be called twice."""
+
+
 class VendorClient(Protocol):
     """One provider's connection to its vendor.
 
-    Both calls raise `VendorCallError` for anything the vendor (or the way to it) did wrong, and
-    let cancellation through. Neither retries, and neither bounds its own time: the caller does.
+    All calls raise `VendorCallError` for anything the vendor (or the way to it) did wrong, and
+    let cancellation through. None retries, and none bounds its own time: the caller does.
     """
 
     @property
@@ -65,8 +96,17 @@ class VendorClient(Protocol):
     async def chat(self, request: ChatRequest) -> Completion:
         """Ask for an answer."""
 
+    async def stream(self, request: ChatRequest) -> VendorStream:
+        """Ask for an answer piece by piece. Returns when the vendor has begun to answer."""
+
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Ask for vectors."""
+
+    def pause(self) -> float | None:
+        """Seconds until the vendor's own limits allow a call again, if it says none is left now.
+
+        From the headers of the latest response; said once.
+        """
 
     async def aclose(self) -> None:
         """Close every connection this client opened. May be called twice."""

@@ -73,6 +73,7 @@ VERDICTS: Mapping[FailureKind, Verdict] = MappingProxyType(
         FailureKind.CONTEXT_WINDOW: Verdict(Failover.LARGER_WINDOW),
         FailureKind.CANCELLED: _RAISE,
         FailureKind.DEADLINE: _ANOTHER,
+        FailureKind.OUTRUN: _ANOTHER,
         FailureKind.UNSUPPORTED: _ANOTHER,
         FailureKind.INVALID_OUTPUT: _ANOTHER,
         FailureKind.AUTHENTICATION: _MISCONFIGURED,

@@ -1,0 +1,109 @@
+"""The pieces of a streamed answer, put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from aigateway.messages import Choice, Chunk, Completion, ToolCall, ToolCallDelta, Usage
+
+__all__ = ["Assembly"]
+
+
+class _Answer:
+    """One of the `n` answers, as far as it has come."""
+
+    __slots__ = ("calls", "finish_reason", "logprobs_json", "reasoning", "refusal", "text")
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.refusal: list[str] = []
+        self.calls: dict[int, list[ToolCallDelta]] = {}
+        self.finish_reason: str | None = None
+        self.logprobs_json: str | None = None
+
+    def choice(self) -> Choice:
+        return Choice(
+            text="".join(self.text),
+            finish_reason=self.finish_reason,
+            tool_calls=tuple(_tool_call(self.calls[index]) for index in sorted(self.calls)),
+            reasoning="".join(self.reasoning) or None,
+            refusal="".join(self.refusal) or None,
+            logprobs_json=self.logprobs_json,
+        )
+
+
+class Assembly:
+    """Collects what a stream brings.
+
+    Attributes:
+        id: As the vendor names the answer.
+        model: As the vendor names the model.
+        created: Unix time in seconds; 0 where the vendor says none.
+        usage: None until the vendor has counted.
+    """
+
+    __slots__ = ("_answers", "created", "id", "model", "usage")
+
+    def __init__(self, model: str) -> None:
+        self.id = ""
+        self.model = model
+        self.created = 0
+        self.usage: Usage | None = None
+        self._answers: dict[int, _Answer] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether every answer that was begun has ended, and there is one."""
+        return bool(self._answers) and all(
+            answer.finish_reason is not None for answer in self._answers.values()
+        )
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in a piece of content."""
+        answer = self._answer(chunk.index)
+        if chunk.text:
+            answer.text.append(chunk.text)
+        if chunk.reasoning:
+            answer.reasoning.append(chunk.reasoning)
+        if chunk.refusal:
+            answer.refusal.append(chunk.refusal)
+        for delta in chunk.tool_calls:
+            answer.calls.setdefault(delta.index, []).append(delta)
+
+    def finish(self, index: int, reason: str) -> None:
+        """Note why one of the answers ended."""
+        self._answer(index).finish_reason = reason
+
+    def add_logprobs(self, index: int, logprobs_json: str) -> None:
+        """Note the OpenAI `logprobs` object of one of the answers, as JSON text."""
+        self._answer(index).logprobs_json = logprobs_json
+
+    def completion(self) -> Completion:
+        """What has come so far. It has no price."""
+        return Completion(
+            id=self.id,
+            model=self.model,
+            choices=tuple(self._choices()),
+            usage=self.usage or Usage(),
+            created=self.created,
+        )
+
+    def _choices(self) -> Iterator[Choice]:
+        for index in range(max(self._answers, default=0) + 1):
+            answer = self._answers.get(index)
+            yield Choice() if answer is None else answer.choice()
+
+    def _answer(self, index: int) -> _Answer:
+        answer = self._answers.get(index)
+        if answer is None:
+            answer = self._answers[index] = _Answer()
+        return answer
+
+
+def _tool_call(deltas: list[ToolCallDelta]) -> ToolCall:
+    return ToolCall(
+        id=next((delta.id for delta in deltas if delta.id), ""),
+        name=next((delta.name for delta in deltas if delta.name), ""),
+        arguments="".join(delta.arguments for delta in deltas),
+    )

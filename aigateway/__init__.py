@@ -36,13 +36,16 @@ if TYPE_CHECKING:
         Attempt,
         ChatResponse,
         Choice,
+        Chunk,
         EmbeddingResponse,
         ToolCall,
+        ToolCallDelta,
         Usage,
     )
     from aigateway.resilience.breaker import CircuitBreaker, CircuitState
     from aigateway.routing.provider import ProviderStatus
     from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
+    from aigateway.streaming import ChatStream
 
 _HOMES = {
     "aigateway.errors": (
@@ -69,13 +72,16 @@ _HOMES = {
         "Attempt",
         "ChatResponse",
         "Choice",
+        "Chunk",
         "EmbeddingResponse",
         "ToolCall",
+        "ToolCallDelta",
         "Usage",
     ),
     "aigateway.resilience.breaker": ("CircuitBreaker", "CircuitState"),
     "aigateway.routing.provider": ("ProviderStatus",),
     "aigateway.settings": ("GatewaySettings", "LLMConfig", "ProviderType"),
+    "aigateway.streaming": ("ChatStream",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -85,7 +91,9 @@ __all__ = [
     "Attempt",
     "BudgetExceededError",
     "ChatResponse",
+    "ChatStream",
     "Choice",
+    "Chunk",
     "CircuitBreaker",
     "CircuitOpenError",
     "CircuitState",
@@ -108,6 +116,7 @@ __all__ = [
     "RequestRejectedError",
     "StreamInterruptedError",
     "ToolCall",
+    "ToolCallDelta",
     "UnknownModelError",
     "Usage",
     "__version__",

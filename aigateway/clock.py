@@ -2,17 +2,35 @@
 
 Everything else takes a `Clock`, so that a test (or a simulation) can let hours pass in a
 millisecond. Durations are seconds. `now` is monotonic: a change of the wall clock moves nothing.
+
+Nearly every timeout is left long before it is due, so they share one timer of the event loop,
+which is set anew only for one that is due earlier. `asyncio.timeout` sets and cancels a timer for
+each, which costs three times as much.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import math
 import random
+import threading
 import time
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock"]
+__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "Timeout"]
+
+
+class Timeout(Protocol):
+    """A block with a bound on its time, as `asyncio.Timeout` is one."""
+
+    def reschedule(self, when: float) -> None:
+        """Have it due at another moment, on the event loop's scale."""
+
+    def expired(self) -> bool:
+        """Whether its time was over before it was left."""
 
 
 class Clock(Protocol):
@@ -30,8 +48,134 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait."""
 
-    def timeout(self, seconds: float) -> AbstractAsyncContextManager[asyncio.Timeout]:
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[Timeout]:
         """A block that raises `TimeoutError` if it takes longer, or when it is told to."""
+
+
+_GARBAGE = 256
+"""Timeouts that were left and may stay in the heap, so that it is seldom tidied up."""
+
+
+class _Alarm:
+    """The timeouts of one event loop, on one timer."""
+
+    __slots__ = ("_due", "_left", "_serial", "_timer", "_when", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._due: list[tuple[float, int, _Timeout]] = []  # a heap
+        self._left = 0  # how many of these are waited for no more
+        self._serial = 0  # so that the heap need not compare timeouts
+        self._timer: asyncio.TimerHandle | None = None
+        self._when = math.inf  # what the timer is set to
+
+    def add(self, timeout: _Timeout, when: float) -> None:
+        """Have the timeout told at that moment."""
+        self._serial += 1
+        heapq.heappush(self._due, (when, self._serial, timeout))
+        if when < self._when:
+            self._set(when)
+
+    def leave(self) -> None:
+        """One that was added need not be told."""
+        self._left += 1
+        if self._left > _GARBAGE and self._left > len(self._due) // 2:
+            self._due = [entry for entry in self._due if entry[2].waits_for(entry[0])]
+            heapq.heapify(self._due)
+            self._left = 0
+
+    def _set(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._when = when
+        self._timer = self.loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._timer, self._when = None, math.inf
+        now = self.loop.time()
+        while self._due:
+            when, _, timeout = self._due[0]
+            waited_for = timeout.waits_for(when)
+            if waited_for and when > now:
+                self._set(when)
+                return
+            heapq.heappop(self._due)
+            if waited_for:
+                timeout.expire()
+            else:
+                self._left -= 1
+
+
+class _Alarms(threading.local):
+    """A thread runs one event loop at a time, so each keeps its latest at hand."""
+
+    latest: _Alarm | None = None
+
+
+_alarms = _Alarms()
+
+
+class _Timeout:
+    """What `asyncio.Timeout` is and does, but for the timer."""
+
+    __slots__ = ("_alarm", "_cancelling", "_expired", "_seconds", "_task", "_waiting", "_when")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._task: asyncio.Task[Any] | None = None
+        self._waiting = False  # inside, and not expired
+        self._expired = False
+
+    async def __aenter__(self) -> Self:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        if task is None:
+            raise RuntimeError("A timeout can be used inside a task only.")
+        alarm = _alarms.latest
+        if alarm is None or alarm.loop is not loop:
+            alarm = _alarms.latest = _Alarm(loop)
+        self._task, self._alarm, self._waiting = task, alarm, True
+        self._cancelling = task.cancelling()
+        self._when = when = loop.time() + self._seconds
+        alarm.add(self, when)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        task, self._task = self._task, None
+        if self._waiting:
+            self._waiting = False
+            self._alarm.leave()
+        # If somebody else has cancelled the task too, that must go on outwards.
+        elif (
+            task is not None
+            and task.uncancel() <= self._cancelling
+            and isinstance(error, asyncio.CancelledError)
+        ):
+            raise TimeoutError from error
+
+    def reschedule(self, when: float) -> None:
+        if not self._waiting:
+            raise RuntimeError("Only a timeout that is entered and not over can be moved.")
+        self._when = when
+        self._alarm.leave()
+        self._alarm.add(self, when)
+
+    def expired(self) -> bool:
+        return self._expired
+
+    def waits_for(self, when: float) -> bool:
+        """Whether this is when it wants to be told."""
+        return self._waiting and self._when == when
+
+    def expire(self) -> None:
+        """Its time is over."""
+        self._waiting, self._expired = False, True
+        assert self._task is not None  # noqa: S101 - it was inside
+        self._task.cancel()
 
 
 class SystemClock:
@@ -51,8 +195,8 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    def timeout(self, seconds: float) -> AbstractAsyncContextManager[asyncio.Timeout]:
-        return asyncio.timeout(seconds)
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[Timeout]:
+        return _Timeout(seconds)
 
 
 SYSTEM_CLOCK = SystemClock()

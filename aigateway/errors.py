@@ -12,12 +12,13 @@ Every exception that leaves the public face is one of these::
     ├── AllProvidersFailedError        everybody who could be asked failed
     ├── DeadlineExceededError          the request's own time ran out (also a TimeoutError)
     ├── CircuitOpenError               a guarded call was refused by its breaker
-    ├── StreamInterruptedError         a stream broke after its first words
+    ├── StreamInterruptedError         a stream broke after its first words; holds what came
     ├── BudgetExceededError            a spending limit was reached
     └── OverloadedError                the gateway's own queue is full
 
 Messages name the provider, the kind of failure and the HTTP status. They never hold a key,
-a prompt, an answer or the vendor's own text, so they may be logged as they are. Every error
+a prompt, an answer or the vendor's own text, so they may be logged as they are (only
+`StreamInterruptedError.text` is what the caller has been given already). Every error
 can be pickled, so it crosses a process boundary whole.
 """
 
@@ -189,8 +190,32 @@ class CircuitOpenError(GatewayError):
         return (type(self), (str(self), self.retry_after_seconds))
 
 
-class StreamInterruptedError(GatewayError):
-    """A stream broke after its first words were delivered."""
+class StreamInterruptedError(_FromProvidersError):
+    """A stream broke after its first words were delivered.
+
+    Attributes:
+        provider: Who was answering.
+        text: What had arrived of the first answer's text. Not part of the message.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        causes: Sequence[ProviderFailure] = (),
+        provider: str = "",
+        text: str = "",
+    ) -> None:
+        super().__init__(message, causes)
+        self.provider = provider
+        self.text = text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.causes, self.provider, self.text))
+
+    @property
+    def cause(self) -> ProviderFailure | None:
+        """What broke it; the last of `causes`."""
+        return self.causes[-1] if self.causes else None
 
 
 class BudgetExceededError(GatewayError):

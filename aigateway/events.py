@@ -21,6 +21,7 @@ __all__ = [
     "ProviderEnabled",
     "ProviderFailed",
     "RequestFailed",
+    "RequestHedged",
     "RequestRetrying",
     "RequestServed",
 ]
@@ -100,6 +101,18 @@ class RequestRetrying:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestHedged:
+    """A provider was slower than it usually is, so another was asked at the same time."""
+
+    name: ClassVar[str] = "request.hedged"
+    request_id: str
+    provider: str
+    """The slow one."""
+    second: str
+    after_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RequestServed:
     """A vendor answered a request."""
 
@@ -134,6 +147,7 @@ Event = (
     | CircuitChanged
     | CacheHit
     | RequestRetrying
+    | RequestHedged
     | RequestServed
     | RequestFailed
 )

@@ -1,46 +1,46 @@
-"""The gateway: it wires the rooms together and reads like the way of a request.
+"""The gateway: the public face, the providers, and the life of it all.
 
-No policy lives here. Who is asked is `routing/`, whether to ask at all is `resilience/`, what is
-remembered is `cache/`, how a vendor is called is `vendor/`.
+It wires the rooms together and holds no policy. The way of a request is `answering.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import weakref
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from aigateway import intake
-from aigateway.cache.flight import Flights, Lead
-from aigateway.cache.key import cache_key
-from aigateway.cache.store import AnswerCache, Remembered, ttl_for
+from aigateway.answering import Answering
+from aigateway.cache.store import AnswerCache
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import (
-    AllProvidersFailedError,
     ConfigurationError,
-    DeadlineExceededError,
-    FailureKind,
     GatewayError,
+    RequestRejectedError,
 )
 from aigateway.events import Hook
 from aigateway.messages import (
     CacheMode,
     ChatRequest,
     ChatResponse,
-    Completion,
-    EmbeddingRequest,
+    Chunk,
     EmbeddingResponse,
 )
 from aigateway.resilience.limiter import Limiter
-from aigateway.routing.dispatch import Dispatcher, Journey, Served
+from aigateway.resilience.network import Reachability
+from aigateway.routing.call import Surroundings
 from aigateway.routing.plan import Roster
 from aigateway.routing.provider import Provider, ProviderStatus
+from aigateway.routing.stream import Resume
 from aigateway.settings import GatewaySettings, LLMConfig, load_providers
-from aigateway.structured import fits, parse
+from aigateway.streaming import ChatStream, Outcome
 from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.ledger import Ledger
-from aigateway.vendor.client import Failure, VendorCallError, VendorClient, VendorClientFactory
+from aigateway.vendor.client import VendorClient, VendorClientFactory
 
 __all__ = ["AsyncGateway"]
 
@@ -79,18 +79,19 @@ class AsyncGateway:
         self._make_client = vendor or _litellm_clients(self.settings)
         self._ledger = Ledger(clock, self._emitter)
         self._roster = Roster()
+        self._network = Reachability()
+        self._streams: weakref.WeakSet[ChatStream] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._limiter: Limiter
-        self._dispatcher: Dispatcher
-        self._flights: Flights[Served[Completion]]
-        self._start_afresh()
         self.cache = AnswerCache(
             max_entries=self.settings.cache_max_entries,
             ttl_seconds=self.settings.cache_ttl_seconds,
             stale_seconds=self.settings.stale_if_error_seconds,
             clock=clock,
         )
+        self._limiter: Limiter
+        self._answering: Answering
+        self._start_afresh()
         configs = load_providers() if providers is None else _checked(providers)
         for config in configs:
             self.add_provider(config)
@@ -111,6 +112,7 @@ class AsyncGateway:
         agent: str | None = None,
         cache: CacheMode = True,
         cache_ttl: float | None = None,
+        hedge: bool | None = None,
         **params: Any,
     ) -> ChatResponse:
         """Get an answer from the best provider that gives one, or from the cache.
@@ -125,6 +127,8 @@ class AsyncGateway:
             agent: Selects a time to live from `agent_ttls`, and labels logs.
             cache: True reads and fills the cache, False does neither, "refresh" only fills it.
             cache_ttl: Seconds to remember this answer; None takes the agent's, then the setting.
+            hedge: Whether a second provider is asked when the first is slower than usual; None
+                takes the setting, which leaves requests with tools alone.
             **params: Other OpenAI chat parameters (`tools`, `response_format`, `seed`, ...),
                 passed through untouched. `response_format` may be a pydantic model class; the
                 answer then has an instance of it as `.parsed`.
@@ -139,8 +143,9 @@ class AsyncGateway:
             DeadlineExceededError: `timeout` was over first.
             OverloadedError: Too many requests are waiting already.
         """
-        request = intake.chat_request(
+        request = self._request(
             prompt_or_messages,
+            hedge,
             system=system,
             model=model,
             temperature=temperature,
@@ -150,12 +155,85 @@ class AsyncGateway:
             cache=cache,
             cache_ttl=cache_ttl,
             params=params,
-            settings=self.settings,
         )
         self._enter_loop()
-        self._roster.candidates(request.model)  # an unknown model is refused before it counts
-        with self._ledger.open(request, agent) as began:
-            return await self._answer(request, began)
+        return await self._answering.chat(request)
+
+    def stream(
+        self,
+        prompt_or_messages: str | Sequence[Mapping[str, Any]],
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+        agent: str | None = None,
+        cache: CacheMode = True,
+        cache_ttl: float | None = None,
+        hedge: bool | None = None,
+        resume: Resume | None = None,
+        **params: Any,
+    ) -> ChatStream:
+        """Get an answer piece by piece, from the best provider that begins one.
+
+            async with gateway.stream("Tell me a story.") as stream:
+                async for chunk in stream:
+                    print(chunk.text, end="")
+            print(stream.response.usage)
+
+        Until the first content, providers that fail or keep silent for `first_token_timeout` are
+        passed over unseen. After it nothing is silently begun anew: a break raises, or is resumed.
+        Leaving early (`break`, `aclose`, cancellation) closes the vendor's connection.
+
+        Args:
+            prompt_or_messages: As for `chat`, like the rest but for these:
+            system: As for `chat`.
+            model: As for `chat`.
+            temperature: As for `chat`.
+            max_tokens: As for `chat`.
+            timeout: Seconds until the first content, failover and waiting included; None takes
+                the setting. After it `idle_timeout` rules, however long the answer is.
+            agent: As for `chat`.
+            cache: As for `chat`. What is remembered is streamed at once.
+            cache_ttl: As for `chat`.
+            hedge: As for `chat`; what counts is the first content.
+            resume: What to do when the stream breaks after its first content. None raises.
+                "restart" begins anew at the next provider, after a chunk marked `restarted`.
+                "continue" lets another provider go on from the partial text, where its model is
+                known to do so; never after tool calls or with a `response_format`.
+            **params: As for `chat`.
+
+        Raises:
+            RequestRejectedError: The request is at fault; raised here, before anything is sent.
+            UnknownModelError: No provider serves `model`; likewise.
+            StreamInterruptedError: While iterating: it broke after its first content.
+            GatewayError: While iterating, before the first content: as `chat`.
+        """
+        if resume not in {None, "continue", "restart"}:
+            raise RequestRejectedError('resume must be None, "continue" or "restart".')
+        request = self._request(
+            prompt_or_messages,
+            hedge,
+            system=system,
+            model=model,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            timeout=timeout,
+            agent=agent,
+            cache=cache,
+            cache_ttl=cache_ttl,
+            params=_without_stream_options(params),
+        )
+        outcome = Outcome()
+
+        def begin() -> AsyncGenerator[Chunk, None]:
+            self._enter_loop()
+            return self._answering.stream(request, resume, outcome)
+
+        stream = ChatStream(begin, outcome)
+        self._streams.add(stream)
+        return stream
 
     async def call_llm(
         self, *, system: str | None = None, user: str, temperature: float | None = None
@@ -190,161 +268,22 @@ class AsyncGateway:
         )
         self._enter_loop()
         self._roster.candidates(request.model)
-        with self._ledger.open(request, None) as began:
-            journey = self._journey(request, began)
-            served = await self._dispatcher.dispatch(journey, lambda client: client.embed(request))
-            latency = self._clock.now() - began
-            self._ledger.served(
-                request,
-                None,
-                served.provider,
-                served.answer,
-                attempts=len(served.attempts),
-                latency=latency,
-            )
-            return EmbeddingResponse(
-                served.answer, served.provider, served.attempts, latency, request.request_id
-            )
+        return await self._answering.embed(request)
 
-    # ── the way of a request ─────────────────────────────────────────────────────────────────
-
-    async def _answer(self, request: ChatRequest, began: float) -> ChatResponse:
-        if not self.settings.cache_enabled or request.cache is False:
-            return self._fresh(request, began, await self._dispatch(request, began))
-        key = cache_key(request)
-        # Two classes may share a schema and still judge differently, so each looks for itself.
-        model = request.response_model
-        if request.cache is True:
-            remembered = self.cache.lookup(key)
-            if remembered is not None and fits(model, remembered.completion):
-                return self._from_cache(request, began, remembered)
-        try:
-            served, joined = await self._share(key, request, began)
-            if joined and not fits(model, served.answer):
-                served, joined = await self._dispatch(request, began), False
-        except (AllProvidersFailedError, DeadlineExceededError):
-            stale = self.cache.lookup_stale(key) if request.cache is True else None
-            if stale is None or not fits(model, stale.completion):
-                raise
-            return self._from_cache(request, began, stale, stale=True)
-        return self._fresh(request, began, served, coalesced=joined)
-
-    async def _share(
-        self, key: str, request: ChatRequest, began: float
-    ) -> tuple[Served[Completion], bool]:
-        """Dispatch, or wait for the same request that is in flight already."""
-        deadline = self._deadline(request, began)
-        # A refresh must not be answered by a call that began before somebody asked for it.
-        flight = key if request.cache is True else f"refresh:{key}"
-        while True:
-            lead = self._flights.lead(flight)
-            if lead is None:
-                return await self._lead(flight, key, request, began)
-            try:
-                async with self._clock.timeout(deadline - self._clock.now()):
-                    return await self._flights.join(flight), lead.shares()
-            except (AllProvidersFailedError, DeadlineExceededError) as error:
-                # The request that began it may have had too little time, where this one has more.
-                if not lead.lacked_time(error, self._clock.now(), deadline):
-                    raise
-            except TimeoutError:
-                raise DeadlineExceededError(
-                    "The request's deadline passed while it waited for an identical one in flight."
-                ) from None
-
-    async def _lead(
-        self, flight: str, key: str, request: ChatRequest, began: float
-    ) -> tuple[Served[Completion], bool]:
-        """Begin a flight; its own dispatch keeps the deadline."""
-
-        async def dispatch_and_remember() -> Served[Completion]:
-            served = await self._dispatch(request, began)
-            ttl = ttl_for(
-                request.agent,
-                request.cache_ttl,
-                self.settings.agent_ttls,
-                self.settings.cache_ttl_seconds,
-            )
-            self.cache.remember(key, served.answer, served.provider, ttl)
-            return served
-
-        lead = Lead(self._deadline(request, began))
-        try:
-            served, _ = await self._flights.share(flight, dispatch_and_remember, lead)
-        except asyncio.CancelledError:
-            lead.left = True
-            raise
-        return served, False
-
-    async def _dispatch(self, request: ChatRequest, began: float) -> Served[Completion]:
-        model = request.response_model
-
-        async def ask(client: VendorClient) -> Completion:
-            completion = await client.chat(request)
-            if not fits(model, completion):
-                # Raised here and not from pydantic's error, which quotes the answer.
-                raise VendorCallError(Failure(FailureKind.INVALID_OUTPUT), completion)
-            return completion
-
-        return await self._dispatcher.dispatch(self._journey(request, began), ask)
-
-    def _journey(self, request: ChatRequest | EmbeddingRequest, began: float) -> Journey:
-        candidates = self._roster.candidates(request.model)
-        return Journey(request.request_id, candidates, self._deadline(request, began))
-
-    def _deadline(self, request: ChatRequest | EmbeddingRequest, began: float) -> float:
-        return began + (self.settings.timeout if request.timeout is None else request.timeout)
-
-    def _fresh(
+    def _request(
         self,
-        request: ChatRequest,
-        began: float,
-        served: Served[Completion],
-        *,
-        coalesced: bool = False,
-    ) -> ChatResponse:
-        answer, attempts = served.answer, served.attempts
-        parsed = parse(request.response_model, answer)
-        latency = self._clock.now() - began
-        if coalesced:
-            attempts = ()
-            self._ledger.coalesced()
-        else:
-            self._ledger.served(
-                request,
-                request.agent,
-                served.provider,
-                answer,
-                attempts=len(attempts),
-                latency=latency,
-            )
-            if self.settings.log_prompts:
-                texts = [choice.text for choice in answer.choices]
-                self._emitter.log_content(request.request_id, request.messages, texts)
-        return ChatResponse(
-            answer,
-            served.provider,
-            coalesced=coalesced,
-            attempts=attempts,
-            latency_seconds=latency,
-            parsed=parsed,
-            request_id=request.request_id,
-        )
-
-    def _from_cache(
-        self, request: ChatRequest, began: float, remembered: Remembered, *, stale: bool = False
-    ) -> ChatResponse:
-        parsed = parse(request.response_model, remembered.completion)
-        self._ledger.remembered(request, request.agent, remembered.provider, stale=stale)
-        return ChatResponse(
-            remembered.completion,
-            remembered.provider,
-            cached=True,
-            stale=stale,
-            latency_seconds=self._clock.now() - began,
-            parsed=parsed,
-            request_id=request.request_id,
-        )
+        prompt_or_messages: str | Sequence[Mapping[str, Any]],
+        hedge: bool | None,
+        **given: Any,
+    ) -> ChatRequest:
+        """Check what a caller passed. An unknown model is refused before the request counts."""
+        request = intake.chat_request(prompt_or_messages, **given, settings=self.settings)
+        if hedge is not None:
+            if not isinstance(hedge, bool):
+                raise RequestRejectedError("hedge must be True, False or None.")
+            request = replace(request, hedge=hedge)
+        self._roster.candidates(request.model)
+        return request
 
     # ── providers ────────────────────────────────────────────────────────────────────────────
 
@@ -371,6 +310,7 @@ class AsyncGateway:
         """
         provider = self._roster.remove(name)
         provider.retired = True
+        self._network.forget(name)
         if self._loop is None or self._loop.is_closed():
             return
         if _running_loop() is self._loop:
@@ -430,8 +370,10 @@ class AsyncGateway:
         self._closed = True
         if self._loop is None:
             return
-        await self._dispatcher.stop()
-        await self._flights.aclose()
+        await self._answering.stop()
+        for stream in list(self._streams):
+            with contextlib.suppress(RuntimeError):  # somebody reads it just now, and gets an error
+                await stream.shut()
         await asyncio.gather(*self._retiring, *(provider.aclose() for provider in self._roster))
 
     def _enter_loop(self) -> None:
@@ -455,9 +397,22 @@ class AsyncGateway:
 
     def _start_afresh(self) -> None:
         self._limiter = Limiter(self.settings.max_concurrency, self.settings.max_queue)
-        self._dispatcher = Dispatcher(self.settings, self._clock, self._limiter, self._emitter)
-        self._flights = Flights()
+        around = Surroundings(
+            self._clock, self._limiter, self._emitter, self._network, lambda: self._roster
+        )
+        self._answering = Answering(self.settings, around, self._roster, self.cache, self._ledger)
         self._retiring: set[asyncio.Task[None]] = set()
+
+
+def _without_stream_options(params: dict[str, Any]) -> dict[str, Any]:
+    """What callers of other libraries add to get a stream with usage, which this one is anyway."""
+    kept = dict(params)
+    if kept.get("stream") is True:
+        del kept["stream"]
+    options = kept.get("stream_options")
+    if isinstance(options, Mapping) and options.keys() <= {"include_usage"}:
+        del kept["stream_options"]
+    return kept
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -154,6 +154,7 @@ class Attempt:
         failure: None for the attempt that answered, else why it did not.
         status: The vendor's HTTP status where one came with a failure.
         latency_seconds: From sending to answer or failure.
+        cost_usd: US dollars, where this attempt's price is known.
     """
 
     provider: str
@@ -161,6 +162,7 @@ class Attempt:
     failure: FailureKind | None
     status: int | None
     latency_seconds: float
+    cost_usd: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -182,6 +184,8 @@ class ChatRequest:
         cache_ttl: Seconds this answer may be remembered; None takes the setting.
         response_model: A pydantic model class the answer must parse as.
         request_id: Names this request in logs and events.
+        hedge: Whether a second provider may be asked while the first is slow; None takes the
+            setting.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -193,6 +197,7 @@ class ChatRequest:
     cache_ttl: float | None = None
     response_model: type[Any] | None = None
     request_id: str = ""
+    hedge: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +221,11 @@ class ChatResponse:
         cached: Came from the cache: no vendor was called for it.
         stale: Came from the cache after its time, because every provider failed.
         coalesced: Shared with an identical request that was already in flight.
-        attempts: Every call made for this request, in order; the last one answered.
-        latency_seconds: From `chat()` to the answer.
+        attempts: Every call made for this request, in the order of their ends; the last one
+            answered.
+        resumed: Put together from a stream that broke and what another provider added to it.
+        latency_seconds: From `chat()` to the answer; for a stream, to its end.
+        first_content_seconds: For a stream: to its first content.
         parsed: An instance of the pydantic model given as `response_format`, else None.
         request_id: As in logs and events.
     """
@@ -228,7 +236,9 @@ class ChatResponse:
     stale: bool = False
     coalesced: bool = False
     attempts: tuple[Attempt, ...] = ()
+    resumed: bool = False
     latency_seconds: float = 0.0
+    first_content_seconds: float | None = None
     parsed: Any = None
     request_id: str = ""
 

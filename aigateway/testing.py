@@ -15,7 +15,8 @@ import contextlib
 import heapq
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aigateway.clock import Clock
@@ -23,12 +24,14 @@ from aigateway.errors import FailureKind
 from aigateway.messages import (
     ChatRequest,
     Choice,
+    Chunk,
     Completion,
     EmbeddingRequest,
     Embeddings,
     Usage,
 )
 from aigateway.settings import LLMConfig
+from aigateway.vendor.assembly import Assembly
 from aigateway.vendor.client import Failure, VendorCallError
 
 if TYPE_CHECKING:
@@ -46,11 +49,46 @@ with contextlib.suppress(ImportError):  # pytest-asyncio is needed for the fixtu
             yield running
 
 
-__all__ = ["FakeClock", "ScriptedVendor", "Step", "scripted_configs"]
+__all__ = ["FakeClock", "ScriptedStream", "ScriptedVendor", "Step", "scripted_configs"]
 
-Step = str | Completion | Failure | FailureKind | BaseException | Callable[[], Awaitable[object]]
-"""What a scripted provider does with one call: answer (text or whole), fail (with a kind, a whole
-failure or an exception), or first await something (and then answer "ok")."""
+Piece = str | Chunk | Failure | FailureKind | Callable[[], Awaitable[object]]
+"""What happens next in a scripted stream: content, a failure, or something that is awaited."""
+
+
+class ScriptedStream:
+    """A step that is streamed piece by piece.
+
+    Args:
+        *pieces: In order. After the last one the stream ends properly, unless it was a failure.
+        usage: What the vendor counts at the end.
+        cost_usd: The price.
+        finish_reason: Why it ended.
+    """
+
+    def __init__(
+        self,
+        *pieces: Piece,
+        usage: Usage = Usage(1, 1, 2),  # noqa: B008 - it is frozen
+        cost_usd: float | None = 0.001,
+        finish_reason: str = "stop",
+    ) -> None:
+        self.pieces = pieces
+        self.usage = usage
+        self.cost_usd = cost_usd
+        self.finish_reason = finish_reason
+
+
+Step = (
+    str
+    | Completion
+    | ScriptedStream
+    | Failure
+    | FailureKind
+    | BaseException
+    | Callable[[], Awaitable[object]]
+)
+"""What a scripted provider does with one call: answer (text, whole, or piece by piece), fail (with
+a kind, a whole failure or an exception), or first await something (and then answer "ok")."""
 
 
 class FakeClock:
@@ -158,6 +196,12 @@ class ScriptedVendor:
         """Every call that was made, as (provider name, request)."""
         self.max_input_tokens: dict[str, int] = {}
         """Known context windows, by provider name."""
+        self.accepts_prefill: set[str] = set()
+        """Names of providers whose model goes on from a trailing message of the assistant."""
+        self.open_streams = 0
+        """Streams that were opened, and neither closed nor read to their end."""
+        self.streams: list[_ScriptedVendorStream] = []
+        """Every stream that was opened."""
 
     def __call__(self, config: LLMConfig, clock: Clock) -> _ScriptedClient:  # noqa: ARG002
         client = _ScriptedClient(self, config)
@@ -199,12 +243,33 @@ class _ScriptedClient:
     def max_input_tokens(self) -> int | None:
         return self._vendor.max_input_tokens.get(self._config.name)
 
+    @property
+    def accepts_prefill(self) -> bool:
+        return self._config.name in self._vendor.accepts_prefill
+
     async def prepare(self) -> None:
         pass
 
+    def pause(self) -> float | None:
+        return None
+
     async def chat(self, request: ChatRequest) -> Completion:
         step = await self._play(request)
+        if isinstance(step, ScriptedStream):
+            stream = _ScriptedVendorStream(self._vendor, self._config.model, step)
+            while await stream.read() is not None:
+                pass
+            return stream.completion()
         return step if isinstance(step, Completion) else self._completion(step)
+
+    async def stream(self, request: ChatRequest) -> _ScriptedVendorStream:
+        step = await self._play(request)
+        if isinstance(step, Completion):
+            step = step.choices[0].text
+        script = step if isinstance(step, ScriptedStream) else ScriptedStream(step)
+        stream = _ScriptedVendorStream(self._vendor, self._config.model, script)
+        self._vendor.streams.append(stream)
+        return stream
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         await self._play(request)
@@ -214,7 +279,9 @@ class _ScriptedClient:
     async def aclose(self) -> None:
         self.closed = True
 
-    async def _play(self, request: ChatRequest | EmbeddingRequest) -> str | Completion:
+    async def _play(
+        self, request: ChatRequest | EmbeddingRequest
+    ) -> str | Completion | ScriptedStream:
         self._vendor.calls.append((self._config.name, request))
         await asyncio.sleep(0)
         step = self._vendor._next(self._config.name)  # noqa: SLF001 - two halves of one thing
@@ -224,10 +291,10 @@ class _ScriptedClient:
             raise VendorCallError(step)
         if isinstance(step, BaseException):
             raise step
-        if isinstance(step, str | Completion):
+        if isinstance(step, str | Completion | ScriptedStream):
             return step
         result = await step()
-        return result if isinstance(result, str | Completion) else "ok"
+        return result if isinstance(result, str | Completion | ScriptedStream) else "ok"
 
     def _completion(self, text: str) -> Completion:
         return Completion(
@@ -237,6 +304,57 @@ class _ScriptedClient:
             usage=Usage(1, 1, 2),
             cost_usd=0.001,
         )
+
+
+class _ScriptedVendorStream:
+    """A `VendorStream` that follows a script."""
+
+    def __init__(self, vendor: ScriptedVendor, model: str, script: ScriptedStream) -> None:
+        self._vendor = vendor
+        self._pieces = list(script.pieces)
+        self._script = script
+        self._assembly = Assembly(model)
+        self._open = True
+        vendor.open_streams += 1
+
+    @property
+    def finished(self) -> bool:
+        return self._assembly.finished
+
+    def finish(self, reason: str) -> None:
+        """The vendor says why the answer ended, though its stream goes on."""
+        self._assembly.add(Chunk())
+        self._assembly.finish(0, reason)
+
+    async def read(self) -> Sequence[Chunk] | None:
+        await asyncio.sleep(0)
+        if not self._pieces:
+            self._assembly.finish(0, self._script.finish_reason)
+            self._assembly.usage = self._script.usage
+            await self.aclose()
+            return None
+        piece = self._pieces.pop(0)
+        if isinstance(piece, FailureKind):
+            piece = Failure(piece)
+        if isinstance(piece, Failure):
+            raise VendorCallError(piece)
+        if isinstance(piece, str):
+            piece = Chunk(piece)
+        if isinstance(piece, Chunk):
+            self._assembly.add(piece)
+            return (piece,)
+        await piece()
+        return ()
+
+    def completion(self) -> Completion:
+        whole = self._assembly.usage is not None
+        return replace(
+            self._assembly.completion(), cost_usd=self._script.cost_usd if whole else None
+        )
+
+    async def aclose(self) -> None:
+        self._vendor.open_streams -= self._open
+        self._open = False
 
 
 def scripted_configs(*names: str, **fields: object) -> list[LLMConfig]:

@@ -1,7 +1,7 @@
 """One call for all who ask the same at the same time.
 
 The work runs in a task of its own, and each caller waits for a bell of its own (a bare future that
-the task's end rings; it carries nothing). So a caller that is cancelled takes away its own bell and
+the work's end rings; it carries nothing). So a caller that is cancelled takes away its own bell and
 nothing else. `asyncio.shield` would do that too, but it does not say when the last caller has gone,
 and an outcome carried by many futures is "never retrieved" by those who left in the same tick.
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Coroutine
-from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -64,14 +63,18 @@ class Lead:
 class _Flight(Generic[T]):
     """Work under way, and who waits for it."""
 
-    __slots__ = ("_cancelled", "_traceback", "bells", "lead", "task")
+    __slots__ = ("_cancelled", "_traceback", "bells", "key", "lead", "task")
 
-    def __init__(self, task: asyncio.Task[T], lead: Lead | None) -> None:
-        self.task = task
+    def __init__(
+        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], lead: Lead | None
+    ) -> None:
+        self.key = key
         self.lead = lead
         self.bells: set[asyncio.Future[None]] = set()
         self._cancelled = False
         self._traceback: TracebackType | None = None
+        loop = asyncio.get_running_loop()
+        self.task = loop.create_task(self._fly(start), name=f"aigateway-flight-{key[:16]}")
 
     @property
     def failed(self) -> bool:
@@ -85,17 +88,30 @@ class _Flight(Generic[T]):
             self._cancelled = True
             self.task.cancel()
 
+    async def _fly(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            result = await start()
+            # The task's end would be heard of one turn of the loop later.
+            self._ring()
+            return result
+        finally:
+            del self  # see `outcome`
+
+    def _ring(self) -> None:
+        """Wake everybody who waits: the work is over before they run."""
+        for bell in self.bells:
+            if not bell.done():
+                bell.set_result(None)
+        self.bells.clear()
+
     def land(self) -> None:
-        """Wake everybody. Called when the work is over."""
+        """Note how the work ended, and wake who still waits."""
         if not self.task.cancelled():
             # Asking for it also marks it as retrieved, for the case that nobody is left to do so.
             error = self.task.exception()
             # Kept, because the error itself grows a traceback with each frame it passes.
             self._traceback = error.__traceback__ if error is not None else None
-        for bell in self.bells:
-            if not bell.done():
-                bell.set_result(None)
-        self.bells.clear()
+        self._ring()
 
     def outcome(self, *, joined: bool) -> T:
         """What the work came to. Those who joined get the error as an object of their own."""
@@ -172,7 +188,9 @@ class Flights(Generic[T]):
             flight = self._begin(key, start, lead)
         try:
             if not flight.task.done():
-                await self._wait(key, flight)
+                await self._wait(flight)
+            # Here too, since whoever was woken may ask again before the task's end is heard of.
+            self._forget(flight)
             return flight.outcome(joined=joined), joined
         finally:
             del flight  # see `outcome`
@@ -190,14 +208,12 @@ class Flights(Generic[T]):
     def _begin(
         self, key: str, start: Callable[[], Coroutine[Any, Any, T]], lead: Lead | None
     ) -> _Flight[T]:
-        task = asyncio.create_task(start(), name=f"aigateway-flight-{key[:16]}")
-        flight = _Flight(task, lead)
-        self._flights[key] = flight
-        self._tasks[task] = flight
-        task.add_done_callback(partial(self._over, key, flight))
+        flight = self._flights[key] = _Flight(key, start, lead)
+        self._tasks[flight.task] = flight
+        flight.task.add_done_callback(self._over)
         return flight
 
-    async def _wait(self, key: str, flight: _Flight[T]) -> None:
+    async def _wait(self, flight: _Flight[T]) -> None:
         bell = asyncio.get_running_loop().create_future()
         flight.bells.add(bell)
         try:
@@ -205,20 +221,20 @@ class Flights(Generic[T]):
         except asyncio.CancelledError:
             flight.bells.discard(bell)
             if not flight.bells and not flight.task.done():
-                self._forget(key, flight)
+                self._forget(flight)
                 flight.cancel()
                 await asyncio.wait([flight.task])
             raise
 
-    def _over(self, key: str, flight: _Flight[T], task: asyncio.Task[T]) -> None:
-        del self._tasks[task]
-        self._forget(key, flight)
+    def _over(self, task: asyncio.Task[T]) -> None:
+        flight = self._tasks.pop(task)
+        self._forget(flight)
         flight.land()
 
-    def _forget(self, key: str, flight: _Flight[T]) -> None:
+    def _forget(self, flight: _Flight[T]) -> None:
         # A later flight of the same key is not ours to forget.
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
 
 
 async def _nothing_to_begin() -> Any:

@@ -127,13 +127,15 @@ class ExpiringLRU(Generic[V]):
             self.discard(key)
             return
         now = self._clock.now()
-        if key not in self._entries:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        else:
             self._make_room(now)
-        self._serial += 1
-        entry = self._entries[key] = _Entry(value, now + lifetime, self._serial)
-        self._entries.move_to_end(key)
-        if entry.deadline < math.inf:
-            heapq.heappush(self._heap, (entry.deadline, entry.serial, key))
+        deadline = now + lifetime
+        self._serial = serial = self._serial + 1
+        self._entries[key] = _Entry(value, deadline, serial)
+        if deadline < math.inf:
+            heapq.heappush(self._heap, (deadline, serial, key))
             self._tidy_up()
 
     def replace(self, key: Hashable, value: V) -> None:

@@ -9,5 +9,6 @@ Messages name the parameter and the fix. They never quote a prompt, for they end
 """
 
 from aigateway.intake.requests import chat_request, embedding_request
+from aigateway.intake.tokens import estimated_tokens
 
-__all__ = ["chat_request", "embedding_request"]
+__all__ = ["chat_request", "embedding_request", "estimated_tokens"]

@@ -31,6 +31,8 @@ def copied_messages(prompt: object, system: object, max_bytes: int) -> tuple[dic
         refuse("system must be a text; pass a message with parts inside the list of messages.")
     front = encoded_json({"role": "system", "content": system}, "system") if system else b""
     check_size(len(front) + len(encoded), max_bytes)
+    if type(prompt) is str and not front:  # a text cannot change: JSON would give the same again
+        return ({"role": "user", "content": prompt},)
     messages: list[dict[str, Any]] = orjson.loads(encoded)
     for index, message in enumerate(messages):
         problem = _problem(message)

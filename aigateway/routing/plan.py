@@ -17,7 +17,7 @@ from aigateway.errors import (
     UnknownModelError,
 )
 from aigateway.resilience.limiter import Slots
-from aigateway.routing.provider import Provider
+from aigateway.routing.provider import Provider, in_milliseconds
 
 __all__ = ["Choice", "Roster", "choose", "take_turn"]
 
@@ -31,11 +31,13 @@ NO_PROVIDERS = (
 class Roster:
     """The gateway's providers, highest priority first; among equals, in the order given."""
 
-    __slots__ = ("_by_model", "_providers")
+    __slots__ = ("_by_model", "_providers", "counts_tokens")
 
     def __init__(self, providers: Iterable[Provider] = ()) -> None:
         self._providers: tuple[Provider, ...] = ()
         self._by_model: dict[str | None, tuple[Provider, ...]] = {}
+        self.counts_tokens = False
+        """Whether a provider keeps a rate of tokens, so that requests must be estimated."""
         for provider in providers:
             self.add(provider)
 
@@ -57,6 +59,7 @@ class Roster:
             )
         ordered = sorted((*self._providers, provider), key=lambda p: -p.priority)
         self._providers = tuple(ordered)
+        self.counts_tokens = self.counts_tokens or provider.config.tpm is not None
         self._by_model = {}
 
     def remove(self, name: str) -> Provider:
@@ -112,8 +115,9 @@ class Choice:
     Attributes:
         provider: Whom to ask, or None.
         refused: Why those who were passed over were; not filled in once somebody is found.
-        full: Those who would be asked if they (or the gateway) had a free place, and those whose
-            probe is out: its result is worth waiting for, if there is nobody else.
+        full: Those who would be asked if they (or the gateway) had a free place or another minute
+            had begun for their rates, and those whose probe is out: its result is worth waiting
+            for, if there is nobody else.
     """
 
     __slots__ = ("full", "provider", "refused")
@@ -128,14 +132,23 @@ def choose(
     candidates: Sequence[Provider],
     tried: Collection[str],
     has_place: Callable[[Slots], bool],
+    tokens: int = 0,
 ) -> Choice:
     """Pick the provider to ask now.
 
     The highest priority that can be asked wins. Among equals: the least loaded for its weight,
-    and at equal load the one whose turn it is.
+    and at equal load the one whose turn it is. One that seems to hang is asked if nobody else can
+    be.
+
+    Args:
+        candidates: Best priority first.
+        tried: Names that are passed over.
+        has_place: Whether one more call may go out.
+        tokens: How many the request will use, by estimate.
     """
     choice = Choice()
     best: Provider | None = None
+    suspect: Provider | None = None
     for provider in candidates:
         if best is not None and provider.priority < best.priority:
             break
@@ -144,12 +157,31 @@ def choose(
         refusal = provider.refusal()
         if refusal is not None:
             (choice.full if _is_probed(refusal) else choice.refused).append(refusal)
-        elif not has_place(provider.slots):
-            choice.full.append(ProviderFailure(provider.name, FailureKind.SATURATED))
+            continue
+        busy = _busy(provider, has_place, tokens)
+        if busy is not None:
+            choice.full.append(busy)
+        elif provider.suspected:
+            suspect = suspect or provider
         elif best is None or _rank(provider) < _rank(best):
             best = provider
-    choice.provider = best
+    choice.provider = best or suspect
     return choice
+
+
+def _busy(
+    provider: Provider, has_place: Callable[[Slots], bool], tokens: int
+) -> ProviderFailure | None:
+    """Why a provider that may be asked cannot take one more call just now, or None."""
+    if not has_place(provider.slots):
+        return ProviderFailure(provider.name, FailureKind.SATURATED)
+    if provider.rates is not None:
+        wait = provider.rates.wait(tokens)
+        if wait > 0:
+            return ProviderFailure(
+                provider.name, FailureKind.SATURATED, retry_after_seconds=in_milliseconds(wait)
+            )
+    return None
 
 
 def take_turn(provider: Provider, candidates: Sequence[Provider]) -> None:

@@ -9,15 +9,19 @@ from typing import Any
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.events import CircuitChanged
+from aigateway.resilience.adaptive import AdaptiveLimit
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState
 from aigateway.resilience.gates import GatePolicy, Gates
+from aigateway.resilience.hangs import HangWatch
+from aigateway.resilience.latency import RecentLatency
 from aigateway.resilience.limiter import Slots
+from aigateway.resilience.rates import RateLimits
 from aigateway.settings import GatewaySettings, LLMConfig
 from aigateway.telemetry.emitter import Emitter
-from aigateway.telemetry.metrics import ProviderCounters
+from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
 from aigateway.vendor.client import VendorClient, VendorClientFactory
 
-__all__ = ["Provider", "ProviderStatus"]
+__all__ = ["Pace", "Provider", "ProviderStatus", "in_milliseconds"]
 
 _CIRCUIT_EVENTS = {
     CircuitState.OPEN: "circuit.opened",
@@ -41,6 +45,7 @@ class ProviderStatus:
             while its circuit is forced open.
         disabled_reason: Why it is set up wrong, if it is.
         in_flight: Calls that are out now.
+        max_in_flight: Calls that may be out at once; falls when the vendor throttles, and recovers.
     """
 
     name: str
@@ -52,12 +57,38 @@ class ProviderStatus:
     retry_after_seconds: float | None
     disabled_reason: FailureKind | None
     in_flight: int
+    max_in_flight: int
+
+
+class Pace:
+    """How quick a provider is in one kind of thing (whole answers, first contents).
+
+    Attributes:
+        latency: What it took of late.
+        watch: The calls that are out, and whether they take suspiciously long.
+    """
+
+    __slots__ = ("latency", "watch")
+
+    def __init__(self, clock: Clock, threshold: int) -> None:
+        self.latency = RecentLatency()
+        self.watch = HangWatch(clock, threshold)
+
+    @property
+    def suspected(self) -> bool:
+        """Whether so many calls are out for so long that the provider seems to hang."""
+        return self.watch.suspected(self.latency.p95)
 
 
 class Provider:
     """The run-time side of an `LLMConfig`. Belongs to one gateway and one event loop at a time.
 
     Attributes:
+        adaptive: How many calls the vendor bears at once; rules `slots.limit`.
+        answers: How quick its answers are.
+        first_contents: How quick the first content of its streams is.
+        first_contents_seen: The latter's percentiles, for the metrics.
+        rates: Its `rpm` and `tpm`, if it has such.
         retired: Taken out of the gateway; requests on their way pass it over.
         turn: Where it stands in the rotation among providers of equal priority (`plan.py`).
     """
@@ -67,16 +98,22 @@ class Provider:
         "_clock",
         "_emitter",
         "_make_client",
+        "adaptive",
+        "answers",
         "answers_to",
         "attempt_timeout",
         "breaker",
         "config",
         "counters",
+        "first_contents",
+        "first_contents_seen",
+        "first_token_timeout",
         "gates",
         "model",
         "name",
         "prepared",
         "priority",
+        "rates",
         "retired",
         "slots",
         "turn",
@@ -99,12 +136,19 @@ class Provider:
         self.answers_to = frozenset({config.name, config.model, *config.aliases})
         self.attempt_timeout = config.timeout or settings.attempt_timeout
         self.turn = 0.0
-        self.slots = Slots(config.max_concurrency)
+        self.first_token_timeout = min(settings.first_token_timeout, self.attempt_timeout)
+        self.adaptive = AdaptiveLimit(config.max_concurrency or settings.max_concurrency, clock)
+        self.slots = Slots(self.adaptive.limit)
+        self.rates = RateLimits(clock, config.rpm, config.tpm) if config.rpm or config.tpm else None
+        threshold = config.failure_threshold or settings.failure_threshold
+        self.answers = Pace(clock, threshold)
+        self.first_contents = Pace(clock, threshold)
+        self.first_contents_seen = LatencyWindow()
         self.counters = ProviderCounters()
         self.gates = Gates(clock, _gate_policy(settings, self.attempt_timeout))
         reset_timeout = config.reset_timeout_seconds or settings.reset_timeout_seconds
         self.breaker = CircuitBreaker(
-            config.failure_threshold or settings.failure_threshold,
+            threshold,
             reset_timeout,
             max_open_seconds=settings.max_open_seconds,
             # A probe may use its whole attempt timeout; only one that never settles is lost.
@@ -129,16 +173,25 @@ class Provider:
         closed = self.gates.closed()
         if closed is not None:
             return ProviderFailure(
-                self.name, closed.kind, retry_after_seconds=round(closed.retry_after, 3)
+                self.name, closed.kind, retry_after_seconds=in_milliseconds(closed.retry_after)
             )
         rejected = self.breaker.refusal()
         if rejected is not None:
             return ProviderFailure(
                 self.name,
                 FailureKind.CIRCUIT_OPEN,
-                retry_after_seconds=round(rejected.retry_after, 3),
+                retry_after_seconds=in_milliseconds(rejected.retry_after),
             )
         return None
+
+    @property
+    def suspected(self) -> bool:
+        """Whether it seems to hang, so that others had better be asked first."""
+        return self.answers.suspected or self.first_contents.suspected
+
+    def pause(self) -> float | None:
+        """Seconds until the vendor's own limits allow a call again, if it has just said so."""
+        return None if self._client is None else self._client.pause()
 
     @property
     def client(self) -> VendorClient:
@@ -168,7 +221,7 @@ class Provider:
         """Let go of the connections without closing them: their event loop is gone."""
         self._client = None
         self.prepared = False
-        self.slots = Slots(self.config.max_concurrency)  # what was out settles with the old one
+        self.slots = Slots(self.adaptive.limit)  # what was out settles with the old one
 
     def status(self) -> ProviderStatus:
         """What it is doing now."""
@@ -183,6 +236,7 @@ class Provider:
             retry_after_seconds=refusal.retry_after_seconds if refusal else None,
             disabled_reason=self.gates.disabled_reason,
             in_flight=self.slots.in_flight,
+            max_in_flight=self.adaptive.limit,
         )
 
     def metrics(self) -> dict[str, Any]:
@@ -195,11 +249,18 @@ class Provider:
             "consecutive_failures": self.breaker.consecutive_failures,
             "late_results": self.breaker.late_results,
             "disabled_reason": str(self.gates.disabled_reason or "") or None,
+            "first_content_seconds": self.first_contents_seen.percentiles(),
             "in_flight": self.slots.in_flight,
+            "max_in_flight": self.adaptive.limit,
         }
 
     def _circuit_changed(self, old: CircuitState, new: CircuitState) -> None:
         self._emitter.emit(CircuitChanged(_CIRCUIT_EVENTS[new], self.name, old.value, new.value))
+
+
+def in_milliseconds(seconds: float) -> float:
+    """Rounded up, so that a wait is never taken for none."""
+    return seconds if math.isinf(seconds) else math.ceil(seconds * 1000) / 1000
 
 
 def _gate_policy(settings: GatewaySettings, attempt_timeout: float) -> GatePolicy:

@@ -17,6 +17,7 @@ __all__ = [
     "Header",
     "Key",
     "Label",
+    "Percent",
     "Seconds",
     "SecondsOrZero",
     "Url",
@@ -66,6 +67,7 @@ Url = Annotated[str, AfterValidator(_url)]
 Header = Annotated[str, AfterValidator(_header)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 

@@ -16,7 +16,14 @@ from pydantic_settings import (
 
 from aigateway.errors import ConfigurationError
 from aigateway.settings.explain import explain, unknown_name
-from aigateway.settings.fields import Count, CountOrZero, Frozen, Seconds, SecondsOrZero
+from aigateway.settings.fields import (
+    Count,
+    CountOrZero,
+    Frozen,
+    Percent,
+    Seconds,
+    SecondsOrZero,
+)
 from aigateway.settings.sources import PREFIX, File, Variables
 
 __all__ = ["GatewaySettings"]
@@ -51,6 +58,24 @@ class GatewaySettings(Frozen, BaseSettings):
     """Seconds for one call to one provider; the request's deadline may cut it sooner. When it is
     set nowhere and `timeout` is less than twice the default, it is half of `timeout`: a provider
     that hangs must leave time to ask another one."""
+    first_token_timeout: Seconds = 10.0
+    """Seconds a stream may take until its first content; roles and pings are none. Where an
+    attempt's own timeout is shorter, that one counts. When it is set nowhere, it is at most half
+    of `timeout`."""
+    idle_timeout: Seconds = 15.0
+    """Seconds a stream may be silent after its first content."""
+    chat_over_stream: bool = False
+    """Whether `chat` asks for a stream behind the scenes, so that `first_token_timeout` and
+    `idle_timeout` notice a stuck vendor long before `attempt_timeout` does."""
+    retries_per_provider: CountOrZero = 0
+    """How many more times a provider is tried before the next one is; 0 fails over at once."""
+    hedge: bool = False
+    """Whether a second provider is asked when the first is slower than its own 95th percentile,
+    and the quicker answer is taken. Requests with tools are hedged only where the call asks."""
+    hedge_delay_seconds: Seconds = 5.0
+    """Seconds after which to hedge while a provider has answered fewer than 20 times."""
+    hedge_max_percent: Percent = 5.0
+    """Most hedges, in percent of the requests of the last minute (ten are let through anyway)."""
     failure_threshold: Count = 5
     """Failures in a row that open a provider's circuit."""
     reset_timeout_seconds: Seconds = 60.0
@@ -142,9 +167,10 @@ class GatewaySettings(Frozen, BaseSettings):
 
     @model_validator(mode="after")
     def _leave_room_for_failover(self) -> Self:
-        if "attempt_timeout" not in self.model_fields_set:
-            most = min(self.attempt_timeout, self.timeout / 2)
-            object.__setattr__(self, "attempt_timeout", most)  # still being made; stays "not set"
+        for name in ("attempt_timeout", "first_token_timeout"):
+            if name not in self.model_fields_set:
+                most = min(getattr(self, name), self.timeout / 2)
+                object.__setattr__(self, name, most)  # still being made; stays "not set"
         return self
 
     @model_validator(mode="after")

@@ -88,6 +88,11 @@ class LLMConfig(Frozen):
     """Seconds for one attempt; None takes `attempt_timeout`."""
     max_concurrency: Count | None = None
     """Calls in flight at once to this provider; None is bounded only by the gateway's own limit."""
+    rpm: Count | None = None
+    """Requests begun in any 60 seconds, at most; None is no bound of ours."""
+    tpm: Count | None = None
+    """Tokens used in any 60 seconds, at most, by the vendor's count and, for calls that are out, by
+    an estimate; None is no bound of ours."""
     failure_threshold: Count | None = None
     """Failures in a row that open the circuit; None takes the setting."""
     reset_timeout_seconds: Seconds | None = None
@@ -113,6 +118,8 @@ class LLMConfig(Frozen):
             api_version: str | None = None,
             timeout: float | None = None,
             max_concurrency: int | None = None,
+            rpm: int | None = None,
+            tpm: int | None = None,
             failure_threshold: int | None = None,
             reset_timeout_seconds: float | None = None,
             headers: Mapping[str, str] = ...,

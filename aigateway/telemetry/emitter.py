@@ -18,11 +18,12 @@ class Emitter:
         hooks: The application's own listeners.
     """
 
-    __slots__ = ("_hooks", "_log")
+    __slots__ = ("_hooks", "_listeners", "_log")
 
     def __init__(self, hooks: Iterable[Hook] = ()) -> None:
         self._log = LogHook()
         self._hooks = tuple(hooks)
+        self._listeners: tuple[Hook, ...] = (self._log, *self._hooks)
 
     def wants(self, kind: type[Event]) -> bool:
         """Whether anybody listens to this kind of event: ask before you build a frequent one."""
@@ -30,7 +31,7 @@ class Emitter:
 
     def emit(self, event: Event) -> None:
         """Tell everybody. What a listener raises is logged and goes no further."""
-        for hook in (self._log, *self._hooks):
+        for hook in self._listeners:
             try:
                 hook.on_event(event)
             except Exception:  # noqa: BLE001 - a listener's fault must not fail the request it listens to

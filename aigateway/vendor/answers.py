@@ -11,10 +11,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aigateway.errors import FailureKind
-from aigateway.messages import Choice, Completion, Embeddings, ToolCall, Usage
+from aigateway.messages import Choice, Chunk, Completion, Embeddings, ToolCall, Usage
 from aigateway.vendor.client import Failure, VendorCallError
 
-__all__ = ["completion_from", "embeddings_from"]
+__all__ = [
+    "completion_from",
+    "embeddings_from",
+    "kind_of_silence",
+    "piece_from",
+    "text_of",
+    "usage_from",
+]
 
 
 def completion_from(response: Any, *, model: str, status: int | None = None) -> Completion:
@@ -30,16 +37,35 @@ def completion_from(response: Any, *, model: str, status: int | None = None) -> 
             (`CONTENT_POLICY`).
     """
     choices = tuple(map(_choice, getattr(response, "choices", None) or ()))
-    if not any(map(_says_something, choices)):
-        withheld = any(choice.finish_reason == "content_filter" for choice in choices)
-        kind = FailureKind.CONTENT_POLICY if withheld else FailureKind.BAD_ANSWER
-        raise VendorCallError(Failure(kind, status))
+    silence = kind_of_silence(choices)
+    if silence is not None:
+        raise VendorCallError(Failure(silence, status))
     return Completion(
         id=str(getattr(response, "id", None) or ""),
         model=str(getattr(response, "model", None) or model),
         choices=choices,
-        usage=_usage(getattr(response, "usage", None)),
+        usage=usage_from(getattr(response, "usage", None)),
         created=_count(getattr(response, "created", 0)),
+    )
+
+
+def kind_of_silence(choices: Iterable[Choice]) -> FailureKind | None:
+    """What it means if none of these says anything; None if one does."""
+    choices = tuple(choices)
+    if any(map(_says_something, choices)):
+        return None
+    withheld = any(choice.finish_reason == "content_filter" for choice in choices)
+    return FailureKind.CONTENT_POLICY if withheld else FailureKind.BAD_ANSWER
+
+
+def piece_from(choice: Any, index: int) -> Chunk:
+    """Read one choice of a streamed chunk, without its tool calls and its end."""
+    delta = getattr(choice, "delta", None)
+    return Chunk(
+        text=text_of(getattr(delta, "content", None)) or "",
+        reasoning=text_of(getattr(delta, "reasoning_content", None)),
+        refusal=_refusal(delta),
+        index=index,
     )
 
 
@@ -64,7 +90,7 @@ def embeddings_from(
     return Embeddings(
         model=str(getattr(response, "model", None) or model),
         vectors=vectors,
-        usage=_usage(getattr(response, "usage", None)),
+        usage=usage_from(getattr(response, "usage", None)),
     )
 
 
@@ -78,10 +104,10 @@ def _says_something(choice: Choice) -> bool:
 def _choice(choice: Any) -> Choice:
     message = getattr(choice, "message", None)
     return Choice(
-        text=_text(getattr(message, "content", None)) or "",
-        finish_reason=_text(getattr(choice, "finish_reason", None)),
+        text=text_of(getattr(message, "content", None)) or "",
+        finish_reason=text_of(getattr(choice, "finish_reason", None)),
         tool_calls=tuple(map(_tool_call, getattr(message, "tool_calls", None) or ())),
-        reasoning=_text(getattr(message, "reasoning_content", None)),
+        reasoning=text_of(getattr(message, "reasoning_content", None)),
         refusal=_refusal(message),
         logprobs_json=_logprobs(getattr(choice, "logprobs", None)),
     )
@@ -90,8 +116,8 @@ def _choice(choice: Any) -> Choice:
 def _refusal(message: Any) -> str | None:
     # litellm keeps what it has no field for beside the message.
     beside = getattr(message, "provider_specific_fields", None)
-    found = _text(getattr(message, "refusal", None))
-    return found or (_text(beside.get("refusal")) if isinstance(beside, Mapping) else None)
+    found = text_of(getattr(message, "refusal", None))
+    return found or (text_of(beside.get("refusal")) if isinstance(beside, Mapping) else None)
 
 
 def _tool_call(call: Any) -> ToolCall:
@@ -110,7 +136,8 @@ def _logprobs(logprobs: Any) -> str | None:
     return json.dumps(dump() if callable(dump) else logprobs)
 
 
-def _usage(usage: Any) -> Usage:
+def usage_from(usage: Any) -> Usage:
+    """Read an object or a mapping of OpenAI's shape; zeros where it says nothing."""
     prompt, completion = _token(usage, "prompt_tokens"), _token(usage, "completion_tokens")
     return Usage(
         prompt_tokens=prompt,
@@ -133,7 +160,8 @@ def _count(value: Any) -> int:
     return int(value) if isinstance(value, int | float) and value >= 0 else 0
 
 
-def _text(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
+    """The value, if it is a text with something in it."""
     return value if isinstance(value, str) and value else None
 
 

@@ -23,9 +23,11 @@ class _Answer:
         self.logprobs_json: str | None = None
 
     def choice(self) -> Choice:
+        reason = self.finish_reason
         return Choice(
             text="".join(self.text),
-            finish_reason=self.finish_reason,
+            # Some vendors say that a tool call is an ordinary end.
+            finish_reason="tool_calls" if self.calls and reason == "stop" else reason,
             tool_calls=tuple(_tool_call(self.calls[index]) for index in sorted(self.calls)),
             reasoning="".join(self.reasoning) or None,
             refusal="".join(self.refusal) or None,
@@ -36,6 +38,11 @@ class _Answer:
 class Assembly:
     """Collects what a stream brings.
 
+    Args:
+        model: Named where the vendor names none.
+        expected: How many answers were asked for. They may come one after the other, so that all
+            that have begun have ended, and there is more to come.
+
     Attributes:
         id: As the vendor names the answer.
         model: As the vendor names the model.
@@ -43,25 +50,35 @@ class Assembly:
         usage: None until the vendor has counted.
     """
 
-    __slots__ = ("_answers", "created", "id", "model", "usage")
+    __slots__ = ("_answers", "_expected", "created", "id", "model", "usage")
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, expected: int = 1) -> None:
         self.id = ""
         self.model = model
         self.created = 0
         self.usage: Usage | None = None
         self._answers: dict[int, _Answer] = {}
+        self._expected = expected
 
     @property
     def finished(self) -> bool:
-        """Whether every answer that was begun has ended, and there is one."""
+        """Whether every answer that was asked for has ended."""
+        return len(self._answers) >= self._expected and self.ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether every answer that was begun has ended, and there is one.
+
+        Of a stream that has come to its end in good order that is enough: some vendors give fewer
+        answers than they were asked for.
+        """
         return bool(self._answers) and all(
             answer.finish_reason is not None for answer in self._answers.values()
         )
 
     def add(self, chunk: Chunk) -> None:
         """Take in a piece of content."""
-        answer = self._answer(chunk.index)
+        answer = self._answers.get(chunk.index) or self._answer(chunk.index)
         if chunk.text:
             answer.text.append(chunk.text)
         if chunk.reasoning:

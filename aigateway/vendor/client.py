@@ -87,6 +87,13 @@ class VendorClient(Protocol):
     def max_input_tokens(self) -> int | None:
         """The model's context window for input, if it is known. Asked only after `prepare`."""
 
+    @property
+    def accepts_prefill(self) -> bool:
+        """Whether the model goes on from a trailing message of the assistant, as far as is known.
+
+        Asked only after `prepare`.
+        """
+
     async def prepare(self) -> None:
         """Load what the first call would otherwise wait for (importing litellm takes seconds).
 

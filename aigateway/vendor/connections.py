@@ -13,9 +13,12 @@ from living for ever: the caller bounds it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
+import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 from urllib.request import getproxies, proxy_bypass
@@ -24,10 +27,13 @@ import aiohttp
 import httpx
 from yarl import URL
 
+from aigateway.vendor.sse import EventParser
+
 __all__ = [
     "LONGEST_CALL",
     "WITNESS",
     "OneShotTransport",
+    "StreamedBody",
     "WireError",
     "Witness",
     "environment_proxy",
@@ -44,29 +50,149 @@ _KEEP_ALIVE = 60.0
 _NOT_FORWARDED = frozenset({"connection", "content-length", "transfer-encoding"})
 """Request headers that belong to the connection, which is aiohttp's."""
 
+_END_OF_BODY = 0.05
+"""Seconds that the end of a body may take behind the last event, so that the connection is kept."""
+
+_NO_EVENT = 64 * 1024
+"""Bytes kept of a body without events, for a look at what it is instead."""
+
+_BREAKS = (aiohttp.ClientError, httpx.DecodingError, OSError, ValueError)
+"""How a request, or the reading of its answer, fails."""
+
 
 class WireError(httpx.TransportError):
     """The request did not get an answer. httpx's siblings of this class would be re-sent."""
 
 
+class StreamedBody(httpx.AsyncByteStream):
+    """The body of a streamed answer, handed on event by event as it comes.
+
+    litellm leaves out an event that it cannot read, makes an answer of a comment, and tells an
+    error in its own words. So it is given only events that are JSON, each on one line, and at
+    anything else the body breaks.
+
+    It belongs to the stream that is read from it, not to httpx: only `close` and `end` close it.
+
+    Attributes:
+        error: How the connection broke.
+        event: The event handed on last, read as JSON.
+        instead: What came where an event should be: an error of the vendor's, or the beginning of
+            a body without events.
+    """
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+        # What is compressed in spite of the request is left to httpx.
+        compressed = answer.headers.get("Content-Encoding", "identity") != "identity"
+        self._parser = None if compressed else EventParser()
+        self._has_events = False
+        self.error: BaseException | None = None
+        self.event: Any = None
+        self.instead = b""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Hand on what comes.
+
+        Raises:
+            WireError: The connection broke, or something else than an event came.
+        """
+        try:
+            while received := await self._answer.content.readany():
+                for event in self._events(received):
+                    yield event
+            for event in self._events(b""):
+                yield event
+        except ValueError as error:  # no JSON, or too long
+            raise WireError("An event cannot be read.") from error
+        except _BREAKS as error:
+            self.error = error
+            raise WireError(type(error).__name__) from error
+
+    async def end(self) -> None:
+        """Let the connection be used again if the body ends now; else close it."""
+        try:
+            with contextlib.suppress(TimeoutError, *_BREAKS):
+                async with asyncio.timeout(_END_OF_BODY):
+                    while not self._answer.content.at_eof():
+                        await self._answer.content.readany()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection at once, unless the body has been read to its end."""
+        self._answer.close()
+
+    def _events(self, received: bytes) -> Iterator[bytes]:
+        """The events that are whole now; nothing received is the end."""
+        if self._parser is None:
+            yield received
+            return
+        if not self._has_events:
+            self.instead = (self.instead + received)[:_NO_EVENT]
+        for name, data in self._parser.feed(received) if received else self._parser.end():
+            if not self._has_events:
+                self._has_events, self.instead = True, b""
+            if name:
+                yield b"event: " + name + b"\n"
+            yield b"data: " + self._on_one_line(data) + b"\n\n"
+
+    def _on_one_line(self, data: bytes) -> bytes:
+        if data.startswith(b"[DONE]"):
+            return data
+        try:
+            event = json.loads(data)
+        except RecursionError:
+            raise json.JSONDecodeError("Nested too deeply", "", 0) from None
+        if _is_error(event):
+            self.instead = data
+            raise WireError("The vendor sent an error.")
+        self.event = event
+        # httpx ends lines at characters that are nothing special in JSON.
+        plain = data.isascii() and b"\n" not in data
+        return data if plain else json.dumps(event).encode()
+
+
+def _is_error(event: object) -> bool:
+    if isinstance(event, list):  # Google wraps errors of streams in a list
+        event = event[0] if event else None
+    return isinstance(event, Mapping) and bool(event.get("error"))
+
+
 class Witness:
-    """What really happened on the wire during one call."""
+    """What really happened on the wire during one call.
 
-    __slots__ = ("barred", "error", "requests", "response")
+    Args:
+        streamed: Whether the body of a success is to be handed on as it comes.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("barred", "body", "error", "requests", "response", "streamed")
+
+    def __init__(self, *, streamed: bool = False) -> None:
+        self.streamed = streamed
         self.barred = False
         """Whether a request would be turned back: one has left, or nobody wants it any more."""
         self.response: httpx.Response | None = None
-        """What came back, complete with its body."""
+        """What came back, complete with its body unless that is streamed."""
+        self.body: StreamedBody | None = None
+        """The body, if it is streamed."""
         self.error: BaseException | None = None
         """Why nothing (or not all of it) came back."""
         self.requests = 0
         """How many requests left; never more than one."""
 
+    @property
+    def status(self) -> int | None:
+        """The HTTP status that came back, if one did."""
+        return None if self.response is None else self.response.status_code
+
     def bar(self) -> None:
         """Let no request out from now on."""
         self.barred = True
+
+    def close(self) -> None:
+        """Close the connection under a streamed body."""
+        if self.body is not None:
+            self.body.close()
 
 
 WITNESS: ContextVar[Witness | None] = ContextVar("aigateway_witness", default=None)
@@ -90,8 +216,8 @@ class OneShotTransport(httpx.AsyncBaseTransport):
         witness.bar()
         witness.requests += 1
         try:
-            response = await self._exchange(session, request)
-        except (aiohttp.ClientError, httpx.DecodingError, OSError, ValueError) as error:
+            response = await self._exchange(session, request, witness)
+        except _BREAKS as error:
             witness.error = error
             # Its words may quote what was sent.
             raise WireError(type(error).__name__, request=request) from error
@@ -115,24 +241,33 @@ class OneShotTransport(httpx.AsyncBaseTransport):
         return self._session
 
     async def _exchange(
-        self, session: aiohttp.ClientSession, request: httpx.Request
+        self, session: aiohttp.ClientSession, request: httpx.Request, witness: Witness
     ) -> httpx.Response:
         secure = request.url.scheme == "https"
-        async with session.request(
+        headers = {k: v for k, v in request.headers.items() if k not in _NOT_FORWARDED}
+        timeout = aiohttp.ClientTimeout(total=LONGEST_CALL)
+        if witness.streamed:
+            headers["accept-encoding"] = "identity"  # else pieces may wait in a compressor
+            timeout = aiohttp.ClientTimeout(total=None, sock_read=LONGEST_CALL)
+        answer = await session.request(
             request.method,
             URL(str(request.url), encoded=True),
-            headers=[(k, v) for k, v in request.headers.items() if k not in _NOT_FORWARDED],
+            headers=headers,
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
             data=await request.aread(),
             allow_redirects=False,
             proxy=self._proxy(request.url),
             ssl=tls_context() if secure else True,
-        ) as answer:
-            body = await answer.read()
-            headers = [
-                (name, value) for name, value in answer.raw_headers if name.lower() != b"set-cookie"
-            ]
-            return httpx.Response(answer.status, headers=headers, content=body)
+            timeout=timeout,
+        )
+        received = [
+            (name, value) for name, value in answer.raw_headers if name.lower() != b"set-cookie"
+        ]
+        if witness.streamed and 200 <= answer.status < 300:
+            witness.body = StreamedBody(answer)
+            return httpx.Response(answer.status, headers=received, stream=witness.body)
+        async with answer:
+            return httpx.Response(answer.status, headers=received, content=await answer.read())
 
     def _proxy(self, url: httpx.URL) -> str | None:
         """The proxy that the environment asks for, found once per server."""

@@ -20,20 +20,28 @@ from aigateway.errors import FailureKind
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig
 from aigateway.vendor.answers import completion_from
-from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.vendor.client import Failure, VendorCallError, VendorStream
+from aigateway.vendor.direct_stream import DirectStream, StreamOwner
 from aigateway.vendor.failures import classify, classify_response
 from aigateway.vendor.litellm_lane import LiteLLMClient, call_options
 from aigateway.vendor.loading import SILENT, load_litellm
 from aigateway.vendor.pricing import Tariff
+from aigateway.vendor.quota import Quota
+from aigateway.vendor.sse import EventParser
 from aigateway.vendor.wire import VendorRequest, VendorResponse
 
 if TYPE_CHECKING:
+    from aiohttp import ClientResponse
+
     from aigateway.vendor.sessions import SharedSession
     from aigateway.vendor.translation import Translation
 
 __all__ = ["DirectClient"]
 
 _log = logging.getLogger(__name__)
+
+_ORDINARY_TIERS = frozenset({None, "default", "auto"})
+"""OpenAI's service tiers that cost what the price map says first."""
 
 _TRIAL = ChatRequest(messages=({"role": "user", "content": "hi"},))
 
@@ -60,12 +68,22 @@ class DirectClient:
         self._connections: SharedSession | None = None
         self._is_listened_to: Callable[[], bool] = bool  # nobody; found out with litellm
         self._tariff: Tariff | None = None
+        self._quota = Quota(config.provider, clock)
+        self._streams = False
         self._closed = False
 
     @property
     def max_input_tokens(self) -> int | None:
         """The model's context window for input, if it is known. Asked only after `prepare`."""
         return self._other.max_input_tokens
+
+    @property
+    def accepts_prefill(self) -> bool:
+        """Whether the model goes on from a trailing message of the assistant, as far as is known.
+
+        Asked only after `prepare`.
+        """
+        return self._other.accepts_prefill
 
     async def prepare(self) -> None:
         """Import litellm, once per process, and try its translation for this provider."""
@@ -96,6 +114,41 @@ class DirectClient:
         finally:
             SILENT.reset(token)
 
+    async def stream(self, request: ChatRequest) -> VendorStream:
+        """Ask for an answer piece by piece. Returns when the vendor has begun to answer.
+
+        Raises:
+            VendorCallError: It refused, or could not be reached.
+        """
+        await self.prepare()
+        translation = self._translation
+        if (
+            translation is None
+            or not self._streams
+            or not translation.carries(request, streamed=True)
+            or self._is_listened_to()
+        ):
+            return await self._other.stream(request)
+        sent = _translated(translation, request, streamed=True)
+        if sent is None:
+            return await self._other.stream(request)
+        connections, response = await self._open(sent)
+        return DirectStream(
+            response,
+            translation.reading(sent),
+            StreamOwner(
+                wall=self._clock.wall,
+                cost=self._stream_cost,
+                whole=partial(self._read_whole, translation, request, sent, response),
+                leave=partial(connections.leave, response),
+            ),
+        )
+
+    def pause(self) -> float | None:
+        """Seconds until the vendor's own limits allow a call again. See `VendorClient.pause`."""
+        pauses = (self._quota.pause(), self._other.pause())
+        return max((pause for pause in pauses if pause is not None), default=None)
+
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Ask for vectors, through the other lane.
 
@@ -125,7 +178,8 @@ class DirectClient:
         self._translation = _tried(litellm, self._config, self._options)
         if self._translation is not None:
             self._tariff = Tariff(litellm, self._config)
-            self._connections = SharedSession(self._translation.url)
+            self._connections = SharedSession(self._translation.url, self._translation.stream_url)
+            self._streams = _streams(self._translation, self._config)
 
     async def _carry(self, sent: VendorRequest) -> VendorResponse:
         if self._connections is None:
@@ -133,11 +187,52 @@ class DirectClient:
         failure: Failure
         try:
             async with self._connections.post(sent.headers, sent.body) as response:
+                self._quota.note(response.headers)
                 return VendorResponse(response.status, response.headers, await response.read())
         except Exception as error:  # noqa: BLE001 - judged, whatever it is
             failure = classify(error, now_wall=self._clock.wall())
         # Out here, so that what may quote the request is nowhere behind ours.
         raise VendorCallError(failure)
+
+    async def _open(self, sent: VendorRequest) -> tuple[SharedSession, ClientResponse]:
+        """Send a request whose answer is to be a stream; its headers say success."""
+        connections = self._connections
+        if connections is None:
+            raise RuntimeError("This vendor client is closed.")
+        failure: Failure
+        try:
+            response = await connections.stream(sent.headers, sent.body)
+            self._quota.note(response.headers)
+            if 200 <= response.status < 300:
+                return connections, response
+            try:
+                failure = classify_response(
+                    response.status,
+                    response.headers,
+                    await response.read(),
+                    now_wall=self._clock.wall(),
+                )
+            finally:
+                connections.leave(response, kept=response.content.at_eof())
+        except Exception as error:  # noqa: BLE001 - judged, whatever it is
+            failure = classify(error, now_wall=self._clock.wall())
+        raise VendorCallError(failure)
+
+    def _read_whole(
+        self,
+        translation: Translation,
+        request: ChatRequest,
+        sent: VendorRequest,
+        response: ClientResponse,
+        body: bytes,
+    ) -> Completion:
+        """Read an answer that came in one piece though a stream was asked for."""
+        received = VendorResponse(response.status, response.headers, body)
+        token = SILENT.set(True)
+        try:
+            return self._read(translation, request, sent, received)
+        finally:
+            SILENT.reset(token)
 
     def _read(
         self,
@@ -173,6 +268,28 @@ class DirectClient:
     def _cost(self, response: Any, completion: Completion) -> float | None:
         return None if self._tariff is None else self._tariff.cost(response, completion.usage)
 
+    def _stream_cost(
+        self, completion: Completion, counted: Any, service_tier: str | None
+    ) -> float | None:
+        """What a streamed answer costs so far. litellm's own calculation wants its own objects."""
+        usage, litellm = completion.usage, self._litellm
+        if not usage.total_tokens or litellm is None:
+            return None
+        plain = counted is None and service_tier in _ORDINARY_TIERS
+        if plain and not self._needs_whole(completion):
+            return self._cost(None, completion)
+        if counted is None:
+            counted = litellm.Usage(
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                total_tokens=usage.total_tokens,
+                prompt_tokens_details={"cached_tokens": usage.cached_tokens},
+                completion_tokens_details={"reasoning_tokens": usage.reasoning_tokens},
+            )
+        response = litellm.ModelResponse(model=completion.model, usage=counted)
+        response.service_tier = service_tier
+        return self._cost(response, completion)
+
 
 def _tried(
     litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]
@@ -195,19 +312,44 @@ def _tried(
         problem = type(error).__name__
     finally:
         SILENT.reset(token)
-    _log.warning(
-        "%s: this version of litellm translates differently (%s). Calls go through"
-        " litellm.acompletion, which works but costs about ten times the CPU.",
-        config.name,
-        problem,
-    )
+    _warn("Calls", config, problem)
     return None
 
 
-def _translated(translation: Translation, request: ChatRequest) -> VendorRequest | None:
+def _streams(translation: Translation, config: LLMConfig) -> bool:
+    """Whether streams can be read here: the same trial, with one warning of its own."""
+    if not translation.streams:
+        return False
+    try:
+        reading = translation.reading(translation.request(_TRIAL, streamed=True))
+        reading.take(EventParser().feed(translation.stream_sample))
+        reading.count()
+        completion = reading.assembly.completion()
+        if completion.choices[0].text == "ok" and completion.usage.total_tokens == 2:
+            return True
+        problem = "another answer than was sent"
+    except Exception as error:  # noqa: BLE001 - whatever it is, there is the other lane
+        problem = type(error).__name__
+    _warn("Streams", config, problem)
+    return False
+
+
+def _warn(what: str, config: LLMConfig, problem: str) -> None:
+    _log.warning(
+        "%s: this version of litellm translates differently (%s). %s go through"
+        " litellm.acompletion, which works but costs about ten times the CPU.",
+        config.name,
+        problem,
+        what,
+    )
+
+
+def _translated(
+    translation: Translation, request: ChatRequest, *, streamed: bool = False
+) -> VendorRequest | None:
     """The request in the vendor's words; None if the other lane had better say what is wrong."""
     try:
-        return translation.request(request)
+        return translation.request(request, streamed=streamed)
     except Exception as error:  # noqa: BLE001 - the other lane meets it again, and judges
         _log.debug("Not carried directly: %s.", type(error).__name__)
         return None

@@ -11,11 +11,13 @@ for the way the connection failed.
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 import ssl
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TypeGuard
@@ -107,6 +109,7 @@ _KINDS_OF_CLASSES: Mapping[str, FailureKind] = {
     "RemoteProtocolError": FailureKind.CONNECTION,
     "NetworkError": FailureKind.CONNECTION,
     "ProxyError": FailureKind.CONNECTION,
+    "ClientHttpProxyError": FailureKind.CONNECTION,
     "UnsupportedProtocol": FailureKind.CONNECTION,
     "InvalidURL": FailureKind.CONNECTION,
     "ClientConnectionError": FailureKind.CONNECTION,
@@ -116,6 +119,40 @@ _KINDS_OF_CLASSES: Mapping[str, FailureKind] = {
     "ContentTypeError": FailureKind.BAD_ANSWER,
     "APIResponseValidationError": FailureKind.BAD_ANSWER,
 }
+
+_UNCONNECTED_CLASSES = frozenset(
+    {
+        # aiohttp: refused, DNS, TLS; too slow; a proxy that did not let us through
+        "ClientConnectorError",
+        "ConnectionTimeoutError",
+        "ClientHttpProxyError",
+    }
+)
+_UNCONNECTED_ERRNOS = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+    }
+)
+"""How libraries and the system say that no connection was made."""
+
+_BROKEN_CLASSES = frozenset(
+    {"ReadError", "ReadTimeout", "RemoteProtocolError", "ServerDisconnectedError", "WriteError"}
+)
+_BROKEN_ERRNOS = frozenset({errno.ECONNABORTED, errno.ECONNRESET, errno.EPIPE})
+"""How they say that one was made, and broke."""
+
+_VAGUE_CLASSES: Mapping[str, bool] = {
+    # litellm's own transport calls a reset "ConnectError", too.
+    "ConnectError": True,
+    "ConnectTimeout": True,
+    "ProxyError": True,
+    "APITimeoutError": False,
+}
+"""Those that leave it to what is behind them, and what they mean where nothing is."""
 
 _KINDS_OF_LITELLM_CLASSES: Mapping[str, FailureKind] = {
     # Only what litellm found out from words that it alone reads; the rest follows from the status.
@@ -144,8 +181,8 @@ def classify(
 
 def _classified(exc: BaseException, now_wall: float, outside: BaseException | None) -> Failure:
     chain = tuple(_chain(exc, outside))
-    for link in chain:
-        failure = _from_vendor(link, now_wall) or _from_wire(link)
+    for nearest, link in enumerate(chain):
+        failure = _from_vendor(link, now_wall) or _from_wire(link, chain[nearest:])
         if failure is not None:
             return _refined(failure, chain)
     for link in chain:
@@ -179,6 +216,8 @@ def _from_vendor(link: BaseException, now_wall: float) -> Failure | None:
     names = _class_names(link)
     if _is_litellms(link) and "HTTPStatusError" not in names:
         return None  # these make responses up
+    if "ClientHttpProxyError" in names:
+        return None  # what a proxy said, not the vendor
     response = _get(link, "response")
     status = _get(response, "status_code", "status")
     if isinstance(response, dict):  # botocore's ClientError
@@ -194,21 +233,58 @@ def _from_vendor(link: BaseException, now_wall: float) -> Failure | None:
     return classify_response(status, headers, body, now_wall=now_wall)
 
 
-def _from_wire(link: BaseException) -> Failure | None:
-    """Tell how the connection failed, where nothing came that could be read."""
+def _from_wire(link: BaseException, chain: tuple[BaseException, ...]) -> Failure | None:
+    """Tell how the connection failed, where nothing came that could be read.
+
+    Args:
+        link: Looked at.
+        chain: It and what is behind it.
+    """
+    kind = _kind_on_wire(link)
+    if kind is None:
+        return None
+    # A status with "nothing came" would be made up.
+    return Failure(kind, unreachable=_is_unreachable(chain))
+
+
+def _kind_on_wire(link: BaseException) -> FailureKind | None:
     if not _is_litellms(link):
         for name in _class_names(link):
             if name in _KINDS_OF_CLASSES:
-                # A status with "nothing came" would be made up.
-                return Failure(_KINDS_OF_CLASSES[name])
+                return _KINDS_OF_CLASSES[name]
     elif "UnsupportedParamsError" in _class_names(link):
-        return Failure(FailureKind.UNSUPPORTED)
+        return FailureKind.UNSUPPORTED
     if isinstance(link, TimeoutError):
-        return Failure(FailureKind.TIMEOUT)
+        return FailureKind.TIMEOUT
     if isinstance(link, OSError | ssl.SSLError | EOFError):
-        return Failure(FailureKind.CONNECTION)
+        return FailureKind.CONNECTION
     if isinstance(link, json.JSONDecodeError | UnicodeDecodeError):
-        return Failure(FailureKind.BAD_ANSWER)
+        return FailureKind.BAD_ANSWER
+    return None
+
+
+def _is_unreachable(chain: tuple[BaseException, ...]) -> bool:
+    """Whether no connection was made at all. One that was made and broke is another matter."""
+    vague = [name for name in _class_names(chain[0]) if name in _VAGUE_CLASSES]
+    for link in chain if vague else chain[:1]:
+        connected = _was_connected(link)
+        if connected is not None:
+            return not connected
+    return bool(vague) and _VAGUE_CLASSES[vague[0]]
+
+
+def _was_connected(link: BaseException) -> bool | None:
+    """Whether there was a connection; None if this exception does not tell."""
+    names = frozenset(() if _is_litellms(link) else _class_names(link))
+    number = link.errno if isinstance(link, OSError) else None
+    if not names.isdisjoint(_BROKEN_CLASSES) or number in _BROKEN_ERRNOS:
+        return True
+    if (
+        not names.isdisjoint(_UNCONNECTED_CLASSES)
+        or number in _UNCONNECTED_ERRNOS
+        or isinstance(link, ConnectionRefusedError | socket.gaierror | ssl.SSLCertVerificationError)
+    ):
+        return False
     return None
 
 
@@ -237,7 +313,7 @@ def _refined(failure: Failure, chain: tuple[BaseException, ...]) -> Failure:
         for name in _class_names(link) if _is_litellms(link) else ():
             kind = _KINDS_OF_LITELLM_CLASSES.get(name)
             if kind in {FailureKind.CONTEXT_WINDOW, FailureKind.CONTENT_POLICY}:
-                return Failure(kind, failure.status, failure.retry_after, failure.code)
+                return replace(failure, kind=kind)
     return failure
 
 

@@ -7,15 +7,18 @@ process around us (no global of litellm's is set).
 
 For `ProviderType.LITELLM` the connections are litellm's own pools: it picks the client by the
 model string, so it may re-send once after a refused or dropped connection, and its pools stay open
-when this client is closed. The same holds for the few OpenAI and Azure models that litellm bridges
-to the Responses API.
+when this client is closed. Nobody watches what goes over them, so of a stream litellm's word is
+taken: a Gemini stream that ends early but in good order passes for a whole answer. The same holds
+for the few OpenAI and Azure models that litellm bridges to the Responses API.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +27,19 @@ from aigateway.errors import FailureKind
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.answers import completion_from, embeddings_from
-from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.vendor.assembly import Assembly
+from aigateway.vendor.client import Failure, VendorCallError, VendorStream
 from aigateway.vendor.copying import fresh_copy
 from aigateway.vendor.failures import classify, classify_response
 from aigateway.vendor.loading import load_litellm
-from aigateway.vendor.pricing import OWN_OPTIONS, max_input_tokens, own_price_of
+from aigateway.vendor.pricing import (
+    OWN_OPTIONS,
+    Tariff,
+    accepts_prefill,
+    max_input_tokens,
+    own_price_of,
+)
+from aigateway.vendor.quota import Quota
 
 if TYPE_CHECKING:
     from aigateway.vendor.connections import Witness
@@ -70,6 +81,15 @@ _LITELLMS_OWN = frozenset(
 """What litellm's own complaints about a request look like."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """What came of a call: litellm's response, what went over the wire, and where it ran."""
+
+    result: Any
+    witness: Witness
+    context: contextvars.Context
+
+
 class LiteLLMClient:
     """One provider, asked through litellm, on one event loop.
 
@@ -86,6 +106,8 @@ class LiteLLMClient:
         self._config = config
         self._clock = clock
         self._price = own_price_of(config)
+        self._tariff: Tariff | None = None
+        self._quota = Quota(config.provider, clock)
         self._drop = drop_unsupported_params
         self._defaults = {k: v for k, v in config.extra.items() if k not in OWN_OPTIONS}
         self._options = call_options(config, drop_unsupported_params=drop_unsupported_params)
@@ -99,6 +121,14 @@ class LiteLLMClient:
     def max_input_tokens(self) -> int | None:
         """The model's context window for input, if it is known. Asked only after `prepare`."""
         return max_input_tokens(self._config)
+
+    @property
+    def accepts_prefill(self) -> bool:
+        """Whether the model goes on from a trailing message of the assistant, if that is known.
+
+        Asked only after `prepare`.
+        """
+        return accepts_prefill(self._config)
 
     async def prepare(self) -> None:
         """Import litellm, once per process, and build this provider's client."""
@@ -115,13 +145,46 @@ class LiteLLMClient:
         """
         litellm = await self._ready()
         self._refuse_what_would_be_dropped(request)
-        response, status = await self._call(
-            litellm,
-            litellm.acompletion,
-            self._arguments(request, messages=fresh_copy(request.messages, self._without)),
+        messages = fresh_copy(request.messages, self._without)
+        called = await self._call(
+            litellm, litellm.acompletion, self._arguments(request, messages=messages)
         )
+        response, status = called.result, called.witness.status
         completion = completion_from(response, model=self._config.model, status=status)
         return replace(completion, cost_usd=self._cost(response, completion))
+
+    async def stream(self, request: ChatRequest) -> VendorStream:
+        """Ask for an answer piece by piece. Returns when the vendor has begun to answer.
+
+        Raises:
+            VendorCallError: Whatever went wrong at the vendor or on the way to it.
+        """
+        from aigateway.vendor.litellm_streams import (  # noqa: PLC0415 - needs litellm
+            LiteLLMStream,
+            StreamOrigin,
+            opened,
+        )
+
+        litellm = await self._ready()
+        self._refuse_what_would_be_dropped(request)
+        messages = fresh_copy(request.messages, self._without)
+        arguments = self._arguments(request, messages=messages, stream=True)
+        options = arguments.get("stream_options") or {}
+        arguments["stream_options"] = {**options, "include_usage": True}
+        expected = arguments.get("n")
+        opening = partial(opened, litellm.acompletion)
+        called = await self._call(litellm, opening, arguments, streamed=True)
+        witness = called.witness
+        origin = StreamOrigin(
+            litellm,
+            called.context,
+            witness.body,
+            witness.status,
+            failure=lambda error: self._judge(error, witness),
+            tariff=Tariff(litellm, self._config) if self._tariff is None else self._tariff,
+        )
+        assembly = Assembly(self._config.model, expected if isinstance(expected, int) else 1)
+        return LiteLLMStream(called.result, origin, assembly)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Ask for vectors.
@@ -130,14 +193,19 @@ class LiteLLMClient:
             VendorCallError: Whatever went wrong at the vendor or on the way to it.
         """
         litellm = await self._ready()
-        response, status = await self._call(
+        called = await self._call(
             litellm,
             self._embedding(litellm),
             self._arguments(request, input=list(request.inputs)),
         )
+        response, status = called.result, called.witness.status
         model, count = self._config.model, len(request.inputs)
         embeddings = embeddings_from(response, model=model, count=count, status=status)
         return replace(embeddings, cost_usd=self._cost(response, embeddings))
+
+    def pause(self) -> float | None:
+        """Seconds until the vendor's limits allow a call again, if none is left now. Said once."""
+        return self._quota.pause()
 
     async def aclose(self) -> None:
         """Close this provider's connections. May be called twice."""
@@ -170,6 +238,7 @@ class LiteLLMClient:
             from aigateway.vendor.sdk_clients import sdk_client  # noqa: PLC0415 - needs litellm
 
             self._client = sdk_client(self._config, self._defaults | self._options)
+            self._tariff = Tariff(litellm, self._config)
             self._litellm = litellm
 
     def _embedding(self, litellm: ModuleType) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -196,35 +265,50 @@ class LiteLLMClient:
         litellm: ModuleType,
         function: Callable[..., Coroutine[Any, Any, Any]],
         arguments: dict[str, Any],
-    ) -> tuple[Any, int | None]:
-        """Let litellm send: its response and the HTTP status, or a failure of ours."""
+        *,
+        streamed: bool = False,
+    ) -> _Called:
+        """Let litellm send: its response and what came over the wire, or a failure of ours."""
         from aigateway.vendor.own_call import own_call  # noqa: PLC0415 - needs httpx
 
-        with own_call(litellm) as witness:
-            # A task of its own, so that what the caller may be handling just now is not linked
-            # behind litellm's exceptions.
-            task = asyncio.create_task(function(**arguments))
-        await _settled(task, witness if self._client else None)
+        with own_call(litellm, streamed=streamed) as witness:
+            context = contextvars.copy_context()
+        # A task of its own, so that what the caller may be handling just now is not linked
+        # behind litellm's exceptions.
+        task = asyncio.create_task(function(**arguments), context=context)
+        try:
+            await _settled(task, witness if self._client else None)
+        except asyncio.CancelledError:
+            witness.close()
+            raise
+        if witness.response is not None:
+            self._quota.note(witness.response.headers)
         if not task.cancelled() and task.exception() is None:
-            return task.result(), witness.response.status_code if witness.response else None
-        failure = self._judge(task, witness)
+            return _Called(task.result(), witness, context)
+        failure = self._judge(
+            asyncio.CancelledError() if task.cancelled() else task.exception(), witness
+        )
+        witness.close()
         # Neither behind our exception nor among the locals of its traceback is litellm's, nor a
         # key.
         arguments.clear()
-        del task, witness
+        del task, witness, context
         raise VendorCallError(failure)
 
-    def _judge(self, task: asyncio.Task[Any], witness: Witness) -> Failure:
+    def _judge(self, error: BaseException | None, witness: Witness) -> Failure:
         now_wall = self._clock.wall()
-        response = witness.response
+        response, body = witness.response, witness.body
+        broken = witness.error if body is None else body.error
+        if broken is not None:
+            return classify(broken, now_wall=now_wall)
         if response is not None:
+            content = response.content if body is None else body.instead
             return classify_response(
-                response.status_code, response.headers, response.content, now_wall=now_wall
+                response.status_code, response.headers, content, now_wall=now_wall
             )
-        if witness.error is not None:
-            return classify(witness.error, now_wall=now_wall)
-        error = None if task.cancelled() else task.exception()
-        failure = classify(error or asyncio.CancelledError(), now_wall=now_wall)
+        if error is None:
+            return Failure(FailureKind.BAD_ANSWER)
+        failure = classify(error, now_wall=now_wall)
         unsent = self._client is not None and failure.status is None
         if unsent and failure.kind in _LITELLMS_OWN:
             # Nothing was sent: litellm could not put this request into the vendor's words. The

@@ -30,9 +30,15 @@ _CALLBACKS = (
 
 
 @contextlib.contextmanager
-def own_call(litellm: ModuleType) -> Iterator[Witness]:
-    """Mark the calls inside as ours, and watch what they send."""
-    witness = Witness()
+def own_call(litellm: ModuleType, *, streamed: bool = False) -> Iterator[Witness]:
+    """Mark the calls inside as ours, and watch what they send.
+
+    Args:
+        litellm: Loaded.
+        streamed: Whether the answer is to be handed on as it comes. What is read later has to run
+            in a copy of the context inside.
+    """
+    witness = Witness(streamed=streamed)
     internal = _internal_flag(litellm)
     with _value(WITNESS, witness), _value(SILENT, True):
         if internal is None:

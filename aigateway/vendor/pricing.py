@@ -1,10 +1,10 @@
-"""What a provider's tokens cost and how much its model takes in.
+"""What a provider's tokens cost, how much its model takes in, and whether it goes on from a start.
 
 The figures are those of the price map that comes with litellm, unless the provider's `extra`
 says better: `input_cost_per_token`, `output_cost_per_token`, `cache_read_input_token_cost` (US
-dollars per token), `max_input_tokens`, and `base_model` for the model behind a deployment's name.
-None of them reaches litellm except `base_model`: litellm would register a price for the whole
-process.
+dollars per token), `max_input_tokens`, `supports_assistant_prefill`, and `base_model` for the model
+behind a deployment's name. None of them reaches litellm except `base_model`: litellm would register
+a price for the whole process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from aigateway.messages import Usage
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.loading import loaded_litellm
 
-__all__ = ["OWN_OPTIONS", "Price", "Tariff", "max_input_tokens", "own_price_of", "price_of"]
+__all__ = [
+    "OWN_OPTIONS",
+    "Price",
+    "Tariff",
+    "accepts_prefill",
+    "max_input_tokens",
+    "own_price_of",
+    "price_of",
+]
 
 OWN_OPTIONS = frozenset(
     {
@@ -25,6 +33,7 @@ OWN_OPTIONS = frozenset(
         "input_cost_per_token",
         "max_input_tokens",
         "output_cost_per_token",
+        "supports_assistant_prefill",
     }
 )
 """Keys of `LLMConfig.extra` that end here."""
@@ -154,6 +163,20 @@ def max_input_tokens(config: LLMConfig) -> int | None:
         if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
             return limit
     return None
+
+
+def accepts_prefill(config: LLMConfig) -> bool:
+    """Whether the provider's model goes on from a trailing message of the assistant.
+
+    Returns:
+        What `extra` says, else the map; False if neither knows, or if only the map could and
+        litellm has not been loaded yet.
+    """
+    for entry in (config.extra, *_entries(config)):
+        known = entry.get("supports_assistant_prefill")
+        if isinstance(known, bool):
+            return known
+    return False
 
 
 def _price(entry: Mapping[str, Any]) -> Price | None:

@@ -20,6 +20,12 @@ from aigateway.version import __version__
 
 __all__ = ["SharedSession"]
 
+_LAST_BYTES = 0.25
+"""Seconds that the end of a body may take once its content is whole. A connection that ends its
+body in time is used again; opening another takes two or three journeys to the vendor."""
+
+_UNBOUNDED = aiohttp.ClientTimeout(total=None)
+
 
 class _Pool:
     __slots__ = ("__weakref__", "session", "users")
@@ -37,12 +43,15 @@ class SharedSession:
 
     Args:
         url: Where the provider is; what depends on it is worked out once.
+        stream_url: Where its streams are; None if it is the same.
     """
 
-    __slots__ = ("_pool", "_proxy", "_tls", "_url")
+    __slots__ = ("_open", "_pool", "_proxy", "_stream_url", "_tls", "_url")
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, stream_url: str | None = None) -> None:
         self._url = URL(url, encoded=True)
+        self._stream_url = URL(stream_url or url, encoded=True)
+        self._open: set[aiohttp.ClientResponse] = set()
         self._tls = tls_context() if self._url.scheme == "https" else True
         self._proxy = environment_proxy(self._url.scheme, self._url.host or "", self._url.port)
         pool = _pools.setdefault(asyncio.get_running_loop(), _Pool())
@@ -57,12 +66,7 @@ class SharedSession:
         Raises:
             RuntimeError: This share is closed.
         """
-        pool = self._pool
-        if pool is None:
-            raise RuntimeError("This vendor client is closed.")
-        if pool.session is None:
-            pool.session = open_session(headers={"User-Agent": f"aigateway/{__version__}"})
-        return pool.session.post(
+        return self._session().post(
             self._url,
             headers=headers,
             data=body,
@@ -71,11 +75,56 @@ class SharedSession:
             ssl=self._tls,
         )
 
+    async def stream(self, headers: Mapping[str, str], body: bytes) -> aiohttp.ClientResponse:
+        """Send one request, and give its response as soon as it begins; `leave` it afterwards.
+
+        Raises:
+            RuntimeError: This share is closed.
+        """
+        response = await self._session().post(
+            self._stream_url,
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+            proxy=self._proxy,
+            ssl=self._tls,
+            timeout=_UNBOUNDED,
+        )
+        self._open.add(response)
+        return response
+
+    def leave(self, response: aiohttp.ClientResponse, *, kept: bool) -> None:
+        """Be done with a stream's response.
+
+        Args:
+            response: As `stream` gave it.
+            kept: Its content is whole, so the connection may be used again.
+        """
+        if kept and not response.content.at_eof():
+            asyncio.get_running_loop().call_later(_LAST_BYTES, self._close, response)
+        else:
+            self._close(response)
+
+    def _close(self, response: aiohttp.ClientResponse) -> None:
+        # At the end of a body aiohttp has taken the connection back by itself.
+        self._open.discard(response)
+        response.close()
+
+    def _session(self) -> aiohttp.ClientSession:
+        pool = self._pool
+        if pool is None:
+            raise RuntimeError("This vendor client is closed.")
+        if pool.session is None:
+            pool.session = open_session(headers={"User-Agent": f"aigateway/{__version__}"})
+        return pool.session
+
     async def aclose(self) -> None:
         """Give the share back. May be called twice."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
+        for response in tuple(self._open):
+            self._close(response)
         pool.users -= 1
         if not pool.users and pool.session is not None:
             session, pool.session = pool.session, None

@@ -13,18 +13,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig, ProviderType
+from aigateway.vendor.assembly import Assembly
 from aigateway.vendor.copying import fresh_copy
 from aigateway.vendor.plain_answers import (
     anthropic_completion,
     gemini_completion,
     openai_completion,
 )
+from aigateway.vendor.plain_chunks import AnthropicReading, GeminiReading, OpenAIReading
 from aigateway.vendor.pricing import OWN_OPTIONS
+from aigateway.vendor.stream_reading import StreamReading
 from aigateway.vendor.wire import VendorRequest, VendorResponse
 
 __all__ = ["Translation", "translation_for"]
@@ -50,6 +54,11 @@ _MAPPED = _PLAIN | {
 }
 """Parameters that litellm's `get_optional_params` maps; any other goes the other way."""
 
+_TOOL_NAMES = "_anthropic_tool_name_map"
+"""Where litellm notes how it had to rename tools for Anthropic."""
+
+_MAPPED_STREAMED = _MAPPED | {"stream_options"}
+
 
 class _Logging:
     """What litellm's translations want to log to. They read the two mappings, and nothing else."""
@@ -71,11 +80,15 @@ class Translation(ABC):
 
     Attributes:
         url: Where chat requests go.
+        stream_url: Where those go whose answer is to be a stream.
+        streams: Whether the model can give one; litellm makes one up for the few that cannot.
     """
 
     litellm_name: str
     """litellm's name for the vendor."""
     url: str
+    stream_url: str
+    streams: bool
 
     def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
         self._litellm = litellm
@@ -93,17 +106,22 @@ class Translation(ABC):
         self._supported = frozenset(self._config.get_supported_openai_params(config.model))
         self._get_optional_params = get_optional_params
         self.url = self._address()
+        self.stream_url = self._stream_address()
+        self.streams = not self._config.should_fake_stream(config.model, True, self.litellm_name)
 
     @abstractmethod
     def _address(self) -> str: ...
 
+    def _stream_address(self) -> str:
+        return self.url
+
     @abstractmethod
     def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]: ...
 
-    def carries(self, request: ChatRequest) -> bool:
+    def carries(self, request: ChatRequest, *, streamed: bool = False) -> bool:
         """Whether this request is surely translated as `litellm.acompletion` would."""
         return (
-            request.params.keys() <= _MAPPED
+            request.params.keys() <= (_MAPPED_STREAMED if streamed else _MAPPED)
             and all(_is_plain(message, self._inlines_media) for message in request.messages)
             and not any("cache_control" in tool for tool in request.params.get("tools") or ())
         )
@@ -111,12 +129,18 @@ class Translation(ABC):
     _read_plain: Callable[[Any], Completion | None]
     sample: bytes
     """A small answer of the vendor's, for the trial that is made before the lane is used."""
+    stream_sample: bytes
+    """Likewise as a stream, with something in it that litellm has to read."""
 
     _inlines_media = True
     """Whether pictures must be in the request itself, so that a URL has to be fetched first."""
 
-    def request(self, request: ChatRequest) -> VendorRequest:
+    def request(self, request: ChatRequest, *, streamed: bool = False) -> VendorRequest:
         """Put a request into the vendor's words.
+
+        Args:
+            request: What is asked.
+            streamed: The answer is to be a stream.
 
         Raises:
             Exception: litellm's `UnsupportedParamsError` and others; nothing has been sent.
@@ -127,7 +151,11 @@ class Translation(ABC):
         ]
         options = self._options(request, messages)
         headers = self._headers(messages, options)
-        return VendorRequest(headers, self._body(messages, options, headers), options)
+        notes: dict[str, Any] = {}
+        body = self._body(messages, options, headers, notes)
+        if streamed:
+            body.update(self._streaming(request))
+        return VendorRequest(headers, body, options, notes)
 
     def plain_answer(self, sent: VendorRequest, received: VendorResponse) -> Completion | None:
         """The answer, if it is of the plain kind that needs no translation."""
@@ -146,13 +174,37 @@ class Translation(ABC):
             request_data=sent.data,
             messages=request.messages,
             optional_params=options,
-            litellm_params={},
+            litellm_params=sent.notes,
             encoding=None,
             json_mode=options.pop("json_mode", False),
         )
 
+    def reading(self, sent: VendorRequest) -> StreamReading:
+        """Begin to read a streamed answer."""
+        count = sent.options.get(self._count_option)
+        assembly = Assembly(self._model, count if isinstance(count, int) else 1)
+        return self._reading(sent, assembly, partial(self._parser, sent))
+
+    _count_option = "n"
+    """Among the mapped parameters, how many answers are asked for."""
+
+    @abstractmethod
+    def _reading(
+        self, sent: VendorRequest, assembly: Assembly, make_parser: Callable[[], Any]
+    ) -> StreamReading: ...
+
+    @abstractmethod
+    def _parser(self, sent: VendorRequest) -> Any:
+        """Make litellm's reader of one stream."""
+
+    def _streaming(self, _request: ChatRequest) -> dict[str, Any]:
+        """What a body has more if its answer is to be a stream."""
+        return {"stream": True}
+
     def _options(self, request: ChatRequest, messages: list[Any]) -> dict[str, Any]:
         params = request.params
+        if "stream_options" in params:
+            params = {name: v for name, v in params.items() if name != "stream_options"}
         if params.keys() <= _PLAIN and params.keys() <= self._supported:
             mapped: dict[str, Any] = self._map(dict(params))  # also of none: defaults may be added
             return mapped
@@ -172,10 +224,14 @@ class Translation(ABC):
         return self._config.map_openai_params(params, {}, self._model, self._drop)
 
     def _body(
-        self, messages: list[Any], options: dict[str, Any], headers: dict[str, str]
+        self,
+        messages: list[Any],
+        options: dict[str, Any],
+        headers: dict[str, str],
+        notes: dict[str, Any],
     ) -> dict[str, Any]:
         body: dict[str, Any] = self._config.transform_request(
-            self._model, messages, dict(options), {}, headers
+            self._model, messages, dict(options), notes, headers
         )
         return body
 
@@ -201,6 +257,26 @@ class _OpenAI(Translation):
 
     def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]:
         return self._fixed_headers
+
+    stream_sample = (
+        b'data: {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": "ok",'
+        b' "annotations": []}, "finish_reason": "stop"}]}\n\n'
+        b'data: {"id": "1", "model": "m", "choices": [], "usage": {"prompt_tokens": 1,'
+        b' "completion_tokens": 1, "total_tokens": 2, "prompt_tokens_details": {"audio_tokens": 1'
+        b"}}}\n\ndata: [DONE]\n\n"
+    )
+
+    def _streaming(self, request: ChatRequest) -> dict[str, Any]:
+        given = request.params.get("stream_options") or {}
+        return {"stream": True, "stream_options": {**given, "include_usage": True}}
+
+    def _reading(
+        self, _sent: VendorRequest, assembly: Assembly, make_parser: Callable[[], Any]
+    ) -> StreamReading:
+        return OpenAIReading(assembly, make_parser)
+
+    def _parser(self, _sent: VendorRequest) -> Any:
+        return self._reader.get_model_response_iterator(iter(()), True)
 
 
 class _Azure(_OpenAI):
@@ -236,14 +312,17 @@ class _Anthropic(Translation):
         b' "usage": {"input_tokens": 1, "output_tokens": 1}}'
     )
 
-    def carries(self, request: ChatRequest) -> bool:
+    def carries(self, request: ChatRequest, *, streamed: bool = False) -> bool:
         """As every vendor's; `json_object`, which it has not, is the other lane's to refuse."""
         wanted = request.params.get("response_format")
         if isinstance(wanted, Mapping) and wanted.get("type") == "json_object":
             return False
-        return super().carries(request)
+        return super().carries(request, streamed=streamed)
 
     def _address(self) -> str:
+        from litellm.llms.anthropic.chat.handler import ModelResponseIterator  # noqa: PLC0415
+
+        self._iterator = ModelResponseIterator
         return f"{self._base}/v1/messages"
 
     def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]:
@@ -253,14 +332,44 @@ class _Anthropic(Translation):
         return headers
 
     def _body(
-        self, messages: list[Any], options: dict[str, Any], headers: dict[str, str]
+        self,
+        messages: list[Any],
+        options: dict[str, Any],
+        headers: dict[str, str],
+        notes: dict[str, Any],
     ) -> dict[str, Any]:
         without = {name: value for name, value in options.items() if name != "json_mode"}
         without["is_vertex_request"] = False
         body: dict[str, Any] = self._config.transform_request(
-            self._model, messages, without, {}, headers
+            self._model, messages, without, notes, headers
         )
         return body
+
+    stream_sample = (
+        b'data: {"type": "message_start", "message": {"id": "1", "model": "m", "usage": {'
+        b'"input_tokens": 1, "output_tokens": 1}}}\n\n'
+        b'data: {"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use",'
+        b' "id": "1", "name": "f", "input": {}}}\n\n'
+        b'data: {"type": "content_block_stop", "index": 0}\n\n'
+        b'data: {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta",'
+        b' "text": "ok"}}\n\n'
+        b'data: {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {'
+        b'"output_tokens": 1}}\n\n'
+        b'data: {"type": "message_stop"}\n\n'
+    )
+
+    def _reading(
+        self, sent: VendorRequest, assembly: Assembly, make_parser: Callable[[], Any]
+    ) -> StreamReading:
+        return AnthropicReading(assembly, make_parser, translated="json_mode" in sent.options)
+
+    def _parser(self, sent: VendorRequest) -> Any:
+        return self._iterator(
+            iter(()),
+            True,
+            json_mode=sent.options.get("json_mode", False),
+            tool_name_reverse_map=sent.notes.get(_TOOL_NAMES),
+        )
 
 
 class _Gemini(Translation):
@@ -276,8 +385,12 @@ class _Gemini(Translation):
         from litellm.llms.vertex_ai.gemini.transformation import (  # noqa: PLC0415
             sync_transform_request_body,
         )
+        from litellm.llms.vertex_ai.gemini.vertex_and_google_ai_studio_gemini import (  # noqa: PLC0415
+            ModelResponseIterator,
+        )
 
         self._transform = sync_transform_request_body
+        self._iterator = ModelResponseIterator
         self._fixed_headers = {
             "Content-Type": "application/json",
             "x-goog-api-key": self._key,
@@ -285,11 +398,39 @@ class _Gemini(Translation):
         }
         return f"{self._base}/models/{self._model}:generateContent"
 
+    stream_sample = (
+        b'data: {"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": "hm",'
+        b' "thought": true}, {"text": "ok"}]}, "finishReason": "STOP"}], "usageMetadata": {'
+        b'"promptTokenCount": 1, "thoughtsTokenCount": 1, "totalTokenCount": 2},'
+        b' "modelVersion": "m"}\n\n'
+    )
+    _count_option = "candidate_count"
+
+    def _stream_address(self) -> str:
+        return f"{self._base}/models/{self._model}:streamGenerateContent?alt=sse"
+
+    def _reading(
+        self, _sent: VendorRequest, assembly: Assembly, make_parser: Callable[[], Any]
+    ) -> StreamReading:
+        return GeminiReading(assembly, make_parser)
+
+    def _parser(self, sent: VendorRequest) -> Any:
+        log = _Logging()
+        log.optional_params = dict(sent.options)
+        return self._iterator(iter(()), True, log)
+
+    def _streaming(self, _request: ChatRequest) -> dict[str, Any]:
+        return {}  # the address says it
+
     def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]:
         return self._fixed_headers
 
     def _body(
-        self, messages: list[Any], options: dict[str, Any], _headers: dict[str, str]
+        self,
+        messages: list[Any],
+        options: dict[str, Any],
+        _headers: dict[str, str],
+        _notes: dict[str, Any],
     ) -> dict[str, Any]:
         body: dict[str, Any] = self._transform(
             gemini_api_key=self._key,

@@ -18,17 +18,23 @@ class VendorRequest:
         headers: All of them.
         data: The body before it was made JSON; reading the answer needs it again.
         options: The mapped parameters, likewise.
+        notes: What the translation of the request leaves for the translation of the answer.
         body: JSON.
     """
 
-    __slots__ = ("body", "data", "headers", "options")
+    __slots__ = ("body", "data", "headers", "notes", "options")
 
     def __init__(
-        self, headers: Mapping[str, str], data: Mapping[str, Any], options: dict[str, Any]
+        self,
+        headers: Mapping[str, str],
+        data: Mapping[str, Any],
+        options: dict[str, Any],
+        notes: dict[str, Any],
     ) -> None:
         self.headers = headers
         self.data = data
         self.options = options
+        self.notes = notes
         self.body = orjson.dumps(data)
 
 

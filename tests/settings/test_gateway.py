@@ -17,6 +17,13 @@ def test_setting_defaults() -> None:
     assert GatewaySettings().model_dump() == {
         "timeout": 60,
         "attempt_timeout": 30,
+        "first_token_timeout": 10,
+        "idle_timeout": 15,
+        "chat_over_stream": False,
+        "retries_per_provider": 0,
+        "hedge": False,
+        "hedge_delay_seconds": 5,
+        "hedge_max_percent": 5,
         "failure_threshold": 5,
         "reset_timeout_seconds": 60,
         "max_open_seconds": 600,

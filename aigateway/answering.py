@@ -1,0 +1,319 @@
+"""The way of a request: the cache, those who ask the same, the providers, the answer.
+
+    cache hit               -> answer
+    same request in flight  -> wait for that one
+    else                    -> dispatch; settle, price, remember, answer
+    nobody could answer     -> a stale answer, if that is allowed
+
+No policy lives here. Who is asked is `routing/`, whether to ask at all is `resilience/`, what is
+remembered is `cache/`, how a vendor is called is `vendor/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+from aigateway import intake
+from aigateway.cache.flight import Flights, Lead
+from aigateway.cache.key import cache_key
+from aigateway.cache.store import AnswerCache, Remembered, ttl_for
+from aigateway.errors import (
+    AllProvidersFailedError,
+    DeadlineExceededError,
+    FailureKind,
+)
+from aigateway.messages import (
+    ChatRequest,
+    ChatResponse,
+    Chunk,
+    Completion,
+    EmbeddingRequest,
+    EmbeddingResponse,
+)
+from aigateway.routing.call import Surroundings
+from aigateway.routing.dispatch import Dispatcher, Operation, Served
+from aigateway.routing.journey import Journey
+from aigateway.routing.plan import Roster
+from aigateway.routing.stream import Resume, StreamRun, whole_answer
+from aigateway.settings import GatewaySettings
+from aigateway.streaming import Outcome, endings, pieces
+from aigateway.structured import fits, parse
+from aigateway.telemetry.ledger import Ledger
+from aigateway.vendor.client import Failure, VendorCallError, VendorClient
+
+__all__ = ["Answering"]
+
+_TOOLS = frozenset({"functions", "tools"})
+
+
+class Answering:
+    """Answers the requests of one gateway, on one event loop.
+
+    Args:
+        settings: The gateway's.
+        around: Clock, places and events.
+        roster: Whom to ask.
+        cache: What is remembered.
+        ledger: Where requests are entered.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        around: Surroundings,
+        roster: Roster,
+        cache: AnswerCache,
+        ledger: Ledger,
+    ) -> None:
+        self._settings = settings
+        self._clock = around.clock
+        self._emitter = around.emitter
+        self._roster = roster
+        self._cache = cache
+        self._ledger = ledger
+        self._dispatcher = Dispatcher(settings, around)
+        self._flights: Flights[Served[Completion]] = Flights()
+
+    async def chat(self, request: ChatRequest) -> ChatResponse:
+        """Answer one request."""
+        with self._ledger.open(request, request.agent) as began:
+            return await self._answer(request, began)
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
+        """Embed texts; not cached."""
+        with self._ledger.open(request, None) as began:
+            journey = self._journey(request, began)
+            operation = Operation(lambda client: client.embed(request))
+            served = await self._dispatcher.dispatch(journey, operation)
+            latency = self._clock.now() - began
+            self._ledger.served(
+                request,
+                None,
+                served.provider,
+                served.answer,
+                attempts=len(served.attempts),
+                latency=latency,
+            )
+            return EmbeddingResponse(
+                served.answer, served.provider, served.attempts, latency, request.request_id
+            )
+
+    async def stream(
+        self, request: ChatRequest, resume: Resume | None, outcome: Outcome
+    ) -> AsyncGenerator[Chunk, None]:
+        """The chunks of one stream; when the content is through, `outcome` has the response."""
+        with self._ledger.open(request, request.agent) as began:
+            response = self._replayed(request, began)
+            if response is None:
+                run = self._stream_run(request, resume, began)
+                try:
+                    async with contextlib.aclosing(run.chunks()) as chunks:
+                        async for chunk in chunks:
+                            yield chunk
+                    response = self._run_to_its_end(request, began, run)
+                except (AllProvidersFailedError, DeadlineExceededError):
+                    response = self._replayed(request, began, stale=True)
+                    if response is None:
+                        raise
+        outcome.response = response
+        if response.cached:
+            for chunk in pieces(response.completion):
+                yield chunk
+        for chunk in endings(response.completion):
+            yield chunk
+
+    async def stop(self) -> None:
+        """End what is under way."""
+        await self._dispatcher.stop()
+        await self._flights.aclose()
+
+    async def _answer(self, request: ChatRequest, began: float) -> ChatResponse:
+        if not self._settings.cache_enabled or request.cache is False:
+            return self._fresh(request, began, await self._dispatch(request, began))
+        key = cache_key(request)
+        # Two classes may share a schema and still judge differently, so each looks for itself.
+        model = request.response_model
+        if request.cache is True:
+            remembered = self._cache.lookup(key)
+            if remembered is not None and fits(model, remembered.completion):
+                return self._from_cache(request, began, remembered)
+        try:
+            served, joined = await self._share(key, request, began)
+            if joined and not fits(model, served.answer):
+                served, joined = await self._dispatch(request, began), False
+        except (AllProvidersFailedError, DeadlineExceededError):
+            stale = self._cache.lookup_stale(key) if request.cache is True else None
+            if stale is None or not fits(model, stale.completion):
+                raise
+            return self._from_cache(request, began, stale, stale=True)
+        return self._fresh(request, began, served, coalesced=joined)
+
+    async def _share(
+        self, key: str, request: ChatRequest, began: float
+    ) -> tuple[Served[Completion], bool]:
+        """Dispatch, or wait for the same request that is in flight already."""
+        deadline = self._deadline(request, began)
+        # A refresh must not be answered by a call that began before somebody asked for it.
+        flight = key if request.cache is True else f"refresh:{key}"
+        while True:
+            lead = self._flights.lead(flight)
+            if lead is None:
+                return await self._lead(flight, key, request, began)
+            try:
+                async with self._clock.timeout(deadline - self._clock.now()):
+                    return await self._flights.join(flight), lead.shares()
+            except (AllProvidersFailedError, DeadlineExceededError) as error:
+                # The request that began it may have had too little time, where this one has more.
+                if not lead.lacked_time(error, self._clock.now(), deadline):
+                    raise
+            except TimeoutError:
+                raise DeadlineExceededError(
+                    "The request's deadline passed while it waited for an identical one in flight."
+                ) from None
+
+    async def _lead(
+        self, flight: str, key: str, request: ChatRequest, began: float
+    ) -> tuple[Served[Completion], bool]:
+        """Begin a flight; its own dispatch keeps the deadline."""
+
+        async def dispatch_and_remember() -> Served[Completion]:
+            served = await self._dispatch(request, began)
+            self._remember(key, request, served)
+            return served
+
+        lead = Lead(self._deadline(request, began))
+        try:
+            served, _ = await self._flights.share(flight, dispatch_and_remember, lead)
+        except asyncio.CancelledError:
+            lead.left = True
+            raise
+        return served, False
+
+    async def _dispatch(self, request: ChatRequest, began: float) -> Served[Completion]:
+        model, clock, settings = request.response_model, self._clock, self._settings
+        first, idle = settings.first_token_timeout, settings.idle_timeout
+
+        async def ask(client: VendorClient) -> Completion:
+            if settings.chat_over_stream:
+                completion = await whole_answer(client, request, clock, first, idle)
+            else:
+                completion = await client.chat(request)
+            if not fits(model, completion):
+                # Raised here and not from pydantic's error, which quotes the answer.
+                raise VendorCallError(Failure(FailureKind.INVALID_OUTPUT), completion)
+            return completion
+
+        return await self._dispatcher.dispatch(self._journey(request, began), Operation(ask))
+
+    def _replayed(
+        self, request: ChatRequest, began: float, *, stale: bool = False
+    ) -> ChatResponse | None:
+        """A remembered answer for a stream, if there is one."""
+        if not self._settings.cache_enabled or request.cache is not True:
+            return None
+        key = cache_key(request)
+        remembered = self._cache.lookup_stale(key) if stale else self._cache.lookup(key)
+        if remembered is None or not fits(request.response_model, remembered.completion):
+            return None
+        return self._from_cache(request, began, remembered, stale=stale)
+
+    def _stream_run(self, request: ChatRequest, resume: Resume | None, began: float) -> StreamRun:
+        journey = self._journey(request, began)
+        return StreamRun(
+            self._dispatcher,
+            request,
+            journey,
+            clock=self._clock,
+            idle=self._settings.idle_timeout,
+            time_to_first=journey.deadline - began,
+            resume=resume,
+        )
+
+    def _run_to_its_end(self, request: ChatRequest, began: float, run: StreamRun) -> ChatResponse:
+        served = run.served
+        assert served is not None  # noqa: S101 - its chunks have come to their end
+        if self._settings.cache_enabled and request.cache is not False and not run.resumed:
+            self._remember(cache_key(request), request, served)
+        response = self._fresh(request, began, served)
+        first = run.first_content_at
+        return replace(
+            response,
+            resumed=run.resumed,
+            first_content_seconds=None if first is None else first - began,
+        )
+
+    def _remember(self, key: str, request: ChatRequest, served: Served[Completion]) -> None:
+        settings = self._settings
+        ttl = ttl_for(
+            request.agent, request.cache_ttl, settings.agent_ttls, settings.cache_ttl_seconds
+        )
+        self._cache.remember(key, served.answer, served.provider, ttl)
+
+    def _journey(self, request: ChatRequest | EmbeddingRequest, began: float) -> Journey:
+        candidates = self._roster.candidates(request.model)
+        deadline = self._deadline(request, began)
+        if isinstance(request, EmbeddingRequest):
+            return Journey(request.request_id, candidates, deadline)
+        hedge = request.hedge
+        if hedge is None:
+            # A tool may do something: two answers might do it twice.
+            hedge = self._settings.hedge and request.params.keys().isdisjoint(_TOOLS)
+        tokens = intake.estimated_tokens(request) if self._roster.counts_tokens else 0
+        return Journey(request.request_id, candidates, deadline, tokens=tokens, hedge=hedge)
+
+    def _deadline(self, request: ChatRequest | EmbeddingRequest, began: float) -> float:
+        return began + (self._settings.timeout if request.timeout is None else request.timeout)
+
+    def _fresh(
+        self,
+        request: ChatRequest,
+        began: float,
+        served: Served[Completion],
+        *,
+        coalesced: bool = False,
+    ) -> ChatResponse:
+        answer, attempts = served.answer, served.attempts
+        parsed = parse(request.response_model, answer)
+        latency = self._clock.now() - began
+        if coalesced:
+            attempts = ()
+            self._ledger.coalesced()
+        else:
+            self._ledger.served(
+                request,
+                request.agent,
+                served.provider,
+                answer,
+                attempts=len(attempts),
+                latency=latency,
+            )
+            if self._settings.log_prompts:
+                texts = [choice.text for choice in answer.choices]
+                self._emitter.log_content(request.request_id, request.messages, texts)
+        return ChatResponse(
+            answer,
+            served.provider,
+            coalesced=coalesced,
+            attempts=attempts,
+            latency_seconds=latency,
+            parsed=parsed,
+            request_id=request.request_id,
+        )
+
+    def _from_cache(
+        self, request: ChatRequest, began: float, remembered: Remembered, *, stale: bool = False
+    ) -> ChatResponse:
+        parsed = parse(request.response_model, remembered.completion)
+        self._ledger.remembered(request, request.agent, remembered.provider, stale=stale)
+        return ChatResponse(
+            remembered.completion,
+            remembered.provider,
+            cached=True,
+            stale=stale,
+            latency_seconds=self._clock.now() - began,
+            parsed=parsed,
+            request_id=request.request_id,
+        )

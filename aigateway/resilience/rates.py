@@ -1,0 +1,127 @@
+"""Requests and tokens per minute, kept on our side, so that the vendor need not refuse."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from aigateway.clock import Clock
+
+__all__ = ["Entry", "RateLimits"]
+
+WINDOW = 60.0
+"""Seconds. Vendors' windows begin when they like; a sliding one is within all of them."""
+
+_BUCKET = 1.0
+"""Seconds whose tokens are counted together; they are all held until the last of them is old."""
+
+
+class _Bucket:
+    __slots__ = ("began", "tokens")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.tokens = 0
+
+
+class Entry:
+    """One call's part in the rates."""
+
+    __slots__ = ("_bucket", "_estimate", "_limits")
+
+    def __init__(self, limits: RateLimits, bucket: _Bucket | None, estimate: int) -> None:
+        self._limits = limits
+        self._bucket = bucket
+        self._estimate = estimate
+
+    def settle(self, tokens: int | None) -> None:
+        """Put what the vendor counted in the place of the estimate. A second time does nothing.
+
+        Args:
+            tokens: None where it did not say: the estimate stands.
+        """
+        bucket, self._bucket = self._bucket, None
+        if bucket is not None and tokens is not None:
+            self._limits.correct(bucket, tokens - self._estimate)
+
+
+class RateLimits:
+    """The rates of one provider. Synchronous, for one event loop.
+
+    Args:
+        clock: The gateway's.
+        rpm: Calls begun in any 60 seconds, at most; None is no bound.
+        tpm: Tokens of the calls begun in any 60 seconds, at most; None is no bound.
+    """
+
+    __slots__ = ("_buckets", "_calls", "_clock", "_rpm", "_tokens", "_tpm")
+
+    def __init__(self, clock: Clock, rpm: int | None, tpm: int | None) -> None:
+        self._clock = clock
+        self._rpm = rpm
+        self._tpm = tpm
+        self._calls: deque[float] = deque()
+        self._buckets: deque[_Bucket] = deque()
+        self._tokens = 0
+
+    def wait(self, tokens: int) -> float:
+        """Seconds until a call of so many tokens may begin; 0.0 if it may now.
+
+        One that is larger than a whole minute's tokens may begin when nothing else was used, or it
+        never could.
+        """
+        now = self._clock.now()
+        return max(self._wait_for_call(now), self._wait_for_tokens(now, tokens))
+
+    def begin(self, tokens: int) -> Entry:
+        """A call of about so many tokens begins."""
+        now = self._clock.now()
+        if self._rpm is not None:
+            self._calls.append(now)
+            self._drop_old_calls(now)
+        if self._tpm is None:
+            return Entry(self, None, tokens)
+        bucket = self._bucket(now)
+        self.correct(bucket, tokens)
+        return Entry(self, bucket, tokens)
+
+    def correct(self, bucket: _Bucket, by: int) -> None:
+        """Change what a second's calls have used. One that is out of the window counts no more."""
+        bucket.tokens += by
+        if self._buckets and bucket.began >= self._buckets[0].began:
+            self._tokens += by
+
+    def _wait_for_call(self, now: float) -> float:
+        if self._rpm is None:
+            return 0.0
+        self._drop_old_calls(now)
+        calls = self._calls
+        return 0.0 if len(calls) < self._rpm else calls[len(calls) - self._rpm] + WINDOW - now
+
+    def _drop_old_calls(self, now: float) -> None:
+        calls = self._calls
+        while calls and calls[0] + WINDOW <= now:
+            calls.popleft()
+
+    def _wait_for_tokens(self, now: float, tokens: int) -> float:
+        if self._tpm is None:
+            return 0.0
+        self._drop_old_buckets(now)
+        left = self._tokens
+        wait = 0.0
+        for bucket in self._buckets:
+            if left <= 0 or left + tokens <= self._tpm:
+                break
+            left -= bucket.tokens
+            wait = bucket.began + _BUCKET + WINDOW - now
+        return wait
+
+    def _drop_old_buckets(self, now: float) -> None:
+        buckets = self._buckets
+        while buckets and buckets[0].began + _BUCKET + WINDOW <= now:
+            self._tokens -= buckets.popleft().tokens
+
+    def _bucket(self, now: float) -> _Bucket:
+        self._drop_old_buckets(now)
+        if not self._buckets or self._buckets[-1].began + _BUCKET <= now:
+            self._buckets.append(_Bucket(now))
+        return self._buckets[-1]

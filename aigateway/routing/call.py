@@ -1,0 +1,321 @@
+"""One call to one provider: what it takes while it is out, and what its end means.
+
+From its making to its end a call holds a permit of the breaker, a place of the limiter, and an
+entry with the gates, the rates and the watch for hangs. Each end gives all of them back, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from aigateway.clock import Clock
+from aigateway.errors import FailureKind, ProviderFailure
+from aigateway.events import (
+    ProviderCooledDown,
+    ProviderDisabled,
+    ProviderEnabled,
+    ProviderFailed,
+)
+from aigateway.messages import Attempt, Usage
+from aigateway.resilience.breaker import CircuitState, Permit, Rejected
+from aigateway.resilience.limiter import Limiter
+from aigateway.resilience.network import Reachability
+from aigateway.routing.journey import Journey
+from aigateway.routing.provider import Pace, Provider
+from aigateway.telemetry.emitter import Emitter
+from aigateway.vendor.client import Failure
+from aigateway.vendor.failures import VERDICTS, Gate, Verdict
+
+__all__ = ["FIRST_TOKEN_TIMEOUT", "Answer", "Call", "Surroundings"]
+
+FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 - tokens of a model
+"""`Failure.code` of a stream that had no content in time."""
+
+_BUSY = 529
+"""Anthropic's "overloaded"."""
+
+
+class Answer(Protocol):
+    """What any operation brings back."""
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens as far as the vendor has counted."""
+
+    @property
+    def cost_usd(self) -> float | None:
+        """US dollars as far as is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all calls of one gateway share.
+
+    Attributes:
+        clock: Time and randomness.
+        limiter: The gateway's places.
+        emitter: Is told what happens.
+        network: Whether anybody at all can be reached.
+        providers: Gives all of them, as they are now.
+    """
+
+    clock: Clock
+    limiter: Limiter
+    emitter: Emitter
+    network: Reachability
+    providers: Callable[[], Iterable[Provider]]
+
+    def spare_the_circuits(self) -> None:
+        """Close those that opened only because nobody at all could be reached."""
+        for provider in self.providers():
+            if provider.name in self.network.down and provider.breaker.state is CircuitState.OPEN:
+                provider.breaker.reset()
+
+
+class Call:
+    """One attempt under way. Made when it begins; `succeeded`, `failed`, ... is its end.
+
+    Attributes:
+        provider: Who is asked.
+        lost: It is being cancelled because another attempt for the same request was quicker.
+    """
+
+    __slots__ = (
+        "_around",
+        "_began",
+        "_entry",
+        "_journey",
+        "_over",
+        "_pace",
+        "_permit",
+        "_rated",
+        "_slots",
+        "_watched",
+        "lost",
+        "provider",
+    )
+
+    def __init__(
+        self,
+        provider: Provider,
+        permit: Permit,
+        journey: Journey,
+        around: Surroundings,
+        pace: Pace,
+    ) -> None:
+        self.provider = provider
+        self._permit = permit
+        self._journey = journey
+        self._around = around
+        self._pace = pace
+        self._slots = provider.slots
+        self._entry = provider.gates.enter()
+        self._rated = provider.rates.begin(journey.tokens) if provider.rates else None
+        self._watched = pace.watch.begin()
+        self._began = around.clock.now()
+        self._over = False
+        self.lost = False
+        around.limiter.take(self._slots)
+
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return self._around.clock.now() - self._began
+
+    # ── its ends ─────────────────────────────────────────────────────────────────────────────
+
+    def succeeded(self, answer: Answer) -> None:
+        """It was answered."""
+        seconds = self.seconds()
+        self._answers(seconds)
+        self._permit.success()
+        self._counted_as_success(answer, seconds)
+
+    def first_content(self) -> None:
+        """A stream has given its first content: the verdict on the provider falls here.
+
+        The permit of a probe is settled. What may break later is counted under one of its own.
+        """
+        seconds = self.seconds()
+        self._answers(seconds)
+        self.provider.first_contents_seen.add(seconds)
+        breaker = self.provider.breaker
+        if breaker.state is CircuitState.HALF_OPEN:
+            self._permit.success()
+            permit = breaker.acquire()
+            if not isinstance(permit, Rejected):
+                self._permit = permit
+
+    def stream_ended(self, answer: Answer) -> None:
+        """A stream that had given its first content came to its proper end."""
+        self._permit.success()
+        self._counted_as_success(answer, self.seconds())
+
+    def failed(self, failure: Failure, part: Answer | None = None) -> Verdict:
+        """It gave no answer, or none of use. Says what the failure leads to.
+
+        Args:
+            failure: What happened.
+            part: What had come and has to be paid for.
+        """
+        provider, verdict = self.provider, VERDICTS[failure.kind]
+        self._throttled_by(failure)
+        if self._is_the_networks_fault(failure):
+            self._permit.release()
+        elif verdict.counts and provider.name not in self._journey.blamed:
+            self._journey.blamed.add(provider.name)
+            self._permit.failure()
+        else:
+            self._permit.release()
+        provider.gates.leave(self._entry)
+        self._close_gates(failure, verdict)
+        self._heed_the_vendors_limits()
+        self._pace.watch.ended(self._watched)
+        if part is not None:
+            provider.counters.spent(part.usage, part.cost_usd)
+        seconds = self._book(failure, None if part is None else part.cost_usd)
+        self._around.emitter.emit(
+            ProviderFailed(
+                self._journey.request_id,
+                provider.name,
+                failure.kind,
+                failure.status,
+                failure.code,
+                seconds,
+            )
+        )
+        self._leave(0 if part is None else part.usage.total_tokens or None)
+        return verdict
+
+    def cut_short(self) -> None:
+        """The caller went away, or the request's own deadline came: nobody is to blame."""
+        self._permit.release()
+        self.provider.gates.leave(self._entry)
+        self._pace.watch.ended(self._watched)
+        late = self._around.clock.now() >= self._journey.deadline
+        self._book(Failure(FailureKind.DEADLINE if late else FailureKind.CANCELLED))
+        self._leave(None)
+
+    def stream_left(self, answer: Answer) -> None:
+        """The caller left a stream before its end: neutral, and paid for as far as is known."""
+        self._permit.release()
+        self.provider.counters.spent(answer.usage, answer.cost_usd)
+        self._book(Failure(FailureKind.CANCELLED), answer.cost_usd)
+        self._leave(answer.usage.total_tokens or None)
+
+    def outrun(self, timeout: float) -> None:
+        """Another attempt answered first, and this one was cancelled.
+
+        Whether it would have answered nobody knows. If the provider answers nobody else until its
+        time would have been over, it counts as a failure after all.
+
+        Args:
+            timeout: Seconds it would have had.
+        """
+        provider, journey, permit = self.provider, self._journey, self._permit
+
+        def settle(failed: bool) -> None:
+            if failed and provider.name not in journey.blamed:
+                journey.blamed.add(provider.name)
+                permit.failure()
+            else:
+                permit.release()
+
+        provider.gates.leave(self._entry)
+        if provider.breaker.state is CircuitState.CLOSED:
+            self._pace.watch.outrun(self._watched, self._began + timeout, settle)
+        else:
+            self._pace.watch.ended(self._watched)
+            permit.release()
+        self._book(Failure(FailureKind.OUTRUN))
+        self._leave(None)
+
+    def answered_too_late(self, answer: Answer) -> None:
+        """Another attempt answered in the same moment: this answer is not used, but is paid for."""
+        self._answers(self.seconds())
+        self._permit.success()
+        self.provider.counters.spent(answer.usage, answer.cost_usd)
+        self._book(Failure(FailureKind.OUTRUN), answer.cost_usd)
+        self._leave(answer.usage.total_tokens)
+
+    # ── what the ends have in common ─────────────────────────────────────────────────────────
+
+    def _answers(self, seconds: float) -> None:
+        """The provider has shown that it is well."""
+        provider = self.provider
+        self._around.network.reached(provider.name)
+        self._pace.latency.add(seconds)
+        self._pace.watch.succeeded(self._watched)
+        provider.adaptive.succeeded(provider.slots.in_flight)
+        provider.slots.limit = provider.adaptive.limit
+        if provider.gates.succeeded(self._entry):
+            self._around.emitter.emit(ProviderEnabled(provider.name))
+        self._heed_the_vendors_limits()
+
+    def _counted_as_success(self, answer: Answer, seconds: float) -> None:
+        provider = self.provider
+        provider.counters.succeeded(seconds, answer.usage, answer.cost_usd)
+        self._journey.attempts.append(
+            Attempt(provider.name, provider.model, None, None, seconds, answer.cost_usd)
+        )
+        self._leave(answer.usage.total_tokens or None)
+
+    def _book(self, failure: Failure, cost_usd: float | None = None) -> float:
+        provider, seconds = self.provider, self.seconds()
+        provider.counters.failed(failure.kind)
+        self._journey.failed(
+            Attempt(provider.name, provider.model, failure.kind, failure.status, seconds, cost_usd),
+            ProviderFailure(provider.name, failure.kind, failure.status, failure.retry_after),
+            unreachable=failure.unreachable,
+        )
+        return seconds
+
+    def _is_the_networks_fault(self, failure: Failure) -> bool:
+        around, name = self._around, self.provider.name
+        if not failure.unreachable:
+            if failure.status is not None:
+                around.network.reached(name)
+            return False
+        if not around.network.unreachable(name):
+            return False
+        around.spare_the_circuits()
+        return True
+
+    def _throttled_by(self, failure: Failure) -> None:
+        """Let fewer calls out at once, if that is what the vendor says."""
+        if (
+            failure.kind is FailureKind.RATE_LIMITED
+            or failure.status == _BUSY
+            or failure.code == FIRST_TOKEN_TIMEOUT
+        ):
+            provider = self.provider
+            provider.adaptive.throttled(provider.slots.in_flight, self._began)
+            provider.slots.limit = provider.adaptive.limit
+
+    def _close_gates(self, failure: Failure, verdict: Verdict) -> None:
+        provider, emitter = self.provider, self._around.emitter
+        if verdict.gate is Gate.DISABLE:
+            pause = provider.gates.disable(failure.kind)
+            emitter.emit(
+                ProviderDisabled(provider.name, failure.kind, failure.status, round(pause, 3))
+            )
+        elif verdict.gate is Gate.COOLDOWN and not (verdict.counts and failure.retry_after is None):
+            # A sick provider is the breaker's affair; it cools down only if it said for how long.
+            pause = provider.gates.throttled(failure.retry_after)
+            emitter.emit(ProviderCooledDown(provider.name, round(pause, 3)))
+
+    def _heed_the_vendors_limits(self) -> None:
+        """Stop calls before they are refused, where the vendor says that none is left."""
+        pause = self.provider.pause()
+        if pause:
+            until = self.provider.gates.throttled(pause)
+            self._around.emitter.emit(ProviderCooledDown(self.provider.name, round(until, 3)))
+
+    def _leave(self, tokens: int | None) -> None:
+        if self._over:
+            raise AssertionError(f"A call to {self.provider.name} ended twice.")
+        self._over = True
+        if self._rated is not None:
+            self._rated.settle(tokens)
+        self._around.limiter.give_back(self._slots)

@@ -1,0 +1,140 @@
+"""Two providers at once, when the first is slower than it usually is.
+
+The idea and the bound on extra load are those of Dean and Barroso, "The Tail at Scale" (2013):
+a second call after the 95th percentile costs at most 5 % more calls and cuts the tail off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from aigateway.clock import Clock
+from aigateway.resilience.budget import ExtraCalls
+from aigateway.resilience.hedging import HedgeBudget, hedge_delay
+from aigateway.routing.call import Answer, Call
+from aigateway.routing.provider import Pace
+from aigateway.settings import GatewaySettings
+
+__all__ = ["Hedges", "Race"]
+
+A = TypeVar("A", bound=Answer)
+
+
+class Hedges:
+    """When to ask a second provider, and how often at most. One for each gateway."""
+
+    __slots__ = ("_budget", "_delay", "_extra")
+
+    def __init__(self, settings: GatewaySettings, clock: Clock, extra: ExtraCalls) -> None:
+        self._delay = settings.hedge_delay_seconds
+        self._budget = HedgeBudget(clock, most_percent=settings.hedge_max_percent)
+        self._extra = extra
+
+    def request(self) -> None:
+        """A request has come in."""
+        self._budget.request()
+
+    def delay(self, pace: Pace) -> float:
+        """Seconds to wait for a provider before a second one is asked."""
+        return hedge_delay(pace.latency.p95, pace.latency.samples, self._delay)
+
+    def may(self) -> bool:
+        """Whether one more hedge is allowed now; if so, it is spent."""
+        return self._budget.take() and self._extra.take()
+
+
+class Race(Generic[A]):
+    """One call, and perhaps a second one, of which the first to bring something wins.
+
+    Args:
+        attempt: Waits for a call: its answer, None if it has failed, or an error that ends all.
+        discard: Closes an answer that came too late.
+        losers: Where the tasks of calls that lost are, until they have ended.
+    """
+
+    __slots__ = ("_attempt", "_discard", "_losers", "_runners")
+
+    def __init__(
+        self,
+        attempt: Callable[[Call], Coroutine[Any, Any, A | None]],
+        discard: Callable[[A], Coroutine[Any, Any, None]] | None,
+        losers: set[asyncio.Task[Any]],
+    ) -> None:
+        self._attempt = attempt
+        self._discard = discard
+        self._losers = losers
+        self._runners: dict[asyncio.Task[A | None], Call] = {}
+
+    async def run(
+        self, call: Call, clock: Clock, delay: float, second: Callable[[], Call | None]
+    ) -> tuple[Call, A] | None:
+        """Wait for the first answer.
+
+        Args:
+            call: The first one; it runs from now on.
+            clock: For the delay.
+            delay: Seconds after which `second` is asked for another call.
+            second: Begins it, or says None.
+
+        Returns:
+            The call that won and its answer, not settled yet; None if all failed.
+        """
+        self._start(call)
+        won = False
+        try:
+            if not await self._is_over_within(delay, clock):
+                other = second()
+                if other is not None:
+                    self._start(other)
+            while self._runners:
+                done, _ = await asyncio.wait(self._runners, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    runner = self._runners.pop(task)
+                    answer = task.result()
+                    if answer is not None:
+                        won = True
+                        return runner, answer
+            return None
+        finally:
+            for task, runner in self._runners.items():
+                self._end(task, runner, won)
+
+    def _start(self, call: Call) -> None:
+        task = asyncio.create_task(
+            self._attempt(call), name=f"aigateway-attempt-{call.provider.name}"
+        )
+        self._runners[task] = call
+
+    async def _is_over_within(self, delay: float, clock: Clock) -> bool:
+        try:
+            async with clock.timeout(delay):
+                await asyncio.wait(self._runners)
+        except TimeoutError:
+            return False
+        return True
+
+    def _end(self, task: asyncio.Task[A | None], call: Call, lost: bool) -> None:
+        """Cancel a call that is not wanted any more; nobody waits for its end."""
+        call.lost = lost
+
+        def ended(task: asyncio.Task[A | None]) -> None:
+            self._losers.discard(task)
+            if task.cancelled() or task.exception() is not None:
+                return  # it has settled itself
+            answer = task.result()
+            if answer is not None:
+                call.answered_too_late(answer)
+                self._close(answer)
+
+        self._losers.add(task)
+        task.cancel()
+        task.add_done_callback(ended)
+
+    def _close(self, answer: A) -> None:
+        if self._discard is None:
+            return
+        closing = asyncio.create_task(self._discard(answer))
+        self._losers.add(closing)
+        closing.add_done_callback(self._losers.discard)

@@ -1,0 +1,318 @@
+"""One stream across providers: one clean answer for the caller, whatever happens behind it.
+
+Before the first content a stream is dispatched like any request. After it nothing is silently
+begun anew: what breaks then is raised, or resumed in the way the caller has asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from aigateway.clock import Clock
+from aigateway.errors import FailureKind, GatewayError, ProviderFailure, StreamInterruptedError
+from aigateway.messages import ChatRequest, Chunk, Completion, Usage
+from aigateway.routing.call import FIRST_TOKEN_TIMEOUT, Call
+from aigateway.routing.dispatch import Dispatcher, Operation, Served
+from aigateway.routing.journey import Journey
+from aigateway.structured import fits
+from aigateway.vendor.client import Failure, VendorCallError, VendorClient, VendorStream
+from aigateway.vendor.failures import Failover, Verdict
+
+__all__ = ["Resume", "StreamRun", "whole_answer"]
+
+Resume = Literal["continue", "restart"]
+"""What becomes of a stream that breaks: another provider goes on from the partial text, or begins
+anew after a chunk marked `restarted`."""
+
+LINGER = 1.0
+"""Seconds to wait for usage once the vendor has said why the answer ended."""
+
+IDLE_TIMEOUT = "idle_timeout"
+"""`Failure.code` of a stream that fell silent."""
+
+
+class Opened:
+    """A stream that has given its first content (or is whole already)."""
+
+    __slots__ = ("first", "stream", "whole")
+
+    def __init__(self, stream: VendorStream, first: Sequence[Chunk], *, whole: bool) -> None:
+        self.stream = stream
+        self.first = first
+        self.whole = whole
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens as far as the vendor has counted."""
+        return self.stream.completion().usage
+
+    @property
+    def cost_usd(self) -> float | None:
+        """US dollars as far as is known."""
+        return self.stream.completion().cost_usd
+
+
+async def _opened(client: VendorClient, request: ChatRequest) -> Opened:
+    """Open a stream and read to its first content. The caller bounds the time."""
+    stream = await client.stream(request)
+    try:
+        while True:
+            chunks = await stream.read()
+            if chunks is None:
+                return Opened(stream, (), whole=True)
+            if chunks:
+                return Opened(stream, chunks, whole=False)
+    except BaseException:
+        await stream.aclose()
+        raise
+
+
+async def whole_answer(
+    client: VendorClient, request: ChatRequest, clock: Clock, first: float, idle: float
+) -> Completion:
+    """Ask over a stream, for a caller who wants the answer in one piece.
+
+    Args:
+        client: Whom to ask.
+        request: What.
+        clock: For the timeouts.
+        first: Seconds until the first content.
+        idle: Seconds of silence after it.
+
+    Raises:
+        VendorCallError: It failed, at whatever point: nothing has been delivered yet.
+    """
+    try:
+        async with clock.timeout(first):
+            opened = await _opened(client, request)
+    except TimeoutError:
+        raise VendorCallError(Failure(FailureKind.TIMEOUT, code=FIRST_TOKEN_TIMEOUT)) from None
+    try:
+        whole = opened.whole
+        while not whole:
+            async with clock.timeout(LINGER if opened.stream.finished else idle):
+                whole = await opened.stream.read() is None
+    except TimeoutError:
+        if not opened.stream.finished:
+            raise VendorCallError(Failure(FailureKind.TIMEOUT, code=IDLE_TIMEOUT)) from None
+    finally:
+        await opened.stream.aclose()
+    return opened.stream.completion()
+
+
+class _Said:
+    """What the caller has been given so far."""
+
+    __slots__ = ("_text", "only_text")
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self.only_text = True
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    def add(self, chunk: Chunk) -> None:
+        if chunk.index == 0 and chunk.text:
+            self._text.append(chunk.text)
+        if chunk.tool_calls or chunk.refusal or chunk.index:
+            self.only_text = False
+
+
+class StreamRun:
+    """One stream, from the first provider asked to the last.
+
+    Args:
+        dispatcher: Finds a provider.
+        request: What is asked.
+        journey: Its way so far.
+        clock: The gateway's.
+        idle: Seconds it may be silent after the first content.
+        time_to_first: Seconds that a further search for a first content may take.
+        resume: What to do when it breaks; None raises.
+
+    Attributes:
+        served: The whole answer and who gave it (or its last part), once `chunks` is through.
+        resumed: Whether it was put together from two parts.
+        first_content_at: On the clock's own scale.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        request: ChatRequest,
+        journey: Journey,
+        *,
+        clock: Clock,
+        idle: float,
+        time_to_first: float,
+        resume: Resume | None,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._request = request
+        self._journey = journey
+        self._clock = clock
+        self._idle = idle
+        self._time_to_first = time_to_first
+        self._resume = resume
+        self._said = _Said()
+        self._before: Completion | None = None  # what broken parts came to, for "continue"
+        self._overlap = ""
+        self.served: Served[Completion] | None = None
+        self.resumed = False
+        self.first_content_at: float | None = None
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """The content, as it comes.
+
+        Raises:
+            StreamInterruptedError: It broke after the first content.
+            GatewayError: As `Dispatcher.dispatch`, before it.
+        """
+        served = await self._open(self._request)
+        while True:
+            opened, call = served.answer, served.call
+            failure: Failure | None = None
+            try:
+                batch: Sequence[Chunk] | None = opened.first
+                while batch is not None:
+                    for chunk in self._trimmed(batch) if self._overlap else batch:
+                        self._said.add(chunk)
+                        yield chunk
+                    batch = None if opened.whole else await self._next(opened.stream)
+            except VendorCallError as error:
+                failure = error.failure
+            except BaseException:
+                call.stream_left(opened)
+                raise
+            finally:
+                await opened.stream.aclose()
+            part = opened.stream.completion()
+            completion = self._joined(part)
+            if failure is None and not fits(self._request.response_model, completion):
+                failure = Failure(FailureKind.INVALID_OUTPUT)
+            if failure is None:
+                call.stream_ended(part)
+                attempts = tuple(self._journey.attempts)
+                self.served = Served(completion, call.provider.name, attempts, call)
+                return
+            broken = self._broken(call, call.failed(failure, part), failure)
+            served = await self._resumed(broken, completion)
+            if self._resume == "restart":
+                self._said = _Said()
+                yield Chunk(restarted=True)
+
+    async def _open(self, request: ChatRequest) -> Served[Opened]:
+        operation = Operation(
+            lambda client: _opened(client, request), streamed=True, discard=_close
+        )
+        served = await self._dispatcher.dispatch(self._journey, operation)
+        if self.first_content_at is None:
+            self.first_content_at = self._clock.now()
+        return served
+
+    async def _next(self, stream: VendorStream) -> Sequence[Chunk] | None:
+        limit = LINGER if stream.finished else self._idle
+        try:
+            return await self._dispatcher.bounded(limit, stream.read())
+        except TimeoutError:
+            self._dispatcher.refuse_if_stopped()
+            if stream.finished:
+                return None
+        raise VendorCallError(Failure(FailureKind.TIMEOUT, code=IDLE_TIMEOUT))
+
+    # ── after a break ────────────────────────────────────────────────────────────────────────
+
+    def _broken(self, call: Call, verdict: Verdict, failure: Failure) -> StreamInterruptedError:
+        """What the caller is told, unless the stream is resumed."""
+        name = call.provider.name
+        self._journey.set_aside.add(name)
+        if verdict.failover is Failover.NEVER:
+            self._resume = None
+        return StreamInterruptedError(
+            f"The stream from {name} broke after its first content ({failure.kind})."
+            " What had arrived is in `text`.",
+            (ProviderFailure(name, failure.kind, failure.status, failure.retry_after),),
+            name,
+            self._said.text,
+        )
+
+    async def _resumed(self, broken: StreamInterruptedError, so_far: Completion) -> Served[Opened]:
+        """Find another provider for a stream that broke, as the caller has asked for; or raise."""
+        request = self._request
+        self._journey.deadline = self._clock.now() + self._time_to_first
+        if self._resume is None or (self._resume == "continue" and not await self._can_continue()):
+            raise broken
+        if self._resume == "continue":
+            request = self._continuation()
+            self._before, self.resumed = so_far, True
+        try:
+            return await self._open(request)
+        except GatewayError:
+            self._dispatcher.refuse_if_stopped()
+        raise broken
+
+    async def _can_continue(self) -> bool:
+        """Whether what was said is a text, and somebody's model goes on from one."""
+        params = self._request.params
+        if (
+            not self._said.only_text
+            or not self._said.text.strip()
+            or "response_format" in params
+            or params.get("n", 1) != 1
+        ):
+            return False
+        journey = self._journey
+        willing = []
+        for provider in journey.candidates:
+            if provider.name not in journey.set_aside:
+                await provider.prepare()
+                if provider.client.accepts_prefill:
+                    willing.append(provider)
+        journey.candidates = tuple(willing)
+        return bool(willing)
+
+    def _continuation(self) -> ChatRequest:
+        """The request, with the partial text as a trailing message of the assistant.
+
+        Vendors refuse trailing whitespace there; where the model then begins with it, it has been
+        delivered already.
+        """
+        text = self._said.text
+        partial = text.rstrip()
+        self._overlap = text[len(partial) :]
+        message = {"role": "assistant", "content": partial}
+        return replace(self._request, messages=(*self._request.messages, message))
+
+    def _trimmed(self, batch: Sequence[Chunk]) -> Iterator[Chunk]:
+        """The chunks, without whitespace that the caller has already."""
+        for chunk in batch:
+            text = chunk.text
+            while text and self._overlap and text[0] == self._overlap[0]:
+                text, self._overlap = text[1:], self._overlap[1:]
+            if text:
+                self._overlap = ""
+            if text or not chunk.text:
+                yield replace(chunk, text=text)
+
+    def _joined(self, completion: Completion) -> Completion:
+        """A completion together with the broken part that it goes on from."""
+        before = self._before
+        if before is None:
+            return completion
+        choice = replace(completion.choices[0], text=self._said.text)
+        costs = (before.cost_usd, completion.cost_usd)
+        known = [cost for cost in costs if cost is not None]
+        return replace(
+            completion,
+            choices=(choice,),
+            usage=before.usage + completion.usage,
+            cost_usd=sum(known) if known else None,
+        )
+
+
+async def _close(opened: Opened) -> None:
+    await opened.stream.aclose()

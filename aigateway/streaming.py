@@ -1,0 +1,119 @@
+"""What `gateway.stream` gives: chunks while they come, and the whole answer afterwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from aigateway.errors import GatewayError
+from aigateway.messages import ChatResponse, Chunk, Completion, ToolCallDelta
+
+__all__ = ["ChatStream", "Outcome", "endings", "pieces"]
+
+_PIECE = re.compile(r"\s*\S{1,64}\s?|\s+")
+"""About what a vendor sends at a time: a word."""
+
+
+class Outcome:
+    """Where the whole answer is put, once there is one.
+
+    It stands apart from the stream, so that what makes the chunks does not hold the stream: one
+    that the caller drops is then closed at once, and not by the next garbage collection.
+    """
+
+    __slots__ = ("response",)
+
+    def __init__(self) -> None:
+        self.response: ChatResponse | None = None
+
+
+class ChatStream:
+    """An answer that is being given. Iterate it once; best inside `async with`.
+
+    Nothing is asked before the first chunk is wanted.
+
+    Leaving it before its end closes the vendor's connection: at once at the end of `async with`
+    or by `aclose()`, and soon after `break`, when nothing refers to the stream any more.
+    """
+
+    __slots__ = ("__weakref__", "_begin", "_chunks", "_outcome", "_over", "_shut")
+
+    def __init__(self, begin: Callable[[], AsyncGenerator[Chunk, None]], outcome: Outcome) -> None:
+        self._begin = begin
+        self._chunks: AsyncGenerator[Chunk, None] | None = None
+        self._outcome = outcome
+        self._over = False
+        self._shut = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if self._chunks is None:
+            if self._over:
+                raise StopAsyncIteration
+            self._chunks = self._begin()
+        try:
+            return await anext(self._chunks)
+        except StopAsyncIteration:
+            if self._shut and self._outcome.response is None:
+                raise GatewayError("The gateway was closed while it streamed.") from None
+            raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Leave the stream and close the vendor's connection. May be called more than once."""
+        self._over = True
+        if self._chunks is not None:
+            await self._chunks.aclose()
+
+    async def shut(self) -> None:
+        """Close it because the gateway closes: whoever still reads gets an error."""
+        self._shut = True
+        if self._chunks is not None:
+            await self._chunks.aclose()
+
+    @property
+    def response(self) -> ChatResponse:
+        """The whole answer, as `chat` would have given it, once the stream has come to its end.
+
+        Raises:
+            GatewayError: It has not, or never will.
+        """
+        if self._outcome.response is None:
+            raise GatewayError("The stream has not come to its end; there is no whole answer.")
+        return self._outcome.response
+
+
+def pieces(completion: Completion) -> Iterator[Chunk]:
+    """The content of a whole answer, in chunks as a vendor might have sent it."""
+    for index, choice in enumerate(completion.choices):
+        if choice.reasoning:
+            yield Chunk(reasoning=choice.reasoning, index=index)
+        for piece in _PIECE.findall(choice.text):
+            yield Chunk(piece, index=index)
+        if choice.refusal:
+            yield Chunk(refusal=choice.refusal, index=index)
+        for place, call in enumerate(choice.tool_calls):
+            delta = ToolCallDelta(place, call.id, call.name, call.arguments)
+            yield Chunk(tool_calls=(delta,), index=index)
+
+
+def endings(completion: Completion) -> Iterator[Chunk]:
+    """The last chunks of a stream: why each answer ended, and on the very last the usage."""
+    last = len(completion.choices) - 1
+    for index, choice in enumerate(completion.choices):
+        usage = completion.usage if index == last else None
+        yield Chunk(finish_reason=choice.finish_reason, usage=usage, index=index)

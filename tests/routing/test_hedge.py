@@ -1,0 +1,414 @@
+"""Hedging, extra calls and what else keeps the tail short, on virtual time."""
+
+import asyncio
+
+import pytest
+
+from aigateway import (
+    AllProvidersFailedError,
+    AsyncGateway,
+    CircuitState,
+    FailureKind,
+    RequestRejectedError,
+    Usage,
+)
+from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor, scripted_configs
+from aigateway.vendor.client import Failure
+
+K = FailureKind
+TOOL = {"type": "function", "function": {"name": "pay", "parameters": {"type": "object"}}}
+
+
+class Recorder:
+    def __init__(self):
+        self.events = []
+
+    def on_event(self, event):
+        self.events.append(event)
+
+    def named(self, name):
+        return [event for event in self.events if event.name == name]
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def vendor():
+    return ScriptedVendor()
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
+async def make(clock, vendor, recorder):
+    made = []
+
+    def make_gateway(*names, fields=None, **settings):
+        settings = {"retry_rounds": 0, "hedge": True, "hedge_delay_seconds": 1} | settings
+        configs = scripted_configs(*(names or ("a", "b", "c")), **(fields or {}))
+        gateway = AsyncGateway(configs, clock=clock, vendor=vendor, hooks=[recorder], **settings)
+        made.append(gateway)
+        return gateway
+
+    yield make_gateway
+    for gateway in made:
+        await gateway.aclose()
+        assert gateway.get_metrics()["in_flight"] == 0
+    assert vendor.open_streams == 0
+
+
+def slow(clock, seconds, answer="late"):
+    async def answer_late():
+        await clock.sleep(seconds)
+        return answer
+
+    return answer_late
+
+
+def provider(gateway, name):
+    return gateway.get_metrics()["providers"][name]
+
+
+async def ask(gateway, clock, seconds, prompt="hi", **options):
+    asking = asyncio.create_task(gateway.chat(prompt, cache=False, **options))
+    await clock.advance(seconds)
+    assert asking.done()
+    return await asking
+
+
+class TestChat:
+    async def test_a_second_provider_is_asked_after_the_delay_and_the_quicker_wins(
+        self, make, vendor, clock, recorder
+    ):
+        gateway = make()
+        vendor.script("a", slow(clock, 20))
+        reply = await ask(gateway, clock, 1.1)
+        assert (reply.provider, reply.text) == ("b", "ok")
+        assert reply.latency_seconds == pytest.approx(1)
+        assert [(a.provider, a.failure) for a in reply.attempts] == [("b", None)]
+        await clock.settle()
+        assert provider(gateway, "a")["failures"] == {"outrun": 1}
+        assert provider(gateway, "a")["in_flight"] == 0
+        (event,) = recorder.named("request.hedged")
+        assert (event.provider, event.second, event.after_seconds) == ("a", "b", 1)
+
+    async def test_the_first_may_still_win(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", slow(clock, 2))
+        vendor.script("b", slow(clock, 9))
+        reply = await ask(gateway, clock, 2.1)
+        assert (reply.provider, reply.text) == ("a", "late")
+        await clock.settle()
+        assert provider(gateway, "b")["failures"] == {"outrun": 1}
+        assert provider(gateway, "b")["in_flight"] == 0
+
+    async def test_none_before_the_delay(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", slow(clock, 0.9))
+        assert (await ask(gateway, clock, 1)).provider == "a"
+        assert vendor.called("b") == 0
+
+    async def test_the_delay_is_the_providers_own_95th_percentile(self, make, vendor, clock):
+        gateway = make(hedge_delay_seconds=50)
+        vendor.always("a", slow(clock, 2))
+        for turn in range(20):
+            await ask(gateway, clock, 2.1, f"{turn}")
+        vendor.script("a", slow(clock, 30))
+        reply = await ask(gateway, clock, 2.1)
+        assert (reply.provider, reply.latency_seconds) == ("b", pytest.approx(2))
+
+    async def test_a_failure_of_either_leaves_it_to_the_other(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", slow(clock, 3))
+        vendor.script("b", K.SERVER_ERROR)
+        reply = await ask(gateway, clock, 3.1)
+        assert reply.provider == "a"
+        assert provider(gateway, "b")["consecutive_failures"] == 1
+
+    async def test_if_both_fail_the_third_is_asked(self, make, vendor, clock):
+        async def fail():
+            await clock.sleep(2)
+            vendor.script("a", K.SERVER_ERROR)
+            raise RuntimeError
+
+        gateway = make()
+        vendor.script("a", fail)
+        vendor.script("b", K.SERVER_ERROR)
+        assert (await ask(gateway, clock, 2.1)).provider == "c"
+
+    async def test_a_refusal_of_the_request_ends_both(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", slow(clock, 30))
+        vendor.script("b", K.REJECTED)
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(1.1)
+        with pytest.raises(RequestRejectedError):
+            await asking
+        await clock.settle()
+        assert provider(gateway, "a")["in_flight"] == 0
+
+    async def test_cancelling_the_caller_ends_both_and_blames_nobody(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", slow(clock, 30))
+        vendor.script("b", slow(clock, 30))
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(2)
+        assert gateway.get_metrics()["in_flight"] == 2
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await clock.settle()
+        for name in "ab":
+            assert provider(gateway, name)["failures"] == {"cancelled": 1}
+
+    async def test_never_to_a_provider_whose_circuit_is_not_closed(self, make, vendor, clock):
+        gateway = make("a", "b", failure_threshold=1)
+        vendor.script("b", K.SERVER_ERROR)
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("hi", model="b")
+        clock.tick(61)  # it could be probed now
+        vendor.script("a", slow(clock, 5))
+        assert (await ask(gateway, clock, 5.1)).provider == "a"
+        assert vendor.called("b") == 1
+
+    async def test_requests_with_tools_only_if_the_call_asks(self, make, vendor, clock):
+        gateway = make()
+        vendor.always("a", slow(clock, 3))
+        assert (await ask(gateway, clock, 3.1, tools=[TOOL])).provider == "a"
+        assert (await ask(gateway, clock, 3.1, tools=[TOOL], hedge=True)).provider == "b"
+
+    async def test_a_call_may_say_no_and_must_say_it_plainly(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", slow(clock, 3))
+        assert (await ask(gateway, clock, 3.1, hedge=False)).provider == "a"
+        with pytest.raises(RequestRejectedError, match="hedge"):
+            await gateway.chat("hi", hedge="yes")
+
+    async def test_never_more_than_the_share_and_the_floor(self, make, vendor, clock):
+        gateway = make(max_open_seconds=10_000, failure_threshold=1000, attempt_timeout=30)
+        vendor.always("a", slow(clock, 1.5))
+        for turn in range(30):
+            await ask(gateway, clock, 1.6, f"{turn}", timeout=60)
+        assert vendor.called("b") <= 12
+
+
+class TestStream:
+    async def test_the_first_content_wins_and_the_loser_is_closed(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", ScriptedStream(slow(clock, 30), "late"))
+        vendor.script("b", ScriptedStream("in ", "time"))
+        stream = gateway.stream("hi")
+
+        async def read():
+            return "".join([chunk.text async for chunk in stream])
+
+        reading = asyncio.create_task(read())
+        await clock.advance(1.1)
+        assert await reading == "in time"
+        assert stream.response.provider == "b"
+        assert vendor.open_streams == 0
+
+    async def test_two_first_contents_in_one_moment(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", ScriptedStream(slow(clock, 2), "first"))
+        vendor.script("b", ScriptedStream(slow(clock, 1), "second"))
+        stream = gateway.stream("hi")
+
+        async def read():
+            return "".join([chunk.text async for chunk in stream])
+
+        reading = asyncio.create_task(read())
+        await clock.advance(3)
+        assert await reading in {"first", "second"}
+        await clock.settle()
+        assert vendor.open_streams == 0
+        assert gateway.get_metrics()["in_flight"] == 0
+
+
+class TestRetriesPerProvider:
+    async def test_the_same_provider_again_before_the_next(self, make, vendor, clock):
+        gateway = make(retries_per_provider=1, hedge=False)
+        vendor.script("a", K.SERVER_ERROR)
+        reply = await ask(gateway, clock, 1)
+        assert [(a.provider, a.failure) for a in reply.attempts] == [
+            ("a", K.SERVER_ERROR),
+            ("a", None),
+        ]
+
+    async def test_retry_after_is_honoured(self, make, vendor, clock):
+        gateway = make(retries_per_provider=1, hedge=False)
+        vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=3))
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(2.9)
+        assert vendor.called("a") == 1
+        await clock.advance(0.5)
+        assert (await asking).provider == "a"
+
+    async def test_one_that_takes_too_long_is_left(self, make, vendor, clock):
+        gateway = make(retries_per_provider=1, hedge=False)
+        vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=30))
+        assert (await ask(gateway, clock, 0.1)).provider == "b"
+
+    @pytest.mark.parametrize("kind", [K.AUTHENTICATION, K.UNSUPPORTED])
+    async def test_what_cannot_pass_is_not_tried_again(self, make, vendor, clock, kind):
+        gateway = make(retries_per_provider=3, hedge=False)
+        vendor.script("a", kind)
+        await ask(gateway, clock, 0.1)
+        assert vendor.called("a") == 1
+
+    async def test_it_counts_one_failure_for_the_circuit(self, make, vendor, clock):
+        gateway = make(retries_per_provider=2, hedge=False)
+        vendor.always("a", K.SERVER_ERROR)
+        await ask(gateway, clock, 3)
+        assert vendor.called("a") == 3
+        assert provider(gateway, "a")["consecutive_failures"] == 1
+
+
+class TestExtraCalls:
+    async def test_an_outage_does_not_become_a_storm(self, make, vendor, clock):
+        gateway = make(
+            "a", "b", retry_rounds=2, retries_per_provider=2, hedge=False, failure_threshold=10**6
+        )
+        vendor.always("a", K.SERVER_ERROR)
+        vendor.always("b", K.SERVER_ERROR)
+
+        async def one(turn):
+            with pytest.raises(AllProvidersFailedError):
+                await gateway.chat(f"{turn}", cache=False)
+
+        tasks = []
+        for turn in range(1000):
+            tasks.append(asyncio.create_task(one(turn)))
+            await clock.advance(0.01)
+        await clock.advance(60)
+        await asyncio.gather(*tasks)
+        # Two calls for each request are the plan; the rest is a share of the requests and a
+        # little with time.
+        assert vendor.called() <= 1000 * (2 + 0.2) + 70 + 100
+
+
+class TestHangs:
+    async def test_new_requests_prefer_the_next_provider_before_any_timeout(
+        self, make, vendor, clock
+    ):
+        gateway = make(hedge=False, attempt_timeout=30)
+        vendor.always("a", slow(clock, 0.1))
+        for turn in range(20):
+            await ask(gateway, clock, 0.2, f"{turn}")
+        vendor.always("a", slow(clock, 10**6))
+        stuck = [asyncio.create_task(gateway.chat(f"s{turn}")) for turn in range(5)]
+        await clock.advance(0.3)
+        assert (vendor.called("a"), vendor.called("b")) == (25, 0)
+        await clock.advance(0.2)
+        assert (await ask(gateway, clock, 0.01, "new")).provider == "b"
+        assert provider(gateway, "a")["circuit_state"] == "closed"
+        await clock.advance(30)
+        for reply in await asyncio.gather(*stuck):
+            assert reply.provider == "b"
+        assert provider(gateway, "a")["circuit_state"] == "open"
+
+    async def test_one_that_is_alone_is_asked_all_the_same(self, make, vendor, clock):
+        gateway = make("a", hedge=False, attempt_timeout=30)
+        vendor.always("a", slow(clock, 0.1))
+        for turn in range(20):
+            await ask(gateway, clock, 0.2, f"{turn}")
+        vendor.always("a", slow(clock, 2))
+        tasks = [asyncio.create_task(gateway.chat(f"s{turn}")) for turn in range(8)]
+        await clock.advance(1)
+        tasks.append(asyncio.create_task(gateway.chat("new")))
+        await clock.advance(2.1)
+        assert {reply.provider for reply in await asyncio.gather(*tasks)} == {"a"}
+
+    async def test_hedged_away_from_a_hanging_provider_its_circuit_opens_all_the_same(
+        self, make, vendor, clock
+    ):
+        gateway = make(attempt_timeout=2, hedge_delay_seconds=0.5)
+        vendor.always("a", slow(clock, 10**6))
+        for turn in range(5):
+            assert (await ask(gateway, clock, 0.6, f"{turn}")).provider == "b"
+        await clock.advance(3)
+        assert (await ask(gateway, clock, 0.6, "new")).provider == "b"
+        assert provider(gateway, "a")["circuit_state"] == str(CircuitState.OPEN)
+
+
+class TestNetwork:
+    async def test_when_nobody_can_be_connected_to_the_error_says_so_and_circuits_stay_closed(
+        self, make, vendor
+    ):
+        gateway = make(hedge=False)
+        offline = Failure(K.CONNECTION, unreachable=True)
+        for name in "abc":
+            vendor.always(name, offline)
+        for turn in range(20):
+            with pytest.raises(AllProvidersFailedError, match="network"):
+                await gateway.chat(f"{turn}")
+        assert {p.circuit_state for p in gateway.providers} == {CircuitState.CLOSED}
+        for name in "abc":
+            vendor.always(name, None)
+        assert (await gateway.chat("back")).provider == "a"
+
+    async def test_nor_do_they_slam_when_many_ask_at_once(self, make, vendor):
+        gateway = make(hedge=False)
+        for name in "abc":
+            vendor.always(name, Failure(K.CONNECTION, unreachable=True))
+        results = await asyncio.gather(
+            *(gateway.chat(f"{turn}") for turn in range(50)), return_exceptions=True
+        )
+        assert all(isinstance(result, AllProvidersFailedError) for result in results)
+        assert {p.circuit_state for p in gateway.providers} == {CircuitState.CLOSED}
+
+    async def test_one_that_refuses_while_others_answer_is_blamed(self, make, vendor):
+        gateway = make(hedge=False)
+        vendor.always("a", Failure(K.CONNECTION, unreachable=True))
+        for turn in range(5):
+            assert (await gateway.chat(f"{turn}")).provider == "b"
+        assert provider(gateway, "a")["circuit_state"] == "open"
+
+
+class TestRates:
+    async def test_a_provider_at_its_rate_is_passed_over(self, make, vendor, clock):
+        gateway = make("a", "b", fields={"rpm": 2}, hedge=False)
+        served = [(await gateway.chat(f"{turn}")).provider for turn in range(4)]
+        assert served == ["a", "a", "b", "b"]
+
+    async def test_with_nobody_free_the_request_waits_its_turn(self, make, vendor, clock):
+        gateway = make("a", fields={"rpm": 1}, hedge=False, timeout=120, attempt_timeout=100)
+        await gateway.chat("1")
+        waiting = asyncio.create_task(gateway.chat("2"))
+        await clock.advance(59)
+        assert not waiting.done()
+        await clock.advance(2)
+        assert (await waiting).provider == "a"
+
+    async def test_tokens_are_counted_as_the_vendor_does(self, make, vendor, clock):
+        gateway = make("a", "b", fields={"tpm": 1000}, hedge=False)
+        vendor.script("a", ScriptedStream("x", usage=Usage(899, 1, 900)))
+        assert (await gateway.chat("1", max_tokens=10)).provider == "a"
+        assert (await gateway.chat("2", max_tokens=500)).provider == "b"
+        clock.tick(62)
+        assert (await gateway.chat("3", max_tokens=500)).provider == "a"
+
+
+class TestConcurrency:
+    async def test_it_falls_when_throttled_and_comes_back(self, make, vendor, clock):
+        gateway = make("a", "b", fields={"max_concurrency": 10}, hedge=False)
+
+        def bound():
+            return next(p for p in gateway.providers if p.name == "a").max_in_flight
+
+        for turn in range(3):
+            vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=0.5))
+            await gateway.chat(f"t{turn}")
+            clock.tick(1)
+        fallen = bound()
+        assert 1 <= fallen < 10
+        for turn in range(200):
+            await gateway.chat(f"{turn}")
+            clock.tick(1)
+        assert bound() > fallen

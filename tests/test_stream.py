@@ -1,0 +1,581 @@
+"""`gateway.stream` on scripted vendors and virtual time: failover, breaks, resuming, the books."""
+
+import asyncio
+import gc
+import pickle
+
+import pytest
+from pydantic import BaseModel
+
+from aigateway import (
+    AllProvidersFailedError,
+    AsyncGateway,
+    Chunk,
+    CircuitState,
+    DeadlineExceededError,
+    FailureKind,
+    GatewayError,
+    RequestRejectedError,
+    StreamInterruptedError,
+    ToolCallDelta,
+    UnknownModelError,
+)
+from aigateway.messages import Usage
+from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor, scripted_configs
+from aigateway.vendor.client import Failure
+
+K = FailureKind
+ASSISTANT = "assistant"
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def vendor():
+    return ScriptedVendor()
+
+
+@pytest.fixture
+async def make(clock, vendor):
+    made = []
+
+    def make_gateway(*names, fields=None, **settings):
+        settings.setdefault("retry_rounds", 0)
+        configs = scripted_configs(*(names or ("a", "b", "c")), **(fields or {}))
+        made.append(AsyncGateway(configs, clock=clock, vendor=vendor, **settings))
+        return made[-1]
+
+    yield make_gateway
+    for gateway in made:
+        await gateway.aclose()
+    assert vendor.open_streams == 0
+
+
+def silence():
+    return asyncio.Event().wait()
+
+
+def state_of(gateway, name):
+    return next(p for p in gateway.providers if p.name == name)
+
+
+def balanced(gateway):
+    metrics = gateway.get_metrics()
+    ends = ("cache_hits", "stale_answers", "coalesced", "served", "failures", "cancelled")
+    return metrics["total_requests"] == sum(metrics[end] for end in ends)
+
+
+async def read(stream):
+    return [chunk async for chunk in stream]
+
+
+async def broken(stream):
+    """What came before the break, and the break."""
+    chunks = []
+    try:
+        async for chunk in stream:
+            chunks.append(chunk)  # noqa: PERF401 - what came before the error counts
+    except StreamInterruptedError as error:
+        return chunks, error
+    pytest.fail("it did not break")
+
+
+def text_of(chunks):
+    return "".join(chunk.text for chunk in chunks)
+
+
+class TestWhole:
+    async def test_pieces_come_as_they_are_and_the_last_one_says_how_it_ended(self, make, vendor):
+        vendor.script("a", ScriptedStream("Hel", "lo", usage=Usage(3, 2, 5)))
+        stream = make().stream("hi")
+        chunks = await read(stream)
+        assert [chunk.text for chunk in chunks] == ["Hel", "lo", ""]
+        assert [chunk.finish_reason for chunk in chunks] == [None, None, "stop"]
+        assert [chunk.usage for chunk in chunks] == [None, None, Usage(3, 2, 5)]
+
+    async def test_the_response_is_what_chat_gives(self, make, vendor):
+        vendor.script("a", K.SERVER_ERROR, ScriptedStream("Hel", "lo", cost_usd=0.25))
+        gateway = make()
+        stream = gateway.stream("hi")
+        with pytest.raises(GatewayError, match="has not come to its end"):
+            _ = stream.response
+        await read(stream)
+        reply = stream.response
+        assert (reply.text, reply.provider, reply.finish_reason) == ("ok", "b", "stop")
+        assert [(a.provider, a.failure) for a in reply.attempts] == [
+            ("a", K.SERVER_ERROR),
+            ("b", None),
+        ]
+        again = gateway.stream("other")
+        await read(again)
+        assert (again.response.text, again.response.cost_usd) == ("Hello", 0.25)
+        assert again.response.request_id != reply.request_id
+        assert balanced(gateway)
+
+    async def test_tool_calls_reasoning_and_refusals_are_put_together(self, make, vendor):
+        vendor.script(
+            "a",
+            ScriptedStream(
+                Chunk(reasoning="Well, "),
+                Chunk(reasoning="then."),
+                Chunk(tool_calls=(ToolCallDelta(0, "c1", "look", '{"a'),)),
+                Chunk(tool_calls=(ToolCallDelta(0, arguments='": 1}'),)),
+                Chunk(tool_calls=(ToolCallDelta(1, "c2", "go", "{}"),)),
+                finish_reason="tool_calls",
+            ),
+        )
+        stream = make().stream("hi")
+        await read(stream)
+        reply = stream.response
+        assert reply.reasoning == "Well, then."
+        assert [(c.id, c.name, c.arguments) for c in reply.tool_calls] == [
+            ("c1", "look", '{"a": 1}'),
+            ("c2", "go", "{}"),
+        ]
+        assert reply.finish_reason == "tool_calls"
+
+    async def test_parsed_is_filled_and_an_answer_that_does_not_fit_is_a_break(self, make, vendor):
+        class Sum(BaseModel):
+            total: int
+
+        vendor.script("a", ScriptedStream('{"total"', ": 4}"), ScriptedStream("four"))
+        gateway = make()
+        stream = gateway.stream("2+2", response_format=Sum)
+        await read(stream)
+        assert stream.response.parsed == Sum(total=4)
+        with pytest.raises(StreamInterruptedError) as raised:
+            await read(gateway.stream("2 + 2", response_format=Sum))
+        assert raised.value.causes[-1].kind is K.INVALID_OUTPUT
+        assert state_of(gateway, "a").circuit_state is CircuitState.CLOSED
+
+    async def test_bad_input_is_refused_before_anything_is_sent(self, make, vendor):
+        gateway = make()
+        with pytest.raises(UnknownModelError):
+            gateway.stream("hi", model="nobody's")
+        with pytest.raises(RequestRejectedError, match="resume"):
+            gateway.stream("hi", resume="sometimes")
+        with pytest.raises(RequestRejectedError):
+            gateway.stream("hi", temperature=9)
+        assert vendor.calls == []
+        assert gateway.get_metrics()["total_requests"] == 0
+
+    async def test_the_words_of_other_libraries_are_understood(self, make, vendor):
+        stream = make().stream("hi", stream=True, stream_options={"include_usage": True})
+        await read(stream)
+        assert "stream" not in vendor.calls[0][1].params
+        assert "stream_options" not in vendor.calls[0][1].params
+
+
+class TestBeforeTheFirstContent:
+    @pytest.mark.parametrize(
+        "step",
+        [
+            pytest.param(K.CONNECTION, id="refused"),
+            pytest.param(Failure(K.SERVER_ERROR, 503), id="503"),
+            pytest.param(ScriptedStream(K.SERVER_ERROR), id="error event"),
+            pytest.param(ScriptedStream(K.BAD_ANSWER), id="empty"),
+        ],
+    )
+    async def test_the_next_provider_and_one_clean_stream(self, make, vendor, step):
+        vendor.script("a", step)
+        vendor.script("b", ScriptedStream("one", " two"))
+        gateway = make()
+        stream = gateway.stream("hi")
+        assert text_of(await read(stream)) == "one two"
+        assert stream.response.provider == "b"
+        assert gateway.get_metrics()["providers"]["a"]["consecutive_failures"] == 1
+
+    async def test_a_rate_limit_cools_down(self, make, vendor):
+        vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=9))
+        gateway = make()
+        await read(gateway.stream("hi"))
+        assert state_of(gateway, "a").retry_after_seconds == pytest.approx(9)
+
+    async def test_silence_is_given_up_after_first_token_timeout(self, make, vendor, clock):
+        vendor.script("a", ScriptedStream(silence))
+        gateway = make(first_token_timeout=3)
+        stream = gateway.stream("hi")
+        reading = asyncio.create_task(read(stream))
+        await clock.advance(2.9)
+        assert not reading.done()
+        await clock.advance(0.2)
+        assert text_of(await reading) == "ok"
+        (first, _) = stream.response.attempts
+        assert (first.provider, first.failure) == ("a", K.TIMEOUT)
+        assert first.latency_seconds == pytest.approx(3)
+        assert stream.response.first_content_seconds == pytest.approx(3)
+
+    async def test_what_is_no_content_does_not_count(self, make, vendor, clock):
+        async def ping():
+            await clock.sleep(1)
+
+        vendor.script("a", ScriptedStream(*[ping] * 10, "late"))
+        gateway = make(first_token_timeout=3)
+        stream = gateway.stream("hi")
+        reading = asyncio.create_task(read(stream))
+        await clock.advance(3.5)
+        await reading
+        assert stream.response.provider == "b"
+
+    async def test_nobody_answers(self, make, vendor):
+        gateway = make("a", "b")
+        vendor.always("a", K.SERVER_ERROR)
+        vendor.always("b", ScriptedStream(K.CONNECTION))
+        with pytest.raises(AllProvidersFailedError) as raised:
+            await read(gateway.stream("hi"))
+        assert [c.kind for c in raised.value.causes] == [K.SERVER_ERROR, K.CONNECTION]
+        assert balanced(gateway)
+
+    async def test_the_timeout_bounds_the_search(self, make, vendor, clock):
+        gateway = make("a", timeout=5, attempt_timeout=60, first_token_timeout=60)
+        vendor.always("a", ScriptedStream(silence))
+        reading = asyncio.create_task(read(gateway.stream("hi")))
+        await clock.advance(5.1)
+        with pytest.raises(DeadlineExceededError):
+            await reading
+
+    async def test_and_not_the_answer(self, make, vendor, clock):
+        async def pause():
+            await clock.sleep(4)
+
+        vendor.script("a", ScriptedStream("a", pause, "b", pause, "c"))
+        gateway = make(timeout=5)
+        reading = asyncio.create_task(read(gateway.stream("hi")))
+        await clock.advance(9)
+        assert text_of(await reading) == "abc"
+
+
+class TestAfterTheFirstContent:
+    @pytest.mark.parametrize("kind", [K.CONNECTION, K.SERVER_ERROR, K.BAD_ANSWER])
+    async def test_a_break_is_raised_with_what_came(self, make, vendor, kind):
+        vendor.script("a", ScriptedStream("Once", " upon", kind))
+        gateway = make()
+        came, error = await broken(gateway.stream("hi"))
+        assert [chunk.text for chunk in came] == ["Once", " upon"]
+        assert (error.text, error.provider, error.causes[-1].kind) == ("Once upon", "a", kind)
+        assert "Once" not in str(error)
+        assert "Once" not in repr(error)
+        again = pickle.loads(pickle.dumps(error))
+        assert (again.text, again.provider, again.causes) == (error.text, "a", error.causes)
+        assert gateway.get_metrics()["providers"]["a"]["consecutive_failures"] == 1
+        assert vendor.called("b") == 0
+        assert balanced(gateway)
+
+    async def test_silence_longer_than_idle_timeout_is_a_break(self, make, vendor, clock):
+        vendor.script("a", ScriptedStream("Once", silence))
+        gateway = make(idle_timeout=4)
+        reading = asyncio.create_task(read(gateway.stream("hi")))
+        await clock.advance(3.9)
+        assert not reading.done()
+        await clock.advance(0.2)
+        with pytest.raises(StreamInterruptedError) as raised:
+            await reading
+        assert raised.value.causes[-1].kind is K.TIMEOUT
+
+    async def test_a_slow_reader_is_not_a_silent_vendor(self, make, vendor, clock):
+        vendor.script("a", ScriptedStream("a", "b", "c"))
+        gateway = make(idle_timeout=4)
+        came = []
+        async for chunk in gateway.stream("hi"):
+            came.append(chunk.text)
+            clock.tick(100)
+        assert "".join(came) == "abc"
+
+    async def test_a_vendor_that_says_stop_and_then_nothing_has_answered(self, make, vendor, clock):
+        class Lingering(ScriptedStream):
+            pass
+
+        script = Lingering("all", silence)
+        vendor.script("a", script)
+        gateway = make()
+        stream = gateway.stream("hi")
+        came = [await anext(stream)]
+        inner = vendor.streams[-1]
+        inner.finish("stop")
+        rest = asyncio.create_task(read(stream))
+        await clock.advance(1.1)
+        assert text_of(came + await rest) == "all"
+        assert stream.response.finish_reason == "stop"
+        assert stream.response.attempts[-1].ok
+
+
+class TestRestart:
+    async def test_another_provider_begins_anew_after_a_mark(self, make, vendor):
+        vendor.script("a", ScriptedStream("Once", " upon", K.CONNECTION))
+        vendor.script("b", ScriptedStream("There", " was"))
+        gateway = make()
+        stream = gateway.stream("hi", resume="restart")
+        chunks = await read(stream)
+        mark = next(i for i, chunk in enumerate(chunks) if chunk.restarted)
+        assert text_of(chunks[:mark]) == "Once upon"
+        assert text_of(chunks[mark:]) == "There was"
+        reply = stream.response
+        assert (reply.text, reply.provider, reply.resumed) == ("There was", "b", False)
+        assert [(a.provider, a.failure) for a in reply.attempts] == [
+            ("a", K.CONNECTION),
+            ("b", None),
+        ]
+        assert balanced(gateway)
+
+    async def test_where_nobody_is_left_the_first_break_is_raised_and_no_mark(self, make, vendor):
+        vendor.script("a", ScriptedStream("Once", K.CONNECTION))
+        vendor.always("b", K.SERVER_ERROR)
+        gateway = make("a", "b")
+        came, error = await broken(gateway.stream("hi", resume="restart"))
+        assert (error.provider, error.text) == ("a", "Once")
+        assert not any(chunk.restarted for chunk in came)
+
+    async def test_a_provider_that_broke_is_not_asked_again(self, make, vendor):
+        vendor.always("a", ScriptedStream("x", K.CONNECTION))
+        vendor.always("b", ScriptedStream("y", K.CONNECTION))
+        gateway = make("a", "b", retry_rounds=2)
+        with pytest.raises(StreamInterruptedError):
+            await read(gateway.stream("hi", resume="restart"))
+        assert [name for name, _ in vendor.calls] == ["a", "b"]
+
+    async def test_it_has_time_of_its_own(self, make, vendor, clock):
+        async def pause():
+            await clock.sleep(9)
+
+        vendor.script("a", ScriptedStream("x", pause, K.CONNECTION))
+        gateway = make(timeout=5)
+        stream = gateway.stream("hi", resume="restart")
+        reading = asyncio.create_task(read(stream))
+        await clock.advance(10)
+        await reading
+        assert stream.response.provider == "b"
+
+
+class TestContinue:
+    async def test_a_willing_provider_goes_on_from_the_text(self, make, vendor):
+        vendor.script("a", ScriptedStream("Once", " upon ", K.CONNECTION))
+        vendor.script("c", ScriptedStream(" a", " time.", usage=Usage(9, 2, 11), cost_usd=0.5))
+        vendor.accepts_prefill = {"c"}
+        gateway = make()
+        stream = gateway.stream("hi", resume="continue")
+        assert text_of(await read(stream)) == "Once upon a time."
+        reply = stream.response
+        assert (reply.text, reply.provider, reply.resumed) == ("Once upon a time.", "c", True)
+        assert (reply.usage.total_tokens, reply.cost_usd) == (11, 0.5)
+        name, request = vendor.calls[-1]
+        assert name == "c"
+        assert request.messages[-1] == {"role": ASSISTANT, "content": "Once upon"}
+        assert vendor.called("b") == 0
+        assert balanced(gateway)
+
+    @pytest.mark.parametrize(
+        ("pieces", "params"),
+        [
+            pytest.param((Chunk(tool_calls=(ToolCallDelta(0, "c", "f", "{"),)),), {}, id="tools"),
+            pytest.param(("{",), {"response_format": {"type": "json_object"}}, id="format"),
+            pytest.param((Chunk("x", index=1),), {"n": 2}, id="n"),
+            pytest.param((Chunk(reasoning="hm"),), {}, id="no text yet"),
+        ],
+    )
+    async def test_never_where_text_is_not_all(self, make, vendor, pieces, params):
+        vendor.script("a", ScriptedStream(*pieces, K.CONNECTION))
+        vendor.accepts_prefill = {"b", "c"}
+        with pytest.raises(StreamInterruptedError):
+            await read(make().stream("hi", resume="continue", **params))
+        assert vendor.called("b") + vendor.called("c") == 0
+
+    async def test_never_where_nobody_is_known_to_be_able_to(self, make, vendor):
+        vendor.script("a", ScriptedStream("Once", K.CONNECTION))
+        with pytest.raises(StreamInterruptedError):
+            await read(make().stream("hi", resume="continue"))
+
+    async def test_a_joined_answer_is_not_remembered(self, make, vendor):
+        vendor.script("a", ScriptedStream("Once", K.CONNECTION))
+        vendor.accepts_prefill = {"b"}
+        gateway = make()
+        await read(gateway.stream("hi", resume="continue"))
+        assert not (await gateway.chat("hi")).cached
+
+
+class TestCircuit:
+    async def test_a_probe_is_judged_at_the_first_content_and_a_later_break_counts_once(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", failure_threshold=1)
+        vendor.script("a", K.SERVER_ERROR, ScriptedStream("x", "y", K.CONNECTION))
+        with pytest.raises(AllProvidersFailedError):
+            await read(gateway.stream("hi"))
+        clock.tick(61)
+        stream = gateway.stream("hi")
+        await anext(stream)
+        assert state_of(gateway, "a").circuit_state is CircuitState.CLOSED
+        with pytest.raises(StreamInterruptedError):
+            await read(stream)
+        assert state_of(gateway, "a").circuit_state is CircuitState.OPEN
+        assert gateway.get_metrics()["providers"]["a"]["attempts"] == 2
+
+    async def test_five_breaks_in_a_row_open_it(self, make, vendor):
+        gateway = make()
+        vendor.always("a", ScriptedStream("x", K.CONNECTION))
+        for turn in range(5):
+            assert state_of(gateway, "a").circuit_state is CircuitState.CLOSED
+            with pytest.raises(StreamInterruptedError):
+                await read(gateway.stream(f"{turn}"))
+        assert state_of(gateway, "a").circuit_state is CircuitState.OPEN
+
+    async def test_the_place_is_held_as_long_as_the_stream(self, make, vendor):
+        gateway = make("a", fields={"max_concurrency": 1})
+        stream = gateway.stream("1")
+        await anext(stream)
+        assert state_of(gateway, "a").in_flight == 1
+        waiting = asyncio.create_task(read(gateway.stream("2")))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        await read(stream)
+        assert text_of(await waiting) == "ok"
+        assert state_of(gateway, "a").in_flight == 0
+
+
+class TestLeaving:
+    async def leave_by_aclose(self, stream):
+        async with stream:
+            await anext(stream)
+
+    async def leave_by_break(self, stream):
+        async for _ in stream:
+            break
+        del stream
+
+    async def leave_by_cancellation(self, stream):
+        async def first_and_on():
+            async for _ in stream:
+                pass
+
+        task = asyncio.create_task(first_and_on())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    @pytest.mark.parametrize("how", ["aclose", "break", "cancellation"])
+    async def test_closes_the_vendors_stream_and_is_neutral(self, make, vendor, how):
+        gateway = make()
+        vendor.script("a", ScriptedStream("x", silence if how == "cancellation" else "y", "z"))
+        streams = [gateway.stream("hi")]
+        await getattr(self, f"leave_by_{how}")(streams.pop())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        gc.collect(0)
+        assert vendor.open_streams == 0
+        metrics = gateway.get_metrics()
+        assert metrics["providers"]["a"]["consecutive_failures"] == 0
+        assert metrics["providers"]["a"]["failures"] == {"cancelled": 1}
+        assert (metrics["cancelled"], metrics["in_flight"]) == (1, 0)
+        assert balanced(gateway)
+
+    async def test_one_that_was_never_read_was_never_asked(self, make, vendor):
+        gateway = make()
+        stream = gateway.stream("hi")
+        await stream.aclose()
+        assert await read(stream) == []
+        assert vendor.calls == []
+        assert gateway.get_metrics()["total_requests"] == 0
+
+    async def test_leaving_after_the_last_chunk_is_no_leaving(self, make, vendor):
+        gateway = make()
+        async for chunk in gateway.stream("hi"):
+            if chunk.finish_reason:
+                break
+        await asyncio.sleep(0)
+        assert gateway.get_metrics()["served"] == 1
+        assert balanced(gateway)
+
+    async def test_a_gateway_that_closes_says_so_to_who_reads(self, make, vendor):
+        gateway = make()
+        vendor.script("a", ScriptedStream("x", silence))
+        vendor.script("b", ScriptedStream("x", "y"))
+        busy, idle = gateway.stream("1"), gateway.stream("2", model="b")
+        reading = asyncio.create_task(read(busy))
+        await anext(idle)
+        await gateway.aclose()
+        with pytest.raises(GatewayError, match="closed"):
+            await reading
+        with pytest.raises(GatewayError, match="closed"):
+            await anext(idle)
+        with pytest.raises(GatewayError, match="closed"):
+            await read(gateway.stream("3"))
+        assert vendor.open_streams == 0
+
+
+class TestCache:
+    async def test_a_whole_stream_fills_it_for_streams_and_chats(self, make, vendor):
+        gateway = make()
+        vendor.script("a", ScriptedStream("Once", " upon", " a time."))
+        await read(gateway.stream("hi"))
+        assert (await gateway.chat("hi")).cached
+        stream = gateway.stream("hi")
+        chunks = await read(stream)
+        assert text_of(chunks) == "Once upon a time."
+        assert len(chunks) > 3, "piece by piece"
+        assert (chunks[-1].finish_reason, chunks[-1].usage.total_tokens) == ("stop", 2)
+        assert stream.response.cached
+        assert stream.response.cost_usd == 0
+        assert vendor.called() == 1
+        assert balanced(gateway)
+
+    async def test_a_stream_that_was_left_or_broke_does_not(self, make, vendor):
+        gateway = make()
+        async with gateway.stream("hi") as stream:
+            await anext(stream)
+        vendor.script("a", ScriptedStream("x", K.CONNECTION))
+        with pytest.raises(StreamInterruptedError):
+            await read(gateway.stream("hi"))
+        assert not (await gateway.chat("hi")).cached
+
+    async def test_refresh_and_false(self, make, vendor):
+        gateway = make()
+        await gateway.chat("hi")
+        for cache in (False, "refresh"):
+            stream = gateway.stream("hi", cache=cache)
+            await read(stream)
+            assert not stream.response.cached
+        assert vendor.called() == 3
+
+    async def test_a_stale_answer_stands_in_when_nobody_begins(self, make, vendor, clock):
+        gateway = make("a", cache_ttl_seconds=10, stale_if_error_seconds=100)
+        await read(gateway.stream("hi"))
+        clock.tick(50)
+        vendor.always("a", K.SERVER_ERROR)
+        stream = gateway.stream("hi")
+        assert text_of(await read(stream)) == "ok"
+        assert stream.response.stale
+        assert balanced(gateway)
+
+
+class TestChatOverStream:
+    async def test_the_answer_is_the_same(self, make, vendor):
+        vendor.script("a", ScriptedStream("Hel", "lo", usage=Usage(3, 2, 5), cost_usd=0.5))
+        reply = await make(chat_over_stream=True).chat("hi")
+        assert (reply.text, reply.usage, reply.cost_usd) == ("Hello", Usage(3, 2, 5), 0.5)
+
+    async def test_a_cut_begins_anew_unseen(self, make, vendor):
+        vendor.script("a", ScriptedStream("Hel", K.CONNECTION))
+        reply = await make(chat_over_stream=True).chat("hi")
+        assert (reply.text, reply.provider) == ("ok", "b")
+
+    @pytest.mark.parametrize(
+        ("script", "settings"),
+        [
+            pytest.param((silence,), {"first_token_timeout": 2}, id="first"),
+            pytest.param(("x", silence), {"idle_timeout": 2}, id="idle"),
+        ],
+    )
+    async def test_silence_is_noticed_long_before_the_attempt_timeout(
+        self, make, vendor, clock, script, settings
+    ):
+        vendor.script("a", ScriptedStream(*script))
+        gateway = make(chat_over_stream=True, attempt_timeout=30, **settings)
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(2.1)
+        reply = await asking
+        assert [(a.provider, a.failure) for a in reply.attempts] == [("a", K.TIMEOUT), ("b", None)]

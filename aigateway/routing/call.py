@@ -6,6 +6,7 @@ entry with the gates, the rates and the watch for hangs. Each end gives all of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -79,7 +80,8 @@ class Call:
 
     Attributes:
         provider: Who is asked.
-        lost: It is being cancelled because another attempt for the same request was quicker.
+        limit: Seconds it may take.
+        over: It has been settled.
     """
 
     __slots__ = (
@@ -87,13 +89,13 @@ class Call:
         "_began",
         "_entry",
         "_journey",
-        "_over",
         "_pace",
         "_permit",
         "_rated",
         "_slots",
         "_watched",
-        "lost",
+        "limit",
+        "over",
         "provider",
     )
 
@@ -115,8 +117,8 @@ class Call:
         self._rated = provider.rates.begin(journey.tokens) if provider.rates else None
         self._watched = pace.watch.begin()
         self._began = around.clock.now()
-        self._over = False
-        self.lost = False
+        self.limit = math.inf
+        self.over = False
         around.limiter.take(self._slots)
 
     def seconds(self) -> float:
@@ -204,14 +206,11 @@ class Call:
         self._book(Failure(FailureKind.CANCELLED), answer.cost_usd)
         self._leave(answer.usage.total_tokens or None)
 
-    def outrun(self, timeout: float) -> None:
-        """Another attempt answered first, and this one was cancelled.
+    def outrun(self) -> None:
+        """Another attempt answered first, and this one is cancelled.
 
         Whether it would have answered nobody knows. If the provider answers nobody else until its
         time would have been over, it counts as a failure after all.
-
-        Args:
-            timeout: Seconds it would have had.
         """
         provider, journey, permit = self.provider, self._journey, self._permit
 
@@ -224,7 +223,7 @@ class Call:
 
         provider.gates.leave(self._entry)
         if provider.breaker.state is CircuitState.CLOSED:
-            self._pace.watch.outrun(self._watched, self._began + timeout, settle)
+            self._pace.watch.outrun(self._watched, self._began + self.limit, settle)
         else:
             self._pace.watch.ended(self._watched)
             permit.release()
@@ -313,9 +312,9 @@ class Call:
             self._around.emitter.emit(ProviderCooledDown(self.provider.name, round(until, 3)))
 
     def _leave(self, tokens: int | None) -> None:
-        if self._over:
+        if self.over:
             raise AssertionError(f"A call to {self.provider.name} ended twice.")
-        self._over = True
+        self.over = True
         if self._rated is not None:
             self._rated.settle(tokens)
         self._around.limiter.give_back(self._slots)

@@ -333,6 +333,7 @@ class Dispatcher:
             GatewayError: No other should be asked.
         """
         limit, cut = self._time_for(call.provider, journey, operation)
+        call.limit = limit
         failure: Failure
         unusable: Completion | None = None
         try:
@@ -348,12 +349,11 @@ class Dispatcher:
             _log.warning("Provider %s raised %s.", call.provider.name, type(exc).__name__)
             failure = Failure(FailureKind.UNKNOWN)
         except BaseException:
-            if call.lost:
-                call.outrun(limit)
-            else:
+            if not call.over:  # else a race that it has lost has settled it
                 call.cut_short()
             raise
-        await self._go_on(call, journey, failure, unusable)
+        if not call.over:
+            await self._go_on(call, journey, failure, unusable)
         return None
 
     def _time_for(

@@ -117,16 +117,24 @@ class Race(Generic[A]):
 
     def _end(self, task: asyncio.Task[A | None], call: Call, lost: bool) -> None:
         """Cancel a call that is not wanted any more; nobody waits for its end."""
-        call.lost = lost
+        answer = _answer_of(task)
+        if answer is not None:  # in the same moment as the one that won
+            call.answered_too_late(answer)
+            self._close(answer)
+        elif lost and not task.done():
+            call.outrun()  # settled now, so that the response can tell of it
 
         def ended(task: asyncio.Task[A | None]) -> None:
             self._losers.discard(task)
-            if task.cancelled() or task.exception() is not None:
-                return  # it has settled itself
-            answer = task.result()
-            if answer is not None:
-                call.answered_too_late(answer)
-                self._close(answer)
+            late = None if answer is not None else _answer_of(task)
+            if late is not None:
+                if call.over:
+                    call.provider.counters.spent(late.usage, late.cost_usd)
+                else:
+                    call.answered_too_late(late)
+                self._close(late)
+            elif not call.over:  # cancelled before it had begun
+                call.cut_short()
 
         self._losers.add(task)
         task.cancel()
@@ -138,3 +146,9 @@ class Race(Generic[A]):
         closing = asyncio.create_task(self._discard(answer))
         self._losers.add(closing)
         closing.add_done_callback(self._losers.discard)
+
+
+def _answer_of(task: asyncio.Task[A | None]) -> A | None:
+    if not task.done() or task.cancelled() or task.exception() is not None:
+        return None
+    return task.result()

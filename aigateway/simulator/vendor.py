@@ -65,6 +65,7 @@ class SimulatedVendor:
             wire asks for it.
         latency: Seconds before a healthy answer.
         chunk_delay: Seconds before each piece of a stream.
+        headers: Sent with every response that the vendor itself makes: rate limits, say.
         request_count: How many requests ever arrived; `clear` does not touch it.
     """
 
@@ -77,6 +78,7 @@ class SimulatedVendor:
         self.keys: frozenset[str] | None = None
         self.latency = 0.0
         self.chunk_delay = 0.0
+        self.headers: dict[str, str] = {}
         self.request_count = 0
         self._answer: AnswerSource = None
         self._received: deque[Received] = deque(maxlen=received_limit)
@@ -243,7 +245,7 @@ class SimulatedVendor:
             failure = self._wire.failure(Fault("server_error", message=fault.message), model)
             return await send_failure(request, replace(failure, status=200))
         if fault.is_blind:
-            return await send_broken(request, fault, self._wire.headers())
+            return await send_broken(request, fault, self._headers())
         return await self._answer_to(request, received, fault)
 
     async def _answer_to(
@@ -261,7 +263,7 @@ class SimulatedVendor:
 
     def _sender(self, call: Call, received: Received, fault: Fault | None) -> _Sender:
         """The answer, ready to go."""
-        headers = self._wire.headers()
+        headers = self._headers()
         if isinstance(call, EmbeddingCall):
             body = self._wire.embeddings(call)
         elif isinstance(call, ModelsCall):
@@ -287,6 +289,9 @@ class SimulatedVendor:
             delay=self.chunk_delay,
         )
 
+    def _headers(self) -> dict[str, str]:
+        return {**self._wire.headers(), **self.headers}
+
     def _read(self, received: Received) -> Call:
         try:
             return self._wire.read(received, self.keys)
@@ -298,7 +303,7 @@ class SimulatedVendor:
         self, request: web.BaseRequest, fault: Fault, model: str, *, stream: bool = False
     ) -> web.StreamResponse:
         failure = self._wire.failure(fault, model)
-        headers = self._wire.headers() | dict(failure.headers)
+        headers = self._headers() | dict(failure.headers)
         if failure.status == 200 and stream:
             return await send_stream(
                 request,

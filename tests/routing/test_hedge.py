@@ -91,7 +91,7 @@ class TestChat:
         reply = await ask(gateway, clock, 1.1)
         assert (reply.provider, reply.text) == ("b", "ok")
         assert reply.latency_seconds == pytest.approx(1)
-        assert [(a.provider, a.failure) for a in reply.attempts] == [("b", None)]
+        assert [(a.provider, a.failure) for a in reply.attempts] == [("a", K.OUTRUN), ("b", None)]
         await clock.settle()
         assert provider(gateway, "a")["failures"] == {"outrun": 1}
         assert provider(gateway, "a")["in_flight"] == 0

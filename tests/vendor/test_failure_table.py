@@ -70,7 +70,7 @@ async def test_kind_status_and_one_request(vendor, client, name):
 
 async def test_a_refused_connection(vendor, client):
     vendor.behave(Fault.refuse())
-    assert await failure_of(client) == Failure(FailureKind.CONNECTION)
+    assert await failure_of(client) == Failure(FailureKind.CONNECTION, unreachable=True)
     assert vendor.request_count == 0
     vendor.recover()
     assert (await client.chat(asking())).choices[0].text == "4"
@@ -145,7 +145,7 @@ async def test_what_the_caller_was_handling_is_not_mixed_in(vendor, client):
 
 async def test_a_server_nobody_can_find(connect, simulator):
     config = simulator.openai.config(api_base="http://nobody.invalid/v1")
-    assert await failure_of(connect(config)) == Failure(FailureKind.CONNECTION)
+    assert await failure_of(connect(config)) == Failure(FailureKind.CONNECTION, unreachable=True)
 
 
 async def test_a_corrupt_compressed_answer_is_the_vendors_fault(connect):

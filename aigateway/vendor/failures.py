@@ -265,12 +265,12 @@ def _kind_on_wire(link: BaseException) -> FailureKind | None:
 
 def _is_unreachable(chain: tuple[BaseException, ...]) -> bool:
     """Whether no connection was made at all. One that was made and broke is another matter."""
-    vague = [name for name in _class_names(chain[0]) if name in _VAGUE_CLASSES]
+    vague = not _VAGUE_CLASSES.keys().isdisjoint(_class_names(chain[0]))
     for link in chain if vague else chain[:1]:
         connected = _was_connected(link)
         if connected is not None:
             return not connected
-    return bool(vague) and _VAGUE_CLASSES[vague[0]]
+    return vague and any(_VAGUE_CLASSES.get(name) for link in chain for name in _class_names(link))
 
 
 def _was_connected(link: BaseException) -> bool | None:

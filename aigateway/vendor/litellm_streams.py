@@ -201,10 +201,22 @@ class LiteLLMStream:
     async def _unwind(self) -> None:
         """Bring litellm's generators to their ends, while somebody looks."""
         with suppress(Exception):
-            if self._origin.body is None:
-                await self._wrapper.aclose()
-            # The body is closed: behind what has been buffered comes an error, or the end.
-            while self._origin.body is not None and self._tap is not None:
+            if self._origin.body is not None:
+                await self._read_out()
+                return
+            if not self._whole:
+                # Not all of litellm's streams have a way to be closed, but a read that is
+                # cancelled closes every connection.
+                reading = asyncio.create_task(self._read_out())
+                await asyncio.sleep(0)
+                reading.cancel()
+                await asyncio.wait([reading])
+            await self._wrapper.aclose()
+
+    async def _read_out(self) -> None:
+        """Read until it breaks. Behind what is buffered of a closed body comes an error."""
+        with suppress(Exception):
+            while self._tap is not None:
                 await anext(self._tap)
 
 

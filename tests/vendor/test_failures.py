@@ -1,9 +1,12 @@
 """Any exception to a failure, and the table of what each failure leads to."""
 
 import asyncio
+import errno
 import json
 import socket
 import ssl
+from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import httpx
@@ -126,6 +129,88 @@ class TestVerdicts:
 )
 def test_kinds(exc, kind):
     assert kind_of(exc) == kind
+
+
+KEY: Any = SimpleNamespace(host="vendor.invalid", port=443, is_ssl=True, ssl=True)
+
+
+@pytest.mark.parametrize(
+    ("exc", "unreachable"),
+    [
+        (ConnectionRefusedError(), True),
+        (OSError(errno.ECONNREFUSED, "refused"), True),
+        (OSError(errno.ENETUNREACH, "no network"), True),
+        (OSError(errno.EHOSTUNREACH, "no route"), True),
+        (socket.gaierror(-2, "Name or service not known"), True),
+        (ssl.SSLCertVerificationError("bad certificate"), True),
+        (aiohttp.ClientConnectorError(KEY, ConnectionRefusedError()), True),
+        (aiohttp.ClientConnectorDNSError(KEY, socket.gaierror()), True),
+        (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError()), True),
+        (aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError()), True),
+        (aiohttp.ClientProxyConnectionError(KEY, ConnectionRefusedError()), True),
+        (aiohttp.ConnectionTimeoutError(), True),
+        (httpx.ConnectError("", request=REQUEST), True),
+        (httpx.ConnectTimeout("", request=REQUEST), True),
+        (httpx.ProxyError("", request=REQUEST), True),
+        (aiohttp.ClientOSError(errno.ECONNRESET, "reset"), False),
+        (aiohttp.ServerDisconnectedError(), False),
+        (aiohttp.ClientPayloadError(), False),
+        (aiohttp.SocketTimeoutError(), False),
+        (httpx.ReadError("", request=REQUEST), False),
+        (httpx.ReadTimeout("", request=REQUEST), False),
+        (httpx.RemoteProtocolError("", request=REQUEST), False),
+        (ConnectionResetError(), False),
+        (BrokenPipeError(), False),
+        (TimeoutError(), False),
+        (ssl.SSLError("bad record"), False),
+        (asyncio.IncompleteReadError(b"", 5), False),
+        (answered(503), False),
+        (RuntimeError("anything"), False),
+    ],
+    ids=lambda value: repr(value)[:60] if isinstance(value, BaseException) else None,
+)
+def test_whether_there_was_a_connection_at_all(exc, unreachable):
+    wrapped = behind(openai.APIConnectionError(request=REQUEST), cause=exc)
+    outer = behind(litellms("InternalServerError", status_code=500), context=wrapped)
+    for given_exc in (exc, wrapped, outer):
+        assert classify(given_exc, now_wall=NOW).unreachable is unreachable
+
+
+@pytest.mark.parametrize(
+    ("behind_it", "unreachable"),
+    [
+        (httpx.ConnectTimeout("", request=REQUEST), True),
+        (httpx.ReadTimeout("", request=REQUEST), False),
+        (TimeoutError(), False),
+    ],
+    ids=["connect", "read", "plain"],
+)
+def test_the_sdks_timeout_leaves_it_to_what_is_behind(behind_it, unreachable):
+    failure = classify(behind(openai.APITimeoutError(REQUEST), cause=behind_it), now_wall=NOW)
+    assert failure == Failure(FailureKind.TIMEOUT, unreachable=unreachable)
+
+
+def test_litellms_transport_calls_a_reset_a_connect_error():
+    reset = aiohttp.ClientOSError(errno.ECONNRESET, "reset")
+    failure = classify(behind(httpx.ConnectError("", request=REQUEST), cause=reset), now_wall=NOW)
+    assert failure == Failure(FailureKind.CONNECTION)
+
+
+def test_an_older_failure_says_nothing_about_a_reset():
+    failure = classify(
+        behind(ConnectionResetError(), context=ConnectionRefusedError()), now_wall=NOW
+    )
+    assert not failure.unreachable
+
+
+def test_a_proxy_that_lets_nobody_through_is_not_the_vendor():
+    url, headers = yarl.URL(URL), multidict.CIMultiDict({"Via": "proxy"})
+    exc = aiohttp.ClientHttpProxyError(
+        aiohttp.RequestInfo(url, "CONNECT", multidict.CIMultiDictProxy(headers), url),
+        (),
+        status=407,
+    )
+    assert classify(exc, now_wall=NOW) == Failure(FailureKind.CONNECTION, unreachable=True)
 
 
 class TestChain:

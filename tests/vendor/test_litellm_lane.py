@@ -411,3 +411,35 @@ async def test_what_litellm_would_drop_for_anthropic_is_not_sent(simulator, conn
         await client.chat(asking(**params))
     assert raised.value.failure.kind == "unsupported"
     assert simulator.anthropic.request_count == 0
+
+
+class TestUnreachable:
+    """In either lane: was there a connection at all?"""
+
+    async def test_nobody_listens(self, vendor, client):
+        vendor.behave(Fault.refuse())
+        assert await failure_of(client) == Failure(FailureKind.CONNECTION, unreachable=True)
+
+    async def test_nobody_has_that_name(self, vendor, connect):
+        client = connect(vendor.config(api_base="http://nobody.invalid"))
+        assert await failure_of(client) == Failure(FailureKind.CONNECTION, unreachable=True)
+
+    async def test_it_speaks_no_tls(self, vendor, connect):
+        client = connect(vendor.config(api_base=vendor.api_base.replace("http:", "https:")))
+        assert await failure_of(client) == Failure(FailureKind.CONNECTION, unreachable=True)
+
+    async def test_the_proxy_is_down(self, vendor, connect, monkeypatch, simulator):
+        others = [other for other in simulator.vendors if other is not vendor]
+        others[0].behave(Fault.refuse())
+        monkeypatch.setenv("HTTP_PROXY", others[0].url)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        client = connect(vendor.config(api_base="http://vendor.invalid"))
+        assert await failure_of(client) == Failure(FailureKind.CONNECTION, unreachable=True)
+
+    @pytest.mark.parametrize(
+        "fault", [Fault.reset(), Fault.reset_in_body(), Fault.cut_body()], ids=lambda f: f.name
+    )
+    async def test_a_connection_that_broke_was_one(self, vendor, client, fault):
+        vendor.behave(fault)
+        assert await failure_of(client) == Failure(FailureKind.CONNECTION)

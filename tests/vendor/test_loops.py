@@ -1,6 +1,7 @@
 """Clients, loops and threads come and go, and nothing is left behind."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 
@@ -31,9 +32,24 @@ async def open_and_close(clients):
             await asyncio.sleep(0.01)
             hanging.cancel()
             await asyncio.gather(hanging, return_exceptions=True)
+            for fault in (Fault.slow(0), Fault.cut_stream(1)):
+                vendor.behave(fault)
+                await read_some(client, 99)
+            vendor.behave(Fault.stall_stream(1))
+            await read_some(client, 1)
             await client.aclose()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         return [task for task in others if "site-packages/litellm/" in repr(task)]
+
+
+async def read_some(client, reads):
+    """Read so often, or to the end, and leave."""
+    stream = await client.stream(asking("one two"))
+    with contextlib.suppress(VendorCallError):
+        for _ in range(reads):
+            if await stream.read() is None:
+                break
+    await stream.aclose()
 
 
 def run_loop(main):

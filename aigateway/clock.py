@@ -183,8 +183,7 @@ class SystemClock:
 
     __slots__ = ()
 
-    def now(self) -> float:
-        return time.monotonic()
+    now = staticmethod(time.monotonic)  # asked ten times for each request
 
     def wall(self) -> float:
         return time.time()

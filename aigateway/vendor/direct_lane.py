@@ -129,7 +129,11 @@ class DirectClient:
             or self._is_listened_to()
         ):
             return await self._other.stream(request)
-        sent = _translated(translation, request, streamed=True)
+        token = SILENT.set(True)
+        try:
+            sent = _translated(translation, request, streamed=True)
+        finally:
+            SILENT.reset(token)
         if sent is None:
             return await self._other.stream(request)
         connections, response = await self._open(sent)
@@ -320,6 +324,7 @@ def _streams(translation: Translation, config: LLMConfig) -> bool:
     """Whether streams can be read here: the same trial, with one warning of its own."""
     if not translation.streams:
         return False
+    token = SILENT.set(True)
     try:
         reading = translation.reading(translation.request(_TRIAL, streamed=True))
         reading.take(EventParser().feed(translation.stream_sample))
@@ -330,6 +335,8 @@ def _streams(translation: Translation, config: LLMConfig) -> bool:
         problem = "another answer than was sent"
     except Exception as error:  # noqa: BLE001 - whatever it is, there is the other lane
         problem = type(error).__name__
+    finally:
+        SILENT.reset(token)
     _warn("Streams", config, problem)
     return False
 

@@ -10,7 +10,7 @@ from aigateway.messages import Choice, Chunk, Completion, ToolCallDelta
 from aigateway.vendor.answers import kind_of_silence
 from aigateway.vendor.client import Failure, VendorCallError
 from aigateway.vendor.failures import classify, classify_response
-from aigateway.vendor.sse import LONGEST_EVENT, EventParser, EventTooLongError
+from aigateway.vendor.sse import LONGEST_EVENT, EventParser
 from aigateway.vendor.stream_reading import ErrorEventError, StreamReading
 
 if TYPE_CHECKING:
@@ -135,26 +135,26 @@ class DirectStream:
             self._begun = bool(start)
             if start in _NO_EVENTS:
                 self._whole = bytearray()
-        return self._take(received) if self._whole is None else self._take_whole(received)
+        if self._whole is not None:
+            return self._take_whole(self._whole, received)
+        return self._take(received)
 
     def _take(self, received: bytes) -> Sequence[Chunk]:
         """Read a piece of the stream; an empty one is its end."""
-        try:
-            events = self._events.feed(received) if received else self._events.end()
-        except EventTooLongError:
-            self._end(self._no_answer(None))
-            return ()
+        events = self._events.feed(received) if received else self._events.end()
         reading = self._reading
         chunks = reading.take(events)
         if reading.problem is not None:
             self._end(self._no_answer(reading.problem))
         elif reading.over or not received:
             self._end(self._judged())
+        elif self._events.is_too_long:
+            self._end(self._no_answer(None))
         return chunks
 
-    def _take_whole(self, received: bytes) -> Sequence[Chunk]:
+    def _take_whole(self, body: bytearray, received: bytes) -> Sequence[Chunk]:
         """Some servers give the whole answer, whatever they were asked for."""
-        body = self._whole = (self._whole or bytearray()) + received
+        body += received
         if len(body) > LONGEST_EVENT:
             self._end(self._no_answer(None))
             return ()

@@ -70,7 +70,7 @@ class OpenAIReading(StreamReading):
         if choice.get("logprobs"):
             self._add_logprobs(index, choice["logprobs"])
         if finish:
-            self.assembly.finish(index, finish)
+            self._finish(index, finish)
 
     def _tool_calls(self, index: int, calls: list[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
         known = self._calls.setdefault(index, _CallIndex())
@@ -160,7 +160,7 @@ class AnthropicReading(StreamReading):
                 .choices[0]
                 .finish_reason
             )
-        self.assembly.finish(0, str(finish))
+        self._finish(0, str(finish))
 
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
         # Where reasoning was shown, litellm counts it.
@@ -193,7 +193,7 @@ class GeminiReading(StreamReading):
         if event.get("usageMetadata"):
             self._counted, self._priced = event["usageMetadata"], None
         if (event.get("promptFeedback") or _NOTHING).get("blockReason"):
-            assembly.finish(0, "content_filter")
+            self._finish(0, "content_filter")
         for position, candidate in enumerate(event.get("candidates") or ()):
             self._candidate(event, candidate, candidate.get("index", position))
 
@@ -212,7 +212,7 @@ class GeminiReading(StreamReading):
         if text:
             self._say(Chunk(text, index=index))
         if finish:
-            self.assembly.finish(index, _GEMINI_FINISHES[finish])
+            self._finish(index, _GEMINI_FINISHES[finish])
 
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
         details = counted.get("promptTokensDetails") or ()

@@ -7,7 +7,7 @@ fields `id` and `retry` concern reconnecting, which nobody does here.
 
 from __future__ import annotations
 
-__all__ = ["LONGEST_EVENT", "Event", "EventParser", "EventTooLongError"]
+__all__ = ["LONGEST_EVENT", "Event", "EventParser"]
 
 Event = tuple[bytes, bytes]
 """Name (empty where the vendor gave none) and data, as UTF-8."""
@@ -17,10 +17,6 @@ LONGEST_EVENT = 16 * 1024 * 1024
 memory."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-class EventTooLongError(ValueError):
-    """An event is longer than `LONGEST_EVENT`."""
 
 
 class EventParser:
@@ -34,12 +30,13 @@ class EventParser:
         self._after_cr = False  # so that a line feed that comes next ends no second line
         self._at_start = True
 
-    def feed(self, received: bytes) -> list[Event]:
-        """Take in what came, and give the events that are whole now.
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the event that is under way is longer than `LONGEST_EVENT`: stop feeding."""
+        return self._size > LONGEST_EVENT
 
-        Raises:
-            EventTooLongError: One is too long to be kept.
-        """
+    def feed(self, received: bytes) -> list[Event]:
+        """Take in what came, and give the events that are whole now."""
         if self._after_cr or b"\r" in received:
             received = self._with_line_feeds(received)
         if b"\n\n" not in received and not self._ends_with(received):
@@ -84,8 +81,6 @@ class EventParser:
         if part:
             self._parts.append(part)
             self._size += len(part)
-            if self._size > LONGEST_EVENT:
-                raise EventTooLongError
 
 
 def _events_in(block: bytes) -> list[Event]:

@@ -25,6 +25,10 @@ from aigateway.vendor.sse import Event
 __all__ = ["CorruptEventError", "ErrorEventError", "StreamReading", "parsed"]
 
 
+_MOST_ANSWERS = 256
+"""OpenAI gives 128 to one request."""
+
+
 class ErrorEventError(Exception):
     """The vendor says that it failed. `body` is what it says, as parsed."""
 
@@ -125,17 +129,27 @@ class StreamReading(ABC):
             if not isinstance(event, Mapping):
                 raise CorruptEventError  # noqa: TRY301 - as whatever else cannot be read
             self._read(name, event)
-        except ErrorEventError:
-            raise
-        except Exception:  # noqa: BLE001 - litellm's readers raise anything
-            if not self.assembly.finished:  # else it is none of the answer
-                raise CorruptEventError from None
+        except Exception as problem:
+            if self.assembly.finished:
+                return  # it is none of the answer
+            if isinstance(problem, ErrorEventError):
+                raise
+            raise CorruptEventError from None
 
     def _say(self, chunk: Chunk) -> None:
+        if type(chunk.text) is not str or not _is_place(chunk.index):
+            raise CorruptEventError
         self._chunks.append(chunk)
         self.assembly.add(chunk)
 
+    def _finish(self, index: int, reason: str) -> None:
+        if not _is_place(index):
+            raise CorruptEventError
+        self.assembly.finish(index, reason)
+
     def _add_logprobs(self, index: int, logprobs: Mapping[str, Any]) -> None:
+        if not _is_place(index):
+            raise CorruptEventError
         collected = self._logprobs.setdefault(index, {})
         for name, tokens in logprobs.items():
             if isinstance(tokens, list):
@@ -171,7 +185,12 @@ class StreamReading(ABC):
             dump = getattr(logprobs, "model_dump", None)
             self._add_logprobs(index, dump() if dump else logprobs)
         if may_end and choice.finish_reason:
-            self.assembly.finish(index, str(choice.finish_reason))
+            self._finish(index, str(choice.finish_reason))
+
+
+def _is_place(index: Any) -> bool:
+    """Whether this can be the place of one of the answers: as many are kept as it says."""
+    return type(index) is int and 0 <= index < _MOST_ANSWERS
 
 
 def parsed(data: bytes) -> Any:

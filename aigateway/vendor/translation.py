@@ -17,6 +17,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import orjson
+
 from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.assembly import Assembly
@@ -39,6 +41,8 @@ _PLAIN = frozenset(
 """Parameters that each vendor's `map_openai_params` takes over one by one, without a look at the
 rest of the request."""
 
+_PLAIN_ROLES = frozenset({"assistant", "system", "user"})
+
 _MAPPED = _PLAIN | {
     "logit_bias",
     "logprobs",
@@ -53,6 +57,9 @@ _MAPPED = _PLAIN | {
     "user",
 }
 """Parameters that litellm's `get_optional_params` maps; any other goes the other way."""
+
+_ANTHROPIC_PLAIN = frozenset({"max_tokens", "stop_sequences", "temperature", "top_p"})
+"""Of the parameters in Anthropic's words, those that have no influence on the headers."""
 
 _TOOL_NAMES = "_anthropic_tool_name_map"
 """Where litellm notes how it had to rename tools for Anthropic."""
@@ -241,6 +248,36 @@ class _OpenAI(Translation):
     _inlines_media = False
     _read_plain = staticmethod(openai_completion)
 
+    def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
+        super().__init__(litellm, config, options)
+        self._is_verbatim = self._leaves_as_it_is()
+
+    def _leaves_as_it_is(self) -> bool:
+        """Whether litellm has nothing to change in plain requests to this model."""
+        messages = [{"role": role, "content": "x"} for role in sorted(_PLAIN_ROLES)]
+        options = dict.fromkeys(_PLAIN, 1)
+        body = super()._body(fresh_copy(messages), dict(options), {}, {})
+        return orjson.dumps(body) == orjson.dumps(self._verbatim(messages, options))
+
+    def _verbatim(self, messages: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+        return {"model": self._model, "messages": messages, **options}
+
+    def _body(
+        self,
+        messages: list[Any],
+        options: dict[str, Any],
+        headers: dict[str, str],
+        notes: dict[str, Any],
+    ) -> dict[str, Any]:
+        if (
+            self._is_verbatim
+            and options.keys() <= _PLAIN
+            and all(map(_is_only_text, messages))
+            and not getattr(self._litellm, "openai_system_messages_first", False)
+        ):
+            return self._verbatim(messages, options)
+        return super()._body(messages, options, headers, notes)
+
     sample = (
         b'{"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [{"index"'
         b': 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}],'
@@ -325,9 +362,19 @@ class _Anthropic(Translation):
         self._iterator = ModelResponseIterator
         return f"{self._base}/v1/messages"
 
-    def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]:
+    def _headers(self, messages: list[Any], options: dict[str, Any]) -> dict[str, str]:
+        # They depend on what of Anthropic's trial features is used; a plain request uses none.
+        if options.keys() <= _ANTHROPIC_PLAIN and all(map(_is_only_text, messages)):
+            if self._plain_headers is None:
+                self._plain_headers = self._headers_for(messages, options)
+            return dict(self._plain_headers)  # the translation of the body may add to them
+        return self._headers_for(messages, options)
+
+    _plain_headers: dict[str, str] | None = None
+
+    def _headers_for(self, messages: list[Any], options: dict[str, Any]) -> dict[str, str]:
         headers: dict[str, str] = self._config.validate_environment(
-            dict(self._extra_headers), self._model, _messages, _options, {}, self._key, self._base
+            dict(self._extra_headers), self._model, messages, options, {}, self._key, self._base
         )
         return headers
 
@@ -475,6 +522,14 @@ def translation_for(
     if entry.get("mode", "chat") != "chat":
         return None
     return kind(litellm, config, options)
+
+
+def _is_only_text(message: Mapping[str, Any]) -> bool:
+    return (
+        len(message) == 2
+        and type(message.get("content")) is str
+        and message.get("role") in _PLAIN_ROLES
+    )
 
 
 def _is_plain(message: Mapping[str, Any], inline: bool) -> bool:

@@ -178,6 +178,40 @@ async def test_closing_before_the_work_took_its_first_step(flights: Flights[obje
     assert (work.started, len(flights)) == (0, 0)
 
 
+async def test_whoever_has_the_answer_and_asks_again_begins_anew(
+    flights: Flights[object],
+) -> None:
+    started = 0
+
+    async def work() -> int:
+        nonlocal started
+        started += 1
+        number = started
+        await asyncio.sleep(0)
+        return number
+
+    async def twice() -> list[tuple[object, bool]]:
+        return [await flights.share("k", work), await flights.share("k", work)]
+
+    results = await asyncio.gather(*(twice() for _ in range(5)))
+    assert started == 2
+    assert [first for first, _ in results] == [(1, False), *[(1, True)] * 4]
+    assert sorted(second for _, second in results) == [(2, False), *[(2, True)] * 4]
+
+
+async def test_work_that_a_stranger_cancels_before_its_first_step(
+    flights: Flights[object],
+) -> None:
+    work = Work()
+    (task,) = callers(flights, work, 1)
+    await asyncio.sleep(0)
+    (flying,) = asyncio.all_tasks() - {task, asyncio.current_task()}
+    flying.cancel()
+    with pytest.raises(GatewayError):
+        await task
+    assert (work.started, len(flights)) == (0, 0)
+
+
 async def test_cancelled_in_the_tick_of_the_answer(flights: Flights[object]) -> None:
     work = Work()
     tasks = callers(flights, work, 2)

@@ -7,11 +7,15 @@ time the same is tried once for each provider, and a failure switches to the oth
 import inspect
 import logging
 
+import orjson
 import pytest
 
 from aigateway.clock import SYSTEM_CLOCK
+from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.direct_lane import DirectClient
+from aigateway.vendor.litellm_lane import call_options
 from aigateway.vendor.loading import load_litellm
+from aigateway.vendor.translation import _Anthropic, _OpenAI, translation_for
 from tests.vendor.calls import asking
 
 PARAMETERS = {
@@ -84,6 +88,114 @@ async def test_geminis_body_takes_what_it_is_given(litellm):
         "vertex_location",
         "vertex_auth_header",
     }
+
+
+async def test_readers_of_streams_take_what_they_are_given(litellm):
+    from litellm.llms.anthropic.chat.handler import ModelResponseIterator as Anthropic
+    from litellm.llms.vertex_ai.gemini.vertex_and_google_ai_studio_gemini import (
+        ModelResponseIterator as Gemini,
+    )
+
+    reader = litellm.OpenAIGPTConfig().get_model_response_iterator(iter(()), True)
+    for kind in (Anthropic, Gemini, type(reader)):
+        assert list(inspect.signature(kind.chunk_parser).parameters) == ["self", "chunk"]
+    found = list(inspect.signature(Anthropic).parameters)
+    assert found[:2] == ["streaming_response", "sync_stream"]
+    assert {"json_mode", "tool_name_reverse_map"} <= set(found)
+    found = list(inspect.signature(Gemini).parameters)
+    assert found[:3] == ["streaming_response", "sync_stream", "logging_obj"]
+
+
+async def test_anthropics_reader_takes_no_notice_of_texts(litellm):
+    from litellm.llms.anthropic.chat.handler import ModelResponseIterator
+
+    reader = ModelResponseIterator(iter(()), True)
+    before = repr(vars(reader))
+    text = {"type": "text_delta", "text": "Hi"}
+    reader.chunk_parser({"type": "content_block_delta", "index": 0, "delta": text})
+    assert repr(vars(reader)) == before
+
+
+async def test_geminis_reader_makes_ends_up(litellm):
+    """The day it does not, whoever reads its finish reasons need not look at the event."""
+    from litellm.llms.vertex_ai.gemini.vertex_and_google_ai_studio_gemini import (
+        ModelResponseIterator,
+    )
+
+    from aigateway.vendor.translation import _Logging
+
+    parts = {"role": "model", "parts": [{"text": "Hi"}]}
+    read = ModelResponseIterator(iter(()), True, _Logging()).chunk_parser(
+        {"candidates": [{"index": 0, "content": parts}]}
+    )
+    assert read.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("vendor", MODELS)
+async def test_who_gives_streams_is_asked_in_one_way(litellm, vendor):
+    from litellm.utils import ProviderConfigManager
+
+    config = ProviderConfigManager.get_provider_chat_config(
+        MODELS[vendor], litellm.LlmProviders(vendor)
+    )
+    assert config.should_fake_stream(MODELS[vendor], True, vendor) is False
+
+
+PLAIN = {
+    "one": asking("What is 2+2?"),
+    "several": asking(
+        {"role": "system", "content": "Be terse."},
+        "Hi",
+        {"role": "assistant", "content": "Hello."},
+        "2+2?",
+        temperature=0,
+        max_tokens=5,
+        stop=["x"],
+        top_p=0.5,
+        seed=7,
+        presence_penalty=0.1,
+        frequency_penalty=0.1,
+    ),
+}
+
+
+@pytest.mark.parametrize("request_", PLAIN.values(), ids=PLAIN)
+@pytest.mark.parametrize("vendor", ["openai", "azure"])
+async def test_plain_requests_need_no_translation(litellm, simulator, vendor, request_):
+    config = getattr(simulator, vendor).config()
+    options = call_options(config, drop_unsupported_params=False)
+    translation = translation_for(litellm, config, options)
+    assert isinstance(translation, _OpenAI)
+    assert translation._is_verbatim
+    as_it_is = translation.request(request_).body
+    translation._is_verbatim = False
+    assert translation.request(request_).body == as_it_is
+
+
+async def test_models_that_need_another_form_get_it(litellm):
+    config = LLMConfig(ProviderType.OPENAI, "o3-mini", api_key="k")
+    options = call_options(config, drop_unsupported_params=False)
+    translation = translation_for(litellm, config, options)
+    assert translation is not None
+    body = translation.request(asking({"role": "system", "content": "Be terse."}, "2+2?")).body
+    whole = translation._config.transform_request(
+        "o3-mini",
+        [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "2+2?"}],
+        {},
+        {},
+        {},
+    )
+    assert orjson.loads(body) == whole
+
+
+async def test_anthropics_plain_headers_are_always_the_same(litellm, simulator):
+    config = simulator.anthropic.config()
+    options = call_options(config, drop_unsupported_params=False)
+    translation = translation_for(litellm, config, options)
+    assert isinstance(translation, _Anthropic)
+    for request in (asking("Hi"), asking({"role": "system", "content": "x"}, "y", temperature=0)):
+        sent = translation.request(request).headers
+        assert sent == translation._headers_for(list(request.messages), {})
 
 
 async def test_get_optional_params_refuses_what_is_not_supported(litellm):

@@ -47,7 +47,9 @@ def anthropic_completion(body: Any) -> Completion | None:
         finish = _ANTHROPIC_FINISHES[body["stop_reason"]]
         if not (body["type"] == "message" and block["type"] == "text" and _is_said(text)):
             return None
-        if block.get("citations") or any(usage[name] for name in usage.keys() - _ANTHROPIC_USAGE):
+        if block.get("citations") or not all(
+            _is_nothing(usage[name]) for name in usage.keys() - _ANTHROPIC_USAGE
+        ):
             return None
         counted = _counted(usage["input_tokens"], usage["output_tokens"])
         return Completion(body["id"], model, (Choice(text, finish),), counted)
@@ -62,9 +64,13 @@ def gemini_completion(body: Any) -> Completion | None:
             return None
         choices = tuple(map(_candidate, body["candidates"]))
         usage = body["usageMetadata"]
-        if not (choices and usage.keys() <= _GEMINI_USAGE):
+        prompt = usage.get("promptTokensDetails") or ()
+        if not (choices and usage.keys() <= _GEMINI_USAGE) or any(
+            part["modality"] != "TEXT" for part in prompt
+        ):
             return None
-        counted = _counted(usage["promptTokenCount"], usage["candidatesTokenCount"])
+        thought = usage.get("thoughtsTokenCount", 0)
+        counted = _counted(usage["promptTokenCount"], usage["candidatesTokenCount"], thought)
         name, model = body.get("responseId", "-"), body["modelVersion"]
         if usage["totalTokenCount"] != counted.total_tokens:
             return None
@@ -79,15 +85,25 @@ _ANTHROPIC_FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens"
 _ANTHROPIC_USAGE = frozenset({"input_tokens", "output_tokens", "service_tier"})
 _GEMINI = frozenset({"candidates", "usageMetadata", "modelVersion", "responseId"})
 _GEMINI_FINISHES = {"STOP": "stop", "MAX_TOKENS": "length"}
-_GEMINI_USAGE = frozenset({"promptTokenCount", "candidatesTokenCount", "totalTokenCount"})
-_CANDIDATE = frozenset({"content", "finishReason", "index"})
+_GEMINI_USAGE = frozenset(
+    {
+        "candidatesTokenCount",
+        "promptTokenCount",
+        "promptTokensDetails",
+        "serviceTier",
+        "thoughtsTokenCount",
+        "totalTokenCount",
+    }
+)
+_CANDIDATE = frozenset({"content", "finishReason", "index", "safetyRatings"})
+_PART = frozenset({"text", "thoughtSignature"})
 
 
 def _candidate(candidate: Mapping[str, Any]) -> Choice:
     content = candidate["content"]
     (part,) = content["parts"]
     text = part["text"]
-    if not (candidate.keys() <= _CANDIDATE and part.keys() == {"text"} and _is_said(text)):
+    if not (candidate.keys() <= _CANDIDATE and part.keys() <= _PART and _is_said(text)):
         raise _Unusual
     return Choice(text, _GEMINI_FINISHES[candidate["finishReason"]])
 
@@ -100,10 +116,17 @@ def _is_said(text: Any) -> bool:
     return isinstance(text, str) and bool(text) and "<think" not in text
 
 
-def _counted(prompt: Any, completion: Any) -> Usage:
-    if not (type(prompt) is int and type(completion) is int and prompt >= 0 and completion >= 0):
-        raise _Unusual
-    return Usage(prompt, completion, prompt + completion)
+def _is_nothing(count: Any) -> bool:
+    """Whether a count of something special says that there was none."""
+    return not any(count.values()) if isinstance(count, Mapping) else not count
+
+
+def _counted(prompt: Any, answer: Any, thought: Any = 0) -> Usage:
+    for count in (prompt, answer, thought):
+        if type(count) is not int or count < 0:
+            raise _Unusual
+    completion = answer + thought
+    return Usage(prompt, completion, prompt + completion, reasoning_tokens=thought)
 
 
 class _Unusual(Exception):  # noqa: N818 - it never leaves this file

@@ -1,19 +1,26 @@
 """Plain answers are read as litellm would read them; all others are left to it."""
 
 import copy
+import dataclasses
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aigateway.messages import ToolCall, Usage
+from aigateway.vendor.answers import completion_from
+from aigateway.vendor.litellm_lane import call_options
+from aigateway.vendor.loading import load_litellm
 from aigateway.vendor.plain_answers import (
     anthropic_completion,
     gemini_completion,
     openai_completion,
 )
+from aigateway.vendor.translation import translation_for
 from aigateway.vendor.wire import VendorResponse
+from tests.vendor.calls import asking
 
 BODY = {
     "id": "1",
@@ -144,6 +151,8 @@ def test_plain_answers_of_the_other_wires(read, body):
         {"stop_reason": "refusal"},
         {"stop_reason": None},
         {"usage": {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 1}},
+        {"usage": {"input_tokens": 3, "output_tokens": 2, "cache_creation": {"x": 1}}},
+        {"usage": {"input_tokens": 3, "output_tokens": 2, "inference_geo": "us"}},
         {"usage": None},
         {"type": "error"},
         {"error": {"message": "x"}},
@@ -162,7 +171,14 @@ def test_anthropics_unusual_answers(change):
         {"candidates": [{"finishReason": "SAFETY"}]},
         {"candidates": [{**GEMINI["candidates"][0], "groundingMetadata": {}}]},
         {"candidates": [{"content": {"parts": [{"text": "hm", "thought": True}]}}]},
-        {"usageMetadata": {**GEMINI["usageMetadata"], "thoughtsTokenCount": 1}},
+        {"usageMetadata": {**GEMINI["usageMetadata"], "thoughtsTokenCount": 1}},  # not in the total
+        {"usageMetadata": {**GEMINI["usageMetadata"], "cachedContentTokenCount": 1}},
+        {
+            "usageMetadata": {
+                **GEMINI["usageMetadata"],
+                "promptTokensDetails": [{"modality": "AUDIO"}],
+            }
+        },
         {"usageMetadata": {**GEMINI["usageMetadata"], "totalTokenCount": 9}},
         {"promptFeedback": {"blockReason": "SAFETY"}},
         {"modelVersion": 3},
@@ -171,6 +187,98 @@ def test_anthropics_unusual_answers(change):
 )
 def test_geminis_unusual_answers(change):
     assert gemini_completion(GEMINI | change) is None
+
+
+REAL = {
+    "openai": {
+        "id": "chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG",
+        "object": "chat.completion",
+        "created": 1741570283,
+        "model": "gpt-4o-mini-2024-07-18",
+        "choices": [
+            {
+                "index": 0,
+                "message": {
+                    "role": "assistant",
+                    "content": "Four.",
+                    "refusal": None,
+                    "annotations": [],
+                },
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 19,
+            "completion_tokens": 10,
+            "total_tokens": 29,
+            "prompt_tokens_details": {"cached_tokens": 4, "audio_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 6,
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        },
+        "service_tier": "default",
+        "system_fingerprint": "fp_fc9f1d7035",
+    },
+    "anthropic": {
+        "id": "msg_01XFDUDYJgAACzvnptvVoYEL",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-haiku-4-5-20251001",
+        "content": [{"type": "text", "text": "Four."}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 19,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+            "output_tokens": 10,
+            "service_tier": "standard",
+        },
+    },
+    "gemini": {
+        "candidates": [
+            {
+                "content": {
+                    "parts": [{"text": "Four.", "thoughtSignature": "CtwCAb4+9vt="}],
+                    "role": "model",
+                },
+                "finishReason": "STOP",
+                "index": 0,
+            }
+        ],
+        "usageMetadata": {
+            "promptTokenCount": 19,
+            "candidatesTokenCount": 2,
+            "totalTokenCount": 29,
+            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 19}],
+            "thoughtsTokenCount": 8,
+        },
+        "modelVersion": "gemini-3.5-flash-lite",
+        "responseId": "mAitaLmkHPPlz7IPvtfUqQ4",
+    },
+}
+"""Answers with the fields that the vendors really send."""
+
+
+@pytest.mark.parametrize("wire", sorted(REAL))
+async def test_real_answers_are_plain_and_read_as_litellm_reads_them(simulator, wire):
+    config = simulator.vendor(wire).config()
+    options = call_options(config, drop_unsupported_params=False)
+    translation = translation_for(await load_litellm(), config, options)
+    assert translation is not None
+    sent = translation.request(asking())
+    received = VendorResponse(200, {}, orjson.dumps(REAL[wire]))
+    plain = translation.plain_answer(sent, received)
+    whole = completion_from(translation.answer(asking(), sent, received), model=config.model)
+    assert plain is not None
+    # litellm makes the time up where the vendor says none, and for Anthropic the name.
+    assert plain == dataclasses.replace(whole, created=plain.created, id=plain.id)
+    assert plain.id in REAL[wire].values()
 
 
 READERS = (anthropic_completion, gemini_completion, openai_completion)

@@ -189,7 +189,7 @@ def test_geminis_unusual_answers(change):
     assert gemini_completion(GEMINI | change) is None
 
 
-REAL = {
+REAL: dict[str, dict[str, Any]] = {
     "openai": {
         "id": "chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG",
         "object": "chat.completion",

@@ -193,12 +193,12 @@ class Answering:
         return served, False
 
     async def _dispatch(self, request: ChatRequest, began: float) -> Served[Completion]:
-        model, clock, settings = request.response_model, self._clock, self._settings
-        first, idle = settings.first_token_timeout, settings.idle_timeout
+        model, settings = request.response_model, self._settings
 
         async def ask(client: VendorClient) -> Completion:
             if settings.chat_over_stream:
-                completion = await whole_answer(client, request, clock, first, idle)
+                first, idle = settings.first_token_timeout, settings.idle_timeout
+                completion = await whole_answer(client, request, self._clock, first, idle)
             else:
                 completion = await client.chat(request)
             if not fits(model, completion):

@@ -38,6 +38,11 @@ class AdaptiveLimit:
         """Calls that may be out at once, from 1 to `most`."""
         return max(1, int(self._limit))
 
+    @property
+    def fallen(self) -> bool:
+        """Whether the limit is below `most`; else success has nothing to give back."""
+        return self._limit < self._most
+
     def throttled(self, in_flight: int, began: float) -> None:
         """The vendor refused a call because of its load.
 
@@ -60,5 +65,5 @@ class AdaptiveLimit:
             in_flight: Calls that were out. Where less than half of the limit is used, success says
                 nothing about a higher one (RFC 7661).
         """
-        if self._limit < self._most and in_flight * 2 >= self._limit:
+        if self.fallen and in_flight * 2 >= self._limit:
             self._limit = min(float(self._most), self._limit + 1.0 / self._limit)

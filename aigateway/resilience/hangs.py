@@ -38,14 +38,15 @@ class HangWatch:
         threshold: Overdue calls that make a hang; the circuit's threshold.
     """
 
-    __slots__ = ("_clock", "_last_success", "_out", "_outrun", "_threshold")
+    __slots__ = ("_clock", "_last_success", "_next_due", "_out", "_outrun", "_threshold")
 
     def __init__(self, clock: Clock, threshold: int) -> None:
         self._clock = clock
         self._threshold = threshold
-        self._out: dict[Out, None] = {}  # in the order they began
+        self._out: dict[Out, None] = {}  # begun since the last success, in that order
         self._outrun: dict[Out, None] = {}  # those of them that were cancelled
         self._last_success = -math.inf
+        self._next_due = math.inf  # no cancelled one is due before
 
     def begin(self) -> Out:
         """A call goes out."""
@@ -53,10 +54,10 @@ class HangWatch:
         self._out[call] = None
         return call
 
-    def succeeded(self, call: Out) -> None:
+    def succeeded(self, call: Out) -> None:  # noqa: ARG002 - it speaks for every call
         """It brought something: the provider is alive."""
         self._last_success = self._clock.now()
-        self._out.pop(call, None)
+        self._out.clear()  # all of them began before it, and it speaks for them
         if self._outrun:
             self._settle(list(self._outrun), failed=False)
 
@@ -78,6 +79,7 @@ class HangWatch:
         """
         call.until, call.settle = until, settle
         self._outrun[call] = None
+        self._next_due = min(self._next_due, until)
         if self._last_success >= call.began:
             self._settle([call], failed=False)
 
@@ -87,18 +89,24 @@ class HangWatch:
         Args:
             p95: The 95th percentile of what its calls take, in seconds, if it is known.
         """
-        if self._outrun:
-            now = self._clock.now()
-            self._settle([call for call in self._outrun if call.until <= now], failed=True)
+        if self._outrun and self._next_due <= self._clock.now():
+            self._settle_due()
         if p95 is None or len(self._out) < self._threshold:
             return False
         oldest = next(islice(self._out, self._threshold - 1, None))
-        overdue_since = self._clock.now() - BEYOND * p95
-        return oldest.began < overdue_since and self._last_success < overdue_since
+        return oldest.began < self._clock.now() - BEYOND * p95
 
     def close(self) -> None:
         """Settle what is open, and blame nobody."""
         self._settle(list(self._outrun), failed=False)
+
+    def _settle_due(self) -> None:
+        now = self._clock.now()
+        due = [call for call in self._outrun if call.until <= now]
+        self._next_due = min(
+            (call.until for call in self._outrun if call.until > now), default=math.inf
+        )
+        self._settle(due, failed=True)
 
     def _settle(self, calls: list[Out], *, failed: bool) -> None:
         for call in calls:

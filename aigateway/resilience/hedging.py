@@ -16,7 +16,11 @@ FLOOR = 10
 """Hedges in a window that are let through however few requests there were."""
 
 _BUCKET = 1.0
-"""Seconds that are counted together, so that memory does not grow with the load."""
+"""Seconds that are counted together, so that memory does not grow with the load.
+
+What straddles the window's edge counts if it is a hedge and does not if it is a request, so the
+error is on the safe side.
+"""
 
 
 def hedge_delay(p95: float | None, samples: int, default: float) -> float:
@@ -31,12 +35,17 @@ def hedge_delay(p95: float | None, samples: int, default: float) -> float:
 
 
 class _Second:
-    __slots__ = ("began", "hedges", "requests")
+    __slots__ = ("began", "calls")
 
     def __init__(self, began: float) -> None:
         self.began = began
-        self.requests = 0
-        self.hedges = 0
+        self.calls = 0
+
+
+def _second(seconds: deque[_Second], now: float) -> _Second:
+    if not seconds or seconds[-1].began + _BUCKET <= now:
+        seconds.append(_Second(now))
+    return seconds[-1]
 
 
 class HedgeBudget:
@@ -47,37 +56,34 @@ class HedgeBudget:
         most_percent: The share, in percent.
     """
 
-    __slots__ = ("_clock", "_hedges", "_requests", "_seconds", "_share")
+    __slots__ = ("_asked", "_clock", "_hedged", "_hedges", "_requests", "_share")
 
     def __init__(self, clock: Clock, *, most_percent: float = 5.0) -> None:
         self._clock = clock
         self._share = most_percent / 100
-        self._seconds: deque[_Second] = deque()
+        self._asked: deque[_Second] = deque()
+        self._hedged: deque[_Second] = deque()
         self._requests = 0
         self._hedges = 0
 
     def request(self) -> None:
         """A request has come in."""
-        self._now().requests += 1
         self._requests += 1
+        _second(self._asked, self._drop_old()).calls += 1
 
     def take(self) -> bool:
         """Whether one more hedge may be made; if so, it is counted."""
-        second = self._now()
+        now = self._drop_old()
         if self._share <= 0 or self._hedges + 1 > max(FLOOR, self._share * self._requests):
             return False
-        second.hedges += 1
         self._hedges += 1
+        _second(self._hedged, now).calls += 1
         return True
 
-    def _now(self) -> _Second:
+    def _drop_old(self) -> float:
         now = self._clock.now()
-        seconds = self._seconds
-        # A second is dropped when its last moment is out of the window.
-        while seconds and seconds[0].began + _BUCKET + WINDOW <= now:
-            gone = seconds.popleft()
-            self._requests -= gone.requests
-            self._hedges -= gone.hedges
-        if not seconds or seconds[-1].began + _BUCKET <= now:
-            seconds.append(_Second(now))
-        return seconds[-1]
+        while self._asked and self._asked[0].began + WINDOW <= now:
+            self._requests -= self._asked.popleft().calls
+        while self._hedged and self._hedged[0].began + _BUCKET + WINDOW <= now:
+            self._hedges -= self._hedged.popleft().calls
+        return now

@@ -10,7 +10,7 @@ SIZE = 128
 ENOUGH = 20
 """Latencies below which a 95th percentile means nothing: it would be the worst one seen."""
 
-_EVERY = 8
+_EVERY = 16
 """New latencies after which the percentile is worked out again."""
 
 

@@ -129,8 +129,7 @@ class Call:
 
     def succeeded(self, answer: Answer) -> None:
         """It was answered."""
-        seconds = self.seconds()
-        self._answers(seconds)
+        seconds = self._answers()
         self._permit.success()
         self._counted_as_success(answer, seconds)
 
@@ -139,9 +138,7 @@ class Call:
 
         The permit of a probe is settled. What may break later is counted under one of its own.
         """
-        seconds = self.seconds()
-        self._answers(seconds)
-        self.provider.first_contents_seen.add(seconds)
+        self.provider.first_contents_seen.add(self._answers())
         breaker = self.provider.breaker
         if breaker.state is CircuitState.HALF_OPEN:
             self._permit.success()
@@ -232,7 +229,7 @@ class Call:
 
     def answered_too_late(self, answer: Answer) -> None:
         """Another attempt answered in the same moment: this answer is not used, but is paid for."""
-        self._answers(self.seconds())
+        self._answers()
         self._permit.success()
         self.provider.counters.spent(answer.usage, answer.cost_usd)
         self._book(Failure(FailureKind.OUTRUN), answer.cost_usd)
@@ -240,17 +237,19 @@ class Call:
 
     # ── what the ends have in common ─────────────────────────────────────────────────────────
 
-    def _answers(self, seconds: float) -> None:
-        """The provider has shown that it is well."""
-        provider = self.provider
+    def _answers(self) -> float:
+        """The provider has shown that it is well; says how long that took, in seconds."""
+        provider, seconds = self.provider, self.seconds()
         self._around.network.reached(provider.name)
         self._pace.latency.add(seconds)
         self._pace.watch.succeeded(self._watched)
-        provider.adaptive.succeeded(provider.slots.in_flight)
-        provider.slots.limit = provider.adaptive.limit
+        if provider.adaptive.fallen:
+            provider.adaptive.succeeded(provider.slots.in_flight)
+            self._bound(provider.adaptive.limit)
         if provider.gates.succeeded(self._entry):
             self._around.emitter.emit(ProviderEnabled(provider.name))
         self._heed_the_vendors_limits()
+        return seconds
 
     def _counted_as_success(self, answer: Answer, seconds: float) -> None:
         provider = self.provider
@@ -290,12 +289,20 @@ class Call:
         ):
             provider = self.provider
             provider.adaptive.throttled(provider.slots.in_flight, self._began)
-            provider.slots.limit = provider.adaptive.limit
+            self._bound(provider.adaptive.limit)
+
+    def _bound(self, calls: int) -> None:
+        """Set how many calls may be out; a higher bound may be what somebody waits for."""
+        slots = self.provider.slots
+        if slots.limit != calls:
+            slots.limit = calls
+            self._around.limiter.wake()
 
     def _close_gates(self, failure: Failure, verdict: Verdict) -> None:
         provider, emitter = self.provider, self._around.emitter
         if verdict.gate is Gate.DISABLE:
             pause = provider.gates.disable(failure.kind)
+            self._around.network.forget(provider.name)  # not asked for a while: it tells nothing
             emitter.emit(
                 ProviderDisabled(provider.name, failure.kind, failure.status, round(pause, 3))
             )

@@ -112,12 +112,17 @@ class Dispatcher:
             DeadlineExceededError: The request's time ran out first.
             OverloadedError: The queue for free providers is full.
         """
+        self.refuse_if_stopped()
         self._extra.request()
-        self._hedges.request()
+        if journey.hedge:
+            self._hedges.request()
         try:
-            return await self.bounded(
-                journey.deadline - self._clock.now(), self._rounds(journey, operation)
-            )
+            async with self._clock.timeout(journey.deadline - self._clock.now()) as scope:
+                self._under_way.add(scope)
+                try:
+                    return await self._rounds(journey, operation)
+                finally:
+                    self._under_way.discard(scope)
         except NobodyLeftError as nobody:
             error = final_error(nobody.causes, offline=journey.looks_offline)
         except TimeoutError:
@@ -156,8 +161,7 @@ class Dispatcher:
         if self._losers:
             await asyncio.wait(self._losers)
         for provider in self._around.providers():
-            provider.answers.watch.close()
-            provider.first_contents.watch.close()
+            provider.close_watches()
 
     # ── rounds ───────────────────────────────────────────────────────────────────────────────
 

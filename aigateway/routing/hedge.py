@@ -42,7 +42,7 @@ class Hedges:
 
     def may(self) -> bool:
         """Whether one more hedge is allowed now; if so, it is spent."""
-        return self._budget.take() and self._extra.take()
+        return self._extra.balance >= 1 and self._budget.take() and self._extra.take()
 
 
 class Race(Generic[A]):

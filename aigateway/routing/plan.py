@@ -190,6 +190,8 @@ def take_turn(provider: Provider, candidates: Sequence[Provider]) -> None:
     Stride scheduling (Waldspurger and Weihl, 1995): over time each gets calls in proportion to
     its weight. One that was away does not get all it missed: it starts where the others stand.
     """
+    if len(candidates) == 1:
+        return
     start = provider.turn
     for peer in candidates:
         if peer.priority == provider.priority:

@@ -208,7 +208,13 @@ class Provider:
     async def retire(self) -> None:
         """Let the calls that are out end, then close the connections."""
         await self.slots.empty()
+        self.close_watches()
         await self.aclose()
+
+    def close_watches(self) -> None:
+        """Judge nothing any more of calls that were given up."""
+        self.answers.watch.close()
+        self.first_contents.watch.close()
 
     async def aclose(self) -> None:
         """Close the connections. The next attempt would open new ones."""

@@ -68,9 +68,16 @@ class TestHedgeBudget:
                     requests.append(now)
             hedges += [now] * sum(budget.take() for _ in range(wanted))
             in_window = sum(at > now - WINDOW for at in hedges)
-            # A second is counted as one, so requests may count for a second longer.
-            asked = sum(at > now - WINDOW - 1 for at in requests)
+            asked = sum(at > now - WINDOW for at in requests)
             assert in_window <= max(FLOOR, 0.05 * asked)
+
+    def test_requests_that_are_out_of_the_window_pay_for_nothing(self):
+        clock = FakeClock()
+        budget = HedgeBudget(clock)
+        for _ in range(1000):
+            budget.request()
+        clock.tick(WINDOW + 0.5)
+        assert sum(budget.take() for _ in range(100)) == FLOOR
 
     def test_a_floor_for_low_traffic_and_none_where_none_is_wanted(self):
         clock = FakeClock()

@@ -28,6 +28,7 @@ from aigateway.messages import Attempt, Completion
 from aigateway.resilience.breaker import CircuitState, Rejected
 from aigateway.resilience.budget import ExtraCalls
 from aigateway.resilience.retry import NobodyLeftError, RetryPolicy, retry_rounds
+from aigateway.routing.alarm import Alarm
 from aigateway.routing.call import FIRST_TOKEN_TIMEOUT, Answer, Call, Surroundings
 from aigateway.routing.hedge import Hedges, Race
 from aigateway.routing.journey import MAY_PASS, Journey, final_error
@@ -91,6 +92,7 @@ class Dispatcher:
         self._clock = around.clock
         self._limiter = around.limiter
         self._emitter = around.emitter
+        self._alarm = Alarm(self._clock, around.limiter.wake)
         self._extra = ExtraCalls(self._clock)
         self._hedges = Hedges(settings, self._clock, self._extra)
         self._retries_per_provider = settings.retries_per_provider
@@ -153,6 +155,7 @@ class Dispatcher:
     async def stop(self) -> None:
         """End every request that is under way with an error that says so, and wait for it."""
         self._stopped = True
+        self._alarm.stop()
         while self._under_way:
             for scope in self._under_way:
                 if not scope.expired():
@@ -226,21 +229,37 @@ class Dispatcher:
         def to_be_looked_at() -> bool:
             found = self._choose(journey)
             # With nobody full any more, waiting has no point: the others were refused meanwhile.
-            return found.provider is not None or not found.full
+            if found.provider is not None or not found.full:
+                return True
+            self._look_again_after(found)
+            return False
 
         if not journey.ticket:
             journey.ticket = self._limiter.ticket()
         passed_over = choice.refused + choice.full
         journey.note(passed_over)
+        self._look_again_after(choice)
         group = (journey.candidates, frozenset(journey.tried), journey.tokens)
-        waits = [f.retry_after_seconds for f in passed_over if f.retry_after_seconds]
-        soonest = min(waits, default=math.inf)
         with contextlib.suppress(TimeoutError):  # the request's own deadline comes as cancellation
-            async with self._clock.timeout(min(soonest, LONGEST_WAIT)):
-                await self._limiter.wait(journey.ticket, group, to_be_looked_at)
+            async with self._clock.timeout(LONGEST_WAIT):
+                try:
+                    await self._limiter.wait(journey.ticket, group, to_be_looked_at)
+                finally:
+                    if not self._limiter.waiting:
+                        self._alarm.stop()
         for waited_for in passed_over:
             if journey.causes.get(waited_for.provider) == waited_for:
                 del journey.causes[waited_for.provider]
+
+    def _look_again_after(self, choice: Choice) -> None:
+        """See that the queue is looked at when the first who was passed over may be asked again."""
+        waits = [
+            cause.retry_after_seconds
+            for cause in choice.refused + choice.full
+            if cause.retry_after_seconds and math.isfinite(cause.retry_after_seconds)
+        ]
+        if waits:
+            self._alarm.within(min(waits))
 
     async def _prepare(self, provider: Provider, journey: Journey) -> None:
         try:

@@ -386,6 +386,20 @@ class TestRates:
         await clock.advance(2)
         assert (await waiting).provider == "a"
 
+    async def test_many_who_wait_are_served_in_order_and_each_wakes_once(self, make, vendor, clock):
+        gateway = make("a", fields={"rpm": 10}, hedge=False, timeout=10_000, attempt_timeout=60)
+        order = []
+
+        async def one(turn):
+            await gateway.chat(f"{turn}")
+            order.append(turn)
+
+        tasks = [asyncio.create_task(one(turn)) for turn in range(200)]
+        await clock.advance(61 * 21)
+        await asyncio.gather(*tasks)
+        assert order == sorted(order)
+        assert vendor.called("a") == 200
+
     async def test_tokens_are_counted_as_the_vendor_does(self, make, vendor, clock):
         gateway = make("a", "b", fields={"tpm": 1000}, hedge=False)
         vendor.script("a", ScriptedStream("x", usage=Usage(899, 1, 900)))

@@ -16,7 +16,18 @@ import litellm
 from benchmarks.options import Options
 from benchmarks.report import write
 
-NAMES = ("failover", "overhead", "cache", "breaker", "loop", "start")
+NAMES = (
+    "failover",
+    "hang",
+    "tail",
+    "storm",
+    "overhead",
+    "stream",
+    "cache",
+    "breaker",
+    "loop",
+    "start",
+)
 
 
 def main() -> None:

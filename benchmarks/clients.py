@@ -150,7 +150,7 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def aigateway_pair(pair: Pair) -> AsyncIterator[Ask]:
+async def aigateway_pair(pair: Pair, **options: Any) -> AsyncIterator[Ask]:
     nobody_listens()
     roots = {"primary": (pair.primary, 2), "backup": (pair.backup, 1)}
     configs = [
@@ -161,6 +161,7 @@ async def aigateway_pair(pair: Pair) -> AsyncIterator[Ask]:
         "attempt_timeout": pair.attempt_timeout,
         "reset_timeout_seconds": pair.reset_seconds,
         "max_open_seconds": pair.reset_seconds,  # the others do not double it either
+        **options,
     }
     async with AsyncGateway(configs, **settings) as gateway:
         await gateway.warmup()
@@ -172,7 +173,7 @@ async def aigateway_pair(pair: Pair) -> AsyncIterator[Ask]:
 
 
 @contextlib.asynccontextmanager
-async def litellm_router_best(pair: Pair) -> AsyncIterator[Ask]:
+async def litellm_router_best(pair: Pair, **options: Any) -> AsyncIterator[Ask]:
     """`order` and a cooldown at the first failure, retries off."""
     with litellm_put_back():
         router = litellm.Router(
@@ -183,6 +184,7 @@ async def litellm_router_best(pair: Pair) -> AsyncIterator[Ask]:
             num_retries=0,
             allowed_fails=0,
             cooldown_time=pair.reset_seconds,
+            **options,
         )
         yield _routed(router, "llm")
 
@@ -257,6 +259,7 @@ def _routed(router: Any, name: str) -> Ask:
 
 
 OURS = "aigateway"
+HEDGED = "aigateway, hedging"
 FLOOR = "raw aiohttp + json"
 SINGLES: Mapping[str, Callable[[str], Client]] = {
     FLOOR: raw_aiohttp,
@@ -266,11 +269,12 @@ SINGLES: Mapping[str, Callable[[str], Client]] = {
     "litellm.Router": litellm_router,
 }
 ROUTER_DEFAULTS = "litellm Router, fallbacks, defaults"
+LANGCHAIN = "LangChain with_fallbacks, retries off"
 ROUTER_BEST = "litellm Router, order + cooldown, retries off"
 PAIRS: Mapping[str, Callable[[Pair], Client]] = {
     OURS: aigateway_pair,
     ROUTER_BEST: litellm_router_best,
-    "LangChain with_fallbacks, retries off": langchain_fallbacks,
+    LANGCHAIN: langchain_fallbacks,
     "pydantic-ai FallbackModel, retries off": pydantic_ai_fallback,
     ROUTER_DEFAULTS: litellm_router_defaults,
 }

@@ -11,16 +11,17 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 from aiohttp import web
+
+from benchmarks.process import running
 
 TEXT = "The answer is four. " * 5
 NAMES = ("primary", "backup")
@@ -76,10 +77,15 @@ FAILURES = {
 }
 
 
+TAIL = (0.02, 2.0)
+"""In mode `tail`: the share of answers that are slow, and the seconds they take."""
+
+
 class Upstream:
     """One vendor: a port, what it does now, and what it saw since that was last said."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
         self.mode = "ok"
         self.delay = 0.0
         self.port = 0
@@ -88,6 +94,7 @@ class Upstream:
         self.first_answer: float | None = None
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Transport] = set()
+        self._chance = random.Random()
 
     async def listen(self) -> None:
         """Open the port; the same one again after a refusal."""
@@ -108,6 +115,7 @@ class Upstream:
         elif mode != "refuse" and self._server is None:
             await self.listen()
         self.received, self.first_answer = 0, None
+        self._chance.seed(self._seed)  # so that everybody meets the same slow answers
         self.changed_at = asyncio.get_running_loop().time()
 
     def state(self) -> dict[str, Any]:
@@ -126,6 +134,8 @@ class Upstream:
             await asyncio.sleep(60)
         if self.mode == "reset" and request.transport is not None:
             _reset(request.transport)
+        elif self.mode == "tail" and self._chance.random() < TAIL[0]:
+            await asyncio.sleep(TAIL[1])
         elif self.delay:
             await asyncio.sleep(self.delay)
         if self.first_answer is None:
@@ -147,7 +157,7 @@ def _wire(path: str) -> str:
 
 
 async def serve() -> None:
-    upstreams = {name: Upstream() for name in NAMES}
+    upstreams = {name: Upstream(seed) for seed, name in enumerate(NAMES)}
     for upstream in upstreams.values():
         await upstream.listen()
 
@@ -176,26 +186,12 @@ class Servers:
     @contextlib.asynccontextmanager
     async def started(cls) -> AsyncIterator[Self]:
         """Run the process for as long as the context lasts."""
-        process = subprocess.Popen(  # noqa: ASYNC220 - nothing is measured meanwhile
-            [sys.executable, "-m", "benchmarks.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parent.parent,
-        )
-        try:
-            ports = json.loads(process.stdout.readline())  # type: ignore[union-attr]
+        with running("benchmarks.server") as ports:
             async with aiohttp.ClientSession() as session:
                 yield cls(ports, session)
-        finally:
-            process.stdin.close()  # type: ignore[union-attr]
-            try:
-                process.wait(3)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
     async def set(self, name: str, mode: str = "ok", delay: float = 0.0) -> None:
-        """Make an upstream behave so from now on: ok, 500, 429, refuse, reset or hang."""
+        """Make an upstream behave so from now on: ok, 500, 429, refuse, reset, hang, tail."""
         order = {"name": name, "mode": mode, "delay": delay}
         async with self._session.post(self._control, json=order) as answer:
             answer.raise_for_status()

@@ -81,6 +81,7 @@ class Call:
     Attributes:
         provider: Who is asked.
         limit: Seconds it may take.
+        patience: Seconds after which the provider is slower than it usually is.
         over: It has been settled.
     """
 
@@ -96,6 +97,7 @@ class Call:
         "_watched",
         "limit",
         "over",
+        "patience",
         "provider",
     )
 
@@ -118,6 +120,7 @@ class Call:
         self._watched = pace.watch.begin()
         self._began = around.clock.now()
         self.limit = math.inf
+        self.patience = math.inf
         self.over = False
         around.limiter.take(self._slots)
 
@@ -206,8 +209,8 @@ class Call:
     def outrun(self) -> None:
         """Another attempt answered first, and this one is cancelled.
 
-        Whether it would have answered nobody knows. If the provider answers nobody else until its
-        time would have been over, it counts as a failure after all.
+        Whether it would have answered nobody knows. If it was late already, and the provider
+        answers nobody else until its time would have been over, it counts as a failure after all.
         """
         provider, journey, permit = self.provider, self._journey, self._permit
 
@@ -219,7 +222,8 @@ class Call:
                 permit.release()
 
         provider.gates.leave(self._entry)
-        if provider.breaker.state is CircuitState.CLOSED:
+        late = self.seconds() >= self.patience
+        if late and provider.breaker.state is CircuitState.CLOSED:
             self._pace.watch.outrun(self._watched, self._began + self.limit, settle)
         else:
             self._pace.watch.ended(self._watched)

@@ -323,7 +323,7 @@ class Dispatcher:
     async def _race(
         self, call: Call, journey: Journey, operation: Operation[A]
     ) -> tuple[Call, A] | None:
-        delay = self._hedges.delay(operation.pace(call.provider))
+        delay = call.patience = self._hedges.delay(operation.pace(call.provider))
 
         def second() -> Call | None:
             other = self._choose(journey).provider
@@ -334,10 +334,15 @@ class Dispatcher:
                 or not self._hedges.may()
             ):
                 return None
-            self._emitter.emit(
-                RequestHedged(journey.request_id, call.provider.name, other.name, round(delay, 6))
-            )
-            return self._begin(other, journey, operation)
+            rival = self._begin(other, journey, operation)
+            if rival is not None:
+                rival.patience = self._hedges.delay(operation.pace(other))
+                self._emitter.emit(
+                    RequestHedged(
+                        journey.request_id, call.provider.name, other.name, round(call.seconds(), 6)
+                    )
+                )
+            return rival
 
         race = Race(
             lambda runner: self._attempt(runner, journey, operation),

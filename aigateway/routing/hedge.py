@@ -19,6 +19,9 @@ from aigateway.settings import GatewaySettings
 
 __all__ = ["Hedges", "Race"]
 
+_ASK_AGAIN = 0.05
+"""Least seconds between two looks for somebody to ask meanwhile."""
+
 A = TypeVar("A", bound=Answer)
 
 
@@ -75,8 +78,8 @@ class Race(Generic[A]):
         Args:
             call: The first one; it runs from now on.
             clock: For the delay.
-            delay: Seconds after which `second` is asked for another call.
-            second: Begins it, or says None.
+            delay: Seconds after which `second` is asked for another call, and asked again.
+            second: Begins it, or says None: nobody is free just now, or the budget is used up.
 
         Returns:
             The call that won and its answer, not settled yet; None if all failed.
@@ -84,10 +87,12 @@ class Race(Generic[A]):
         self._start(call)
         won = False
         try:
-            if not await self._is_over_within(delay, clock):
+            while not await self._is_over_within(delay, clock):
                 other = second()
                 if other is not None:
                     self._start(other)
+                    break
+                delay = max(delay, _ASK_AGAIN)
             while self._runners:
                 done, _ = await asyncio.wait(self._runners, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:

@@ -142,6 +142,30 @@ class TestChat:
         vendor.script("b", K.SERVER_ERROR)
         assert (await ask(gateway, clock, 2.1)).provider == "c"
 
+    async def test_a_backup_that_loses_after_a_moment_is_never_blamed_for_it(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", "b", attempt_timeout=2, hedge_delay_seconds=0.05)
+        vendor.always("a", slow(clock, 0.06))
+        vendor.always("b", slow(clock, 0.05))
+        for turn in range(9):
+            assert (await ask(gateway, clock, 0.1, f"{turn}")).provider == "a"
+        assert provider(gateway, "b")["failures"] == {"outrun": 9}
+        await clock.advance(60)
+        await ask(gateway, clock, 0.1)
+        assert provider(gateway, "b")["circuit_state"] == "closed"
+        assert provider(gateway, "b")["consecutive_failures"] == 0
+
+    async def test_a_hedge_that_was_not_to_be_had_is_asked_for_again(self, make, vendor, clock):
+        gateway = make("a", "b", fields={"max_concurrency": 1})
+        vendor.script("b", slow(clock, 2.5))
+        busy = asyncio.create_task(gateway.chat("busy", model="b", hedge=False))
+        await clock.settle()
+        vendor.script("a", slow(clock, 30))
+        reply = await ask(gateway, clock, 3.1)
+        assert reply.provider == "b"
+        await busy
+
     async def test_a_refusal_of_the_request_ends_both(self, make, vendor, clock):
         gateway = make()
         vendor.script("a", slow(clock, 30))

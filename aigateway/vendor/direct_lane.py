@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -254,7 +253,7 @@ class DirectClient:
                 if completion is None or self._needs_whole(completion):
                     response = translation.answer(request, sent, received)
                     completion = completion_from(response, model=self._config.model, status=status)
-                return replace(completion, cost_usd=self._cost(response, completion))
+                return completion.priced(self._cost(response, completion))
             except VendorCallError as error:
                 failure = error.failure
             except Exception as error:  # noqa: BLE001 - the body says what it is

@@ -59,7 +59,11 @@ def _value(variable: ContextVar[_T], value: _T) -> Iterator[None]:
 
 def has_callbacks(litellm: ModuleType) -> bool:
     """Whether the user has registered callbacks with litellm, which are to see our calls too."""
-    return any(_users(getattr(litellm, name, None)) for name in _CALLBACKS)
+    for name in _CALLBACKS:  # at every call, so without a generator
+        callbacks = getattr(litellm, name, None)
+        if callbacks and _users(callbacks):
+            return True
+    return False
 
 
 def _users(callbacks: Any) -> bool:

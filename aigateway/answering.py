@@ -48,6 +48,9 @@ __all__ = ["Answering"]
 
 _TOOLS = frozenset({"functions", "tools"})
 
+_PIECES_AT_ONCE = 256
+"""Pieces of a remembered answer after which others on the event loop have their turn."""
+
 
 class Answering:
     """Answers the requests of one gateway, on one event loop.
@@ -106,22 +109,25 @@ class Answering:
     ) -> AsyncGenerator[Chunk, None]:
         """The chunks of one stream; when the content is through, `outcome` has the response."""
         with self._ledger.open(request, request.agent) as began:
-            response = self._replayed(request, began)
+            key = self._key(request)
+            response = self._replayed(key, request, began)
             if response is None:
                 run = self._stream_run(request, resume, began)
                 try:
                     async with contextlib.aclosing(run.chunks()) as chunks:
                         async for chunk in chunks:
                             yield chunk
-                    response = self._run_to_its_end(request, began, run)
+                    response = self._run_to_its_end(key, request, began, run)
                 except (AllProvidersFailedError, DeadlineExceededError):
-                    response = self._replayed(request, began, stale=True)
+                    response = self._replayed(key, request, began, stale=True)
                     if response is None:
                         raise
         outcome.response = response
         if response.cached:
-            for chunk in pieces(response.completion):
+            for count, chunk in enumerate(pieces(response.completion), 1):
                 yield chunk
+                if count % _PIECES_AT_ONCE == 0:
+                    await asyncio.sleep(0)
         for chunk in endings(response.completion):
             yield chunk
 
@@ -131,9 +137,9 @@ class Answering:
         await self._flights.aclose()
 
     async def _answer(self, request: ChatRequest, began: float) -> ChatResponse:
-        if not self._settings.cache_enabled or request.cache is False:
+        key = self._key(request)
+        if key is None:
             return self._fresh(request, began, await self._dispatch(request, began))
-        key = cache_key(request)
         # Two classes may share a schema and still judge differently, so each looks for itself.
         model = request.response_model
         if request.cache is True:
@@ -208,13 +214,18 @@ class Answering:
 
         return await self._dispatcher.dispatch(self._journey(request, began), Operation(ask))
 
+    def _key(self, request: ChatRequest) -> str | None:
+        """The cache key, where the cache is of use."""
+        if not self._settings.cache_enabled or request.cache is False:
+            return None
+        return cache_key(request)
+
     def _replayed(
-        self, request: ChatRequest, began: float, *, stale: bool = False
+        self, key: str | None, request: ChatRequest, began: float, *, stale: bool = False
     ) -> ChatResponse | None:
         """A remembered answer for a stream, if there is one."""
-        if not self._settings.cache_enabled or request.cache is not True:
+        if key is None or request.cache is not True:
             return None
-        key = cache_key(request)
         remembered = self._cache.lookup_stale(key) if stale else self._cache.lookup(key)
         if remembered is None or not fits(request.response_model, remembered.completion):
             return None
@@ -232,11 +243,13 @@ class Answering:
             resume=resume,
         )
 
-    def _run_to_its_end(self, request: ChatRequest, began: float, run: StreamRun) -> ChatResponse:
+    def _run_to_its_end(
+        self, key: str | None, request: ChatRequest, began: float, run: StreamRun
+    ) -> ChatResponse:
         served = run.served
         assert served is not None  # noqa: S101 - its chunks have come to their end
-        if self._settings.cache_enabled and request.cache is not False and not run.resumed:
-            self._remember(cache_key(request), request, served)
+        if key is not None and not run.resumed:
+            self._remember(key, request, served)
         response = self._fresh(request, began, served)
         first = run.first_content_at
         return replace(

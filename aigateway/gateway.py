@@ -6,7 +6,6 @@ It wires the rooms together and holds no policy. The way of a request is `answer
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import weakref
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -79,7 +78,7 @@ class AsyncGateway:
         self._make_client = vendor or _litellm_clients(self.settings)
         self._ledger = Ledger(clock, self._emitter)
         self._roster = Roster()
-        self._network = Reachability()
+        self._network = Reachability(clock)
         self._streams: weakref.WeakSet[ChatStream] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -210,7 +209,7 @@ class AsyncGateway:
             StreamInterruptedError: While iterating: it broke after its first content.
             GatewayError: While iterating, before the first content: as `chat`.
         """
-        if resume not in {None, "continue", "restart"}:
+        if resume is not None and resume not in ("continue", "restart"):
             raise RequestRejectedError('resume must be None, "continue" or "restart".')
         request = self._request(
             prompt_or_messages,
@@ -372,8 +371,7 @@ class AsyncGateway:
             return
         await self._answering.stop()
         for stream in list(self._streams):
-            with contextlib.suppress(RuntimeError):  # somebody reads it just now, and gets an error
-                await stream.shut()
+            await stream.shut()
         await asyncio.gather(*self._retiring, *(provider.aclose() for provider in self._roster))
 
     def _enter_loop(self) -> None:
@@ -407,8 +405,8 @@ class AsyncGateway:
 def _without_stream_options(params: dict[str, Any]) -> dict[str, Any]:
     """What callers of other libraries add to get a stream with usage, which this one is anyway."""
     kept = dict(params)
-    if kept.get("stream") is True:
-        del kept["stream"]
+    if kept.pop("stream", True) is not True:
+        raise RequestRejectedError("stream() streams: leave `stream` out, or call chat().")
     options = kept.get("stream_options")
     if isinstance(options, Mapping) and options.keys() <= {"include_usage"}:
         del kept["stream_options"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from types import TracebackType
@@ -38,29 +39,56 @@ class ChatStream:
     or by `aclose()`, and soon after `break`, when nothing refers to the stream any more.
     """
 
-    __slots__ = ("__weakref__", "_begin", "_chunks", "_outcome", "_over", "_shut")
+    __slots__ = (
+        "__weakref__",
+        "_begin",
+        "_chunks",
+        "_left",
+        "_outcome",
+        "_reader",
+        "_shut",
+        "_step_over",
+    )
 
     def __init__(self, begin: Callable[[], AsyncGenerator[Chunk, None]], outcome: Outcome) -> None:
         self._begin = begin
         self._chunks: AsyncGenerator[Chunk, None] | None = None
         self._outcome = outcome
-        self._over = False
-        self._shut = False
+        self._left = False  # by `aclose`
+        self._shut = False  # by the gateway
+        self._reader: asyncio.Task[object] | None = None
+        self._step_over: asyncio.Event | None = None  # for those who wait for the reader
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Chunk:
+        if self._reader is not None:
+            raise GatewayError("Another task is reading this stream; one at a time can.")
         if self._chunks is None:
-            if self._over:
+            if self._left:
                 raise StopAsyncIteration
             self._chunks = self._begin()
+        self._reader = asyncio.current_task()
         try:
             return await anext(self._chunks)
         except StopAsyncIteration:
-            if self._shut and self._outcome.response is None:
-                raise GatewayError("The gateway was closed while it streamed.") from None
+            self._refuse_half_an_answer()
             raise
+        except asyncio.CancelledError:
+            if not self._left or self._reader is None or self._reader.uncancel():
+                raise
+        finally:
+            self._reader = None
+            if self._step_over is not None:
+                self._step_over.set()
+        raise StopAsyncIteration  # another task has called `aclose`
+
+    def _refuse_half_an_answer(self) -> None:
+        """Let nobody take a stream that was cut for one that has come to its end."""
+        if self._outcome.response is None and not self._left:
+            why = "was closed" if self._shut else "lost this stream: its reader was cancelled"
+            raise GatewayError(f"The gateway {why} while it streamed.") from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,15 +102,22 @@ class ChatStream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Leave the stream and close the vendor's connection. May be called more than once."""
-        self._over = True
-        if self._chunks is not None:
+        """Leave the stream and close the vendor's connection. May be called more than once.
+
+        If another task is waiting for a chunk, its iteration ends.
+        """
+        self._left = True
+        if self._reader is not None and self._reader is not asyncio.current_task():
+            self._step_over = asyncio.Event()
+            self._reader.cancel()
+            await self._step_over.wait()
+        elif self._chunks is not None:
             await self._chunks.aclose()
 
     async def shut(self) -> None:
-        """Close it because the gateway closes: whoever still reads gets an error."""
+        """Close it because the gateway closes: whoever reads it gets an error."""
         self._shut = True
-        if self._chunks is not None:
+        if self._chunks is not None and self._reader is None:
             await self._chunks.aclose()
 
     @property

@@ -58,6 +58,13 @@ def silence():
     return asyncio.Event().wait()
 
 
+def silence_until(clock, seconds):
+    async def wait():
+        await clock.sleep(seconds)
+
+    return wait
+
+
 def state_of(gateway, name):
     return next(p for p in gateway.providers if p.name == name)
 
@@ -275,6 +282,28 @@ class TestAfterTheFirstContent:
             await reading
         assert raised.value.causes[-1].kind is K.TIMEOUT
 
+    @pytest.mark.parametrize("over", [False, True])
+    async def test_pings_are_no_content(self, make, vendor, clock, over):
+        async def ping():
+            await clock.sleep(3)
+
+        vendor.script("a", ScriptedStream("Once", *[ping] * 100, "late"))
+        gateway = make("a", idle_timeout=10, chat_over_stream=over, timeout=1000)
+        asking = asyncio.create_task(gateway.chat("hi") if over else read(gateway.stream("hi")))
+        await clock.advance(10.1)
+        with pytest.raises(AllProvidersFailedError if over else StreamInterruptedError):
+            await asking
+
+    async def test_what_should_not_come_through_is_a_break_too(self, make, vendor):
+        async def bug():
+            raise KeyError("x")
+
+        vendor.script("a", ScriptedStream("Once", bug))
+        gateway = make()
+        _, error = await broken(gateway.stream("hi"))
+        assert error.causes[-1].kind is K.UNKNOWN
+        assert gateway.get_metrics()["providers"]["a"]["consecutive_failures"] == 1
+
     async def test_a_slow_reader_is_not_a_silent_vendor(self, make, vendor, clock):
         vendor.script("a", ScriptedStream("a", "b", "c"))
         gateway = make(idle_timeout=4)
@@ -320,12 +349,44 @@ class TestRestart:
         ]
         assert balanced(gateway)
 
+    @pytest.mark.parametrize("how", ["aclose", "break", "error"])
+    async def test_leaving_at_the_mark_leaves_nothing(self, make, vendor, how):
+        class WipedError(Exception):
+            pass
+
+        vendor.script("a", ScriptedStream("Once", K.CONNECTION))
+        vendor.script("b", ScriptedStream("There", silence))
+        gateway = make("a", "b")
+        try:
+            async with gateway.stream("hi", resume="restart") as stream:
+                async for chunk in stream:
+                    if chunk.restarted:
+                        if how == "error":
+                            raise WipedError  # noqa: TRY301 - an application's own
+                        if how == "aclose":
+                            await stream.aclose()
+                        break
+        except WipedError:
+            assert how == "error"
+        assert vendor.open_streams == 0
+        assert gateway.get_metrics()["in_flight"] == 0
+        assert state_of(gateway, "b").in_flight == 0
+        assert balanced(gateway)
+
+    async def test_one_that_refuses_the_request_does_not_keep_it_from_the_next(self, make, vendor):
+        vendor.script("a", ScriptedStream("Once", K.CONNECTION))
+        vendor.script("b", K.REJECTED)
+        stream = make().stream("hi", resume="restart")
+        await read(stream)
+        assert stream.response.provider == "c"
+
     async def test_where_nobody_is_left_the_first_break_is_raised_and_no_mark(self, make, vendor):
         vendor.script("a", ScriptedStream("Once", K.CONNECTION))
         vendor.always("b", K.SERVER_ERROR)
         gateway = make("a", "b")
         came, error = await broken(gateway.stream("hi", resume="restart"))
         assert (error.provider, error.text) == ("a", "Once")
+        assert [str(cause) for cause in error.causes] == ["b: server_error", "a: connection"]
         assert not any(chunk.restarted for chunk in came)
 
     async def test_a_provider_that_broke_is_not_asked_again(self, make, vendor):
@@ -412,6 +473,22 @@ class TestCircuit:
         assert state_of(gateway, "a").circuit_state is CircuitState.OPEN
         assert gateway.get_metrics()["providers"]["a"]["attempts"] == 2
 
+    async def test_who_waits_for_a_probe_goes_on_at_its_first_content(self, make, vendor, clock):
+        gateway = make("a", failure_threshold=1)
+        vendor.script("a", K.SERVER_ERROR, ScriptedStream(silence_until(clock, 5), "x", silence))
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("hi")
+        clock.tick(61)
+        stream = gateway.stream("1")
+        probing = asyncio.create_task(anext(stream))
+        await clock.settle()
+        waiting = asyncio.create_task(gateway.chat("2"))
+        await clock.advance(5.1)
+        assert (await probing).text == "x"
+        await clock.settle()
+        assert (await waiting).provider == "a"
+        await stream.aclose()
+
     async def test_five_breaks_in_a_row_open_it(self, make, vendor):
         gateway = make()
         vendor.always("a", ScriptedStream("x", K.CONNECTION))
@@ -472,6 +549,42 @@ class TestLeaving:
         assert metrics["providers"]["a"]["failures"] == {"cancelled": 1}
         assert (metrics["cancelled"], metrics["in_flight"]) == (1, 0)
         assert balanced(gateway)
+
+    async def test_another_task_may_close_it_under_the_reader(self, make, vendor):
+        gateway = make()
+        vendor.script("a", ScriptedStream("x", silence))
+        stream = gateway.stream("hi")
+        reading = asyncio.create_task(read(stream))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await stream.aclose()
+        assert vendor.open_streams == 0
+        assert text_of(await reading) == "x"
+        with pytest.raises(GatewayError, match="no whole answer"):
+            _ = stream.response
+        assert balanced(gateway)
+
+    async def test_only_one_task_can_read(self, make, vendor):
+        vendor.script("a", ScriptedStream("x", silence))
+        stream = make().stream("hi")
+        reading = asyncio.create_task(read(stream))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        with pytest.raises(GatewayError, match="Another task"):
+            await anext(stream)
+        await stream.aclose()
+        await reading
+
+    async def test_after_a_cancelled_read_half_an_answer_is_not_taken_for_a_whole_one(
+        self, make, vendor
+    ):
+        vendor.script("a", ScriptedStream("x", silence))
+        stream = make().stream("hi")
+        await anext(stream)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.01)
+        with pytest.raises(GatewayError, match="cancelled"):
+            await anext(stream)
 
     async def test_one_that_was_never_read_was_never_asked(self, make, vendor):
         gateway = make()

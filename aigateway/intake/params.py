@@ -44,7 +44,9 @@ _ELSEWHERE = {
     **dict.fromkeys(("api_base", "base_url"), f"{_BY_CONFIG}(api_base=...)"),
     **dict.fromkeys(("max_retries", "num_retries"), "use GatewaySettings(retry_rounds=...)"),
     **dict.fromkeys(("request_timeout", "stream_timeout"), "use timeout="),
-    **dict.fromkeys(("stream", "stream_options"), "chat() does not stream; leave it out"),
+    **dict.fromkeys(
+        ("stream", "stream_options"), "leave it out; gateway.stream() streams, chat() does not"
+    ),
     **{name: f"{_BY_CONFIG}({name}=...)" for name in ("api_key", "api_version")},
     "caching": 'use cache=True, False or "refresh"',
     "client": f"{_BY_GATEWAY}; it keeps its own connections",

@@ -15,6 +15,9 @@ from aigateway.errors import OverloadedError
 
 __all__ = ["Limiter", "Slots"]
 
+_MOST_GONE = 256
+"""Waiters that left and may stay in the heaps, so that these are seldom cleared."""
+
 
 class Slots:
     """The places of one provider. `limit=None` means as many as are asked for."""
@@ -63,7 +66,7 @@ class Limiter:
         max_queue: Requests that may wait; one more gets `OverloadedError`.
     """
 
-    __slots__ = ("_groups", "_max_queue", "_slots", "_tickets", "_waiting", "_woken")
+    __slots__ = ("_gone", "_groups", "_max_queue", "_slots", "_tickets", "_waiting", "_woken")
 
     def __init__(self, limit: int, max_queue: int) -> None:
         self._slots = Slots(limit)
@@ -71,6 +74,7 @@ class Limiter:
         self._tickets = 0
         self._groups: dict[Hashable, list[_Waiter]] = {}  # heaps by ticket
         self._waiting = 0
+        self._gone = 0  # at most this many in the heaps wait no more
         self._woken = 0  # waiters that were told to go and have not run yet
 
     @property
@@ -137,6 +141,9 @@ class Limiter:
             if waiter.woken.cancelled():
                 self._waiting -= 1  # its place in the heap is cleared when it comes up
                 self._tidy(group)
+                self._gone += 1
+                if self._gone > _MOST_GONE + self._waiting:
+                    self._clear()
             else:
                 self._woken -= 1
                 # What it was woken for may be of use to the next, if this one is cancelled now.
@@ -155,6 +162,15 @@ class Limiter:
             self._waiting -= 1
             self._woken += 1
             earliest.woken.set_result(None)
+
+    def _clear(self) -> None:
+        """Take those who wait no more out of the heaps: somebody patient may stand before them."""
+        self._gone = 0
+        for group, heap in list(self._groups.items()):
+            heap[:] = [waiter for waiter in heap if not waiter.woken.done()]
+            heapq.heapify(heap)
+            if not heap:
+                del self._groups[group]
 
     def _tidy(self, group: Hashable) -> _Waiter | None:
         """The first of a group that is still waiting; an empty group goes."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from aigateway.clock import Clock
+
 __all__ = ["Reachability"]
+
+
+RECENT = 60.0
+"""Seconds for which an answer proves that the network is up. One from before proves nothing."""
 
 
 class Reachability:
@@ -12,10 +18,11 @@ class Reachability:
     the others unreachable, and if it answers the network is up again.
     """
 
-    __slots__ = ("_down", "_up")
+    __slots__ = ("_clock", "_down", "_up")
 
-    def __init__(self) -> None:
-        self._up: set[str] = set()
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._up: dict[str, float] = {}  # when each last answered
         self._down: set[str] = set()
 
     @property
@@ -25,22 +32,23 @@ class Reachability:
 
     @property
     def network_is_down(self) -> bool:
-        """Whether two or more could not be connected to, and nobody could."""
-        return len(self._down) > 1 and not self._up
+        """Whether two or more could not be connected to, and nobody has answered of late."""
+        since = self._clock.now() - RECENT
+        return len(self._down) > 1 and not any(at > since for at in self._up.values())
 
     def reached(self, name: str) -> None:
         """It answered something."""
-        self._up.add(name)
+        self._up[name] = self._clock.now()
         if self._down:
             self._down.discard(name)
 
     def unreachable(self, name: str) -> bool:
         """No connection could be made; says whether that is the network's fault."""
-        self._up.discard(name)
+        self._up.pop(name, None)
         self._down.add(name)
         return self.network_is_down
 
     def forget(self, name: str) -> None:
         """It is a provider no more."""
-        self._up.discard(name)
+        self._up.pop(name, None)
         self._down.discard(name)

@@ -142,12 +142,12 @@ class Call:
         The permit of a probe is settled. What may break later is counted under one of its own.
         """
         self.provider.first_contents_seen.add(self._answers())
-        breaker = self.provider.breaker
-        if breaker.state is CircuitState.HALF_OPEN:
+        if self._permit.probe:
             self._permit.success()
-            permit = breaker.acquire()
+            permit = self.provider.breaker.acquire()
             if not isinstance(permit, Rejected):
                 self._permit = permit
+        self._around.limiter.wake()  # somebody may have waited for this verdict
 
     def stream_ended(self, answer: Answer) -> None:
         """A stream that had given its first content came to its proper end."""
@@ -187,7 +187,9 @@ class Call:
                 seconds,
             )
         )
-        self._leave(0 if part is None else part.usage.total_tokens or None)
+        # What timed out has very likely been counted by the vendor.
+        refused = part is None and failure.kind is not FailureKind.TIMEOUT
+        self._leave(0 if refused else (part and part.usage.total_tokens) or None)
         return verdict
 
     def cut_short(self) -> None:
@@ -222,8 +224,8 @@ class Call:
                 permit.release()
 
         provider.gates.leave(self._entry)
-        late = self.seconds() >= self.patience
-        if late and provider.breaker.state is CircuitState.CLOSED:
+        if self.seconds() >= self.patience:
+            # A probe's place is kept as well: else the next request would probe at once.
             self._pace.watch.outrun(self._watched, self._began + self.limit, settle)
         else:
             self._pace.watch.ended(self._watched)

@@ -32,7 +32,7 @@ from aigateway.routing.alarm import Alarm
 from aigateway.routing.call import FIRST_TOKEN_TIMEOUT, Answer, Call, Surroundings
 from aigateway.routing.hedge import Hedges, Race
 from aigateway.routing.journey import MAY_PASS, Journey, final_error
-from aigateway.routing.plan import Choice, choose, take_turn
+from aigateway.routing.plan import Choice, busy, choose, take_turn
 from aigateway.routing.provider import Pace, Provider
 from aigateway.settings import GatewaySettings
 from aigateway.vendor.client import Failure, VendorCallError, VendorClient
@@ -136,12 +136,17 @@ class Dispatcher:
         if self._stopped:
             work.close()
             self.refuse_if_stopped()
-        async with self._clock.timeout(seconds) as scope:
-            self._under_way.add(scope)
-            try:
-                return await work
-            finally:
-                self._under_way.discard(scope)
+        try:
+            async with self._clock.timeout(seconds) as scope:
+                self._under_way.add(scope)
+                try:
+                    return await work
+                finally:
+                    self._under_way.discard(scope)
+        except TimeoutError:
+            if not self._stopped:
+                raise
+        raise GatewayError("The gateway was closed while it streamed.")
 
     def refuse_if_stopped(self) -> None:
         """Raise if the gateway is closed.
@@ -207,7 +212,9 @@ class Dispatcher:
                 await self._wait_for_place(journey, choice)
                 continue
             if not provider.prepared:
-                await self._prepare(provider, journey)
+                if not await self._prepare(provider):
+                    journey.tried.add(provider.name)
+                    journey.note([ProviderFailure(provider.name, FailureKind.UNKNOWN)])
                 continue  # that may have taken seconds: look again
             if extra and not self._extra.take():
                 raise NobodyLeftError(tuple(journey.causes.values()), None)
@@ -238,8 +245,13 @@ class Dispatcher:
             journey.ticket = self._limiter.ticket()
         passed_over = choice.refused + choice.full
         journey.note(passed_over)
+        left = journey.deadline - self._clock.now()
+        if all(
+            cause.retry_after_seconds and cause.retry_after_seconds > left for cause in passed_over
+        ):
+            raise self._nobody_left(journey)  # waiting would only use the time up
         self._look_again_after(choice)
-        group = (journey.candidates, frozenset(journey.tried), journey.tokens)
+        group = (journey.candidates, frozenset(journey.tried), journey.tokens.bit_length())
         with contextlib.suppress(TimeoutError):  # the request's own deadline comes as cancellation
             async with self._clock.timeout(LONGEST_WAIT):
                 try:
@@ -261,13 +273,13 @@ class Dispatcher:
         if waits:
             self._alarm.within(min(waits))
 
-    async def _prepare(self, provider: Provider, journey: Journey) -> None:
+    async def _prepare(self, provider: Provider) -> bool:
         try:
             await provider.prepare()
         except Exception as exc:  # noqa: BLE001 - whatever it is, the others may still answer
             _log.warning("Provider %s cannot be prepared: %s.", provider.name, type(exc).__name__)
-            journey.tried.add(provider.name)
-            journey.note([ProviderFailure(provider.name, FailureKind.UNKNOWN)])
+            return False
+        return True
 
     async def _ask_again(
         self, provider: Provider, journey: Journey, operation: Operation[A]
@@ -277,14 +289,20 @@ class Dispatcher:
             cause = journey.causes.get(provider.name)
             if cause is None or cause.kind not in MAY_PASS:
                 return None
-            wait = self._retries.pause(
-                retry, cause.retry_after_seconds or 0.0, self._clock.random()
-            )
+            refusal = provider.refusal()
+            if refusal is not None and refusal.kind is not FailureKind.COOLING_DOWN:
+                return None
+            hint = cause.retry_after_seconds or (refusal.retry_after_seconds if refusal else None)
+            wait = self._retries.pause(retry, hint or 0.0, self._clock.random())
             left = journey.deadline - self._clock.now()
-            if wait > self._retries.max_wait or wait >= left or not self._extra.take():
+            if wait > self._retries.max_wait or wait >= left or self._extra.balance < 1:
                 return None
             await self._clock.sleep(wait)
-            if provider.refusal() is not None or not self._limiter.has_place(provider.slots):
+            if (
+                provider.refusal() is not None
+                or busy(provider, self._limiter.has_place, journey.tokens) is not None
+                or not self._extra.take()
+            ):
                 return None
             call = self._begin(provider, journey, operation)
             served = None if call is None else await self._ask(call, journey, operation)
@@ -324,15 +342,13 @@ class Dispatcher:
         self, call: Call, journey: Journey, operation: Operation[A]
     ) -> tuple[Call, A] | None:
         delay = call.patience = self._hedges.delay(operation.pace(call.provider))
+        for provider in journey.candidates:
+            if not provider.prepared:
+                self._prepare_meanwhile(provider)
 
         def second() -> Call | None:
-            other = self._choose(journey).provider
-            if (
-                other is None
-                or other.breaker.state is not CircuitState.CLOSED
-                or other.suspected
-                or not self._hedges.may()
-            ):
+            other = self._healthy_one(journey)
+            if other is None or not self._hedges.may():
                 return None
             rival = self._begin(other, journey, operation)
             if rival is not None:
@@ -350,6 +366,32 @@ class Dispatcher:
             self._losers,
         )
         return await race.run(call, self._clock, delay, second)
+
+    def _healthy_one(self, journey: Journey) -> Provider | None:
+        """Who else could be asked, without a probe, a check or a wait."""
+        unfit = set(journey.tried)
+        for provider in journey.candidates:
+            if (
+                not provider.prepared
+                or provider.breaker.state is not CircuitState.CLOSED
+                or provider.gates.disabled_reason is not None
+                or provider.seems_to_hang()
+            ):
+                unfit.add(provider.name)
+        tried, journey.tried = journey.tried, unfit
+        try:
+            return self._choose(journey).provider
+        finally:
+            journey.tried = tried
+
+    def _prepare_meanwhile(self, provider: Provider) -> None:
+        """Prepare a provider that may be wanted soon; once at a time."""
+        name = f"aigateway-prepare-{provider.name}"
+        if any(task.get_name() == name for task in self._losers):
+            return
+        task = asyncio.create_task(self._prepare(provider), name=name)
+        self._losers.add(task)
+        task.add_done_callback(self._losers.discard)
 
     async def _attempt(self, call: Call, journey: Journey, operation: Operation[A]) -> A | None:
         """Wait for one call. What it brings is not settled yet.
@@ -410,20 +452,22 @@ class Dispatcher:
         verdict = call.failed(failure, unusable)
         if verdict.failover is Failover.LARGER_WINDOW:
             journey.candidates = await self._with_larger_window(call.provider, journey)
-        elif verdict.failover is Failover.NEVER and not self._go_on_after.get(failure.kind):
+        elif verdict.failover is Failover.NEVER and not (
+            journey.lenient or self._go_on_after.get(failure.kind)
+        ):
             raise final_error(tuple(journey.causes.values()), failure.kind)
 
     async def _with_larger_window(
         self, provider: Provider, journey: Journey
     ) -> tuple[Provider, ...]:
         """The candidates that are known to take more input than `provider` does."""
-        limit = provider.client.max_input_tokens
-        larger = []
-        for other in journey.candidates:
-            if not other.prepared:
-                await self._prepare(other, journey)
-            if other.prepared and limit and (other.client.max_input_tokens or 0) > limit:
-                larger.append(other)
+        limit = provider.client.max_input_tokens or math.inf
+        larger = [
+            other
+            for other in journey.candidates
+            if (other.prepared or await self._prepare(other))
+            and (other.client.max_input_tokens or 0) > limit
+        ]
         if not larger:
             raise final_error(tuple(journey.causes.values()), FailureKind.CONTEXT_WINDOW)
         return tuple(larger)

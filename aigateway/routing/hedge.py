@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from aigateway.clock import Clock
+from aigateway.errors import GatewayError
 from aigateway.resilience.budget import ExtraCalls
 from aigateway.resilience.hedging import HedgeBudget, hedge_delay
 from aigateway.routing.call import Answer, Call
@@ -86,6 +87,7 @@ class Race(Generic[A]):
         """
         self._start(call)
         won = False
+        refusal: GatewayError | None = None
         try:
             while not await self._is_over_within(delay, clock):
                 other = second()
@@ -97,14 +99,20 @@ class Race(Generic[A]):
                 done, _ = await asyncio.wait(self._runners, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     runner = self._runners.pop(task)
-                    answer = task.result()
+                    try:
+                        answer = task.result()
+                    except GatewayError as error:  # the other may take what this one refuses
+                        refusal = error
+                        continue
                     if answer is not None:
                         won = True
                         return runner, answer
-            return None
         finally:
             for task, runner in self._runners.items():
                 self._end(task, runner, won)
+        if refusal is not None:
+            raise refusal
+        return None
 
     def _start(self, call: Call) -> None:
         task = asyncio.create_task(
@@ -126,8 +134,11 @@ class Race(Generic[A]):
         if answer is not None:  # in the same moment as the one that won
             call.answered_too_late(answer)
             self._close(answer)
-        elif lost and not task.done():
-            call.outrun()  # settled now, so that the response can tell of it
+        elif not task.done():  # settled now, so that response or error can tell of it
+            if lost:
+                call.outrun()
+            else:
+                call.cut_short()
 
         def ended(task: asyncio.Task[A | None]) -> None:
             self._losers.discard(task)
@@ -138,8 +149,6 @@ class Race(Generic[A]):
                 else:
                     call.answered_too_late(late)
                 self._close(late)
-            elif not call.over:  # cancelled before it had begun
-                call.cut_short()
 
         self._losers.add(task)
         task.cancel()

@@ -64,6 +64,7 @@ class Journey:
         tried: Names asked in this round.
         set_aside: Names that are not asked in any round.
         blamed: Names whose breaker this request has counted against: at most once each.
+        lenient: A rejection by one provider does not keep it from the others.
         unreachable: Names to which no connection could be made.
         ticket: Its place in the queue for free providers; 0 until it has to wait.
     """
@@ -75,6 +76,7 @@ class Journey:
         "causes",
         "deadline",
         "hedge",
+        "lenient",
         "request_id",
         "set_aside",
         "ticket",
@@ -103,6 +105,7 @@ class Journey:
         self.set_aside: set[str] = set()
         self.blamed: set[str] = set()
         self.unreachable: set[str] = set()
+        self.lenient = False
         self.ticket = 0
 
     def begin_round(self) -> None:

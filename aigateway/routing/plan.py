@@ -19,7 +19,7 @@ from aigateway.errors import (
 from aigateway.resilience.limiter import Slots
 from aigateway.routing.provider import Provider, in_milliseconds
 
-__all__ = ["Choice", "Roster", "choose", "take_turn"]
+__all__ = ["Choice", "Roster", "busy", "choose", "take_turn"]
 
 NO_PROVIDERS = (
     "No provider is configured. Set OPENAI_API_KEY, GEMINI_API_KEY, ANTHROPIC_API_KEY or "
@@ -158,10 +158,10 @@ def choose(
         if refusal is not None:
             (choice.full if _is_probed(refusal) else choice.refused).append(refusal)
             continue
-        busy = _busy(provider, has_place, tokens)
-        if busy is not None:
-            choice.full.append(busy)
-        elif provider.suspected:
+        full = busy(provider, has_place, tokens)
+        if full is not None:
+            choice.full.append(full)
+        elif provider.seems_to_hang():
             suspect = suspect or provider
         elif best is None or _rank(provider) < _rank(best):
             best = provider
@@ -169,7 +169,7 @@ def choose(
     return choice
 
 
-def _busy(
+def busy(
     provider: Provider, has_place: Callable[[Slots], bool], tokens: int
 ) -> ProviderFailure | None:
     """Why a provider that may be asked cannot take one more call just now, or None."""

@@ -74,9 +74,8 @@ class Pace:
         self.latency = RecentLatency()
         self.watch = HangWatch(clock, threshold)
 
-    @property
-    def suspected(self) -> bool:
-        """Whether so many calls are out for so long that the provider seems to hang."""
+    def seems_to_hang(self) -> bool:
+        """Whether too many calls are out for too long. Settles calls that were given up, if due."""
         return self.watch.suspected(self.latency.p95)
 
 
@@ -184,10 +183,10 @@ class Provider:
             )
         return None
 
-    @property
-    def suspected(self) -> bool:
-        """Whether it seems to hang, so that others had better be asked first."""
-        return self.answers.suspected or self.first_contents.suspected
+    def seems_to_hang(self) -> bool:
+        """Whether others had better be asked first. Settles calls that were given up, if due."""
+        answers, first_contents = self.answers.seems_to_hang(), self.first_contents.seems_to_hang()
+        return answers or first_contents
 
     def pause(self) -> float | None:
         """Seconds until the vendor's own limits allow a call again, if it has just said so."""
@@ -227,6 +226,7 @@ class Provider:
         """Let go of the connections without closing them: their event loop is gone."""
         self._client = None
         self.prepared = False
+        self.close_watches()
         self.slots = Slots(self.adaptive.limit)  # what was out settles with the old one
 
     def status(self) -> ProviderStatus:

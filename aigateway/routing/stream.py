@@ -6,13 +6,14 @@ begun anew: what breaks then is raised, or resumed in the way the caller has ask
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, ProviderFailure, StreamInterruptedError
-from aigateway.messages import ChatRequest, Chunk, Completion, Usage
+from aigateway.messages import ChatRequest, Choice, Chunk, Completion, Usage
 from aigateway.routing.call import FIRST_TOKEN_TIMEOUT, Call
 from aigateway.routing.dispatch import Dispatcher, Operation, Served
 from aigateway.routing.journey import Journey
@@ -21,6 +22,10 @@ from aigateway.vendor.client import Failure, VendorCallError, VendorClient, Vend
 from aigateway.vendor.failures import Failover, Verdict
 
 __all__ = ["Resume", "StreamRun", "whole_answer"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Resume = Literal["continue", "restart"]
 """What becomes of a stream that breaks: another provider goes on from the partial text, or begins
@@ -33,6 +38,13 @@ IDLE_TIMEOUT = "idle_timeout"
 """`Failure.code` of a stream that fell silent."""
 
 
+class Bounded(Protocol):
+    """Runs something that raises `TimeoutError` if it takes longer."""
+
+    async def __call__(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
+        """Run it."""
+
+
 class Opened:
     """A stream that has given its first content (or is whole already)."""
 
@@ -43,15 +55,23 @@ class Opened:
         self.first = first
         self.whole = whole
 
+    def part(self) -> Completion:
+        """What has come so far."""
+        try:
+            return self.stream.completion()
+        except Exception as error:  # noqa: BLE001 - the call must be settled all the same
+            _log.warning("A stream cannot tell what came: %s.", type(error).__name__)
+            return Completion("", "", (Choice(),))
+
     @property
     def usage(self) -> Usage:
         """Tokens as far as the vendor has counted."""
-        return self.stream.completion().usage
+        return self.part().usage
 
     @property
     def cost_usd(self) -> float | None:
         """US dollars as far as is known."""
-        return self.stream.completion().cost_usd
+        return self.part().cost_usd
 
 
 async def _opened(client: VendorClient, request: ChatRequest) -> Opened:
@@ -89,17 +109,54 @@ async def whole_answer(
             opened = await _opened(client, request)
     except TimeoutError:
         raise VendorCallError(Failure(FailureKind.TIMEOUT, code=FIRST_TOKEN_TIMEOUT)) from None
+
+    async def bounded(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+        async with clock.timeout(seconds):
+            return await work
+
     try:
         whole = opened.whole
         while not whole:
-            async with clock.timeout(LINGER if opened.stream.finished else idle):
-                whole = await opened.stream.read() is None
-    except TimeoutError:
-        if not opened.stream.finished:
-            raise VendorCallError(Failure(FailureKind.TIMEOUT, code=IDLE_TIMEOUT)) from None
+            whole = await next_content(opened.stream, clock, idle, bounded) is None
+    except VendorCallError as error:
+        part = opened.part()  # of no use, but paid for
+        raise VendorCallError(error.failure, part if part.usage.total_tokens else None) from None
     finally:
         await opened.stream.aclose()
     return opened.stream.completion()
+
+
+async def next_content(
+    stream: VendorStream, clock: Clock, idle: float, bounded: Bounded
+) -> Sequence[Chunk] | None:
+    """Wait for the next content of a stream; None at its end.
+
+    What is no content (a ping, a comment) does not count: a vendor may send that for ever. The
+    time that the caller takes between two chunks is not the vendor's.
+
+    Args:
+        stream: Has given its first content.
+        clock: For the time.
+        idle: Seconds without content that it may take.
+        bounded: Runs something with a bound on its seconds.
+
+    Raises:
+        VendorCallError: It broke, or fell silent.
+    """
+    lingering = False
+    deadline = clock.now() + idle
+    while True:
+        if stream.finished and not lingering:
+            lingering, deadline = True, clock.now() + LINGER
+        try:
+            chunks = await bounded(deadline - clock.now(), stream.read())
+        except TimeoutError:
+            if stream.finished:
+                return None
+            break
+        if chunks is None or chunks:
+            return chunks
+    raise VendorCallError(Failure(FailureKind.TIMEOUT, code=IDLE_TIMEOUT))
 
 
 class _Said:
@@ -173,37 +230,56 @@ class StreamRun:
             GatewayError: As `Dispatcher.dispatch`, before it.
         """
         served = await self._open(self._request)
+        restarted = False
         while True:
             opened, call = served.answer, served.call
             failure: Failure | None = None
+            whole = False
             try:
+                if restarted:
+                    yield Chunk(restarted=True)
                 batch: Sequence[Chunk] | None = opened.first
                 while batch is not None:
                     for chunk in self._trimmed(batch) if self._overlap else batch:
                         self._said.add(chunk)
                         yield chunk
                     batch = None if opened.whole else await self._next(opened.stream)
+                whole = True
             except VendorCallError as error:
                 failure = error.failure
-            except BaseException:
-                call.stream_left(opened)
+            except GatewayError:
                 raise
+            except Exception as error:  # noqa: BLE001 - none should come through
+                _log.warning("Provider %s raised %s.", call.provider.name, type(error).__name__)
+                failure = Failure(FailureKind.UNKNOWN)
             finally:
+                # Settled before the first await, for that may be cancelled.
+                so_far = self._joined(opened.part())
+                broken = self._settled(call, opened.part(), failure, whole)
                 await opened.stream.aclose()
-            part = opened.stream.completion()
-            completion = self._joined(part)
-            if failure is None and not fits(self._request.response_model, completion):
-                failure = Failure(FailureKind.INVALID_OUTPUT)
-            if failure is None:
-                call.stream_ended(part)
-                attempts = tuple(self._journey.attempts)
-                self.served = Served(completion, call.provider.name, attempts, call)
+            if broken is None:
                 return
-            broken = self._broken(call, call.failed(failure, part), failure)
-            served = await self._resumed(broken, completion)
-            if self._resume == "restart":
+            served = await self._resumed(broken, so_far)
+            restarted = self._resume == "restart"
+            if restarted:
                 self._said = _Said()
-                yield Chunk(restarted=True)
+
+    def _settled(
+        self, call: Call, part: Completion, failure: Failure | None, whole: bool
+    ) -> StreamInterruptedError | None:
+        """Settle a call by what became of its stream: a break, an answer, or left by the caller."""
+        completion = self._joined(part)
+        if whole and failure is None and not fits(self._request.response_model, completion):
+            failure = Failure(FailureKind.INVALID_OUTPUT)
+        if failure is not None:
+            return self._broken(call, call.failed(failure, part), failure)
+        if not whole:
+            call.stream_left(part)
+            return None
+        call.stream_ended(part)
+        attempts = tuple(self._journey.attempts)
+        self.served = Served(completion, call.provider.name, attempts, call)
+        return None
 
     async def _open(self, request: ChatRequest) -> Served[Opened]:
         operation = Operation(
@@ -215,14 +291,7 @@ class StreamRun:
         return served
 
     async def _next(self, stream: VendorStream) -> Sequence[Chunk] | None:
-        limit = LINGER if stream.finished else self._idle
-        try:
-            return await self._dispatcher.bounded(limit, stream.read())
-        except TimeoutError:
-            self._dispatcher.refuse_if_stopped()
-            if stream.finished:
-                return None
-        raise VendorCallError(Failure(FailureKind.TIMEOUT, code=IDLE_TIMEOUT))
+        return await next_content(stream, self._clock, self._idle, self._dispatcher.bounded)
 
     # ── after a break ────────────────────────────────────────────────────────────────────────
 
@@ -242,8 +311,10 @@ class StreamRun:
 
     async def _resumed(self, broken: StreamInterruptedError, so_far: Completion) -> Served[Opened]:
         """Find another provider for a stream that broke, as the caller has asked for; or raise."""
-        request = self._request
-        self._journey.deadline = self._clock.now() + self._time_to_first
+        request, journey = self._request, self._journey
+        journey.deadline = self._clock.now() + self._time_to_first
+        # Somebody has taken this request already, so a rejection by another is that one's own.
+        journey.lenient = True
         if self._resume is None or (self._resume == "continue" and not await self._can_continue()):
             raise broken
         if self._resume == "continue":
@@ -251,8 +322,10 @@ class StreamRun:
             self._before, self.resumed = so_far, True
         try:
             return await self._open(request)
-        except GatewayError:
+        except GatewayError as error:
             self._dispatcher.refuse_if_stopped()
+            causes = getattr(error, "causes", ())
+        broken.causes = (*(c for c in causes if c.provider != broken.provider), *broken.causes)
         raise broken
 
     async def _can_continue(self) -> bool:
@@ -268,8 +341,13 @@ class StreamRun:
         journey = self._journey
         willing = []
         for provider in journey.candidates:
-            if provider.name not in journey.set_aside:
-                await provider.prepare()
+            if provider.name in journey.set_aside or provider.refusal() is not None:
+                continue
+            try:
+                await self._dispatcher.bounded(self._time_to_first, provider.prepare())
+            except Exception as error:  # noqa: BLE001 - whatever it is, another may still go on
+                _log.warning("Provider %s is left out: %s.", provider.name, type(error).__name__)
+            else:
                 if provider.client.accepts_prefill:
                     willing.append(provider)
         journey.candidates = tuple(willing)
@@ -303,7 +381,9 @@ class StreamRun:
         before = self._before
         if before is None:
             return completion
-        choice = replace(completion.choices[0], text=self._said.text)
+        choice = completion.choices[0]
+        reasoning = (before.choices[0].reasoning or "") + (choice.reasoning or "")
+        choice = replace(choice, text=self._said.text, reasoning=reasoning or None)
         costs = (before.cost_usd, completion.cost_usd)
         known = [cost for cost in costs if cost is not None]
         return replace(

@@ -63,7 +63,7 @@ class GatewaySettings(Frozen, BaseSettings):
     attempt's own timeout is shorter, that one counts. When it is set nowhere, it is at most half
     of `timeout`."""
     idle_timeout: Seconds = 15.0
-    """Seconds a stream may be silent after its first content."""
+    """Seconds a stream may go without content after its first; pings are none."""
     chat_over_stream: bool = False
     """Whether `chat` asks for a stream behind the scenes, so that `first_token_timeout` and
     `idle_timeout` notice a stuck vendor long before `attempt_timeout` does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -102,14 +103,15 @@ async def send_stream(
     defaults = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
     response = web.StreamResponse(headers=defaults | dict(headers))
     await response.prepare(request)
-    for event in _struck(events, fault, error_event):
-        if isinstance(event, _Stop):
-            await _end(request, event.how)
-            break
-        if delay and event.content:
-            await asyncio.sleep(delay)
-        await response.write(event.data)
-    await response.write_eof()
+    with contextlib.suppress(ConnectionResetError):  # the client has left: what people do
+        for event in _struck(events, fault, error_event):
+            if isinstance(event, _Stop):
+                await _end(request, event.how)
+                break
+            if delay and event.content:
+                await asyncio.sleep(delay)
+            await response.write(event.data)
+        await response.write_eof()
     return response
 
 

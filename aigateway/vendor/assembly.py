@@ -25,7 +25,7 @@ class _Answer:
     def choice(self) -> Choice:
         reason = self.finish_reason
         return Choice(
-            text="".join(self.text),
+            text=_joined(self.text),
             # Some vendors say that a tool call is an ordinary end.
             finish_reason="tool_calls" if self.calls and reason == "stop" else reason,
             tool_calls=tuple(_tool_call(self.calls[index]) for index in sorted(self.calls)),
@@ -116,6 +116,16 @@ class Assembly:
         if answer is None:
             answer = self._answers[index] = _Answer()
         return answer
+
+
+def _joined(pieces: list[str]) -> str:
+    """The text. Half a character at the end of one piece and half in the next are one again."""
+    text = "".join(pieces)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _tool_call(deltas: list[ToolCallDelta]) -> ToolCall:

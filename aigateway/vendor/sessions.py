@@ -1,8 +1,9 @@
 """One pool of connections for each event loop, shared by all providers that are carried directly.
 
 The number of connections has no limit here: the gateway's own limiter rules. An idle connection
-is kept for a minute. Time has no limit either, but for one that only keeps a forgotten call from
-living for ever: the caller bounds it. No redirect is followed and no cookie kept.
+is kept for a minute. Time has no limit either (but, where no stream is asked for, one that keeps a
+forgotten call from living for ever): the caller bounds it. No redirect is followed and no cookie
+kept.
 """
 
 from __future__ import annotations

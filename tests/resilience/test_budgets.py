@@ -52,6 +52,13 @@ class TestExtraCalls:
         assert budget.take()
         assert not budget.take()
 
+    @pytest.mark.parametrize(("pause", "extra"), [(0, 10), (15, 40), (3600, 50)])
+    def test_ten_at_first_and_never_more_than_fifty(self, pause, extra):
+        clock = FakeClock()
+        budget = ExtraCalls(clock, per_second=2)
+        clock.tick(pause)
+        assert sum(budget.take() for _ in range(100)) == extra
+
 
 class TestHedgeBudget:
     @given(steps)

@@ -166,16 +166,49 @@ class TestChat:
         assert reply.provider == "b"
         await busy
 
-    async def test_a_refusal_of_the_request_ends_both(self, make, vendor, clock):
+    @pytest.mark.parametrize("kind", [K.REJECTED, K.CONTENT_POLICY])
+    async def test_a_refusal_by_one_waits_for_the_other(self, make, vendor, clock, kind):
         gateway = make()
-        vendor.script("a", slow(clock, 30))
+        vendor.script("a", slow(clock, 3))
+        vendor.script("b", kind)
+        assert (await ask(gateway, clock, 3.1)).provider == "a"
+
+    async def test_and_is_raised_if_the_other_fails(self, make, vendor, clock):
+        async def fail():
+            await clock.sleep(2)
+            raise RuntimeError
+
+        gateway = make()
+        vendor.script("a", fail)
         vendor.script("b", K.REJECTED)
         asking = asyncio.create_task(gateway.chat("hi"))
-        await clock.advance(1.1)
+        await clock.advance(2.1)
         with pytest.raises(RequestRejectedError):
             await asking
-        await clock.settle()
-        assert provider(gateway, "a")["in_flight"] == 0
+
+    async def test_losing_a_probe_keeps_its_place_so_that_one_caller_meets_the_dead_provider(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", "b", failure_threshold=1, attempt_timeout=30, reset_timeout_seconds=60)
+        vendor.script("a", K.SERVER_ERROR)
+        await ask(gateway, clock, 0.1)
+        clock.tick(61)
+        vendor.always("a", slow(clock, 10**6))
+        before = vendor.called("a")
+        for turn in range(10):
+            assert (await ask(gateway, clock, 1.1, f"{turn}")).provider == "b"
+        assert vendor.called("a") == before + 1
+
+    async def test_the_next_healthy_one_is_asked_and_not_one_that_would_be_probed(
+        self, make, vendor, clock
+    ):
+        gateway = make(failure_threshold=1)
+        vendor.script("b", K.SERVER_ERROR)
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("hi", model="b")
+        clock.tick(61)
+        vendor.script("a", slow(clock, 9))
+        assert (await ask(gateway, clock, 1.1)).provider == "c"
 
     async def test_cancelling_the_caller_ends_both_and_blames_nobody(self, make, vendor, clock):
         gateway = make()
@@ -273,6 +306,17 @@ class TestRetriesPerProvider:
         assert vendor.called("a") == 1
         await clock.advance(0.5)
         assert (await asking).provider == "a"
+
+    async def test_a_rate_limit_without_retry_after_is_waited_out(self, make, vendor, clock):
+        gateway = make(retries_per_provider=1, hedge=False)
+        vendor.script("a", Failure(K.RATE_LIMITED, 429))
+        assert (await ask(gateway, clock, 1.5)).provider == "a"
+
+    async def test_rates_hold_for_retries_too(self, make, vendor, clock):
+        gateway = make("a", "b", retries_per_provider=3, fields={"rpm": 1}, hedge=False)
+        vendor.always("a", K.SERVER_ERROR)
+        await ask(gateway, clock, 5)
+        assert vendor.called("a") == 1
 
     async def test_one_that_takes_too_long_is_left(self, make, vendor, clock):
         gateway = make(retries_per_provider=1, hedge=False)
@@ -423,6 +467,13 @@ class TestRates:
         await asyncio.gather(*tasks)
         assert order == sorted(order)
         assert vendor.called("a") == 200
+
+    async def test_a_wait_beyond_the_deadline_is_not_begun(self, make, vendor, clock):
+        gateway = make("a", fields={"rpm": 1}, hedge=False, timeout=30)
+        await gateway.chat("1")
+        with pytest.raises(AllProvidersFailedError) as raised:
+            await gateway.chat("2")
+        assert raised.value.retry_after_seconds == pytest.approx(60, abs=1)
 
     async def test_tokens_are_counted_as_the_vendor_does(self, make, vendor, clock):
         gateway = make("a", "b", fields={"tpm": 1000}, hedge=False)

@@ -318,6 +318,7 @@ class AsyncGateway:
             self._loop.call_soon_threadsafe(self._retire, provider)
 
     def _retire(self, provider: Provider) -> None:
+        self._limiter.wake()  # whoever waits for a place there had better look elsewhere
         task = asyncio.create_task(provider.retire(), name=f"aigateway-retire-{provider.name}")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)

@@ -48,6 +48,7 @@ class ChatStream:
         "_reader",
         "_shut",
         "_step_over",
+        "_whole",
     )
 
     def __init__(self, begin: Callable[[], AsyncGenerator[Chunk, None]], outcome: Outcome) -> None:
@@ -57,6 +58,7 @@ class ChatStream:
         self._left = False  # by `aclose`
         self._shut = False  # by the gateway
         self._reader: asyncio.Task[object] | None = None
+        self._whole = False
         self._step_over: asyncio.Event | None = None  # for those who wait for the reader
 
     def __aiter__(self) -> Self:
@@ -70,8 +72,9 @@ class ChatStream:
                 raise StopAsyncIteration
             self._chunks = self._begin()
         self._reader = asyncio.current_task()
+        chunk: Chunk | None = None
         try:
-            return await anext(self._chunks)
+            chunk = await anext(self._chunks)
         except StopAsyncIteration:
             self._refuse_half_an_answer()
             raise
@@ -82,11 +85,14 @@ class ChatStream:
             self._reader = None
             if self._step_over is not None:
                 self._step_over.set()
-        raise StopAsyncIteration  # another task has called `aclose`
+        if chunk is None:
+            raise StopAsyncIteration  # another task has called `aclose`
+        self._whole = chunk.usage is not None  # which only the last one has
+        return chunk
 
     def _refuse_half_an_answer(self) -> None:
         """Let nobody take a stream that was cut for one that has come to its end."""
-        if self._outcome.response is None and not self._left:
+        if not (self._whole or self._left):
             why = "was closed" if self._shut else "lost this stream: its reader was cancelled"
             raise GatewayError(f"The gateway {why} while it streamed.") from None
 

@@ -645,6 +645,16 @@ class TestCache:
             await read(gateway.stream("hi"))
         assert not (await gateway.chat("hi")).cached
 
+    async def test_a_gateway_that_closes_cuts_no_hit_short_without_a_word(self, make, vendor):
+        gateway = make()
+        vendor.script("a", ScriptedStream("one two three"))
+        await read(gateway.stream("hi"))
+        stream = gateway.stream("hi")
+        await anext(stream)
+        await gateway.aclose()
+        with pytest.raises(GatewayError, match="closed"):
+            await read(stream)
+
     async def test_refresh_and_false(self, make, vendor):
         gateway = make()
         await gateway.chat("hi")

@@ -18,6 +18,9 @@ __all__ = ["HangWatch", "Out"]
 BEYOND = 4.0
 """Times the 95th percentile after which a call is overdue."""
 
+STALE = 60.0
+"""Seconds after which it does not matter any more that a call would have failed."""
+
 
 class Out:
     """A call that is out, or would be, had it not been cancelled for a quicker one."""
@@ -106,7 +109,9 @@ class HangWatch:
         self._next_due = min(
             (call.until for call in self._outrun if call.until > now), default=math.inf
         )
-        self._settle(due, failed=True)
+        # Nobody has asked since: what was so a while ago says nothing of now.
+        self._settle([call for call in due if now - call.until > STALE], failed=False)
+        self._settle([call for call in due if now - call.until <= STALE], failed=True)
 
     def _settle(self, calls: list[Out], *, failed: bool) -> None:
         for call in calls:

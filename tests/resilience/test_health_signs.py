@@ -157,6 +157,16 @@ def test_a_success_speaks_for_all_that_began_before_it():
     assert watch.suspected(1.0)
 
 
+def test_a_verdict_that_comes_too_late_is_none():
+    clock = FakeClock()
+    watch = HangWatch(clock, 2)
+    verdicts: list[bool] = []
+    watch.outrun(watch.begin(), clock.now() + 1, verdicts.append)
+    clock.tick(3600)
+    watch.suspected(1.0)
+    assert verdicts == [False]
+
+
 def test_a_verdict_may_call_back():
     clock = FakeClock()
     watch = HangWatch(clock, 2)

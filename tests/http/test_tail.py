@@ -134,6 +134,42 @@ class TestLimits:
         assert len(backup.received) == 1
 
 
+class TestRetries:
+    async def test_the_same_provider_again_before_the_next(self, pair):
+        vendor, backup = pair
+        vendor.behave(Fault.server_error(), times=1)
+        async with gateway_for(vendor, backup, retries_per_provider=1) as gateway:
+            reply = await gateway.chat("hi")
+        assert [a.failure for a in reply.attempts] == [K.SERVER_ERROR, None]
+        assert (len(vendor.received), len(backup.received)) == (2, 0)
+
+    async def test_retry_after_is_honoured(self, pair):
+        vendor, backup = pair
+        vendor.behave(Fault.rate_limited(retry_after=0.2), times=1)
+        async with gateway_for(vendor, backup, retries_per_provider=1) as gateway:
+            await gateway.chat("hi")
+        first, second = vendor.received
+        assert second.at - first.at >= 0.2
+
+
+class TestQueue:
+    async def test_a_full_provider_is_passed_over_then_waited_for_then_refused(self, pair):
+        vendor, backup = pair
+        for each in pair:
+            each.latency = 0.2
+        fields = {"max_concurrency": 1}
+        async with gateway_for(vendor, backup, fields=fields, max_queue=1) as gateway:
+            await gateway.warmup()
+            replies = await asyncio.gather(
+                *(gateway.chat(f"{turn}") for turn in range(4)), return_exceptions=True
+            )
+        assert [type(reply).__name__ for reply in replies] == [
+            *["ChatResponse"] * 3,
+            "OverloadedError",
+        ]
+        assert len(vendor.received) + len(backup.received) == 3
+
+
 class TestSigns:
     async def test_a_hang_is_noticed_before_it_times_out(self, pair):
         vendor, backup = pair

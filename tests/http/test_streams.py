@@ -12,50 +12,28 @@ from aigateway import (
     StreamInterruptedError,
 )
 from aigateway.simulator import Answer, Fault, Simulator, ToolCall
+from tests.http.gateways import gateway_for, metrics_of, name_of, until
 
-WIRES = ("openai", "azure", "gemini", "anthropic")
 K = FailureKind
 TALE = Answer(text="Once upon a time there was an end.", usage={"prompt_tokens": 7})
 
 
-@pytest.fixture(params=WIRES)
-def pair(request, simulator):
-    """The vendor under test, and a healthy one of another wire."""
-    name = request.param
-    vendor = simulator.vendor(name)
-    backup = simulator.vendor("openai" if name != "openai" else "anthropic")
+@pytest.fixture
+def telling(pair):
+    """The pair, with something to say."""
+    vendor, backup = pair
     vendor.answer(TALE)
     backup.answer("from the backup")
-    return vendor, backup
-
-
-def gateway_for(*vendors, **settings):
-    settings = {"retry_rounds": 0} | settings
-    configs = [vendor.config(priority=-place) for place, vendor in enumerate(vendors)]
-    return AsyncGateway(configs, **settings)
-
-
-def name_of(vendor):
-    return vendor.config().name
-
-
-def metrics_of(gateway, vendor):
-    return gateway.get_metrics()["providers"][name_of(vendor)]
+    return pair
 
 
 async def text_of(stream):
     return "".join([chunk.text async for chunk in stream])
 
 
-async def until(condition):
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the server is another party
-            await asyncio.sleep(0.005)
-
-
 class TestWhole:
-    async def test_the_same_answer_as_chat_piece_by_piece(self, pair):
-        vendor, _ = pair
+    async def test_the_same_answer_as_chat_piece_by_piece(self, telling):
+        vendor, _ = telling
         async with gateway_for(vendor, cache_enabled=False) as gateway:
             stream = gateway.stream("hi")
             chunks = [chunk async for chunk in stream]
@@ -74,8 +52,8 @@ class TestWhole:
         )
         assert len(vendor.received) == 2
 
-    async def test_tool_calls(self, pair):
-        vendor, _ = pair
+    async def test_tool_calls(self, telling):
+        vendor, _ = telling
         vendor.answer(Answer(tool_calls=[ToolCall("weather", {"city": "Oslo"})]))
         tool = {
             "type": "function",
@@ -92,8 +70,8 @@ class TestWhole:
         assert "".join(d.arguments for d in deltas) == call.arguments
         assert stream.response.finish_reason == "tool_calls"
 
-    async def test_the_connection_is_used_again(self, pair):
-        vendor, _ = pair
+    async def test_the_connection_is_used_again(self, telling):
+        vendor, _ = telling
         async with gateway_for(vendor, cache_enabled=False) as gateway:
             for _ in range(5):
                 await text_of(gateway.stream("hi"))
@@ -118,9 +96,9 @@ BEFORE_THE_FIRST = [
 
 @pytest.mark.parametrize(("fault", "kind", "counts"), BEFORE_THE_FIRST)
 async def test_before_the_first_content_the_next_provider_gives_one_clean_stream(
-    pair, fault, kind, counts
+    telling, fault, kind, counts
 ):
-    vendor, backup = pair
+    vendor, backup = telling
     vendor.behave(fault)
     async with gateway_for(vendor, backup, first_token_timeout=0.3) as gateway:
         stream = gateway.stream("hi")
@@ -146,8 +124,8 @@ AFTER_THE_FIRST = [
 
 class TestAfterTheFirstContent:
     @pytest.mark.parametrize(("fault", "kinds"), AFTER_THE_FIRST)
-    async def test_a_break_is_raised_with_what_came_and_counts(self, pair, fault, kinds):
-        vendor, backup = pair
+    async def test_a_break_is_raised_with_what_came_and_counts(self, telling, fault, kinds):
+        vendor, backup = telling
         vendor.behave(fault)
         async with gateway_for(vendor, backup, idle_timeout=0.3) as gateway:
             stream = gateway.stream("hi")
@@ -164,8 +142,8 @@ class TestAfterTheFirstContent:
         assert error.__cause__ is None
 
     @pytest.mark.parametrize(("fault", "kinds"), AFTER_THE_FIRST)
-    async def test_restart(self, pair, fault, kinds):
-        vendor, backup = pair
+    async def test_restart(self, telling, fault, kinds):
+        vendor, backup = telling
         vendor.behave(fault)
         async with gateway_for(vendor, backup, idle_timeout=0.3) as gateway:
             stream = gateway.stream("hi", resume="restart")
@@ -175,8 +153,8 @@ class TestAfterTheFirstContent:
         assert stream.response.text == "from the backup"
         assert stream.response.attempts[0].failure in kinds
 
-    async def test_continue_sends_the_partial_text_to_one_that_takes_it(self, pair):
-        willing, broken = pair
+    async def test_continue_sends_the_partial_text_to_one_that_takes_it(self, telling):
+        willing, broken = telling
         broken.behave(Fault.cut_stream(after=3))
         broken.answer(TALE)
         willing.answer(" and so on.")
@@ -193,8 +171,8 @@ class TestAfterTheFirstContent:
         turns = sent.body.get("messages") or sent.body["contents"]
         assert turns[-1]["role"] in {"assistant", "model"}
 
-    async def test_leaving_at_the_mark_closes_the_new_connection(self, pair):
-        vendor, backup = pair
+    async def test_leaving_at_the_mark_closes_the_new_connection(self, telling):
+        vendor, backup = telling
         vendor.behave(Fault.cut_stream(after=2))
         backup.behave(Fault.stall_stream(after=1))
         async with gateway_for(vendor, backup) as gateway:
@@ -206,8 +184,8 @@ class TestAfterTheFirstContent:
             assert gateway.get_metrics()["in_flight"] == 0
 
     @pytest.mark.parametrize("fault", [Fault.cut_stream(after=2), Fault.stall_stream(after=2)])
-    async def test_chat_over_a_stream_begins_anew_unseen(self, pair, fault):
-        vendor, backup = pair
+    async def test_chat_over_a_stream_begins_anew_unseen(self, telling, fault):
+        vendor, backup = telling
         vendor.behave(fault)
         async with gateway_for(vendor, backup, chat_over_stream=True, idle_timeout=0.3) as gateway:
             reply = await gateway.chat("hi")
@@ -216,8 +194,8 @@ class TestAfterTheFirstContent:
 
 class TestLeaving:
     @pytest.mark.parametrize("how", ["aclose", "break", "cancel"])
-    async def test_the_vendors_connection_is_closed_at_once(self, pair, how):
-        vendor, _ = pair
+    async def test_the_vendors_connection_is_closed_at_once(self, telling, how):
+        vendor, _ = telling
         vendor.behave(Fault.stall_stream(after=2))
         async with gateway_for(vendor) as gateway:
             stream = gateway.stream("hi")
@@ -274,8 +252,8 @@ class TestLeaving:
 
 
 class TestCircuit:
-    async def test_a_probe_is_judged_at_its_first_content(self, pair):
-        vendor, backup = pair
+    async def test_a_probe_is_judged_at_its_first_content(self, telling):
+        vendor, backup = telling
         async with gateway_for(
             vendor, backup, failure_threshold=1, reset_timeout_seconds=0.05
         ) as gateway:
@@ -291,8 +269,8 @@ class TestCircuit:
                 await text_of(stream)
             assert metrics_of(gateway, vendor)["circuit_state"] == "open"
 
-    async def test_who_waits_for_the_probe_goes_on_at_its_first_content(self, pair):
-        vendor, _ = pair
+    async def test_who_waits_for_the_probe_goes_on_at_its_first_content(self, telling):
+        vendor, _ = telling
         async with gateway_for(
             vendor, failure_threshold=1, reset_timeout_seconds=0.05, cache_enabled=False
         ) as gateway:
@@ -310,8 +288,8 @@ class TestCircuit:
             await stream.aclose()
 
 
-async def test_a_stream_fills_the_cache_and_a_hit_is_streamed(pair):
-    vendor, _ = pair
+async def test_a_stream_fills_the_cache_and_a_hit_is_streamed(telling):
+    vendor, _ = telling
     async with gateway_for(vendor) as gateway:
         await text_of(gateway.stream("hi"))
         assert (await gateway.chat("hi")).cached

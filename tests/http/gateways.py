@@ -1,0 +1,33 @@
+"""What the tests over real HTTP do again and again."""
+
+import asyncio
+
+from aigateway import AsyncGateway
+
+
+def gateway_for(*vendors, fields=None, **settings):
+    """A gateway over simulated vendors, the first one first; it does not wait and try again."""
+    settings = {"retry_rounds": 0} | settings
+    configs = [
+        vendor.config(priority=-place, **(fields or {})) for place, vendor in enumerate(vendors)
+    ]
+    return AsyncGateway(configs, **settings)
+
+
+def name_of(vendor):
+    return vendor.config().name
+
+
+def status_of(gateway, vendor):
+    return next(p for p in gateway.providers if p.name == name_of(vendor))
+
+
+def metrics_of(gateway, vendor):
+    return gateway.get_metrics()["providers"][name_of(vendor)]
+
+
+async def until(condition):
+    """Wait for something that another party does."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the server is another party
+            await asyncio.sleep(0.005)

@@ -16,6 +16,28 @@ pytest_plugins = ["aigateway.testing"]
 VENDOR_PREFIXES = ("OPENAI_", "AZURE_", "GEMINI_", "GOOGLE_", "ANTHROPIC_", "AIGATEWAY_")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--examples", type=int, help="how many examples Hypothesis tries where it is left to it"
+    )
+    parser.addoption(
+        "--most-calls", type=int, default=3, help="calls out at once in the model of the circuit"
+    )
+
+
+def pytest_configure(config):
+    examples = config.getoption("--examples")
+    if examples:
+        settings.register_profile("longer", settings.default, max_examples=examples)
+        settings.load_profile("longer")
+
+
+@pytest.fixture
+def most_calls(request):
+    """How many calls are out at once in the model of the circuit."""
+    return request.config.getoption("--most-calls")
+
+
 @pytest.fixture(autouse=True)
 def no_outside_settings(monkeypatch, tmp_path_factory):
     """Neither the developer's keys nor a file in the current directory reach a test."""

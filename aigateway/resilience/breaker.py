@@ -335,5 +335,5 @@ class CircuitBreaker:
 
 
 def _require_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ConfigurationError(f"{name} must be a positive, finite number; got {value!r}.")

@@ -49,7 +49,8 @@ def _header(value: str) -> str:
 def _url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        host = (parts.hostname or "").encode("ascii").decode("idna")  # as it is looked up
+        sound = parts.scheme in {"http", "https"} and host and parts.port != 0
     except ValueError:  # its text would quote the URL
         sound = False
     if not sound or not url.isprintable() or " " in url:

@@ -129,7 +129,7 @@ class GatewaySettings(Frozen, BaseSettings):
                     super().__init__(**values)
                 except ValidationError as error:
                     problem = explain(error, _places(values))
-                except SettingsError:
+                except (SettingsError, RecursionError):
                     problem = f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
             if problem is not None:  # raised here, so that pydantic's error is not its context
                 raise ConfigurationError(f"GatewaySettings: {problem}")

@@ -5,6 +5,7 @@ Reading keeps keys out of sight: what holds them shows nothing of them, in no tr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -67,7 +68,9 @@ class File:
 
     def __init__(self, variables: Variables, path: Path | None = None) -> None:
         named = path or variables.get(_CONFIG_VARIABLE)
-        self.path = Path(named or _TOML_NAME).expanduser()
+        self.path = Path(named or _TOML_NAME)
+        with contextlib.suppress(RuntimeError):  # there is no such user: nor such a file
+            self.path = self.path.expanduser()
         self.gateway: dict[str, Any] = {}
         self.providers: list[dict[str, Any]] = []
         if not named and not self.path.is_file():
@@ -115,4 +118,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         problem = "is not UTF-8; save it as that"
     except OSError as error:
         problem = f"cannot be read ({error.strerror}); correct {_CONFIG_VARIABLE} or the file"
+    except (RecursionError, ValueError):  # also of a path with a NUL in it
+        problem = "cannot be read: it is nested too deeply, or holds a number that is too long"
     raise ConfigurationError(f"{path} {problem}.")

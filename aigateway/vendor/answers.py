@@ -7,6 +7,7 @@ status and nobody else would notice.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -157,7 +158,7 @@ def _part(holder: Any, name: str) -> Any:
 
 
 def _count(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) and value >= 0 else 0
+    return int(value) if isinstance(value, int | float) and 0 <= value < 2**53 else 0
 
 
 def text_of(value: Any) -> str | None:
@@ -166,9 +167,10 @@ def text_of(value: Any) -> str | None:
 
 
 def _vector(numbers: Any) -> tuple[float, ...]:
-    if not isinstance(numbers, Iterable) or isinstance(numbers, str | bytes):
+    if not isinstance(numbers, list | tuple):
         return ()
     try:
-        return tuple(map(float, numbers))
-    except (TypeError, ValueError):
+        vector = tuple(map(float, numbers))
+    except (TypeError, ValueError, OverflowError):
         return ()
+    return vector if all(map(math.isfinite, vector)) else ()

@@ -117,6 +117,7 @@ _KINDS_OF_CLASSES: Mapping[str, FailureKind] = {
     "DecodingError": FailureKind.BAD_ANSWER,
     "TooManyRedirects": FailureKind.BAD_ANSWER,
     "ContentTypeError": FailureKind.BAD_ANSWER,
+    "HttpProcessingError": FailureKind.BAD_ANSWER,  # aiohttp: what came is no HTTP
     "APIResponseValidationError": FailureKind.BAD_ANSWER,
 }
 
@@ -218,6 +219,8 @@ def _from_vendor(link: BaseException, now_wall: float) -> Failure | None:
         return None  # these make responses up
     if "ClientHttpProxyError" in names:
         return None  # what a proxy said, not the vendor
+    if link.__cause__ is not None and "HttpProcessingError" in _class_names(link.__cause__):
+        return None  # aiohttp puts 400 on what is no HTTP at all
     response = _get(link, "response")
     status = _get(response, "status_code", "status")
     if isinstance(response, dict):  # botocore's ClientError

@@ -127,12 +127,17 @@ class LiteLLMStream:
         completion = self._reader.completion()
         if not completion.usage.total_tokens:
             return completion
+        return replace(completion, cost_usd=self._cost(completion))
+
+    def _cost(self, completion: Completion) -> float | None:
         # litellm prices streams at 0.
         litellm, counted = self._origin.litellm, self._reader.usage
-        usage = litellm.Usage(**{name: n for name, n in counted.items() if n is not None})
-        response = litellm.ModelResponse(model=completion.model, usage=usage)
-        cost = self._origin.tariff.cost(response, completion.usage)
-        return replace(completion, cost_usd=cost)
+        try:
+            usage = litellm.Usage(**{name: n for name, n in counted.items() if n is not None})
+            response = litellm.ModelResponse(model=completion.model, usage=usage)
+        except Exception:  # noqa: BLE001 - an answer without a price is still an answer
+            return None
+        return self._origin.tariff.cost(response, completion.usage)
 
     async def aclose(self) -> None:
         """Close the connection, unless the answer was read to its end. May be called twice."""

@@ -123,7 +123,7 @@ def _is_nothing(count: Any) -> bool:
 
 def _counted(prompt: Any, answer: Any, thought: Any = 0) -> Usage:
     for count in (prompt, answer, thought):
-        if type(count) is not int or count < 0:
+        if type(count) is not int or not 0 <= count < 2**53:
             raise _Unusual
     completion = answer + thought
     return Usage(prompt, completion, prompt + completion, reasoning_tokens=thought)
@@ -173,6 +173,6 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     if (before and before.get("audio_tokens")) or (after and after.get("audio_tokens")):
         raise _Unusual  # priced by litellm
     for count in (prompt, completion, total, cached, reasoning):
-        if type(count) is not int or count < 0:
+        if type(count) is not int or not 0 <= count < 2**53:
             raise _Unusual
     return Usage(prompt, completion, total, cached, reasoning)

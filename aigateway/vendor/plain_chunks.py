@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigateway.messages import Chunk, ToolCallDelta, Usage
-from aigateway.vendor.answers import usage_from
+from aigateway.vendor.answers import text_of, usage_from
 from aigateway.vendor.stream_reading import ErrorEventError, StreamReading
 
 __all__ = ["AnthropicReading", "GeminiReading", "OpenAIReading"]
@@ -47,7 +47,7 @@ class OpenAIReading(StreamReading):
         assembly.id = str(event.get("id") or "")
         assembly.model = str(event.get("model") or assembly.model)
         assembly.created = created if type(created) is int else 0
-        self.service_tier = event.get("service_tier") or self.service_tier
+        self.service_tier = text_of(event.get("service_tier")) or self.service_tier
 
     def _choice(self, event: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
         delta, finish = choice.get("delta") or _NOTHING, choice.get("finish_reason")

@@ -8,6 +8,7 @@ records here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -104,7 +105,8 @@ class StreamReading(ABC):
             except Exception:  # noqa: BLE001 - an answer without a count is still an answer
                 self.assembly.usage = None
         for index, logprobs in self._logprobs.items():
-            self.assembly.add_logprobs(index, json.dumps(logprobs))
+            with contextlib.suppress(RecursionError):  # nested too deeply to be any
+                self.assembly.add_logprobs(index, json.dumps(logprobs))
         return counted
 
     @abstractmethod

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import pickle
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,10 @@ class TestClosed:
         state, streak = breaker.state, breaker.consecutive_failures
         getattr(permit, second)()
         assert (breaker.state, breaker.consecutive_failures) == (state, streak)
+
+    def test_refuses_nobody(self, breaker):
+        fail(breaker, 4)
+        assert breaker.refusal() is None
 
 
 class TestOpen:
@@ -197,10 +202,27 @@ class TestOpenTime:
         assert seen[0] == 60, "the first opening has no jitter"
         assert len(set(seen)) == len(seen), "later ones do, also where the doubling ends"
 
+    @pytest.mark.parametrize(("most", "wait"), [(600, 132), (132, 132), (131, 108)])
+    def test_the_jitter_is_at_most_a_tenth_and_keeps_below_the_end(self, most, wait):
+        class Extreme(FakeClock):
+            def random(self):
+                return 1.0
+
+        clock = Extreme()
+        breaker: Any = CircuitBreaker(clock=clock, max_open_seconds=most)
+        half_open_it(breaker, clock).failure()
+        assert breaker.refusal().retry_after == pytest.approx(wait)
+
     def test_a_close_resets_it(self, breaker, clock):
         half_open_it(breaker, clock).failure()
         clock.tick(200)
         permit_of(breaker).success()
+        open_it(breaker)
+        assert breaker.refusal().retry_after == pytest.approx(60)
+
+    def test_a_reset_resets_it(self, breaker, clock):
+        half_open_it(breaker, clock).failure()
+        breaker.reset()
         open_it(breaker)
         assert breaker.refusal().retry_after == pytest.approx(60)
 
@@ -250,6 +272,17 @@ class TestListener:
             (OPEN, HALF_OPEN, HALF_OPEN),
             (HALF_OPEN, CLOSED, CLOSED),
         ]
+
+    def test_hears_nothing_where_nothing_changes(self, clock):
+        heard = []
+        watched = CircuitBreaker(clock=clock, on_change=lambda old, new: heard.append(new))
+        watched.reset()
+        watched.force_closed()
+        assert heard == []
+
+    def test_where_there_is_none_nothing_is_logged(self, breaker, clock, caplog):
+        half_open_it(breaker, clock).success()
+        assert caplog.text == ""
 
     def test_one_that_raises_harms_nobody(self, clock, caplog):
         def broken(old, new):
@@ -337,13 +370,21 @@ class TestCall:
     ["failure_threshold", "reset_timeout_seconds", "max_open_seconds", "probe_lease_seconds"],
 )
 def test_refuses_numbers_that_cannot_work(name, value):
-    with pytest.raises(ConfigurationError, match=name):
+    with pytest.raises(ConfigurationError, match=f"^{name} must be a positive"):
         CircuitBreaker(**{name: value})
+
+
+def test_takes_numbers_below_one():
+    breaker = CircuitBreaker(
+        1, reset_timeout_seconds=0.01, max_open_seconds=0.02, probe_lease_seconds=0.01
+    )
+    assert breaker.max_open_seconds == 0.02
 
 
 def test_defaults_are_the_documented_ones():
     breaker = CircuitBreaker()
     assert (breaker.failure_threshold, breaker.reset_timeout_seconds) == (5, 60)
+    assert (breaker.max_open_seconds, breaker.probe_lease_seconds) == (600, 60)
     assert isinstance(breaker.clock, SystemClock)
     assert repr(breaker) == "CircuitBreaker(closed, failures=0/5)"
 

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 
@@ -103,6 +104,44 @@ class TestDisabled:
         clock.tick(GatePolicy().recheck_lease)
         assert gates.closed() is None
 
+    def test_the_others_wait_a_minute_for_a_check(self, gates, clock):
+        gates.disable(FailureKind.AUTHENTICATION)
+        clock.tick(300)
+        gates.enter()
+        clock.tick(59.5)
+        assert gates.closed().retry_after == pytest.approx(0.5)
+        clock.tick(0.5)
+        assert gates.closed() is None
+
+    def test_a_check_whose_time_was_over_has_no_say(self, gates, clock):
+        gates.disable(FailureKind.AUTHENTICATION)
+        clock.tick(300)
+        late = gates.enter()
+        clock.tick(60)
+        check = gates.enter()
+        assert not gates.succeeded(late)
+        assert gates.disabled_reason is FailureKind.AUTHENTICATION
+        gates.leave(late)
+        assert gates.closed().kind is FailureKind.DISABLED, "the second check is still out"
+        assert gates.succeeded(check)
+        assert not gates.succeeded(check), "it has enabled the provider once"
+
+    def test_a_success_forgets_how_often_it_was_disabled(self, gates, clock):
+        for _ in range(3):
+            clock.tick(gates.disable(FailureKind.NO_CREDIT))
+        assert gates.succeeded(gates.enter())
+        assert gates.disable(FailureKind.NO_CREDIT) == pytest.approx(300)
+
+    def test_a_success_forgets_the_check_and_the_pause(self, clock):
+        gates: Any = Gates(clock, GatePolicy(recheck=10))
+        gates.disable(FailureKind.AUTHENTICATION)
+        assert gates.succeeded(gates.enter()), "a check may come early"
+        gates.throttled(5)
+        assert gates.closed().kind is FailureKind.COOLING_DOWN
+        clock.tick(5)
+        assert gates.disable(FailureKind.AUTHENTICATION) == pytest.approx(10)
+        assert gates.closed().retry_after == pytest.approx(10), "not as long as a check may take"
+
     def test_a_rate_limited_check_cools_down_and_stays_disabled(self, gates, clock):
         gates.disable(FailureKind.AUTHENTICATION)
         clock.tick(300)
@@ -110,6 +149,16 @@ class TestDisabled:
         gates.throttled(5)
         assert gates.closed().kind is FailureKind.COOLING_DOWN
         assert gates.disabled_reason is FailureKind.AUTHENTICATION
+
+
+def test_open_gates_do_not_look_at_the_clock():
+    class Stopped(FakeClock):
+        def now(self):
+            raise AssertionError("each request passes here")
+
+    gates = Gates(Stopped(), GatePolicy())
+    assert gates.closed() is None
+    assert not gates.succeeded(gates.enter())
 
 
 def test_the_wall_clock_moves_nothing(gates, clock):

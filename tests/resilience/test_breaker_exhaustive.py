@@ -1,0 +1,320 @@
+"""Every history of a circuit with a few calls out: the breaker beside its rules, event by event.
+
+Breadth first, so that a difference is shown with the shortest history that leads to it. Histories
+after which neither the rules nor the breaker itself can tell what went before count as one state.
+Of these there are finitely many, and all are visited: for a few calls out at once here, for more
+with `nox -s model`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, Rejected
+from aigateway.testing import FakeClock
+from tests.resilience.breaker_rules import Call, Limits, Rules, Settlement
+
+SETTLEMENTS: tuple[Settlement, ...] = ("success", "failure", "release")
+JUST = 2.0**-10
+"""Seconds; a moment."""
+ROUNDING = 2.0**-30
+"""Seconds; what a sum of a jittered time may be off by."""
+LONG = 2.0**12
+"""Seconds; longer than any circuit stays open here."""
+START = 2.0**20
+"""From here sums of all the durations below are exact, so "just at the end" can be hit."""
+
+Event = tuple[str, int | float]
+Path = tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One circuit to explore.
+
+    Attributes:
+        limits: What it is set to.
+        luck: What every random number is.
+        calls: How many may be out at once.
+        kind: Whose circuit.
+    """
+
+    limits: Limits
+    luck: float = 0.0
+    calls: int = 3
+    kind: type[CircuitBreaker] = CircuitBreaker
+
+
+class Clock(FakeClock):
+    """Time that the explorer moves, and one and the same random number."""
+
+    def __init__(self, luck: float) -> None:
+        super().__init__(START)
+        self.luck = luck
+
+    def random(self) -> float:
+        return self.luck
+
+
+class World:
+    """A breaker and its rules, after the same events."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.limits = limits = setup.limits
+        self.most_calls = setup.calls
+        self.clock = Clock(setup.luck)
+        self.rules = Rules(limits)
+        self.told: list[tuple[str, str]] = []
+        self.breaker = setup.kind(
+            limits.threshold,
+            limits.open_seconds,
+            max_open_seconds=limits.max_open,
+            probe_lease_seconds=limits.lease,
+            clock=self.clock,
+            on_change=self._told,
+        )
+        self.out: list[tuple[Permit, Call]] = []
+        self.settled: list[Permit] = []
+
+    def _told(self, old: CircuitState, new: CircuitState) -> None:
+        assert self.breaker.state is new, "a listener is told before the state is complete"
+        self.told.append((old.value, new.value))
+
+    def events(self) -> Iterator[Event]:
+        """What can happen next, each kind of call and each moment once."""
+        rules, now = self.rules, self.clock.now()
+        yield from (("refusal", 0), ("force_open", 0), ("force_closed", 0), ("reset", 0))
+        if len(self.out) < self.most_calls or self._would_refuse():
+            yield ("acquire", 0)
+        kinds = set()
+        for place, (permit, call) in enumerate(self.out):
+            kind = self._kind(permit, call)
+            if kind not in kinds:
+                kinds.add(kind)
+                yield from ((how, place) for how in SETTLEMENTS)
+        end = rules.lease_ends if rules.probe is not None else rules.open_until
+        if rules.state != "closed" and end < math.inf:
+            moments = (end - JUST - now, end - now, end + JUST - now, LONG)
+            yield from (("wait", seconds) for seconds in moments if seconds > 0)
+
+    def _would_refuse(self) -> bool:
+        rules, now = self.rules, self.clock.now()
+        if rules.state == "closed":
+            return False
+        return rules.forced or now < (rules.open_until if rules.probe is None else rules.lease_ends)
+
+    def happen(self, event: Event) -> None:
+        """Let it happen to both, and hold what it brings against each other."""
+        name, number = event
+        rules, breaker, now = self.rules, self.breaker, self.clock.now()
+        openings = rules.openings
+        if name == "wait":
+            self.clock.tick(number)
+        elif name in {"acquire", "refusal"}:
+            self._ask(name, now)
+        elif name in SETTLEMENTS:
+            permit, call = self.out.pop(int(number))
+            getattr(permit, name)()
+            rules.settle(call, name, now)
+            self.settled.append(permit)
+        else:
+            getattr(breaker, name)()
+            getattr(rules, name)()
+        if rules.openings > openings and name in SETTLEMENTS:
+            self._take_over(breaker.refusal(), now)
+
+    def _ask(self, name: str, now: float) -> None:
+        rules = self.rules
+        openings = rules.openings
+        expected = rules.refusal(now)
+        answer = self.breaker.acquire() if name == "acquire" else self.breaker.refusal()
+        if rules.openings > openings:
+            expected = self._take_over(answer, now)
+        if expected is not None:
+            assert isinstance(answer, Rejected), f"{name} let a call through"
+            assert answer.retry_after == expected, f"{answer} instead of {expected}"
+        elif name == "refusal":
+            assert answer is None, f"refusal says {answer}, and nothing is in the way"
+        else:
+            assert isinstance(answer, Permit), f"{answer}, and nothing is in the way"
+            call = rules.let_through(now)
+            assert answer.probe is call.probe, f"the permit says probe={answer.probe}"
+            self.out.append((answer, call))
+
+    def _take_over(self, answer: object, now: float) -> float:
+        """How long the breaker has opened for: the rules leave it some room."""
+        least, most = self.rules.open_time()
+        assert isinstance(answer, Rejected), "it did not open"
+        within = least - ROUNDING <= answer.retry_after <= most + ROUNDING
+        assert within, f"open for {answer}, not {least} to {most}"
+        self.rules.opened_for(answer.retry_after, now)
+        return answer.retry_after
+
+    def compare(self) -> None:
+        """Everything that can be seen from outside."""
+        rules, breaker = self.rules, self.breaker
+        assert breaker.state.value == rules.state, f"state: {breaker.state}, not {rules.state}"
+        seen = (breaker.consecutive_failures, breaker.late_results)
+        assert seen == (rules.failures, rules.late), (
+            f"failures and late results: {seen}, not {(rules.failures, rules.late)}"
+        )
+        assert self.told == rules.changes, f"told {self.told}, not {rules.changes}"
+
+    def settle_again(self) -> None:
+        """Whatever has been settled once changes nothing any more."""
+        before = self.key()
+        for permit in self.settled:
+            for how in SETTLEMENTS:
+                getattr(permit, how)()
+        self.compare()
+        assert self.key() == before, "a second settlement changed something"
+
+    # ── which histories are one state ────────────────────────────────────────────────────────
+
+    def key(self) -> tuple[Any, ...]:
+        """The same for histories that nothing to come can tell apart.
+
+        The breaker's own fields are in it, so that what the rules hold to be one state is
+        explored twice if the breaker remembers a difference.
+        """
+        rules, breaker, most = self.rules, self.breaker, self.limits.threshold + 1
+        probe_is_out = any(permit is breaker._probe for permit, _ in self.out)
+        return (
+            (rules.state, rules.forced, min(rules.failures, most), self._row(rules.openings)),
+            (self._left(rules.open_until), self._left(rules.lease_ends, rules.probe)),
+            (breaker._state, breaker._forced, min(breaker._streak, most)),
+            (self._row(breaker._openings), breaker._probe is None, probe_is_out),
+            (self._left(breaker._open_until), self._left(breaker._lease_ends, breaker._probe)),
+            tuple(sorted(self._kind(permit, call) for permit, call in self.out)),
+        )
+
+    def _kind(self, permit: Permit, call: Call) -> tuple[bool, ...]:
+        """What a call's result can still mean; two of the same kind are interchangeable."""
+        rules, breaker = self.rules, self.breaker
+        return (
+            call.era != rules.era,
+            call is rules.probe,
+            call.era == rules.era and call.began > rules.streak_began,
+            permit._generation != breaker._generation,
+            permit is breaker._probe,
+            permit._generation == breaker._generation and permit._number > breaker._streak_began,
+        )
+
+    def _left(self, end: float, probe: object = True) -> float:
+        return math.inf if probe is None else max(end - self.clock.now(), -JUST)
+
+    def _row(self, openings: int) -> int:
+        """Openings beyond the one that lasts longest are all alike."""
+        row = 2
+        while self.limits.open_seconds * 2.0 ** (row - 1) < self.limits.max_open:
+            row += 1
+        return min(openings, row)
+
+
+def at(path: Path, setup: Setup) -> World:
+    world = World(setup)
+    for event in path:
+        world.happen(event)
+    return world
+
+
+def told(path: Path, difference: AssertionError) -> str:
+    steps = [f"  {n}. {name}({number:g})" for n, (name, number) in enumerate(path, 1)]
+    return "\n".join(["The breaker differs from its rules after:", *steps, str(difference)])
+
+
+def explore(setup: Setup) -> str:
+    """Visit every state, and say how many there are."""
+    seen = {at((), setup).key()}
+    frontier: list[Path] = [()]
+    transitions = depth = 0
+    while frontier:
+        following: list[Path] = []
+        for path in frontier:
+            for event in tuple(at(path, setup).events()):
+                transitions += 1
+                longer = (*path, event)
+                key = step(longer, setup, seen)
+                if key not in seen:
+                    seen.add(key)
+                    following.append(longer)
+        frontier = following
+        depth += bool(following)
+    return f"{len(seen)} states, {transitions} transitions, all within {depth} events"
+
+
+def step(path: Path, setup: Setup, seen: set[Any]) -> Any:
+    """Let the last event of a path happen, and compare; in a new state more closely."""
+    world = at(path[:-1], setup)
+    try:
+        world.happen(path[-1])
+        world.compare()
+        key = world.key()
+        if key not in seen:
+            world.settle_again()
+    except AssertionError as difference:
+        pytest.fail(told(path, difference), pytrace=False)
+    return key
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        pytest.param(Setup(Limits(5, 60.0, 600.0, 60.0), 0.75), id="as shipped"),
+        pytest.param(Setup(Limits(1, 64.0, 128.0, 16.0)), id="opens at the first failure"),
+        pytest.param(Setup(Limits(2, 64.0, 256.0, 16.0), 1.0), id="most jitter"),
+        pytest.param(Setup(Limits(3, 64.0, 64.0, 128.0), 0.5), id="a lease beyond the open time"),
+    ],
+)
+def test_no_history_tells_the_breaker_from_its_rules(setup: Setup, most_calls: int) -> None:
+    print(explore(replace(setup, calls=most_calls)))
+
+
+class Amnesiac(CircuitBreaker):
+    """Any success ends a streak."""
+
+    __slots__ = ()
+
+    def _succeeded(self, permit: Permit, generation: int, number: int) -> None:
+        super()._succeeded(permit, generation, self._issued + 1)
+
+
+class Miser(CircuitBreaker):
+    """Keeps the place of a probe that was given back."""
+
+    __slots__ = ()
+
+    def _released(self, permit: Permit, generation: int) -> None:
+        if permit is not self._probe:
+            super()._released(permit, generation)
+
+
+class Impatient(CircuitBreaker):
+    """Never waits longer than the first time."""
+
+    __slots__ = ()
+
+    def _open_time(self, openings: int) -> float:
+        return super()._open_time(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        pytest.param(Amnesiac, 4, id="any success ends a streak"),
+        pytest.param(Miser, 8, id="a released probe keeps its place"),
+        pytest.param(Impatient, 7, id="the open time does not double"),
+    ],
+)
+def test_a_broken_breaker_is_found_by_the_shortest_way(
+    kind: type[CircuitBreaker], steps: int
+) -> None:
+    with pytest.raises(pytest.fail.Exception) as found:
+        explore(Setup(Limits(2, 64.0, 256.0, 16.0), kind=kind))
+    assert f"  {steps}. " in str(found.value)
+    assert f"  {steps + 1}. " not in str(found.value)

@@ -32,6 +32,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Play drawn schedules on virtual time; after `--`: `--seed N` for one, `--seeds N`."""
+    install(session)
+    session.run("python", "-m", "tests.simulation.run", *session.posargs)
+
+
+@nox.session
 @nox.parametrize("litellm", ["1.105.0", "1.109.1"])
 def litellm_range(session: nox.Session, litellm: str) -> None:
     """Run the vendor room's tests against the oldest and the newest litellm that is supported."""
@@ -39,6 +46,22 @@ def litellm_range(session: nox.Session, litellm: str) -> None:
     # Without dependencies: the newest may want versions that not every registry has yet.
     session.install("--no-deps", f"litellm=={litellm}")
     session.run("python", "-m", "pytest", "-n", "2", "tests/vendor", "tests/http", *session.posargs)
+
+
+@nox.session
+def model(session: nox.Session) -> None:
+    """Visit every state of the circuit with many calls out; after `--`: `--most-calls 12`."""
+    install(session)
+    exhaustive = "tests/resilience/test_breaker_exhaustive.py"
+    session.run("python", "-m", "pytest", "-s", exhaustive, "--most-calls=10", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Let vendors, callers and files say anything, for longer; after `--`: `--examples 20000`."""
+    install(session)
+    longer = ("--examples=2000", "--timeout=3600")
+    session.run("python", "-m", "pytest", "-n", "2", "tests/fuzz", *longer, *session.posargs)
 
 
 @nox.session
@@ -55,6 +78,20 @@ def types(session: nox.Session) -> None:
     """Check types, strictly, in package and tests."""
     install(session)
     session.run("mypy")
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Two hundred callers, vendors that fail, and nothing may leak; after `--`: `--minutes 60`."""
+    install(session)
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """See that the tests notice mistakes put into the core; after `--`: names of modules."""
+    install(session)
+    session.run("python", "-m", "tests.mutation", *session.posargs)
 
 
 @nox.session

@@ -43,6 +43,7 @@ class ChatStream:
         "__weakref__",
         "_begin",
         "_chunks",
+        "_closing",
         "_left",
         "_outcome",
         "_reader",
@@ -55,6 +56,7 @@ class ChatStream:
         self._begin = begin
         self._chunks: AsyncGenerator[Chunk, None] | None = None
         self._outcome = outcome
+        self._closing = False
         self._left = False  # by `aclose`
         self._shut = False  # by the gateway
         self._reader: asyncio.Task[object] | None = None
@@ -67,9 +69,10 @@ class ChatStream:
     async def __anext__(self) -> Chunk:
         if self._reader is not None:
             raise GatewayError("Another task is reading this stream; one at a time can.")
+        if self._closing or (self._left and self._chunks is None):
+            self._refuse_half_an_answer()
+            raise StopAsyncIteration
         if self._chunks is None:
-            if self._left:
-                raise StopAsyncIteration
             self._chunks = self._begin()
         self._reader = asyncio.current_task()
         chunk: Chunk | None = None
@@ -117,13 +120,18 @@ class ChatStream:
             self._step_over = asyncio.Event()
             self._reader.cancel()
             await self._step_over.wait()
-        elif self._chunks is not None:
-            await self._chunks.aclose()
+        else:
+            await self._close()
 
     async def shut(self) -> None:
         """Close it because the gateway closes: whoever reads it gets an error."""
         self._shut = True
-        if self._chunks is not None and self._reader is None:
+        if self._reader is None:
+            await self._close()
+
+    async def _close(self) -> None:
+        if self._chunks is not None and not self._closing:
+            self._closing = True
             await self._chunks.aclose()
 
     @property

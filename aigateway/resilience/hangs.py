@@ -18,9 +18,6 @@ __all__ = ["HangWatch", "Out"]
 BEYOND = 4.0
 """Times the 95th percentile after which a call is overdue."""
 
-STALE = 60.0
-"""Seconds after which it does not matter any more that a call would have failed."""
-
 
 class Out:
     """A call that is out, or would be, had it not been cancelled for a quicker one."""
@@ -39,12 +36,15 @@ class HangWatch:
     Args:
         clock: The gateway's.
         threshold: Overdue calls that make a hang; the circuit's threshold.
+        stale: Seconds after which it does not matter any more that a call would have failed: the
+            circuit's open time.
     """
 
-    __slots__ = ("_clock", "_last_success", "_next_due", "_out", "_outrun", "_threshold")
+    __slots__ = ("_clock", "_last_success", "_next_due", "_out", "_outrun", "_stale", "_threshold")
 
-    def __init__(self, clock: Clock, threshold: int) -> None:
+    def __init__(self, clock: Clock, threshold: int, *, stale: float = 60.0) -> None:
         self._clock = clock
+        self._stale = stale
         self._threshold = threshold
         self._out: dict[Out, None] = {}  # begun since the last success, in that order
         self._outrun: dict[Out, None] = {}  # those of them that were cancelled
@@ -110,8 +110,8 @@ class HangWatch:
             (call.until for call in self._outrun if call.until > now), default=math.inf
         )
         # Nobody has asked since: what was so a while ago says nothing of now.
-        self._settle([call for call in due if now - call.until > STALE], failed=False)
-        self._settle([call for call in due if now - call.until <= STALE], failed=True)
+        self._settle([call for call in due if now - call.until > self._stale], failed=False)
+        self._settle([call for call in due if now - call.until <= self._stale], failed=True)
 
     def _settle(self, calls: list[Out], *, failed: bool) -> None:
         for call in calls:

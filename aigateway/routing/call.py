@@ -211,8 +211,9 @@ class Call:
     def outrun(self) -> None:
         """Another attempt answered first, and this one is cancelled.
 
-        Whether it would have answered nobody knows. If it was late already, and the provider
-        answers nobody else until its time would have been over, it counts as a failure after all.
+        Whether it would have answered nobody knows. If it was later than this provider is known to
+        be, and the provider answers nobody else until its time would have been over, it counts as
+        a failure after all.
         """
         provider, journey, permit = self.provider, self._journey, self._permit
 
@@ -224,12 +225,14 @@ class Call:
                 permit.release()
 
         provider.gates.leave(self._entry)
-        if self.seconds() >= self.patience:
-            # A probe's place is kept as well: else the next request would probe at once.
+        late = self.seconds() >= self.patience
+        if late and not permit.probe and self._pace.latency.p95 is not None:
             self._pace.watch.outrun(self._watched, self._began + self.limit, settle)
         else:
             self._pace.watch.ended(self._watched)
-            permit.release()
+            # A probe that is late is judged at once: others wait for its verdict, and with its
+            # place given back the next request would probe again.
+            settle(permit.probe and late)
         self._book(Failure(FailureKind.OUTRUN))
         self._leave(None)
 

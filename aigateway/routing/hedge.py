@@ -134,7 +134,7 @@ class Race(Generic[A]):
         if answer is not None:  # in the same moment as the one that won
             call.answered_too_late(answer)
             self._close(answer)
-        elif not task.done():  # settled now, so that response or error can tell of it
+        elif not call.over:  # settled now, so that response or error can tell of it
             if lost:
                 call.outrun()
             else:

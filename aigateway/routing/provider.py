@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aigateway.clock import Clock
-from aigateway.errors import FailureKind, ProviderFailure
+from aigateway.errors import FailureKind, GatewayError, ProviderFailure
 from aigateway.events import CircuitChanged
 from aigateway.resilience.adaptive import AdaptiveLimit
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState
@@ -70,9 +70,9 @@ class Pace:
 
     __slots__ = ("latency", "watch")
 
-    def __init__(self, clock: Clock, threshold: int) -> None:
+    def __init__(self, clock: Clock, threshold: int, stale: float) -> None:
         self.latency = RecentLatency()
-        self.watch = HangWatch(clock, threshold)
+        self.watch = HangWatch(clock, threshold, stale=stale)
 
     def seems_to_hang(self) -> bool:
         """Whether too many calls are out for too long. Settles calls that were given up, if due."""
@@ -140,12 +140,12 @@ class Provider:
         self.slots = Slots(self.adaptive.limit)
         self.rates = RateLimits(clock, config.rpm, config.tpm) if config.rpm or config.tpm else None
         threshold = config.failure_threshold or settings.failure_threshold
-        self.answers = Pace(clock, threshold)
-        self.first_contents = Pace(clock, threshold)
+        reset_timeout = config.reset_timeout_seconds or settings.reset_timeout_seconds
+        self.answers = Pace(clock, threshold, reset_timeout)
+        self.first_contents = Pace(clock, threshold, reset_timeout)
         self.first_contents_seen = LatencyWindow()
         self.counters = ProviderCounters()
         self.gates = Gates(clock, _gate_policy(settings, self.attempt_timeout))
-        reset_timeout = config.reset_timeout_seconds or settings.reset_timeout_seconds
         self.breaker = CircuitBreaker(
             threshold,
             reset_timeout,
@@ -200,9 +200,17 @@ class Provider:
         return self._client
 
     async def prepare(self) -> None:
-        """Load what the first attempt would otherwise wait for."""
-        await self.client.prepare()
-        self.prepared = True
+        """Load what the first attempt would otherwise wait for.
+
+        Raises:
+            GatewayError: It has been removed, before or meanwhile.
+        """
+        if not self.retired:
+            client = self.client
+            await client.prepare()
+            self.prepared = client is self._client
+        if not self.prepared:
+            raise GatewayError(f"The provider {self.name} was removed or closed.")
 
     async def retire(self) -> None:
         """Let the calls that are out end, then close the connections."""

@@ -396,7 +396,10 @@ class TestHangs:
     async def test_hedged_away_from_a_hanging_provider_its_circuit_opens_all_the_same(
         self, make, vendor, clock
     ):
-        gateway = make(attempt_timeout=2, hedge_delay_seconds=0.5)
+        gateway = make(attempt_timeout=2)
+        vendor.always("a", slow(clock, 0.5))
+        for turn in range(20):
+            await ask(gateway, clock, 0.6, f"w{turn}")
         vendor.always("a", slow(clock, 10**6))
         for turn in range(5):
             assert (await ask(gateway, clock, 0.6, f"{turn}")).provider == "b"

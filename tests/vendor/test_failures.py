@@ -24,6 +24,7 @@ from aigateway.vendor.failures import VERDICTS, Failover, Gate, classify
 NOW = 1_700_000_000.0
 URL = "http://127.0.0.1/v1"
 REQUEST = httpx.Request("POST", URL)
+ASKED: Any = SimpleNamespace(real_url=URL)
 
 
 def kind_of(exc, **options):
@@ -53,6 +54,38 @@ def behind(top, *, cause=None, context=None, original=None):
 class TestVerdicts:
     def test_every_kind_has_one(self):
         assert set(VERDICTS) == set(FailureKind)
+
+    def test_is_as_the_design_says(self):
+        said = {
+            str(kind): (str(verdict.failover), verdict.counts, str(verdict.gate))
+            for kind, verdict in VERDICTS.items()
+        }
+        another, ill = ("always", False, "none"), ("always", True, "none")
+        misconfigured = ("always", False, "disable")
+        assert said == {
+            "rejected": ("never", False, "none"),
+            "content_policy": ("never", False, "none"),
+            "context_window": ("larger_window", False, "none"),
+            "cancelled": ("never", False, "none"),
+            "deadline": another,
+            "outrun": another,
+            "unsupported": another,
+            "invalid_output": another,
+            "authentication": misconfigured,
+            "permission": misconfigured,
+            "no_credit": misconfigured,
+            "model_not_found": misconfigured,
+            "rate_limited": ("always", False, "cooldown"),
+            "server_error": ("always", True, "cooldown"),
+            "bad_answer": ("always", True, "cooldown"),
+            "connection": ill,
+            "timeout": ill,
+            "unknown": ill,
+            "circuit_open": another,
+            "cooling_down": another,
+            "disabled": another,
+            "saturated": another,
+        }
 
     @pytest.mark.parametrize(
         "kind",
@@ -110,12 +143,27 @@ class TestVerdicts:
         (json.JSONDecodeError("", "", 0), "bad_answer"),
         (httpx.DecodingError("", request=REQUEST), "bad_answer"),
         (httpx.TooManyRedirects("", request=REQUEST), "bad_answer"),
+        (UnicodeDecodeError("utf-8", b"", 0, 0, ""), "bad_answer"),
+        (httpx.UnsupportedProtocol("", request=REQUEST), "connection"),
+        (httpx.InvalidURL(""), "connection"),
+        (aiohttp.ContentTypeError(ASKED, ()), "bad_answer"),
+        (
+            openai.APIResponseValidationError(httpx.Response(200, request=REQUEST), None),
+            "bad_answer",
+        ),
+        pytest.param(
+            type("APIResponseValidationError", (Exception,), {})(), "bad_answer", id="unreadable"
+        ),
         (answered(503), "server_error"),
         (answered(401), "authentication"),
         (litellms("UnsupportedParamsError", status_code=400), "unsupported"),
+        pytest.param(
+            type("UnsupportedParamsError", (Exception,), {})(), "unsupported", id="not litellm's"
+        ),
         (litellms("ContextWindowExceededError", status_code=400), "context_window"),
         (litellms("ContentPolicyViolationError", status_code=400), "content_policy"),
         (litellms("Timeout", status_code=408), "timeout"),
+        pytest.param(litellms("Timeout"), "timeout", id="Timeout without a status"),
         (litellms("RateLimitError", status_code=429), "rate_limited"),
         (litellms("AuthenticationError", status_code=401), "authentication"),
         (litellms("InternalServerError", status_code=500), "unknown"),
@@ -139,6 +187,9 @@ KEY: Any = SimpleNamespace(host="vendor.invalid", port=443, is_ssl=True, ssl=Tru
     [
         (ConnectionRefusedError(), True),
         (OSError(errno.ECONNREFUSED, "refused"), True),
+        (aiohttp.ClientOSError(errno.ECONNREFUSED, "refused"), True),
+        (OSError(errno.EHOSTDOWN, "host is down"), True),
+        (OSError(errno.ENETDOWN, "network is down"), True),
         (OSError(errno.ENETUNREACH, "no network"), True),
         (OSError(errno.EHOSTUNREACH, "no route"), True),
         (socket.gaierror(-2, "Name or service not known"), True),
@@ -190,10 +241,36 @@ def test_the_sdks_timeout_leaves_it_to_what_is_behind(behind_it, unreachable):
     assert failure == Failure(FailureKind.TIMEOUT, unreachable=unreachable)
 
 
-def test_litellms_transport_calls_a_reset_a_connect_error():
-    reset = aiohttp.ClientOSError(errno.ECONNRESET, "reset")
-    failure = classify(behind(httpx.ConnectError("", request=REQUEST), cause=reset), now_wall=NOW)
+@pytest.mark.parametrize(
+    "broken",
+    [
+        aiohttp.ClientOSError(errno.ECONNABORTED, "aborted"),
+        aiohttp.ClientOSError(errno.ECONNRESET, "reset"),
+        aiohttp.ClientOSError(errno.EPIPE, "broken pipe"),
+        aiohttp.ServerDisconnectedError(),
+        httpx.ReadError("", request=REQUEST),
+        httpx.ReadTimeout("", request=REQUEST),
+        httpx.RemoteProtocolError("", request=REQUEST),
+        httpx.WriteError("", request=REQUEST),
+    ],
+    ids=repr,
+)
+def test_litellms_transport_calls_a_broken_connection_a_connect_error(broken):
+    failure = classify(behind(httpx.ConnectError("", request=REQUEST), cause=broken), now_wall=NOW)
     assert failure == Failure(FailureKind.CONNECTION)
+
+
+@pytest.mark.parametrize(
+    ("first", "behind_it", "unreachable"),
+    [
+        (httpx.ConnectError("", request=REQUEST), ValueError(), True),
+        (httpx.ConnectError("", request=REQUEST), litellms("ReadError"), True),
+        (httpx.DecodingError("", request=REQUEST), httpx.ConnectError("", request=REQUEST), False),
+    ],
+    ids=["nothing known", "litellm's word", "an older failure"],
+)
+def test_what_is_behind_counts_where_it_tells_more(first, behind_it, unreachable):
+    assert classify(behind(first, cause=behind_it), now_wall=NOW).unreachable is unreachable
 
 
 def test_an_older_failure_says_nothing_about_a_reset():
@@ -249,6 +326,24 @@ class TestChain:
             top = behind(RuntimeError(), context=top)
         assert kind_of(top) == "unknown"
 
+    @pytest.mark.parametrize(("before", "kind"), [(63, "authentication"), (64, "unknown")])
+    def test_so_far_it_is_followed(self, before, kind):
+        top: BaseException = answered(401)
+        for _ in range(before):
+            top = behind(RuntimeError(), context=top)
+        assert kind_of(top) == kind
+
+    def test_one_that_is_linked_twice_is_looked_at_once(self):
+        top: BaseException = answered(401)
+        for _ in range(20):
+            top = behind(RuntimeError(), cause=top, context=top)
+        assert kind_of(top) == "authentication"
+
+    def test_what_is_no_exception_is_no_link(self):
+        assert kind_of(behind(RuntimeError(), context=answered(401), original="text")) == (
+            "authentication"
+        )
+
     def test_groups_are_looked_into(self):
         group = ExceptionGroup("several", [ValueError(), httpx.ReadTimeout("", request=REQUEST)])
         assert kind_of(group) == "timeout"
@@ -257,6 +352,36 @@ class TestChain:
         top = litellms("ContextWindowExceededError", status_code=400)
         assert kind_of(behind(top, context=answered(400))) == "context_window"
         assert kind_of(behind(top, context=answered(503))) == "server_error"
+        refused = litellms("ContentPolicyViolationError", status_code=400)
+        assert kind_of(behind(refused, context=answered(400))) == "content_policy"
+        assert kind_of(behind(litellms("Timeout"), context=answered(400))) == "rejected"
+        elsewhere = type("ContextWindowExceededError", (Exception,), {})()
+        assert kind_of(behind(elsewhere, context=answered(400))) == "rejected"
+
+    def test_where_nothing_came_litellms_words_tell_the_kind_and_no_status(self):
+        top = litellms(
+            "RateLimitError",
+            status_code=429,
+            headers={"retry-after": "9"},
+            litellm_response_headers={"retry-after": "7"},
+            body={"error": {"code": "rate_limit_exceeded"}},
+        )
+        said = Failure(FailureKind.RATE_LIMITED, None, 7.0, "rate_limit_exceeded")
+        assert classify(top, now_wall=NOW) == said
+        plain = litellms("RateLimitError", status_code=429, headers={"retry-after": "9"})
+        assert classify(plain, now_wall=NOW) == Failure(FailureKind.RATE_LIMITED, None, 9.0)
+
+    def test_only_litellm_says_500_for_everything(self):
+        for module, kind in (("litellm.exceptions", "unknown"), ("litellmish", "server_error")):
+            made: Any = type("InternalServerError", (Exception,), {"__module__": module})()
+            made.status_code = 500
+            assert kind_of(made) == kind
+
+    def test_anybody_may_have_a_class_of_that_name(self):
+        assert kind_of(type("Timeout", (Exception,), {})()) == "unknown"
+
+    def test_litellms_own_names_tell_nothing_of_the_wire(self):
+        assert kind_of(litellms("DecodingError", status_code=503)) == "server_error"
 
     def test_a_response_that_litellm_made_up_is_not_read(self):
         made_up = httpx.Response(401, request=REQUEST)
@@ -292,6 +417,22 @@ class TestChain:
         )
         assert classify(exc, now_wall=NOW) == Failure(FailureKind.SERVER_ERROR, 503, 3.0)
 
+    @pytest.mark.parametrize(
+        ("behind_it", "said"),
+        [
+            (None, Failure(FailureKind.SERVER_ERROR, 503)),
+            (ValueError(), Failure(FailureKind.SERVER_ERROR, 503)),
+            (aiohttp.http.HttpProcessingError(), Failure(FailureKind.BAD_ANSWER)),
+        ],
+        ids=["alone", "for another reason", "not HTTP"],
+    )
+    def test_a_status_that_aiohttp_made_up_is_not_read(self, behind_it, said):
+        given: multidict.CIMultiDict[str] = multidict.CIMultiDict()
+        url, headers = yarl.URL(URL), multidict.CIMultiDictProxy(given)
+        asked = aiohttp.RequestInfo(url, "POST", headers, url)
+        exc = behind(aiohttp.ClientResponseError(asked, (), status=503), cause=behind_it)
+        assert classify(exc, now_wall=NOW) == said
+
     def test_botocores_client_error(self):
         exc = type("ClientError", (Exception,), {"__module__": "botocore.exceptions"})()
         exc.response = {
@@ -301,6 +442,27 @@ class TestChain:
         assert classify(exc, now_wall=NOW) == Failure(
             FailureKind.RATE_LIMITED, 429, None, "ThrottlingException"
         )
+
+    def test_a_client_error_without_an_answer(self):
+        made: Any = type("ConnectTimeoutError", (TimeoutError,), {"__module__": "botocore"})()
+        made.response = {"ResponseMetadata": None}
+        assert kind_of(made) == "timeout"
+        made.response = {"ResponseMetadata": {"HTTPStatusCode": 429}, "Error": None}
+        assert classify(made, now_wall=NOW) == Failure(FailureKind.RATE_LIMITED, 429)
+
+    def test_a_response_may_call_its_status_so(self):
+        assert kind_of(with_response(status=503)) == "server_error"
+
+    def test_any_number_that_is_called_status_is_none(self):
+        exc: Any = RuntimeError()
+        exc.status = 503
+        assert kind_of(exc) == "unknown"
+
+
+def with_response(**attributes):
+    exc: Any = RuntimeError()
+    exc.response = SimpleNamespace(**attributes)
+    return exc
 
 
 class HostileError(Exception):
@@ -335,6 +497,51 @@ def test_whatever_comes_in_a_failure_comes_out(links, base, module):
     failure = classify(top, now_wall=NOW)
     assert isinstance(failure.kind, FailureKind)
     assert failure.retry_after is None or 0 <= failure.retry_after <= 86_400
+
+
+class HostileHeaders(dict[str, str]):
+    def items(self):
+        raise RuntimeError
+
+
+def test_hostile_headers():
+    exc = with_response(status_code=503, headers=HostileHeaders({"retry-after": "1"}))
+    assert classify(exc, now_wall=NOW) == Failure(FailureKind.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("status", "known"), [(99, False), (100, True), (599, True), (600, False), (True, False)]
+)
+def test_what_is_a_status(status, known):
+    failure = classify(with_response(status_code=status), now_wall=NOW)
+    assert failure.status == (status if known else None)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"), [({5: "x", "retry-after": "3"}, 3.0), ({"retry-after": 3}, None)]
+)
+def test_headers_that_are_no_text_are_left_out(headers, seconds):
+    failure = classify(with_response(status_code=503, headers=headers), now_wall=NOW)
+    assert failure == Failure(FailureKind.SERVER_ERROR, 503, seconds)
+
+
+def test_a_body_that_is_no_bytes_leaves_it_to_the_exceptions():
+    for content in ("text", b""):
+        exc = with_response(status_code=400, content=content)
+        exc.body = {"error": {"code": "context_length_exceeded"}}
+        assert kind_of(exc) == "context_window"
+
+
+def test_an_attribute_that_cannot_be_read_or_is_none_leaves_it_to_the_next():
+    class Response(SimpleNamespace):
+        @property
+        def status_code(self):
+            raise RuntimeError
+
+    exc: Any = RuntimeError()
+    exc.response = Response(status=503)
+    assert kind_of(exc) == "server_error"
+    assert kind_of(with_response(status_code=None, status=503)) == "server_error"
 
 
 def test_hostile_attributes():

@@ -559,10 +559,14 @@ class TestLitellmsOwnConnections:
     @pytest.mark.parametrize("after", [0, 2])
     @pytest.mark.parametrize("clean", [True, False], ids=["clean", "dirty"])
     async def test_a_cut_stream(self, vendor, own, after, clean):
-        if (vendor.name, after, clean) == ("gemini", 2, True):
-            pytest.skip("litellm says that every event of Gemini's is the last")
         vendor.answer(FOUR_WORDS)
         vendor.behave(Fault.cut_stream(after, clean=clean))
+        if (vendor.name, after, clean) == ("gemini", 2, True):
+            # litellm says that every event of Gemini's is the last, so nothing tells this cut
+            # from an end. A known limit of litellm's own connections.
+            _, completion = await whole(own)
+            assert completion.choices[0].text == "one two"
+            return
         _, failure = await broken(own)
         assert failure.kind == ("bad_answer" if clean else "connection")
 
@@ -596,6 +600,7 @@ async def test_the_users_own_callbacks_see_our_streams(simulator, connect, monke
     simulator.openai.answer(FOUR_WORDS)
     _, completion = await whole(client)
     await until(lambda: seen)
+    GLOBAL_LOGGING_WORKER.start()  # here, and not on the loop of an earlier test
     await GLOBAL_LOGGING_WORKER.stop()
     assert seen == [completion.choices[0].text] == ["one two three four"]
 

@@ -1,0 +1,202 @@
+"""Mutation testing: do the tests notice when a rule of the core is broken?
+
+    python -m tests.mutation             every module below
+    python -m tests.mutation gates plan  only these
+
+Each mutant (`mutants.py`) of a module is run against the tests of that module, in a copy of the
+tree. A mutant that no test notices fails the run, unless `equivalent.txt` lists it with the reason
+why it behaves the same; an entry there that belongs to no survivor fails it, too.
+
+Each mutant gets a fork of one process that has loaded the libraries already: to start an
+interpreter and pytest anew takes longer than the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import importlib
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, settings
+
+from tests.mutation.mutants import mutants
+
+MODULES = {
+    "aigateway/resilience/breaker.py": (
+        "tests/resilience/test_breaker.py",
+        "tests/resilience/test_breaker_model.py",
+    ),
+    "aigateway/resilience/gates.py": ("tests/resilience/test_gates.py",),
+    "aigateway/resilience/budget.py": ("tests/resilience/test_budgets.py",),
+    "aigateway/vendor/failures.py": ("tests/vendor/test_failures.py",),
+    "aigateway/routing/plan.py": ("tests/routing/test_plan.py",),
+    "aigateway/cache/key.py": ("tests/cache/test_key.py",),
+}
+"""What is mutated, and the tests that have to notice."""
+
+LIBRARIES = (
+    "aiocache",
+    "aiohttp.web",
+    "hypothesis.stateful",
+    "orjson",
+    "pydantic_settings",
+    "pytest_asyncio.plugin",
+    "rich.console",
+    "structlog",
+    "tenacity",
+)
+"""Loaded before the forks. Nothing of this project is: a fork has to load it from the copy."""
+
+OPTIONS = ("-x", "-q", "--assert=plain", "-p", "no:randomly", "-p", "no:cacheprovider")
+LEAST_SECONDS = 60.0
+"""A mutant that takes ten times as long as the module's tests, and this long, hangs."""
+
+ROOT = Path(__file__).resolve().parents[2]
+EQUIVALENT = Path(__file__).with_name("equivalent.txt")
+
+Key = tuple[str, str, str, str]
+"""A mutant's module, place, old and new text: what stays the same when lines move."""
+
+
+class Repeatable:
+    """A pytest plugin: each mutant meets the same examples, and none is searched for a smaller."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self) -> None:
+        """When the suite's own settings are in force, and before its tests are read."""
+        settings.register_profile(
+            "mutation",
+            settings(),
+            database=None,
+            derandomize=True,
+            phases=(Phase.explicit, Phase.generate),
+        )
+        settings.load_profile("mutation")
+
+
+def main() -> int:
+    """Run the mutants; 0 if each was noticed or is listed."""
+    modules = _chosen()
+    listed = set(_listed(EQUIVALENT.read_text(encoding="utf-8")))
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    os.nice(19)  # it takes long, and should be in nobody's way
+    began = time.perf_counter()
+    fates: Counter[str] = Counter()
+    survivors: set[Key] = set()
+    with tempfile.TemporaryDirectory(prefix="aigateway-mutation-") as folder:
+        _move_to_copy(Path(folder))
+        for module in modules:
+            survivors |= _try_module(module, listed, fates)
+    unlisted = survivors - listed
+    stale = {key for key in listed - survivors if key[0] in modules}
+    for key in stale:
+        _show("In equivalent.txt, but noticed or no mutant any more:", key)
+    print(
+        f"{fates.total()} mutants in {time.perf_counter() - began:.0f} s:"
+        f" {fates['killed']} killed by a failing test, {fates['hung']} by a hang,"
+        f" {len(survivors & listed)} equivalent, {len(unlisted)} survived"
+    )
+    return 1 if unlisted or stale else 0
+
+
+def _chosen() -> tuple[str, ...]:
+    names = {Path(module).stem: module for module in MODULES}
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
+    parser.add_argument("modules", nargs="*", metavar="module", help=", ".join(names))
+    given = parser.parse_args().modules or list(names)
+    for name in given:
+        if name not in names:
+            parser.error(f"no module {name!r}; there are {', '.join(names)}")
+    return tuple(names[name] for name in given)
+
+
+def _listed(text: str) -> Iterator[Key]:
+    """Read blocks of four lines: module and place, `-` old, `+` new, and why it is the same."""
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if not line.startswith("#")]
+        if not lines:
+            continue
+        where, old, new, *reason = lines
+        if not (old.startswith("- ") and new.startswith("+ ") and any(reason)):
+            raise ValueError(f"equivalent.txt: not module, old, new and reason: {where!r}")
+        module, _, place = where.partition(" ")
+        yield module, place, old[2:], new[2:]
+
+
+def _move_to_copy(folder: Path) -> None:
+    for name in ("aigateway", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    compileall.compile_dir(folder, quiet=1)
+    sys.dont_write_bytecode = True  # what is mutated must not be remembered
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    for name in [n for n in sys.modules if n.partition(".")[0] in {"aigateway", "tests"}]:
+        del sys.modules[name]
+
+
+def _try_module(module: str, listed: set[Key], fates: Counter[str]) -> set[Key]:
+    """Count what became of each mutant in `fates`; returns those that nothing noticed."""
+    file, tests = Path(module), MODULES[module]
+    source = file.read_text(encoding="utf-8")
+    for bytecode in file.parent.glob(f"__pycache__/{file.stem}.*"):
+        bytecode.unlink()
+    began = time.perf_counter()
+    if _fate(tests, limit=120.0) != "survived":
+        raise SystemExit(f"{module}: its tests fail without any mutant; see to them first.")
+    limit = max(LEAST_SECONDS, 10 * (time.perf_counter() - began))
+    found = list(mutants(source))
+    print(f"{module}: {len(found)} mutants", flush=True)
+    survivors: set[Key] = set()
+    for mutant in found:
+        file.write_text(mutant.source, encoding="utf-8")
+        fate = _fate(tests, limit)
+        fates[fate] += 1
+        key = (module, mutant.place, mutant.old, mutant.new)
+        if fate == "survived":
+            survivors.add(key)
+            if key not in listed:
+                _show("Nothing noticed:", key)
+    file.write_text(source, encoding="utf-8")
+    print(f"  {time.perf_counter() - began:.0f} s, {len(survivors)} not noticed", flush=True)
+    return survivors
+
+
+def _fate(tests: tuple[str, ...], limit: float) -> str:
+    """Run the tests in a fork: "survived", "killed" or "hung"."""
+    run = multiprocessing.get_context("fork").Process(target=_run, args=(tests,))
+    run.start()
+    run.join(limit)
+    if run.is_alive():
+        run.kill()
+        run.join()
+        return "hung"
+    return "killed" if run.exitcode else "survived"
+
+
+def _run(tests: tuple[str, ...]) -> None:
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - the descriptor is what is needed
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    os._exit(pytest.main([*OPTIONS, *tests], plugins=[Repeatable()]))
+
+
+def _show(title: str, key: Key) -> None:
+    module, place, old, new = key
+    print(f"{title}\n\n{module} {place}\n- {old}\n+ {new}\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

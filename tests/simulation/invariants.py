@@ -1,0 +1,382 @@
+"""What must hold in every run, whatever happens; looked at from outside.
+
+The watch sees what users and vendors see: events (it is a hook), calls as they reach the vendors,
+what callers got and when, and the metrics. It looks inside at one place: permits, which are counted
+by a breaker that notes each one it gives.
+
+A promise that is broken is written down and does not stop the run: what the gateway catches would
+hide it. `SLACK` is the time in which several turns of the loop may pass, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aigateway.errors import GatewayError
+from aigateway.events import (
+    CircuitChanged,
+    Event,
+    ProviderCooledDown,
+    ProviderDisabled,
+    ProviderEnabled,
+    RequestFailed,
+    RequestHedged,
+    RequestRetrying,
+    RequestServed,
+)
+from aigateway.resilience.breaker import Permit
+from aigateway.resilience.limiter import Limiter
+from aigateway.routing.plan import choose
+from tests.simulation.known import KNOWN
+from tests.simulation.scenario import Ask
+from tests.simulation.vendors import PRICE, VendorCall
+
+__all__ = ["SLACK", "Asked", "Broken", "Watch"]
+
+SLACK = 1e-3
+"""Seconds: some turns of the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A promise that was not kept."""
+
+    promise: str
+    how: str
+    at: float
+
+    def __str__(self) -> str:
+        return f"{self.promise}: {self.how} (at {self.at:.6f})"
+
+
+@dataclass(eq=False, slots=True)
+class Asked:
+    """One request as its caller sees it."""
+
+    ask: Ask
+    began: float
+    timeout: float
+    first_at: float | None = None
+    ended: float | None = None
+    end: str = ""
+    cancelled: bool = False
+    resumes: int = 0
+
+
+@dataclass(slots=True)
+class _Health:
+    """What the events have said of one provider."""
+
+    circuit: str = "closed"
+    circuit_since: float = 0.0
+    cooling_from: float = 0.0
+    cooling_until: float = 0.0
+    disabled: bool = False
+    disabled_from: float = 0.0
+    recheck_at: float = 0.0
+    removed_at: float | None = None
+    ill: int = 0
+    """Calls that met trouble since the circuit was last closed."""
+    ended_at: float = 0.0
+    """When a call last ended."""
+    out: list[VendorCall] = field(default_factory=list)
+
+
+class Watch:
+    """Looks on at one run.
+
+    Args:
+        time: Seconds since the run began.
+        settings: The gateway's.
+        most: Each provider's own bound on calls at once.
+    """
+
+    def __init__(
+        self,
+        time: Callable[[], float],
+        settings: Mapping[str, Any],
+        most: Mapping[str, int | None],
+    ) -> None:
+        self._time = time
+        self._settings = settings
+        self._most = most
+        self.trace: list[str] = []
+        self.violations: list[Broken] = []
+        self.asked: list[Asked] = []
+        self.permits: list[tuple[str, Permit]] = []
+        self.health: defaultdict[str, _Health] = defaultdict(_Health)
+        self.retired: dict[tuple[str, int], _Health] = {}
+        """Providers that were removed, while another has their name."""
+        self.calls = 0
+        self.calls_to: Counter[str] = Counter()
+        self.answered_by: set[tuple[str, str]] = set()
+        self.answers_paid: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
+        self.extra = 0
+        self.resumes = 0
+        self._free: Counter[tuple[str, str]] = Counter()
+        self._overlaps: list[tuple[VendorCall, float, str]] = []
+        self._crowded: dict[str, float] = {}
+        self._ids: dict[str, str] = {}
+
+    def broken(self, promise: str, how: str) -> None:
+        self.note(f"BROKEN {promise}: {how}")
+        if promise not in KNOWN:
+            self.violations.append(Broken(promise, how, self._time()))
+
+    def note(self, text: str) -> None:
+        """Add a line to the trace."""
+        self.trace.append(f"{self._time():11.6f}  {text}")
+
+    def _name(self, request_id: str) -> str:
+        """A request's name in the trace: its own is random."""
+        return self._ids.setdefault(request_id, f"r{len(self._ids)}")
+
+    def replaced(self, name: str, life: int) -> None:
+        """Another provider takes the name of one that was removed."""
+        self.retired[name, life] = self.health[name]
+        self.health[name] = _Health()
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────
+
+    def on_event(self, event: Event) -> None:
+        self.events[event.name] += 1
+        self.note(f"event   {self._told(event)}")
+        if isinstance(event, CircuitChanged):
+            self._check_circuit(event, self.health[event.provider])
+        elif isinstance(event, ProviderCooledDown | ProviderDisabled | ProviderEnabled):
+            self._gate(event, self.health[event.provider])
+        elif isinstance(event, RequestHedged):
+            self._free[event.request_id, event.second] -= 1  # what comes now is no free call
+        elif isinstance(event, RequestRetrying) and event.round > self._settings["retry_rounds"]:
+            self.broken("rounds", f"round {event.round}")
+
+    def _check_circuit(self, event: CircuitChanged, health: _Health) -> None:
+        """Circuits open for the failures of late, and for long enough."""
+        now, name, settings = self._time(), event.provider, self._settings
+        if event.old != health.circuit:
+            self.broken("circuit_events", f"{name}: {event.old} after {health.circuit}")
+        if event.old == "closed" and health.ill < settings["failure_threshold"]:
+            self.broken("blame", f"{name}: opened after {health.ill} calls met trouble")
+        age = now - health.ended_at - settings["attempt_timeout"]
+        if event.old == "closed" and age > settings["reset_timeout_seconds"]:
+            self.broken("late_blame", f"{name}: its last call ended {age:.3f} s ago")
+        opened_for = now - health.circuit_since
+        # Jitter takes at most a tenth off.
+        if event.new == "half_open" and opened_for < 0.9 * settings["reset_timeout_seconds"]:
+            self.broken("open_circuit", f"{name}: probed after {opened_for} s")
+        if event.new == "closed":
+            health.ill = sum(call.trouble is not None for call in health.out)
+        health.circuit, health.circuit_since = event.new, now
+
+    def _gate(
+        self, event: ProviderCooledDown | ProviderDisabled | ProviderEnabled, health: _Health
+    ) -> None:
+        now = self._time()
+        if isinstance(event, ProviderCooledDown):
+            if health.cooling_until <= now + 2 * SLACK:
+                health.cooling_from = now
+            health.cooling_until = max(health.cooling_until, now + event.seconds)
+        elif isinstance(event, ProviderDisabled):
+            if not health.disabled or health.recheck_at <= now + SLACK:
+                health.disabled_from = now
+            health.disabled, health.recheck_at = True, now + event.recheck_in_seconds
+        else:
+            health.disabled = False
+
+    def _told(self, event: Event) -> str:
+        fields = {
+            name: getattr(event, name) for name in event.__dataclass_fields__ if name != "name"
+        }
+        if "request_id" in fields:
+            fields["request_id"] = self._name(fields["request_id"])
+        fields.pop("causes", None)
+        return event.name + "".join(f" {name}={value}" for name, value in fields.items())
+
+    # ── vendors ──────────────────────────────────────────────────────────────────────────────
+
+    def call_began(self, call: VendorCall) -> None:
+        health = self.health[call.provider]
+        self.calls += 1
+        self.calls_to[f"{call.provider}/{call.life}"] += 1
+        self.note(
+            f"vendor  {call.provider} <- {self._name(call.request_id)} {call.prompt!r}"
+            f" ({call.trouble or 'well'})"
+        )
+        self._check_gates(call, health)
+        self._check_probe(call, health)
+        self._check_budget(call)
+        health.ill += call.trouble is not None
+        health.out.append(call)
+        self._check_crowd()
+
+    def call_ended(self, call: VendorCall, how: str) -> None:
+        for health in (self.health[call.provider], self.retired.get((call.provider, call.life))):
+            if health is not None and call in health.out:
+                health.out.remove(call)
+                health.ended_at = self._time()
+        self._check_overlap(call)
+        self.note(f"vendor  {call.provider} -> {self._name(call.request_id)} {how}")
+        self._check_crowd()
+
+    def answered(self, call: VendorCall) -> None:
+        self.answered_by.add((call.provider, call.prompt))
+        self.answers_paid[call.provider] += 1
+
+    def _check_gates(self, call: VendorCall, health: _Health) -> None:
+        now, name = self._time(), call.provider
+        if health.circuit == "open" and now > health.circuit_since + SLACK:
+            self.broken("open_circuit", f"{name} was called while its circuit was open")
+        if health.cooling_from + SLACK < now < health.cooling_until - 2 * SLACK:
+            self.broken("cooldown", f"{name} was called while it cooled down")
+        if health.disabled and health.disabled_from + SLACK < now < health.recheck_at - SLACK:
+            self.broken("disabled", f"{name} was called while it was disabled")
+        if health.removed_at is not None and now > health.removed_at + SLACK:
+            self.broken("removed", f"{name} was called after it had been removed")
+
+    def _check_probe(self, call: VendorCall, health: _Health) -> None:
+        """A half-open circuit has one call out that began since; a disabled provider one check."""
+        now = self._time()
+        half_open = health.circuit == "half_open"
+        if not half_open and not health.disabled:
+            return
+        since = health.circuit_since if half_open else health.disabled_from
+        lease = max(self._settings["probe_lease_seconds"], self._settings["attempt_timeout"] + 1)
+        for other in health.out:
+            if since < other.began < now - SLACK and now - other.began < lease:
+                what = "probe" if half_open else "check"
+                self._overlaps.append((other, now, what))
+
+    def _check_overlap(self, call: VendorCall) -> None:
+        """A probe that was given up may take some turns to end, while the next one goes out."""
+        for pair in [pair for pair in self._overlaps if pair[0] is call]:
+            self._overlaps.remove(pair)
+            if self._time() - pair[1] > SLACK:
+                self.broken(f"one_{pair[2]}", f"{call.provider}: two were out since {pair[1]}")
+
+    def _check_budget(self, call: VendorCall) -> None:
+        """Calls beyond one per provider and request draw on one bucket."""
+        key = (call.request_id, call.provider)
+        free = self._free.setdefault(key, 1)
+        self._free[key] -= 1
+        if free > 0:
+            return
+        self.extra += 1
+        # Every stream that is resumed looks for a provider anew, like one more request.
+        asked = len(self.asked) + self.resumes
+        most = 10 + 0.2 * asked + self._time() + SLACK
+        if self.extra > most:
+            self.broken("budget", f"{self.extra} extra calls after {asked} requests")
+
+    def _check_crowd(self) -> None:
+        """No bound is exceeded for longer than it takes to cancel a call."""
+        now = self._time()
+        out = {name: len(health.out) for name, health in self.health.items()}
+        bounds: dict[str, int | None] = {**self._most, "": int(self._settings["max_concurrency"])}
+        out[""] = sum(out.values()) + sum(len(health.out) for health in self.retired.values())
+        for name, bound in bounds.items():
+            if bound is None or out.get(name, 0) <= bound:
+                since = self._crowded.pop(name, None)
+                if since is not None and now - since > SLACK:
+                    self.broken(
+                        "crowd", f"more than {bound} calls at {name or 'all'} since {since}"
+                    )
+            else:
+                self._crowded.setdefault(name, now)
+
+    # ── callers ──────────────────────────────────────────────────────────────────────────────
+
+    def began(self, ask: Ask) -> Asked:
+        """A caller asks."""
+        timeout = self._settings["timeout"] if ask.timeout is None else ask.timeout
+        asked = Asked(ask, self._time(), timeout)
+        self.asked.append(asked)
+        self.note(f"caller  #{ask.number} asks {ask.kind} p{ask.prompt}")
+        return asked
+
+    def first_content(self, asked: Asked) -> None:
+        """A stream gave something, or came to its end."""
+        if asked.first_at is None:
+            asked.first_at = self._time()
+
+    def ended(self, asked: Asked, end: str) -> None:
+        """A caller has what it will ever get."""
+        number = asked.ask.number
+        if asked.ended is not None:
+            self.broken("one_end", f"#{number} ended as {asked.end} and as {end}")
+        asked.ended, asked.end = self._time(), end
+        self.note(f"caller  #{number} ends: {end}")
+        first = asked.ended if asked.first_at is None else asked.first_at
+        if first > asked.began + asked.timeout + SLACK:
+            self.broken(
+                "deadline", f"#{number} had {asked.timeout} s and took {first - asked.began}"
+            )
+
+    def failed(self, asked: Asked, error: BaseException) -> None:
+        """A caller got an error."""
+        if not isinstance(error, GatewayError):
+            twice = "already running" in str(error)
+            promise = "closed_twice" if twice else "typed_error"
+            self.broken(promise, f"#{asked.ask.number} got {error!r}")
+        self.ended(asked, type(error).__name__)
+
+    def idle(self, limiter: Limiter, until: float) -> None:
+        """Nothing happens before `until`: nobody may wait who could go on now."""
+        if until - self._time() <= 2 * SLACK:
+            return
+        for group, waiters in limiter._groups.items():
+            assert isinstance(group, tuple)
+            candidates, tried, tokens = group
+            if all(waiter.woken.done() for waiter in waiters):
+                continue
+            found = choose(candidates, tried, limiter.has_place, tokens)
+            if found.provider is not None or not found.full:
+                self.broken("waits", f"somebody waits who could go on, until {until}")
+
+    # ── the books ────────────────────────────────────────────────────────────────────────────
+
+    def check_books(self, metrics: Mapping[str, Any], spared: set[str]) -> None:
+        """After the gateway has closed: everything is given back, and the books balance.
+
+        Args:
+            metrics: The gateway's.
+            spared: Providers that were removed at some time: their counters went with them.
+        """
+        self._check_requests(metrics)
+        for name, provider in metrics["providers"].items():
+            if name not in spared:
+                self._check_provider(name, provider)
+        for name, permit in self.permits:
+            if not permit._settled and name not in spared:
+                self.broken("permits", f"a permit of {name} was never settled")
+
+    def _check_requests(self, metrics: Mapping[str, Any]) -> None:
+        ends = ("cache_hits", "stale_answers", "coalesced", "served", "failures", "cancelled")
+        if metrics["total_requests"] != sum(metrics[end] for end in ends):
+            self.broken("books", f"{metrics['total_requests']} requests, {metrics}")
+        if metrics["in_flight"] or metrics["waiting"]:
+            self.broken("in_flight", f"{metrics['in_flight']}, waiting {metrics['waiting']}")
+        if metrics["served"] != self.events[RequestServed.name]:
+            self.broken("served_events", f"{metrics['served']} served")
+        if metrics["failures"] != self.events[RequestFailed.name]:
+            self.broken("failed_events", f"{metrics['failures']} failures")
+        for asked in self.asked:
+            if asked.ended is None:
+                self.broken("lost", f"#{asked.ask.number} never ended")
+
+    def _check_provider(self, name: str, provider: Mapping[str, Any]) -> None:
+        failures = provider["failures"]
+        if provider["attempts"] != provider["successes"] + sum(failures.values()):
+            self.broken("attempts", f"{name}: {provider}")
+        if provider["in_flight"]:
+            self.broken("in_flight", f"{name}: {provider['in_flight']}")
+        calls = self.calls_to[f"{name}/0"]
+        # A call that is cancelled before its first step never reaches the vendor.
+        unsent = sum(failures.get(kind, 0) for kind in ("cancelled", "outrun", "deadline"))
+        if not calls <= provider["attempts"] <= calls + unsent:
+            self.broken("attempts", f"{name}: {provider['attempts']} attempts, {calls} calls")
+        if provider["cost_usd"] > PRICE * self.answers_paid[name] + 1e-9:
+            self.broken("cost", f"{name}: {provider['cost_usd']} for {self.answers_paid[name]}")

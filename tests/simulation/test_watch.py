@@ -1,0 +1,74 @@
+"""The simulation finds faults: each of these is planted, found, and shown in a small scenario."""
+
+from unittest import mock
+
+import pytest
+
+from aigateway.resilience.breaker import CircuitBreaker, Permit
+from aigateway.resilience.budget import ExtraCalls
+from aigateway.resilience.gates import Gates
+from aigateway.resilience.limiter import Limiter
+from aigateway.routing.call import Call
+from aigateway.routing.stream import StreamRun
+from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble, draw
+from tests.simulation.shrinking import shrunk
+from tests.simulation.world import play
+
+
+def nothing(*given, **options):
+    return None
+
+
+def always(*given):
+    return True
+
+
+async def reads_on(self, stream):
+    """Wait for a stream that has fallen silent, for ever."""
+    return await stream.read()
+
+
+def raises(self, failure, part=None):
+    """Take a vendor's failure for an error of our own."""
+    self.cut_short()
+    raise KeyError(failure.kind)
+
+
+PLANTED = {
+    "crowd": (Limiter, "has_place", always),
+    "waits": (Limiter, "wake", nothing),
+    "open_circuit": (CircuitBreaker, "refusal", nothing),
+    "permits": (Permit, "release", nothing),
+    "cooldown": (Gates, "closed", nothing),
+    "stuck": (StreamRun, "_next", reads_on),
+    "typed_error": (Call, "failed", raises),
+}
+
+
+@pytest.mark.parametrize("promise", PLANTED)
+def test_a_planted_fault_is_found_and_made_small(promise, monkeypatch):
+    monkeypatch.setattr("tests.simulation.invariants.KNOWN", frozenset())
+    with mock.patch.object(*PLANTED[promise]):
+        for seed in range(100):
+            scenario = draw(seed)
+            if any(broken.promise == promise for broken in play(scenario).broken):
+                break
+        else:
+            pytest.fail("not found in 100 runs")
+        smallest, shown = shrunk(scenario, promise, most=60)
+    assert len(smallest.asks) <= max(1, len(scenario.asks) // 2)
+    assert any(broken.promise == promise for broken in shown.broken)
+    assert any("BROKEN" in line for line in shown.trace)
+
+
+def test_a_storm_of_retries_is_found():
+    storm = Scenario(
+        seed="storm",
+        settings={"failure_threshold": 1000, "retries_per_provider": 2, "retry_rounds": 0},
+        providers=(ProviderPlan("a", 0),),
+        troubles=(Trouble("a", "reset", 0.0, 5.0),),
+        asks=tuple(Ask(number, 0.0, prompt=number) for number in range(40)),
+    )
+    assert not play(storm).broken
+    with mock.patch.object(ExtraCalls, "take", always):
+        assert {broken.promise for broken in play(storm).broken} == {"budget"}

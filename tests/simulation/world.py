@@ -1,0 +1,456 @@
+"""One run: a gateway as users get it, between simulated vendors and simulated callers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from aigateway import AsyncGateway, GatewayError, GatewaySettings, LLMConfig
+from aigateway.messages import ChatResponse
+from aigateway.resilience.breaker import CircuitBreaker, Permit, Rejected
+from aigateway.streaming import ChatStream
+from tests.simulation.interrupting import Interrupt, interrupted
+from tests.simulation.invariants import SLACK, Asked, Broken, Watch
+from tests.simulation.known import KNOWN
+from tests.simulation.loop import START, SimulatedClock, SimulatedLoop, StuckError
+from tests.simulation.scenario import Ask, Chore, ProviderPlan, Scenario
+from tests.simulation.vendors import SimulatedVendors, answer_to, vector_of
+
+__all__ = ["Played", "World", "play"]
+
+DEFAULTS: dict[str, Any] = {
+    name: field.get_default(call_default_factory=True)
+    for name, field in GatewaySettings.model_fields.items()
+}
+"""Given outright, so that nothing is read from the environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What came of one run."""
+
+    trace: tuple[str, ...]
+    broken: tuple[Broken, ...]
+    requests: int
+    calls: int
+    turns: int
+    seconds: float
+    """On the virtual clock."""
+    faults: Mapping[str, int]
+    """Calls that met each kind of trouble."""
+    ends: Mapping[str, int]
+    """How the requests ended."""
+
+
+def play(scenario: Scenario, interrupt: Interrupt | None = None) -> Played:
+    """Play a scenario through. The same one comes to the same, line by line."""
+    loop = SimulatedLoop(scenario.seed, leaks=scenario.leaks)
+    world = World(scenario, loop, interrupt)
+    with world.observed():
+        try:
+            loop.run_until_complete(world.run())
+        except StuckError as stuck:
+            world.watch.broken("stuck", str(stuck))
+        finally:
+            world.end()
+    watch = world.watch
+    return Played(
+        trace=tuple(watch.trace),
+        broken=tuple(watch.violations),
+        requests=len(watch.asked),
+        calls=watch.calls,
+        turns=loop.turns,
+        seconds=loop.time() - START,
+        faults=world.vendors.met,
+        ends=Counter(asked.end for asked in watch.asked),
+    )
+
+
+class World:
+    """One gateway and all around it.
+
+    Args:
+        scenario: What happens.
+        loop: Where.
+        interrupt: Who is cancelled at which await.
+    """
+
+    def __init__(
+        self, scenario: Scenario, loop: SimulatedLoop, interrupt: Interrupt | None = None
+    ) -> None:
+        self.scenario = scenario
+        self.loop = loop
+        self._interrupt = interrupt
+        self.settings: dict[str, Any] = {**DEFAULTS, **scenario.settings}
+        self.watch = Watch(
+            self.time,
+            self.settings,
+            {plan.name: plan.max_concurrency for plan in scenario.providers},
+        )
+        self.vendors = SimulatedVendors(scenario.seed, scenario.troubles, self.watch, self.time)
+        self.gateway: AsyncGateway
+        self._callers: set[asyncio.Task[None]] = set()
+        self._planned: list[asyncio.TimerHandle] = []
+        self._removed: set[str] = set()
+        self._breakers: dict[int, str] = {}
+        loop.set_exception_handler(self._unheard)
+
+    def time(self) -> float:
+        """Seconds since the run began."""
+        return self.loop.time() - START
+
+    @contextlib.contextmanager
+    def observed(self) -> Iterator[None]:
+        """Note each permit that a breaker gives, and draw the order of streams in a set."""
+        acquire = CircuitBreaker.acquire
+        loop, permits = self.loop, self.watch.permits
+
+        def noted(breaker: CircuitBreaker) -> Permit | Rejected:
+            permit = acquire(breaker)
+            if isinstance(permit, Permit):
+                permits.append((self._owner(breaker), permit))
+            return permit
+
+        class Stream(ChatStream):
+            __slots__ = ("_drawn",)
+
+            def __init__(self, *given: Any) -> None:
+                self._drawn = loop.draw()
+                super().__init__(*given)
+
+            def __hash__(self) -> int:
+                return self._drawn
+
+        with (
+            mock.patch.object(CircuitBreaker, "acquire", noted),
+            mock.patch("aigateway.gateway.ChatStream", Stream),
+        ):
+            yield
+
+    # ── the run ──────────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> None:
+        """Everything from the first request to the last thing closed."""
+        self.open()
+        scenario = self.scenario
+        for ask in scenario.asks:
+            self._plan(ask.at, self.ask, ask)
+        for chore in scenario.chores:
+            self._plan(chore.at, self._do, chore)
+        if scenario.closes_at is not None:
+            await asyncio.sleep(scenario.closes_at)
+        else:
+            await self._until_quiet()
+            if self._interrupt is None:
+                await self.recover()
+        await self.close()
+
+    def _plan(self, at: float, do: Callable[..., object], *given: object) -> None:
+        self._planned.append(self.loop.call_at(START + at, do, *given))
+
+    def open(self) -> None:
+        """Make the gateway."""
+        for plan in self.scenario.providers:
+            self.vendors.plans[plan.name] = plan
+        self.gateway = AsyncGateway(
+            [_config(plan) for plan in self.scenario.providers],
+            settings=GatewaySettings(**self.settings),
+            hooks=[self.watch],
+            clock=SimulatedClock(self.loop, self.scenario.seed),
+            vendor=self.vendors,
+        )
+
+        self.loop.on_idle = self._idle
+
+    def _idle(self, until: float) -> None:
+        if self.gateway._limiter.waiting:
+            self.watch.idle(self.gateway._limiter, until - START)
+
+    async def _until_quiet(self) -> None:
+        """Wait until nothing is wrong any more, and what was asked has ended."""
+        scenario = self.scenario
+        ends = [trouble.ends for trouble in scenario.troubles]
+        ends += [ask.at for ask in scenario.asks] + [chore.at for chore in scenario.chores]
+        await asyncio.sleep(max(ends, default=0.0))
+        await asyncio.sleep(self.settings["attempt_timeout"] + self.settings["idle_timeout"])
+        while self._callers:
+            await asyncio.wait(self._callers)
+
+    async def recover(self) -> None:
+        """Traffic goes on in a healthy world: every provider must come back within its time."""
+        for plan in self.scenario.providers:
+            if any(status.name == plan.name for status in self.gateway.providers):
+                await self._recovers(plan)
+
+    async def _recovers(self, plan: ProviderPlan) -> None:
+        health, settings = self.watch.health[plan.name], self.settings
+        lease = max(settings["probe_lease_seconds"], settings["attempt_timeout"] + 1)
+        now = self.time()
+        most = self._longest_pause(plan, lease)
+        latest = now + most + 2.0
+        self.watch.note(f"world   waits for {plan.name} to come back, {most:.3f} s at most")
+        number = 10_000
+        while True:
+            number += 1
+            ask = Ask(number, 0.0, prompt=number, cache=False, model=plan.name, hedge=False)
+            task = self.ask(ask)
+            await asyncio.wait([task])
+            if self.watch.asked[-1].end == "served":
+                break
+            # A call that lost a race before may be judged when somebody asks next, which is now.
+            reopened = health.circuit_since >= now and health.circuit != "closed"
+            if self.time() > latest + reopened * (settings["max_open_seconds"] + lease):
+                self.watch.broken("recovery", f"{plan.name} has not come back")
+                return
+            await asyncio.sleep(0.5)
+        status = next(s for s in self.gateway.providers if s.name == plan.name)
+        if not status.active or status.circuit_state != "closed":
+            self.watch.broken("recovery", f"{plan.name} has answered and is {status}")
+
+    def _longest_pause(self, plan: ProviderPlan, lease: float) -> float:
+        """Seconds until a provider that is well has to be back, as far as the events have said."""
+        health, settings, now = self.watch.health[plan.name], self.settings, self.time()
+        pauses = [0.0, health.cooling_until - now]
+        if health.circuit != "closed":
+            pauses.append(health.circuit_since + settings["max_open_seconds"] + lease - now)
+        if health.disabled:
+            pauses.append(health.recheck_at + lease - now)
+        if plan.rpm is not None:
+            pauses.append(61.0)
+        return max(pauses)
+
+    async def close(self) -> None:
+        """Close the gateway; nothing of it may be left."""
+        self.watch.note("world   closes the gateway")
+        self.loop.on_idle = None
+        self.loop.call_later(SLACK / 2, self._call_off)
+        await self.gateway.aclose()
+        self.watch.note("world   has closed the gateway")
+        await asyncio.sleep(SLACK)
+        if self._callers:
+            # Whoever dawdles over a chunk hears of it at the next one, or has all of them already.
+            await asyncio.wait(self._callers, timeout=60.0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            self.watch.broken("tasks", f"{task.get_name()} is left")
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+        if self.vendors.open_streams:
+            self.watch.broken("streams", f"{self.vendors.open_streams} streams are open")
+        for health in (*self.watch.health.values(), *self.watch.retired.values()):
+            for call in health.out:
+                self.watch.broken("calls", f"a call to {call.provider} is out since {call.began}")
+        spared = self._removed if "client_of_removed" in KNOWN else set()
+        clients = sum(
+            not client.closed for client in self.vendors.clients if client.name not in spared
+        )
+        if clients:
+            self.watch.broken("clients", f"{clients} clients are open")
+        self.watch.check_books(self.gateway.get_metrics(), self._removed)
+
+    def _call_off(self) -> None:
+        """What was planned for later than the end."""
+        for timer in self._planned:
+            timer.cancel()
+
+    def end(self) -> None:
+        """Close the loop. What is only reported when it is collected is collected now."""
+        if not self.loop.is_closed():
+            for task in asyncio.all_tasks(self.loop):
+                task.cancel()
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+            with contextlib.suppress(StuckError, RuntimeError):
+                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        # One timer is shared by all timeouts, and stays until it is due.
+        timers = [t for t in self.loop.timers() if "_Alarm" not in repr(t)]
+        if timers and not self.watch.violations:
+            self.watch.broken("timers", f"{len(timers)} timers are set: {timers[0]!r}")
+        gc.collect(0)
+        self.loop.close()
+
+    def _unheard(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.watch.broken("unheard", f"{context.get('message')} {error!r}")
+
+    def _owner(self, breaker: CircuitBreaker) -> str:
+        name = self._breakers.get(id(breaker))
+        if name is None:
+            for provider in self.gateway._roster:
+                self._breakers[id(provider.breaker)] = provider.name
+            name = self._breakers.get(id(breaker), "")
+        return name
+
+    # ── chores ───────────────────────────────────────────────────────────────────────────────
+
+    def _do(self, chore: Chore) -> None:
+        there = {status.name for status in self.gateway.providers}
+        name = chore.provider
+        if chore.what == "remove" and name in there and len(there) > 1:
+            self.watch.note(f"world   removes {name}")
+            self.gateway.remove_provider(name)
+            self._removed.add(name)
+            self.watch.health[name].removed_at = self.time()
+        elif chore.what == "add" and name not in there and not self.watch.health[name].out:
+            # While calls to the one before are out, events could not be told apart.
+            self.watch.note(f"world   adds {name}")
+            plan = self.vendors.plans[name]
+            self.watch.replaced(name, self.vendors.lives[name])
+            self.vendors.lives[name] += 1
+            self.gateway.add_provider(_config(plan))
+
+    # ── callers ──────────────────────────────────────────────────────────────────────────────
+
+    def ask(self, ask: Ask) -> asyncio.Task[None]:
+        """Send a caller off."""
+        call = {"chat": self._chat, "stream": self._stream, "embed": self._embed}[ask.kind]
+        work = call(ask)
+        if self._interrupt is not None and self._interrupt.number == ask.number:
+            work = interrupted(work, self._interrupt, lambda: self.cancel(ask, task))
+        task = self.loop.create_task(work, name=f"caller-{ask.number}")
+        self._callers.add(task)
+        task.add_done_callback(self._callers.discard)
+        if ask.cancelled_after is not None:
+            self._plan(self.time() + ask.cancelled_after, self.cancel, ask, task)
+        return task
+
+    def cancel(self, ask: Ask, task: asyncio.Task[None]) -> None:
+        """The caller goes away."""
+        if not task.done():
+            for asked in self.watch.asked:
+                if asked.ask is ask:
+                    asked.cancelled = True
+            self.watch.note(f"caller  #{ask.number} is cancelled")
+            task.cancel()
+
+    async def _chat(self, ask: Ask) -> None:
+        prompt = _prompt(ask)
+        with self._asking(ask) as asked:
+            response = await self.gateway.chat(
+                prompt, timeout=ask.timeout, model=ask.model, cache=ask.cache, hedge=ask.hedge
+            )
+            self._check_answer(asked, response)
+            self.watch.ended(asked, _how(response))
+
+    async def _embed(self, ask: Ask) -> None:
+        texts = [_prompt(ask), "another"]
+        with self._asking(ask) as asked:
+            response = await self.gateway.embed(texts, timeout=ask.timeout, model=ask.model)
+            if response.vectors != tuple(map(vector_of, texts)):
+                self.watch.broken("mixed_up", f"#{ask.number} got {response.vectors}")
+            self.watch.ended(asked, "served")
+
+    async def _stream(self, ask: Ask) -> None:
+        with self._asking(ask) as asked:
+            stream = self.gateway.stream(
+                _prompt(ask),
+                timeout=ask.timeout,
+                model=ask.model,
+                cache=ask.cache,
+                hedge=ask.hedge,
+                resume=ask.resume,
+            )
+            if ask.leaves_after is not None and ask.leaves_by == "break":
+                whole = await self._read(stream, asked)
+                del stream
+                if not whole:
+                    self.watch.ended(asked, "left")
+                return
+            async with stream:
+                if not await self._read(stream, asked):
+                    if ask.leaves_by == "cancel":
+                        asked.cancelled = True
+                        current = asyncio.current_task()
+                        assert current is not None
+                        current.cancel()
+                        await asyncio.sleep(0)
+                    await stream.aclose()
+                    self.watch.ended(asked, "left")
+
+    async def _read(self, stream: ChatStream, asked: Asked) -> bool:
+        """Read a stream; says whether to its end."""
+        ask = asked.ask
+        text, chunks = "", 0
+        if ask.leaves_after == 0:
+            return False
+        async for chunk in stream:
+            self.watch.first_content(asked)
+            chunks += 1
+            if chunk.restarted:
+                self.watch.resumes += 1
+                text = ""
+            text += chunk.text
+            if not answer_to(_prompt(ask)).startswith(text):
+                self.watch.broken("mixed_up", f"#{ask.number} is told {text!r}")
+            if ask.leaves_after is not None and chunks >= ask.leaves_after:
+                return False
+            if ask.dawdles:
+                await asyncio.sleep(ask.dawdles)
+        self.watch.first_content(asked)
+        if stream.response.text != text:
+            self.watch.broken("mixed_up", f"#{ask.number}: {text!r} is {stream.response.text!r}")
+        self._check_answer(asked, stream.response)
+        self.watch.ended(asked, _how(stream.response))
+        return True
+
+    @contextlib.contextmanager
+    def _asking(self, ask: Ask) -> Iterator[Asked]:
+        asked = self.watch.began(ask)
+        try:
+            yield asked
+        except asyncio.CancelledError:
+            if not asked.cancelled:
+                self.watch.broken("cancelled", f"#{ask.number} was cancelled by nobody")
+            self.watch.ended(asked, "cancelled")
+        except GatewayError as error:
+            if self._text_is_wrong(ask, error):
+                self.watch.broken("mixed_up", f"#{ask.number}: {error!r}")
+            self.watch.failed(asked, error)
+        except Exception as error:  # noqa: BLE001 - a finding, and not to be lost
+            self.watch.failed(asked, error)
+
+    def _text_is_wrong(self, ask: Ask, error: GatewayError) -> bool:
+        return not answer_to(_prompt(ask)).startswith(getattr(error, "text", ""))
+
+    def _check_answer(self, asked: Asked, response: ChatResponse) -> None:
+        number, prompt = asked.ask.number, _prompt(asked.ask)
+        if response.text != answer_to(prompt):
+            self.watch.broken("mixed_up", f"#{number} got {response.text!r}")
+        if (response.provider, prompt) not in self.watch.answered_by:
+            self.watch.broken("who", f"#{number}: {response.provider} gave no such answer")
+        if response.finish_reason != "stop":
+            self.watch.broken("finish", f"#{number}: {response.finish_reason}")
+        own = not (response.cached or response.coalesced)
+        if own != any(attempt.ok for attempt in response.attempts):
+            self.watch.broken("attempts", f"#{number}: {response.attempts}")
+
+
+def _prompt(ask: Ask) -> str:
+    return f"p{ask.prompt}" + " long" * ask.long + " rejected" * ask.rejected
+
+
+def _how(response: ChatResponse) -> str:
+    if response.stale:
+        return "stale"
+    if response.cached:
+        return "hit"
+    return "coalesced" if response.coalesced else "resumed" if response.resumed else "served"
+
+
+def _config(plan: ProviderPlan) -> LLMConfig:
+    return LLMConfig(
+        "openai_compatible",
+        "m",
+        name=plan.name,
+        api_base="http://127.0.0.1:9/v1",
+        priority=plan.priority,
+        weight=plan.weight,
+        max_concurrency=plan.max_concurrency,
+        rpm=plan.rpm,
+    )

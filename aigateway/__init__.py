@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from aigateway.gateway import AsyncGateway
     from aigateway.messages import (
         Attempt,
+        BatchItem,
+        BatchProgress,
+        BatchResult,
         ChatResponse,
         Choice,
         Chunk,
@@ -70,6 +73,9 @@ _HOMES = {
     "aigateway.gateway": ("AsyncGateway",),
     "aigateway.messages": (
         "Attempt",
+        "BatchItem",
+        "BatchProgress",
+        "BatchResult",
         "ChatResponse",
         "Choice",
         "Chunk",
@@ -89,6 +95,9 @@ __all__ = [
     "AllProvidersFailedError",
     "AsyncGateway",
     "Attempt",
+    "BatchItem",
+    "BatchProgress",
+    "BatchResult",
     "BudgetExceededError",
     "ChatResponse",
     "ChatStream",

@@ -162,9 +162,8 @@ class Answering:
     ) -> tuple[Served[Completion], bool]:
         """Dispatch, or wait for the same request that is in flight already."""
         deadline = self._deadline(request, began)
-        # A refresh must not be answered by a call that began before somebody asked for it.
-        flight = key if request.cache is True else f"refresh:{key}"
         while True:
+            flight = self._flight(key, request)
             lead = self._flights.lead(flight)
             if lead is None:
                 return await self._lead(flight, key, request, began)
@@ -179,6 +178,15 @@ class Answering:
                 raise DeadlineExceededError(
                     "The request's deadline passed while it waited for an identical one in flight."
                 ) from None
+
+    def _flight(self, key: str, request: ChatRequest) -> str:
+        """Which flight this request joins, or begins."""
+        # A refresh must not be answered by a call that began before somebody asked for it.
+        flight = key if request.cache is True else f"refresh:{key}"
+        if request.background and self._flights.lead(flight) is None:
+            # One that lets all others go first must not be what one of those waits for.
+            return f"background:{flight}"
+        return flight
 
     async def _lead(
         self, flight: str, key: str, request: ChatRequest, began: float
@@ -275,7 +283,14 @@ class Answering:
             # A tool may do something: two answers might do it twice.
             hedge = self._settings.hedge and request.params.keys().isdisjoint(_TOOLS)
         tokens = intake.estimated_tokens(request) if self._roster.counts_tokens else 0
-        return Journey(request.request_id, candidates, deadline, tokens=tokens, hedge=hedge)
+        return Journey(
+            request.request_id,
+            candidates,
+            deadline,
+            tokens=tokens,
+            hedge=hedge,
+            background=request.background,
+        )
 
     def _deadline(self, request: ChatRequest | EmbeddingRequest, began: float) -> float:
         return began + (self._settings.timeout if request.timeout is None else request.timeout)

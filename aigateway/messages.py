@@ -7,7 +7,7 @@ thousand callers and none can change it for the next. Nothing here validates or 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +15,9 @@ from aigateway.errors import FailureKind
 
 __all__ = [
     "Attempt",
+    "BatchItem",
+    "BatchProgress",
+    "BatchResult",
     "CacheMode",
     "ChatRequest",
     "ChatResponse",
@@ -190,6 +193,7 @@ class ChatRequest:
         request_id: Names this request in logs and events.
         hedge: Whether a second provider may be asked while the first is slow; None takes the
             setting.
+        background: It waits for a free place behind every request that is not in the background.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -202,6 +206,7 @@ class ChatRequest:
     response_model: type[Any] | None = None
     request_id: str = ""
     hedge: bool | None = None
+    background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +347,111 @@ class EmbeddingResponse:
     def cost_usd(self) -> float | None:
         """US dollars; None where the model's price is not known."""
         return self.embeddings.cost_usd
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """What became of one request of a batch. It has a response or an error.
+
+    Attributes:
+        index: Its place in the input, from 0.
+        id: As the caller named it; else its index as text.
+        request: As the caller gave it.
+        response: The answer, if there is one.
+        error: Else why not; a `GatewayError`, unless something is broken.
+        attempts: The calls that the answer took. Of an error, `causes` says what each provider did.
+        latency_seconds: From being taken from the input to its end, waiting included.
+    """
+
+    index: int
+    id: str
+    request: Any = field(repr=False)
+    response: ChatResponse | None = field(default=None, repr=False)
+    error: Exception | None = None
+    attempts: tuple[Attempt, ...] = field(default=(), repr=False)
+    latency_seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was answered."""
+        return self.response is not None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """How far a batch has come.
+
+    Attributes:
+        done: Requests that are over, however they ended.
+        failed: Those of them that ended in an error.
+        cached: Those of them that were answered from the cache.
+        total: How many there are, where the input says so.
+        usage: Tokens of the answers so far; cached and coalesced ones took none.
+        cost_usd: US dollars of the answers so far, as far as prices are known.
+    """
+
+    done: int
+    failed: int
+    cached: int
+    total: int | None
+    usage: Usage
+    cost_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What became of every request of a batch.
+
+    Attributes:
+        items: In the order of the input.
+        usage: Tokens of all answers; cached and coalesced ones took none.
+        cost_usd: US dollars of all answers, as far as prices are known.
+        complete: Whether the input was read to its end. A timeout leaves the rest of a generator
+            unread, and an error of the input itself ends it.
+        input_error: What the input raised, if it did; every request before that is in `items`.
+        responses: Those of the items that have one, in order.
+        failed: The items that have an error, in order.
+        errors: Their errors.
+    """
+
+    items: tuple[BatchItem, ...] = field(repr=False)
+    usage: Usage = Usage()
+    cost_usd: float = 0.0
+    complete: bool = True
+    input_error: Exception | None = None
+    responses: tuple[ChatResponse, ...] = field(init=False, repr=False)
+    failed: tuple[BatchItem, ...] = field(init=False, repr=False)
+    errors: tuple[Exception, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Once, and not at each look: `result.responses[i]` in a loop is what people write.
+        responses = tuple(item.response for item in self.items if item.response is not None)
+        errors = tuple(item.error for item in self.items if item.error is not None)
+        object.__setattr__(self, "responses", responses)
+        object.__setattr__(self, "failed", tuple(i for i in self.items if i.error is not None))
+        object.__setattr__(self, "errors", errors)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[BatchItem]:
+        return iter(self.items)
+
+    def raise_for_errors(self) -> None:
+        """Raise if anything went wrong.
+
+        Raises:
+            ExceptionGroup: Of all errors, in order, as `asyncio.TaskGroup` raises them; that of
+                the input itself is the last.
+        """
+        errors = self.errors
+        if self.input_error is not None:
+            errors = (*errors, self.input_error)
+        if errors:
+            what = f"{len(self.errors)} of {len(self.items)} requests of the batch failed"
+            if self.input_error is not None:
+                what += ", and its input raised an error"
+            raise ExceptionGroup(what, errors)
 
 
 def _openai_message(choice: Choice) -> dict[str, Any]:

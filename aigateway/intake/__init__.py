@@ -8,7 +8,15 @@ and whether that one can serve it, is not decided here.
 Messages name the parameter and the fix. They never quote a prompt, for they end up in logs.
 """
 
+from aigateway.intake.items import Wanted, read_request, row_reader
 from aigateway.intake.requests import chat_request, embedding_request
 from aigateway.intake.tokens import estimated_tokens
 
-__all__ = ["chat_request", "embedding_request", "estimated_tokens"]
+__all__ = [
+    "Wanted",
+    "chat_request",
+    "embedding_request",
+    "estimated_tokens",
+    "read_request",
+    "row_reader",
+]

@@ -1,8 +1,9 @@
 """How many calls may be out at once, and who waits for a place.
 
 Two bounds hold at the same time: one for the whole gateway, one for each provider that sets
-`max_concurrency`. A request that finds no place waits in one queue, first come, first served;
-a request that could go somewhere is never held up by one in front of it that could not.
+`max_concurrency`. A request that finds no place waits in one queue, first come, first served, and
+those in the background behind all others; a request that could go somewhere is never held up by one
+in front of it that could not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from collections.abc import Callable, Hashable
 
 from aigateway.errors import OverloadedError
 
-__all__ = ["Limiter", "Slots"]
+__all__ = ["Limiter", "Slots", "Ticket"]
+
+Ticket = tuple[bool, int]
+"""A place in the queue: whether it is in the background, then the order of arrival."""
 
 _MOST_GONE = 256
 """Waiters that left and may stay in the heaps, so that these are seldom cleared."""
@@ -49,7 +53,9 @@ class Slots:
 class _Waiter:
     __slots__ = ("ready", "ticket", "woken")
 
-    def __init__(self, ticket: int, ready: Callable[[], bool], woken: asyncio.Future[None]) -> None:
+    def __init__(
+        self, ticket: Ticket, ready: Callable[[], bool], woken: asyncio.Future[None]
+    ) -> None:
         self.ticket = ticket
         self.ready = ready
         self.woken = woken
@@ -109,16 +115,20 @@ class Limiter:
         if self._waiting:
             self.wake()
 
-    def ticket(self) -> int:
-        """A place in the order of arrival; a request keeps its own however often it waits."""
-        self._tickets += 1
-        return self._tickets
+    def ticket(self, *, background: bool = False) -> Ticket:
+        """A place in the queue; a request keeps its own however often it waits.
 
-    async def wait(self, ticket: int, group: Hashable, ready: Callable[[], bool]) -> None:
+        Args:
+            background: Whether it is behind all that are not, those still to come included.
+        """
+        self._tickets += 1
+        return background, self._tickets
+
+    async def wait(self, ticket: Ticket, group: Hashable, ready: Callable[[], bool]) -> None:
         """Wait until `ready()` may be true. Somebody else may have been quicker: check again.
 
         Args:
-            ticket: The place in the order of arrival.
+            ticket: The place in the queue.
             group: Waiters for which `ready` says the same share one: it is asked once for all.
             ready: Whether to go on, to a free place or because no place is of use any more.
 

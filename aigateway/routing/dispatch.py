@@ -241,8 +241,8 @@ class Dispatcher:
             self._look_again_after(found)
             return False
 
-        if not journey.ticket:
-            journey.ticket = self._limiter.ticket()
+        if journey.ticket is None:
+            journey.ticket = self._limiter.ticket(background=journey.background)
         passed_over = choice.refused + choice.full
         journey.note(passed_over)
         left = journey.deadline - self._clock.now()
@@ -343,7 +343,7 @@ class Dispatcher:
     ) -> tuple[Call, A] | None:
         delay = call.patience = self._hedges.delay(operation.pace(call.provider))
         for provider in journey.candidates:
-            if not provider.prepared:
+            if not (provider.prepared or provider.retired):
                 self._prepare_meanwhile(provider)
 
         def second() -> Call | None:

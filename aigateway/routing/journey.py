@@ -16,6 +16,7 @@ from aigateway.errors import (
 )
 from aigateway.messages import Attempt
 from aigateway.resilience.breaker import CircuitState
+from aigateway.resilience.limiter import Ticket
 from aigateway.routing.provider import Provider
 
 __all__ = ["MAY_PASS", "Journey", "final_error"]
@@ -56,6 +57,7 @@ class Journey:
         deadline: On the clock's own scale.
         tokens: How many it will use, by estimate; only for providers with a `tpm`.
         hedge: Whether a second provider may be asked while the first is slow.
+        background: Whether it waits behind every request that is not in the background.
 
     Attributes:
         candidates: As given; shrinks when only a larger context window helps.
@@ -66,11 +68,12 @@ class Journey:
         blamed: Names whose breaker this request has counted against: at most once each.
         lenient: A rejection by one provider does not keep it from the others.
         unreachable: Names to which no connection could be made.
-        ticket: Its place in the queue for free providers; 0 until it has to wait.
+        ticket: Its place in the queue for free providers; None until it has to wait.
     """
 
     __slots__ = (
         "attempts",
+        "background",
         "blamed",
         "candidates",
         "causes",
@@ -93,12 +96,14 @@ class Journey:
         *,
         tokens: int = 0,
         hedge: bool = False,
+        background: bool = False,
     ) -> None:
         self.request_id = request_id
         self.candidates = tuple(candidates)
         self.deadline = deadline
         self.tokens = tokens
         self.hedge = hedge
+        self.background = background
         self.causes: dict[str, ProviderFailure] = {}
         self.attempts: list[Attempt] = []
         self.tried: set[str] = set()
@@ -106,7 +111,7 @@ class Journey:
         self.blamed: set[str] = set()
         self.unreachable: set[str] = set()
         self.lenient = False
-        self.ticket = 0
+        self.ticket: Ticket | None = None
 
     def begin_round(self) -> None:
         """Everybody may be asked again, but for those whom it would be wrong to."""

@@ -115,9 +115,10 @@ class Dispatcher:
             OverloadedError: The queue for free providers is full.
         """
         self.refuse_if_stopped()
-        self._extra.request()
-        if journey.hedge:
-            self._hedges.request()
+        if not journey.attempts:  # else a stream is resumed: the same request
+            self._extra.request()
+            if journey.hedge:
+                self._hedges.request()
         try:
             async with self._clock.timeout(journey.deadline - self._clock.now()) as scope:
                 self._under_way.add(scope)
@@ -216,8 +217,11 @@ class Dispatcher:
                     journey.tried.add(provider.name)
                     journey.note([ProviderFailure(provider.name, FailureKind.UNKNOWN)])
                 continue  # that may have taken seconds: look again
-            if extra and not self._extra.take():
-                raise NobodyLeftError(tuple(journey.causes.values()), None)
+            if (extra or provider.name in journey.asked) and not self._extra.take():
+                if extra:
+                    raise NobodyLeftError(tuple(journey.causes.values()), None)
+                journey.tried.add(provider.name)
+                continue
             call = self._begin(provider, journey, operation)
             if call is None:
                 continue  # a listener of the circuit took the place: `choose` sees it now

@@ -64,6 +64,7 @@ class Journey:
         causes: The latest failure of each provider, by name.
         attempts: Every call made, in the order of their ends.
         tried: Names asked in this round.
+        asked: Names asked before it: to ask them again is a retry.
         set_aside: Names that are not asked in any round.
         blamed: Names whose breaker this request has counted against: at most once each.
         lenient: A rejection by one provider does not keep it from the others.
@@ -72,6 +73,7 @@ class Journey:
     """
 
     __slots__ = (
+        "asked",
         "attempts",
         "background",
         "blamed",
@@ -107,6 +109,7 @@ class Journey:
         self.causes: dict[str, ProviderFailure] = {}
         self.attempts: list[Attempt] = []
         self.tried: set[str] = set()
+        self.asked: set[str] = set()
         self.set_aside: set[str] = set()
         self.blamed: set[str] = set()
         self.unreachable: set[str] = set()
@@ -115,6 +118,8 @@ class Journey:
 
     def begin_round(self) -> None:
         """Everybody may be asked again, but for those whom it would be wrong to."""
+        if self.attempts:
+            self.asked = {attempt.provider for attempt in self.attempts}
         self.tried = self.not_to_probe() | self.set_aside
 
     def note(self, causes: Sequence[ProviderFailure]) -> None:

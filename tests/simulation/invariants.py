@@ -63,7 +63,6 @@ class Asked:
     ended: float | None = None
     end: str = ""
     cancelled: bool = False
-    resumes: int = 0
 
 
 @dataclass(slots=True)
@@ -116,7 +115,6 @@ class Watch:
         self.answers_paid: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
         self.extra = 0
-        self.resumes = 0
         self._free: Counter[tuple[str, str]] = Counter()
         self._overlaps: list[tuple[VendorCall, float, str]] = []
         self._crowded: dict[str, float] = {}
@@ -265,8 +263,7 @@ class Watch:
         if free > 0:
             return
         self.extra += 1
-        # Every stream that is resumed looks for a provider anew, like one more request.
-        asked = len(self.asked) + self.resumes
+        asked = len(self.asked)
         most = 10 + 0.2 * asked + self._time() + SLACK
         if self.extra > most:
             self.broken("budget", f"{self.extra} extra calls after {asked} requests")

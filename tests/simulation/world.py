@@ -383,7 +383,6 @@ class World:
             self.watch.first_content(asked)
             chunks += 1
             if chunk.restarted:
-                self.watch.resumes += 1
                 text = ""
             text += chunk.text
             if not answer_to(_prompt(ask)).startswith(text):

@@ -27,7 +27,7 @@ from aigateway.events import (
     RequestRetrying,
     RequestServed,
 )
-from aigateway.resilience.breaker import Permit
+from aigateway.resilience.breaker import CircuitBreaker, Permit
 from aigateway.resilience.limiter import Limiter
 from aigateway.routing.plan import choose
 from tests.simulation.known import KNOWN
@@ -106,6 +106,8 @@ class Watch:
         self.violations: list[Broken] = []
         self.asked: list[Asked] = []
         self.permits: list[tuple[str, Permit]] = []
+        self._settlements: Counter[Permit] = Counter()
+        self._probes: dict[CircuitBreaker, tuple[Permit, float]] = {}
         self.health: defaultdict[str, _Health] = defaultdict(_Health)
         self.retired: dict[tuple[str, int], _Health] = {}
         """Providers that were removed, while another has their name."""
@@ -210,6 +212,21 @@ class Watch:
         health.ill += call.trouble is not None
         health.out.append(call)
         self._check_crowd()
+
+    def permit_given(self, name: str, breaker: CircuitBreaker, permit: Permit) -> None:
+        """A breaker lets a call through. Of probes, one at a time and until its lease ends."""
+        self.permits.append((name, permit))
+        if not permit.probe:
+            return
+        earlier, given = self._probes.get(breaker, (permit, 0.0))
+        lease_ends = given + breaker.probe_lease_seconds
+        if earlier is not permit and not self._settlements[earlier] and self._time() < lease_ends:
+            self.broken("one_probe", f"{name}: another probe is out since {given}")
+        self._probes[breaker] = (permit, self._time())
+
+    def permit_settled(self, permit: Permit) -> None:
+        """A call says how it ended."""
+        self._settlements[permit] += 1
 
     def call_ended(self, call: VendorCall, how: str) -> None:
         for health in (self.health[call.provider], self.retired.get((call.provider, call.life))):
@@ -347,8 +364,9 @@ class Watch:
             if name not in spared:
                 self._check_provider(name, provider)
         for name, permit in self.permits:
-            if not permit._settled and name not in spared:
-                self.broken("permits", f"a permit of {name} was never settled")
+            times = self._settlements[permit]
+            if times != 1 or not permit._settled:
+                self.broken("permits", f"a permit of {name} was settled {times} times")
 
     def _check_requests(self, metrics: Mapping[str, Any]) -> None:
         ends = ("cache_hits", "stale_answers", "coalesced", "served", "failures", "cancelled")

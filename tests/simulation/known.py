@@ -1,6 +1,6 @@
-"""Faults of the gateway that are known and not mended yet: the world walks around them.
+"""Promises that are stricter than the rule, or faults not mended yet: the world looks away.
 
-Each name is removed together with the fault; an empty set is the rule.
+A fault's name is removed together with it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ __all__ = ["KNOWN"]
 
 KNOWN: frozenset[str] = frozenset(
     {
-        # The verdict on a call that lost a race falls with the next request, up to the circuit's
-        # open time after its timeout would have come.
+        # By rule, and no fault: the verdict on a call that lost a race falls with the next request,
+        # up to the circuit's open time after its timeout would have come.
         "late_blame",
     }
 )

@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 
-from aigateway.resilience.breaker import CircuitBreaker, Permit
+from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit
 from aigateway.resilience.budget import ExtraCalls
 from aigateway.resilience.gates import Gates
 from aigateway.resilience.limiter import Limiter
@@ -34,7 +34,25 @@ def raises(self, failure, part=None):
     raise KeyError(failure.kind)
 
 
+refusal = CircuitBreaker.refusal
+
+
+def lets_everybody_probe(self):
+    """Let every call through a half-open circuit."""
+    return None if self.state is CircuitState.HALF_OPEN else refusal(self)
+
+
+succeeded = Call.succeeded
+
+
+def settles_twice(self, answer):
+    """Say of a call twice that it was answered."""
+    succeeded(self, answer)
+    self._permit.success()
+
+
 PLANTED = {
+    "one_probe": (CircuitBreaker, "refusal", lets_everybody_probe),
     "crowd": (Limiter, "has_place", always),
     "waits": (Limiter, "wake", nothing),
     "open_circuit": (CircuitBreaker, "refusal", nothing),
@@ -59,6 +77,13 @@ def test_a_planted_fault_is_found_and_made_small(promise, monkeypatch):
     assert len(smallest.asks) <= max(1, len(scenario.asks) // 2)
     assert any(broken.promise == promise for broken in shown.broken)
     assert any("BROKEN" in line for line in shown.trace)
+
+
+def test_a_call_that_is_settled_twice_is_found():
+    scenario = draw(0)
+    assert not play(scenario).broken
+    with mock.patch.object(Call, "succeeded", settles_twice):
+        assert {broken.promise for broken in play(scenario).broken} == {"permits"}
 
 
 def test_a_storm_of_retries_is_found():

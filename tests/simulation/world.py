@@ -109,13 +109,22 @@ class World:
     def observed(self) -> Iterator[None]:
         """Note each permit that a breaker gives, and draw the order of streams in a set."""
         acquire = CircuitBreaker.acquire
-        loop, permits = self.loop, self.watch.permits
+        loop, watch = self.loop, self.watch
 
         def noted(breaker: CircuitBreaker) -> Permit | Rejected:
             permit = acquire(breaker)
             if isinstance(permit, Permit):
-                permits.append((self._owner(breaker), permit))
+                watch.permit_given(self._owner(breaker), breaker, permit)
             return permit
+
+        def counted(name: str) -> Any:
+            settle = getattr(Permit, name)
+
+            def settled(permit: Permit) -> None:
+                watch.permit_settled(permit)
+                settle(permit)
+
+            return mock.patch.object(Permit, name, settled)
 
         class Stream(ChatStream):
             __slots__ = ("_drawn",)
@@ -130,6 +139,9 @@ class World:
         with (
             mock.patch.object(CircuitBreaker, "acquire", noted),
             mock.patch("aigateway.gateway.ChatStream", Stream),
+            counted("success"),
+            counted("failure"),
+            counted("release"),
         ):
             yield
 

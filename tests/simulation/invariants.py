@@ -372,6 +372,17 @@ class Watch:
         ends = ("cache_hits", "stale_answers", "coalesced", "served", "failures", "cancelled")
         if metrics["total_requests"] != sum(metrics[end] for end in ends):
             self.broken("books", f"{metrics['total_requests']} requests, {metrics}")
+        seen = Counter(asked.end for asked in self.asked)
+        # Whoever left, or was cut off at closing, may have been so at the very last word.
+        perhaps = seen["left"] + seen["cancelled"] + seen["GatewayError"]
+        for booked, told in (
+            ("cache_hits", seen["hit"]),
+            ("stale_answers", seen["stale"]),
+            ("coalesced", seen["coalesced"]),
+            ("served", seen["served"] + seen["resumed"]),
+        ):
+            if not told <= metrics[booked] <= told + perhaps:
+                self.broken("books", f"{booked}: {metrics[booked]}, and callers saw {told}")
         if metrics["in_flight"] or metrics["waiting"]:
             self.broken("in_flight", f"{metrics['in_flight']}, waiting {metrics['waiting']}")
         if metrics["served"] != self.events[RequestServed.name]:

@@ -10,6 +10,7 @@ from aigateway.resilience.gates import Gates
 from aigateway.resilience.limiter import Limiter
 from aigateway.routing.call import Call
 from aigateway.routing.stream import StreamRun
+from aigateway.telemetry.ledger import Ledger
 from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble, draw
 from tests.simulation.shrinking import shrunk
 from tests.simulation.world import play
@@ -84,6 +85,13 @@ def test_a_call_that_is_settled_twice_is_found():
     assert not play(scenario).broken
     with mock.patch.object(Call, "succeeded", settles_twice):
         assert {broken.promise for broken in play(scenario).broken} == {"permits"}
+
+
+def test_hits_that_are_not_counted_are_found():
+    with mock.patch.object(Ledger, "remembered", nothing):
+        assert any(
+            broken.promise == "books" for seed in range(20) for broken in play(draw(seed)).broken
+        )
 
 
 def test_a_storm_of_retries_is_found():

@@ -152,6 +152,7 @@ def as_completed(ask: Ask, requests: Requests, terms: Terms) -> AsyncGenerator[B
 
     Raises:
         RequestRejectedError: `requests` is nothing that holds requests.
+        DeadlineExceededError: While iterating: the timeout was over before the input was read.
         Exception: While iterating: what the input raised, after what had been read is done.
     """
     return _Run(ask, requests, terms).items(raising=True)
@@ -219,6 +220,7 @@ class _Run:
         self._taken = 0
         self._read_up = False  # nothing more comes from the input
         self._late = False
+        self._fatal: BaseException | None = None  # what must not be swallowed
         self._news = asyncio.Event()  # for `items`: something is done, or nothing more comes
         self._room = asyncio.Event()  # for who reads the input
         self.tally = _Tally()
@@ -242,6 +244,8 @@ class _Run:
                 while self._done:
                     yield self._done.popleft()
                     self._room.set()
+                if self._fatal is not None:
+                    raise self._fatal
                 if self._read_up and not self._asked:
                     break
                 self._news.clear()
@@ -250,12 +254,24 @@ class _Run:
             await self._end([*self._asked, *helpers])
         if raising and self.input_error is not None:
             raise self.input_error
+        if raising and not self.complete:
+            raise DeadlineExceededError(
+                f"The batch's timeout of {self._terms.timeout:g} s was over before its input was"
+                " read to its end."
+            )
 
     async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
         for task in tasks:
             task.cancel()
         self._asked.clear()  # whatever they still bring is of no interest
-        await asyncio.wait(tasks)
+        interrupted: asyncio.CancelledError | None = None
+        while not all(task.done() for task in tasks):
+            try:
+                await asyncio.wait(tasks)
+            except asyncio.CancelledError as error:  # a second time: nothing is left all the same
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
     async def _end_after(self, seconds: float, reader: asyncio.Task[None]) -> None:
         """End what is not done by then. What can be counted is read to its end all the same."""
@@ -263,7 +279,7 @@ class _Run:
         self._late = True
         for task in self._asked:
             task.cancel()
-        if self._total is None:
+        if self._total is None or isinstance(self._requests, AsyncIterable):
             reader.cancel()
 
     # ── the input ────────────────────────────────────────────────────────────────────────────
@@ -284,6 +300,10 @@ class _Run:
         self.complete = error is None and not reader.cancelled()
         if isinstance(error, Exception):
             self.input_error = error
+        elif reader.cancelled() and not self._late:
+            self.input_error = GatewayError("The input of the batch was cancelled.")
+        elif error is not None:
+            self._fatal = error
 
     async def _take(self, request: Any) -> None:
         """Begin one request, and come back when there is room for the next."""
@@ -329,6 +349,9 @@ class _Run:
             self._over(begun, error=error)
         elif error is None:
             self._over(begun, response=task.result())
+        else:  # Ctrl-C and the like, which are nobody's answer
+            self._fatal = error
+            self._news.set()
 
     def _over(
         self,

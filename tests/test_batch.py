@@ -853,3 +853,38 @@ def test_a_result_can_be_made_by_hand():
     result = BatchResult(())
     assert (result.responses, result.errors, result.failed) == ((), (), ())
     result.raise_for_errors()
+
+
+class TestNothingIsSwallowed:
+    async def test_what_is_no_exception_is_raised(self):
+        class Stop(BaseException):
+            pass
+
+        vendor = ScriptedVendor()
+        vendor.script("a", "ok", Stop())
+        async with AsyncGateway(scripted_configs("a"), vendor=vendor, retry_rounds=0) as gateway:
+            with pytest.raises(Stop):
+                await gateway.batch(["1", "2", "3"])
+
+    async def test_a_timeout_before_the_input_was_read_is_no_proper_end(self):
+        vendor = ScriptedVendor()
+        async with AsyncGateway(scripted_configs("a"), vendor=vendor) as gateway:
+
+            async def slowly(items):
+                async for _ in items:
+                    await asyncio.sleep(0.03)
+
+            prompts = (f"{turn}" for turn in range(100))
+            items = gateway.as_completed(prompts, concurrency=2, timeout=0.05)
+            with pytest.raises(DeadlineExceededError, match="read to its end"):
+                await slowly(items)
+            assert len(list(prompts)) > 50
+
+    async def test_an_input_that_is_cancelled_says_so(self):
+        async def source():
+            yield "a"
+            raise asyncio.CancelledError
+
+        async with AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor()) as gateway:
+            result = await gateway.batch(source())
+        assert isinstance(result.input_error, GatewayError)

@@ -45,3 +45,19 @@ def no_outside_settings(monkeypatch, tmp_path_factory):
         if name.startswith(VENDOR_PREFIXES):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture
+def clock():
+    """Time that moves only when a test says so."""
+    from aigateway.testing import FakeClock
+
+    return FakeClock()
+
+
+@pytest.fixture
+def vendor():
+    """Vendors that follow a script; the rooms that need a simulated one have their own."""
+    from aigateway.testing import ScriptedVendor
+
+    return ScriptedVendor()

@@ -34,11 +34,6 @@ K = FailureKind
 ANSWER = ChatResponse(Completion("i", "m", (Choice("x", "stop"),)), "a")
 
 
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
 class Vendor(ScriptedVendor):
     """Knows which call the step that is taken belongs to."""
 

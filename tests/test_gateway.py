@@ -25,21 +25,11 @@ from aigateway import (
 )
 from aigateway.events import CircuitChanged, ProviderFailed, RequestFailed, RequestServed
 from aigateway.messages import Choice, Completion
-from aigateway.testing import FakeClock, ScriptedVendor, scripted_configs
+from aigateway.testing import scripted_configs
 from aigateway.vendor.client import Failure
 
 K = FailureKind
 SECRET = "sk-live-do-not-show-me"
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-def vendor():
-    return ScriptedVendor()
 
 
 @pytest.fixture

@@ -21,21 +21,11 @@ from aigateway import (
     UnknownModelError,
 )
 from aigateway.messages import Usage
-from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor, scripted_configs
+from aigateway.testing import ScriptedStream, scripted_configs
 from aigateway.vendor.client import Failure
 
 K = FailureKind
 ASSISTANT = "assistant"
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-def vendor():
-    return ScriptedVendor()
 
 
 @pytest.fixture

@@ -254,8 +254,9 @@ class StreamRun:
                 failure = Failure(FailureKind.UNKNOWN)
             finally:
                 # Settled before the first await, for that may be cancelled.
-                so_far = self._joined(opened.part())
-                broken = self._settled(call, opened.part(), failure, whole)
+                part = opened.part()
+                so_far = self._joined(part)
+                broken = self._settled(call, part, so_far, failure, whole=whole)
                 await opened.stream.aclose()
             if broken is None:
                 return
@@ -265,10 +266,23 @@ class StreamRun:
                 self._said = _Said()
 
     def _settled(
-        self, call: Call, part: Completion, failure: Failure | None, whole: bool
+        self,
+        call: Call,
+        part: Completion,
+        completion: Completion,
+        failure: Failure | None,
+        *,
+        whole: bool,
     ) -> StreamInterruptedError | None:
-        """Settle a call by what became of its stream: a break, an answer, or left by the caller."""
-        completion = self._joined(part)
+        """Settle a call by what became of its stream: a break, an answer, or left by the caller.
+
+        Args:
+            call: Is still out.
+            part: What it brought.
+            completion: That, with what other calls had brought before it.
+            failure: What broke it, if something did.
+            whole: It came to its end.
+        """
         if whole and failure is None and not fits(self._request.response_model, completion):
             failure = Failure(FailureKind.INVALID_OUTPUT)
         if failure is not None:

@@ -17,20 +17,10 @@ from aigateway.errors import (
 from aigateway.gateway import AsyncGateway
 from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.provider import Provider
-from aigateway.testing import FakeClock, ScriptedVendor, scripted_configs
+from aigateway.testing import scripted_configs
 from aigateway.vendor.client import Failure
 
 K = FailureKind
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-def vendor():
-    return ScriptedVendor()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from aigateway import (
     RequestRejectedError,
     Usage,
 )
-from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor, scripted_configs
+from aigateway.testing import ScriptedStream, scripted_configs
 from aigateway.vendor.client import Failure
 
 K = FailureKind
@@ -28,16 +28,6 @@ class Recorder:
 
     def named(self, name):
         return [event for event in self.events if event.name == name]
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-def vendor():
-    return ScriptedVendor()
 
 
 @pytest.fixture

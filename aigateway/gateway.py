@@ -282,6 +282,32 @@ class AsyncGateway:
         self._roster.candidates(request.model)
         return await self._answering.embed(request)
 
+    def check(
+        self, prompt_or_messages: str | Sequence[Mapping[str, Any]], **options: Any
+    ) -> ChatRequest:
+        """See whether `chat` would take a request, without asking anybody.
+
+        Args:
+            prompt_or_messages: As for `chat`.
+            **options: Likewise.
+
+        Returns:
+            The request, checked and copied; `batch` takes it as it is.
+
+        Raises:
+            RequestRejectedError: The request is at fault; says what to change.
+            UnknownModelError: No provider serves its `model`.
+        """
+        return self._request_of(prompt_or_messages, options)
+
+    def _request_of(
+        self, prompt: Any, options: Mapping[str, Any], *, background: bool = False
+    ) -> ChatRequest:
+        params = dict(options)
+        hedge = params.pop("hedge", None)
+        named = {name: params.pop(name) for name in _OPTIONS & params.keys()}
+        return self._request(prompt, hedge, background=background, params=params, **named)
+
     def _request(
         self,
         prompt_or_messages: str | Sequence[Mapping[str, Any]],
@@ -438,10 +464,7 @@ class AsyncGateway:
 
     async def _ask(self, prompt: Any, options: Mapping[str, Any]) -> ChatResponse:
         """One request of a batch."""
-        params = dict(options)
-        hedge = params.pop("hedge", None)
-        named = {name: params.pop(name) for name in _OPTIONS & params.keys()}
-        request = self._request(prompt, hedge, background=True, params=params, **named)
+        request = self._request_of(prompt, options, background=True)
         self._enter_loop()
         return await self._answering.chat(request)
 

@@ -10,13 +10,21 @@ Messages name the parameter and the fix. They never quote a prompt, for they end
 
 from aigateway.intake.items import Wanted, read_request, row_reader
 from aigateway.intake.requests import chat_request, embedding_request
-from aigateway.intake.tokens import estimated_tokens
+from aigateway.intake.tokens import (
+    USUAL_ANSWER,
+    answer_tokens,
+    estimated_tokens,
+    prompt_tokens,
+)
 
 __all__ = [
+    "USUAL_ANSWER",
     "Wanted",
+    "answer_tokens",
     "chat_request",
     "embedding_request",
     "estimated_tokens",
+    "prompt_tokens",
     "read_request",
     "row_reader",
 ]

@@ -7,12 +7,12 @@ from typing import Any
 
 from aigateway.messages import ChatRequest
 
-__all__ = ["estimated_tokens"]
+__all__ = ["USUAL_ANSWER", "answer_tokens", "estimated_tokens", "prompt_tokens"]
 
 _CHARACTERS = 4
 """For each token: OpenAI's rule of thumb for English, and near enough for a rate."""
 
-_ANSWER = 256
+USUAL_ANSWER = 256
 """Tokens of an answer whose length the request does not bound."""
 
 _PART = 256
@@ -21,9 +21,18 @@ _PART = 256
 
 def estimated_tokens(request: ChatRequest) -> int:
     """An estimate for keeping a rate; what the vendor counts replaces it."""
+    return prompt_tokens(request) + (answer_tokens(request) or USUAL_ANSWER)
+
+
+def prompt_tokens(request: ChatRequest) -> int:
+    """An estimate of the prompt's part."""
+    return sum(map(_of_message, request.messages))
+
+
+def answer_tokens(request: ChatRequest) -> int | None:
+    """How many the answer may have at most, if the request says so."""
     bound = request.params.get("max_completion_tokens") or request.params.get("max_tokens")
-    answer = bound if isinstance(bound, int) else _ANSWER
-    return sum(map(_of_message, request.messages)) + answer
+    return bound if isinstance(bound, int) else None
 
 
 def _of_message(message: Mapping[str, Any]) -> int:

@@ -23,9 +23,19 @@ from aigateway.errors import (
     RequestRejectedError,
     UnknownModelError,
 )
+from aigateway.jobs.lines import Problem
 from aigateway.messages import Attempt, BatchItem, ChatResponse
 
-__all__ = ["Record", "answer_record", "copied", "encoded", "error_record", "is_record", "item_record"]
+__all__ = [
+    "Record",
+    "answer_record",
+    "copied",
+    "encoded",
+    "error_record",
+    "is_record",
+    "item_record",
+    "problem_record",
+]
 
 Record = dict[str, Any]
 """One line of the output, or of the file of errors."""
@@ -42,12 +52,12 @@ _CODES: tuple[tuple[type[GatewayError], str], ...] = (
 """Special ones first."""
 
 
-def item_record(item: BatchItem) -> Record:
+def item_record(line_id: str, item: BatchItem) -> Record:
     """The record of a request that is over."""
     if item.response is not None:
-        return answer_record(item.id, item.response)
+        return answer_record(line_id, item.response)
     assert item.error is not None  # noqa: S101 - an item has one of the two
-    return error_record(item.id, item.error)
+    return error_record(line_id, item.error)
 
 
 def answer_record(line_id: str, response: ChatResponse) -> Record:
@@ -93,6 +103,15 @@ def error_record(line_id: str, error: Exception) -> Record:
             "final": isinstance(error, RequestRejectedError),
             "attempts": [_cause(cause) for cause in causes],
         },
+    )
+
+
+def problem_record(line_id: str, problem: Problem) -> Record:
+    """The record of a line that nobody can be asked."""
+    return _record(
+        line_id,
+        error={"code": "bad_line", "message": f"Line {problem.number}: {problem.what}."},
+        about={"final": True, "attempts": []},
     )
 
 

@@ -1,0 +1,280 @@
+"""The input of a job: lines of JSON, or rows of a table, one request each.
+
+A line that makes no sense is a `Problem` and not an exception, so that all of them can be told at
+once. Nothing is held but the line at hand. Whether a vendor would take the request is not judged
+here.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from aigateway.errors import ConfigurationError, RequestRejectedError
+from aigateway.intake import Wanted, read_request, row_reader
+
+__all__ = ["Line", "Problem", "Shape", "Source"]
+
+_ENDPOINT = "/v1/chat/completions"
+_ID_COLUMNS = ("id", "custom_id")
+_ROWS_AT_ONCE = 256
+"""Rows of a Parquet file that are in memory together."""
+
+_SPARE = 1_000_000
+"""Bytes that a line may have beyond the longest prompt: its id, tools, a schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One request of the input.
+
+    Attributes:
+        number: Its line (of a table: its row, the heading not counted), from 1.
+        id: What it is called; unique in the input.
+        prompt: A prompt, or messages.
+        options: Everything else, as keywords of `chat`.
+    """
+
+    number: int
+    id: str
+    prompt: Any
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A line that is none. `what` quotes nothing but names of fields."""
+
+    number: int
+    what: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a row becomes a request.
+
+    Attributes:
+        prompt_column: The field that holds the prompt.
+        template: Or a prompt with `{field}`s in it.
+        id_column: The field that holds the id.
+        ignore_model: Whether the lines' own `model` is left aside.
+    """
+
+    prompt_column: str | None = None
+    template: str | None = None
+    id_column: str | None = None
+    ignore_model: bool = False
+
+
+class Source:
+    """A file of requests. JSON lines, unless its name ends in .csv, .tsv or .parquet.
+
+    Args:
+        path: The file.
+        shape: How a row becomes a request.
+        max_prompt_bytes: As in the settings; a line may be a little longer.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or the shape does not fit it.
+    """
+
+    def __init__(self, path: Path, shape: Shape, max_prompt_bytes: int) -> None:
+        self.path = path
+        self._shape = shape
+        self._longest = max_prompt_bytes + _SPARE
+        if shape.template is not None and shape.prompt_column is not None:
+            raise ConfigurationError("Give either --template or --prompt-column, not both.")
+        self._read_row = _reader(shape)
+        rows = {".csv": self._csv, ".tsv": self._csv, ".parquet": self._parquet}
+        self._rows = rows.get(path.suffix.lower())
+        try:
+            with path.open("rb") as file:
+                if not file.read(1):
+                    raise ConfigurationError(f"{path} is empty; there is nothing to ask.")
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
+
+    def fingerprint(self) -> str:
+        """What is another after any change of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def lines(self) -> Iterator[Line | Problem]:
+        """Read the file from its beginning.
+
+        Raises:
+            ConfigurationError: It cannot be read any further.
+        """
+        try:
+            yield from self._json_lines() if self._rows is None else self._rows()
+        except OSError as error:
+            raise ConfigurationError(f"{self.path} cannot be read: {error.strerror}.") from None
+
+    # ── lines of JSON ────────────────────────────────────────────────────────────────────────
+
+    def _json_lines(self) -> Iterator[Line | Problem]:
+        with self.path.open("rb") as file:
+            number = 0
+            while text := file.readline(self._longest + 1):
+                number += 1
+                if len(text) > self._longest:
+                    _skip_the_rest(file, text)
+                    yield Problem(number, f"it has more than {self._longest:,} bytes")
+                    continue
+                if number == 1:
+                    text = text.removeprefix(b"\xef\xbb\xbf")
+                if not text.isspace():
+                    yield self._json_line(number, text)
+
+    def _json_line(self, number: int, text: bytes) -> Line | Problem:
+        try:
+            given = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            return Problem(number, f"it is no JSON ({error.msg}, column {error.colno})")
+        if not isinstance(given, dict):
+            return Problem(number, 'it is no object like {"id": ..., "prompt": ...}')
+        if self._read_row is not None:
+            return self._line(number, given, self._read_row, self._id_column(given))
+        if "custom_id" in given or "body" in given:
+            return self._line(number, given, _read_openai, "custom_id")
+        return self._line(number, given, read_request, "id")
+
+    # ── rows of a table ──────────────────────────────────────────────────────────────────────
+
+    def _csv(self) -> Iterator[Line | Problem]:
+        csv.field_size_limit(self._longest)
+        delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
+        number = 0
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+            try:
+                read = self._table_reader(list(reader.fieldnames or ()))
+                for number, row in enumerate(reader, 1):
+                    if None in row or None in row.values():
+                        yield Problem(number, "it has not as many fields as the heading")
+                    else:
+                        yield read(number, row)
+            except (csv.Error, UnicodeDecodeError) as error:
+                what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+                yield Problem(number + 1, f"it cannot be read, nor what follows ({what})")
+
+    def _parquet(self) -> Iterator[Line | Problem]:
+        try:
+            from pyarrow import ArrowException, parquet  # noqa: PLC0415 - an extra
+        except ImportError:
+            raise ConfigurationError(
+                'Parquet files need pyarrow: install "aigateway[parquet]".'
+            ) from None
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                read = self._table_reader(list(file.schema_arrow.names))
+                number = 0
+                for rows in file.iter_batches(_ROWS_AT_ONCE):
+                    for row in rows.to_pylist():
+                        number += 1
+                        yield read(number, row)
+        except ArrowException as error:
+            raise ConfigurationError(
+                f"{self.path} cannot be read as Parquet ({type(error).__name__})."
+            ) from None
+
+    def _table_reader(
+        self, columns: list[str]
+    ) -> Callable[[int, Mapping[str, Any]], Line | Problem]:
+        """What makes lines of the rows of a table with these columns."""
+        shape = self._shape
+        if self._read_row is None:
+            shape = replace(shape, prompt_column="prompt")
+        read_row = self._read_row or _reader(shape)
+        assert read_row is not None  # noqa: S101 - a table always has one
+        for column in (shape.prompt_column, shape.id_column):
+            if column is not None and column not in columns:
+                raise ConfigurationError(
+                    f'{self.path} has no column "{column}"; it has: {", ".join(columns)}. Name the'
+                    " one with the prompt by --prompt-column, or put several into a --template."
+                )
+        id_column = shape.id_column or next((c for c in _ID_COLUMNS if c in columns), None)
+        return lambda number, row: self._line(number, row, read_row, id_column)
+
+    def _id_column(self, row: Mapping[str, Any]) -> str:
+        if self._shape.id_column is not None:
+            return self._shape.id_column
+        return next((name for name in _ID_COLUMNS if name in row), "id")
+
+    # ── either ───────────────────────────────────────────────────────────────────────────────
+
+    def _line(
+        self,
+        number: int,
+        row: Mapping[str, Any],
+        read: Callable[[Mapping[str, Any]], Wanted],
+        id_column: str | None,
+    ) -> Line | Problem:
+        """A row as a line. Without an `id_column` rows are called by their numbers."""
+        line_id = str(number) if id_column is None else _text(row.get(id_column))
+        if not line_id:
+            return Problem(number, f'it has no "{id_column}"')
+        try:
+            wanted = read(row)
+        except RequestRejectedError as error:
+            return Problem(number, str(error).rstrip("."), line_id)
+        options = wanted.options
+        if self._shape.ignore_model:
+            options = {name: value for name, value in options.items() if name != "model"}
+        return Line(number, line_id, wanted.prompt, options)
+
+
+def _text(given: object) -> str | None:
+    """An id as text; None if it cannot be one."""
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        return None
+    return str(given)
+
+
+def _reader(shape: Shape) -> Callable[[Mapping[str, Any]], Wanted] | None:
+    """What makes prompts of rows, if rows are what is wanted."""
+    if shape.template is not None:
+        try:
+            return row_reader(shape.template)
+        except RequestRejectedError as error:
+            raise ConfigurationError(f"--template: {error}") from None
+    column = shape.prompt_column
+    if column is None:
+        return None
+
+    def read(row: Mapping[str, Any]) -> Wanted:
+        if row.get(column) is None:
+            raise RequestRejectedError(f'it has no "{column}"')
+        return Wanted(row[column], {})
+
+    return read
+
+
+def _read_openai(given: Mapping[str, Any]) -> Wanted:
+    """A line in the form of https://platform.openai.com/docs/guides/batch."""
+    if given.get("method", "POST") != "POST":
+        raise RequestRejectedError('its "method" is not "POST"')
+    if given.get("url", _ENDPOINT) != _ENDPOINT:
+        raise RequestRejectedError(f'its "url" is not "{_ENDPOINT}", and nothing else is asked')
+    body = given.get("body")
+    if not isinstance(body, dict):
+        raise RequestRejectedError('it has no "body"')
+    if body.get("stream"):
+        raise RequestRejectedError('its body asks for a "stream", which a file cannot take')
+    options = {k: v for k, v in body.items() if v is not None and k != "stream"}
+    if "messages" not in options:
+        raise RequestRejectedError('its body has no "messages"')
+    return Wanted(options.pop("messages"), options)
+
+
+def _skip_the_rest(file: BinaryIO, text: bytes) -> None:
+    """Read on to the end of a line that is too long."""
+    while text and not text.endswith(b"\n"):
+        text = file.readline(1 << 20)

@@ -23,6 +23,7 @@ NAMES = (
     "storm",
     "overhead",
     "stream",
+    "batch",
     "cache",
     "breaker",
     "loop",

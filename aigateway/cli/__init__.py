@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `aigateway --help` does no
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -92,6 +93,123 @@ def providers_command(
     from aigateway.cli.providers import run_providers  # noqa: PLC0415 - see the module docstring
 
     run_providers(as_json=as_json, check_seconds=timeout if check else None)
+
+
+@app.command("batch")
+def batch_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Requests: .jsonl, .csv, .tsv or .parquet.")
+    ],
+    output: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="Answers, as lines of JSON.")
+    ] = None,
+    *,
+    errors: Annotated[
+        Path | None, typer.Option(help="Lines that got no answer; else OUT with .errors in it.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from what is in OUT, if there is anything.")
+    ] = False,
+    ask_failed: Annotated[
+        bool,
+        typer.Option("--ask-failed", help="With --resume: ask even requests that were refused."),
+    ] = False,
+    skip_bad_lines: Annotated[
+        bool,
+        typer.Option("--skip-bad-lines", help="Count bad lines as failed, instead of refusing IN."),
+    ] = False,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(help='The column with the prompt; of tables "prompt" if not given.'),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help='Or a prompt of columns: "Translate {text} into {language}".')
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="The column with the id; else id or custom_id, or the row.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message for every line.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="For lines without one: a provider's model, name or alias.")
+    ] = None,
+    ignore_model: Annotated[
+        bool, typer.Option("--ignore-model", help="Leave the lines' own models aside.")
+    ] = False,
+    temperature: Annotated[float | None, typer.Option(help="From 0 to 2.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for one line, failover included.")
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Ask every line, even one that repeats another.")
+    ] = False,
+    concurrency: Annotated[
+        str, typer.Option(help='Requests out at once, or "auto": what the providers bear.')
+    ] = "16",
+    outage_patience: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait while no provider can be asked at all.")
+    ] = 300.0,
+    max_cost: Annotated[
+        float | None, typer.Option(help="US dollars after which nothing new is asked.")
+    ] = None,
+    max_failures: Annotated[
+        int | None, typer.Option(help="Failed lines after which nothing new is asked.")
+    ] = None,
+    rpm: Annotated[int | None, typer.Option(help="Requests per minute, at most.")] = None,
+    tpm: Annotated[int | None, typer.Option(help="Tokens per minute, at most.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write the figures to a .html or .json file.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check IN and estimate the cost; ask nobody.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Lines instead of a progress bar, as when piped.")
+    ] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Ask four simulated vendors; needs no key.")
+    ] = False,
+) -> None:
+    """Answer every line of a file, into a file that survives being killed.
+
+    Ctrl-C finishes what is in flight, twice stops at once; --resume goes on. Exits with 0 if every
+    line is answered, 1 if some failed or are left, 2 if IN or an option is wrong.
+    """
+    from aigateway.cli.batch.run import Order, run_batch  # noqa: PLC0415 - see the docstring
+    from aigateway.jobs.lines import Shape  # noqa: PLC0415 - likewise
+
+    shared = {
+        "system": system,
+        "model": model,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "timeout": timeout,
+        "cache": False if no_cache else None,
+    }
+    run_batch(
+        Order(
+            source=source,
+            output=output,
+            errors=errors,
+            shape=Shape(prompt_column, template, id_column, ignore_model),
+            shared={name: value for name, value in shared.items() if value is not None},
+            concurrency=concurrency,
+            outage_patience=outage_patience,
+            limits={
+                "max_cost": max_cost,
+                "max_failures": max_failures,
+                "rpm": rpm,
+                "tpm": tpm,
+            },
+            resume=resume,
+            ask_failed=ask_failed,
+            skip_bad_lines=skip_bad_lines,
+            report=report,
+        ),
+        dry_run=dry_run,
+        plain=plain,
+        simulate=simulate,
+    )
 
 
 @app.command("simulate")

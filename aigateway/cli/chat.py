@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import typer
 
 from aigateway.cli.outcome import explained, note
+from aigateway.cli.simulated import simulated_gateway
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import ChatResponse
-from aigateway.simulator import Simulator
 
 __all__ = ["Question", "run_chat"]
 
@@ -41,16 +40,11 @@ def run_chat(question: Question, *, as_json: bool, simulate: bool) -> None:
 
 
 async def _ask(prompt: str, options: Mapping[str, Any], *, simulate: bool) -> ChatResponse:
-    async with _simulated() if simulate else AsyncGateway() as gateway:
+    if simulate:
+        async with simulated_gateway() as (gateway, _):
+            return await gateway.chat(prompt, **options)
+    async with AsyncGateway() as gateway:
         return await gateway.chat(prompt, **options)
-
-
-@contextlib.asynccontextmanager
-async def _simulated() -> AsyncIterator[AsyncGateway]:
-    async with Simulator() as simulator:
-        configs = [vendor.config(priority=-place) for place, vendor in enumerate(simulator.vendors)]
-        async with AsyncGateway(configs) as gateway:
-            yield gateway
 
 
 def _standard_input() -> str:

@@ -30,7 +30,7 @@ from aigateway.jobs.journal import Journal, JournalError
 from aigateway.jobs.limits import Governor, Limits
 from aigateway.jobs.lines import Line, Problem, Source
 from aigateway.jobs.records import Record, copied, encoded, item_record, problem_record
-from aigateway.jobs.survey import asked_of, repeated
+from aigateway.jobs.survey import asked_of, name_of, repeated
 from aigateway.jobs.totals import Totals
 from aigateway.messages import BatchItem
 from aigateway.resilience.rates import Entry
@@ -246,7 +246,6 @@ class Job:
         items = self.gateway.as_completed(
             self._requests(),
             concurrency=self._terms.concurrency,
-            outage_patience=self._terms.outage_patience,
             **self._terms.shared,
         )
         try:
@@ -309,10 +308,7 @@ class Job:
 
     def _refuse(self, problem: Problem) -> None:
         """Write a line down that nobody can be asked, once."""
-        line_id = problem.id
-        if line_id is None:
-            line_id = f"line-{problem.number}"
-            self._index.enter(line_id, problem.number)
+        line_id = name_of(problem, self._index)
         if not self._index.is_done(line_id):
             self._write(self._files.errors, problem_record(line_id, problem))
 

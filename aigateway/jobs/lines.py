@@ -49,7 +49,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A line that is none. `what` quotes nothing but names of fields."""
+    """A line that is none.
+
+    Attributes:
+        number: As of a `Line`.
+        what: What is wrong with it; quotes nothing but names of fields.
+        id: As of a `Line`, if it has one.
+    """
 
     number: int
     what: str

@@ -15,7 +15,7 @@ from aigateway.jobs.index import Index
 from aigateway.jobs.lines import Line, Problem, Source
 from aigateway.messages import ChatRequest
 
-__all__ = ["Counter", "Survey", "Tally", "asked_of", "repeated", "survey"]
+__all__ = ["Counter", "Survey", "Tally", "asked_of", "name_of", "repeated", "survey"]
 
 Check = Callable[..., ChatRequest]
 """`AsyncGateway.check`."""
@@ -106,6 +106,7 @@ def survey(
             problem, request = line, None
         if problem is not None:
             found.note(problem)
+            index.enter(name_of(problem, index), problem.number)
         if request is None or count is None:
             continue
         assert isinstance(line, Line)  # noqa: S101 - it has become a request
@@ -138,6 +139,13 @@ def asked_of(line: Line, shared: Mapping[str, Any]) -> bytes | None:
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     return orjson.dumps([prompt, options], option=orjson.OPT_SORT_KEYS)
+
+
+def name_of(problem: Problem, index: Index) -> str:
+    """What a line is called that cannot be asked: as it says, unless another is called so."""
+    if problem.id is not None and index.find(problem.id)[0] in {0, problem.number}:
+        return problem.id
+    return f"(line {problem.number})"
 
 
 def repeated(line: Line, first: int) -> Problem:

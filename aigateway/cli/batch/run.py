@@ -1,0 +1,250 @@
+"""`aigateway batch`: check the input, ask, show how far it has come, and say how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from aigateway.batch import Concurrency
+from aigateway.cli.batch.quote import print_quote
+from aigateway.cli.batch.report import check_report_path, write_report
+from aigateway.cli.batch.screen import INTERRUPTED, LiveScreen, PlainScreen, Screen
+from aigateway.cli.batch.summary import Summary, print_summary
+from aigateway.cli.outcome import FAILED, WRONG_INPUT, explained, note
+from aigateway.cli.simulated import simulated_gateway
+from aigateway.clock import SYSTEM_CLOCK
+from aigateway.errors import ConfigurationError
+from aigateway.gateway import AsyncGateway
+from aigateway.jobs.estimate import estimates, refuse_unpriced
+from aigateway.jobs.index import Index
+from aigateway.jobs.job import Files, Input, Job, Terms, open_files
+from aigateway.jobs.limits import Limits
+from aigateway.jobs.lines import Shape, Source
+from aigateway.jobs.survey import Survey, survey
+from aigateway.settings import LLMConfig, load_providers
+from aigateway.vendor.counting import count_prompt_tokens
+
+__all__ = ["Order", "run_batch"]
+
+_PIPED_WIDTH = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What was asked for on the command line.
+
+    Attributes:
+        source: The input.
+        output: For the answers; None only with a dry run.
+        errors: For the lines without one; None is beside the output.
+        shape: How a row becomes a request.
+        shared: Options of `chat` for every line.
+        concurrency: A number, or "auto".
+        outage_patience: Seconds.
+        limits: Fields of `Limits`.
+        resume: Go on from what is there.
+        ask_failed: Ask again what was refused.
+        skip_bad_lines: Count bad lines as failed.
+        report: For the figures; None writes none.
+    """
+
+    source: Path
+    output: Path | None
+    errors: Path | None
+    shape: Shape
+    shared: Mapping[str, Any]
+    concurrency: str
+    outage_patience: float
+    limits: Mapping[str, Any]
+    resume: bool
+    ask_failed: bool
+    skip_bad_lines: bool
+    report: Path | None
+
+
+def run_batch(order: Order, *, dry_run: bool, plain: bool, simulate: bool) -> None:
+    """Do it, and exit with a code that says how it went."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(stderr=True, width=_PIPED_WIDTH)
+    lively = console.is_terminal and not console.is_dumb_terminal and not plain
+    screen = LiveScreen(console) if lively else PlainScreen(console)
+    with explained():
+        if order.report is not None:
+            check_report_path(order.report)
+        code = asyncio.run(_answer(order, console, screen, dry_run=dry_run, simulate=simulate))
+    raise typer.Exit(code)
+
+
+async def _answer(
+    order: Order, console: Console, screen: Screen, *, dry_run: bool, simulate: bool
+) -> int:
+    terms = _terms(order)
+    async with _gateway(simulate=simulate) as (gateway, configs):
+        source = Source(order.source, order.shape, gateway.settings.max_prompt_bytes)
+        with contextlib.closing(Index()) as index:
+            if dry_run:
+                await gateway.warmup()  # loads the prices
+                return _quote(order, source, gateway, configs, index)
+            if order.output is None:
+                raise ConfigurationError("Where to? Name a file for the answers after the input.")
+            if terms.limits.max_cost is not None:
+                await gateway.warmup()
+                refuse_unpriced(configs)
+            note(f"checking {order.source} ...")
+            found = survey(source, gateway.check, order.shared, index)
+            if found.wrong and not order.skip_bad_lines:
+                _complain(order.source, found)
+                return WRONG_INPUT
+            return await _ask(
+                order, console, screen, gateway, Input(source, index, found.total), terms
+            )
+
+
+async def _ask(
+    order: Order,
+    console: Console,
+    screen: Screen,
+    gateway: AsyncGateway,
+    given: Input,
+    terms: Terms,
+) -> int:
+    output = order.output
+    assert output is not None  # noqa: S101 - it has been looked at
+    errors = order.errors or output.with_name(f"{output.stem}.errors{output.suffix}")
+    files = open_files(
+        output,
+        errors,
+        given.source,
+        {**order.shared, **asdict(order.shape)},
+        resume=order.resume,
+        ask_failed=order.ask_failed,
+    )
+    with contextlib.closing(files):
+        job = Job(gateway, given, files, terms)
+        if job.totals.earlier:
+            note(f"going on: {job.totals.earlier} of {job.total} lines are done already")
+        try:
+            await _watched(job, screen)
+        finally:
+            _tell(order, console, job, files)
+    if not job.complete:
+        note("The rest is asked with the same command and --resume.")
+    return 0 if job.complete and not job.totals.failed else FAILED
+
+
+async def _watched(job: Job, screen: Screen) -> None:
+    """Run the job before everybody's eyes. Interrupted twice, it ends at once."""
+    over = asyncio.Event()
+    showing = asyncio.create_task(screen.show(job, over))
+    working = asyncio.create_task(job.run())
+    try:
+        with _interruptible(job, working):
+            await asyncio.wait([working])
+    finally:
+        over.set()
+        await showing
+    if not working.cancelled():
+        working.result()
+
+
+@contextlib.contextmanager
+def _interruptible(job: Job, working: asyncio.Task[None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        if job.stopping == INTERRUPTED:
+            working.cancel()
+        job.stop(INTERRUPTED)
+
+    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: lambda: job.stop("terminated")}
+    try:
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C ends it at once
+            for number, handler in handlers.items():
+                loop.add_signal_handler(number, handler)
+        yield
+    finally:
+        with contextlib.suppress(NotImplementedError):
+            for number in handlers:
+                loop.remove_signal_handler(number)
+
+
+def _tell(order: Order, console: Console, job: Job, files: Files) -> None:
+    summary = Summary(
+        totals=job.totals,
+        total=job.total,
+        elapsed=job.elapsed,
+        stopped=job.stopping,
+        input_path=order.source,
+        output_path=files.answers.path,
+        errors_path=None if files.errors.is_empty else files.errors.path,
+        report_path=order.report,
+        finished_at=SYSTEM_CLOCK.wall(),
+    )
+    print_summary(console, summary)
+    if order.report is not None:
+        write_report(order.report, summary)
+
+
+def _quote(
+    order: Order,
+    source: Source,
+    gateway: AsyncGateway,
+    configs: list[LLMConfig],
+    index: Index,
+) -> int:
+    def count(messages: Any) -> int | None:
+        return count_prompt_tokens(configs[0].model, messages)
+
+    found = survey(source, gateway.check, order.shared, index, count=count)
+    _refuse_nothing(order.source, found)
+    print_quote(Console(), found, estimates(found.tallies, configs))
+    if found.wrong:
+        _complain(order.source, found)
+    return WRONG_INPUT if found.wrong and not order.skip_bad_lines else 0
+
+
+def _refuse_nothing(source: Path, found: Survey) -> None:
+    if not found.total:
+        raise ConfigurationError(f"{source} has no line to ask.")
+
+
+def _complain(source: Path, found: Survey) -> None:
+    lines = "1 line" if found.wrong == 1 else f"{found.wrong} lines"
+    typer.secho(f"error: {source} has {lines} that cannot be asked.", fg="red", err=True)
+    for problem in found.problems:
+        typer.echo(f"  line {problem.number}: {problem.what}", err=True)
+    if found.wrong > len(found.problems):
+        typer.echo(f"  and {found.wrong - len(found.problems)} more", err=True)
+    typer.echo("Mend them, or give --skip-bad-lines to count them as failed.", err=True)
+
+
+def _terms(order: Order) -> Terms:
+    concurrency: Concurrency = "auto"
+    if order.concurrency != "auto":
+        try:
+            concurrency = int(order.concurrency)
+        except ValueError:
+            concurrency = 0
+        if concurrency < 1:
+            raise ConfigurationError('--concurrency must be a whole number from 1, or "auto".')
+    return Terms(order.shared, concurrency, order.outage_patience, Limits(**order.limits))
+
+
+@contextlib.asynccontextmanager
+async def _gateway(*, simulate: bool) -> AsyncIterator[tuple[AsyncGateway, list[LLMConfig]]]:
+    if simulate:
+        async with simulated_gateway() as (gateway, configs):
+            yield gateway, configs
+        return
+    configs = sorted(load_providers(), key=lambda config: -config.priority)
+    async with AsyncGateway() as gateway:
+        yield gateway, configs

@@ -1,0 +1,65 @@
+"""A program that lets `aigateway batch` be killed again and again while it writes.
+
+`python -m tests.jobs.killing IN OUT KILLS SEED`. Each run of the command is a process of its own,
+forked from this one, which has loaded everything: to load litellm twenty times takes minutes.
+Before each kill it waits until the output has grown by a random number of bytes, and after it
+prints a line and waits for one on standard input. The last run is left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from aigateway.cli import app
+from aigateway.vendor.loading import load_litellm
+
+_MOST_BYTES = 60_000
+_MOST_SECONDS = 0.003
+
+
+def main(source: str, output: str, kills: int, seed: int) -> None:
+    rng = random.Random(seed)
+    asyncio.run(load_litellm())
+    for _ in range(kills):
+        size = _size(output)
+        child = _start(source, output)
+        enough = size + rng.randrange(1, _MOST_BYTES)
+        while _size(output) < enough and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.0002)
+        time.sleep(rng.uniform(0, _MOST_SECONDS))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        print("killed", os.WTERMSIG(status), flush=True)
+        sys.stdin.readline()
+    _, status = os.waitpid(_start(source, output), 0)
+    print("ended", os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _start(source: str, output: str) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        app(["batch", source, output, "--resume", "--concurrency", "8"], standalone_mode=False)
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        os._exit(code)
+
+
+def _size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -24,9 +24,10 @@ class ProviderTotals:
         latency: Seconds of the calls that were answered.
         usage: Tokens of its answers.
         cost_usd: US dollars of its answers, as far as prices are known.
+        unpriced: Answers whose price is not known.
     """
 
-    __slots__ = ("answers", "cost_usd", "failures", "latency", "usage")
+    __slots__ = ("answers", "cost_usd", "failures", "latency", "unpriced", "usage")
 
     def __init__(self) -> None:
         self.answers = 0
@@ -34,6 +35,7 @@ class ProviderTotals:
         self.latency = Histogram()
         self.usage = Usage()
         self.cost_usd = 0.0
+        self.unpriced = 0
 
 
 class Totals:
@@ -91,6 +93,7 @@ class Totals:
         provider.usage += usage
         if about["cost_usd"] is None:
             self.unpriced += 1
+            provider.unpriced += 1
         else:
             self.cost_usd += about["cost_usd"]
             provider.cost_usd += about["cost_usd"]

@@ -11,10 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from aigateway.cli.condition import Condition, condition
 from aigateway.cli.demo.ledger import Happening
 from aigateway.cli.demo.stage import Stage
 from aigateway.resilience.breaker import CircuitState
-from aigateway.routing.provider import ProviderStatus
 
 __all__ = ["LiveScreen", "PlainScreen", "Screen", "milliseconds"]
 
@@ -84,7 +84,7 @@ def _digest(stage: Stage) -> str:
     served = stage.ledger.recently_served(now - 1.0)
     serving = ", ".join(f"{name} {count}" for name, count in served.most_common()) or "nobody"
     troubled = [
-        f"{status.name} {_condition(status)[0]}"
+        f"{status.name} {_words(condition(status))}"
         for status in stage.gateway.providers
         if status.circuit_state is not CircuitState.CLOSED or not status.active
     ]
@@ -121,13 +121,13 @@ def _providers(stage: Stage, *, wide: bool) -> Table:
     for status in stage.gateway.providers:
         numbers = metrics[status.name]
         trouble = stage.phase.troubles.get(status.name)
-        text, style = _condition(status)
+        state = condition(status)
         latency, failures = numbers["latency_seconds"], numbers["failures"]
         kinds = ", ".join(f"{kind} {count}" for kind, count in failures.items())
         table.add_row(
             Text(status.name, "bold"),
             Text(trouble.what, "red") if trouble else Text("healthy", "green"),
-            Text(f"● {text}", style),
+            Text(f"● {_words(state)}", state.style),
             _share(recent[status.name], recent.total()),
             str(status.in_flight),
             milliseconds(latency["p50"] if latency else None),
@@ -137,17 +137,8 @@ def _providers(stage: Stage, *, wide: bool) -> Table:
     return table
 
 
-def _condition(status: ProviderStatus) -> tuple[str, str]:
-    """What the gateway thinks of a provider, and in which colour."""
-    wait = status.retry_after_seconds
-    if status.circuit_state is CircuitState.HALF_OPEN:
-        return "half-open", "yellow"
-    if status.circuit_state is CircuitState.OPEN:
-        # No timer turns it: the next caller that gets this far is the probe.
-        return (f"open {wait:.1f} s", "red") if wait else ("probe is due", "yellow")
-    if status.disabled_reason is not None:
-        return str(status.disabled_reason), "red"
-    return (f"cooling {wait:.1f} s", "magenta") if wait else ("closed", "green")
+def _words(state: Condition) -> str:
+    return f"{state.word} {state.wait:.1f} s" if state.wait else state.reason or state.word
 
 
 def _share(count: int, total: int) -> Text:

@@ -1,0 +1,45 @@
+"""What the gateway thinks of a provider, in a word and a colour."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from aigateway.resilience.breaker import CircuitState
+from aigateway.routing.provider import ProviderStatus
+
+__all__ = ["Condition", "condition"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a provider is.
+
+    Attributes:
+        word: "closed", "half-open", "open", "probe is due", "cooling" or "disabled".
+        style: The colour for it, as rich names it.
+        wait: Seconds until it is asked again, where that is known and tells something.
+        reason: Why it is disabled, else None.
+    """
+
+    word: str
+    style: str
+    wait: float | None = None
+    reason: str | None = None
+
+
+def condition(status: ProviderStatus) -> Condition:
+    """How this one is."""
+    wait = status.retry_after_seconds or None
+    if wait is not None and math.isinf(wait):
+        wait = None  # forced open
+    if status.circuit_state is CircuitState.HALF_OPEN:
+        return Condition("half-open", "yellow")
+    if status.circuit_state is CircuitState.OPEN:
+        # No timer turns it: the next caller that gets this far is the probe.
+        if not status.retry_after_seconds:
+            return Condition("probe is due", "yellow")
+        return Condition("open", "red", wait)
+    if status.disabled_reason is not None:
+        return Condition("disabled", "red", reason=str(status.disabled_reason))
+    return Condition("cooling", "magenta", wait) if wait else Condition("closed", "green")

@@ -34,24 +34,24 @@ class Desk:
 
     @contextlib.asynccontextmanager
     async def opened(self, *, resume=True, ask_failed=False, settings=None, **terms):
-        terms = replace(Terms(concurrency=4, outage_patience=0.0), **terms)
+        how = replace(Terms(concurrency=4, outage_patience=0.0), **terms)
         settings = {"retry_rounds": 0} | (settings or {})
         source = Source(self.input, Shape(), 10_000)
         async with AsyncGateway([self.vendor.config()], **settings) as gateway:
             await gateway.warmup()
             with contextlib.closing(Index()) as index:
-                found = survey(source, gateway.check, terms.shared, index)
+                found = survey(source, gateway.check, how.shared, index)
                 self.problems = found.problems
                 files = open_files(
                     self.output,
                     self.errors,
                     source,
-                    terms.shared,
+                    how.shared,
                     resume=resume,
                     ask_failed=ask_failed,
                 )
                 with contextlib.closing(files):
-                    self.job = Job(gateway, Input(source, index, found.total), files, terms)
+                    self.job = Job(gateway, Input(source, index, found.total), files, how)
                     yield self.job
 
     async def run(self, **how):

@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from aigateway import AsyncGateway
 from aigateway.cli import app
-from aigateway.vendor.loading import load_litellm
 
 _MOST_BYTES = 60_000
 _MOST_SECONDS = 0.003
@@ -25,7 +25,7 @@ _MOST_SECONDS = 0.003
 
 def main(source: str, output: str, kills: int, seed: int) -> None:
     rng = random.Random(seed)
-    asyncio.run(load_litellm())
+    asyncio.run(_load())
     for _ in range(kills):
         size = _size(output)
         child = _start(source, output)
@@ -41,15 +41,19 @@ def main(source: str, output: str, kills: int, seed: int) -> None:
     print("ended", os.waitstatus_to_exitcode(status), flush=True)
 
 
+async def _load() -> None:
+    async with AsyncGateway() as gateway:
+        await gateway.warmup()
+
+
 def _start(source: str, output: str) -> int:
     child = os.fork()
     if child:
         return child
     code = 70
     try:
-        app(["batch", source, output, "--resume", "--concurrency", "8"], standalone_mode=False)
-    except SystemExit as ended:
-        code = int(ended.code or 0)
+        arguments = ["batch", source, output, "--resume", "--concurrency", "8"]
+        code = app(arguments, standalone_mode=False) or 0
     finally:
         os._exit(code)
 

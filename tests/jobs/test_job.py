@@ -67,7 +67,7 @@ class TestDuplicates:
     async def test_they_are_asked_once_near_and_far_and_in_other_words(self, desk):
         desk.vendor.latency = 0.02
         messages = [{"role": "user", "content": "same"}]
-        near = [{"id": f"n{n}", "prompt": "same"} for n in range(5)]
+        near: list[object] = [{"id": f"n{n}", "prompt": "same"} for n in range(5)]
         near.append({"id": "words", "messages": messages})
         far = [{"id": "far", "prompt": "same"}, {"id": "other", "prompt": "same", "seed": 1}]
         desk.ask([*near, *lines(20), *far])

@@ -10,11 +10,18 @@ from pathlib import Path
 import pytest
 
 import aigateway
+from aigateway.simulator import Simulator
 from tests.jobs.desk import prompt_of, records, text_of
 
 ROOT = Path(aigateway.__file__).parents[1]
 KILLS = 20
-LINES = 2000
+LINES = 1200
+
+
+@pytest.fixture
+def simulator():
+    with Simulator.in_thread() as running:  # the test itself waits for another process
+        yield running
 
 
 @pytest.fixture
@@ -66,6 +73,9 @@ def test_killed_at_random_moments_it_loses_nothing_and_asks_nothing_twice(
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         for _ in range(KILLS):
             assert process.stdout.readline() == f"killed {int(signal.SIGKILL)}\n"
             finished = {record["custom_id"] for record in whole_records(output)}
@@ -98,6 +108,8 @@ def test_killed_at_random_moments_it_loses_nothing_and_asks_nothing_twice(
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert bodies(output) == bodies(undisturbed) == {
-        line_id: f"answer to {prompt}" for line_id, prompt in prompts.items()
-    }
+    assert (
+        bodies(output)
+        == bodies(undisturbed)
+        == {line_id: f"answer to {prompt}" for line_id, prompt in prompts.items()}
+    )

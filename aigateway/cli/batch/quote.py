@@ -61,4 +61,4 @@ def _notes(found: Survey) -> Iterator[str]:
         )
     else:
         yield "Answer tokens: as many as each line allows, so that the costs are upper bounds."
-    yield "Nobody was asked. The first provider that is well gets the requests, the others stand by."
+    yield "Nobody was asked. The first provider that is well gets the requests; the others wait."

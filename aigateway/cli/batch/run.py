@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,14 @@ from aigateway.vendor.counting import count_prompt_tokens
 __all__ = ["Order", "run_batch"]
 
 _PIPED_WIDTH = 120
+
+
+@dataclass(frozen=True, slots=True)
+class _Eyes:
+    """What somebody looks at: the console on stderr, and what moves on it."""
+
+    console: Console
+    screen: Screen
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +81,23 @@ class Order:
 
 def run_batch(order: Order, *, dry_run: bool, plain: bool, simulate: bool) -> None:
     """Do it, and exit with a code that says how it went."""
+    with explained():
+        if order.report is not None:
+            taken = [path for path in (order.source, order.output, order.errors) if path]
+            check_report_path(order.report, taken=taken)
+        code = asyncio.run(_answer(order, _eyes(plain=plain), dry_run=dry_run, simulate=simulate))
+    raise typer.Exit(code)
+
+
+def _eyes(*, plain: bool) -> _Eyes:
     console = Console(stderr=True)
     if not console.is_terminal:
         console = Console(stderr=True, width=_PIPED_WIDTH)
     lively = console.is_terminal and not console.is_dumb_terminal and not plain
-    screen = LiveScreen(console) if lively else PlainScreen(console)
-    with explained():
-        if order.report is not None:
-            check_report_path(order.report)
-        code = asyncio.run(_answer(order, console, screen, dry_run=dry_run, simulate=simulate))
-    raise typer.Exit(code)
+    return _Eyes(console, LiveScreen(console) if lively else PlainScreen(console))
 
 
-async def _answer(
-    order: Order, console: Console, screen: Screen, *, dry_run: bool, simulate: bool
-) -> int:
+async def _answer(order: Order, eyes: _Eyes, *, dry_run: bool, simulate: bool) -> int:
     terms = _terms(order)
     async with _gateway(simulate=simulate) as (gateway, configs):
         source = Source(order.source, order.shape, gateway.settings.max_prompt_bytes)
@@ -96,27 +107,19 @@ async def _answer(
                 return _quote(order, source, gateway, configs, index)
             if order.output is None:
                 raise ConfigurationError("Where to? Name a file for the answers after the input.")
-            if terms.limits.max_cost is not None:
-                await gateway.warmup()
-                refuse_unpriced(configs)
             note(f"checking {order.source} ...")
             found = survey(source, gateway.check, order.shared, index)
+            _refuse_nothing(order.source, found)
             if found.wrong and not order.skip_bad_lines:
                 _complain(order.source, found)
                 return WRONG_INPUT
-            return await _ask(
-                order, console, screen, gateway, Input(source, index, found.total), terms
-            )
+            await gateway.warmup()
+            if terms.limits.max_cost is not None:
+                refuse_unpriced(configs)
+            return await _ask(order, eyes, gateway, Input(source, index, found.total), terms)
 
 
-async def _ask(
-    order: Order,
-    console: Console,
-    screen: Screen,
-    gateway: AsyncGateway,
-    given: Input,
-    terms: Terms,
-) -> int:
+async def _ask(order: Order, eyes: _Eyes, gateway: AsyncGateway, given: Input, terms: Terms) -> int:
     output = order.output
     assert output is not None  # noqa: S101 - it has been looked at
     errors = order.errors or output.with_name(f"{output.stem}.errors{output.suffix}")
@@ -133,9 +136,9 @@ async def _ask(
         if job.totals.earlier:
             note(f"going on: {job.totals.earlier} of {job.total} lines are done already")
         try:
-            await _watched(job, screen)
+            await _watched(job, eyes.screen)
         finally:
-            _tell(order, console, job, files)
+            _tell(order, eyes.console, job, files)
     if not job.complete:
         note("The rest is asked with the same command and --resume.")
     return 0 if job.complete and not job.totals.failed else FAILED
@@ -206,7 +209,8 @@ def _quote(
 
     found = survey(source, gateway.check, order.shared, index, count=count)
     _refuse_nothing(order.source, found)
-    print_quote(Console(), found, estimates(found.tallies, configs))
+    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    print_quote(console, found, estimates(found.tallies, configs))
     if found.wrong:
         _complain(order.source, found)
     return WRONG_INPUT if found.wrong and not order.skip_bad_lines else 0

@@ -1,0 +1,314 @@
+"""`aigateway batch` as somebody types it: exit codes, words, files, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import aigateway
+from aigateway.cli import app
+from aigateway.clock import SYSTEM_CLOCK
+from aigateway.simulator import Fault, Simulator
+
+ROOT = Path(aigateway.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def a_wide_terminal_without_colours(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+@pytest.fixture
+def simulator(monkeypatch):
+    with Simulator.in_thread() as running:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1")
+        monkeypatch.setenv("OPENAI_BASE_URL", running.openai.api_base)
+        yield running
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Runs the command on lines; what it wrote is in `out.jsonl` in the current folder."""
+
+    def run(lines, *options, name="in.jsonl"):
+        if lines is not None:
+            write(name, lines)
+        return CliRunner().invoke(app, ["batch", name, "out.jsonl", *options])
+
+    return run
+
+
+def write(name, lines):
+    text = lines if isinstance(lines, str) else "".join(json.dumps(v) + "\n" for v in lines)
+    Path(name).write_text(text)
+
+
+def prompts(count):
+    return [{"id": f"r{n}", "prompt": f"p{n}"} for n in range(count)]
+
+
+def answers(path="out.jsonl"):
+    found = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return {
+        r["custom_id"]: r["response"]["body"]["choices"][0]["message"]["content"] for r in found
+    }
+
+
+def test_all_answered_is_0(simulator, ask):
+    done = ask(prompts(20))
+    assert (done.stdout, done.exit_code) == ("", 0)
+    assert answers() == {f"r{n}": f"p{n}" for n in range(20)}
+    assert "answered  20 of 20 lines" in done.stderr
+    assert "20/20 (100.0 %), 0 failed, 0 cached" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_some_failed_is_1_and_says_where_they_are(simulator, ask):
+    simulator.openai.behave(Fault.content_policy(), times=1)
+    done = ask(prompts(3), "--concurrency", "1")
+    assert done.exit_code == 1
+    assert "out.errors.jsonl" in done.stderr
+    assert "content_policy 1" in " ".join(done.stderr.split())
+    assert list(answers()) == ["r1", "r2"]
+
+
+class TestWrongInput:
+    def test_bad_lines_are_2_and_nobody_is_asked(self, simulator, ask):
+        lines = '{"id": 1, "prompt": "a"}\nno json\n{"id": 1, "prompt": "b"}\n{"prompt": "c"}\n'
+        done = ask(lines)
+        assert (done.stdout, done.exit_code) == ("", 2)
+        assert "error: in.jsonl has 3 lines that cannot be asked." in done.stderr
+        assert "  line 2: it is no JSON (" in done.stderr
+        assert "  line 3: its id is that of line 1 already\n" in done.stderr
+        assert '  line 4: it has no "id"\n' in done.stderr
+        assert simulator.openai.request_count == 0
+        assert not Path("out.jsonl").exists()
+
+    def test_they_can_be_counted_as_failed(self, simulator, ask):
+        done = ask('{"id": 1, "prompt": "a"}\nno json\n', "--skip-bad-lines")
+        assert done.exit_code == 1
+        assert answers() == {"1": "a"}
+        (failed,) = map(json.loads, Path("out.errors.jsonl").read_text().splitlines())
+        assert (failed["custom_id"], failed["error"]["code"]) == ("(line 2)", "bad_line")
+
+    def test_only_the_first_of_many_are_told(self, simulator, ask):
+        done = ask("x\n" * 100)
+        assert done.stderr.count("  line ") == 20
+        assert "  and 80 more\n" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("lines", "options", "says"),
+        [
+            ("", (), "in.jsonl is empty; there is nothing to ask."),
+            ("\n\n", (), "in.jsonl has no line to ask."),
+            (None, (), "in.jsonl cannot be read: No such file"),
+            ("{}", ("--concurrency", "many"), "--concurrency must be a whole number"),
+            ("{}", ("--concurrency", "0"), "--concurrency must be a whole number"),
+            ("{}", ("--rpm", "0"), "--rpm must be above 0"),
+            ("{}", ("--max-cost", "-1"), "--max-cost must be above 0"),
+            ("{}", ("--template", "{a", "--prompt-column", "b"), "not both"),
+            ("{}", ("--template", "{a"), "--template: The template's braces do not pair up"),
+            ("{}", ("--report", "report.pdf"), "report.pdf"),
+            ("{}", ("--report", "no/report.html"), "no"),
+            ('{"id": 1, "prompt": "a"}', ("--model", "nobody"), "No provider serves the model"),
+            ('{"id": 1, "prompt": "a"}', ("--temperature", "9"), "temperature must be"),
+        ],
+        ids=str,
+    )
+    def test_and_what_cannot_work(self, simulator, ask, lines, options, says):
+        done = ask(lines, *options)
+        assert (done.stdout, done.exit_code) == ("", 2)
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
+        assert simulator.openai.request_count == 0
+
+    def test_no_permission(self, simulator, ask):
+        Path("closed").mkdir()
+        Path("closed").chmod(0o500)
+        write("in.jsonl", prompts(1))
+        done = CliRunner().invoke(app, ["batch", "in.jsonl", "closed/no/out.jsonl"])
+        assert done.exit_code == 2
+        assert "closed/no/out.jsonl cannot be written: No such file" in done.stderr
+
+    def test_without_an_output(self, simulator, ask):
+        write("in.jsonl", prompts(1))
+        done = CliRunner().invoke(app, ["batch", "in.jsonl"])
+        assert done.exit_code == 2
+        assert "Name a file for the answers" in done.stderr
+
+    def test_without_providers_it_says_what_to_do(self, ask):
+        done = ask(prompts(1))
+        assert done.exit_code == 2
+        assert "OPENAI_API_KEY" in done.stderr
+
+
+class TestGoingOn:
+    def test_not_without_being_told(self, simulator, ask):
+        assert ask(prompts(3)).exit_code == 0
+        done = ask(None)
+        assert done.exit_code == 2
+        assert "out.jsonl is there already. Go on from it with --resume" in done.stderr
+
+    def test_after_a_limit(self, simulator, ask):
+        done = ask(prompts(20), "--max-cost", "0.0000001")
+        assert done.exit_code == 1
+        assert "--max-cost $1e-07 is reached" in done.stderr
+        assert "the same command and --resume" in done.stderr
+        some = len(answers())
+        assert 1 <= some < 20
+        done = ask(None, "--resume")
+        assert done.exit_code == 0
+        assert f"going on: {some} of 20 lines are done already" in done.stderr
+        assert (len(answers()), simulator.openai.request_count) == (20, 20)
+
+    def test_not_with_another_input_or_other_options(self, simulator, ask):
+        ask(prompts(3))
+        done = ask(None, "--resume", "--system", "secret")
+        assert done.exit_code == 2
+        assert "was begun with another system" in done.stderr
+        done = ask(prompts(4), "--resume")
+        assert done.exit_code == 2
+        assert "in.jsonl has changed since out.jsonl was begun" in done.stderr
+
+
+class TestForms:
+    def test_csv_with_a_template(self, simulator, ask):
+        content = "word,language\ncat,French\ndog,German\n"
+        template = "{word} in {language}"
+        done = ask(content, "--template", template, "--system", "Be brief.", name="in.csv")
+        assert done.exit_code == 0
+        assert answers() == {"1": "cat in French", "2": "dog in German"}
+        roles = [m["role"] for m in simulator.openai.received[0].body["messages"]]
+        assert roles == ["system", "user"]
+
+    def test_openai_s_own_form_and_its_models(self, simulator, ask):
+        body = {"model": "gpt-unknown", "messages": [{"role": "user", "content": "hi"}]}
+        lines = [{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}]
+        done = ask(lines)
+        assert done.exit_code == 2
+        assert "No provider serves the model 'gpt-unknown'" in done.stderr
+        assert ask(None, "--ignore-model").exit_code == 0
+        assert answers() == {"a": "hi"}
+
+    def test_auto_concurrency_and_no_cache(self, simulator, ask):
+        lines = [{"id": n, "prompt": "same"} for n in range(5)]
+        assert ask(lines, "--concurrency", "auto", "--no-cache").exit_code == 0
+        assert simulator.openai.request_count == 5
+
+
+class TestDryRun:
+    def test_it_tells_the_price_and_asks_nobody(self, simulator, ask):
+        done = ask([*prompts(10), {"id": "again", "prompt": "p3", "max_tokens": None}], "--dry-run")
+        assert done.exit_code == 0
+        words = " ".join(done.stdout.split())
+        assert "openai/gpt-4o-mini 10 " in words
+        assert "11 lines: 10 requests, 1 repeat another one, 0 cannot be asked." in words
+        assert "10 prompts counted with litellm's tokenizer" in words
+        assert "10 requests set no bound and are taken for 256 each" in words
+        assert "0.15 / 0.60 $0.0015" in words  # most of it 10 answers of 256 tokens
+        assert simulator.openai.request_count == 0
+        assert not Path("out.jsonl").exists()
+
+    def test_it_needs_no_output_and_tells_bad_lines_too(self, simulator):
+        write("in.jsonl", '{"id": 1, "prompt": "a"}\nno json\n')
+        done = CliRunner().invoke(app, ["batch", "in.jsonl", "--dry-run"])
+        assert done.exit_code == 2
+        assert "2 lines: 1 requests" in done.stdout
+        assert "line 2: it is no JSON" in done.stderr
+
+    def test_simulated(self):
+        write("in.jsonl", prompts(2))
+        done = CliRunner().invoke(app, ["batch", "in.jsonl", "--dry-run", "--simulate"])
+        assert done.exit_code == 0
+        assert done.stdout.index("openai/") < done.stdout.index("anthropic/")
+
+
+class TestReport:
+    def test_json(self, simulator, ask):
+        assert ask(prompts(5), "--report", "report.json").exit_code == 0
+        report = json.loads(Path("report.json").read_text())
+        assert report["lines"]["answered"] == 5
+        assert report["providers"]["openai/gpt-4o-mini"]["answers"] == 5
+
+    def test_html(self, simulator, ask):
+        assert ask(prompts(5), "--report", "report.html").exit_code == 0
+        page = Path("report.html").read_text()
+        assert "<svg" in page
+        assert "openai/gpt-4o-mini" in page
+
+
+@pytest.fixture
+def running(simulator, tmp_path):
+    """The command as a process of its own, with a vendor that can be made to hang."""
+    processes = []
+
+    def start(lines):
+        write("in.jsonl", lines)
+        command = ["batch", "in.jsonl", "out.jsonl", "--concurrency", "4", "--plain"]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "aigateway", *command],
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def until(condition):
+    end = SYSTEM_CLOCK.now() + 30
+    while not condition():
+        assert SYSTEM_CLOCK.now() < end, "it never came"
+        time.sleep(0.01)
+
+
+class TestInterrupted:
+    def test_once_it_finishes_what_is_in_flight(self, simulator, running):
+        simulator.openai.latency = 0.05
+        process = running(prompts(500))
+        until(lambda: simulator.openai.request_count >= 8)
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert "stopping (interrupted): finishing " in words
+        assert "Traceback" not in words
+        assert 8 <= simulator.openai.request_count == len(answers()) < 500
+
+    def test_twice_it_stops_at_once(self, simulator, running):
+        simulator.openai.behave(*[None] * 8, *[Fault.hang()] * 500)
+        process = running(prompts(500))
+        until(lambda: simulator.openai.request_count >= 12)
+        process.send_signal(signal.SIGINT)
+        assert any("Ctrl-C again" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert "Traceback" not in words
+        assert "stopped: interrupted" in words
+        assert len(answers()) == 8
+
+    def test_terminated_it_finishes_what_is_in_flight(self, simulator, running):
+        simulator.openai.latency = 0.05
+        process = running(prompts(500))
+        until(lambda: simulator.openai.request_count >= 8)
+        process.terminate()
+        _, words = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert "stopping (terminated)" in words
+        assert simulator.openai.request_count == len(answers())

@@ -1,8 +1,9 @@
 """What can be configured, where it is read from, and why it was refused.
 
-Two records: `LLMConfig` is one provider, `GatewaySettings` is everything else. Both are frozen,
-checked when they are made, and raise `ConfigurationError` with one message that names the field
-and never a key's value. Nothing here knows how a provider is called.
+Three records: `LLMConfig` is one provider, `GatewaySettings` is everything else about the gateway,
+`ServerSettings` what the service adds. All are frozen, checked when they are made, and raise
+`ConfigurationError` with one message that names the field and never a key's value. Nothing here
+knows how a provider is called.
 
 A value is taken from the first of: keyword, environment, `.env` in the current directory,
 `aigateway.toml` (or the file that `AIGATEWAY_CONFIG` names), default. A name nobody knows is an
@@ -16,5 +17,14 @@ from aigateway.settings.explain import suggestion
 from aigateway.settings.gateway import GatewaySettings
 from aigateway.settings.load import load_providers
 from aigateway.settings.provider import LLMConfig, ProviderType
+from aigateway.settings.server import ApiKey, ServerSettings
 
-__all__ = ["GatewaySettings", "LLMConfig", "ProviderType", "load_providers", "suggestion"]
+__all__ = [
+    "ApiKey",
+    "GatewaySettings",
+    "LLMConfig",
+    "ProviderType",
+    "ServerSettings",
+    "load_providers",
+    "suggestion",
+]

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import Field, model_validator
 
-from aigateway.errors import ConfigurationError
-from aigateway.settings.explain import explain, unknown_name
-from aigateway.settings.fields import (
-    Count,
-    CountOrZero,
-    Frozen,
-    Percent,
-    Seconds,
-    SecondsOrZero,
-)
-from aigateway.settings.sources import PREFIX, File, Variables
+from aigateway.settings.fields import Count, CountOrZero, Percent, Seconds, SecondsOrZero
+from aigateway.settings.sources import PREFIX
+from aigateway.settings.table import TableSettings, table_config
 
 __all__ = ["GatewaySettings"]
 
 
-class GatewaySettings(Frozen, BaseSettings):
+class GatewaySettings(TableSettings):
     """Everything about the gateway that is not one provider. Durations are seconds.
 
     Each field may be given by keyword, as `AIGATEWAY_<FIELD>` in the environment or `.env`, or
@@ -40,17 +24,8 @@ class GatewaySettings(Frozen, BaseSettings):
             in the file is not known; the message names it, where it was read, and the fix.
     """
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        env_prefix=PREFIX,
-        env_file=".env",
-        env_file_encoding="utf-8",
-        env_ignore_empty=True,
-        dotenv_filtering="only_existing",
-        extra="ignore",  # unknown names are refused below, with the place they were read from
-        hide_input_in_errors=True,
-        use_attribute_docstrings=True,
-    )
+    table = "gateway"
+    model_config = table_config(PREFIX)
 
     timeout: Seconds = 60.0
     """Seconds for a whole request, failover and waiting included."""
@@ -119,51 +94,9 @@ class GatewaySettings(Frozen, BaseSettings):
     log_prompts: bool = False
     """Whether prompts and answers are written to the log."""
 
-    if not TYPE_CHECKING:  # type checkers see the fields themselves
-
-        def __init__(self, /, **values: Any) -> None:
-            problem = unknown_name("setting", values, type(self).model_fields)
-            if problem is None:
-                Variables()  # refuses a broken .env, which pydantic would let through raw
-                try:
-                    super().__init__(**values)
-                except ValidationError as error:
-                    problem = explain(error, _places(values))
-                except (SettingsError, RecursionError):
-                    problem = f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
-            if problem is not None:  # raised here, so that pydantic's error is not its context
-                raise ConfigurationError(f"GatewaySettings: {problem}")
-
     @classmethod
-    def load(cls, **overrides: Any) -> Self:
-        """Read the settings from every source; the constructor, by a name that says so.
-
-        Args:
-            **overrides: Fields that stand over the environment and the files.
-
-        Raises:
-            ConfigurationError: As the constructor.
-        """
-        return cls(**overrides)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # pydantic's signature
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order the sources, and refuse names in them that no setting has."""
-        variables = Variables()
-        file = File(variables)
-        variables.refuse_unknown(cls.model_fields)
-        problem = unknown_name("setting", file.gateway, cls.model_fields)
-        if problem is not None:
-            raise ConfigurationError(f"{file.path}, [gateway]: {problem}")
-        table = InitSettingsSource(settings_cls, init_kwargs=file.gateway)
-        return init_settings, env_settings, dotenv_settings, table
+    def _broken_json(cls) -> str:
+        return f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
 
     @model_validator(mode="after")
     def _leave_room_for_failover(self) -> Self:
@@ -182,13 +115,3 @@ class GatewaySettings(Frozen, BaseSettings):
             if getattr(self, least) > getattr(self, most):
                 raise ValueError(f"{most}: is less than {least}; raise it to at least that")
         return self
-
-
-def _places(keywords: Iterable[str]) -> dict[str, str]:
-    """Where each setting that is not a default was read."""
-    variables = Variables()
-    file = File(variables)
-    places = dict.fromkeys(file.gateway, str(file.path))
-    for name in variables.settings():
-        places[name[len(PREFIX) :].lower()] = f"{name} in the environment or .env"
-    return places | dict.fromkeys(keywords, "keyword")

@@ -18,9 +18,10 @@ from pydantic import SecretStr
 from aigateway.errors import ConfigurationError
 from aigateway.settings.explain import suggestion, unknown_name
 
-__all__ = ["PREFIX", "File", "Variables"]
+__all__ = ["PREFIX", "SERVER_PREFIX", "File", "Variables"]
 
 PREFIX = "AIGATEWAY_"
+SERVER_PREFIX = "AIGATEWAY_SERVER_"
 _CONFIG_VARIABLE = "AIGATEWAY_CONFIG"
 _TOML_NAME = "aigateway.toml"
 
@@ -46,14 +47,22 @@ class Variables:
         """The value, wrapped so that nothing prints it."""
         return SecretStr(self._values[name]) if name in self._values else None
 
-    def settings(self) -> list[str]:
-        """Names of the gateway's own variables. Like pydantic, we do not look at their case."""
-        return [name for name in self._values if name.upper().startswith(PREFIX)]
+    def settings(self, prefix: str = PREFIX) -> list[str]:
+        """Names of our own variables. Like pydantic, we do not look at their case.
 
-    def refuse_unknown(self, fields: Iterable[str]) -> None:
+        The server's begin as the gateway's do, and are none of those.
+        """
+        names = [name for name in self._values if name.upper().startswith(prefix)]
+        if prefix == PREFIX:
+            return [name for name in names if not name.upper().startswith(SERVER_PREFIX)]
+        return names
+
+    def refuse_unknown(self, fields: Iterable[str], prefix: str = PREFIX) -> None:
         """Raise for a variable that looks like a setting and is none."""
-        known = [_CONFIG_VARIABLE, *(f"{PREFIX}{field.upper()}" for field in fields)]
-        for name in self.settings():
+        known = [f"{prefix}{field.upper()}" for field in fields]
+        if prefix == PREFIX:
+            known.insert(0, _CONFIG_VARIABLE)
+        for name in self.settings(prefix):
             if name.upper() not in known:
                 hint = suggestion(name.upper(), known)
                 raise ConfigurationError(
@@ -64,7 +73,7 @@ class Variables:
 class File:
     """What `aigateway.toml` holds; like `Variables`, its repr shows nothing of it."""
 
-    __slots__ = ("gateway", "path", "providers")
+    __slots__ = ("gateway", "path", "providers", "server")
 
     def __init__(self, variables: Variables, path: Path | None = None) -> None:
         named = path or variables.get(_CONFIG_VARIABLE)
@@ -72,22 +81,30 @@ class File:
         with contextlib.suppress(RuntimeError):  # there is no such user: nor such a file
             self.path = self.path.expanduser()
         self.gateway: dict[str, Any] = {}
+        self.server: dict[str, Any] = {}
         self.providers: list[dict[str, Any]] = []
         if not named and not self.path.is_file():
             return
         content = _read_toml(self.path)
         self.gateway = content.pop("gateway", {})
+        self.server = content.pop("server", {})
         self.providers = content.pop("providers", [])
-        problem = unknown_name("table", content, ("gateway", "providers"))
+        problem = unknown_name("table", content, ("gateway", "providers", "server"))
         if problem is not None:
             content.clear()  # it may hold a key, under [[provider]] say
             raise ConfigurationError(f"{self.path}: {problem}.")
-        if not _are_tables([self.gateway]):
-            raise ConfigurationError(f"{self.path}: gateway must be a table, headed [gateway].")
+        for name in ("gateway", "server"):
+            if not _are_tables([self.table(name)]):
+                raise ConfigurationError(f"{self.path}: {name} must be a table, headed [{name}].")
         if not _are_tables(self.providers):
             raise ConfigurationError(
                 f"{self.path}: providers must be tables, each headed [[providers]]."
             )
+
+    def table(self, name: str) -> dict[str, Any]:
+        """What stands under `[gateway]` or `[server]`."""
+        found: dict[str, Any] = {"gateway": self.gateway, "server": self.server}[name]
+        return found
 
 
 def _are_tables(values: object) -> bool:

@@ -1,0 +1,109 @@
+"""Everything about the service that is not the gateway: where it listens, who may ask."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from aigateway.settings.fields import Count, Frozen, Label, Seconds, SecondsOrZero
+from aigateway.settings.sources import SERVER_PREFIX
+from aigateway.settings.table import TableSettings, table_config
+
+__all__ = ["ApiKey", "ServerSettings"]
+
+
+def _digest(text: str) -> str:
+    if len(text) != 64 or not set(text.lower()) <= set("0123456789abcdef"):
+        raise ValueError("must be the 64 hexadecimal digits that `aigateway key` prints")
+    return text.lower()
+
+
+Digest = Annotated[str, AfterValidator(_digest)]
+"""The SHA-256 of a key, in hexadecimal digits: the key itself stands nowhere."""
+
+
+class ApiKey(Frozen):
+    """One who may ask.
+
+    Attributes:
+        name: Whose it is; in logs and metrics.
+        sha256: Of the key.
+        budget_usd: US dollars that its requests may cost in a day (UTC); None is no bound.
+        rpm: Requests that it may begin in any 60 seconds; None is no bound.
+        models: Models, names and aliases that it may ask for; None is all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: Label
+    sha256: Digest
+    budget_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    rpm: Count | None = None
+    models: tuple[Label, ...] | None = None
+
+
+class ServerSettings(TableSettings):
+    """Everything about the service that is not the gateway. Durations are seconds.
+
+    Each field may be given by keyword, as `AIGATEWAY_SERVER_<FIELD>` in the environment or `.env`,
+    or under `[server]` in `aigateway.toml`; keys also as `[[server.keys]]`.
+
+    Raises:
+        ConfigurationError: A value cannot work, or a name is not known.
+    """
+
+    table = "server"
+    model_config = table_config(SERVER_PREFIX)
+
+    host: str = "127.0.0.1"
+    """The address to listen at. Any but loopback needs `keys`."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """The port to listen at; 0 takes a free one."""
+    workers: Count = 1
+    """Processes that answer."""
+    keys: tuple[ApiKey, ...] = ()
+    """Who may ask; in the environment a JSON list. Without any, everybody on this machine may."""
+    admin_sha256: Digest | None = None
+    """SHA-256 of the key that may also force circuits open and closed."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may ask from a browser; "*" is every one."""
+    max_body_bytes: Count = 20_000_000
+    """Longest body of a request; a longer one is refused with 413."""
+    request_timeout: Seconds = 120.0
+    """Seconds for one request, whatever it asks for; of a stream, until its first content."""
+    header_timeout: Seconds = 10.0
+    """Seconds for a request to arrive, headers and body."""
+    max_connections: Count = 4096
+    """Connections open at once; more wait to be accepted."""
+    drain_seconds: SecondsOrZero = 30.0
+    """Seconds for what is under way when it is told to stop; then streams are told and cut."""
+
+    @classmethod
+    def _broken_json(cls) -> str:
+        return f"{SERVER_PREFIX}KEYS, _CORS_ORIGINS must be JSON lists"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it listens where only this machine reaches it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @model_validator(mode="after")
+    def _check_access(self) -> Self:
+        if not self.keys and not self.is_local:
+            raise ValueError(
+                "host: without keys everybody who reaches it could spend your money, so it may"
+                " only be 127.0.0.1; make a key with `aigateway key` and put it under"
+                " [[server.keys]], or leave host out"
+            )
+        for what in ("name", "sha256"):
+            values = [getattr(key, what) for key in self.keys]
+            if len(set(values)) < len(values):
+                raise ValueError(f"keys: two have the same {what}; give each its own")
+        return self

@@ -2,7 +2,8 @@
 
 `batch` collects everything, `as_completed` hands out what is done. Neither knows of vendors, caches
 or providers: they are given something that answers one request, and see to it that at most so many
-are out, that one bad request harms no other, and that nothing is left behind.
+are out, that one bad request harms no other, that none is burnt while nobody can be asked
+(`resilience/patience.py`), and that nothing is left behind.
 
 Only a window of the requests is in memory: the input is read as far as there is room.
 """
@@ -29,7 +30,7 @@ from typing import Any, Literal
 from aigateway.clock import Clock
 from aigateway.errors import DeadlineExceededError, GatewayError, RequestRejectedError
 from aigateway.intake import Wanted, read_request
-from aigateway.intake.values import check_seconds
+from aigateway.intake.values import check_patience, check_seconds
 from aigateway.messages import (
     BatchItem,
     BatchProgress,
@@ -38,6 +39,7 @@ from aigateway.messages import (
     ChatResponse,
     Usage,
 )
+from aigateway.resilience.patience import Patience
 
 __all__ = [
     "Ask",
@@ -77,6 +79,11 @@ class Terms:
         shared: Options for each request; its own stand over them.
         on_progress: Is called after each request.
         read: Makes sense of one element of the input. Raises `RequestRejectedError`.
+        outage_patience: Seconds for which requests are held back while nobody can be asked; 0 not
+            at all, None without end.
+        away: Seconds until somebody who serves a model can be asked; 0 if somebody can be now, or
+            if waiting is no use. Takes whatever stands as "model", and never raises.
+        offline: Whether no connection can be made to anybody.
     """
 
     clock: Clock
@@ -85,10 +92,15 @@ class Terms:
     shared: Mapping[str, Any] = field(default_factory=dict)
     on_progress: Callable[[BatchProgress], object] | None = None
     read: Callable[[Any], Wanted] = read_request
+    outage_patience: float | None = 300.0
+    away: Callable[[object], float] = lambda _: 0.0
+    offline: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
             check_seconds("timeout", self.timeout)
+        if self.outage_patience is not None:
+            check_patience("outage_patience", self.outage_patience)
         _check_listener(self.on_progress)
 
 
@@ -214,6 +226,7 @@ class _Run:
         self._ask = ask
         self._requests = requests
         self._terms = terms
+        self._patience = Patience(terms.clock, terms.outage_patience, terms.away, terms.offline)
         self._total = len(requests) if isinstance(requests, Sized) else None
         self._asked: dict[asyncio.Task[ChatResponse], _Begun] = {}
         self._done: deque[BatchItem] = deque()
@@ -334,7 +347,10 @@ class _Run:
     # ── one request ──────────────────────────────────────────────────────────────────────────
 
     async def _answer(self, wanted: Wanted) -> ChatResponse:
-        return await self._ask(wanted.prompt, {**self._terms.shared, **wanted.options})
+        options = {**self._terms.shared, **wanted.options}
+        return await self._patience.answer(
+            options.get("model"), lambda: self._ask(wanted.prompt, options)
+        )
 
     def _answered(self, task: asyncio.Task[ChatResponse]) -> None:
         begun = self._asked.pop(task, None)

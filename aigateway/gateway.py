@@ -24,7 +24,6 @@ from aigateway.errors import (
     RequestRejectedError,
 )
 from aigateway.events import Hook
-from aigateway.intake.values import check_name
 from aigateway.messages import (
     BatchItem,
     BatchProgress,
@@ -335,6 +334,7 @@ class AsyncGateway:
         on_progress: Callable[[BatchProgress], object] | None = None,
         fail_fast: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - what is done by then is returned
+        outage_patience: float | None = 300.0,
         **shared: Any,
     ) -> BatchResult:
         """Ask many requests, and collect what became of each, in their order.
@@ -358,7 +358,12 @@ class AsyncGateway:
             fail_fast: Whether the first error ends the rest and is raised.
             timeout: Seconds for the whole batch; None sets no bound. What is not done by then has
                 a `DeadlineExceededError`. Of an input without a length the rest is not read.
-                (One request's own bound is its "timeout", or the setting.)
+                (What bounds one request, each time it is asked, is its "timeout", or the setting.)
+            outage_patience: Seconds for which requests are held back, and not burnt, while nobody
+                can be asked: every circuit is open, every vendor throttles, or no connection can
+                be made at all. Counted from when one found it so until a vendor answers one again.
+                When it is over, requests are asked all the same and fail. 0 fails at once, None
+                waits without end. `timeout` stands over it.
             **shared: Options of `chat` for every request; its own stand over them.
 
         Returns:
@@ -366,11 +371,12 @@ class AsyncGateway:
             `BatchResult.input_error`.
 
         Raises:
-            RequestRejectedError: An argument cannot work.
+            RequestRejectedError: An argument, or a shared option, cannot work.
             UnknownModelError: No provider serves the shared `model`.
+            NoProvidersError: There is no provider at all.
             Exception: With `fail_fast`, the first error, be it a request's or the input's.
         """
-        terms = self._terms(concurrency, on_progress, timeout, shared)
+        terms = self._terms(concurrency, on_progress, timeout, outage_patience, shared)
         return await batching.batch(self._ask, requests, terms, fail_fast=fail_fast)
 
     def as_completed(
@@ -380,6 +386,7 @@ class AsyncGateway:
         concurrency: Concurrency = 16,
         on_progress: Callable[[BatchProgress], object] | None = None,
         timeout: float | None = None,
+        outage_patience: float | None = 300.0,
         **shared: Any,
     ) -> AsyncGenerator[BatchItem, None]:
         """Ask many requests, and get each when it is done. Nothing begins before the first step.
@@ -397,14 +404,16 @@ class AsyncGateway:
             concurrency: As for `batch`.
             on_progress: As for `batch`.
             timeout: As for `batch`; it counts from the first step.
+            outage_patience: As for `batch`.
             **shared: As for `batch`.
 
         Raises:
-            RequestRejectedError: An argument cannot work; raised here.
+            RequestRejectedError: An argument, or a shared option, cannot work; raised here.
             UnknownModelError: No provider serves the shared `model`; likewise.
+            NoProvidersError: There is no provider at all; likewise.
             Exception: While iterating, at the end: what the input raised.
         """
-        terms = self._terms(concurrency, on_progress, timeout, shared)
+        terms = self._terms(concurrency, on_progress, timeout, outage_patience, shared)
         return batching.as_completed(self._ask, requests, terms)
 
     async def map(
@@ -416,6 +425,7 @@ class AsyncGateway:
         on_progress: Callable[[BatchProgress], object] | None = None,
         fail_fast: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - as for `batch`
+        outage_patience: float | None = 300.0,
         **shared: Any,
     ) -> BatchResult:
         """`batch`, with one prompt for each row.
@@ -425,17 +435,19 @@ class AsyncGateway:
         Args:
             template: `{field}` stands for that field of the row, `{{` and `}}` for braces.
             rows: Mappings, from wherever requests may come. A row without a field that the
-                template needs is an item with an error. Its "id", if any, becomes the item's.
+                template needs, or with None for it, is an item with an error. Its "id", if any,
+                becomes the item's.
             concurrency: As for `batch`, like the rest.
             on_progress: As for `batch`.
             fail_fast: As for `batch`.
             timeout: As for `batch`.
+            outage_patience: As for `batch`.
             **shared: As for `batch`.
 
         Raises:
             As `batch`; RequestRejectedError also for a template that cannot work.
         """
-        terms = self._terms(concurrency, on_progress, timeout, shared)
+        terms = self._terms(concurrency, on_progress, timeout, outage_patience, shared)
         terms = replace(terms, read=intake.row_reader(template))
         return await batching.batch(self._ask, rows, terms, fail_fast=fail_fast)
 
@@ -473,19 +485,31 @@ class AsyncGateway:
         concurrency: Concurrency,
         on_progress: Callable[[BatchProgress], object] | None,
         timeout: float | None,
+        outage_patience: float | None,
         shared: Mapping[str, Any],
     ) -> Terms:
-        model = shared.get("model")
-        if model is not None:  # what is wrong with it is one error, not one for each request
-            check_name("model", model)
-            self._roster.candidates(model)
+        # What is wrong with a shared option is one error, not one for each request.
+        model = self._request_of("any prompt", shared).model
 
         def bearable() -> int:
             asked = (p for p in self._roster if model is None or model in p.answers_to)
             return sum(p.adaptive.limit for p in asked if p.refusal() is None)
 
         limit = batching.limit_of(concurrency, self.settings.max_concurrency, bearable)
-        return Terms(self._clock, limit, timeout, shared, on_progress)
+        return Terms(
+            self._clock,
+            limit,
+            timeout,
+            shared,
+            on_progress,
+            outage_patience=outage_patience,
+            away=self._away,
+            offline=lambda: self._network.network_is_down,
+        )
+
+    def _away(self, model: object) -> float:
+        # Closed, it need not be waited for: who asks is told so.
+        return 0.0 if self._closed else self._roster.away(model)
 
     # ── providers ────────────────────────────────────────────────────────────────────────────
 

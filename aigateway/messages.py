@@ -354,13 +354,15 @@ class BatchItem:
     """What became of one request of a batch. It has a response or an error.
 
     Attributes:
-        index: Its place in the input, from 0.
-        id: As the caller named it; else its index as text.
+        index: Its place in the input, from 0. No two items of a batch share it.
+        id: As the caller named it; else its index as text. It is the caller's: nobody sees to it
+            that two items have different ones.
         request: As the caller gave it.
         response: The answer, if there is one.
         error: Else why not; a `GatewayError`, unless something is broken.
         attempts: The calls that the answer took. Of an error, `causes` says what each provider did.
-        latency_seconds: From being taken from the input to its end, waiting included.
+        latency_seconds: From being taken from the input to its end, waiting included, also for
+            providers that were away.
     """
 
     index: int

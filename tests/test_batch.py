@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import random
+import re
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aigateway import (
+    AllProvidersFailedError,
     AsyncGateway,
     BatchItem,
     BatchProgress,
@@ -20,15 +24,17 @@ from aigateway import (
     DeadlineExceededError,
     FailureKind,
     GatewayError,
+    NoProvidersError,
     RequestRejectedError,
     UnknownModelError,
 )
 from aigateway.batch import Terms, as_completed
 from aigateway.clock import SYSTEM_CLOCK
+from aigateway.intake import row_reader
 from aigateway.messages import ChatRequest, ChatResponse, Choice, Completion, Usage
 from aigateway.resilience.turnstile import Turnstile
 from aigateway.testing import FakeClock, ScriptedVendor, Step, scripted_configs
-from aigateway.vendor.client import Failure
+from aigateway.vendor.client import Failure, VendorCallError
 
 K = FailureKind
 ANSWER = ChatResponse(Completion("i", "m", (Choice("x", "stop"),)), "a")
@@ -186,6 +192,15 @@ class TestInputs:
             ({"on_progress": 5}, "on_progress must be"),
             ({"on_progress": AsyncGateway.chat}, "must be a plain function"),
             ({"model": "nobody"}, "No provider serves"),
+            ({"model": ["a"]}, "model must be"),
+            ({"outage_patience": -1}, "outage_patience must be"),
+            ({"outage_patience": False}, "outage_patience must be"),
+            ({"outage_patience": math.inf}, "None for no end"),
+            ({"temperature": "hot"}, "temperature must be"),
+            ({"system": 5}, "system must be"),
+            ({"hedge": "yes"}, "hedge must be"),
+            ({"no_such": 1}, "no_such"),
+            ({"prompt": "for all"}, "prompt"),
         ],
         ids=lambda value: (
             value
@@ -199,6 +214,13 @@ class TestInputs:
             gateway.as_completed(["x"], **options)
         with pytest.raises(RequestRejectedError, match=says):
             await gateway.batch(["x"], **options)
+        with pytest.raises(RequestRejectedError, match=says):
+            await gateway.map("{x}", [{"x": 1}], **options)
+        assert gateway.get_metrics()["total_requests"] == 0
+
+    async def test_nobody_to_ask_is_told_at_once(self):
+        with pytest.raises(NoProvidersError):
+            await AsyncGateway([]).batch(["x"])
 
     @pytest.mark.parametrize(
         "bad",
@@ -642,6 +664,8 @@ class TestMap:
             ({"name": "Ann", "n": "secret"}, r"cannot be put in \(ValueError\)"),
             ({"name": "Ann", "n": 1, "id": []}, '"id" must be'),
             (["Ann", 1], "A row must be a mapping .* not list"),
+            ({"name": None, "n": 1}, "this row has None for 'name'"),
+            ({"name": "Ann", "n": None}, "this row has None for 'n'"),
         ],
         ids=repr,
     )
@@ -655,6 +679,20 @@ class TestMap:
         assert refused.value.__context__ is refused.value.__cause__ is None
         assert vendor.called() == 1
 
+    @pytest.mark.parametrize(
+        "template", ["{a[b]}", "{a[c].real}", "{d.x}", "{a[b]!r}", "{e:>{a[b]}}", "{a[b]:>8}"]
+    )
+    def test_a_field_that_leads_to_none_is_named(self, template):
+        row = {"a": {"b": None, "c": None}, "d": SimpleNamespace(x=None), "e": "secret"}
+        with pytest.raises(RequestRejectedError) as refused:
+            row_reader(template)(row)
+        assert re.search(r"has None for '(a\[b\]|d\.x)'|AttributeError", str(refused.value))
+        assert "secret" not in str(refused.value)
+
+    def test_what_only_looks_like_none_is_put_in(self):
+        row = {"a": "None", "b": 0, "c": "", "d": [None]}
+        assert row_reader("{a} {b} {c} {d}")(row).prompt == "None 0  [None]"
+
     @pytest.mark.parametrize("template", ["{", "}", "{}", "{0}", "a {name", 7, None])
     async def test_a_template_that_cannot_work_is_refused_at_once(self, make, template):
         with pytest.raises(RequestRejectedError, match="template"):
@@ -662,8 +700,6 @@ class TestMap:
 
     @given(st.text(alphabet="{}ab:!.0[] "), st.dictionaries(st.sampled_from("ab"), st.text()))
     def test_any_template_and_any_row_end_in_a_prompt_or_a_refusal(self, template, row):
-        from aigateway.intake import row_reader
-
         try:
             wanted = row_reader(template)(row)
         except RequestRejectedError:
@@ -842,6 +878,261 @@ class TestPriority:
         await through(clock, gateway.bind()("now"))
         assert asked(vendor)[:2] == ["b0", "now"]
         await through(clock, batch)
+
+    async def test_a_batch_that_fills_the_queue_keeps_nobody_out(self, make, vendor, clock):
+        Echo(vendor, clock)
+        gateway = make(max_queue=3, fields={"max_concurrency": 1})
+        batch = asyncio.ensure_future(gateway.batch([f"b{n}" for n in range(4)]))
+        await clock.settle()
+        assert gateway.get_metrics()["waiting"] == 3
+        assert (await through(clock, gateway.chat("now"))).text == "answer to now"
+        assert len((await through(clock, batch)).responses) == 4
+
+
+class Away(Echo):
+    """A vendor that fails up to a moment, and is well from then on."""
+
+    def __init__(self, vendor, clock, failure, seconds, *names):
+        super().__init__(vendor, clock)
+        for name in names:
+            vendor.always(name, self)
+        self.failure, self.back_at = failure, clock.now() + seconds
+
+    async def __call__(self):
+        if self.clock.now() >= self.back_at:
+            return await super().__call__()
+        if self.failure is HANGS:
+            await self.clock.sleep(1000)
+        raise VendorCallError(self.failure)
+
+
+HANGS = Failure(K.TIMEOUT)
+UNREACHABLE = Failure(K.CONNECTION, unreachable=True)
+
+
+async def shut(gateway, vendor, clock, *, failure=K.SERVER_ERROR):
+    """Let a provider's circuit open, for a minute."""
+    vendor.script("a", *[failure] * 5)
+    for _ in range(5):
+        with contextlib.suppress(GatewayError):
+            await through(clock, gateway.chat(f"{clock.now()}", cache=False))
+    assert not gateway.providers[0].active
+
+
+class TestOutage:
+    @pytest.mark.parametrize("names", ["a", "ab"])
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            Failure(K.SERVER_ERROR, status=503),
+            Failure(K.SERVER_ERROR, status=503, retry_after=70),
+            Failure(K.RATE_LIMITED, retry_after=30),
+            Failure(K.RATE_LIMITED, retry_after=0),
+            Failure(K.RATE_LIMITED),
+            UNREACHABLE,
+            HANGS,
+        ],
+        ids=["503", "503, later", "429, later", "429, at once", "429", "unreachable", "hangs"],
+    )
+    async def test_whatever_it_is_no_request_is_lost(self, make, vendor, clock, failure, names):
+        Away(vendor, clock, failure, 110, *names)
+        gateway = make(*names, retry_rounds=2, attempt_timeout=15)
+        prompts = [f"p{n}" for n in range(60)]
+        began = clock.now()
+        result = await through(clock, gateway.batch(prompts), step=1)
+        result.raise_for_errors()
+        assert [reply.text for reply in result.responses] == [f"answer to {p}" for p in prompts]
+        assert clock.now() - began < 300
+        assert vendor.called() < 2500
+
+    async def test_an_open_circuit_is_waited_for_without_a_call(self, make, vendor, clock):
+        Echo(vendor, clock)
+        gateway = make()
+        await shut(gateway, vendor, clock)
+        unread = iter(range(300))
+        prompts = (f"p{n}" for n in unread)
+        batch = asyncio.ensure_future(gateway.batch(prompts, concurrency=256))
+        await clock.advance(57)
+        assert vendor.called() == 5
+        assert len(list(unread)) == 44
+        assert gateway.get_metrics()["waiting"] == 0
+        assert len((await through(clock, batch)).responses) == 256
+
+    async def test_a_dead_network_is_waited_for(self, make, vendor, clock):
+        gateway = make("a", "b")
+        await through(clock, gateway.batch(["an answer of a minute ago proves nothing"]))
+        await clock.advance(61)
+        Away(vendor, clock, UNREACHABLE, 200, "a", "b")
+        batch = gateway.batch([f"p{n}" for n in range(9)], concurrency=1)
+        result = await through(clock, batch, step=1)
+        result.raise_for_errors()
+        assert vendor.called() < 150
+
+    async def test_when_the_patience_is_over_all_fail_in_the_ordinary_words(
+        self, make, vendor, clock
+    ):
+        gateway = make()
+        vendor.always("a", K.SERVER_ERROR)
+        await shut(gateway, vendor, clock)
+        began = clock.now()
+        prompts = [f"p{n}" for n in range(40)]
+        result = await through(
+            clock, gateway.batch(prompts, concurrency=4, outage_patience=100), step=0.1, most=2000
+        )
+        assert clock.now() - began == pytest.approx(100, abs=1)
+        assert {type(error) for error in result.errors} == {AllProvidersFailedError}
+        assert len(result.errors) == 40
+        assert "circuit_open (retry in" in str(result.errors[-1])
+        assert vendor.called() == 6  # five opened the circuit, and one was a probe
+
+    async def test_an_answer_renews_the_patience(self, make, vendor, clock):
+        busy = Failure(K.RATE_LIMITED, retry_after=40)
+        vendor.script("a", *[busy, "fine"] * 10)
+        began = clock.now()
+        batch = make().batch([f"p{n}" for n in range(10)], concurrency=1, outage_patience=50)
+        (await through(clock, batch, step=5)).raise_for_errors()
+        assert clock.now() - began >= 400
+
+    async def test_what_is_remembered_does_not(self, make, vendor, clock):
+        gateway = make()
+        await gateway.chat("known")
+        await shut(gateway, vendor, clock)
+        began = clock.now()
+        batch = gateway.batch(["known", "new"], concurrency=1, outage_patience=20)
+        result = await through(clock, batch)
+        assert [item.ok for item in result] == [True, False]
+        assert clock.now() - began < 25
+
+    async def test_without_patience_it_fails_at_once(self, make, vendor, clock):
+        gateway = make()
+        await shut(gateway, vendor, clock)
+        result = await asyncio.wait_for(gateway.batch(["x", "y"], outage_patience=0), 5)
+        assert len(result.errors) == 2
+
+    async def test_without_end_it_waits_as_long_as_it_takes(self, make, vendor, clock):
+        vendor.script("a", Failure(K.RATE_LIMITED, retry_after=7200))
+        began = clock.now()
+        batch = make().batch(["x"], outage_patience=None)
+        (await through(clock, batch, step=60)).raise_for_errors()
+        assert clock.now() - began >= 7200
+
+    async def test_what_everybody_who_is_well_fails_at_is_not_asked_for_ever(
+        self, make, vendor, clock
+    ):
+        async def answer():
+            if vendor.prompt == "poison":
+                raise VendorCallError(Failure(K.SERVER_ERROR, status=500))
+            return "fine"
+
+        for name in "ab":
+            vendor.always(name, answer)
+        prompts = ["p0", "poison", *(f"p{n}" for n in range(1, 20))]
+        result = await through(clock, make("a", "b", retry_rounds=2).batch(prompts, concurrency=2))
+        assert [item.request for item in result.failed] == ["poison"]
+        assert asked(vendor).count("poison") <= 6
+
+    async def test_one_that_is_throttled_for_its_size_is_given_up(self, make, vendor, clock):
+        async def answer():
+            if vendor.prompt == "large":
+                raise VendorCallError(Failure(K.RATE_LIMITED, retry_after=2))
+            await clock.sleep(1)
+            return "fine"
+
+        vendor.always("a", answer)
+        prompts = ["large", *(f"p{n}" for n in range(250))]
+        began = clock.now()
+        batch = make().batch(prompts, concurrency=2, outage_patience=60)
+        result = await through(clock, batch, most=4000)
+        assert [item.request for item in result.failed] == ["large"]
+        assert 60 <= result.failed[0].latency_seconds <= 65
+        assert clock.now() - began > 100  # the others went on being answered
+
+    async def test_a_bad_key_is_not_waited_for(self, make, vendor):
+        vendor.always("a", K.AUTHENTICATION)
+        result = await asyncio.wait_for(make().batch([f"p{n}" for n in range(9)]), 5)
+        assert len(result.errors) == 9
+        assert vendor.called() <= 9
+
+    async def test_the_batchs_own_timeout_stands_over_it(self, make, vendor, clock):
+        gateway = make()
+        await shut(gateway, vendor, clock)
+        result = await through(clock, gateway.batch(["x", "y"], timeout=20, concurrency=1))
+        assert {type(error) for error in result.errors} == {DeadlineExceededError}
+        assert "The batch's timeout of 20 s" in str(result.errors[0])
+
+    async def test_cancelled_while_it_waits_it_leaves_nothing(self, make, vendor, clock):
+        gateway = make()
+        await shut(gateway, vendor, clock)
+        batch = asyncio.ensure_future(gateway.batch(f"p{n}" for n in range(50)))
+        await clock.advance(12)
+        batch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await batch
+        assert len(asyncio.all_tasks()) == 1
+
+    async def test_a_gateway_that_is_closed_ends_the_wait(self, make, vendor, clock):
+        gateway = make()
+        await shut(gateway, vendor, clock)
+        batch = asyncio.ensure_future(gateway.batch(f"p{n}" for n in range(50)))
+        await clock.settle()
+        await gateway.aclose()
+        await clock.advance(5)
+        assert all("closed" in str(error) for error in (await batch).errors)
+
+    async def test_a_provider_that_is_added_is_noticed(self, make, vendor, clock):
+        gateway = make()
+        await shut(gateway, vendor, clock)
+        batch = asyncio.ensure_future(gateway.batch([f"p{n}" for n in range(50)]))
+        await clock.settle()
+        gateway.add_provider(*scripted_configs("b"))
+        await clock.advance(5)
+        assert {reply.provider for reply in (await batch).responses} == {"b"}
+
+    async def test_who_wants_another_model_need_not_wait(self, make, vendor, clock):
+        gateway = make("a", "b")
+        await shut(gateway, vendor, clock)
+        requests = [
+            {"prompt": "waits"},
+            {"prompt": "goes", "model": "b"},
+            {"prompt": "nobody's", "model": "nobody"},
+            {"prompt": "none", "model": ["a"]},
+        ]
+        items = gateway.as_completed(requests, model="a")
+        async with contextlib.aclosing(items):
+            seen = [await anext(items) for _ in range(3)]
+            assert {item.index: type(item.error) for item in seen} == {
+                1: type(None),
+                2: UnknownModelError,
+                3: RequestRejectedError,
+            }
+            assert (await through(clock, anext(items))).ok
+
+    async def test_a_short_rate_limit_costs_auto_nothing(self, make, vendor, clock):
+        Echo(vendor, clock)
+        gateway = make(fields={"max_concurrency": 64}, retry_rounds=2)
+        vendor.script("a", *[Failure(K.RATE_LIMITED, retry_after=0.5)] * 150)
+        result = await through(
+            clock, gateway.batch([f"p{n}" for n in range(200)], concurrency="auto")
+        )
+        result.raise_for_errors()
+
+    async def test_a_rate_of_our_own_is_waited_for(self, make, vendor, clock):
+        gateway = make(fields={"rpm": 10}, timeout=20, attempt_timeout=10)
+        began = clock.now()
+        batch = gateway.batch([f"p{n}" for n in range(25)], concurrency=25)
+        (await through(clock, batch)).raise_for_errors()
+        assert clock.now() - began > 60
+
+    async def test_a_probe_that_takes_longer_than_a_request_may(self, make, vendor, clock):
+        gateway = make(attempt_timeout=50)
+        await shut(gateway, vendor, clock)
+        await clock.advance(60)
+        Echo(vendor, clock, lambda prompt: 40 if prompt == "probe" else 1)
+        probe = asyncio.ensure_future(gateway.chat("probe"))
+        await clock.settle()
+        requests = [{"prompt": f"p{n}", "timeout": 5} for n in range(20)]
+        (await through(clock, gateway.batch(requests))).raise_for_errors()
+        await probe
 
 
 def test_a_result_can_be_made_by_hand():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any
@@ -71,7 +71,8 @@ def _checked_id(given: object) -> str | None:
 def row_reader(template: str) -> Callable[[Any], Wanted]:
     """What makes prompts out of rows: each `{field}` of the template becomes that of the row.
 
-    `{{` and `}}` stand for braces. A row's "id", if it has one, becomes the item's.
+    `{{` and `}}` stand for braces. A row's "id", if it has one, becomes the item's. A field that
+    is None (or, as `{a[b]}` and `{a.b}`, leads to None) is as good as none: nobody means the word.
 
     Raises:
         RequestRejectedError: The template itself cannot work.
@@ -83,9 +84,11 @@ def row_reader(template: str) -> Callable[[Any], Wanted]:
         if not isinstance(row, Mapping):
             refuse(f"A row must be a mapping of field names to values, not {type(row).__name__}.")
         try:
-            prompt = template.format_map(row)
+            prompt = _filler.vformat(template, (), row)
         except KeyError as missing:
             problem = f"{needs} has no {str(missing)[:64]}."
+        except _NoneError as none:
+            problem = f"{needs} has None for {str(none)[:64]!r}."
         except Exception as exc:  # noqa: BLE001 - a value may raise anything when it is formatted
             problem = f"{needs} has a value that cannot be put in ({type(exc).__name__})."
         else:
@@ -93,6 +96,23 @@ def row_reader(template: str) -> Callable[[Any], Wanted]:
         raise RequestRejectedError(problem)
 
     return read
+
+
+class _NoneError(Exception):
+    """A field of a row is None; says which."""
+
+
+class _Filler(Formatter):
+    """What `str.format_map` does, but that it puts no None in."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        found = super().get_field(field_name, args, kwargs)
+        if found[0] is None:
+            raise _NoneError(field_name)
+        return found
+
+
+_filler = _Filler()
 
 
 def _fields(template: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from aigateway.intake.refusal import refuse
 
-__all__ = ["CHECKS", "check_name", "check_seconds"]
+__all__ = ["CHECKS", "check_name", "check_patience", "check_seconds"]
 
 
 def check_name(name: str, value: object) -> None:
@@ -21,6 +21,12 @@ def check_seconds(name: str, value: object) -> None:
     """Refuse what no clock can wait for."""
     if not _is_number(value) or not 0 < value <= sys.float_info.max:
         refuse(f"{name} must be a finite number of seconds above 0; leave it out for the default.")
+
+
+def check_patience(name: str, value: object) -> None:
+    """Refuse what is no time to wait, however short."""
+    if not _is_number(value) or not 0 <= value <= sys.float_info.max:
+        refuse(f"{name} must be a finite number of seconds, 0 for none, or None for no end.")
 
 
 def _is_text(value: object) -> bool:

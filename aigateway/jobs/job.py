@@ -246,6 +246,7 @@ class Job:
         items = self.gateway.as_completed(
             self._requests(),
             concurrency=self._terms.concurrency,
+            outage_patience=self._terms.outage_patience,
             **self._terms.shared,
         )
         try:

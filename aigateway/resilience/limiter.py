@@ -69,10 +69,20 @@ class Limiter:
 
     Args:
         limit: Calls to vendors that may be out at once, over all providers.
-        max_queue: Requests that may wait; one more gets `OverloadedError`.
+        max_queue: Requests that may wait; one more gets `OverloadedError`. Those in the background
+            count only against others in the background.
     """
 
-    __slots__ = ("_gone", "_groups", "_max_queue", "_slots", "_tickets", "_waiting", "_woken")
+    __slots__ = (
+        "_background",
+        "_gone",
+        "_groups",
+        "_max_queue",
+        "_slots",
+        "_tickets",
+        "_waiting",
+        "_woken",
+    )
 
     def __init__(self, limit: int, max_queue: int) -> None:
         self._slots = Slots(limit)
@@ -80,6 +90,7 @@ class Limiter:
         self._tickets = 0
         self._groups: dict[Hashable, list[_Waiter]] = {}  # heaps by ticket
         self._waiting = 0
+        self._background = 0  # how many of them are in the background
         self._gone = 0  # at most this many in the heaps wait no more
         self._woken = 0  # waiters that were told to go and have not run yet
 
@@ -135,21 +146,16 @@ class Limiter:
         Raises:
             OverloadedError: The queue is full.
         """
-        if self._waiting >= self._max_queue:
-            raise OverloadedError(
-                f"{self._waiting} requests are waiting for a free provider already"
-                f" (max_queue = {self._max_queue}). Slow down, or raise max_concurrency"
-                f" or max_queue."
-            )
+        self._refuse_if_full(ticket)
         loop = asyncio.get_running_loop()
         waiter = _Waiter(ticket, ready, loop.create_future())
         heapq.heappush(self._groups.setdefault(group, []), waiter)
-        self._waiting += 1
+        self._count(waiter, 1)
         try:
             await waiter.woken
         finally:
             if waiter.woken.cancelled():
-                self._waiting -= 1  # its place in the heap is cleared when it comes up
+                self._count(waiter, -1)  # its place in the heap is cleared when it comes up
                 self._tidy(group)
                 self._gone += 1
                 if self._gone > _MOST_GONE + self._waiting:
@@ -169,9 +175,24 @@ class Limiter:
                 first, earliest = group, waiter
         if earliest is not None:
             heapq.heappop(self._groups[first])
-            self._waiting -= 1
+            self._count(earliest, -1)
             self._woken += 1
             earliest.woken.set_result(None)
+
+    def _refuse_if_full(self, ticket: Ticket) -> None:
+        in_background, _ = ticket
+        ahead = self._waiting if in_background else self._waiting - self._background
+        if ahead >= self._max_queue:
+            raise OverloadedError(
+                f"{ahead} requests are waiting for a free provider already"
+                f" (max_queue = {self._max_queue}). Slow down, or raise max_concurrency"
+                f" or max_queue."
+            )
+
+    def _count(self, waiter: _Waiter, change: int) -> None:
+        in_background, _ = waiter.ticket
+        self._waiting += change
+        self._background += change * in_background
 
     def _clear(self) -> None:
         """Take those who wait no more out of the heaps: somebody patient may stand before them."""

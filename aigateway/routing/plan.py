@@ -7,6 +7,7 @@ its circuit or run full. So each step asks `choose` anew.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from aigateway.errors import (
@@ -92,6 +93,25 @@ class Roster:
             found = self._find(model)
             by_model[model] = found  # only known models: a caller cannot make this grow
         return found
+
+    def away(self, model: object) -> float:
+        """Seconds until somebody who serves that model can be asked.
+
+        0 if somebody can be asked now, or has a probe out, whose result may come at any moment; and
+        0 if waiting is no use: nobody serves it, or who does is set up wrong or shut off.
+        """
+        try:
+            candidates = self.candidates(model) if isinstance(model, str | None) else ()
+        except (NoProvidersError, UnknownModelError):
+            return 0.0
+        soonest = math.inf
+        for provider in candidates:
+            refusal = provider.refusal()
+            if refusal is None:
+                return 0.0
+            if refusal.kind is not FailureKind.DISABLED:
+                soonest = min(soonest, refusal.retry_after_seconds or 0.0)
+        return 0.0 if soonest == math.inf else soonest
 
     def _find(self, model: str | None) -> tuple[Provider, ...]:
         if not self._providers:

@@ -88,7 +88,8 @@ class GatewaySettings(TableSettings):
     max_concurrency: Count = 256
     """Calls to vendors in flight at once."""
     max_queue: CountOrZero = 10_000
-    """Requests that may wait for a place among those; more are refused with `OverloadedError`."""
+    """Requests that may wait for a place among those; more are refused with `OverloadedError`.
+    Those of batches count only for batches."""
     max_prompt_bytes: Count = 10_000_000
     """Longest prompt, in bytes of its messages as UTF-8 JSON."""
     log_prompts: bool = False

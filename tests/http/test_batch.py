@@ -56,6 +56,20 @@ async def test_one_that_the_vendor_refuses_harms_no_other(simulator):
     assert ends == [type(None), type(None), ContentPolicyError, type(None)]
 
 
+async def test_an_outage_of_everybody_loses_nothing(simulator):
+    first, second = simulator.openai, simulator.anthropic
+    first.timeline([(0, Fault.server_error()), (0.6, None)])
+    second.timeline([(0, Fault.rate_limited(1)), (0.6, None)])
+    async with gateway_for(
+        first, second, failure_threshold=1, reset_timeout_seconds=0.2
+    ) as gateway:
+        await gateway.warmup()
+        result = await gateway.batch([f"p{n}" for n in range(60)], concurrency=8)
+        assert gateway.get_metrics()["in_flight"] == 0
+    result.raise_for_errors()
+    assert len(result.responses) == 60
+
+
 async def test_leaving_early_closes_the_connections_that_are_out(simulator):
     vendor = simulator.openai
     vendor.behave(None, Fault.hang())

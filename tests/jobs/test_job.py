@@ -276,6 +276,19 @@ class TestLimits:
         assert desk.answers() == expected(100)
 
 
+async def test_an_outage_is_waited_out(desk):
+    desk.vendor.timeline([(0, None), (0.1, Fault.server_error()), (0.6, None)])
+    desk.vendor.latency = 0.005
+    desk.ask(lines(150))
+    settings = {"reset_timeout_seconds": 0.2, "max_open_seconds": 0.2, "failure_threshold": 2}
+    job = await desk.run(outage_patience=30.0, settings=settings, concurrency=2)
+    assert job.stopping is None
+    assert job.totals.failed <= 4  # those that met it before the circuit opened
+    assert job.totals.answered >= 146
+    await desk.run()
+    assert desk.answers() == expected(150)
+
+
 class TestBadLines:
     async def test_they_are_counted_as_failed_and_not_asked(self, desk):
         twice = [{"id": "r0", "prompt": "again"}, {"prompt": "no id"}, {"id": "e", "prompt": ""}]

@@ -70,6 +70,48 @@ async def test_a_full_queue_refuses_and_says_what_to_raise():
     await asyncio.gather(*tasks)
 
 
+async def queued(limiter: Limiter, background: bool) -> asyncio.Task[None]:
+    """One that waits, and would for ever."""
+    ticket = limiter.ticket(background=background)
+    task = asyncio.create_task(limiter.wait(ticket, background, lambda: False))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_those_in_the_background_keep_nobody_else_out():
+    limiter = Limiter(1, 2)
+    background = [await queued(limiter, background=True) for _ in range(2)]
+    with pytest.raises(OverloadedError, match=r"2 requests are waiting .*max_queue = 2"):
+        await (await queued(limiter, background=True))
+    others = [await queued(limiter, background=False) for _ in range(2)]
+    assert limiter.waiting == 4
+    with pytest.raises(OverloadedError, match="2 requests are waiting"):
+        await (await queued(limiter, background=False))
+    background[0].cancel()
+    others[0].cancel()
+    await asyncio.wait([background[0], others[0]])
+    others[0] = await queued(limiter, background=False)
+    with pytest.raises(OverloadedError, match="3 requests are waiting"):
+        await (await queued(limiter, background=True))
+    for task in background + others:
+        task.cancel()
+    await asyncio.wait(background + others)
+    assert limiter.waiting == 0
+
+
+async def test_whoever_was_woken_is_counted_no_more():
+    limiter, slots = Limiter(1, 1), Slots()
+    for background in (True, False, True):
+        limiter.take(slots)
+        ticket = limiter.ticket(background=background)
+        waiter = asyncio.create_task(limiter.wait(ticket, slots, lambda: limiter.has_place(slots)))
+        await asyncio.sleep(0)
+        assert limiter.waiting == 1
+        limiter.give_back(slots)
+        await waiter
+        assert limiter.waiting == 0
+
+
 async def test_a_woken_waiter_that_is_cancelled_passes_the_place_on():
     limiter, slots = Limiter(1, 100), Slots()
     log: list[str] = []

@@ -237,6 +237,28 @@ class TestRoster:
         assert [p.name for p in roster.candidates("m")] == ["two"]
         assert len(roster) == 1
 
+    def test_says_how_long_everybody_is_away(self, make, clock):
+        one, two = make("one"), make("two")
+        roster = Roster([one, two])
+        assert roster.away("m") == 0
+        two.gates.throttled(40)
+        assert roster.away("m") == 0, "one can be asked"
+        trip(one)
+        assert (roster.away(None), roster.away("one"), roster.away("two")) == (40, 60, 40)
+        two.gates.disable(FailureKind.AUTHENTICATION)
+        assert roster.away("m") == 60, "who is set up wrong is not waited for"
+        clock.tick(60)
+        assert one.breaker.acquire()
+        assert roster.away("m") == 0, "its probe may come back at any moment"
+
+    def test_where_waiting_is_no_use_nobody_is_away(self, make):
+        one, two = make("one"), make("two")
+        roster = Roster([one, two])
+        one.breaker.force_open()
+        two.gates.disable(FailureKind.AUTHENTICATION)
+        assert roster.away("m") == 0
+        assert roster.away("nobody") == roster.away(["m"]) == Roster().away(None) == 0
+
     def test_knows_whether_tokens_have_to_be_counted(self, make):
         roster = Roster([make("one", rpm=1)])
         assert not roster.counts_tokens

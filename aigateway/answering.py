@@ -226,7 +226,7 @@ class Answering:
         """The cache key, where the cache is of use."""
         if not self._settings.cache_enabled or request.cache is False:
             return None
-        return cache_key(request)
+        return cache_key(request, partition=request.partition)
 
     def _replayed(
         self, key: str | None, request: ChatRequest, began: float, *, stale: bool = False

@@ -33,6 +33,7 @@ from aigateway.messages import (
     ChatResponse,
     Chunk,
     EmbeddingResponse,
+    Origin,
 )
 from aigateway.resilience.limiter import Limiter
 from aigateway.resilience.network import Reachability
@@ -124,6 +125,7 @@ class AsyncGateway:
         cache: CacheMode = True,
         cache_ttl: float | None = None,
         hedge: bool | None = None,
+        origin: Origin | None = None,
         **params: Any,
     ) -> ChatResponse:
         """Get an answer from the best provider that gives one, or from the cache.
@@ -140,6 +142,7 @@ class AsyncGateway:
             cache_ttl: Seconds to remember this answer; None takes the agent's, then the setting.
             hedge: Whether a second provider is asked when the first is slower than usual; None
                 takes the setting, which leaves requests with tools alone.
+            origin: On whose behalf, where many share this gateway.
             **params: Other OpenAI chat parameters (`tools`, `response_format`, `seed`, ...),
                 passed through untouched. `response_format` may be a pydantic model class; the
                 answer then has an instance of it as `.parsed`.
@@ -165,6 +168,7 @@ class AsyncGateway:
             agent=agent,
             cache=cache,
             cache_ttl=cache_ttl,
+            origin=origin or intake.NOBODY,
             params=params,
         )
         self._enter_loop()
@@ -184,6 +188,7 @@ class AsyncGateway:
         cache_ttl: float | None = None,
         hedge: bool | None = None,
         resume: Resume | None = None,
+        origin: Origin | None = None,
         **params: Any,
     ) -> ChatStream:
         """Get an answer piece by piece, from the best provider that begins one.
@@ -213,6 +218,7 @@ class AsyncGateway:
                 "restart" begins anew at the next provider, after a chunk marked `restarted`.
                 "continue" lets another provider go on from the partial text, where its model is
                 known to do so; never after tool calls or with a `response_format`.
+            origin: As for `chat`.
             **params: As for `chat`.
 
         Raises:
@@ -234,6 +240,7 @@ class AsyncGateway:
             agent=agent,
             cache=cache,
             cache_ttl=cache_ttl,
+            origin=origin or intake.NOBODY,
             params=_without_stream_options(params),
         )
         outcome = Outcome()
@@ -258,6 +265,7 @@ class AsyncGateway:
         *,
         model: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it spans providers and retries
+        origin: Origin | None = None,
         **params: Any,
     ) -> EmbeddingResponse:
         """Turn texts into vectors, with the same failover as `chat`. Not cached.
@@ -269,13 +277,19 @@ class AsyncGateway:
             inputs: One text, or several.
             model: A provider's model, name or alias; None leaves every provider a candidate.
             timeout: Seconds for everything; None takes the setting.
+            origin: On whose behalf, where many share this gateway.
             **params: Other OpenAI embedding parameters (`dimensions`, ...).
 
         Raises:
             As `chat`.
         """
         request = intake.embedding_request(
-            inputs, model=model, timeout=timeout, params=params, settings=self.settings
+            inputs,
+            model=model,
+            timeout=timeout,
+            origin=origin or intake.NOBODY,
+            params=params,
+            settings=self.settings,
         )
         self._enter_loop()
         self._roster.candidates(request.model)

@@ -27,6 +27,7 @@ __all__ = [
     "EmbeddingRequest",
     "EmbeddingResponse",
     "Embeddings",
+    "Origin",
     "ToolCall",
     "ToolCallDelta",
     "Usage",
@@ -178,6 +179,22 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """On whose behalf a request is made. A service that many share says so; nobody else need.
+
+    Attributes:
+        request_id: Names the request in logs and events; "" takes a fresh one.
+        partition: Answers are shared (cached, coalesced) only among requests of the same one.
+        headers: Go to the vendor as they are, beside the gateway's own (`traceparent`, ...). They
+            do not count when requests are compared.
+    """
+
+    request_id: str = ""
+    partition: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """What the caller asked once: validated, and the same whichever provider gets it.
 
@@ -194,6 +211,8 @@ class ChatRequest:
         hedge: Whether a second provider may be asked while the first is slow; None takes the
             setting.
         background: It waits for a free place behind every request that is not in the background.
+        partition: See `Origin`.
+        headers: See `Origin`.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -207,6 +226,8 @@ class ChatRequest:
     request_id: str = ""
     hedge: bool | None = None
     background: bool = False
+    partition: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +239,7 @@ class EmbeddingRequest:
     params: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = None
     request_id: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

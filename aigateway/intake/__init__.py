@@ -9,7 +9,7 @@ Messages name the parameter and the fix. They never quote a prompt, for they end
 """
 
 from aigateway.intake.items import Wanted, read_request, row_reader
-from aigateway.intake.requests import chat_request, embedding_request
+from aigateway.intake.requests import NOBODY, chat_request, embedding_request
 from aigateway.intake.tokens import (
     USUAL_ANSWER,
     answer_tokens,
@@ -18,6 +18,7 @@ from aigateway.intake.tokens import (
 )
 
 __all__ = [
+    "NOBODY",
     "USUAL_ANSWER",
     "Wanted",
     "answer_tokens",

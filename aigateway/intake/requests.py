@@ -13,10 +13,13 @@ from aigateway.intake.messages import copied_messages
 from aigateway.intake.params import copied_chat_params, copied_embedding_params
 from aigateway.intake.refusal import refuse
 from aigateway.intake.values import check_name, check_seconds
-from aigateway.messages import CacheMode, ChatRequest, EmbeddingRequest
+from aigateway.messages import CacheMode, ChatRequest, EmbeddingRequest, Origin
 from aigateway.settings import GatewaySettings
 
-__all__ = ["chat_request", "embedding_request"]
+__all__ = ["NOBODY", "chat_request", "embedding_request"]
+
+NOBODY = Origin()
+"""Nobody in particular: the application itself."""
 
 
 def chat_request(
@@ -30,6 +33,7 @@ def chat_request(
     agent: str | None = None,
     cache: CacheMode = True,
     cache_ttl: float | None = None,
+    origin: Origin = NOBODY,
     params: Mapping[str, Any],
     settings: GatewaySettings,
 ) -> ChatRequest:
@@ -46,6 +50,7 @@ def chat_request(
         agent: Whose request this is.
         cache: See `CacheMode`.
         cache_ttl: Seconds the answer may be remembered.
+        origin: On whose behalf.
         params: The other OpenAI chat parameters. None counts as not given. `response_format` may
             be a pydantic model class: the answer is then asked for as strict JSON of its schema.
         settings: Gives `max_prompt_bytes`.
@@ -68,7 +73,17 @@ def chat_request(
         given["max_tokens"] = max_tokens
     own, response_model = copied_chat_params(given) if given else (given, None)
     return ChatRequest(
-        messages, model, own, timeout, agent, cache, cache_ttl, response_model, _new_id()
+        messages,
+        model,
+        own,
+        timeout,
+        agent,
+        cache,
+        cache_ttl,
+        response_model,
+        origin.request_id or _new_id(),
+        partition=origin.partition,
+        headers=origin.headers,
     )
 
 
@@ -77,6 +92,7 @@ def embedding_request(
     *,
     model: str | None = None,
     timeout: float | None = None,
+    origin: Origin = NOBODY,
     params: Mapping[str, Any],
     settings: GatewaySettings,
 ) -> EmbeddingRequest:
@@ -86,6 +102,7 @@ def embedding_request(
         inputs: A text, or a list of texts; none of them empty.
         model: A provider's model, name or alias.
         timeout: Seconds for the whole request.
+        origin: On whose behalf.
         params: `dimensions`, `user`, `extra_body`, `extra_headers`. None counts as not given.
         settings: Gives `max_prompt_bytes`, here for all the texts together.
 
@@ -103,7 +120,14 @@ def embedding_request(
     check_size(len(encoded), settings.max_prompt_bytes)
     given = {name: value for name, value in params.items() if value is not None}
     own = copied_embedding_params(given)
-    return EmbeddingRequest(tuple(orjson.loads(encoded)), model, own, timeout, _new_id())
+    return EmbeddingRequest(
+        tuple(orjson.loads(encoded)),
+        model,
+        own,
+        timeout,
+        origin.request_id or _new_id(),
+        origin.headers,
+    )
 
 
 def _new_id() -> str:

@@ -1,0 +1,123 @@
+"""How the service says no: a status, and OpenAI's form of an error.
+
+https://platform.openai.com/docs/guides/error-codes. Messages are those of our own errors, which
+hold no key, no prompt, no answer and no vendor's text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from aigateway.errors import (
+    AllProvidersFailedError,
+    BudgetExceededError,
+    ContentPolicyError,
+    ContextWindowExceededError,
+    DeadlineExceededError,
+    FailureKind,
+    GatewayError,
+    NoProvidersError,
+    OverloadedError,
+    RequestRejectedError,
+    UnknownModelError,
+)
+
+__all__ = ["Refusal", "refusal_of"]
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer
+    """An error as it goes to whoever asked.
+
+    Args:
+        status: Of HTTP.
+        message: For a person.
+        kind: OpenAI's `type`.
+        code: OpenAI's `code`; None where there is none.
+        param: Which parameter is at fault, where that is known.
+        retry_after: Seconds after which to ask again; None says nothing.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's form of it."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What goes with it: `Retry-After` in whole seconds, never too early."""
+        if self.retry_after is None or not math.isfinite(self.retry_after):
+            return {}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+
+
+_FORMS: tuple[tuple[type[GatewayError], int, str, str | None], ...] = (
+    # Special ones first: status, OpenAI's type and code.
+    (UnknownModelError, 404, "invalid_request_error", "model_not_found"),
+    (ContextWindowExceededError, 400, "invalid_request_error", "context_length_exceeded"),
+    (ContentPolicyError, 400, "invalid_request_error", "content_policy_violation"),
+    (RequestRejectedError, 400, "invalid_request_error", None),
+    (BudgetExceededError, 429, "insufficient_quota", "insufficient_quota"),
+    (OverloadedError, 503, "server_error", "overloaded"),
+    (DeadlineExceededError, 504, "server_error", "deadline_exceeded"),
+    (NoProvidersError, 503, "server_error", "no_providers"),
+    (GatewayError, 503, "server_error", "unavailable"),
+)
+
+_PARAMS: dict[type[GatewayError], str] = {
+    UnknownModelError: "model",
+    ContextWindowExceededError: "messages",
+}
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """What an error of the gateway is to whoever asked. One that is not foreseen says nothing."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, AllProvidersFailedError):
+        return _of_providers(error)
+    for kind, status, what, code in _FORMS:
+        if isinstance(error, kind):
+            after = 1.0 if kind is OverloadedError else None
+            param = _PARAMS.get(kind)
+            return Refusal(status, str(error), what, code, param=param, retry_after=after)
+    return Refusal(500, "Something is broken here; the log says what.", "server_error", "internal")
+
+
+_THROTTLED = {FailureKind.RATE_LIMITED, FailureKind.COOLING_DOWN, FailureKind.SATURATED}
+
+
+def _of_providers(error: AllProvidersFailedError) -> Refusal:
+    message = str(error)
+    after = error.retry_after_seconds
+    if error.causes and all(cause.kind in _THROTTLED for cause in error.causes):
+        return Refusal(
+            429, message, "rate_limit_error", "rate_limit_exceeded", retry_after=after or 1.0
+        )
+    return Refusal(503, message, "server_error", "all_providers_failed", retry_after=after)

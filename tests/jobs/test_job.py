@@ -116,6 +116,7 @@ class TestDuplicates:
 
 class TestGoingOn:
     async def test_nothing_is_asked_twice(self, desk):
+        desk.vendor.latency = 0.03
         desk.ask(lines(20))
         async with desk.opened() as job:
             running = asyncio.create_task(job.run())
@@ -125,6 +126,7 @@ class TestGoingOn:
         done = set(desk.answers())
         assert 5 <= len(done) < 20
         assert not job.complete
+        desk.vendor.latency = 0.0
         job = await desk.run()
         assert job.totals.earlier == len(done)
         assert desk.answers() == expected(20)
@@ -326,6 +328,7 @@ class TestDisk:
             return whole(journal, record)
 
         monkeypatch.setattr(Journal, "append", append)
+        desk.vendor.latency = 0.02
         desk.ask(lines(30))
         async with desk.opened() as job:
             running = asyncio.create_task(job.run())

@@ -17,7 +17,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from aigateway.batch import Concurrency
 from aigateway.clock import SYSTEM_CLOCK, Clock
@@ -30,7 +30,7 @@ from aigateway.jobs.journal import Journal, JournalError
 from aigateway.jobs.limits import Governor, Limits
 from aigateway.jobs.lines import Line, Problem, Source
 from aigateway.jobs.records import Record, copied, encoded, item_record, problem_record
-from aigateway.jobs.survey import asked_of, name_of, repeated
+from aigateway.jobs.survey import BREATH, asked_of, name_of, repeated
 from aigateway.jobs.totals import Totals
 from aigateway.messages import BatchItem
 from aigateway.resilience.rates import Entry
@@ -39,9 +39,6 @@ __all__ = ["Files", "Input", "Job", "Terms", "open_files"]
 
 _FOLLOWERS = 1000
 """Lines that may wait for answers to what others have asked; then no more is read meanwhile."""
-
-_BREATH = 256
-"""Lines that need no vendor, after which others on the event loop have their turn."""
 
 _DISTANT = 3600.0
 """Seconds; whoever waits for an answer looks again after that at the latest."""
@@ -168,6 +165,8 @@ class _Out:
 class Job:
     """Takes the lines of an input through a gateway, and writes what becomes of each.
 
+    Made by `Job.open`, which reads what earlier runs have done.
+
     Args:
         gateway: Answers.
         given: The lines.
@@ -206,9 +205,28 @@ class Job:
         self._following = 0
         self._news = asyncio.Event()
         self._unwritten: list[tuple[Journal, Record]] = []
-        self._recover()
-        self._governor = Governor(terms.limits, self.totals, clock)
         self._began = self._synced = clock.now()
+        self._governor: Governor
+
+    @classmethod
+    async def open(
+        cls,
+        gateway: AsyncGateway,
+        given: Input,
+        files: Files,
+        terms: Terms,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> Self:
+        """Make a job that goes on from what is in its files.
+
+        Raises:
+            ConfigurationError: They hold something else.
+        """
+        job = cls(gateway, given, files, terms, clock)
+        await job._recover()
+        job._governor = Governor(terms.limits, job.totals, clock)
+        job._began = clock.now()
+        return job
 
     @property
     def in_flight(self) -> int:
@@ -264,9 +282,11 @@ class Job:
 
     # ── what earlier runs have done ──────────────────────────────────────────────────────────
 
-    def _recover(self) -> None:
+    async def _recover(self) -> None:
         for journal in (self._files.answers, self._files.errors):
-            for place, record in journal.records():
+            for number, (place, record) in enumerate(journal.records()):
+                if number % BREATH == 0:
+                    await asyncio.sleep(0)
                 answered = journal is self._files.answers
                 if not self._index.finish(record["custom_id"], place if answered else -1):
                     raise ConfigurationError(
@@ -281,7 +301,7 @@ class Job:
     async def _requests(self) -> AsyncGenerator[dict[str, Any], None]:
         """The lines that have to be asked, each when its time has come."""
         for passed, line in enumerate(self._source.lines()):
-            if passed % _BREATH == 0:
+            if passed % BREATH == 0:
                 await asyncio.sleep(0)
             while self._following >= _FOLLOWERS and self.stopping is None:
                 await self._wait(_DISTANT)

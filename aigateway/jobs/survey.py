@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,16 @@ from aigateway.jobs.index import Index
 from aigateway.jobs.lines import Line, Problem, Source
 from aigateway.messages import ChatRequest
 
-__all__ = ["Counter", "Survey", "Tally", "asked_of", "name_of", "repeated", "survey"]
+__all__ = ["BREATH", "Counter", "Survey", "Tally", "asked_of", "name_of", "repeated", "survey"]
 
 Check = Callable[..., ChatRequest]
 """`AsyncGateway.check`."""
 
 Counter = Callable[[Sequence[Mapping[str, Any]]], int | None]
 """Counts the tokens of messages; None where it cannot."""
+
+BREATH = 256
+"""Lines that need no vendor, after which others on the event loop have their turn."""
 
 _TOLD = 20
 """Problems that are kept; of the others only the number."""
@@ -76,13 +80,14 @@ class Survey:
             self.problems.append(problem)
 
 
-def survey(
+async def survey(
     source: Source,
     check: Check,
     shared: Mapping[str, Any],
     index: Index,
     *,
     count: Counter | None = None,
+    tell: Callable[[int], object] | None = None,
 ) -> Survey:
     """Read the input once: every line's id into the index, and what is wrong with it.
 
@@ -92,6 +97,7 @@ def survey(
         shared: Options for every line; its own stand over them.
         index: Empty.
         count: For an estimate of the cost: also look for repeated lines, and count tokens.
+        tell: Is told now and then how many lines have been read.
 
     Raises:
         ConfigurationError: The file cannot be read to its end.
@@ -100,10 +106,11 @@ def survey(
     estimated = exact = 0
     for line in source.lines():
         found.total += 1
-        if isinstance(line, Line):
-            problem, request = _checked(line, check, shared, index)
-        else:
-            problem, request = line, None
+        if found.total % BREATH == 0:
+            await asyncio.sleep(0)
+            if tell is not None:
+                tell(found.total)
+        problem, request = _checked(line, check, shared, index)
         if problem is not None:
             found.note(problem)
             index.enter(name_of(problem, index), problem.number)
@@ -115,12 +122,11 @@ def survey(
             found.repeated += 1
             continue
         prompt = _add(found.tallies[request.model], request)
-        if found.counted < _COUNTED:
-            tokens = count(request.messages)
-            if tokens is not None:
-                found.counted += 1
-                estimated += prompt
-                exact += tokens
+        tokens = count(request.messages) if found.counted < _COUNTED else None
+        if tokens is not None:
+            found.counted += 1
+            estimated += prompt
+            exact += tokens
     if estimated:
         found.factor = exact / estimated
         for tally in found.tallies.values():
@@ -154,8 +160,10 @@ def repeated(line: Line, first: int) -> Problem:
 
 
 def _checked(
-    line: Line, check: Check, shared: Mapping[str, Any], index: Index
+    line: Line | Problem, check: Check, shared: Mapping[str, Any], index: Index
 ) -> tuple[Problem | None, ChatRequest | None]:
+    if isinstance(line, Problem):
+        return line, None
     first = index.enter(line.id, line.number)
     if first is not None:
         return repeated(line, first), None

@@ -40,7 +40,7 @@ class Desk:
         async with AsyncGateway([self.vendor.config()], **settings) as gateway:
             await gateway.warmup()
             with contextlib.closing(Index()) as index:
-                found = survey(source, gateway.check, how.shared, index)
+                found = await survey(source, gateway.check, how.shared, index)
                 self.problems = found.problems
                 files = open_files(
                     self.output,
@@ -51,7 +51,8 @@ class Desk:
                     ask_failed=ask_failed,
                 )
                 with contextlib.closing(files):
-                    self.job = Job(gateway, Input(source, index, found.total), files, how)
+                    given = Input(source, index, found.total)
+                    self.job = await Job.open(gateway, given, files, how)
                     yield self.job
 
     async def run(self, **how):

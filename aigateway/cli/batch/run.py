@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ class _Eyes:
 
     console: Console
     screen: Screen
+    lively: bool
+
+    @contextlib.contextmanager
+    def busy(self, words: str) -> Iterator[Callable[[int], object]]:
+        """Say what takes a while before anybody is asked, and how many lines it has come."""
+        if not self.lively:
+            note(f"{words} ...")
+            yield lambda _: None
+            return
+        with self.console.status(words) as status:
+            yield lambda lines: status.update(f"{words}: {lines:,} lines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +106,7 @@ def _eyes(*, plain: bool) -> _Eyes:
     if not console.is_terminal:
         console = Console(stderr=True, width=_PIPED_WIDTH)
     lively = console.is_terminal and not console.is_dumb_terminal and not plain
-    return _Eyes(console, LiveScreen(console) if lively else PlainScreen(console))
+    return _Eyes(console, LiveScreen(console) if lively else PlainScreen(console), lively)
 
 
 async def _answer(order: Order, eyes: _Eyes, *, dry_run: bool, simulate: bool) -> int:
@@ -104,11 +116,20 @@ async def _answer(order: Order, eyes: _Eyes, *, dry_run: bool, simulate: bool) -
         with contextlib.closing(Index()) as index:
             if dry_run:
                 await gateway.warmup()  # loads the prices
-                return _quote(order, source, gateway, configs, index)
+                with eyes.busy(f"reading {order.source}") as tell:
+                    found = await survey(
+                        source,
+                        gateway.check,
+                        order.shared,
+                        index,
+                        count=functools.partial(count_prompt_tokens, configs[0].model),
+                        tell=tell,
+                    )
+                return _quote(order, found, configs)
             if order.output is None:
                 raise ConfigurationError("Where to? Name a file for the answers after the input.")
-            note(f"checking {order.source} ...")
-            found = survey(source, gateway.check, order.shared, index)
+            with eyes.busy(f"checking {order.source}") as tell:
+                found = await survey(source, gateway.check, order.shared, index, tell=tell)
             _refuse_nothing(order.source, found)
             if found.wrong and not order.skip_bad_lines:
                 _complain(order.source, found)
@@ -132,7 +153,7 @@ async def _ask(order: Order, eyes: _Eyes, gateway: AsyncGateway, given: Input, t
         ask_failed=order.ask_failed,
     )
     with contextlib.closing(files):
-        job = Job(gateway, given, files, terms)
+        job = await Job.open(gateway, given, files, terms)
         if job.totals.earlier:
             note(f"going on: {job.totals.earlier} of {job.total} lines are done already")
         try:
@@ -197,17 +218,7 @@ def _tell(order: Order, console: Console, job: Job, files: Files) -> None:
         write_report(order.report, summary)
 
 
-def _quote(
-    order: Order,
-    source: Source,
-    gateway: AsyncGateway,
-    configs: list[LLMConfig],
-    index: Index,
-) -> int:
-    def count(messages: Any) -> int | None:
-        return count_prompt_tokens(configs[0].model, messages)
-
-    found = survey(source, gateway.check, order.shared, index, count=count)
+def _quote(order: Order, found: Survey, configs: list[LLMConfig]) -> int:
     _refuse_nothing(order.source, found)
     console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
     print_quote(console, found, estimates(found.tallies, configs))

@@ -147,7 +147,8 @@ def batch_command(
         str, typer.Option(help='Requests out at once, or "auto": what the providers bear.')
     ] = "16",
     outage_patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait while no provider can be asked at all.")
+        float,
+        typer.Option(min=0, help="Seconds to wait while no provider can be asked; inf waits."),
     ] = 300.0,
     max_cost: Annotated[
         float | None, typer.Option(help="US dollars after which nothing new is asked.")

@@ -7,9 +7,10 @@ here.
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +26,8 @@ _ENDPOINT = "/v1/chat/completions"
 _ID_COLUMNS = ("id", "custom_id")
 _ROWS_AT_ONCE = 256
 """Rows of a Parquet file that are in memory together."""
+
+_BLOCK = 1 << 22
 
 _SPARE = 1_000_000
 """Bytes that a line may have beyond the longest prompt: its id, tools, a schema."""
@@ -101,16 +104,40 @@ class Source:
         rows = {".csv": self._csv, ".tsv": self._csv, ".parquet": self._parquet}
         self._rows = rows.get(path.suffix.lower())
         try:
+            self._state = _state(path)
+            if not path.is_file():
+                raise ConfigurationError(
+                    f"{path} is no ordinary file; it must be one that can be read more than once."
+                )
             with path.open("rb") as file:
                 if not file.read(1):
                     raise ConfigurationError(f"{path} is empty; there is nothing to ask.")
         except OSError as error:
-            raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
+            raise _unreadable(path, error) from None
 
-    def fingerprint(self) -> str:
-        """What is another after any change of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    async def fingerprint(self) -> str:
+        """What is another after any change of the file.
+
+        Raises:
+            ConfigurationError: It cannot be read.
+        """
+        digest = hashlib.sha256()
+        try:
+            with self.path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+                    await asyncio.sleep(0)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+        return digest.hexdigest()
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the file is another than when this was made."""
+        try:
+            return _state(self.path) != self._state
+        except OSError:
+            return True
 
     def lines(self) -> Iterator[Line | Problem]:
         """Read the file from its beginning.
@@ -121,7 +148,7 @@ class Source:
         try:
             yield from self._json_lines() if self._rows is None else self._rows()
         except OSError as error:
-            raise ConfigurationError(f"{self.path} cannot be read: {error.strerror}.") from None
+            raise _unreadable(self.path, error) from None
 
     # ── lines of JSON ────────────────────────────────────────────────────────────────────────
 
@@ -147,7 +174,7 @@ class Source:
         if not isinstance(given, dict):
             return Problem(number, 'it is no object like {"id": ..., "prompt": ...}')
         if self._read_row is not None:
-            return self._line(number, given, self._read_row, self._id_column(given))
+            return self._line(number, given, self._read_row, self._id_column(given) or "id")
         if "custom_id" in given or "body" in given:
             return self._line(number, given, _read_openai, "custom_id")
         return self._line(number, given, read_request, "id")
@@ -161,7 +188,10 @@ class Source:
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)
             try:
-                read = self._table_reader(list(reader.fieldnames or ()))
+                columns = list(reader.fieldnames or ())
+                if len(set(columns)) < len(columns):
+                    raise ConfigurationError(f"{self.path} has two columns of the same name.")
+                read = self._table_reader(columns)
                 for number, row in enumerate(reader, 1):
                     if None in row or None in row.values():
                         yield Problem(number, "it has not as many fields as the heading")
@@ -186,7 +216,7 @@ class Source:
                     for row in rows.to_pylist():
                         number += 1
                         yield read(number, row)
-        except ArrowException as error:
+        except (ArrowException, UnicodeDecodeError, OSError) as error:
             raise ConfigurationError(
                 f"{self.path} cannot be read as Parquet ({type(error).__name__})."
             ) from None
@@ -206,13 +236,12 @@ class Source:
                     f'{self.path} has no column "{column}"; it has: {", ".join(columns)}. Name the'
                     " one with the prompt by --prompt-column, or put several into a --template."
                 )
-        id_column = shape.id_column or next((c for c in _ID_COLUMNS if c in columns), None)
+        id_column = self._id_column(columns)
         return lambda number, row: self._line(number, row, read_row, id_column)
 
-    def _id_column(self, row: Mapping[str, Any]) -> str:
-        if self._shape.id_column is not None:
-            return self._shape.id_column
-        return next((name for name in _ID_COLUMNS if name in row), "id")
+    def _id_column(self, columns: Collection[str]) -> str | None:
+        """Where the id stands, of the columns there are."""
+        return self._shape.id_column or next((c for c in _ID_COLUMNS if c in columns), None)
 
     # ── either ───────────────────────────────────────────────────────────────────────────────
 
@@ -226,7 +255,11 @@ class Source:
         """A row as a line. Without an `id_column` rows are called by their numbers."""
         line_id = str(number) if id_column is None else _text(row.get(id_column))
         if not line_id:
-            return Problem(number, f'it has no "{id_column}"')
+            missing = row.get(id_column or "") in (None, "")
+            what = f'it has no "{id_column}"'
+            return Problem(
+                number, what if missing else f'its "{id_column}" is no text and no whole number'
+            )
         try:
             wanted = read(row)
         except RequestRejectedError as error:
@@ -235,6 +268,15 @@ class Source:
         if self._shape.ignore_model:
             options = {name: value for name, value in options.items() if name != "model"}
         return Line(number, line_id, wanted.prompt, options)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"{path} cannot be read: {error.strerror or type(error).__name__}.")
 
 
 def _text(given: object) -> str | None:

@@ -5,8 +5,9 @@ import json
 from dataclasses import replace
 
 from aigateway import AsyncGateway
+from aigateway.jobs.files import Files, Paths
 from aigateway.jobs.index import Index
-from aigateway.jobs.job import Input, Job, Terms, open_files
+from aigateway.jobs.job import Input, Job, Terms
 from aigateway.jobs.lines import Shape, Source
 from aigateway.jobs.survey import survey
 
@@ -42,9 +43,8 @@ class Desk:
             with contextlib.closing(Index()) as index:
                 found = await survey(source, gateway.check, how.shared, index)
                 self.problems = found.problems
-                files = open_files(
-                    self.output,
-                    self.errors,
+                files = await Files.open(
+                    Paths.of(self.input, self.output, self.errors),
                     source,
                     how.shared,
                     resume=resume,

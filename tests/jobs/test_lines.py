@@ -68,8 +68,9 @@ class TestJson:
             ('"secret"', "it is no object"),
             ('{"prompt": "secret"}', 'it has no "id"'),
             ('{"id": "", "prompt": "secret"}', 'it has no "id"'),
-            ('{"id": 1.5, "prompt": "secret"}', 'it has no "id"'),
-            ('{"id": true, "prompt": "secret"}', 'it has no "id"'),
+            ('{"id": 1.5, "prompt": "secret"}', 'its "id" is no text and no whole number'),
+            ('{"id": ["secret"], "prompt": "x"}', 'its "id" is no text and no whole number'),
+            ('{"id": true, "prompt": "secret"}', 'its "id" is no text and no whole number'),
             ('{"id": "a"}', 'either "prompt" or "messages"'),
             ('{"id": "a", "prompt": "secret", "messages": []}', 'either "prompt" or "messages"'),
             ('{"body": {"messages": []}}', 'it has no "custom_id"'),
@@ -158,6 +159,10 @@ class TestTables:
         assert found[:-1] == [Line(n + 1, f"r{n}", "hi", {}) for n in range(599)]
         assert found[-1] == Problem(600, 'it has no "prompt"', "r599")
 
+    def test_two_columns_of_one_name_are_refused(self, read):
+        with pytest.raises(ConfigurationError, match="two columns of the same name"):
+            read("id,prompt,prompt\n1,a,b\n", "in.csv")
+
     def test_what_is_no_parquet_says_so(self, read):
         with pytest.raises(ConfigurationError, match="cannot be read as Parquet"):
             read("nothing of the kind", "in.parquet")
@@ -169,8 +174,9 @@ class TestFiles:
             read("")
 
     def test_a_missing_file_and_a_folder_are_refused(self, tmp_path):
-        for path, says in ((tmp_path / "no.jsonl", "No such file"), (tmp_path, "Is a directory")):
-            with pytest.raises(ConfigurationError, match=f"cannot be read: {says}"):
+        missing = "cannot be read: No such file"
+        for path, says in ((tmp_path / "no.jsonl", missing), (tmp_path, "is no ordinary file")):
+            with pytest.raises(ConfigurationError, match=says):
                 Source(path, Shape(), 1000)
 
     def test_shapes_that_cannot_work_are_refused(self, read):
@@ -179,11 +185,12 @@ class TestFiles:
         with pytest.raises(ConfigurationError, match=r"--template: .*braces"):
             read("{}", template="{a")
 
-    def test_any_change_changes_the_fingerprint(self, tmp_path):
+    async def test_any_change_changes_the_fingerprint(self, tmp_path):
         path = tmp_path / "in.jsonl"
         path.write_text('{"id": 1}')
         source = Source(path, Shape(), 1000)
-        before = source.fingerprint()
-        assert source.fingerprint() == before
-        path.write_text('{"id": 2}')
-        assert source.fingerprint() != before
+        before = await source.fingerprint()
+        assert (await source.fingerprint(), source.has_changed) == (before, False)
+        path.write_text('{"id": 23}')
+        assert await source.fingerprint() != before
+        assert source.has_changed

@@ -128,6 +128,9 @@ def batch_command(
     id_column: Annotated[
         str | None, typer.Option(help="The column with the id; else id or custom_id, or the row.")
     ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="What stands between the fields of a .csv; else a comma.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message for every line.")] = None,
     model: Annotated[
         str | None, typer.Option(help="For lines without one: a provider's model, name or alias.")
@@ -192,7 +195,7 @@ def batch_command(
             source=source,
             output=output,
             errors=errors,
-            shape=Shape(prompt_column, template, id_column, ignore_model),
+            shape=Shape(prompt_column, template, id_column, ignore_model, delimiter),
             shared={name: value for name, value in shared.items() if value is not None},
             concurrency=concurrency,
             outage_patience=outage_patience,

@@ -48,6 +48,8 @@ class Paths:
         if len({path.resolve() for path in paths.all}) < len(paths.all):
             raise ConfigurationError("The input, the output and the file of errors must be three.")
         for path in (output, errors):
+            if path.exists() and not path.is_file():
+                raise ConfigurationError(f"{path} is no ordinary file; name one that is.")
             if not path.parent.is_dir():
                 raise ConfigurationError(
                     f"{path} cannot be written: there is no folder {path.parent}."
@@ -141,7 +143,7 @@ class Files:
 
 
 def _has_content(path: Path) -> bool:
-    return path.exists() and (not path.is_file() or path.stat().st_size > 0)
+    return path.exists() and path.stat().st_size > 0
 
 
 def _keep_final(errors: Path, *, ask_failed: bool) -> None:

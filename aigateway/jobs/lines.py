@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 import orjson
 
 from aigateway.errors import ConfigurationError, RequestRejectedError
-from aigateway.intake import Wanted, read_request, row_reader
+from aigateway.intake import Wanted, read_request, row_reader, template_fields
 
 __all__ = ["Line", "Problem", "Shape", "Source"]
 
+_NOT_UTF_8 = "is not UTF-8; convert the file first, say with iconv -f WINDOWS-1252 -t UTF-8"
 _ENDPOINT = "/v1/chat/completions"
 _ID_COLUMNS = ("id", "custom_id")
 _ROWS_AT_ONCE = 256
@@ -74,12 +75,14 @@ class Shape:
         template: Or a prompt with `{field}`s in it.
         id_column: The field that holds the id.
         ignore_model: Whether the lines' own `model` is left aside.
+        delimiter: What stands between the fields of a .csv or .tsv; None is the usual.
     """
 
     prompt_column: str | None = None
     template: str | None = None
     id_column: str | None = None
     ignore_model: bool = False
+    delimiter: str | None = None
 
 
 class Source:
@@ -98,6 +101,8 @@ class Source:
         self.path = path
         self._shape = shape
         self._longest = max_prompt_bytes + _SPARE
+        if shape.delimiter is not None and len(shape.delimiter) != 1:
+            raise ConfigurationError("--delimiter must be one character.")
         if shape.template is not None and shape.prompt_column is not None:
             raise ConfigurationError("Give either --template or --prompt-column, not both.")
         self._read_row = _reader(shape)
@@ -170,9 +175,12 @@ class Source:
         try:
             given = orjson.loads(text)
         except orjson.JSONDecodeError as error:
+            if not _is_utf_8(text):
+                return Problem(number, f"it {_NOT_UTF_8}")
             return Problem(number, f"it is no JSON ({error.msg}, column {error.colno})")
         if not isinstance(given, dict):
-            return Problem(number, 'it is no object like {"id": ..., "prompt": ...}')
+            hint = "; a list is made lines by jq -c '.[]'" if isinstance(given, list) else ""
+            return Problem(number, f'it is no object like {{"id": ..., "prompt": ...}}{hint}')
         if self._read_row is not None:
             return self._line(number, given, self._read_row, self._id_column(given) or "id")
         if "custom_id" in given or "body" in given:
@@ -183,7 +191,7 @@ class Source:
 
     def _csv(self) -> Iterator[Line | Problem]:
         csv.field_size_limit(self._longest)
-        delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
+        delimiter = self._shape.delimiter or ("\t" if self.path.suffix.lower() == ".tsv" else ",")
         number = 0
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)
@@ -198,8 +206,10 @@ class Source:
                     else:
                         yield read(number, row)
             except (csv.Error, UnicodeDecodeError) as error:
-                what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-                yield Problem(number + 1, f"it cannot be read, nor what follows ({what})")
+                what = str(error)
+                if isinstance(error, UnicodeDecodeError):
+                    what = f"it {_NOT_UTF_8}"
+                yield Problem(number + 1, f"it cannot be read, nor what follows: {what}")
 
     def _parquet(self) -> Iterator[Line | Problem]:
         try:
@@ -230,11 +240,12 @@ class Source:
             shape = replace(shape, prompt_column="prompt")
         read_row = self._read_row or _reader(shape)
         assert read_row is not None  # noqa: S101 - a table always has one
-        for column in (shape.prompt_column, shape.id_column):
+        needed = [shape.prompt_column, shape.id_column, *template_fields(shape.template or "")]
+        for column in needed:
             if column is not None and column not in columns:
                 raise ConfigurationError(
-                    f'{self.path} has no column "{column}"; it has: {", ".join(columns)}. Name the'
-                    " one with the prompt by --prompt-column, or put several into a --template."
+                    f'{self.path} has no column "{column}"; it has: {", ".join(columns)}.'
+                    f" {_hint(columns)}"
                 )
         id_column = self._id_column(columns)
         return lambda number, row: self._line(number, row, read_row, id_column)
@@ -270,6 +281,20 @@ class Source:
         return Line(number, line_id, wanted.prompt, options)
 
 
+def _hint(columns: list[str]) -> str:
+    if len(columns) == 1 and ";" in columns[0]:
+        return "It seems to be separated by semicolons: give --delimiter ';'."
+    return "Name the one with the prompt by --prompt-column, or put several into a --template."
+
+
+def _is_utf_8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _state(path: Path) -> tuple[int, ...]:
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
@@ -290,9 +315,14 @@ def _reader(shape: Shape) -> Callable[[Mapping[str, Any]], Wanted] | None:
     """What makes prompts of rows, if rows are what is wanted."""
     if shape.template is not None:
         try:
-            return row_reader(shape.template)
+            read_row = row_reader(shape.template)
         except RequestRejectedError as error:
             raise ConfigurationError(f"--template: {error}") from None
+        if not template_fields(shape.template):
+            raise ConfigurationError(
+                "--template: it has no field, so all rows would ask the same; write {name} for one."
+            )
+        return read_row
     column = shape.prompt_column
     if column is None:
         return None
@@ -300,7 +330,8 @@ def _reader(shape: Shape) -> Callable[[Mapping[str, Any]], Wanted] | None:
     def read(row: Mapping[str, Any]) -> Wanted:
         if row.get(column) is None:
             raise RequestRejectedError(f'it has no "{column}"')
-        return Wanted(row[column], {})
+        prompt = row[column]
+        return Wanted(str(prompt) if isinstance(prompt, int | float) else prompt, {})
 
     return read
 

@@ -136,8 +136,8 @@ class TestWrongInput:
             ("no/out.jsonl", (), "no/out.jsonl cannot be written: there is no folder no."),
             ("out.jsonl", ("--errors", "no/e.jsonl"), "no/e.jsonl cannot be written: there is no"),
             (".", (), ". is a folder; name a file in it."),
-            ("folder", (), "folder is there already"),
-            ("/dev/full", (), "/dev/full is there already"),
+            ("folder", (), "folder is no ordinary file"),
+            ("/dev/full", (), "/dev/full is no ordinary file"),
             ("out.jsonl", ("--errors", "in.jsonl"), "must be three"),
             ("out.json", ("--report", "out.errors.json"), "one of the job's own files"),
         ],
@@ -193,7 +193,7 @@ class TestGoingOn:
         done = ask(prompts(20), "--max-cost", "0.0000001")
         assert done.exit_code == 1
         assert "--max-cost $0.0000001 is reached" in done.stderr
-        assert "the same command and --resume" in done.stderr
+        assert "the same command and --resume and a higher limit." in done.stderr
         some = len(answers())
         assert some == 1
         done = ask(None, "--resume")
@@ -227,6 +227,7 @@ class TestForms:
         done = ask(lines)
         assert done.exit_code == 2
         assert "No provider serves the model 'gpt-unknown'" in done.stderr
+        assert "--ignore-model leaves" in done.stderr
         assert ask(None, "--ignore-model").exit_code == 0
         assert answers() == {"a": "hi"}
 

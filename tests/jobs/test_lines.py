@@ -63,7 +63,7 @@ class TestJson:
         ("line", "says"),
         [
             ('{"id": "a", "prompt"', "it is no JSON"),
-            (b'{"id": "a", "prompt": "\xff"}', "it is no JSON"),
+            (b'{"id": "a", "prompt": "\xff"}', "it is not UTF-8; convert the file first"),
             ("[1, 2]", "it is no object"),
             ('"secret"', "it is no object"),
             ('{"prompt": "secret"}', 'it has no "id"'),
@@ -134,7 +134,7 @@ class TestTables:
 
     def test_a_file_that_is_not_utf_8_says_so(self, read):
         (found,) = read(b"id,prompt\na,caf\xe9\n", "in.csv")
-        assert found.what == "it cannot be read, nor what follows (is not UTF-8)"
+        assert found.what.startswith("it cannot be read, nor what follows: it is not UTF-8")
 
     def test_an_unknown_column_is_refused_with_those_there_are(self, read):
         with pytest.raises(ConfigurationError, match=r'no column "prompt"; it has: a, b\.'):
@@ -142,10 +142,26 @@ class TestTables:
         with pytest.raises(ConfigurationError, match='no column "c"'):
             read("a,b\n1,2\n", "in.csv", prompt_column="a", id_column="c")
 
-    def test_a_template_s_missing_field_is_a_problem_of_the_row(self, read):
-        (found,) = read("a\nsecret\n", "in.csv", template="{a} {b}")
-        assert isinstance(found, Problem)
+    def test_a_template_s_unknown_column_is_told_once(self, read):
+        with pytest.raises(ConfigurationError, match=r'has no column "b"; it has: a\.'):
+            read("a\nsecret\n", "in.csv", template="{a} {b.c} {a[0]}")
+        (found,) = read('{"id": 1, "a": "secret"}', template="{a} {b}")
         assert "has no 'b'" in found.what
+
+    @pytest.mark.parametrize("template", ["no field", "{{a}}", "{a.__class__}", "{a[0]._x}"])
+    def test_a_template_that_makes_no_prompt_of_a_row_is_refused(self, read, template):
+        with pytest.raises(ConfigurationError, match="--template: "):
+            read("a\nx\n", "in.csv", template=template)
+
+    def test_semicolons(self, read):
+        with pytest.raises(ConfigurationError, match="give --delimiter ';'"):
+            read("id;prompt\n1;a\n", "in.csv")
+        assert read("id;prompt\n1;a\n", "in.csv", delimiter=";") == [Line(1, "1", "a", {})]
+        with pytest.raises(ConfigurationError, match="must be one character"):
+            read("id;prompt\n", "in.csv", delimiter=";;")
+
+    def test_a_number_is_a_prompt_too(self, read):
+        assert read('{"id": 1, "n": 7}', prompt_column="n") == [Line(1, "1", "7", {})]
 
     def test_parquet(self, tmp_path):
         import pyarrow as pa

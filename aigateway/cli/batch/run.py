@@ -151,7 +151,8 @@ async def _ask(  # noqa: PLR0917 - each of another kind
         finally:
             _tell(order, eyes.console, job, files)
     if not job.complete:
-        note("The rest is asked with the same command and --resume.")
+        limit = " and a higher limit" if (job.stopping or "").startswith("--max") else ""
+        note(f"The rest is asked with the same command and --resume{limit}.")
     return 0 if job.complete and not job.totals.failed else FAILED
 
 
@@ -242,7 +243,12 @@ def _complain(source: Path, found: Survey) -> None:
         typer.echo(f"  line {problem.number}: {problem.what}", err=True)
     if found.wrong > len(found.problems):
         typer.echo(f"  and {found.wrong - len(found.problems)} more", err=True)
-    typer.echo("Mend them, or give --skip-bad-lines to count them as failed.", err=True)
+    if any("No provider serves" in problem.what for problem in found.problems):
+        typer.echo("--ignore-model leaves the lines' own models aside.", err=True)
+    typer.echo(
+        "Mend them, or give --skip-bad-lines: each is then failed, and in the file of errors.",
+        err=True,
+    )
 
 
 def _paths(order: Order) -> Paths:

@@ -128,6 +128,9 @@ def batch_command(
     id_column: Annotated[
         str | None, typer.Option(help="The column with the id; else id or custom_id, or the row.")
     ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="What stands between the fields of a .csv; else a comma.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message for every line.")] = None,
     model: Annotated[
         str | None, typer.Option(help="For lines without one: a provider's model, name or alias.")
@@ -147,7 +150,8 @@ def batch_command(
         str, typer.Option(help='Requests out at once, or "auto": what the providers bear.')
     ] = "16",
     outage_patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait while no provider can be asked at all.")
+        float,
+        typer.Option(min=0, help="Seconds to wait while no provider can be asked; inf waits."),
     ] = 300.0,
     max_cost: Annotated[
         float | None, typer.Option(help="US dollars after which nothing new is asked.")
@@ -191,7 +195,7 @@ def batch_command(
             source=source,
             output=output,
             errors=errors,
-            shape=Shape(prompt_column, template, id_column, ignore_model),
+            shape=Shape(prompt_column, template, id_column, ignore_model, delimiter),
             shared={name: value for name, value in shared.items() if value is not None},
             concurrency=concurrency,
             outage_patience=outage_patience,

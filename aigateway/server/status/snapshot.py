@@ -170,8 +170,7 @@ def merged(snapshots: Sequence[Snapshot]) -> Snapshot:
     """The sum of what several processes say, of which there is at least one.
 
     Counts are added. Of latencies the highest is taken: a percentile of all answers together is
-    never above it. A provider is shown in the worst state that a process sees it in, and providers
-    stand in the order of the first process, those that it does not have at the end.
+    never above it. A provider is shown in the worst state that a process sees it in.
     """
     totals = [each["totals"] for each in snapshots]
     requests = sum(each["requests"] for each in totals)
@@ -196,7 +195,7 @@ def merged(snapshots: Sequence[Snapshot]) -> Snapshot:
             "cost_usd": round(sum(each["cost_usd"] for each in totals), 10),
             "latency_seconds": _highest(each["latency_seconds"] for each in totals),
         },
-        "providers": [_merged_provider(each) for each in by_name.values()],
+        "providers": sorted(map(_merged_provider, by_name.values()), key=lambda p: -p["priority"]),
         "happenings": sorted(happenings, key=lambda each: -each["at"])[:KEPT],
     }
 

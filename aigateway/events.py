@@ -14,6 +14,7 @@ from aigateway.errors import FailureKind, ProviderFailure
 __all__ = [
     "CacheHit",
     "CircuitChanged",
+    "CircuitForced",
     "Event",
     "Hook",
     "ProviderCooledDown",
@@ -77,6 +78,18 @@ class CircuitChanged:
     provider: str
     old: str
     new: str
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitForced:
+    """Somebody took a circuit in hand, or let it go."""
+
+    name: ClassVar[str] = "operator.circuit_forced"
+    provider: str
+    state: str
+    """`open`, `closed` or `auto`."""
+    by: str | None
+    """Who, as far as that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +158,7 @@ Event = (
     | ProviderDisabled
     | ProviderEnabled
     | CircuitChanged
+    | CircuitForced
     | CacheHit
     | RequestRetrying
     | RequestHedged

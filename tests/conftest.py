@@ -23,6 +23,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--most-calls", type=int, default=3, help="calls out at once in the model of the circuit"
     )
+    parser.addoption(
+        "--need-browser", action="store_true", help="fail, and do not skip, where no Chromium is"
+    )
 
 
 def pytest_configure(config):

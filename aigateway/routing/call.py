@@ -71,8 +71,11 @@ class Surroundings:
     def spare_the_circuits(self) -> None:
         """Close those that opened only because nobody at all could be reached."""
         for provider in self.providers():
-            if provider.name in self.network.down and provider.breaker.state is CircuitState.OPEN:
-                provider.breaker.reset()
+            breaker = provider.breaker
+            if provider.name not in self.network.down or breaker.forced:
+                continue
+            if breaker.state is CircuitState.OPEN:
+                breaker.reset()
 
 
 class Call:

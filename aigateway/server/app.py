@@ -6,8 +6,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from aigateway import __version__
+from aigateway.server import operator
 from aigateway.server.refusals import Refusal
 from aigateway.server.service import Service
+from aigateway.server.status import endpoints as status
 
 __all__ = ["create_app"]
 
@@ -21,6 +23,8 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="aigateway", version=__version__)
     app.state.service = service
     app.add_exception_handler(Refusal, _refused)
+    app.include_router(status.router)
+    app.include_router(operator.router)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

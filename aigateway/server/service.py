@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.gateway import AsyncGateway
+from aigateway.routing.provider import CircuitOrder
 from aigateway.server.access import Access
+from aigateway.server.status.happenings import Happenings
+from aigateway.server.status.snapshot import Snapshot, snapshot
 from aigateway.settings import ServerSettings
 
 __all__ = ["Service"]
@@ -21,6 +24,8 @@ class Service:
         gateway: Answers; closed by whoever made it.
         settings: Of the service.
         clock: Time.
+        happenings: The hook that the gateway was made with; without it the status page shows
+            figures and nothing that happened.
 
     Attributes:
         gateway: The one that answers what comes now; see `in_use`.
@@ -28,18 +33,47 @@ class Service:
         access: Who may ask.
         draining: It is told to stop: `/ready` says no, what is under way goes on.
         clock: As given.
+        happenings: As given.
+        snapshot: What the status page shows; one of several processes puts the sum of all there.
+        force_circuit: Gives an operator's order for a provider (its name, the order, who gives
+            it); one of several processes passes it on to all. Raises `ConfigurationError` where
+            there is no such provider.
     """
 
     def __init__(
-        self, gateway: AsyncGateway, settings: ServerSettings, clock: Clock = SYSTEM_CLOCK
+        self,
+        gateway: AsyncGateway,
+        settings: ServerSettings,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        happenings: Happenings | None = None,
     ) -> None:
         self.gateway = gateway
         self.settings = settings
         self.access = Access(settings)
         self.draining = False
         self.clock = clock
+        self.happenings = happenings or Happenings(clock)
+        self.snapshot: Callable[[], Snapshot] = self.own_snapshot
+        self.force_circuit: Callable[[str, CircuitOrder, str | None], Awaitable[None]] = (
+            self.force_own_circuit
+        )
         self._uses: dict[AsyncGateway, int] = {}
         self._left = asyncio.Event()
+
+    def own_snapshot(self) -> Snapshot:
+        """How this process stands."""
+        return snapshot(
+            self.gateway.providers,
+            self.gateway.get_metrics(),
+            self.happenings.recent,
+            self.happenings.latency(),
+            self.clock.wall(),
+        )
+
+    async def force_own_circuit(self, name: str, order: CircuitOrder, by: str | None) -> None:
+        """Take a circuit of this process in hand; see `AsyncGateway.force_circuit`."""
+        self.gateway.force_circuit(name, order, by=by)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[AsyncGateway]:

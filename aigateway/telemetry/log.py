@@ -24,6 +24,7 @@ from aigateway.errors import ProviderFailure
 from aigateway.events import (
     CacheHit,
     CircuitChanged,
+    CircuitForced,
     Event,
     ProviderDisabled,
     ProviderEnabled,
@@ -46,6 +47,7 @@ _LEVELS: dict[type, int] = {
     ProviderDisabled: logging.ERROR,
     ProviderEnabled: logging.WARNING,
     CircuitChanged: logging.WARNING,
+    CircuitForced: logging.WARNING,
     RequestRetrying: logging.WARNING,
     RequestFailed: logging.ERROR,
 }

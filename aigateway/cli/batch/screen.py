@@ -27,9 +27,10 @@ from aigateway.cli.batch.figures import (
     printable,
 )
 from aigateway.cli.batch.pace import Pace, Rates
-from aigateway.cli.condition import Condition, condition
+from aigateway.cli.colours import COLOURS
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.jobs.totals import Totals
+from aigateway.routing.condition import Condition, condition
 from aigateway.routing.provider import ProviderStatus
 
 __all__ = ["LiveScreen", "PlainScreen", "Screen", "View", "Watched"]
@@ -296,7 +297,7 @@ def _circuits(providers: Sequence[ProviderStatus]) -> Iterator[tuple[str, str]]:
     well = sum(state.word == "closed" for _, state in states)
     for name, state in states:
         if len(states) <= _MANY or state.word != "closed":
-            yield f"{name} {_words(state)}", state.style
+            yield f"{name} {_words(state)}", COLOURS[state.word]
     if well and len(states) > _MANY:
         yield f"{well} closed", "green"
 

@@ -13,10 +13,14 @@ from tests.server.services import scripted
 
 JSON = {"content-type": "application/json"}
 USER = {"role": "user", "content": "Hi."}
-CHAT = {"message": "Hi."}
-COMPLETION = {"messages": [USER], "model": "auto"}
-EMBEDDING = {"input": "a", "model": "auto"}
-ENDPOINTS = {"/chat": CHAT, "/v1/chat/completions": COMPLETION, "/v1/embeddings": EMBEDDING}
+CHAT: dict[str, object] = {"message": "Hi."}
+COMPLETION: dict[str, object] = {"messages": [USER], "model": "auto"}
+EMBEDDING: dict[str, object] = {"input": "a", "model": "auto"}
+ENDPOINTS: dict[str, dict[str, object]] = {
+    "/chat": CHAT,
+    "/v1/chat/completions": COMPLETION,
+    "/v1/embeddings": EMBEDDING,
+}
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ async def test_what_is_no_json_object(ask, path):
         assert "JSON object" in (await ask(path, body))["message"]
 
 
-NO_JSON = (
+NO_JSON: tuple[dict[str, str], ...] = (
     {},
     {"content-type": "text/plain"},
     {"content-type": "application/x-www-form-urlencoded"},
@@ -138,7 +142,6 @@ WRONG: tuple[tuple[dict[str, object], str], ...] = (
     ({"seed": "x"}, "seed"),
     ({"seed": 10**30}, "seed"),
     ({"stream": "yes"}, "stream"),
-    ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 3}}, "stream_options.include_usage"),
     ({"tools": {}}, "tools"),
     ({"tools": [{"type": "function"}]}, "tools[0]"),
@@ -160,7 +163,7 @@ async def test_wrong_types_are_named_with_their_place(ask):
         assert error["param"] == param, change
 
 
-NO_CHATS = (
+NO_CHATS: tuple[dict[str, object], ...] = (
     {},
     {"message": ""},
     {"message": " "},
@@ -184,7 +187,7 @@ async def test_chat_refuses_what_is_not_documented(ask):
         await ask("/chat", body)
 
 
-NO_INPUTS = (
+NO_INPUTS: tuple[dict[str, object], ...] = (
     {},
     {"input": ""},
     {"input": []},

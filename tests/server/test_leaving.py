@@ -13,7 +13,7 @@ from aigateway.testing import ScriptedVendor
 from tests.http.gateways import until
 from tests.server.services import scripted, served
 
-BODIES = {
+BODIES: dict[str, dict[str, object]] = {
     "/chat": {"message": "one two three"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "one two three"}]},
     "/v1/embeddings": {"input": "one"},

@@ -145,6 +145,10 @@ _ANSWERS: Json = {
             "usage": _object(_USAGE),
         }
     ),
+    "Event": {
+        **_object({"data": _TEXT}),
+        "description": "A chat.completion.chunk in JSON, an error, or [DONE].",
+    },
     "Embeddings": _object(
         {
             "object": {"const": "list"},
@@ -288,7 +292,7 @@ def _paths() -> Json:
         "/v1/chat/completions": _asking(
             "Answer a chat, whole or piece by piece",
             _ref("CompletionRequest"),
-            {**_content("Completion"), "text/event-stream": text},
+            {**_content("Completion"), **_content("Event", "text/event-stream")},
         ),
         "/v1/embeddings": _asking(
             "Turn texts into vectors", _ref("EmbeddingRequest"), _content("Embeddings")

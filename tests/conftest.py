@@ -26,6 +26,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--need-browser", action="store_true", help="fail, and do not skip, where no Chromium is"
     )
+    parser.addoption(
+        "--need-node", action="store_true", help="fail, not skip, where Node.js is not set up"
+    )
 
 
 def pytest_configure(config):

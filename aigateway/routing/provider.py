@@ -50,6 +50,7 @@ class ProviderStatus:
         in_flight: Calls that are out now.
         max_in_flight: Calls that may be out at once; falls when the vendor throttles, and recovers.
         forced: Whether its circuit stays as it is because somebody ordered it.
+        aliases: Other names by which it may be asked for.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ProviderStatus:
     in_flight: int
     max_in_flight: int
     forced: bool = False
+    aliases: tuple[str, ...] = ()
 
 
 class Pace:
@@ -266,6 +268,7 @@ class Provider:
             in_flight=self.slots.in_flight,
             max_in_flight=self.adaptive.limit,
             forced=self.breaker.forced,
+            aliases=self.config.aliases,
         )
 
     def metrics(self) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from aigateway.server.refusals import Refusal
 from aigateway.settings import ApiKey, ServerSettings
 
-__all__ = ["Access", "Caller"]
+__all__ = ["Access", "Caller", "Use"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,17 @@ class Caller:
     def partition(self) -> str:
         """Answers are shared only among requests of the same one."""
         return "" if self.name is None else f"key:{self.name}"
+
+    def may_ask(self, model: str | None) -> bool:
+        """Whether it may ask for this model, name or alias; None is "any of them"."""
+        return self.key is None or self.key.models is None or model in self.key.models
+
+
+class Use:
+    """One request of somebody's, while it is under way."""
+
+    def spent(self, cost_usd: float | None) -> None:
+        """Enter what it cost: US dollars, None where that is not known."""
 
 
 class Access:
@@ -68,6 +80,22 @@ class Access:
                 code="invalid_api_key",
             )
         return Caller(found.name, found)
+
+    @contextlib.contextmanager
+    def begin(self, caller: Caller, model: str | None) -> Iterator[Use]:
+        """Let somebody's request begin.
+
+        Args:
+            caller: Who asks.
+            model: For which model, name or alias; None is whichever the gateway takes.
+
+        Raises:
+            Refusal: 404, the caller may not use it.
+        """
+        if not caller.may_ask(model):
+            what = "Your key may not ask for this model."
+            raise Refusal(404, what, code="model_not_found", param="model")
+        yield Use()
 
 
 def _digest(headers: Mapping[str, str]) -> str | None:

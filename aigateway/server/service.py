@@ -38,6 +38,8 @@ class Service:
         force_circuit: Gives an operator's order for a provider (its name, the order, who gives
             it); one of several processes passes it on to all. Raises `ConfigurationError` where
             there is no such provider.
+        scrape: The metrics for a scraper: from its `Accept` the content type and the body of the
+            answer; None where there are only those in JSON.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Service:
         self.force_circuit: Callable[[str, CircuitOrder, str | None], Awaitable[None]] = (
             self.force_own_circuit
         )
+        self.scrape: Callable[[str], tuple[str, bytes]] | None = None
         self._uses: dict[AsyncGateway, int] = {}
         self._left = asyncio.Event()
 

@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from aigateway import __version__
+from aigateway.server.gate import protect
 from aigateway.server.refusals import Refusal
 from aigateway.server.service import Service
 
@@ -21,6 +22,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="aigateway", version=__version__)
     app.state.service = service
     app.add_exception_handler(Refusal, _refused)
+    protect(app, service)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

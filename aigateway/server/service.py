@@ -35,7 +35,7 @@ class Service:
     ) -> None:
         self.gateway = gateway
         self.settings = settings
-        self.access = Access(settings)
+        self.access = Access(settings, clock)
         self.draining = False
         self.clock = clock
         self._uses: dict[AsyncGateway, int] = {}

@@ -32,6 +32,7 @@ from aigateway.messages import (
     Completion,
     EmbeddingRequest,
     EmbeddingResponse,
+    Opening,
 )
 from aigateway.routing.call import Surroundings
 from aigateway.routing.dispatch import Dispatcher, Operation, Served
@@ -116,6 +117,7 @@ class Answering:
                 try:
                     async with contextlib.aclosing(run.chunks()) as chunks:
                         async for chunk in chunks:
+                            outcome.opening = run.opening
                             yield chunk
                     response = self._run_to_its_end(key, request, began, run)
                 except (AllProvidersFailedError, DeadlineExceededError):
@@ -123,6 +125,8 @@ class Answering:
                     if response is None:
                         raise
         outcome.response = response
+        if outcome.opening is None:
+            outcome.opening = _opening(response)
         if response.cached:
             for count, chunk in enumerate(pieces(response.completion), 1):
                 yield chunk
@@ -345,3 +349,17 @@ class Answering:
             parsed=parsed,
             request_id=request.request_id,
         )
+
+
+def _opening(response: ChatResponse) -> Opening:
+    """What a stream that is whole already, or has no content, is opened with."""
+    completion = response.completion
+    return Opening(
+        response.provider,
+        completion.model,
+        completion.id,
+        completion.created,
+        attempts=len(response.attempts),
+        cached=response.cached,
+        stale=response.stale,
+    )

@@ -46,6 +46,7 @@ class ProviderStatus:
         disabled_reason: Why it is set up wrong, if it is.
         in_flight: Calls that are out now.
         max_in_flight: Calls that may be out at once; falls when the vendor throttles, and recovers.
+        aliases: Other names by which it may be asked for.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ProviderStatus:
     disabled_reason: FailureKind | None
     in_flight: int
     max_in_flight: int
+    aliases: tuple[str, ...] = ()
 
 
 class Pace:
@@ -251,6 +253,7 @@ class Provider:
             disabled_reason=self.gates.disabled_reason,
             in_flight=self.slots.in_flight,
             max_in_flight=self.adaptive.limit,
+            aliases=self.config.aliases,
         )
 
     def metrics(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from aigateway.server.accounts import Account, Use
 from aigateway.server.refusals import Refusal
 from aigateway.settings import ApiKey, ServerSettings
 
-__all__ = ["Access", "Caller", "KeyUsage"]
+__all__ = ["Access", "Caller", "KeyUsage", "Use"]
 
 
 @dataclass(frozen=True, slots=True)

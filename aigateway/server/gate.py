@@ -7,9 +7,9 @@ import ipaddress
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from aigateway.server.answers import refused
 from aigateway.server.limits import Limits
 from aigateway.server.refusals import Refusal
 from aigateway.server.service import Service
@@ -78,8 +78,7 @@ class Gate:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
-            response = JSONResponse(refusal.body, refusal.status, dict(refusal.headers))
-            await response(scope, receive, send)
+            await refused(refusal)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

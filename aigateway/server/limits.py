@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aigateway.clock import Clock, Timeout
+from aigateway.server.answers import refused
 from aigateway.server.refusals import Refusal
 from aigateway.settings import ServerSettings
 
@@ -80,8 +80,7 @@ class _Exchange:
         refusal = self._refused_at_once() or await self._ask(app)
         if refusal is not None and not self._started:
             self._refusal = None
-            response = JSONResponse(refusal.body, refusal.status, dict(refusal.headers))
-            await response(self._scope, self._receive, self.send)
+            await refused(refusal)(self._scope, self._receive, self.send)
 
     async def _ask(self, app: ASGIApp) -> Refusal | None:
         try:

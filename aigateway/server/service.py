@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.gateway import AsyncGateway
@@ -28,6 +28,8 @@ class Service:
         access: Who may ask.
         draining: It is told to stop: `/ready` says no, what is under way goes on.
         clock: As given.
+        scrape: The metrics for a scraper: from its `Accept` the content type and the body of the
+            answer; None where there are only those in JSON.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Service:
         self.access = Access(settings, clock)
         self.draining = False
         self.clock = clock
+        self.scrape: Callable[[str], tuple[str, bytes]] | None = None
         self._uses: dict[AsyncGateway, int] = {}
         self._left = asyncio.Event()
 

@@ -6,6 +6,7 @@ Heads are the affair of `connections`: here a request has one already.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,9 +22,10 @@ __all__ = ["Limits"]
 _SLOWEST = 64_000.0
 """Bytes per second at which a body may come for longer than `header_timeout`."""
 
-_LINGER = 2.0
-"""Seconds for which the rest of a refused body is read and dropped. A connection that is closed
-while bytes are under way resets, and then the sender may never see why."""
+_SILENCE, _LINGER = 2.0, 30.0
+"""Seconds between pieces, and altogether, for which the rest of a refused body is read and dropped.
+A connection that is closed while bytes are under way resets, and then the sender may never see
+why."""
 
 _NEVER = 1e9
 """Seconds."""
@@ -72,7 +74,7 @@ class _Exchange:
         self._started = False
         self._closing = False
         # Who waits to be told to go on sends nothing.
-        self._linger = 0.0 if "expect" in self._headers else _LINGER
+        self._silence = 0.0 if "expect" in self._headers else _SILENCE
         self._deadline: Timeout | None = None
 
     async def run(self, app: ASGIApp) -> None:
@@ -161,7 +163,7 @@ class _Exchange:
             async with self._clock.timeout(self._began + allowed - self._clock.now()):
                 self._message = await self._receive()
         except TimeoutError:
-            self._linger = 0.0  # it was waited for long enough
+            self._silence = 0.0  # it was waited for long enough
             return Refusal(
                 408, "The body of the request did not arrive in time.", code="request_timeout"
             )
@@ -185,13 +187,12 @@ class _Exchange:
     async def _end_slowly(self, body: bytes) -> None:
         """Send all there is, drop what still comes for a moment, and only then end the answer."""
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        try:
-            async with self._clock.timeout(self._linger):
-                while not self._arrived:
+        end = self._clock.now() + _LINGER
+        with contextlib.suppress(TimeoutError):
+            while not self._arrived and self._clock.now() < end:
+                async with self._clock.timeout(self._silence):
                     message = await self._receive()
-                    self._arrived = not message.get("more_body", False)
-        except TimeoutError:
-            pass
+                self._arrived = not message.get("more_body", False)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

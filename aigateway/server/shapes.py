@@ -388,8 +388,8 @@ class CompletionRequest(Parameters):
 class _ChatOptions(Parameters):
     __pydantic_config__ = _CLOSED  # type: ignore[misc]
     model: NotRequired[str | None]
-    n: NotRequired[Literal[1] | None]
-    stream: NotRequired[Literal[False] | None]
+    n: NotRequired[Annotated[int, Field(ge=1, le=1)] | None]  # Literal[1] would take true
+    stream: NotRequired[bool | None]  # true is refused before, with the place for streams
     agent: NotRequired[Label | None]
     cache: NotRequired[bool | Literal["refresh"] | None]
     cache_ttl: NotRequired[Seconds | None]

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
 from aigateway.server.refusals import Refusal
@@ -67,13 +68,16 @@ async def json_body(request: Request) -> dict[str, Any]:
     raise Refusal(400, f"The body must be a JSON object in UTF-8 ({problem[:200]}).")
 
 
-def checked(body: dict[str, Any], form: TypeAdapter[Any], known: frozenset[str]) -> None:
+def checked(body: dict[str, Any], form: TypeAdapter[Any], known: frozenset[str]) -> dict[str, Any]:
     """See that a body has its form.
 
     Args:
         body: As it came.
         form: What it must look like.
         known: The names that may stand at its top.
+
+    Returns:
+        The body, its numbers of the right kind.
 
     Raises:
         Refusal: 400 that names the place.
@@ -82,12 +86,16 @@ def checked(body: dict[str, Any], form: TypeAdapter[Any], known: frozenset[str])
         if name not in known:
             raise _unknown(name, known)
     try:
-        form.validate_python(body)
+        fit: dict[str, Any] = form.validate_python(body)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False, include_context=False)
     else:
-        return
-    # Of a choice of forms, the one that fits best says what is wrong.
+        return fit
+    raise _misfit(body, details)
+
+
+def _misfit(body: dict[str, Any], details: list[ErrorDetails]) -> Refusal:
+    """The refusal of a body. Of a choice of forms, the one that fits best says what is wrong."""
     places = [_place(body, detail["loc"]) for detail in details]
     best = max(range(len(places)), key=lambda index: len(places[index]))
     place = places[best]
@@ -95,7 +103,7 @@ def checked(body: dict[str, Any], form: TypeAdapter[Any], known: frozenset[str])
     if details[best]["type"] == "missing":
         what = f"{details[best]['loc'][-1]} is missing"
     path = _path(place)
-    raise Refusal(400, f"{path}: {what}." if path else f"{what}.", param=path or None)
+    return Refusal(400, f"{path}: {what}." if path else f"{what}.", param=path or None)
 
 
 def _unknown(name: str, known: frozenset[str]) -> Refusal:

@@ -77,13 +77,9 @@ def completion_question(body: dict[str, Any]) -> Question:
     Raises:
         Refusal: 400 that names what is wrong.
     """
-    checked(body, COMPLETION, COMPLETION_NAMES)
+    body = checked(body, COMPLETION, COMPLETION_NAMES)
     stream = bool(body.get("stream"))
-    told = body.get("stream_options")
-    if told is not None and not stream:
-        raise Refusal(
-            400, "stream_options may only be given with stream: true.", param="stream_options"
-        )
+    told = body.get("stream_options")  # which means nothing without a stream
     return Question(
         body["messages"],
         body.get("model"),
@@ -103,7 +99,7 @@ def chat_question(body: dict[str, Any]) -> Question:
         raise Refusal(400, "/chat answers whole: use /v1/chat/completions.", param="stream")
     if ("message" in body) == ("messages" in body):
         raise Refusal(400, "Give either message, a text, or messages, a list.", param="message")
-    checked(body, PROMPT if "message" in body else MESSAGES, CHAT_NAMES)
+    body = checked(body, PROMPT if "message" in body else MESSAGES, CHAT_NAMES)
     prompt = body["message"] if "message" in body else body["messages"]
     return Question(prompt, body.get("model"), _without(body, ("message", *_NOT_SENT)))
 
@@ -121,9 +117,9 @@ def embedding_question(body: dict[str, Any]) -> EmbeddingQuestion:
             "input must be a text or a list of texts: tokens mean something else to every model.",
             param="input",
         )
-    checked(body, EMBEDDING, EMBEDDING_NAMES)
+    body = checked(body, EMBEDDING, EMBEDDING_NAMES)
     return EmbeddingQuestion(
-        inputs,
+        body["input"],
         body.get("model"),
         _without(body, ("encoding_format", "input", "model")),
         body.get("encoding_format") == "base64",

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag, TypeAdapter
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    TypeAdapter,
+)
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 __all__ = [
@@ -24,7 +32,21 @@ __all__ = [
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[ -~]+$")]
-Count = Annotated[int, Field(ge=1, le=2**53)]
+
+
+def _whole(value: Any) -> Any:
+    """To JSON 5.0 is an integer, and some clients write it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _flag(value: Any) -> Any:
+    """To Python 0 is False; to JSON it is a number."""
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004 - pydantic catches this one
+    return value
+
+
+Count = Annotated[int, Field(ge=1, le=2**53), BeforeValidator(_whole)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
@@ -358,7 +380,7 @@ class Parameters(TypedDict):
     ]
     safety_identifier: NotRequired[str | None]
     safety_settings: NotRequired[list[dict[str, Any]] | None]
-    seed: NotRequired[Annotated[int, Field(ge=-(2**53), le=2**53)] | None]
+    seed: NotRequired[Annotated[int, Field(ge=-(2**53), le=2**53), BeforeValidator(_whole)] | None]
     service_tier: NotRequired[str | None]
     stop: NotRequired[str | list[str] | None]
     store: NotRequired[bool | None]
@@ -366,8 +388,8 @@ class Parameters(TypedDict):
     thinking: NotRequired[dict[str, Any] | None]
     tool_choice: NotRequired[str | Choosing | None]
     tools: NotRequired[list[Tool] | None]
-    top_k: NotRequired[Annotated[int, Field(ge=0, le=2**31)] | None]
-    top_logprobs: NotRequired[Annotated[int, Field(ge=0, le=20)] | None]
+    top_k: NotRequired[Annotated[int, Field(ge=0, le=2**31), BeforeValidator(_whole)] | None]
+    top_logprobs: NotRequired[Annotated[int, Field(ge=0, le=20), BeforeValidator(_whole)] | None]
     top_p: NotRequired[Annotated[float, Field(ge=0, le=1)] | None]
     user: NotRequired[str | None]
     verbosity: NotRequired[str | None]
@@ -380,7 +402,7 @@ class CompletionRequest(Parameters):
     __pydantic_config__ = _CLOSED  # type: ignore[misc]
     messages: Messages
     model: NotRequired[str | None]
-    n: NotRequired[Annotated[int, Field(ge=1, le=128)] | None]
+    n: NotRequired[Annotated[int, Field(ge=1, le=128), BeforeValidator(_whole)] | None]
     stream: NotRequired[bool | None]
     stream_options: NotRequired[StreamOptions | None]
 
@@ -388,8 +410,8 @@ class CompletionRequest(Parameters):
 class _ChatOptions(Parameters):
     __pydantic_config__ = _CLOSED  # type: ignore[misc]
     model: NotRequired[str | None]
-    n: NotRequired[Annotated[int, Field(ge=1, le=1)] | None]  # Literal[1] would take true
-    stream: NotRequired[bool | None]  # true is refused before, with the place for streams
+    n: NotRequired[Annotated[int, Field(ge=1, le=1), BeforeValidator(_whole)] | None]
+    stream: NotRequired[Annotated[Literal[False], BeforeValidator(_flag)] | None]
     agent: NotRequired[Label | None]
     cache: NotRequired[bool | Literal["refresh"] | None]
     cache_ttl: NotRequired[Seconds | None]

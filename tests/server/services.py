@@ -16,6 +16,7 @@ async def served(*vendors, fields=None, server=None, **settings):
         vendor.config(priority=-place, **(fields or {})) for place, vendor in enumerate(vendors)
     ]
     async with AsyncGateway(configs, **({"retry_rounds": 0} | settings)) as gateway:
+        await gateway.warmup()
         service = Service(gateway, ServerSettings(**(server or {})))
         async with running(service) as url:
             yield service, url

@@ -179,7 +179,7 @@ WRONG = {
     "stop": [1, True, {}, [1], [None], [["x"]]],
     "store": WRONG_FLAGS,
     "stream": WRONG_FLAGS,
-    "stream_options": ["x", 1, [], {"include_usage": "yes"}, {}],
+    "stream_options": ["x", 1, [], {"include_usage": "yes"}],
     "temperature": [*WRONG_NUMBERS, -0.1, 2.1],
     "thinking": WRONG_OBJECTS,
     "tool_choice": [1, True, [], {}, {"type": 1}],

@@ -37,8 +37,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for router in (documented.router, openai_api.router):
-        app.include_router(router)
+    app.router.routes[:0] = (*openai_api.ROUTES, *documented.ROUTES)  # what is asked most is first
     for error in (Refusal, GatewayError):
         app.add_exception_handler(error, _refused)
     app.add_exception_handler(HTTPException, _not_here)

@@ -113,8 +113,6 @@ def _unknown(name: str, known: frozenset[str]) -> Refusal:
         message = f'"{text}" cannot be given in a request: {hint}.'
     else:
         message = f'There is no parameter "{text}"{suggestion(text, known) or "; leave it out."}'
-    # What cannot be written in an error is not written.
-    message = message.encode(errors="replace").decode()
     return Refusal(400, message, code="unknown_parameter", param=text)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from aigateway.server import shapes
+from aigateway.server.terms import LABEL, SECONDS
 
 __all__ = ["completed"]
 
@@ -189,19 +190,23 @@ def _asked(name: str, what: str, schema: Json) -> Json:
     return {"name": name, "in": "header", "required": False, "description": what, "schema": schema}
 
 
-_SECONDS = {"type": "string", "pattern": r"^[1-9][0-9]{0,5}$"}
+_SECONDS = {"type": "string", "pattern": f"^({SECONDS})$"}
 _ASKED = [
     _asked(
         "x-aigateway-cache",
         "Whether a remembered answer will do; refresh only fills the cache.",
         {"enum": ["true", "false", "refresh"]},
     ),
-    _asked("x-aigateway-cache-ttl", "Seconds to remember the answer; fractions may be.", _SECONDS),
-    _asked("x-aigateway-timeout", "Seconds for the whole request; fractions may be.", _SECONDS),
+    _asked("x-aigateway-cache-ttl", "Seconds to remember the answer.", _SECONDS),
+    _asked(
+        "x-aigateway-timeout",
+        "Seconds for the whole request; of a stream, until its first content.",
+        _SECONDS,
+    ),
     _asked(
         "x-aigateway-agent",
         "Whose request it is.",
-        {"type": "string", "pattern": r"^[!-~]{1,128}$"},
+        {"type": "string", "pattern": f"^{LABEL}$"},
     ),
 ]
 _TOLD = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.provider import ProviderStatus
@@ -17,9 +17,7 @@ from aigateway.server.exchange import Exchange, service_of
 from aigateway.server.presence import WhilePresent
 from aigateway.server.questions import chat_question
 
-__all__ = ["router"]
-
-router = APIRouter()
+__all__ = ["ROUTES"]
 
 
 async def chat(request: Request) -> Response:
@@ -106,7 +104,9 @@ def _quality(parameters: list[str]) -> float:
     return 1.0
 
 
-router.add_route("/chat", chat, ["POST"], include_in_schema=False)
-router.add_route("/health", health, ["GET"], include_in_schema=False)
-router.add_route("/ready", ready, ["GET"], include_in_schema=False)
-router.add_route("/metrics", metrics, ["GET"], include_in_schema=False)
+ROUTES = (
+    Route("/chat", chat, methods=["POST"]),
+    Route("/health", health, methods=["GET"]),
+    Route("/ready", ready, methods=["GET"]),
+    Route("/metrics", metrics, methods=["GET"]),
+)

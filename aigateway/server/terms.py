@@ -11,11 +11,17 @@ from typing import Any
 from aigateway.messages import CacheMode, Origin
 from aigateway.server.refusals import Refusal
 
-__all__ = ["Terms", "name_of_request", "origin", "terms"]
+__all__ = ["LABEL", "SECONDS", "Terms", "name_of_request", "origin", "terms"]
+
+SECONDS = r"0\.0{0,8}[1-9][0-9]{0,8}|[1-9][0-9]{0,9}(\.[0-9]{1,9})?"
+"""A number above 0, for a header. Nothing that `float` takes beside numbers."""
+
+LABEL = r"[!-~]([ -~]{0,126}[!-~])?"
+"""Whose request it is, for a header."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
-_NUMBER = re.compile(r"\d{1,10}(\.\d{1,9})?")
-_LABEL = re.compile(r"[ -~]{1,128}")
+_NUMBER = re.compile(SECONDS)
+_LABEL = re.compile(LABEL)
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_STATE = re.compile(r"[ -~]{1,512}")
 _CACHE: Mapping[str, CacheMode] = {"true": True, "false": False, "refresh": "refresh"}
@@ -100,10 +106,9 @@ def _seconds(given: Mapping[str, str], name: str) -> float | None:
     text = given.get(name)
     if text is None:
         return None
-    seconds = float(text) if _NUMBER.fullmatch(text) else 0.0
-    if seconds <= 0:
+    if not _NUMBER.fullmatch(text):
         raise _refused(name, "a number of seconds above 0, such as 30 or 2.5")
-    return seconds
+    return float(text)
 
 
 def _refused(name: str, what: str) -> Refusal:

@@ -256,3 +256,17 @@ def demo_command(
     from aigateway.cli.demo import run_demo  # noqa: PLC0415 - see the module docstring
 
     run_demo(seconds=seconds, rate=rate, plain=plain, seed=seed)
+
+
+@app.command("key")
+def key_command(
+    *,
+    name: Annotated[str, typer.Option(help="Whose it is; in logs and metrics.")] = "team",
+    admin: Annotated[
+        bool, typer.Option("--admin", help="The one key that may force circuits open and closed.")
+    ] = False,
+) -> None:
+    """Make a key for the service: print it once, and the lines for aigateway.toml."""
+    from aigateway.cli.key import run_key  # noqa: PLC0415 - see the module docstring
+
+    run_key(name, admin=admin)

@@ -13,6 +13,7 @@ from aigateway.errors import GatewayError
 from aigateway.server import documented, openai_api, operator
 from aigateway.server.answers import refused
 from aigateway.server.document import completed
+from aigateway.server.gate import protect
 from aigateway.server.guard import Guard
 from aigateway.server.refusals import Refusal, refusal_of
 from aigateway.server.service import Service
@@ -43,6 +44,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _not_here)
     app.include_router(status.router)
     app.include_router(operator.router)
+    protect(app, service)
     app.add_middleware(Guard)  # the last one added is the outermost
     return app
 

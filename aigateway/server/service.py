@@ -52,7 +52,7 @@ class Service:
     ) -> None:
         self.gateway = gateway
         self.settings = settings
-        self.access = Access(settings)
+        self.access = Access(settings, clock)
         self.draining = False
         self.clock = clock
         self.happenings = happenings or Happenings(clock)

@@ -39,6 +39,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _flag(value: Any) -> Any:
+    """To Python 0 is False; to JSON it is a number."""
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004 - pydantic catches this one
+    return value
+
+
 Count = Annotated[int, Field(ge=1, le=2**53), BeforeValidator(_whole)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
@@ -403,8 +410,8 @@ class CompletionRequest(Parameters):
 class _ChatOptions(Parameters):
     __pydantic_config__ = _CLOSED  # type: ignore[misc]
     model: NotRequired[str | None]
-    n: NotRequired[Annotated[Literal[1], BeforeValidator(_whole)] | None]
-    stream: NotRequired[Literal[False] | None]
+    n: NotRequired[Annotated[int, Field(ge=1, le=1), BeforeValidator(_whole)] | None]
+    stream: NotRequired[Annotated[Literal[False], BeforeValidator(_flag)] | None]
     agent: NotRequired[Label | None]
     cache: NotRequired[bool | Literal["refresh"] | None]
     cache_ttl: NotRequired[Seconds | None]

@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from aigateway.server.app import create_app
+from aigateway.server.connections import protocol_for
 from aigateway.server.service import Service
 
 
@@ -28,6 +29,7 @@ async def running(
         app or create_app(service),
         host="127.0.0.1",
         port=port,
+        http=protocol_for(service),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -36,7 +38,7 @@ async def running(
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+    while not server.started:  # noqa: ASYNC110 - uvicorn tells nobody
         await asyncio.sleep(0.001)
     bound = server.servers[0].sockets[0].getsockname()[1]
     try:

@@ -22,6 +22,7 @@ import structlog
 
 from aigateway.errors import ProviderFailure
 from aigateway.events import (
+    ON_REQUEST,
     CacheHit,
     CircuitChanged,
     Event,
@@ -31,6 +32,7 @@ from aigateway.events import (
     RequestFailed,
     RequestRetrying,
 )
+from aigateway.messages import Usage
 
 __all__ = ["LogHook", "report_broken_hook"]
 
@@ -42,6 +44,7 @@ _stdlib.addHandler(logging.NullHandler())
 
 _LEVELS: dict[type, int] = {
     CacheHit: logging.DEBUG,
+    **dict.fromkeys(ON_REQUEST, logging.DEBUG),
     ProviderFailed: logging.WARNING,
     ProviderDisabled: logging.ERROR,
     ProviderEnabled: logging.WARNING,
@@ -69,7 +72,15 @@ class LogHook:
 
     def wants(self, kind: type[Event]) -> bool:
         """Whether an event of this kind would be written; lets the caller not make it."""
+        if kind in ON_REQUEST:
+            return self.wants_every_call()
         return structlog.is_configured() or _stdlib.isEnabledFor(_LEVELS.get(kind, logging.INFO))
+
+    def wants_every_call(self) -> bool:
+        """The same for `ON_REQUEST`, which are asked for more often than written."""
+        if structlog.is_configured():
+            return _structlog_shows(logging.DEBUG)
+        return _stdlib.isEnabledFor(logging.DEBUG)
 
     def on_event(self, event: Event) -> None:
         """Write one event."""
@@ -91,6 +102,16 @@ class LogHook:
             structlog.get_logger(LOGGER_NAME).info("request.content", **told)
         elif _stdlib.isEnabledFor(logging.INFO):
             _write(logging.INFO, _line("request.content", told))
+
+
+def _structlog_shows(level: int) -> bool:
+    """Whether the application's structlog says that it lets events of this level through."""
+    logger = structlog.get_logger(LOGGER_NAME)
+    for name in ("is_enabled_for", "isEnabledFor"):  # structlog's own, and the standard library's
+        enabled = getattr(logger, name, None)
+        if enabled is not None:
+            return bool(enabled(level))
+    return False
 
 
 def report_broken_hook(hook: object) -> None:
@@ -139,4 +160,6 @@ def _plain_value(value: Any) -> Any:
         return [_plain_value(item) for item in value]
     if isinstance(value, ProviderFailure):
         return str(value)
+    if isinstance(value, Usage):
+        return {"prompt_tokens": value.prompt_tokens, "completion_tokens": value.completion_tokens}
     return value

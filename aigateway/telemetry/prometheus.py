@@ -149,7 +149,7 @@ class Prometheus:
         try:
             encode, content_type = choose_encoder(accept)
             return content_type, encode(source)
-        except ValueError:  # a version that is no number
+        except (TypeError, ValueError):  # a version that is no number
             encode, content_type = choose_encoder("")
             return content_type, encode(source)
 

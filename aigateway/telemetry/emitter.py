@@ -8,7 +8,7 @@ from typing import Any
 from aigateway.events import ON_REQUEST, Event, Hook
 from aigateway.messages import ChatRequest, EmbeddingRequest
 from aigateway.telemetry.log import LogHook, report_broken_hook
-from aigateway.telemetry.traces import RequestTraces, Tracer
+from aigateway.telemetry.traces import RequestTraces, is_tracer
 
 __all__ = ["Emitter"]
 
@@ -25,7 +25,7 @@ class Emitter:
     def __init__(self, hooks: Iterable[Hook] = ()) -> None:
         self._log = LogHook()
         self._hooks = tuple(hooks)
-        self._tracers = tuple(hook for hook in self._hooks if isinstance(hook, Tracer))
+        self._tracers = tuple(hook for hook in self._hooks if is_tracer(hook))
         self._listeners: dict[type[Event], tuple[Hook, ...]] = {}
         self._followed = bool(self._tracers) or any(
             len(self._listeners_of(kind)) > 1 for kind in ON_REQUEST

@@ -8,15 +8,23 @@ request and the answer themselves. Whether it writes them down is between it and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeGuard, TypeVar
 
 from aigateway.events import AttemptEnded, RequestEnded
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from aigateway.telemetry.log import report_broken_hook
 
-__all__ = ["Answer", "AttemptTrace", "AttemptTraces", "RequestTrace", "RequestTraces", "Tracer"]
+__all__ = [
+    "Answer",
+    "AttemptTrace",
+    "AttemptTraces",
+    "RequestTrace",
+    "RequestTraces",
+    "Tracer",
+    "is_tracer",
+]
 
+L = TypeVar("L")
 T = TypeVar("T")
 
 Answer = Completion | Embeddings
@@ -50,12 +58,18 @@ class RequestTrace(Protocol):
         """It is over; with the answer that the caller got, if there is one."""
 
 
-@runtime_checkable
 class Tracer(Protocol):
     """A hook that follows requests. What it raises is logged and changes nothing."""
 
-    def trace(self, request: ChatRequest | EmbeddingRequest, *, streamed: bool) -> RequestTrace:
+    def trace_request(
+        self, request: ChatRequest | EmbeddingRequest, *, streamed: bool
+    ) -> RequestTrace:
         """A request begins. Called in the caller's own context."""
+
+
+def is_tracer(hook: object) -> TypeGuard[Tracer]:
+    """Whether a hook follows requests."""
+    return callable(getattr(hook, "trace_request", None))
 
 
 class AttemptTraces:
@@ -71,13 +85,13 @@ class AttemptTraces:
         self._traces = traces
         self.headers: dict[str, str] = {}
         for trace in traces:
-            self.headers.update(_guarded(trace, lambda: trace.headers) or {})  # noqa: B023 - at once
+            _guarded(trace, lambda trace: self.headers.update(trace.headers))
 
     def ended(self, event: AttemptEnded, answer: object) -> None:
         """Tell them its end."""
         known = answer if isinstance(answer, Completion | Embeddings) else None
         for trace in self._traces:
-            _guarded(trace, partial(trace.ended, event, known))
+            _guarded(trace, lambda trace: trace.ended(event, known))
 
 
 class RequestTraces:
@@ -99,7 +113,7 @@ class RequestTraces:
         streamed: bool,
     ) -> None:
         begun = (
-            _guarded(tracer, partial(tracer.trace, request, streamed=streamed))
+            _guarded(tracer, lambda tracer: tracer.trace_request(request, streamed=streamed))
             for tracer in tracers
         )
         self._traces = [trace for trace in begun if trace is not None]
@@ -107,7 +121,7 @@ class RequestTraces:
     def attempt(self, provider: str, vendor: str, model: str, number: int) -> AttemptTraces:
         """Tell them that an attempt begins."""
         begun = (
-            _guarded(trace, partial(trace.attempt, provider, vendor, model, number))
+            _guarded(trace, lambda trace: trace.attempt(provider, vendor, model, number))
             for trace in self._traces
         )
         return AttemptTraces([trace for trace in begun if trace is not None])
@@ -115,12 +129,12 @@ class RequestTraces:
     def ended(self, event: RequestEnded, answer: Answer | None) -> None:
         """Tell them its end."""
         for trace in self._traces:
-            _guarded(trace, partial(trace.ended, event, answer))
+            _guarded(trace, lambda trace: trace.ended(event, answer))
 
 
-def _guarded(listener: object, tell: Callable[[], T]) -> T | None:
+def _guarded(listener: L, tell: Callable[[L], T]) -> T | None:
     try:
-        return tell()
+        return tell(listener)
     except Exception:  # noqa: BLE001 - a listener's fault must not fail the request it listens to
         report_broken_hook(listener)
         return None

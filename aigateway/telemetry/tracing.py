@@ -116,7 +116,9 @@ class OpenTelemetry:
     def on_event(self, event: Event) -> None:
         """Nothing: a trace knows all that events say."""
 
-    def trace(self, request: ChatRequest | EmbeddingRequest, *, streamed: bool) -> _RequestSpan:
+    def trace_request(
+        self, request: ChatRequest | EmbeddingRequest, *, streamed: bool
+    ) -> _RequestSpan:
         """Begin the span of a request."""
         return _RequestSpan(self._instruments, request, streamed=streamed)
 

@@ -380,7 +380,7 @@ class TestContent:
 
 async def test_a_tracer_that_raises_harms_nobody(simulator, gateway_for):
     class Broken(OpenTelemetry):
-        def trace(self, request, *, streamed):
+        def trace_request(self, request, *, streamed):
             raise LookupError
 
     assert (await gateway_for(simulator.openai, hook=Broken()).chat("hi")).text

@@ -79,7 +79,7 @@ class LogHook:
     def wants_every_call(self) -> bool:
         """The same for `ON_REQUEST`, which are asked for more often than written."""
         if structlog.is_configured():
-            return _structlog_shows(logging.DEBUG)
+            return _structlog_shows_debug()
         return _stdlib.isEnabledFor(logging.DEBUG)
 
     def on_event(self, event: Event) -> None:
@@ -104,14 +104,21 @@ class LogHook:
             _write(logging.INFO, _line("request.content", told))
 
 
-def _structlog_shows(level: int) -> bool:
-    """Whether the application's structlog says that it lets events of this level through."""
-    logger = structlog.get_logger(LOGGER_NAME)
-    for name in ("is_enabled_for", "isEnabledFor"):  # structlog's own, and the standard library's
-        enabled = getattr(logger, name, None)
-        if enabled is not None:
-            return bool(enabled(level))
-    return False
+_shows_debug: tuple[object, bool] = (None, False)
+"""structlog's kind of logger, and whether it lets DEBUG through; to ask one takes microseconds."""
+
+
+def _structlog_shows_debug() -> bool:
+    """Whether the application's structlog says that it lets events of level DEBUG through."""
+    global _shows_debug  # noqa: PLW0603 - it follows what is one for the whole process
+    kind = structlog.get_config()["wrapper_class"]
+    if kind is not _shows_debug[0]:
+        logger = structlog.get_logger(LOGGER_NAME)
+        enabled = getattr(logger, "is_enabled_for", None)
+        if enabled is None:  # it leaves that to the standard library, or does not say
+            return hasattr(logger, "isEnabledFor") and _stdlib.isEnabledFor(logging.DEBUG)
+        _shows_debug = (kind, bool(enabled(logging.DEBUG)))
+    return _shows_debug[1]
 
 
 def report_broken_hook(hook: object) -> None:

@@ -112,12 +112,13 @@ def _structlog_shows_debug() -> bool:
     """Whether the application's structlog says that it lets events of level DEBUG through."""
     global _shows_debug  # noqa: PLW0603 - it follows what is one for the whole process
     kind = structlog.get_config()["wrapper_class"]
+    if hasattr(kind, "isEnabledFor"):  # it leaves that to the standard library
+        return _stdlib.isEnabledFor(logging.DEBUG)
+    if not hasattr(kind, "is_enabled_for"):  # it does not say
+        return False
     if kind is not _shows_debug[0]:
-        logger = structlog.get_logger(LOGGER_NAME)
-        enabled = getattr(logger, "is_enabled_for", None)
-        if enabled is None:  # it leaves that to the standard library, or does not say
-            return hasattr(logger, "isEnabledFor") and _stdlib.isEnabledFor(logging.DEBUG)
-        _shows_debug = (kind, bool(enabled(logging.DEBUG)))
+        shows = structlog.get_logger(LOGGER_NAME).is_enabled_for(logging.DEBUG)
+        _shows_debug = (kind, bool(shows))
     return _shows_debug[1]
 
 

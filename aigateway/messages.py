@@ -186,8 +186,10 @@ class Origin:
     Attributes:
         request_id: Names the request in logs and events; "" takes a fresh one.
         partition: Answers are shared (cached, coalesced) only among requests of the same one.
-        headers: Go to the vendor as they are, beside the gateway's own (`traceparent`, ...). They
-            do not count when requests are compared.
+        headers: Go to the vendor (`traceparent`, `X-Request-ID`, ...), but for those that are not
+            the caller's to set: who asks (`Authorization`, `x-api-key`, ...), how it is sent
+            (`Host`, `Content-Type`, ...), and what the provider has in its own `headers`. They do
+            not count when requests are compared.
     """
 
     request_id: str = ""

@@ -299,7 +299,9 @@ class StreamRun:
 
     async def _open(self, request: ChatRequest) -> Served[Opened]:
         operation = Operation(
-            lambda client: _opened(client, request), streamed=True, discard=_close
+            lambda call: _opened(call.provider.client, call.outgoing(request)),
+            streamed=True,
+            discard=_close,
         )
         served = await self._dispatcher.dispatch(self._journey, operation)
         if self.first_content_at is None:

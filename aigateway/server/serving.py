@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import select
 import socket
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import uvicorn
 
+from aigateway.events import Hook
 from aigateway.server.app import create_app
 from aigateway.server.configuration import Configuration, Read
 from aigateway.server.draining import App, Ending, Traffic
@@ -57,6 +58,7 @@ class Process:
         listener: A bound socket; it listens when the gateway is warm. Closed at the end.
         workers: The other processes.
         make_app: Makes the application.
+        hooks: Get the gateway's events, also of one that takes its place.
     """
 
     def __init__(
@@ -67,11 +69,12 @@ class Process:
         *,
         workers: Workers | None = None,
         make_app: MakeApp = create_app,
+        hooks: Sequence[Hook] = (),
     ) -> None:
-        gateway = configuration.make_gateway()
+        gateway = configuration.make_gateway(hooks)
         self.service = Service(gateway, configuration.server, workers=workers)
         self.ending = Ending(self.service)
-        self.reloader = Reloader(self.service, configuration, read)
+        self.reloader = Reloader(self.service, configuration, read, hooks)
         self._listener = listener
         self._make_app = make_app
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -13,6 +13,8 @@ from tests.server.visitors import Connection, NotAnswered, eventually, once
 
 PROVIDER = '[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'
 
+SIZE = 25
+
 
 class Crowd:
     """Visitors that ask again and again on kept connections, until nobody is there any more."""
@@ -55,7 +57,7 @@ async def test_under_load_no_request_that_was_accepted_is_lost(start, workers):
     service = start(
         "--workers", str(workers), toml=PROVIDER, AIGATEWAY_SERVER_DRAIN_NOTICE_SECONDS="0.3"
     )
-    crowd = Crowd(await asyncio.to_thread(lambda: service.port), size=25)
+    crowd = Crowd(await asyncio.to_thread(lambda: service.port), size=SIZE)
     await crowd.asked(400)
     service.signal(signal.SIGTERM)
     await crowd.over()
@@ -64,7 +66,8 @@ async def test_under_load_no_request_that_was_accepted_is_lost(start, workers):
     assert set(accepted) == crowd.answered, "what was accepted is what was answered"
     assert len(accepted) == len(crowd.answered), "and nothing twice"
     assert crowd.ends["close"] > 0, "while it drained, clients were told to leave"
-    assert crowd.ends["not answered"] <= 5, crowd.ends
+    # Who connects in the very moment in which the port is closed sees that, and once.
+    assert crowd.ends["not answered"] <= SIZE, crowd.ends
     assert "Traceback" not in service.log
 
 

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
@@ -86,7 +87,13 @@ def try_to_read(read: Read) -> Configuration | None:
         _log.error(
             "reload.refused: the new configuration cannot work, the old one stays: %s", error
         )
-        return None
+    except Exception as error:  # noqa: BLE001 - whatever it is, the old one goes on
+        # What it says may quote a value, which may be a key.
+        _log.error(
+            "reload.refused: the new configuration cannot be read (%s), the old one stays.",
+            type(error).__name__,
+        )
+    return None
 
 
 class Reloader:
@@ -128,10 +135,8 @@ class Reloader:
                 return False
             try:
                 told = await self._apply(new)
-            except GatewayError as error:
-                _log.error(
-                    "reload.failed: the new configuration could not be put in force: %s", error
-                )
+            except Exception:  # noqa: BLE001 - whatever it is, the service goes on
+                _log.exception("reload.failed: not all of the new configuration is in force.")
                 return False
             _log.warning("reload.done: %s", "; ".join(told) or "nothing has changed")
             return True
@@ -147,9 +152,11 @@ class Reloader:
         told = []
         if new.gateway != old.gateway:
             await self._replace_gateway(new)
+            self.configuration = replace(new, server=old.server)
             told.append(f"[gateway] {_names(old.gateway, new.gateway)}")
         elif new.providers != old.providers:
             self._change_providers(new.providers)
+            self.configuration = replace(old, providers=new.providers)
             await self._service.gateway.warmup()
         if new.providers != old.providers:
             told.append(_difference(old.providers, new.providers))

@@ -269,6 +269,14 @@ class Supervisor:
 
     def _replace(self, place: _Place, child: _Child, code: int) -> None:
         now = self._clock.now()
+        if code == 0:
+            _log.warning(
+                "worker.ended: process %d (pid %d) was told to end by somebody else, and has;"
+                " another one takes its place.",
+                place.number + 1,
+                child.pid,
+            )
+            return
         quick = now - child.began < _QUICK_DEATH
         place.pause = min(max(0.5, place.pause * 2), _LONGEST_PAUSE) if quick else 0.0
         place.start_at = now + place.pause

@@ -103,8 +103,8 @@ class Workers:
 
     def obey(self, handler: Callable[[str, bytes], object]) -> None:
         """Call `handler(subject, order)` for each standing order, now and whenever one changes."""
-        self._handlers.append(handler)
         self._look()
+        self._handlers.append(handler)
         for subject, order in self._orders.items():
             _call(handler, subject, order)
 

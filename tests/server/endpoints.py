@@ -14,6 +14,8 @@ from aigateway.server.service import Service
 
 def with_endpoints(make: Callable[[Service], FastAPI]) -> Callable[[Service], FastAPI]:
     def make_app(service: Service) -> FastAPI:
+        if "BROKEN" in os.environ:
+            raise RuntimeError("as it was told")
         app = make(service)
         _add(app, service)
         _add_workers(app, service)

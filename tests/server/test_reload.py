@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aigateway import CircuitState, RequestRejectedError
+from aigateway import CircuitState, GatewayError, RequestRejectedError
 from aigateway.server.configuration import read_configuration
 from aigateway.server.reload import FileWatch, Reloader, watch
 from aigateway.server.service import Service
@@ -188,6 +188,12 @@ class TestSettings:
             assert out.exception() is not None
             (status,) = desk.service.gateway.providers
             assert status.circuit_state is CircuitState.OPEN
+
+    async def test_one_that_is_in_use_takes_over_nobody(self, simulator):
+        async with desk_with(provider(simulator.openai)) as desk:
+            await desk.ask()
+            with pytest.raises(GatewayError, match="not in use yet"):
+                desk.service.gateway.take_over(desk.service.gateway)
 
 
 class TestServer:

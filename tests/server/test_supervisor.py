@@ -97,6 +97,8 @@ async def test_one_that_is_told_to_end_finishes_and_is_replaced(start):
         os.kill(pid, signal.SIGTERM)
     assert (await long)[0] == 200
     await replaced(port, before)
+    assert service.log.count("worker.ended") == 3
+    assert "worker.died" not in service.log
 
 
 async def test_without_the_parent_they_end_too(start):
@@ -164,3 +166,11 @@ def test_a_port_that_is_taken(start, workers):
     second = start("--port", str(first.port), "--workers", workers, toml=TOML)
     assert second.code == 2
     assert f"cannot listen at port {first.port} (Address already in use)" in second.log
+
+
+def test_when_not_even_the_first_can_start_it_gives_up(start):
+    service = start(toml=TOML, BROKEN="1")
+    assert service.code == 1
+    assert service.log.count("worker.never_ready") == 1
+    assert "RuntimeError: as it was told" in service.log
+    assert "listens" not in service.read("out")

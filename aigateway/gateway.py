@@ -600,6 +600,39 @@ class AsyncGateway:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
+    def take_over(self, other: AsyncGateway) -> None:
+        """Go on where another gateway is, to put this one in its place with other settings.
+
+        Counters go on. Answers are remembered on if the settings of the cache are the same. A
+        provider that is configured in the same way goes on with its rates, and with its circuit
+        and gates if what governs them is the same, too; else they begin anew. What was learned of
+        latencies, and of how many calls a vendor bears, is learned again. The other gateway may
+        end its requests meanwhile; what they find out counts here.
+
+        To be called before this gateway is used. Events of both go to this one's hooks.
+
+        Args:
+            other: The one to be replaced.
+
+        Raises:
+            GatewayError: This gateway is in use.
+        """
+        if self._loop is not None:
+            raise GatewayError("Only a gateway that is not in use yet can take over another one.")
+        self._ledger.counters = other._ledger.counters
+        if self._same_cache(other.settings):
+            self.cache = other.cache
+        before = {provider.name: provider for provider in other._roster}
+        for provider in self._roster:
+            old = before.get(provider.name)
+            if old is not None and old.config == provider.config:
+                provider.take_over(old)
+        self._start_afresh()
+
+    def _same_cache(self, settings: GatewaySettings) -> bool:
+        names = ("cache_max_entries", "cache_ttl_seconds", "stale_if_error_seconds")
+        return all(getattr(self.settings, name) == getattr(settings, name) for name in names)
+
     async def warmup(self) -> None:
         """Load litellm and open the clients now, instead of at the first request.
 

@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `aigateway --help` does no
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,14 @@ import typer
 from aigateway import __version__
 
 __all__ = ["app"]
+
+
+class LogFormat(StrEnum):
+    """How the service writes its log."""
+
+    JSON = "json"
+    TEXT = "text"
+
 
 app = typer.Typer(
     name="aigateway",
@@ -213,6 +222,42 @@ def batch_command(
         dry_run=dry_run,
         plain=plain,
         simulate=simulate,
+    )
+
+
+@app.command("serve")
+def serve_command(
+    *,
+    host: Annotated[
+        str | None, typer.Option(help="The address; any but loopback needs keys.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The file to read instead of aigateway.toml.")
+    ] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Ask four simulated vendors; needs no key.")
+    ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Of the log, which goes to stderr.")
+    ] = LogFormat.TEXT,
+) -> None:
+    """Serve OpenAI's API and the gateway's own over HTTP. Everything else is in the settings.
+
+    SIGTERM or Ctrl-C lets what is under way end, twice stops at once. SIGHUP, or a change of the
+    file, reads the configuration anew. Exits with 2 if it cannot work.
+    """
+    from aigateway.cli.serve import run_serve  # noqa: PLC0415 - see the module docstring
+
+    given = {"host": host, "port": port, "workers": workers}
+    run_serve(
+        {name: value for name, value in given.items() if value is not None},
+        config=config,
+        simulate=simulate,
+        as_json=log_format is LogFormat.JSON,
     )
 
 

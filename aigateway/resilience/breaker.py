@@ -177,6 +177,16 @@ class CircuitBreaker:
         return self._state
 
     @property
+    def terms(self) -> tuple[int, float, float, float]:
+        """What governs it: threshold, reset timeout, longest open time, a probe's lease."""
+        return (
+            self.failure_threshold,
+            self.reset_timeout_seconds,
+            self.max_open_seconds,
+            self.probe_lease_seconds,
+        )
+
+    @property
     def consecutive_failures(self) -> int:
         """Failures since the last success that counts."""
         return self._streak

@@ -63,6 +63,11 @@ class Gates:
         self._rechecks = 0
         self.reset()
 
+    @property
+    def policy(self) -> GatePolicy:
+        """The durations."""
+        return self._policy
+
     def reset(self) -> None:
         """Open both gates and forget what closed them."""
         self.cooldown_until = -math.inf

@@ -228,6 +228,21 @@ class Provider:
         if not self.prepared:
             raise GatewayError(f"The provider {self.name} was removed or closed.")
 
+    def take_over(self, other: Provider) -> None:
+        """Go on where the run-time side of the same configuration in another gateway is.
+
+        Both then have the same circuit and gates (if what governs them is the same), rates and
+        counters: what calls of the other find out is true of this one's vendor, too.
+        """
+        self.counters = other.counters
+        self.first_contents_seen = other.first_contents_seen
+        self.rates = other.rates
+        if self.gates.policy == other.gates.policy:
+            self.gates = other.gates
+        if self.breaker.terms == other.breaker.terms:
+            self.breaker = other.breaker
+            self.breaker.on_change = self._circuit_changed
+
     async def retire(self) -> None:
         """Let the calls that are out end, then close the connections."""
         await self.slots.empty()

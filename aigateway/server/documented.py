@@ -16,6 +16,7 @@ from aigateway.server.bodies import json_body
 from aigateway.server.exchange import Exchange, service_of
 from aigateway.server.presence import WhilePresent
 from aigateway.server.questions import chat_question
+from aigateway.telemetry.prometheus import wants_prometheus
 
 __all__ = ["ROUTES"]
 
@@ -73,35 +74,10 @@ async def metrics(request: Request) -> Response:
     service = service_of(request)
     service.access.admit(request.headers)
     accept = request.headers.get("accept", "")
-    if service.scrape is not None and _is_scraper(accept):
+    if service.scrape is not None and wants_prometheus(accept):
         kind, body = service.scrape(accept)
         return Response(body, headers={"content-type": kind})
-    with service.in_use() as gateway:
-        return json_response(gateway.get_metrics())
-
-
-_SCRAPED = ("application/openmetrics-text", "text/plain")
-
-
-def _is_scraper(accept: str) -> bool:
-    """Whether the text form is named, and liked better than JSON. `*/*` names nothing."""
-    liked: dict[str, float] = {}
-    for part in accept.lower().split(","):
-        kind, *parameters = (piece.strip() for piece in part.split(";"))
-        liked[kind] = max(liked.get(kind, 0.0), _quality(parameters))
-    text = max(liked.get(kind, 0.0) for kind in _SCRAPED)
-    return text > liked.get("application/json", 0.0)
-
-
-def _quality(parameters: list[str]) -> float:
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "q":
-            try:
-                return min(1.0, max(0.0, float(value)))
-            except ValueError:
-                return 0.0
-    return 1.0
+    return json_response(service.figures())
 
 
 ROUTES = (

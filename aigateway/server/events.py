@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aigateway.clock import Clock
-from aigateway.server.presence import WhilePresent
+from aigateway.server.presence import StoppingError, WhilePresent, WhileServing
 
 __all__ = ["EventStream"]
 
@@ -26,6 +26,8 @@ class EventStream(Response):
         headers: Of the response.
         ping: Sent when nothing else was for `ping_seconds`.
         ping_seconds: How long a silence may be.
+        farewell: Sent as the last when the service's time is over.
+        stopping: Is set then.
         clock: Time.
     """
 
@@ -39,6 +41,8 @@ class EventStream(Response):
         *,
         ping: bytes,
         ping_seconds: float,
+        farewell: bytes,
+        stopping: asyncio.Event,
         clock: Clock,
     ) -> None:
         self.status_code = 200
@@ -49,6 +53,8 @@ class EventStream(Response):
         self._closing = closing
         self._ping = ping
         self._ping_seconds = ping_seconds
+        self._farewell = farewell
+        self._stopping = stopping
         self._clock = clock
         self._quiet = False
 
@@ -63,9 +69,12 @@ class EventStream(Response):
             await send(start)
             pings = asyncio.create_task(self._send_pings(send), name="aigateway-pings")
             try:
-                async for event in events:
-                    self._quiet = False
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                async with WhileServing(self._stopping):
+                    async for event in events:
+                        self._quiet = False
+                        await _send(send, event)
+            except StoppingError:
+                await _send(send, self._farewell)
             finally:
                 pings.cancel()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -75,4 +84,8 @@ class EventStream(Response):
             self._quiet = True
             await self._clock.sleep(self._ping_seconds)
             if self._quiet:
-                await send({"type": "http.response.body", "body": self._ping, "more_body": True})
+                await _send(send, self._ping)
+
+
+async def _send(send: Send, event: bytes) -> None:
+    await send({"type": "http.response.body", "body": event, "more_body": True})

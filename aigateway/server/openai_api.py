@@ -39,6 +39,11 @@ PING_SECONDS = 15.0
 """Silence of a stream after which a comment is sent: proxies cut at 30 to 60 seconds."""
 
 
+_STOPPING = Refusal(
+    503, "The service is stopping; ask again.", "server_error", "stopping", retry_after=1.0
+)
+
+
 async def chat_completions(request: Request) -> Response:
     """Answer a chat, whole or piece by piece."""
     exchange = Exchange.begin(request)
@@ -83,6 +88,8 @@ async def _streamed(request: Request, exchange: Exchange, question: Question) ->
             headers_of_opening(opening, word),
             ping=PING,
             ping_seconds=PING_SECONDS,
+            farewell=error_event(_STOPPING),
+            stopping=exchange.service.stopping,
             clock=clock,
         )
 

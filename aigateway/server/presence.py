@@ -1,21 +1,72 @@
-"""Whether whoever asked is still there. Nobody is asked for an answer that nobody reads."""
+"""Whether an answer is still wanted, and may still be given.
+
+Nobody is asked for an answer that nobody reads, and a service that stops cannot give every stream
+the time it would like.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from starlette.types import Receive
 
-__all__ = ["CallerGoneError", "WhilePresent"]
+__all__ = ["CallerGoneError", "StoppingError", "WhilePresent", "WhileServing"]
 
 
 class CallerGoneError(Exception):
     """The connection was closed before the answer was given."""
 
 
-class WhilePresent:
+class StoppingError(Exception):
+    """The service's time was over before the answer was."""
+
+
+class _While:
+    """A block that is cancelled when something ends, which is then raised as an error."""
+
+    __slots__ = ("_cancelling", "_over", "_task", "_watch")
+
+    error: ClassVar[type[Exception]]
+
+    def __init__(self) -> None:
+        self._over = False
+        self._cancelling = 0
+        self._task: asyncio.Task[object] | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def _until(self) -> None:
+        """Come back when it ends."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.current_task()
+        self._cancelling = 0 if self._task is None else self._task.cancelling()
+        self._watch = asyncio.create_task(self._wait(), name=f"aigateway-{type(self).__name__}")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        if not self._over or self._task is None:
+            return
+        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise self.error from error
+
+    async def _wait(self) -> None:
+        await self._until()
+        if self._task is not None:
+            self._over = True
+            self._task.cancel()
+
+
+class WhilePresent(_While):
     """A block that is cancelled when the caller closes the connection.
 
     The body must have been read to its end: what is received here is only that there is no more.
@@ -27,37 +78,36 @@ class WhilePresent:
         CallerGoneError: At the end of the block, if that is what ended it.
     """
 
-    __slots__ = ("_cancelling", "_gone", "_receive", "_task", "_watch")
+    __slots__ = ("_receive",)
+
+    error = CallerGoneError
 
     def __init__(self, receive: Receive) -> None:
+        super().__init__()
         self._receive = receive
-        self._gone = False
-        self._cancelling = 0
-        self._task: asyncio.Task[object] | None = None
-        self._watch: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.current_task()
-        self._cancelling = 0 if self._task is None else self._task.cancelling()
-        self._watch = asyncio.create_task(self._until_gone(), name="aigateway-presence")
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        if not self._gone or self._task is None:
-            return
-        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise CallerGoneError from error
-
-    async def _until_gone(self) -> None:
+    async def _until(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if self._task is not None:
-            self._gone = True
-            self._task.cancel()
+
+
+class WhileServing(_While):
+    """A block that is cancelled when the service's time is over.
+
+    Args:
+        stopping: Is set then.
+
+    Raises:
+        StoppingError: At the end of the block, if that is what ended it.
+    """
+
+    __slots__ = ("_stopping",)
+
+    error = StoppingError
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        super().__init__()
+        self._stopping = stopping
+
+    async def _until(self) -> None:
+        await self._stopping.wait()

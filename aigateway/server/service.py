@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.gateway import AsyncGateway
@@ -12,6 +13,7 @@ from aigateway.routing.provider import CircuitOrder
 from aigateway.server.access import Access
 from aigateway.server.status.happenings import Happenings
 from aigateway.server.status.snapshot import Snapshot, snapshot
+from aigateway.server.workers import Workers
 from aigateway.settings import ServerSettings
 
 __all__ = ["Service"]
@@ -32,12 +34,15 @@ class Service:
         settings: As given.
         access: Who may ask.
         draining: It is told to stop: `/ready` says no, what is under way goes on.
+        stopping: Its time is over, too: a stream that still goes on says so and ends.
+        workers: The other processes of the same service.
         clock: As given.
         happenings: As given.
         snapshot: What the status page shows; one of several processes puts the sum of all there.
         force_circuit: Gives an operator's order for a provider (its name, the order, who gives
             it); one of several processes passes it on to all. Raises `ConfigurationError` where
             there is no such provider.
+        figures: The metrics as JSON; likewise.
         scrape: The metrics for a scraper: from its `Accept` the content type and the body of the
             answer; None where there are only those in JSON.
     """
@@ -49,17 +54,21 @@ class Service:
         clock: Clock = SYSTEM_CLOCK,
         *,
         happenings: Happenings | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.gateway = gateway
         self.settings = settings
         self.access = Access(settings, clock)
         self.draining = False
+        self.stopping = asyncio.Event()
+        self.workers = workers or Workers()
         self.clock = clock
         self.happenings = happenings or Happenings(clock)
         self.snapshot: Callable[[], Snapshot] = self.own_snapshot
         self.force_circuit: Callable[[str, CircuitOrder, str | None], Awaitable[None]] = (
             self.force_own_circuit
         )
+        self.figures: Callable[[], dict[str, Any]] = self.own_figures
         self.scrape: Callable[[str], tuple[str, bytes]] | None = None
         self._uses: dict[AsyncGateway, int] = {}
         self._left = asyncio.Event()
@@ -73,6 +82,10 @@ class Service:
             self.happenings.latency(),
             self.clock.wall(),
         )
+
+    def own_figures(self) -> dict[str, Any]:
+        """The metrics of this process."""
+        return self.gateway.get_metrics()
 
     async def force_own_circuit(self, name: str, order: CircuitOrder, by: str | None) -> None:
         """Take a circuit of this process in hand; see `AsyncGateway.force_circuit`."""

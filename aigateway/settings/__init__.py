@@ -18,6 +18,7 @@ from aigateway.settings.gateway import GatewaySettings
 from aigateway.settings.load import load_providers
 from aigateway.settings.provider import LLMConfig, ProviderType
 from aigateway.settings.server import ApiKey, ServerSettings
+from aigateway.settings.sources import settings_file
 
 __all__ = [
     "ApiKey",
@@ -26,5 +27,6 @@ __all__ = [
     "ProviderType",
     "ServerSettings",
     "load_providers",
+    "settings_file",
     "suggestion",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 from typing import Annotated, Self
 
@@ -87,6 +88,13 @@ class ServerSettings(TableSettings):
     """Connections open at once, of one worker; more are turned away with 503."""
     drain_seconds: SecondsOrZero = 30.0
     """Seconds for what is under way when it is told to stop; then streams are told and cut."""
+    drain_notice_seconds: SecondsOrZero = 1.0
+    """The first of those, in which `/ready` says no and new requests are still answered: as long
+    as a load balancer takes to notice."""
+
+    otel: bool = False
+    """Whether requests and attempts become spans and metrics of OpenTelemetry (extra `[otel]`). The
+    process must have providers for them: run it as `opentelemetry-instrument aigateway serve`."""
 
     @classmethod
     def _broken_json(cls) -> str:
@@ -101,6 +109,12 @@ class ServerSettings(TableSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @model_validator(mode="after")
+    def _check_otel(self) -> Self:
+        if self.otel and importlib.util.find_spec("opentelemetry") is None:
+            raise ValueError('otel: needs what is not installed: pip install "aigateway[otel]"')
+        return self
 
     @model_validator(mode="after")
     def _check_access(self) -> Self:

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from aigateway.errors import ConfigurationError
 from aigateway.settings.explain import suggestion, unknown_name
 
-__all__ = ["PREFIX", "SERVER_PREFIX", "File", "Variables"]
+__all__ = ["PREFIX", "SERVER_PREFIX", "File", "Variables", "settings_file"]
 
 PREFIX = "AIGATEWAY_"
 SERVER_PREFIX = "AIGATEWAY_SERVER_"
@@ -77,9 +77,7 @@ class File:
 
     def __init__(self, variables: Variables, path: Path | None = None) -> None:
         named = path or variables.get(_CONFIG_VARIABLE)
-        self.path = Path(named or _TOML_NAME)
-        with contextlib.suppress(RuntimeError):  # there is no such user: nor such a file
-            self.path = self.path.expanduser()
+        self.path = _expanded(named or _TOML_NAME)
         self.gateway: dict[str, Any] = {}
         self.server: dict[str, Any] = {}
         self.providers: list[dict[str, Any]] = []
@@ -105,6 +103,22 @@ class File:
         """What stands under `[gateway]` or `[server]`."""
         found: dict[str, Any] = {"gateway": self.gateway, "server": self.server}[name]
         return found
+
+
+def settings_file() -> Path:
+    """Where `aigateway.toml` is looked for, whether it is there or not.
+
+    Raises:
+        ConfigurationError: `.env`, which may say it, cannot be read.
+    """
+    return _expanded(Variables().get(_CONFIG_VARIABLE) or _TOML_NAME)
+
+
+def _expanded(name: str | Path) -> Path:
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # there is no such user: nor such a file
+        return path.expanduser()
+    return path
 
 
 def _are_tables(values: object) -> bool:

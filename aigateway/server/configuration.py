@@ -1,0 +1,67 @@
+"""Everything that is configured, read at once: what a service starts from, and reloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aigateway.errors import NoProvidersError
+from aigateway.events import Hook
+from aigateway.gateway import AsyncGateway
+from aigateway.routing.plan import NO_PROVIDERS
+from aigateway.settings import GatewaySettings, LLMConfig, ServerSettings, load_providers
+
+__all__ = ["Configuration", "Read", "read_configuration"]
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What was read, from every source.
+
+    Attributes:
+        gateway: `[gateway]`.
+        server: `[server]`.
+        providers: Whom to ask.
+    """
+
+    gateway: GatewaySettings
+    server: ServerSettings
+    providers: tuple[LLMConfig, ...]
+
+    def make_gateway(self, hooks: Iterable[Hook] = ()) -> AsyncGateway:
+        """Make a gateway of it. Opens nothing, so it may be thrown away again.
+
+        Args:
+            hooks: Get its events.
+
+        Raises:
+            ConfigurationError: The providers cannot be together.
+        """
+        return AsyncGateway(self.providers, settings=self.gateway, hooks=hooks)
+
+
+Read = Callable[[], Configuration]
+"""Reads everything anew; raises `ConfigurationError`."""
+
+
+def read_configuration(
+    overrides: Mapping[str, Any], providers: Sequence[LLMConfig] | None = None
+) -> Configuration:
+    """Read everything, and see that it can work together.
+
+    Args:
+        overrides: Fields of `ServerSettings` from the command line.
+        providers: Whom to ask, whatever is configured; None reads that too.
+
+    Raises:
+        ConfigurationError: Something cannot work.
+        NoProvidersError: There is nobody to ask.
+    """
+    server = ServerSettings.load(**overrides)
+    found = load_providers() if providers is None else tuple(providers)
+    configuration = Configuration(GatewaySettings.load(), server, found)
+    if not found:
+        raise NoProvidersError(NO_PROVIDERS)
+    configuration.make_gateway()  # two of one name, say
+    return configuration

@@ -1,0 +1,252 @@
+"""One process that answers: uvicorn over the application, from warming up to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import socket
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
+
+import uvicorn
+
+from aigateway.events import Hook
+from aigateway.server.app import create_app
+from aigateway.server.configuration import Configuration, Read
+from aigateway.server.connections import protocol_for
+from aigateway.server.draining import App, Ending, Traffic
+from aigateway.server.reload import Reloader
+from aigateway.server.service import Service
+from aigateway.server.sharing import share
+from aigateway.server.status.happenings import Happenings
+from aigateway.server.workers import Workers
+from aigateway.settings import ServerSettings
+from aigateway.telemetry.prometheus import Prometheus
+
+__all__ = ["BACKLOG", "MakeApp", "Process"]
+
+MakeApp = Callable[[Service], App]
+"""Makes the application; only tests give another than `create_app`."""
+
+BACKLOG = 2048
+"""Connections that wait to be accepted; Linux allows 4096 unless told otherwise."""
+
+_AT_A_TIME = 8
+"""Connections accepted in one go. More, and one process would take what all should share."""
+
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep connections: who closes first must be the one who knows that it does
+not send a request at that moment."""
+
+_TELLING_SECONDS = 1.0
+"""For streams to say that they end."""
+
+_FLUSHING_SECONDS = 0.5
+"""For the last bytes to leave."""
+
+_FRESH_SECONDS = 0.3
+"""For the first request of a connection that was made at the last moment."""
+
+_LOOK_SECONDS = 0.005
+
+_LOOKS = 50
+"""At the listening socket, while more keeps coming, before it is closed all the same."""
+
+
+class Process:
+    """One process of the service, in the running event loop.
+
+    Args:
+        configuration: What it starts from.
+        read: Reads it anew.
+        listener: A bound socket; it listens when the gateway is warm. Closed at the end.
+        workers: The other processes.
+        make_app: Makes the application.
+        hooks: Get the gateway's events, also of one that takes its place.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        read: Read,
+        listener: socket.socket,
+        *,
+        workers: Workers | None = None,
+        make_app: MakeApp = create_app,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        happenings, metrics = Happenings(), Prometheus()
+        hooks = (*hooks, happenings, metrics, *_traces(configuration.server))
+        self.service = Service(
+            configuration.make_gateway(hooks),
+            configuration.server,
+            workers=workers,
+            happenings=happenings,
+        )
+        share(self.service, metrics)
+        self.ending = Ending(self.service)
+        self.reloader = Reloader(self.service, configuration, read, hooks)
+        self._listener = listener
+        self._make_app = make_app
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def reload(self) -> None:
+        """Read the configuration anew, in the background."""
+        self._spawn(self.reloader.reload())
+
+    async def run(self, ready: Callable[[], object]) -> None:
+        """Answer until told to end.
+
+        Args:
+            ready: Called when it listens.
+
+        Raises:
+            OSError: The port was taken just now.
+            GatewayError: The gateway cannot be made ready.
+        """
+        self._spawn(self.service.workers.attend())
+        try:
+            await self._unless_told(self.service.gateway.warmup())
+            if not self.ending.begun.is_set():
+                await self._serve(ready)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.reloader.aclose()
+            await self.service.gateway.aclose()
+
+    async def _serve(self, ready: Callable[[], object]) -> None:
+        server = _Server(self._make_app(self.service), self.service, self.ending, ready)
+        serving = asyncio.create_task(server.serve([self._listener]))
+        await self._unless_told(asyncio.shield(serving))
+        await self.ending.notice()
+        server.should_exit = True
+        await serving
+
+    async def _unless_told(self, waiting: Any) -> None:
+        """Wait for something, or for being told to end."""
+        first = asyncio.ensure_future(waiting)
+        told = asyncio.ensure_future(self.ending.begun.wait())
+        try:
+            done, _ = await asyncio.wait((first, told), return_when=asyncio.FIRST_COMPLETED)
+            if first in done:
+                await first
+        finally:
+            for task in (first, told):
+                task.cancel()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _traces(settings: ServerSettings) -> tuple[Hook, ...]:
+    if not settings.otel:
+        return ()
+    from aigateway.telemetry import OpenTelemetry  # noqa: PLC0415 - an extra of its own
+
+    return (OpenTelemetry(),)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, but for how it ends. Signals are not its affair."""
+
+    def __init__(
+        self, app: App, service: Service, ending: Ending, ready: Callable[[], object]
+    ) -> None:
+        self._traffic = Traffic(app, service)
+        self._service = service
+        self._ending = ending
+        self._ready = ready
+        config = uvicorn.Config(
+            self._traffic,
+            http=protocol_for(service),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            backlog=_AT_A_TIME,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        )
+        super().__init__(config)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals to whoever runs this."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # uvicorn has one number for what waits and what is taken
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End: see `draining`."""
+        await self._stop_accepting(sockets or [])
+        await self._leave_idle()
+        await self._ending.until(self._is_over)
+        self._service.stopping.set()
+        self._traffic.cut(begun=False)
+        if not self._ending.hurried:
+            await self._ending.until(self._is_over, _TELLING_SECONDS)
+        self._traffic.cut(begun=True)
+        await self._ending.until(self._is_over, _FLUSHING_SECONDS)
+        for connection in self._connections():
+            connection.transport.abort()
+
+    def _is_over(self) -> bool:
+        return not self.server_state.connections and not self.server_state.tasks
+
+    def _connections(self) -> list[Any]:
+        return list(self.server_state.connections)
+
+    async def _stop_accepting(self, sockets: Iterable[socket.socket]) -> None:
+        """Take in what waits to be accepted, then accept no more."""
+        for listener in sockets:
+            for _ in range(_LOOKS):
+                if not _is_readable(listener):
+                    break
+                await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        for listener in sockets:
+            listener.close()
+
+    async def _leave_idle(self) -> None:
+        """Close connections without a request, but for those on which one is just coming.
+
+        One that was never used is given a moment: whoever connects has something to ask.
+        """
+        told: set[Any] = set()
+        enough = self._service.clock.now() + _FRESH_SECONDS
+        while True:
+            await self._service.clock.sleep(_LOOK_SECONDS)  # what has arrived is read meanwhile
+            over = self._ending.hurried or self._service.clock.now() > enough
+            for connection in self._connections():
+                is_fresh = connection.cycle is None or _has_news(connection)
+                if connection not in told and (over or not is_fresh):
+                    told.add(connection)
+                    connection.shutdown()  # where there is a request: after its answer
+            if over or told.issuperset(self._connections()):
+                return
+
+
+def _has_news(connection: Any) -> bool:
+    """Whether something has arrived that was not read yet."""
+    return _is_readable(connection.transport.get_extra_info("socket"))
+
+
+def _is_readable(sock: Any) -> bool:
+    """Whether something has arrived there that was not taken yet."""
+    number = -1 if sock is None else sock.fileno()
+    if number < 0:
+        return False
+    poll = select.poll()  # `select` itself cannot look at numbers above 1023
+    poll.register(number, select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,79 @@
+"""A program that starts services, each a process of its own, forked from this one.
+
+It has loaded everything: to load litellm for each test takes seconds. `python -m
+tests.server.nursery` reads one JSON object a line, {"directory", "arguments", "env"}: where the
+process runs and leaves `out`, `err`, `pid` and, at its end, `code`. It ends with its input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from aigateway import AsyncGateway, LLMConfig
+from aigateway.cli import app
+from aigateway.server import serve as serving
+from aigateway.server.app import create_app
+from tests.server.endpoints import with_endpoints
+
+
+def main() -> None:
+    asyncio.run(_load())
+    # What the command line starts is the service itself, with a few endpoints more.
+    made = functools.partial(serving.Order, make_app=with_endpoints(create_app))
+    vars(serving)["Order"] = made
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for them
+    print("loaded", flush=True)
+    for line in sys.stdin:
+        _start(json.loads(line))
+    os._exit(0)  # to take down what was loaded takes seconds, too
+
+
+async def _load() -> None:
+    provider = LLMConfig(provider="openai", model="m", api_key="k")
+    async with AsyncGateway([provider]) as gateway:
+        await gateway.warmup()
+
+
+def _start(order: dict[str, Any]) -> None:
+    if os.fork():
+        return
+    code = 70
+    directory = Path(order["directory"])
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        os.chdir(directory)
+        os.environ.update(order["env"])
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        _leave(directory, "pid", os.getpid())
+        app(order["arguments"], standalone_mode=True)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except typer.Exit as end:
+        code = end.exit_code
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _leave(directory, "code", code)
+        os._exit(code)
+
+
+def _leave(directory: Path, name: str, number: int) -> None:
+    beside = directory / f"{name}.new"
+    beside.write_text(str(number))
+    beside.replace(directory / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""`aigateway serve` as somebody types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from typer.testing import CliRunner
+
+from aigateway.cli import app
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else 1)
+    done = CliRunner().invoke(app, ["serve"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert 'pip install "aigateway[server]"' in done.stderr
+    assert "uvicorn" in done.stderr
+
+
+def test_its_help():
+    done = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"})
+    for option in ("--host", "--port", "--workers", "--config", "--simulate", "--log-format"):
+        assert option in done.stdout
+
+
+def test_from_a_shell(tmp_path):
+    """The whole way, nothing forked from anywhere: start, answer, be told to end."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "aigateway", "serve", "--simulate", "--port", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = line.split("listens at ")[1].split(",")[0]
+        assert "(simulated)" in line
+        assert json.load(urlopen(f"{url}/health", timeout=20)) == {"status": "ok"}
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=40)
+    assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_log_as_json(start, workers):
+    toml = '[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "sk-secret"\n'
+    service = start(
+        *("--log-format", "json", "--workers", workers),
+        toml=toml,
+        AIGATEWAY_SERVER_DRAIN_NOTICE_SECONDS="0",
+    )
+    assert service.url
+    (service.directory / "aigateway.toml").write_text("[gateway]\nno_such = 1\n" + toml)
+    service.signal(signal.SIGHUP)
+    from tests.server.conftest import until
+
+    until(lambda: "no_such" in service.log)
+    service.signal(signal.SIGTERM)
+    assert service.code == 0
+    lines = [json.loads(line) for line in service.log.splitlines()]
+    refused = [line for line in lines if line["event"].startswith("reload.refused")]
+    assert {line["level"] for line in refused} == {"error"}
+    assert "sk-secret" not in service.log
+
+
+def test_only_the_service_loads_the_frameworks():
+    heavy = ("fastapi", "uvicorn", "prometheus_client", "opentelemetry")
+    code = (
+        "import sys, aigateway.cli, aigateway.cli.serve, aigateway.gateway;"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+    )
+    assert done.stdout == "[]\n"

@@ -1,0 +1,176 @@
+"""Several processes as one service: they share a port, a file of settings, figures and orders."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.server.conftest import until
+from tests.server.visitors import eventually, once
+
+TOML = '[server]\nworkers = 3\n[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'
+KEYED = TOML + f'[[server.keys]]\nname = "x"\nsha256 = "{"0" * 64}"\n'
+
+
+async def pids_seen(port: int) -> set[int]:
+    """Which processes answer, over connections of their own."""
+    answers = await asyncio.gather(*(once(port, "/t/work?id=_&seconds=0.02") for _ in range(60)))
+    return {told["pid"] for _, _, told in answers}
+
+
+async def everybody(port: int, count: int) -> set[int]:
+    """The processes, as soon as there are that many."""
+    while True:
+        _, _, told = await once(port, "/t/pids")
+        if len(told["living"]) == count:
+            return set(told["living"])
+        await asyncio.sleep(0.02)
+
+
+async def replaced(port: int, gone: set[int]) -> set[int]:
+    """The processes, as soon as there are three and none of those."""
+    while True:
+        found = await everybody(port, 3)
+        if not found & gone:
+            return found
+
+
+async def test_all_answer_and_each_knows_of_all(start):
+    service = start(toml=TOML)
+    port = await asyncio.to_thread(lambda: service.port)
+    pids = await everybody(port, 3)
+    assert service.pid not in pids
+    seen: set[int] = set()
+    while seen != pids:
+        seen |= await pids_seen(port)
+        assert seen <= pids
+
+
+async def test_one_that_dies_is_replaced_and_what_it_did_still_counts(start):
+    service = start(toml=TOML)
+    port = await asyncio.to_thread(lambda: service.port)
+    before = await everybody(port, 3)
+    victim = min(before)
+    os.kill(victim, signal.SIGKILL)
+    await asyncio.to_thread(until, lambda: "worker.died" in service.log)
+    after = await replaced(port, {victim})
+    assert victim not in after
+    assert len(after & before) == 2
+    _, _, told = await once(port, "/t/pids")
+    assert told["departed"] == [victim]
+    (line,) = [line for line in service.log.splitlines() if "worker.died" in line]
+    assert f"(pid {victim}) died of SIGKILL" in line
+    assert " ERROR " in line
+
+
+async def test_an_order_reaches_all_and_those_that_come_later(start):
+    service = start(toml=TOML)
+    port = await asyncio.to_thread(lambda: service.port)
+    pids = await everybody(port, 3)
+    await once(port, "/t/order?subject=circuit%20a/b&content=open")
+    await once(port, "/t/order?subject=circuit%20a/b&content=closed")
+    await obeyed_by(port, pids, {"circuit a/b": "closed"})
+    os.kill(min(pids), signal.SIGKILL)
+    await asyncio.to_thread(until, lambda: "worker.died" in service.log)
+    after = await replaced(port, {min(pids)})
+    await obeyed_by(port, after, {"circuit a/b": "closed"})
+
+
+async def obeyed_by(port: int, pids: set[int], orders: dict[str, str]) -> None:
+    obedient: set[int] = set()
+    while obedient != pids:
+        answers = await asyncio.gather(*(once(port, "/t/obeyed") for _ in range(30)))
+        obedient |= {told["pid"] for _, _, told in answers if told["obeyed"] == orders}
+
+
+async def test_one_that_is_told_to_end_finishes_and_is_replaced(start):
+    service = start(toml=TOML)
+    port = await asyncio.to_thread(lambda: service.port)
+    before = await everybody(port, 3)
+    long = asyncio.create_task(once(port, "/t/work?id=long&seconds=0.5"))
+    await eventually(lambda: "long" in service.read("accepted"))
+    for pid in before:
+        os.kill(pid, signal.SIGTERM)
+    assert (await long)[0] == 200
+    await replaced(port, before)
+    assert service.log.count("worker.ended") == 3
+    assert "worker.died" not in service.log
+
+
+async def test_without_the_parent_they_end_too(start):
+    service = start(toml=TOML, AIGATEWAY_SERVER_DRAIN_NOTICE_SECONDS="0")
+    port = await asyncio.to_thread(lambda: service.port)
+    pids = await everybody(port, 3)
+    service.signal(signal.SIGKILL)
+    await asyncio.to_thread(until, lambda: not any(is_alive(pid) for pid in pids))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_signal_to_the_whole_group_is_one_signal(start):
+    service = start(toml=TOML, AIGATEWAY_SERVER_DRAIN_NOTICE_SECONDS="0.1")
+    port = await asyncio.to_thread(lambda: service.port)
+    await everybody(port, 3)
+    long = asyncio.create_task(once(port, "/t/work?id=long&seconds=0.5"))
+    await eventually(lambda: "long" in service.read("accepted"))
+    os.killpg(service.pid, signal.SIGTERM)
+    assert (await long)[0] == 200
+    assert await asyncio.to_thread(lambda: service.code) == 0
+    assert "worker.died" not in service.log
+
+
+def test_nobody_else_may_look_where_they_meet(start, tmp_path):
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    service = start(toml=TOML, TMPDIR=str(meeting), AIGATEWAY_SERVER_DRAIN_NOTICE_SECONDS="0")
+    assert service.url
+    (directory,) = meeting.iterdir()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    service.signal(signal.SIGTERM)
+    assert service.code == 0
+    assert list(meeting.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("toml", "arguments", "words"),
+    [
+        ("[server]\nprot = 1\n", (), 'did you mean "port"'),
+        ('[server]\nhost = "0.0.0.0"\n', (), "make a key with `aigateway key`"),
+        ("[gateway]\ntimeout = -1\n", (), "timeout"),
+        ("", (), "OPENAI_API_KEY"),
+        (KEYED, ("--host", "no.such.host.invalid"), "no address of this machine"),
+        ("", ("--simulate", "--workers", "2"), "--workers 1"),
+        ("", ("--config", "missing.toml"), "cannot be read"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_listens(start, toml, arguments, words):
+    service = start(*arguments, toml=toml)
+    assert service.code == 2
+    assert words in service.log
+    assert "Traceback" not in service.log
+    assert "listens" not in service.read("out")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_is_taken(start, workers):
+    first = start("--simulate")
+    second = start("--port", str(first.port), "--workers", workers, toml=TOML)
+    assert second.code == 2
+    assert f"cannot listen at port {first.port} (Address already in use)" in second.log
+
+
+def test_when_not_even_the_first_can_start_it_gives_up(start):
+    service = start(toml=TOML, BROKEN="1")
+    assert service.code == 1
+    assert service.log.count("worker.never_ready") == 1
+    assert "RuntimeError: as it was told" in service.log
+    assert "listens" not in service.read("out")

@@ -98,7 +98,7 @@ def start(nursery: Any, tmp_path: Path) -> Iterator[Callable[..., Running]]:
         order = {
             "directory": str(directory),
             "arguments": ["serve", "--port", "0", *arguments],
-            "env": env,
+            "env": {"TMPDIR": str(directory), **env},
         }
         nursery.write(json.dumps(order) + "\n")
         nursery.flush()

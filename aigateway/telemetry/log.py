@@ -89,6 +89,8 @@ class LogHook:
         kind = type(event)
         level = _LEVELS.get(kind, logging.INFO)
         if structlog.is_configured():
+            if kind in ON_REQUEST and not _structlog_shows_debug():
+                return  # made for somebody else, and too many to be put together for nothing
             name, *values = _plain(event)
             told = dict(zip(_FIELDS[kind], values, strict=True))
             structlog.get_logger(LOGGER_NAME).log(level, name, **told)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.server.documented import _is_scraper
 from aigateway.server.questions import chat_question, completion_question, embedding_question
 from aigateway.server.refusals import Refusal
 from aigateway.server.shapes import CHAT_NAMES, COMPLETION_NAMES, EMBEDDING_NAMES
 from aigateway.server.terms import name_of_request, origin, terms
+from aigateway.telemetry import wants_prometheus
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
@@ -92,4 +92,4 @@ def test_nothing_but_a_trace_goes_on(parent, state):
 
 @given(st.text(string.ascii_lowercase + "/*;,=q. 01"))
 def test_any_accept_is_understood(accept):
-    assert _is_scraper(accept) is False or "text/plain" in accept or "openmetrics" in accept
+    assert wants_prometheus(accept) is False or "text/plain" in accept or "openmetrics" in accept

@@ -32,8 +32,9 @@ from aigateway.messages import (
     Completion,
     EmbeddingRequest,
     EmbeddingResponse,
+    Opening,
 )
-from aigateway.routing.call import Surroundings
+from aigateway.routing.call import Call, Surroundings
 from aigateway.routing.dispatch import Dispatcher, Operation, Served
 from aigateway.routing.journey import Journey
 from aigateway.routing.plan import Roster
@@ -41,8 +42,9 @@ from aigateway.routing.stream import Resume, StreamRun, whole_answer
 from aigateway.settings import GatewaySettings
 from aigateway.streaming import Outcome, endings, pieces
 from aigateway.structured import fits, parse
-from aigateway.telemetry.ledger import Ledger
-from aigateway.vendor.client import Failure, VendorCallError, VendorClient
+from aigateway.telemetry.account import Account
+from aigateway.telemetry.ledger import Entry, Ledger
+from aigateway.vendor.client import Failure, VendorCallError
 
 __all__ = ["Answering"]
 
@@ -82,23 +84,18 @@ class Answering:
 
     async def chat(self, request: ChatRequest) -> ChatResponse:
         """Answer one request."""
-        with self._ledger.open(request, request.agent) as began:
-            return await self._answer(request, began)
+        with self._ledger.open(request, request.agent) as entry:
+            return await self._answer(request, entry)
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Embed texts; not cached."""
-        with self._ledger.open(request, None) as began:
-            journey = self._journey(request, began)
-            operation = Operation(lambda client: client.embed(request))
+        with self._ledger.open(request, None) as entry:
+            journey = self._journey(request, entry)
+            operation = Operation(lambda call: call.provider.client.embed(call.outgoing(request)))
             served = await self._dispatcher.dispatch(journey, operation)
-            latency = self._clock.now() - began
-            self._ledger.served(
-                request,
-                None,
-                served.provider,
-                served.answer,
-                attempts=len(served.attempts),
-                latency=latency,
+            latency = self._clock.now() - entry.began
+            entry.served(
+                served.provider, served.answer, attempts=len(served.attempts), latency=latency
             )
             return EmbeddingResponse(
                 served.answer, served.provider, served.attempts, latency, request.request_id
@@ -108,21 +105,24 @@ class Answering:
         self, request: ChatRequest, resume: Resume | None, outcome: Outcome
     ) -> AsyncGenerator[Chunk, None]:
         """The chunks of one stream; when the content is through, `outcome` has the response."""
-        with self._ledger.open(request, request.agent) as began:
+        with self._ledger.open(request, request.agent, streamed=True) as entry:
             key = self._key(request)
-            response = self._replayed(key, request, began)
+            response = self._replayed(key, request, entry)
             if response is None:
-                run = self._stream_run(request, resume, began)
+                run = self._stream_run(request, resume, entry)
                 try:
                     async with contextlib.aclosing(run.chunks()) as chunks:
                         async for chunk in chunks:
+                            outcome.opening = run.opening
                             yield chunk
-                    response = self._run_to_its_end(key, request, began, run)
+                    response = self._run_to_its_end(key, request, entry, run)
                 except (AllProvidersFailedError, DeadlineExceededError):
-                    response = self._replayed(key, request, began, stale=True)
+                    response = self._replayed(key, request, entry, stale=True)
                     if response is None:
                         raise
         outcome.response = response
+        if outcome.opening is None:
+            outcome.opening = _opening(response)
         if response.cached:
             for count, chunk in enumerate(pieces(response.completion), 1):
                 yield chunk
@@ -136,40 +136,39 @@ class Answering:
         await self._dispatcher.stop()
         await self._flights.aclose()
 
-    async def _answer(self, request: ChatRequest, began: float) -> ChatResponse:
+    async def _answer(self, request: ChatRequest, entry: Entry) -> ChatResponse:
         key = self._key(request)
         if key is None:
-            return self._fresh(request, began, await self._dispatch(request, began))
+            return self._fresh(request, entry, await self._dispatch(request, entry))
         # Two classes may share a schema and still judge differently, so each looks for itself.
         model = request.response_model
         if request.cache is True:
             remembered = self._cache.lookup(key)
             if remembered is not None and fits(model, remembered.completion):
-                return self._from_cache(request, began, remembered)
+                return self._from_cache(request, entry, remembered)
         try:
-            served, joined = await self._share(key, request, began)
+            served, joined = await self._share(key, request, entry)
             if joined and not fits(model, served.answer):
-                served, joined = await self._dispatch(request, began), False
+                served, joined = await self._dispatch(request, entry), False
         except (AllProvidersFailedError, DeadlineExceededError):
             stale = self._cache.lookup_stale(key) if request.cache is True else None
             if stale is None or not fits(model, stale.completion):
                 raise
-            return self._from_cache(request, began, stale, stale=True)
-        return self._fresh(request, began, served, coalesced=joined)
+            return self._from_cache(request, entry, stale, stale=True)
+        return self._fresh(request, entry, served, coalesced=joined)
 
     async def _share(
-        self, key: str, request: ChatRequest, began: float
+        self, key: str, request: ChatRequest, entry: Entry
     ) -> tuple[Served[Completion], bool]:
         """Dispatch, or wait for the same request that is in flight already."""
-        deadline = self._deadline(request, began)
+        deadline = self._deadline(request, entry.began)
         while True:
             flight = self._flight(key, request)
             lead = self._flights.lead(flight)
             if lead is None:
-                return await self._lead(flight, key, request, began)
+                return await self._lead(flight, key, request, entry)
             try:
-                async with self._clock.timeout(deadline - self._clock.now()):
-                    return await self._flights.join(flight), lead.shares()
+                return await self._join(flight, deadline, entry.account), lead.shares()
             except (AllProvidersFailedError, DeadlineExceededError) as error:
                 # The request that began it may have had too little time, where this one has more.
                 if not lead.lacked_time(error, self._clock.now(), deadline):
@@ -178,6 +177,18 @@ class Answering:
                 raise DeadlineExceededError(
                     "The request's deadline passed while it waited for an identical one in flight."
                 ) from None
+
+    async def _join(
+        self, flight: str, deadline: float, account: Account | None
+    ) -> Served[Completion]:
+        if account is not None:
+            account.wait()
+        try:
+            async with self._clock.timeout(deadline - self._clock.now()):
+                return await self._flights.join(flight)
+        finally:
+            if account is not None:
+                account.go_on()
 
     def _flight(self, key: str, request: ChatRequest) -> str:
         """Which flight this request joins, or begins."""
@@ -189,16 +200,16 @@ class Answering:
         return flight
 
     async def _lead(
-        self, flight: str, key: str, request: ChatRequest, began: float
+        self, flight: str, key: str, request: ChatRequest, entry: Entry
     ) -> tuple[Served[Completion], bool]:
         """Begin a flight; its own dispatch keeps the deadline."""
 
         async def dispatch_and_remember() -> Served[Completion]:
-            served = await self._dispatch(request, began)
+            served = await self._dispatch(request, entry)
             self._remember(key, request, served)
             return served
 
-        lead = Lead(self._deadline(request, began))
+        lead = Lead(self._deadline(request, entry.began))
         try:
             served, _ = await self._flights.share(flight, dispatch_and_remember, lead)
         except asyncio.CancelledError:
@@ -206,21 +217,22 @@ class Answering:
             raise
         return served, False
 
-    async def _dispatch(self, request: ChatRequest, began: float) -> Served[Completion]:
+    async def _dispatch(self, request: ChatRequest, entry: Entry) -> Served[Completion]:
         model, settings = request.response_model, self._settings
 
-        async def ask(client: VendorClient) -> Completion:
+        async def ask(call: Call) -> Completion:
+            client, sent = call.provider.client, call.outgoing(request)
             if settings.chat_over_stream:
                 first, idle = settings.first_token_timeout, settings.idle_timeout
-                completion = await whole_answer(client, request, self._clock, first, idle)
+                completion = await whole_answer(client, sent, self._clock, first, idle)
             else:
-                completion = await client.chat(request)
+                completion = await client.chat(sent)
             if not fits(model, completion):
                 # Raised here and not from pydantic's error, which quotes the answer.
                 raise VendorCallError(Failure(FailureKind.INVALID_OUTPUT), completion)
             return completion
 
-        return await self._dispatcher.dispatch(self._journey(request, began), Operation(ask))
+        return await self._dispatcher.dispatch(self._journey(request, entry), Operation(ask))
 
     def _key(self, request: ChatRequest) -> str | None:
         """The cache key, where the cache is of use."""
@@ -229,7 +241,7 @@ class Answering:
         return cache_key(request, partition=request.partition)
 
     def _replayed(
-        self, key: str | None, request: ChatRequest, began: float, *, stale: bool = False
+        self, key: str | None, request: ChatRequest, entry: Entry, *, stale: bool = False
     ) -> ChatResponse | None:
         """A remembered answer for a stream, if there is one."""
         if key is None or request.cache is not True:
@@ -237,33 +249,33 @@ class Answering:
         remembered = self._cache.lookup_stale(key) if stale else self._cache.lookup(key)
         if remembered is None or not fits(request.response_model, remembered.completion):
             return None
-        return self._from_cache(request, began, remembered, stale=stale)
+        return self._from_cache(request, entry, remembered, stale=stale)
 
-    def _stream_run(self, request: ChatRequest, resume: Resume | None, began: float) -> StreamRun:
-        journey = self._journey(request, began)
+    def _stream_run(self, request: ChatRequest, resume: Resume | None, entry: Entry) -> StreamRun:
+        journey = self._journey(request, entry)
         return StreamRun(
             self._dispatcher,
             request,
             journey,
             clock=self._clock,
             idle=self._settings.idle_timeout,
-            time_to_first=journey.deadline - began,
+            time_to_first=journey.deadline - entry.began,
             resume=resume,
         )
 
     def _run_to_its_end(
-        self, key: str | None, request: ChatRequest, began: float, run: StreamRun
+        self, key: str | None, request: ChatRequest, entry: Entry, run: StreamRun
     ) -> ChatResponse:
         served = run.served
         assert served is not None  # noqa: S101 - its chunks have come to their end
         if key is not None and not run.resumed:
             self._remember(key, request, served)
-        response = self._fresh(request, began, served)
+        response = self._fresh(request, entry, served)
         first = run.first_content_at
         return replace(
             response,
             resumed=run.resumed,
-            first_content_seconds=None if first is None else first - began,
+            first_content_seconds=None if first is None else first - entry.began,
         )
 
     def _remember(self, key: str, request: ChatRequest, served: Served[Completion]) -> None:
@@ -273,11 +285,11 @@ class Answering:
         )
         self._cache.remember(key, served.answer, served.provider, ttl)
 
-    def _journey(self, request: ChatRequest | EmbeddingRequest, began: float) -> Journey:
+    def _journey(self, request: ChatRequest | EmbeddingRequest, entry: Entry) -> Journey:
         candidates = self._roster.candidates(request.model)
-        deadline = self._deadline(request, began)
+        deadline = self._deadline(request, entry.began)
         if isinstance(request, EmbeddingRequest):
-            return Journey(request.request_id, candidates, deadline)
+            return Journey(request.request_id, candidates, deadline, account=entry.account)
         hedge = request.hedge
         if hedge is None:
             # A tool may do something: two answers might do it twice.
@@ -290,6 +302,7 @@ class Answering:
             tokens=tokens,
             hedge=hedge,
             background=request.background,
+            account=entry.account,
         )
 
     def _deadline(self, request: ChatRequest | EmbeddingRequest, began: float) -> float:
@@ -298,26 +311,19 @@ class Answering:
     def _fresh(
         self,
         request: ChatRequest,
-        began: float,
+        entry: Entry,
         served: Served[Completion],
         *,
         coalesced: bool = False,
     ) -> ChatResponse:
         answer, attempts = served.answer, served.attempts
         parsed = parse(request.response_model, answer)
-        latency = self._clock.now() - began
+        latency = self._clock.now() - entry.began
         if coalesced:
             attempts = ()
-            self._ledger.coalesced()
+            entry.coalesced(served.provider, answer)
         else:
-            self._ledger.served(
-                request,
-                request.agent,
-                served.provider,
-                answer,
-                attempts=len(attempts),
-                latency=latency,
-            )
+            entry.served(served.provider, answer, attempts=len(attempts), latency=latency)
             if self._settings.log_prompts:
                 texts = [choice.text for choice in answer.choices]
                 self._emitter.log_content(request.request_id, request.messages, texts)
@@ -332,16 +338,30 @@ class Answering:
         )
 
     def _from_cache(
-        self, request: ChatRequest, began: float, remembered: Remembered, *, stale: bool = False
+        self, request: ChatRequest, entry: Entry, remembered: Remembered, *, stale: bool = False
     ) -> ChatResponse:
         parsed = parse(request.response_model, remembered.completion)
-        self._ledger.remembered(request, request.agent, remembered.provider, stale=stale)
+        entry.remembered(remembered.provider, remembered.completion, stale=stale)
         return ChatResponse(
             remembered.completion,
             remembered.provider,
             cached=True,
             stale=stale,
-            latency_seconds=self._clock.now() - began,
+            latency_seconds=self._clock.now() - entry.began,
             parsed=parsed,
             request_id=request.request_id,
         )
+
+
+def _opening(response: ChatResponse) -> Opening:
+    """What a stream that is whole already, or has no content, is opened with."""
+    completion = response.completion
+    return Opening(
+        response.provider,
+        completion.model,
+        completion.id,
+        completion.created,
+        attempts=len(response.attempts),
+        cached=response.cached,
+        stale=response.stale,
+    )

@@ -7,24 +7,38 @@ key, so a hook may send it anywhere. `name` is stable: it is also the event's na
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from aigateway.errors import FailureKind, ProviderFailure
+from aigateway.messages import Usage
 
 __all__ = [
+    "ON_REQUEST",
+    "AnswerDiscarded",
+    "AttemptEnded",
     "CacheHit",
     "CircuitChanged",
+    "CircuitForced",
     "Event",
     "Hook",
+    "Operation",
+    "Outcome",
     "ProviderCooledDown",
     "ProviderDisabled",
     "ProviderEnabled",
     "ProviderFailed",
+    "RequestEnded",
     "RequestFailed",
     "RequestHedged",
     "RequestRetrying",
     "RequestServed",
 ]
+
+Operation = Literal["chat", "embeddings"]
+"""What was asked for."""
+
+Outcome = Literal["served", "hit", "stale", "coalesced", "failed", "cancelled"]
+"""How a request ends; each ends in exactly one way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +52,8 @@ class ProviderFailed:
     status: int | None
     code: str | None
     latency_seconds: float
+    attempt: int = 0
+    """Which attempt of its request this was, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +93,18 @@ class CircuitChanged:
     provider: str
     old: str
     new: str
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitForced:
+    """Somebody took a circuit in hand, or let it go."""
+
+    name: ClassVar[str] = "operator.circuit_forced"
+    provider: str
+    state: str
+    """`open`, `closed` or `auto`."""
+    by: str | None
+    """Who, as far as that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,25 +167,125 @@ class RequestFailed:
     latency_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """One call to one provider is over, in whatever way. Only for hooks that ask for it.
+
+    Attributes:
+        request_id: Of the request it was made for.
+        attempt: Which attempt of that request, from 1, in the order in which they began.
+        operation: What was asked for.
+        streamed: The answer was to come piece by piece.
+        provider: Who was asked.
+        vendor: `ProviderType` value.
+        model: The model asked.
+        failure: None if it answered; `cancelled`, `deadline` and `outrun` are nobody's fault.
+        status: The vendor's HTTP status where one came with a failure.
+        retry: The same provider had been asked before for this request.
+        latency_seconds: From its beginning to its end; of a stream, to the end of the stream.
+        first_content_seconds: Of a stream: from its beginning to its first content.
+        usage: Tokens to be paid for, also of an answer that was of no use.
+        cost_usd: US dollars; None where the price is not known.
+    """
+
+    name: ClassVar[str] = "attempt.ended"
+    request_id: str
+    attempt: int
+    operation: Operation
+    streamed: bool
+    provider: str
+    vendor: str
+    model: str
+    failure: FailureKind | None
+    status: int | None
+    retry: bool
+    latency_seconds: float
+    first_content_seconds: float | None
+    usage: Usage
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDiscarded:
+    """An attempt that had been given up answered all the same: paid for, and told nobody.
+
+    Only for hooks that ask for it. Its `AttemptEnded` has been told before, without usage.
+    """
+
+    name: ClassVar[str] = "answer.discarded"
+    request_id: str
+    provider: str
+    usage: Usage
+    cost_usd: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """A request is over, in whatever way. Only for hooks that ask for it.
+
+    Attributes:
+        request_id: As in the other events.
+        operation: What was asked for.
+        streamed: The answer was to come piece by piece.
+        agent: As the caller named it.
+        outcome: How it ended.
+        provider: Who answered, also where the answer was remembered or shared.
+        error: The class of the error that the caller got; "" for none.
+        attempts: Calls that it began.
+        latency_seconds: From its beginning to its end.
+        vendor_seconds: The part of that in which a vendor was waited for, or another request that
+            shared its answer. What a caller takes between two chunks of a stream counts here.
+        first_content_seconds: Of a stream that a vendor gave: to the first content.
+    """
+
+    name: ClassVar[str] = "request.ended"
+    request_id: str
+    operation: Operation
+    streamed: bool
+    agent: str | None
+    outcome: Outcome
+    provider: str | None
+    error: str
+    attempts: int
+    latency_seconds: float
+    vendor_seconds: float
+    first_content_seconds: float | None
+
+    @property
+    def overhead_seconds(self) -> float:
+        """The gateway's own time: its work, its queue, and its pauses between two rounds."""
+        return max(0.0, self.latency_seconds - self.vendor_seconds)
+
+
 Event = (
     ProviderFailed
     | ProviderCooledDown
     | ProviderDisabled
     | ProviderEnabled
     | CircuitChanged
+    | CircuitForced
     | CacheHit
     | RequestRetrying
     | RequestHedged
     | RequestServed
     | RequestFailed
+    | AttemptEnded
+    | AnswerDiscarded
+    | RequestEnded
 )
 """Every record a hook may get. New kinds may be added: ignore what you do not know."""
+
+ON_REQUEST: frozenset[type[Event]] = frozenset({AttemptEnded, AnswerDiscarded, RequestEnded})
+"""Kinds that are told of every call, well or not: only hooks whose `wants` names them get them."""
 
 
 class Hook(Protocol):
     """Something that wants to know. Called synchronously, on the event loop: be quick.
 
     What it raises is logged and changes nothing.
+
+    A hook may have an attribute `wants`, a collection of event classes, and gets no others.
+    Without one it gets every kind but those in `ON_REQUEST`. What nobody wants is not even made.
     """
 
     def on_event(self, event: Event) -> None:

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from aigateway import batch as batching
 from aigateway import intake
@@ -23,7 +23,7 @@ from aigateway.errors import (
     GatewayError,
     RequestRejectedError,
 )
-from aigateway.events import Hook
+from aigateway.events import CircuitForced, Hook
 from aigateway.messages import (
     BatchItem,
     BatchProgress,
@@ -40,7 +40,7 @@ from aigateway.resilience.network import Reachability
 from aigateway.resilience.turnstile import Turnstile
 from aigateway.routing.call import Surroundings
 from aigateway.routing.plan import Roster
-from aigateway.routing.provider import Provider, ProviderStatus
+from aigateway.routing.provider import CircuitOrder, Provider, ProviderStatus
 from aigateway.routing.stream import Resume
 from aigateway.settings import GatewaySettings, LLMConfig, load_providers
 from aigateway.streaming import ChatStream, Outcome
@@ -557,6 +557,42 @@ class AsyncGateway:
             self._retire(provider)
         else:
             self._loop.call_soon_threadsafe(self._retire, provider)
+
+    def force_circuit(self, name: str, state: CircuitOrder, *, by: str | None = None) -> None:
+        """Take a provider's circuit in hand, or leave it to itself again.
+
+        Calls that are out end as they would have. A rate limit or a wrong setup goes on to keep
+        requests away, whatever the circuit is. From another thread than the gateway's it takes
+        effect at the next turn of the gateway's event loop.
+
+        Args:
+            name: The provider's.
+            state: "open" asks it no more, whatever it would answer; "closed" asks it, however
+                often it fails; both hold until the next order. "auto" lets the circuit decide
+                by itself again, and begin closed; it changes nothing where nothing is forced.
+            by: Who wants it; for the event `operator.circuit_forced`.
+
+        Raises:
+            ConfigurationError: There is no such provider, or no such state.
+        """
+        if state not in get_args(CircuitOrder):
+            raise ConfigurationError('A circuit is forced "open" or "closed", or left to "auto".')
+        provider = self._roster.named(name)
+
+        def force() -> None:
+            provider.force_circuit(state)
+            self._emitter.emit(CircuitForced(name, state, by))
+
+        def force_and_wake() -> None:
+            force()
+            self._limiter.wake()  # whoever waits may have somebody to go to now, or nobody
+
+        if self._loop is None or self._loop.is_closed():
+            force()
+        elif _running_loop() is self._loop:
+            force_and_wake()
+        else:
+            self._loop.call_soon_threadsafe(force_and_wake)
 
     def _retire(self, provider: Provider) -> None:
         self._limiter.wake()  # whoever waits for a place there had better look elsewhere

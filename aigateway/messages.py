@@ -27,6 +27,7 @@ __all__ = [
     "EmbeddingRequest",
     "EmbeddingResponse",
     "Embeddings",
+    "Opening",
     "Origin",
     "ToolCall",
     "ToolCallDelta",
@@ -185,8 +186,10 @@ class Origin:
     Attributes:
         request_id: Names the request in logs and events; "" takes a fresh one.
         partition: Answers are shared (cached, coalesced) only among requests of the same one.
-        headers: Go to the vendor as they are, beside the gateway's own (`traceparent`, ...). They
-            do not count when requests are compared.
+        headers: Go to the vendor (`traceparent`, `X-Request-ID`, ...), but for those that are not
+            the caller's to set: who asks (`Authorization`, `x-api-key`, ...), how it is sent
+            (`Host`, `Content-Type`, ...), and what the provider has in its own `headers`. They do
+            not count when requests are compared.
     """
 
     request_id: str = ""
@@ -338,6 +341,29 @@ class ChatResponse:
                 "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             },
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What is known of a streamed answer when its first chunk comes.
+
+    Attributes:
+        provider: Name of the provider that answers.
+        model: The model that answers, as the vendor names it.
+        id: As the vendor names the answer; "" where it has not said.
+        created: Unix time in seconds, as the vendor says; 0 where it has not said.
+        attempts: Calls made so far, the one that answers included; 0 from the cache.
+        cached: As in `ChatResponse`.
+        stale: Likewise.
+    """
+
+    provider: str
+    model: str
+    id: str = ""
+    created: int = 0
+    attempts: int = 0
+    cached: bool = False
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

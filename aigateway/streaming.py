@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from aigateway.errors import GatewayError
-from aigateway.messages import ChatResponse, Chunk, Completion, ToolCallDelta
+from aigateway.messages import ChatResponse, Chunk, Completion, Opening, ToolCallDelta
 
 __all__ = ["ChatStream", "Outcome", "endings", "pieces"]
 
@@ -18,15 +18,16 @@ _PIECE = re.compile(r"\s*\S{1,64}\s?|\s+")
 
 
 class Outcome:
-    """Where the whole answer is put, once there is one.
+    """Where the whole answer is put, once there is one, and before that who gives it.
 
     It stands apart from the stream, so that what makes the chunks does not hold the stream: one
     that the caller drops is then closed at once, and not by the next garbage collection.
     """
 
-    __slots__ = ("response",)
+    __slots__ = ("opening", "response")
 
     def __init__(self) -> None:
+        self.opening: Opening | None = None
         self.response: ChatResponse | None = None
 
 
@@ -133,6 +134,11 @@ class ChatStream:
         if self._chunks is not None and not self._closing:
             self._closing = True
             await self._chunks.aclose()
+
+    @property
+    def opening(self) -> Opening | None:
+        """Who answers, from the first chunk on; None before. A resumed stream names the last."""
+        return self._outcome.opening
 
     @property
     def response(self) -> ChatResponse:

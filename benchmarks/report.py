@@ -77,10 +77,10 @@ def write(result: Result) -> None:
     (RESULTS / f"{result.name}.svg").write_text(draw(result.chart), encoding="utf-8")
     tables = "\n\n".join(table.markdown() for table in result.tables)
     chart = f"![{result.chart.title}](results/{result.name}.svg)"
-    _replace(result.name, f"{result.how}\n\n{tables}\n\n{chart}")
     about = surroundings()
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    _replace("machine", f"{about['made']}: {about['machine']}; {about['python']}; {versions}.")
+    measured = f"{about['made']}: {about['machine']}; {about['python']}; {versions}."
+    _replace(result.name, f"{result.how}\n\n{tables}\n\n{chart}\n\n<sub>{measured}</sub>")
 
 
 def surroundings() -> dict[str, Any]:

@@ -23,6 +23,12 @@ def pytest_addoption(parser):
     parser.addoption(
         "--most-calls", type=int, default=3, help="calls out at once in the model of the circuit"
     )
+    parser.addoption(
+        "--need-browser", action="store_true", help="fail, and do not skip, where no Chromium is"
+    )
+    parser.addoption(
+        "--need-node", action="store_true", help="fail, not skip, where Node.js is not set up"
+    )
 
 
 def pytest_configure(config):

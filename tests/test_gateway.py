@@ -23,7 +23,13 @@ from aigateway import (
     NoProvidersError,
     UnknownModelError,
 )
-from aigateway.events import CircuitChanged, ProviderFailed, RequestFailed, RequestServed
+from aigateway.events import (
+    CircuitChanged,
+    CircuitForced,
+    ProviderFailed,
+    RequestFailed,
+    RequestServed,
+)
 from aigateway.messages import Choice, Completion
 from aigateway.testing import scripted_configs
 from aigateway.vendor.client import Failure
@@ -611,6 +617,97 @@ class TestProviders:
     async def test_what_cannot_work_fails_at_start(self, arguments, message):
         with pytest.raises(ConfigurationError, match=f"(?i){message}"):
             AsyncGateway(**{"providers": [], **arguments})
+
+
+class TestForcedCircuits:
+    async def test_open_asks_a_healthy_provider_no_more(self, make, vendor):
+        gateway = make()
+        gateway.force_circuit("a", "open")
+        assert (await gateway.chat("hi")).provider == "b"
+        assert vendor.called("a") == 0
+        status = gateway.providers[0]
+        assert (status.forced, status.active, status.circuit_state) == (True, False, "open")
+        gateway.force_circuit("a", "auto")
+        assert (await gateway.chat("other")).provider == "a"
+        assert not gateway.providers[0].forced
+
+    async def test_open_stays_so_however_long_it_lasts(self, make, vendor, clock):
+        gateway = make()
+        gateway.force_circuit("a", "open")
+        clock.tick(1e6)
+        assert (await gateway.chat("hi")).provider == "b"
+
+    async def test_closed_asks_a_provider_however_often_it_fails(self, make, vendor):
+        gateway = make(failure_threshold=2)
+        vendor.always("a", K.SERVER_ERROR)
+        gateway.force_circuit("a", "closed")
+        for number in range(5):
+            assert (await gateway.chat(str(number))).provider == "b"
+        assert vendor.called("a") == 5
+        gateway.force_circuit("a", "auto")
+        for number in range(5, 10):
+            await gateway.chat(str(number))
+        assert vendor.called("a") == 5 + 2
+        assert gateway.providers[0].circuit_state == "open"
+
+    async def test_auto_leaves_a_circuit_alone_that_nobody_forced(self, make, vendor):
+        gateway = make(failure_threshold=1)
+        vendor.script("a", K.SERVER_ERROR)
+        await gateway.chat("hi")
+        gateway.force_circuit("a", "auto")
+        assert gateway.providers[0].circuit_state == "open"
+
+    @pytest.mark.parametrize("by", ["here", "another thread"])
+    async def test_who_waits_goes_on(self, make, vendor, clock, by):
+        """The only place is taken by a call that never ends; the next provider is forced closed."""
+        gateway = make(failure_threshold=1, fields={"max_concurrency": 1})
+        vendor.script("b", K.SERVER_ERROR)
+        vendor.script("a", K.SERVER_ERROR, asyncio.Event().wait)
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("breaks both circuits")
+        gateway.force_circuit("a", "closed")
+        stuck = asyncio.create_task(gateway.chat("stuck"))
+        await clock.settle()
+        waiting = asyncio.create_task(gateway.chat("waiting"))
+        await clock.settle()
+        assert gateway.get_metrics()["waiting"] == 1
+        if by == "here":
+            gateway.force_circuit("b", "closed")
+        else:
+            await asyncio.to_thread(gateway.force_circuit, "b", "closed")
+        assert (await waiting).provider == "b"
+        stuck.cancel()
+        await clock.settle()
+
+    async def test_a_network_that_seems_dead_does_not_undo_it(self, make, vendor):
+        gateway = make("a", "b", "c", failure_threshold=1)
+        offline = Failure(K.CONNECTION, unreachable=True)
+        for name in ("a", "b", "c"):
+            vendor.always(name, offline)
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("hi")
+        gateway.force_circuit("a", "open")
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("other")
+        assert gateway.providers[0].forced
+        assert gateway.providers[0].circuit_state == "open"
+
+    async def test_each_order_is_told_with_who_gave_it(self, make, caplog):
+        recorder = Recorder()
+        gateway = make(hooks=[recorder])
+        with caplog.at_level(logging.WARNING, "aigateway"):
+            gateway.force_circuit("a", "open", by="ops")
+            gateway.force_circuit("a", "open", by="ops")
+        forced = [event for event in recorder.events if isinstance(event, CircuitForced)]
+        assert forced == 2 * [CircuitForced("a", "open", "ops")]
+        assert "event='operator.circuit_forced' provider='a' state='open' by='ops'" in caplog.text
+
+    async def test_what_cannot_be_is_refused(self, make):
+        gateway = make()
+        with pytest.raises(ConfigurationError, match="nonsense"):
+            gateway.force_circuit("nonsense", "open")
+        with pytest.raises(ConfigurationError, match="auto"):
+            gateway.force_circuit("a", "ajar")
 
 
 class TestLife:

@@ -692,3 +692,56 @@ class TestChatOverStream:
         await clock.advance(2.1)
         reply = await asking
         assert [(a.provider, a.failure) for a in reply.attempts] == [("a", K.TIMEOUT), ("b", None)]
+
+
+# ── who answers ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_opening_says_who_answers_from_the_first_chunk_on(make, vendor):
+    gateway = make("a", "b")
+    vendor.script("a", K.SERVER_ERROR)
+    vendor.script("b", ScriptedStream("one", "two"))
+    async with gateway.stream("hi") as stream:
+        assert stream.opening is None
+        await anext(stream)
+        assert stream.opening is not None
+        assert (stream.opening.provider, stream.opening.model) == ("b", "simulated")
+        assert (stream.opening.attempts, stream.opening.cached) == (2, False)
+        async for _ in stream:
+            pass
+    async with gateway.stream("hi") as again:
+        await anext(again)
+        assert again.opening is not None
+        assert (again.opening.provider, again.opening.attempts) == ("b", 0)
+        assert again.opening.cached
+        assert not again.opening.stale
+
+
+async def test_the_opening_of_a_stale_answer_says_so(make, vendor, clock):
+    gateway = make("a", cache_ttl_seconds=1, stale_if_error_seconds=60)
+    async for _ in gateway.stream("hi"):
+        pass
+    await clock.advance(2)
+    vendor.script("a", K.SERVER_ERROR)
+    async with gateway.stream("hi") as stream:
+        await anext(stream)
+        assert stream.opening is not None
+        assert stream.opening.stale
+
+
+async def test_the_opening_of_a_resumed_stream_names_the_last_provider(make, vendor):
+    gateway = make("a", "b")
+    vendor.script("a", ScriptedStream("one", K.SERVER_ERROR))
+    async with gateway.stream("hi", resume="restart") as stream:
+        providers = [stream.opening.provider async for _ in stream if stream.opening is not None]
+    assert providers[0] == "a"
+    assert providers[-1] == "b"
+
+
+async def test_an_answer_without_content_has_an_opening_too(make, vendor):
+    gateway = make("a")
+    vendor.script("a", ScriptedStream())
+    async with gateway.stream("hi") as stream:
+        await anext(stream)
+        assert stream.opening is not None
+        assert (stream.opening.provider, stream.opening.attempts) == ("a", 1)

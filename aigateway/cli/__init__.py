@@ -137,6 +137,9 @@ def batch_command(
     id_column: Annotated[
         str | None, typer.Option(help="The column with the id; else id or custom_id, or the row.")
     ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="What stands between the fields of a .csv; else a comma.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message for every line.")] = None,
     model: Annotated[
         str | None, typer.Option(help="For lines without one: a provider's model, name or alias.")
@@ -156,7 +159,8 @@ def batch_command(
         str, typer.Option(help='Requests out at once, or "auto": what the providers bear.')
     ] = "16",
     outage_patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait while no provider can be asked at all.")
+        float,
+        typer.Option(min=0, help="Seconds to wait while no provider can be asked; inf waits."),
     ] = 300.0,
     max_cost: Annotated[
         float | None, typer.Option(help="US dollars after which nothing new is asked.")
@@ -200,7 +204,7 @@ def batch_command(
             source=source,
             output=output,
             errors=errors,
-            shape=Shape(prompt_column, template, id_column, ignore_model),
+            shape=Shape(prompt_column, template, id_column, ignore_model, delimiter),
             shared={name: value for name, value in shared.items() if value is not None},
             concurrency=concurrency,
             outage_patience=outage_patience,
@@ -297,3 +301,17 @@ def demo_command(
     from aigateway.cli.demo import run_demo  # noqa: PLC0415 - see the module docstring
 
     run_demo(seconds=seconds, rate=rate, plain=plain, seed=seed)
+
+
+@app.command("key")
+def key_command(
+    *,
+    name: Annotated[str, typer.Option(help="Whose it is; in logs and metrics.")] = "team",
+    admin: Annotated[
+        bool, typer.Option("--admin", help="The one key that may force circuits open and closed.")
+    ] = False,
+) -> None:
+    """Make a key for the service: print it once, and the lines for aigateway.toml."""
+    from aigateway.cli.key import run_key  # noqa: PLC0415 - see the module docstring
+
+    run_key(name, admin=admin)

@@ -8,7 +8,7 @@ and whether that one can serve it, is not decided here.
 Messages name the parameter and the fix. They never quote a prompt, for they end up in logs.
 """
 
-from aigateway.intake.items import Wanted, read_request, row_reader
+from aigateway.intake.items import Wanted, read_request, row_reader, template_fields
 from aigateway.intake.requests import NOBODY, chat_request, embedding_request
 from aigateway.intake.tokens import (
     USUAL_ANSWER,
@@ -28,4 +28,5 @@ __all__ = [
     "prompt_tokens",
     "read_request",
     "row_reader",
+    "template_fields",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -11,7 +12,7 @@ from aigateway.errors import RequestRejectedError
 from aigateway.intake.refusal import refuse
 from aigateway.messages import ChatRequest
 
-__all__ = ["Wanted", "read_request", "row_reader"]
+__all__ = ["Wanted", "read_request", "row_reader", "template_fields"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,13 @@ def _fields(template: str) -> list[str]:
     return list(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name))
 
 
+def template_fields(template: str) -> list[str]:
+    """The fields of a row that a template needs; of `{a.b}` and `{a[b]}` it is `a`."""
+    return list(
+        dict.fromkeys(re.split(r"[.\[]", name, maxsplit=1)[0] for name in _fields(template))
+    )
+
+
 def _check_template(template: object) -> None:
     if not isinstance(template, str):
         refuse(f"template must be a text, not {type(template).__name__}.")
@@ -131,3 +139,5 @@ def _check_template(template: object) -> None:
         refuse(f"The template's braces do not pair up; {fix}.")
     if any(not name or name[0].isdigit() for name in names):
         refuse(f"The template has a field without a name; {fix}.")
+    if any("._" in name for name in names):
+        refuse(f"The template asks for what is inside a value; {fix}.")

@@ -12,7 +12,7 @@ from aigateway.intake.encoding import check_size, encoded_json
 from aigateway.intake.messages import copied_messages
 from aigateway.intake.params import copied_chat_params, copied_embedding_params
 from aigateway.intake.refusal import refuse
-from aigateway.intake.values import check_name, check_seconds
+from aigateway.intake.values import check_headers, check_name, check_seconds
 from aigateway.messages import CacheMode, ChatRequest, EmbeddingRequest, Origin
 from aigateway.settings import GatewaySettings
 
@@ -59,6 +59,8 @@ def chat_request(
         RequestRejectedError: Something cannot be sent; the message says what, and the fix.
     """
     _check_options(model, timeout)
+    if origin.headers:
+        check_headers("origin.headers", origin.headers)
     if agent is not None:
         check_name("agent", agent)
     if cache_ttl is not None:
@@ -110,6 +112,8 @@ def embedding_request(
         RequestRejectedError: Something cannot be sent; the message says what, and the fix.
     """
     _check_options(model, timeout)
+    if origin.headers:
+        check_headers("origin.headers", origin.headers)
     texts = [inputs] if isinstance(inputs, str) else inputs
     if not isinstance(texts, list | tuple) or not texts:
         refuse("inputs must be a text or a list of at least one text.")

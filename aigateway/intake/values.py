@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 from aigateway.intake.refusal import refuse
 
-__all__ = ["CHECKS", "check_name", "check_patience", "check_seconds"]
+__all__ = ["CHECKS", "check_headers", "check_name", "check_patience", "check_seconds"]
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e\t]*")
 
 
 def check_name(name: str, value: object) -> None:
@@ -27,6 +31,17 @@ def check_patience(name: str, value: object) -> None:
     """Refuse what is no time to wait, however short."""
     if not _is_number(value) or not 0 <= value <= sys.float_info.max:
         refuse(f"{name} must be a finite number of seconds, 0 for none, or None for no end.")
+
+
+def check_headers(name: str, value: object) -> None:
+    """Refuse what cannot go over the wire as headers."""
+    if not isinstance(value, Mapping):
+        refuse(f"{name} must be a mapping of texts.")
+    for header, text in value.items():
+        if not (isinstance(header, str) and _HEADER.fullmatch(header)):
+            refuse(f"{name} has a name that no HTTP header may have.")
+        if not (isinstance(text, str) and _HEADER_VALUE.fullmatch(text)):
+            refuse(f"{name}[{header[:64]!r}] must be a text of printable ASCII.")
 
 
 def _is_text(value: object) -> bool:

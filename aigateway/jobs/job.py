@@ -14,40 +14,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from aigateway.batch import Concurrency
 from aigateway.clock import SYSTEM_CLOCK, Clock
-from aigateway.errors import AllProvidersFailedError, ConfigurationError, GatewayError
+from aigateway.errors import (
+    AllProvidersFailedError,
+    ConfigurationError,
+    DeadlineExceededError,
+    GatewayError,
+)
 from aigateway.gateway import AsyncGateway
 from aigateway.intake import estimated_tokens
-from aigateway.jobs import manifest
-from aigateway.jobs.index import Index
+from aigateway.jobs.asking import BREATH, asked_of, judged, name_of, repeated
+from aigateway.jobs.files import Files
+from aigateway.jobs.index import NOWHERE, Index
 from aigateway.jobs.journal import Journal, JournalError
 from aigateway.jobs.limits import Governor, Limits
 from aigateway.jobs.lines import Line, Problem, Source
-from aigateway.jobs.records import Record, copied, encoded, item_record, problem_record
-from aigateway.jobs.survey import asked_of, name_of, repeated
+from aigateway.jobs.records import Record, copied, item_record, problem_record
 from aigateway.jobs.totals import Totals
-from aigateway.messages import BatchItem
+from aigateway.messages import BatchItem, ChatRequest
 from aigateway.resilience.rates import Entry
 
-__all__ = ["Files", "Input", "Job", "Terms", "open_files"]
+__all__ = ["Input", "Job", "Terms"]
 
 _FOLLOWERS = 1000
 """Lines that may wait for answers to what others have asked; then no more is read meanwhile."""
-
-_BREATH = 256
-"""Lines that need no vendor, after which others on the event loop have their turn."""
 
 _DISTANT = 3600.0
 """Seconds; whoever waits for an answer looks again after that at the latest."""
 
 _SYNC_SECONDS = 5.0
 """Between two times that the disk itself is made to keep what was written."""
+
+_RELEASE_SECONDS = 0.2
+"""Between two looks at whether what is still out only waits for providers that are away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,87 +62,15 @@ class Terms:
     Attributes:
         shared: Options of `chat` for every line; its own stand over them.
         concurrency: Requests out at once, or "auto".
-        outage_patience: Seconds to wait while nobody can be asked, before the job ends.
+        outage_patience: Seconds without an answer of any provider after which the job ends; None
+            waits without end, 0 ends as soon as nobody can be asked.
         limits: When it ends early.
     """
 
     shared: Mapping[str, Any] = field(default_factory=dict)
     concurrency: Concurrency = 16
-    outage_patience: float = 300.0
+    outage_patience: float | None = 300.0
     limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Where a job's records go: the answers, and the lines that got none."""
-
-    answers: Journal
-    errors: Journal
-
-    def close(self) -> None:
-        """Close both; a file of errors without any is taken away."""
-        with contextlib.closing(self.answers), contextlib.closing(self.errors):
-            if self.errors.is_empty:
-                self.errors.path.unlink(missing_ok=True)
-
-
-def open_files(
-    output: Path,
-    errors: Path,
-    source: Source,
-    options: Mapping[str, Any],
-    *,
-    resume: bool,
-    ask_failed: bool = False,
-) -> Files:
-    """Open the files of a job that begins, or goes on.
-
-    Args:
-        output: For the answers.
-        errors: For the lines that got none.
-        source: The input.
-        options: What must be the same when the job goes on.
-        resume: Whether to go on from what is in `output`, if there is anything.
-        ask_failed: When going on, ask even those again whose request was at fault.
-
-    Raises:
-        ConfigurationError: One of them cannot be written, or does not belong to the input.
-    """
-    named = {path.resolve() for path in (output, errors, source.path)}
-    if len(named) < 3:
-        raise ConfigurationError("The input, the output and the file of errors must be three.")
-    begun = output.exists() and output.stat().st_size > 0
-    if begun and not resume:
-        raise ConfigurationError(
-            f"{output} is there already. Go on from it with --resume, or name another file."
-        )
-    fingerprint = source.fingerprint()
-    if begun:
-        manifest.resume(output, source.path, fingerprint, options)
-    answers = Journal(output)  # from here on no other process writes to either
-    try:
-        if not begun:
-            manifest.begin(output, fingerprint, options)
-            errors.unlink(missing_ok=True)
-        elif errors.exists():
-            _keep_final(errors, ask_failed=ask_failed)
-        return Files(answers, Journal(errors))
-    except OSError as error:
-        answers.close()
-        raise ConfigurationError(f"{errors} cannot be written: {error.strerror}.") from None
-    except BaseException:
-        answers.close()
-        raise
-
-
-def _keep_final(errors: Path, *, ask_failed: bool) -> None:
-    """Of the lines that failed keep those that asking again is no use for."""
-    temporary = errors.with_name(f"{errors.name}.tmp")
-    with Journal(errors) as old, temporary.open("wb") as kept:
-        for _, record in old.records():
-            if record["aigateway"].get("final") and not ask_failed:
-                kept.write(encoded(record))
-    temporary.replace(errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +95,7 @@ class _Out:
     line_id: str
     asked: bytes | None
     entry: Entry
-    followers: list[str] = field(default_factory=list)
+    followers: list[Line] = field(default_factory=list)
 
 
 class Job:
@@ -173,9 +106,11 @@ class Job:
         given: The lines.
         files: Where the records go.
         terms: How.
+        totals: Of the earlier runs; see `Job.open`.
         clock: Time.
 
     Attributes:
+        gateway: As given.
         totals: What has become of the lines so far.
         total: How many lines there are.
         stopping: Why nothing new is begun, in words for who watches; None as long as it is.
@@ -188,11 +123,13 @@ class Job:
         given: Input,
         files: Files,
         terms: Terms,
+        totals: Totals,
+        *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.gateway = gateway
         self.total = given.total
-        self.totals = Totals()
+        self.totals = totals
         self.stopping: str | None = None
         self.lost = 0
         self._source = given.source
@@ -200,15 +137,34 @@ class Job:
         self._index = given.index
         self._terms = terms
         self._clock = clock
+        self._governor = Governor(terms.limits, totals, clock)
         self._begun = 0
         self._out: dict[int, _Out] = {}  # by the place in what `_requests` gives
         self._leaders: dict[bytes, _Out] = {}
         self._following = 0
+        self._again: deque[tuple[Line, list[Line]]] = deque()  # with those that wait for it
         self._news = asyncio.Event()
+        self._stopped = asyncio.Event()
         self._unwritten: list[tuple[Journal, Record]] = []
-        self._recover()
-        self._governor = Governor(terms.limits, self.totals, clock)
-        self._began = self._synced = clock.now()
+        self._began = self._answered = clock.now()
+
+    @classmethod
+    async def open(
+        cls,
+        gateway: AsyncGateway,
+        given: Input,
+        files: Files,
+        terms: Terms,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> Self:
+        """Make a job that goes on from what is in its files.
+
+        Raises:
+            ConfigurationError: They hold something else.
+        """
+        totals = await _earlier(given, files)
+        return cls(gateway, given, files, terms, totals, clock=clock)
 
     @property
     def in_flight(self) -> int:
@@ -234,6 +190,7 @@ class Job:
         """Begin nothing new; what is under way is finished."""
         if self.stopping is None:
             self.stopping = why
+        self._stopped.set()
         self._news.set()
 
     async def run(self) -> None:
@@ -242,85 +199,122 @@ class Job:
         Raises:
             ConfigurationError: The input cannot be read any further; what was read is done.
             JournalError: Answers came that could not be written.
+            GatewayError: The index has no room on the disk.
         """
-        items = self.gateway.as_completed(
-            self._requests(),
-            concurrency=self._terms.concurrency,
-            outage_patience=self._terms.outage_patience,
-            **self._terms.shared,
-        )
+        working = asyncio.create_task(self._work(), name="aigateway-job")
+        beside = [
+            asyncio.create_task(self._sync_now_and_then(), name="aigateway-job-sync"),
+            asyncio.create_task(self._release(working), name="aigateway-job-release"),
+        ]
         try:
-            async with contextlib.aclosing(items) as finished:
-                async for item in finished:
-                    self._finish(item)
-                    await self._sync_now_and_then()
+            await asyncio.wait([working])
         finally:
+            for task in (working, *beside):
+                task.cancel()
+            await asyncio.wait([working, *beside])
             self._write_what_could_not_be()
+        if not working.cancelled():
+            working.result()
         if self.lost:
             raise JournalError(
                 f"{self.lost} answers came that could not be written to {self._files.answers.path}."
                 " Make room on the disk, and go on with --resume."
             )
 
-    # ── what earlier runs have done ──────────────────────────────────────────────────────────
+    async def _work(self) -> None:
+        items = self.gateway.as_completed(
+            self._requests(),
+            concurrency=self._terms.concurrency,
+            outage_patience=self._terms.outage_patience,
+            **self._terms.shared,
+        )
+        async with contextlib.aclosing(items) as finished:
+            async for item in finished:
+                self._finish(item)
 
-    def _recover(self) -> None:
-        for journal in (self._files.answers, self._files.errors):
-            for place, record in journal.records():
-                answered = journal is self._files.answers
-                if not self._index.finish(record["custom_id"], place if answered else -1):
-                    raise ConfigurationError(
-                        f"{journal.path} has records that are not of {self._source.path}, or twice."
-                        " Name another output."
-                    )
-                self.totals.add(record)
-                self.totals.earlier += 1
+    async def _release(self, working: asyncio.Task[None]) -> None:
+        """Told to stop, do not wait for providers that are away: nothing is out at any of them."""
+        await self._stopped.wait()
+        while True:
+            metrics = self.gateway.get_metrics()
+            if self.waiting and not metrics["in_flight"] and not metrics["waiting"]:
+                working.cancel()
+                return
+            await self._clock.sleep(_RELEASE_SECONDS)
+
+    async def _sync_now_and_then(self) -> None:
+        while True:
+            await self._clock.sleep(_SYNC_SECONDS)
+            try:
+                await asyncio.to_thread(self._files.answers.sync)
+            except JournalError as error:
+                self.stop(str(error).rstrip("."))
 
     # ── lines ────────────────────────────────────────────────────────────────────────────────
 
     async def _requests(self) -> AsyncGenerator[dict[str, Any], None]:
         """The lines that have to be asked, each when its time has come."""
         for passed, line in enumerate(self._source.lines()):
-            if passed % _BREATH == 0:
-                await asyncio.sleep(0)
-            while self._following >= _FOLLOWERS and self.stopping is None:
+            if passed % BREATH == 0:
+                await self._breathe()
+            async for again in self._asking_for_themselves(_FOLLOWERS):
+                yield again
+            request = await self._request(line)
+            if self.stopping is not None:
+                return
+            if request is not None:
+                yield request
+        async for again in self._asking_for_themselves(1):
+            yield again
+
+    async def _asking_for_themselves(self, most: int) -> AsyncGenerator[dict[str, Any], None]:
+        """Until fewer than so many lines wait for others: those that need wait no more."""
+        while (self._again or self._following >= most) and self.stopping is None:
+            if self._again:
+                yield self._asked_again()
+            else:
                 await self._wait(_DISTANT)
-            if self.stopping is not None:
-                return
-            asked = None if isinstance(line, Problem) else asked_of(line, self._terms.shared)
-            if isinstance(line, Problem) or self._is_dealt_with(line, asked):
-                if isinstance(line, Problem):
-                    self._refuse(line)
-                continue
-            tokens = self._tokens(line)
-            await self._turn(tokens)
-            if self.stopping is not None:
-                return
-            yield self._begin(line, asked, tokens)
 
-    def _begin(self, line: Line, asked: bytes | None, tokens: int) -> dict[str, Any]:
-        out = _Out(line.id, asked, self._governor.begin(tokens))
-        self._out[self._begun] = out
-        self._begun += 1
-        if asked is not None:
-            self._leaders[asked] = out
-        name = "prompt" if isinstance(line.prompt, str) else "messages"
-        return {**line.options, name: line.prompt, "id": line.id}
+    async def _request(self, line: Line | Problem) -> dict[str, Any] | None:
+        """What to ask for a line, when its turn has come; None if there is no need, or no use."""
+        judgement = self._judged(line)
+        if judgement is None:
+            return None
+        asking, request = judgement
+        asked = asked_of(asking, self._terms.shared)
+        if self._is_dealt_with(asking, asked):
+            return None
+        tokens = estimated_tokens(request)
+        await self._turn(tokens)
+        return None if self.stopping is not None else self._begin(asking, asked, tokens)
 
-    def _refuse(self, problem: Problem) -> None:
-        """Write a line down that nobody can be asked, once."""
-        line_id = name_of(problem, self._index)
-        if not self._index.is_done(line_id):
-            self._write(self._files.errors, problem_record(line_id, problem))
+    async def _breathe(self) -> None:
+        await asyncio.sleep(0)
+        if self._source.has_changed:
+            self.stop(f"{self._source.path} has changed while it was read")
+
+    def _judged(self, line: Line | Problem) -> tuple[Line, ChatRequest] | None:
+        """A line that may be asked; None for one that may not, which is written down once."""
+        judgement = judged(line, self.gateway.check, self._terms.shared)
+        if not isinstance(judgement, Problem):
+            line, _ = judgement
+            number, _ = self._index.find(line.id)
+            if number == line.number:
+                return judgement
+            judgement = repeated(line, number)
+        name = name_of(judgement, self._index)
+        number, place = self._index.find(name)
+        if not number:
+            self.stop(f"{self._source.path} has changed while it was read")
+        elif place is None:
+            self._write(self._files.errors, problem_record(name, judgement))
+        return None
 
     def _is_dealt_with(self, line: Line, asked: bytes | None) -> bool:
         """Whether there is no need to ask: it is done, or its answer is there or on its way."""
-        number, place = self._index.find(line.id)
-        if number != line.number:
-            self._refuse(repeated(line, number))
-            return True
+        _, place = self._index.find(line.id)
         if place is not None:
-            if place >= 0 and asked is not None:
+            if place != NOWHERE and asked is not None:
                 self._index.answered(asked, place)
             return True
         if asked is None:
@@ -332,15 +326,26 @@ class Job:
         leader = self._leaders.get(asked)
         if leader is None:
             return False
-        leader.followers.append(line.id)
+        leader.followers.append(line)
         self._following += 1
         return True
 
-    def _tokens(self, line: Line) -> int:
-        if self._terms.limits.tpm is None:
-            return 0
-        options = {**self._terms.shared, **line.options}
-        return estimated_tokens(self.gateway.check(line.prompt, **options))
+    def _begin(self, line: Line, asked: bytes | None, tokens: int) -> dict[str, Any]:
+        out = _Out(line.id, asked, self._governor.begin(tokens))
+        self._out[self._begun] = out
+        self._begun += 1
+        if asked is not None:
+            self._leaders[asked] = out
+        name = "prompt" if isinstance(line.prompt, str) else "messages"
+        return {**line.options, name: line.prompt, "id": line.id}
+
+    def _asked_again(self) -> dict[str, Any]:
+        """The first of the lines that waited for one whose own time was over."""
+        line, followers = self._again.popleft()
+        self._following -= 1
+        request = self._begin(line, asked_of(line, self._terms.shared), 0)
+        self._out[self._begun - 1].followers = followers
+        return request
 
     async def _turn(self, tokens: int) -> None:
         """Wait until the next request may begin, or none should any more."""
@@ -352,7 +357,7 @@ class Job:
             wait = self._governor.wait(len(self._out), tokens)
             if not wait:
                 return
-            await self._wait(wait)
+            await self._wait(min(wait, _DISTANT))
 
     async def _wait(self, seconds: float) -> None:
         """Wait for so long, or until something has come."""
@@ -373,14 +378,30 @@ class Job:
         place = self._write(journal, record)
         if item.response is not None:
             out.entry.settle(item.response.usage.total_tokens)
+            if not item.response.cached:
+                self._answered = self._clock.now()
             if place is not None and out.asked is not None:
                 self._index.answered(out.asked, place)
-        for line_id in out.followers:
-            self._following -= 1
-            self._write(journal, copied(record, line_id))
-        if isinstance(item.error, AllProvidersFailedError) and self.waiting:
+        if isinstance(item.error, DeadlineExceededError) and out.followers:
+            # It may have had less time than they have.
+            first, *others = out.followers
+            self._again.append((first, others))
+        else:
+            self._following -= len(out.followers)
+            for line in out.followers:
+                self._write(journal, copied(record, line.id))
+        if isinstance(item.error, AllProvidersFailedError) and self._nobody_answers():
             self.stop(f"nobody can be asked any more ({_reason(item.error)})")
         self._news.set()
+
+    def _nobody_answers(self) -> bool:
+        """Whether there is no use in going on: a request has just failed everywhere."""
+        patience = self._terms.outage_patience
+        if self.waiting and all(p.disabled_reason is not None for p in self.gateway.providers):
+            return True
+        if not patience:
+            return patience is not None and self.waiting
+        return self._clock.now() - self._answered >= patience
 
     def _write(self, journal: Journal, record: Record) -> int | None:
         """Write a record and count it; None if it cannot be written now."""
@@ -390,7 +411,7 @@ class Job:
             self._unwritten.append((journal, record))
             self.stop(str(error).rstrip("."))
             return None
-        self._index.finish(record["custom_id"], place if record["error"] is None else -1)
+        self._index.finish(record["custom_id"], NOWHERE if record["error"] else place)
         self.totals.add(record)
         return place
 
@@ -400,11 +421,23 @@ class Job:
             self._write(journal, record)
         self.lost = sum(record["error"] is None for _, record in self._unwritten)
 
-    async def _sync_now_and_then(self) -> None:
-        now = self._clock.now()
-        if now - self._synced >= _SYNC_SECONDS:
-            self._synced = now
-            await asyncio.to_thread(self._files.answers.sync)
+
+async def _earlier(given: Input, files: Files) -> Totals:
+    """What earlier runs have done: into the index, and added up."""
+    totals = Totals()
+    for journal in (files.answers, files.errors):
+        for number, (place, record) in enumerate(journal.records()):
+            if number % BREATH == 0:
+                await asyncio.sleep(0)
+            name = record["custom_id"]
+            if not given.index.finish(name, place if journal is files.answers else NOWHERE):
+                raise ConfigurationError(
+                    f"{journal.path} has records that are not of {given.source.path}, or twice."
+                    " Name another output."
+                )
+            totals.add(record)
+            totals.earlier += 1
+    return totals
 
 
 def _reason(error: GatewayError) -> str:

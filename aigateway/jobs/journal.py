@@ -7,6 +7,7 @@ completed where only its end of line is missing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ _TAIL = 1 << 16
 
 
 class JournalError(GatewayError):
-    """A record could not be written. The file ends with the one before it."""
+    """A record could not be written, or read. The file ends with a whole one."""
 
 
 class Journal:
@@ -39,6 +40,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(f"{path} is no file that records could be kept in.")
         try:
             self._file = path.open("ab+", buffering=0)
         except OSError as error:
@@ -69,19 +72,24 @@ class Journal:
         """
         text, place = encoded(record), self._end
         written = 0
-        try:
-            while written < len(text):
-                written += os.write(self._file.fileno(), text[written:])
-        except OSError as error:
-            if written:
-                os.ftruncate(self._file.fileno(), place)
-            raise JournalError(f"{self.path} cannot be written: {error.strerror}.") from None
+        with self._telling():
+            try:
+                while written < len(text):
+                    written += os.write(self._file.fileno(), text[written:])
+            except OSError:
+                if written:
+                    os.ftruncate(self._file.fileno(), place)
+                raise
         self._end = place + len(text)
         return place
 
     def at(self, place: int) -> Record:
-        """The record that begins there."""
-        with self.path.open("rb") as file:
+        """The record that begins there.
+
+        Raises:
+            JournalError: It cannot be read.
+        """
+        with self._telling("read"), self.path.open("rb") as file:
             file.seek(place)
             record: Record = orjson.loads(file.readline())
             return record
@@ -105,8 +113,13 @@ class Journal:
                 place += len(text)
 
     def sync(self) -> None:
-        """Have the disk itself keep everything written so far."""
-        os.fsync(self._file.fileno())
+        """Have the disk itself keep everything written so far.
+
+        Raises:
+            JournalError: It does not.
+        """
+        with self._telling():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Sync, and let others write."""
@@ -115,6 +128,17 @@ class Journal:
                 self.sync()
             finally:
                 self._file.close()
+
+    @contextlib.contextmanager
+    def _telling(self, what: str = "written") -> Iterator[None]:
+        """Say which file it was."""
+        try:
+            yield
+        except OSError as error:
+            problem = error.strerror
+        else:
+            return
+        raise JournalError(f"{self.path} cannot be {what}: {problem}.")
 
     def _repair(self) -> int:
         """Mend what a kill has left of the last line. Returns where the next record begins."""

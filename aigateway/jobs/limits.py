@@ -12,9 +12,6 @@ from aigateway.resilience.rates import Entry, RateLimits
 
 __all__ = ["Governor", "Limits"]
 
-_DISTANT = 3600.0
-"""Seconds; whoever waits for an answer looks again after that at the latest."""
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -68,13 +65,14 @@ class Governor:
         if limits.max_failures is not None and failures >= limits.max_failures:
             return f"--max-failures {limits.max_failures} is reached"
         if limits.max_cost is not None and not out and self._too_dear(out):
-            return f"--max-cost ${limits.max_cost:g} is reached (${totals.cost_usd:.4f} spent)"
+            spent = _dollars(totals.cost_usd)
+            return f"--max-cost {_dollars(limits.max_cost)} is reached ({spent} spent)"
         return None
 
     def wait(self, out: int, tokens: int) -> float:
-        """Seconds until a request may begin, if nothing comes meanwhile; 0 if it may now."""
+        """Seconds until a request may begin; 0 if it may now, infinite until something comes."""
         if self._limits.max_cost is not None and out and self._too_dear(out):
-            return _DISTANT  # what is out may cost all that is left
+            return math.inf  # what is out may cost all that is left
         return self._rates.wait(tokens)
 
     def begin(self, tokens: int) -> Entry:
@@ -93,3 +91,7 @@ class Governor:
             return out > 0
         usual = totals.cost_usd / priced
         return totals.cost_usd + (out + 1) * usual > self._limits.max_cost
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:.8f}".rstrip("0").rstrip(".")

@@ -7,9 +7,10 @@ here.
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,14 +18,17 @@ from typing import Any, BinaryIO
 import orjson
 
 from aigateway.errors import ConfigurationError, RequestRejectedError
-from aigateway.intake import Wanted, read_request, row_reader
+from aigateway.intake import Wanted, read_request, row_reader, template_fields
 
 __all__ = ["Line", "Problem", "Shape", "Source"]
 
+_NOT_UTF_8 = "is not UTF-8; convert the file first, say with iconv -f WINDOWS-1252 -t UTF-8"
 _ENDPOINT = "/v1/chat/completions"
 _ID_COLUMNS = ("id", "custom_id")
 _ROWS_AT_ONCE = 256
 """Rows of a Parquet file that are in memory together."""
+
+_BLOCK = 1 << 22
 
 _SPARE = 1_000_000
 """Bytes that a line may have beyond the longest prompt: its id, tools, a schema."""
@@ -71,12 +75,14 @@ class Shape:
         template: Or a prompt with `{field}`s in it.
         id_column: The field that holds the id.
         ignore_model: Whether the lines' own `model` is left aside.
+        delimiter: What stands between the fields of a .csv or .tsv; None is the usual.
     """
 
     prompt_column: str | None = None
     template: str | None = None
     id_column: str | None = None
     ignore_model: bool = False
+    delimiter: str | None = None
 
 
 class Source:
@@ -95,22 +101,48 @@ class Source:
         self.path = path
         self._shape = shape
         self._longest = max_prompt_bytes + _SPARE
+        if shape.delimiter is not None and len(shape.delimiter) != 1:
+            raise ConfigurationError("--delimiter must be one character.")
         if shape.template is not None and shape.prompt_column is not None:
             raise ConfigurationError("Give either --template or --prompt-column, not both.")
         self._read_row = _reader(shape)
         rows = {".csv": self._csv, ".tsv": self._csv, ".parquet": self._parquet}
         self._rows = rows.get(path.suffix.lower())
         try:
+            self._state = _state(path)
+            if not path.is_file():
+                raise ConfigurationError(
+                    f"{path} is no ordinary file; it must be one that can be read more than once."
+                )
             with path.open("rb") as file:
                 if not file.read(1):
                     raise ConfigurationError(f"{path} is empty; there is nothing to ask.")
         except OSError as error:
-            raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
+            raise _unreadable(path, error) from None
 
-    def fingerprint(self) -> str:
-        """What is another after any change of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    async def fingerprint(self) -> str:
+        """What is another after any change of the file.
+
+        Raises:
+            ConfigurationError: It cannot be read.
+        """
+        digest = hashlib.sha256()
+        try:
+            with self.path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+                    await asyncio.sleep(0)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+        return digest.hexdigest()
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the file is another than when this was made."""
+        try:
+            return _state(self.path) != self._state
+        except OSError:
+            return True
 
     def lines(self) -> Iterator[Line | Problem]:
         """Read the file from its beginning.
@@ -121,7 +153,7 @@ class Source:
         try:
             yield from self._json_lines() if self._rows is None else self._rows()
         except OSError as error:
-            raise ConfigurationError(f"{self.path} cannot be read: {error.strerror}.") from None
+            raise _unreadable(self.path, error) from None
 
     # ── lines of JSON ────────────────────────────────────────────────────────────────────────
 
@@ -143,11 +175,14 @@ class Source:
         try:
             given = orjson.loads(text)
         except orjson.JSONDecodeError as error:
+            if not _is_utf_8(text):
+                return Problem(number, f"it {_NOT_UTF_8}")
             return Problem(number, f"it is no JSON ({error.msg}, column {error.colno})")
         if not isinstance(given, dict):
-            return Problem(number, 'it is no object like {"id": ..., "prompt": ...}')
+            hint = "; a list is made lines by jq -c '.[]'" if isinstance(given, list) else ""
+            return Problem(number, f'it is no object like {{"id": ..., "prompt": ...}}{hint}')
         if self._read_row is not None:
-            return self._line(number, given, self._read_row, self._id_column(given))
+            return self._line(number, given, self._read_row, self._id_column(given) or "id")
         if "custom_id" in given or "body" in given:
             return self._line(number, given, _read_openai, "custom_id")
         return self._line(number, given, read_request, "id")
@@ -156,20 +191,25 @@ class Source:
 
     def _csv(self) -> Iterator[Line | Problem]:
         csv.field_size_limit(self._longest)
-        delimiter = "\t" if self.path.suffix.lower() == ".tsv" else ","
+        delimiter = self._shape.delimiter or ("\t" if self.path.suffix.lower() == ".tsv" else ",")
         number = 0
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)
             try:
-                read = self._table_reader(list(reader.fieldnames or ()))
+                columns = list(reader.fieldnames or ())
+                if len(set(columns)) < len(columns):
+                    raise ConfigurationError(f"{self.path} has two columns of the same name.")
+                read = self._table_reader(columns)
                 for number, row in enumerate(reader, 1):
                     if None in row or None in row.values():
                         yield Problem(number, "it has not as many fields as the heading")
                     else:
                         yield read(number, row)
             except (csv.Error, UnicodeDecodeError) as error:
-                what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-                yield Problem(number + 1, f"it cannot be read, nor what follows ({what})")
+                what = str(error)
+                if isinstance(error, UnicodeDecodeError):
+                    what = f"it {_NOT_UTF_8}"
+                yield Problem(number + 1, f"it cannot be read, nor what follows: {what}")
 
     def _parquet(self) -> Iterator[Line | Problem]:
         try:
@@ -186,7 +226,7 @@ class Source:
                     for row in rows.to_pylist():
                         number += 1
                         yield read(number, row)
-        except ArrowException as error:
+        except (ArrowException, UnicodeDecodeError, OSError) as error:
             raise ConfigurationError(
                 f"{self.path} cannot be read as Parquet ({type(error).__name__})."
             ) from None
@@ -200,19 +240,19 @@ class Source:
             shape = replace(shape, prompt_column="prompt")
         read_row = self._read_row or _reader(shape)
         assert read_row is not None  # noqa: S101 - a table always has one
-        for column in (shape.prompt_column, shape.id_column):
+        needed = [shape.prompt_column, shape.id_column, *template_fields(shape.template or "")]
+        for column in needed:
             if column is not None and column not in columns:
                 raise ConfigurationError(
-                    f'{self.path} has no column "{column}"; it has: {", ".join(columns)}. Name the'
-                    " one with the prompt by --prompt-column, or put several into a --template."
+                    f'{self.path} has no column "{column}"; it has: {", ".join(columns)}.'
+                    f" {_hint(columns)}"
                 )
-        id_column = shape.id_column or next((c for c in _ID_COLUMNS if c in columns), None)
+        id_column = self._id_column(columns)
         return lambda number, row: self._line(number, row, read_row, id_column)
 
-    def _id_column(self, row: Mapping[str, Any]) -> str:
-        if self._shape.id_column is not None:
-            return self._shape.id_column
-        return next((name for name in _ID_COLUMNS if name in row), "id")
+    def _id_column(self, columns: Collection[str]) -> str | None:
+        """Where the id stands, of the columns there are."""
+        return self._shape.id_column or next((c for c in _ID_COLUMNS if c in columns), None)
 
     # ── either ───────────────────────────────────────────────────────────────────────────────
 
@@ -226,7 +266,11 @@ class Source:
         """A row as a line. Without an `id_column` rows are called by their numbers."""
         line_id = str(number) if id_column is None else _text(row.get(id_column))
         if not line_id:
-            return Problem(number, f'it has no "{id_column}"')
+            missing = row.get(id_column or "") in (None, "")
+            what = f'it has no "{id_column}"'
+            return Problem(
+                number, what if missing else f'its "{id_column}" is no text and no whole number'
+            )
         try:
             wanted = read(row)
         except RequestRejectedError as error:
@@ -235,6 +279,29 @@ class Source:
         if self._shape.ignore_model:
             options = {name: value for name, value in options.items() if name != "model"}
         return Line(number, line_id, wanted.prompt, options)
+
+
+def _hint(columns: list[str]) -> str:
+    if len(columns) == 1 and ";" in columns[0]:
+        return "It seems to be separated by semicolons: give --delimiter ';'."
+    return "Name the one with the prompt by --prompt-column, or put several into a --template."
+
+
+def _is_utf_8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"{path} cannot be read: {error.strerror or type(error).__name__}.")
 
 
 def _text(given: object) -> str | None:
@@ -248,9 +315,14 @@ def _reader(shape: Shape) -> Callable[[Mapping[str, Any]], Wanted] | None:
     """What makes prompts of rows, if rows are what is wanted."""
     if shape.template is not None:
         try:
-            return row_reader(shape.template)
+            read_row = row_reader(shape.template)
         except RequestRejectedError as error:
             raise ConfigurationError(f"--template: {error}") from None
+        if not template_fields(shape.template):
+            raise ConfigurationError(
+                "--template: it has no field, so all rows would ask the same; write {name} for one."
+            )
+        return read_row
     column = shape.prompt_column
     if column is None:
         return None
@@ -258,7 +330,8 @@ def _reader(shape: Shape) -> Callable[[Mapping[str, Any]], Wanted] | None:
     def read(row: Mapping[str, Any]) -> Wanted:
         if row.get(column) is None:
             raise RequestRejectedError(f'it has no "{column}"')
-        return Wanted(row[column], {})
+        prompt = row[column]
+        return Wanted(str(prompt) if isinstance(prompt, int | float) else prompt, {})
 
     return read
 

@@ -6,7 +6,6 @@ Without it, a job that goes on could mix the answers of two prompts under one id
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import orjson
 
 from aigateway.errors import ConfigurationError
+from aigateway.jobs.beside import written_anew
 
 __all__ = ["begin", "manifest_of", "resume"]
 
@@ -32,14 +32,10 @@ def begin(output: Path, fingerprint: str, options: Mapping[str, Any]) -> None:
         ConfigurationError: It cannot be written.
     """
     path = manifest_of(output)
-    temporary = path.with_name(f"{path.name}.tmp")
     note = {"format": _FORMAT, "input_sha256": fingerprint, "options": _digests(options)}
     try:
-        with temporary.open("wb") as file:
+        with written_anew(path) as file:
             file.write(orjson.dumps(note, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
 
@@ -53,7 +49,7 @@ def resume(output: Path, source: Path, fingerprint: str, options: Mapping[str, A
     path = manifest_of(output)
     try:
         note = orjson.loads(path.read_bytes())
-        known = (note["input_sha256"], note["options"]) if note["format"] == _FORMAT else None
+        known = (note["input_sha256"], dict(note["options"])) if note["format"] == _FORMAT else None
     except (OSError, ValueError, KeyError, TypeError):
         known = None
     if known is None:
@@ -67,7 +63,8 @@ def resume(output: Path, source: Path, fingerprint: str, options: Mapping[str, A
             " belong together. Restore it, or name another output for the new one."
         )
     now = _digests(options)
-    others = sorted(name for name in now if known[1].get(name) != now[name])
+    then = known[1]
+    others = sorted(name for name in now | then if then.get(name) != now.get(name))
     if others:
         raise ConfigurationError(
             f"{output} was begun with another {', '.join(others)}; what is left would be asked"
@@ -76,8 +73,12 @@ def resume(output: Path, source: Path, fingerprint: str, options: Mapping[str, A
 
 
 def _digests(options: Mapping[str, Any]) -> dict[str, str]:
-    """What is another for another value, and tells none: a template is the user's own text."""
+    """What is another for another value, and tells none: a template is the user's own text.
+
+    None is the same as not given.
+    """
     return {
         name: hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
         for name, value in options.items()
+        if value is not None
     }

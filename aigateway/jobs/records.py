@@ -6,6 +6,7 @@ gateway knows beyond them is under "aigateway", which is also all that a resumed
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -116,8 +117,15 @@ def problem_record(line_id: str, problem: Problem) -> Record:
 
 
 def encoded(record: Record) -> bytes:
-    """The record as a line."""
-    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    """The record as a line.
+
+    A vendor may have cut an answer in the middle of a character, which is no JSON; what is left of
+    that character becomes a question mark.
+    """
+    try:
+        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def is_record(value: object) -> bool:

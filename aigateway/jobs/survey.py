@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +10,13 @@ from typing import Any
 
 import orjson
 
-from aigateway.errors import RequestRejectedError
 from aigateway.intake import USUAL_ANSWER, answer_tokens, prompt_tokens
+from aigateway.jobs.asking import BREATH, Check, asked_of, judged, name_of, repeated
 from aigateway.jobs.index import Index
 from aigateway.jobs.lines import Line, Problem, Source
 from aigateway.messages import ChatRequest
 
-__all__ = ["Counter", "Survey", "Tally", "asked_of", "name_of", "repeated", "survey"]
-
-Check = Callable[..., ChatRequest]
-"""`AsyncGateway.check`."""
+__all__ = ["Counter", "Survey", "Tally", "survey"]
 
 Counter = Callable[[Sequence[Mapping[str, Any]]], int | None]
 """Counts the tokens of messages; None where it cannot."""
@@ -28,6 +26,9 @@ _TOLD = 20
 
 _COUNTED = 500
 """Prompts that are counted token by token, the first ones; the others are estimated after them."""
+
+_CHARACTERS = 4
+"""For each token of what is sent beside the messages: tools, a schema."""
 
 
 @dataclass(slots=True)
@@ -76,13 +77,14 @@ class Survey:
             self.problems.append(problem)
 
 
-def survey(
+async def survey(
     source: Source,
     check: Check,
     shared: Mapping[str, Any],
     index: Index,
     *,
     count: Counter | None = None,
+    tell: Callable[[int], object] | None = None,
 ) -> Survey:
     """Read the input once: every line's id into the index, and what is wrong with it.
 
@@ -92,86 +94,89 @@ def survey(
         shared: Options for every line; its own stand over them.
         index: Empty.
         count: For an estimate of the cost: also look for repeated lines, and count tokens.
+        tell: Is told now and then how many lines have been read.
 
     Raises:
         ConfigurationError: The file cannot be read to its end.
+        GatewayError: The index has no room on the disk.
     """
     found = Survey()
-    estimated = exact = 0
+    scale = _Scale(count)
     for line in source.lines():
         found.total += 1
-        if isinstance(line, Line):
-            problem, request = _checked(line, check, shared, index)
-        else:
-            problem, request = line, None
-        if problem is not None:
-            found.note(problem)
-            index.enter(name_of(problem, index), problem.number)
-        if request is None or count is None:
-            continue
-        assert isinstance(line, Line)  # noqa: S101 - it has become a request
-        asked = asked_of(line, shared)
-        if asked is not None and not index.first(asked):
+        if found.total % BREATH == 0:
+            await asyncio.sleep(0)
+            if tell is not None:
+                tell(found.total)
+        judgement = _entered(judged(line, check, shared), index)
+        if isinstance(judgement, Problem):
+            found.note(judgement)
+        elif count is not None and _is_new(judgement[0], shared, index):
+            _add(found, judgement[1], scale)
+        elif count is not None:
             found.repeated += 1
-            continue
-        prompt = _add(found.tallies[request.model], request)
-        if found.counted < _COUNTED:
-            tokens = count(request.messages)
-            if tokens is not None:
-                found.counted += 1
-                estimated += prompt
-                exact += tokens
-    if estimated:
-        found.factor = exact / estimated
-        for tally in found.tallies.values():
-            tally.prompt_tokens = round(tally.prompt_tokens * found.factor)
+    scale.apply(found)
     return found
 
 
-def asked_of(line: Line, shared: Mapping[str, Any]) -> bytes | None:
-    """What two lines have in common if one answer serves both; None if each wants its own."""
-    options = {**shared, **line.options}
-    if options.pop("cache", True) is not True:
-        return None
-    for name in ("timeout", "agent", "cache_ttl", "hedge"):
-        options.pop(name, None)
-    prompt = line.prompt
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    return orjson.dumps([prompt, options], option=orjson.OPT_SORT_KEYS)
+class _Scale:
+    """What the estimate of the prompts is off by, from those that were counted."""
+
+    def __init__(self, count: Counter | None) -> None:
+        self._count = count
+        self._counted = self._estimated = self._exact = 0
+
+    def weigh(self, request: ChatRequest, estimate: int) -> None:
+        """Count one of the first prompts."""
+        if self._count is None or self._counted >= _COUNTED:
+            return
+        tokens = self._count(request.messages)
+        if tokens is not None:
+            self._counted += 1
+            self._estimated += estimate
+            self._exact += tokens
+
+    def apply(self, found: Survey) -> None:
+        """Correct the whole after them."""
+        if not self._estimated:
+            return
+        found.counted, found.factor = self._counted, self._exact / self._estimated
+        for tally in found.tallies.values():
+            tally.prompt_tokens = round(tally.prompt_tokens * found.factor)
 
 
-def name_of(problem: Problem, index: Index) -> str:
-    """What a line is called that cannot be asked: as it says, unless another is called so."""
-    if problem.id is not None and index.find(problem.id)[0] in {0, problem.number}:
-        return problem.id
-    return f"(line {problem.number})"
+def _entered(
+    judgement: tuple[Line, ChatRequest] | Problem, index: Index
+) -> tuple[Line, ChatRequest] | Problem:
+    """Enter a line into the index. One whose id is taken is a problem, too."""
+    if not isinstance(judgement, Problem):
+        line, _ = judgement
+        first = index.enter(line.id, line.number)
+        if first is None:
+            return judgement
+        judgement = repeated(line, first)
+    index.enter(name_of(judgement, index), judgement.number)
+    return judgement
 
 
-def repeated(line: Line, first: int) -> Problem:
-    """A line that is called as an earlier one is. It has no id of its own, then."""
-    return Problem(line.number, f"its id is that of line {first} already")
+def _is_new(line: Line, shared: Mapping[str, Any], index: Index) -> bool:
+    """Whether no earlier line asks the same."""
+    asked = asked_of(line, shared)
+    return asked is None or index.first(asked)
 
 
-def _checked(
-    line: Line, check: Check, shared: Mapping[str, Any], index: Index
-) -> tuple[Problem | None, ChatRequest | None]:
-    first = index.enter(line.id, line.number)
-    if first is not None:
-        return repeated(line, first), None
-    try:
-        return None, check(line.prompt, **{**shared, **line.options})
-    except RequestRejectedError as error:
-        return Problem(line.number, str(error).rstrip("."), line.id), None
-    except TypeError:  # a field of the line that cannot be a keyword
-        return Problem(line.number, "it has a field that is no option of chat", line.id), None
-
-
-def _add(tally: Tally, request: ChatRequest) -> int:
-    """Add a request; returns the tokens its prompt is estimated at."""
+def _add(found: Survey, request: ChatRequest, scale: _Scale) -> None:
+    tally = found.tallies[request.model]
     prompt, bound = prompt_tokens(request), answer_tokens(request)
+    scale.weigh(request, prompt)
+    many = request.params.get("n") or 1
     tally.requests += 1
-    tally.prompt_tokens += prompt
-    tally.answer_tokens += USUAL_ANSWER if bound is None else bound
+    tally.prompt_tokens += prompt + _beside(request)
+    tally.answer_tokens += (USUAL_ANSWER if bound is None else bound) * many
     tally.unbounded += bound is None
-    return prompt
+
+
+def _beside(request: ChatRequest) -> int:
+    """Tokens of what is sent beside the messages."""
+    sent = [request.params[name] for name in ("tools", "response_format") if name in request.params]
+    return len(orjson.dumps(sent)) // _CHARACTERS if sent else 0

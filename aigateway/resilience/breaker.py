@@ -191,6 +191,11 @@ class CircuitBreaker:
         """Failures since the last success that counts."""
         return self._streak
 
+    @property
+    def forced(self) -> bool:
+        """Whether the state was ordered and stays as it is."""
+        return self._forced
+
     def acquire(self) -> Permit | Rejected:
         """Ask to make one attempt. Settle the permit, or give it back with `release()`."""
         if self._state is CircuitState.CLOSED:

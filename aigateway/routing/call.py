@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.events import (
+    AttemptEnded,
     ProviderCooledDown,
     ProviderDisabled,
     ProviderEnabled,
     ProviderFailed,
 )
-from aigateway.messages import Attempt, Usage
+from aigateway.messages import Attempt, ChatRequest, EmbeddingRequest, Usage
 from aigateway.resilience.breaker import CircuitState, Permit, Rejected
 from aigateway.resilience.limiter import Limiter
 from aigateway.resilience.network import Reachability
 from aigateway.routing.journey import Journey
 from aigateway.routing.provider import Pace, Provider
+from aigateway.telemetry.account import Account
 from aigateway.telemetry.emitter import Emitter
+from aigateway.telemetry.traces import AttemptTraces
 from aigateway.vendor.client import Failure
 from aigateway.vendor.failures import VERDICTS, Gate, Verdict
 
@@ -33,6 +36,8 @@ __all__ = ["FIRST_TOKEN_TIMEOUT", "Answer", "Call", "Surroundings"]
 
 FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 - tokens of a model
 """`Failure.code` of a stream that had no content in time."""
+
+R = TypeVar("R", ChatRequest, EmbeddingRequest)
 
 _BUSY = 529
 """Anthropic's "overloaded"."""
@@ -71,8 +76,11 @@ class Surroundings:
     def spare_the_circuits(self) -> None:
         """Close those that opened only because nobody at all could be reached."""
         for provider in self.providers():
-            if provider.name in self.network.down and provider.breaker.state is CircuitState.OPEN:
-                provider.breaker.reset()
+            breaker = provider.breaker
+            if provider.name not in self.network.down or breaker.forced:
+                continue
+            if breaker.state is CircuitState.OPEN:
+                breaker.reset()
 
 
 class Call:
@@ -82,20 +90,25 @@ class Call:
         provider: Who is asked.
         limit: Seconds it may take.
         patience: Seconds after which the provider is slower than it usually is.
+        number: Which of its request's attempts it is, from 1.
         over: It has been settled.
     """
 
     __slots__ = (
+        "_account",
         "_around",
         "_began",
         "_entry",
+        "_first_content",
         "_journey",
         "_pace",
         "_permit",
         "_rated",
         "_slots",
+        "_trace",
         "_watched",
         "limit",
+        "number",
         "over",
         "patience",
         "provider",
@@ -123,10 +136,25 @@ class Call:
         self.patience = math.inf
         self.over = False
         around.limiter.take(self._slots)
+        journey.begun = self.number = journey.begun + 1
+        self._account = account = journey.account
+        self._trace: AttemptTraces | None = None
+        if account is not None:
+            self._first_content: float | None = None
+            vendor = str(provider.config.provider)
+            self._trace = account.attempt_began(provider.name, vendor, provider.model, self.number)
 
     def seconds(self) -> float:
         """How long it has taken so far."""
         return self._around.clock.now() - self._began
+
+    def outgoing(self, request: R) -> R:
+        """The request as it goes to the vendor: with the headers of whoever traces this call."""
+        if self._trace is None or not self._trace.headers:
+            return request
+        own = self._trace.headers
+        kept = {name: v for name, v in request.headers.items() if name.lower() not in own}
+        return replace(request, headers=kept | own)
 
     # ── its ends ─────────────────────────────────────────────────────────────────────────────
 
@@ -141,7 +169,11 @@ class Call:
 
         The permit of a probe is settled. What may break later is counted under one of its own.
         """
-        self.provider.first_contents_seen.add(self._answers())
+        seconds = self._answers()
+        self.provider.first_contents_seen.add(seconds)
+        if self._account is not None:
+            self._first_content = seconds
+            self._account.first_content()
         if self._permit.probe:
             self._permit.success()
             permit = self.provider.breaker.acquire()
@@ -185,11 +217,13 @@ class Call:
                 failure.status,
                 failure.code,
                 seconds,
+                self.number,
             )
         )
         # What timed out has very likely been counted by the vendor.
         refused = part is None and failure.kind is not FailureKind.TIMEOUT
-        self._leave(0 if refused else (part and part.usage.total_tokens) or None)
+        tokens = 0 if refused else (part and part.usage.total_tokens) or None
+        self._leave(tokens, failure, part)
         return verdict
 
     def cut_short(self) -> None:
@@ -198,15 +232,17 @@ class Call:
         self.provider.gates.leave(self._entry)
         self._pace.watch.ended(self._watched)
         late = self._around.clock.now() >= self._journey.deadline
-        self._book(Failure(FailureKind.DEADLINE if late else FailureKind.CANCELLED))
-        self._leave(None)
+        failure = Failure(FailureKind.DEADLINE if late else FailureKind.CANCELLED)
+        self._book(failure)
+        self._leave(None, failure)
 
     def stream_left(self, answer: Answer) -> None:
         """The caller left a stream before its end: neutral, and paid for as far as is known."""
         self._permit.release()
         self.provider.counters.spent(answer.usage, answer.cost_usd)
-        self._book(Failure(FailureKind.CANCELLED), answer.cost_usd)
-        self._leave(answer.usage.total_tokens or None)
+        failure = Failure(FailureKind.CANCELLED)
+        self._book(failure, answer.cost_usd)
+        self._leave(answer.usage.total_tokens or None, failure, answer)
 
     def outrun(self) -> None:
         """Another attempt answered first, and this one is cancelled.
@@ -233,16 +269,25 @@ class Call:
             # A probe that is late is judged at once: others wait for its verdict, and with its
             # place given back the next request would probe again.
             settle(permit.probe and late)
-        self._book(Failure(FailureKind.OUTRUN))
-        self._leave(None)
+        failure = Failure(FailureKind.OUTRUN)
+        self._book(failure)
+        self._leave(None, failure)
 
     def answered_too_late(self, answer: Answer) -> None:
         """Another attempt answered in the same moment: this answer is not used, but is paid for."""
         self._answers()
         self._permit.success()
         self.provider.counters.spent(answer.usage, answer.cost_usd)
-        self._book(Failure(FailureKind.OUTRUN), answer.cost_usd)
-        self._leave(answer.usage.total_tokens)
+        failure = Failure(FailureKind.OUTRUN)
+        self._book(failure, answer.cost_usd)
+        self._leave(answer.usage.total_tokens, failure, answer)
+
+    def answered_after_its_end(self, answer: Answer) -> None:
+        """It was settled already, as cancelled or outrun, and brought an answer all the same."""
+        usage, cost_usd = answer.usage, answer.cost_usd
+        self.provider.counters.spent(usage, cost_usd)
+        if self._account is not None:
+            self._account.discarded(self.provider.name, usage, cost_usd)
 
     # ── what the ends have in common ─────────────────────────────────────────────────────────
 
@@ -266,7 +311,7 @@ class Call:
         self._journey.attempts.append(
             Attempt(provider.name, provider.model, None, None, seconds, answer.cost_usd)
         )
-        self._leave(answer.usage.total_tokens or None)
+        self._leave(answer.usage.total_tokens or None, None, answer)
 
     def _book(self, failure: Failure, cost_usd: float | None = None) -> float:
         provider, seconds = self.provider, self.seconds()
@@ -327,10 +372,36 @@ class Call:
             until = self.provider.gates.throttled(pause)
             self._around.emitter.emit(ProviderCooledDown(self.provider.name, round(until, 3)))
 
-    def _leave(self, tokens: int | None) -> None:
+    def _leave(
+        self, tokens: int | None, failure: Failure | None, answer: Answer | None = None
+    ) -> None:
         if self.over:
             raise AssertionError(f"A call to {self.provider.name} ended twice.")
         self.over = True
         if self._rated is not None:
             self._rated.settle(tokens)
         self._around.limiter.give_back(self._slots)
+        if self._account is not None:
+            self._report(self._account, failure, answer)
+
+    def _report(self, account: Account, failure: Failure | None, answer: Answer | None) -> None:
+        """Tell whoever follows each attempt how this one ended."""
+        provider = self.provider
+        others = self._journey.attempts[:-1]  # the last one is this
+        event = AttemptEnded(
+            account.request_id,
+            self.number,
+            account.operation,
+            account.streamed,
+            provider.name,
+            str(provider.config.provider),
+            provider.model,
+            None if failure is None else failure.kind,
+            None if failure is None else failure.status,
+            any(attempt.provider == provider.name for attempt in others),
+            self.seconds(),
+            self._first_content,
+            Usage() if answer is None else answer.usage,
+            None if answer is None else answer.cost_usd,
+        )
+        account.attempt_ended(event, self._trace, answer)

@@ -35,7 +35,7 @@ from aigateway.routing.journey import MAY_PASS, Journey, final_error
 from aigateway.routing.plan import Choice, busy, choose, take_turn
 from aigateway.routing.provider import Pace, Provider
 from aigateway.settings import GatewaySettings
-from aigateway.vendor.client import Failure, VendorCallError, VendorClient
+from aigateway.vendor.client import Failure, VendorCallError
 from aigateway.vendor.failures import Failover
 
 __all__ = ["Dispatcher", "Operation", "Served"]
@@ -55,12 +55,12 @@ class Operation(Generic[A]):
     """What is wanted of a provider.
 
     Attributes:
-        ask: One call to one vendor. Raises `VendorCallError` for what went wrong there.
+        ask: Makes a call. Raises `VendorCallError` for what went wrong at the vendor.
         streamed: It ends at the first content, and the call stays out; else at the answer.
         discard: Closes what `ask` brought back when it is not used after all.
     """
 
-    ask: Callable[[VendorClient], Awaitable[A]]
+    ask: Callable[[Call], Awaitable[A]]
     streamed: bool = False
     discard: Callable[[A], Coroutine[Any, Any, None]] | None = None
 
@@ -412,7 +412,7 @@ class Dispatcher:
         unusable: Completion | None = None
         try:
             async with self._clock.timeout(limit):
-                return await operation.ask(call.provider.client)
+                return await operation.ask(call)
         except VendorCallError as error:
             failure = error.failure
             unusable = error.answer

@@ -145,7 +145,7 @@ class Race(Generic[A]):
             late = None if answer is not None else _answer_of(task)
             if late is not None:
                 if call.over:
-                    call.provider.counters.spent(late.usage, late.cost_usd)
+                    call.answered_after_its_end(late)
                 else:
                     call.answered_too_late(late)
                 self._close(late)

@@ -18,6 +18,7 @@ from aigateway.messages import Attempt
 from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.limiter import Ticket
 from aigateway.routing.provider import Provider
+from aigateway.telemetry.account import Account
 
 __all__ = ["MAY_PASS", "Journey", "final_error"]
 
@@ -58,11 +59,13 @@ class Journey:
         tokens: How many it will use, by estimate; only for providers with a `tpm`.
         hedge: Whether a second provider may be asked while the first is slow.
         background: Whether it waits behind every request that is not in the background.
+        account: Where its calls are reported, if anybody wants to know.
 
     Attributes:
         candidates: As given; shrinks when only a larger context window helps.
         causes: The latest failure of each provider, by name.
         attempts: Every call made, in the order of their ends.
+        begun: How many calls have begun.
         tried: Names asked in this round.
         asked: Names asked before it: to ask them again is a retry.
         set_aside: Names that are not asked in any round.
@@ -73,9 +76,11 @@ class Journey:
     """
 
     __slots__ = (
+        "account",
         "asked",
         "attempts",
         "background",
+        "begun",
         "blamed",
         "candidates",
         "causes",
@@ -99,7 +104,10 @@ class Journey:
         tokens: int = 0,
         hedge: bool = False,
         background: bool = False,
+        account: Account | None = None,
     ) -> None:
+        self.account = account
+        self.begun = 0
         self.request_id = request_id
         self.candidates = tuple(candidates)
         self.deadline = deadline

@@ -69,10 +69,19 @@ class Roster:
         Raises:
             ConfigurationError: There is none of that name.
         """
+        provider = self.named(name)
+        self._providers = tuple(p for p in self._providers if p is not provider)
+        self._by_model = {}
+        return provider
+
+    def named(self, name: str) -> Provider:
+        """The one of that name.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
         for provider in self._providers:
             if provider.name == name:
-                self._providers = tuple(p for p in self._providers if p is not provider)
-                self._by_model = {}
                 return provider
         raise ConfigurationError(
             f"There is no provider named {name!r}; there are: {_names(self._providers)}."

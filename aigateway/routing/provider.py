@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, ProviderFailure
@@ -21,7 +21,10 @@ from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
 from aigateway.vendor.client import VendorClient, VendorClientFactory
 
-__all__ = ["Pace", "Provider", "ProviderStatus", "in_milliseconds"]
+__all__ = ["CircuitOrder", "Pace", "Provider", "ProviderStatus", "in_milliseconds"]
+
+CircuitOrder = Literal["open", "closed", "auto"]
+"""What somebody wants of a circuit; "auto" leaves it to itself."""
 
 _CIRCUIT_EVENTS = {
     CircuitState.OPEN: "circuit.opened",
@@ -46,6 +49,8 @@ class ProviderStatus:
         disabled_reason: Why it is set up wrong, if it is.
         in_flight: Calls that are out now.
         max_in_flight: Calls that may be out at once; falls when the vendor throttles, and recovers.
+        forced: Whether its circuit stays as it is because somebody ordered it.
+        aliases: Other names by which it may be asked for.
     """
 
     name: str
@@ -58,6 +63,8 @@ class ProviderStatus:
     disabled_reason: FailureKind | None
     in_flight: int
     max_in_flight: int
+    forced: bool = False
+    aliases: tuple[str, ...] = ()
 
 
 class Pace:
@@ -188,6 +195,15 @@ class Provider:
         answers, first_contents = self.answers.seems_to_hang(), self.first_contents.seems_to_hang()
         return answers or first_contents
 
+    def force_circuit(self, order: CircuitOrder) -> None:
+        """Take the circuit in hand, or leave it to itself again."""
+        if order == "open":
+            self.breaker.force_open()
+        elif order == "closed":
+            self.breaker.force_closed()
+        elif self.breaker.forced:  # else it is left to itself already, and knows what it does
+            self.breaker.reset()
+
     def pause(self) -> float | None:
         """Seconds until the vendor's own limits allow a call again, if it has just said so."""
         return None if self._client is None else self._client.pause()
@@ -266,6 +282,8 @@ class Provider:
             disabled_reason=self.gates.disabled_reason,
             in_flight=self.slots.in_flight,
             max_in_flight=self.adaptive.limit,
+            forced=self.breaker.forced,
+            aliases=self.config.aliases,
         )
 
     def metrics(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, ProviderFailure, StreamInterruptedError
-from aigateway.messages import ChatRequest, Choice, Chunk, Completion, Usage
+from aigateway.messages import ChatRequest, Choice, Chunk, Completion, Opening, Usage
 from aigateway.routing.call import FIRST_TOKEN_TIMEOUT, Call
 from aigateway.routing.dispatch import Dispatcher, Operation, Served
 from aigateway.routing.journey import Journey
@@ -195,6 +195,7 @@ class StreamRun:
         served: The whole answer and who gave it (or its last part), once `chunks` is through.
         resumed: Whether it was put together from two parts.
         first_content_at: On the clock's own scale.
+        opening: Who answers now; None before the first content.
     """
 
     def __init__(
@@ -221,6 +222,7 @@ class StreamRun:
         self.served: Served[Completion] | None = None
         self.resumed = False
         self.first_content_at: float | None = None
+        self.opening: Opening | None = None
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """The content, as it comes.
@@ -297,11 +299,17 @@ class StreamRun:
 
     async def _open(self, request: ChatRequest) -> Served[Opened]:
         operation = Operation(
-            lambda client: _opened(client, request), streamed=True, discard=_close
+            lambda call: _opened(call.provider.client, call.outgoing(request)),
+            streamed=True,
+            discard=_close,
         )
         served = await self._dispatcher.dispatch(self._journey, operation)
         if self.first_content_at is None:
             self.first_content_at = self._clock.now()
+        part, attempts = served.answer.part(), len(served.attempts) + 1
+        self.opening = Opening(
+            served.provider, part.model, part.id, part.created, attempts=attempts
+        )
         return served
 
     async def _next(self, stream: VendorStream) -> Sequence[Chunk] | None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from aigateway import __version__
-from aigateway.server.refusals import Refusal
+from aigateway.errors import GatewayError
+from aigateway.server import documented, openai_api, operator
+from aigateway.server.answers import refused
+from aigateway.server.document import completed
+from aigateway.server.gate import protect
+from aigateway.server.guard import Guard
+from aigateway.server.refusals import Refusal, refusal_of
 from aigateway.server.service import Service
+from aigateway.server.status import endpoints as status
 
 __all__ = ["create_app"]
 
@@ -18,18 +28,45 @@ def create_app(service: Service) -> FastAPI:
     Args:
         service: What its endpoints share; `app.state.service`.
     """
-    app = FastAPI(title="aigateway", version=__version__)
+    app = _Application(
+        title="aigateway",
+        version=__version__,
+        summary="Several LLM vendors as one that answers.",
+        # Their pages load scripts from elsewhere; `/openapi.json` is there for any viewer.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.service = service
-    app.add_exception_handler(Refusal, _refused)
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the process is alive. Needs no key."""
-        return {"status": "ok"}
-
+    app.router.routes[:0] = (*openai_api.ROUTES, *documented.ROUTES)  # what is asked most is first
+    for error in (Refusal, GatewayError):
+        app.add_exception_handler(error, _refused)
+    app.add_exception_handler(HTTPException, _not_here)
+    app.include_router(status.router)
+    app.include_router(operator.router)
+    protect(app, service)
+    app.add_middleware(Guard)  # the last one added is the outermost
     return app
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refusal)  # noqa: S101 - what it is registered for
-    return JSONResponse(error.body, error.status, dict(error.headers))
+class _Application(FastAPI):
+    """Documents what is written by hand, too."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        if self.openapi_schema is None:
+            self.openapi_schema = completed(super().openapi())
+        return self.openapi_schema
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    return refused(refusal_of(error))
+
+
+async def _not_here(_: Request, error: Exception) -> Response:
+    """What the router refuses: an unknown path, or a method that a path does not take."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    words = {404: "There is nothing at this path.", 405: "This path does not take this method."}
+    response = refused(Refusal(error.status_code, words.get(error.status_code, error.detail)))
+    response.headers.update(error.headers or {})
+    return response

@@ -21,6 +21,7 @@ from aigateway.errors import (
     NoProvidersError,
     OverloadedError,
     RequestRejectedError,
+    StreamInterruptedError,
     UnknownModelError,
 )
 
@@ -102,6 +103,10 @@ def refusal_of(error: Exception) -> Refusal:
         return error
     if isinstance(error, AllProvidersFailedError):
         return _of_providers(error)
+    if isinstance(error, StreamInterruptedError):
+        what = "" if error.cause is None else f" ({error.cause.kind})"
+        message = f"The stream from {error.provider} broke after its first content{what}."
+        return Refusal(502, message, "server_error", "stream_interrupted")
     for kind, status, what, code in _FORMS:
         if isinstance(error, kind):
             after = 1.0 if kind is OverloadedError else None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.gateway import AsyncGateway
+from aigateway.routing.provider import CircuitOrder
 from aigateway.server.access import Access
+from aigateway.server.status.happenings import Happenings
+from aigateway.server.status.snapshot import Snapshot, snapshot
 from aigateway.server.workers import Workers
 from aigateway.settings import ServerSettings
 
@@ -22,6 +25,8 @@ class Service:
         gateway: Answers; closed by whoever made it.
         settings: Of the service.
         clock: Time.
+        happenings: The hook that the gateway was made with; without it the status page shows
+            figures and nothing that happened.
 
     Attributes:
         gateway: The one that answers what comes now; see `in_use`.
@@ -31,6 +36,13 @@ class Service:
         stopping: Its time is over, too: a stream that still goes on says so and ends.
         workers: The other processes of the same service.
         clock: As given.
+        happenings: As given.
+        snapshot: What the status page shows; one of several processes puts the sum of all there.
+        force_circuit: Gives an operator's order for a provider (its name, the order, who gives
+            it); one of several processes passes it on to all. Raises `ConfigurationError` where
+            there is no such provider.
+        scrape: The metrics for a scraper: from its `Accept` the content type and the body of the
+            answer; None where there are only those in JSON.
     """
 
     def __init__(
@@ -38,17 +50,39 @@ class Service:
         gateway: AsyncGateway,
         settings: ServerSettings,
         clock: Clock = SYSTEM_CLOCK,
+        *,
         workers: Workers | None = None,
+        happenings: Happenings | None = None,
     ) -> None:
         self.gateway = gateway
         self.settings = settings
-        self.access = Access(settings)
+        self.access = Access(settings, clock)
         self.draining = False
         self.stopping = asyncio.Event()
         self.workers = workers or Workers()
         self.clock = clock
+        self.happenings = happenings or Happenings(clock)
+        self.snapshot: Callable[[], Snapshot] = self.own_snapshot
+        self.force_circuit: Callable[[str, CircuitOrder, str | None], Awaitable[None]] = (
+            self.force_own_circuit
+        )
+        self.scrape: Callable[[str], tuple[str, bytes]] | None = None
         self._uses: dict[AsyncGateway, int] = {}
         self._left = asyncio.Event()
+
+    def own_snapshot(self) -> Snapshot:
+        """How this process stands."""
+        return snapshot(
+            self.gateway.providers,
+            self.gateway.get_metrics(),
+            self.happenings.recent,
+            self.happenings.latency(),
+            self.clock.wall(),
+        )
+
+    async def force_own_circuit(self, name: str, order: CircuitOrder, by: str | None) -> None:
+        """Take a circuit of this process in hand; see `AsyncGateway.force_circuit`."""
+        self.gateway.force_circuit(name, order, by=by)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[AsyncGateway]:

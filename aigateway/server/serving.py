@@ -14,6 +14,7 @@ import uvicorn
 from aigateway.events import Hook
 from aigateway.server.app import create_app
 from aigateway.server.configuration import Configuration, Read
+from aigateway.server.connections import protocol_for
 from aigateway.server.draining import App, Ending, Traffic
 from aigateway.server.reload import Reloader
 from aigateway.server.service import Service
@@ -143,6 +144,7 @@ class _Server(uvicorn.Server):
         self._ready = ready
         config = uvicorn.Config(
             self._traffic,
+            http=protocol_for(service),
             log_config=None,
             access_log=False,
             lifespan="off",

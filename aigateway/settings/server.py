@@ -20,6 +20,12 @@ def _digest(text: str) -> str:
     return text.lower()
 
 
+def _not_admin(name: str) -> str:
+    if name == "admin":
+        raise ValueError("is how the key of admin_sha256 is called; take another name")
+    return name
+
+
 Digest = Annotated[str, AfterValidator(_digest)]
 """The SHA-256 of a key, in hexadecimal digits: the key itself stands nowhere."""
 
@@ -37,7 +43,7 @@ class ApiKey(Frozen):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    name: Label
+    name: Annotated[Label, AfterValidator(_not_admin)]
     sha256: Digest
     budget_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     rpm: Count | None = None
@@ -72,11 +78,13 @@ class ServerSettings(TableSettings):
     max_body_bytes: Count = 20_000_000
     """Longest body of a request; a longer one is refused with 413."""
     request_timeout: Seconds = 120.0
-    """Seconds for one request, whatever it asks for; of a stream, until its first content."""
+    """Seconds for one request, its arrival included, whatever it asks for; of a stream, until its
+    first content."""
     header_timeout: Seconds = 10.0
-    """Seconds for a request to arrive, headers and body."""
+    """Seconds for a request to arrive: its head, and then its body. A body that keeps coming at
+    64 kB/s or more may take longer."""
     max_connections: Count = 4096
-    """Connections open at once; more wait to be accepted."""
+    """Connections open at once, of one worker; more are turned away with 503."""
     drain_seconds: SecondsOrZero = 30.0
     """Seconds for what is under way when it is told to stop; then streams are told and cut."""
     drain_notice_seconds: SecondsOrZero = 1.0
@@ -109,4 +117,6 @@ class ServerSettings(TableSettings):
             values = [getattr(key, what) for key in self.keys]
             if len(set(values)) < len(values):
                 raise ValueError(f"keys: two have the same {what}; give each its own")
+        if any(key.sha256 == self.admin_sha256 for key in self.keys):
+            raise ValueError("admin_sha256: is one of keys, too; make a key of its own for it")
         return self

@@ -1,53 +1,43 @@
 """What became of each request: counted once, told once.
 
-Between a request's beginning and its end stands `open`; exactly one of the other methods, an
+Between a request's beginning and its end stands `open`; exactly one of the entry's methods, an
 error or a cancellation closes the entry.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Self
 
 from aigateway.clock import Clock
 from aigateway.errors import GatewayError
 from aigateway.events import CacheHit, RequestFailed, RequestServed
-from aigateway.messages import Usage
+from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from aigateway.telemetry.account import Account
 from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.metrics import RequestCounters
 
-__all__ = ["Ledger"]
+__all__ = ["Entry", "Ledger"]
 
 
-class _Asked(Protocol):
-    @property
-    def request_id(self) -> str: ...
-
-
-class _Answered(Protocol):
-    @property
-    def model(self) -> str: ...
-    @property
-    def usage(self) -> Usage: ...
-    @property
-    def cost_usd(self) -> float | None: ...
-
-
-class _Entry:
+class Entry:
     """One request in the books; see `Ledger.open`.
 
     A class, since every request passes here and a generator costs three times as much.
+
+    Attributes:
+        account: What it comes to; None if nobody wants to know.
+        began: When it began, on the clock's own scale.
     """
 
-    __slots__ = ("_agent", "_began", "_clock", "_counters", "_emitter", "_request")
+    __slots__ = ("_agent", "_clock", "_counters", "_emitter", "_request", "account", "began")
 
     def __init__(
         self,
         counters: RequestCounters,
         emitter: Emitter,
         clock: Clock,
-        request: _Asked,
+        request: ChatRequest | EmbeddingRequest,
         agent: str | None,
     ) -> None:
         self._counters = counters
@@ -55,12 +45,12 @@ class _Entry:
         self._clock = clock
         self._request = request
         self._agent = agent
-        self._began = 0.0
+        self.account: Account | None = None
+        self.began = clock.now()
 
-    def __enter__(self) -> float:
+    def __enter__(self) -> Self:
         self._counters.total += 1
-        self._began = began = self._clock.now()
-        return began
+        return self
 
     def __exit__(
         self,
@@ -68,8 +58,12 @@ class _Entry:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            return
+        if error is not None:
+            self._broke_off(error)
+        if self.account is not None:
+            self.account.close(error)
+
+    def _broke_off(self, error: BaseException) -> None:
         if not isinstance(error, Exception):
             self._counters.cancelled += 1
             return
@@ -81,9 +75,47 @@ class _Entry:
                     self._agent,
                     type(error).__name__,
                     getattr(error, "causes", ()),
-                    self._clock.now() - self._began,
+                    self._clock.now() - self.began,
                 )
             )
+
+    def served(
+        self, provider: str, answer: Completion | Embeddings, *, attempts: int, latency: float
+    ) -> None:
+        """A vendor answered this request itself."""
+        if self.account is not None:
+            self.account.answered("served", provider, answer)
+        self._counters.served += 1
+        if self._emitter.wants(RequestServed):
+            self._emitter.emit(
+                RequestServed(
+                    self._request.request_id,
+                    provider,
+                    answer.model,
+                    self._agent,
+                    attempts,
+                    latency,
+                    answer.usage.total_tokens,
+                    answer.cost_usd,
+                )
+            )
+
+    def coalesced(self, provider: str, answer: Completion) -> None:
+        """It shared the answer to an identical request."""
+        if self.account is not None:
+            self.account.answered("coalesced", provider, answer)
+        self._counters.coalesced += 1
+
+    def remembered(self, provider: str, answer: Completion, *, stale: bool) -> None:
+        """It was answered from the cache."""
+        if self.account is not None:
+            self.account.answered("stale" if stale else "hit", provider, answer)
+        if stale:
+            self._counters.stale += 1
+        else:
+            self._counters.cache_hits += 1
+        if self._emitter.wants(CacheHit):
+            self._emitter.emit(CacheHit(self._request.request_id, provider, self._agent, stale))
 
 
 class Ledger:
@@ -96,48 +128,21 @@ class Ledger:
         self._emitter = emitter
         self.counters = RequestCounters()
 
-    def open(self, request: _Asked, agent: str | None) -> AbstractContextManager[float, None]:
-        """Enter a request; gives the moment it began. An error inside is its end."""
-        return _Entry(self.counters, self._emitter, self._clock, request, agent)
-
-    def served(
+    def open(
         self,
-        request: _Asked,
+        request: ChatRequest | EmbeddingRequest,
         agent: str | None,
-        provider: str,
-        answer: _Answered,
         *,
-        attempts: int,
-        latency: float,
-    ) -> None:
-        """A vendor answered this request itself."""
-        self.counters.served += 1
-        if self._emitter.wants(RequestServed):
-            self._emitter.emit(
-                RequestServed(
-                    request.request_id,
-                    provider,
-                    answer.model,
-                    agent,
-                    attempts,
-                    latency,
-                    answer.usage.total_tokens,
-                    answer.cost_usd,
-                )
+        streamed: bool = False,
+    ) -> Entry:
+        """Enter a request, for as long as it lasts. An error inside is its end."""
+        emitter, clock = self._emitter, self._clock
+        entry = Entry(self.counters, emitter, clock, request, agent)
+        if emitter.follows_requests():
+            entry.account = Account(
+                emitter, clock, request, agent, began=entry.began, streamed=streamed
             )
-
-    def coalesced(self) -> None:
-        """It shared the answer to an identical request."""
-        self.counters.coalesced += 1
-
-    def remembered(self, request: _Asked, agent: str | None, provider: str, *, stale: bool) -> None:
-        """It was answered from the cache."""
-        if stale:
-            self.counters.stale += 1
-        else:
-            self.counters.cache_hits += 1
-        if self._emitter.wants(CacheHit):
-            self._emitter.emit(CacheHit(request.request_id, provider, agent, stale))
+        return entry
 
     def snapshot(self) -> dict[str, Any]:
         """The counters as plain values."""

@@ -22,8 +22,10 @@ import structlog
 
 from aigateway.errors import ProviderFailure
 from aigateway.events import (
+    ON_REQUEST,
     CacheHit,
     CircuitChanged,
+    CircuitForced,
     Event,
     ProviderDisabled,
     ProviderEnabled,
@@ -31,6 +33,7 @@ from aigateway.events import (
     RequestFailed,
     RequestRetrying,
 )
+from aigateway.messages import Usage
 
 __all__ = ["LogHook", "report_broken_hook"]
 
@@ -42,10 +45,12 @@ _stdlib.addHandler(logging.NullHandler())
 
 _LEVELS: dict[type, int] = {
     CacheHit: logging.DEBUG,
+    **dict.fromkeys(ON_REQUEST, logging.DEBUG),
     ProviderFailed: logging.WARNING,
     ProviderDisabled: logging.ERROR,
     ProviderEnabled: logging.WARNING,
     CircuitChanged: logging.WARNING,
+    CircuitForced: logging.WARNING,
     RequestRetrying: logging.WARNING,
     RequestFailed: logging.ERROR,
 }
@@ -69,7 +74,15 @@ class LogHook:
 
     def wants(self, kind: type[Event]) -> bool:
         """Whether an event of this kind would be written; lets the caller not make it."""
+        if kind in ON_REQUEST:
+            return self.wants_every_call()
         return structlog.is_configured() or _stdlib.isEnabledFor(_LEVELS.get(kind, logging.INFO))
+
+    def wants_every_call(self) -> bool:
+        """The same for `ON_REQUEST`, which are asked for more often than written."""
+        if structlog.is_configured():
+            return _structlog_shows_debug()
+        return _stdlib.isEnabledFor(logging.DEBUG)
 
     def on_event(self, event: Event) -> None:
         """Write one event."""
@@ -91,6 +104,24 @@ class LogHook:
             structlog.get_logger(LOGGER_NAME).info("request.content", **told)
         elif _stdlib.isEnabledFor(logging.INFO):
             _write(logging.INFO, _line("request.content", told))
+
+
+_shows_debug: tuple[object, bool] = (None, False)
+"""structlog's kind of logger, and whether it lets DEBUG through; to ask one takes microseconds."""
+
+
+def _structlog_shows_debug() -> bool:
+    """Whether the application's structlog says that it lets events of level DEBUG through."""
+    global _shows_debug  # noqa: PLW0603 - it follows what is one for the whole process
+    kind = structlog.get_config()["wrapper_class"]
+    if hasattr(kind, "isEnabledFor"):  # it leaves that to the standard library
+        return _stdlib.isEnabledFor(logging.DEBUG)
+    if not hasattr(kind, "is_enabled_for"):  # it does not say
+        return False
+    if kind is not _shows_debug[0]:
+        shows = structlog.get_logger(LOGGER_NAME).is_enabled_for(logging.DEBUG)
+        _shows_debug = (kind, bool(shows))
+    return _shows_debug[1]
 
 
 def report_broken_hook(hook: object) -> None:
@@ -139,4 +170,6 @@ def _plain_value(value: Any) -> Any:
         return [_plain_value(item) for item in value]
     if isinstance(value, ProviderFailure):
         return str(value)
+    if isinstance(value, Usage):
+        return {"prompt_tokens": value.prompt_tokens, "completion_tokens": value.completion_tokens}
     return value

@@ -28,6 +28,7 @@ from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embedd
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.answers import completion_from, embeddings_from
 from aigateway.vendor.assembly import Assembly
+from aigateway.vendor.carrying import with_carried
 from aigateway.vendor.client import Failure, VendorCallError, VendorStream
 from aigateway.vendor.copying import fresh_copy
 from aigateway.vendor.failures import classify, classify_response
@@ -252,13 +253,17 @@ class LiteLLMClient:
     def _arguments(self, request: ChatRequest | EmbeddingRequest, **more: Any) -> dict[str, Any]:
         """The caller's parameters stand over `extra`, and what the gateway rules over both."""
         client = {} if self._client is None else {"client": self._client.handle}
-        return {
+        arguments = {
             **fresh_copy(self._defaults),
             **fresh_copy(request.params),
             **self._options,
             **client,
             **more,
         }
+        if request.headers:
+            own = arguments.get("extra_headers") or {}
+            arguments["extra_headers"] = with_carried(own, request.headers)
+        return arguments
 
     async def _call(
         self,

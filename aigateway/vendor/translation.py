@@ -22,6 +22,7 @@ import orjson
 from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.assembly import Assembly
+from aigateway.vendor.carrying import with_carried
 from aigateway.vendor.copying import fresh_copy
 from aigateway.vendor.plain_answers import (
     anthropic_completion,
@@ -162,7 +163,8 @@ class Translation(ABC):
         body = self._body(messages, options, headers, notes)
         if streamed:
             body.update(self._streaming(request))
-        return VendorRequest(headers, body, options, notes)
+        sent = with_carried(headers, request.headers) if request.headers else headers
+        return VendorRequest(sent, body, options, notes)
 
     def plain_answer(self, sent: VendorRequest, received: VendorResponse) -> Completion | None:
         """The answer, if it is of the plain kind that needs no translation."""

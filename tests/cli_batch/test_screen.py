@@ -129,15 +129,17 @@ class TestPlain:
             "openai/gpt-4o-mini: now half-open",
             "providers can be asked again",
             "openai/gpt-4o-mini: now closed",
-            "stopping (interrupted): finishing 7 in flight; Ctrl-C again stops at once",
+            "stopping (interrupted): finishing 7 in flight; Ctrl-C stops at once",
         ]
         await showing.end()
 
-    async def test_ctrl_c_is_spoken_of_only_after_ctrl_c(self, job):
+    async def test_whatever_it_stops_for_it_says_how_to_stop_at_once(self, job):
         showing = Showing(PlainScreen, job)
         job.stopping = "--max-cost reached"
         await showing.second()
-        assert showing.lines == ["stopping (--max-cost reached): finishing 7 in flight"]
+        assert showing.lines == [
+            "stopping (--max-cost reached): finishing 7 in flight; Ctrl-C stops at once"
+        ]
         await showing.end()
 
     @pytest.mark.parametrize("leave", [Showing.end, Showing.cancel])
@@ -225,7 +227,7 @@ class TestLive:
         await showing.second()
         assert "waiting" not in last_frame(showing)
         await showing.end()
-        assert "finishing 7 in flight; Ctrl-C again stops at once" in last_frame(showing)
+        assert "finishing 7 in flight; Ctrl-C stops at once" in last_frame(showing)
 
     async def test_of_many_providers_names_those_that_are_not_well(self, job):
         well = [status(f"p{number}") for number in range(20)]

@@ -36,7 +36,7 @@ def test_the_figures():
         r"job +stopped: interrupted",
         r"answered +100 of 1,103 lines",
         r"failed +3\b",
-        r"left +1,000 \(the same command goes on",
+        r"left +1,000 \(--resume goes on",
         r"cached +4\b",
         r"tokens +960 in, 1,920 out",
         r"cost +\$0\.0900 and 6 answers without a price",

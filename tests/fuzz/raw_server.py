@@ -40,11 +40,13 @@ class RawServer:
     Attributes:
         reply: The one.
         port: On 127.0.0.1.
+        connections: How many were ever made.
     """
 
     def __init__(self) -> None:
         self.reply = Reply(())
         self.port = 0
+        self.connections = 0
         self._server: asyncio.Server | None = None
         self._answering: set[asyncio.Task[None]] = set()
 
@@ -65,6 +67,7 @@ class RawServer:
             await asyncio.wait(self._answering)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         task = asyncio.current_task()
         assert task is not None
         self._answering.add(task)

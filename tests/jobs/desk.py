@@ -5,8 +5,9 @@ import json
 from dataclasses import replace
 
 from aigateway import AsyncGateway
+from aigateway.jobs.files import Files, Paths
 from aigateway.jobs.index import Index
-from aigateway.jobs.job import Input, Job, Terms, open_files
+from aigateway.jobs.job import Input, Job, Terms
 from aigateway.jobs.lines import Shape, Source
 from aigateway.jobs.survey import survey
 
@@ -40,18 +41,18 @@ class Desk:
         async with AsyncGateway([self.vendor.config()], **settings) as gateway:
             await gateway.warmup()
             with contextlib.closing(Index()) as index:
-                found = survey(source, gateway.check, how.shared, index)
+                found = await survey(source, gateway.check, how.shared, index)
                 self.problems = found.problems
-                files = open_files(
-                    self.output,
-                    self.errors,
+                files = await Files.open(
+                    Paths.of(self.input, self.output, self.errors),
                     source,
                     how.shared,
                     resume=resume,
                     ask_failed=ask_failed,
                 )
                 with contextlib.closing(files):
-                    self.job = Job(gateway, Input(source, index, found.total), files, how)
+                    given = Input(source, index, found.total)
+                    self.job = await Job.open(gateway, given, files, how)
                     yield self.job
 
     async def run(self, **how):

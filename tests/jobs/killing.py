@@ -2,7 +2,8 @@
 
 `python -m tests.jobs.killing IN OUT KILLS SEED`. Each run of the command is a process of its own,
 forked from this one, which has loaded everything: to load litellm twenty times takes minutes.
-Before each kill it waits until the output has grown by a random number of bytes, and after it
+Each other kill comes when the output has grown by a random number of bytes, and the ones between
+after a random time, at whatever the command is then: reading, recovering, writing. After each it
 prints a line and waits for one on standard input. The last run is left alone.
 """
 
@@ -20,19 +21,23 @@ from aigateway import AsyncGateway
 from aigateway.cli import app
 
 _MOST_BYTES = 60_000
-_MOST_SECONDS = 0.003
+_SHORT = 0.003
+_LONG = 0.3
 
 
 def main(source: str, output: str, kills: int, seed: int) -> None:
     rng = random.Random(seed)
     asyncio.run(_load())
-    for _ in range(kills):
+    for kill in range(kills):
         size = _size(output)
         child = _start(source, output)
-        enough = size + rng.randrange(1, _MOST_BYTES)
-        while _size(output) < enough and os.waitpid(child, os.WNOHANG) == (0, 0):
-            time.sleep(0.0002)
-        time.sleep(rng.uniform(0, _MOST_SECONDS))
+        if kill % 2:
+            time.sleep(rng.uniform(0, _LONG))
+        else:
+            enough = size + rng.randrange(1, _MOST_BYTES)
+            while _size(output) < enough and os.waitpid(child, os.WNOHANG) == (0, 0):
+                time.sleep(0.0002)
+            time.sleep(rng.uniform(0, _SHORT))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         print("killed", os.WTERMSIG(status), flush=True)
@@ -52,7 +57,7 @@ def _start(source: str, output: str) -> int:
         return child
     code = 70
     try:
-        arguments = ["batch", source, output, "--resume", "--concurrency", "8"]
+        arguments = ["batch", source, output, "--resume", "--skip-bad-lines", "--concurrency", "8"]
         code = app(arguments, standalone_mode=False) or 0
     finally:
         os._exit(code)

@@ -116,6 +116,7 @@ class TestDuplicates:
 
 class TestGoingOn:
     async def test_nothing_is_asked_twice(self, desk):
+        desk.vendor.latency = 0.03
         desk.ask(lines(20))
         async with desk.opened() as job:
             running = asyncio.create_task(job.run())
@@ -125,6 +126,7 @@ class TestGoingOn:
         done = set(desk.answers())
         assert 5 <= len(done) < 20
         assert not job.complete
+        desk.vendor.latency = 0.0
         job = await desk.run()
         assert job.totals.earlier == len(done)
         assert desk.answers() == expected(20)
@@ -172,11 +174,37 @@ class TestGoingOn:
         assert desk.output.read_bytes() == before
         assert len(desk.asked()) == 3
 
-    async def test_other_options_are_refused(self, desk):
+    async def test_other_options_are_refused_but_for_those_without_effect(self, desk):
         desk.ask(lines(3))
-        await desk.run(shared={"system": "a"})
-        with pytest.raises(ConfigurationError, match="with another system"):
-            await desk.run(shared={"system": "b"})
+        await desk.run(shared={"system": "a", "timeout": 30})
+        for others in ({"system": "b"}, {}, {"system": "a", "seed": 1}):
+            with pytest.raises(ConfigurationError, match=r"with another (system|seed)"):
+                await desk.run(shared=others)
+        await desk.run(shared={"system": "a", "timeout": 60, "agent": "x"})
+        assert len(desk.asked()) == 3
+
+    async def test_a_job_of_which_all_failed_has_begun_too(self, desk):
+        desk.vendor.behave(Fault.bad_request())
+        desk.ask(lines(3))
+        await desk.run()
+        assert len(desk.failures()) == 3
+        with pytest.raises(ConfigurationError, match="is there already"):
+            await desk.run(resume=False)
+        await desk.run()
+        assert len(desk.asked()) == 3
+        desk.ask(lines(4))
+        with pytest.raises(ConfigurationError, match="has changed since"):
+            await desk.run()
+
+    async def test_another_file_of_errors_is_refused(self, desk):
+        desk.vendor.behave(Fault.bad_request())
+        desk.ask(lines(3))
+        await desk.run()
+        desk.output.write_bytes(b"")
+        desk.errors = desk.errors.with_name("other.jsonl")
+        desk.errors.write_text(json.dumps(records(desk.output.with_name("out.errors.jsonl"))[0]))
+        with pytest.raises(ConfigurationError, match="with another errors"):
+            await desk.run()
 
     async def test_without_being_told_so_it_does_not_go_on(self, desk):
         desk.ask(lines(3))
@@ -208,12 +236,6 @@ class TestGoingOn:
             with pytest.raises(ConfigurationError, match="Another process is writing"):
                 await desk.run()
 
-    async def test_old_errors_do_not_survive_a_new_beginning(self, desk):
-        desk.errors.write_text("something old\n")
-        desk.ask(lines(1))
-        await desk.run(resume=False)
-        assert not desk.errors.exists()
-
     async def test_three_files_must_be_three(self, desk):
         desk.ask(lines(1))
         desk.errors = desk.output
@@ -238,6 +260,13 @@ class TestLimits:
         assert desk.answers() == expected(30)
         assert job.totals.cost_usd == pytest.approx(30 * each)
 
+    async def test_cost_with_many_at_once(self, desk):
+        desk.ask(lines(60))
+        job = await desk.run(limits=Limits(max_cost=0.00005), concurrency=16)
+        assert job.stopping.startswith("--max-cost $0.00005 is reached")
+        assert 3 <= job.totals.answered < 60
+        assert job.totals.cost_usd <= 0.00005
+
     async def test_failures(self, desk):
         desk.vendor.behave(*[Fault.content_policy()] * 30)
         desk.ask(lines(30))
@@ -257,13 +286,15 @@ class TestLimits:
         assert len(desk.answers()) == 4
 
     async def test_tokens_per_minute_hold_the_rest_back(self, desk):
+        desk.vendor.latency = 0.02  # until the vendor has counted, the estimate holds them back
         desk.ask(lines(10, max_tokens=100))
         async with desk.opened(limits=Limits(tpm=202), concurrency=10) as job:
             running = asyncio.create_task(job.run())
-            await until(lambda: job.totals.done >= 2)
+            await until(lambda: desk.vendor.request_count >= 2)
+            assert job.in_flight == 2
             job.stop("told to")
             await running
-        assert desk.asked()[:2] == ["p0", "p1"]
+        assert sorted(desk.asked()) == ["p0", "p1"]
 
     async def test_with_every_provider_away_it_ends_and_can_go_on(self, desk):
         desk.vendor.behave(None, None, *[Fault.bad_key()] * 10)
@@ -289,6 +320,35 @@ async def test_an_outage_is_waited_out(desk):
     assert desk.answers() == expected(150)
 
 
+class TestNobodyAnswers:
+    async def test_without_a_network_the_job_ends(self, desk):
+        desk.vendor.behave(Fault.refuse())
+        desk.ask(lines(300))
+        job = await desk.run(outage_patience=0.3, concurrency=2)
+        assert job.stopping.startswith("nobody can be asked any more (")
+        assert job.totals.failed <= 10
+        desk.vendor.recover()
+        await desk.run()
+        assert desk.answers() == expected(300)
+
+    async def test_one_line_that_is_always_throttled_does_not_end_it(self, desk):
+        desk.ask(lines(20))
+        desk.vendor.behave(None, None, None, Fault.rate_limited(0.01), times=4)
+        job = await desk.run(outage_patience=5.0, concurrency=1)
+        assert (job.stopping, job.totals.answered) == (None, 20)
+
+    async def test_told_to_stop_it_lets_go_of_what_is_only_held_back(self, desk):
+        desk.vendor.behave(Fault.rate_limited(600))
+        desk.ask(lines(30))
+        async with desk.opened(outage_patience=None) as job:
+            running = asyncio.create_task(job.run())
+            await until(lambda: job.waiting)
+            job.stop("told to")
+            await running
+        assert (desk.answers(), desk.failures()) == ({}, {})
+        assert job.in_flight == 4
+
+
 class TestBadLines:
     async def test_they_are_counted_as_failed_and_not_asked(self, desk):
         twice = [{"id": "r0", "prompt": "again"}, {"prompt": "no id"}, {"id": "e", "prompt": ""}]
@@ -303,13 +363,64 @@ class TestBadLines:
         assert desk.failures() == {
             "(line 4)": "bad_line",
             "(line 5)": "bad_line",
-            "e": "request_rejected",
-            "b": "request_rejected",
+            "e": "bad_line",
+            "b": "bad_line",
         }
         assert job.complete
         job = await desk.run()
         assert (job.totals.earlier, job.totals.failed) == (7, 4)
         assert len(desk.failures()) == 4
+
+    @pytest.mark.parametrize("tpm", [None, 10**6])
+    async def test_whatever_is_odd_about_a_line_the_others_are_answered(self, desk, tpm):
+        deep: object = "x"
+        for _ in range(300):
+            deep = [deep]
+        odd = [
+            {"id": "model", "prompt": "x", "model": "nobody"},
+            {"id": "deep", "messages": [{"role": "user", "content": "x", "name": deep}]},
+            {"id": "number", "prompt": "x", "seed": 2**63},
+            {"id": "(line 9)", "prompt": "taken"},
+            {"id": "half", "prompt": "x"},
+        ]
+        desk.ask([*lines(3), *odd])
+        with desk.input.open("a") as file:
+            file.write('no json\n{"id": "half \\ud83d", "prompt": "x"}\n')
+        for _ in range(2):
+            job = await desk.run(limits=Limits(tpm=tpm))
+            assert job.complete
+        assert expected(3).items() <= desk.answers().items()
+        assert {"model", "deep", "(line 9)'"} <= desk.failures().keys()
+
+    async def test_half_a_character_from_a_vendor_is_an_answer(self, desk):
+        desk.vendor.answer("half \ud83d")
+        desk.ask(lines(3))
+        job = await desk.run()
+        assert job.complete
+        assert set(desk.answers().values()) <= {"half ?", "half \ufffd"}
+
+    async def test_a_line_that_waits_for_another_has_its_own_time(self, desk):
+        desk.vendor.latency = 0.2
+        patient = [{"id": f"b{n}", "prompt": "same", "timeout": 30} for n in range(3)]
+        desk.ask([{"id": "a", "prompt": "same", "timeout": 0.05}, *patient])
+        await desk.run()
+        assert desk.failures() == {"a": "deadline_exceeded"}
+        assert desk.answers() == {f"b{n}": "answer to same" for n in range(3)}
+
+    async def test_an_input_that_changes_meanwhile_ends_the_job(self, desk):
+        desk.vendor.latency = 0.01
+        desk.ask(lines(1000))
+        before = desk.input.read_text()
+        async with desk.opened() as job:
+            running = asyncio.create_task(job.run())
+            await until(lambda: job.totals.done >= 3)
+            desk.input.write_text(before + json.dumps({"id": "new", "prompt": "new"}) + "\n")
+            await running
+        assert job.stopping == f"{desk.input} has changed while it was read"
+        assert "new" not in desk.asked()
+        desk.input.write_text(before)
+        await desk.run(concurrency=50)
+        assert desk.answers() == expected(1000)
 
 
 class TestDisk:
@@ -326,6 +437,7 @@ class TestDisk:
             return whole(journal, record)
 
         monkeypatch.setattr(Journal, "append", append)
+        desk.vendor.latency = 0.02
         desk.ask(lines(30))
         async with desk.opened() as job:
             running = asyncio.create_task(job.run())

@@ -78,9 +78,21 @@ def test_two_cannot_write_to_one_file(path):
         pass
 
 
+def test_half_a_character_is_written_and_read_again(path):
+    with Journal(path) as journal:
+        place = journal.append(error_record("half", GatewayError("half \ud83d, and 2**70")))
+        assert journal.at(place)["error"]["message"] == "half ?, and 2**70"
+        assert ids(journal) == ["half"]
+
+
+def test_a_device_is_no_file_of_records():
+    with pytest.raises(ConfigurationError, match="/dev/full is no file"):
+        Journal(Path("/dev/full"))
+
+
 def test_a_folder_and_a_missing_one_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "no" / "out.jsonl"):
-        with pytest.raises(ConfigurationError, match="cannot be written"):
+    for path, says in ((tmp_path, "is no file"), (tmp_path / "no" / "out.jsonl", "cannot be")):
+        with pytest.raises(ConfigurationError, match=says):
             Journal(path)
 
 

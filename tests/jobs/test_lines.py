@@ -63,13 +63,14 @@ class TestJson:
         ("line", "says"),
         [
             ('{"id": "a", "prompt"', "it is no JSON"),
-            (b'{"id": "a", "prompt": "\xff"}', "it is no JSON"),
+            (b'{"id": "a", "prompt": "\xff"}', "it is not UTF-8; convert the file first"),
             ("[1, 2]", "it is no object"),
             ('"secret"', "it is no object"),
             ('{"prompt": "secret"}', 'it has no "id"'),
             ('{"id": "", "prompt": "secret"}', 'it has no "id"'),
-            ('{"id": 1.5, "prompt": "secret"}', 'it has no "id"'),
-            ('{"id": true, "prompt": "secret"}', 'it has no "id"'),
+            ('{"id": 1.5, "prompt": "secret"}', 'its "id" is no text and no whole number'),
+            ('{"id": ["secret"], "prompt": "x"}', 'its "id" is no text and no whole number'),
+            ('{"id": true, "prompt": "secret"}', 'its "id" is no text and no whole number'),
             ('{"id": "a"}', 'either "prompt" or "messages"'),
             ('{"id": "a", "prompt": "secret", "messages": []}', 'either "prompt" or "messages"'),
             ('{"body": {"messages": []}}', 'it has no "custom_id"'),
@@ -133,7 +134,7 @@ class TestTables:
 
     def test_a_file_that_is_not_utf_8_says_so(self, read):
         (found,) = read(b"id,prompt\na,caf\xe9\n", "in.csv")
-        assert found.what == "it cannot be read, nor what follows (is not UTF-8)"
+        assert found.what.startswith("it cannot be read, nor what follows: it is not UTF-8")
 
     def test_an_unknown_column_is_refused_with_those_there_are(self, read):
         with pytest.raises(ConfigurationError, match=r'no column "prompt"; it has: a, b\.'):
@@ -141,10 +142,26 @@ class TestTables:
         with pytest.raises(ConfigurationError, match='no column "c"'):
             read("a,b\n1,2\n", "in.csv", prompt_column="a", id_column="c")
 
-    def test_a_template_s_missing_field_is_a_problem_of_the_row(self, read):
-        (found,) = read("a\nsecret\n", "in.csv", template="{a} {b}")
-        assert isinstance(found, Problem)
+    def test_a_template_s_unknown_column_is_told_once(self, read):
+        with pytest.raises(ConfigurationError, match=r'has no column "b"; it has: a\.'):
+            read("a\nsecret\n", "in.csv", template="{a} {b.c} {a[0]}")
+        (found,) = read('{"id": 1, "a": "secret"}', template="{a} {b}")
         assert "has no 'b'" in found.what
+
+    @pytest.mark.parametrize("template", ["no field", "{{a}}", "{a.__class__}", "{a[0]._x}"])
+    def test_a_template_that_makes_no_prompt_of_a_row_is_refused(self, read, template):
+        with pytest.raises(ConfigurationError, match="--template: "):
+            read("a\nx\n", "in.csv", template=template)
+
+    def test_semicolons(self, read):
+        with pytest.raises(ConfigurationError, match="give --delimiter ';'"):
+            read("id;prompt\n1;a\n", "in.csv")
+        assert read("id;prompt\n1;a\n", "in.csv", delimiter=";") == [Line(1, "1", "a", {})]
+        with pytest.raises(ConfigurationError, match="must be one character"):
+            read("id;prompt\n", "in.csv", delimiter=";;")
+
+    def test_a_number_is_a_prompt_too(self, read):
+        assert read('{"id": 1, "n": 7}', prompt_column="n") == [Line(1, "1", "7", {})]
 
     def test_parquet(self, tmp_path):
         import pyarrow as pa
@@ -158,6 +175,10 @@ class TestTables:
         assert found[:-1] == [Line(n + 1, f"r{n}", "hi", {}) for n in range(599)]
         assert found[-1] == Problem(600, 'it has no "prompt"', "r599")
 
+    def test_two_columns_of_one_name_are_refused(self, read):
+        with pytest.raises(ConfigurationError, match="two columns of the same name"):
+            read("id,prompt,prompt\n1,a,b\n", "in.csv")
+
     def test_what_is_no_parquet_says_so(self, read):
         with pytest.raises(ConfigurationError, match="cannot be read as Parquet"):
             read("nothing of the kind", "in.parquet")
@@ -169,8 +190,9 @@ class TestFiles:
             read("")
 
     def test_a_missing_file_and_a_folder_are_refused(self, tmp_path):
-        for path, says in ((tmp_path / "no.jsonl", "No such file"), (tmp_path, "Is a directory")):
-            with pytest.raises(ConfigurationError, match=f"cannot be read: {says}"):
+        missing = "cannot be read: No such file"
+        for path, says in ((tmp_path / "no.jsonl", missing), (tmp_path, "is no ordinary file")):
+            with pytest.raises(ConfigurationError, match=says):
                 Source(path, Shape(), 1000)
 
     def test_shapes_that_cannot_work_are_refused(self, read):
@@ -179,11 +201,12 @@ class TestFiles:
         with pytest.raises(ConfigurationError, match=r"--template: .*braces"):
             read("{}", template="{a")
 
-    def test_any_change_changes_the_fingerprint(self, tmp_path):
+    async def test_any_change_changes_the_fingerprint(self, tmp_path):
         path = tmp_path / "in.jsonl"
         path.write_text('{"id": 1}')
         source = Source(path, Shape(), 1000)
-        before = source.fingerprint()
-        assert source.fingerprint() == before
-        path.write_text('{"id": 2}')
-        assert source.fingerprint() != before
+        before = await source.fingerprint()
+        assert (await source.fingerprint(), source.has_changed) == (before, False)
+        path.write_text('{"id": 23}')
+        assert await source.fingerprint() != before
+        assert source.has_changed

@@ -26,11 +26,18 @@ def test_a_changed_input_may_not(paths):
         manifest.resume(output, source, "abd", OPTIONS)
 
 
-@pytest.mark.parametrize("other", [{"system": "other"}, {"template": "x"}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "other", [{"system": "other"}, {"template": "x"}, {"seed": 1}, {"system": None}]
+)
 def test_other_options_may_not(paths, other):
     output, source = paths
     with pytest.raises(ConfigurationError, match=f"with another {next(iter(other))};"):
         manifest.resume(output, source, "abc", OPTIONS | other)
+
+
+def test_none_is_the_same_as_not_given(paths):
+    output, source = paths
+    manifest.resume(output, source, "abc", {n: v for n, v in OPTIONS.items() if v is not None})
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"[]", b'{"format": 2}', b"\xff"])

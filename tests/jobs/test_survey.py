@@ -19,20 +19,20 @@ PRICED = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
 
 @pytest.fixture
 def look(tmp_path, vendor):
-    def look_at(lines, count=None, **shared):
+    async def look_at(lines, count=None, **shared):
         path = tmp_path / "in.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         configs = scripted_configs("a", "b")
         gateway = AsyncGateway(configs, vendor=vendor, max_prompt_bytes=1000)
         source = Source(path, Shape(), 1000)
         with contextlib.closing(Index()) as index:
-            return survey(source, gateway.check, shared, index, count=count)
+            return await survey(source, gateway.check, shared, index, count=count)
 
     return look_at
 
 
-def test_everything_wrong_is_found_at_once_and_nobody_is_asked(look, vendor):
-    found = look(
+async def test_everything_wrong_is_found_at_once_and_nobody_is_asked(look, vendor):
+    found = await look(
         [
             {"id": 1, "prompt": "fine"},
             {"id": 2, "prompt": ""},
@@ -60,19 +60,19 @@ def test_everything_wrong_is_found_at_once_and_nobody_is_asked(look, vendor):
     assert vendor.calls == []
 
 
-def test_only_the_first_problems_are_kept(look):
-    found = look([{"id": n, "prompt": ""} for n in range(50)])
+async def test_only_the_first_problems_are_kept(look):
+    found = await look([{"id": n, "prompt": ""} for n in range(50)])
     assert (found.wrong, len(found.problems)) == (50, 20)
 
 
-def test_shared_options_stand_under_the_lines_own(look):
-    found = look(
+async def test_shared_options_stand_under_the_lines_own(look):
+    found = await look(
         [{"id": 1, "prompt": "x"}, {"id": 2, "prompt": "x", "temperature": 1}], temperature="hot"
     )
     assert [problem.number for problem in found.problems] == [1]
 
 
-def test_an_estimate_counts_what_repeats_once_and_prompts_by_the_counter(look):
+async def test_an_estimate_counts_what_repeats_once_and_prompts_by_the_counter(look):
     def count(messages):
         return 2 * (len(messages[0]["content"]) // 4 + 1)
 
@@ -84,7 +84,7 @@ def test_an_estimate_counts_what_repeats_once_and_prompts_by_the_counter(look):
         {"id": 5, "prompt": "x" * 39, "cache": False},
         {"id": 6, "prompt": "x" * 39, "timeout": 3},  # the same
     ]
-    found = look(lines, count)
+    found = await look(lines, count)
     assert (found.total, found.repeated, found.counted) == (6, 2, 4)
     anyone, only = found.tallies[None], found.tallies["b"]
     assert (anyone.requests, anyone.prompt_tokens) == (3, 60)
@@ -109,6 +109,6 @@ def test_an_estimate_counts_what_repeats_once_and_prompts_by_the_counter(look):
         refuse_unpriced(configs)
 
 
-def test_where_nothing_can_be_counted_the_estimate_stands(look):
-    found = look([{"id": 1, "prompt": "x" * 39}], lambda _: None)
+async def test_where_nothing_can_be_counted_the_estimate_stands(look):
+    found = await look([{"id": 1, "prompt": "x" * 39}], lambda _: None)
     assert (found.counted, found.tallies[None].prompt_tokens) == (0, 10)

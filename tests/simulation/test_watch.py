@@ -10,7 +10,8 @@ from aigateway.resilience.gates import Gates
 from aigateway.resilience.limiter import Limiter
 from aigateway.routing.call import Call
 from aigateway.routing.stream import StreamRun
-from aigateway.telemetry.ledger import Ledger
+from aigateway.telemetry.account import Account
+from aigateway.telemetry.ledger import Entry
 from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble, draw
 from tests.simulation.shrinking import shrunk
 from tests.simulation.world import play
@@ -88,10 +89,16 @@ def test_a_call_that_is_settled_twice_is_found():
 
 
 def test_hits_that_are_not_counted_are_found():
-    with mock.patch.object(Ledger, "remembered", nothing):
+    with mock.patch.object(Entry, "remembered", nothing):
         assert any(
             broken.promise == "books" for seed in range(20) for broken in play(draw(seed)).broken
         )
+
+
+@pytest.mark.parametrize("untold", ["attempt_ended", "close"])
+def test_an_end_that_is_not_told_is_found(untold):
+    with mock.patch.object(Account, untold, nothing):
+        assert {broken.promise for broken in play(draw(0)).broken} == {"told"}
 
 
 def test_a_storm_of_retries_is_found():

@@ -21,6 +21,7 @@ from tests.simulation.known import KNOWN
 from tests.simulation.loop import START, SimulatedClock, SimulatedLoop, StuckError
 from tests.simulation.scenario import Ask, Chore, ProviderPlan, Scenario
 from tests.simulation.vendors import SimulatedVendors, answer_to, vector_of
+from tests.telemetry.books import Books
 
 __all__ = ["Played", "World", "play"]
 
@@ -88,6 +89,7 @@ class World:
         self.loop = loop
         self._interrupt = interrupt
         self.settings: dict[str, Any] = {**DEFAULTS, **scenario.settings}
+        self.books = Books()
         self.watch = Watch(
             self.time,
             self.settings,
@@ -173,7 +175,7 @@ class World:
         self.gateway = AsyncGateway(
             [_config(plan) for plan in self.scenario.providers],
             settings=GatewaySettings(**self.settings),
-            hooks=[self.watch],
+            hooks=[self.watch, self.books],
             clock=SimulatedClock(self.loop, self.scenario.seed),
             vendor=self.vendors,
         )
@@ -265,7 +267,10 @@ class World:
         )
         if clients:
             self.watch.broken("clients", f"{clients} clients are open")
-        self.watch.check_books(self.gateway.get_metrics(), self._removed)
+        metrics = self.gateway.get_metrics()
+        self.watch.check_books(metrics, self._removed)
+        for problem in self.books.problems(metrics, self._removed):
+            self.watch.broken("told", problem)
 
     def _call_off(self) -> None:
         """What was planned for later than the end."""

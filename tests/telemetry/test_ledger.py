@@ -43,8 +43,8 @@ def ends(ledger: Ledger) -> tuple[int, int, int]:
 
 
 def test_it_gives_the_moment_of_the_beginning(ledger: Ledger, heard: Heard) -> None:
-    with ledger.open(REQUEST, None) as began:
-        assert began == 50.0
+    with ledger.open(REQUEST, None) as entry:
+        assert entry.began == 50.0
         assert ends(ledger) == (1, 0, 0)
     assert ends(ledger) == (1, 0, 0)
     assert heard.events == []

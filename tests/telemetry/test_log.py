@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aigateway.errors import FailureKind, ProviderFailure
-from aigateway.events import Event, ProviderEnabled, RequestServed
+from aigateway.events import ON_REQUEST, Event, ProviderEnabled, RequestServed
 from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.log import LogHook
 
@@ -175,3 +175,29 @@ def test_after_a_broken_hook_the_next_one_is_told() -> None:
 
     Emitter([Broken(), Listener()]).emit(SERVED)
     assert heard == [SERVED]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "level", "shown"),
+    [
+        (structlog.make_filtering_bound_logger(logging.INFO), logging.DEBUG, False),
+        (structlog.make_filtering_bound_logger(logging.DEBUG), logging.INFO, True),
+        (structlog.stdlib.BoundLogger, logging.DEBUG, True),
+        (structlog.stdlib.BoundLogger, logging.INFO, False),
+        (structlog.BoundLogger, logging.DEBUG, False),  # it does not say
+    ],
+)
+def test_what_tells_of_every_call_is_for_those_who_look_at_debug(
+    kept: Kept, wrapper: type[Any], level: int, shown: bool
+) -> None:
+    logger, hook = logging.getLogger("aigateway"), LogHook()
+    before = logger.level
+    logger.setLevel(level)
+    structlog.configure(wrapper_class=wrapper, logger_factory=structlog.stdlib.LoggerFactory())
+    try:
+        assert {hook.wants(kind) for kind in ON_REQUEST} == {shown}
+        assert hook.wants_every_call() is shown
+        assert hook.wants(RequestServed)
+    finally:
+        structlog.reset_defaults()
+        logger.setLevel(before)

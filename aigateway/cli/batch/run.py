@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import math
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from rich.console import Console
 from aigateway.batch import Concurrency
 from aigateway.cli.batch.quote import print_quote
 from aigateway.cli.batch.report import check_report_path, write_report
-from aigateway.cli.batch.screen import INTERRUPTED, LiveScreen, PlainScreen, Screen
+from aigateway.cli.batch.screen import LiveScreen, PlainScreen, Screen
 from aigateway.cli.batch.summary import Summary, print_summary
 from aigateway.cli.outcome import FAILED, WRONG_INPUT, explained, note
 from aigateway.cli.simulated import simulated_gateway
@@ -25,8 +27,9 @@ from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ConfigurationError
 from aigateway.gateway import AsyncGateway
 from aigateway.jobs.estimate import estimates, refuse_unpriced
+from aigateway.jobs.files import Files, Paths
 from aigateway.jobs.index import Index
-from aigateway.jobs.job import Files, Input, Job, Terms, open_files
+from aigateway.jobs.job import Input, Job, Terms
 from aigateway.jobs.limits import Limits
 from aigateway.jobs.lines import Shape, Source
 from aigateway.jobs.survey import Survey, survey
@@ -44,6 +47,17 @@ class _Eyes:
 
     console: Console
     screen: Screen
+    lively: bool
+
+    @contextlib.contextmanager
+    def busy(self, words: str) -> Iterator[Callable[[int], object]]:
+        """Say what takes a while before anybody is asked, and how many lines it has come."""
+        if not self.lively:
+            note(f"{words} ...")
+            yield lambda _: None
+            return
+        with self.console.status(words) as status:
+            yield lambda lines: status.update(f"{words}: {lines:,} lines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +96,6 @@ class Order:
 def run_batch(order: Order, *, dry_run: bool, plain: bool, simulate: bool) -> None:
     """Do it, and exit with a code that says how it went."""
     with explained():
-        if order.report is not None:
-            taken = [path for path in (order.source, order.output, order.errors) if path]
-            check_report_path(order.report, taken=taken)
         code = asyncio.run(_answer(order, _eyes(plain=plain), dry_run=dry_run, simulate=simulate))
     raise typer.Exit(code)
 
@@ -94,21 +105,19 @@ def _eyes(*, plain: bool) -> _Eyes:
     if not console.is_terminal:
         console = Console(stderr=True, width=_PIPED_WIDTH)
     lively = console.is_terminal and not console.is_dumb_terminal and not plain
-    return _Eyes(console, LiveScreen(console) if lively else PlainScreen(console))
+    return _Eyes(console, LiveScreen(console) if lively else PlainScreen(console), lively)
 
 
 async def _answer(order: Order, eyes: _Eyes, *, dry_run: bool, simulate: bool) -> int:
-    terms = _terms(order)
     async with _gateway(simulate=simulate) as (gateway, configs):
         source = Source(order.source, order.shape, gateway.settings.max_prompt_bytes)
+        gateway.check("any prompt", **order.shared)  # what is wrong for all is told once
         with contextlib.closing(Index()) as index:
             if dry_run:
-                await gateway.warmup()  # loads the prices
-                return _quote(order, source, gateway, configs, index)
-            if order.output is None:
-                raise ConfigurationError("Where to? Name a file for the answers after the input.")
-            note(f"checking {order.source} ...")
-            found = survey(source, gateway.check, order.shared, index)
+                return await _quote(order, eyes, source, gateway, configs, index)
+            paths, terms = _paths(order), _terms(order)
+            with eyes.busy(f"checking {order.source}") as tell:
+                found = await survey(source, gateway.check, order.shared, index, tell=tell)
             _refuse_nothing(order.source, found)
             if found.wrong and not order.skip_bad_lines:
                 _complain(order.source, found)
@@ -116,23 +125,25 @@ async def _answer(order: Order, eyes: _Eyes, *, dry_run: bool, simulate: bool) -
             await gateway.warmup()
             if terms.limits.max_cost is not None:
                 refuse_unpriced(configs)
-            return await _ask(order, eyes, gateway, Input(source, index, found.total), terms)
+            given = Input(source, index, found.total)
+            return await _ask(order, eyes, gateway, given, paths, terms)
 
 
-async def _ask(order: Order, eyes: _Eyes, gateway: AsyncGateway, given: Input, terms: Terms) -> int:
-    output = order.output
-    assert output is not None  # noqa: S101 - it has been looked at
-    errors = order.errors or output.with_name(f"{output.stem}.errors{output.suffix}")
-    files = open_files(
-        output,
-        errors,
+async def _ask(  # noqa: PLR0917 - each of another kind
+    order: Order, eyes: _Eyes, gateway: AsyncGateway, given: Input, paths: Paths, terms: Terms
+) -> int:
+    files = await Files.open(
+        paths,
         given.source,
         {**order.shared, **asdict(order.shape)},
         resume=order.resume,
         ask_failed=order.ask_failed,
     )
     with contextlib.closing(files):
-        job = Job(gateway, given, files, terms)
+        with eyes.busy(f"reading {paths.output}"):
+            job = await Job.open(gateway, given, files, terms)
+        if given.source.has_changed:
+            raise ConfigurationError(f"{paths.source} has changed while it was read; begin anew.")
         if job.totals.earlier:
             note(f"going on: {job.totals.earlier} of {job.total} lines are done already")
         try:
@@ -140,7 +151,8 @@ async def _ask(order: Order, eyes: _Eyes, gateway: AsyncGateway, given: Input, t
         finally:
             _tell(order, eyes.console, job, files)
     if not job.complete:
-        note("The rest is asked with the same command and --resume.")
+        limit = " and a higher limit" if (job.stopping or "").startswith("--max") else ""
+        note(f"The rest is asked with the same command and --resume{limit}.")
     return 0 if job.complete and not job.totals.failed else FAILED
 
 
@@ -163,20 +175,22 @@ async def _watched(job: Job, screen: Screen) -> None:
 def _interruptible(job: Job, working: asyncio.Task[None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
-    def interrupt() -> None:
-        if job.stopping == INTERRUPTED:
+    def told(why: str) -> None:
+        if job.stopping is not None:  # for whatever reason: now it is meant
             working.cancel()
-        job.stop(INTERRUPTED)
+        job.stop(why)
 
-    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: lambda: job.stop("terminated")}
+    reasons = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+    if sys.platform != "win32":
+        reasons[signal.SIGHUP] = "terminal closed"
     try:
         with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C ends it at once
-            for number, handler in handlers.items():
-                loop.add_signal_handler(number, handler)
+            for number, why in reasons.items():
+                loop.add_signal_handler(number, told, why)
         yield
     finally:
         with contextlib.suppress(NotImplementedError):
-            for number in handlers:
+            for number in reasons:
                 loop.remove_signal_handler(number)
 
 
@@ -197,17 +211,18 @@ def _tell(order: Order, console: Console, job: Job, files: Files) -> None:
         write_report(order.report, summary)
 
 
-def _quote(
+async def _quote(  # noqa: PLR0917 - each of another kind
     order: Order,
+    eyes: _Eyes,
     source: Source,
     gateway: AsyncGateway,
     configs: list[LLMConfig],
     index: Index,
 ) -> int:
-    def count(messages: Any) -> int | None:
-        return count_prompt_tokens(configs[0].model, messages)
-
-    found = survey(source, gateway.check, order.shared, index, count=count)
+    await gateway.warmup()  # loads the prices
+    count = functools.partial(count_prompt_tokens, configs[0].model)
+    with eyes.busy(f"reading {order.source}") as tell:
+        found = await survey(source, gateway.check, order.shared, index, count=count, tell=tell)
     _refuse_nothing(order.source, found)
     console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
     print_quote(console, found, estimates(found.tallies, configs))
@@ -228,7 +243,23 @@ def _complain(source: Path, found: Survey) -> None:
         typer.echo(f"  line {problem.number}: {problem.what}", err=True)
     if found.wrong > len(found.problems):
         typer.echo(f"  and {found.wrong - len(found.problems)} more", err=True)
-    typer.echo("Mend them, or give --skip-bad-lines to count them as failed.", err=True)
+    if any("No provider serves" in problem.what for problem in found.problems):
+        typer.echo("--ignore-model leaves the lines' own models aside.", err=True)
+    typer.echo(
+        "Mend them, or give --skip-bad-lines: each is then failed, and in the file of errors.",
+        err=True,
+    )
+
+
+def _paths(order: Order) -> Paths:
+    """The job's files, and what can be known to be wrong with them before anything is read."""
+    if order.output is None:
+        raise ConfigurationError("Where to? Name a file for the answers after the input.")
+    paths = Paths.of(order.source, order.output, order.errors)
+    paths.begun(resume=order.resume)
+    if order.report is not None:
+        check_report_path(order.report, taken=paths.all)
+    return paths
 
 
 def _terms(order: Order) -> Terms:
@@ -240,7 +271,8 @@ def _terms(order: Order) -> Terms:
             concurrency = 0
         if concurrency < 1:
             raise ConfigurationError('--concurrency must be a whole number from 1, or "auto".')
-    return Terms(order.shared, concurrency, order.outage_patience, Limits(**order.limits))
+    patience = None if math.isinf(order.outage_patience) else order.outage_patience
+    return Terms(order.shared, concurrency, patience, Limits(**order.limits))
 
 
 @contextlib.asynccontextmanager

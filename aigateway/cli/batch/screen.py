@@ -27,12 +27,13 @@ from aigateway.cli.batch.figures import (
     printable,
 )
 from aigateway.cli.batch.pace import Pace, Rates
-from aigateway.cli.condition import Condition, condition
+from aigateway.cli.colours import COLOURS
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.jobs.totals import Totals
+from aigateway.routing.condition import Condition, condition
 from aigateway.routing.provider import ProviderStatus
 
-__all__ = ["INTERRUPTED", "LiveScreen", "PlainScreen", "Screen", "View", "Watched"]
+__all__ = ["LiveScreen", "PlainScreen", "Screen", "View", "Watched"]
 
 _FRAME_SECONDS = 0.2
 _LINE_SECONDS = 5.0
@@ -46,8 +47,6 @@ _MANY = 8
 """Of more providers than these, only those that are not well are named."""
 _GAP = "   "
 _WAITING = "waiting: no provider can be asked just now"
-INTERRUPTED = "interrupted"
-"""What `View.stopping` says after Ctrl-C."""
 
 
 class Watched(Protocol):
@@ -274,8 +273,7 @@ def _notes(view: View) -> Iterator[Text]:
 
 
 def _stopping(view: View) -> str:
-    again = "; Ctrl-C again stops at once" if view.stopping == INTERRUPTED else ""
-    return f"stopping ({view.stopping}): finishing {view.in_flight} in flight{again}"
+    return f"stopping ({view.stopping}): finishing {view.in_flight} in flight; Ctrl-C stops at once"
 
 
 def _cost(totals: Totals) -> str:
@@ -299,7 +297,7 @@ def _circuits(providers: Sequence[ProviderStatus]) -> Iterator[tuple[str, str]]:
     well = sum(state.word == "closed" for _, state in states)
     for name, state in states:
         if len(states) <= _MANY or state.word != "closed":
-            yield f"{name} {_words(state)}", state.style
+            yield f"{name} {_words(state)}", COLOURS[state.word]
     if well and len(states) > _MANY:
         yield f"{well} closed", "green"
 

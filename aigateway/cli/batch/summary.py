@@ -174,9 +174,7 @@ def _in_all(summary: Summary) -> Table:
     failed = Text(count(totals.failed), "bold red" if totals.failed else "bold green")
     table.add_row("failed", failed)
     if summary.left:
-        table.add_row(
-            "left", Text(f"{count(summary.left)} (the same command goes on with them)", "yellow")
-        )
+        table.add_row("left", Text(f"{count(summary.left)} (--resume goes on with them)", "yellow"))
     table.add_row("cached", count(totals.cached))
     if totals.earlier:
         table.add_row("earlier runs", f"{count(totals.earlier)} of these lines")

@@ -11,10 +11,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aigateway.cli.condition import Condition, condition
+from aigateway.cli.colours import COLOURS
 from aigateway.cli.demo.ledger import Happening
 from aigateway.cli.demo.stage import Stage
 from aigateway.resilience.breaker import CircuitState
+from aigateway.routing.condition import Condition, condition
 
 __all__ = ["LiveScreen", "PlainScreen", "Screen", "milliseconds"]
 
@@ -127,7 +128,7 @@ def _providers(stage: Stage, *, wide: bool) -> Table:
         table.add_row(
             Text(status.name, "bold"),
             Text(trouble.what, "red") if trouble else Text("healthy", "green"),
-            Text(f"● {_words(state)}", state.style),
+            Text(f"● {_words(state)}", COLOURS[state.word]),
             _share(recent[status.name], recent.total()),
             str(status.in_flight),
             milliseconds(latency["p50"] if latency else None),

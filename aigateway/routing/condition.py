@@ -1,14 +1,17 @@
-"""What the gateway thinks of a provider, in a word and a colour."""
+"""What the gateway thinks of a provider, in a word."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.provider import ProviderStatus
 
-__all__ = ["Condition", "condition"]
+__all__ = ["Condition", "Word", "condition"]
+
+Word = Literal["closed", "half-open", "open", "probe is due", "cooling", "disabled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,14 +19,12 @@ class Condition:
     """How a provider is.
 
     Attributes:
-        word: "closed", "half-open", "open", "probe is due", "cooling" or "disabled".
-        style: The colour for it, as rich names it.
+        word: That.
         wait: Seconds until it is asked again, where that is known and tells something.
         reason: Why it is disabled, else None.
     """
 
-    word: str
-    style: str
+    word: Word
     wait: float | None = None
     reason: str | None = None
 
@@ -34,12 +35,12 @@ def condition(status: ProviderStatus) -> Condition:
     if wait is not None and math.isinf(wait):
         wait = None  # forced open
     if status.circuit_state is CircuitState.HALF_OPEN:
-        return Condition("half-open", "yellow")
+        return Condition("half-open")
     if status.circuit_state is CircuitState.OPEN:
         # No timer turns it: the next caller that gets this far is the probe.
         if not status.retry_after_seconds:
-            return Condition("probe is due", "yellow")
-        return Condition("open", "red", wait)
+            return Condition("probe is due")
+        return Condition("open", wait)
     if status.disabled_reason is not None:
-        return Condition("disabled", "red", reason=str(status.disabled_reason))
-    return Condition("cooling", "magenta", wait) if wait else Condition("closed", "green")
+        return Condition("disabled", reason=str(status.disabled_reason))
+    return Condition("cooling", wait) if wait else Condition("closed")

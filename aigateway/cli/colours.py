@@ -1,0 +1,16 @@
+"""The colours of what the gateway thinks of a provider, as rich names them."""
+
+from __future__ import annotations
+
+from aigateway.routing.condition import Word
+
+__all__ = ["COLOURS"]
+
+COLOURS: dict[Word, str] = {
+    "closed": "green",
+    "half-open": "yellow",
+    "probe is due": "yellow",
+    "cooling": "magenta",
+    "open": "red",
+    "disabled": "red",
+}

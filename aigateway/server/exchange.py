@@ -1,0 +1,102 @@
+"""One request that is being answered: who asks, on which terms, of which gateway."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from aigateway.gateway import AsyncGateway
+from aigateway.messages import ChatResponse, Opening, Origin
+from aigateway.server.access import Caller, Use
+from aigateway.server.answers import cache_word
+from aigateway.server.questions import model_for
+from aigateway.server.service import Service
+from aigateway.server.terms import Terms, origin, terms
+
+__all__ = ["Exchange", "Turn", "service_of"]
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request came to."""
+    service = request.app.state.service
+    assert isinstance(service, Service)  # noqa: S101 - `create_app` put it there
+    return service
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What an admitted request is answered with.
+
+    Attributes:
+        gateway: Answers it.
+        use: Where its cost is entered.
+        options: Keywords of `chat`, `stream` and `embed`: model, timeout, origin.
+    """
+
+    gateway: AsyncGateway
+    use: Use
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Somebody who may ask, and what the headers of the request say.
+
+    Attributes:
+        service: That is asked.
+        caller: Who asks.
+        terms: How it is answered.
+        origin: On whose behalf.
+    """
+
+    service: Service
+    caller: Caller
+    terms: Terms
+    origin: Origin
+
+    @classmethod
+    def begin(cls, request: Request) -> Exchange:
+        """Admit whoever asks.
+
+        Raises:
+            Refusal: 401, or 400 for a header that makes no sense.
+        """
+        service, headers = service_of(request), request.headers
+        caller = service.access.admit(headers)
+        whose = origin(headers, request.state.request_id, caller.partition)
+        return cls(service, caller, terms(headers), whose)
+
+    def turn(
+        self, stack: contextlib.AsyncExitStack, model: str | None, timeout: float | None
+    ) -> Turn:
+        """Take a gateway, until the stack is left.
+
+        Args:
+            stack: Of the request.
+            model: As the caller named it.
+            timeout: Seconds that the caller gives it.
+
+        Raises:
+            Refusal: The caller may not, or not now.
+        """
+        gateway = stack.enter_context(self.service.in_use())
+        named = model_for(model, gateway)
+        use = stack.enter_context(self.service.access.begin(self.caller, named))
+        most = self.service.settings.request_timeout
+        asked = gateway.settings.timeout if timeout is None else timeout
+        return Turn(
+            gateway,
+            use,
+            {"model": named, "timeout": min(asked, most), "origin": self.origin},
+        )
+
+    @staticmethod
+    def cache_word(
+        answer: ChatResponse | Opening, gateway: AsyncGateway, options: dict[str, Any]
+    ) -> str:
+        """What the cache had to do with an answer."""
+        in_use = gateway.settings.cache_enabled and options.get("cache") is not False
+        return cache_word(answer, in_use=in_use)

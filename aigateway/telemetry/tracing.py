@@ -1,0 +1,335 @@
+"""OpenTelemetry: spans and metrics by the semantic conventions for generative AI.
+
+    AsyncGateway(hooks=[OpenTelemetry()])
+
+One span for each request (`chat {model}`, internal: the work of this gateway), below it one for
+each attempt (`chat {model}`, client: a call to a vendor). Tokens are told with the attempts, which
+are what is paid for, so that nothing that adds up spans counts them twice.
+
+Needs `opentelemetry-api` (extra `[otel]`); which SDK and exporter there is, is the application's
+affair. The conventions: https://github.com/open-telemetry/semantic-conventions-genai.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context, get_current
+from opentelemetry.metrics import Meter, MeterProvider
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from aigateway.errors import FailureKind
+from aigateway.events import AttemptEnded, Event, Operation, RequestEnded
+from aigateway.messages import ChatRequest, Completion, EmbeddingRequest
+from aigateway.telemetry.captured import input_messages, output_messages
+from aigateway.telemetry.traces import Answer
+from aigateway.version import __version__
+
+__all__ = ["OpenTelemetry"]
+
+_PROVIDER_NAMES: Mapping[str, str] = {
+    # `ProviderType`, or what litellm puts before the slash: the convention's name.
+    "azure": "azure.ai.openai",
+    "azure_ai": "azure.ai.inference",
+    "bedrock": "aws.bedrock",
+    "gemini": "gcp.gemini",
+    "mistral": "mistral_ai",
+    "moonshot": "moonshot_ai",
+    "vertex_ai": "gcp.vertex_ai",
+    "watsonx": "ibm.watsonx.ai",
+    "xai": "x_ai",
+}
+
+_PARAMS: Mapping[str, str] = {
+    "frequency_penalty": "gen_ai.request.frequency_penalty",
+    "max_completion_tokens": "gen_ai.request.max_tokens",
+    "max_tokens": "gen_ai.request.max_tokens",
+    "presence_penalty": "gen_ai.request.presence_penalty",
+    "seed": "gen_ai.request.seed",
+    "temperature": "gen_ai.request.temperature",
+    "top_k": "gen_ai.request.top_k",
+    "top_p": "gen_ai.request.top_p",
+}
+_OUTPUT_TYPES = {"json_object": "json", "json_schema": "json", "text": "text"}
+
+_SECONDS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
+_TOKENS = [float(4**power) for power in range(14)]
+"""Both as the conventions say."""
+
+_NOBODYS_FAULT = frozenset({FailureKind.CANCELLED, FailureKind.DEADLINE, FailureKind.OUTRUN})
+
+_UNKNOWN = "aigateway"
+"""`gen_ai.provider.name` of a request for which no vendor was asked."""
+
+_carrier = TraceContextTextMapPropagator()
+
+
+@dataclass(frozen=True, slots=True)
+class _Instruments:
+    """Where spans and figures go."""
+
+    tracer: Tracer
+    duration: metrics.Histogram
+    first_chunk: metrics.Histogram
+    tokens: metrics.Histogram
+    requests: metrics.Histogram
+    capture_content: bool
+    propagate: bool
+    names: dict[str, str]
+    """The convention's name for the vendor of each of the gateway's providers seen so far."""
+
+
+class OpenTelemetry:
+    """A hook that writes spans and metrics.
+
+    A request's span is a child of the caller's current span. Where there is none, it continues the
+    trace of the request's own `traceparent` header (see `Origin.headers`), if it has one.
+
+    Args:
+        tracer_provider: Whose tracer to use; None takes the global one.
+        meter_provider: Likewise for metrics.
+        capture_content: Write prompts and answers into the requests' spans. They are personal
+            data more often than not: off unless you turn it on.
+        propagate: Send each attempt's own `traceparent` to its vendor, in place of the caller's.
+    """
+
+    wants: tuple[type[Event], ...] = ()
+
+    def __init__(
+        self,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        *,
+        capture_content: bool = False,
+        propagate: bool = True,
+    ) -> None:
+        tracer = trace.get_tracer("aigateway", __version__, tracer_provider)
+        meter = metrics.get_meter("aigateway", __version__, meter_provider)
+        self._instruments = _instruments(
+            tracer, meter, capture_content=capture_content, propagate=propagate
+        )
+
+    def on_event(self, event: Event) -> None:
+        """Nothing: a trace knows all that events say."""
+
+    def trace_request(
+        self, request: ChatRequest | EmbeddingRequest, *, streamed: bool
+    ) -> _RequestSpan:
+        """Begin the span of a request."""
+        return _RequestSpan(self._instruments, request, streamed=streamed)
+
+
+class _RequestSpan:
+    __slots__ = ("_attributes", "_context", "_operation", "_span", "_to")
+
+    def __init__(
+        self, to: _Instruments, request: ChatRequest | EmbeddingRequest, *, streamed: bool
+    ) -> None:
+        chat = isinstance(request, ChatRequest)
+        self._to = to
+        self._operation: Operation = "chat" if chat else "embeddings"
+        self._attributes = _asked(self._operation, request, streamed=streamed)
+        parent = _parent(request.headers)
+        self._span = to.tracer.start_span(
+            _name(self._operation, request.model),
+            context=parent,
+            kind=SpanKind.INTERNAL,
+            attributes={
+                **self._attributes,
+                "gen_ai.provider.name": _UNKNOWN,
+                "aigateway.request.id": request.request_id,
+                **({"gen_ai.request.model": request.model} if request.model else {}),
+            },
+        )
+        self._context = trace.set_span_in_context(self._span, parent)
+        if isinstance(request, ChatRequest) and to.capture_content and self._span.is_recording():
+            self._span.set_attribute("gen_ai.input.messages", input_messages(request.messages))
+
+    def attempt(self, provider: str, vendor: str, model: str, number: int) -> _AttemptSpan:
+        name = self._to.names[provider] = _provider_name(vendor, model)
+        span = self._to.tracer.start_span(
+            _name(self._operation, model),
+            context=self._context,
+            kind=SpanKind.CLIENT,
+            attributes={
+                **self._attributes,
+                "gen_ai.provider.name": name,
+                "gen_ai.request.model": model,
+                "aigateway.provider": provider,
+                "aigateway.attempt": number,
+            },
+        )
+        return _AttemptSpan(self._to, span, name)
+
+    def ended(self, event: RequestEnded, answer: Answer | None) -> None:
+        span = self._span
+        attributes: dict[str, Any] = {
+            "aigateway.outcome": event.outcome,
+            "aigateway.attempts": event.attempts,
+            "aigateway.overhead_seconds": event.overhead_seconds,
+        }
+        if event.provider is not None:
+            attributes["aigateway.provider"] = event.provider
+            attributes["gen_ai.provider.name"] = self._to.names.get(event.provider, _UNKNOWN)
+        if event.first_content_seconds is not None:
+            attributes["gen_ai.response.time_to_first_chunk"] = event.first_content_seconds
+        if answer is not None:
+            attributes |= _answered(answer)
+        if event.error:
+            cancelled = event.outcome == "cancelled"
+            attributes["error.type"] = FailureKind.CANCELLED.value if cancelled else event.error
+            if not cancelled:
+                span.set_status(Status(StatusCode.ERROR))
+        if isinstance(answer, Completion) and self._to.capture_content and span.is_recording():
+            attributes["gen_ai.output.messages"] = output_messages(answer.choices)
+        span.set_attributes(attributes)
+        span.end()
+        self._to.requests.record(
+            event.latency_seconds,
+            {"gen_ai.operation.name": event.operation, "aigateway.outcome": event.outcome},
+        )
+
+
+class _AttemptSpan:
+    __slots__ = ("_name", "_span", "_to", "headers")
+
+    def __init__(self, to: _Instruments, span: Span, name: str) -> None:
+        self._to = to
+        self._span = span
+        self._name = name
+        self.headers: dict[str, str] = {}
+        if to.propagate:
+            _carrier.inject(self.headers, trace.set_span_in_context(span, Context()))
+
+    def ended(self, event: AttemptEnded, answer: Answer | None) -> None:
+        span, usage = self._span, event.usage
+        attributes: dict[str, Any] = {} if answer is None else _answered(answer)
+        if usage.total_tokens:
+            attributes |= {
+                "gen_ai.usage.input_tokens": usage.prompt_tokens,
+                "gen_ai.usage.output_tokens": usage.completion_tokens,
+            }
+            if usage.cached_tokens:
+                attributes["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
+            if usage.reasoning_tokens:
+                attributes["gen_ai.usage.reasoning.output_tokens"] = usage.reasoning_tokens
+        if event.cost_usd is not None:
+            attributes["aigateway.cost_usd"] = event.cost_usd
+        if event.first_content_seconds is not None:
+            attributes["gen_ai.response.time_to_first_chunk"] = event.first_content_seconds
+        if event.failure is not None:
+            attributes["error.type"] = event.failure.value
+            if event.failure not in _NOBODYS_FAULT:
+                span.set_status(Status(StatusCode.ERROR))
+        if event.status is not None:
+            attributes["http.response.status_code"] = event.status
+        span.set_attributes(attributes)
+        span.end()
+        self._measure(event, answer)
+
+    def _measure(self, event: AttemptEnded, answer: Answer | None) -> None:
+        to, usage = self._to, event.usage
+        about: dict[str, Any] = {
+            "gen_ai.operation.name": event.operation,
+            "gen_ai.provider.name": self._name,
+            "gen_ai.request.model": event.model,
+        }
+        if answer is not None and answer.model:
+            about["gen_ai.response.model"] = answer.model
+        context = trace.set_span_in_context(self._span, Context())  # for exemplars
+        if usage.total_tokens:
+            to.tokens.record(usage.prompt_tokens, {**about, "gen_ai.token.type": "input"}, context)
+            if event.operation == "chat":
+                told = {**about, "gen_ai.token.type": "output"}
+                to.tokens.record(usage.completion_tokens, told, context)
+        if event.first_content_seconds is not None:
+            to.first_chunk.record(event.first_content_seconds, about, context)
+        if event.failure is not None:
+            about["error.type"] = event.failure.value
+        to.duration.record(event.latency_seconds, about, context)
+
+
+def _instruments(
+    tracer: Tracer, meter: Meter, *, capture_content: bool, propagate: bool
+) -> _Instruments:
+    def seconds(name: str, description: str) -> metrics.Histogram:
+        return meter.create_histogram(
+            name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS
+        )
+
+    return _Instruments(
+        tracer,
+        duration=seconds("gen_ai.client.operation.duration", "GenAI operation duration."),
+        first_chunk=seconds(
+            "gen_ai.client.operation.time_to_first_chunk", "Time to receive the first chunk."
+        ),
+        tokens=meter.create_histogram(
+            "gen_ai.client.token.usage",
+            "{token}",
+            "Number of input and output tokens used.",
+            explicit_bucket_boundaries_advisory=_TOKENS,
+        ),
+        requests=seconds(
+            "aigateway.request.duration",
+            "Requests to the gateway, however many attempts each took.",
+        ),
+        capture_content=capture_content,
+        propagate=propagate,
+        names={},
+    )
+
+
+def _parent(headers: Mapping[str, str]) -> Context:
+    """The caller's current span; without one, what the request's own `traceparent` names."""
+    context = get_current()
+    if not headers or trace.get_current_span(context).get_span_context().is_valid:
+        return context
+    return _carrier.extract({name.lower(): value for name, value in headers.items()}, context)
+
+
+def _name(operation: Operation, model: str | None) -> str:
+    return f"{operation} {model}" if model else operation
+
+
+def _provider_name(vendor: str, model: str) -> str:
+    if vendor == "litellm":
+        vendor = model.partition("/")[0] if "/" in model else vendor
+    return _PROVIDER_NAMES.get(vendor, vendor)
+
+
+def _asked(
+    operation: Operation, request: ChatRequest | EmbeddingRequest, *, streamed: bool
+) -> dict[str, Any]:
+    """What requests and attempts have in common."""
+    params = request.params
+    told: dict[str, Any] = {"gen_ai.operation.name": operation}
+    told |= {name: params[param] for param, name in _PARAMS.items() if param in params}
+    if streamed:
+        told["gen_ai.request.stream"] = True
+    if params.get("n", 1) != 1:
+        told["gen_ai.request.choice.count"] = params["n"]
+    stop = params.get("stop")
+    if stop:
+        told["gen_ai.request.stop_sequences"] = [stop] if isinstance(stop, str) else list(stop)
+    if params.get("dimensions"):
+        told["gen_ai.embeddings.dimension.count"] = params["dimensions"]
+    wanted = params.get("response_format")
+    kind = _OUTPUT_TYPES.get(wanted.get("type", "")) if isinstance(wanted, Mapping) else None
+    if kind is not None:
+        told["gen_ai.output.type"] = kind
+    return told
+
+
+def _answered(answer: Answer) -> dict[str, Any]:
+    told: dict[str, Any] = {"gen_ai.response.model": answer.model} if answer.model else {}
+    if isinstance(answer, Completion):
+        if answer.id:
+            told["gen_ai.response.id"] = answer.id
+        reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
+        if reasons:
+            told["gen_ai.response.finish_reasons"] = reasons
+    return told

@@ -1,0 +1,77 @@
+"""A real Chromium, headless, and what its pages said and asked for."""
+
+import contextlib
+import shutil
+from dataclasses import dataclass, field
+
+import pytest
+from playwright.async_api import Page, async_playwright
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+
+
+@dataclass
+class Visit:
+    """One page that is open.
+
+    Attributes:
+        page: Playwright's.
+        errors: What went wrong in it, in its own words.
+        asked: Every address that it asked for.
+    """
+
+    page: Page
+    errors: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def of_its_own(self):
+        """Errors but for those that the browser writes about a refused or lost connection."""
+        return [error for error in self.errors if "Failed to load resource" not in error]
+
+
+@contextlib.asynccontextmanager
+async def visiting(url, **options):
+    """A new browser with nothing remembered, at that address."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        try:
+            options.setdefault("viewport", DESK)
+            context = await browser.new_context(reduced_motion="reduce", **options)
+            page = await context.new_page()
+            page.set_default_timeout(15_000)
+            visit = Visit(page)
+            page.on("request", lambda request: visit.asked.append(request.url))
+            page.on("pageerror", lambda error: visit.errors.append(str(error)))
+            page.on(
+                "console",
+                lambda said: visit.errors.append(said.text) if said.type == "error" else None,
+            )
+            await page.goto(url)
+            yield visit
+        finally:
+            await browser.close()
+
+
+@pytest.fixture
+def chromium(request):
+    """Skips where there is none, unless one must be there."""
+    if CHROMIUM is None:
+        missing = "no chromium, chromium-browser or google-chrome on PATH"
+        if request.config.getoption("--need-browser"):
+            pytest.fail(missing)
+        pytest.skip(missing)

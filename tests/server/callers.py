@@ -1,0 +1,64 @@
+"""Settings with keys, a service over scripted vendors, and bytes over a raw connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from urllib.parse import urlsplit
+
+from aigateway import AsyncGateway
+from aigateway.server.service import Service
+from aigateway.settings import ApiKey, ServerSettings
+from aigateway.testing import ScriptedVendor, scripted_configs
+
+
+def digest(key):
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def api_key(name, **fields):
+    """A key whose text is `sk-NAME`."""
+    return ApiKey(name=name, sha256=digest(f"sk-{name}"), **fields)
+
+
+def bearer(name):
+    return {"authorization": f"Bearer sk-{name}"}
+
+
+@contextlib.asynccontextmanager
+async def scripted_service(**settings):
+    """A service whose vendors answer from a list; neither needs HTTP."""
+    gateway = AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor())
+    async with gateway:
+        yield Service(gateway, ServerSettings(**settings))
+
+
+async def converse(url, *pieces):
+    """Write pieces (bytes, or seconds to wait), and read all the while until the server closes."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    reading = asyncio.create_task(_until_closed(reader))
+    with contextlib.suppress(ConnectionError):
+        for piece in pieces:
+            if reading.done():
+                break
+            if isinstance(piece, float):
+                await asyncio.sleep(piece)
+            else:
+                writer.write(piece)
+                await writer.drain()
+    came = await reading
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    return came
+
+
+async def _until_closed(reader):
+    came = b""
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(10):
+            while piece := await reader.read(65536):
+                came += piece
+    return came

@@ -1,0 +1,48 @@
+"""A service that runs: real HTTP on loopback, in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from aigateway.server.app import create_app
+from aigateway.server.connections import protocol_for
+from aigateway.server.service import Service
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def running(
+    service: Service, app: ASGIApp | None = None, *, port: int = 0
+) -> AsyncIterator[str]:
+    """The URL of a service, or of another application in its place; port 0 takes a free one."""
+    config = uvicorn.Config(
+        app or create_app(service),
+        host="127.0.0.1",
+        port=port,
+        http=protocol_for(service),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn tells nobody
+        await asyncio.sleep(0.001)
+    bound = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{bound}"
+    finally:
+        server.should_exit = True
+        await serving

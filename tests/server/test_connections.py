@@ -1,0 +1,134 @@
+"""What happens on a connection before there is a request, over raw sockets."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.server.callers import converse, scripted_service
+from tests.server.running import running
+
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LAST = GET[:-2] + b"Connection: close\r\n\r\n"
+
+
+def status_of(raw):
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    assert b"connection: close" in head
+    return int(head.split()[1])
+
+
+async def test_a_head_that_dribbles_is_given_up():
+    dribble = [piece for byte in b"GET /health HTTP" for piece in (bytes([byte]), 0.02)]
+    async with scripted_service(header_timeout=0.1) as service, running(service) as url:
+        raw = await converse(url, *dribble)
+    assert status_of(raw) == 408
+
+
+async def test_headers_without_end_are_given_up():
+    dribble = [piece for number in range(20) for piece in (b"x-%d: 1\r\n" % number, 0.02)]
+    async with scripted_service(header_timeout=0.1) as service, running(service) as url:
+        raw = await converse(url, GET[:-2], *dribble)
+    assert status_of(raw) == 408
+
+
+async def test_who_says_nothing_is_left():
+    async with scripted_service(header_timeout=0.05) as service, running(service) as url:
+        assert await converse(url) == b""
+
+
+async def test_the_next_head_on_a_connection_has_to_come_as_soon():
+    async with scripted_service(header_timeout=0.1) as service, running(service) as url:
+        dribble = [piece for byte in GET[:16] for piece in (bytes([byte]), 0.02)]
+        raw = await converse(url, GET, 0.02, *dribble)
+    assert raw.startswith(b"HTTP/1.1 200")
+    assert status_of(raw[raw.index(b"HTTP/1.1 408") :]) == 408
+
+
+async def test_requests_that_come_together_or_in_pieces_are_answered():
+    async with scripted_service(header_timeout=0.15) as service, running(service) as url:
+        pieces = [GET + GET[:9], 0.01, GET[9:20], 0.01, GET[20:] + GET, 0.1, GET, 0.1, LAST]
+        raw = await converse(url, *pieces)
+    assert raw.count(b"HTTP/1.1 200") == 5
+
+
+@pytest.mark.parametrize("size", [40_000, 10_000_000])
+async def test_a_head_may_not_be_large(size):
+    head = GET[:-2] + b"x-large: " + b"x" * size + b"\r\n\r\n"
+    async with scripted_service() as service, running(service) as url:
+        raw = await converse(url, head)
+        # Ten megabytes are never read, so that the answer may be lost in the reset.
+        assert not raw or status_of(raw) == 431
+        assert raw or size > 1_000_000
+        assert (await converse(url, LAST)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+        b"\x00\x00\x00\r\n\r\n",
+        b"hello\r\n\r\n",
+        b"GET /health\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",  # no Host
+        b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /hea lth HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost : localhost\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nx: a\x00b\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\x7f: a\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: +1\r\n\r\nx",
+        b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_refused_in_the_form_of_the_rest(junk):
+    async with scripted_service() as service, running(service) as url:
+        assert status_of(await converse(url, junk)) == 400
+
+
+async def test_a_broken_chunk_in_the_midst_of_a_body_harms_nobody(caplog):
+    head = b"POST /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    caplog.set_level(logging.ERROR)
+    async with scripted_service() as service, running(service) as url:
+        raw = await converse(url, head, b"1\r\nx\r\n", 0.02, b"zzz\r\n")
+        assert raw.startswith((b"HTTP/1.1 400", b"HTTP/1.1 405"))
+        assert raw.count(b"HTTP/1.1") == 1
+    assert not caplog.records
+
+
+async def test_more_connections_than_allowed_are_turned_away():
+    async with scripted_service(max_connections=2) as service, running(service) as url:
+        parts = urlsplit(url)
+        held = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(2)]
+        raw = await converse(url)
+        assert status_of(raw) == 503
+        assert b"retry-after: 1" in raw
+        for _, writer in held:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        await asyncio.sleep(0.02)
+        assert (await converse(url, LAST)).startswith(b"HTTP/1.1 200")
+
+
+async def test_nothing_is_left_of_connections_that_are_gone():
+    async with scripted_service(header_timeout=30) as service, running(service) as url:
+        parts = urlsplit(url)
+        for _ in range(20):
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            writer.write(b"GET /hea")
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+        loop: Any = asyncio.get_running_loop()
+        await asyncio.sleep(0.02)
+        waiting = [timer for timer in loop._scheduled if not timer.cancelled()]
+        assert not [timer for timer in waiting if "_head_is_late" in repr(timer)]

@@ -1,0 +1,99 @@
+"""The OpenAPI document says what the endpoints take and give: schemathesis holds it against them.
+
+Requests are drawn from the document, valid ones and broken ones, and sent over real HTTP to a
+service over a scripted provider. Every answer must have a documented status, type and form, valid
+bodies must be taken, broken ones refused, and nothing may be a 500.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+
+from aigateway.server.app import create_app
+from aigateway.server.service import Service
+from aigateway.settings import ServerSettings
+from tests.server.services import scripted
+
+LOOKING = ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}")
+ASKING = ("/chat", "/v1/chat/completions", "/v1/embeddings")
+
+
+@pytest.fixture
+def url():
+    """A service in a thread of its own: schemathesis asks synchronously."""
+    started = threading.Event()
+    running: list[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def serve():
+        async with scripted(cache_enabled=False) as (_, address):
+            stopped = asyncio.Event()
+            running.append((address, asyncio.get_running_loop(), stopped))
+            started.set()
+            await stopped.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    assert started.wait(30)
+    address, loop, stopped = running[0]
+    yield address
+    loop.call_soon_threadsafe(stopped.set)
+    thread.join(30)
+
+
+@pytest.fixture
+def held(url, request):
+    """Holds endpoints against what is documented of them."""
+    document = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    examples = request.config.getoption("--examples") or 10
+    how = settings(
+        max_examples=examples,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+        database=None,
+    )
+
+    def hold(method, path, mode):
+        @given(case=document[path][method].as_strategy(mode))
+        @how
+        def check(case):
+            if isinstance(case.body, dict) and mode is GenerationMode.POSITIVE:
+                case.body.pop("model", None)  # any name but a provider's is a 404
+            case.call_and_validate(session=session)
+
+        with requests.Session() as session:
+            check()
+
+    return hold
+
+
+def test_those_that_look(held):
+    for path in LOOKING:  # nothing of them can be broken
+        held("GET", path, GenerationMode.POSITIVE)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("path", ASKING)
+def test_those_that_ask(held, path, mode):
+    held("POST", path, mode)
+
+
+def test_every_endpoint_is_in_the_document(url):
+    paths = requests.get(f"{url}/openapi.json", timeout=30).json()["paths"]
+    assert all("get" in paths[path] for path in LOOKING)
+    assert all("post" in paths[path] for path in ASKING)
+
+
+def test_the_document_needs_no_network():
+    async def address():
+        async with scripted() as (service, _):
+            app = create_app(Service(service.gateway, ServerSettings()))
+            return app.docs_url, app.redoc_url
+
+    assert asyncio.run(address()) == (None, None)

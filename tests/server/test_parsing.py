@@ -1,0 +1,95 @@
+"""Whatever a request says: it is read, or refused in words, and nothing else happens."""
+
+from __future__ import annotations
+
+import re
+import string
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aigateway.server.documented import _is_scraper
+from aigateway.server.questions import chat_question, completion_question, embedding_question
+from aigateway.server.refusals import Refusal
+from aigateway.server.shapes import CHAT_NAMES, COMPLETION_NAMES, EMBEDDING_NAMES
+from aigateway.server.terms import name_of_request, origin, terms
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system", "tool"])},
+        optional={"content": VALUES, "tool_calls": VALUES, "name": VALUES},
+    ),
+    max_size=3,
+)
+
+
+def outcome(read, given_value):
+    """What a reader makes of a value: a result, or the refusal that it raises."""
+    try:
+        return read(given_value)
+    except Refusal as refusal:
+        return refusal
+
+
+READERS = {
+    completion_question: COMPLETION_NAMES,
+    chat_question: CHAT_NAMES,
+    embedding_question: EMBEDDING_NAMES,
+}
+
+
+@pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
+@given(data=st.data())
+def test_any_body_is_a_question_or_a_refusal(read, data):
+    body = data.draw(st.dictionaries(st.sampled_from(sorted(READERS[read])), VALUES, max_size=4))
+    if "messages" in READERS[read] and data.draw(st.booleans()):
+        body["messages"] = data.draw(MESSAGES)
+    before = repr(body)
+    question = outcome(read, body)
+    if isinstance(question, Refusal):
+        assert question.status == 400
+        assert orjson.dumps(question.body)
+    else:
+        assert None not in question.options.values()
+        assert not question.options.keys() & {"messages", "model", "stream", "metadata", "input"}
+    assert repr(body) == before
+
+
+HEADERS = ("cache", "cache-ttl", "timeout", "agent", "other")
+
+
+@given(st.dictionaries(st.sampled_from([f"x-aigateway-{name}" for name in HEADERS]), st.text()))
+def test_any_headers_are_terms_or_a_refusal(headers):
+    read = outcome(terms, headers)
+    if isinstance(read, Refusal):
+        assert read.status == 400
+        assert read.param in headers
+    else:
+        assert read.timeout is None or 0 < read.timeout < 1e11
+        assert read.cache_ttl is None or 0 < read.cache_ttl < 1e11
+        assert read.agent is None or (read.agent.isprintable() and read.agent.isascii())
+
+
+@given(st.none() | st.text() | st.text(string.ascii_letters + "-._", min_size=1, max_size=130))
+def test_any_request_id_is_fit_for_a_log(given_id):
+    name = name_of_request(given_id)
+    assert re.fullmatch(r"[!-~]{1,128}", name)
+    assert name == name_of_request(name)
+
+
+@given(st.text(), st.text())
+def test_nothing_but_a_trace_goes_on(parent, state):
+    carried = origin({"traceparent": parent, "tracestate": state}, "id", "").headers
+    assert carried == {"X-Request-ID": "id"} or re.fullmatch(r"[0-9a-f-]{55}", parent)
+
+
+@given(st.text(string.ascii_lowercase + "/*;,=q. 01"))
+def test_any_accept_is_understood(accept):
+    assert _is_scraper(accept) is False or "text/plain" in accept or "openmetrics" in accept

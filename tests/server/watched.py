@@ -1,0 +1,37 @@
+"""A service whose status page can be watched: two scripted providers, and keys if wanted."""
+
+import hashlib
+from contextlib import asynccontextmanager
+
+import httpx
+
+from aigateway import AsyncGateway
+from aigateway.server.service import Service
+from aigateway.server.status.happenings import Happenings
+from aigateway.settings import ApiKey, ServerSettings
+from aigateway.testing import ScriptedVendor, scripted_configs
+from tests.server.running import running
+
+ADMIN, USER = "the-admins-key", "a-users-key"
+
+
+def digest(key):
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+KEYS = ServerSettings(keys=(ApiKey(name="team", sha256=digest(USER)),), admin_sha256=digest(ADMIN))
+
+
+@asynccontextmanager
+async def serving(settings=None, vendor=None):
+    happenings = Happenings()
+    async with AsyncGateway(
+        scripted_configs("a/1", "b/2"),
+        vendor=vendor or ScriptedVendor(),
+        hooks=[happenings],
+        retry_rounds=0,
+    ) as gateway:
+        service = Service(gateway, settings or ServerSettings(), happenings=happenings)
+        async with running(service) as url, httpx.AsyncClient(base_url=url, timeout=10) as client:
+            yield service, client
+            service.draining = True

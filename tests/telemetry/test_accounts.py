@@ -1,0 +1,234 @@
+"""Every request and every attempt is told of once, however it ends, and the books balance."""
+
+import asyncio
+
+import pytest
+
+from aigateway import AsyncGateway, FailureKind, GatewayError
+from aigateway.events import AttemptEnded, RequestEnded, RequestServed
+from aigateway.testing import ScriptedStream, scripted_configs
+from tests.telemetry.books import Books
+
+K = FailureKind
+
+
+@pytest.fixture
+def books():
+    return Books()
+
+
+@pytest.fixture
+async def make(clock, vendor, books):
+    made = []
+
+    def make_gateway(*names, **settings):
+        configs = scripted_configs(*(names or ("a", "b")))
+        settings = {"retry_rounds": 0} | settings
+        made.append(AsyncGateway(configs, clock=clock, vendor=vendor, hooks=[books], **settings))
+        return made[-1]
+
+    yield make_gateway
+    for gateway in made:
+        await gateway.aclose()
+        await clock.settle()
+        assert list(books.problems(gateway.get_metrics())) == []
+
+
+def after(clock, seconds, answer="late"):
+    async def wait():
+        await clock.sleep(seconds)
+        return answer
+
+    return wait
+
+
+async def test_served_after_a_failover(make, vendor, clock, books):
+    gateway = make()
+
+    async def fail_slowly():
+        await clock.sleep(2)
+        raise AssertionError  # becomes a failure of unknown kind
+
+    vendor.script("a", fail_slowly)
+    vendor.script("b", after(clock, 3))
+    asking = asyncio.create_task(gateway.chat("hi", agent="market"))
+    await clock.advance(10)
+    reply = await asking
+    first, second = books.of(AttemptEnded)
+    assert (first.provider, first.failure, first.attempt) == ("a", K.UNKNOWN, 1)
+    assert (second.provider, second.failure, second.attempt) == ("b", None, 2)
+    assert (first.latency_seconds, second.latency_seconds) == (2, 3)
+    assert (second.vendor, second.model) == ("openai_compatible", "simulated")
+    assert second.usage == reply.usage
+    (event,) = books.of(RequestEnded)
+    assert (event.request_id, event.outcome, event.provider) == (reply.request_id, "served", "b")
+    assert (event.agent, event.operation, event.streamed, event.error) == (
+        "market",
+        "chat",
+        False,
+        "",
+    )
+    assert (event.attempts, event.latency_seconds, event.vendor_seconds) == (2, 5, 5)
+    assert event.overhead_seconds == 0
+    assert event.first_content_seconds is None
+
+
+async def test_a_hit_a_shared_one_and_a_stale_one(make, vendor, clock, books):
+    gateway = make("a", cache_ttl_seconds=60, stale_if_error_seconds=600)
+    vendor.script("a", after(clock, 2))
+    both = asyncio.gather(gateway.chat("hi"), gateway.chat("hi"))
+    await clock.advance(2)
+    await both
+    await gateway.chat("hi")
+    async for _ in gateway.stream("hi"):
+        pass
+    await clock.advance(61)
+    vendor.script("a", K.SERVER_ERROR)
+    assert (await gateway.chat("hi")).stale
+    events = books.of(RequestEnded)
+    first_two = {event.outcome: event for event in events[:2]}
+    assert first_two.keys() == {"served", "coalesced"}  # who wakes first is not said
+    assert books.outcomes[2:] == ["hit", "hit", "stale"]
+    shared, (hit, streamed, stale) = first_two["coalesced"], events[2:]
+    assert {event.provider for event in events} == {"a"}
+    assert (shared.attempts, shared.vendor_seconds) == (0, 2), "it waited for the other"
+    assert (hit.vendor_seconds, streamed.streamed) == (0, True)
+    assert stale.error == ""
+
+
+async def test_failed_and_cancelled(make, vendor, clock, books):
+    gateway = make("a")
+    vendor.script("a", K.SERVER_ERROR, after(clock, 60))
+    with pytest.raises(GatewayError):
+        await gateway.chat("hi")
+    leaving = asyncio.create_task(gateway.chat("hi"))
+    await clock.advance(5)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    failed, cancelled = books.of(RequestEnded)
+    assert (failed.outcome, failed.error) == ("failed", "AllProvidersFailedError")
+    assert (cancelled.outcome, cancelled.error) == ("cancelled", "CancelledError")
+    assert (cancelled.provider, cancelled.vendor_seconds) == (None, 5)
+    assert [event.failure for event in books.of(AttemptEnded)] == [K.SERVER_ERROR, K.CANCELLED]
+
+
+async def test_a_leader_that_leaves_and_the_call_that_goes_on(make, vendor, clock, books):
+    gateway = make("a")
+    vendor.script("a", after(clock, 5))
+    leader = asyncio.create_task(gateway.chat("hi"))
+    await clock.settle()
+    heir = asyncio.create_task(gateway.chat("hi"))
+    await clock.advance(1)
+    leader.cancel()
+    await clock.advance(4)
+    await heir
+    left, served = books.of(RequestEnded)
+    assert (left.outcome, left.attempts) == ("cancelled", 1)
+    assert left.vendor_seconds == left.latency_seconds == 1
+    assert (served.outcome, served.vendor_seconds) == ("served", 5)
+    (attempt,) = books.of(AttemptEnded)
+    assert (attempt.request_id, attempt.failure) == (left.request_id, None)
+
+
+async def test_overlapping_attempts_count_once_as_waiting(make, vendor, clock, books):
+    gateway = make(hedge=True, hedge_delay_seconds=1)
+    vendor.script("a", after(clock, 20))
+    vendor.script("b", after(clock, 4))
+    asking = asyncio.create_task(gateway.chat("hi"))
+    await clock.advance(6)
+    await asking
+    outrun, won = books.of(AttemptEnded)
+    assert (outrun.failure, outrun.attempt, outrun.latency_seconds) == (K.OUTRUN, 1, 5)
+    assert (won.failure, won.attempt, won.latency_seconds) == (None, 2, 4)
+    (event,) = books.of(RequestEnded)
+    assert (event.latency_seconds, event.vendor_seconds, event.attempts) == (5, 5, 2)
+
+
+async def test_a_stream_tells_its_first_content_and_its_end(make, vendor, clock, books):
+    gateway = make()
+
+    def wait(seconds):
+        return lambda: clock.sleep(seconds)
+
+    vendor.script("a", K.SERVER_ERROR)
+    vendor.script("b", ScriptedStream(wait(2), "one", wait(3), "two"))
+
+    async def read():
+        return [chunk.text async for chunk in gateway.stream("hi")]
+
+    reading = asyncio.create_task(read())
+    await clock.advance(10)
+    assert "".join(await reading) == "onetwo"
+    failed, served = books.of(AttemptEnded)
+    assert (failed.streamed, failed.first_content_seconds) == (True, None)
+    assert (served.first_content_seconds, served.latency_seconds) == (2, 5)
+    (event,) = books.of(RequestEnded)
+    assert (event.streamed, event.first_content_seconds, event.latency_seconds) == (True, 2, 5)
+
+
+async def test_a_stream_that_is_left_and_one_that_breaks(make, vendor, books):
+    gateway = make("a", cache_enabled=False)
+    vendor.script("a", ScriptedStream("one", "two"), ScriptedStream("one", K.SERVER_ERROR))
+    async with gateway.stream("hi") as stream:
+        await anext(stream)
+    with pytest.raises(GatewayError):
+        _ = [chunk async for chunk in gateway.stream("hi")]
+    assert books.outcomes == ["cancelled", "failed"]
+    assert [event.failure for event in books.of(AttemptEnded)] == [K.CANCELLED, K.SERVER_ERROR]
+    assert all(event.first_content_seconds is not None for event in books.of(RequestEnded))
+
+
+async def test_embeddings(make, books):
+    await make("a").embed(["one", "two"])
+    (attempt,), (event,) = books.of(AttemptEnded), books.of(RequestEnded)
+    assert (attempt.operation, event.operation, event.outcome) == (
+        "embeddings",
+        "embeddings",
+        "served",
+    )
+    assert attempt.usage.prompt_tokens == 2
+
+
+async def test_the_same_provider_again_is_a_retry(make, vendor, books, clock):
+    gateway = make("a", retries_per_provider=1)
+    vendor.script("a", K.SERVER_ERROR)
+    asking = asyncio.create_task(gateway.chat("hi"))
+    await clock.advance(10)
+    await asking
+    assert [event.retry for event in books.of(AttemptEnded)] == [False, True]
+
+
+class TestWants:
+    async def test_a_hook_gets_what_it_names(self, vendor, clock):
+        class Listener:
+            def __init__(self, wants):
+                self.wants = wants
+                self.events = []
+
+            def on_event(self, event):
+                self.events.append(event.name)
+
+        hooks = [Listener((RequestServed,)), Listener(None), Listener(())]
+        vendor.script("a", K.SERVER_ERROR)
+        async with AsyncGateway(
+            scripted_configs("a", "b"), clock=clock, vendor=vendor, hooks=hooks
+        ) as gateway:
+            await gateway.chat("hi")
+            await gateway.chat("hi")
+        served, anything, nothing = hooks
+        assert served.events == ["request.served"]
+        assert anything.events == ["provider.failed", "request.served", "cache.hit"]
+        assert nothing.events == []
+
+    async def test_nobody_who_wants_it_means_that_it_is_not_made(self, make, vendor, monkeypatch):
+        made: list[object] = []
+        for name in ("AttemptEnded", "RequestEnded"):
+            for module in ("aigateway.routing.call", "aigateway.telemetry.account"):
+                monkeypatch.setattr(f"{module}.{name}", made.append, raising=False)
+        async with AsyncGateway(scripted_configs("a"), vendor=vendor) as gateway:
+            await gateway.chat("hi")
+            async for _ in gateway.stream("ho"):
+                pass
+        assert made == []
+        assert vendor.called() == 2

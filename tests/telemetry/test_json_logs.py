@@ -1,0 +1,170 @@
+"""JSON logs: one object a line, with who, what and which attempt; never what was said."""
+
+import asyncio
+import io
+import json
+import logging
+
+import pytest
+import structlog
+import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aigateway import AsyncGateway, FailureKind, GatewayError, Origin
+from aigateway.telemetry import configure_json_logs
+from aigateway.testing import scripted_configs
+from tests.http.gateways import until
+
+PROMPT, KEY = "what nobody should read", "sk-simulated-secret"
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were():
+    loggers = [logging.getLogger(name) for name in (None, "uvicorn", "uvicorn.access")]
+    before = [(log, log.level, log.handlers[:], log.propagate) for log in loggers]
+    yield
+    for log, level, handlers, propagate in before:
+        log.setLevel(level)
+        log.handlers[:], log.propagate = handlers, propagate
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def out():
+    return io.StringIO()
+
+
+def lines(out):
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+async def test_what_happens_to_a_request(out, vendor):
+    configure_json_logs("info", out)
+    vendor.script("a", FailureKind.SERVER_ERROR)
+    async with AsyncGateway(scripted_configs("a", "b"), vendor=vendor) as gateway:
+        await gateway.chat(PROMPT, origin=Origin(request_id="r-1"))
+    failed, served = lines(out)
+    assert failed.pop("timestamp").endswith("Z")
+    assert failed.pop("latency_seconds") >= 0
+    assert failed == {
+        "level": "warning",
+        "event": "provider.failed",
+        "logger": "aigateway",
+        "request_id": "r-1",
+        "provider": "a",
+        "attempt": 1,
+        "kind": "server_error",
+        "status": None,
+        "code": None,
+    }
+    assert (served["level"], served["event"]) == ("info", "request.served")
+    assert (served["request_id"], served["provider"], served["attempts"]) == ("r-1", "b", 2)
+
+
+@pytest.mark.parametrize(("level", "told"), [("INFO", False), ("DEBUG", True), (10, True)])
+async def test_every_attempt_at_debug(out, vendor, level, told):
+    configure_json_logs(level, out)
+    async with AsyncGateway(scripted_configs("a"), vendor=vendor) as gateway:
+        await gateway.chat(PROMPT)
+    events = {line["event"]: line for line in lines(out)}
+    assert {"attempt.ended", "request.ended"} <= events.keys() or not told
+    assert told == ("attempt.ended" in events)
+    if told:
+        assert events["attempt.ended"]["usage"] == {"prompt_tokens": 1, "completion_tokens": 1}
+
+
+def test_a_level_that_does_not_exist():
+    with pytest.raises(ValueError, match="no log level 'LOUD'; use DEBUG"):
+        configure_json_logs("LOUD")
+
+
+def test_stderr_unless_told_otherwise(capsys):
+    configure_json_logs()
+    logging.getLogger("mine").info("hello %s", "you")
+    structlog.get_logger("other").info("hi", n=1)
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["event"], first["logger"], first["level"]) == ("hello you", "mine", "info")
+    assert (second["event"], second["logger"], second["n"]) == ("hi", "other", 1)
+
+
+def fail(error):
+    raise error
+
+
+def test_an_exception_tells_where_and_not_what(out):
+    configure_json_logs(stream=out)
+    for error in (ValueError(f"{PROMPT} {KEY}"), GatewayError("This gateway is closed.")):
+        try:
+            fail(error)
+        except Exception:
+            logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
+            structlog.get_logger("x").exception("broken")
+    assert PROMPT not in out.getvalue()
+    assert KEY not in out.getvalue()
+    foreign, foreign_too, own, own_too = lines(out)
+    assert foreign["exception"] == foreign_too["exception"] == "ValueError"
+    assert foreign["traceback"][-1].endswith(" in fail")
+    assert "message" not in foreign
+    assert own["message"] == own_too["message"] == "This gateway is closed."
+
+
+@pytest.mark.parametrize("name", ["LiteLLM", "openai._base_client", "httpx", "httpcore.http11"])
+def test_libraries_that_quote_what_they_send_are_silent(out, name):
+    configure_json_logs("DEBUG", out)
+    logging.getLogger(name).error("Request options: %s", PROMPT)
+    logging.getLogger("openair").error("not one of them")
+    assert [line["event"] for line in lines(out)] == ["not one of them"]
+
+
+@given(st.dictionaries(st.text(), st.text() | st.integers() | st.floats() | st.binary()))
+def test_whatever_comes_is_one_line_of_json(fields):
+    out = io.StringIO()
+    configure_json_logs(stream=out)
+    hostile = {f"x{name}": value for name, value in fields.items()}
+    structlog.get_logger("x").info("a\nb", half="\ud800", big=2**80, thing=object(), **hostile)
+    logging.getLogger("y").warning("c\n%s", hostile)
+    first, second = out.getvalue().splitlines()
+    assert json.loads(first)["event"] == "a\nb"
+    assert json.loads(first)["thing"] == "<object>"
+    assert json.loads(second)["event"].startswith("c\n")
+
+
+def test_nobody_reads_any_more(out):
+    configure_json_logs(stream=out)
+    out.close()
+    structlog.get_logger("x").info("into the void")
+    logging.getLogger("y").warning("likewise")
+
+
+async def test_uvicorn_says_it_the_same_way(out):
+    configure_json_logs(stream=out)
+
+    async def app(scope, receive, send):
+        if scope["path"] == "/broken":
+            raise ValueError(PROMPT)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
+    running = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    for path in (f"/v1?key={KEY}", "/broken"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    server.should_exit = True
+    await running
+    told = lines(out)
+    requests = [line for line in told if line["event"] == "http.request"]
+    assert [(r["method"], r["path"], r["status"]) for r in requests] == [
+        ("GET", "/v1", 204),
+        ("GET", "/broken", 500),
+    ]
+    assert all(line["logger"].startswith("uvicorn") for line in told)
+    assert [line["exception"] for line in told if "exception" in line] == ["ValueError"]
+    assert KEY not in out.getvalue()
+    assert PROMPT not in out.getvalue()

@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 
-import structlog
-from structlog.stdlib import ProcessorFormatter
+from aigateway.telemetry.json_logs import configure_json_logs
 
 __all__ = ["write_logs"]
 
@@ -22,37 +21,8 @@ def write_logs(*, as_json: bool) -> None:
     Others' loggers are heard from WARNING on: they repeat what ours say, and at DEBUG more than
     anybody may know.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_json() if as_json else logging.Formatter(_TEXT))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    if as_json:
+        configure_json_logs()
+        return
+    logging.basicConfig(level=logging.WARNING, format=_TEXT, stream=sys.stderr, force=True)
     logging.getLogger("aigateway").setLevel(logging.INFO)
-
-
-def _json() -> logging.Formatter:
-    """One object a line, of our events and of everybody's plain lines alike."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
-    return ProcessorFormatter(
-        foreign_pre_chain=shared,
-        processors=[
-            ProcessorFormatter.remove_processors_meta,
-            structlog.processors.CallsiteParameterAdder(
-                [structlog.processors.CallsiteParameter.PROCESS]
-            ),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-    )

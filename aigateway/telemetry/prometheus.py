@@ -291,11 +291,12 @@ class _Merged(Collector):
 def wants_prometheus(accept: str) -> bool:
     """Whether an `Accept` header asks for Prometheus' text or OpenMetrics, rather than JSON.
 
-    Only where it names one of them, and does not like JSON better: a browser or curl does not.
+    Only where it names one of them, and likes it better than JSON: a browser or curl does not, nor
+    do libraries that ask for "application/json, text/plain".
     """
     qualities = dict(_qualities(accept))
     text = max(qualities.get("text/plain", 0.0), qualities.get("application/openmetrics-text", 0.0))
-    return text > 0 and text >= qualities.get("application/json", 0.0)
+    return text > qualities.get("application/json", 0.0)
 
 
 def _qualities(accept: str) -> Iterator[tuple[str, float]]:

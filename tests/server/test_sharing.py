@@ -1,0 +1,152 @@
+"""Several processes, simulated vendors behind them: what one is asked is answered for all."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import re
+import signal
+
+import httpx
+import pytest
+
+from aigateway.simulator import Fault, Simulator
+from tests.server.visitors import eventually
+
+ADMIN = "admin-key-of-the-test"
+FIRST, SECOND = "openai/gpt-4o-mini", "anthropic/claude-haiku-4-5"
+
+PROVIDERS = """
+[gateway]
+retry_rounds = 0
+
+[[providers]]
+provider = "openai"
+model = "gpt-4o-mini"
+priority = 2
+api_key = "k"
+api_base = "{}"
+
+[[providers]]
+provider = "anthropic"
+model = "claude-haiku-4-5"
+priority = 1
+api_key = "k"
+api_base = "{}"
+"""
+
+
+@pytest.fixture
+def vendors():
+    with Simulator.in_thread() as running:
+        yield running
+
+
+@pytest.fixture
+def serve(start, vendors):
+    """A service in processes of its own; gives a maker of clients, each with a new connection."""
+
+    def begin(*, workers=1, **settings):
+        lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        server = "\n".join(["[server]", f"workers = {workers}", *lines])
+        toml = PROVIDERS.format(vendors.openai.api_base, vendors.anthropic.api_base)
+        return start(toml=f"{server}\n{toml}")
+
+    return begin
+
+
+async def asked(url, method="GET", path="/metrics", *, body=None, **headers):
+    """Ask over a connection of its own, so that any of the processes may answer."""
+    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        return await client.request(method, path, json=body, headers=headers)
+
+
+async def chat(url, text):
+    answer = await asked(url, "POST", "/chat", body={"message": text})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def counted(text, name):
+    values = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+    return sum(map(float, values))
+
+
+async def test_figures_are_those_of_all_processes(serve):
+    url = await asyncio.to_thread(lambda: serve(workers=3).url)
+    await asyncio.gather(*(chat(url, f"p{n}") for n in range(30)))
+
+    async def all_are_told():
+        figures = (await asked(url)).json()
+        return figures["total_requests"] == figures["served"] == 30
+
+    async def the_scraper_is_told():
+        text = (await asked(url, accept="text/plain")).text
+        return counted(text, "aigateway_requests_total") == 30
+
+    async with asyncio.timeout(20):
+        await eventually(all_are_told)
+        await eventually(the_scraper_is_told)
+
+
+async def test_the_page_is_fed_with_the_sum(serve):
+    url = await asyncio.to_thread(lambda: serve(workers=2).url)
+    await chat(url, "hello")
+    async with (
+        asyncio.timeout(20),
+        httpx.AsyncClient(base_url=url) as client,
+        client.stream("GET", "/status/feed") as answer,
+    ):
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                picture = json.loads(line.removeprefix("data: "))["snapshot"]
+                if picture["processes"] == 2 and picture["totals"]["requests"] == 1:
+                    return
+
+
+async def test_an_operator_s_order_reaches_all_and_those_that_come_later(serve):
+    service = serve(workers=3, admin_sha256=hashlib.sha256(ADMIN.encode()).hexdigest())
+    url = await asyncio.to_thread(lambda: service.url)
+    path = f"/admin/providers/{FIRST}/circuit"
+    key = {"authorization": f"Bearer {ADMIN}"}
+    answer = await asked(url, "POST", path, body={"state": "open"}, **key)
+    assert answer.status_code == 200, answer.text
+    missing = "/admin/providers/nobody/circuit"
+    assert (await asked(url, "POST", missing, body={"state": "open"}, **key)).status_code == 404
+
+    prompts = iter(range(10_000))
+
+    async def all_answered_by(provider):
+        replies = await asyncio.gather(*(chat(url, f"p{next(prompts)}") for _ in range(20)))
+        return {reply["provider"] for reply in replies} == {provider}
+
+    async with asyncio.timeout(20):
+        await eventually(lambda: all_answered_by(SECOND))
+        service.signal(signal.SIGHUP)  # a reload forgets no order
+        await asyncio.sleep(0.1)
+        await eventually(lambda: all_answered_by(SECOND))
+        await asked(url, "POST", path, body={"state": "auto"}, **key)
+        await eventually(lambda: all_answered_by(FIRST))
+
+
+async def test_a_stream_is_told_when_the_time_is_over(serve, vendors):
+    vendors.openai.behave(Fault.stall_stream(after=2))
+    service = serve(drain_seconds=0.3, drain_notice_seconds=0)
+    url = await asyncio.to_thread(lambda: service.url)
+    body = {"model": "auto", "stream": True, "messages": [{"role": "user", "content": "one two"}]}
+    events = []
+    async with (
+        asyncio.timeout(20),
+        httpx.AsyncClient(base_url=url, timeout=20) as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        assert answer.status_code == 200
+        with contextlib.suppress(httpx.RemoteProtocolError):
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    events.append(line.removeprefix("data: "))
+                    if len(events) == 1:
+                        service.signal(signal.SIGTERM)
+    assert json.loads(events[0])["object"] == "chat.completion.chunk"
+    assert json.loads(events[-1])["error"]["code"] == "stopping"
+    assert await asyncio.to_thread(lambda: service.code) == 0

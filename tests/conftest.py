@@ -11,7 +11,7 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
-pytest_plugins = ["aigateway.testing"]
+pytest_plugins = ["aigateway.testing", "tests.processes"]
 
 VENDOR_PREFIXES = ("OPENAI_", "AZURE_", "GEMINI_", "GOOGLE_", "ANTHROPIC_", "AIGATEWAY_")
 

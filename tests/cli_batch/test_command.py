@@ -3,20 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-import aigateway
 from aigateway.cli import app
-from aigateway.clock import SYSTEM_CLOCK
 from aigateway.simulator import Fault, Simulator
-
-ROOT = Path(aigateway.__file__).parents[1]
+from tests.processes import until
 
 
 @pytest.fixture(autouse=True)
@@ -279,36 +273,19 @@ class TestReport:
 
 
 @pytest.fixture
-def running(simulator, tmp_path):
+def running(simulator, launch):
     """The command as a process of its own, with a vendor that can be made to hang."""
-    processes = []
 
     def start(lines, *options):
         write("in.jsonl", lines)
         command = ["batch", "in.jsonl", "out.jsonl", "--concurrency", "4", "--plain", *options]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "aigateway", *command],
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
-        )
-        return processes[-1]
+        environment = {
+            "OPENAI_API_KEY": "sk-secret-1",
+            "OPENAI_BASE_URL": simulator.openai.api_base,
+        }
+        return launch(Path.cwd(), *command, env=environment)
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
-
-
-def until(condition):
-    end = SYSTEM_CLOCK.now() + 30
-    while not condition():
-        assert SYSTEM_CLOCK.now() < end, "it never came"
-        time.sleep(0.01)
+    return start
 
 
 class TestInterrupted:
@@ -316,9 +293,9 @@ class TestInterrupted:
         simulator.openai.latency = 0.05
         process = running(prompts(500))
         until(lambda: simulator.openai.request_count >= 8)
-        process.send_signal(signal.SIGINT)
-        _, words = process.communicate(timeout=20)
-        assert process.returncode == 1
+        process.signal(signal.SIGINT)
+        assert process.code == 1
+        words = process.log
         assert "stopping (interrupted): finishing " in words
         assert "Traceback" not in words
         assert 8 <= simulator.openai.request_count == len(answers()) < 500
@@ -327,11 +304,11 @@ class TestInterrupted:
         simulator.openai.behave(*[None] * 8, *[Fault.hang()] * 500)
         process = running(prompts(500))
         until(lambda: simulator.openai.request_count >= 12)
-        process.send_signal(signal.SIGINT)
-        assert any("Ctrl-C stops at once" in line for line in process.stderr)
-        process.send_signal(signal.SIGINT)
-        _, words = process.communicate(timeout=20)
-        assert process.returncode == 1
+        process.signal(signal.SIGINT)
+        until(lambda: "Ctrl-C stops at once" in process.log)
+        process.signal(signal.SIGINT)
+        assert process.code == 1
+        words = process.log
         assert "Traceback" not in words
         assert "stopped: interrupted" in words
         assert len(answers()) == 8
@@ -339,30 +316,30 @@ class TestInterrupted:
     def test_a_limit_is_no_shield_against_ctrl_c(self, simulator, running):
         simulator.openai.behave(Fault.content_policy(), *[Fault.hang()] * 500)
         process = running(prompts(500), "--max-failures", "1")
-        assert any("stopping (--max-failures 1 is reached)" in line for line in process.stderr)
-        process.send_signal(signal.SIGINT)
-        _, words = process.communicate(timeout=20)
-        assert process.returncode == 1
+        until(lambda: "stopping (--max-failures 1 is reached)" in process.log)
+        process.signal(signal.SIGINT)
+        assert process.code == 1
+        words = process.log
         assert "Traceback" not in words
 
     def test_terminated_twice_it_stops_at_once(self, simulator, running):
         simulator.openai.behave(Fault.hang())
         process = running(prompts(500))
         until(lambda: simulator.openai.request_count >= 4)
-        process.terminate()
-        assert any("stopping (terminated)" in line for line in process.stderr)
-        process.terminate()
-        _, words = process.communicate(timeout=20)
-        assert process.returncode == 1
+        process.signal(signal.SIGTERM)
+        until(lambda: "stopping (terminated)" in process.log)
+        process.signal(signal.SIGTERM)
+        assert process.code == 1
+        words = process.log
         assert "Traceback" not in words
 
     def test_told_to_stop_it_does_not_wait_for_those_who_are_away(self, simulator, running):
         simulator.openai.behave(Fault.rate_limited(600))
         process = running(prompts(500))
-        assert any("waiting: no provider can be asked" in line for line in process.stderr)
-        process.send_signal(signal.SIGINT)
-        _, words = process.communicate(timeout=20)
-        assert process.returncode == 1
+        until(lambda: "waiting: no provider can be asked" in process.log)
+        process.signal(signal.SIGINT)
+        assert process.code == 1
+        words = process.log
         assert Path("out.jsonl").read_text() == ""
         assert not Path("out.errors.jsonl").exists()
         assert "Traceback" not in words
@@ -371,8 +348,8 @@ class TestInterrupted:
         simulator.openai.latency = 0.05
         process = running(prompts(500))
         until(lambda: simulator.openai.request_count >= 8)
-        process.terminate()
-        _, words = process.communicate(timeout=20)
-        assert process.returncode == 1
+        process.signal(signal.SIGTERM)
+        assert process.code == 1
+        words = process.log
         assert "stopping (terminated)" in words
         assert simulator.openai.request_count == len(answers())

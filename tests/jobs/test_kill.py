@@ -59,7 +59,7 @@ def test_killed_at_random_moments_it_loses_nothing_and_asks_nothing_twice(
     tmp_path, simulator, environment, seed
 ):
     vendor = simulator.openai
-    vendor.latency = 0.002
+    vendor.latency = 0.01
     vendor.answer(lambda received: f"answer to {prompt_of(received)}")
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(the_line(n)) + "\n" for n in range(LINES)))

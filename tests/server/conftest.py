@@ -2,91 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 40.0
-
-
-def until(what: Callable[[], Any]) -> Any:
-    """Wait until something is true, and return it."""
-    end = time.monotonic() + PATIENCE  # noqa: TID251
-    while True:
-        found = what()
-        if found:
-            return found
-        assert time.monotonic() < end, f"{what} is not so after {PATIENCE} s"  # noqa: TID251
-        time.sleep(0.01)
-
-
-class Running:
-    """One service; see `nursery`."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    @property
-    def pid(self) -> int:
-        return int(until(lambda: self.read("pid")))
-
-    @property
-    def url(self) -> str:
-        """Where it listens; waits until it does."""
-        until(lambda: "listens at" in self.read("out") or self.read("code"))
-        assert "listens at" in self.read("out"), self.read("err")
-        return self.read("out").split("listens at ")[1].split()[0].rstrip(",")
-
-    @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
-
-    @property
-    def code(self) -> int:
-        """Its exit code; waits for its end."""
-        return int(until(lambda: self.read("code")))
-
-    @property
-    def log(self) -> str:
-        return self.read("err")
-
-    def read(self, name: str) -> str:
-        path = self.directory / name
-        return path.read_text() if path.exists() else ""
-
-    def signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Any]:
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.server.nursery"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "loaded\n"
-        yield process.stdin
-        process.stdin.close()
-        process.wait(PATIENCE)
+from tests.processes import Running
 
 
 @pytest.fixture
-def start(nursery: Any, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+def start(launch: Callable[..., Running], tmp_path: Path) -> Callable[..., Running]:
     """Start `aigateway serve` with arguments, in a directory of its own."""
     started: list[Running] = []
 
@@ -95,17 +20,8 @@ def start(nursery: Any, tmp_path: Path) -> Iterator[Callable[..., Running]]:
         directory.mkdir()
         if toml:
             (directory / "aigateway.toml").write_text(toml)
-        order = {
-            "directory": str(directory),
-            "arguments": ["serve", "--port", "0", *arguments],
-            "env": {"TMPDIR": str(directory), **env},
-        }
-        nursery.write(json.dumps(order) + "\n")
-        nursery.flush()
-        started.append(Running(directory))
+        env = {"TMPDIR": str(directory), **env}
+        started.append(launch(directory, "serve", "--port", "0", *arguments, env=env))
         return started[-1]
 
-    yield begin
-    for service in started:
-        if not service.read("code"):
-            os.killpg(service.pid, signal.SIGKILL)
+    return begin

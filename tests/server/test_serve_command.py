@@ -64,7 +64,7 @@ def test_the_log_as_json(start, workers):
     assert service.url
     (service.directory / "aigateway.toml").write_text("[gateway]\nno_such = 1\n" + toml)
     service.signal(signal.SIGHUP)
-    from tests.server.conftest import until
+    from tests.processes import until
 
     until(lambda: "no_such" in service.log)
     service.signal(signal.SIGTERM)

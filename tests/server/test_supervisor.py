@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.conftest import until
+from tests.processes import until
 from tests.server.visitors import eventually, once
 
 TOML = '[server]\nworkers = 3\n[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'

@@ -1,7 +1,7 @@
-"""A program that starts services, each a process of its own, forked from this one.
+"""A program that runs the command line, each time in a process of its own, forked from this one.
 
 It has loaded everything: to load litellm for each test takes seconds. `python -m
-tests.server.nursery` reads one JSON object a line, {"directory", "arguments", "env"}: where the
+tests.nursery` reads one JSON object a line, {"directory", "arguments", "env"}: where the
 process runs and leaves `out`, `err`, `pid` and, at its end, `code`. It ends with its input.
 """
 

@@ -306,7 +306,9 @@ def demo_command(
 @app.command("key")
 def key_command(
     *,
-    name: Annotated[str, typer.Option(help="Whose it is; in logs and metrics.")] = "team",
+    name: Annotated[
+        str, typer.Option(help="Whose it is; /metrics tells what it has used.")
+    ] = "team",
     admin: Annotated[
         bool, typer.Option("--admin", help="The one key that may force circuits open and closed.")
     ] = False,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.server.accounts import Account, Use
+from aigateway.server.questions import AUTO
 from aigateway.server.refusals import Refusal
 from aigateway.settings import ApiKey, ServerSettings
 
@@ -41,7 +42,7 @@ class Caller:
 
     def may_ask(self, model: str | None) -> bool:
         """Whether it may ask for this model, name or alias; None is "any of them"."""
-        return self.key is None or self.key.models is None or model in self.key.models
+        return self.key is None or self.key.models is None or (model or AUTO) in self.key.models
 
 
 @dataclass(frozen=True, slots=True)

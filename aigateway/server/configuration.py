@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aigateway.errors import NoProvidersError
@@ -12,7 +12,7 @@ from aigateway.gateway import AsyncGateway
 from aigateway.routing.plan import NO_PROVIDERS
 from aigateway.settings import GatewaySettings, LLMConfig, ServerSettings, load_providers
 
-__all__ = ["Configuration", "Read", "read_configuration"]
+__all__ = ["NEEDS_RESTART", "Configuration", "Read", "read_configuration"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,22 @@ class Configuration:
         """
         return AsyncGateway(self.providers, settings=self.gateway, hooks=hooks)
 
+    def beside(self, running: Configuration) -> Configuration:
+        """What of it can be in force in a service that runs with another one.
+
+        Raises:
+            ConfigurationError: It cannot work with what only a restart changes: without keys, say,
+                while it listens where others reach it.
+        """
+        fields = {
+            name: getattr(running.server if name in NEEDS_RESTART else self.server, name)
+            for name in ServerSettings.model_fields
+        }
+        return replace(self, server=ServerSettings(**fields))
+
+
+NEEDS_RESTART = ("host", "port", "workers", "cors_origins", "otel")
+"""What of `[server]` a socket, a process or the application was made with."""
 
 Read = Callable[[], Configuration]
 """Reads everything anew; raises `ConfigurationError`."""

@@ -80,7 +80,8 @@ class GuardedProtocol(H11Protocol):
             self._await_head()
             room = _MOST_HEAD - self._head_bytes
             self._head_bytes += len(data)
-            super().data_received(data[:room])
+            if room > 0:  # nothing at all would mean the end
+                super().data_received(data[:room])
             data = data[room:]
             if data and self._is_idle:
                 self._turn_away(Refusal(431, f"The head of a request may have {_MOST_HEAD} bytes."))

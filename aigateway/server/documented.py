@@ -70,14 +70,21 @@ def _state(provider: ProviderStatus) -> str:
 
 
 async def metrics(request: Request) -> Response:
-    """Give the metrics: JSON, unless a scraper's `Accept` asks for its own form."""
+    """Give the metrics: JSON, unless a scraper's `Accept` asks for its own form.
+
+    A key sees its own account, the admin's all.
+    """
     service = service_of(request)
-    service.access.admit(request.headers)
+    caller = service.access.admit(request.headers)
     accept = request.headers.get("accept", "")
     if service.scrape is not None and wants_prometheus(accept):
         kind, body = service.scrape(accept)
         return Response(body, headers={"content-type": kind})
-    return json_response(service.figures())
+    figures = service.figures()
+    if not caller.is_admin:
+        keys = figures["keys"]
+        figures["keys"] = {name: keys[name] for name in (caller.name,) if name in keys}
+    return json_response(figures)
 
 
 ROUTES = (

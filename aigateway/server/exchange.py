@@ -12,11 +12,15 @@ from aigateway.gateway import AsyncGateway
 from aigateway.messages import ChatResponse, Opening, Origin
 from aigateway.server.access import Caller, Use
 from aigateway.server.answers import cache_word
+from aigateway.server.limits import UNTIL
 from aigateway.server.questions import model_for
 from aigateway.server.service import Service
 from aigateway.server.terms import Terms, origin, terms
 
 __all__ = ["Exchange", "Turn", "service_of"]
+
+_TELLING = 0.1
+"""Seconds for the gateway to say how a request ended whose time is over."""
 
 
 def service_of(request: Request) -> Service:
@@ -50,12 +54,14 @@ class Exchange:
         caller: Who asks.
         terms: How it is answered.
         origin: On whose behalf.
+        until: When the service gives the request up.
     """
 
     service: Service
     caller: Caller
     terms: Terms
     origin: Origin
+    until: float
 
     @classmethod
     def begin(cls, request: Request) -> Exchange:
@@ -67,7 +73,10 @@ class Exchange:
         service, headers = service_of(request), request.headers
         caller = service.access.admit(headers)
         whose = origin(headers, request.state.request_id, caller.partition)
-        return cls(service, caller, terms(headers), whose)
+        until = request.scope.get(UNTIL)
+        if until is None:  # no limits stand in front of this application
+            until = service.clock.now() + service.settings.request_timeout
+        return cls(service, caller, terms(headers), whose, until)
 
     def turn(
         self, stack: contextlib.AsyncExitStack, model: str | None, timeout: float | None
@@ -85,7 +94,9 @@ class Exchange:
         gateway = stack.enter_context(self.service.in_use())
         named = model_for(model, gateway)
         use = stack.enter_context(self.service.access.begin(self.caller, named))
-        most = self.service.settings.request_timeout
+        # So much earlier than the service itself gives up that the gateway still says how it ended.
+        left = self.until - self.service.clock.now()
+        most = max(left - _TELLING, left / 2)
         asked = gateway.settings.timeout if timeout is None else timeout
         return Turn(
             gateway,

@@ -17,7 +17,10 @@ from aigateway.server.answers import refused
 from aigateway.server.refusals import Refusal
 from aigateway.settings import ServerSettings
 
-__all__ = ["Limits"]
+__all__ = ["UNTIL", "Limits"]
+
+UNTIL = "aigateway.until"
+"""Where the scope says when the request is given up, on the clock's scale."""
 
 _SLOWEST = 64_000.0
 """Bytes per second at which a body may come for longer than `header_timeout`."""
@@ -85,6 +88,7 @@ class _Exchange:
             await refused(refusal)(self._scope, self._receive, self.send)
 
     async def _ask(self, app: ASGIApp) -> Refusal | None:
+        self._scope[UNTIL] = self._began + self._settings.request_timeout
         try:
             async with self._clock.timeout(self._settings.request_timeout) as deadline:
                 self._deadline = deadline

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from aigateway.telemetry import configure_json_logs
+from aigateway.telemetry.json_logs import configure_json_logs, silence_libraries
 
 __all__ = ["write_logs"]
 
@@ -28,3 +28,4 @@ def write_logs(*, as_json: bool) -> None:
     handler.setFormatter(logging.Formatter(_TEXT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("aigateway").setLevel(logging.INFO)
+    silence_libraries()

@@ -22,7 +22,7 @@ from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import GatewayError
 from aigateway.events import Hook
 from aigateway.gateway import AsyncGateway
-from aigateway.server.configuration import Configuration, Read
+from aigateway.server.configuration import NEEDS_RESTART, Configuration, Read
 from aigateway.server.service import Service
 from aigateway.settings import GatewaySettings, LLMConfig
 
@@ -32,9 +32,6 @@ _log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 """Between two looks at the file."""
-
-_FIXED = ("host", "port", "workers")
-"""What of `[server]` needs a restart."""
 
 
 class FileWatch:
@@ -79,10 +76,15 @@ async def watch(
             await then()
 
 
-def try_to_read(read: Read) -> Configuration | None:
-    """Read the configuration; None if it cannot work, which is said in the log."""
+def try_to_read(read: Read, running: Configuration) -> Configuration | None:
+    """Read the configuration, as far as it can be in force without a restart.
+
+    Returns:
+        None if it cannot work, which is said in the log.
+    """
     try:
-        return read()
+        new = read()
+        in_force = new.beside(running)
     except GatewayError as error:  # its message holds no key
         _log.error(
             "reload.refused: the new configuration cannot work, the old one stays: %s", error
@@ -93,6 +95,9 @@ def try_to_read(read: Read) -> Configuration | None:
             "reload.refused: the new configuration cannot be read (%s), the old one stays.",
             type(error).__name__,
         )
+    else:
+        _say_what_needs_a_restart(running, new)
+        return in_force
     return None
 
 
@@ -130,7 +135,7 @@ class Reloader:
             Whether the new configuration is in force. If not, the log says why.
         """
         async with self._one_at_a_time:
-            new = try_to_read(self._read)
+            new = try_to_read(self._read, self.configuration)
             if new is None:
                 return False
             try:
@@ -164,7 +169,6 @@ class Reloader:
             self._service.settings = new.server
             self._service.access = self._service.access.successor(new.server)
             told.append("[server]")
-            _say_what_needs_a_restart(old, new)
         self.configuration = new
         self._service.workers.replay()
         return told
@@ -217,7 +221,7 @@ def _names(old: GatewaySettings, new: GatewaySettings) -> str:
 
 
 def _say_what_needs_a_restart(old: Configuration, new: Configuration) -> None:
-    waiting = [n for n in _FIXED if getattr(old.server, n) != getattr(new.server, n)]
+    waiting = [n for n in NEEDS_RESTART if getattr(old.server, n) != getattr(new.server, n)]
     if waiting:
         _log.warning(
             "reload.needs_restart: [server] %s cannot change while it runs; restart it for that.",

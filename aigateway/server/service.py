@@ -84,8 +84,16 @@ class Service:
         )
 
     def own_figures(self) -> dict[str, Any]:
-        """The metrics of this process."""
-        return self.gateway.get_metrics()
+        """The metrics of this process; under `keys` what each has used."""
+        keys = {
+            usage.name: {
+                "spent_usd": usage.spent_usd,
+                "budget_usd": usage.budget_usd,
+                "in_flight": usage.in_flight,
+            }
+            for usage in self.access.usage()
+        }
+        return {**self.gateway.get_metrics(), "keys": keys}
 
     async def force_own_circuit(self, name: str, order: CircuitOrder, by: str | None) -> None:
         """Take a circuit of this process in hand; see `AsyncGateway.force_circuit`."""

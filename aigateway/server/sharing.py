@@ -37,14 +37,16 @@ def share(service: Service, metrics: Prometheus) -> None:
     workers = service.workers
     metrics.watch(lambda: service.gateway)
     workers.share(_PICTURE, lambda: orjson.dumps(service.own_snapshot()))
-    workers.share(_FIGURES, lambda: orjson.dumps(service.gateway.get_metrics()))
+    workers.share(_FIGURES, lambda: orjson.dumps(service.own_figures()))
     workers.share(_SCRAPED, lambda: orjson.dumps(metrics.snapshot()))
 
     def picture() -> Snapshot:
         return merged([orjson.loads(said) for said in workers.collect(_PICTURE).living])
 
     def figures() -> dict[str, Any]:
-        return summed_metrics([orjson.loads(said) for said in workers.collect(_FIGURES).living])
+        said = workers.collect(_FIGURES)
+        living, departed = map(orjson.loads, said.living), map(orjson.loads, said.departed)
+        return summed_metrics(list(living), list(departed))
 
     def scraped(accept: str) -> tuple[str, bytes]:
         said = workers.collect(_SCRAPED, own=False)

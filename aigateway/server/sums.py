@@ -13,17 +13,44 @@ _HIGHEST = frozenset({"consecutive_failures", "max_entries", "max_in_flight", "p
 _WORST_FIRST = ("open", "half_open", "closed")
 
 
-def summed_metrics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+_OF_THE_MOMENT = frozenset(
+    {
+        *("in_flight", "waiting", "providers_active", "entries", "max_entries", "active"),
+        *("circuit_state", "consecutive_failures", "max_in_flight", "disabled_reason"),
+        *("latency_seconds", "first_content_seconds", "budget_usd"),
+    }
+)
+"""What says nothing any more once a process is gone."""
+
+
+def summed_metrics(
+    living: Sequence[Mapping[str, Any]], departed: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """`AsyncGateway.get_metrics()` of several gateways with the same providers, as one.
 
     Counts are added. A provider is in the worst state that one of them sees it in, and active if
     any could ask it.
+
+    Args:
+        living: At least one.
+        departed: The last of those that are gone, of which only the counts matter.
     """
-    whole = _summed(parts)
+    now = _summed(living)
+    whole = _summed([*living, *map(_counts, departed)])
     total, hits = whole["total_requests"], whole["cache_hits"]
     whole["cache_hit_rate_percent"] = round(100 * hits / total, 2) if total else 0.0
+    # A provider that nobody has any more is no matter of theirs.
+    whole["providers"] = {name: whole["providers"][name] for name in now["providers"]}
     whole["providers_active"] = sum(each["active"] for each in whole["providers"].values())
     return whole
+
+
+def _counts(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _counts(value) if isinstance(value, Mapping) else value
+        for name, value in part.items()
+        if name not in _OF_THE_MOMENT
+    }
 
 
 def _summed(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -226,7 +226,7 @@ class Supervisor:
 
     def _reload(self) -> None:
         """Read it here first, so that what cannot work is said once and disturbs nobody."""
-        new = try_to_read(self._read)
+        new = try_to_read(self._read, self._configuration)
         if new is not None:
             self._configuration = new  # for those that start later
             self._tell(RELOAD)

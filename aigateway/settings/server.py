@@ -35,7 +35,7 @@ class ApiKey(Frozen):
     """One who may ask.
 
     Attributes:
-        name: Whose it is; in logs and metrics.
+        name: Whose it is; `/metrics` tells what it has used.
         sha256: Of the key.
         budget_usd: US dollars that its requests may cost in a day (UTC); None is no bound.
         rpm: Requests that it may begin in any 60 seconds; None is no bound.

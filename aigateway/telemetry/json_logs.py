@@ -25,7 +25,7 @@ import structlog
 
 from aigateway.errors import GatewayError
 
-__all__ = ["configure_json_logs"]
+__all__ = ["configure_json_logs", "silence_libraries"]
 
 _SERVERS = ("uvicorn", "uvicorn.access", "uvicorn.error", "uvicorn.asgi")
 """Loggers that come with handlers of their own, if somebody lets them."""
@@ -73,6 +73,7 @@ def configure_json_logs(level: int | str = "INFO", stream: TextIO | None = None)
         logger_factory=lambda *names: _Logger(out, names[0] if names else ""),
         cache_logger_on_first_use=False,
     )
+    silence_libraries()
     root = logging.getLogger()
     root.handlers[:] = [_Handler(out)]
     root.setLevel(least)
@@ -81,6 +82,26 @@ def configure_json_logs(level: int | str = "INFO", stream: TextIO | None = None)
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
+
+
+def silence_libraries() -> None:
+    """Let no line through of libraries below us, which quote what they send.
+
+    litellm's loggers bring handlers of their own with them, which nobody else can bar: so they are
+    silenced themselves, wherever their lines would go.
+    """
+    for name in _MUTED:
+        logging.getLogger(name).addFilter(_nothing)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_may_speak)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
+
+
+def _may_speak(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] not in _MUTED
 
 
 class _Lines:
@@ -140,7 +161,7 @@ class _Handler(logging.Handler):
         self._out = out
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.partition(".")[0] in _MUTED:
+        if not _may_speak(record):
             return
         try:
             fields = _in_order(record.levelname.lower(), *_event_of(record), record.created)

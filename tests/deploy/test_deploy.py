@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from aigateway.cli import app
 from aigateway.settings import ServerSettings
@@ -216,3 +217,12 @@ def test_every_metric_of_the_dashboard_is_one_that_the_service_has():
     used = {name for line in expressions() for name in re.findall(r"aigateway_\w+", line)}
     assert used <= known.keys(), used - known.keys()
     assert len(used) > 12
+
+
+@pytest.mark.parametrize("path", ["compose.yaml", "deploy/config/aigateway.toml"])
+def test_the_commands_that_are_told_work(path):
+    told = re.findall(r"aigateway (key [^`\n]+)", (ROOT / path).read_text())
+    assert told
+    for arguments in told:
+        done = CliRunner().invoke(app, arguments.split())
+        assert done.exit_code == 0, done.output

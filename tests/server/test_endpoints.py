@@ -8,11 +8,15 @@ import logging
 import httpx
 import pytest
 
-from aigateway import CircuitState
+from aigateway import AsyncGateway, CircuitState
 from aigateway.errors import FailureKind
 from aigateway.messages import Choice, Completion, ToolCall, Usage
+from aigateway.server.service import Service
+from aigateway.settings import ServerSettings
+from aigateway.simulator import Fault
 from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor
 from tests.http.gateways import until
+from tests.server.running import running
 from tests.server.services import scripted, served
 
 HELLO = {"message": "Hello."}
@@ -161,6 +165,20 @@ async def test_a_header_that_makes_no_sense_is_refused(client, vendor, name, val
     assert not vendor.calls
 
 
+async def test_a_stale_answer_comes_in_time(simulator):
+    simulator.openai.behave(None, Fault.hang())
+    async with AsyncGateway(
+        [simulator.openai.config()], cache_ttl_seconds=0.01, stale_if_error_seconds=60
+    ) as gateway:
+        service = Service(gateway, ServerSettings(request_timeout=0.6))
+        async with running(service) as url, httpx.AsyncClient(base_url=url) as client:
+            await gateway.warmup()
+            assert (await client.post("/chat", json=HELLO)).status_code == 200
+            await asyncio.sleep(0.02)
+            answer = await client.post("/chat", json=HELLO)
+    assert (answer.status_code, answer.json()["stale"]) == (200, True)
+
+
 async def test_nobody_waits_longer_than_the_service_allows(vendor):
     async with (
         scripted(vendor, server={"request_timeout": 3}) as (_, url),
@@ -240,7 +258,7 @@ async def test_a_service_that_drains_is_not_ready(client):
 async def test_metrics(client):
     await client.post("/chat", json=HELLO)
     body = (await client.get("/metrics")).json()
-    assert body == client.service.gateway.get_metrics()
+    assert body == client.service.gateway.get_metrics() | {"keys": {}}
     assert body["total_requests"] == 1
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from aigateway import CircuitState, GatewayError, RequestRejectedError
 from aigateway.server.configuration import read_configuration
+from aigateway.server.refusals import Refusal
 from aigateway.server.reload import FileWatch, Reloader, watch
 from aigateway.server.service import Service
 from aigateway.server.workers import Workers
@@ -213,6 +214,26 @@ class TestServer:
             with caplog.at_level(logging.WARNING):
                 assert await desk.now("[server]\nport = 1\nworkers = 4\n" + text)
             assert "[server] port, workers cannot change while it runs" in caplog.text
+
+    async def test_the_last_key_does_not_go_while_others_reach_the_service(self, simulator, caplog):
+        text = provider(simulator.openai)
+        key = f'[[server.keys]]\nname = "a"\nsha256 = "{DIGEST}"\n'
+        async with desk_with('[server]\nhost = "0.0.0.0"\n' + key + text) as desk:
+            for bare in ("", "[server]\n", '[server]\nhost = "127.0.0.1"\n'):
+                assert not await desk.now(bare + text)
+                assert [key.name for key in desk.service.settings.keys] == ["a"]
+                with pytest.raises(Refusal):
+                    desk.service.access.admit({})
+        assert "reload.refused" in caplog.text
+        assert "without keys everybody" in caplog.text
+
+    async def test_shares_stay_those_of_the_processes_that_run(self, simulator):
+        text = provider(simulator.openai)
+        key = f'[[server.keys]]\nname = "a"\nsha256 = "{DIGEST}"\nbudget_usd = 8\n'
+        async with desk_with("[server]\nworkers = 4\n" + key + text) as desk:
+            assert await desk.now("[server]\nworkers = 1\nmax_body_bytes = 9\n" + key + text)
+            assert [usage.budget_usd for usage in desk.service.access.usage()] == [2]
+            assert desk.service.settings.max_body_bytes == 9
 
     async def test_standing_orders_are_obeyed_again(self, simulator):
         async with desk_with(provider(simulator.openai)) as desk:

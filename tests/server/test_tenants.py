@@ -185,3 +185,21 @@ async def test_the_rate_is_kept_for_each_key(tenants):
     assert (await tenants.ask("blue")).status_code == 200
     tenants.service.clock.tick(60)
     assert (await tenants.ask("red")).status_code == 200
+
+
+@pytest.mark.parametrize("tenants", [TWO], indirect=True)
+async def test_a_key_sees_what_it_has_spent_and_no_other(tenants):
+    await tenants.ask("red")
+    for name, told in (("red", True), ("blue", False)):
+        keys = (await tenants.client.get("/metrics", headers=bearer(name))).json()["keys"]
+        assert keys.keys() == {name}
+        assert (keys[name]["spent_usd"] > 0) is told
+
+
+@pytest.mark.parametrize("tenants", [[api_key("red", models=["auto", "fast"])]], indirect=True)
+async def test_a_key_may_be_given_auto(tenants):
+    assert (await tenants.ask("red")).status_code == 200
+    assert (await tenants.ask("red", model="auto")).status_code == 200
+    assert (await tenants.ask("red", model="other")).status_code == 404
+    models = (await tenants.client.get("/v1/models", headers=bearer("red"))).json()["data"]
+    assert [model["id"] for model in models] == ["auto", "fast"]

@@ -168,3 +168,18 @@ async def test_uvicorn_says_it_the_same_way(out):
     assert [line["exception"] for line in told if "exception" in line] == ["ValueError"]
     assert KEY not in out.getvalue()
     assert PROMPT not in out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["LiteLLM", "LiteLLM Router", "httpx"])
+def test_a_library_that_brings_its_own_handler_is_silent_too(out, name):
+    configure_json_logs(stream=out)
+    own = io.StringIO()
+    handler = logging.StreamHandler(own)
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)  # as litellm does when it is imported
+    try:
+        logger.warning("%s", PROMPT)
+    finally:
+        logger.removeHandler(handler)
+    assert PROMPT not in out.getvalue()
+    assert PROMPT not in own.getvalue()

@@ -24,6 +24,7 @@ NAMES = (
     "overhead",
     "stream",
     "batch",
+    "serve",
     "cache",
     "breaker",
     "loop",

@@ -22,6 +22,7 @@ PACKAGES = (
     "litellm",
     "openai",
     "aiohttp",
+    "uvicorn",
     "langchain-core",
     "langchain-openai",
     "pydantic-ai-slim",

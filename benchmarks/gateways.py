@@ -1,0 +1,249 @@
+"""Gateways as services: how each is run in front of one vendor, and where it is found.
+
+All know one model, which leads to a vendor on loopback; none has a database or tells anybody that
+it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from benchmarks.clients import KEY, MODEL, OURS
+from benchmarks.processes import Processes
+
+CALLER_KEY = f"sk-{secrets.token_hex(32)}"
+"""Opens those that ask for a key, and is the vendor's where the caller brings it along."""
+LITELLM = "BENCH_LITELLM_PROXY"
+"""A variable: the command `litellm` of an environment that has `litellm[proxy]`."""
+PORTKEY = "BENCH_PORTKEY"
+"""A variable: the command `gateway` of npm's `@portkey-ai/gateway`."""
+_START_SECONDS, _STOP_SECONDS = 180.0, 10.0
+_INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
+"""The rest of the environment stays here: no key and no setting of somebody's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one gateway is run.
+
+    Attributes:
+        command: It stays in the foreground.
+        environment: Beside what every process needs.
+        headers: What a request needs to be led to the vendor.
+        ready: The path that answers 200 as soon as requests may come.
+    """
+
+    command: tuple[str, ...]
+    ready: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a gateway is made for: the vendor's root, a directory of its own, a free port."""
+
+    vendor: str
+    directory: Path
+    port: int
+
+
+Make = Callable[[Place], Plan]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A gateway that answers; without `processes` it is the vendor itself."""
+
+    url: str
+    headers: Mapping[str, str]
+    processes: Processes | None = None
+
+
+def direct(vendor: str) -> Running:
+    """No gateway at all."""
+    return Running(f"{vendor}/v1/chat/completions", {})
+
+
+@contextlib.asynccontextmanager
+async def running(make: Make, vendor: str) -> AsyncIterator[Running]:
+    """Run a gateway in front of a vendor, until the context is left."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Place(vendor, Path(name), _free_port())
+        plan = make(place)
+        with (place.directory / "log").open("w+b") as log:
+            process = await asyncio.create_subprocess_exec(
+                *plan.command,
+                cwd=place.directory,  # no `.env` is there
+                env={**_environment(), **plan.environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            try:
+                root = f"http://127.0.0.1:{place.port}"
+                if not await _ready(root + plan.ready, process):
+                    log.seek(0)
+                    said = log.read().decode(errors="replace")[-2000:]
+                    raise RuntimeError(f"{plan.command[0]} does not answer; it says:\n{said}")
+                url = f"{root}/v1/chat/completions"
+                yield Running(url, plan.headers, Processes(process.pid))
+            finally:
+                await _end(process)
+
+
+async def _ready(url: str, process: asyncio.subprocess.Process) -> bool:
+    """Whether requests may come; False when the process has ended or its time is over."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_START_SECONDS), aiohttp.ClientSession() as session:
+            while process.returncode is None:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(url) as answer:
+                        if answer.status == 200:
+                            return True
+                await asyncio.sleep(0.1)
+    return False
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# ── who there is ─────────────────────────────────────────────────────────────────────────────
+
+
+def aigateway(workers: int) -> Make:
+    """The service of this package, with everything on."""
+
+    def make(place: Place) -> Plan:
+        config = place.directory / "aigateway.toml"
+        config.write_text(
+            f"[server]\nport = {place.port}\nworkers = {workers}\n"
+            f'[[server.keys]]\nname = "bench"\nsha256 = "{_sha256(CALLER_KEY)}"\n'
+            # Room for a thousand streams.
+            "[gateway]\nmax_concurrency = 2000\n"
+            f'[[providers]]\nprovider = "openai"\nmodel = "{MODEL}"\napi_key = "{KEY}"\n'
+            f'api_base = "{place.vendor}/v1"\n',
+            encoding="utf-8",
+        )
+        command = (sys.executable, "-m", "aigateway", "serve", "--config", str(config))
+        return Plan(command, "/ready")
+
+    return make
+
+
+def _litellm(command: str) -> Make:
+    """The proxy as its page on production has it: one worker, errors only in the log."""
+
+    def make(place: Place) -> Plan:
+        config = place.directory / "config.yaml"
+        config.write_text(
+            f"model_list:\n  - model_name: {MODEL}\n    litellm_params:\n"
+            f"      model: openai/{MODEL}\n      api_base: {place.vendor}/v1\n"
+            f"      api_key: {KEY}\n"
+            "litellm_settings:\n  set_verbose: false\n  request_timeout: 600\n"
+            "  telemetry: false\n  num_retries: 0\n",
+            encoding="utf-8",
+        )
+        options = ("--config", str(config), "--host", "127.0.0.1", "--port", str(place.port))
+        environment = {
+            "LITELLM_MASTER_KEY": CALLER_KEY,
+            "LITELLM_MODE": "PRODUCTION",
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_TELEMETRY": "False",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+            "LITELLM_LOCAL_BLOG_POSTS": "True",
+            "AIOHTTP_CONNECTOR_LIMIT": "2000",
+            "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": "2000",
+        }
+        one = ("--num_workers", "1", "--telemetry", "False")
+        return Plan((command, *options, *one), "/health/liveliness", environment)
+
+    return make
+
+
+def _portkey(command: str) -> Make:
+    """Portkey's gateway on Node.js, without its console, which would watch every request."""
+
+    def make(place: Place) -> Plan:
+        headers = {
+            "x-portkey-provider": "openai",
+            "x-portkey-custom-host": f"{place.vendor}/v1",
+        }
+        production = {"NODE_ENV": "production"}
+        run = (command, "--headless", f"--port={place.port}")
+        return Plan(run, "/", production, headers)
+
+    return make
+
+
+def _sha256(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def peers() -> tuple[dict[str, Make], list[str]]:
+    """Those that are installed, by name and version; the names of those that are not."""
+    found: dict[str, Make] = {}
+    missing = []
+    for name, variable, make, version in (
+        ("litellm proxy", LITELLM, _litellm, _version_of_litellm),
+        ("Portkey gateway", PORTKEY, _portkey, _version_of_portkey),
+    ):
+        command = shutil.which(os.environ.get(variable, ""))
+        if command is None:
+            missing.append(name)
+        else:
+            found[f"{name} {version(command)}"] = make(command)
+    return found, missing
+
+
+def _version_of_litellm(command: str) -> str:
+    code = "import importlib.metadata as m; print(m.version('litellm'))"
+    python = Path(command).with_name("python")
+    return subprocess.run(
+        [python, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def _version_of_portkey(command: str) -> str:
+    package = Path(command).resolve().parent.parent / "package.json"
+    version: str = json.loads(package.read_text(encoding="utf-8"))["version"]
+    return version
+
+
+def ours() -> dict[str, Make]:
+    """The service with one worker and with two."""
+    return {f"{OURS} serve": aigateway(1), f"{OURS} serve, 2 workers": aigateway(2)}

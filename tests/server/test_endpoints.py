@@ -187,7 +187,11 @@ async def test_nobody_waits_longer_than_the_service_allows(vendor):
         await client.post("/chat", json={**HELLO, "timeout": 100})
         await client.post("/chat", json={**HELLO, "cache": False})
         await client.post("/chat", json={**HELLO, "cache": False, "timeout": 2})
-    assert [request.timeout for _, request in vendor.calls] == [3, 3, 2]
+    first, second, third = (request.timeout for _, request in vendor.calls)
+    # A little less than the service's own, so that the gateway says how it ended.
+    assert 2 < first < 3
+    assert 2 < second < 3
+    assert third == 2
 
 
 @pytest.mark.parametrize(("given", "kept"), [("mine-1", True), ("a b", False), ("x" * 129, False)])

@@ -28,6 +28,10 @@ def completed(document: Json) -> Json:
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, methods in _paths().items():
         document.setdefault("paths", {}).setdefault(path, {}).update(methods)
+    for name, operation in document["paths"].items():
+        if name.startswith("/admin/"):
+            operation["post"]["security"] = [{"key": []}, {}]
+            operation["post"]["responses"].pop("422", None)  # FastAPI's own form, never given
     return document
 
 
@@ -179,7 +183,9 @@ _ANSWERS: Json = {
 _REFUSALS = {
     400: "The request is at fault; the message says what to change.",
     401: "A key is needed, or not known.",
+    403: "Without keys: the request is of another host, or of another origin's page.",
     404: "There is no such model.",
+    408: "The request was too slow to arrive.",
     413: "The body is too long.",
     415: "The body is not JSON.",
     429: "Too many requests, or too expensive ones: here, or at every provider.",
@@ -187,7 +193,8 @@ _REFUSALS = {
     503: "Nobody could answer.",
     504: "The request's time was over.",
 }
-_WATCHED = (401, 500)
+_WATCHED = (401, 403, 500)
+_OPEN = (403, 500)
 
 
 def _asked(name: str, what: str, schema: Json) -> Json:
@@ -251,16 +258,20 @@ def _asking(summary: str, body: Json, answer: Json) -> Json:
 
 
 def _watching(
-    summary: str, answer: Json, more: Json | None = None, parameters: list[Json] | None = None
+    summary: str,
+    answer: Json,
+    more: Json | None = None,
+    parameters: list[Json] | None = None,
+    *,
+    with_key: bool = True,
 ) -> Json:
     """An endpoint that only looks."""
-    refusals = _refusals({status: _REFUSALS[status] for status in _WATCHED})
+    refused = _WATCHED if with_key else _OPEN
+    refusals = _refusals({status: _REFUSALS[status] for status in refused})
     responses = {"200": {"description": "The answer.", "content": answer}, **refusals}
-    get: Json = {
-        "summary": summary,
-        "security": [{"key": []}, {}],
-        "responses": {**responses, **(more or {})},
-    }
+    get: Json = {"summary": summary, "responses": {**responses, **(more or {})}}
+    if with_key:
+        get["security"] = [{"key": []}, {}]
     if parameters:
         get["parameters"] = parameters
     return {"get": get}
@@ -275,11 +286,12 @@ def _paths() -> Json:
             {"oneOf": [_ref("PromptRequest"), _ref("MessagesRequest")]},
             _content("ChatAnswer"),
         ),
-        "/health": _watching("Whether the process is alive", _content("Health")),
+        "/health": _watching("Whether the process is alive", _content("Health"), with_key=False),
         "/ready": _watching(
             "Whether a request would find a provider",
             _content("Ready"),
             {"503": {"description": "It would not.", "content": _content("NotReady")}},
+            with_key=False,
         ),
         "/metrics": _watching(
             "What happened so far",

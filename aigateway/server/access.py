@@ -127,11 +127,15 @@ class Access:
             Refusal: 404, it may not ask for this model, which is told as if there were none; 400,
                 it may ask for some models only, and named none; 429, its budget or rate is used up.
         """
-        if not caller.may_ask(model):
-            raise _no_such_model(model)
-        # A key that was taken away a moment ago has no account any more.
-        account = None if caller.key is None else self._accounts.get(caller.key.sha256)
-        return Use() if account is None else account.begin(model)
+        try:
+            if not caller.may_ask(model):
+                raise _no_such_model(model)
+            # A key that was taken away a moment ago has no account any more.
+            account = None if caller.key is None else self._accounts.get(caller.key.sha256)
+            return Use() if account is None else account.begin(model)
+        except Refusal as refusal:
+            refusal.caller = caller.name
+            raise
 
     def usage(self) -> tuple[KeyUsage, ...]:
         """What each key has used, in the order of the settings."""

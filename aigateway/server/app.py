@@ -59,8 +59,11 @@ class _Application(FastAPI):
         return self.openapi_schema
 
 
-async def _refused(_: Request, error: Exception) -> Response:
-    return refused(refusal_of(error))
+async def _refused(request: Request, error: Exception) -> Response:
+    refusal = refusal_of(error)
+    if refusal is error:  # what the gateway refuses is in its own books
+        request.app.state.service.complaints.note(refusal)
+    return refused(refusal)
 
 
 async def _not_here(_: Request, error: Exception) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -76,7 +76,10 @@ class Exchange:
         until = request.scope.get(UNTIL)
         if until is None:  # no limits stand in front of this application
             until = service.clock.now() + service.settings.request_timeout
-        return cls(service, caller, terms(headers), whose, until)
+        how = terms(headers)
+        if how.agent is None and caller.name is not None:
+            how = replace(how, agent=caller.name)  # so that logs say who asked
+        return cls(service, caller, how, whose, until)
 
     def turn(
         self, stack: contextlib.AsyncExitStack, model: str | None, timeout: float | None

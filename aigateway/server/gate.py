@@ -75,6 +75,7 @@ class Gate:
         try:
             self._check(scope["path"], Headers(scope=scope))
         except Refusal as refusal:
+            self._service.complaints.note(refusal)
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return

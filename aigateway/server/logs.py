@@ -23,9 +23,16 @@ def write_logs(*, as_json: bool) -> None:
     """
     if as_json:
         configure_json_logs("INFO")
+        _quiet_uvicorn()
         return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(_TEXT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("aigateway").setLevel(logging.INFO)
     silence_libraries()
+    _quiet_uvicorn()
+
+
+def _quiet_uvicorn() -> None:
+    """What callers send that is no HTTP is no affair of the log."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

@@ -57,6 +57,8 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
         self.code = code
         self.param = param
         self.retry_after = retry_after
+        self.caller: str | None = None
+        """The name of the key that was refused, where that is known."""
 
     @property
     def body(self) -> dict[str, Any]:

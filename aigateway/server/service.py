@@ -11,6 +11,7 @@ from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.gateway import AsyncGateway
 from aigateway.routing.provider import CircuitOrder
 from aigateway.server.access import Access
+from aigateway.server.complaints import Complaints
 from aigateway.server.status.happenings import Happenings
 from aigateway.server.status.snapshot import Snapshot, snapshot
 from aigateway.server.workers import Workers
@@ -33,6 +34,7 @@ class Service:
         gateway: The one that answers what comes now; see `in_use`.
         settings: As given.
         access: Who may ask.
+        complaints: What was refused.
         draining: It is told to stop: `/ready` says no, what is under way goes on.
         stopping: Its time is over, too: a stream that still goes on says so and ends.
         workers: The other processes of the same service.
@@ -59,6 +61,7 @@ class Service:
         self.gateway = gateway
         self.settings = settings
         self.access = Access(settings, clock)
+        self.complaints = Complaints(clock)
         self.draining = False
         self.stopping = asyncio.Event()
         self.workers = workers or Workers()
@@ -84,7 +87,7 @@ class Service:
         )
 
     def own_figures(self) -> dict[str, Any]:
-        """The metrics of this process; under `keys` what each has used."""
+        """The metrics of this process, what it has refused, and what each key has used."""
         keys = {
             usage.name: {
                 "spent_usd": usage.spent_usd,
@@ -93,7 +96,8 @@ class Service:
             }
             for usage in self.access.usage()
         }
-        return {**self.gateway.get_metrics(), "keys": keys}
+        refused = dict(self.complaints.counts)
+        return {**self.gateway.get_metrics(), "refused": refused, "keys": keys}
 
     async def force_own_circuit(self, name: str, order: CircuitOrder, by: str | None) -> None:
         """Take a circuit of this process in hand; see `AsyncGateway.force_circuit`."""

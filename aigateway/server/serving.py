@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import select
 import socket
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -25,6 +26,8 @@ from aigateway.settings import ServerSettings
 from aigateway.telemetry.prometheus import Prometheus
 
 __all__ = ["BACKLOG", "MakeApp", "Process"]
+
+_log = logging.getLogger(__name__)
 
 MakeApp = Callable[[Service], App]
 """Makes the application; only tests give another than `create_app`."""
@@ -146,8 +149,15 @@ class Process:
 def _traces(settings: ServerSettings) -> tuple[Hook, ...]:
     if not settings.otel:
         return ()
-    from aigateway.telemetry import OpenTelemetry  # noqa: PLC0415 - an extra of its own
+    from opentelemetry import trace  # noqa: PLC0415 - an extra of its own
 
+    from aigateway.telemetry import OpenTelemetry  # noqa: PLC0415 - likewise
+
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        _log.warning(
+            "otel.nowhere: otel is on, and this process has nothing to send spans to; start it with"
+            " opentelemetry-instrument."
+        )
     return (OpenTelemetry(),)
 
 

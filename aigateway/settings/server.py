@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import re
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from aigateway.settings.fields import Count, Frozen, Label, Seconds, SecondsOrZero
 from aigateway.settings.sources import SERVER_PREFIX
@@ -109,6 +110,20 @@ class ServerSettings(TableSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/]+", origin):
+                raise ValueError('an origin is "https://host" (with :port, without a path), or "*"')
+        return origins
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        if self.drain_notice_seconds > self.drain_seconds:
+            raise ValueError("drain_notice_seconds: is part of drain_seconds; lower it to that")
+        return self
 
     @model_validator(mode="after")
     def _check_otel(self) -> Self:

@@ -14,6 +14,7 @@ import contextlib
 import datetime as dt
 import json
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -36,6 +37,7 @@ _MUTED = frozenset(
 """Loggers of libraries below us, which quote what they send; the gateway tells what comes of it."""
 
 _ACCESS = "uvicorn.access"
+_NAME = re.compile(r"([a-z_]+\.[a-z_]+): (.*)", re.DOTALL)
 _FRAMES = 20
 """The last of a traceback; that of a framework is long."""
 
@@ -164,7 +166,8 @@ class _Handler(logging.Handler):
         if not _may_speak(record):
             return
         try:
-            fields = _in_order(record.levelname.lower(), *_event_of(record), record.created)
+            event, name = _event_of(record)
+            fields = _named(_in_order(record.levelname.lower(), event, name, record.created))
             if record.name == _ACCESS:
                 fields |= _access(record)
             fields |= _of_error(record.exc_info)
@@ -176,6 +179,14 @@ class _Handler(logging.Handler):
 def _event_of(record: logging.LogRecord) -> tuple[str, str]:
     event = "http.request" if record.name == _ACCESS else record.getMessage()
     return event, record.name
+
+
+def _named(fields: dict[str, Any]) -> dict[str, Any]:
+    """Of a line of ours that begins with the name of an event (`worker.died: ...`): that name."""
+    named = _NAME.fullmatch(fields["event"]) if fields["logger"].startswith("aigateway") else None
+    if named is None:
+        return fields
+    return fields | {"event": named[1], "message": named[2]}
 
 
 def _in_order(level: str, event: Any, logger: str, at: float | None = None) -> dict[str, Any]:

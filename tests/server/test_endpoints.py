@@ -262,7 +262,7 @@ async def test_a_service_that_drains_is_not_ready(client):
 async def test_metrics(client):
     await client.post("/chat", json=HELLO)
     body = (await client.get("/metrics")).json()
-    assert body == client.service.gateway.get_metrics() | {"keys": {}}
+    assert body == client.service.gateway.get_metrics() | {"refused": {}, "keys": {}}
     assert body["total_requests"] == 1
 
 

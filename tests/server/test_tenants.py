@@ -1,6 +1,7 @@
 """Keys over real HTTP: what each may ask, what it pays, and that none gets another's answers."""
 
 import asyncio
+import logging
 
 import httpx
 import pytest
@@ -203,3 +204,16 @@ async def test_a_key_may_be_given_auto(tenants):
     assert (await tenants.ask("red", model="other")).status_code == 404
     models = (await tenants.client.get("/v1/models", headers=bearer("red"))).json()["data"]
     assert [model["id"] for model in models] == ["auto", "fast"]
+
+
+@pytest.mark.parametrize("tenants", [[api_key("red", rpm=1)]], indirect=True)
+async def test_the_log_and_the_figures_say_who_was_answered_and_who_refused(tenants, caplog):
+    caplog.set_level(logging.INFO)
+    assert (await tenants.ask("red")).status_code == 200
+    assert (await tenants.ask("red")).status_code == 429
+    assert (await tenants.ask("nobody")).status_code == 401
+    figures = (await tenants.client.get("/metrics", headers=bearer("red"))).json()
+    assert figures["refused"] == {"rate_limit_exceeded": 1, "invalid_api_key": 1}
+    assert "agent='red'" in caplog.text
+    assert "service.refused: the key 'red' got HTTP 429" in caplog.text
+    assert "sk-" not in caplog.text

@@ -183,3 +183,12 @@ def test_a_library_that_brings_its_own_handler_is_silent_too(out, name):
         logger.removeHandler(handler)
     assert PROMPT not in out.getvalue()
     assert PROMPT not in own.getvalue()
+
+
+def test_a_line_of_ours_that_begins_with_an_event_is_that_event(out):
+    configure_json_logs(stream=out)
+    logging.getLogger("aigateway.server").error("worker.died: process %d died", 1)
+    logging.getLogger("others").error("worker.died: process 1 died")
+    ours, theirs = lines(out)
+    assert (ours["event"], ours["message"]) == ("worker.died", "process 1 died")
+    assert theirs["event"] == "worker.died: process 1 died"

@@ -1,0 +1,51 @@
+"""What the service itself has refused: counted, and told in the log without flooding it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from aigateway.clock import Clock
+from aigateway.server.refusals import Refusal
+
+__all__ = ["Complaints"]
+
+_log = logging.getLogger("aigateway.server")
+
+_LATELY = 60.0
+"""Seconds in which the same refusal of the same key is told once."""
+
+_MOST = 1000
+"""Kinds that are remembered; there are only so many keys and codes."""
+
+
+class Complaints:
+    """Takes note of refusals. For one event loop.
+
+    Args:
+        clock: Time.
+
+    Attributes:
+        counts: How many there were, by code (or status, where there is none).
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._told: dict[tuple[str | None, str], tuple[float, int]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def note(self, refusal: Refusal) -> None:
+        """Count one, and tell it if the same was not told a moment ago."""
+        code = refusal.code or str(refusal.status)
+        self.counts[code] += 1
+        kind, now = (refusal.caller, code), self._clock.now()
+        since, silent = self._told.get(kind, (None, 0))
+        if since is not None and now - since < _LATELY:
+            self._told[kind] = (since, silent + 1)
+            return
+        if len(self._told) >= _MOST:
+            self._told.clear()
+        self._told[kind] = (now, 0)
+        more = f", {silent} times more before" if silent else ""
+        whose = f"the key {refusal.caller!r}" if refusal.caller else "somebody"
+        _log.warning("service.refused: %s got HTTP %d (%s)%s.", whose, refusal.status, code, more)

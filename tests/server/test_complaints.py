@@ -1,0 +1,43 @@
+"""What is refused is counted, and told without flooding the log."""
+
+import logging
+
+from aigateway.server.complaints import Complaints
+from aigateway.server.refusals import Refusal
+
+
+def refusal(code=None, caller=None, status=429):
+    made = Refusal(status, "words", code=code)
+    made.caller = caller
+    return made
+
+
+def told(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+async def test_the_same_is_told_once_a_minute_with_how_often(clock, caplog):
+    caplog.set_level(logging.WARNING)
+    complaints = Complaints(clock)
+    for _ in range(5):
+        complaints.note(refusal("rate_limit_exceeded", "web"))
+    complaints.note(refusal("rate_limit_exceeded", "ops"))
+    complaints.note(refusal("invalid_api_key", status=401))
+    complaints.note(refusal(status=404))
+    assert told(caplog) == [
+        "service.refused: the key 'web' got HTTP 429 (rate_limit_exceeded).",
+        "service.refused: the key 'ops' got HTTP 429 (rate_limit_exceeded).",
+        "service.refused: somebody got HTTP 401 (invalid_api_key).",
+        "service.refused: somebody got HTTP 404 (404).",
+    ]
+    await clock.advance(60)
+    complaints.note(refusal("rate_limit_exceeded", "web"))
+    assert told(caplog)[-1].endswith("HTTP 429 (rate_limit_exceeded), 4 times more before.")
+    assert complaints.counts == {"rate_limit_exceeded": 7, "invalid_api_key": 1, "404": 1}
+
+
+def test_it_remembers_only_so_many(clock, caplog):
+    complaints = Complaints(clock)
+    for number in range(5000):
+        complaints.note(refusal(f"code {number % 2000}"))
+    assert len(complaints._told) <= 1000

@@ -1,0 +1,46 @@
+"""The service's own settings: what they refuse, and in which words."""
+
+import pytest
+
+from aigateway.errors import ConfigurationError
+from aigateway.settings import ServerSettings
+
+DIGEST = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"cors_origins": ["example.com"]}, 'an origin is "https://host"'),
+        ({"cors_origins": ["https://example.com/page"]}, 'an origin is "https://host"'),
+        ({"drain_seconds": 1, "drain_notice_seconds": 5}, "drain_notice_seconds: is part of"),
+        ({"host": "0.0.0.0"}, "without keys everybody"),
+        ({"host": ""}, "without keys everybody"),
+        ({"keys": [{"name": "a", "sha256": "sk-secret"}]}, "64 hexadecimal digits"),
+        ({"keys": [{"name": "a", "sha256": DIGEST, "key": "sk-secret"}]}, "key"),
+        ({"keys": [{"name": "a", "sha256": DIGEST}] * 2}, "two have the same name"),
+        ({"port": 70_000}, "port"),
+        ({"prot": 1}, 'did you mean "port"'),
+    ],
+)
+def test_what_cannot_work_is_refused_without_a_key_in_the_words(fields, says):
+    with pytest.raises(ConfigurationError, match=says) as raised:
+        ServerSettings(**fields)
+    assert "secret" not in str(raised.value)
+    assert "secret" not in repr(raised.value)
+
+
+@pytest.mark.parametrize("origins", [[], ["*"], ["https://a.example", "http://localhost:3000"]])
+def test_origins_that_a_browser_would_send(origins):
+    assert ServerSettings(cors_origins=origins).cors_origins == tuple(origins)
+
+
+def test_each_source(monkeypatch, tmp_path):
+    (tmp_path / "aigateway.toml").write_text("[server]\nport = 1\nworkers = 2\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AIGATEWAY_SERVER_PORT", "3")
+    assert (ServerSettings().port, ServerSettings().workers) == (3, 2)
+    assert ServerSettings(port=4).port == 4
+    monkeypatch.setenv("AIGATEWAY_SERVER_PROT", "3")
+    with pytest.raises(ConfigurationError, match="AIGATEWAY_SERVER_PROT .*AIGATEWAY_SERVER_PORT"):
+        ServerSettings()

@@ -42,5 +42,5 @@ def test_each_source(monkeypatch, tmp_path):
     assert (ServerSettings().port, ServerSettings().workers) == (3, 2)
     assert ServerSettings(port=4).port == 4
     monkeypatch.setenv("AIGATEWAY_SERVER_PROT", "3")
-    with pytest.raises(ConfigurationError, match="AIGATEWAY_SERVER_PROT .*AIGATEWAY_SERVER_PORT"):
+    with pytest.raises(ConfigurationError, match=r"AIGATEWAY_SERVER_PROT .*AIGATEWAY_SERVER_PORT"):
         ServerSettings()

@@ -22,6 +22,7 @@ from aigateway import AsyncGateway, LLMConfig
 from aigateway.cli import app
 from aigateway.server import serve as serving
 from aigateway.server.app import create_app
+from aigateway.server.configuration import Configuration, read_configuration
 from tests.server.endpoints import with_endpoints
 
 
@@ -53,6 +54,8 @@ def _start(order: dict[str, Any]) -> None:
         os.setsid()
         os.chdir(directory)
         os.environ.update(order["env"])
+        if "CHANGED" in os.environ:
+            _change_after_the_first_read(os.environ["CHANGED"])
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -67,6 +70,19 @@ def _start(order: dict[str, Any]) -> None:
         sys.stderr.flush()
         _leave(directory, "code", code)
         os._exit(code)
+
+
+def _change_after_the_first_read(toml: str) -> None:
+    """Have somebody change the file while the service starts."""
+    left = [toml]
+
+    def read_and_change(*given: Any) -> Configuration:
+        found = read_configuration(*given)
+        if left:
+            Path("aigateway.toml").write_text(left.pop())
+        return found
+
+    vars(serving)["read_configuration"] = read_and_change
 
 
 def _leave(directory: Path, name: str, number: int) -> None:

@@ -66,13 +66,12 @@ class FileWatch:
 
 
 async def watch(
-    path: Path, then: Callable[[], Awaitable[object]], clock: Clock = SYSTEM_CLOCK
+    file: FileWatch, then: Callable[[], Awaitable[object]], clock: Clock = SYSTEM_CLOCK
 ) -> None:
     """Call `then` whenever the file is another one, until cancelled."""
-    looked_at = FileWatch(path)
     while True:
         await clock.sleep(LOOK_SECONDS)
-        if await asyncio.to_thread(looked_at.has_changed):  # a dead network disk may take for ever
+        if await asyncio.to_thread(file.has_changed):  # a dead network disk may take for ever
             await then()
 
 
@@ -140,8 +139,12 @@ class Reloader:
                 return False
             try:
                 told = await self._apply(new)
-            except Exception:  # noqa: BLE001 - whatever it is, the service goes on
-                _log.exception("reload.failed: not all of the new configuration is in force.")
+            except Exception as error:  # noqa: BLE001 - whatever it is, the service goes on
+                # As above: only our own words are known to hold no key.
+                _log.error(
+                    "reload.failed: not all of the new configuration is in force (%s).",
+                    error if isinstance(error, GatewayError) else type(error).__name__,
+                )
                 return False
             _log.warning("reload.done: %s", "; ".join(told) or "nothing has changed")
             return True
@@ -188,7 +191,11 @@ class Reloader:
     async def _replace_gateway(self, new: Configuration) -> None:
         gateway = new.make_gateway(self._hooks)
         gateway.take_over(self._service.gateway)
-        await gateway.warmup()  # before anybody waits for it
+        try:
+            await gateway.warmup()  # before anybody waits for it
+        except BaseException:
+            await gateway.aclose()
+            raise
         task = asyncio.create_task(self._retire(gateway), name="aigateway-retire-gateway")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)

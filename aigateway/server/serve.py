@@ -21,7 +21,7 @@ from uvicorn import Config
 from aigateway.errors import ConfigurationError
 from aigateway.server.app import create_app
 from aigateway.server.configuration import Configuration, Read, read_configuration
-from aigateway.server.reload import watch
+from aigateway.server.reload import FileWatch, watch
 from aigateway.server.serving import MakeApp, Process
 from aigateway.server.supervisor import DRAIN, READY, RELOAD, STOP, Supervisor
 from aigateway.server.workers import Workers
@@ -68,6 +68,7 @@ def serve(order: Order) -> int:
         def read() -> Configuration:
             return read_configuration(order.overrides, providers)
 
+        file = FileWatch(settings_file())  # first: what changes while it starts is seen, too
         configuration = read()
         settings = configuration.server
         if order.simulate and settings.workers > 1:
@@ -79,8 +80,8 @@ def serve(order: Order) -> int:
         where = _address(settings.host, listener)
         announce = _announcement(order, configuration, where)
         if settings.workers == 1:
-            return _alone(configuration, read, listener, order.make_app, announce)
-        return _several(configuration, read, listener, order.make_app, announce)
+            return _alone(configuration, read, listener, order.make_app, announce, file=file)
+        return _several(configuration, read, listener, order.make_app, announce, file=file)
 
 
 # ── one process ──────────────────────────────────────────────────────────────────────────────────
@@ -92,6 +93,8 @@ def _alone(
     listener: socket.socket,
     make_app: MakeApp,
     announce: Callable[[], object],
+    *,
+    file: FileWatch,
 ) -> int:
     async def live() -> None:
         process = Process(configuration, read, listener, make_app=make_app)
@@ -99,7 +102,7 @@ def _alone(
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, process.ending.again)
         loop.add_signal_handler(signal.SIGHUP, process.reload)
-        watching = asyncio.create_task(watch(settings_file(), process.reloader.reload))
+        watching = asyncio.create_task(watch(file, process.reload_when_warm))
 
         def ready() -> None:
             gc.freeze()  # what is loaded stays: looking through it holds up everybody for 0.3 s
@@ -124,6 +127,8 @@ def _several(
     listener: socket.socket,
     make_app: MakeApp,
     announce: Callable[[], object],
+    *,
+    file: FileWatch,
 ) -> int:
     asyncio.run(_load(configuration))
 
@@ -144,7 +149,7 @@ def _several(
             run,
             listener=listener,
             directory=directory,
-            file=settings_file(),
+            file=file,
             ready=announce,
         )
         return supervisor.run()

@@ -93,10 +93,16 @@ class Process:
         self._listener = listener
         self._make_app = make_app
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._warm = asyncio.Event()
 
     def reload(self) -> None:
         """Read the configuration anew, in the background."""
-        self._spawn(self.reloader.reload())
+        self._spawn(self.reload_when_warm())
+
+    async def reload_when_warm(self) -> None:
+        """Read the configuration anew; not while what is there is made ready, which would fail."""
+        await self._warm.wait()
+        await self.reloader.reload()
 
     async def run(self, ready: Callable[[], object]) -> None:
         """Answer until told to end.
@@ -111,6 +117,7 @@ class Process:
         self._spawn(self.service.workers.attend())
         try:
             await self._unless_told(self.service.gateway.warmup())
+            self._warm.set()
             if not self.ending.begun.is_set():
                 await self._serve(ready)
         finally:

@@ -61,6 +61,8 @@ def share(service: Service, metrics: Prometheus) -> None:
 
     def obey(name: str, said: bytes) -> None:
         told = orjson.loads(said)
+        if _stands(service, name, told["order"]):
+            return  # it was told before; a reload, say, tells all orders again
         try:
             service.gateway.force_circuit(name, told["order"], by=told["by"])
         except ConfigurationError:  # it is not there any more, or not yet
@@ -71,6 +73,15 @@ def share(service: Service, metrics: Prometheus) -> None:
     service.scrape = scraped
     service.force_circuit = force
     workers.obey(obey)
+
+
+def _stands(service: Service, name: str, order: CircuitOrder) -> bool:
+    """Whether a provider is in hand already as somebody wants it, or is left to itself."""
+    for provider in service.gateway.providers:
+        if provider.name == name:
+            in_hand = provider.circuit_state.value if provider.forced else "auto"
+            return in_hand == order
+    return False
 
 
 def _without_gauges(families: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

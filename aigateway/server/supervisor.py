@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.server.configuration import Configuration, Read
@@ -68,6 +69,11 @@ class _Place:
     pause: float = 0.0
     start_at: float = 0.0
 
+    def wait(self, now: float) -> None:
+        """Stay empty for a pause, longer than the one before."""
+        self.pause = min(max(0.5, self.pause * 2), _LONGEST_PAUSE)
+        self.start_at = now + self.pause
+
 
 Run = Callable[[Configuration, socket.socket, Workers], int]
 """What a process does: gets what it starts from, its end of the pipe and the others; its code."""
@@ -82,7 +88,7 @@ class Supervisor:
         run: What each does, in its own process.
         listener: The bound socket that they share.
         directory: Where they meet; private.
-        file: The configuration file that is watched.
+        file: The configuration file; its mark is of before `configuration` was read.
         ready: Called when the first of them listens.
     """
 
@@ -94,7 +100,7 @@ class Supervisor:
         *,
         listener: socket.socket,
         directory: Path,
-        file: Path,
+        file: FileWatch,
         ready: Callable[[], object],
     ) -> None:
         self._configuration = configuration
@@ -102,7 +108,7 @@ class Supervisor:
         self._run = run
         self._listener = listener
         self._directory = directory
-        self._file = FileWatch(file)
+        self._file = file
         self._ready = ready
         self._clock = SYSTEM_CLOCK
         self._places = [_Place(number) for number in range(configuration.server.workers)]
@@ -136,22 +142,43 @@ class Supervisor:
         now = self._clock.now()
         for place in self._places:
             if not self._ending and place.child is None and now >= place.start_at:
-                place.child = self._fork(place)
+                self._start(place)
+
+    def _start(self, place: _Place) -> None:
+        """Put a process there, or try again later: those that run do not suffer for it."""
+        try:
+            place.child = self._fork(place)
+        except OSError as error:
+            place.wait(self._clock.now())
+            _log.error(
+                "worker.not_started: process %d cannot be started (%s); tried again in %g s. Look"
+                " at the limits of open files, processes and memory.",
+                place.number + 1,
+                error.strerror,
+                place.pause,
+            )
+            if not self._was_ready and not self._children():
+                self._give_up()
 
     def _fork(self, place: _Place) -> _Child:
         ours, theirs = socket.socketpair()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # it must not act as the parent
-        pid = os.fork()
-        if pid == 0:
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become(place.number, ours, theirs)
+        except OSError:
             ours.close()
-            self._become(place.number, theirs)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            theirs.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         theirs.close()
         ours.setblocking(False)
         return _Child(pid, ours, self._clock.now())
 
-    def _become(self, number: int, pipe: socket.socket) -> None:
-        """Be a process that answers; never returns."""
+    def _become(self, number: int, parents: socket.socket, pipe: socket.socket) -> NoReturn:
+        """Be a process that answers."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -160,6 +187,7 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all; the parent says
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            parents.close()
             for sibling in self._children():
                 sibling.pipe.close()  # else nobody would notice that the parent is gone
             code = self._run(self._configuration, pipe, Workers(self._directory, number))
@@ -277,9 +305,10 @@ class Supervisor:
                 child.pid,
             )
             return
-        quick = now - child.began < _QUICK_DEATH
-        place.pause = min(max(0.5, place.pause * 2), _LONGEST_PAUSE) if quick else 0.0
-        place.start_at = now + place.pause
+        if now - child.began < _QUICK_DEATH:
+            place.wait(now)
+        else:
+            place.pause = 0.0
         reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         _log.error(
             "worker.died: process %d (pid %d) died of %s; another one takes its place%s. What it"
@@ -290,9 +319,12 @@ class Supervisor:
             f" in {place.pause:g} s" if place.pause else "",
         )
         if not self._was_ready and code > 0:
-            _log.error("worker.never_ready: not even the first process could start; giving up.")
-            self._failed = True
-            self._end(DRAIN)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        _log.error("worker.never_ready: not even the first process could start; giving up.")
+        self._failed = True
+        self._end(DRAIN)
 
 
 def _noted(*_: object) -> None:

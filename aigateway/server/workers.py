@@ -15,8 +15,9 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
@@ -81,31 +82,50 @@ class Workers:
         self._shared[name] = say
 
     def publish(self, name: str, content: bytes) -> None:
-        """Say something under that name; it takes the place of what was said before."""
-        if self._directory is None:
-            self._written[name] = content
-        else:
+        """Say something under that name; it takes the place of what was said before.
+
+        Raises:
+            OSError: The others cannot be told.
+        """
+        self._written[name] = content
+        if self._directory is not None:
             _write(self._directory / f"share.{_plain(name)}.{self._place}", content)
 
     def collect(self, name: str, *, own: bool = True) -> Shares:
         """What all say under that name: this process now, the others at most a second ago.
+
+        When the directory fails, it is what can still be known: this process at least.
 
         Args:
             name: As it was shared.
             own: Whether what this process says is among it.
         """
         if own and name in self._shared:
-            self.publish(name, self._shared[name]())
-        if self._directory is None:
-            said = self._written.get(name)
-            return Shares(() if said is None or not own else (said,))
-        living = _contents(self._directory.glob(f"share.{_plain(name)}.*"))
+            with contextlib.suppress(OSError):  # `attend` tells that, once
+                self._say(name)
+        living = self._contents(f"share.{_plain(name)}.*")
         if not own:
             living.pop(f".{self._place}", None)
-        departed = _contents(self._directory.glob(f"departed.{_plain(name)}.*"))
+        elif name in self._written:
+            living[f".{self._place}"] = self._written[name]
+        departed = self._contents(f"departed.{_plain(name)}.*")
         for who in departed:
             living.pop(who, None)  # it went between the two looks
         return Shares(tuple(living.values()), tuple(departed.values()))
+
+    def _say(self, name: str) -> None:
+        self.publish(name, self._shared[name]())
+
+    def _contents(self, pattern: str) -> dict[str, bytes]:
+        """What files hold, by the process that wrote them; without those that cannot be read."""
+        found: dict[str, bytes] = {}
+        if self._directory is None:
+            return found
+        with contextlib.suppress(OSError):
+            for path in sorted(self._directory.glob(pattern)):
+                with contextlib.suppress(OSError):  # its process has just gone
+                    found[path.suffix] = path.read_bytes()
+        return found
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────
 
@@ -119,6 +139,8 @@ class Workers:
     def order(self, subject: str, content: bytes) -> None:
         """Have all obey this about that subject: this process at once, the others in a second.
 
+        If they cannot be told, it is obeyed here alone, and the log says so at level ERROR.
+
         Args:
             subject: What it is about, on one line; a later order about the same replaces it.
             content: What to do.
@@ -128,12 +150,21 @@ class Workers:
         """
         if "\n" in subject:
             raise ValueError("subject must be one line")
+        self._take(subject, content)
         if self._directory is None:
-            self._take(subject, content)
             return
-        digest = hashlib.sha256(subject.encode()).hexdigest()[:32]
-        _write(self._directory / f"order.{digest}", subject.encode() + b"\n" + content)
-        self._look()
+        path = self._directory / f"order.{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
+        try:
+            self._seen[path.name] = _write(path, subject.encode() + b"\n" + content)
+        except OSError as error:
+            _log.error(
+                "workers.order_not_passed_on: pid %d obeys an order about %s, the other processes"
+                " do not know of it (%s). Look at the disk that holds %s, and give it again.",
+                os.getpid(),
+                subject,
+                error.strerror,
+                self._directory,
+            )
 
     def replay(self) -> None:
         """Obey all standing orders again: what they are about has been made anew."""
@@ -142,33 +173,47 @@ class Workers:
 
     async def attend(self) -> None:
         """Publish and obey until cancelled."""
-        in_order = True
+        told: type[Exception] | None = None
         while True:
-            try:
-                for name, say in self._shared.items():
-                    self.publish(name, say())
-                self._look()
-            except OSError as error:  # a full disk must not end the service; it is told once
-                if in_order:
-                    _log.error(
-                        "workers.silent: the processes cannot tell each other what they do (%s);"
-                        " figures are of one of them, orders reach one of them. Look at the disk"
-                        " that holds %s.",
-                        error.strerror,
-                        self._directory,
-                    )
-                in_order = False
-            else:
-                in_order = True
+            wrong = self._publish_and_look()
+            if wrong is not None and type(wrong) is not told:  # once, not twice a second
+                self._complain(wrong)
+            told = None if wrong is None else type(wrong)
             await self._clock.sleep(INTERVAL)
+
+    def _publish_and_look(self) -> Exception | None:
+        """Do all that can be done. Returns what was in the way of the rest, if anything was."""
+        wrong = None
+        steps: list[Callable[[], None]] = [partial(self._say, name) for name in self._shared]
+        for step in (*steps, self._look):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the service goes on
+                wrong = error
+        return wrong
+
+    def _complain(self, wrong: Exception) -> None:
+        if isinstance(wrong, OSError):
+            _log.error(
+                "workers.silent: the processes cannot tell each other what they do (%s); figures"
+                " are of one of them, orders reach one of them. Look at the disk that holds %s.",
+                wrong.strerror,
+                self._directory,
+            )
+        else:  # only its type: what it says may quote anything
+            _log.error(
+                "workers.failed: pid %d cannot say all of itself to the other processes, or not"
+                " hear all of them (%s); the rest goes on. Please report this.",
+                os.getpid(),
+                type(wrong).__name__,
+            )
 
     def _look(self) -> None:
         if self._directory is None:
             return
         for path in sorted(self._directory.glob("order.*")):
             try:
-                about = path.stat()
-                mark = (about.st_ino, about.st_mtime_ns)
+                mark = _mark(path)
                 if self._seen.get(path.name) == mark:
                     continue
                 subject, _, content = path.read_bytes().partition(b"\n")
@@ -189,13 +234,25 @@ class Workers:
 
     @staticmethod
     def bury(directory: Path, place: int, pid: int) -> None:
-        """Keep the last word of a process that is gone, apart from those that run."""
-        for path in directory.glob(f"share.*.{place}-{pid}"):
-            name = path.name.split(".")[1]
-            path.replace(directory / f"departed.{name}.{place}-{pid}")
-            before = sorted(directory.glob(f"departed.{name}.*"), key=_age)
-            for old in before[:-MOST_DEPARTED]:
-                old.unlink(missing_ok=True)
+        """Keep the last word of a process that is gone, apart from those that run.
+
+        If the disk is in the way, the log says so, and that is all.
+        """
+        try:
+            for path in directory.glob(f"share.*.{place}-{pid}"):
+                name = path.name.split(".")[1]
+                path.replace(directory / f"departed.{name}.{place}-{pid}")
+                before = sorted(directory.glob(f"departed.{name}.*"), key=_age)
+                for old in before[:-MOST_DEPARTED]:
+                    old.unlink(missing_ok=True)
+        except OSError as error:
+            _log.error(
+                "workers.not_buried: figures go on to show pid %d, which is gone, as it last was"
+                " (%s). Look at the disk that holds %s.",
+                pid,
+                error.strerror,
+                directory,
+            )
 
 
 def _call(handler: Callable[[str, bytes], object], subject: str, content: bytes) -> None:
@@ -205,19 +262,19 @@ def _call(handler: Callable[[str, bytes], object], subject: str, content: bytes)
         _log.exception("workers.order_failed: an order could not be obeyed here: %s", subject)
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> tuple[int, int]:
+    """Returns the mark of what was written, whatever is in its place by now."""
     beside = path.with_name(f"new.{path.name}.{os.getpid()}")
     beside.write_bytes(content)
+    mark = _mark(beside)
     beside.replace(path)
+    return mark
 
 
-def _contents(paths: Iterable[Path]) -> dict[str, bytes]:
-    """What files hold, by the process that wrote them."""
-    found = {}
-    for path in sorted(paths):
-        with contextlib.suppress(FileNotFoundError):  # its process has just gone
-            found[path.suffix] = path.read_bytes()
-    return found
+def _mark(path: Path) -> tuple[int, int]:
+    """What tells a file from the one that was there before."""
+    about = path.stat()
+    return about.st_ino, about.st_mtime_ns
 
 
 def _age(path: Path) -> float:

@@ -9,19 +9,22 @@ import json
 import logging
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from aigateway import CircuitState, GatewayError, RequestRejectedError
+from aigateway import AsyncGateway, CircuitState, GatewayError, RequestRejectedError
 from aigateway.server.configuration import read_configuration
 from aigateway.server.refusals import Refusal
 from aigateway.server.reload import FileWatch, Reloader, watch
 from aigateway.server.service import Service
+from aigateway.server.serving import Process
 from aigateway.server.workers import Workers
 from aigateway.simulator import Fault, Simulator
+from aigateway.vendor.loading import load_litellm
 from tests.server.visitors import Connection, eventually, once
 
 DIGEST = "0" * 64
@@ -244,6 +247,30 @@ class TestServer:
             assert heard == [("circuit one", b"open")] * 2
 
 
+async def test_a_gateway_that_cannot_be_made_ready_is_closed_and_the_old_one_stays(
+    simulator, monkeypatch, caplog
+):
+    async with desk_with(provider(simulator.openai)) as desk:
+        old, made = desk.service.gateway, []
+
+        async def unready(gateway: AsyncGateway) -> None:
+            made.append(gateway)
+            raise RuntimeError("sk-secret")
+
+        with monkeypatch.context() as patched, caplog.at_level(logging.ERROR):
+            patched.setattr(AsyncGateway, "warmup", unready)
+            assert not await desk.now("[gateway]\ntimeout = 9\n" + provider(simulator.openai))
+        (new,) = made
+        with pytest.raises(GatewayError, match="closed"):
+            await new.chat("hi")
+        assert desk.service.gateway is old
+        assert (await desk.ask()).provider == "one"
+        (record,) = caplog.records
+        assert record.getMessage().startswith("reload.failed")
+        assert "RuntimeError" in record.getMessage()
+        assert "sk-secret" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -274,6 +301,29 @@ async def test_a_bad_file_changes_nothing_and_is_said_once(simulator, caplog, te
         assert not desk.service.draining
         assert await desk.now(good + provider(simulator.openai, "two", priority=9))
         assert (await desk.ask(cache=False)).provider == "two"
+
+
+async def test_what_changes_while_a_process_gets_ready_is_taken_when_it_is(simulator, monkeypatch):
+    loaded, asked_for = asyncio.Event(), asyncio.Event()
+
+    async def load_slowly():
+        asked_for.set()
+        await loaded.wait()
+        return await load_litellm()
+
+    monkeypatch.setattr("aigateway.vendor.direct_lane.load_litellm", load_slowly)
+    write(Path.cwd(), provider(simulator.openai))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = Process(read_configuration({}), lambda: read_configuration({}), listener)
+        running = asyncio.create_task(process.run(lambda: None))
+        await asked_for.wait()
+        write(Path.cwd(), provider(simulator.openai, "two"))
+        process.reload()
+        await asyncio.sleep(0.01)
+        loaded.set()
+        await eventually(lambda: process.service.gateway.providers[0].name == "two")
+        process.ending.hurry()
+        await running
 
 
 class TestWatching:
@@ -326,7 +376,7 @@ class TestWatching:
         async def then() -> None:
             called.set()
 
-        task = asyncio.create_task(watch(path, then, clock))
+        task = asyncio.create_task(watch(FileWatch(path), then, clock))
         await clock.advance(0)
         path.write_text("1")
         while not called.is_set():

@@ -10,7 +10,14 @@ import signal
 import httpx
 import pytest
 
+from aigateway import AsyncGateway
+from aigateway.events import CircuitForced
+from aigateway.server.service import Service
+from aigateway.server.sharing import share
+from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault, Simulator
+from aigateway.telemetry.prometheus import Prometheus
+from aigateway.testing import ScriptedVendor, scripted_configs
 from tests.server.visitors import eventually
 
 ADMIN = "admin-key-of-the-test"
@@ -150,3 +157,39 @@ async def test_a_stream_is_told_when_the_time_is_over(serve, vendors):
     assert json.loads(events[0])["object"] == "chat.completion.chunk"
     assert json.loads(events[-1])["error"]["code"] == "stopping"
     assert await asyncio.to_thread(lambda: service.code) == 0
+
+
+class Orders:
+    """A hook that notes what was ordered."""
+
+    def __init__(self):
+        self.heard = []
+
+    def on_event(self, event):
+        if isinstance(event, CircuitForced):
+            self.heard.append((event.provider, event.state, event.by))
+
+
+async def test_orders_that_are_given_again_are_told_only_where_they_change_something():
+    orders, configs = Orders(), scripted_configs("a", "b", "c")
+    async with AsyncGateway(configs, vendor=ScriptedVendor(), hooks=[orders]) as gateway:
+        service = Service(gateway, ServerSettings())
+        share(service, Prometheus())
+        await service.force_circuit("a", "open", "ops")
+        await service.force_circuit("b", "closed", "ops")
+        await service.force_circuit("c", "auto", "ops")  # as it is
+        given = [("a", "open", "ops"), ("b", "closed", "ops")]
+        assert orders.heard == given
+        service.workers.replay()
+        assert orders.heard == given
+
+        gateway.remove_provider("a")
+        gateway.add_provider(configs[0])
+        service.workers.replay()
+        given.append(("a", "open", "ops"))
+        assert orders.heard == given
+
+        await service.force_circuit("a", "closed", "me")
+        await service.force_circuit("a", "auto", "me")
+        service.workers.replay()
+        assert orders.heard == [*given, ("a", "closed", "me"), ("a", "auto", "me")]

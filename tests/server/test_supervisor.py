@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import gc
+import logging
 import os
+import resource
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
+from aigateway.server.configuration import read_configuration
+from aigateway.server.reload import FileWatch
+from aigateway.server.supervisor import Supervisor
 from tests.processes import until
 from tests.server.visitors import eventually, once
 
@@ -174,3 +182,65 @@ def test_when_not_even_the_first_can_start_it_gives_up(start):
     assert service.log.count("worker.never_ready") == 1
     assert "RuntimeError: as it was told" in service.log
     assert "listens" not in service.read("out")
+
+
+async def test_one_that_cannot_be_replaced_yet_takes_no_other_along(start):
+    service = start(toml=TOML, AIGATEWAY_SERVER_DRAIN_NOTICE_SECONDS="0")
+    port = await asyncio.to_thread(lambda: service.port)
+    before = await everybody(port, 3)
+    _, most = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (3, most))  # as many as it has, or less
+    os.kill(min(before), signal.SIGKILL)
+    await asyncio.to_thread(until, lambda: service.log.count("worker.not_started") > 1)
+    _, _, told = await once(port, "/t/pids")
+    assert before - {min(before)} <= set(told["living"])
+    assert "cannot be started (Too many open files); tried again in 1 s" in service.log
+    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (most, most))
+    while not await pids_seen(port) - before:
+        assert not service.read("code")
+    service.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(lambda: service.code) == 0
+    assert "Traceback" not in service.log
+
+
+def test_when_the_first_cannot_even_be_forked_it_says_so_and_gives_up(
+    tmp_path, monkeypatch, caplog
+):
+    def refused() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "aigateway.toml").write_text(TOML)
+    monkeypatch.setattr(os, "fork", refused)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with socket.socket() as listener:
+        supervisor = Supervisor(
+            read_configuration({}),
+            lambda: read_configuration({}),
+            lambda *_: 0,
+            listener=listener,
+            directory=tmp_path,
+            file=FileWatch(tmp_path / "aigateway.toml"),
+            ready=lambda: None,
+        )
+        with caplog.at_level(logging.ERROR):
+            code = supervisor.run()
+    gc.unfreeze()
+    assert code == 1
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "worker.not_started",
+        "worker.never_ready",
+    ]
+    assert "Resource temporarily unavailable" in caplog.text
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_file_that_changes_while_it_starts_is_seen(start, workers):
+    changed = TOML.replace('"m"', '"another"') + "[gateway]\ntimeout = 7\n"
+    service = start("--workers", workers, toml=TOML, CHANGED=changed)
+    assert service.url
+    until(lambda: service.log.count("reload.done") == int(workers))
+    assert "providers added openai/another; removed openai/m" in service.log
+    service.signal(signal.SIGTERM)
+    assert service.code == 0

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,97 @@ async def test_a_disk_that_fails_is_told_once_and_ends_nothing(directory, clock,
     (directory / "gone").mkdir()
     await clock.advance(1)
     assert Workers(directory / "gone", 1).collect("n").all == (b"one",)
-    attending.cancel()
+    await ended(attending)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await attending
+        await task
+
+
+def test_where_nothing_can_be_written_each_speaks_for_itself(directory):
+    words = iter((b"1", b"2", b"3"))
+    one, other = Workers(directory, 0), Workers(directory, 1)
+    one.share("n", lambda: next(words))
+    other.publish("n", b"other")
+    assert one.collect("n").all == (b"1", b"other")
+    break_down(directory)
+    assert one.collect("n") == Shares((b"2",))
+    assert one.collect("n", own=False) == Shares(())
+    directory.unlink()
+    directory.mkdir()
+    assert one.collect("n") == Shares((b"3",))
+
+
+def break_down(directory: Path) -> None:
+    """Leave something in its place where nothing can be written or read, not even by root."""
+    shutil.rmtree(directory)
+    directory.write_bytes(b"")
+
+
+def test_an_order_that_cannot_be_passed_on_is_obeyed_here_and_the_log_says_so(directory, caplog):
+    one = Workers(directory, 0)
+    heard: list[tuple[str, bytes]] = []
+    one.obey(lambda subject, order: heard.append((subject, order)))
+    one.order("a", b"closed")
+    break_down(directory)
+    with caplog.at_level(logging.ERROR):
+        one.order("a", b"open")
+    assert heard == [("a", b"closed"), ("a", b"open")]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("workers.order_not_passed_on")
+    assert "(Not a directory)" in record.getMessage()
+
+
+async def test_an_order_is_obeyed_once_until_somebody_gives_another(directory, clock):
+    one, two = Workers(directory, 0, clock), Workers(directory, 1, clock)
+    heard: list[bytes] = []
+    one.obey(lambda _, order: heard.append(order))
+    attending = asyncio.create_task(one.attend())
+    one.order("a", b"1")
+    await clock.advance(1)
+    assert heard == [b"1"]
+    two.order("a", b"2")
+    one.order("a", b"3")
+    await clock.advance(1)
+    assert heard == [b"1", b"3"]
+    two.order("a", b"4")
+    await clock.advance(1)
+    assert heard == [b"1", b"3", b"4"]
+    await ended(attending)
+
+
+async def test_what_one_cannot_say_keeps_it_from_nothing_else(directory, clock, caplog):
+    one = Workers(directory, 0, clock)
+
+    def broken() -> bytes:
+        raise RuntimeError("sk-secret")
+
+    one.share("broken", broken)
+    one.share("n", lambda: b"one")
+    heard: dict[str, bytes] = {}
+    one.obey(heard.__setitem__)
+    (directory / "order.a").write_bytes(b"\xff\n")  # not written by one of them
+    attending = asyncio.create_task(one.attend())
+    with caplog.at_level(logging.ERROR):
+        await clock.advance(0)
+        Workers(directory, 1).order("b", b"1")
+        for _ in range(5):
+            await clock.advance(1)
+    assert Workers(directory, 1).collect("n").all == (b"one",)
+    assert heard == {"b": b"1"}
+    assert "workers.failed" in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert caplog.text.count("workers.failed") <= 2, "each kind once, not twice a second"
+    assert "sk-secret" not in caplog.text
+    await ended(attending)
+
+
+def test_a_last_word_that_cannot_be_kept_is_told(directory, caplog):
+    Workers(directory, 1).publish("n", b"gone")
+    (directory / f"departed.n.1-{os.getpid()}").mkdir()  # something is in the way
+    with caplog.at_level(logging.ERROR):
+        Workers.bury(directory, 1, os.getpid())
+    assert "workers.not_buried" in caplog.text
+    assert f"pid {os.getpid()}" in caplog.text

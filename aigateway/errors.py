@@ -86,7 +86,8 @@ class FailureKind(StrEnum):
     COOLING_DOWN = "cooling_down"
     DISABLED = "disabled"
     SATURATED = "saturated"
-    """Our own limit of concurrent calls (or connection pool) was full."""
+    """Our own limit of concurrent calls (or connection pool) was full, or this process had no
+    file descriptor left for a connection."""
 
 
 @dataclass(frozen=True, slots=True)

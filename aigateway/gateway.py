@@ -31,6 +31,7 @@ from aigateway.messages import (
     EmbeddingResponse,
     Origin,
 )
+from aigateway.resilience import retry
 from aigateway.resilience.limiter import Limiter
 from aigateway.resilience.network import Reachability
 from aigateway.resilience.turnstile import Turnstile
@@ -459,12 +460,13 @@ class AsyncGateway(ManyRequests):
         return all(getattr(self.settings, name) == getattr(settings, name) for name in names)
 
     async def warmup(self) -> None:
-        """Load litellm and open the clients now, instead of at the first request.
+        """Load litellm (and tenacity) and open the clients now, instead of at the first request.
 
         Raises:
             GatewayError: The gateway is closed, or in use on another running event loop.
         """
         self._enter_loop()
+        retry.load()
         for provider in self._roster:
             await provider.prepare()
 

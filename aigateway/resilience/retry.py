@@ -14,7 +14,7 @@ from typing import TypeVar
 from aigateway.clock import Clock
 from aigateway.errors import ProviderFailure
 
-__all__ = ["NobodyLeftError", "RetryPolicy", "retry_rounds"]
+__all__ = ["NobodyLeftError", "RetryPolicy", "load", "retry_rounds"]
 
 T = TypeVar("T")
 
@@ -56,6 +56,14 @@ class RetryPolicy:
         return worth_waiting + draw * self.backoff * 2.0 ** min(round_number - 1, 30)
 
 
+def load() -> None:
+    """Load tenacity, which is only met in an outage, and so is kept out of every import of ours.
+
+    An outage is a bad moment for it: that may be one of file descriptors.
+    """
+    import tenacity  # noqa: F401, PLC0415
+
+
 async def retry_rounds(
     run_round: Callable[[], Awaitable[T]],
     first: NobodyLeftError,
@@ -78,8 +86,10 @@ async def retry_rounds(
     Raises:
         NobodyLeftError: The last round's.
     """
-    # tenacity is only met in an outage: importing it here keeps it out of every start.
-    from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type  # noqa: PLC0415
+    try:
+        from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type  # noqa: PLC0415
+    except OSError:  # no descriptor is left to read it with
+        raise first from None
 
     def ended_by(state: RetryCallState) -> NobodyLeftError:
         error = state.outcome.exception() if state.outcome else None

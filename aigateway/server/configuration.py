@@ -12,7 +12,12 @@ from aigateway.gateway import AsyncGateway
 from aigateway.routing.plan import NO_PROVIDERS
 from aigateway.settings import GatewaySettings, LLMConfig, ServerSettings, load_providers
 
-__all__ = ["NEEDS_RESTART", "Configuration", "Read", "read_configuration"]
+__all__ = ["MAX_CONCURRENCY", "NEEDS_RESTART", "Configuration", "Read", "read_configuration"]
+
+MAX_CONCURRENCY = 2048
+"""Calls to vendors in flight at once, of one process, where nobody sets it. A service asks for many
+callers, and `max_connections` bounds those: a thousand slow streams must not wait for each other.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,7 @@ class Configuration:
     """What was read, from every source.
 
     Attributes:
-        gateway: `[gateway]`.
+        gateway: `[gateway]`, with the service's own default for `max_concurrency`.
         server: `[server]`.
         providers: Whom to ask.
     """
@@ -76,8 +81,15 @@ def read_configuration(
     """
     server = ServerSettings.load(**overrides)
     found = load_providers() if providers is None else tuple(providers)
-    configuration = Configuration(GatewaySettings.load(), server, found)
+    configuration = Configuration(_gateway_settings(), server, found)
     if not found:
         raise NoProvidersError(NO_PROVIDERS)
     configuration.make_gateway()  # two of one name, say
     return configuration
+
+
+def _gateway_settings() -> GatewaySettings:
+    settings = GatewaySettings.load()
+    if "max_concurrency" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"max_concurrency": MAX_CONCURRENCY})

@@ -1,7 +1,8 @@
 """What a connection may do before it is a request: below ASGI, in uvicorn's protocol.
 
-uvicorn waits without end for the head of a request, and accepts connections without end. It also
-has answers of its own to what is no HTTP; here they have OpenAI's form.
+uvicorn waits without end for the head of a request and for a caller who does not read, and accepts
+connections without end. It also has answers of its own to what is no HTTP; here they have OpenAI's
+form.
 """
 
 from __future__ import annotations
@@ -25,19 +26,32 @@ _MOST_HEAD = 32_768
 """Bytes of the line and the headers of a request."""
 
 
-def protocol_for(service: Service) -> type[GuardedProtocol]:
+_STALL_SECONDS = 60.0
+"""For a caller to take something of an answer that waits for it."""
+
+
+def protocol_for(
+    service: Service, *, stall_seconds: float = _STALL_SECONDS
+) -> type[GuardedProtocol]:
     """The protocol for `uvicorn.Config(http=...)`.
 
     Args:
         service: Gives the settings of the moment: `header_timeout`, `max_connections`.
+        stall_seconds: Who takes nothing of an answer for that long is cut off, so that the
+            vendor's call behind it is not held for ever.
     """
-    return type("GuardedProtocol", (GuardedProtocol,), {"service": service})
+    fields = {"service": service, "stall_seconds": stall_seconds}
+    return type("GuardedProtocol", (GuardedProtocol,), fields)
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's, but a head has to be small and to come soon, and connections are counted."""
+    """uvicorn's, but a head has to be small and to come soon, and connections are counted.
+
+    An answer has to be read, too, however slowly.
+    """
 
     service: Service
+    stall_seconds: float
 
     def __init__(
         self,
@@ -50,6 +64,7 @@ class GuardedProtocol(H11Protocol):
         self.conn = h11.Connection(h11.SERVER, _MOST_HEAD)
         self._late: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Somebody has connected."""
@@ -70,7 +85,18 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._head_is_there()
+        self._is_taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The caller does not keep up: the application waits, but not for ever."""
+        super().pause_writing()
+        self._await_taking()
+
+    def resume_writing(self) -> None:
+        """The caller has taken what waited."""
+        self._is_taken()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Something has come."""
@@ -129,6 +155,23 @@ class GuardedProtocol(H11Protocol):
             self._turn_away(Refusal(408, "The request did not arrive in time."))
         else:
             self.transport.close()
+
+    def _await_taking(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+        self._stalled = self.loop.call_later(self.stall_seconds, self._look_at_taking, waiting)
+
+    def _look_at_taking(self, waited: int) -> None:
+        """Cut it off if as much waits as before; while writing is paused nothing is added."""
+        if self.transport.get_write_buffer_size() < waited:
+            self._await_taking()
+        else:
+            self._stalled = None
+            self.transport.abort()  # to close it would wait for the caller as well
+
+    def _is_taken(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _turn_away(self, refusal: Refusal) -> None:
         """Say no, where nothing else has been said, and close."""

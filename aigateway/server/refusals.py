@@ -20,6 +20,7 @@ from aigateway.errors import (
     GatewayError,
     NoProvidersError,
     OverloadedError,
+    ProviderFailure,
     RequestRejectedError,
     StreamInterruptedError,
     UnknownModelError,
@@ -123,8 +124,15 @@ _THROTTLED = {FailureKind.RATE_LIMITED, FailureKind.COOLING_DOWN, FailureKind.SA
 def _of_providers(error: AllProvidersFailedError) -> Refusal:
     message = str(error)
     after = error.retry_after_seconds
+    if error.causes and all(map(_is_our_own_lack, error.causes)):
+        return Refusal(503, message, "server_error", "overloaded", retry_after=1.0)
     if error.causes and all(cause.kind in _THROTTLED for cause in error.causes):
         return Refusal(
             429, message, "rate_limit_error", "rate_limit_exceeded", retry_after=after or 1.0
         )
     return Refusal(503, message, "server_error", "all_providers_failed", retry_after=after)
+
+
+def _is_our_own_lack(cause: ProviderFailure) -> bool:
+    """Whether there was no place or no descriptor here; a rate that is used up says until when."""
+    return cause.kind is FailureKind.SATURATED and cause.retry_after_seconds is None

@@ -21,6 +21,7 @@ from uvicorn import Config
 from aigateway.errors import ConfigurationError
 from aigateway.server.app import create_app
 from aigateway.server.configuration import Configuration, Read, read_configuration
+from aigateway.server.descriptors import raise_limit
 from aigateway.server.reload import FileWatch, watch
 from aigateway.server.serving import MakeApp, Process
 from aigateway.server.supervisor import DRAIN, READY, RELOAD, STOP, Supervisor
@@ -76,6 +77,7 @@ def serve(order: Order) -> int:
                 "--simulate runs the vendors in the one process that serves; use --workers 1, or"
                 " run `aigateway simulate` beside it."
             )
+        raise_limit(configuration)
         listener = stack.enter_context(_bound(settings.host, settings.port))
         where = _address(settings.host, listener)
         announce = _announcement(order, configuration, where)

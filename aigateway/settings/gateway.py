@@ -86,7 +86,7 @@ class GatewaySettings(TableSettings):
     """Seconds past its time for which a remembered answer may stand in when every provider
     failed; 0 is never."""
     max_concurrency: Count = 256
-    """Calls to vendors in flight at once."""
+    """Calls to vendors in flight at once. Where it is not set, `aigateway serve` lets 2048 out."""
     max_queue: CountOrZero = 10_000
     """Requests that may wait for a place among those; more are refused with `OverloadedError`.
     Those of batches count only for batches."""

@@ -140,6 +140,9 @@ _UNCONNECTED_ERRNOS = frozenset(
 )
 """How libraries and the system say that no connection was made."""
 
+_EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE})
+"""How the system says that this process, or all of this machine, has no descriptor left."""
+
 _BROKEN_CLASSES = frozenset(
     {"ReadError", "ReadTimeout", "RemoteProtocolError", "ServerDisconnectedError", "WriteError"}
 )
@@ -246,6 +249,8 @@ def _from_wire(link: BaseException, chain: tuple[BaseException, ...]) -> Failure
     kind = _kind_on_wire(link)
     if kind is None:
         return None
+    if any(map(_is_our_exhaustion, chain)):
+        return Failure(FailureKind.SATURATED)
     # A status with "nothing came" would be made up.
     return Failure(kind, unreachable=_is_unreachable(chain))
 
@@ -264,6 +269,22 @@ def _kind_on_wire(link: BaseException) -> FailureKind | None:
     if isinstance(link, json.JSONDecodeError | UnicodeDecodeError):
         return FailureKind.BAD_ANSWER
     return None
+
+
+def _is_our_exhaustion(link: BaseException) -> bool:
+    """Whether there was no descriptor for a connection: the vendor has never heard of the call."""
+    if isinstance(link, socket.gaierror):
+        # Where no socket can be had, the C library knows no name any more, and does not say why.
+        return not _can_have_a_descriptor()
+    return isinstance(link, OSError) and link.errno in _EXHAUSTED_ERRNOS
+
+
+def _can_have_a_descriptor() -> bool:
+    try:
+        socket.socket().close()
+    except OSError as error:
+        return error.errno not in _EXHAUSTED_ERRNOS
+    return True
 
 
 def _is_unreachable(chain: tuple[BaseException, ...]) -> bool:

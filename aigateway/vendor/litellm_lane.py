@@ -236,7 +236,13 @@ class LiteLLMClient:
     def _connect(self, litellm: ModuleType) -> None:
         # Others may have waited for the same import, or closed this client meanwhile.
         if self._litellm is None and not self._closed:
-            from aigateway.vendor.sdk_clients import sdk_client  # noqa: PLC0415 - needs litellm
+            # All that calls will need: then there may be no descriptor to load it with.
+            from aigateway.vendor import (  # noqa: PLC0415 - they need litellm
+                gemini_embeddings,  # noqa: F401
+                litellm_streams,  # noqa: F401
+                own_call,  # noqa: F401
+            )
+            from aigateway.vendor.sdk_clients import sdk_client  # noqa: PLC0415 - likewise
 
             self._client = sdk_client(self._config, self._defaults | self._options)
             self._tariff = Tariff(litellm, self._config)

@@ -15,6 +15,7 @@ from aigateway import (
     RequestRejectedError,
 )
 from aigateway.simulator import Fault
+from tests import descriptors
 
 WIRES = ("openai", "azure", "gemini", "anthropic")
 K = FailureKind
@@ -143,6 +144,19 @@ async def test_a_rate_limit_cools_down_and_is_not_counted(pair, retry_after):
     assert status.retry_after_seconds == pytest.approx(float(retry_after or 1), abs=0.9)
     assert (await gateway.chat("again")).provider == "backup"
     assert len(sick.received) == 1
+
+
+async def test_that_we_have_no_descriptor_left_is_not_the_providers_fault(pair):
+    gateway, healthy, _ = pair
+    await gateway.chat("hi", model="backup")  # a connection to that one is there
+    with descriptors.none_left():
+        for number in range(8):
+            reply = await gateway.chat(f"question {number}")
+            assert reply.provider == "backup"
+            assert reply.attempts[0].failure is K.SATURATED
+    assert streak_of(gateway) == 0
+    assert (await gateway.chat("again")).provider == "sick"
+    assert len(healthy.received) == 1
 
 
 async def test_a_sick_one_that_says_when_cools_down_too(pair):

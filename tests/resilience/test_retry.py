@@ -1,8 +1,11 @@
+import sys
+
 import pytest
 
 from aigateway.errors import FailureKind, ProviderFailure
-from aigateway.resilience.retry import NobodyLeftError, RetryPolicy, retry_rounds
+from aigateway.resilience.retry import NobodyLeftError, RetryPolicy, load, retry_rounds
 from aigateway.testing import FakeClock
+from tests import descriptors
 
 
 class InstantClock(FakeClock):
@@ -84,3 +87,18 @@ async def test_does_not_begin_to_wait_when_it_is_no_use(first, policy, left):
 async def test_other_errors_pass_through_at_once():
     with pytest.raises(ZeroDivisionError):
         await run([ZeroDivisionError()], nobody(0.0))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+async def test_rounds_when_no_file_can_be_opened(monkeypatch, warm):
+    first = nobody(0.0)
+    monkeypatch.delitem(sys.modules, "tenacity", raising=False)
+    if warm:
+        load()
+    with descriptors.none_left():
+        if warm:
+            assert (await run(["answer"], first))[0] == "answer"
+        else:  # it cannot be loaded
+            with pytest.raises(NobodyLeftError) as raised:
+                await run(["answer"], first)
+            assert raised.value is first

@@ -22,14 +22,17 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def running(
-    service: Service, app: ASGIApp | None = None, *, port: int = 0
+    service: Service, app: ASGIApp | None = None, *, port: int = 0, **bounds: float
 ) -> AsyncIterator[str]:
-    """The URL of a service, or of another application in its place; port 0 takes a free one."""
+    """The URL of a service, or of another application in its place; port 0 takes a free one.
+
+    Bounds are those of `protocol_for`.
+    """
     config = uvicorn.Config(
         app or create_app(service),
         host="127.0.0.1",
         port=port,
-        http=protocol_for(service),
+        http=protocol_for(service, **bounds),
         ws="none",
         lifespan="off",
         log_config=None,

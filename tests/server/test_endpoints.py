@@ -355,6 +355,14 @@ async def test_a_full_queue_is_told_with_a_time():
         assert (await first).status_code == 200
 
 
+async def test_that_we_lack_something_is_no_rate_of_the_callers(client, vendor):
+    vendor.always("a", FailureKind.SATURATED)
+    answer = await client.post("/chat", json=HELLO)
+    assert answer.status_code == 503
+    assert error_of(answer)["code"] == "overloaded"
+    assert answer.headers["retry-after"] == "1"
+
+
 async def test_a_deadline_is_a_504(simulator):
     simulator.openai.latency = 5
     async with served(simulator.openai) as (_, url), httpx.AsyncClient(base_url=url) as client:

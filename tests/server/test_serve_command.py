@@ -53,6 +53,28 @@ def test_from_a_shell(tmp_path):
     assert (process.returncode, errors) == (0, "")
 
 
+def test_it_takes_all_the_descriptors_that_it_may_have_and_says_if_these_are_few(tmp_path):
+    limited = (
+        'ulimit -Sn 500 && ulimit -Hn 1000 && exec "$0" -m aigateway serve --simulate --port 0'
+    )
+    with subprocess.Popen(
+        ["/bin/sh", "-c", limited, sys.executable],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "AIGATEWAY_MAX_CONCURRENCY": "300"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "listens at" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=40)
+    (line,) = errors.splitlines()
+    assert "descriptors.few" in line
+    assert "may have 1000 files" in line
+    assert "max_connections = 4096 and max_concurrency = 300 can need 4460" in line
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_the_log_as_json(start, workers):
     toml = '[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "sk-secret"\n'

@@ -11,6 +11,7 @@ from aigateway.settings import LLMConfig
 from aigateway.simulator import Fault
 from aigateway.vendor.client import Failure, VendorCallError
 from aigateway.vendor.failures import VERDICTS
+from tests import descriptors
 from tests.vendor.calls import WIRES, asking, failure_of
 
 FAULTS = {
@@ -74,6 +75,20 @@ async def test_a_refused_connection(vendor, client):
     assert vendor.request_count == 0
     vendor.recover()
     assert (await client.chat(asking())).choices[0].text == "4"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_no_descriptor_of_ours_left(vendor, connect, host):
+    vendor.headers["connection"] = "close"
+    base = vendor.api_base.replace("127.0.0.1", host)
+    client = connect(vendor.config(api_base=base))
+    await client.chat(asking())  # what is loaded at the first call is there
+    with descriptors.none_left():
+        assert await failure_of(client) == Failure(FailureKind.SATURATED)
+        with pytest.raises(VendorCallError) as caught:
+            await client.stream(asking())
+        assert caught.value.failure == Failure(FailureKind.SATURATED)
+    assert vendor.request_count == 1
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from aigateway.errors import FailureKind
 from aigateway.vendor.client import Failure, VendorCallError
 from aigateway.vendor.failures import VERDICTS, Failover, Gate, classify
+from tests import descriptors
 
 NOW = 1_700_000_000.0
 URL = "http://127.0.0.1/v1"
@@ -278,6 +279,43 @@ def test_an_older_failure_says_nothing_about_a_reset():
         behind(ConnectionResetError(), context=ConnectionRefusedError()), now_wall=NOW
     )
     assert not failure.unreachable
+
+
+class TestOurOwnExhaustion:
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+    @pytest.mark.parametrize(
+        "wrapped",
+        [
+            lambda error: error,
+            lambda error: aiohttp.ClientConnectorError(KEY, error),
+            lambda error: behind(aiohttp.ClientConnectorDNSError(KEY, OSError()), cause=error),
+            lambda error: behind(httpx.ConnectError("", request=REQUEST), cause=error),
+            lambda error: behind(openai.APIConnectionError(request=REQUEST), cause=error),
+            lambda error: behind(litellms("InternalServerError", status_code=500), context=error),
+            lambda error: ExceptionGroup("both addresses", [ConnectionRefusedError(), error]),
+        ],
+        ids=["bare", "aiohttp", "looked up", "httpx", "the SDK", "litellm", "one of several"],
+    )
+    def test_is_found_anywhere(self, number, wrapped):
+        failure = classify(wrapped(OSError(number, "words")), now_wall=NOW)
+        assert failure == Failure(FailureKind.SATURATED)
+
+    def test_an_answer_that_came_stands_over_it(self):
+        older = behind(answered(503), context=OSError(errno.EMFILE, "words"))
+        assert kind_of(older) == "server_error"
+
+    def test_what_the_caller_was_handling_is_not_looked_at(self):
+        callers = OSError(errno.EMFILE, "words")
+        failed = behind(ConnectionResetError(), context=callers)
+        assert kind_of(failed, outside=callers) == "connection"
+
+    def test_a_name_that_cannot_be_looked_up_without_a_socket(self):
+        unknown = aiohttp.ClientConnectorDNSError(KEY, socket.gaierror(-2, "Name not known"))
+        unknown.__cause__ = socket.gaierror(-2, "Name not known")
+        with descriptors.none_left():
+            assert classify(unknown, now_wall=NOW) == Failure(FailureKind.SATURATED)
+        said = classify(unknown, now_wall=NOW)
+        assert said == Failure(FailureKind.CONNECTION, unreachable=True)
 
 
 def test_a_proxy_that_lets_nobody_through_is_not_the_vendor():

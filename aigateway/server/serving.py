@@ -156,11 +156,9 @@ class Process:
 def _traces(settings: ServerSettings) -> tuple[Hook, ...]:
     if not settings.otel:
         return ()
-    from opentelemetry import trace  # noqa: PLC0415 - an extra of its own
+    from aigateway.telemetry import OpenTelemetry  # noqa: PLC0415 - an extra of its own
 
-    from aigateway.telemetry import OpenTelemetry  # noqa: PLC0415 - likewise
-
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+    if OpenTelemetry.goes_nowhere():
         _log.warning(
             "otel.nowhere: otel is on, and this process has nothing to send spans to; start it with"
             " opentelemetry-instrument."

@@ -113,6 +113,11 @@ class OpenTelemetry:
             tracer, meter, capture_content=capture_content, propagate=propagate
         )
 
+    @staticmethod
+    def goes_nowhere() -> bool:
+        """Whether this process has no provider that spans would go to."""
+        return isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
     def on_event(self, event: Event) -> None:
         """Nothing: a trace knows all that events say."""
 

@@ -22,18 +22,20 @@ HOW = (
 )
 CALLS = 500
 BOUND = 10_000
+FROZEN = "after gc.freeze()"
+OFF = "with the garbage collector off"
 BOUND_HOW = (
     f"**{BOUND:,} calls begun by one `gather`, through `gateway.bind()`.** No more than"
     " `max_concurrency` (256) are under way, and few begin at each turn of the loop. Target: under"
-    " 50 ms. What is left is mostly Python's own full garbage collection, which walks all that"
-    " litellm has loaded, unless `gc.freeze()` was called after `warmup()`"
+    " 50 ms. Most of what is left is Python's full garbage collection: it walks all that litellm"
+    " has loaded, unless `gc.freeze()` was called after `warmup()`, and the ten thousand tasks"
 )
 
 
 async def run(options: Options) -> Result:
     stalls: dict[str, list[float]] = {name: [] for name in SINGLES}
     walls: dict[str, list[float]] = {name: [] for name in SINGLES}
-    bound: dict[str, list[float]] = {"as it comes": [], "after gc.freeze()": []}
+    bound: dict[str, list[float]] = {how: [] for how in ("as it comes", FROZEN, OFF)}
     async with Servers.started() as servers:
         await servers.set("primary", "ok", 0.05)
         for _ in range(options.pick(5, 1)):
@@ -45,7 +47,7 @@ async def run(options: Options) -> Result:
                 walls[name].append(wall)
             for how, found in bound.items():
                 calls = options.pick(BOUND, 100)
-                found.append(await _bound(servers.roots["primary"], calls, "freeze" in how))
+                found.append(await _bound(servers.roots["primary"], calls, how))
     longest = {name: Spread.of(values) for name, values in stalls.items()}
     rows = [[n, s.show(0), Spread.of(walls[n]).show(0)] for n, s in longest.items()]
     table = Table(f"**A burst of {CALLS}**", ["", "longest stall ms", "all answered ms"], rows)
@@ -57,20 +59,23 @@ async def run(options: Options) -> Result:
     return Result("loop", HOW, [table, table_of_bound], chart, data)
 
 
-async def _bound(root: str, calls: int, freeze: bool) -> float:
+async def _bound(root: str, calls: int, how: str) -> float:
     """The longest stall while so many bound calls are answered."""
     config = LLMConfig("openai", MODEL, api_key=KEY, api_base=f"{root}/v1")
     async with AsyncGateway([config]) as gateway:
         await gateway.warmup()
         ask = gateway.bind(temperature=0)
         await ask(fresh_prompt())
-        if freeze:
-            gc.collect()
+        gc.collect()
+        if how == FROZEN:
             gc.freeze()
+        elif how == OFF:
+            gc.disable()
         try:
             return (await _burst(ask, calls))[0]
         finally:
             gc.unfreeze()
+            gc.enable()
 
 
 async def _burst(ask: Callable[[str], Awaitable[object]], calls: int) -> tuple[float, float]:

@@ -243,6 +243,16 @@ class TestOpenTime:
 
 
 class TestForced:
+    def test_it_says_whether_it_was_forced_and_what_governs_it(self, clock):
+        breaker = CircuitBreaker(3, 7, max_open_seconds=70, probe_lease_seconds=9, clock=clock)
+        assert breaker.terms == (3, 7, 70, 9)
+        assert not breaker.forced
+        for force in (breaker.force_open, breaker.force_closed):
+            force()
+            assert breaker.forced
+        breaker.reset()
+        assert not breaker.forced
+
     def test_forced_open_rejects_until_told_otherwise(self, breaker, clock):
         breaker.force_open()
         clock.tick(10**6)

@@ -18,6 +18,11 @@ def gates(clock):
     return Gates(clock, GatePolicy())
 
 
+def test_it_says_which_durations_it_keeps(clock):
+    policy = GatePolicy(recheck=7)
+    assert Gates(clock, policy).policy == policy
+
+
 class TestCooldown:
     def test_as_long_as_the_vendor_asks(self, gates, clock):
         assert gates.throttled(7.5) == pytest.approx(7.5)

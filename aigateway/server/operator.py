@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from aigateway.errors import ConfigurationError
 from aigateway.routing.provider import CircuitOrder
 from aigateway.server.access import Caller
+from aigateway.server.bodies import json_body
 from aigateway.server.refusals import Refusal
 from aigateway.server.service import Service
 
@@ -71,15 +71,8 @@ def _admin(service: Service, request: Request) -> Caller:
 
 
 async def _order(request: Request) -> CircuitOrder:
-    # Nor can such a page send this type without asking first.
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refusal(415, "Send the body as application/json.", code="unsupported_media_type")
-    try:
-        body = orjson.loads(await request.body())
-    except orjson.JSONDecodeError:
-        raise Refusal(400, "The body is not valid JSON.", code="invalid_json") from None
-    state = body.get("state") if isinstance(body, dict) else None
+    body = await json_body(request)  # a type that another site's page may not send unasked
+    state = body.get("state")
     if not isinstance(state, str) or state not in _ORDERS or len(body) > 1:
         raise Refusal(400, 'The body must be {"state": "open"}, "closed" or "auto".', param="state")
     return _ORDERS[state]

@@ -309,6 +309,15 @@ class TestOurOwnExhaustion:
         failed = behind(ConnectionResetError(), context=callers)
         assert kind_of(failed, outside=callers) == "connection"
 
+    def test_where_sockets_fail_for_other_reasons_it_is_no_lack_of_ours(self, monkeypatch):
+        def refused(*_):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(socket, "socket", refused)
+        unknown = aiohttp.ClientConnectorDNSError(KEY, socket.gaierror(-2, "Name not known"))
+        unknown.__cause__ = socket.gaierror(-2, "Name not known")
+        assert classify(unknown, now_wall=NOW).kind is FailureKind.CONNECTION
+
     def test_a_name_that_cannot_be_looked_up_without_a_socket(self):
         unknown = aiohttp.ClientConnectorDNSError(KEY, socket.gaierror(-2, "Name not known"))
         unknown.__cause__ = socket.gaierror(-2, "Name not known")

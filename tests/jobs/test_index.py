@@ -1,6 +1,11 @@
 """What is done and where, for lines by their ids and for answers by what was asked."""
 
 import contextlib
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
@@ -8,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from aigateway.jobs.index import Index
 
+ROOT = Path(__file__).parents[2]
 IDS = st.sampled_from(["a", "b", "\u00e9", "\ud800", ""])
 ASKED = st.sampled_from([b"x", b"y", b""])
 
@@ -63,3 +69,30 @@ def test_many(count):
         assert index.find("id 7007") == (7007, 700_700)
         assert index.find("id 7008") == (7008, None)
         assert index.enter("id 123", 9) == 123
+
+
+def test_a_temporary_folder_without_room_is_told():
+    """A limit on the size of files stands for the disk; what does not fit into memory meets it."""
+    child = textwrap.dedent("""
+        import resource
+        from aigateway.errors import GatewayError
+        from aigateway.jobs.index import Index
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        index = Index()
+        try:
+            for number in range(1_000_000):
+                index.enter(f"id {number}", number)
+        except GatewayError as error:
+            print(error)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", child],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.startswith("The index of the lines cannot be kept in the temporary folder (")
+    assert "SQLITE_TMPDIR" in done.stdout

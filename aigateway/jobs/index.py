@@ -58,10 +58,6 @@ class Index:
         )
         return bool(changed.rowcount)
 
-    def is_done(self, line_id: str) -> bool:
-        """Whether the line is done."""
-        return self.find(line_id)[1] is not None
-
     def find(self, line_id: str) -> tuple[int, int | None]:
         """The number of the line with this id, and where its record begins.
 

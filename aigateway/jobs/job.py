@@ -280,9 +280,9 @@ class Job:
         judgement = self._judged(line)
         if judgement is None:
             return None
-        asking, request = judgement
+        asking, request, place = judgement
         asked = asked_of(asking, self._terms.shared)
-        if self._is_dealt_with(asking, asked):
+        if self._is_dealt_with(asking, asked, place):
             return None
         tokens = estimated_tokens(request)
         await self._turn(tokens)
@@ -293,14 +293,17 @@ class Job:
         if self._source.has_changed:
             self.stop(f"{self._source.path} has changed while it was read")
 
-    def _judged(self, line: Line | Problem) -> tuple[Line, ChatRequest] | None:
-        """A line that may be asked; None for one that may not, which is written down once."""
+    def _judged(self, line: Line | Problem) -> tuple[Line, ChatRequest, int | None] | None:
+        """A line that may be asked, its request, and where its record is if it is done.
+
+        None for one that may not be asked, which is written down once.
+        """
         judgement = judged(line, self.gateway.check, self._terms.shared)
         if not isinstance(judgement, Problem):
-            line, _ = judgement
-            number, _ = self._index.find(line.id)
+            line, request = judgement
+            number, place = self._index.find(line.id)
             if number == line.number:
-                return judgement
+                return line, request, place
             judgement = repeated(line, number)
         name = name_of(judgement, self._index)
         number, place = self._index.find(name)
@@ -310,9 +313,8 @@ class Job:
             self._write(self._files.errors, problem_record(name, judgement))
         return None
 
-    def _is_dealt_with(self, line: Line, asked: bytes | None) -> bool:
+    def _is_dealt_with(self, line: Line, asked: bytes | None, place: int | None) -> bool:
         """Whether there is no need to ask: it is done, or its answer is there or on its way."""
-        _, place = self._index.find(line.id)
         if place is not None:
             if place != NOWHERE and asked is not None:
                 self._index.answered(asked, place)

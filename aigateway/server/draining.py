@@ -16,7 +16,7 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from aigateway.server.refusals import Refusal
+from aigateway.server.refusals import stopping
 from aigateway.server.service import Service
 
 __all__ = ["Ending", "Traffic"]
@@ -158,13 +158,7 @@ class _Request:
         """Say that it will not be answered, if nothing has been said."""
         if self.begun:
             return
-        refusal = Refusal(
-            503,
-            "The service is stopping; ask again.",
-            "server_error",
-            "stopping",
-            retry_after=1.0,
-        )
+        refusal = stopping()
         body = json.dumps(refusal.body).encode()
         headers = {**refusal.headers, "content-type": "application/json"}
         headers["content-length"] = str(len(body))

@@ -30,7 +30,7 @@ from aigateway.server.events import EventStream
 from aigateway.server.exchange import Exchange, service_of
 from aigateway.server.presence import WhilePresent
 from aigateway.server.questions import Question, completion_question, embedding_question
-from aigateway.server.refusals import Refusal, refusal_of
+from aigateway.server.refusals import Refusal, refusal_of, stopping
 from aigateway.streaming import ChatStream
 
 __all__ = ["PING_SECONDS", "ROUTES"]
@@ -39,9 +39,7 @@ PING_SECONDS = 15.0
 """Silence of a stream after which a comment is sent: proxies cut at 30 to 60 seconds."""
 
 
-_STOPPING = Refusal(
-    503, "The service is stopping; ask again.", "server_error", "stopping", retry_after=1.0
-)
+_FAREWELL = error_event(stopping())
 
 
 async def chat_completions(request: Request) -> Response:
@@ -88,7 +86,7 @@ async def _streamed(request: Request, exchange: Exchange, question: Question) ->
             headers_of_opening(opening, word),
             ping=PING,
             ping_seconds=PING_SECONDS,
-            farewell=error_event(_STOPPING),
+            farewell=_FAREWELL,
             stopping=exchange.service.stopping,
             clock=clock,
         )

@@ -26,7 +26,7 @@ from aigateway.errors import (
     UnknownModelError,
 )
 
-__all__ = ["Refusal", "refusal_of"]
+__all__ = ["Refusal", "refusal_of", "stopping"]
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer
@@ -98,6 +98,13 @@ _PARAMS: dict[type[GatewayError], str] = {
     UnknownModelError: "model",
     ContextWindowExceededError: "messages",
 }
+
+
+def stopping() -> Refusal:
+    """What is said to whoever is not answered to the end because the service stops."""
+    return Refusal(
+        503, "The service is stopping; ask again.", "server_error", "stopping", retry_after=1.0
+    )
 
 
 def refusal_of(error: Exception) -> Refusal:

@@ -13,6 +13,9 @@ from aigateway.clock import Clock
 
 __all__ = ["AdaptiveLimit"]
 
+_COUNTABLE = 2**53
+"""Above this a float no longer tells whole numbers apart, and far above there is none."""
+
 DECREASE = 0.9
 """What a throttle leaves of the limit."""
 
@@ -28,9 +31,9 @@ class AdaptiveLimit:
     __slots__ = ("_clock", "_decreased", "_limit", "_most")
 
     def __init__(self, most: int, clock: Clock) -> None:
-        self._most = most
+        self._most = min(most, _COUNTABLE)
         self._clock = clock
-        self._limit = float(most)
+        self._limit = float(self._most)
         self._decreased = -math.inf
 
     @property

@@ -41,3 +41,7 @@ def test_when_throttling_ends_it_comes_back_to_most_and_stays_there(most, thrott
     for _ in range(3 * most):
         limit.succeeded(limit.limit)
     assert limit.limit == most
+
+
+def test_a_bound_beyond_any_float_is_no_bound(clock):
+    assert AdaptiveLimit(10**400, clock).limit == 2**53

@@ -63,6 +63,8 @@ class FailureKind(StrEnum):
 
     # This provider cannot serve this request, through nobody's fault.
     UNSUPPORTED = "unsupported"
+    NOT_OFFERED = "not_offered"
+    """The provider does not offer this operation at all (HTTP 405 or 501)."""
     INVALID_OUTPUT = "invalid_output"
     """An answer came, but it does not parse as the requested `response_format`."""
 

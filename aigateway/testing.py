@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
+from aigateway.events import Operation
 from aigateway.messages import (
     ChatRequest,
     Choice,
@@ -196,6 +197,8 @@ class ScriptedVendor:
         """Every call that was made, as (provider name, request)."""
         self.max_input_tokens: dict[str, int] = {}
         """Known context windows, by provider name."""
+        self.operations: dict[str, frozenset[Operation]] = {}
+        """What models are known to do, by provider name."""
         self.accepts_prefill: set[str] = set()
         """Names of providers whose model goes on from a trailing message of the assistant."""
         self.open_streams = 0
@@ -242,6 +245,10 @@ class _ScriptedClient:
     @property
     def max_input_tokens(self) -> int | None:
         return self._vendor.max_input_tokens.get(self._config.name)
+
+    @property
+    def operations(self) -> frozenset[Operation] | None:
+        return self._config.operations or self._vendor.operations.get(self._config.name)
 
     @property
     def accepts_prefill(self) -> bool:

@@ -354,7 +354,7 @@ class Call:
 
     def _close_gates(self, failure: Failure, verdict: Verdict) -> None:
         provider, emitter = self.provider, self._around.emitter
-        if verdict.gate is Gate.DISABLE:
+        if verdict.gate in {Gate.DISABLE, Gate.NOT_OFFERED}:
             pause = provider.gates.disable(failure.kind)
             self._around.network.forget(provider.name)  # not asked for a while: it tells nothing
             emitter.emit(

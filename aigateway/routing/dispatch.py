@@ -456,7 +456,7 @@ class Dispatcher:
         verdict = call.failed(failure, unusable)
         if verdict.failover is Failover.LARGER_WINDOW:
             journey.candidates = await self._with_larger_window(call.provider, journey)
-        elif verdict.failover is Failover.NEVER and not (
+        elif verdict.failover in {Failover.NEVER, Failover.SECOND_OPINION} and not (
             journey.lenient or self._go_on_after.get(failure.kind)
         ):
             raise final_error(tuple(journey.causes.values()), failure.kind)

@@ -321,7 +321,7 @@ class StreamRun:
         """What the caller is told, unless the stream is resumed."""
         name = call.provider.name
         self._journey.set_aside.add(name)
-        if verdict.failover is Failover.NEVER:
+        if verdict.failover in {Failover.NEVER, Failover.SECOND_OPINION}:
             self._resume = None
         return StreamInterruptedError(
             f"The stream from {name} broke after its first content ({failure.kind})."

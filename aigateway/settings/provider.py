@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from aigateway.errors import ConfigurationError
+from aigateway.events import Operation
 from aigateway.settings.explain import explain, unknown_name
 from aigateway.settings.fields import Count, Frozen, Header, Key, Label, Seconds, Url
 
@@ -77,6 +78,9 @@ class LLMConfig(Frozen):
     model string."""
     aliases: tuple[Label, ...] = ()
     """Other names by which a caller may ask for this model."""
+    operations: Annotated[frozenset[Operation], Field(min_length=1)] | None = None
+    """What the model does: "chat", "embeddings" or both. None takes what litellm's model map says;
+    where that does not know the model, both."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
     """Share of the load among providers of equal priority."""
     api_base: Url | None = None
@@ -113,6 +117,7 @@ class LLMConfig(Frozen):
             priority: int = 0,
             name: str | None = None,
             aliases: Iterable[str] = (),
+            operations: Iterable[Operation] | None = None,
             weight: float = 1,
             api_base: str | None = None,
             api_version: str | None = None,

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
+from aigateway.events import Operation
 from aigateway.messages import ChatRequest, Chunk, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig
 
@@ -28,6 +29,9 @@ class Failure:
         retry_after: Seconds the vendor asks to be left alone, if it said.
         code: The vendor's machine-readable code ("insufficient_quota"), if it sent a tame one.
         unreachable: No connection could be made at all (refused, DNS, TLS, no route).
+        certain: For AUTHENTICATION, PERMISSION, NO_CREDIT and MODEL_NOT_FOUND: the vendor's own
+            words or code speak of key, region, model, deployment or billing. A bare status, or a
+            code that only repeats it, is not certain: it may be about this one request.
     """
 
     kind: FailureKind
@@ -35,6 +39,7 @@ class Failure:
     retry_after: float | None = None
     code: str | None = None
     unreachable: bool = False
+    certain: bool = False
 
 
 class VendorCallError(Exception):
@@ -86,6 +91,10 @@ class VendorClient(Protocol):
     @property
     def max_input_tokens(self) -> int | None:
         """The model's context window for input, if it is known. Asked only after `prepare`."""
+
+    @property
+    def operations(self) -> frozenset[Operation] | None:
+        """What the model does; None where nothing is known. Asked only after `prepare`."""
 
     @property
     def accepts_prefill(self) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
+from aigateway.events import Operation
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig
 from aigateway.vendor.answers import completion_from
@@ -75,6 +76,11 @@ class DirectClient:
     def max_input_tokens(self) -> int | None:
         """The model's context window for input, if it is known. Asked only after `prepare`."""
         return self._other.max_input_tokens
+
+    @property
+    def operations(self) -> frozenset[Operation] | None:
+        """What the model does; None where nothing is known. Asked only after `prepare`."""
+        return self._other.operations
 
     @property
     def accepts_prefill(self) -> bool:

@@ -34,6 +34,9 @@ class Failover(StrEnum):
 
     NEVER = "never"
     ALWAYS = "always"
+    SECOND_OPINION = "second_opinion"
+    """One provider of another vendor is asked: the request may be at fault, or this vendor alone
+    may not take it."""
     LARGER_WINDOW = "larger_window"
     """Only one whose model is known to take more input."""
 
@@ -44,6 +47,10 @@ class Gate(StrEnum):
     NONE = "none"
     COOLDOWN = "cooldown"
     DISABLE = "disable"
+    """The provider, for this operation: at once if the failure is certain, else when a second
+    request meets the same."""
+    NOT_OFFERED = "not_offered"
+    """This operation of the provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +77,14 @@ _ILL_AND_SAYS_WHEN = Verdict(Failover.ALWAYS, counts=True, gate=Gate.COOLDOWN)
 
 VERDICTS: Mapping[FailureKind, Verdict] = MappingProxyType(
     {
-        FailureKind.REJECTED: _RAISE,
+        FailureKind.REJECTED: Verdict(Failover.SECOND_OPINION),
         FailureKind.CONTENT_POLICY: _RAISE,
         FailureKind.CONTEXT_WINDOW: Verdict(Failover.LARGER_WINDOW),
         FailureKind.CANCELLED: _RAISE,
         FailureKind.DEADLINE: _ANOTHER,
         FailureKind.OUTRUN: _ANOTHER,
         FailureKind.UNSUPPORTED: _ANOTHER,
+        FailureKind.NOT_OFFERED: Verdict(Failover.ALWAYS, gate=Gate.NOT_OFFERED),
         FailureKind.INVALID_OUTPUT: _ANOTHER,
         FailureKind.AUTHENTICATION: _MISCONFIGURED,
         FailureKind.PERMISSION: _MISCONFIGURED,

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
+from aigateway.events import Operation
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.answers import completion_from, embeddings_from
@@ -38,6 +39,7 @@ from aigateway.vendor.pricing import (
     Tariff,
     accepts_prefill,
     max_input_tokens,
+    operations_of,
     own_price_of,
 )
 from aigateway.vendor.quota import Quota
@@ -122,6 +124,11 @@ class LiteLLMClient:
     def max_input_tokens(self) -> int | None:
         """The model's context window for input, if it is known. Asked only after `prepare`."""
         return max_input_tokens(self._config)
+
+    @property
+    def operations(self) -> frozenset[Operation] | None:
+        """What the model does; None where nothing is known. Asked only after `prepare`."""
+        return operations_of(self._config)
 
     @property
     def accepts_prefill(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a provider's tokens cost, how much its model takes in, and whether it goes on from a start.
+"""What a provider's tokens cost, and what its model takes in and does.
 
 The figures are those of the price map that comes with litellm, unless the provider's `extra`
 says better: `input_cost_per_token`, `output_cost_per_token`, `cache_read_input_token_cost` (US
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aigateway.events import Operation
 from aigateway.messages import Usage
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.loading import loaded_litellm
@@ -23,6 +24,7 @@ __all__ = [
     "Tariff",
     "accepts_prefill",
     "max_input_tokens",
+    "operations_of",
     "own_price_of",
     "price_of",
 ]
@@ -177,6 +179,33 @@ def accepts_prefill(config: LLMConfig) -> bool:
         if isinstance(known, bool):
             return known
     return False
+
+
+_OPERATIONS: Mapping[str, frozenset[Operation]] = {
+    "chat": frozenset({"chat"}),
+    "completion": frozenset({"chat"}),
+    "responses": frozenset({"chat"}),
+    "embedding": frozenset({"embeddings"}),
+}
+"""What the map's `mode` tells. Models with other modes (images, audio) may well chat, too."""
+
+
+def operations_of(config: LLMConfig) -> frozenset[Operation] | None:
+    """Which operations the provider's model is known to do.
+
+    Returns:
+        What the configuration says, else the map; None if neither knows, or if only the map could
+        and litellm has not been loaded yet.
+    """
+    if config.operations is not None:
+        return config.operations
+    for entry in _entries(config):
+        if str(entry.get("litellm_provider")).startswith("ollama"):
+            return None  # such a server embeds with chat models, too
+        mode = entry.get("mode")
+        if isinstance(mode, str) and mode:
+            return _OPERATIONS.get(mode)
+    return None
 
 
 def _price(entry: Mapping[str, Any]) -> Price | None:

@@ -190,3 +190,14 @@ def test_the_callers_mappings_are_copied() -> None:
     made = config(headers=headers)
     headers["A"] = "c"
     assert made.headers == {"A": "b"}
+
+
+@pytest.mark.parametrize("given", [["chat"], ("chat",), {"chat"}, frozenset({"chat"})])
+def test_operations(given: Any) -> None:
+    assert config(operations=given).operations == frozenset({"chat"})
+    assert config().operations is None
+
+
+@pytest.mark.parametrize("given", [[], ["images"], "chat", ["chat", "images"]])
+def test_operations_that_are_none(given: Any) -> None:
+    assert "operations" in refused(lambda: config(operations=given))

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
+from aigateway.events import Operation
 from aigateway.messages import (
     ChatRequest,
     Choice,
@@ -153,6 +154,10 @@ class _Client:
     @property
     def max_input_tokens(self) -> int | None:
         return self._plan.window
+
+    @property
+    def operations(self) -> frozenset[Operation] | None:
+        return None
 
     @property
     def accepts_prefill(self) -> bool:

@@ -64,13 +64,14 @@ class TestVerdicts:
         another, ill = ("always", False, "none"), ("always", True, "none")
         misconfigured = ("always", False, "disable")
         assert said == {
-            "rejected": ("never", False, "none"),
+            "rejected": ("second_opinion", False, "none"),
             "content_policy": ("never", False, "none"),
             "context_window": ("larger_window", False, "none"),
             "cancelled": ("never", False, "none"),
             "deadline": another,
             "outrun": another,
             "unsupported": another,
+            "not_offered": ("always", False, "not_offered"),
             "invalid_output": another,
             "authentication": misconfigured,
             "permission": misconfigured,
@@ -107,9 +108,12 @@ class TestVerdicts:
         assert VERDICTS[FailureKind(kind)].gate is Gate.DISABLE
         assert VERDICTS[FailureKind(kind)].failover is Failover.ALWAYS
 
-    @pytest.mark.parametrize("kind", ["rejected", "content_policy", "cancelled"])
+    @pytest.mark.parametrize("kind", ["content_policy", "cancelled"])
     def test_the_callers_fault_is_raised(self, kind):
         assert VERDICTS[FailureKind(kind)].failover is Failover.NEVER
+
+    def test_a_plain_rejection_asks_for_a_second_opinion(self):
+        assert VERDICTS[FailureKind.REJECTED].failover is Failover.SECOND_OPINION
 
     def test_a_long_prompt_goes_to_a_larger_window(self):
         assert VERDICTS[FailureKind.CONTEXT_WINDOW].failover is Failover.LARGER_WINDOW

@@ -7,7 +7,7 @@ from aigateway.settings import LLMConfig
 from aigateway.simulator import Answer
 from aigateway.vendor import pricing
 from aigateway.vendor.loading import load_litellm
-from aigateway.vendor.pricing import Price, max_input_tokens, own_price_of, price_of
+from aigateway.vendor.pricing import Price, max_input_tokens, operations_of, own_price_of, price_of
 from tests.vendor.calls import asking
 
 OWN = {"input_cost_per_token": 0.5, "output_cost_per_token": 2}
@@ -90,10 +90,47 @@ class TestWindow:
         assert client.max_input_tokens == 128_000
 
 
+class TestOperations:
+    @pytest.mark.parametrize(
+        ("provider", "model", "known"),
+        [
+            ("openai", "gpt-4o-mini", {"chat"}),
+            ("openai", "gpt-5-pro", {"chat"}),  # "responses" in the map
+            ("openai", "gpt-3.5-turbo-instruct", {"chat"}),  # "completion"
+            ("openai", "text-embedding-3-small", {"embeddings"}),
+            ("gemini", "gemini-embedding-001", {"embeddings"}),
+            ("azure", "text-embedding-3-small", {"embeddings"}),
+            ("anthropic", "claude-haiku-4-5", {"chat"}),
+            ("litellm", "openai/text-embedding-3-small", {"embeddings"}),
+            ("litellm", "ollama/llama3", None),
+            ("gemini", "gemini-2.5-flash-image", None),
+            ("openai", "?", None),
+            ("openai_compatible", "gpt-4o", None),
+        ],
+    )
+    def test_the_map(self, litellm, provider, model, known):
+        assert operations_of(config(provider, model)) == known
+
+    def test_the_model_behind_a_deployment(self, litellm):
+        deployed = config("azure", "mine", base_model="text-embedding-3-small")
+        assert operations_of(deployed) == {"embeddings"}
+
+    async def test_the_configuration_stands_over_the_map(self, simulator, connect):
+        client = connect(simulator.openai.config(operations=["embeddings"]))
+        await client.prepare()
+        assert client.operations == {"embeddings"}
+
+    async def test_asked_of_the_client(self, simulator, connect):
+        client = connect(simulator.openai.config())
+        await client.prepare()
+        assert client.operations == {"chat"}
+
+
 def test_before_litellm_is_there(monkeypatch):
     monkeypatch.setattr(pricing, "loaded_litellm", lambda: None)
     assert price_of(config()) is None
     assert price_of(config(**OWN)) == Price(0.5, 2.0, 0.5)
+    assert operations_of(config()) is None
     assert max_input_tokens(config()) is None
     assert max_input_tokens(config(max_input_tokens=9)) == 9
 

@@ -2,7 +2,7 @@
 
     cache hit               -> answer
     same request in flight  -> wait for that one
-    else                    -> dispatch; settle, price, remember, answer
+    else                    -> ask the providers; settle, price, remember, answer
     nobody could answer     -> a stale answer, if that is allowed
 
 No policy lives here. Who is asked is `routing/`, whether to ask at all is `resilience/`, what is
@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from aigateway import intake
 from aigateway.cache.flight import Flights, Lead
-from aigateway.cache.key import cache_key
+from aigateway.cache.key import cache_key, embedding_digest
 from aigateway.cache.store import AnswerCache, Remembered, ttl_for
 from aigateway.errors import (
     AllProvidersFailedError,
@@ -34,10 +34,9 @@ from aigateway.messages import (
     EmbeddingResponse,
     Opening,
 )
-from aigateway.routing.call import Call, Surroundings
-from aigateway.routing.dispatch import Dispatcher, Operation, Served
-from aigateway.routing.journey import Journey
-from aigateway.routing.plan import Roster
+from aigateway.routing.attempt import Attempt, Surroundings
+from aigateway.routing.candidates import RequestState, Roster
+from aigateway.routing.failover import Failovers, Served, Work
 from aigateway.routing.stream import Resume, StreamRun, whole_answer
 from aigateway.settings import GatewaySettings
 from aigateway.streaming import Outcome, endings, pieces
@@ -79,7 +78,7 @@ class Answering:
         self._roster = roster
         self._cache = cache
         self._ledger = ledger
-        self._dispatcher = Dispatcher(settings, around)
+        self._failovers = Failovers(settings, around)
         self._flights: Flights[Served[Completion]] = Flights()
 
     async def chat(self, request: ChatRequest) -> ChatResponse:
@@ -90,9 +89,9 @@ class Answering:
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Embed texts; not cached."""
         with self._ledger.open(request, None) as entry:
-            journey = self._journey(request, entry)
-            operation = Operation(lambda call: call.provider.client.embed(call.outgoing(request)))
-            served = await self._dispatcher.dispatch(journey, operation)
+            state = self._state(request, entry)
+            work = Work(lambda attempt: attempt.provider.client.embed(attempt.outgoing(request)))
+            served = await self._failovers.run(state, work)
             latency = self._clock.now() - entry.began
             entry.served(
                 served.provider, served.answer, attempts=len(served.attempts), latency=latency
@@ -133,7 +132,7 @@ class Answering:
 
     async def stop(self) -> None:
         """End what is under way."""
-        await self._dispatcher.stop()
+        await self._failovers.stop()
         await self._flights.aclose()
 
     async def _answer(self, request: ChatRequest, entry: Entry) -> ChatResponse:
@@ -220,8 +219,8 @@ class Answering:
     async def _dispatch(self, request: ChatRequest, entry: Entry) -> Served[Completion]:
         model, settings = request.response_model, self._settings
 
-        async def ask(call: Call) -> Completion:
-            client, sent = call.provider.client, call.outgoing(request)
+        async def ask(attempt: Attempt) -> Completion:
+            client, sent = attempt.provider.client, attempt.outgoing(request)
             if settings.chat_over_stream:
                 first, idle = settings.first_token_timeout, settings.idle_timeout
                 completion = await whole_answer(client, sent, self._clock, first, idle)
@@ -232,7 +231,7 @@ class Answering:
                 raise VendorCallError(Failure(FailureKind.INVALID_OUTPUT), completion)
             return completion
 
-        return await self._dispatcher.dispatch(self._journey(request, entry), Operation(ask))
+        return await self._failovers.run(self._state(request, entry), Work(ask))
 
     def _key(self, request: ChatRequest) -> str | None:
         """The cache key, where the cache is of use."""
@@ -252,14 +251,14 @@ class Answering:
         return self._from_cache(request, entry, remembered, stale=stale)
 
     def _stream_run(self, request: ChatRequest, resume: Resume | None, entry: Entry) -> StreamRun:
-        journey = self._journey(request, entry)
+        state = self._state(request, entry)
         return StreamRun(
-            self._dispatcher,
+            self._failovers,
             request,
-            journey,
+            state,
             clock=self._clock,
             idle=self._settings.idle_timeout,
-            time_to_first=journey.deadline - entry.began,
+            time_to_first=state.deadline - entry.began,
             resume=resume,
         )
 
@@ -285,23 +284,35 @@ class Answering:
         )
         self._cache.remember(key, served.answer, served.provider, ttl)
 
-    def _journey(self, request: ChatRequest | EmbeddingRequest, entry: Entry) -> Journey:
-        candidates = self._roster.candidates(request.model)
+    def _state(self, request: ChatRequest | EmbeddingRequest, entry: Entry) -> RequestState:
         deadline = self._deadline(request, entry.began)
+        named = request.model is not None
         if isinstance(request, EmbeddingRequest):
-            return Journey(request.request_id, candidates, deadline, account=entry.account)
+            return RequestState(
+                request.request_id,
+                "embeddings",
+                self._roster.candidates(request.model, "embeddings"),
+                deadline,
+                lambda: embedding_digest(request),
+                named=named,
+                account=entry.account,
+            )
         hedge = request.hedge
         if hedge is None:
             # A tool may do something: two answers might do it twice.
             hedge = self._settings.hedge and request.params.keys().isdisjoint(_TOOLS)
         tokens = intake.estimated_tokens(request) if self._roster.counts_tokens else 0
-        return Journey(
+        return RequestState(
             request.request_id,
-            candidates,
+            "chat",
+            self._roster.candidates(request.model, "chat"),
             deadline,
+            lambda: cache_key(request),
+            named=named,
             tokens=tokens,
             hedge=hedge,
             background=request.background,
+            tenant=request.partition,
             account=entry.account,
         )
 

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import math
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -83,6 +84,8 @@ class Terms:
             at all, None without end.
         away: Seconds until somebody who serves a model can be asked; 0 if somebody can be now, or
             if waiting is no use. Takes whatever stands as "model", and never raises.
+        last_resort: Seconds until one request may go out all the same, as the last resort; infinite
+            if none may. Likewise.
         offline: Whether no connection can be made to anybody.
     """
 
@@ -94,6 +97,7 @@ class Terms:
     read: Callable[[Any], Wanted] = read_request
     outage_patience: float | None = 300.0
     away: Callable[[object], float] = lambda _: 0.0
+    last_resort: Callable[[object], float] = lambda _: math.inf
     offline: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
@@ -226,7 +230,9 @@ class _Run:
         self._ask = ask
         self._requests = requests
         self._terms = terms
-        self._patience = Patience(terms.clock, terms.outage_patience, terms.away, terms.offline)
+        self._patience = Patience(
+            terms.clock, terms.outage_patience, terms.away, terms.offline, terms.last_resort
+        )
         self._total = len(requests) if isinstance(requests, Sized) else None
         self._asked: dict[asyncio.Task[ChatResponse], _Begun] = {}
         self._done: deque[BatchItem] = deque()

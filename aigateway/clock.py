@@ -16,6 +16,7 @@ import math
 import random
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -48,8 +49,15 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait."""
 
-    def timeout(self, seconds: float) -> AbstractAsyncContextManager[Timeout]:
-        """A block that raises `TimeoutError` if it takes longer, or when it is told to."""
+    def timeout(
+        self, seconds: float, *, more: Callable[[], float] | None = None
+    ) -> AbstractAsyncContextManager[Timeout]:
+        """A block that raises `TimeoutError` if it takes longer, or when it is told to.
+
+        Args:
+            seconds: That.
+            more: Asked when they are over: seconds by which to put the timeout off, or 0.0.
+        """
 
 
 _GARBAGE = 256
@@ -100,10 +108,12 @@ class _Alarm:
                 self._set(when)
                 return
             heapq.heappop(self._due)
-            if waited_for:
-                timeout.expire()
-            else:
+            if not waited_for:
                 self._left -= 1
+            elif more := timeout.put_off(now):
+                self.add(timeout, more)
+            else:
+                timeout.expire()
 
 
 class _Alarms(threading.local):
@@ -118,10 +128,20 @@ _alarms = _Alarms()
 class _Timeout:
     """What `asyncio.Timeout` is and does, but for the timer."""
 
-    __slots__ = ("_alarm", "_cancelling", "_expired", "_seconds", "_task", "_waiting", "_when")
+    __slots__ = (
+        "_alarm",
+        "_cancelling",
+        "_expired",
+        "_more",
+        "_seconds",
+        "_task",
+        "_waiting",
+        "_when",
+    )
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, more: Callable[[], float] | None) -> None:
         self._seconds = seconds
+        self._more = more
         self._task: asyncio.Task[Any] | None = None
         self._waiting = False  # inside, and not expired
         self._expired = False
@@ -171,6 +191,14 @@ class _Timeout:
         """Whether this is when it wants to be told."""
         return self._waiting and self._when == when
 
+    def put_off(self, now: float) -> float:
+        """The moment to which the timeout is put off, or 0.0."""
+        more = self._more() if self._more is not None else 0.0
+        if more <= 0:
+            return 0.0
+        self._when = now + more
+        return self._when
+
     def expire(self) -> None:
         """Its time is over."""
         self._waiting, self._expired = False, True
@@ -194,8 +222,10 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    def timeout(self, seconds: float) -> AbstractAsyncContextManager[Timeout]:
-        return _Timeout(seconds)
+    def timeout(
+        self, seconds: float, *, more: Callable[[], float] | None = None
+    ) -> AbstractAsyncContextManager[Timeout]:
+        return _Timeout(seconds, more)
 
 
 SYSTEM_CLOCK = SystemClock()

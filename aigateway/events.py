@@ -21,12 +21,15 @@ __all__ = [
     "CircuitForced",
     "Event",
     "Hook",
+    "LoopStalled",
     "Operation",
     "Outcome",
     "ProviderCooledDown",
+    "ProviderDegraded",
     "ProviderDisabled",
     "ProviderEnabled",
     "ProviderFailed",
+    "ProviderRecovered",
     "RequestEnded",
     "RequestFailed",
     "RequestHedged",
@@ -54,6 +57,8 @@ class ProviderFailed:
     latency_seconds: float
     attempt: int = 0
     """Which attempt of its request this was, from 1."""
+    last_resort: bool = False
+    """It was asked although it was to be left alone, since no other provider was left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +68,19 @@ class ProviderCooledDown:
     name: ClassVar[str] = "provider.cooled_down"
     provider: str
     seconds: float
+    operation: Operation = "chat"
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderDisabled:
-    """A provider is set up wrong (key, model, credit) and is not asked until the next check."""
+    """An operation of a provider is set up wrong (key, model, credit); it waits for a check."""
 
     name: ClassVar[str] = "provider.disabled"
     provider: str
     reason: FailureKind
     status: int | None
     recheck_in_seconds: float
+    operation: Operation = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,38 @@ class ProviderEnabled:
 
     name: ClassVar[str] = "provider.enabled"
     provider: str
+    operation: Operation = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderDegraded:
+    """A provider works worse than it should: it is asked after the healthy ones."""
+
+    name: ClassVar[str] = "provider.degraded"
+    provider: str
+    reason: Literal["errors", "latency"]
+    share: float
+    """Part of its recent attempts that failed, or that took much longer than is usual for it."""
+    operation: Operation = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRecovered:
+    """A degraded provider works as it should again."""
+
+    name: ClassVar[str] = "provider.recovered"
+    provider: str
+    operation: Operation = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStalled:
+    """The application's own event loop stood still; no provider is blamed for it."""
+
+    name: ClassVar[str] = "loop.stalled"
+    seconds: float
+    in_flight: int
+    """Calls to vendors that were out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +132,7 @@ class CircuitChanged:
     provider: str
     old: str
     new: str
+    operation: Operation = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +226,7 @@ class AttemptEnded:
         first_content_seconds: Of a stream: from its beginning to its first content.
         usage: Tokens to be paid for, also of an answer that was of no use.
         cost_usd: US dollars; None where the price is not known.
+        last_resort: It was asked although it was to be left alone, since no other was left.
     """
 
     name: ClassVar[str] = "attempt.ended"
@@ -203,6 +244,7 @@ class AttemptEnded:
     first_content_seconds: float | None
     usage: Usage
     cost_usd: float | None
+    last_resort: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +304,9 @@ Event = (
     | ProviderCooledDown
     | ProviderDisabled
     | ProviderEnabled
+    | ProviderDegraded
+    | ProviderRecovered
+    | LoopStalled
     | CircuitChanged
     | CircuitForced
     | CacheHit

@@ -21,7 +21,7 @@ from aigateway.errors import (
     GatewayError,
     RequestRejectedError,
 )
-from aigateway.events import CircuitForced, Hook
+from aigateway.events import CircuitForced, Hook, LoopStalled
 from aigateway.many import ManyRequests
 from aigateway.messages import (
     CacheMode,
@@ -34,9 +34,10 @@ from aigateway.messages import (
 from aigateway.resilience import retry
 from aigateway.resilience.limiter import Limiter
 from aigateway.resilience.network import Reachability
+from aigateway.resilience.stall import StallWatch
 from aigateway.resilience.turnstile import Turnstile
-from aigateway.routing.call import Surroundings
-from aigateway.routing.plan import Roster
+from aigateway.routing.attempt import Surroundings
+from aigateway.routing.candidates import Roster
 from aigateway.routing.provider import CircuitOrder, Provider, ProviderStatus
 from aigateway.routing.stream import Resume
 from aigateway.settings import GatewaySettings, LLMConfig, load_providers
@@ -105,7 +106,7 @@ class AsyncGateway(ManyRequests):
         for config in configs:
             self.add_provider(config)
         if providers is None:
-            self._roster.candidates(None)  # nothing configured is an error now, not at 3 a.m.
+            self._roster.serving(None)  # nothing configured is an error now, not at 3 a.m.
 
     # ── asking ───────────────────────────────────────────────────────────────────────────────
 
@@ -289,7 +290,7 @@ class AsyncGateway(ManyRequests):
             settings=self.settings,
         )
         self._enter_loop()
-        self._roster.candidates(request.model)
+        self._roster.candidates(request.model, "embeddings")
         return await self._answering.embed(request)
 
     def check(
@@ -332,7 +333,7 @@ class AsyncGateway(ManyRequests):
             raise RequestRejectedError("hedge must be True, False or None.")
         if hedge is not None or background:
             request = replace(request, hedge=hedge, background=background)
-        self._roster.candidates(request.model)
+        self._roster.candidates(request.model, "chat")
         return request
 
     # ── what asking much needs; see `many.py` ────────────────────────────────────────────────
@@ -347,9 +348,9 @@ class AsyncGateway(ManyRequests):
         self._enter_loop()
         return self._turnstile
 
-    def _away(self, model: object) -> float:
-        # Closed, it need not be waited for: who asks is told so.
-        return 0.0 if self._closed else self._roster.away(model)
+    def _seconds_until_available(self, model: object) -> float:
+        # Closed, it need not be waited for: the request hears of it.
+        return 0.0 if self._closed else self._roster.seconds_until_available(model)
 
     # ── providers ────────────────────────────────────────────────────────────────────────────
 
@@ -385,16 +386,16 @@ class AsyncGateway(ManyRequests):
             self._loop.call_soon_threadsafe(self._retire, provider)
 
     def force_circuit(self, name: str, state: CircuitOrder, *, by: str | None = None) -> None:
-        """Take a provider's circuit in hand, or leave it to itself again.
+        """Take a provider's circuits in hand, or leave them to themselves again.
 
-        Calls that are out end as they would have. A rate limit or a wrong setup goes on to keep
-        requests away, whatever the circuit is. From another thread than the gateway's it takes
-        effect at the next turn of the gateway's event loop.
+        It holds for every operation. Calls that are out end as they would have. From another
+        thread than the gateway's it takes effect at the next turn of the gateway's event loop.
 
         Args:
             name: The provider's.
-            state: "open" asks it no more, whatever it would answer; "closed" asks it, however
-                often it fails; both hold until the next order. "auto" lets the circuit decide
+            state: "open" asks it no more, whatever it would answer, not as last resort either;
+                "closed" asks it, however often it fails, and ends a cooldown and a disabled state;
+                both hold until the next order. "auto" lets the circuit decide
                 by itself again, and begin closed; it changes nothing where nothing is forced.
             by: Who wants it; for the event `operator.circuit_forced`.
 
@@ -455,6 +456,9 @@ class AsyncGateway(ManyRequests):
                 provider.take_over(old)
         self._start_afresh()
 
+    def _stalled(self, seconds: float) -> None:
+        self._emitter.emit(LoopStalled(round(seconds, 3), self._limiter.in_flight))
+
     def _same_cache(self, settings: GatewaySettings) -> bool:
         names = ("cache_max_entries", "cache_ttl_seconds", "stale_if_error_seconds")
         return all(getattr(self.settings, name) == getattr(settings, name) for name in names)
@@ -480,7 +484,7 @@ class AsyncGateway(ManyRequests):
         """
         return {
             **self._ledger.snapshot(),
-            "providers_active": sum(p.refusal() is None for p in self._roster),
+            "providers_active": sum(p.status().active for p in self._roster),
             "in_flight": self._limiter.in_flight,
             "waiting": self._limiter.waiting,
             "cost_usd": round(sum(p.counters.cost_usd for p in self._roster), 10),
@@ -535,7 +539,12 @@ class AsyncGateway(ManyRequests):
         self._limiter = Limiter(self.settings.max_concurrency, self.settings.max_queue)
         self._turnstile = Turnstile(self.settings.max_concurrency)
         around = Surroundings(
-            self._clock, self._limiter, self._emitter, self._network, lambda: self._roster
+            self._clock,
+            self._limiter,
+            self._emitter,
+            self._network,
+            StallWatch(self._clock, self._stalled),
+            lambda: self._roster,
         )
         self._answering = Answering(self.settings, around, self._roster, self.cache, self._ledger)
         self._retiring: set[asyncio.Task[None]] = set()

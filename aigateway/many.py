@@ -23,7 +23,7 @@ from aigateway.messages import (
 )
 from aigateway.resilience.network import Reachability
 from aigateway.resilience.turnstile import Turnstile
-from aigateway.routing.plan import Roster
+from aigateway.routing.candidates import Roster
 from aigateway.settings import GatewaySettings
 
 __all__ = ["ManyRequests"]
@@ -58,8 +58,8 @@ class ManyRequests(ABC):
         """Where those wait who begin everything at once. Raises `GatewayError` when closed."""
 
     @abstractmethod
-    def _away(self, model: object) -> float:
-        """Seconds until somebody who serves that model can be asked; see `Terms.away`."""
+    def _seconds_until_available(self, model: object) -> float:
+        """Seconds until a provider of that model can be asked as of right; see `Terms.away`."""
 
     async def batch(
         self,
@@ -221,7 +221,7 @@ class ManyRequests(ABC):
 
         def bearable() -> int:
             asked = (p for p in self._roster if model is None or model in p.answers_to)
-            return sum(p.adaptive.limit for p in asked if p.refusal() is None)
+            return sum(p.adaptive.limit for p in asked if p.refusal("chat") is None)
 
         limit = batching.limit_of(concurrency, self.settings.max_concurrency, bearable)
         return Terms(
@@ -231,6 +231,7 @@ class ManyRequests(ABC):
             shared,
             on_progress,
             outage_patience=outage_patience,
-            away=self._away,
+            away=self._seconds_until_available,
+            last_resort=self._roster.seconds_until_last_resort,
             offline=lambda: self._network.network_is_down,
         )

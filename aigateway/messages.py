@@ -164,6 +164,8 @@ class Attempt:
         status: The vendor's HTTP status where one came with a failure.
         latency_seconds: From sending to answer or failure.
         cost_usd: US dollars, where this attempt's price is known.
+        last_resort: The provider was asked although its circuit was not closed, or although it
+            was disabled, since no other was left.
     """
 
     provider: str
@@ -172,6 +174,7 @@ class Attempt:
     status: int | None
     latency_seconds: float
     cost_usd: float | None = None
+    last_resort: bool = False
 
     @property
     def ok(self) -> bool:

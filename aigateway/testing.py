@@ -89,7 +89,8 @@ Step = (
     | Callable[[], Awaitable[object]]
 )
 """What a scripted provider does with one call: answer (text, whole, or piece by piece), fail (with
-a kind, a whole failure or an exception), or first await something (and then answer "ok")."""
+a kind, which the vendor's own words confirm, a whole failure or an exception), or first await
+something (and then answer "ok")."""
 
 
 class FakeClock:
@@ -133,12 +134,19 @@ class FakeClock:
         await woken
 
     @contextlib.asynccontextmanager
-    async def timeout(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
+    async def timeout(
+        self, seconds: float, *, more: Callable[[], float] | None = None
+    ) -> AsyncIterator[asyncio.Timeout]:
         loop = asyncio.get_running_loop()
         over = False
 
         def expire() -> None:
-            if not over:
+            if over:
+                return
+            put_off = more() if more is not None else 0.0
+            if put_off > 0:
+                self._at(self._now + put_off, expire)
+            else:
                 scope.reschedule(loop.time())
 
         async with asyncio.timeout(None) as scope:
@@ -293,7 +301,7 @@ class _ScriptedClient:
         await asyncio.sleep(0)
         step = self._vendor._next(self._config.name)  # noqa: SLF001 - two halves of one thing
         if isinstance(step, FailureKind):
-            step = Failure(step)
+            step = Failure(step, certain=True)
         if isinstance(step, Failure):
             raise VendorCallError(step)
         if isinstance(step, BaseException):

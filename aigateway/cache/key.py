@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 
 from aigateway.errors import RequestRejectedError
-from aigateway.messages import ChatRequest
+from aigateway.messages import ChatRequest, EmbeddingRequest
 
-__all__ = ["cache_key", "prompt_key"]
+__all__ = ["cache_key", "embedding_digest", "prompt_key"]
 
 _FORMAT = 1
 """Goes into every key. Raise it with any change here, and no entry of the old form is read."""
@@ -101,6 +101,17 @@ def prompt_key(
     front = ({"role": "system", "content": system},) if system else ()
     request = ChatRequest((*front, {"role": "user", "content": user}), model)
     return cache_key(request, partition=partition)
+
+
+def embedding_digest(request: EmbeddingRequest) -> str:
+    """Equal for two embedding requests that ask the same. They are not cached.
+
+    Returns:
+        64 hexadecimal digits (SHA-256): no text can be read from it.
+    """
+    identity = (_FORMAT, request.model, request.inputs, dict(request.params))
+    canonical = orjson.dumps(identity, default=_mapping, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(canonical, usedforsecurity=False).hexdigest()
 
 
 def _without_none(message: Mapping[str, Any]) -> Mapping[str, Any]:

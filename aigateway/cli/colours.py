@@ -8,6 +8,7 @@ __all__ = ["COLOURS"]
 
 COLOURS: dict[Word, str] = {
     "closed": "green",
+    "degraded": "yellow",
     "half-open": "yellow",
     "probe is due": "yellow",
     "cooling": "magenta",

@@ -3,19 +3,24 @@
 Plain synchronous state for one event loop: no I/O, no task, no timer, no lock. The states::
 
     CLOSED ──(threshold-th consecutive failure)──▶ OPEN
-    OPEN ──(its time is over and somebody asks)──▶ HALF_OPEN, that caller is the probe
+    OPEN ──(its time is over and a caller asks)──▶ HALF_OPEN, that caller is the probe
     HALF_OPEN ──(probe succeeds)──▶ CLOSED
     HALF_OPEN ──(probe fails, or its lease ends)──▶ OPEN, for twice as long
+    OPEN, HALF_OPEN ──(a last-resort attempt succeeds)──▶ CLOSED
 
-What does not belong here: rate limits and bad keys (`gates.py`), and whether a failure is the
-provider's at all (`vendor/failures.py`).
+Failures with the same cause (one request and its repeats) count once in a streak: one prompt that
+the provider chokes on must not open the circuit for all other callers.
+
+What does not belong here: rate limits and bad keys (`cooldown.py`), how many last-resort attempts
+may be made (`last_resort.py`), and whether a failure is the provider's at all
+(`vendor/failures.py`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from enum import StrEnum
 from typing import ParamSpec, TypeVar
 
@@ -29,6 +34,9 @@ T = TypeVar("T")
 
 JITTER = 0.1
 """Share of the open time that is added at random, so that many processes do not probe at once."""
+
+MOST_CAUSES = 1000
+"""Distinct causes of one streak that are remembered; beyond it, each failure counts."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,18 +54,26 @@ class Permit:
 
     Attributes:
         probe: Whether the state of a half-open circuit hangs on this attempt.
+        last_resort: Whether it was given although the circuit is not closed.
     """
 
-    __slots__ = ("_breaker", "_generation", "_number", "_settled", "probe")
+    __slots__ = ("_breaker", "_generation", "_number", "_settled", "last_resort", "probe")
 
     def __init__(
-        self, breaker: CircuitBreaker, generation: int, number: int, probe: bool = False
+        self,
+        breaker: CircuitBreaker,
+        generation: int,
+        number: int,
+        *,
+        probe: bool = False,
+        last_resort: bool = False,
     ) -> None:
         self._breaker = breaker
         self._generation = generation
         self._number = number
         self._settled = False
         self.probe = probe
+        self.last_resort = last_resort
 
     def success(self) -> None:
         """The provider answered."""
@@ -65,11 +81,16 @@ class Permit:
             self._settled = True
             self._breaker._succeeded(self, self._generation, self._number)  # noqa: SLF001
 
-    def failure(self) -> None:
-        """The provider failed, through its own fault."""
+    def failure(self, cause: Hashable = None) -> None:
+        """The provider failed, through its own fault.
+
+        Args:
+            cause: What was asked. Failures with an equal cause count once in a streak; None always
+                counts.
+        """
         if not self._settled:
             self._settled = True
-            self._breaker._failed(self, self._generation)  # noqa: SLF001
+            self._breaker._failed(self, self._generation, cause)  # noqa: SLF001
 
     def release(self) -> None:
         """Nothing was learned: cancelled, or the caller's own mistake. Frees a probe's place."""
@@ -103,7 +124,7 @@ class CircuitBreaker:
     """A circuit breaker for one provider (or for anything else that can fail).
 
     Args:
-        failure_threshold: Consecutive failures that open the circuit.
+        failure_threshold: Consecutive failures, of distinct causes, that open the circuit.
         reset_timeout_seconds: How long it stays open before one probe is let through. Each
             further opening without a close in between doubles this and adds up to 10 % jitter.
         max_open_seconds: The doubling ends here (never below `reset_timeout_seconds`).
@@ -116,6 +137,7 @@ class CircuitBreaker:
     """
 
     __slots__ = (
+        "_causes",
         "_forced",
         "_generation",
         "_issued",
@@ -140,7 +162,7 @@ class CircuitBreaker:
         failure_threshold: int = 5,
         reset_timeout_seconds: float = 60.0,
         *,
-        max_open_seconds: float = 600.0,
+        max_open_seconds: float = 120.0,
         probe_lease_seconds: float = 60.0,
         clock: Clock = SYSTEM_CLOCK,
         on_change: Callable[[CircuitState, CircuitState], None] | None = None,
@@ -162,7 +184,8 @@ class CircuitBreaker:
         self._forced = False
         self._openings = 0  # in a row, without a close in between
         self._state = CircuitState.CLOSED
-        self._streak = 0  # consecutive failures
+        self._streak = 0  # consecutive failures of distinct causes
+        self._causes: set[Hashable] = set()  # those of the streak
         self._streak_began = 0  # how many permits had been given when its first one came
         self._open_until = math.inf
         self._probe: Permit | None = None
@@ -188,7 +211,7 @@ class CircuitBreaker:
 
     @property
     def consecutive_failures(self) -> int:
-        """Failures since the last success that counts."""
+        """Failures of distinct causes since the last success that counts."""
         return self._streak
 
     @property
@@ -205,6 +228,19 @@ class CircuitBreaker:
         if refusal is not None:
             return refusal
         return self._send_probe()
+
+    def acquire_last_resort(self) -> Permit | Rejected:
+        """Ask to make one attempt although the circuit is not closed.
+
+        A success closes the circuit. A failure changes nothing. For callers that have no other
+        provider left; how many such attempts are made is theirs to limit. An open circuit whose
+        time is over gives a probe instead. Rejects only while the circuit is forced open.
+        """
+        permit = self.acquire()
+        if isinstance(permit, Permit) or self._forced:
+            return permit
+        self._issued += 1
+        return Permit(self, self._generation, self._issued, last_resort=True)
 
     def refusal(self) -> Rejected | None:
         """What `acquire` would answer now if it refused, else None. Takes no probe's place."""
@@ -270,19 +306,22 @@ class CircuitBreaker:
     def _succeeded(self, permit: Permit, generation: int, number: int) -> None:
         if generation != self._generation:
             self.late_results += 1
-        elif permit is self._probe:
+        elif permit is self._probe or permit.last_resort:
             self._openings = 0
             self._change(CircuitState.CLOSED)
         elif self._streak and number > self._streak_began:
             # A call that began before the streak tells nothing about the provider since then.
             self._streak = 0
+            self._causes.clear()
 
-    def _failed(self, permit: Permit, generation: int) -> None:
+    def _failed(self, permit: Permit, generation: int, cause: Hashable) -> None:
         if generation != self._generation:
             self.late_results += 1
         elif permit is self._probe:
             self._open()
-        else:
+        elif not permit.last_resort and cause not in self._causes:
+            if cause is not None and len(self._causes) < MOST_CAUSES:
+                self._causes.add(cause)
             if not self._streak:
                 self._streak_began = self._issued
             self._streak += 1
@@ -335,6 +374,8 @@ class CircuitBreaker:
         self._state = state
         self._generation += 1
         self._streak = 0
+        if self._causes:
+            self._causes.clear()
         self._streak_began = 0
         self._probe = None
         self._lease_ends = math.inf

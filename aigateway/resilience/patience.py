@@ -46,9 +46,11 @@ class Patience:
         away: Seconds until somebody who serves a model can be asked; 0 if somebody can be now, or
             if waiting is no use.
         offline: Whether no connection can be made to anybody.
+        last_resort: Seconds until one request may go out during an outage all the same, so that
+            its end is noticed; infinite if none may.
     """
 
-    __slots__ = ("_away", "_clock", "_offline", "_seconds", "_since")
+    __slots__ = ("_away", "_clock", "_last_resort", "_offline", "_seconds", "_since")
 
     def __init__(
         self,
@@ -56,11 +58,13 @@ class Patience:
         seconds: float | None,
         away: Callable[[object], float],
         offline: Callable[[], bool],
+        last_resort: Callable[[object], float],
     ) -> None:
         self._clock = clock
         self._seconds = math.inf if seconds is None else seconds
         self._away = away
         self._offline = offline
+        self._last_resort = last_resort
         self._since: dict[object, float] = {}  # by model: when nobody could be asked first
 
     async def answer(
@@ -102,7 +106,7 @@ class Patience:
         """
         behind = min(_BEHIND * 2.0 ** min(failures - 1, 8), LOOK_AGAIN) if failures else 0.0
         while (left := self._left(model, own_end)) > 0:
-            wait = self._away(model)
+            wait = min(self._away(model), self._last_resort(model))
             if wait <= 0:
                 wait, behind = behind, 0.0
             if wait <= 0:

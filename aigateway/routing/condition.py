@@ -11,7 +11,7 @@ from aigateway.routing.provider import ProviderStatus
 
 __all__ = ["Condition", "Word", "condition"]
 
-Word = Literal["closed", "half-open", "open", "probe is due", "cooling", "disabled"]
+Word = Literal["closed", "degraded", "half-open", "open", "probe is due", "cooling", "disabled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Condition:
     Attributes:
         word: That.
         wait: Seconds until it is asked again, where that is known and tells something.
-        reason: Why it is disabled, else None.
+        reason: Why it is disabled or degraded, else None.
     """
 
     word: Word
@@ -43,4 +43,6 @@ def condition(status: ProviderStatus) -> Condition:
         return Condition("open", wait)
     if status.disabled_reason is not None:
         return Condition("disabled", reason=str(status.disabled_reason))
-    return Condition("cooling", wait) if wait else Condition("closed")
+    if wait:
+        return Condition("cooling", wait)
+    return Condition("closed" if status.degraded is None else "degraded", reason=status.degraded)

@@ -12,10 +12,9 @@ from typing import Any, Generic, TypeVar
 
 from aigateway.clock import Clock
 from aigateway.errors import GatewayError
-from aigateway.resilience.budget import ExtraCalls
-from aigateway.resilience.hedging import HedgeBudget, hedge_delay
-from aigateway.routing.call import Answer, Call
-from aigateway.routing.provider import Pace
+from aigateway.resilience.health import Pace
+from aigateway.resilience.retry_budget import HedgeBudget, RetryBudget, hedge_delay
+from aigateway.routing.attempt import Answer, Attempt, End
 from aigateway.settings import GatewaySettings
 
 __all__ = ["Hedges", "Race"]
@@ -31,7 +30,7 @@ class Hedges:
 
     __slots__ = ("_budget", "_delay", "_extra")
 
-    def __init__(self, settings: GatewaySettings, clock: Clock, extra: ExtraCalls) -> None:
+    def __init__(self, settings: GatewaySettings, clock: Clock, extra: RetryBudget) -> None:
         self._delay = settings.hedge_delay_seconds
         self._budget = HedgeBudget(clock, most_percent=settings.hedge_max_percent)
         self._extra = extra
@@ -42,7 +41,7 @@ class Hedges:
 
     def delay(self, pace: Pace) -> float:
         """Seconds to wait for a provider before a second one is asked."""
-        return hedge_delay(pace.latency.p95, pace.latency.samples, self._delay)
+        return hedge_delay(pace.p95, pace.samples, self._delay)
 
     def may(self) -> bool:
         """Whether one more hedge is allowed now; if so, it is spent."""
@@ -62,18 +61,18 @@ class Race(Generic[A]):
 
     def __init__(
         self,
-        attempt: Callable[[Call], Coroutine[Any, Any, A | None]],
+        attempt: Callable[[Attempt], Coroutine[Any, Any, A | None]],
         discard: Callable[[A], Coroutine[Any, Any, None]] | None,
         losers: set[asyncio.Task[Any]],
     ) -> None:
         self._attempt = attempt
         self._discard = discard
         self._losers = losers
-        self._runners: dict[asyncio.Task[A | None], Call] = {}
+        self._runners: dict[asyncio.Task[A | None], Attempt] = {}
 
     async def run(
-        self, call: Call, clock: Clock, delay: float, second: Callable[[], Call | None]
-    ) -> tuple[Call, A] | None:
+        self, call: Attempt, clock: Clock, delay: float, second: Callable[[], Attempt | None]
+    ) -> tuple[Attempt, A] | None:
         """Wait for the first answer.
 
         Args:
@@ -114,7 +113,7 @@ class Race(Generic[A]):
             raise refusal
         return None
 
-    def _start(self, call: Call) -> None:
+    def _start(self, call: Attempt) -> None:
         task = asyncio.create_task(
             self._attempt(call), name=f"aigateway-attempt-{call.provider.name}"
         )
@@ -128,17 +127,14 @@ class Race(Generic[A]):
             return False
         return True
 
-    def _end(self, task: asyncio.Task[A | None], call: Call, lost: bool) -> None:
+    def _end(self, task: asyncio.Task[A | None], call: Attempt, lost: bool) -> None:
         """Cancel a call that is not wanted any more; nobody waits for its end."""
         answer = _answer_of(task)
         if answer is not None:  # in the same moment as the one that won
-            call.answered_too_late(answer)
+            call.end(End.UNUSED, answer=answer)
             self._close(answer)
         elif not call.over:  # settled now, so that response or error can tell of it
-            if lost:
-                call.outrun()
-            else:
-                call.cut_short()
+            call.end(End.OUTRUN if lost else End.CANCELLED)
 
         def ended(task: asyncio.Task[A | None]) -> None:
             self._losers.discard(task)
@@ -147,7 +143,7 @@ class Race(Generic[A]):
                 if call.over:
                     call.answered_after_its_end(late)
                 else:
-                    call.answered_too_late(late)
+                    call.end(End.UNUSED, answer=late)
                 self._close(late)
 
         self._losers.add(task)

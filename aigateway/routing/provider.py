@@ -1,19 +1,33 @@
-"""One configured provider at run time: its circuit, gates, places, counters and connection."""
+"""One configured provider at run time: its guards, places, counters and connection.
+
+Health, capabilities and disabling are kept per operation: what an embedding request meets says
+nothing about chat.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, ProviderFailure
-from aigateway.events import CircuitChanged
+from aigateway.events import (
+    CircuitChanged,
+    Operation,
+    ProviderCooledDown,
+    ProviderDegraded,
+    ProviderDisabled,
+    ProviderEnabled,
+    ProviderRecovered,
+)
 from aigateway.resilience.adaptive import AdaptiveLimit
-from aigateway.resilience.breaker import CircuitBreaker, CircuitState
-from aigateway.resilience.gates import GatePolicy, Gates
-from aigateway.resilience.hangs import HangWatch
-from aigateway.resilience.latency import RecentLatency
+from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, Rejected
+from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, Setup, SetupPolicy
+from aigateway.resilience.guard import NEVER, Effect, Outcome, Refusal
+from aigateway.resilience.health import Health, HealthPolicy, Pace
+from aigateway.resilience.last_resort import LastResort
 from aigateway.resilience.limiter import Slots
 from aigateway.resilience.rates import RateLimits
 from aigateway.settings import GatewaySettings, LLMConfig
@@ -21,10 +35,21 @@ from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
 from aigateway.vendor.client import VendorClient, VendorClientFactory
 
-__all__ = ["CircuitOrder", "Pace", "Provider", "ProviderStatus", "in_milliseconds"]
+__all__ = [
+    "OPERATIONS",
+    "CircuitOrder",
+    "Guards",
+    "OperationStatus",
+    "Pass",
+    "Provider",
+    "ProviderStatus",
+    "in_milliseconds",
+]
+
+OPERATIONS: tuple[Operation, ...] = ("chat", "embeddings")
 
 CircuitOrder = Literal["open", "closed", "auto"]
-"""What somebody wants of a circuit; "auto" leaves it to itself."""
+"""What an operator wants of a circuit; "auto" leaves it to itself."""
 
 _CIRCUIT_EVENTS = {
     CircuitState.OPEN: "circuit.opened",
@@ -34,8 +59,31 @@ _CIRCUIT_EVENTS = {
 
 
 @dataclass(frozen=True, slots=True)
+class OperationStatus:
+    """What one operation of a provider is doing now.
+
+    Attributes:
+        active: Whether it could take a request now.
+        circuit_state: As of the last request that looked.
+        retry_after_seconds: When it can be asked again; None if it can be asked now, infinite
+            while its circuit is forced open.
+        disabled_reason: Why it is set up wrong, if it is.
+        degraded: "errors" or "latency" while it works worse than it should, else None.
+    """
+
+    active: bool
+    circuit_state: CircuitState
+    retry_after_seconds: float | None
+    disabled_reason: FailureKind | None
+    degraded: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderStatus:
     """What a provider is doing now.
+
+    `active`, `circuit_state`, `retry_after_seconds`, `disabled_reason` and `degraded` are those of
+    its main operation: chat, or embeddings where it only embeds.
 
     Attributes:
         name: Its one name.
@@ -49,8 +97,10 @@ class ProviderStatus:
         disabled_reason: Why it is set up wrong, if it is.
         in_flight: Calls that are out now.
         max_in_flight: Calls that may be out at once; falls when the vendor throttles, and recovers.
-        forced: Whether its circuit stays as it is because somebody ordered it.
+        forced: Whether its circuit stays as it is because an operator ordered it.
         aliases: Other names by which it may be asked for.
+        degraded: "errors" or "latency" while it works worse than it should, else None.
+        operations: Each of its operations by itself.
     """
 
     name: str
@@ -65,25 +115,242 @@ class ProviderStatus:
     max_in_flight: int
     forced: bool = False
     aliases: tuple[str, ...] = ()
+    degraded: str | None = None
+    operations: Mapping[Operation, OperationStatus] = field(default_factory=dict)
 
 
-class Pace:
-    """How quick a provider is in one kind of thing (whole answers, first contents).
+class Pass:
+    """What an attempt holds of its provider's guards, from `Guards.begin` to `Guards.end`.
 
     Attributes:
-        latency: What it took of late.
-        watch: The calls that are out, and whether they take suspiciously long.
+        permit: Of the circuit.
+        last_resort: It was let through although the provider was to be left alone.
+        answered: Its success has been counted: a stream's falls at its first content.
     """
 
-    __slots__ = ("latency", "watch")
+    __slots__ = ("answered", "checked", "last_resort", "permit", "trial", "trickled")
 
-    def __init__(self, clock: Clock, threshold: int, stale: float) -> None:
-        self.latency = RecentLatency()
-        self.watch = HangWatch(clock, threshold, stale=stale)
+    def __init__(
+        self, permit: Permit, checked: float, trial: bool, trickled: bool, last_resort: bool
+    ) -> None:
+        self.permit = permit
+        self.checked = checked
+        self.trial = trial
+        self.trickled = trickled
+        self.last_resort = last_resort
+        self.answered = False
+
+
+class Guards:
+    """All guards of one operation of one provider, as one.
+
+    Attributes:
+        breaker: Stops us asking a provider that keeps failing.
+        setup: Whether it is disabled.
+        cooldown: Whether it asked to be left alone.
+        health: Whether it is degraded.
+        last_resort: How many attempts it gets while its circuit is not closed.
+        answers: How quick its whole answers are.
+        first_contents: How quick the first content of its streams is.
+    """
+
+    __slots__ = (
+        "_emitter",
+        "_operation",
+        "_provider",
+        "answers",
+        "breaker",
+        "cooldown",
+        "first_contents",
+        "health",
+        "last_resort",
+        "setup",
+    )
+
+    def __init__(
+        self,
+        operation: Operation,
+        config: LLMConfig,
+        settings: GatewaySettings,
+        clock: Clock,
+        emitter: Emitter,
+    ) -> None:
+        self._provider = config.name
+        self._operation: Operation = operation
+        self._emitter = emitter
+        threshold = config.failure_threshold or settings.failure_threshold
+        reset_timeout = config.reset_timeout_seconds or settings.reset_timeout_seconds
+        # A probe may use its whole attempt timeout; only one that never settles is lost.
+        lease = (config.timeout or settings.attempt_timeout) + 1
+        self.breaker = CircuitBreaker(
+            threshold,
+            reset_timeout,
+            max_open_seconds=settings.max_open_seconds,
+            probe_lease_seconds=max(settings.probe_lease_seconds, lease),
+            clock=clock,
+            on_change=self._circuit_changed,
+        )
+        self.setup = Setup(clock, _setup_policy(settings, lease), self)
+        self.cooldown = Cooldown(
+            clock, CooldownPolicy(clamp=settings.max_cooldown_seconds, lease=lease), self
+        )
+        self.health = Health(clock, _health_policy(settings), self)
+        self.last_resort = LastResort(clock)
+        self.answers = Pace(clock, threshold, stale=reset_timeout)
+        self.first_contents = Pace(clock, threshold, stale=reset_timeout)
+
+    def refusal(self) -> Refusal | None:
+        """Why an attempt may not begin now, or None. Changes nothing."""
+        refusal = self.setup.refusal() or self.cooldown.refusal()
+        if self.breaker.state is CircuitState.CLOSED:
+            return refusal
+        rejected = self.breaker.refusal()
+        if rejected is None:
+            return refusal
+        wait = NEVER if self.breaker.forced else self.last_resort.wait()
+        if refusal is None:
+            return Refusal(FailureKind.CIRCUIT_OPEN, rejected.retry_after, wait)
+        return Refusal(refusal.kind, refusal.retry_after, max(refusal.last_resort, wait))
+
+    def ramp_wait(self) -> float:
+        """Seconds until a provider that has just come back takes one more call; 0.0 if now."""
+        if not self.last_resort.ramping or self.breaker.state is not CircuitState.CLOSED:
+            return 0.0
+        return self.last_resort.ramp_wait()
+
+    def is_degraded(self) -> bool:
+        """Whether others had better be asked first: degraded, or it seems to hang."""
+        return self.health.is_degraded() or self.seems_to_hang()
 
     def seems_to_hang(self) -> bool:
-        """Whether too many calls are out for too long. Settles calls that were given up, if due."""
-        return self.watch.suspected(self.latency.p95)
+        """Whether too many calls are out for too long. Settles calls that were outrun, if due."""
+        answers, contents = self.answers.seems_to_hang(), self.first_contents.seems_to_hang()
+        return answers or contents
+
+    def begin(self, *, last_resort: bool) -> Pass | None:
+        """An attempt begins; None if the circuit has changed meanwhile and refuses it.
+
+        Args:
+            last_resort: The request has no other provider left.
+        """
+        breaker = self.breaker
+        permit = breaker.acquire_last_resort() if last_resort else breaker.acquire()
+        if isinstance(permit, Rejected):
+            return None
+        closed = not (permit.probe or permit.last_resort)
+        trickled = self.last_resort.begin(closed=closed)
+        checked, trial = self.setup.begin(), self.cooldown.begin()
+        return Pass(permit, checked, trial, trickled, last_resort)
+
+    def answered(self, held: Pass, outcome: Outcome, pace: Pace) -> None:
+        """A stream has given its first content, or an attempt its answer.
+
+        The verdict on the provider falls here. What may break later is counted by `end`; where
+        the state of the circuit hung on this attempt, under a permit of its own.
+        """
+        slow = pace.is_slow(outcome.seconds, self.health.policy.latency)
+        pace.succeeded(outcome.seconds)
+        held.answered = True
+        self.setup.end(held.checked, outcome)
+        self.cooldown.end(held.trial, outcome)
+        self.health.end(None, outcome, slow=slow)
+        self.last_resort.end(held.trickled, outcome)
+        held.trickled = held.trial = False
+        if held.permit.probe or held.permit.last_resort:
+            held.permit.success()
+            permit = self.breaker.acquire()
+            if not isinstance(permit, Rejected):
+                held.permit = permit
+
+    def end(self, held: Pass, outcome: Outcome) -> None:
+        """An attempt ended; every guard does with it what the table in `guard.py` says."""
+        effect = outcome.effect
+        if effect is Effect.FAILED:
+            held.permit.failure(outcome.cause())
+        elif effect is Effect.ANSWERED:
+            held.permit.success()
+            if held.answered:
+                return
+        else:
+            held.permit.release()
+        self.setup.end(held.checked, outcome)
+        self.cooldown.end(held.trial, outcome)
+        self.health.end(None, outcome)
+        self.last_resort.end(held.trickled, outcome)
+
+    def force(self, order: CircuitOrder) -> None:
+        """Take the circuit in hand, or leave it to itself again.
+
+        "closed" ends whatever keeps requests away: a cooldown and a disabled state, too.
+        """
+        if order == "open":
+            self.breaker.force_open()
+        elif order == "closed":
+            self.breaker.force_closed()
+            for guard in (self.setup, self.cooldown, self.health, self.last_resort):
+                guard.reset()
+        elif self.breaker.forced:  # else it is left to itself already, and knows what it does
+            self.breaker.reset()
+
+    def take_over(self, other: Guards) -> None:
+        """Go on where those of the same provider in another gateway are, as far as they agree."""
+        if self.setup.policy == other.setup.policy:
+            self.setup = other.setup
+        if self.cooldown.policy == other.cooldown.policy:
+            self.cooldown = other.cooldown
+        if self.breaker.terms == other.breaker.terms:
+            self.breaker = other.breaker
+            self.breaker.on_change = self._circuit_changed
+            self.last_resort = other.last_resort
+
+    def close(self) -> None:
+        """Judge nothing any more of calls that were outrun."""
+        self.answers.close()
+        self.first_contents.close()
+
+    def status(self) -> OperationStatus:
+        """What the operation is doing now."""
+        refusal = self.refusal()
+        return OperationStatus(
+            active=refusal is None,
+            circuit_state=self.breaker.state,
+            retry_after_seconds=in_milliseconds(refusal.retry_after) if refusal else None,
+            disabled_reason=self.setup.reason,
+            degraded=self.health.degraded if self.health.is_degraded() else None,
+        )
+
+    # ── what the guards decide, as events ────────────────────────────────────────────────────
+
+    def cooled_down(self, seconds: float) -> None:
+        """As `guard.Listener`."""
+        event = ProviderCooledDown(self._provider, round(seconds, 3), self._operation)
+        self._emitter.emit(event)
+
+    def disabled(self, reason: FailureKind, status: int | None, seconds: float) -> None:
+        """As `guard.Listener`."""
+        self._emitter.emit(
+            ProviderDisabled(self._provider, reason, status, round(seconds, 3), self._operation)
+        )
+
+    def enabled(self) -> None:
+        """As `guard.Listener`."""
+        self._emitter.emit(ProviderEnabled(self._provider, self._operation))
+
+    def degraded(self, reason: Literal["errors", "latency"], share: float) -> None:
+        """As `guard.Listener`."""
+        event = ProviderDegraded(self._provider, reason, round(share, 3), self._operation)
+        self._emitter.emit(event)
+
+    def recovered(self) -> None:
+        """As `guard.Listener`."""
+        self._emitter.emit(ProviderRecovered(self._provider, self._operation))
+
+    def _circuit_changed(self, old: CircuitState, new: CircuitState) -> None:
+        self._emitter.emit(
+            CircuitChanged(
+                _CIRCUIT_EVENTS[new], self._provider, old.value, new.value, self._operation
+            )
+        )
 
 
 class Provider:
@@ -91,30 +358,28 @@ class Provider:
 
     Attributes:
         adaptive: How many calls the vendor bears at once; rules `slots.limit`.
-        answers: How quick its answers are.
-        first_contents: How quick the first content of its streams is.
-        first_contents_seen: The latter's percentiles, for the metrics.
+        chat: The guards of chat; `embeddings` likewise.
+        first_contents_seen: Percentiles of the time to the first content of streams, for metrics.
+        known_operations: What its model is known to do; None where that is not known (yet).
         rates: Its `rpm` and `tpm`, if it has such.
         retired: Taken out of the gateway; requests on their way pass it over.
-        turn: Where it stands in the rotation among providers of equal priority (`plan.py`).
+        turn: Where it stands in the rotation among providers of equal priority (`select.py`).
     """
 
     __slots__ = (
         "_client",
         "_clock",
-        "_emitter",
         "_make_client",
         "adaptive",
-        "answers",
         "answers_to",
         "attempt_timeout",
-        "breaker",
+        "chat",
         "config",
         "counters",
-        "first_contents",
+        "embeddings",
         "first_contents_seen",
         "first_token_timeout",
-        "gates",
+        "known_operations",
         "model",
         "name",
         "prepared",
@@ -123,6 +388,7 @@ class Provider:
         "retired",
         "slots",
         "turn",
+        "vendor",
         "weight",
     )
 
@@ -136,6 +402,7 @@ class Provider:
     ) -> None:
         self.config = config
         self.name = config.name
+        self.vendor = str(config.provider)
         self.model = config.model
         self.priority = config.priority
         self.weight = config.weight
@@ -146,63 +413,49 @@ class Provider:
         self.adaptive = AdaptiveLimit(config.max_concurrency or settings.max_concurrency, clock)
         self.slots = Slots(self.adaptive.limit)
         self.rates = RateLimits(clock, config.rpm, config.tpm) if config.rpm or config.tpm else None
-        threshold = config.failure_threshold or settings.failure_threshold
-        reset_timeout = config.reset_timeout_seconds or settings.reset_timeout_seconds
-        self.answers = Pace(clock, threshold, reset_timeout)
-        self.first_contents = Pace(clock, threshold, reset_timeout)
         self.first_contents_seen = LatencyWindow()
         self.counters = ProviderCounters()
-        self.gates = Gates(clock, _gate_policy(settings, self.attempt_timeout))
-        self.breaker = CircuitBreaker(
-            threshold,
-            reset_timeout,
-            max_open_seconds=settings.max_open_seconds,
-            # A probe may use its whole attempt timeout; only one that never settles is lost.
-            probe_lease_seconds=max(settings.probe_lease_seconds, self.attempt_timeout + 1),
-            clock=clock,
-            on_change=self._circuit_changed,
-        )
+        self.chat = Guards("chat", config, settings, clock, emitter)
+        self.embeddings = Guards("embeddings", config, settings, clock, emitter)
+        given = config.operations
+        self.known_operations = None if given is None else frozenset(given)
         self._clock = clock
-        self._emitter = emitter
         self._make_client = make_client
         self._client: VendorClient | None = None
         self.prepared = False
         self.retired = False
 
     def __repr__(self) -> str:
-        return f"<Provider {self.name} {self.breaker.state}>"
+        return f"<Provider {self.name} {self.main.breaker.state}>"
 
-    def refusal(self) -> ProviderFailure | None:
+    @property
+    def main(self) -> Guards:
+        """The guards of its main operation: chat, or embeddings where it only embeds."""
+        return self.chat if self.offers("chat") else self.embeddings
+
+    def guards(self, operation: Operation) -> Guards:
+        """Those of one operation."""
+        return self.chat if operation == "chat" else self.embeddings
+
+    def offers(self, operation: Operation) -> bool:
+        """Whether its model does that, as far as is known."""
+        return self.known_operations is None or operation in self.known_operations
+
+    def refusal(self, operation: Operation) -> Refusal | None:
         """Why this provider should not be asked now, or None. Its places are a separate matter."""
         if self.retired:
-            return ProviderFailure(self.name, FailureKind.DISABLED, retry_after_seconds=math.inf)
-        closed = self.gates.closed()
-        if closed is not None:
-            return ProviderFailure(
-                self.name, closed.kind, retry_after_seconds=in_milliseconds(closed.retry_after)
-            )
-        rejected = self.breaker.refusal()
-        if rejected is not None:
-            return ProviderFailure(
-                self.name,
-                FailureKind.CIRCUIT_OPEN,
-                retry_after_seconds=in_milliseconds(rejected.retry_after),
-            )
-        return None
+            return Refusal(FailureKind.DISABLED, math.inf)
+        return self.guards(operation).refusal()
 
-    def seems_to_hang(self) -> bool:
-        """Whether others had better be asked first. Settles calls that were given up, if due."""
-        answers, first_contents = self.answers.seems_to_hang(), self.first_contents.seems_to_hang()
-        return answers or first_contents
+    def refused(self, refusal: Refusal) -> ProviderFailure:
+        """A refusal as the cause of an error."""
+        wait = in_milliseconds(refusal.retry_after)
+        return ProviderFailure(self.name, refusal.kind, retry_after_seconds=wait)
 
     def force_circuit(self, order: CircuitOrder) -> None:
-        """Take the circuit in hand, or leave it to itself again."""
-        if order == "open":
-            self.breaker.force_open()
-        elif order == "closed":
-            self.breaker.force_closed()
-        elif self.breaker.forced:  # else it is left to itself already, and knows what it does
-            self.breaker.reset()
+        """Take its circuits in hand, or leave them to themselves again."""
+        self.chat.force(order)
+        self.embeddings.force(order)
 
     def pause(self) -> float | None:
         """Seconds until the vendor's own limits allow a call again, if it has just said so."""
@@ -224,6 +477,7 @@ class Provider:
         if not self.retired:
             client = self.client
             await client.prepare()
+            self.known_operations = client.operations
             self.prepared = client is self._client
         if not self.prepared:
             raise GatewayError(f"The provider {self.name} was removed or closed.")
@@ -231,28 +485,25 @@ class Provider:
     def take_over(self, other: Provider) -> None:
         """Go on where the run-time side of the same configuration in another gateway is.
 
-        Both then have the same circuit and gates (if what governs them is the same), rates and
-        counters: what calls of the other find out is true of this one's vendor, too.
+        Both then have the same guards (where what governs them is the same), rates and counters:
+        what calls of the other find out is true of this one's vendor, too.
         """
         self.counters = other.counters
         self.first_contents_seen = other.first_contents_seen
         self.rates = other.rates
-        if self.gates.policy == other.gates.policy:
-            self.gates = other.gates
-        if self.breaker.terms == other.breaker.terms:
-            self.breaker = other.breaker
-            self.breaker.on_change = self._circuit_changed
+        self.chat.take_over(other.chat)
+        self.embeddings.take_over(other.embeddings)
 
     async def retire(self) -> None:
         """Let the calls that are out end, then close the connections."""
         await self.slots.empty()
-        self.close_watches()
+        self.close_guards()
         await self.aclose()
 
-    def close_watches(self) -> None:
-        """Judge nothing any more of calls that were given up."""
-        self.answers.watch.close()
-        self.first_contents.watch.close()
+    def close_guards(self) -> None:
+        """Judge nothing any more of calls that were outrun."""
+        self.chat.close()
+        self.embeddings.close()
 
     async def aclose(self) -> None:
         """Close the connections. The next attempt would open new ones."""
@@ -265,44 +516,45 @@ class Provider:
         """Let go of the connections without closing them: their event loop is gone."""
         self._client = None
         self.prepared = False
-        self.close_watches()
+        self.close_guards()
         self.slots = Slots(self.adaptive.limit)  # what was out settles with the old one
 
     def status(self) -> ProviderStatus:
         """What it is doing now."""
-        refusal = self.refusal()
+        operations = {name: self.guards(name).status() for name in OPERATIONS if self.offers(name)}
+        main = operations["chat" if self.offers("chat") else "embeddings"]
         return ProviderStatus(
             name=self.name,
-            vendor=str(self.config.provider),
+            vendor=self.vendor,
             model=self.model,
             priority=self.priority,
-            active=refusal is None,
-            circuit_state=self.breaker.state,
-            retry_after_seconds=refusal.retry_after_seconds if refusal else None,
-            disabled_reason=self.gates.disabled_reason,
+            active=main.active and not self.retired,
+            circuit_state=main.circuit_state,
+            retry_after_seconds=main.retry_after_seconds,
+            disabled_reason=main.disabled_reason,
             in_flight=self.slots.in_flight,
             max_in_flight=self.adaptive.limit,
-            forced=self.breaker.forced,
+            forced=self.chat.breaker.forced,
             aliases=self.config.aliases,
+            degraded=main.degraded,
+            operations=operations,
         )
 
     def metrics(self) -> dict[str, Any]:
         """Counters and state as plain values, fit for JSON."""
-        refusal = self.refusal()
+        status, breaker = self.status(), self.main.breaker
         return {
             **self.counters.snapshot(),
-            "active": refusal is None,
-            "circuit_state": str(self.breaker.state),
-            "consecutive_failures": self.breaker.consecutive_failures,
-            "late_results": self.breaker.late_results,
-            "disabled_reason": str(self.gates.disabled_reason or "") or None,
+            "active": status.active,
+            "circuit_state": str(status.circuit_state),
+            "consecutive_failures": breaker.consecutive_failures,
+            "late_results": breaker.late_results,
+            "disabled_reason": str(status.disabled_reason or "") or None,
+            "degraded": status.degraded,
             "first_content_seconds": self.first_contents_seen.percentiles(),
             "in_flight": self.slots.in_flight,
             "max_in_flight": self.adaptive.limit,
         }
-
-    def _circuit_changed(self, old: CircuitState, new: CircuitState) -> None:
-        self._emitter.emit(CircuitChanged(_CIRCUIT_EVENTS[new], self.name, old.value, new.value))
 
 
 def in_milliseconds(seconds: float) -> float:
@@ -310,9 +562,19 @@ def in_milliseconds(seconds: float) -> float:
     return seconds if math.isinf(seconds) else math.ceil(seconds * 1000) / 1000
 
 
-def _gate_policy(settings: GatewaySettings, attempt_timeout: float) -> GatePolicy:
-    return GatePolicy(
+def _setup_policy(settings: GatewaySettings, lease: float) -> SetupPolicy:
+    return SetupPolicy(
         recheck=settings.disabled_recheck_seconds,
-        max_recheck=settings.disabled_recheck_max_seconds,
-        recheck_lease=attempt_timeout + 1,
+        longest_recheck=settings.disabled_recheck_max_seconds,
+        lease=lease,
+    )
+
+
+def _health_policy(settings: GatewaySettings) -> HealthPolicy:
+    return HealthPolicy(
+        window=settings.degraded_window_seconds,
+        least=settings.degraded_min_attempts,
+        errors=settings.degraded_error_percent / 100,
+        latency=settings.degraded_latency_factor,
+        canaries=settings.degraded_canary_percent / 100,
     )

@@ -1,7 +1,7 @@
 """One stream across providers: one clean answer for the caller, whatever happens behind it.
 
-Before the first content a stream is dispatched like any request. After it nothing is silently
-begun anew: what breaks then is raised, or resumed in the way the caller has asked for.
+Before the first content a stream fails over like any request. Once content has been delivered, the
+gateway never restarts the answer silently: a break is raised, or resumed as the caller has asked.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol, TypeVar
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, ProviderFailure, StreamInterruptedError
 from aigateway.messages import ChatRequest, Choice, Chunk, Completion, Opening, Usage
-from aigateway.routing.call import FIRST_TOKEN_TIMEOUT, Call
-from aigateway.routing.dispatch import Dispatcher, Operation, Served
-from aigateway.routing.journey import Journey
+from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, Attempt, End
+from aigateway.routing.candidates import RequestState
+from aigateway.routing.failover import Failovers, Served, Work
 from aigateway.structured import fits
 from aigateway.vendor.client import Failure, VendorCallError, VendorClient, VendorStream
 from aigateway.vendor.failures import Failover, Verdict
@@ -183,9 +183,9 @@ class StreamRun:
     """One stream, from the first provider asked to the last.
 
     Args:
-        dispatcher: Finds a provider.
+        failovers: Finds a provider.
         request: What is asked.
-        journey: Its way so far.
+        state: Its way so far.
         clock: The gateway's.
         idle: Seconds it may be silent after the first content.
         time_to_first: Seconds that a further search for a first content may take.
@@ -200,18 +200,18 @@ class StreamRun:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        failovers: Failovers,
         request: ChatRequest,
-        journey: Journey,
+        state: RequestState,
         *,
         clock: Clock,
         idle: float,
         time_to_first: float,
         resume: Resume | None,
     ) -> None:
-        self._dispatcher = dispatcher
+        self._failovers = failovers
         self._request = request
-        self._journey = journey
+        self._state = state
         self._clock = clock
         self._idle = idle
         self._time_to_first = time_to_first
@@ -229,12 +229,12 @@ class StreamRun:
 
         Raises:
             StreamInterruptedError: It broke after the first content.
-            GatewayError: As `Dispatcher.dispatch`, before it.
+            GatewayError: As `Failovers.run`, before it.
         """
         served = await self._open(self._request)
         restarted = False
         while True:
-            opened, call = served.answer, served.call
+            opened, attempt = served.answer, served.attempt
             failure: Failure | None = None
             whole = False
             try:
@@ -252,13 +252,13 @@ class StreamRun:
             except GatewayError:
                 raise
             except Exception as error:  # noqa: BLE001 - none should come through
-                _log.warning("Provider %s raised %s.", call.provider.name, type(error).__name__)
+                _log.warning("Provider %s raised %s.", attempt.provider.name, type(error).__name__)
                 failure = Failure(FailureKind.UNKNOWN)
             finally:
                 # Settled before the first await, for that may be cancelled.
                 part = opened.part()
                 so_far = self._joined(part)
-                broken = self._settled(call, part, so_far, failure, whole=whole)
+                broken = self._settled(attempt, part, so_far, failure, whole=whole)
                 await opened.stream.aclose()
             if broken is None:
                 return
@@ -269,41 +269,43 @@ class StreamRun:
 
     def _settled(
         self,
-        call: Call,
+        attempt: Attempt,
         part: Completion,
         completion: Completion,
         failure: Failure | None,
         *,
         whole: bool,
     ) -> StreamInterruptedError | None:
-        """Settle a call by what became of its stream: a break, an answer, or left by the caller.
+        """End an attempt by what became of its stream: a break, an answer, or left by the caller.
 
         Args:
-            call: Is still out.
+            attempt: Is still out.
             part: What it brought.
-            completion: That, with what other calls had brought before it.
+            completion: That, with what other attempts had brought before it.
             failure: What broke it, if something did.
             whole: It came to its end.
         """
         if whole and failure is None and not fits(self._request.response_model, completion):
             failure = Failure(FailureKind.INVALID_OUTPUT)
         if failure is not None:
-            return self._broken(call, call.failed(failure, part), failure)
+            verdict = attempt.end(End.FAILED, failure, part)
+            assert verdict is not None  # noqa: S101 - it failed
+            return self._broken(attempt, verdict, failure)
         if not whole:
-            call.stream_left(part)
+            attempt.end(End.LEFT, answer=part)
             return None
-        call.stream_ended(part)
-        attempts = tuple(self._journey.attempts)
-        self.served = Served(completion, call.provider.name, attempts, call)
+        attempt.end(End.ANSWERED, answer=part)
+        attempts = tuple(self._state.attempts)
+        self.served = Served(completion, attempt.provider.name, attempts, attempt)
         return None
 
     async def _open(self, request: ChatRequest) -> Served[Opened]:
-        operation = Operation(
-            lambda call: _opened(call.provider.client, call.outgoing(request)),
+        work = Work(
+            lambda attempt: _opened(attempt.provider.client, attempt.outgoing(request)),
             streamed=True,
             discard=_close,
         )
-        served = await self._dispatcher.dispatch(self._journey, operation)
+        served = await self._failovers.run(self._state, work)
         if self.first_content_at is None:
             self.first_content_at = self._clock.now()
         part, attempts = served.answer.part(), len(served.attempts) + 1
@@ -313,14 +315,16 @@ class StreamRun:
         return served
 
     async def _next(self, stream: VendorStream) -> Sequence[Chunk] | None:
-        return await next_content(stream, self._clock, self._idle, self._dispatcher.bounded)
+        return await next_content(stream, self._clock, self._idle, self._failovers.bounded)
 
     # ── after a break ────────────────────────────────────────────────────────────────────────
 
-    def _broken(self, call: Call, verdict: Verdict, failure: Failure) -> StreamInterruptedError:
+    def _broken(
+        self, attempt: Attempt, verdict: Verdict, failure: Failure
+    ) -> StreamInterruptedError:
         """What the caller is told, unless the stream is resumed."""
-        name = call.provider.name
-        self._journey.set_aside.add(name)
+        name = attempt.provider.name
+        attempt.candidate.barred = True
         if verdict.failover in {Failover.NEVER, Failover.SECOND_OPINION}:
             self._resume = None
         return StreamInterruptedError(
@@ -333,10 +337,10 @@ class StreamRun:
 
     async def _resumed(self, broken: StreamInterruptedError, so_far: Completion) -> Served[Opened]:
         """Find another provider for a stream that broke, as the caller has asked for; or raise."""
-        request, journey = self._request, self._journey
-        journey.deadline = self._clock.now() + self._time_to_first
-        # Somebody has taken this request already, so a rejection by another is that one's own.
-        journey.lenient = True
+        request, state = self._request, self._state
+        state.deadline = self._clock.now() + self._time_to_first
+        # One vendor has taken this request already, so a rejection by another is that one's own.
+        state.go_on_when_refused = True
         if self._resume is None or (self._resume == "continue" and not await self._can_continue()):
             raise broken
         if self._resume == "continue":
@@ -345,13 +349,13 @@ class StreamRun:
         try:
             return await self._open(request)
         except GatewayError as error:
-            self._dispatcher.refuse_if_stopped()
+            self._failovers.refuse_if_stopped()
             causes = getattr(error, "causes", ())
         broken.causes = (*(c for c in causes if c.provider != broken.provider), *broken.causes)
         raise broken
 
     async def _can_continue(self) -> bool:
-        """Whether what was said is a text, and somebody's model goes on from one."""
+        """Whether what was said is a text, and a candidate's model goes on from one."""
         params = self._request.params
         if (
             not self._said.only_text
@@ -360,19 +364,20 @@ class StreamRun:
             or params.get("n", 1) != 1
         ):
             return False
-        journey = self._journey
+        state = self._state
         willing = []
-        for provider in journey.candidates:
-            if provider.name in journey.set_aside or provider.refusal() is not None:
+        for candidate in state.candidates:
+            provider = candidate.provider
+            if candidate.barred or provider.refusal(state.operation) is not None:
                 continue
             try:
-                await self._dispatcher.bounded(self._time_to_first, provider.prepare())
+                await self._failovers.bounded(self._time_to_first, provider.prepare())
             except Exception as error:  # noqa: BLE001 - whatever it is, another may still go on
                 _log.warning("Provider %s is left out: %s.", provider.name, type(error).__name__)
             else:
                 if provider.client.accepts_prefill:
-                    willing.append(provider)
-        journey.candidates = tuple(willing)
+                    willing.append(candidate)
+        state.candidates = tuple(willing)
         return bool(willing)
 
     def _continuation(self) -> ChatRequest:

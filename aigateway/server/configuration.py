@@ -9,7 +9,7 @@ from typing import Any
 from aigateway.errors import NoProvidersError
 from aigateway.events import Hook
 from aigateway.gateway import AsyncGateway
-from aigateway.routing.plan import NO_PROVIDERS
+from aigateway.routing.candidates import NO_PROVIDERS
 from aigateway.settings import GatewaySettings, LLMConfig, ServerSettings, load_providers
 
 __all__ = ["MAX_CONCURRENCY", "NEEDS_RESTART", "Configuration", "Read", "read_configuration"]

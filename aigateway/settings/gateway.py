@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -52,23 +52,40 @@ class GatewaySettings(TableSettings):
     hedge_max_percent: Percent = 5.0
     """Most hedges, in percent of the requests of the last minute (ten are let through anyway)."""
     failure_threshold: Count = 5
-    """Failures in a row that open a provider's circuit."""
+    """Failures in a row, of distinct requests, that open a provider's circuit."""
     reset_timeout_seconds: Seconds = 60.0
     """Seconds a circuit stays open the first time; each opening in a row doubles it."""
-    max_open_seconds: Seconds = 600.0
-    """Longest time in seconds that a circuit stays open; at least `reset_timeout_seconds`."""
+    max_open_seconds: Seconds = 120.0
+    """Longest time in seconds that a circuit stays open; at least `reset_timeout_seconds`, to
+    which it is raised where it is set nowhere."""
     probe_lease_seconds: Seconds = 60.0
     """Seconds after which a half-open circuit's probe that never settled counts as lost."""
     retry_rounds: CountOrZero = 2
     """How many more times all providers are tried when nobody answered; 0 is never."""
     max_retry_wait_seconds: SecondsOrZero = 10.0
     """Longest wait in seconds before another round; where a longer one is needed, fail at once."""
+    max_cooldown_seconds: Seconds = 300.0
+    """Longest time in seconds for which a provider is left alone after a rate limit, whatever
+    `Retry-After` says; then one request tries it."""
+    degraded_window_seconds: Seconds = 30.0
+    """Seconds of the sliding window by which a provider is found degraded."""
+    degraded_min_attempts: Count = 20
+    """Attempts below which that window says nothing."""
+    degraded_error_percent: Percent = 50.0
+    """Failed attempts, in percent of the window, from which a provider is asked after the healthy
+    ones."""
+    degraded_latency_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 5.0
+    """Multiple of a provider's own usual latency; while most answers take longer, it is asked
+    after the healthy ones."""
+    degraded_canary_percent: Percent = 5.0
+    """Requests, in percent, that a degraded provider keeps, so that its recovery is noticed."""
     disabled_recheck_seconds: Seconds = 300.0
     """Seconds until a misconfigured provider (bad key, no such model) is tried again."""
     disabled_recheck_max_seconds: Seconds = 3600.0
     """Longest time in seconds between such tries; at least `disabled_recheck_seconds`."""
-    failover_on_rejection: bool = False
-    """Whether a request that one vendor calls invalid is still offered to the next provider."""
+    failover_on_rejection: bool | Literal["once"] = "once"
+    """Whether a request that one vendor calls invalid is offered to further providers. "once" asks
+    one provider of another vendor for a second opinion, out of the budget for extra calls."""
     failover_on_content_policy: bool = False
     """Whether a request that one vendor's content policy refuses goes on to the next provider."""
     drop_unsupported_params: bool = False
@@ -105,6 +122,9 @@ class GatewaySettings(TableSettings):
             if name not in self.model_fields_set:
                 most = min(getattr(self, name), self.timeout / 2)
                 object.__setattr__(self, name, most)  # still being made; stays "not set"
+        if "max_open_seconds" not in self.model_fields_set:
+            longest = max(self.max_open_seconds, self.reset_timeout_seconds)
+            object.__setattr__(self, "max_open_seconds", longest)
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,7 @@ _WORST_FIRST: tuple[Word, ...] = (
     "half-open",
     "probe is due",
     "cooling",
+    "degraded",
     "closed",
 )
 

@@ -186,7 +186,7 @@ class TestAllFail:
     async def test_the_message_and_one_cause_for_each(self, make, vendor, clock):
         gateway = make()
         for _ in range(5):
-            state = gateway._roster.candidates("c")[0].breaker.acquire()
+            state = gateway._roster.named("c").chat.breaker.acquire()
             state.failure()
         vendor.always("a", Failure(K.SERVER_ERROR, 500))
         vendor.always("b", Failure(K.RATE_LIMITED, 429, retry_after=30))
@@ -243,7 +243,7 @@ class TestRounds:
     async def test_an_open_circuit_is_not_worth_a_minutes_wait(self, make, vendor):
         gateway = make("a", retry_rounds=5)
         for _ in range(5):
-            gateway._roster.candidates("a")[0].breaker.acquire().failure()
+            gateway._roster.named("a").chat.breaker.acquire().failure()
         await fails(gateway, AllProvidersFailedError)
         assert vendor.called() == 0
 

@@ -1,0 +1,217 @@
+"""Rate-limit cooldown, and disabling of misconfigured providers; independent of the breaker.
+
+A rate limit says "later", a bad key says "never like this". Neither says that the provider fails.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from aigateway.clock import Clock
+from aigateway.errors import FailureKind
+from aigateway.resilience.guard import Effect, Listener, Outcome, Refusal
+
+__all__ = ["Cooldown", "CooldownPolicy", "Setup", "SetupPolicy"]
+
+
+@dataclass(frozen=True, slots=True)
+class CooldownPolicy:
+    """Durations, in seconds.
+
+    Attributes:
+        first: For a rate limit without `Retry-After`; doubles while they follow each other.
+        longest: Where that doubling ends.
+        clamp: The longest cooldown at all, whatever the vendor asks for. After one that was cut to
+            this, one attempt at a time is let through until one is not refused for its rate.
+        lease: That attempt has this long to come back before another is let through.
+    """
+
+    first: float = 1.0
+    longest: float = 60.0
+    clamp: float = 300.0
+    lease: float = 60.0
+
+
+class Cooldown:
+    """Leaves a provider alone for as long as it asks; a `Guard` whose token is a trial or not.
+
+    Attributes:
+        until: When it ends, on the clock's own scale.
+    """
+
+    __slots__ = ("_clamped", "_clock", "_listener", "_out_until", "_streak", "policy", "until")
+
+    def __init__(self, clock: Clock, policy: CooldownPolicy, listener: Listener) -> None:
+        self._clock = clock
+        self._listener = listener
+        self.policy = policy
+        self.reset()
+
+    def reset(self) -> None:
+        """End the cooldown and forget what began it."""
+        self.until = -math.inf
+        self._streak = 0
+        self._clamped = False
+        self._out_until = -math.inf
+
+    def refusal(self) -> Refusal | None:
+        """Why an attempt may not begin now, or None."""
+        if self.until == -math.inf:
+            return None  # the ordinary case needs no look at the clock
+        wait = max(self.until, self._out_until) - self._clock.now()
+        return Refusal(FailureKind.COOLING_DOWN, wait) if wait > 0 else None
+
+    def begin(self) -> bool:
+        """An attempt begins. Returns whether it is the trial after a cooldown that was clamped."""
+        if self._clamped:
+            self._out_until = self._clock.now() + self.policy.lease
+        return self._clamped
+
+    def end(self, trial: bool, outcome: Outcome) -> None:
+        """An attempt ended."""
+        effect = outcome.effect
+        if effect is Effect.ANSWERED and not trial:
+            self._streak = 0
+            return
+        if trial:
+            self._out_until = -math.inf
+            if effect is not Effect.THROTTLED and effect is not Effect.NEUTRAL:
+                self.reset()
+        # A provider that fails is the breaker's affair, unless it says for how long.
+        if effect is Effect.THROTTLED or (
+            effect is Effect.FAILED and outcome.retry_after is not None
+        ):
+            self.throttle(outcome.retry_after)
+
+    def throttle(self, retry_after: float | None) -> None:
+        """Begin a cooldown, or lengthen the one that is on.
+
+        Args:
+            retry_after: Seconds that the vendor asks for; None where it only refuses.
+        """
+        now, policy = self._clock.now(), self.policy
+        cooling = now < self.until
+        if retry_after is not None or not cooling:  # calls that were out together count once
+            if retry_after is None:
+                retry_after = min(policy.first * 2.0 ** min(self._streak, 60), policy.longest)
+            self._streak += not cooling
+            self._clamped = self._clamped or retry_after > policy.clamp
+            # The longest wish counts: answers to calls in flight arrive in any order.
+            self.until = max(self.until, now + min(retry_after, policy.clamp))
+        self._listener.cooled_down(self.until - now)
+
+
+@dataclass(frozen=True, slots=True)
+class SetupPolicy:
+    """Durations, in seconds.
+
+    Attributes:
+        recheck: A disabled provider is tried again by one request after this long; doubles.
+        longest_recheck: Where that doubling ends.
+        lease: That request has this long to come back before another may try.
+        last_resort: With no other provider left, one request at a time may try it this often.
+    """
+
+    recheck: float = 300.0
+    longest_recheck: float = 3600.0
+    lease: float = 60.0
+    last_resort: float = 5.0
+
+
+class Setup:
+    """Disables a provider that is set up wrong; a `Guard` whose token is when the attempt began.
+
+    It takes evidence: the vendor's own word about key, region, model, deployment or billing; or
+    the same refusal of two distinct requests with no answer between.
+
+    Attributes:
+        reason: Why it is disabled, or None.
+        refusals: How often it was refused again while it was disabled.
+    """
+
+    __slots__ = (
+        "_check_out_until",
+        "_clock",
+        "_disabled_at",
+        "_in_a_row",
+        "_last_resort_at",
+        "_listener",
+        "_recheck_at",
+        "_suspects",
+        "policy",
+        "reason",
+        "refusals",
+    )
+
+    def __init__(self, clock: Clock, policy: SetupPolicy, listener: Listener) -> None:
+        self._clock = clock
+        self._listener = listener
+        self.policy = policy
+        self.refusals = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Enable it and forget what disabled it."""
+        self.reason: FailureKind | None = None
+        self._suspects: dict[FailureKind | None, Hashable] = {}
+        self._in_a_row = 0
+        self._disabled_at = -math.inf
+        self._recheck_at = -math.inf
+        self._last_resort_at = -math.inf
+        self._check_out_until = -math.inf
+
+    def refusal(self) -> Refusal | None:
+        """Why an attempt may not begin now, or None."""
+        if self.reason is None:
+            return None
+        now, out = self._clock.now(), self._check_out_until
+        wait = max(self._recheck_at, out) - now
+        if wait <= 0:
+            return None
+        last_resort = max(0.0, max(self._last_resort_at, out) - now)
+        return Refusal(FailureKind.DISABLED, wait, last_resort)
+
+    def begin(self) -> float:
+        """An attempt begins. While the provider is disabled, it is the check that others await."""
+        if self.reason is None:
+            return -math.inf
+        now = self._clock.now()
+        self._check_out_until = now + self.policy.lease
+        return now
+
+    def end(self, began: float, outcome: Outcome) -> None:
+        """An attempt ended. Only a check, which began after the disabling, speaks about it."""
+        checked = self.reason is not None and began >= self._disabled_at
+        if checked:
+            self._check_out_until = -math.inf
+        if outcome.effect is Effect.ANSWERED:
+            if self._suspects:
+                self._suspects.clear()
+            if checked:
+                self.reset()
+                self._listener.enabled()
+        elif outcome.effect is Effect.MISCONFIGURED and (
+            outcome.certain or self.reason is not None or self._is_second(outcome)
+        ):
+            self._disable(outcome)
+
+    def _is_second(self, outcome: Outcome) -> bool:
+        """Whether two distinct requests have been refused alike."""
+        cause = outcome.cause()
+        return self._suspects.setdefault(outcome.kind, cause) != cause
+
+    def _disable(self, outcome: Outcome) -> None:
+        now, policy = self._clock.now(), self.policy
+        if self.reason is None:
+            self._disabled_at = now
+        else:
+            self.refusals += 1
+        if now >= self._recheck_at:  # calls that were out together lengthen the pause once
+            pause = min(policy.recheck * 2.0 ** min(self._in_a_row, 60), policy.longest_recheck)
+            self._in_a_row += 1
+            self._recheck_at = now + pause
+        self._last_resort_at = now + policy.last_resort
+        self.reason = reason = outcome.kind or FailureKind.UNKNOWN
+        self._listener.disabled(reason, outcome.status, self._recheck_at - now)

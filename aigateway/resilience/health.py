@@ -1,0 +1,372 @@
+"""How well a provider works: its error rate, its latency against its own usual, and hangs.
+
+Between a closed and an open circuit there is "degraded": the provider works, but worse than it
+should. It is asked after the healthy ones, and keeps a small share of requests as canaries, so that
+its recovery is noticed. Nothing here opens a circuit.
+
+- `Pace`: how long one kind of answer takes (whole answers, first contents of streams), what is
+  usual, and whether calls that are out take suspiciously long.
+- `Health`: the sliding window, and whether the provider is degraded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from aigateway.clock import Clock
+from aigateway.resilience.guard import Effect, Listener, Outcome
+
+__all__ = ["Health", "HealthPolicy", "OutstandingCall", "Pace"]
+
+ENOUGH = 20
+"""Latencies below which a percentile means nothing: the 95th would be the worst one seen."""
+
+_KEPT = 128
+"""Latencies kept. Few enough that yesterday's are gone after a minute of traffic."""
+
+_EVERY = 16
+"""New latencies after which the percentile is worked out again."""
+
+_STEP = 0.01
+"""Share by which `usual` moves towards a new latency, once a second at most: a provider that
+becomes twenty times slower is taken for usual after five minutes, not after five seconds."""
+
+_FLOOR = 0.1
+"""Seconds above the usual that an answer must take to count as slow at all."""
+
+HANG = 4.0
+"""Times the 95th percentile after which a call that is out is overdue."""
+
+
+class OutstandingCall:
+    """A call that is out, or would be, had it not been cancelled for a quicker one."""
+
+    __slots__ = ("began", "settle", "until")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.until = math.inf
+        self.settle: Callable[[bool], None] | None = None
+
+
+class Pace:
+    """How long one kind of answer of one provider takes. Synchronous, for one event loop.
+
+    A hang costs most: each caller waits out the whole timeout to learn what the one before it is
+    just learning. So when enough calls are out for much longer than usual, and none came back
+    meanwhile, new requests go elsewhere first.
+
+    Args:
+        clock: The gateway's.
+        threshold: Overdue calls that make a hang; the circuit's threshold.
+        stale: Seconds after which it does not matter any more that a call would have failed: the
+            circuit's open time.
+
+    Attributes:
+        p95: The 95th percentile (nearest rank) in seconds, as of a few latencies ago; None below
+            `ENOUGH`.
+        usual: The longer-run median in seconds; None below `ENOUGH`.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_fresh",
+        "_last_success",
+        "_latencies",
+        "_next",
+        "_next_due",
+        "_out",
+        "_outrun",
+        "_stale",
+        "_threshold",
+        "_usual_moved",
+        "p95",
+        "usual",
+    )
+
+    def __init__(self, clock: Clock, threshold: int, *, stale: float = 60.0) -> None:
+        self._clock = clock
+        self._stale = stale
+        self._threshold = threshold
+        self._latencies: list[float] = []
+        self._next = 0
+        self._fresh = 0
+        self.p95: float | None = None
+        self.usual: float | None = None
+        self._usual_moved = -math.inf
+        self._out: dict[OutstandingCall, None] = {}  # begun since the last success, in that order
+        self._outrun: dict[OutstandingCall, None] = {}  # those of them that were cancelled
+        self._last_success = -math.inf
+        self._next_due = math.inf  # no cancelled one is due before
+
+    @property
+    def samples(self) -> int:
+        """How many latencies are known, at most 128."""
+        return len(self._latencies)
+
+    def begin(self) -> OutstandingCall:
+        """A call goes out."""
+        call = OutstandingCall(self._clock.now())
+        self._out[call] = None
+        return call
+
+    def succeeded(self, seconds: float) -> None:
+        """A call brought something after so long: the provider is alive."""
+        now = self._last_success = self._clock.now()
+        self._out.clear()  # all of them began before it, and it speaks for them
+        if self._outrun:
+            self._settle(list(self._outrun), failed=False)
+        if len(self._latencies) < _KEPT:
+            self._latencies.append(seconds)
+        else:
+            self._latencies[self._next] = seconds
+            self._next = (self._next + 1) % _KEPT
+        self._fresh += 1
+        if self._fresh >= _EVERY or len(self._latencies) == ENOUGH:
+            self._work_out()
+        usual = self.usual
+        if usual is not None and now - self._usual_moved >= 1.0:
+            self._usual_moved = now
+            self.usual = usual * (1.0 + _STEP if seconds > usual else 1.0 - _STEP)
+
+    def ended(self, call: OutstandingCall) -> None:
+        """A call ended in another way. May be called after `succeeded`."""
+        self._out.pop(call, None)
+
+    def is_slow(self, seconds: float, factor: float) -> bool:
+        """Whether that is more than `factor` times what is usual here."""
+        usual = self.usual
+        return usual is not None and seconds > usual * factor and seconds > usual + _FLOOR
+
+    def outrun(self, call: OutstandingCall, until: float, settle: Callable[[bool], None]) -> None:
+        """A call was cancelled, because another provider was quicker.
+
+        Whether it would have been answered is unknown. It counts as if it were still out until
+        its timeout would have come, and then as a failure, unless the provider has answered
+        another call in the meantime.
+
+        Args:
+            call: From `begin`.
+            until: When its timeout would have come, on the clock's own scale.
+            settle: Called once, with whether to count a failure.
+        """
+        call.until, call.settle = until, settle
+        self._outrun[call] = None
+        self._next_due = min(self._next_due, until)
+        if self._last_success >= call.began:
+            self._settle([call], failed=False)
+
+    def seems_to_hang(self) -> bool:
+        """Whether too many calls are out for too long. Settles calls that were outrun, if due."""
+        if self._outrun and self._next_due <= self._clock.now():
+            self._settle_due()
+        if self.p95 is None or len(self._out) < self._threshold:
+            return False
+        oldest = next(islice(self._out, self._threshold - 1, None))
+        return oldest.began < self._clock.now() - HANG * self.p95
+
+    def close(self) -> None:
+        """Settle what is open, and blame no provider."""
+        self._settle(list(self._outrun), failed=False)
+
+    def _work_out(self) -> None:
+        self._fresh = 0
+        if len(self._latencies) >= ENOUGH:
+            ordered = sorted(self._latencies)
+            self.p95 = ordered[-(-95 * len(ordered) // 100) - 1]
+            if self.usual is None:
+                self.usual = ordered[len(ordered) // 2]
+
+    def _settle_due(self) -> None:
+        now = self._clock.now()
+        due = [call for call in self._outrun if call.until <= now]
+        self._next_due = min(
+            (call.until for call in self._outrun if call.until > now), default=math.inf
+        )
+        # No request has looked since: what was so a while ago says nothing of now.
+        self._settle([call for call in due if now - call.until > self._stale], failed=False)
+        self._settle([call for call in due if now - call.until <= self._stale], failed=True)
+
+    def _settle(self, calls: list[OutstandingCall], *, failed: bool) -> None:
+        for call in calls:
+            self._out.pop(call, None)
+            self._outrun.pop(call, None)
+            settle, call.settle = call.settle, None
+            if settle is not None:  # else a listener of the one before has come back here
+                settle(failed)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthPolicy:
+    """When a provider is degraded, and what it keeps.
+
+    Attributes:
+        window: Seconds that are looked at.
+        least: Attempts below which a window says nothing.
+        errors: Share of failed attempts from which the provider is degraded, from 0 to 1.
+        latency: Multiple of its own usual latency; degraded while most answers take longer.
+        canaries: Share of requests that a degraded provider keeps, from 0 to 1.
+    """
+
+    window: float = 30.0
+    least: int = 20
+    errors: float = 0.5
+    latency: float = 5.0
+    canaries: float = 0.05
+
+
+RECENT = 5.0
+"""Seconds of the view beside the window that makes it quick; half of `least` is enough there."""
+
+RUN = 5
+"""Good answers in a row after which a degraded provider is healthy again."""
+
+_MOST_CAUSES = 4096
+"""Distinct failing requests that a window remembers; beyond it, each failure counts."""
+
+
+class _Second:
+    """What ended in one second."""
+
+    __slots__ = ("bad", "began", "good", "slow")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.good = 0
+        self.bad = 0
+        self.slow = 0
+
+
+class Health:
+    """Whether one operation of a provider is degraded; a `Guard` that never refuses."""
+
+    __slots__ = (
+        "_canary",
+        "_causes",
+        "_clock",
+        "_ended_at",
+        "_listener",
+        "_run",
+        "_seconds",
+        "degraded",
+        "policy",
+    )
+
+    def __init__(self, clock: Clock, policy: HealthPolicy, listener: Listener) -> None:
+        self._clock = clock
+        self._listener = listener
+        self.policy = policy
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: healthy."""
+        self.degraded: Literal["errors", "latency"] | None = None
+        self._seconds: deque[_Second] = deque()
+        self._causes: dict[Hashable, float] = {}  # of what failed or was slow, in that order
+        self._run = 0
+        self._canary = 0.0
+        self._ended_at = self._clock.now()
+
+    def is_degraded(self) -> bool:
+        """Whether healthy providers had better be asked first."""
+        if self.degraded is None:
+            return False
+        if self._clock.now() - self._ended_at > self.policy.window:
+            self._recover()  # no call has come back for so long: what is known is too old
+        return self.degraded is not None
+
+    def draw_canary(self) -> bool:
+        """Whether this request is one of those that a degraded provider keeps."""
+        self._canary += self.policy.canaries
+        if self._canary < 1.0:
+            return False
+        self._canary -= 1.0
+        return True
+
+    def refusal(self) -> None:
+        """Degraded is no reason to refuse."""
+
+    def begin(self) -> None:
+        """An attempt begins."""
+
+    def end(self, _: None, outcome: Outcome, *, slow: bool = False) -> None:
+        """An attempt ended.
+
+        Args:
+            outcome: How.
+            slow: It was answered, but took much longer than is usual.
+        """
+        bad = outcome.effect is Effect.FAILED
+        if not bad and outcome.effect is not Effect.ANSWERED:
+            return
+        now = self._ended_at = self._clock.now()
+        if (bad or slow) and self._is_repeated(outcome.cause(), now):
+            return
+        second = self._second(now)
+        if bad:
+            second.bad += 1
+        elif slow:
+            second.slow += 1
+        else:
+            second.good += 1
+        if self.degraded is not None:
+            self._run = 0 if bad or slow else self._run + 1
+            if self._run >= RUN:
+                self._recover()
+        elif bad or slow:
+            self._judge(now)
+
+    def _is_repeated(self, cause: Hashable, now: float) -> bool:
+        """Whether this request has counted in the window already."""
+        causes = self._causes
+        while causes:
+            oldest = next(iter(causes))
+            if causes[oldest] + self.policy.window > now:
+                break
+            del causes[oldest]
+        if cause in causes:
+            return True
+        if cause is not None and len(causes) < _MOST_CAUSES:
+            causes[cause] = now
+        return False
+
+    def _second(self, now: float) -> _Second:
+        seconds = self._seconds
+        if not seconds or seconds[-1].began + 1.0 <= now:
+            while seconds and seconds[0].began + self.policy.window <= now:
+                seconds.popleft()
+            seconds.append(_Second(now))
+        return seconds[-1]
+
+    def _judge(self, now: float) -> None:
+        policy = self.policy
+        for length, least in ((RECENT, policy.least / 2), (policy.window, policy.least)):
+            good = bad = slow = 0
+            for second in reversed(self._seconds):
+                if second.began + length <= now:
+                    break
+                good, bad, slow = good + second.good, bad + second.bad, slow + second.slow
+            total = good + bad + slow
+            if total < least:
+                continue
+            if bad / total >= policy.errors:
+                return self._degrade("errors", bad / total)
+            if slow * 2 > good + slow:
+                return self._degrade("latency", slow / total)
+        return None
+
+    def _degrade(self, reason: Literal["errors", "latency"], share: float) -> None:
+        self.degraded = reason
+        self._run = 0
+        self._canary = 0.0
+        self._listener.degraded(reason, share)
+
+    def _recover(self) -> None:
+        self.degraded = None
+        self._seconds.clear()
+        self._listener.recovered()

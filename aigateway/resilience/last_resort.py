@@ -1,0 +1,148 @@
+"""How many attempts a provider gets whose circuit is not closed, when no other provider is left.
+
+The circuit spares vendors; it must not be the outage. So a request whose other candidates are used
+up may ask through an open circuit, in measured doses: an answer pays for ten such attempts, and an
+empty purse still allows one at a time and four a second. A provider that fails half of its calls
+is then asked by every request, and a dead one gets a trickle. (Envoy calls the idea "panic mode".)
+
+A provider that comes back from an empty purse meets everybody who waited for it. Those are let out
+at a pace that begins just above the rate at which requests arrive, and doubles each second.
+"""
+
+from __future__ import annotations
+
+import math
+
+from aigateway.clock import Clock
+from aigateway.resilience.guard import Effect, Outcome
+
+__all__ = ["LastResort"]
+
+GAIN = 10.0
+"""Attempts that one answer pays for."""
+
+MOST = 100.0
+"""Attempts that can be saved. They are lost on a provider that dies, once."""
+
+TRICKLE = 0.25
+"""Seconds between two attempts on an empty purse."""
+
+OVERDUE = 1.0
+"""Seconds after which an attempt that is out keeps no other back: a vendor that hangs would
+otherwise be asked once in each attempt timeout, and be found well that much too late."""
+
+RAMP = 5.0
+"""Seconds after which a provider that came back is asked without a bound again."""
+
+_LEAST_PACE = 8.0
+"""Attempts a second at the beginning of the ramp, at least."""
+
+_ABOVE_ARRIVALS = 1.5
+"""That pace, as a multiple of the rate at which requests arrive."""
+
+
+class LastResort:
+    """The purse of one operation of one provider. Synchronous, for one event loop."""
+
+    __slots__ = (
+        "_clock",
+        "_last",
+        "_out",
+        "_purse",
+        "_ramp_began",
+        "_ramp_credit",
+        "_ramp_looked",
+        "_ramp_pace",
+        "_seen",
+        "_seen_before",
+        "_seen_since",
+    )
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._purse = 0.0
+        self._out = 0
+        self._last = -math.inf
+        self._ramp_began = math.inf  # no ramp
+        self._ramp_pace = 0.0
+        self._ramp_credit = 0.0
+        self._ramp_looked = 0.0
+        self._seen = 0  # requests in this second that had no other provider left
+        self._seen_before = 0  # and in the one before
+        self._seen_since = -math.inf
+
+    @property
+    def purse(self) -> float:
+        """Attempts that are paid for."""
+        return self._purse
+
+    @property
+    def ramping(self) -> bool:
+        """Whether the provider has come back and is asked at a measured pace."""
+        return self._ramp_began < math.inf
+
+    def seen(self) -> None:
+        """A request has come that has no other provider left; each request counts once."""
+        now = self._clock.now()
+        if now - self._seen_since >= 1.0:
+            self._seen_before = self._seen if now - self._seen_since < 2.0 else 0
+            self._seen, self._seen_since = 0, now
+        self._seen += 1
+
+    def wait(self) -> float:
+        """Seconds until an attempt may begin while the circuit is not closed; 0.0 if now."""
+        if self._purse >= 1.0:
+            return 0.0
+        pause = OVERDUE if self._out else TRICKLE
+        return max(0.0, self._last + pause - self._clock.now())
+
+    def ramp_wait(self) -> float:
+        """Seconds until an attempt may begin on the ramp, with the circuit closed; 0.0 if now."""
+        now = self._clock.now()
+        age = now - self._ramp_began
+        if age >= RAMP:
+            self._ramp_began = math.inf
+            return 0.0
+        pace = self._ramp_pace * 2.0 ** int(age)
+        credit = self._ramp_credit + (now - self._ramp_looked) * pace
+        self._ramp_credit, self._ramp_looked = min(credit, max(1.0, pace / 8)), now
+        return max(0.0, (1.0 - self._ramp_credit) / pace)
+
+    def begin(self, *, closed: bool) -> bool:
+        """An attempt begins. Returns whether it is on an empty purse, as `end` wants to know.
+
+        Args:
+            closed: Whether the circuit is.
+        """
+        if closed:
+            if self.ramping:
+                self._ramp_credit -= 1.0
+            return False
+        self._last = self._clock.now()
+        if self._purse >= 1.0:
+            self._purse -= 1.0
+            return False
+        self._out += 1
+        return True
+
+    def end(self, trickled: bool, outcome: Outcome) -> None:
+        """An attempt ended."""
+        if trickled and self._out:
+            self._out -= 1
+        if outcome.effect is not Effect.ANSWERED:
+            return
+        if trickled and not self.ramping:
+            self._begin_ramp()
+        self._purse = min(MOST, self._purse + GAIN)
+
+    def _begin_ramp(self) -> None:
+        now = self._clock.now()
+        recent = now - self._seen_since < 2.0
+        arrivals = max(self._seen, self._seen_before) if recent else 0
+        self._ramp_pace = max(_LEAST_PACE, _ABOVE_ARRIVALS * arrivals)
+        self._ramp_began = self._ramp_looked = now
+        self._ramp_credit = 1.0

@@ -1,0 +1,108 @@
+"""Notice that our own event loop stood still, so that no provider is blamed for it.
+
+A blocking call in the application (`time.sleep`, a long computation) keeps answers that have
+arrived from being read, while the time of their timeouts passes. While calls are out, a tick every
+quarter of a second shows how long the loop stood; timeouts get that time again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from aigateway.clock import Clock
+
+__all__ = ["StallWatch"]
+
+INTERVAL = 0.25
+"""Seconds between two ticks."""
+
+TOLERANCE = 0.1
+"""Seconds by which a tick may be late on a busy machine; less counts for nothing."""
+
+REPORTED = 0.5
+"""Seconds of a stall that is worth an event."""
+
+
+class StallWatch:
+    """Measures how long the event loop stood still while calls were out. For one event loop.
+
+    Args:
+        clock: The gateway's.
+        on_stall: Called with the seconds of each longer stall.
+    """
+
+    __slots__ = ("_calls", "_clock", "_due", "_on_stall", "_stalled", "_ticking")
+
+    def __init__(self, clock: Clock, on_stall: Callable[[float], None]) -> None:
+        self._clock = clock
+        self._on_stall = on_stall
+        self._calls = 0
+        self._stalled = 0.0
+        self._due = math.inf
+        self._ticking: asyncio.Task[None] | None = None
+
+    def begin(self) -> float:
+        """A call goes out. Returns the mark for `since`."""
+        self._calls += 1
+        if self._ticking is None:
+            self._ticking = asyncio.create_task(self._tick(), name="aigateway-stall-watch")
+        return self.seconds()
+
+    def end(self) -> None:
+        """It is back."""
+        self._calls -= 1
+
+    def seconds(self) -> float:
+        """Seconds for which the loop has stood still so far, the present stall included."""
+        late = self._clock.now() - self._due
+        return self._stalled + late if late > TOLERANCE else self._stalled
+
+    def since(self, mark: float) -> float:
+        """Seconds for which it has stood still since `begin` gave that mark."""
+        return self.seconds() - mark
+
+    def allowance(self, limit: float) -> Callable[[], float]:
+        """Make what gives a timeout the time again in which the loop stood still.
+
+        Args:
+            limit: Seconds of the timeout; it is given at most that much again.
+
+        Returns:
+            To be called when the timeout is due: the seconds by which to put it off, or 0.0.
+        """
+        mark = self.seconds()
+        given = 0.0
+
+        def more() -> float:
+            nonlocal given
+            owed = min(self.since(mark), limit) - given
+            if owed <= TOLERANCE:
+                return 0.0
+            given += owed
+            return owed
+
+        return more
+
+    async def stop(self) -> None:
+        """Tick no more."""
+        ticking, self._ticking = self._ticking, None
+        if ticking is not None:
+            ticking.cancel()
+            await asyncio.wait([ticking])
+
+    async def _tick(self) -> None:
+        try:
+            while self._calls:  # one more tick after the last call: the next one comes soon
+                self._due = self._clock.now() + INTERVAL
+                await self._clock.sleep(INTERVAL)
+                late = self._clock.now() - self._due
+                if late > TOLERANCE:
+                    self._stalled += late
+                    self._due = math.inf  # counted
+                    if late >= REPORTED:
+                        self._on_stall(late)
+        finally:
+            self._due = math.inf
+            self._ticking = None

@@ -1,0 +1,442 @@
+"""One attempt: one call to one provider, what it holds while it is out, and its one end.
+
+From its making to `end` an attempt holds a pass of its provider's guards, a place of the limiter
+and an entry of the rates. `end` gives all of them back, once. What each end says about the provider
+is the table `_EFFECTS` here and the verdict of its failure's kind (`vendor/failures.py`); what that
+does to each guard is the table in `resilience/guard.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Protocol, TypeVar
+
+from aigateway.clock import Clock
+from aigateway.errors import FailureKind, ProviderFailure
+from aigateway.events import AttemptEnded, ProviderFailed
+from aigateway.messages import Attempt as AttemptRecord
+from aigateway.messages import ChatRequest, EmbeddingRequest, Usage
+from aigateway.resilience.breaker import CircuitState
+from aigateway.resilience.guard import Effect, Outcome
+from aigateway.resilience.health import Pace
+from aigateway.resilience.limiter import Limiter
+from aigateway.resilience.network import Reachability
+from aigateway.resilience.stall import StallWatch
+from aigateway.routing.candidates import Candidate, RequestState
+from aigateway.routing.provider import Pass, Provider
+from aigateway.telemetry.emitter import Emitter
+from aigateway.vendor.client import Failure
+from aigateway.vendor.failures import VERDICTS, Gate, Verdict
+
+__all__ = ["FIRST_TOKEN_TIMEOUT", "Answer", "Attempt", "End", "Surroundings"]
+
+FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 - tokens of a model
+"""`Failure.code` of a stream that had no content in time."""
+
+R = TypeVar("R", ChatRequest, EmbeddingRequest)
+
+_BUSY = 529
+"""Anthropic's "overloaded"."""
+
+
+class End(Enum):
+    """How an attempt ends."""
+
+    ANSWERED = "answered"
+    """Its answer is used (a stream came to its proper end)."""
+    UNUSED = "unused"
+    """It was answered in the same moment as another attempt, which was quicker."""
+    FAILED = "failed"
+    """It gave no answer, or none of use; the kind of the failure says whose fault that is."""
+    LEFT = "left"
+    """The caller left the stream before its end."""
+    CANCELLED = "cancelled"
+    """The caller went away, or the request's own deadline came."""
+    OUTRUN = "outrun"
+    """Another attempt answered first, and this one was cancelled."""
+
+
+_EFFECTS: dict[End, Effect] = {
+    End.ANSWERED: Effect.ANSWERED,
+    End.UNUSED: Effect.ANSWERED,
+    End.LEFT: Effect.NEUTRAL,
+    End.CANCELLED: Effect.NEUTRAL,
+    End.OUTRUN: Effect.NEUTRAL,  # unless it was late: see `Attempt._outrun`
+}
+"""What an end says about the provider; for `FAILED` the verdict on the failure's kind does."""
+
+_GATES: dict[Gate, Effect] = {
+    Gate.NONE: Effect.NEUTRAL,
+    Gate.COOLDOWN: Effect.THROTTLED,
+    Gate.DISABLE: Effect.MISCONFIGURED,
+    Gate.NOT_OFFERED: Effect.MISCONFIGURED,
+}
+
+_FAILURES: dict[End, FailureKind] = {
+    End.UNUSED: FailureKind.OUTRUN,
+    End.LEFT: FailureKind.CANCELLED,
+    End.CANCELLED: FailureKind.CANCELLED,
+    End.OUTRUN: FailureKind.OUTRUN,
+}
+"""How ends that bring the caller nothing are booked."""
+
+
+class Answer(Protocol):
+    """What any operation brings back."""
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens as far as the vendor has counted."""
+
+    @property
+    def cost_usd(self) -> float | None:
+        """US dollars as far as is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all attempts of one gateway share.
+
+    Attributes:
+        clock: Time and randomness.
+        limiter: The gateway's places.
+        emitter: Is told what happens.
+        network: Whether any provider at all can be reached.
+        stalls: Whether our own event loop stood still.
+        providers: Gives all of them, as they are now.
+    """
+
+    clock: Clock
+    limiter: Limiter
+    emitter: Emitter
+    network: Reachability
+    stalls: StallWatch
+    providers: Callable[[], Iterable[Provider]]
+
+    def spare_the_circuits(self) -> None:
+        """Close those that opened only because no provider at all could be reached."""
+        for provider in self.providers():
+            if provider.name not in self.network.down:
+                continue
+            for guards in (provider.chat, provider.embeddings):
+                breaker = guards.breaker
+                if breaker.state is CircuitState.OPEN and not breaker.forced:
+                    breaker.reset()
+
+
+class Attempt:
+    """One call under way. Made when it begins; `end` is called exactly once.
+
+    Attributes:
+        candidate: Whom it asks, as the request knows it.
+        provider: Whom it asks.
+        limit: Seconds it may take.
+        patience: Seconds after which the provider is slower than it usually is.
+        number: Which of its request's attempts it is, from 1.
+        over: It has ended.
+    """
+
+    __slots__ = (
+        "_around",
+        "_began",
+        "_first_content",
+        "_mark",
+        "_outstanding",
+        "_pace",
+        "_pass",
+        "_rated",
+        "_request",
+        "_slots",
+        "_trace",
+        "candidate",
+        "limit",
+        "number",
+        "over",
+        "patience",
+        "provider",
+    )
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        held: Pass,
+        request: RequestState,
+        around: Surroundings,
+        pace: Pace,
+    ) -> None:
+        self.candidate = candidate
+        self.provider = provider = candidate.provider
+        self._pass = held
+        self._request = request
+        self._around = around
+        self._pace = pace
+        self._slots = provider.slots
+        self._rated = provider.rates.begin(request.tokens) if provider.rates else None
+        self._outstanding = pace.begin()
+        self._began = self._outstanding.began
+        self._mark = around.stalls.begin()
+        self.limit = math.inf
+        self.patience = math.inf
+        self.over = False
+        around.limiter.take(self._slots)
+        request.begun = self.number = request.begun + 1
+        self._first_content: float | None = None
+        account = request.account
+        self._trace = (
+            None
+            if account is None
+            else account.attempt_began(provider.name, provider.vendor, provider.model, self.number)
+        )
+
+    def seconds(self) -> float:
+        """How long it has taken so far."""
+        return self._around.clock.now() - self._began
+
+    def outgoing(self, request: R) -> R:
+        """The request as it goes to the vendor: with the headers of whatever traces this call."""
+        if self._trace is None or not self._trace.headers:
+            return request
+        own = self._trace.headers
+        kept = {name: v for name, v in request.headers.items() if name.lower() not in own}
+        return replace(request, headers=kept | own)
+
+    def first_content(self) -> None:
+        """A stream has given its first content: the verdict on the provider falls here."""
+        seconds = self._answered()
+        self.provider.first_contents_seen.add(seconds)
+        self._first_content = seconds
+        if self._request.account is not None:
+            self._request.account.first_content()
+        self._around.limiter.wake()  # another request may have waited for this verdict
+
+    def end(
+        self, how: End, failure: Failure | None = None, answer: Answer | None = None
+    ) -> Verdict | None:
+        """Give back what the attempt holds, tell the guards, and book it.
+
+        Args:
+            how: How it ended.
+            failure: What happened; for `End.FAILED` only.
+            answer: What came: the answer, or the part of one that has to be paid for.
+
+        Returns:
+            For `End.FAILED`: what the failure leads to.
+        """
+        if self.over:
+            raise AssertionError(f"An attempt at {self.provider.name} ended twice.")
+        self.over = True
+        verdict = None if failure is None else VERDICTS[failure.kind]
+        if how in _FAILURES:
+            failure = Failure(self._nothing_learned(how))
+        if _EFFECTS.get(how) is Effect.ANSWERED and not self._pass.answered:
+            self._answered()
+        if failure is not None and verdict is not None:
+            self._failed(failure, verdict)
+        elif how is End.OUTRUN:
+            self._outrun()
+        else:
+            self.candidate.guards.end(self._pass, Outcome(_EFFECTS[how], self._request.cause))
+            self._pace.ended(self._outstanding)
+        self._book(failure, answer, used=how is End.ANSWERED)
+        if failure is not None and verdict is not None:
+            self._tell(failure)
+        self._leave(failure, answer)
+        return verdict
+
+    def answered_after_its_end(self, answer: Answer) -> None:
+        """It had ended already, as cancelled or outrun, and brought an answer all the same."""
+        usage, cost_usd = answer.usage, answer.cost_usd
+        self.provider.counters.spent(usage, cost_usd)
+        if self._request.account is not None:
+            self._request.account.discarded(self.provider.name, usage, cost_usd)
+
+    # ── the guards ───────────────────────────────────────────────────────────────────────────
+
+    def _answered(self) -> float:
+        """The provider has shown that it is well; returns how long that took, in seconds."""
+        provider, around, seconds = self.provider, self._around, self.seconds()
+        around.network.reached(provider.name)
+        own = seconds - around.stalls.since(self._mark)
+        outcome = Outcome(Effect.ANSWERED, self._request.cause, own)
+        self.candidate.guards.answered(self._pass, outcome, self._pace)
+        if provider.adaptive.fallen:
+            provider.adaptive.succeeded(provider.slots.in_flight)
+            self._bound(provider.adaptive.limit)
+        self._heed_the_vendors_limits()
+        return seconds
+
+    def _failed(self, failure: Failure, verdict: Verdict) -> None:
+        effect = Effect.FAILED if verdict.counts else _GATES[verdict.gate]
+        # A connection that could not be made to any provider is the network's fault.
+        if self._is_the_networks_fault(failure):
+            effect = Effect.NEUTRAL
+        if effect is Effect.FAILED:
+            self.candidate.blamed = True
+        elif effect is Effect.MISCONFIGURED:
+            self._around.network.forget(self.provider.name)  # not asked for a while
+        self._throttled_by(failure)
+        retry_after = failure.retry_after
+        if effect is Effect.FAILED and verdict.gate is not Gate.COOLDOWN:
+            retry_after = None
+        certain = failure.certain or verdict.gate is Gate.NOT_OFFERED
+        outcome = Outcome(
+            effect, self._request.cause, 0.0, failure.kind, failure.status, retry_after, certain
+        )
+        self.candidate.guards.end(self._pass, outcome)
+        self._heed_the_vendors_limits()
+        self._pace.ended(self._outstanding)
+
+    def _outrun(self) -> None:
+        """Settle an attempt that was cancelled because another was quicker.
+
+        Whether it would have answered is unknown. If it was later than this provider is known to
+        be, and the provider answers no other until its time would have been over, it counts as
+        a failure after all.
+        """
+        guards, request, held, pace = self.candidate.guards, self._request, self._pass, self._pace
+
+        def settle(failed: bool) -> None:
+            if failed:
+                self.candidate.blamed = True
+            effect = Effect.FAILED if failed else Effect.NEUTRAL
+            guards.end(held, Outcome(effect, request.cause))
+
+        late = self.seconds() >= self.patience
+        if late and not held.permit.probe and pace.p95 is not None:
+            pace.outrun(self._outstanding, self._began + self.limit, settle)
+        else:
+            pace.ended(self._outstanding)
+            # A probe that is late is judged at once: others wait for its verdict, and with its
+            # place given back the next request would probe again.
+            settle(held.permit.probe and late)
+
+    def _is_the_networks_fault(self, failure: Failure) -> bool:
+        around, name = self._around, self.provider.name
+        if not failure.unreachable:
+            if failure.status is not None:
+                around.network.reached(name)
+            return False
+        if not around.network.unreachable(name):
+            return False
+        around.spare_the_circuits()
+        return True
+
+    def _throttled_by(self, failure: Failure) -> None:
+        """Let fewer calls out at once, if that is what the vendor says."""
+        if (
+            failure.kind is FailureKind.RATE_LIMITED
+            or failure.status == _BUSY
+            or failure.code == FIRST_TOKEN_TIMEOUT
+        ):
+            provider = self.provider
+            provider.adaptive.throttled(provider.slots.in_flight, self._began)
+            self._bound(provider.adaptive.limit)
+
+    def _bound(self, calls: int) -> None:
+        """Set how many calls may be out; a higher bound may be what a request waits for."""
+        slots = self.provider.slots
+        if slots.limit != calls:
+            slots.limit = calls
+            self._around.limiter.wake()
+
+    def _heed_the_vendors_limits(self) -> None:
+        """Stop calls before they are refused, where the vendor says that none is left."""
+        pause = self.provider.pause()
+        if pause:
+            self.candidate.guards.cooldown.throttle(pause)
+
+    # ── the books ────────────────────────────────────────────────────────────────────────────
+
+    def _nothing_learned(self, how: End) -> FailureKind:
+        late = how is End.CANCELLED and self._around.clock.now() >= self._request.deadline
+        return FailureKind.DEADLINE if late else _FAILURES[how]
+
+    def _book(self, failure: Failure | None, answer: Answer | None, *, used: bool) -> None:
+        provider, request, seconds = self.provider, self._request, self.seconds()
+        cost_usd = None if answer is None else answer.cost_usd
+        if answer is not None and not used:
+            provider.counters.spent(answer.usage, cost_usd)
+        kind, status = (None, None) if failure is None else (failure.kind, failure.status)
+        if failure is None:
+            assert answer is not None  # noqa: S101 - it was answered
+            provider.counters.succeeded(seconds, answer.usage, cost_usd)
+        else:
+            provider.counters.failed(failure.kind)
+            self.candidate.cause = ProviderFailure(
+                provider.name, failure.kind, failure.status, failure.retry_after
+            )
+            self.candidate.unreachable = failure.unreachable
+        request.attempts.append(
+            AttemptRecord(
+                provider.name,
+                provider.model,
+                kind,
+                status,
+                seconds,
+                cost_usd,
+                self._pass.last_resort,
+            )
+        )
+
+    def _tell(self, failure: Failure) -> None:
+        self._around.emitter.emit(
+            ProviderFailed(
+                self._request.request_id,
+                self.provider.name,
+                failure.kind,
+                failure.status,
+                failure.code,
+                self.seconds(),
+                self.number,
+                self._pass.last_resort,
+            )
+        )
+
+    def _leave(self, failure: Failure | None, answer: Answer | None) -> None:
+        if self._rated is not None:
+            self._rated.settle(self._tokens(failure, answer))
+        self._around.stalls.end()
+        self._around.limiter.give_back(self._slots)
+        if self._request.account is not None:
+            self._report(failure, answer)
+
+    def _tokens(self, failure: Failure | None, answer: Answer | None) -> int | None:
+        """What the vendor has counted; None where that is not known."""
+        if answer is not None:
+            return answer.usage.total_tokens or None
+        if failure is None or failure.kind in _MAY_BE_COUNTED:
+            return None
+        return 0
+
+    def _report(self, failure: Failure | None, answer: Answer | None) -> None:
+        """Tell whatever follows each attempt how this one ended."""
+        provider, account = self.provider, self._request.account
+        assert account is not None  # noqa: S101 - the caller has looked
+        others = self._request.attempts[:-1]  # the last one is this
+        event = AttemptEnded(
+            account.request_id,
+            self.number,
+            account.operation,
+            account.streamed,
+            provider.name,
+            provider.vendor,
+            provider.model,
+            None if failure is None else failure.kind,
+            None if failure is None else failure.status,
+            any(attempt.provider == provider.name for attempt in others),
+            self.seconds(),
+            self._first_content,
+            Usage() if answer is None else answer.usage,
+            None if answer is None else answer.cost_usd,
+            self._pass.last_resort,
+        )
+        account.attempt_ended(event, self._trace, answer)
+
+
+_MAY_BE_COUNTED = frozenset(
+    {FailureKind.TIMEOUT, FailureKind.CANCELLED, FailureKind.DEADLINE, FailureKind.OUTRUN}
+)
+"""Failures after which the vendor has very likely counted what it was asked."""

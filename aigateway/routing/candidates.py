@@ -1,0 +1,425 @@
+"""The gateway's providers, and what one request has met at each that may serve it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+
+from aigateway.errors import (
+    AllProvidersFailedError,
+    ConfigurationError,
+    ContentPolicyError,
+    ContextWindowExceededError,
+    FailureKind,
+    GatewayError,
+    NoProvidersError,
+    ProviderFailure,
+    RequestRejectedError,
+    UnknownModelError,
+    describe,
+)
+from aigateway.events import Operation
+from aigateway.messages import Attempt
+from aigateway.resilience.breaker import CircuitState
+from aigateway.resilience.guard import NEVER
+from aigateway.resilience.limiter import Ticket
+from aigateway.routing.provider import Provider
+from aigateway.telemetry.account import Account
+
+__all__ = ["MAY_PASS", "Candidate", "RequestState", "Roster", "final_error", "none_offers"]
+
+NO_PROVIDERS = (
+    "No provider is configured. Set OPENAI_API_KEY, GEMINI_API_KEY, ANTHROPIC_API_KEY or "
+    "AZURE_OPENAI_API_KEY (with AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_DEPLOYMENT) in the "
+    "environment or .env, write [[providers]] in aigateway.toml, or pass LLMConfig objects."
+)
+
+MAY_PASS = frozenset(
+    {
+        FailureKind.RATE_LIMITED,
+        FailureKind.SERVER_ERROR,
+        FailureKind.BAD_ANSWER,
+        FailureKind.CONNECTION,
+        FailureKind.TIMEOUT,
+        FailureKind.UNKNOWN,
+        FailureKind.CIRCUIT_OPEN,
+        FailureKind.COOLING_DOWN,
+        FailureKind.SATURATED,
+    }
+)
+"""Failures after which asking the same provider again, a little later, makes sense."""
+
+_CALLERS_OWN = {
+    FailureKind.CONTEXT_WINDOW: (ContextWindowExceededError, "The prompt is too long"),
+    FailureKind.CONTENT_POLICY: (ContentPolicyError, "The content policy refused the request"),
+    FailureKind.REJECTED: (RequestRejectedError, "The request was rejected as invalid"),
+    FailureKind.UNSUPPORTED: (
+        RequestRejectedError,
+        "No provider supports what this request asks for (drop_unsupported_params leaves out"  # noqa: ISC004
+        " parameters that a model does not take)",  # noqa: ISC004
+    ),
+}
+"""Failures that another try cannot mend, and the error each becomes; the first listed wins."""
+
+
+class Candidate:
+    """A provider that may serve one request, and what the request has met there.
+
+    Attributes:
+        provider: The provider.
+        guards: Its guards for the request's operation.
+        tried: It was asked in this round, or passed over for good.
+        calls: How often it was asked in earlier rounds: to ask it again is an extra call.
+        barred: It is not asked in any round.
+        blamed: This request has seen it fail through its own fault.
+        unreachable: No connection could be made to it.
+        cause: Why it has not answered, as far as is known.
+        canary: Whether this request asks it although it is degraded; None until that is drawn.
+        checks: Refusals of the disabled provider when the request first came to it as last resort;
+            None before. The request waits for one check at most.
+    """
+
+    __slots__ = (
+        "barred",
+        "blamed",
+        "calls",
+        "canary",
+        "cause",
+        "checks",
+        "guards",
+        "provider",
+        "tried",
+        "unreachable",
+    )
+
+    def __init__(self, provider: Provider, operation: Operation) -> None:
+        self.provider = provider
+        self.guards = provider.guards(operation)
+        self.tried = False
+        self.calls = 0
+        self.barred = False
+        self.blamed = False
+        self.unreachable = False
+        self.cause: ProviderFailure | None = None
+        self.canary: bool | None = None
+        self.checks: int | None = None
+
+    def begin_round(self) -> None:
+        """It may be asked again, unless it would be wrong to.
+
+        To probe a circuit that this request has seen fail would count a second failure of one
+        request against it.
+        """
+        self.tried = self.barred or (
+            self.blamed and self.guards.breaker.state is not CircuitState.CLOSED
+        )
+
+    def note(self, cause: ProviderFailure) -> None:
+        """Remember why it gave no answer. What an attempt showed stands over a mere refusal."""
+        if self.cause is None:
+            self.cause = cause
+
+    def is_canary(self) -> bool:
+        """Whether this request asks it although it is degraded; drawn once."""
+        if self.canary is None:
+            self.canary = self.guards.health.draw_canary()
+        return self.canary
+
+    def last_resort_wait(self, wait: float) -> float:
+        """Seconds until this request may ask it as last resort; `NEVER` if it may not.
+
+        Args:
+            wait: What its guards say.
+        """
+        if wait == NEVER or self.calls:
+            return NEVER
+        refusals = self.guards.setup.refusals
+        if self.checks is None:
+            self.checks = refusals
+            self.guards.last_resort.seen()
+        # A check made while this request waited has shown that it is still set up wrong.
+        return NEVER if refusals > self.checks else wait
+
+
+class RequestState:
+    """One request on its way across providers.
+
+    Args:
+        request_id: Names it in events.
+        operation: What is asked for.
+        providers: Whom it may ask, best priority first.
+        deadline: On the clock's own scale.
+        cause: Gives its digest, which is equal for repeats of it.
+        named: Whether it names a model: then every provider of that is a candidate.
+        tokens: How many it will use, by estimate; only for providers with a `tpm`.
+        hedge: Whether a second provider may be asked while the first is slow.
+        background: Whether it waits behind every request that is not in the background.
+        tenant: On whose behalf, where places are shared out.
+        account: Where its attempts are reported, if anything wants to know.
+
+    Attributes:
+        attempts: Every call made, in the order of their ends.
+        begun: How many calls have begun.
+        candidates: One for each provider; shrinks when only a larger context window helps.
+        go_on_when_refused: A rejection by one provider does not keep it from the others.
+        rejected_by: The vendor that called it invalid, while another is asked for its opinion.
+        ticket: Its place in the queue for free providers; None until it has to wait.
+    """
+
+    __slots__ = (
+        "_cause",
+        "_digest",
+        "account",
+        "attempts",
+        "background",
+        "begun",
+        "candidates",
+        "deadline",
+        "go_on_when_refused",
+        "hedge",
+        "named",
+        "operation",
+        "rejected_by",
+        "request_id",
+        "tenant",
+        "ticket",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        operation: Operation,
+        providers: Sequence[Provider],
+        deadline: float,
+        cause: Callable[[], Hashable],
+        *,
+        named: bool = False,
+        tokens: int = 0,
+        hedge: bool = False,
+        background: bool = False,
+        tenant: str = "",
+        account: Account | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.operation: Operation = operation
+        self.candidates = tuple([Candidate(provider, operation) for provider in providers])
+        self.deadline = deadline
+        self.named = named
+        self.tokens = tokens
+        self.hedge = hedge
+        self.background = background
+        self.tenant = tenant
+        self.account = account
+        self._cause = cause
+        self._digest: Hashable = None
+        self.attempts: list[Attempt] = []
+        self.begun = 0
+        self.go_on_when_refused = False
+        self.rejected_by: str | None = None
+        self.ticket: Ticket | None = None
+
+    def cause(self) -> Hashable:
+        """Its digest, worked out at the first failure: most requests never need it."""
+        if self._digest is None:
+            self._digest = self._cause()
+        return self._digest
+
+    @property
+    def causes(self) -> tuple[ProviderFailure, ...]:
+        """Why each provider that was asked or passed over gave no answer, in the plan's order."""
+        return tuple(c.cause for c in self.candidates if c.cause is not None)
+
+    def begin_round(self) -> None:
+        """Each candidate may be asked again, but for those that it would be wrong to ask."""
+        for candidate in self.candidates:
+            candidate.begin_round()
+
+    def group(self) -> Hashable:
+        """Equal for requests that could go on in the same moments, while they wait for a place."""
+        open_to = [(c.provider.name, c.calls > 0, c.checks) for c in self.candidates if not c.tried]
+        return (self.operation, tuple(open_to), self.tokens.bit_length())
+
+    @property
+    def looks_offline(self) -> bool:
+        """Whether none could be connected to, which says more of the way than of them."""
+        known = [c for c in self.candidates if c.cause is not None]
+        return len(known) > 1 and all(c.unreachable for c in known)
+
+
+class Roster:
+    """The gateway's providers, highest priority first; among equals, in the order given."""
+
+    __slots__ = ("_by_model", "_providers", "counts_tokens")
+
+    def __init__(self, providers: Iterable[Provider] = ()) -> None:
+        self._providers: tuple[Provider, ...] = ()
+        self._by_model: dict[str | None, tuple[Provider, ...]] = {}
+        self.counts_tokens = False
+        """Whether a provider keeps a rate of tokens, so that requests must be estimated."""
+        for provider in providers:
+            self.add(provider)
+
+    def __iter__(self) -> Iterator[Provider]:
+        return iter(self._providers)
+
+    def __len__(self) -> int:
+        return len(self._providers)
+
+    def add(self, provider: Provider) -> None:
+        """Add one.
+
+        Raises:
+            ConfigurationError: The name is taken.
+        """
+        if any(other.name == provider.name for other in self._providers):
+            raise ConfigurationError(
+                f"Two providers are named {provider.name!r}; give one of them another `name`."
+            )
+        ordered = sorted((*self._providers, provider), key=lambda p: -p.priority)
+        self._providers = tuple(ordered)
+        self.counts_tokens = self.counts_tokens or provider.config.tpm is not None
+        self._by_model = {}
+
+    def remove(self, name: str) -> Provider:
+        """Take one out and return it.
+
+        Raises:
+            ConfigurationError: There is none of that name.
+        """
+        provider = self.named(name)
+        self._providers = tuple(p for p in self._providers if p is not provider)
+        self._by_model = {}
+        return provider
+
+    def named(self, name: str) -> Provider:
+        """The one of that name.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        for provider in self._providers:
+            if provider.name == name:
+                return provider
+        raise ConfigurationError(
+            f"There is no provider named {name!r}; there are: {_names(self._providers)}."
+        )
+
+    def serving(self, model: str | None) -> tuple[Provider, ...]:
+        """The providers of that model, name or alias (None: all), best priority first.
+
+        Raises:
+            NoProvidersError: There is no provider at all.
+            UnknownModelError: None of them serves it.
+        """
+        # Taken before looking: should another thread add a provider meanwhile, what is found goes
+        # into the mapping that it threw away.
+        by_model = self._by_model
+        found = by_model.get(model)
+        if found is None:
+            found = self._find(model)
+            by_model[model] = found  # only known models: a caller cannot make this grow
+        return found
+
+    def candidates(self, model: str | None, operation: Operation) -> Sequence[Provider]:
+        """Who may serve a request. Without a model, only those whose model does the operation.
+
+        Raises:
+            NoProvidersError: There is no provider at all.
+            UnknownModelError: None of them serves the model, or does the operation.
+        """
+        found = self.serving(model)
+        if model is not None:
+            return found  # named: the caller knows better
+        for provider in found:
+            known = provider.known_operations
+            if known is not None and operation not in known:
+                break
+        else:
+            return found
+        offering = [provider for provider in found if provider.offers(operation)]
+        if offering:
+            return offering
+        raise none_offers(operation, found)
+
+    def seconds_until_available(self, model: object) -> float:
+        """Seconds until a chat for that model can be asked as of right.
+
+        0 if it can be now, or if a probe is out, whose result may come at any moment; and 0 if
+        waiting is no use: no provider serves it, or those that do are set up wrong or shut off.
+        """
+        soonest = math.inf
+        for provider in self._asked_for(model):
+            refusal = provider.refusal("chat")
+            if refusal is None:
+                return 0.0
+            if refusal.kind is not FailureKind.DISABLED:
+                soonest = min(soonest, refusal.retry_after)
+        return 0.0 if soonest == math.inf else soonest
+
+    def seconds_until_last_resort(self, model: object) -> float:
+        """Seconds until one chat for that model may be asked as last resort; `NEVER` if none."""
+        waits = [p.refusal("chat") for p in self._asked_for(model)]
+        return min((r.last_resort for r in waits if r is not None), default=NEVER)
+
+    def _asked_for(self, model: object) -> Sequence[Provider]:
+        try:
+            return self.candidates(model, "chat") if isinstance(model, str | None) else ()
+        except (NoProvidersError, UnknownModelError):
+            return ()
+
+    def _find(self, model: str | None) -> tuple[Provider, ...]:
+        if not self._providers:
+            raise NoProvidersError(NO_PROVIDERS)
+        if model is None:
+            return self._providers
+        found = tuple(p for p in self._providers if model in p.answers_to)
+        if not found:
+            known = sorted({name for p in self._providers for name in p.answers_to})
+            near = difflib.get_close_matches(model, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UnknownModelError(
+                f"No provider serves the model {model[:100]!r}.{hint} Known: {', '.join(known)}."
+            )
+        return found
+
+
+def none_offers(operation: Operation, providers: Sequence[Provider]) -> UnknownModelError:
+    """The error for an operation that no provider's model is known for."""
+    return UnknownModelError(
+        f"No provider is for {operation}: litellm's model map (or `operations`) says that"
+        f" {_names(providers)} {'is' if len(providers) == 1 else 'are'} not. Add a provider whose"
+        f" model is, name one with `model=`, or set `operations` in its LLMConfig."
+    )
+
+
+def final_error(
+    causes: Sequence[ProviderFailure],
+    decided_by: FailureKind | None = None,
+    *,
+    offline: bool = False,
+) -> GatewayError:
+    """The error for a request that got no answer: the caller's own fault, or the providers'.
+
+    Args:
+        causes: One for each provider.
+        decided_by: The kind that ended it, where one did.
+        offline: No connection could be made to any provider.
+    """
+    kinds = {decided_by} if decided_by else {cause.kind for cause in causes}
+    if kinds and kinds <= _CALLERS_OWN.keys():
+        kind = next(kind for kind in _CALLERS_OWN if kind in kinds)
+        error, what = _CALLERS_OWN[kind]
+        return error(f"{what}: {describe(causes)}.", causes)
+    if offline:
+        return AllProvidersFailedError(
+            f"All LLM providers failed: {describe(causes)}. No connection could be made to any of"
+            " them: this looks like this machine's own network (DNS, proxy, firewall, route).",
+            causes,
+        )
+    return AllProvidersFailedError.of(causes)
+
+
+def _names(providers: Sequence[Provider]) -> str:
+    return ", ".join(p.name for p in providers) or "none"

@@ -1,0 +1,595 @@
+"""One request across providers: ask, judge, go on, and give up in the right words.
+
+Everything that decides is elsewhere: who is next (`select.py`), what the end of an attempt means
+(`attempt.py`), whose fault a failure is (`vendor/failures.py`), whether a second provider is asked
+meanwhile (`hedge.py`), whether waiting helps (`resilience/retry.py`). This file does the walking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
+
+from aigateway.clock import Clock, Timeout
+from aigateway.errors import (
+    DeadlineExceededError,
+    FailureKind,
+    GatewayError,
+    ProviderFailure,
+    describe,
+)
+from aigateway.events import RequestHedged, RequestRetrying
+from aigateway.messages import Attempt as AttemptRecord
+from aigateway.messages import Completion
+from aigateway.resilience.breaker import CircuitState
+from aigateway.resilience.health import Pace
+from aigateway.resilience.retry import NobodyLeftError, RetryPolicy, retry_rounds
+from aigateway.resilience.retry_budget import RetryBudget
+from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, Answer, Attempt, End, Surroundings
+from aigateway.routing.candidates import MAY_PASS, Candidate, RequestState, final_error, none_offers
+from aigateway.routing.hedge import Hedges, Race
+from aigateway.routing.provider import Guards, Provider
+from aigateway.routing.select import Choice, Policy, PriorityPolicy, take_turn
+from aigateway.settings import GatewaySettings
+from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.vendor.failures import Failover, Verdict
+
+__all__ = ["Failovers", "Served", "Work"]
+
+_log = logging.getLogger(__name__)
+
+LONGEST_WAIT = 3600.0
+"""Seconds after which a waiting request looks around again, if nothing else wakes it."""
+
+T = TypeVar("T")
+A = TypeVar("A", bound=Answer)
+A_co = TypeVar("A_co", bound=Answer, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[A]):
+    """What is wanted of a provider.
+
+    Attributes:
+        ask: Makes a call. Raises `VendorCallError` for what went wrong at the vendor.
+        streamed: It ends at the first content, and the attempt stays out; else at the answer.
+        discard: Closes what `ask` brought back when it is not used after all.
+    """
+
+    ask: Callable[[Attempt], Awaitable[A]]
+    streamed: bool = False
+    discard: Callable[[A], Coroutine[Any, Any, None]] | None = None
+
+    def pace(self, guards: Guards) -> Pace:
+        """How quick a provider is in what is wanted."""
+        return guards.first_contents if self.streamed else guards.answers
+
+
+@dataclass(frozen=True, slots=True)
+class Served(Generic[A_co]):
+    """An answer, who gave it, and every attempt it took. Of a stream the last is still out."""
+
+    answer: A_co
+    provider: str
+    attempts: tuple[AttemptRecord, ...]
+    attempt: Attempt
+
+
+class Failovers:
+    """Takes requests across providers. One for each gateway and event loop.
+
+    Args:
+        settings: Timeouts, retries, hedging.
+        around: What its attempts share.
+    """
+
+    def __init__(self, settings: GatewaySettings, around: Surroundings) -> None:
+        self._around = around
+        self._clock = around.clock
+        self._limiter = around.limiter
+        self._emitter = around.emitter
+        self._policy: Policy = PriorityPolicy(around.limiter.has_place)
+        self._alarm = _Alarm(self._clock, around.limiter.wake)
+        self._budget = RetryBudget(self._clock)
+        self._hedges = Hedges(settings, self._clock, self._budget)
+        self._retries_per_provider = settings.retries_per_provider
+        self._retries = RetryPolicy(settings.retry_rounds, settings.max_retry_wait_seconds)
+        self._under_way: set[Timeout] = set()
+        self._losers: set[asyncio.Task[Any]] = set()
+        self._stopped = False
+        self._on_rejection: bool | Literal["once"] = settings.failover_on_rejection
+        self._on_content_policy = settings.failover_on_content_policy
+
+    async def run(self, request: RequestState, work: Work[A]) -> Served[A]:
+        """Get an answer from the best provider that gives one, within the deadline.
+
+        Raises:
+            RequestRejectedError: The request is at fault (or one of its subclasses).
+            AllProvidersFailedError: Every provider was asked or passed over.
+            DeadlineExceededError: The request's time ran out first.
+            OverloadedError: The queue for free providers is full.
+        """
+        self.refuse_if_stopped()
+        if not request.attempts:  # else a stream is resumed: the same request
+            self._budget.request()
+            if request.hedge:
+                self._hedges.request()
+        try:
+            async with self._clock.timeout(request.deadline - self._clock.now()) as scope:
+                self._under_way.add(scope)
+                try:
+                    return await self._rounds(request, work)
+                finally:
+                    self._under_way.discard(scope)
+        except NobodyLeftError as left:
+            error = final_error(left.causes, offline=request.looks_offline)
+        except TimeoutError:
+            error = self._out_of_time(request)
+        raise error
+
+    async def bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
+        """Run something that ends with `TimeoutError` after so long, or when the gateway closes.
+
+        Time in which our own event loop stood still does not count.
+        """
+        if self._stopped:
+            work.close()
+            self.refuse_if_stopped()
+        more = self._around.stalls.allowance(seconds)
+        try:
+            async with self._clock.timeout(seconds, more=more) as scope:
+                self._under_way.add(scope)
+                try:
+                    return await work
+                finally:
+                    self._under_way.discard(scope)
+        except TimeoutError:
+            if not self._stopped:
+                raise
+        raise GatewayError("The gateway was closed while it streamed.")
+
+    def refuse_if_stopped(self) -> None:
+        """Raise if the gateway is closed.
+
+        Raises:
+            GatewayError: It is.
+        """
+        if self._stopped:
+            raise GatewayError("This gateway is closed; make another one.")
+
+    async def stop(self) -> None:
+        """End every request that is under way with an error that says so, and wait for it."""
+        self._stopped = True
+        self._alarm.stop()
+        while self._under_way:
+            for scope in self._under_way:
+                if not scope.expired():
+                    scope.reschedule(asyncio.get_running_loop().time())
+            await asyncio.sleep(0)
+        if self._losers:
+            await asyncio.wait(self._losers)
+        for provider in self._around.providers():
+            provider.close_guards()
+        await self._around.stalls.stop()
+
+    # ── rounds ───────────────────────────────────────────────────────────────────────────────
+
+    async def _rounds(self, request: RequestState, work: Work[A]) -> Served[A]:
+        try:
+            return await self._round(request, work)
+        except NobodyLeftError as left:
+            if self._retries.rounds == 0 or left.worth_waiting is None:
+                raise
+            first = left
+
+        def announce(round_number: int, wait: float) -> None:
+            self._emitter.emit(RequestRetrying(request.request_id, round_number, round(wait, 3)))
+
+        return await retry_rounds(
+            lambda: self._round(request, work, extra=True),
+            first,
+            policy=self._retries,
+            clock=self._clock,
+            time_left=lambda: request.deadline - self._clock.now(),
+            before_wait=announce,
+        )
+
+    async def _round(
+        self, request: RequestState, work: Work[A], *, extra: bool = False
+    ) -> Served[A]:
+        """Ask every candidate that can be asked, best first, until one answers.
+
+        A further round is made of extra calls, which are budgeted: where many requests fail, more
+        calls would not mend it.
+        """
+        request.begin_round()
+        while True:
+            if request.rejected_by is not None:
+                return await self._second_opinion(request, work)
+            choice = self._policy.choose(request.candidates, request.tokens)
+            candidate = choice.candidate
+            if candidate is None:
+                await self._wait_for_place(request, choice)
+                continue
+            if not candidate.provider.prepared:
+                await self._prepare_candidate(candidate, request)
+                continue  # that may have taken seconds: look again
+            if (extra or candidate.calls) and not self._budget.take():
+                if extra:
+                    raise NobodyLeftError(request.causes, None)
+                candidate.tried = True
+                continue
+            attempt = self._begin(candidate, request, work, last_resort=choice.last_resort)
+            if attempt is None:
+                continue  # a listener of the circuit took the place: `choose` sees it now
+            served = await self._ask(attempt, request, work) or await self._ask_again(
+                candidate, request, work
+            )
+            if served is not None:
+                return served
+
+    async def _wait_for_place(self, request: RequestState, choice: Choice) -> None:
+        """Wait for a free place, for the dose of a last resort, or for a provider passed over.
+
+        Raises:
+            NobodyLeftError: There is none to wait for, or waiting would only use the time up.
+        """
+        for candidate, cause in choice.refused:
+            candidate.note(cause)
+        left = request.deadline - self._clock.now()
+        if not choice.waits or all(wait is not None and wait > left for wait in choice.waits):
+            raise self._nobody_left(request)
+
+        def may_go_on() -> bool:
+            found = self._policy.choose(request.candidates, request.tokens)
+            # With none to wait for any more, waiting has no point: they were refused meanwhile.
+            if found.candidate is not None or not found.waits:
+                return True
+            self._look_again_after(found)
+            return False
+
+        if request.ticket is None:
+            request.ticket = self._limiter.ticket(background=request.background)
+        self._look_again_after(choice)
+        with contextlib.suppress(TimeoutError):  # the request's own deadline comes as cancellation
+            async with self._clock.timeout(LONGEST_WAIT):
+                try:
+                    await self._limiter.wait(request.ticket, request.group(), may_go_on)
+                finally:
+                    if not self._limiter.waiting:
+                        self._alarm.stop()
+        for candidate, cause in choice.refused:
+            if candidate.cause is cause:
+                candidate.cause = None
+
+    def _look_again_after(self, choice: Choice) -> None:
+        """See that the queue is looked at when the first who was passed over may be asked again."""
+        waits = [wait for wait in choice.waits if wait]
+        waits += [c.retry_after_seconds for _, c in choice.refused if c.retry_after_seconds]
+        soonest = min(waits, default=math.inf)
+        if soonest < math.inf:
+            self._alarm.within(soonest)
+
+    async def _ask_again(
+        self, candidate: Candidate, request: RequestState, work: Work[A]
+    ) -> Served[A] | None:
+        """Try the same provider again, where `retries_per_provider` allows it."""
+        provider, guards = candidate.provider, candidate.guards
+        for retry in range(1, self._retries_per_provider + 1):
+            cause = candidate.cause
+            if cause is None or cause.kind not in MAY_PASS or provider.retired:
+                return None
+            refusal = guards.refusal()
+            if refusal is not None and refusal.kind is not FailureKind.COOLING_DOWN:
+                return None
+            hint = cause.retry_after_seconds or (refusal.retry_after if refusal else None)
+            wait = self._retries.pause(retry, hint or 0.0, self._clock.random())
+            left = request.deadline - self._clock.now()
+            if wait > self._retries.max_wait or wait >= left or self._budget.balance < 1:
+                return None
+            await self._clock.sleep(wait)
+            candidate.tried = False
+            again = self._policy.choose([candidate], request.tokens)
+            candidate.tried = True
+            if again.candidate is None or again.last_resort or not self._budget.take():
+                return None
+            attempt = self._begin(candidate, request, work)
+            served = None if attempt is None else await self._ask(attempt, request, work)
+            if served is not None:
+                return served
+        return None
+
+    async def _second_opinion(self, request: RequestState, work: Work[A]) -> Served[A]:
+        """Ask one healthy provider of another vendor what it says to a rejected request.
+
+        It has to be free now, and is paid for out of the retry budget.
+
+        Raises:
+            RequestRejectedError: There is none, or it gave no answer either.
+        """
+        vendor = request.rejected_by
+        while True:
+            others = self._healthy(
+                [c for c in request.candidates if c.provider.vendor != vendor and not c.calls],
+                prepared=False,
+            )
+            candidate = self._policy.choose(others, request.tokens).candidate
+            if candidate is None or not self._budget.take():
+                break
+            if not candidate.provider.prepared:
+                await self._prepare_candidate(candidate, request)
+                continue
+            attempt = self._begin(candidate, request, work)
+            served = None if attempt is None else await self._ask(attempt, request, work)
+            if served is not None:
+                return served
+            break
+        raise final_error(request.causes, FailureKind.REJECTED)
+
+    # ── one provider ─────────────────────────────────────────────────────────────────────────
+
+    async def _prepare_candidate(self, candidate: Candidate, request: RequestState) -> None:
+        """Prepare its provider; what cannot be prepared, or is for something else, is left out."""
+        provider = candidate.provider
+        if not await self._prepare(provider):
+            candidate.tried = True
+            candidate.note(ProviderFailure(provider.name, FailureKind.UNKNOWN))
+        elif not (request.named or provider.offers(request.operation)):
+            candidate.tried = candidate.barred = True
+            candidate.note(ProviderFailure(provider.name, FailureKind.UNSUPPORTED))
+            if all(c.barred for c in request.candidates):
+                raise none_offers(request.operation, [c.provider for c in request.candidates])
+
+    async def _prepare(self, provider: Provider) -> bool:
+        try:
+            await provider.prepare()
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the others may still answer
+            _log.warning("Provider %s cannot be prepared: %s.", provider.name, type(exc).__name__)
+            return False
+        return True
+
+    def _begin(
+        self,
+        candidate: Candidate,
+        request: RequestState,
+        work: Work[A],
+        *,
+        last_resort: bool = False,
+    ) -> Attempt | None:
+        held = candidate.guards.begin(last_resort=last_resort)
+        if held is None:
+            return None
+        candidate.tried = True
+        candidate.calls += 1
+        take_turn(candidate.provider, request.candidates)
+        return Attempt(candidate, held, request, self._around, work.pace(candidate.guards))
+
+    async def _ask(
+        self, attempt: Attempt, request: RequestState, work: Work[A]
+    ) -> Served[A] | None:
+        """Make one attempt, or two where the first is slow. None if the next should be asked."""
+        if request.hedge:
+            won = await self._race(attempt, request, work)
+            if won is None:
+                return None
+            attempt, answer = won
+        else:
+            found = await self._attempt(attempt, request, work)
+            if found is None:
+                return None
+            answer = found
+        if work.streamed:
+            attempt.first_content()
+        else:
+            attempt.end(End.ANSWERED, answer=answer)
+        return Served(answer, attempt.provider.name, tuple(request.attempts), attempt)
+
+    async def _race(
+        self, attempt: Attempt, request: RequestState, work: Work[A]
+    ) -> tuple[Attempt, A] | None:
+        first = attempt.candidate
+        delay = attempt.patience = self._hedges.delay(work.pace(first.guards))
+        for candidate in request.candidates:
+            provider = candidate.provider
+            if not (provider.prepared or provider.retired):
+                self._prepare_meanwhile(provider)
+
+        def second() -> Attempt | None:
+            other = self._policy.choose(
+                self._healthy(request.candidates, prepared=True), request.tokens
+            ).candidate
+            if other is None or not self._hedges.may():
+                return None
+            rival = self._begin(other, request, work)
+            if rival is not None:
+                rival.patience = self._hedges.delay(work.pace(other.guards))
+                name, after = other.provider.name, round(attempt.seconds(), 6)
+                self._emitter.emit(
+                    RequestHedged(request.request_id, first.provider.name, name, after)
+                )
+            return rival
+
+        race = Race(lambda runner: self._attempt(runner, request, work), work.discard, self._losers)
+        return await race.run(attempt, self._clock, delay, second)
+
+    @staticmethod
+    def _healthy(candidates: Sequence[Candidate], *, prepared: bool) -> list[Candidate]:
+        """Those that could be asked without a probe, a check or a wait."""
+        return [
+            candidate
+            for candidate in candidates
+            if not candidate.tried
+            and candidate.guards.breaker.state is CircuitState.CLOSED
+            and candidate.guards.setup.reason is None
+            and candidate.guards.refusal() is None
+            and not candidate.guards.is_degraded()
+            and (candidate.provider.prepared or not prepared)
+        ]
+
+    def _prepare_meanwhile(self, provider: Provider) -> None:
+        """Prepare a provider that may be wanted soon; once at a time."""
+        name = f"aigateway-prepare-{provider.name}"
+        if any(task.get_name() == name for task in self._losers):
+            return
+        task = asyncio.create_task(self._prepare(provider), name=name)
+        self._losers.add(task)
+        task.add_done_callback(self._losers.discard)
+
+    async def _attempt(self, attempt: Attempt, request: RequestState, work: Work[A]) -> A | None:
+        """Wait for one attempt. What it brings is not settled yet.
+
+        Returns:
+            The answer, or None if the next provider should be asked.
+
+        Raises:
+            GatewayError: No other should be asked.
+        """
+        limit, cut = self._time_for(attempt.provider, request, work)
+        attempt.limit = limit
+        failure: Failure
+        unusable: Completion | None = None
+        more = self._around.stalls.allowance(limit)
+        try:
+            async with self._clock.timeout(limit, more=more):
+                return await work.ask(attempt)
+        except VendorCallError as error:
+            failure = error.failure
+            unusable = error.answer
+        except TimeoutError:
+            slow_start = work.streamed and cut is FailureKind.TIMEOUT
+            failure = Failure(cut, code=FIRST_TOKEN_TIMEOUT if slow_start else None)
+        except Exception as exc:  # noqa: BLE001 - none should come through; go on
+            _log.warning("Provider %s raised %s.", attempt.provider.name, type(exc).__name__)
+            failure = Failure(FailureKind.UNKNOWN)
+        except BaseException:
+            if not attempt.over:  # else a race that it has lost has settled it
+                attempt.end(End.CANCELLED)
+            raise
+        if not attempt.over:
+            verdict = attempt.end(End.FAILED, failure, unusable)
+            assert verdict is not None  # noqa: S101 - it failed
+            await self._go_on(attempt.provider, request, failure, verdict)
+        return None
+
+    def _time_for(
+        self, provider: Provider, request: RequestState, work: Work[Any]
+    ) -> tuple[float, FailureKind]:
+        """How long an attempt may take, and what it means if that is not enough.
+
+        Where the provider's own timeout would use up all that is left of the request, half of it
+        is kept for the next one. A provider that was cut for that reason is not to blame.
+        """
+        own = provider.first_token_timeout if work.streamed else provider.attempt_timeout
+        left = request.deadline - self._clock.now()
+        if own < left or not any(
+            not other.tried and not other.provider.retired and other.guards.refusal() is None
+            for other in request.candidates
+        ):
+            return own, FailureKind.TIMEOUT
+        return left / 2, FailureKind.DEADLINE
+
+    # ── after a failure ──────────────────────────────────────────────────────────────────────
+
+    async def _go_on(
+        self, provider: Provider, request: RequestState, failure: Failure, verdict: Verdict
+    ) -> None:
+        """Raise if no other provider should be asked after this failure."""
+        if verdict.failover is Failover.LARGER_WINDOW:
+            request.candidates = await self._with_larger_window(provider, request)
+        elif verdict.failover is Failover.ALWAYS or request.go_on_when_refused:
+            return
+        elif verdict.failover is Failover.SECOND_OPINION and self._on_rejection:
+            if self._on_rejection == "once":
+                if request.rejected_by is not None:
+                    raise final_error(request.causes, FailureKind.REJECTED)
+                request.rejected_by = provider.vendor
+        elif not (failure.kind is FailureKind.CONTENT_POLICY and self._on_content_policy):
+            raise final_error(request.causes, failure.kind)
+
+    async def _with_larger_window(
+        self, provider: Provider, request: RequestState
+    ) -> tuple[Candidate, ...]:
+        """The candidates that are known to take more input than `provider` does."""
+        limit = provider.client.max_input_tokens or math.inf
+        larger = [
+            candidate
+            for candidate in request.candidates
+            if (candidate.provider.prepared or await self._prepare(candidate.provider))
+            and (candidate.provider.client.max_input_tokens or 0) > limit
+        ]
+        if not larger:
+            raise final_error(request.causes, FailureKind.CONTEXT_WINDOW)
+        return tuple(larger)
+
+    def _out_of_time(self, request: RequestState) -> GatewayError:
+        causes = request.causes
+        if self._stopped:
+            return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")
+        return DeadlineExceededError(
+            f"The request's deadline passed after {len(request.attempts)} attempts"
+            f" ({describe(causes)}). Raise `timeout`, or lower `attempt_timeout` so that"
+            " more providers get a chance within it.",
+            causes,
+        )
+
+    def _nobody_left(self, request: RequestState) -> NobodyLeftError:
+        waits = []
+        for candidate in request.candidates:
+            cause = candidate.cause
+            if cause is None or cause.kind not in MAY_PASS:
+                continue
+            refusal = candidate.provider.refusal(request.operation)
+            refused = candidate.provider.refused(refusal) if refusal else None
+            wait = refused.retry_after_seconds if refused else None
+            if wait and cause.retry_after_seconds is None:
+                candidate.cause = replace(cause, retry_after_seconds=wait)
+            open_again = candidate.guards.breaker.state is CircuitState.CLOSED
+            if not candidate.barred and (open_again or not candidate.blamed):
+                waits.append(wait or 0.0)
+        return NobodyLeftError(request.causes, min(waits, default=None))
+
+
+class _Alarm:
+    """Wakes the queue once, at the earliest moment that it was asked for.
+
+    With a timer for each of ten thousand waiters, all would wake for the one place that is free
+    then, and all but one in vain.
+
+    Args:
+        clock: The gateway's.
+        ring: Called then; it may ask for another moment.
+    """
+
+    __slots__ = ("_clock", "_ring", "_task", "_when")
+
+    def __init__(self, clock: Clock, ring: Callable[[], None]) -> None:
+        self._clock = clock
+        self._ring = ring
+        self._task: asyncio.Task[None] | None = None
+        self._when = math.inf
+
+    def within(self, seconds: float) -> None:
+        """Ring in so many seconds, or earlier if that was asked for before."""
+        when = self._clock.now() + seconds
+        if when >= self._when:
+            return
+        self.stop()
+        self._when = when
+        self._task = asyncio.create_task(self._wait(seconds), name="aigateway-alarm")
+
+    def stop(self) -> None:
+        """Ring no more, unless asked again."""
+        self._when = math.inf
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+
+    async def _wait(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+        self._task, self._when = None, math.inf
+        self._ring()

@@ -1,0 +1,166 @@
+"""Who is asked next. No I/O, no waiting: it looks at the candidates as they are this instant.
+
+The order is not fixed when a request begins: while it waits for one provider, another may open
+its circuit or run full. So each step asks the policy anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from aigateway.errors import FailureKind, ProviderFailure
+from aigateway.resilience.guard import NEVER, Refusal
+from aigateway.resilience.limiter import Slots
+from aigateway.routing.candidates import Candidate
+from aigateway.routing.provider import Provider, in_milliseconds
+
+__all__ = ["Choice", "Policy", "PriorityPolicy", "take_turn"]
+
+
+class Choice:
+    """What a policy found.
+
+    Attributes:
+        candidate: Whom to ask, or None.
+        last_resort: It is to be left alone, and asked all the same, since no other is left.
+        refused: Those that were passed over, and why.
+        waits: Seconds after which those that are worth waiting for may be asked: they have no free
+            place (None: that is not known), or they are a last resort whose dose is used up.
+    """
+
+    __slots__ = ("candidate", "last_resort", "refused", "waits")
+
+    def __init__(self) -> None:
+        self.candidate: Candidate | None = None
+        self.last_resort = False
+        self.refused: list[tuple[Candidate, ProviderFailure]] = []
+        self.waits: list[float | None] = []
+
+
+class Policy(Protocol):
+    """Picks the candidate that a request asks next."""
+
+    def choose(self, candidates: Sequence[Candidate], tokens: int) -> Choice:
+        """Look at the candidates as they are now.
+
+        Args:
+            candidates: Best priority first; those `tried` are passed over.
+            tokens: How many the request will use, by estimate.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityPolicy:
+    """The highest priority that can be asked; among equals the least loaded for its weight.
+
+    In this order: healthy providers; degraded ones, and those that seem to hang; and if none of
+    them may be asked, the last resort: the least bad of those that are to be left alone, in
+    measured doses. A degraded provider keeps a small share of the requests that it would have had.
+
+    Attributes:
+        has_place: Whether one more call may go out to a provider with these places.
+    """
+
+    has_place: Callable[[Slots], bool]
+
+    def choose(self, candidates: Sequence[Candidate], tokens: int) -> Choice:
+        """Pick the candidate to ask now."""
+        choice = Choice()
+        best: Candidate | None = None
+        degraded: Candidate | None = None
+        refusals: list[tuple[Candidate, Refusal]] = []
+        for candidate in candidates:
+            provider = candidate.provider
+            if best is not None and provider.priority < best.provider.priority:
+                break
+            if candidate.tried:
+                continue
+            refusal = _RETIRED if provider.retired else candidate.guards.refusal()
+            if refusal is not None:
+                refusals.append((candidate, refusal))
+            elif (wait := self.seconds_busy(candidate, tokens)) != 0:
+                choice.refused.append((candidate, _saturated(provider, wait)))
+                choice.waits.append(wait)
+            elif not candidate.guards.is_degraded():
+                if best is None or _rank(provider) < _rank(best.provider):
+                    best = candidate
+            elif candidate.is_canary():
+                choice.candidate = candidate
+                return choice
+            else:
+                degraded = degraded or candidate
+        choice.candidate = best or degraded
+        if choice.candidate is None:
+            self._choose_last_resort(choice, refusals, tokens)
+        return choice
+
+    def seconds_busy(self, candidate: Candidate, tokens: int) -> float | None:
+        """Seconds until it can take one more call, if it may be asked; 0 if now, None if unknown.
+
+        A provider that has just come back takes them at a measured pace.
+        """
+        provider = candidate.provider
+        if not self.has_place(provider.slots):
+            return None
+        wait = candidate.guards.ramp_wait()
+        return wait if provider.rates is None else max(wait, provider.rates.wait(tokens))
+
+    def _choose_last_resort(
+        self, choice: Choice, refusals: Sequence[tuple[Candidate, Refusal]], tokens: int
+    ) -> None:
+        """Pick the least bad of those that are to be left alone, if its dose allows it now.
+
+        A fuller purse has answered of late; a disabled provider comes behind those that fail.
+        Healthy ones that only have no place are waited for instead.
+        """
+        for candidate, refusal in refusals:
+            choice.refused.append((candidate, candidate.provider.refused(refusal)))
+        if choice.waits:
+            return
+        best: tuple[bool, float] | None = None
+        for candidate, refusal in refusals:
+            wait = candidate.last_resort_wait(refusal.last_resort)
+            if wait == NEVER:
+                continue
+            if wait == 0:
+                busy = self.seconds_busy(candidate, tokens)
+                if busy != 0:
+                    choice.waits.append(busy)
+                    continue
+                guards = candidate.guards
+                rank = (guards.setup.reason is not None, -guards.last_resort.purse)
+                if best is None or rank < best:
+                    best, choice.candidate, choice.last_resort = rank, candidate, True
+            else:
+                choice.waits.append(wait)
+
+
+_RETIRED = Refusal(FailureKind.DISABLED, NEVER)
+
+
+def take_turn(provider: Provider, candidates: Sequence[Candidate]) -> None:
+    """Move a chosen provider back in the rotation, by less the more weight it has.
+
+    Stride scheduling (Waldspurger and Weihl, 1995): over time each gets calls in proportion to
+    its weight. One that was away does not get all it missed: it starts where the others stand.
+    """
+    if len(candidates) == 1:
+        return
+    start = provider.turn
+    for candidate in candidates:
+        peer = candidate.provider
+        if peer.priority == provider.priority:
+            # While both are asked, no two are further apart than the longest stride.
+            start = max(start, peer.turn - max(1.0 / peer.weight, 1.0 / provider.weight))
+    provider.turn = start + 1.0 / provider.weight
+
+
+def _saturated(provider: Provider, wait: float | None) -> ProviderFailure:
+    retry_after = None if wait is None else in_milliseconds(wait)
+    return ProviderFailure(provider.name, FailureKind.SATURATED, retry_after_seconds=retry_after)
+
+
+def _rank(provider: Provider) -> tuple[float, float]:
+    return (provider.slots.in_flight / provider.weight, provider.turn)

@@ -115,10 +115,19 @@ class Pace:
         self._out[call] = None
         return call
 
-    def succeeded(self, seconds: float) -> None:
-        """A call brought something after so long: the provider is alive."""
+    def succeeded(self, call: OutstandingCall, seconds: float, *, slow: bool = False) -> None:
+        """A call brought something: the provider is alive.
+
+        Args:
+            call: From `begin`.
+            seconds: What it took.
+            slow: That is much longer than usual: it says nothing good of the calls still out.
+        """
         now = self._last_success = self._clock.now()
-        self._out.clear()  # all of them began before it, and it speaks for them
+        if slow:
+            self._out.pop(call, None)
+        else:
+            self._out.clear()  # all of them began before it, and it speaks for them
         if self._outrun:
             self._settle(list(self._outrun), failed=False)
         if len(self._latencies) < _KEPT:
@@ -220,8 +229,14 @@ class HealthPolicy:
     canaries: float = 0.05
 
 
-RECENT = 5.0
-"""Seconds of the view beside the window that makes it quick; half of `least` is enough there."""
+QUICK = 10
+"""Attempts of the view beside the window that makes it quick: the last ones, if they ended within
+`QUICK_SECONDS`."""
+
+QUICK_SECONDS = 5.0
+
+_QUICK_SHARE = 0.8
+"""Share of them that must be bad, or slow: ten attempts are few, so half would often be chance."""
 
 RUN = 5
 """Good answers in a row after which a degraded provider is healthy again."""
@@ -250,6 +265,7 @@ class Health:
         "_causes",
         "_clock",
         "_ended_at",
+        "_latest",
         "_listener",
         "_run",
         "_seconds",
@@ -267,6 +283,7 @@ class Health:
         """Forget everything: healthy."""
         self.degraded: Literal["errors", "latency"] | None = None
         self._seconds: deque[_Second] = deque()
+        self._latest: deque[tuple[float, bool, bool]] = deque(maxlen=QUICK)  # when, bad, slow
         self._causes: dict[Hashable, float] = {}  # of what failed or was slow, in that order
         self._run = 0
         self._canary = 0.0
@@ -308,6 +325,7 @@ class Health:
         if (bad or slow) and self._is_repeated(outcome.cause(), now):
             return
         second = self._second(now)
+        self._latest.append((now, bad, slow))
         if bad:
             second.bad += 1
         elif slow:
@@ -344,20 +362,25 @@ class Health:
         return seconds[-1]
 
     def _judge(self, now: float) -> None:
-        policy = self.policy
-        for length, least in ((RECENT, policy.least / 2), (policy.window, policy.least)):
-            good = bad = slow = 0
-            for second in reversed(self._seconds):
-                if second.began + length <= now:
-                    break
+        policy, latest = self.policy, self._latest
+        bad, slow = sum(bad for _, bad, _ in latest), sum(slow for *_, slow in latest)
+        if len(latest) == QUICK and now - latest[0][0] <= QUICK_SECONDS:
+            quick = QUICK * _QUICK_SHARE
+            if bad >= max(quick, QUICK * policy.errors):
+                return self._degrade("errors", bad / QUICK)
+            if slow >= quick:
+                return self._degrade("latency", slow / QUICK)
+        good = bad = slow = 0
+        for second in self._seconds:
+            if second.began + policy.window > now:
                 good, bad, slow = good + second.good, bad + second.bad, slow + second.slow
-            total = good + bad + slow
-            if total < least:
-                continue
-            if bad / total >= policy.errors:
-                return self._degrade("errors", bad / total)
-            if slow * 2 > good + slow:
-                return self._degrade("latency", slow / total)
+        total = good + bad + slow
+        if total < policy.least:
+            return None
+        if bad / total >= policy.errors:
+            return self._degrade("errors", bad / total)
+        if slow * 2 > good + slow:
+            return self._degrade("latency", slow / total)
         return None
 
     def _degrade(self, reason: Literal["errors", "latency"], share: float) -> None:
@@ -369,4 +392,5 @@ class Health:
     def _recover(self) -> None:
         self.degraded = None
         self._seconds.clear()
+        self._latest.clear()
         self._listener.recovered()

@@ -25,7 +25,9 @@ MOST = 100.0
 """Attempts that can be saved. They are lost on a provider that dies, once."""
 
 TRICKLE = 0.25
-"""Seconds between two attempts on an empty purse."""
+"""Seconds between two attempts on an empty purse; twice that once many in a row have failed."""
+
+_MANY = 20
 
 OVERDUE = 1.0
 """Seconds after which an attempt that is out keeps no other back: a vendor that hangs would
@@ -46,6 +48,7 @@ class LastResort:
 
     __slots__ = (
         "_clock",
+        "_failed",
         "_last",
         "_out",
         "_purse",
@@ -66,6 +69,7 @@ class LastResort:
         """Forget everything."""
         self._purse = 0.0
         self._out = 0
+        self._failed = 0  # attempts on an empty purse, in a row
         self._last = -math.inf
         self._ramp_began = math.inf  # no ramp
         self._ramp_pace = 0.0
@@ -97,7 +101,7 @@ class LastResort:
         """Seconds until an attempt may begin while the circuit is not closed; 0.0 if now."""
         if self._purse >= 1.0:
             return 0.0
-        pause = OVERDUE if self._out else TRICKLE
+        pause = OVERDUE if self._out else TRICKLE * (1 + (self._failed >= _MANY))
         return max(0.0, self._last + pause - self._clock.now())
 
     def ramp_wait(self) -> float:
@@ -134,7 +138,9 @@ class LastResort:
         if trickled and self._out:
             self._out -= 1
         if outcome.effect is not Effect.ANSWERED:
+            self._failed += trickled
             return
+        self._failed = 0
         if trickled and not self.ramping:
             self._begin_ramp()
         self._purse = min(MOST, self._purse + GAIN)

@@ -29,6 +29,9 @@ LOOK_AGAIN = 5.0
 _BEHIND = 0.25
 """Seconds by which a request that has failed comes later than others; doubles each time."""
 
+_LEAST_WAIT = 0.001
+"""Seconds; what is left of a wait by rounding alone must not be waited for again and again."""
+
 _AWAY = frozenset({FailureKind.RATE_LIMITED, FailureKind.COOLING_DOWN, FailureKind.CIRCUIT_OPEN})
 """What a provider that is away for a while has to say, whatever the request is."""
 
@@ -111,7 +114,7 @@ class Patience:
                 wait, behind = behind, 0.0
             if wait <= 0:
                 return
-            await self._clock.sleep(min(wait, left, LOOK_AGAIN))
+            await self._clock.sleep(max(min(wait, left, LOOK_AGAIN), _LEAST_WAIT))
 
     def _left(self, model: object, own_end: float) -> float:
         """Seconds for which a request is still held back. The first to ask begins the outage."""

@@ -261,7 +261,7 @@ class Attempt:
         around.network.reached(provider.name)
         own = seconds - around.stalls.since(self._mark)
         outcome = Outcome(Effect.ANSWERED, self._request.cause, own)
-        self.candidate.guards.answered(self._pass, outcome, self._pace)
+        self.candidate.guards.answered(self._pass, outcome, self._pace, self._outstanding)
         if provider.adaptive.fallen:
             provider.adaptive.succeeded(provider.slots.in_flight)
             self._bound(provider.adaptive.limit)

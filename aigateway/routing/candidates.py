@@ -57,7 +57,7 @@ _CALLERS_OWN = {
     FailureKind.UNSUPPORTED: (
         RequestRejectedError,
         "No provider supports what this request asks for (drop_unsupported_params leaves out"  # noqa: ISC004
-        " parameters that a model does not take)",  # noqa: ISC004
+        " parameters that a model does not take)",
     ),
 }
 """Failures that another try cannot mend, and the error each becomes; the first listed wins."""

@@ -33,7 +33,7 @@ from aigateway.resilience.retry_budget import RetryBudget
 from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, Answer, Attempt, End, Surroundings
 from aigateway.routing.candidates import MAY_PASS, Candidate, RequestState, final_error, none_offers
 from aigateway.routing.hedge import Hedges, Race
-from aigateway.routing.provider import Guards, Provider
+from aigateway.routing.provider import Guards, Provider, in_milliseconds
 from aigateway.routing.select import Choice, Policy, PriorityPolicy, take_turn
 from aigateway.settings import GatewaySettings
 from aigateway.vendor.client import Failure, VendorCallError
@@ -273,7 +273,8 @@ class Failovers:
         waits += [c.retry_after_seconds for _, c in choice.refused if c.retry_after_seconds]
         soonest = min(waits, default=math.inf)
         if soonest < math.inf:
-            self._alarm.within(soonest)
+            # Rounded up: what rings a hair too early finds nothing and would ring for ever.
+            self._alarm.within(in_milliseconds(soonest))
 
     async def _ask_again(
         self, candidate: Candidate, request: RequestState, work: Work[A]

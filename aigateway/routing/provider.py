@@ -26,7 +26,7 @@ from aigateway.resilience.adaptive import AdaptiveLimit
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, Rejected
 from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, Setup, SetupPolicy
 from aigateway.resilience.guard import NEVER, Effect, Outcome, Refusal
-from aigateway.resilience.health import Health, HealthPolicy, Pace
+from aigateway.resilience.health import Health, HealthPolicy, OutstandingCall, Pace
 from aigateway.resilience.last_resort import LastResort
 from aigateway.resilience.limiter import Slots
 from aigateway.resilience.rates import RateLimits
@@ -242,14 +242,16 @@ class Guards:
         checked, trial = self.setup.begin(), self.cooldown.begin()
         return Pass(permit, checked, trial, trickled, last_resort)
 
-    def answered(self, held: Pass, outcome: Outcome, pace: Pace) -> None:
+    def answered(
+        self, held: Pass, outcome: Outcome, pace: Pace, outstanding: OutstandingCall
+    ) -> None:
         """A stream has given its first content, or an attempt its answer.
 
         The verdict on the provider falls here. What may break later is counted by `end`; where
         the state of the circuit hung on this attempt, under a permit of its own.
         """
         slow = pace.is_slow(outcome.seconds, self.health.policy.latency)
-        pace.succeeded(outcome.seconds)
+        pace.succeeded(outstanding, outcome.seconds, slow=slow)
         held.answered = True
         self.setup.end(held.checked, outcome)
         self.cooldown.end(held.trial, outcome)

@@ -128,7 +128,7 @@ class Setup:
 
     Attributes:
         reason: Why it is disabled, or None.
-        refusals: How often it was refused again while it was disabled.
+        refused_at: When the vendor last refused a call for its setup, with evidence.
     """
 
     __slots__ = (
@@ -136,20 +136,18 @@ class Setup:
         "_clock",
         "_disabled_at",
         "_in_a_row",
-        "_last_resort_at",
         "_listener",
         "_recheck_at",
         "_suspects",
         "policy",
         "reason",
-        "refusals",
+        "refused_at",
     )
 
     def __init__(self, clock: Clock, policy: SetupPolicy, listener: Listener) -> None:
         self._clock = clock
         self._listener = listener
         self.policy = policy
-        self.refusals = 0
         self.reset()
 
     def reset(self) -> None:
@@ -159,7 +157,7 @@ class Setup:
         self._in_a_row = 0
         self._disabled_at = -math.inf
         self._recheck_at = -math.inf
-        self._last_resort_at = -math.inf
+        self.refused_at = -math.inf
         self._check_out_until = -math.inf
 
     def refusal(self) -> Refusal | None:
@@ -170,7 +168,7 @@ class Setup:
         wait = max(self._recheck_at, out) - now
         if wait <= 0:
             return None
-        last_resort = max(0.0, max(self._last_resort_at, out) - now)
+        last_resort = max(0.0, max(self.refused_at + self.policy.last_resort, out) - now)
         return Refusal(FailureKind.DISABLED, wait, last_resort)
 
     def begin(self) -> float:
@@ -206,12 +204,10 @@ class Setup:
         now, policy = self._clock.now(), self.policy
         if self.reason is None:
             self._disabled_at = now
-        else:
-            self.refusals += 1
         if now >= self._recheck_at:  # calls that were out together lengthen the pause once
             pause = min(policy.recheck * 2.0 ** min(self._in_a_row, 60), policy.longest_recheck)
             self._in_a_row += 1
             self._recheck_at = now + pause
-        self._last_resort_at = now + policy.last_resort
+        self.refused_at = now
         self.reason = reason = outcome.kind or FailureKind.UNKNOWN
         self._listener.disabled(reason, outcome.status, self._recheck_at - now)

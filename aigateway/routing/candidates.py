@@ -76,8 +76,7 @@ class Candidate:
         unreachable: No connection could be made to it.
         cause: Why it has not answered, as far as is known.
         canary: Whether this request asks it although it is degraded; None until that is drawn.
-        checks: Refusals of the disabled provider when the request first came to it as last resort;
-            None before. The request waits for one check at most.
+        seen: The request has come to it as its last resort.
     """
 
     __slots__ = (
@@ -86,9 +85,9 @@ class Candidate:
         "calls",
         "canary",
         "cause",
-        "checks",
         "guards",
         "provider",
+        "seen",
         "tried",
         "unreachable",
     )
@@ -103,7 +102,7 @@ class Candidate:
         self.unreachable = False
         self.cause: ProviderFailure | None = None
         self.canary: bool | None = None
-        self.checks: int | None = None
+        self.seen = False
 
     def begin_round(self) -> None:
         """It may be asked again, unless it would be wrong to.
@@ -126,20 +125,20 @@ class Candidate:
             self.canary = self.guards.health.draw_canary()
         return self.canary
 
-    def last_resort_wait(self, wait: float) -> float:
+    def last_resort_wait(self, wait: float, began: float) -> float:
         """Seconds until this request may ask it as last resort; `NEVER` if it may not.
 
         Args:
             wait: What its guards say.
+            began: When the request began, on the clock's own scale.
         """
-        if wait == NEVER or self.calls:
+        # What the vendor has said since then of key, model or billing holds for this request, too.
+        if wait == NEVER or self.calls or self.guards.setup.refused_at >= began:
             return NEVER
-        refusals = self.guards.setup.refusals
-        if self.checks is None:
-            self.checks = refusals
+        if not self.seen:
+            self.seen = True
             self.guards.last_resort.seen()
-        # A check made while this request waited has shown that it is still set up wrong.
-        return NEVER if refusals > self.checks else wait
+        return wait
 
 
 class RequestState:
@@ -149,7 +148,8 @@ class RequestState:
         request_id: Names it in events.
         operation: What is asked for.
         providers: Whom it may ask, best priority first.
-        deadline: On the clock's own scale.
+        began: When it began, on the clock's own scale.
+        deadline: When it has to end, likewise.
         cause: Gives its digest, which is equal for repeats of it.
         named: Whether it names a model: then every provider of that is a candidate.
         tokens: How many it will use, by estimate; only for providers with a `tpm`.
@@ -173,6 +173,7 @@ class RequestState:
         "account",
         "attempts",
         "background",
+        "began",
         "begun",
         "candidates",
         "deadline",
@@ -192,6 +193,7 @@ class RequestState:
         request_id: str,
         operation: Operation,
         providers: Sequence[Provider],
+        began: float,
         deadline: float,
         cause: Callable[[], Hashable],
         *,
@@ -205,6 +207,7 @@ class RequestState:
         self.request_id = request_id
         self.operation: Operation = operation
         self.candidates = tuple([Candidate(provider, operation) for provider in providers])
+        self.began = began
         self.deadline = deadline
         self.named = named
         self.tokens = tokens
@@ -238,7 +241,7 @@ class RequestState:
 
     def group(self) -> Hashable:
         """Equal for requests that could go on in the same moments, while they wait for a place."""
-        open_to = [(c.provider.name, c.calls > 0, c.checks) for c in self.candidates if not c.tried]
+        open_to = [(c.provider.name, c.calls > 0) for c in self.candidates if not c.tried]
         return (self.operation, tuple(open_to), self.tokens.bit_length())
 
     @property

@@ -211,7 +211,7 @@ class Failovers:
         while True:
             if request.rejected_by is not None:
                 return await self._second_opinion(request, work)
-            choice = self._policy.choose(request.candidates, request.tokens)
+            choice = self._policy.choose(request.candidates, request)
             candidate = choice.candidate
             if candidate is None:
                 await self._wait_for_place(request, choice)
@@ -246,7 +246,7 @@ class Failovers:
             raise self._nobody_left(request)
 
         def may_go_on() -> bool:
-            found = self._policy.choose(request.candidates, request.tokens)
+            found = self._policy.choose(request.candidates, request)
             # With none to wait for any more, waiting has no point: they were refused meanwhile.
             if found.candidate is not None or not found.waits:
                 return True
@@ -295,7 +295,7 @@ class Failovers:
                 return None
             await self._clock.sleep(wait)
             candidate.tried = False
-            again = self._policy.choose([candidate], request.tokens)
+            again = self._policy.choose([candidate], request)
             candidate.tried = True
             if again.candidate is None or again.last_resort or not self._budget.take():
                 return None
@@ -319,7 +319,7 @@ class Failovers:
                 [c for c in request.candidates if c.provider.vendor != vendor and not c.calls],
                 prepared=False,
             )
-            candidate = self._policy.choose(others, request.tokens).candidate
+            candidate = self._policy.choose(others, request).candidate
             if candidate is None or not self._budget.take():
                 break
             if not candidate.provider.prepared:
@@ -402,7 +402,7 @@ class Failovers:
 
         def second() -> Attempt | None:
             other = self._policy.choose(
-                self._healthy(request.candidates, prepared=True), request.tokens
+                self._healthy(request.candidates, prepared=True), request
             ).candidate
             if other is None or not self._hedges.may():
                 return None

@@ -13,7 +13,7 @@ from typing import Protocol
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.resilience.guard import NEVER, Refusal
 from aigateway.resilience.limiter import Slots
-from aigateway.routing.candidates import Candidate
+from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.provider import Provider, in_milliseconds
 
 __all__ = ["Choice", "Policy", "PriorityPolicy", "take_turn"]
@@ -42,12 +42,12 @@ class Choice:
 class Policy(Protocol):
     """Picks the candidate that a request asks next."""
 
-    def choose(self, candidates: Sequence[Candidate], tokens: int) -> Choice:
+    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Choice:
         """Look at the candidates as they are now.
 
         Args:
             candidates: Best priority first; those `tried` are passed over.
-            tokens: How many the request will use, by estimate.
+            request: Whose they are.
         """
 
 
@@ -65,7 +65,7 @@ class PriorityPolicy:
 
     has_place: Callable[[Slots], bool]
 
-    def choose(self, candidates: Sequence[Candidate], tokens: int) -> Choice:
+    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Choice:
         """Pick the candidate to ask now."""
         choice = Choice()
         best: Candidate | None = None
@@ -80,7 +80,7 @@ class PriorityPolicy:
             refusal = _RETIRED if provider.retired else candidate.guards.refusal()
             if refusal is not None:
                 refusals.append((candidate, refusal))
-            elif (wait := self.seconds_busy(candidate, tokens)) != 0:
+            elif (wait := self.seconds_busy(candidate, request.tokens)) != 0:
                 choice.refused.append((candidate, _saturated(provider, wait)))
                 choice.waits.append(wait)
             elif not candidate.guards.is_degraded():
@@ -93,7 +93,7 @@ class PriorityPolicy:
                 degraded = degraded or candidate
         choice.candidate = best or degraded
         if choice.candidate is None:
-            self._choose_last_resort(choice, refusals, tokens)
+            self._choose_last_resort(choice, refusals, request)
         return choice
 
     def seconds_busy(self, candidate: Candidate, tokens: int) -> float | None:
@@ -108,7 +108,10 @@ class PriorityPolicy:
         return wait if provider.rates is None else max(wait, provider.rates.wait(tokens))
 
     def _choose_last_resort(
-        self, choice: Choice, refusals: Sequence[tuple[Candidate, Refusal]], tokens: int
+        self,
+        choice: Choice,
+        refusals: Sequence[tuple[Candidate, Refusal]],
+        request: RequestState,
     ) -> None:
         """Pick the least bad of those that are to be left alone, if its dose allows it now.
 
@@ -121,11 +124,11 @@ class PriorityPolicy:
             return
         best: tuple[bool, float] | None = None
         for candidate, refusal in refusals:
-            wait = candidate.last_resort_wait(refusal.last_resort)
+            wait = candidate.last_resort_wait(refusal.last_resort, request.began)
             if wait == NEVER:
                 continue
             if wait == 0:
-                busy = self.seconds_busy(candidate, tokens)
+                busy = self.seconds_busy(candidate, request.tokens)
                 if busy != 0:
                     choice.waits.append(busy)
                     continue

@@ -1,6 +1,7 @@
 """One request across providers: failover, deadlines, places and verdicts, on virtual time."""
 
 import asyncio
+import itertools
 import pickle
 
 import pytest
@@ -16,7 +17,7 @@ from aigateway.errors import (
 )
 from aigateway.gateway import AsyncGateway
 from aigateway.resilience.breaker import CircuitState
-from aigateway.routing.provider import Provider
+from aigateway.routing.provider import Guards
 from aigateway.testing import scripted_configs
 from aigateway.vendor.client import Failure
 
@@ -46,9 +47,17 @@ def state_of(gateway, name):
     return next(p for p in gateway.providers if p.name == name)
 
 
+_numbers = itertools.count()
+
+
+def another():
+    """A prompt that was not asked before: repeats of a request count once."""
+    return f"question {next(_numbers)}"
+
+
 async def fails(gateway, error, **options):
     with pytest.raises(error) as raised:
-        await gateway.chat("hi", cache=False, **options)
+        await gateway.chat(another(), cache=False, **options)
     return raised.value
 
 
@@ -66,9 +75,9 @@ class TestFailover:
         gateway = make()
         vendor.always("a", kind)
         for _ in range(5):
-            assert (await gateway.chat("hi", cache=False)).provider == "b"
+            assert (await gateway.chat(another())).provider == "b"
         assert state_of(gateway, "a").circuit_state is CircuitState.OPEN
-        reply = await gateway.chat("hi", cache=False)
+        reply = await gateway.chat(another())
         assert vendor.called("a") == 5, "the open circuit is not asked"
         assert [a.provider for a in reply.attempts] == ["b"]
 
@@ -108,7 +117,7 @@ class TestFailover:
         gateway = make()
         for step in [K.SERVER_ERROR] * 4 + [Failure(K.RATE_LIMITED, 429, 0.0), K.SERVER_ERROR]:
             vendor.script("a", step)
-            await gateway.chat("hi", cache=False)
+            await gateway.chat(another())
         assert state_of(gateway, "a").circuit_state is CircuitState.OPEN
 
     async def test_a_sick_one_that_says_when_is_left_alone_until_then(self, make, vendor, clock):
@@ -122,8 +131,20 @@ class TestFailover:
         gateway = make()
         vendor.always("a", ZeroDivisionError("secret prompt"))
         for _ in range(5):
-            assert (await gateway.chat("hi", cache=False)).provider == "b"
+            assert (await gateway.chat(another())).provider == "b"
         assert state_of(gateway, "a").circuit_state is CircuitState.OPEN
+
+    async def test_repeats_of_one_request_count_once(self, make, vendor):
+        gateway = make()
+        for name in "abc":
+            vendor.always(name, K.SERVER_ERROR)
+        for _ in range(20):
+            with pytest.raises(AllProvidersFailedError):
+                await gateway.chat("the bad prompt", cache=False)
+        counted = [p["consecutive_failures"] for p in gateway.get_metrics()["providers"].values()]
+        assert counted == [1, 1, 1]
+        vendor.always("a", None)
+        assert (await gateway.chat("an innocent one")).provider == "a"
 
     async def test_attempts_tell_the_whole_story(self, make, vendor):
         vendor.script("a", Failure(K.SERVER_ERROR, 500))
@@ -159,7 +180,8 @@ class TestCallersFault:
     )
     async def test_settings_can_let_it_go_on(self, make, vendor, kind, setting):
         vendor.always("a", kind)
-        assert (await make(**{setting: True}).chat("hi")).provider == "b"
+        vendor.always("b", kind)
+        assert (await make(**{setting: True}).chat("hi")).provider == "c"
 
     async def test_too_long_goes_on_to_a_larger_window_only(self, make, vendor):
         vendor.max_input_tokens = {"a": 8_000, "b": 4_000, "c": 100_000}
@@ -186,14 +208,15 @@ class TestAllFail:
     async def test_the_message_and_one_cause_for_each(self, make, vendor, clock):
         gateway = make()
         for _ in range(5):
-            state = gateway._roster.named("c").chat.breaker.acquire()
-            state.failure()
+            gateway._roster.named("c").chat.breaker.acquire().failure()
         vendor.always("a", Failure(K.SERVER_ERROR, 500))
         vendor.always("b", Failure(K.RATE_LIMITED, 429, retry_after=30))
+        vendor.always("c", Failure(K.SERVER_ERROR, 503))
         error = await fails(gateway, AllProvidersFailedError)
         assert str(error) == (
             "All LLM providers failed: a: server_error (HTTP 500);"
-            " b: rate_limited (HTTP 429, retry in 30.0 s); c: circuit_open (retry in 60.0 s)"
+            " b: rate_limited (HTTP 429, retry in 30.0 s);"
+            " c: server_error (HTTP 503, retry in 60.0 s)"
         )
         assert error.retry_after_seconds == 30
         copy = pickle.loads(pickle.dumps(error))
@@ -244,8 +267,9 @@ class TestRounds:
         gateway = make("a", retry_rounds=5)
         for _ in range(5):
             gateway._roster.named("a").chat.breaker.acquire().failure()
+        vendor.always("a", K.SERVER_ERROR)
         await fails(gateway, AllProvidersFailedError)
-        assert vendor.called() == 0
+        assert vendor.called() == 1, "once, as last resort"
 
 
 class TestTime:
@@ -336,9 +360,9 @@ class TestCancel:
         gateway = make("a", "b")
         vendor.always("a", K.SERVER_ERROR)
         for _ in range(5):
-            await gateway.chat("hi", cache=False)
+            await gateway.chat(another())
         clock.tick(60)
-        replies = await asyncio.gather(*(gateway.chat("hi", cache=False) for _ in range(100)))
+        replies = await asyncio.gather(*(gateway.chat(another()) for _ in range(100)))
         assert {r.provider for r in replies} == {"b"}
         assert vendor.called("a") == 6
 
@@ -389,21 +413,53 @@ class TestPlaces:
         await asyncio.gather(*tasks, return_exceptions=True)
         assert state_of(gateway, "a").in_flight == 0
 
-    @pytest.mark.parametrize("kind", [K.SERVER_ERROR, K.AUTHENTICATION])
-    async def test_those_who_wait_hear_that_it_is_no_use_any_more(self, make, vendor, kind):
+    async def test_those_who_wait_for_a_dead_provider_are_let_out_in_doses(
+        self, make, vendor, clock
+    ):
         gateway = make("a", fields={"max_concurrency": 5})
-        vendor.always("a", kind)
+        vendor.always("a", K.SERVER_ERROR)
+        tasks = [asyncio.create_task(gateway.chat(str(i))) for i in range(30)]
+        await clock.advance(0)
+        assert vendor.called() <= 10, "four were out with the one that opened it"
+        await clock.advance(1)
+        assert vendor.called() <= 15, "four a second"
+        await clock.advance(20)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(r) for r in results} == {AllProvidersFailedError}
+        metrics = gateway.get_metrics()
+        assert (metrics["waiting"], metrics["in_flight"]) == (0, 0)
+        assert vendor.called() == 30, "none is refused that has not asked"
+
+    async def test_those_who_wait_for_one_set_up_wrong_hear_it(self, make, vendor, clock):
+        gateway = make("a", fields={"max_concurrency": 5})
+        vendor.always("a", K.AUTHENTICATION)
         results = await asyncio.gather(
             *(gateway.chat(str(i)) for i in range(30)), return_exceptions=True
         )
         assert {type(r) for r in results} == {AllProvidersFailedError}
-        metrics = gateway.get_metrics()
-        assert (metrics["waiting"], metrics["in_flight"]) == (0, 0)
-        assert vendor.called() <= 9, "four were out with the one that opened it, or disabled it"
+        assert vendor.called() <= 9, "four were out with the one that disabled it"
+        clock.tick(1)
+        tasks = [asyncio.create_task(gateway.chat(str(i))) for i in range(30)]
+        await clock.advance(3.9)
+        assert not any(task.done() for task in tasks), "they wait for the next check"
+        called = vendor.called()
+        await clock.advance(0.2)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(r) for r in results} == {AllProvidersFailedError}
+        assert vendor.called() == called + 1, "one check speaks for all"
+
+    async def test_one_set_up_wrong_is_asked_as_last_resort_and_enabled(self, make, vendor, clock):
+        gateway = make("a")
+        vendor.script("a", K.AUTHENTICATION)
+        await fails(gateway, AllProvidersFailedError)
+        clock.tick(5)
+        reply = await gateway.chat(another())
+        assert (reply.provider, reply.attempts[0].last_resort) == ("a", True)
+        assert state_of(gateway, "a").disabled_reason is None
 
     async def test_time_that_frees_another_provider_ends_the_wait(self, make, vendor, clock):
         gateway = make("a", "b", fields={"max_concurrency": 1}, attempt_timeout=50)
-        gateway._roster.candidates("b")[0].gates.throttled(5)
+        gateway._roster.named("b").chat.cooldown.throttle(5)
         vendor.script("a", hang)
         first = asyncio.create_task(gateway.chat("1"))
         await clock.settle()
@@ -417,14 +473,14 @@ class TestPlaces:
 
     async def test_a_long_queue_costs_little_for_each_request(self, make, vendor, monkeypatch):
         looked = 0
-        original = Provider.refusal
+        original = Guards.refusal
 
         def counted(self):
             nonlocal looked
             looked += 1
             return original(self)
 
-        monkeypatch.setattr(Provider, "refusal", counted)
+        monkeypatch.setattr(Guards, "refusal", counted)
         gateway = make("a", max_concurrency=4)
         await asyncio.gather(*(gateway.chat(str(i)) for i in range(500)))
         assert vendor.called() == 500
@@ -466,20 +522,47 @@ class TestProbes:
         release = asyncio.Event()
         vendor.script("a", release.wait)
         tasks = [asyncio.create_task(gateway.chat(str(i))) for i in range(20)]
-        await clock.advance(20)
+        await clock.advance(0.9)
         assert vendor.called("a") == 2
         assert not any(task.done() for task in tasks)
         release.set()
+        await clock.advance(5)
         replies = await asyncio.gather(*tasks)
         assert {r.provider for r in replies} == {"a"}
 
-    async def test_when_that_probe_fails_they_hear_it(self, make, vendor, clock):
+    async def test_a_probe_that_hangs_keeps_no_other_back_for_long(self, make, vendor, clock):
+        gateway = make("a", failure_threshold=1, retry_rounds=0)
+        vendor.script("a", K.SERVER_ERROR)
+        await fails(gateway, AllProvidersFailedError)
+        clock.tick(60)
+        vendor.script("a", hang)
+        probe = asyncio.create_task(gateway.chat(another()))
+        await clock.settle()
+        other = asyncio.create_task(gateway.chat(another()))
+        await clock.advance(1.1)
+        assert (await other).provider == "a"
+        assert state_of(gateway, "a").circuit_state is CircuitState.CLOSED
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)
+
+    async def test_one_that_is_forced_open_is_not_asked_as_last_resort(self, make, vendor):
+        gateway = make("a")
+        gateway.force_circuit("a", "open")
+        await fails(gateway, AllProvidersFailedError)
+        assert vendor.called() == 0
+
+    async def test_when_that_probe_fails_the_others_take_their_turns(self, make, vendor, clock):
         gateway = make("a", failure_threshold=1)
         vendor.always("a", K.SERVER_ERROR)
         await fails(gateway, AllProvidersFailedError)
         clock.tick(60)
-        results = await asyncio.gather(
-            *(gateway.chat(str(i)) for i in range(20)), return_exceptions=True
-        )
-        assert {type(r) for r in results} == {AllProvidersFailedError}
-        assert vendor.called("a") == 2
+        tasks = [asyncio.create_task(gateway.chat(str(i))) for i in range(8)]
+        await clock.advance(0.9)
+        assert 2 <= vendor.called("a") <= 6, "four a second"
+        vendor.always("a", None)
+        await clock.advance(5)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        served = [r for r in results if not isinstance(r, AllProvidersFailedError)]
+        assert len(served) >= 3
+        assert all(r.attempts[-1].ok for r in served)
+        assert any(r.attempts[-1].last_resort for r in served)

@@ -17,7 +17,7 @@ from tests.vendor.calls import WIRES, asking, failure_of
 FAULTS = {
     # name: fault, kind, status (one for all wires, or one for each), requests
     "bad request": (Fault.bad_request(), "rejected", 400),
-    "too large": (Fault.too_large(), "rejected", (413, 413, 400, 413)),
+    "too large": (Fault.too_large(), "context_window", (413, 413, 400, 413)),
     "context window": (Fault.context_window(), "context_window", 400),
     "content policy": (Fault.content_policy(), "content_policy", (400, 400, 200, 400)),
     "bad key": (Fault.bad_key(), "authentication", (401, 401, 400, 401)),

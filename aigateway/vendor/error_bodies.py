@@ -456,10 +456,12 @@ def _kind(
 ) -> FailureKind:
     """What a response means whose code and opening say nothing about the provider."""
     number = inner_status if status is None or status < 300 else status
-    from_words = _kind_of_words(number, said)
-    if from_words is not None:
-        return from_words
     generic = next((_GENERIC_CODES[key] for key in keys if key in _GENERIC_CODES), None)
+    # Without a number the code is all that tells a sick vendor, whatever its words quote.
+    if number is not None or generic not in {FailureKind.SERVER_ERROR, FailureKind.RATE_LIMITED}:
+        from_words = _kind_of_words(number, said)
+        if from_words is not None:
+            return from_words
     if status == 413 and (generic is FailureKind.RATE_LIMITED or _PER_MINUTE.search(said)):
         return FailureKind.RATE_LIMITED
     if status is not None and status >= 300:

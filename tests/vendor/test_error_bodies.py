@@ -250,6 +250,7 @@ SAID = [
     (429, openai("Rate limit reached for gpt-4o on tokens per min (TPM): Limit 30000, Used 29000, Requested 2000."), "rate_limited"),
     (429, openai("Limit of 'Request too large for gpt-4o on tokens per min (TPM)' reached"), "rate_limited"),
     (429, openai("This model is not supported at this rate"), "rate_limited"),
+    (None, anthropic("rate_limit_error", "This model is not supported at this rate"), "rate_limited"),
     # The prompt
     (403, {"error": {"message": 'x/y requires moderation and your input was flagged for "violence"', "code": 403}}, "content_policy"),
     (403, openai("Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_CSAM"), "content_policy"),
@@ -347,7 +348,9 @@ def test_the_same_words_at_the_beginning_are(body):
     assert read(403, openai(f" {said_by(body)}")).certain
 
 
-@given(st.sampled_from([500, 502, 503]), st.text(max_size=60), st.sampled_from(CANNOT[:20]))
+@given(
+    st.sampled_from([None, 200, 500, 502, 503]), st.text(max_size=60), st.sampled_from(CANNOT[:20])
+)
 def test_a_prompt_cannot_make_a_sick_vendor_look_well(status, before, cannot):
     message = f"Error: {before}{said_by(cannot[1])}"
     assert read(status, openai(message, "server_error")).kind is FailureKind.SERVER_ERROR

@@ -77,6 +77,7 @@ _LITELLMS_OWN = frozenset(
     {
         FailureKind.BAD_ANSWER,
         FailureKind.MODEL_NOT_FOUND,
+        FailureKind.NOT_OFFERED,
         FailureKind.REJECTED,
         FailureKind.UNKNOWN,
     }

@@ -48,6 +48,13 @@ MISCONFIGURED = [
     (Fault.model_not_found(), K.MODEL_NOT_FOUND),
     (Fault.retired_model(), K.MODEL_NOT_FOUND),
 ]
+CANNOT = [
+    (Fault.file_not_found(), K.UNSUPPORTED),
+    (Fault.status(403, message="You are not allowed to sample from this model"), K.UNSUPPORTED),
+    (Fault.status(404, message="No endpoints found that support tool use."), K.UNSUPPORTED),
+    (Fault.status(422, message="This model does not support images."), K.UNSUPPORTED),
+    (Fault.status(400, message="Failed to call a function."), K.INVALID_OUTPUT),
+]
 CALLERS_FAULT = [
     (Fault.bad_request(), K.REJECTED),
     (Fault.too_large(), {K.REJECTED, K.CONTEXT_WINDOW}),
@@ -116,6 +123,18 @@ async def test_one_set_up_wrong_is_disabled_and_not_counted(pair, fault, kind):
     assert status_of(gateway).disabled_reason is reply.attempts[0].failure
     assert (await gateway.chat("again")).provider == "backup"
     assert len(sick.received) == 1
+
+
+@pytest.mark.parametrize(("fault", "kind"), CANNOT, ids=label)
+async def test_what_it_cannot_do_is_no_mark_against_it(pair, fault, kind):
+    gateway, sick, _ = pair
+    sick.behave(fault, times=2)
+    for prompt in ("hi", "again"):
+        reply = await gateway.chat(prompt)
+        assert reply.provider == "backup"
+        assert reply.attempts[0].failure is kind
+    assert (streak_of(gateway), status_of(gateway).active) == (0, True)
+    assert (await gateway.chat("something else")).provider == "sick"
 
 
 @pytest.mark.parametrize(("fault", "kind"), CALLERS_FAULT, ids=label)

@@ -38,7 +38,9 @@ def is_unharmed(service):
 async def test_who_leaves_while_the_vendor_thinks(simulator, path, body, cache):
     vendor = simulator.openai
     vendor.behave(Fault.hang())
-    async with served(vendor, failure_threshold=1) as (service, url), httpx.AsyncClient() as client:
+    fields = {"model": vendor.embedding_model} if path == "/v1/embeddings" else None
+    running = served(vendor, fields=fields, failure_threshold=1)
+    async with running as (service, url), httpx.AsyncClient() as client:
         asking = asyncio.create_task(
             client.post(url + path, json=body, headers={"x-aigateway-cache": cache})
         )

@@ -13,6 +13,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,8 @@ def _obey(process: Process, pipe: socket.socket) -> None:
             actions[letter]()
 
     loop.add_reader(pipe, arrived)
-    # systemd sends a SIGTERM to all at once: once more is no hurry.
-    loop.add_signal_handler(signal.SIGTERM, process.ending.begin)
+    # systemd sends a SIGTERM to all at once: once more is no hurry. The parent says that all end.
+    loop.add_signal_handler(signal.SIGTERM, partial(process.ending.begin, port_closes=False))
     loop.add_signal_handler(signal.SIGHUP, process.reload)
 
 

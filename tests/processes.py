@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -100,4 +101,5 @@ def launch(nursery: Any) -> Iterator[Callable[..., Running]]:
     yield begin
     for process in started:
         if not process.read("code"):
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the test has killed all of it
+                os.killpg(process.pid, signal.SIGKILL)

@@ -289,7 +289,13 @@ class Answering:
         candidates = self._roster.candidates(request.model)
         deadline = self._deadline(request, entry.began)
         if isinstance(request, EmbeddingRequest):
-            return Journey(request.request_id, candidates, deadline, account=entry.account)
+            return Journey(
+                request.request_id,
+                candidates,
+                deadline,
+                tenant=request.partition,
+                account=entry.account,
+            )
         hedge = request.hedge
         if hedge is None:
             # A tool may do something: two answers might do it twice.
@@ -302,6 +308,7 @@ class Answering:
             tokens=tokens,
             hedge=hedge,
             background=request.background,
+            tenant=request.partition,
             account=entry.account,
         )
 

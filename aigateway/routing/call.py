@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
@@ -20,7 +20,14 @@ from aigateway.events import (
     ProviderEnabled,
     ProviderFailed,
 )
-from aigateway.messages import Attempt, ChatRequest, EmbeddingRequest, Usage
+from aigateway.messages import (
+    Attempt,
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    Usage,
+)
 from aigateway.resilience.breaker import CircuitState, Permit, Rejected
 from aigateway.resilience.limiter import Limiter
 from aigateway.resilience.network import Reachability
@@ -39,6 +46,9 @@ FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 - tokens of a model
 
 R = TypeVar("R", ChatRequest, EmbeddingRequest)
 
+_GIVEN_UP = frozenset({FailureKind.TIMEOUT, FailureKind.DEADLINE})
+"""Failures of calls that the gateway broke off, and the vendor did not end."""
+
 _BUSY = 529
 """Anthropic's "overloaded"."""
 
@@ -53,6 +63,14 @@ class Answer(Protocol):
     @property
     def cost_usd(self) -> float | None:
         """US dollars as far as is known."""
+
+
+@runtime_checkable
+class Unfinished(Protocol):
+    """An answer that is still coming."""
+
+    def part(self) -> Completion:
+        """What has come so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +117,13 @@ class Call:
         "_around",
         "_began",
         "_entry",
+        "_estimate",
         "_first_content",
         "_journey",
         "_pace",
         "_permit",
         "_rated",
+        "_sent",
         "_slots",
         "_trace",
         "_watched",
@@ -135,6 +155,8 @@ class Call:
         self.limit = math.inf
         self.patience = math.inf
         self.over = False
+        self._sent: ChatRequest | EmbeddingRequest | None = None
+        self._estimate: Answer | None = None  # what it was counted for, without an answer
         around.limiter.take(self._slots)
         journey.begun = self.number = journey.begun + 1
         self._account = account = journey.account
@@ -150,11 +172,29 @@ class Call:
 
     def outgoing(self, request: R) -> R:
         """The request as it goes to the vendor: with the headers of whoever traces this call."""
+        self._sent = request
         if self._trace is None or not self._trace.headers:
             return request
         own = self._trace.headers
         kept = {name: v for name, v in request.headers.items() if name.lower() not in own}
         return replace(request, headers=kept | own)
+
+    def counted(self, answer: Answer, *, whole: bool = False) -> Answer:
+        """An answer with its usage and cost: as the vendor counted, else by estimate.
+
+        Args:
+            answer: As far as it came.
+            whole: It came to its end.
+        """
+        if isinstance(answer, Unfinished):
+            answer = answer.part()
+        if self._sent is None or not isinstance(answer, Completion | Embeddings):
+            return answer
+        return self.provider.costs.counted(self._sent, answer, whole=whole)
+
+    def counted_part(self, part: Completion) -> Completion:
+        """Likewise what came of a stream that did not come to its end."""
+        return part if self._sent is None else self.provider.costs.counted(self._sent, part)
 
     # ── its ends ─────────────────────────────────────────────────────────────────────────────
 
@@ -206,8 +246,15 @@ class Call:
         self._close_gates(failure, verdict)
         self._heed_the_vendors_limits()
         self._pace.watch.ended(self._watched)
+        # What timed out has very likely been counted by the vendor.
+        refused = part is None and failure.kind is not FailureKind.TIMEOUT
+        tokens = 0 if refused else (part and part.usage.total_tokens) or None
         if part is not None:
-            provider.counters.spent(part.usage, part.cost_usd)
+            part = self.counted(part)
+            self._spent(part)
+        elif failure.kind in _GIVEN_UP and failure.status is None and not failure.unreachable:
+            # A provider that is silent beyond its own time is taken to have done nothing.
+            part = self._unanswered(silent=failure.kind is FailureKind.TIMEOUT)
         seconds = self._book(failure, None if part is None else part.cost_usd)
         self._around.emitter.emit(
             ProviderFailed(
@@ -220,9 +267,6 @@ class Call:
                 self.number,
             )
         )
-        # What timed out has very likely been counted by the vendor.
-        refused = part is None and failure.kind is not FailureKind.TIMEOUT
-        tokens = 0 if refused else (part and part.usage.total_tokens) or None
         self._leave(tokens, failure, part)
         return verdict
 
@@ -233,13 +277,13 @@ class Call:
         self._pace.watch.ended(self._watched)
         late = self._around.clock.now() >= self._journey.deadline
         failure = Failure(FailureKind.DEADLINE if late else FailureKind.CANCELLED)
-        self._book(failure)
-        self._leave(None, failure)
+        self._leave_unanswered(failure)
 
     def stream_left(self, answer: Answer) -> None:
-        """The caller left a stream before its end: neutral, and paid for as far as is known."""
+        """The caller left a stream before its end: neutral, and paid for as far as it came."""
         self._permit.release()
-        self.provider.counters.spent(answer.usage, answer.cost_usd)
+        answer = self.counted(answer)
+        self._spent(answer)
         failure = Failure(FailureKind.CANCELLED)
         self._book(failure, answer.cost_usd)
         self._leave(answer.usage.total_tokens or None, failure, answer)
@@ -269,23 +313,28 @@ class Call:
             # A probe that is late is judged at once: others wait for its verdict, and with its
             # place given back the next request would probe again.
             settle(permit.probe and late)
-        failure = Failure(FailureKind.OUTRUN)
-        self._book(failure)
-        self._leave(None, failure)
+        self._leave_unanswered(Failure(FailureKind.OUTRUN))
 
     def answered_too_late(self, answer: Answer) -> None:
         """Another attempt answered in the same moment: this answer is not used, but is paid for."""
         self._answers()
         self._permit.success()
-        self.provider.counters.spent(answer.usage, answer.cost_usd)
+        answer = self.counted(answer)
+        self._spent(answer)
         failure = Failure(FailureKind.OUTRUN)
         self._book(failure, answer.cost_usd)
         self._leave(answer.usage.total_tokens, failure, answer)
 
     def answered_after_its_end(self, answer: Answer) -> None:
         """It was settled already, as cancelled or outrun, and brought an answer all the same."""
+        answer = self.counted(answer)
         usage, cost_usd = answer.usage, answer.cost_usd
+        if self._estimate is not None:  # which has been counted
+            usage = _beyond(usage, self._estimate.usage)
+            if cost_usd is not None:
+                cost_usd = max(0.0, cost_usd - (self._estimate.cost_usd or 0.0))
         self.provider.counters.spent(usage, cost_usd)
+        self._tell_cost(cost_usd)
         if self._account is not None:
             self._account.discarded(self.provider.name, usage, cost_usd)
 
@@ -305,8 +354,39 @@ class Call:
         self._heed_the_vendors_limits()
         return seconds
 
+    def _spent(self, answer: Answer) -> None:
+        self.provider.counters.spent(answer.usage, answer.cost_usd)
+        self._tell_cost(answer.cost_usd)
+
+    def _tell_cost(self, cost_usd: float | None) -> None:
+        """Tell whoever keeps an account for the request."""
+        if self._sent is not None and self._sent.on_cost is not None:
+            self._sent.on_cost(cost_usd)
+
+    def _unanswered(self, *, silent: bool = False) -> Answer | None:
+        """Count a call that was broken off before anything came.
+
+        Args:
+            silent: The vendor is taken to have read the prompt only.
+        """
+        if self._sent is None:
+            return None
+        seconds = 0.0 if silent else self.seconds()
+        self._estimate = self.provider.costs.unanswered(self._sent, seconds)
+        self._spent(self._estimate)
+        return self._estimate
+
+    def _leave_unanswered(self, failure: Failure) -> None:
+        estimate = self._unanswered()
+        self._book(failure, None if estimate is None else estimate.cost_usd)
+        self._leave(None, failure, estimate)
+
     def _counted_as_success(self, answer: Answer, seconds: float) -> None:
         provider = self.provider
+        if self._sent is not None:
+            provider.costs.learn(self._sent, answer)
+        answer = self.counted(answer, whole=True)
+        self._tell_cost(answer.cost_usd)
         provider.counters.succeeded(seconds, answer.usage, answer.cost_usd)
         self._journey.attempts.append(
             Attempt(provider.name, provider.model, None, None, seconds, answer.cost_usd)
@@ -405,3 +485,10 @@ class Call:
             None if answer is None else answer.cost_usd,
         )
         account.attempt_ended(event, self._trace, answer)
+
+
+def _beyond(usage: Usage, counted: Usage) -> Usage:
+    """What a usage is beyond what was counted already."""
+    prompt = max(0, usage.prompt_tokens - counted.prompt_tokens)
+    answer = max(0, usage.completion_tokens - counted.completion_tokens)
+    return Usage(prompt, answer, prompt + answer)

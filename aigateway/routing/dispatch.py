@@ -246,7 +246,9 @@ class Dispatcher:
             return False
 
         if journey.ticket is None:
-            journey.ticket = self._limiter.ticket(background=journey.background)
+            journey.ticket = self._limiter.ticket(
+                background=journey.background, tenant=journey.tenant
+            )
         passed_over = choice.refused + choice.full
         journey.note(passed_over)
         left = journey.deadline - self._clock.now()

@@ -59,6 +59,7 @@ class Journey:
         tokens: How many it will use, by estimate; only for providers with a `tpm`.
         hedge: Whether a second provider may be asked while the first is slow.
         background: Whether it waits behind every request that is not in the background.
+        tenant: Whose request it is: tenants that wait get free places in turn.
         account: Where its calls are reported, if anybody wants to know.
 
     Attributes:
@@ -89,6 +90,7 @@ class Journey:
         "lenient",
         "request_id",
         "set_aside",
+        "tenant",
         "ticket",
         "tokens",
         "tried",
@@ -104,6 +106,7 @@ class Journey:
         tokens: int = 0,
         hedge: bool = False,
         background: bool = False,
+        tenant: str = "",
         account: Account | None = None,
     ) -> None:
         self.account = account
@@ -114,6 +117,7 @@ class Journey:
         self.tokens = tokens
         self.hedge = hedge
         self.background = background
+        self.tenant = tenant
         self.causes: dict[str, ProviderFailure] = {}
         self.attempts: list[Attempt] = []
         self.tried: set[str] = set()

@@ -20,6 +20,7 @@ from aigateway.settings import GatewaySettings, LLMConfig
 from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
 from aigateway.vendor.client import VendorClient, VendorClientFactory
+from aigateway.vendor.pricing import CostEstimator
 
 __all__ = ["CircuitOrder", "Pace", "Provider", "ProviderStatus", "in_milliseconds"]
 
@@ -110,6 +111,7 @@ class Provider:
         "attempt_timeout",
         "breaker",
         "config",
+        "costs",
         "counters",
         "first_contents",
         "first_contents_seen",
@@ -152,6 +154,7 @@ class Provider:
         self.first_contents = Pace(clock, threshold, reset_timeout)
         self.first_contents_seen = LatencyWindow()
         self.counters = ProviderCounters()
+        self.costs = CostEstimator(config)
         self.gates = Gates(clock, _gate_policy(settings, self.attempt_timeout))
         self.breaker = CircuitBreaker(
             threshold,

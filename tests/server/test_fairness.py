@@ -68,10 +68,14 @@ class Vendor:
             self._arrived.clear()
             await self._arrived.wait()
 
-    async def answer_one(self):
-        """Answer the call that is out for longest, and wait for the one that takes its place."""
-        before = len(self.asked)
+    def answer(self):
+        """Answer the call that is out for longest."""
         self._out.popleft().set_result(None)
+
+    async def answer_one(self):
+        """Likewise, and wait for the one that takes its place; says whose that is."""
+        before = len(self.asked)
+        self.answer()
         await self.was_asked(before + 1)
         return self.asked[-1]
 
@@ -173,4 +177,5 @@ async def test_a_queue_filled_by_one_key_has_room_for_another():
                 assert (status, body["error"]["code"]) == (503, "overloaded")
         order = [await here.vendor.answer_one() for _ in range(40)]
         assert order == ["red", "blue"] * 20
+        here.vendor.answer()
         assert [status for status, _ in await asyncio.gather(*blue)] == [200] * 20

@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import resource
+from typing import Any
 
 import aiohttp
 import pytest
@@ -42,7 +43,7 @@ class Vendor:
     def __init__(self):
         self.asked = []
         self._arrived = asyncio.Event()
-        self._out = collections.deque()
+        self._out: collections.deque[asyncio.Future[None]] = collections.deque()
 
     async def handle(self, request):
         body = await request.json()
@@ -55,7 +56,7 @@ class Vendor:
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         if is_embedding:
             data = [{"object": "embedding", "index": 0, "embedding": [0.5]}]
-            answer = {"object": "list", "data": data, "model": "m", "usage": usage}
+            answer: dict[str, Any] = {"object": "list", "data": data, "model": "m", "usage": usage}
         else:
             message = {"role": "assistant", "content": "ok"}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -91,8 +92,8 @@ class Scene:
     def ask(self, key, *, embed=False):
         async def ask():
             path = "/v1/embeddings" if embed else "/v1/chat/completions"
-            body = {"input": key} if embed else {"messages": [{"role": "user", "content": key}]}
-            body["model"] = "m"
+            messages = [{"role": "user", "content": key}]
+            body = {"model": "m", **({"input": key} if embed else {"messages": messages})}
             headers = bearer(key) | {"x-aigateway-cache": "false"}
             async with self._session.post(self._url + path, json=body, headers=headers) as answer:
                 return answer.status, await answer.json()

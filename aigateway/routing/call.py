@@ -186,11 +186,11 @@ class Call:
             answer: As far as it came.
             whole: It came to its end.
         """
-        if isinstance(answer, Unfinished):
-            answer = answer.part()
-        if self._sent is None or not isinstance(answer, Completion | Embeddings):
+        if self._sent is None:
             return answer
-        return self.provider.costs.counted(self._sent, answer, whole=whole)
+        if isinstance(answer, Completion | Embeddings):
+            return self.provider.costs.counted(self._sent, answer, whole=whole)
+        return self.counted_part(answer.part()) if isinstance(answer, Unfinished) else answer
 
     def counted_part(self, part: Completion) -> Completion:
         """Likewise what came of a stream that did not come to its end."""

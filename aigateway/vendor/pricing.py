@@ -53,6 +53,9 @@ WRITING_SPEED = 100
 """Tokens that a model writes in a second, for an answer of which nothing is known but how long the
 vendor worked on it. Large models write 50 to 150."""
 
+_FIRST_ANSWERS, _EVERY = 32, 32
+"""Answers from which the length of tokens is learned: the first ones, then one of so many."""
+
 SHORT_PROMPT = 100_000
 """Tokens up to which no vendor charges more per token; the map's first step is at 128,000."""
 
@@ -174,15 +177,22 @@ class CostEstimator:
         config: The provider.
     """
 
-    __slots__ = ("_answers", "_config", "_prompts")
+    __slots__ = ("_answers", "_config", "_prompts", "_seen")
 
     def __init__(self, config: LLMConfig) -> None:
         self._config = config
         self._prompts = _BytesPerToken()
         self._answers = _BytesPerToken()
+        self._seen = 0
 
     def learn(self, request: ChatRequest | EmbeddingRequest, answer: object) -> None:
-        """Note how long tokens are, from a whole answer that the vendor counted."""
+        """Note how long tokens are, from a whole answer that the vendor counted.
+
+        After the first ones only some are looked at, since every request passes here.
+        """
+        self._seen += 1
+        if self._seen > _FIRST_ANSWERS and self._seen % _EVERY:
+            return
         if not isinstance(answer, Completion) or not answer.usage.total_tokens:
             return
         usage = answer.usage
@@ -204,9 +214,11 @@ class CostEstimator:
                 vendor sent it.
         """
         usage = answer.usage
+        if whole and usage.total_tokens:
+            return answer
         choices = answer.choices if isinstance(answer, Completion) else ()
         ended = bool(choices) and all(choice.finish_reason is not None for choice in choices)
-        if usage.total_tokens and (whole or (ended and usage.completion_tokens)):
+        if ended and usage.completion_tokens:
             return answer
         prompt = usage.prompt_tokens or self._prompt_tokens(request)
         written = self._answers.tokens(answer_bytes(choices)) + usage.reasoning_tokens

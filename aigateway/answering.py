@@ -294,8 +294,9 @@ class Answering:
                 self._roster.candidates(request.model, "embeddings"),
                 entry.began,
                 deadline,
-                lambda: embedding_digest(request),
+                cause=lambda: embedding_digest(request),
                 named=named,
+                tenant=request.partition,
                 account=entry.account,
             )
         hedge = request.hedge
@@ -309,7 +310,7 @@ class Answering:
             self._roster.candidates(request.model, "chat"),
             entry.began,
             deadline,
-            lambda: cache_key(request),
+            cause=lambda: cache_key(request),
             named=named,
             tokens=tokens,
             hedge=hedge,

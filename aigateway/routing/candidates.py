@@ -163,7 +163,7 @@ class RequestState:
         begun: How many calls have begun.
         candidates: One for each provider; shrinks when only a larger context window helps.
         go_on_when_refused: A rejection by one provider does not keep it from the others.
-        rejected_by: The vendor that called it invalid, while another is asked for its opinion.
+        rejected_by: The company that called it invalid, while another is asked for its opinion.
         ticket: Its place in the queue for free providers; None until it has to wait.
     """
 
@@ -195,8 +195,8 @@ class RequestState:
         providers: Sequence[Provider],
         began: float,
         deadline: float,
-        cause: Callable[[], Hashable],
         *,
+        cause: Callable[[], Hashable],
         named: bool = False,
         tokens: int = 0,
         hedge: bool = False,
@@ -220,7 +220,7 @@ class RequestState:
         self.attempts: list[Attempt] = []
         self.begun = 0
         self.go_on_when_refused = False
-        self.rejected_by: str | None = None
+        self.rejected_by: tuple[str, ...] | None = None
         self.ticket: Ticket | None = None
 
     def cause(self) -> Hashable:

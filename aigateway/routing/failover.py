@@ -254,7 +254,9 @@ class Failovers:
             return False
 
         if request.ticket is None:
-            request.ticket = self._limiter.ticket(background=request.background)
+            request.ticket = self._limiter.ticket(
+                background=request.background, tenant=request.tenant
+            )
         self._look_again_after(choice)
         with contextlib.suppress(TimeoutError):  # the request's own deadline comes as cancellation
             async with self._clock.timeout(LONGEST_WAIT):
@@ -313,10 +315,10 @@ class Failovers:
         Raises:
             RequestRejectedError: There is none, or it gave no answer either.
         """
-        vendor = request.rejected_by
+        company = request.rejected_by
         while True:
             others = self._healthy(
-                [c for c in request.candidates if c.provider.vendor != vendor and not c.calls],
+                [c for c in request.candidates if c.provider.company != company and not c.calls],
                 prepared=False,
             )
             candidate = self._policy.choose(others, request).candidate
@@ -508,7 +510,7 @@ class Failovers:
             if self._on_rejection == "once":
                 if request.rejected_by is not None:
                     raise final_error(request.causes, FailureKind.REJECTED)
-                request.rejected_by = provider.vendor
+                request.rejected_by = provider.company
         elif not (failure.kind is FailureKind.CONTENT_POLICY and self._on_content_policy):
             raise final_error(request.causes, failure.kind)
 

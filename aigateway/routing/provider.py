@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, ProviderFailure
@@ -30,10 +31,11 @@ from aigateway.resilience.health import Health, HealthPolicy, OutstandingCall, P
 from aigateway.resilience.last_resort import LastResort
 from aigateway.resilience.limiter import Slots
 from aigateway.resilience.rates import RateLimits
-from aigateway.settings import GatewaySettings, LLMConfig
+from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
 from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
 from aigateway.vendor.client import VendorClient, VendorClientFactory
+from aigateway.vendor.pricing import CostEstimator
 
 __all__ = [
     "OPERATIONS",
@@ -361,6 +363,8 @@ class Provider:
     Attributes:
         adaptive: How many calls the vendor bears at once; rules `slots.limit`.
         chat: The guards of chat; `embeddings` likewise.
+        company: Whose API it is; servers of the same type at other addresses are others.
+        costs: What its calls come to where the vendor has not counted.
         first_contents_seen: Percentiles of the time to the first content of streams, for metrics.
         known_operations: What its model is known to do; None where that is not known (yet).
         rates: Its `rpm` and `tpm`, if it has such.
@@ -376,7 +380,9 @@ class Provider:
         "answers_to",
         "attempt_timeout",
         "chat",
+        "company",
         "config",
+        "costs",
         "counters",
         "embeddings",
         "first_contents_seen",
@@ -405,6 +411,7 @@ class Provider:
         self.config = config
         self.name = config.name
         self.vendor = str(config.provider)
+        self.company = _company(config)
         self.model = config.model
         self.priority = config.priority
         self.weight = config.weight
@@ -417,6 +424,7 @@ class Provider:
         self.rates = RateLimits(clock, config.rpm, config.tpm) if config.rpm or config.tpm else None
         self.first_contents_seen = LatencyWindow()
         self.counters = ProviderCounters()
+        self.costs = CostEstimator(config)
         self.chat = Guards("chat", config, settings, clock, emitter)
         self.embeddings = Guards("embeddings", config, settings, clock, emitter)
         given = config.operations
@@ -562,6 +570,15 @@ class Provider:
 def in_milliseconds(seconds: float) -> float:
     """Rounded up, so that a wait is never taken for none."""
     return seconds if math.isinf(seconds) else math.ceil(seconds * 1000) / 1000
+
+
+def _company(config: LLMConfig) -> tuple[str, ...]:
+    """Equal for two providers that are the same vendor's."""
+    if config.provider is ProviderType.OPENAI_COMPATIBLE:
+        return (config.provider, urlsplit(config.api_base or "").netloc)
+    if config.provider is ProviderType.LITELLM:
+        return (config.provider, config.model.partition("/")[0], config.api_base or "")
+    return (config.provider,)
 
 
 def _setup_policy(settings: GatewaySettings, lease: float) -> SetupPolicy:

@@ -100,7 +100,7 @@ def streak_of(gateway):
 async def test_a_sick_provider_is_left_for_the_next_and_counted(pair, fault, kind):
     gateway, sick, backup = pair
     if fault == Fault.hang():
-        gateway._roster.candidates("sick")[0].attempt_timeout = 0.1
+        gateway._roster.named("sick").attempt_timeout = 0.1
     sick.behave(fault)
     reply = await gateway.chat("hi")
     assert reply.provider == "backup"
@@ -138,14 +138,17 @@ async def test_what_it_cannot_do_is_no_mark_against_it(pair, fault, kind):
 
 
 @pytest.mark.parametrize(("fault", "kind"), CALLERS_FAULT, ids=label)
-async def test_the_callers_own_fault_is_raised_and_nobody_else_is_asked(pair, fault, kind):
+async def test_the_callers_own_fault_is_raised_and_harms_no_provider(pair, fault, kind):
     gateway, sick, backup = pair
     sick.behave(fault)
+    backup.behave(fault)
     with pytest.raises(RequestRejectedError) as raised:
         await gateway.chat("hi")
     assert raised.value.causes[0].kind in kinds(kind)
     assert type(raised.value) is ERRORS[raised.value.causes[0].kind]
-    assert (len(sick.received), len(backup.received)) == (1, 0)
+    # Only what no rule recognises gets a second opinion, and only from another vendor.
+    other = raised.value.causes[0].kind is K.REJECTED and sick.wire != "openai"
+    assert (len(sick.received), len(backup.received)) == (1, int(other))
     status = status_of(gateway)
     assert (streak_of(gateway), status.active) == (0, True)
 

@@ -341,11 +341,9 @@ class Watch:
         """Nothing happens before `until`: nobody may wait who could go on now."""
         if until - self._time() <= 2 * SLACK:
             return
-        for group, waiters in limiter._groups.items():
+        for group in limiter.waiting_groups:
             assert isinstance(group, tuple)
             candidates, tried, tokens = group
-            if all(waiter.woken.done() for waiter in waiters):
-                continue
             found = choose(candidates, tried, limiter.has_place, tokens)
             if found.provider is not None or not found.full:
                 self.broken("waits", f"somebody waits who could go on, until {until}")

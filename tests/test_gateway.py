@@ -420,7 +420,7 @@ class TestBooks:
         await gateway.chat("hi")
         await gateway.chat("hi")
         for name in "ab":
-            vendor.always(name, Failure(K.AUTHENTICATION, 401))
+            vendor.always(name, Failure(K.AUTHENTICATION, 401, certain=True))
         with pytest.raises(AllProvidersFailedError):
             await gateway.chat("other")
         metrics = gateway.get_metrics()

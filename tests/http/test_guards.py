@@ -94,9 +94,9 @@ class TestTheLastCandidateIsAsked:
             vendor.behave(Fault.server_error(500))
         async with gateway_of(*vendors, timeout=1.5) as gateway:
             await gateway.warmup()
-            began = time.monotonic()
+            began = asyncio.get_running_loop().time()
             await answered(gateway, [f"question {i}" for i in range(60)])
-            seconds = time.monotonic() - began
+            seconds = asyncio.get_running_loop().time() - began
         for vendor in vendors:
             opening = 5 + 9  # the streak, and what was out with its last
             assert len(vendor.received) <= opening + 4 * seconds + 2

@@ -25,6 +25,7 @@ from aigateway.events import (
     CircuitChanged,
     CircuitForced,
     Event,
+    Operation,
     ProviderCooledDown,
     ProviderDisabled,
     ProviderEnabled,
@@ -82,22 +83,26 @@ class Asked:
 class _Health:
     """What the events have said of one provider."""
 
-    circuit: str = "closed"
-    circuit_since: float = 0.0
+    circuits: dict[Operation | None, tuple[str, float]] = field(default_factory=dict)
+    """Their states and since when, by operation; None is of all that have none of their own."""
     cooling_from: float = 0.0
     cooling_until: float = 0.0
     disabled: bool = False
     disabled_from: float = 0.0
     recheck_at: float = 0.0
-    refusing: dict[str | None, float] = field(default_factory=dict)
+    refusing: dict[Operation | None, float] = field(default_factory=dict)
     """Since when it is disabled, by operation; None is all of them."""
     removed_at: float | None = None
     forced_open_at: float | None = None
-    ill: list[tuple[str, str]] = field(default_factory=list)
-    """Operations and prompts of the calls that met trouble since the circuit was last closed."""
+    ill: list[tuple[str, str, str | None]] = field(default_factory=list)
+    """What the calls asked that met trouble since the circuit was last closed."""
     ended_at: float = 0.0
     """When a call last ended."""
     out: list[VendorCall] = field(default_factory=list)
+
+    def circuit(self, operation: Operation | None) -> tuple[str, float]:
+        """Its state, and since when."""
+        return self.circuits.get(operation) or self.circuits.get(None, ("closed", 0.0))
 
 
 class Watch:
@@ -134,7 +139,7 @@ class Watch:
         self.asked: list[Asked] = []
         self._stood: list[tuple[float, float]] = []
         self._ordered = False
-        self.items_ended: Counter[str] = Counter()
+        self.batch_ends: Counter[str] = Counter()
         self.health: defaultdict[str, _Health] = defaultdict(_Health)
         self.retired: dict[tuple[str, int], _Health] = {}
         """Providers that were removed, while another has their name."""
@@ -148,7 +153,7 @@ class Watch:
         self._overlaps: list[tuple[VendorCall, float, str]] = []
         self._crowded: dict[str, float] = {}
         self._ids: dict[str, str] = {}
-        self._rechecked: dict[tuple[str, str | None], float] = {}
+        self._rechecked: dict[tuple[str, Operation | None], float] = {}
 
     def broken(self, promise: str, how: str) -> None:
         self.note(f"BROKEN {promise}: {how}")
@@ -176,7 +181,7 @@ class Watch:
         self._stood.append((self.time(), self.time() + seconds))
         if not self.laws:
             for health in (*self.health.values(), *self.retired.values()):
-                health.ill += [(call.operation, call.prompt) for call in health.out]
+                health.ill += [call.asks for call in health.out]
 
     def stood(self, since: float, until: float) -> float:
         """Seconds of that time in which the loop stood still: nobody could have done anything."""
@@ -216,24 +221,29 @@ class Watch:
 
     def _check_circuit(self, event: CircuitChanged, health: _Health) -> None:
         """Circuits open for the failures of late, and for long enough."""
-        if event.old != health.circuit:
-            self.broken("circuit_events", f"{event.provider}: {event.old} after {health.circuit}")
+        operation = getattr(event, "operation", None)
+        before, since = health.circuits.get(operation, ("closed", 0.0))
+        if event.old != before:
+            self.broken("circuit_events", f"{event.provider}: {event.old} after {before}")
         if not self._ordered:
-            self._check_blame(event, health)
+            self._check_blame(event, health, since)
         if event.new == "closed":
-            health.ill = [(c.operation, c.prompt) for c in health.out if c.trouble is not None]
-        health.circuit, health.circuit_since = event.new, self.time()
+            others = [asks for asks in health.ill if operation not in {None, asks[0]}]
+            health.ill = others + [call.asks for call in health.out if call.trouble is not None]
+        health.circuits[operation] = event.new, self.time()
 
-    def _check_blame(self, event: CircuitChanged, health: _Health) -> None:
+    def _check_blame(self, event: CircuitChanged, health: _Health, since: float) -> None:
         now, name, settings = self.time(), event.provider, self.settings
+        operation = getattr(event, "operation", None)
+        own = [asks for asks in health.ill if operation in {None, asks[0]}]
         # By law, repeats of one request count once.
-        ill = len(set(health.ill) if self.laws else health.ill)
+        ill = len(set(own) if self.laws else own)
         if event.old == "closed" and ill < settings["failure_threshold"]:
             self.broken("blame", f"{name}: opened after {ill} calls met trouble")
         age = now - health.ended_at - settings["attempt_timeout"]
         if event.old == "closed" and age > settings["reset_timeout_seconds"]:
             self.broken("late_blame", f"{name}: its last call ended {age:.3f} s ago")
-        opened_for = now - health.circuit_since
+        opened_for = now - since
         # Jitter takes at most a tenth off.
         if event.new == "half_open" and opened_for < 0.9 * settings["reset_timeout_seconds"]:
             self.broken("open_circuit", f"{name}: probed after {opened_for} s")
@@ -279,7 +289,7 @@ class Watch:
         self._check_probe(call, health)
         self._check_budget(call)
         if call.trouble is not None:
-            health.ill.append((call.operation, call.prompt))
+            health.ill.append(call.asks)
         health.out.append(call)
         self._check_crowd()
 
@@ -307,7 +317,8 @@ class Watch:
         if self.laws:
             self._check_recheck(call, health)
             return
-        if health.circuit == "open" and passed(health.circuit_since) > SLACK:
+        state, since = health.circuit(call.operation)
+        if state == "open" and passed(since) > SLACK:
             self.broken("open_circuit", f"{name} was called while its circuit was open")
         disabled = health.disabled and passed(health.disabled_from) > SLACK
         if disabled and now < health.recheck_at - SLACK:
@@ -329,10 +340,11 @@ class Watch:
         if self.laws:
             return  # a last resort may be out beside a probe; the breaker counts its probes itself
         now = self.time()
-        half_open = health.circuit == "half_open"
+        state, circuit_since = health.circuit(call.operation)
+        half_open = state == "half_open"
         if not half_open and not health.disabled:
             return
-        since = health.circuit_since if half_open else health.disabled_from
+        since = circuit_since if half_open else health.disabled_from
         lease = max(self.settings["probe_lease_seconds"], self.settings["attempt_timeout"] + 1)
         for other in health.out:
             earlier = since < other.began and self._passed(other.began) > SLACK

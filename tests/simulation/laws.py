@@ -158,7 +158,7 @@ class _Streak:
         self.begin()
 
     def begin(self) -> None:
-        self.failed: set[str] = set()
+        self.failed: set[tuple[str, str, str | None]] = set()
         self.opened_at = math.inf
         self.doses = 0
 
@@ -168,6 +168,6 @@ class _Streak:
             self.purse = PURSE
             self.begin()
             return
-        self.failed.add(call.prompt)
+        self.failed.add(call.asks)
         if len(self.failed) >= threshold and self.opened_at == math.inf:
             self.opened_at = at

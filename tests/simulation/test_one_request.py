@@ -15,13 +15,14 @@ def innocent(ask):
     return ask.number < BAD
 
 
-def bad(count, *, same, chokes, begins=5.0, apart=0.1, **fields):
+def bad(count, burst=0, *, same, chokes, begins=5.0, apart=0.1, **fields):
     return tuple(
         Ask(
-            BAD + number,
+            BAD + 100 * burst + number,
             begins + apart * number,
-            prompt=BAD if same else BAD + number,
+            prompt=BAD if same else BAD + 100 * burst + number,
             chokes=chokes,
+            cache=not same,  # else those that are out together are one
             **fields,
         )
         for number in range(count)
@@ -35,28 +36,33 @@ ILL = ("brownout", "malformed", "reset")
 @pytest.mark.parametrize("kind", ["chat", "stream", "embed"])
 @pytest.mark.parametrize("chokes", ILL)
 def test_a_bad_prompt_sent_again_and_again_harms_nobody(chokes, kind):
-    asks = steady(20, 30, kind=kind) + bad(5, same=True, chokes=chokes, kind=kind)
+    asks = steady(1, 30, kind=kind) + bad(5, same=True, chokes=chokes, kind=kind)
     traffic = Traffic(providers(0, 0), [], asks)
     assert traffic.answered(innocent) == 1
     assert traffic.answered(lambda ask: not innocent(ask)) == 0
 
 
 def test_a_prompt_that_takes_too_long_harms_nobody():
-    asks = steady(5, 120) + bad(5, same=True, chokes="hang")
+    asks = steady(5, 60) + bad(5, same=True, chokes="hang", apart=0.0)
     traffic = Traffic(providers(0, 0), [], asks, settings={"attempt_timeout": 10.0})
     assert traffic.answered(innocent) == 1
 
 
 @pytest.mark.parametrize("chokes", ILL)
 def test_many_bad_prompts_harm_nobody(chokes):
-    asks = steady(20, 60) + bad(55, same=False, chokes=chokes, apart=40 / 55)
+    bursts = [
+        ask
+        for burst in range(5)
+        for ask in bad(11, burst, same=False, chokes=chokes, begins=5.0 + 8 * burst, apart=0.0)
+    ]
+    asks = (*steady(20, 45), *bursts)
     traffic = Traffic(providers(0, 0), [], asks)
     assert traffic.answered(innocent) == 1
 
 
 @pytest.mark.parametrize("chokes", ILL)
 def test_many_bad_prompts_at_once_harm_nobody(chokes):
-    asks = steady(20, 60) + bad(55, same=False, chokes=chokes, apart=0.0)
+    asks = steady(20, 30) + bad(55, same=False, chokes=chokes, apart=0.0)
     traffic = Traffic(providers(0, 0), [], asks)
     assert traffic.answered(innocent) == 1
 
@@ -76,7 +82,7 @@ def test_a_prompt_that_one_vendor_chokes_on_harms_nobody(chokes, vendor):
 def test_what_innocents_get_is_the_same_without_the_bad_prompts(seed):
     plans = providers(0, 0, 0)
     troubles = [Trouble(plan.name, "brownout", 0.0, 1e6, 0.3) for plan in plans]
-    innocents = steady(10, 30)
+    innocents = steady(5, 30)
     chokes = CHOKES[seed % len(CHOKES)]
     sent = bad(20, same=seed % 2 == 0, chokes=chokes, apart=1.0)
     settings = {"attempt_timeout": 5.0}
@@ -99,8 +105,8 @@ def test_vectors_asked_of_a_chat_model_leave_chat_alone(by):
 @pytest.mark.parametrize("kind", ["outage", "bad_key"])
 def test_what_is_wrong_with_one_operation_says_nothing_of_the_other(kind):
     trouble = Trouble("a", kind, 0.0, 1e6, operation="embeddings")
-    vectors = steady(2, 20, begins=5.0, first=BAD, kind="embed")
-    traffic = Traffic(providers(0), [trouble], steady(10, 30) + vectors)
+    vectors = steady(20, 10, begins=5.0, first=BAD, kind="embed")
+    traffic = Traffic(providers(0), [trouble], steady(2, 30) + vectors)
     assert traffic.answered(innocent) == 1
 
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
+from aigateway.events import CircuitChanged, ProviderDisabled
 from tests.simulation.invariants import Asked
 from tests.simulation.scenario import Ask, Kind, ProviderPlan, Scenario, Trouble
 from tests.simulation.vendors import VendorCall, would_fail
 from tests.simulation.world import Played, play
 
-__all__ = ["LATENCY", "Traffic", "providers", "steady"]
+__all__ = ["LATENCY", "Traffic", "each_once", "providers", "steady"]
 
 LATENCY = 0.1
 """Seconds that a vendor that is well takes; a quarter of the answers take twice as long."""
@@ -39,6 +40,15 @@ def steady(
         Ask(first + number, round(begins + number / rate, 6), kind, first + number)
         for number in range(round(rate * seconds))
     )
+
+
+def each_once(scenario: Scenario) -> float:
+    """The share of requests that trying each provider once answers: by the same luck, exactly."""
+    answered = sum(
+        not all(would_fail(scenario, plan, ask) for plan in scenario.providers)
+        for ask in scenario.asks
+    )
+    return answered / len(scenario.asks)
 
 
 class Traffic:
@@ -84,18 +94,17 @@ class Traffic:
         return sum(asked.answered for asked in chosen) / len(chosen)
 
     def each_once(self) -> float:
-        """The share that would have got one from anybody asked once: by the same luck, exactly."""
-        scenario = self.scenario
-        answered = sum(
-            not all(would_fail(scenario, plan, ask) for plan in scenario.providers)
-            for ask in scenario.asks
-        )
-        return answered / len(scenario.asks)
+        """The share that would have got one by trying each provider once."""
+        return each_once(self.scenario)
 
     def opened(self) -> list[str]:
         """Providers whose circuits opened, or that were disabled, one after the other."""
-        told = {"circuit.opened", "provider.disabled"}
-        return [event.provider for _, event in self.played.happened if event.name in told]  # type: ignore[union-attr]
+        return [
+            event.provider
+            for _, event in self.played.happened
+            if isinstance(event, ProviderDisabled)
+            or (isinstance(event, CircuitChanged) and event.new == "open")
+        ]
 
     def calls(self, provider: str, begins: float = 0.0, ends: float = 1e9) -> list[VendorCall]:
         """Those that reached a provider in that time."""

@@ -83,8 +83,15 @@ class VendorCall:
     began: float
     trouble: str | None = None
     ended: float | None = None
+    model: str | None = None
+    """As the caller asked for it."""
     how: str = ""
     """How it ended: `answered`, `cancelled`, `left`, or the kind of failure."""
+
+    @property
+    def asks(self) -> tuple[str, str, str | None]:
+        """What is asked: the same for every repeat of one request."""
+        return self.operation, self.prompt, self.model
 
     @property
     def answered(self) -> bool:
@@ -218,7 +225,7 @@ class _Client:
         return None if until is None else max(0.0, until - self._clock.now())
 
     async def chat(self, request: ChatRequest) -> Completion:
-        call, dice, trouble = self._begin(request.request_id, prompt_of(request), "chat")
+        call, dice, trouble = self._begin(request, prompt_of(request), "chat")
         how = "cancelled"
         try:
             await self._wait(dice, trouble)
@@ -235,7 +242,7 @@ class _Client:
             await self._end(call, how)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        call, dice, trouble = self._begin(request.request_id, request.inputs[0], "embeddings")
+        call, dice, trouble = self._begin(request, request.inputs[0], "embeddings")
         how = "cancelled"
         try:
             await self._wait(dice, trouble)
@@ -250,7 +257,7 @@ class _Client:
             await self._end(call, how)
 
     async def stream(self, request: ChatRequest) -> _Stream:
-        call, dice, trouble = self._begin(request.request_id, prompt_of(request), "chat")
+        call, dice, trouble = self._begin(request, prompt_of(request), "chat")
         begun = False
         how = "cancelled"
         try:
@@ -276,7 +283,7 @@ class _Client:
     # ── the way of a call ────────────────────────────────────────────────────────────────────
 
     def _begin(
-        self, request_id: str, prompt: str, operation: Operation
+        self, request: ChatRequest | EmbeddingRequest, prompt: str, operation: Operation
     ) -> tuple[VendorCall, random.Random, Trouble | None]:
         vendors, name = self._vendors, self._plan.name
         if self.closed:
@@ -291,7 +298,8 @@ class _Client:
             trouble = vendors.trouble(name, dice, operation)
         if trouble is not None:
             vendors.met[trouble.kind] += 1
-        call = VendorCall(name, self._life, request_id, prompt, operation, vendors.time())
+        call = VendorCall(name, self._life, request.request_id, prompt, operation, vendors.time())
+        call.model = request.model
         call.trouble = None if trouble is None else trouble.kind
         vendors.log.append(call)
         vendors.watcher.call_began(call)

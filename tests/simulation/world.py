@@ -27,7 +27,7 @@ from tests.simulation.loop import (
     SimulatedLoop,
     StuckError,
 )
-from tests.simulation.scenario import Ask, BatchPlan, Chore, ProviderPlan, Scenario, Stall
+from tests.simulation.scenario import Ask, BatchPlan, Chore, Kind, ProviderPlan, Scenario, Stall
 from tests.simulation.vendors import SimulatedVendors, VendorCall, answer_to, vector_of
 from tests.telemetry.books import Books
 
@@ -103,7 +103,7 @@ def play(
         turns=loop.turns,
         seconds=loop.time() - START,
         faults=world.vendors.met,
-        ends=Counter(asked.end for asked in watch.asked) + Counter(watch.items_ended),
+        ends=Counter(asked.end for asked in watch.asked) + Counter(watch.batch_ends),
         asked=tuple(watch.asked),
         items={number: tuple(items) for number, items in world.items.items()},
         log=tuple(world.vendors.log),
@@ -225,7 +225,7 @@ class World:
         """Wait until nothing is wrong any more, and what was asked has ended."""
         scenario = self.scenario
         ends = [trouble.ends for trouble in scenario.troubles]
-        ends += [ask.at for ask in (*scenario.asks, *scenario.batches)]
+        ends += [ask.at for ask in scenario.asks] + [batch.at for batch in scenario.batches]
         ends += [chore.at for chore in scenario.chores]
         ends += [stall.at + stall.seconds for stall in scenario.stalls]
         await asyncio.sleep(max(ends, default=0.0))
@@ -240,29 +240,39 @@ class World:
         for plan in self.scenario.providers:
             if any(status.name == plan.name for status in self.gateway.providers):
                 await self._recovers(plan)
+                # By law one operation says nothing of the other, so each comes back by itself.
+                if self.watch.laws and plan.refuses is None:
+                    await self._recovers(plan, "embed")
+                self._check_status(plan)
 
-    async def _recovers(self, plan: ProviderPlan) -> None:
+    async def _recovers(self, plan: ProviderPlan, kind: Kind = "chat") -> None:
         health, settings = self.watch.health[plan.name], self.settings
         lease = max(settings["probe_lease_seconds"], settings["attempt_timeout"] + 1)
         now = self.time()
         most = self._longest_pause(plan, lease)
         latest = now + most + max(BACK, most / 250)
         self.watch.note(f"world   waits for {plan.name} to come back, {most:.3f} s at most")
-        number = 10_000
+        number = 1_000_000  # no other has it
         while True:
             number += 1
-            ask = Ask(number, 0.0, prompt=number, cache=False, model=plan.name, hedge=False)
+            ask = Ask(number, 0.0, kind, number, cache=False, model=plan.name, hedge=False)
             task = self.ask(ask)
             await asyncio.wait([task])
             if self.watch.asked[-1].end == "served":
                 break
             # A call that lost a race before may be judged when somebody asks next, which is now.
-            reopened = health.circuit_since >= now and health.circuit != "closed"
+            state, since = health.circuit("embeddings" if kind == "embed" else "chat")
+            reopened = since >= now and state != "closed"
             more = 0.0 if self.watch.laws else settings["max_open_seconds"] + lease
             if self.time() > latest + reopened * more:
                 self.watch.broken("recovery", f"{plan.name} has not come back")
                 return
             await asyncio.sleep(max(0.5, most / 500))
+
+    def _check_status(self, plan: ProviderPlan) -> None:
+        """A provider that has answered says of itself that it is well."""
+        if plan.refuses is not None:
+            return  # for good: what it says of itself then is a matter of taste
         status = next(s for s in self.gateway.providers if s.name == plan.name)
         if not status.active or status.circuit_state != "closed":
             self.watch.broken("recovery", f"{plan.name} has answered and is {status}")
@@ -274,8 +284,8 @@ class World:
         if self.watch.laws:
             if health.refusing:
                 pauses.append(settings["disabled_recheck_seconds"])
-        elif health.circuit != "closed":
-            pauses.append(health.circuit_since + settings["max_open_seconds"] + lease - now)
+        elif (circuit := health.circuit("chat"))[0] != "closed":
+            pauses.append(circuit[1] + settings["max_open_seconds"] + lease - now)
         if health.disabled and not self.watch.laws:
             pauses.append(health.recheck_at + lease - now)
         if plan.rpm is not None:
@@ -436,6 +446,7 @@ class World:
         except asyncio.CancelledError:
             if plan.number not in self._gone:
                 watch.broken("cancelled", f"#{plan.number} was cancelled by nobody")
+            watch.batch_ends["cancelled"] += 1
         except GatewayError as error:
             # The first error of an item, or the gateway has been closed.
             watch.note(f"caller  #{plan.number} got {error!r}")
@@ -474,7 +485,7 @@ class World:
             self.watch.broken("mixed_up", f"#{plan.number}: {prompt} got {item.response.text!r}")
         if item.response is None and not isinstance(item.error, GatewayError):
             self.watch.broken("typed_error", f"#{plan.number}: {prompt} got {item.error!r}")
-        self.watch.items_ended["item answered" if item.ok else "item failed"] += 1
+        self.watch.batch_ends["item answered" if item.ok else "item failed"] += 1
 
     def _check_items(self, plan: BatchPlan, items: list[BatchItem]) -> None:
         """Each request of a batch that came to its end is one item."""

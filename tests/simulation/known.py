@@ -5,7 +5,12 @@ A fault's name is removed together with it.
 
 from __future__ import annotations
 
-__all__ = ["KNOWN"]
+__all__ = ["KNOWN", "LAWS"]
+
+LAWS = False
+"""Whether every run is held to the three laws: the last candidate is asked, blame takes evidence,
+health is not binary. False asks for what the guards did before: no call through an open circuit,
+one at a time through a half-open one, none to a disabled provider before its time."""
 
 KNOWN: frozenset[str] = frozenset(
     {

@@ -2,6 +2,7 @@
 
     nox -s simulate -- --seed 123456      one run, with everything that happens in it
     nox -s simulate -- --seeds 5000       the first five thousand, and the figures
+    nox -s simulate -- --seeds 50 --laws  held to the three laws, whatever `known.py` says
 
 A promise that is broken ends it: the seed is named, and the smallest scenario that still breaks the
 same promise is shown with its trace.
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from tests.simulation import known
 from tests.simulation.scenario import Scenario, draw
 from tests.simulation.shrinking import shrunk
 from tests.simulation.world import Played, play
@@ -43,8 +45,8 @@ def failure(seed: int, scenario: Scenario, played: Played) -> str:
 def described(scenario: Scenario) -> list[str]:
     """A scenario, a line for each thing; what is as by default is left out."""
     lines = [f"  settings {dict(scenario.settings)}, closes_at={scenario.closes_at}"]
-    things: list[Any] = [*scenario.providers, *scenario.troubles]
-    for thing in [*things, *scenario.asks, *scenario.chores]:
+    things: list[Any] = [*scenario.providers, *scenario.troubles, *scenario.stalls]
+    for thing in [*things, *scenario.asks, *scenario.batches, *scenario.chores]:
         told = [
             f"{field.name}={getattr(thing, field.name)!r}"
             for field in fields(thing)
@@ -60,7 +62,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="play this one and show its trace")
     parser.add_argument("--seeds", type=int, default=1000, help="how many to play (1000)")
     parser.add_argument("--first", type=int, default=0, help="which to begin with (0)")
+    parser.add_argument("--laws", action="store_true", help="hold the guards to the three laws")
     options = parser.parse_args()
+    if options.laws:
+        known.LAWS = True
     if options.seed is not None:
         return _one(options.seed)
     return _many(range(options.first, options.first + options.seeds))

@@ -12,7 +12,7 @@ from aigateway.routing.call import Call
 from aigateway.routing.stream import StreamRun
 from aigateway.telemetry.account import Account
 from aigateway.telemetry.ledger import Entry
-from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble, draw
+from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble, draw_basic
 from tests.simulation.shrinking import shrunk
 from tests.simulation.world import play
 
@@ -70,7 +70,7 @@ def test_a_planted_fault_is_found_and_made_small(promise, monkeypatch):
     monkeypatch.setattr("tests.simulation.invariants.KNOWN", frozenset())
     with mock.patch.object(*PLANTED[promise]):
         for seed in range(100):
-            scenario = draw(seed)
+            scenario = draw_basic(seed)
             if any(broken.promise == promise for broken in play(scenario).broken):
                 break
         else:
@@ -82,7 +82,7 @@ def test_a_planted_fault_is_found_and_made_small(promise, monkeypatch):
 
 
 def test_a_call_that_is_settled_twice_is_found():
-    scenario = draw(0)
+    scenario = draw_basic(0)
     assert not play(scenario).broken
     with mock.patch.object(Call, "succeeded", settles_twice):
         assert {broken.promise for broken in play(scenario).broken} == {"permits"}
@@ -91,14 +91,16 @@ def test_a_call_that_is_settled_twice_is_found():
 def test_hits_that_are_not_counted_are_found():
     with mock.patch.object(Entry, "remembered", nothing):
         assert any(
-            broken.promise == "books" for seed in range(20) for broken in play(draw(seed)).broken
+            broken.promise == "books"
+            for seed in range(20)
+            for broken in play(draw_basic(seed)).broken
         )
 
 
 @pytest.mark.parametrize("untold", ["attempt_ended", "close"])
 def test_an_end_that_is_not_told_is_found(untold):
     with mock.patch.object(Account, untold, nothing):
-        assert {broken.promise for broken in play(draw(0)).broken} == {"told"}
+        assert {broken.promise for broken in play(draw_basic(0)).broken} == {"told"}
 
 
 def test_a_storm_of_retries_is_found():

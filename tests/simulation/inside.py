@@ -9,14 +9,16 @@ A gateway that is built differently has to change this module, and no other of t
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 from unittest import mock
 
 from aigateway import AsyncGateway
 from aigateway.resilience.breaker import CircuitBreaker, Permit, Rejected
-from aigateway.routing.plan import choose
+from aigateway.routing.candidates import RequestState
+from aigateway.routing.failover import Failovers
 from tests.simulation.invariants import SLACK, Watch
 
 __all__ = ["Inside"]
@@ -38,25 +40,30 @@ class Inside:
     @contextlib.contextmanager
     def observed(self) -> Iterator[None]:
         """Note each permit that a breaker gives, and each settlement."""
-        acquire = CircuitBreaker.acquire
 
-        def noted(breaker: CircuitBreaker) -> Permit | Rejected:
-            permit = acquire(breaker)
-            if isinstance(permit, Permit):
-                self._given(breaker, permit)
-            return permit
+        def noting(name: str) -> Any:
+            acquire = getattr(CircuitBreaker, name)
+
+            def noted(breaker: CircuitBreaker) -> Permit | Rejected:
+                permit: Permit | Rejected = acquire(breaker)
+                if isinstance(permit, Permit):
+                    self._given(breaker, permit)
+                return permit
+
+            return mock.patch.object(CircuitBreaker, name, noted)
 
         def counted(name: str) -> Any:
             settle = getattr(Permit, name)
 
-            def settled(permit: Permit) -> None:
+            def settled(permit: Permit, *given: Hashable) -> None:
                 self._settlements[permit] += 1
-                settle(permit)
+                settle(permit, *given)
 
             return mock.patch.object(Permit, name, settled)
 
         with (
-            mock.patch.object(CircuitBreaker, "acquire", noted),
+            noting("acquire"),
+            noting("acquire_last_resort"),
             counted("success"),
             counted("failure"),
             counted("release"),
@@ -65,6 +72,8 @@ class Inside:
 
     def _given(self, breaker: CircuitBreaker, permit: Permit) -> None:
         """A breaker lets a call through. Of probes, one at a time and until its lease ends."""
+        if self._permits and self._permits[-1] is permit:
+            return  # one way to ask for it goes through the other
         self._permits.append(permit)
         if not permit.probe:
             return
@@ -80,14 +89,10 @@ class Inside:
         limiter = gateway._limiter
         if not limiter.waiting or until - self._watch.time() <= 2 * SLACK:
             return
-        for group, waiters in limiter._groups.items():
-            assert isinstance(group, tuple)
-            candidates, tried, tokens = group
-            if all(waiter.woken.done() for waiter in waiters):
-                continue
-            found = choose(candidates, tried, limiter.has_place, tokens)
-            if found.provider is not None or not found.full:
-                self._watch.broken("waits", f"somebody waits who could go on, until {until}")
+        for waiters in limiter._groups.values():
+            for waiter in waiters:
+                if not waiter.woken.done() and _could_go_on(waiter.ready):
+                    self._watch.broken("waits", f"a request waits that could go on, until {until}")
 
     def check_permits(self) -> None:
         """After the gateway has closed: each was settled, and once."""
@@ -95,3 +100,18 @@ class Inside:
             times = self._settlements[permit]
             if times != 1 or not permit._settled:
                 self._watch.broken("permits", f"permit {number} was settled {times} times")
+
+
+def _could_go_on(ready: Callable[[], bool]) -> bool:
+    """What `ready` would say, without what it does: no timer is set, nothing is drawn."""
+    known = inspect.getclosurevars(ready).nonlocals
+    failovers, request = known["self"], known["request"]
+    assert isinstance(failovers, Failovers)
+    assert isinstance(request, RequestState)
+    kept = [(candidate.canary, candidate.seen) for candidate in request.candidates]
+    for candidate in request.candidates:
+        candidate.canary, candidate.seen = candidate.canary or False, True
+    found = failovers._policy.choose(request.candidates, request)
+    for candidate, (canary, seen) in zip(request.candidates, kept, strict=True):
+        candidate.canary, candidate.seen = canary, seen
+    return found.candidate is not None or not found.waits

@@ -4,8 +4,7 @@ The watch sees what users and vendors see: events (it is a hook), calls as they 
 what callers got and when, and the metrics. What is told of permits and of the queue comes from
 `inside.py`, the one module that knows the gateway's inner parts.
 
-With `laws` the guards are held to the three laws of the design, and what they replace is not
-asked for: see `known.py`. What can be said only when a run is over stands in `laws.py`.
+What can be said only when a run is over stands in `laws.py`.
 
 A promise that is broken is written down and does not stop the run: what the gateway catches would
 hide it. `SLACK` is the time in which several turns of the loop may pass, and nothing else.
@@ -34,17 +33,16 @@ from aigateway.events import (
     RequestRetrying,
     RequestServed,
 )
-from tests.simulation.known import KNOWN
 from tests.simulation.scenario import Ask
 from tests.simulation.vendors import PRICE, VendorCall
 
-__all__ = ["RECHECK_PAUSE", "SLACK", "Asked", "Broken", "Watch"]
+__all__ = ["CHECKS", "SLACK", "Asked", "Broken", "Watch"]
 
 SLACK = 1e-3
 """Seconds: some turns of the loop."""
 
-RECHECK_PAUSE = 1.0
-"""Seconds that a disabled provider has at least between two calls, with nobody else to ask."""
+CHECKS = 5.0
+"""Seconds between two checks of a disabled provider, where there is no other to ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +70,8 @@ class Asked:
     cancelled: bool = False
     error: BaseException | None = None
     """What the caller got, if not an answer."""
+    full: frozenset[str] = frozenset()
+    """Providers that had no place for one more call when it got that."""
 
     @property
     def answered(self) -> bool:
@@ -80,29 +80,32 @@ class Asked:
 
 
 @dataclass(slots=True)
+class _Operation:
+    """What the events have said of one operation of one provider."""
+
+    circuit: str = "closed"
+    since: float = 0.0
+    """When the circuit got into that state."""
+    cooling_from: float = 0.0
+    cooling_until: float = 0.0
+    disabled_from: float | None = None
+    recheck_at: float = 0.0
+    checked: float = -math.inf
+    """When it was last called while it was disabled."""
+    ill: list[tuple[str, str, str | None]] = field(default_factory=list)
+    """What the calls asked that met trouble since the circuit was last closed."""
+
+
+@dataclass(slots=True)
 class _Health:
     """What the events have said of one provider."""
 
-    circuits: dict[Operation | None, tuple[str, float]] = field(default_factory=dict)
-    """Their states and since when, by operation; None is of all that have none of their own."""
-    cooling_from: float = 0.0
-    cooling_until: float = 0.0
-    disabled: bool = False
-    disabled_from: float = 0.0
-    recheck_at: float = 0.0
-    refusing: dict[Operation | None, float] = field(default_factory=dict)
-    """Since when it is disabled, by operation; None is all of them."""
+    operations: defaultdict[Operation, _Operation] = field(
+        default_factory=lambda: defaultdict(_Operation)
+    )
     removed_at: float | None = None
     forced_open_at: float | None = None
-    ill: list[tuple[str, str, str | None]] = field(default_factory=list)
-    """What the calls asked that met trouble since the circuit was last closed."""
-    ended_at: float = 0.0
-    """When a call last ended."""
     out: list[VendorCall] = field(default_factory=list)
-
-    def circuit(self, operation: Operation | None) -> tuple[str, float]:
-        """Its state, and since when."""
-        return self.circuits.get(operation) or self.circuits.get(None, ("closed", 0.0))
 
 
 class Watch:
@@ -113,7 +116,6 @@ class Watch:
         settings: The gateway's.
         most: Each provider's own bound on calls at once.
         begun: How many requests the gateway has begun so far.
-        laws: Hold the guards to the three laws.
 
     Attributes:
         happened: Every event, and when it came.
@@ -125,14 +127,11 @@ class Watch:
         settings: Mapping[str, Any],
         most: Mapping[str, int | None],
         begun: Callable[[], int],
-        *,
-        laws: bool,
     ) -> None:
         self.time = time
         self.settings = settings
         self._most = most
         self._begun = begun
-        self.laws = laws
         self.happened: list[tuple[float, Event]] = []
         self.trace: list[str] = []
         self.violations: list[Broken] = []
@@ -150,15 +149,12 @@ class Watch:
         self.events: Counter[str] = Counter()
         self.extra = 0
         self._free: Counter[tuple[str, str]] = Counter()
-        self._overlaps: list[tuple[VendorCall, float, str]] = []
         self._crowded: dict[str, float] = {}
         self._ids: dict[str, str] = {}
-        self._rechecked: dict[tuple[str, Operation | None], float] = {}
 
     def broken(self, promise: str, how: str) -> None:
         self.note(f"BROKEN {promise}: {how}")
-        if promise not in KNOWN:
-            self.violations.append(Broken(promise, how, self.time()))
+        self.violations.append(Broken(promise, how, self.time()))
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
@@ -179,9 +175,6 @@ class Watch:
         """The event loop is about to stand still for so long."""
         self.note(f"world   stands still for {seconds} s")
         self._stood.append((self.time(), self.time() + seconds))
-        if not self.laws:
-            for health in (*self.health.values(), *self.retired.values()):
-                health.ill += [call.asks for call in health.out]
 
     def stood(self, since: float, until: float) -> float:
         """Seconds of that time in which the loop stood still: nobody could have done anything."""
@@ -201,10 +194,13 @@ class Watch:
         if isinstance(event, CircuitChanged):
             self._check_circuit(event, self.health[event.provider])
         elif isinstance(event, ProviderCooledDown | ProviderDisabled | ProviderEnabled):
-            self._gate(event, self.health[event.provider])
+            self._left_alone(event, self.health[event.provider].operations[event.operation])
         elif isinstance(event, CircuitForced):
-            opened = event.state == "open"
-            self.health[event.provider].forced_open_at = self.time() if opened else None
+            health, opened = self.health[event.provider], event.state == "open"
+            health.forced_open_at = self.time() if opened else None
+            if event.state == "closed":  # which ends a cooldown and a disabled state, too
+                for seen in health.operations.values():
+                    seen.cooling_until, seen.disabled_from = 0.0, None
         elif isinstance(event, RequestHedged):
             self._free[event.request_id, event.second] -= 1  # what comes now is no free call
         elif isinstance(event, RequestRetrying) and event.round > self.settings["retry_rounds"]:
@@ -221,50 +217,45 @@ class Watch:
 
     def _check_circuit(self, event: CircuitChanged, health: _Health) -> None:
         """Circuits open for the failures of late, and for long enough."""
-        operation = getattr(event, "operation", None)
-        before, since = health.circuits.get(operation, ("closed", 0.0))
-        if event.old != before:
-            self.broken("circuit_events", f"{event.provider}: {event.old} after {before}")
+        seen = health.operations[event.operation]
+        if event.old != seen.circuit:
+            self.broken("circuit_events", f"{event.provider}: {event.old} after {seen.circuit}")
         if not self._ordered:
-            self._check_blame(event, health, since)
+            self._check_blame(event, seen)
         if event.new == "closed":
-            others = [asks for asks in health.ill if operation not in {None, asks[0]}]
-            health.ill = others + [call.asks for call in health.out if call.trouble is not None]
-        health.circuits[operation] = event.new, self.time()
+            seen.ill = [
+                call.asks
+                for call in health.out
+                if call.trouble is not None and call.operation == event.operation
+            ]
+        seen.circuit, seen.since = event.new, self.time()
 
-    def _check_blame(self, event: CircuitChanged, health: _Health, since: float) -> None:
-        now, name, settings = self.time(), event.provider, self.settings
-        operation = getattr(event, "operation", None)
-        own = [asks for asks in health.ill if operation in {None, asks[0]}]
-        # By law, repeats of one request count once.
-        ill = len(set(own) if self.laws else own)
-        if event.old == "closed" and ill < settings["failure_threshold"]:
-            self.broken("blame", f"{name}: opened after {ill} calls met trouble")
-        age = now - health.ended_at - settings["attempt_timeout"]
-        if event.old == "closed" and age > settings["reset_timeout_seconds"]:
-            self.broken("late_blame", f"{name}: its last call ended {age:.3f} s ago")
-        opened_for = now - since
+    def _check_blame(self, event: CircuitChanged, seen: _Operation) -> None:
+        """A circuit opens for failures of distinct requests, and stays open for its time."""
+        ill = len(set(seen.ill))
+        if event.old == "closed" and ill < self.settings["failure_threshold"]:
+            self.broken("blame", f"{event.provider}: opened after {ill} requests met trouble")
+        opened_for = self.time() - seen.since
         # Jitter takes at most a tenth off.
-        if event.new == "half_open" and opened_for < 0.9 * settings["reset_timeout_seconds"]:
-            self.broken("open_circuit", f"{name}: probed after {opened_for} s")
+        if event.new == "half_open" and opened_for < 0.9 * self.settings["reset_timeout_seconds"]:
+            self.broken("open_circuit", f"{event.provider}: probed after {opened_for} s")
 
-    def _gate(
-        self, event: ProviderCooledDown | ProviderDisabled | ProviderEnabled, health: _Health
+    def _left_alone(
+        self, event: ProviderCooledDown | ProviderDisabled | ProviderEnabled, seen: _Operation
     ) -> None:
         now = self.time()
         if isinstance(event, ProviderCooledDown):
-            if health.cooling_until <= now + 2 * SLACK:
-                health.cooling_from = now
-            most = self.settings.get("max_cooldown_seconds", math.inf)
-            health.cooling_until = max(health.cooling_until, now + min(event.seconds, most))
+            if seen.cooling_until <= now + 2 * SLACK:
+                seen.cooling_from = now
+            seen.cooling_until = max(seen.cooling_until, now + event.seconds)
+            if event.seconds > self.settings["max_cooldown_seconds"] + SLACK:
+                self.broken("cooldown", f"{event.provider} cools down for {event.seconds} s")
         elif isinstance(event, ProviderDisabled):
-            health.refusing.setdefault(getattr(event, "operation", None), now)
-            if not health.disabled or health.recheck_at <= now + SLACK:
-                health.disabled_from = now
-            health.disabled, health.recheck_at = True, now + event.recheck_in_seconds
+            if seen.disabled_from is None:
+                seen.disabled_from, seen.checked = now, -math.inf
+            seen.recheck_at = now + event.recheck_in_seconds
         else:
-            health.disabled = False
-            health.refusing.pop(getattr(event, "operation", None), None)
+            seen.disabled_from = None
 
     def _told(self, event: Event) -> str:
         fields = {
@@ -285,11 +276,10 @@ class Watch:
             f"vendor  {call.provider} <- {self._name(call.request_id)} {call.prompt!r}"
             f" ({call.trouble or 'well'})"
         )
-        self._check_gates(call, health)
-        self._check_probe(call, health)
+        self._check_left_alone(call, health)
         self._check_budget(call)
         if call.trouble is not None:
-            health.ill.append(call.asks)
+            health.operations[call.operation].ill.append(call.asks)
         health.out.append(call)
         self._check_crowd()
 
@@ -297,8 +287,6 @@ class Watch:
         for health in (self.health[call.provider], self.retired.get((call.provider, call.life))):
             if health is not None and call in health.out:
                 health.out.remove(call)
-                health.ended_at = self.time()
-        self._check_overlap(call)
         self.note(f"vendor  {call.provider} -> {self._name(call.request_id)} {how}")
         self._check_crowd()
 
@@ -306,58 +294,20 @@ class Watch:
         self.answered_by.add((call.provider, call.prompt))
         self.answers_paid[call.provider] += 1
 
-    def _check_gates(self, call: VendorCall, health: _Health) -> None:
+    def _check_left_alone(self, call: VendorCall, health: _Health) -> None:
         now, name, passed = self.time(), call.provider, self._passed
-        if passed(health.cooling_from) > SLACK and now < health.cooling_until - 2 * SLACK:
+        seen = health.operations[call.operation]
+        if passed(seen.cooling_from) > SLACK and now < seen.cooling_until - 2 * SLACK:
             self.broken("cooldown", f"{name} was called while it cooled down")
         if health.removed_at is not None and passed(health.removed_at) > SLACK:
             self.broken("removed", f"{name} was called after it had been removed")
         if health.forced_open_at is not None and passed(health.forced_open_at) > SLACK:
             self.broken("forced", f"{name} was called though its circuit was forced open")
-        if self.laws:
-            self._check_recheck(call, health)
-            return
-        state, since = health.circuit(call.operation)
-        if state == "open" and passed(since) > SLACK:
-            self.broken("open_circuit", f"{name} was called while its circuit was open")
-        disabled = health.disabled and passed(health.disabled_from) > SLACK
-        if disabled and now < health.recheck_at - SLACK:
-            self.broken("disabled", f"{name} was called while it was disabled")
-
-    def _check_recheck(self, call: VendorCall, health: _Health) -> None:
-        """A disabled provider is asked by one request at a time, and seldom."""
-        for operation, since in health.refusing.items():
-            if operation not in {None, call.operation} or self._passed(since) <= SLACK:
-                continue
-            key = (call.provider, operation)
-            ago = call.began - self._rechecked.get(key, -math.inf)
-            if ago < RECHECK_PAUSE:
-                self.broken("disabled", f"{call.provider} is disabled and was called {ago} s ago")
-            self._rechecked[key] = call.began
-
-    def _check_probe(self, call: VendorCall, health: _Health) -> None:
-        """A half-open circuit has one call out that began since; a disabled provider one check."""
-        if self.laws:
-            return  # a last resort may be out beside a probe; the breaker counts its probes itself
-        now = self.time()
-        state, circuit_since = health.circuit(call.operation)
-        half_open = state == "half_open"
-        if not half_open and not health.disabled:
-            return
-        since = circuit_since if half_open else health.disabled_from
-        lease = max(self.settings["probe_lease_seconds"], self.settings["attempt_timeout"] + 1)
-        for other in health.out:
-            earlier = since < other.began and self._passed(other.began) > SLACK
-            if earlier and now - other.began < lease:
-                what = "probe" if half_open else "check"
-                self._overlaps.append((other, now, what))
-
-    def _check_overlap(self, call: VendorCall) -> None:
-        """A probe that was given up may take some turns to end, while the next one goes out."""
-        for pair in [pair for pair in self._overlaps if pair[0] is call]:
-            self._overlaps.remove(pair)
-            if self._passed(pair[1]) > SLACK:
-                self.broken(f"one_{pair[2]}", f"{call.provider}: two were out since {pair[1]}")
+        if seen.disabled_from is not None and passed(seen.disabled_from) > SLACK:
+            ago = now - max(seen.checked, seen.disabled_from)
+            if ago < CHECKS - SLACK and now < seen.recheck_at - SLACK:
+                self.broken("disabled", f"{name} is disabled and was checked {ago} s ago")
+            seen.checked = now
 
     def _check_budget(self, call: VendorCall) -> None:
         """Calls beyond one per provider and request draw on one bucket."""

@@ -119,12 +119,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     Attributes:
         source: The line of callbacks that is running.
         turns: How many turns were run.
+        most_turns: As given.
         on_idle: Told of the moment to which time is about to jump.
     """
 
     def __init__(self, seed: str, *, leaks: float = 0.0, most_turns: int = MOST_TURNS) -> None:
         super().__init__()
-        self._most_turns = most_turns
+        self.most_turns = most_turns
         self._random = random.Random(f"loop/{seed}")
         self._leaks = leaks
         self._now = START
@@ -208,7 +209,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         self.turns += 1
-        if self.turns > self._most_turns:
+        if self.turns > self.most_turns:
             raise StuckError("Everybody runs, and nothing comes to an end.")
         self._let_time_pass()
         scheduled = self._scheduled

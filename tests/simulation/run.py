@@ -1,8 +1,7 @@
 """`nox -s simulate`: play one seed and show what happens, or many and count.
 
-    nox -s simulate -- --seed 123456      one run, with everything that happens in it
-    nox -s simulate -- --seeds 5000       the first five thousand, and the figures
-    nox -s simulate -- --seeds 50 --laws  held to the three laws, whatever `known.py` says
+    nox -s simulate -- --seed 123456    one run, with everything that happens in it
+    nox -s simulate -- --seeds 5000     the first five thousand, and the figures
 
 A promise that is broken ends it: the seed is named, and the smallest scenario that still breaks the
 same promise is shown with its trace.
@@ -17,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from tests.simulation import known
 from tests.simulation.scenario import Scenario, draw
 from tests.simulation.shrinking import shrunk
 from tests.simulation.world import Played, play
@@ -62,10 +60,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="play this one and show its trace")
     parser.add_argument("--seeds", type=int, default=1000, help="how many to play (1000)")
     parser.add_argument("--first", type=int, default=0, help="which to begin with (0)")
-    parser.add_argument("--laws", action="store_true", help="hold the guards to the three laws")
     options = parser.parse_args()
-    if options.laws:
-        known.LAWS = True
     if options.seed is not None:
         return _one(options.seed)
     return _many(range(options.first, options.first + options.seeds))

@@ -15,11 +15,10 @@ from aigateway import AsyncGateway, GatewayError, GatewaySettings, LLMConfig
 from aigateway.events import Event, RequestEnded
 from aigateway.messages import BatchItem, ChatResponse
 from aigateway.streaming import ChatStream
-from tests.simulation import known, laws
+from tests.simulation import laws
 from tests.simulation.inside import Inside
 from tests.simulation.interrupting import Interrupt, interrupted
-from tests.simulation.invariants import SLACK, Asked, Broken, Watch
-from tests.simulation.known import KNOWN
+from tests.simulation.invariants import CHECKS, SLACK, Asked, Broken, Watch
 from tests.simulation.loop import (
     MOST_TURNS,
     START,
@@ -41,6 +40,9 @@ DEFAULTS: dict[str, Any] = {
 
 BACK = 2.0
 """Seconds in which a provider that is well answers again, where there is nobody else to ask."""
+
+MOST_QUIET = 2000
+"""Jumps of time in which nothing happens but ticks of the gateway's own, and that is the end."""
 
 BATCHED = "batch"
 """The agent of what batches ask."""
@@ -71,20 +73,16 @@ class Played:
     """Every event, and when it came."""
 
 
-def play(
-    scenario: Scenario, interrupt: Interrupt | None = None, *, held_to_laws: bool | None = None
-) -> Played:
+def play(scenario: Scenario, interrupt: Interrupt | None = None) -> Played:
     """Play a scenario through. The same one comes to the same, line by line.
 
     Args:
         scenario: What happens.
         interrupt: Who is cancelled at which await.
-        held_to_laws: Hold the guards to the three laws; None is as `known.LAWS` says.
     """
-    held = known.LAWS if held_to_laws is None else held_to_laws
     most_turns = MOST_TURNS + 200 * len(scenario.asks)
     loop = SimulatedLoop(scenario.seed, leaks=scenario.leaks, most_turns=most_turns)
-    world = World(scenario, loop, interrupt, held_to_laws=held)
+    world = World(scenario, loop, interrupt)
     with world.observed():
         try:
             loop.run_until_complete(world.run())
@@ -93,8 +91,7 @@ def play(
         finally:
             world.end()
     watch = world.watch
-    if held:
-        laws.check(watch, world.vendors.log)
+    laws.check(watch, scenario, world.vendors.log)
     return Played(
         trace=tuple(watch.trace),
         broken=tuple(watch.violations),
@@ -118,16 +115,10 @@ class World:
         scenario: What happens.
         loop: Where.
         interrupt: Who is cancelled at which await.
-        held_to_laws: Hold the guards to the three laws.
     """
 
     def __init__(
-        self,
-        scenario: Scenario,
-        loop: SimulatedLoop,
-        interrupt: Interrupt | None = None,
-        *,
-        held_to_laws: bool,
+        self, scenario: Scenario, loop: SimulatedLoop, interrupt: Interrupt | None = None
     ) -> None:
         self.scenario = scenario
         self.loop = loop
@@ -139,7 +130,6 @@ class World:
             self.settings,
             {plan.name: plan.max_concurrency for plan in scenario.providers},
             lambda: self.books.begun,
-            laws=held_to_laws,
         )
         self.inside = Inside(self.watch)
         self.items: dict[int, list[BatchItem]] = {}
@@ -150,6 +140,7 @@ class World:
         self._removed: set[str] = set()
         self._gone: set[int] = set()
         self._forced: set[str] = set()
+        self._quiet = (0, 0)  # lines of the trace, and jumps of time since the last
         loop.set_exception_handler(self._unheard)
 
     def time(self) -> float:
@@ -215,6 +206,11 @@ class World:
 
     def _idle(self, until: float) -> None:
         self.inside.idle(self.gateway, until - START)
+        lines, jumps = self._quiet
+        jumps = jumps + 1 if lines == len(self.watch.trace) else 0
+        if jumps > MOST_QUIET:
+            raise StuckError("Everybody waits, and nothing happens.")
+        self._quiet = len(self.watch.trace), jumps
 
     def _stand_still(self, stall: Stall) -> None:
         self.vendors.met["stall"] += 1
@@ -241,15 +237,13 @@ class World:
             if any(status.name == plan.name for status in self.gateway.providers):
                 await self._recovers(plan)
                 # By law one operation says nothing of the other, so each comes back by itself.
-                if self.watch.laws and plan.refuses is None:
+                if plan.refuses is None:
                     await self._recovers(plan, "embed")
                 self._check_status(plan)
 
     async def _recovers(self, plan: ProviderPlan, kind: Kind = "chat") -> None:
-        health, settings = self.watch.health[plan.name], self.settings
-        lease = max(settings["probe_lease_seconds"], settings["attempt_timeout"] + 1)
         now = self.time()
-        most = self._longest_pause(plan, lease)
+        most = self._longest_pause(plan)
         latest = now + most + max(BACK, most / 250)
         self.watch.note(f"world   waits for {plan.name} to come back, {most:.3f} s at most")
         number = 1_000_000  # no other has it
@@ -260,11 +254,7 @@ class World:
             await asyncio.wait([task])
             if self.watch.asked[-1].end == "served":
                 break
-            # A call that lost a race before may be judged when somebody asks next, which is now.
-            state, since = health.circuit("embeddings" if kind == "embed" else "chat")
-            reopened = since >= now and state != "closed"
-            more = 0.0 if self.watch.laws else settings["max_open_seconds"] + lease
-            if self.time() > latest + reopened * more:
+            if self.time() > latest:
                 self.watch.broken("recovery", f"{plan.name} has not come back")
                 return
             await asyncio.sleep(max(0.5, most / 500))
@@ -277,20 +267,15 @@ class World:
         if not status.active or status.circuit_state != "closed":
             self.watch.broken("recovery", f"{plan.name} has answered and is {status}")
 
-    def _longest_pause(self, plan: ProviderPlan, lease: float) -> float:
+    def _longest_pause(self, plan: ProviderPlan) -> float:
         """Seconds until a provider that is well has to be back, as far as the events have said."""
-        health, settings, now = self.watch.health[plan.name], self.settings, self.time()
-        pauses = [0.0, health.cooling_until - now]
-        if self.watch.laws:
-            if health.refusing:
-                pauses.append(settings["disabled_recheck_seconds"])
-        elif (circuit := health.circuit("chat"))[0] != "closed":
-            pauses.append(circuit[1] + settings["max_open_seconds"] + lease - now)
-        if health.disabled and not self.watch.laws:
-            pauses.append(health.recheck_at + lease - now)
+        seen = self.watch.health[plan.name].operations.values()
+        pauses = [operation.cooling_until - self.time() for operation in seen]
+        if any(operation.disabled_from is not None for operation in seen):
+            pauses.append(CHECKS)
         if plan.rpm is not None:
             pauses.append(61.0)
-        return max(pauses)
+        return max([0.0, *pauses])
 
     async def close(self) -> None:
         """Close the gateway; nothing of it may be left."""
@@ -314,10 +299,7 @@ class World:
         for health in (*self.watch.health.values(), *self.watch.retired.values()):
             for call in health.out:
                 self.watch.broken("calls", f"a call to {call.provider} is out since {call.began}")
-        spared = self._removed if "client_of_removed" in KNOWN else set()
-        clients = sum(
-            not client.closed for client in self.vendors.clients if client.name not in spared
-        )
+        clients = sum(not client.closed for client in self.vendors.clients)
         if clients:
             self.watch.broken("clients", f"{clients} clients are open")
         metrics = self.gateway.get_metrics()
@@ -340,8 +322,11 @@ class World:
             for task in asyncio.all_tasks(self.loop):
                 task.cancel()
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
-            with contextlib.suppress(StuckError, RuntimeError):
-                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.on_idle = None
+            self.loop.most_turns += MOST_TURNS // 10
+            ending = self.loop.shutdown_asyncgens()
+            with contextlib.suppress(StuckError, RuntimeError), contextlib.closing(ending):
+                self.loop.run_until_complete(ending)
         # One timer is shared by all timeouts, and stays until it is due.
         timers = [t for t in self.loop.timers() if "_Alarm" not in repr(t)]
         if timers and not self.watch.violations:
@@ -558,9 +543,18 @@ class World:
         except GatewayError as error:
             if self._text_is_wrong(ask, error):
                 self.watch.broken("mixed_up", f"#{ask.number}: {error!r}")
+            self._note_full(asked)
             self.watch.failed(asked, error)
         except Exception as error:  # noqa: BLE001 - a finding, and not to be lost
             self.watch.failed(asked, error)
+
+    def _note_full(self, asked: Asked) -> None:
+        """See which providers have no place left, when a request fails."""
+        metrics, there = self.gateway.get_metrics(), self.gateway.providers
+        all_full = metrics["in_flight"] >= self.settings["max_concurrency"]
+        asked.full = frozenset(
+            status.name for status in there if all_full or status.in_flight >= status.max_in_flight
+        )
 
     def _text_is_wrong(self, ask: Ask, error: GatewayError) -> bool:
         return not answer_to(ask.text).startswith(getattr(error, "text", ""))

@@ -347,13 +347,13 @@ class Attempt:
             guards.end(held, Outcome(effect, request.cause))
 
         late = self.seconds() >= self.patience
-        if late and not held.permit.probe and pace.p95 is not None:
+        if late and not held.probe and pace.p95 is not None:
             pace.outrun(self._outstanding, self._began + self.limit, settle)
         else:
             pace.ended(self._outstanding)
             # A probe that is late is judged at once: others wait for its verdict, and with its
             # place given back the next request would probe again.
-            settle(held.permit.probe and late)
+            settle(held.probe and late)
 
     def _is_the_networks_fault(self, failure: Failure) -> bool:
         around, name = self._around, self.provider.name

@@ -93,7 +93,7 @@ class Failovers:
         self._clock = around.clock
         self._limiter = around.limiter
         self._emitter = around.emitter
-        self._policy: Policy = PriorityPolicy(around.limiter.has_place)
+        self._policy: Policy = PriorityPolicy(around.limiter.has_place, around.clock)
         self._alarm = _Alarm(self._clock, around.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)

@@ -125,7 +125,7 @@ class Pass:
     """What an attempt holds of its provider's guards, from `Guards.begin` to `Guards.end`.
 
     Attributes:
-        permit: Of the circuit.
+        permit: Of the circuit; None where it is settled and a new one was refused.
         last_resort: It was let through although the provider was to be left alone.
         answered: Its success has been counted: a stream's falls at its first content.
     """
@@ -135,12 +135,17 @@ class Pass:
     def __init__(
         self, permit: Permit, checked: float, trial: bool, trickled: bool, last_resort: bool
     ) -> None:
-        self.permit = permit
+        self.permit: Permit | None = permit
         self.checked = checked
         self.trial = trial
         self.trickled = trickled
         self.last_resort = last_resort
         self.answered = False
+
+    @property
+    def probe(self) -> bool:
+        """Whether the state of a half-open circuit hangs on this attempt."""
+        return self.permit is not None and self.permit.probe
 
 
 class Guards:
@@ -260,23 +265,23 @@ class Guards:
         self.health.end(None, outcome, slow=slow)
         self.last_resort.end(held.trickled, outcome)
         held.trickled = held.trial = False
-        if held.permit.probe or held.permit.last_resort:
-            held.permit.success()
-            permit = self.breaker.acquire()
-            if not isinstance(permit, Rejected):
-                held.permit = permit
+        permit = held.permit
+        if permit is not None and (permit.probe or permit.last_resort):
+            permit.success()
+            again = self.breaker.acquire()
+            held.permit = None if isinstance(again, Rejected) else again
 
     def end(self, held: Pass, outcome: Outcome) -> None:
         """An attempt ended; every guard does with it what the table in `guard.py` says."""
-        effect = outcome.effect
-        if effect is Effect.FAILED:
-            held.permit.failure(outcome.cause())
-        elif effect is Effect.ANSWERED:
-            held.permit.success()
-            if held.answered:
-                return
-        else:
-            held.permit.release()
+        effect, permit = outcome.effect, held.permit
+        if permit is not None and effect is Effect.FAILED:
+            permit.failure(outcome.cause())
+        elif permit is not None and effect is Effect.ANSWERED:
+            permit.success()
+        elif permit is not None:
+            permit.release()
+        if effect is Effect.ANSWERED and held.answered:
+            return
         self.setup.end(held.checked, outcome)
         self.cooldown.end(held.trial, outcome)
         self.health.end(None, outcome)

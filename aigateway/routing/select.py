@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.resilience.guard import NEVER, Refusal
 from aigateway.resilience.limiter import Slots
@@ -61,9 +62,11 @@ class PriorityPolicy:
 
     Attributes:
         has_place: Whether one more call may go out to a provider with these places.
+        clock: The gateway's.
     """
 
     has_place: Callable[[Slots], bool]
+    clock: Clock
 
     def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Choice:
         """Pick the candidate to ask now."""
@@ -116,11 +119,12 @@ class PriorityPolicy:
         """Pick the least bad of those that are to be left alone, if its dose allows it now.
 
         A fuller purse has answered of late; a disabled provider comes behind those that fail.
-        Healthy ones that only have no place are waited for instead.
+        Healthy ones that only have no place are waited for instead, unless they have one too late.
         """
         for candidate, refusal in refusals:
             choice.refused.append((candidate, candidate.provider.refused(refusal)))
-        if choice.waits:
+        left = request.deadline - self.clock.now() if choice.waits else 0.0
+        if any(wait is None or wait <= left for wait in choice.waits):
             return
         best: tuple[bool, float] | None = None
         for candidate, refusal in refusals:

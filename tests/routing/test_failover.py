@@ -551,6 +551,17 @@ class TestProbes:
         await fails(gateway, AllProvidersFailedError)
         assert vendor.called() == 0
 
+    async def test_one_whose_place_comes_too_late_keeps_no_request_from_its_last_resort(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", "b", fields={"rpm": 3}, failure_threshold=1, timeout=10)
+        vendor.script("a", K.SERVER_ERROR)
+        for _ in range(3):
+            assert (await gateway.chat(another())).provider == "b"
+        clock.tick(1)  # the rate of b allows the next call in a minute
+        reply = await gateway.chat(another())
+        assert (reply.provider, reply.attempts[0].last_resort) == ("a", True)
+
     async def test_when_that_probe_fails_the_others_take_their_turns(self, make, vendor, clock):
         gateway = make("a", failure_threshold=1)
         vendor.always("a", K.SERVER_ERROR)

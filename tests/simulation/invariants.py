@@ -1,8 +1,10 @@
 """What must hold in every run, whatever happens; looked at from outside.
 
 The watch sees what users and vendors see: events (it is a hook), calls as they reach the vendors,
-what callers got and when, and the metrics. It looks inside at one place: permits, which are counted
-by a breaker that notes each one it gives.
+what callers got and when, and the metrics. What is told of permits and of the queue comes from
+`inside.py`, the one module that knows the gateway's inner parts.
+
+What can be said only when a run is over stands in `laws.py`.
 
 A promise that is broken is written down and does not stop the run: what the gateway catches would
 hide it. `SLACK` is the time in which several turns of the loop may pass, and nothing else.
@@ -10,15 +12,19 @@ hide it. `SLACK` is the time in which several turns of the loop may pass, and no
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from aigateway.errors import GatewayError
 from aigateway.events import (
     CircuitChanged,
+    CircuitForced,
     Event,
+    Operation,
     ProviderCooledDown,
     ProviderDisabled,
     ProviderEnabled,
@@ -27,17 +33,16 @@ from aigateway.events import (
     RequestRetrying,
     RequestServed,
 )
-from aigateway.resilience.breaker import CircuitBreaker, Permit
-from aigateway.resilience.limiter import Limiter
-from aigateway.routing.plan import choose
-from tests.simulation.known import KNOWN
 from tests.simulation.scenario import Ask
 from tests.simulation.vendors import PRICE, VendorCall
 
-__all__ = ["SLACK", "Asked", "Broken", "Watch"]
+__all__ = ["CHECKS", "SLACK", "Asked", "Broken", "Watch"]
 
 SLACK = 1e-3
 """Seconds: some turns of the loop."""
+
+CHECKS = 5.0
+"""Seconds between two checks of a disabled provider, where there is no other to ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +68,43 @@ class Asked:
     ended: float | None = None
     end: str = ""
     cancelled: bool = False
+    error: BaseException | None = None
+    """What the caller got, if not an answer."""
+    full: frozenset[str] = frozenset()
+    """Providers that had no place for one more call when it got that."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the caller got an answer."""
+        return self.end in {"coalesced", "hit", "resumed", "served", "stale"}
+
+
+@dataclass(slots=True)
+class _Operation:
+    """What the events have said of one operation of one provider."""
+
+    circuit: str = "closed"
+    since: float = 0.0
+    """When the circuit got into that state."""
+    cooling_from: float = 0.0
+    cooling_until: float = 0.0
+    disabled_from: float | None = None
+    recheck_at: float = 0.0
+    checked: float = -math.inf
+    """When it was last called while it was disabled."""
+    ill: list[tuple[str, str, str | None]] = field(default_factory=list)
+    """What the calls asked that met trouble since the circuit was last closed."""
 
 
 @dataclass(slots=True)
 class _Health:
     """What the events have said of one provider."""
 
-    circuit: str = "closed"
-    circuit_since: float = 0.0
-    cooling_from: float = 0.0
-    cooling_until: float = 0.0
-    disabled: bool = False
-    disabled_from: float = 0.0
-    recheck_at: float = 0.0
+    operations: defaultdict[Operation, _Operation] = field(
+        default_factory=lambda: defaultdict(_Operation)
+    )
     removed_at: float | None = None
-    ill: int = 0
-    """Calls that met trouble since the circuit was last closed."""
-    ended_at: float = 0.0
-    """When a call last ended."""
+    forced_open_at: float | None = None
     out: list[VendorCall] = field(default_factory=list)
 
 
@@ -91,6 +115,10 @@ class Watch:
         time: Seconds since the run began.
         settings: The gateway's.
         most: Each provider's own bound on calls at once.
+        begun: How many requests the gateway has begun so far.
+
+    Attributes:
+        happened: Every event, and when it came.
     """
 
     def __init__(
@@ -98,16 +126,19 @@ class Watch:
         time: Callable[[], float],
         settings: Mapping[str, Any],
         most: Mapping[str, int | None],
+        begun: Callable[[], int],
     ) -> None:
-        self._time = time
-        self._settings = settings
+        self.time = time
+        self.settings = settings
         self._most = most
+        self._begun = begun
+        self.happened: list[tuple[float, Event]] = []
         self.trace: list[str] = []
         self.violations: list[Broken] = []
         self.asked: list[Asked] = []
-        self.permits: list[tuple[str, Permit]] = []
-        self._settlements: Counter[Permit] = Counter()
-        self._probes: dict[CircuitBreaker, tuple[Permit, float]] = {}
+        self._stood: list[tuple[float, float]] = []
+        self._ordered = False
+        self.batch_ends: Counter[str] = Counter()
         self.health: defaultdict[str, _Health] = defaultdict(_Health)
         self.retired: dict[tuple[str, int], _Health] = {}
         """Providers that were removed, while another has their name."""
@@ -118,18 +149,16 @@ class Watch:
         self.events: Counter[str] = Counter()
         self.extra = 0
         self._free: Counter[tuple[str, str]] = Counter()
-        self._overlaps: list[tuple[VendorCall, float, str]] = []
         self._crowded: dict[str, float] = {}
         self._ids: dict[str, str] = {}
 
     def broken(self, promise: str, how: str) -> None:
         self.note(f"BROKEN {promise}: {how}")
-        if promise not in KNOWN:
-            self.violations.append(Broken(promise, how, self._time()))
+        self.violations.append(Broken(promise, how, self.time()))
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
-        self.trace.append(f"{self._time():11.6f}  {text}")
+        self.trace.append(f"{self.time():11.6f}  {text}")
 
     def _name(self, request_id: str) -> str:
         """A request's name in the trace: its own is random."""
@@ -140,52 +169,93 @@ class Watch:
         self.retired[name, life] = self.health[name]
         self.health[name] = _Health()
 
+    # ── the loop stands still ────────────────────────────────────────────────────────────────
+
+    def stalls(self, seconds: float) -> None:
+        """The event loop is about to stand still for so long."""
+        self.note(f"world   stands still for {seconds} s")
+        self._stood.append((self.time(), self.time() + seconds))
+
+    def stood(self, since: float, until: float) -> float:
+        """Seconds of that time in which the loop stood still: nobody could have done anything."""
+        return sum(max(0.0, min(until, b) - max(since, a)) for a, b in self._stood)
+
+    def _passed(self, since: float) -> float:
+        """Seconds since then in which the loop has run."""
+        now = self.time()
+        return now - since - self.stood(since, now) if self._stood else now - since
+
     # ── events ───────────────────────────────────────────────────────────────────────────────
 
     def on_event(self, event: Event) -> None:
         self.events[event.name] += 1
+        self.happened.append((self.time(), event))
         self.note(f"event   {self._told(event)}")
         if isinstance(event, CircuitChanged):
             self._check_circuit(event, self.health[event.provider])
         elif isinstance(event, ProviderCooledDown | ProviderDisabled | ProviderEnabled):
-            self._gate(event, self.health[event.provider])
+            self._left_alone(event, self.health[event.provider].operations[event.operation])
+        elif isinstance(event, CircuitForced):
+            health, opened = self.health[event.provider], event.state == "open"
+            health.forced_open_at = self.time() if opened else None
+            if event.state == "closed":  # which ends a cooldown and a disabled state, too
+                for seen in health.operations.values():
+                    seen.cooling_until, seen.disabled_from = 0.0, None
         elif isinstance(event, RequestHedged):
             self._free[event.request_id, event.second] -= 1  # what comes now is no free call
-        elif isinstance(event, RequestRetrying) and event.round > self._settings["retry_rounds"]:
+        elif isinstance(event, RequestRetrying) and event.round > self.settings["retry_rounds"]:
             self.broken("rounds", f"round {event.round}")
+
+    @contextlib.contextmanager
+    def by_order(self) -> Iterator[None]:
+        """What changes within is an operator's doing."""
+        self._ordered = True
+        try:
+            yield
+        finally:
+            self._ordered = False
 
     def _check_circuit(self, event: CircuitChanged, health: _Health) -> None:
         """Circuits open for the failures of late, and for long enough."""
-        now, name, settings = self._time(), event.provider, self._settings
-        if event.old != health.circuit:
-            self.broken("circuit_events", f"{name}: {event.old} after {health.circuit}")
-        if event.old == "closed" and health.ill < settings["failure_threshold"]:
-            self.broken("blame", f"{name}: opened after {health.ill} calls met trouble")
-        age = now - health.ended_at - settings["attempt_timeout"]
-        if event.old == "closed" and age > settings["reset_timeout_seconds"]:
-            self.broken("late_blame", f"{name}: its last call ended {age:.3f} s ago")
-        opened_for = now - health.circuit_since
-        # Jitter takes at most a tenth off.
-        if event.new == "half_open" and opened_for < 0.9 * settings["reset_timeout_seconds"]:
-            self.broken("open_circuit", f"{name}: probed after {opened_for} s")
+        seen = health.operations[event.operation]
+        if event.old != seen.circuit:
+            self.broken("circuit_events", f"{event.provider}: {event.old} after {seen.circuit}")
+        if not self._ordered:
+            self._check_blame(event, seen)
         if event.new == "closed":
-            health.ill = sum(call.trouble is not None for call in health.out)
-        health.circuit, health.circuit_since = event.new, now
+            seen.ill = [
+                call.asks
+                for call in health.out
+                if call.trouble is not None and call.operation == event.operation
+            ]
+        seen.circuit, seen.since = event.new, self.time()
 
-    def _gate(
-        self, event: ProviderCooledDown | ProviderDisabled | ProviderEnabled, health: _Health
+    def _check_blame(self, event: CircuitChanged, seen: _Operation) -> None:
+        """A circuit opens for failures of distinct requests, and stays open for its time."""
+        ill = len(set(seen.ill))
+        if event.old == "closed" and ill < self.settings["failure_threshold"]:
+            self.broken("blame", f"{event.provider}: opened after {ill} requests met trouble")
+        opened_for = self.time() - seen.since
+        # Jitter takes at most a tenth off.
+        if event.new == "half_open" and opened_for < 0.9 * self.settings["reset_timeout_seconds"]:
+            self.broken("open_circuit", f"{event.provider}: probed after {opened_for} s")
+
+    def _left_alone(
+        self, event: ProviderCooledDown | ProviderDisabled | ProviderEnabled, seen: _Operation
     ) -> None:
-        now = self._time()
+        now = self.time()
         if isinstance(event, ProviderCooledDown):
-            if health.cooling_until <= now + 2 * SLACK:
-                health.cooling_from = now
-            health.cooling_until = max(health.cooling_until, now + event.seconds)
+            if seen.cooling_until <= now + 2 * SLACK:
+                seen.cooling_from = now
+            seen.cooling_until = max(seen.cooling_until, now + event.seconds)
+            if event.seconds > self.settings["max_cooldown_seconds"] + SLACK:
+                self.broken("cooldown", f"{event.provider} cools down for {event.seconds} s")
         elif isinstance(event, ProviderDisabled):
-            if not health.disabled or health.recheck_at <= now + SLACK:
-                health.disabled_from = now
-            health.disabled, health.recheck_at = True, now + event.recheck_in_seconds
+            if seen.disabled_from is None:
+                seen.disabled_from, seen.checked = now, -math.inf
+            seen.recheck_at = now + event.recheck_in_seconds
         else:
-            health.disabled = False
+            seen.disabled_from = None
 
     def _told(self, event: Event) -> str:
         fields = {
@@ -206,34 +276,17 @@ class Watch:
             f"vendor  {call.provider} <- {self._name(call.request_id)} {call.prompt!r}"
             f" ({call.trouble or 'well'})"
         )
-        self._check_gates(call, health)
-        self._check_probe(call, health)
+        self._check_left_alone(call, health)
         self._check_budget(call)
-        health.ill += call.trouble is not None
+        if call.trouble is not None:
+            health.operations[call.operation].ill.append(call.asks)
         health.out.append(call)
         self._check_crowd()
-
-    def permit_given(self, name: str, breaker: CircuitBreaker, permit: Permit) -> None:
-        """A breaker lets a call through. Of probes, one at a time and until its lease ends."""
-        self.permits.append((name, permit))
-        if not permit.probe:
-            return
-        earlier, given = self._probes.get(breaker, (permit, 0.0))
-        lease_ends = given + breaker.probe_lease_seconds
-        if earlier is not permit and not self._settlements[earlier] and self._time() < lease_ends:
-            self.broken("one_probe", f"{name}: another probe is out since {given}")
-        self._probes[breaker] = (permit, self._time())
-
-    def permit_settled(self, permit: Permit) -> None:
-        """A call says how it ended."""
-        self._settlements[permit] += 1
 
     def call_ended(self, call: VendorCall, how: str) -> None:
         for health in (self.health[call.provider], self.retired.get((call.provider, call.life))):
             if health is not None and call in health.out:
                 health.out.remove(call)
-                health.ended_at = self._time()
-        self._check_overlap(call)
         self.note(f"vendor  {call.provider} -> {self._name(call.request_id)} {how}")
         self._check_crowd()
 
@@ -241,36 +294,20 @@ class Watch:
         self.answered_by.add((call.provider, call.prompt))
         self.answers_paid[call.provider] += 1
 
-    def _check_gates(self, call: VendorCall, health: _Health) -> None:
-        now, name = self._time(), call.provider
-        if health.circuit == "open" and now > health.circuit_since + SLACK:
-            self.broken("open_circuit", f"{name} was called while its circuit was open")
-        if health.cooling_from + SLACK < now < health.cooling_until - 2 * SLACK:
+    def _check_left_alone(self, call: VendorCall, health: _Health) -> None:
+        now, name, passed = self.time(), call.provider, self._passed
+        seen = health.operations[call.operation]
+        if passed(seen.cooling_from) > SLACK and now < seen.cooling_until - 2 * SLACK:
             self.broken("cooldown", f"{name} was called while it cooled down")
-        if health.disabled and health.disabled_from + SLACK < now < health.recheck_at - SLACK:
-            self.broken("disabled", f"{name} was called while it was disabled")
-        if health.removed_at is not None and now > health.removed_at + SLACK:
+        if health.removed_at is not None and passed(health.removed_at) > SLACK:
             self.broken("removed", f"{name} was called after it had been removed")
-
-    def _check_probe(self, call: VendorCall, health: _Health) -> None:
-        """A half-open circuit has one call out that began since; a disabled provider one check."""
-        now = self._time()
-        half_open = health.circuit == "half_open"
-        if not half_open and not health.disabled:
-            return
-        since = health.circuit_since if half_open else health.disabled_from
-        lease = max(self._settings["probe_lease_seconds"], self._settings["attempt_timeout"] + 1)
-        for other in health.out:
-            if since < other.began < now - SLACK and now - other.began < lease:
-                what = "probe" if half_open else "check"
-                self._overlaps.append((other, now, what))
-
-    def _check_overlap(self, call: VendorCall) -> None:
-        """A probe that was given up may take some turns to end, while the next one goes out."""
-        for pair in [pair for pair in self._overlaps if pair[0] is call]:
-            self._overlaps.remove(pair)
-            if self._time() - pair[1] > SLACK:
-                self.broken(f"one_{pair[2]}", f"{call.provider}: two were out since {pair[1]}")
+        if health.forced_open_at is not None and passed(health.forced_open_at) > SLACK:
+            self.broken("forced", f"{name} was called though its circuit was forced open")
+        if seen.disabled_from is not None and passed(seen.disabled_from) > SLACK:
+            ago = now - max(seen.checked, seen.disabled_from)
+            if ago < CHECKS - SLACK and now < seen.recheck_at - SLACK:
+                self.broken("disabled", f"{name} is disabled and was checked {ago} s ago")
+            seen.checked = now
 
     def _check_budget(self, call: VendorCall) -> None:
         """Calls beyond one per provider and request draw on one bucket."""
@@ -280,21 +317,21 @@ class Watch:
         if free > 0:
             return
         self.extra += 1
-        asked = len(self.asked)
-        most = 10 + 0.2 * asked + self._time() + SLACK
+        asked = self._begun()
+        most = 10 + 0.2 * asked + self.time() + SLACK
         if self.extra > most:
             self.broken("budget", f"{self.extra} extra calls after {asked} requests")
 
     def _check_crowd(self) -> None:
         """No bound is exceeded for longer than it takes to cancel a call."""
-        now = self._time()
+        now = self.time()
         out = {name: len(health.out) for name, health in self.health.items()}
-        bounds: dict[str, int | None] = {**self._most, "": int(self._settings["max_concurrency"])}
+        bounds: dict[str, int | None] = {**self._most, "": int(self.settings["max_concurrency"])}
         out[""] = sum(out.values()) + sum(len(health.out) for health in self.retired.values())
         for name, bound in bounds.items():
             if bound is None or out.get(name, 0) <= bound:
                 since = self._crowded.pop(name, None)
-                if since is not None and now - since > SLACK:
+                if since is not None and self._passed(since) > SLACK:
                     self.broken(
                         "crowd", f"more than {bound} calls at {name or 'all'} since {since}"
                     )
@@ -305,8 +342,8 @@ class Watch:
 
     def began(self, ask: Ask) -> Asked:
         """A caller asks."""
-        timeout = self._settings["timeout"] if ask.timeout is None else ask.timeout
-        asked = Asked(ask, self._time(), timeout)
+        timeout = self.settings["timeout"] if ask.timeout is None else ask.timeout
+        asked = Asked(ask, self.time(), timeout)
         self.asked.append(asked)
         self.note(f"caller  #{ask.number} asks {ask.kind} p{ask.prompt}")
         return asked
@@ -314,20 +351,19 @@ class Watch:
     def first_content(self, asked: Asked) -> None:
         """A stream gave something, or came to its end."""
         if asked.first_at is None:
-            asked.first_at = self._time()
+            asked.first_at = self.time()
 
     def ended(self, asked: Asked, end: str) -> None:
         """A caller has what it will ever get."""
         number = asked.ask.number
         if asked.ended is not None:
             self.broken("one_end", f"#{number} ended as {asked.end} and as {end}")
-        asked.ended, asked.end = self._time(), end
+        asked.ended, asked.end = self.time(), end
         self.note(f"caller  #{number} ends: {end}")
         first = asked.ended if asked.first_at is None else asked.first_at
-        if first > asked.began + asked.timeout + SLACK:
-            self.broken(
-                "deadline", f"#{number} had {asked.timeout} s and took {first - asked.began}"
-            )
+        took = first - asked.began - self.stood(asked.began, first)
+        if took > asked.timeout + SLACK:
+            self.broken("deadline", f"#{number} had {asked.timeout} s and took {took}")
 
     def failed(self, asked: Asked, error: BaseException) -> None:
         """A caller got an error."""
@@ -335,38 +371,27 @@ class Watch:
             twice = "already running" in str(error)
             promise = "closed_twice" if twice else "typed_error"
             self.broken(promise, f"#{asked.ask.number} got {error!r}")
+        asked.error = error
         self.ended(asked, type(error).__name__)
-
-    def idle(self, limiter: Limiter, until: float) -> None:
-        """Nothing happens before `until`: nobody may wait who could go on now."""
-        if until - self._time() <= 2 * SLACK:
-            return
-        for group in limiter.waiting_groups:
-            assert isinstance(group, tuple)
-            candidates, tried, tokens = group
-            found = choose(candidates, tried, limiter.has_place, tokens)
-            if found.provider is not None or not found.full:
-                self.broken("waits", f"somebody waits who could go on, until {until}")
 
     # ── the books ────────────────────────────────────────────────────────────────────────────
 
-    def check_books(self, metrics: Mapping[str, Any], spared: set[str]) -> None:
+    def check_books(
+        self, metrics: Mapping[str, Any], spared: set[str], batched: Counter[str]
+    ) -> None:
         """After the gateway has closed: everything is given back, and the books balance.
 
         Args:
             metrics: The gateway's.
             spared: Providers that were removed at some time: their counters went with them.
+            batched: How the requests of batches ended; their callers do not see each.
         """
-        self._check_requests(metrics)
+        self._check_requests(metrics, batched)
         for name, provider in metrics["providers"].items():
             if name not in spared:
                 self._check_provider(name, provider)
-        for name, permit in self.permits:
-            times = self._settlements[permit]
-            if times != 1 or not permit._settled:
-                self.broken("permits", f"a permit of {name} was settled {times} times")
 
-    def _check_requests(self, metrics: Mapping[str, Any]) -> None:
+    def _check_requests(self, metrics: Mapping[str, Any], batched: Counter[str]) -> None:
         ends = ("cache_hits", "stale_answers", "coalesced", "served", "failures", "cancelled")
         if metrics["total_requests"] != sum(metrics[end] for end in ends):
             self.broken("books", f"{metrics['total_requests']} requests, {metrics}")
@@ -374,10 +399,10 @@ class Watch:
         # Whoever left, or was cut off at closing, may have been so at the very last word.
         perhaps = seen["left"] + seen["cancelled"] + seen["GatewayError"]
         for booked, told in (
-            ("cache_hits", seen["hit"]),
-            ("stale_answers", seen["stale"]),
-            ("coalesced", seen["coalesced"]),
-            ("served", seen["served"] + seen["resumed"]),
+            ("cache_hits", seen["hit"] + batched["hit"]),
+            ("stale_answers", seen["stale"] + batched["stale"]),
+            ("coalesced", seen["coalesced"] + batched["coalesced"]),
+            ("served", seen["served"] + seen["resumed"] + batched["served"]),
         ):
             if not told <= metrics[booked] <= told + perhaps:
                 self.broken("books", f"{booked}: {metrics[booked]}, and callers saw {told}")

@@ -114,15 +114,18 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     Args:
         seed: For everything that is left open.
         leaks: How likely a turn takes `LEAK` seconds; from 0 to 1.
+        most_turns: A run that has more of them spins.
 
     Attributes:
         source: The line of callbacks that is running.
         turns: How many turns were run.
+        most_turns: As given.
         on_idle: Told of the moment to which time is about to jump.
     """
 
-    def __init__(self, seed: str, *, leaks: float = 0.0) -> None:
+    def __init__(self, seed: str, *, leaks: float = 0.0, most_turns: int = MOST_TURNS) -> None:
         super().__init__()
+        self.most_turns = most_turns
         self._random = random.Random(f"loop/{seed}")
         self._leaks = leaks
         self._now = START
@@ -146,6 +149,15 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def timers(self) -> list[asyncio.TimerHandle]:
         """Those that are set and not cancelled."""
         return [timer for timer in self._scheduled if not timer.cancelled()]
+
+    def stall(self, seconds: float) -> None:
+        """Stand still, as a real loop does while a callback sleeps.
+
+        The callback that calls this is the one that sleeps. What else was ready runs after it in
+        the same turn, with a later clock. In the next turn all timers that became due meanwhile
+        run together, in any order: deadlines of ours, and answers that vendors gave in that time.
+        """
+        self._now += seconds
 
     # ── what asyncio calls ───────────────────────────────────────────────────────────────────
 
@@ -197,7 +209,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         self.turns += 1
-        if self.turns > MOST_TURNS:
+        if self.turns > self.most_turns:
             raise StuckError("Everybody runs, and nothing comes to an end.")
         self._let_time_pass()
         scheduled = self._scheduled

@@ -1,7 +1,7 @@
 """`nox -s simulate`: play one seed and show what happens, or many and count.
 
-    nox -s simulate -- --seed 123456      one run, with everything that happens in it
-    nox -s simulate -- --seeds 5000       the first five thousand, and the figures
+    nox -s simulate -- --seed 123456    one run, with everything that happens in it
+    nox -s simulate -- --seeds 5000     the first five thousand, and the figures
 
 A promise that is broken ends it: the seed is named, and the smallest scenario that still breaks the
 same promise is shown with its trace.
@@ -43,8 +43,8 @@ def failure(seed: int, scenario: Scenario, played: Played) -> str:
 def described(scenario: Scenario) -> list[str]:
     """A scenario, a line for each thing; what is as by default is left out."""
     lines = [f"  settings {dict(scenario.settings)}, closes_at={scenario.closes_at}"]
-    things: list[Any] = [*scenario.providers, *scenario.troubles]
-    for thing in [*things, *scenario.asks, *scenario.chores]:
+    things: list[Any] = [*scenario.providers, *scenario.troubles, *scenario.stalls]
+    for thing in [*things, *scenario.asks, *scenario.batches, *scenario.chores]:
         told = [
             f"{field.name}={getattr(thing, field.name)!r}"
             for field in fields(thing)

@@ -11,7 +11,7 @@ from tests.simulation.world import Played, play
 
 __all__ = ["shrunk"]
 
-_PARTS = ("asks", "troubles", "chores", "providers")
+_PARTS = ("asks", "batches", "troubles", "stalls", "chores", "providers")
 
 _PLAIN: dict[str, Any] = {
     "cancelled_after": None,

@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 
 from tests.simulation.interrupting import Interrupt
-from tests.simulation.scenario import Ask, Chore, ProviderPlan, Scenario, Trouble
+from tests.simulation.scenario import (
+    Ask,
+    BatchPlan,
+    Chore,
+    ProviderPlan,
+    Scenario,
+    Stall,
+    Trouble,
+)
 from tests.simulation.world import play
 
 TARGET = 1
@@ -14,7 +22,7 @@ BROKEN = [Trouble("a", "outage", 0.0, 5.0)]
 TROUBLED = {"failure_threshold": 50}
 
 
-def scenario(*asks, troubles=(), chores=(), closes_at=None, **settings):
+def scenario(*asks, troubles=(), chores=(), batches=(), stalls=(), closes_at=None, **settings):
     """Two providers, of which `a` is asked first."""
     return Scenario(
         seed="cancelling",
@@ -26,6 +34,8 @@ def scenario(*asks, troubles=(), chores=(), closes_at=None, **settings):
         ),
         troubles=tuple(troubles),
         asks=asks + BYSTANDERS,
+        batches=tuple(batches),
+        stalls=tuple(stalls),
         chores=tuple(chores),
         closes_at=closes_at,
     )
@@ -39,6 +49,8 @@ CHAT = Ask(TARGET, 0.0, prompt=1, cache=False)  # its own task does the asking
 SHARED = replace(CHAT, cache=True)  # a task of the flight's does
 TWIN = Ask(4, 0.0, prompt=1)
 WAITERS = tuple(Ask(number, 0.0, prompt=number) for number in range(10, 13))
+
+BATCH = BatchPlan(TARGET, 0.0, (1, 7, 8, 9), concurrency=2)
 
 SCENARIOS = {
     "plain": scenario(CHAT),
@@ -92,6 +104,16 @@ SCENARIOS = {
         reset_timeout_seconds=1.0,
         retry_rounds=0,
     ),
+    "batch": scenario(batches=[BATCH]),
+    "batch in an outage": scenario(
+        batches=[replace(BATCH, patience=60.0)],
+        troubles=[Trouble("a", "outage", 0.0, 3.0), Trouble("b", "outage", 0.0, 3.0)],
+        failure_threshold=1,
+        reset_timeout_seconds=1.0,
+        retry_rounds=0,
+    ),
+    "items as they are done": scenario(batches=[replace(BATCH, how="as_completed")]),
+    "loop stands still": scenario(CHAT, stalls=[Stall(0.05, 2.5)]),
     "provider removed": scenario(CHAT, chores=[Chore(0.05, "remove", "a")]),
     "gateway closes": scenario(SHARED, TWIN, closes_at=0.05),
     "gateway closes over a stream": scenario(stream(), closes_at=0.22),
@@ -123,5 +145,6 @@ def test_a_cancellation_at_any_await_breaks_no_promise(name, moment):
 def test_uncancelled_all_are_served(name):
     played = play(SCENARIOS[name])
     assert not played.broken, "\n".join(played.trace)
-    unserved = {end for end in played.ends if end not in {"served", "coalesced", "resumed", "hit"}}
-    assert unserved <= ({"AllProvidersFailedError"} if "probe" in name else set()), played.trace
+    unserved = played.ends.keys() - {"served", "coalesced", "resumed", "hit", "item answered"}
+    outage = "probe" in name or "outage" in name
+    assert unserved <= ({"AllProvidersFailedError"} if outage else set()), played.trace

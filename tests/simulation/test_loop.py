@@ -136,3 +136,30 @@ def test_asyncio_itself_works_on_it(make):
     loop = make()
     assert loop.run_until_complete(all_of_it()) == (2, [3, 1], 1)
     assert loop.time() == START + 2 + 1 + 2 + 3
+
+
+def test_timers_due_in_a_stall_run_late_and_together(make):
+    def plan(loop, note):
+        for number in range(3):
+            loop.call_later(1 + number, lambda number=number: note((number, loop.time() - START)))
+        loop.call_later(10, lambda: note(("later", loop.time() - START)))
+        loop.call_later(0.5, loop.stall, 5.0)
+
+    orders = {tuple(order_of(make(str(seed)), plan)) for seed in range(50)}
+    assert len(orders) == 6
+    for order in orders:
+        assert sorted(order[:3]) == [(0, 5.5), (1, 5.5), (2, 5.5)]
+        assert order[3] == ("later", 10)
+
+
+def test_a_timeout_that_is_due_after_a_stall_beats_an_answer_that_came_meanwhile(make):
+    async def asks(loop):
+        loop.call_later(0.1, loop.stall, 3.0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2.0):
+                await asyncio.sleep(1.0)
+        assert loop.time() == START + 3.1
+
+    for seed in range(20):
+        loop = make(str(seed))
+        loop.run_until_complete(asks(loop))

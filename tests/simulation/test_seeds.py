@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.run import failure
-from tests.simulation.scenario import draw
+from tests.simulation.scenario import draw, draw_basic
 from tests.simulation.world import play
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ ONCE_BROKEN = {
 
 @pytest.mark.parametrize("seed", ONCE_BROKEN)
 def test_what_was_mended_stays_mended(seed):
-    played = play(draw(seed))
+    played = play(draw_basic(seed))
     assert not played.broken, ONCE_BROKEN[seed]
 
 

@@ -5,14 +5,19 @@ from unittest import mock
 import pytest
 
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit
-from aigateway.resilience.budget import ExtraCalls
-from aigateway.resilience.gates import Gates
+from aigateway.resilience.cooldown import Cooldown, Setup
+from aigateway.resilience.guard import NEVER
+from aigateway.resilience.last_resort import LastResort
 from aigateway.resilience.limiter import Limiter
-from aigateway.routing.call import Call
+from aigateway.resilience.retry_budget import RetryBudget
+from aigateway.resilience.stall import StallWatch
+from aigateway.routing.attempt import Attempt
+from aigateway.routing.candidates import Candidate
+from aigateway.routing.provider import Guards
 from aigateway.routing.stream import StreamRun
 from aigateway.telemetry.account import Account
 from aigateway.telemetry.ledger import Entry
-from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble, draw
+from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble, draw_basic
 from tests.simulation.shrinking import shrunk
 from tests.simulation.world import play
 
@@ -25,15 +30,23 @@ def always(*given):
     return True
 
 
+async def leaves(self):
+    """Leave a task behind."""
+
+
 async def reads_on(self, stream):
     """Wait for a stream that has fallen silent, for ever."""
     return await stream.read()
 
 
-def raises(self, failure, part=None):
+end = Attempt.end
+
+
+def raises(self, how, failure=None, answer=None):
     """Take a vendor's failure for an error of our own."""
-    self.cut_short()
-    raise KeyError(failure.kind)
+    end(self, how, failure, answer)
+    if failure is not None:
+        raise KeyError(failure.kind)
 
 
 refusal = CircuitBreaker.refusal
@@ -44,13 +57,23 @@ def lets_everybody_probe(self):
     return None if self.state is CircuitState.HALF_OPEN else refusal(self)
 
 
-succeeded = Call.succeeded
+settle = Guards.end
 
 
-def settles_twice(self, answer):
-    """Say of a call twice that it was answered."""
-    succeeded(self, answer)
-    self._permit.success()
+def settles_twice(self, held, outcome):
+    """Settle a permit twice."""
+    settle(self, held, outcome)
+    held.permit.success()
+
+
+def never(self, wait, began):
+    """Ask no provider that is to be left alone."""
+    return NEVER
+
+
+def at_once(self):
+    """Let every attempt of last resort begin."""
+    return 0.0
 
 
 PLANTED = {
@@ -59,18 +82,20 @@ PLANTED = {
     "waits": (Limiter, "wake", nothing),
     "open_circuit": (CircuitBreaker, "refusal", nothing),
     "permits": (Permit, "release", nothing),
-    "cooldown": (Gates, "closed", nothing),
+    "cooldown": (Cooldown, "refusal", nothing),
+    "disabled": (Setup, "refusal", nothing),
+    "last_candidate": (Candidate, "last_resort_wait", never),
     "stuck": (StreamRun, "_next", reads_on),
-    "typed_error": (Call, "failed", raises),
+    "tasks": (StallWatch, "stop", leaves),
+    "typed_error": (Attempt, "end", raises),
 }
 
 
 @pytest.mark.parametrize("promise", PLANTED)
-def test_a_planted_fault_is_found_and_made_small(promise, monkeypatch):
-    monkeypatch.setattr("tests.simulation.invariants.KNOWN", frozenset())
+def test_a_planted_fault_is_found_and_made_small(promise):
     with mock.patch.object(*PLANTED[promise]):
         for seed in range(100):
-            scenario = draw(seed)
+            scenario = draw_basic(seed)
             if any(broken.promise == promise for broken in play(scenario).broken):
                 break
         else:
@@ -82,23 +107,25 @@ def test_a_planted_fault_is_found_and_made_small(promise, monkeypatch):
 
 
 def test_a_call_that_is_settled_twice_is_found():
-    scenario = draw(0)
+    scenario = draw_basic(0)
     assert not play(scenario).broken
-    with mock.patch.object(Call, "succeeded", settles_twice):
+    with mock.patch.object(Guards, "end", settles_twice):
         assert {broken.promise for broken in play(scenario).broken} == {"permits"}
 
 
 def test_hits_that_are_not_counted_are_found():
     with mock.patch.object(Entry, "remembered", nothing):
         assert any(
-            broken.promise == "books" for seed in range(20) for broken in play(draw(seed)).broken
+            broken.promise == "books"
+            for seed in range(20)
+            for broken in play(draw_basic(seed)).broken
         )
 
 
 @pytest.mark.parametrize("untold", ["attempt_ended", "close"])
 def test_an_end_that_is_not_told_is_found(untold):
     with mock.patch.object(Account, untold, nothing):
-        assert {broken.promise for broken in play(draw(0)).broken} == {"told"}
+        assert {broken.promise for broken in play(draw_basic(0)).broken} == {"told"}
 
 
 def test_a_storm_of_retries_is_found():
@@ -110,5 +137,18 @@ def test_a_storm_of_retries_is_found():
         asks=tuple(Ask(number, 0.0, prompt=number) for number in range(40)),
     )
     assert not play(storm).broken
-    with mock.patch.object(ExtraCalls, "take", always):
+    with mock.patch.object(RetryBudget, "take", always):
         assert {broken.promise for broken in play(storm).broken} == {"budget"}
+
+
+def test_a_last_resort_without_a_dose_is_found():
+    outage = Scenario(
+        seed="outage",
+        settings={"retry_rounds": 0},
+        providers=(ProviderPlan("a", 0),),
+        troubles=(Trouble("a", "outage", 0.0, 5.0),),
+        asks=tuple(Ask(number, number / 20, prompt=number) for number in range(100)),
+    )
+    assert not play(outage).broken
+    with mock.patch.object(LastResort, "wait", at_once):
+        assert {broken.promise for broken in play(outage).broken} == {"dose"}

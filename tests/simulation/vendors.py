@@ -8,11 +8,14 @@ answer that reaches the wrong caller is known at sight.
 from __future__ import annotations
 
 import asyncio
+import functools
+import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
@@ -29,9 +32,18 @@ from aigateway.messages import (
 from aigateway.settings import LLMConfig
 from aigateway.vendor.assembly import Assembly
 from aigateway.vendor.client import Failure, VendorCallError
-from tests.simulation.scenario import ProviderPlan, Trouble
+from aigateway.vendor.failures import classify_response
+from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble
 
-__all__ = ["PRICE", "SimulatedVendors", "VendorCall", "Watcher", "answer_to", "vector_of"]
+__all__ = [
+    "PRICE",
+    "SimulatedVendors",
+    "VendorCall",
+    "Watcher",
+    "answer_to",
+    "vector_of",
+    "would_fail",
+]
 
 PRICE = 0.001
 """US dollars for each whole answer."""
@@ -41,6 +53,9 @@ REJECTED = "rejected"
 
 LONG = "long"
 """In a prompt that is too long for some."""
+
+_CHOKES = re.compile(r" chokes=(\w+)@(\w+)")
+"""In a prompt that some vendor, or `all` of them, cannot bear."""
 
 
 def answer_to(prompt: str) -> str:
@@ -64,9 +79,24 @@ class VendorCall:
     """Which of the providers that had this name one after the other."""
     request_id: str
     prompt: str
+    operation: Operation
     began: float
     trouble: str | None = None
     ended: float | None = None
+    model: str | None = None
+    """As the caller asked for it."""
+    how: str = ""
+    """How it ended: `answered`, `cancelled`, `left`, or the kind of failure."""
+
+    @property
+    def asks(self) -> tuple[str, str, str | None]:
+        """What is asked: the same for every repeat of one request."""
+        return self.operation, self.prompt, self.model
+
+    @property
+    def answered(self) -> bool:
+        """Whether the vendor gave a whole answer, and the gateway took it."""
+        return self.how == "answered"
 
 
 class Watcher(Protocol):
@@ -93,6 +123,9 @@ class SimulatedVendors:
         troubles: What is wrong when.
         watcher: Is told of each call.
         time: Seconds since the run began.
+
+    Attributes:
+        log: Every call that reached a vendor, in the order in which they began.
     """
 
     def __init__(
@@ -110,7 +143,10 @@ class SimulatedVendors:
         self.met: Counter[str] = Counter()
         self.clients: list[_Client] = []
         self.open_streams = 0
-        self._troubles = troubles
+        self.log: list[VendorCall] = []
+        self._troubles: dict[str, list[Trouble]] = {}
+        for trouble in troubles:
+            self._troubles.setdefault(trouble.provider, []).append(trouble)
         self._calls: Counter[tuple[str, str]] = Counter()
 
     def __call__(self, config: LLMConfig, clock: Clock) -> _Client:
@@ -123,18 +159,31 @@ class SimulatedVendors:
         self._calls[provider, prompt] += 1
         return random.Random(f"{self.seed}/{provider}/{prompt}/{self._calls[provider, prompt]}")
 
-    def trouble(self, provider: str, dice: random.Random) -> Trouble | None:
+    def trouble(
+        self, provider: str, dice: random.Random, operation: Operation | None = None
+    ) -> Trouble | None:
         """What this call meets."""
         now = self.time()
-        for trouble in self._troubles:
+        for trouble in self._troubles.get(provider, ()):
             luck = dice.random()
             if (
-                trouble.provider == provider
-                and trouble.begins <= now < trouble.ends
+                trouble.begins <= now < trouble.ends
                 and luck < trouble.share
+                and trouble.operation in {None, operation}
             ):
                 return trouble
         return None
+
+
+def would_fail(scenario: Scenario, plan: ProviderPlan, ask: Ask) -> bool:
+    """Whether a provider fails a request that it is asked once, when it comes."""
+    dice = random.Random(f"{scenario.seed}/{plan.name}/{ask.text}/1")
+    for trouble in scenario.troubles:
+        if trouble.provider == plan.name:
+            luck = dice.random()
+            if trouble.begins <= ask.at < trouble.ends and luck < trouble.share:
+                return trouble.kind != "slow"
+    return _choked(ask.text, plan.vendor) is not None
 
 
 class _Client:
@@ -176,7 +225,7 @@ class _Client:
         return None if until is None else max(0.0, until - self._clock.now())
 
     async def chat(self, request: ChatRequest) -> Completion:
-        call, dice, trouble = self._begin(request.request_id, prompt_of(request))
+        call, dice, trouble = self._begin(request, prompt_of(request), "chat")
         how = "cancelled"
         try:
             await self._wait(dice, trouble)
@@ -193,7 +242,7 @@ class _Client:
             await self._end(call, how)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        call, dice, trouble = self._begin(request.request_id, request.inputs[0])
+        call, dice, trouble = self._begin(request, request.inputs[0], "embeddings")
         how = "cancelled"
         try:
             await self._wait(dice, trouble)
@@ -208,7 +257,7 @@ class _Client:
             await self._end(call, how)
 
     async def stream(self, request: ChatRequest) -> _Stream:
-        call, dice, trouble = self._begin(request.request_id, prompt_of(request))
+        call, dice, trouble = self._begin(request, prompt_of(request), "chat")
         begun = False
         how = "cancelled"
         try:
@@ -234,17 +283,25 @@ class _Client:
     # ── the way of a call ────────────────────────────────────────────────────────────────────
 
     def _begin(
-        self, request_id: str, prompt: str
+        self, request: ChatRequest | EmbeddingRequest, prompt: str, operation: Operation
     ) -> tuple[VendorCall, random.Random, Trouble | None]:
         vendors, name = self._vendors, self._plan.name
         if self.closed:
             vendors.watcher.broken("closed_client", f"{name} was called after it had been closed")
         dice = vendors.dice(name, prompt)
-        trouble = vendors.trouble(name, dice)
+        kind = _choked(prompt, self._plan.vendor)
+        if operation == self._plan.refuses:
+            kind = self._plan.refuses_by
+        if kind is not None:
+            trouble: Trouble | None = Trouble(name, kind, 0.0, 0.0)
+        else:
+            trouble = vendors.trouble(name, dice, operation)
         if trouble is not None:
             vendors.met[trouble.kind] += 1
-        call = VendorCall(name, self._life, request_id, prompt, vendors.time())
+        call = VendorCall(name, self._life, request.request_id, prompt, operation, vendors.time())
+        call.model = request.model
         call.trouble = None if trouble is None else trouble.kind
+        vendors.log.append(call)
         vendors.watcher.call_began(call)
         return call, dice, trouble
 
@@ -255,14 +312,16 @@ class _Client:
         if kind == "refused":
             return
         seconds = self._plan.latency * dice.choice((1, 1, 1, 2))
-        if kind == "slow":
+        if trouble is not None and trouble.factor is not None:
+            seconds *= trouble.factor
+        elif kind == "slow":
             seconds = seconds * 4 + dice.choice((0.1, 0.5, 1.0))
         await self._clock.sleep(seconds)
 
     def _refuse(self, call: VendorCall, trouble: Trouble | None) -> None:
         """Fail as the trouble says, or as the request deserves."""
         if trouble is not None:
-            _fail(trouble)
+            _fail(trouble, self._plan.vendor)
             if trouble.kind == "spent":
                 self._spent_until = self._clock.now() + (trouble.retry_after or 0.25)
         if LONG in call.prompt and self._plan.window == 100:
@@ -277,13 +336,13 @@ class _Client:
                 for _ in range(self._plan.cleanup):
                     await asyncio.sleep(0)
         finally:
-            call.ended = self._vendors.time()
+            call.ended, call.how = self._vendors.time(), how
             self._vendors.watcher.call_ended(call, how)
 
     def stream_ended(self, call: VendorCall, how: str) -> None:
         """A stream's connection is closed."""
         self._vendors.open_streams -= 1
-        call.ended = self._vendors.time()
+        call.ended, call.how = self._vendors.time(), how
         self._vendors.watcher.call_ended(call, how)
 
 
@@ -296,16 +355,105 @@ _KINDS = {
     "reset_midway": Failure(FailureKind.CONNECTION),
     "malformed": Failure(FailureKind.BAD_ANSWER, 200),
     "malformed_midway": Failure(FailureKind.BAD_ANSWER, 200),
-    "bad_key": Failure(FailureKind.AUTHENTICATION, 401),
     "throttled": Failure(FailureKind.RATE_LIMITED, 429),
 }
 """What each kind of trouble raises; the others are in how long things take."""
 
+_OPENAIS: dict[str, tuple[int, Any]] = {
+    "bad_key": (
+        401,
+        {
+            "error": {
+                "message": "Incorrect API key provided: sk-x.",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "invalid_api_key",
+            }
+        },
+    ),
+    "bare_401": (401, None),
+    "bare_403": (403, None),
+    "bare_404": (404, None),
+    "missing_file": (404, {"error": {"message": "No such File object: f", "code": None}}),
+    "no_endpoint": (405, None),
+    "no_model": (
+        403,
+        {
+            "error": {
+                "message": "You are not allowed to generate embeddings from this model",
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            }
+        },
+    ),
+    "no_tools": (
+        404,
+        {"error": {"message": "No endpoints found that support tool use.", "code": 404}},
+    ),
+    "not_implemented": (501, None),
+}
+"""Statuses and bodies of refusals, as OpenAI and those who imitate it send them."""
 
-def _fail(trouble: Trouble) -> None:
+_OTHERS: dict[str, dict[str, tuple[int, Any]]] = {
+    "anthropic": {
+        "missing_file": (
+            404,
+            {
+                "type": "error",
+                "error": {"type": "not_found_error", "message": "File not found: file_1"},
+            },
+        ),
+    },
+    "gemini": {
+        "missing_file": (
+            403,
+            {
+                "error": {
+                    "code": 403,
+                    "message": "You do not have permission to access the File f or it may not"
+                    " exist.",
+                    "status": "PERMISSION_DENIED",
+                }
+            },
+        ),
+        "no_model": (
+            404,
+            {
+                "error": {
+                    "code": 404,
+                    "message": "models/m is not found for API version v1beta, or is not supported"
+                    " for embedContent.",
+                    "status": "NOT_FOUND",
+                }
+            },
+        ),
+    },
+}
+
+
+@functools.cache
+def _refusal(kind: str, vendor: str) -> Failure | None:
+    """What a refusal means, as the gateway reads it: what is played is what vendors send."""
+    known = _OTHERS.get(vendor, {}).get(kind) or _OPENAIS.get(kind)
+    if known is None:
+        return None
+    status, body = known
+    sent = b"" if body is None else json.dumps(body).encode()
+    return classify_response(status, {}, sent, now_wall=0.0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _choked(prompt: str, vendor: str) -> str | None:
+    """What a prompt brings upon the call that carries it to this vendor."""
+    found = _CHOKES.search(prompt)
+    return found[1] if found and found[2] in {"all", vendor} else None
+
+
+def _fail(trouble: Trouble, vendor: str) -> None:
     if trouble.kind == "crash":
         raise RuntimeError("not foreseen")
-    failure = _KINDS.get(trouble.kind)
+    failure = _KINDS.get(trouble.kind) or _refusal(trouble.kind, vendor)
     if failure is not None:
         waits = trouble.kind in {"outage", "overloaded", "throttled"}
         raise VendorCallError(replace(failure, retry_after=trouble.retry_after if waits else None))

@@ -45,11 +45,13 @@ class Books:
         self.events: list[Event] = []
         self.open: Counter[_Open] = Counter()
         self.closed: list[AttemptEnded | RequestEnded] = []
+        self.begun = 0
 
     def on_event(self, event: Event) -> None:
         self.events.append(event)
 
     def trace_request(self, request: ChatRequest | EmbeddingRequest, *, streamed: bool) -> _Open:
+        self.begun += 1
         return _Open(self)
 
     def of(self, kind: type[Any]) -> list[Any]:

@@ -1,0 +1,227 @@
+"""What can be said of the guards when a run is over, from outside: two of the three laws.
+
+- The last candidate is asked: no request ends because a provider that it has not asked was left
+  alone. Excused are an operator's order, a provider without a place, a vendor that refused its
+  setup since the request began, and a dose that comes only after the deadline.
+- Last resort is dosed: a provider that answers nothing gets a trickle.
+
+`invariants.py` holds blame to the second law while the run goes on. What is said of many requests
+together (brownouts, recovery, innocents beside bad prompts) is in `test_brownouts.py` and its
+neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from aigateway.errors import AllProvidersFailedError, DeadlineExceededError, ProviderFailure
+from aigateway.events import CircuitForced, Event, Operation, ProviderDisabled
+from tests.simulation.invariants import CHECKS, SLACK, Asked
+from tests.simulation.scenario import Scenario
+from tests.simulation.vendors import VendorCall
+
+__all__ = ["FAST", "MANY", "PURSE", "SLOW", "check", "overdoses", "refusals"]
+
+PURSE = 100
+"""Attempts that answers have paid for at most."""
+
+FAST = 4.0
+"""Attempts a second that a provider gets at most on an empty purse."""
+
+SLOW = 2.0
+"""Likewise, once `MANY` in a row have failed."""
+
+MANY = 20
+
+AT_ONCE = 5
+"""Attempts that were begun before the circuit opened, or whose failure is not known yet."""
+
+DOSES = {"circuit_open": 1.0, "disabled": CHECKS}
+"""Why a provider is left alone that may be asked all the same, and the seconds until its next dose.
+
+A circuit's is a quarter of a second after the one before, or half; while that is out, a second."""
+
+_DEADLY = frozenset({"brownout", "crash", "malformed", "outage", "overloaded", "reset"})
+"""Troubles that a circuit counts for certain."""
+
+
+class Seen(Protocol):
+    """What a watch has seen of a run."""
+
+    asked: list[Asked]
+    happened: list[tuple[float, Event]]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The gateway's."""
+
+    def broken(self, promise: str, how: str) -> None:
+        """Write down a promise that was not kept."""
+
+    def stood(self, since: float, until: float) -> float:
+        """Seconds of that time in which the loop stood still."""
+
+
+def check(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> None:
+    """Write down every law that was broken.
+
+    Args:
+        seen: By the watch.
+        scenario: What was played.
+        log: Every call that reached a vendor, in the order in which they began.
+    """
+    for how in refusals(seen, scenario, log):
+        seen.broken("last_candidate", how)
+    for how in overdoses(seen, log):
+        seen.broken("dose", how)
+
+
+def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Iterator[str]:
+    """Requests that ended though there was a candidate that could have been asked."""
+    rpm = {plan.name: plan.rpm for plan in scenario.providers}
+    removed = [(chore.provider, chore.at) for chore in scenario.chores if chore.what == "remove"]
+    calls: defaultdict[str, list[VendorCall]] = defaultdict(list)
+    for call in log:
+        calls[call.provider].append(call)
+    for asked in seen.asked:
+        error, ended = asked.error, asked.ended
+        if not isinstance(error, AllProvidersFailedError | DeadlineExceededError):
+            continue
+        assert ended is not None
+        busy = {cause.provider for cause in error.causes if cause.kind == "saturated"}
+        for cause in error.causes:
+            name = cause.provider
+            wait = cause.retry_after_seconds or 0.0
+            if cause.kind == "cooling_down" and wait > seen.settings["max_cooldown_seconds"]:
+                yield f"{_who(asked)}, and {name} was to cool down for {wait} s more"
+            if (
+                cause.kind in DOSES
+                # One that is well and has no place is waited for instead.
+                and not (busy and _left(asked) <= SLACK)
+                and name not in asked.full
+                and not any(who == name and asked.began <= at <= ended for who, at in removed)
+                and not _rate_used_up(rpm.get(name), asked, calls[name])
+                and not _ordered_away(cause, asked, seen.happened)
+                and not _has_asked(asked, calls[name])
+                and not _dose_is_too_late(cause, asked, calls[name], seen)
+            ):
+                yield f"{_who(asked)} because of {cause}, which it had not asked"
+
+
+def _who(asked: Asked) -> str:
+    return f"#{asked.ask.number} ended at {asked.ended:.6f}"
+
+
+def _left(asked: Asked) -> float:
+    """Seconds that a request had left when it ended."""
+    assert asked.ended is not None
+    return asked.began + asked.timeout - asked.ended
+
+
+def _operation(asked: Asked) -> Operation:
+    return "embeddings" if asked.ask.kind == "embed" else "chat"
+
+
+def _rate_used_up(rpm: int | None, asked: Asked, calls: Sequence[VendorCall]) -> bool:
+    """Whether the provider's own rate allowed no call."""
+    assert asked.ended is not None
+    ended = asked.ended
+    return rpm is not None and sum(ended - 60 <= call.began <= ended for call in calls) >= rpm
+
+
+def _ordered_away(
+    cause: ProviderFailure, asked: Asked, happened: Sequence[tuple[float, Event]]
+) -> bool:
+    """Whether an operator, or the vendor itself, has kept this request away."""
+    forced, ended = False, asked.ended
+    assert ended is not None
+    for at, event in happened:
+        if at > ended + SLACK:
+            break
+        if getattr(event, "provider", None) != cause.provider:
+            continue
+        if isinstance(event, CircuitForced):
+            forced = event.state == "open" or (forced and at >= asked.began)
+        elif (
+            isinstance(event, ProviderDisabled)
+            and cause.kind == "disabled"
+            and at >= asked.began
+            and event.operation == _operation(asked)
+        ):
+            return True  # it has said since then what it would say to this one
+    return forced
+
+
+def _has_asked(asked: Asked, calls: Sequence[VendorCall]) -> bool:
+    """Whether the request, or one like it that it has joined, has asked this provider."""
+    assert asked.ended is not None
+    return any(
+        call.prompt == asked.ask.text
+        and call.began <= asked.ended
+        and (call.ended is None or call.ended >= asked.began)
+        for call in calls
+    )
+
+
+def _dose_is_too_late(
+    cause: ProviderFailure, asked: Asked, calls: Sequence[VendorCall], seen: Seen
+) -> bool:
+    """Whether its last dose was taken so shortly before that the next is after the deadline."""
+    ended, pause = asked.ended, DOSES[cause.kind]
+    assert ended is not None
+    if _left(asked) > pause + SLACK:
+        return False
+    since = ended - pause - SLACK
+    since -= seen.stood(since, ended)
+    operation = _operation(asked)
+    first = bisect_left(calls, since, key=lambda call: call.began)
+    return any(call.operation == operation and call.began <= ended for call in calls[first:])
+
+
+def overdoses(seen: Seen, log: Sequence[VendorCall]) -> Iterator[str]:
+    """Calls that a provider got beyond its dose, while it answered nothing."""
+    streaks: defaultdict[tuple[str, int, Operation], _Streak] = defaultdict(_Streak)
+    excused = {event.provider for _, event in seen.happened if isinstance(event, CircuitForced)}
+    settings = seen.settings
+    threshold, reset = settings["failure_threshold"], settings["reset_timeout_seconds"]
+    moments = [(call.began, 1, call) for call in log]
+    moments += [(call.ended, 0, call) for call in log if call.ended is not None]
+    for at, begins, call in sorted(moments, key=lambda moment: moment[:2]):
+        streak = streaks[call.provider, call.life, call.operation]
+        if not begins:
+            streak.ended(call, at, threshold)
+        elif at > streak.opened_at + SLACK and call.provider not in excused:
+            streak.doses += 1
+            seconds = at - streak.opened_at
+            trickle = min(FAST * seconds, MANY + SLOW * seconds)
+            most = AT_ONCE + streak.purse + seconds / reset + trickle
+            if streak.doses > most:
+                yield f"{call.provider} got {streak.doses} calls in {seconds:.3f} s of an outage"
+                streak.begin()
+
+
+class _Streak:
+    """The failures of a provider in one operation since it last answered."""
+
+    def __init__(self) -> None:
+        self.purse = 0
+        self.begin()
+
+    def begin(self) -> None:
+        self.failed: set[tuple[str, str, str | None]] = set()
+        self.opened_at = math.inf
+        self.doses = 0
+
+    def ended(self, call: VendorCall, at: float, threshold: int) -> None:
+        """Count a call's end. All but a certain failure may be taken for a sign of life."""
+        if call.trouble not in _DEADLY or call.how in {"cancelled", "left"}:
+            self.purse = PURSE
+            self.begin()
+            return
+        self.failed.add(call.asks)
+        if len(self.failed) >= threshold and self.opened_at == math.inf:
+            self.opened_at = at

@@ -179,6 +179,7 @@ class Setup:
             return -math.inf
         now = self._clock.now()
         self._check_out_until = now + self.policy.lease
+        self._last_resort_at = now + self.policy.last_resort
         return now
 
     def end(self, began: float, outcome: Outcome) -> None:

@@ -137,7 +137,7 @@ class World:
             self.at(when, self.look, when)
 
     def look(self, when=math.inf):
-        if when != math.inf and when != self.looks_at:
+        if when not in {math.inf, self.looks_at}:
             return  # an earlier look has been asked for since
         self.looks_at = math.inf
         now = self.clock.now()

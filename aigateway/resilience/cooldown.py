@@ -38,14 +38,15 @@ class Cooldown:
     """Leaves a provider alone for as long as it asks; a `Guard` whose token is a trial or not.
 
     Attributes:
+        listener: Hears of it.
         until: When it ends, on the clock's own scale.
     """
 
-    __slots__ = ("_clamped", "_clock", "_listener", "_out_until", "_streak", "policy", "until")
+    __slots__ = ("_clamped", "_clock", "_out_until", "_streak", "listener", "policy", "until")
 
     def __init__(self, clock: Clock, policy: CooldownPolicy, listener: Listener) -> None:
         self._clock = clock
-        self._listener = listener
+        self.listener = listener
         self.policy = policy
         self.reset()
 
@@ -100,7 +101,7 @@ class Cooldown:
             self._clamped = self._clamped or retry_after > policy.clamp
             # The longest wish counts: answers to calls in flight arrive in any order.
             self.until = max(self.until, now + min(retry_after, policy.clamp))
-        self._listener.cooled_down(self.until - now)
+        self.listener.cooled_down(self.until - now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class Setup:
     the same refusal of two distinct requests with no answer between.
 
     Attributes:
+        listener: Hears of it.
         reason: Why it is disabled, or None.
         refusals: How often it was refused again while it was disabled.
     """
@@ -137,9 +139,9 @@ class Setup:
         "_disabled_at",
         "_in_a_row",
         "_last_resort_at",
-        "_listener",
         "_recheck_at",
         "_suspects",
+        "listener",
         "policy",
         "reason",
         "refusals",
@@ -147,7 +149,7 @@ class Setup:
 
     def __init__(self, clock: Clock, policy: SetupPolicy, listener: Listener) -> None:
         self._clock = clock
-        self._listener = listener
+        self.listener = listener
         self.policy = policy
         self.refusals = 0
         self.reset()
@@ -192,7 +194,7 @@ class Setup:
                 self._suspects.clear()
             if checked:
                 self.reset()
-                self._listener.enabled()
+                self.listener.enabled()
         elif outcome.effect is Effect.MISCONFIGURED and (
             outcome.certain or self.reason is not None or self._is_second(outcome)
         ):
@@ -215,4 +217,4 @@ class Setup:
             self._recheck_at = now + pause
         self._last_resort_at = now + policy.last_resort
         self.reason = reason = outcome.kind or FailureKind.UNKNOWN
-        self._listener.disabled(reason, outcome.status, self._recheck_at - now)
+        self.listener.disabled(reason, outcome.status, self._recheck_at - now)

@@ -296,8 +296,10 @@ class Guards:
         """Go on where those of the same provider in another gateway are, as far as they agree."""
         if self.setup.policy == other.setup.policy:
             self.setup = other.setup
+            self.setup.listener = self
         if self.cooldown.policy == other.cooldown.policy:
             self.cooldown = other.cooldown
+            self.cooldown.listener = self
         if self.breaker.terms == other.breaker.terms:
             self.breaker = other.breaker
             self.breaker.on_change = self._circuit_changed

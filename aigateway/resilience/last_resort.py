@@ -42,6 +42,9 @@ _LEAST_PACE = 8.0
 _ABOVE_ARRIVALS = 1.5
 """That pace, as a multiple of the rate at which requests arrive."""
 
+_NOTHING = 1e-6
+"""Share of an attempt that is not waited for: so short a wait might not move the clock."""
+
 
 class LastResort:
     """The purse of one operation of one provider. Synchronous, for one event loop."""
@@ -114,7 +117,8 @@ class LastResort:
         pace = self._ramp_pace * 2.0 ** int(age)
         credit = self._ramp_credit + (now - self._ramp_looked) * pace
         self._ramp_credit, self._ramp_looked = min(credit, max(1.0, pace / 8)), now
-        return max(0.0, (1.0 - self._ramp_credit) / pace)
+        lacking = 1.0 - self._ramp_credit
+        return lacking / pace if lacking > _NOTHING else 0.0
 
     def begin(self, *, closed: bool) -> bool:
         """An attempt begins. Returns whether it is on an empty purse, as `end` wants to know.
@@ -126,6 +130,7 @@ class LastResort:
             if self.ramping:
                 self._ramp_credit -= 1.0
             return False
+        self._ramp_began = math.inf  # it has gone away again; the next return has its own ramp
         self._last = self._clock.now()
         if self._purse >= 1.0:
             self._purse -= 1.0

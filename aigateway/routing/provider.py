@@ -208,16 +208,16 @@ class Guards:
 
     def refusal(self) -> Refusal | None:
         """Why an attempt may not begin now, or None. Changes nothing."""
-        refusal = self.setup.refusal() or self.cooldown.refusal()
+        refusal, cooling = self.setup.refusal(), self.cooldown.refusal()
+        if cooling is not None:
+            refusal = _both(refusal, cooling)
         if self.breaker.state is CircuitState.CLOSED:
             return refusal
         rejected = self.breaker.refusal()
         if rejected is None:
             return refusal
         wait = NEVER if self.breaker.forced else self.last_resort.wait()
-        if refusal is None:
-            return Refusal(FailureKind.CIRCUIT_OPEN, rejected.retry_after, wait)
-        return Refusal(refusal.kind, refusal.retry_after, max(refusal.last_resort, wait))
+        return _both(refusal, Refusal(FailureKind.CIRCUIT_OPEN, rejected.retry_after, wait))
 
     def ramp_wait(self) -> float:
         """Seconds until a provider that has just come back takes one more call; 0.0 if now."""
@@ -305,8 +305,10 @@ class Guards:
         """Go on where those of the same provider in another gateway are, as far as they agree."""
         if self.setup.policy == other.setup.policy:
             self.setup = other.setup
+            self.setup.listener = self
         if self.cooldown.policy == other.cooldown.policy:
             self.cooldown = other.cooldown
+            self.cooldown.listener = self
         if self.breaker.terms == other.breaker.terms:
             self.breaker = other.breaker
             self.breaker.on_change = self._circuit_changed
@@ -570,6 +572,17 @@ class Provider:
             "in_flight": self.slots.in_flight,
             "max_in_flight": self.adaptive.limit,
         }
+
+
+def _both(one: Refusal | None, other: Refusal) -> Refusal:
+    """What two guards say that refuse: the first one's reason, and the longer waits."""
+    if one is None:
+        return other
+    return Refusal(
+        one.kind,
+        max(one.retry_after, other.retry_after),
+        max(one.last_resort, other.last_resort),
+    )
 
 
 def in_milliseconds(seconds: float) -> float:

@@ -573,7 +573,7 @@ class TestProbes:
         vendor.always("a", None)
         await clock.advance(5)
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        served = [r for r in results if not isinstance(r, AllProvidersFailedError)]
+        served = [r for r in results if not isinstance(r, BaseException)]
         assert len(served) >= 3
         assert all(r.attempts[-1].ok for r in served)
         assert any(r.attempts[-1].last_resort for r in served)

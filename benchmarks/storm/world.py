@@ -326,13 +326,14 @@ class World:
         return vendor
 
     async def open(self, **settings: Any) -> AsyncGateway:
-        """Make the gateway, with default settings but for these."""
+        """Make the gateway, with default settings but for these; time begins now."""
         virtual = isinstance(self._loop, VirtualLoop)
         clock = {"clock": _VirtualClock(self._loop, self.seed)} if virtual else {}
         self.gateway = AsyncGateway([v.config for v in self.vendors], **clock, **settings)
         hold = self._loop.hold if isinstance(self._loop, VirtualLoop) else contextlib.nullcontext
         with hold():
             await self.gateway.warmup()  # loads litellm in a thread
+        self._began = self._loop.time()
         return self.gateway
 
     async def aclose(self) -> None:

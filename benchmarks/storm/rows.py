@@ -411,7 +411,7 @@ def outage(setup: Setup, seconds: float, rate: float) -> Figures:
             if world.now > end + WATCHED:
                 return True
             answered_at = world.answers[-1].ended if world.answers else None
-            if answered_at is None or answered_at < end:
+            if answered_at is None or answered_at <= end:
                 return False
             first = bisect.bisect(world.answers, end, key=lambda each: each.ended)
             return (world.answers[first].ended or end) < world.now - 3

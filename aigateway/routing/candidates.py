@@ -366,6 +366,13 @@ class Roster:
         waits = [p.refusal("chat") for p in self._asked_for(model)]
         return min((r.last_resort for r in waits if r is not None), default=NEVER)
 
+    def refusal_of_all(self, model: object) -> AllProvidersFailedError:
+        """The error for a chat for that model while no provider may be asked as of right."""
+        refusals = [(p, p.refusal("chat")) for p in self._asked_for(model)]
+        return AllProvidersFailedError.of(
+            [provider.refused(refusal) for provider, refusal in refusals if refusal is not None]
+        )
+
     def _asked_for(self, model: object) -> Sequence[Provider]:
         try:
             return self.candidates(model, "chat") if isinstance(model, str | None) else ()

@@ -242,8 +242,8 @@ class _Run:
             terms.outage_patience,
             terms.away,
             terms.offline,
-            terms.last_resort,
-            terms.refusal,
+            last_resort=terms.last_resort,
+            refusal=terms.refusal,
         )
         self._total = len(requests) if isinstance(requests, Sized) else None
         self._asked: dict[asyncio.Task[ChatResponse], _Begun] = {}

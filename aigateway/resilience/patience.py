@@ -62,6 +62,7 @@ class Patience:
         seconds: float | None,
         away: Callable[[object], float],
         offline: Callable[[], bool],
+        *,
         last_resort: Callable[[object], float],
         refusal: Callable[[object], GatewayError],
     ) -> None:

@@ -20,9 +20,9 @@ from aigateway.events import AttemptEnded, ProviderFailed
 from aigateway.messages import Attempt as AttemptRecord
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings, Usage
 from aigateway.resilience.breaker import CircuitState
+from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import Effect, Outcome
 from aigateway.resilience.health import Pace
-from aigateway.resilience.limiter import Limiter
 from aigateway.resilience.network import Reachability
 from aigateway.resilience.stall import StallWatch
 from aigateway.routing.candidates import Candidate, RequestState

@@ -22,8 +22,8 @@ from aigateway.errors import (
 from aigateway.events import Operation
 from aigateway.messages import Attempt
 from aigateway.resilience.breaker import CircuitState
+from aigateway.resilience.concurrency import Ticket
 from aigateway.resilience.guard import NEVER
-from aigateway.resilience.limiter import Ticket
 from aigateway.routing.provider import Provider
 from aigateway.telemetry.account import Account
 

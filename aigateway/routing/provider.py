@@ -23,13 +23,12 @@ from aigateway.events import (
     ProviderEnabled,
     ProviderRecovered,
 )
-from aigateway.resilience.adaptive import AdaptiveLimit
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, Rejected
+from aigateway.resilience.concurrency import AdaptiveLimit, Slots
 from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, Setup, SetupPolicy
 from aigateway.resilience.guard import NEVER, Effect, Outcome, Refusal
 from aigateway.resilience.health import Health, HealthPolicy, OutstandingCall, Pace
 from aigateway.resilience.last_resort import LastResort
-from aigateway.resilience.limiter import Slots
 from aigateway.resilience.rates import RateLimits
 from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
 from aigateway.telemetry.emitter import Emitter

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
+from aigateway.resilience.concurrency import Slots
 from aigateway.resilience.guard import NEVER, Refusal
-from aigateway.resilience.limiter import Slots
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.provider import Provider, in_milliseconds
 

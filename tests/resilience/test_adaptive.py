@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.resilience.adaptive import AdaptiveLimit
+from aigateway.resilience.concurrency import AdaptiveLimit
 from aigateway.testing import FakeClock
 
 events = st.tuples(st.sampled_from(["throttled", "succeeded"]), st.integers(0, 80), st.floats(0, 3))

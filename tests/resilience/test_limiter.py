@@ -5,7 +5,7 @@ import random
 import pytest
 
 from aigateway.errors import OverloadedError
-from aigateway.resilience.limiter import Limiter, Slots
+from aigateway.resilience.concurrency import Limiter, Slots
 from aigateway.testing import FakeClock
 
 

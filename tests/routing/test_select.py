@@ -11,8 +11,8 @@ from aigateway.errors import (
     ProviderFailure,
     UnknownModelError,
 )
+from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import NEVER, Effect, Outcome
-from aigateway.resilience.limiter import Limiter
 from aigateway.routing.candidates import RequestState, Roster
 from aigateway.routing.provider import Provider
 from aigateway.routing.select import PriorityPolicy, take_turn

@@ -223,7 +223,7 @@ class Answering:
             client, sent = attempt.provider.client, attempt.outgoing(request)
             if settings.chat_over_stream:
                 first, idle = settings.first_token_timeout, settings.idle_timeout
-                completion = await whole_answer(client, sent, self._clock, first, idle)
+                completion = await whole_answer(client, sent, first, idle, self._failovers.in_time)
             else:
                 completion = await client.chat(sent)
             if not fits(model, completion):

@@ -284,6 +284,19 @@ class TestAfterTheFirstContent:
         with pytest.raises(AllProvidersFailedError if over else StreamInterruptedError):
             await asking
 
+    @pytest.mark.parametrize("over", [False, True])
+    async def test_a_stall_of_the_loop_is_no_silence(self, make, vendor, clock, over):
+        async def stall():
+            clock.tick(20)
+
+        vendor.script("a", ScriptedStream("Once ", stall, "upon ", stall, "a time"))
+        gateway = make("a", idle_timeout=10, chat_over_stream=over, timeout=1000)
+        if over:
+            assert (await gateway.chat("hi")).text == "Once upon a time"
+        else:
+            chunks = await read(gateway.stream("hi"))
+            assert "".join(chunk.text for chunk in chunks) == "Once upon a time"
+
     async def test_what_should_not_come_through_is_a_break_too(self, make, vendor):
         async def bug():
             raise KeyError("x")

@@ -172,17 +172,20 @@ class Setup:
         wait = max(self._recheck_at, out) - now
         if wait <= 0:
             return None
-        told = max(self.refused_at, self._checked_at)
-        last_resort = max(0.0, max(told + self.policy.last_resort, out) - now)
+        looked = max(self.refused_at, self._checked_at)  # a check may end without a verdict
+        last_resort = max(0.0, max(looked + self.policy.last_resort, out) - now)
         return Refusal(FailureKind.DISABLED, wait, last_resort)
+
+    def refused_before(self, began: float) -> float | None:
+        """When the vendor last refused a call; None if that was after a request began."""
+        return self.refused_at if self.refused_at < began else None
 
     def begin(self) -> float:
         """An attempt begins. While the provider is disabled, it is the check that others await."""
         if self.reason is None:
             return -math.inf
-        now = self._clock.now()
+        now = self._checked_at = self._clock.now()
         self._check_out_until = now + self.policy.lease
-        self._checked_at = now
         return now
 
     def end(self, began: float, outcome: Outcome) -> None:

@@ -68,21 +68,18 @@ class StallWatch:
         """Make what gives a timeout the time again in which the loop stood still.
 
         Args:
-            limit: Seconds of the timeout; it is given at most that much again.
+            limit: Seconds of the timeout; for each stall it is given at most that much again: what
+                came during the stall is read at once.
 
         Returns:
             To be called when the timeout is due: the seconds by which to put it off, or 0.0.
         """
         mark = self.seconds()
-        given = 0.0
 
         def more() -> float:
-            nonlocal given
-            owed = min(self.since(mark), limit) - given
-            if owed <= TOLERANCE:
-                return 0.0
-            given += owed
-            return owed
+            nonlocal mark
+            stood, mark = self.since(mark), self.seconds()
+            return min(stood, limit) if stood > TOLERANCE else 0.0
 
         return more
 

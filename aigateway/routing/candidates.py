@@ -133,7 +133,7 @@ class Candidate:
             began: When the request began, on the clock's own scale.
         """
         # What the vendor has said since then of key, model or billing holds for this request, too.
-        if wait == NEVER or self.calls or self.guards.setup.refused_at >= began:
+        if wait == NEVER or self.calls or self.guards.setup.refused_before(began) is None:
             return NEVER
         if not self.seen:
             self.seen = True
@@ -240,8 +240,15 @@ class RequestState:
             candidate.begin_round()
 
     def group(self) -> Hashable:
-        """Equal for requests that could go on in the same moments, while they wait for a place."""
-        open_to = [(c.provider.name, c.calls > 0) for c in self.candidates if not c.tried]
+        """Equal for requests that could go on in the same moments, while they wait for a place.
+
+        What a vendor has refused for its setup holds for requests that were there before.
+        """
+        open_to = [
+            (c.provider.name, c.calls > 0, c.guards.setup.refused_before(self.began))
+            for c in self.candidates
+            if not c.tried
+        ]
         return (self.operation, tuple(open_to), self.tokens.bit_length())
 
     @property

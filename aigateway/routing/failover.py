@@ -132,6 +132,14 @@ class Failovers:
             error = self._out_of_time(request)
         raise error
 
+    async def in_time(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
+        """Run something that ends with `TimeoutError` after so long.
+
+        Time in which our own event loop stood still does not count.
+        """
+        async with self._clock.timeout(seconds, more=self._around.stalls.allowance(seconds)):
+            return await work
+
     async def bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
         """Run something that ends with `TimeoutError` after so long, or when the gateway closes.
 

@@ -84,8 +84,13 @@ class PriorityPolicy:
             if refusal is not None:
                 refusals.append((candidate, refusal))
             elif (wait := self.seconds_busy(candidate, request.tokens)) != 0:
-                choice.refused.append((candidate, _saturated(provider, wait)))
-                choice.waits.append(wait)
+                saturated = _saturated(provider, wait)
+                if wait is not None and wait > request.deadline - self.clock.now():
+                    candidate.tried = True  # no other is kept from the last resort for its sake
+                    candidate.note(saturated)
+                else:
+                    choice.refused.append((candidate, saturated))
+                    choice.waits.append(wait)
             elif not candidate.guards.is_degraded():
                 if best is None or _rank(provider) < _rank(best.provider):
                     best = candidate
@@ -119,12 +124,11 @@ class PriorityPolicy:
         """Pick the least bad of those that are to be left alone, if its dose allows it now.
 
         A fuller purse has answered of late; a disabled provider comes behind those that fail.
-        Healthy ones that only have no place are waited for instead, unless they have one too late.
+        Healthy ones that only have no place are waited for instead.
         """
         for candidate, refusal in refusals:
             choice.refused.append((candidate, candidate.provider.refused(refusal)))
-        left = request.deadline - self.clock.now() if choice.waits else 0.0
-        if any(wait is None or wait <= left for wait in choice.waits):
+        if choice.waits:
             return
         best: tuple[bool, float] | None = None
         for candidate, refusal in refusals:

@@ -90,34 +90,28 @@ async def _opened(client: VendorClient, request: ChatRequest) -> Opened:
 
 
 async def whole_answer(
-    client: VendorClient, request: ChatRequest, clock: Clock, first: float, idle: float
+    client: VendorClient, request: ChatRequest, first: float, idle: float, bounded: Bounded
 ) -> Completion:
     """Ask over a stream, for a caller who wants the answer in one piece.
 
     Args:
         client: Whom to ask.
         request: What.
-        clock: For the timeouts.
         first: Seconds until the first content.
         idle: Seconds of silence after it.
+        bounded: Runs something with a bound on its seconds.
 
     Raises:
         VendorCallError: It failed, at whatever point: nothing has been delivered yet.
     """
     try:
-        async with clock.timeout(first):
-            opened = await _opened(client, request)
+        opened = await bounded(first, _opened(client, request))
     except TimeoutError:
         raise VendorCallError(Failure(FailureKind.TIMEOUT, code=FIRST_TOKEN_TIMEOUT)) from None
-
-    async def bounded(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        async with clock.timeout(seconds):
-            return await work
-
     try:
         whole = opened.whole
         while not whole:
-            whole = await next_content(opened.stream, clock, idle, bounded) is None
+            whole = await next_content(opened.stream, idle, bounded) is None
     except VendorCallError as error:
         # What came is of no use, but paid for.
         raise VendorCallError(error.failure, opened.part()) from None
@@ -127,7 +121,7 @@ async def whole_answer(
 
 
 async def next_content(
-    stream: VendorStream, clock: Clock, idle: float, bounded: Bounded
+    stream: VendorStream, idle: float, bounded: Bounded
 ) -> Sequence[Chunk] | None:
     """Wait for the next content of a stream; None at its end.
 
@@ -136,20 +130,16 @@ async def next_content(
 
     Args:
         stream: Has given its first content.
-        clock: For the time.
         idle: Seconds without content that it may take.
         bounded: Runs something with a bound on its seconds.
 
     Raises:
         VendorCallError: It broke, or fell silent.
     """
-    lingering = False
-    deadline = clock.now() + idle
     while True:
-        if stream.finished and not lingering:
-            lingering, deadline = True, clock.now() + LINGER
+        finished = stream.finished
         try:
-            chunks = await bounded(deadline - clock.now(), stream.read())
+            chunks = await bounded(LINGER if finished else idle, _content(stream, finished))
         except TimeoutError:
             if stream.finished:
                 return None
@@ -157,6 +147,16 @@ async def next_content(
         if chunks is None or chunks:
             return chunks
     raise VendorCallError(Failure(FailureKind.TIMEOUT, code=IDLE_TIMEOUT))
+
+
+async def _content(stream: VendorStream, finished: bool) -> Sequence[Chunk] | None:
+    """Read to the next content or the end; () once the vendor has said why the answer ended."""
+    while True:
+        chunks = await stream.read()
+        if chunks is None or chunks:
+            return chunks
+        if stream.finished and not finished:
+            return ()
 
 
 class _Said:
@@ -315,7 +315,7 @@ class StreamRun:
         return served
 
     async def _next(self, stream: VendorStream) -> Sequence[Chunk] | None:
-        return await next_content(stream, self._clock, self._idle, self._failovers.bounded)
+        return await next_content(stream, self._idle, self._failovers.bounded)
 
     # ── after a break ────────────────────────────────────────────────────────────────────────
 

@@ -19,7 +19,7 @@ from aigateway.gateway import AsyncGateway
 from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.provider import Guards
 from aigateway.testing import scripted_configs
-from aigateway.vendor.client import Failure
+from aigateway.vendor.client import Failure, VendorCallError
 
 K = FailureKind
 
@@ -456,6 +456,55 @@ class TestPlaces:
         reply = await gateway.chat(another())
         assert (reply.provider, reply.attempts[0].last_resort) == ("a", True)
         assert state_of(gateway, "a").disabled_reason is None
+
+    async def test_a_check_that_brings_no_verdict_is_followed_by_none_for_a_while(
+        self, make, vendor, clock
+    ):
+        gateway = make("a")
+        vendor.script("a", K.AUTHENTICATION, hang)
+        await fails(gateway, AllProvidersFailedError)
+        clock.tick(5)
+        check = asyncio.create_task(gateway.chat(another()))
+        await clock.settle()
+        check.cancel()
+        await asyncio.gather(check, return_exceptions=True)
+        other = asyncio.create_task(gateway.chat(another()))
+        await clock.advance(4.9)
+        assert vendor.called("a") == 2
+        await clock.advance(0.2)
+        assert (await other).provider == "a"
+
+    async def test_a_refusal_reaches_all_that_were_there_before_it(self, make, vendor, clock):
+        gateway = make("c", "a", "b", failure_threshold=50, timeout=300, attempt_timeout=200)
+        late, check = asyncio.Event(), asyncio.Event()
+
+        async def fails_late():
+            await late.wait()
+            raise OSError
+
+        async def refuses_late():
+            await check.wait()
+            raise VendorCallError(Failure(K.AUTHENTICATION, 401, certain=True))
+
+        vendor.script("c", K.SERVER_ERROR, fails_late, *[K.SERVER_ERROR] * 3)
+        vendor.script("a", K.AUTHENTICATION, refuses_late)
+        vendor.script("b", K.AUTHENTICATION, K.AUTHENTICATION)
+        await fails(gateway, AllProvidersFailedError)
+        clock.tick(1)
+        asks = []
+        for pause in (4, 0, 1, 0):  # one that fails late, two checks, and one that waits for both
+            asks.append(asyncio.create_task(fails(gateway, AllProvidersFailedError)))
+            await clock.advance(pause)
+            await clock.settle()
+        late.set()
+        await clock.settle()
+        assert not asks[0].done(), "it waits for the check of a"
+        check.set()
+        await clock.settle()
+        assert asks[0].done()
+        assert not asks[3].done(), "it waits for a check of b"
+        await clock.advance(300)
+        await asyncio.gather(*asks, return_exceptions=True)
 
     async def test_time_that_frees_another_provider_ends_the_wait(self, make, vendor, clock):
         gateway = make("a", "b", fields={"max_concurrency": 1}, attempt_timeout=50)

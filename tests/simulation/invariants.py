@@ -72,6 +72,8 @@ class Asked:
     """What the caller got, if not an answer."""
     full: frozenset[str] = frozenset()
     """Providers that had no place for one more call when it got that."""
+    was_full: frozenset[str] = frozenset()
+    """Providers that had none at some time in the second before; "" is the gateway itself."""
 
     @property
     def answered(self) -> bool:
@@ -150,6 +152,7 @@ class Watch:
         self.extra = 0
         self._free: Counter[tuple[str, str]] = Counter()
         self._crowded: dict[str, float] = {}
+        self._full_until: dict[str, float] = {}
         self._ids: dict[str, str] = {}
 
     def broken(self, promise: str, how: str) -> None:
@@ -284,6 +287,7 @@ class Watch:
         self._check_crowd()
 
     def call_ended(self, call: VendorCall, how: str) -> None:
+        self._note_full(call.provider)
         for health in (self.health[call.provider], self.retired.get((call.provider, call.life))):
             if health is not None and call in health.out:
                 health.out.remove(call)
@@ -322,12 +326,24 @@ class Watch:
         if self.extra > most:
             self.broken("budget", f"{self.extra} extra calls after {asked} requests")
 
+    def _out(self) -> dict[str, int]:
+        """Calls that are out, by provider; "" is all of them."""
+        out = {name: len(health.out) for name, health in self.health.items()}
+        out[""] = sum(out.values()) + sum(len(health.out) for health in self.retired.values())
+        return out
+
+    def _note_full(self, name: str) -> None:
+        """A call is about to end: until now there may have been no place for another."""
+        out, most = self._out(), int(self.settings["max_concurrency"])
+        if out[""] >= most:
+            self._full_until[""] = self.time()
+        if out.get(name, 0) >= (self._most.get(name) or most):
+            self._full_until[name] = self.time()
+
     def _check_crowd(self) -> None:
         """No bound is exceeded for longer than it takes to cancel a call."""
-        now = self.time()
-        out = {name: len(health.out) for name, health in self.health.items()}
+        now, out = self.time(), self._out()
         bounds: dict[str, int | None] = {**self._most, "": int(self.settings["max_concurrency"])}
-        out[""] = sum(out.values()) + sum(len(health.out) for health in self.retired.values())
         for name, bound in bounds.items():
             if bound is None or out.get(name, 0) <= bound:
                 since = self._crowded.pop(name, None)
@@ -372,6 +388,8 @@ class Watch:
             promise = "closed_twice" if twice else "typed_error"
             self.broken(promise, f"#{asked.ask.number} got {error!r}")
         asked.error = error
+        of_late = self.time() - 1.0
+        asked.was_full = frozenset(n for n, until in self._full_until.items() if until >= of_late)
         self.ended(asked, type(error).__name__)
 
     # ── the books ────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,6 @@ neighbours.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -83,7 +82,7 @@ def check(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> None:
 def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Iterator[str]:
     """Requests that ended though there was a candidate that could have been asked."""
     rpm = {plan.name: plan.rpm for plan in scenario.providers}
-    removed = [(chore.provider, chore.at) for chore in scenario.chores if chore.what == "remove"]
+    removed = [chore for chore in scenario.chores if chore.what == "remove"]
     calls: defaultdict[str, list[VendorCall]] = defaultdict(list)
     for call in log:
         calls[call.provider].append(call)
@@ -92,7 +91,9 @@ def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Itera
         if not isinstance(error, AllProvidersFailedError | DeadlineExceededError):
             continue
         assert ended is not None
-        busy = {cause.provider for cause in error.causes if cause.kind == "saturated"}
+        since = _begun(asked, seen.asked)
+        # One that is well and has no place is waited for instead, and there may be a queue.
+        busy = asked.full or asked.was_full or any(c.kind == "saturated" for c in error.causes)
         for cause in error.causes:
             name = cause.provider
             wait = cause.retry_after_seconds or 0.0
@@ -100,13 +101,12 @@ def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Itera
                 yield f"{_who(asked)}, and {name} was to cool down for {wait} s more"
             if (
                 cause.kind in DOSES
-                # One that is well and has no place is waited for instead.
                 and not (busy and _left(asked) <= SLACK)
                 and name not in asked.full
-                and not any(who == name and asked.began <= at <= ended for who, at in removed)
+                and not any(c.provider == name and since <= c.at <= ended + SLACK for c in removed)
                 and not _rate_used_up(rpm.get(name), asked, calls[name])
-                and not _ordered_away(cause, asked, seen.happened)
-                and not _has_asked(asked, calls[name])
+                and not _ordered_away(cause, asked, since, seen.happened)
+                and not _has_asked(asked, since, calls[name])
                 and not _dose_is_too_late(cause, asked, calls[name], seen)
             ):
                 yield f"{_who(asked)} because of {cause}, which it had not asked"
@@ -114,6 +114,19 @@ def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Itera
 
 def _who(asked: Asked) -> str:
     return f"#{asked.ask.number} ended at {asked.ended:.6f}"
+
+
+def _begun(asked: Asked, everyone: Sequence[Asked]) -> float:
+    """When the request began that this one is, or has joined."""
+    since = asked.began
+    for other in reversed(everyone):
+        if (
+            other.began <= since
+            and (other.ended is None or other.ended >= since)
+            and (other.ask.text, other.ask.model) == (asked.ask.text, asked.ask.model)
+        ):
+            since = other.began
+    return since
 
 
 def _left(asked: Asked) -> float:
@@ -134,7 +147,7 @@ def _rate_used_up(rpm: int | None, asked: Asked, calls: Sequence[VendorCall]) ->
 
 
 def _ordered_away(
-    cause: ProviderFailure, asked: Asked, happened: Sequence[tuple[float, Event]]
+    cause: ProviderFailure, asked: Asked, since: float, happened: Sequence[tuple[float, Event]]
 ) -> bool:
     """Whether an operator, or the vendor itself, has kept this request away."""
     forced, ended = False, asked.ended
@@ -145,24 +158,24 @@ def _ordered_away(
         if getattr(event, "provider", None) != cause.provider:
             continue
         if isinstance(event, CircuitForced):
-            forced = event.state == "open" or (forced and at >= asked.began)
+            forced = event.state == "open" or (forced and at >= since)
         elif (
             isinstance(event, ProviderDisabled)
             and cause.kind == "disabled"
-            and at >= asked.began
+            and at >= since
             and event.operation == _operation(asked)
         ):
             return True  # it has said since then what it would say to this one
     return forced
 
 
-def _has_asked(asked: Asked, calls: Sequence[VendorCall]) -> bool:
+def _has_asked(asked: Asked, since: float, calls: Sequence[VendorCall]) -> bool:
     """Whether the request, or one like it that it has joined, has asked this provider."""
     assert asked.ended is not None
     return any(
         call.prompt == asked.ask.text
         and call.began <= asked.ended
-        and (call.ended is None or call.ended >= asked.began)
+        and (call.ended is None or call.ended >= since)
         for call in calls
     )
 
@@ -178,8 +191,12 @@ def _dose_is_too_late(
     since = ended - pause - SLACK
     since -= seen.stood(since, ended)
     operation = _operation(asked)
-    first = bisect_left(calls, since, key=lambda call: call.began)
-    return any(call.operation == operation and call.began <= ended for call in calls[first:])
+    for call in calls:
+        # Of a disabled provider what counts is what it said, and of another what it was asked.
+        at = call.began if cause.kind == "circuit_open" or call.ended is None else call.ended
+        if call.operation == operation and since <= at and call.began <= ended + SLACK:
+            return True
+    return False
 
 
 def overdoses(seen: Seen, log: Sequence[VendorCall]) -> Iterator[str]:

@@ -456,7 +456,7 @@ def _brownouts(dice: _Dice, scenario: Scenario) -> Scenario:
     """Each provider fails now and then, or all are slow, for a while."""
     length = _length(scenario)
     begins = dice.time(length)
-    ends = begins + dice.time(length, 1.0)
+    ends = begins + dice.time(max(length, 1.0), 1.0)
     slow = dice.random() < 0.3
     troubles = [
         Trouble(name, "slow", begins, ends, factor=dice.choice((5.0, 20.0, 50.0)))

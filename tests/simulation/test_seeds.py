@@ -39,6 +39,22 @@ ONCE_BROKEN = {
 """Seeds that found a fault, and which."""
 
 
+ONCE_BROKEN_WITH_MORE = {
+    24: "a permit that was settled twice, where its success came too late",
+    33: "a healthy provider whose place came after the deadline kept requests from the last resort",
+    273: "a disabled provider was checked at once again when a check had been cancelled",
+    641: "two stalls of the loop in a row were blamed on a vendor",
+    1192: "a request that could go on waited behind one that could not",
+}
+"""Seeds of `draw` that did."""
+
+
+@pytest.mark.parametrize("seed", ONCE_BROKEN_WITH_MORE)
+def test_what_was_mended_later_stays_mended(seed):
+    played = play(draw(seed))
+    assert not played.broken, ONCE_BROKEN_WITH_MORE[seed]
+
+
 @pytest.mark.parametrize("seed", ONCE_BROKEN)
 def test_what_was_mended_stays_mended(seed):
     played = play(draw_basic(seed))

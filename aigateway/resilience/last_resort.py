@@ -72,7 +72,7 @@ class LastResort:
         """Forget everything."""
         self._purse = 0.0
         self._out = 0
-        self._failed = 0  # attempts on an empty purse, in a row
+        self._failed = 0  # attempts on an empty purse, since the last answer
         self._last = -math.inf
         self._ramp_began = math.inf  # no ramp
         self._ramp_pace = 0.0
@@ -143,7 +143,7 @@ class LastResort:
         if trickled and self._out:
             self._out -= 1
         if outcome.effect is not Effect.ANSWERED:
-            self._failed += trickled
+            self._failed += trickled and outcome.effect is Effect.FAILED
             return
         self._failed = 0
         if trickled and not self.ramping:

@@ -389,7 +389,9 @@ class TestOpenTime:
         open_it(breaker)
         seen = []
         for _ in range(7):
-            seen.append(breaker.refusal().retry_after)
+            refusal = breaker.refusal()
+            assert refusal is not None
+            seen.append(refusal.retry_after)
             clock.tick(seen[-1] + 1e-6)
             permit_of(breaker).failure()
         expected = [60, 120, 240, 480, 600, 600, 600]

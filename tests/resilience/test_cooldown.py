@@ -39,6 +39,13 @@ def attempt(guard, outcome):
     guard.end(guard.begin(), outcome)
 
 
+def wait_of(guard):
+    """How long a guard keeps requests away now."""
+    refusal = guard.refusal()
+    assert refusal is not None
+    return refusal.retry_after
+
+
 class Stopped(FakeClock):
     def now(self):
         raise AssertionError("each request passes here")
@@ -212,10 +219,10 @@ class TestClamp:
     def test_its_length_is_the_policys(self, clock, heard):
         cooldown = Cooldown(clock, CooldownPolicy(clamp=20, lease=3), heard)
         attempt(cooldown, throttled(21))
-        assert cooldown.refusal().retry_after == pytest.approx(20)
+        assert wait_of(cooldown) == pytest.approx(20)
         clock.tick(20)
         cooldown.begin()
-        assert cooldown.refusal().retry_after == pytest.approx(3)
+        assert wait_of(cooldown) == pytest.approx(3)
 
 
 class CooldownMachine(RuleBasedStateMachine):
@@ -410,11 +417,32 @@ class TestCheck:
         attempt(setup, CERTAIN)
         assert setup.refusal().retry_after == pytest.approx(600)
 
-    def test_it_counts_the_refusals_of_a_disabled_provider(self, setup, clock):
-        self.disable(setup, clock)
-        assert setup.refusals == 0
+    def test_it_knows_when_it_was_refused_last(self, setup, clock):
+        assert setup.refused_at == -math.inf
         attempt(setup, CERTAIN)
-        assert setup.refusals == 1
+        assert setup.refused_at == clock.now(), "what disables it is a refusal, too"
+        clock.tick(300)
+        attempt(setup, misconfigured())
+        assert setup.refused_at == clock.now()
+        clock.tick(600)
+        refused_at = setup.refused_at
+        attempt(setup, neutral())
+        assert setup.refused_at == refused_at, "only a refusal counts"
+        attempt(setup, answered())
+        assert setup.refused_at == -math.inf, "what it said before holds no more"
+
+    def test_a_refusal_without_evidence_is_none(self, setup, clock):
+        attempt(setup, misconfigured("one"))
+        assert setup.refused_at == -math.inf
+        attempt(setup, misconfigured("another"))
+        assert setup.refused_at == clock.now()
+
+    def test_a_call_from_before_that_is_refused_late_counts(self, setup, clock):
+        before = setup.begin()
+        attempt(setup, CERTAIN)
+        clock.tick(3)
+        setup.end(before, CERTAIN)
+        assert setup.refused_at == clock.now()
 
     @pytest.mark.parametrize("how", [neutral, failed, throttled])
     def test_one_that_learned_nothing_lets_the_next_one_check(self, setup, clock, how):
@@ -464,12 +492,12 @@ class TestCheck:
         setup = Setup(clock, policy, heard)
         assert setup.policy == policy
         attempt(setup, CERTAIN)
-        assert setup.refusal().retry_after == pytest.approx(10)
+        assert wait_of(setup) == pytest.approx(10)
         clock.tick(10)
         check = setup.begin()
-        assert setup.refusal().retry_after == pytest.approx(2)
+        assert wait_of(setup) == pytest.approx(2)
         setup.end(check, CERTAIN)
-        assert setup.refusal().retry_after == pytest.approx(15)
+        assert wait_of(setup) == pytest.approx(15)
 
 
 class TestSetupAsLastResort:
@@ -509,8 +537,20 @@ class TestSetupAsLastResort:
         attempt(setup, CERTAIN)
         clock.tick(100)
         setup.end(setup.begin(), CERTAIN)
-        assert setup.refusal().retry_after == pytest.approx(200)
-        assert setup.refusals == 1
+        refusal = setup.refusal()
+        assert refusal is not None
+        assert refusal.retry_after == pytest.approx(200)
+        assert setup.refused_at == clock.now()
+
+    def test_the_refusal_of_a_call_from_before_puts_off_the_next(self, setup, clock):
+        before = setup.begin()
+        attempt(setup, CERTAIN)
+        clock.tick(4)
+        setup.end(before, CERTAIN)
+        refusal = setup.refusal()
+        assert refusal is not None
+        assert refusal.last_resort == pytest.approx(5)
+        assert refusal.retry_after == pytest.approx(296)
 
 
 class SetupMachine(RuleBasedStateMachine):
@@ -529,6 +569,7 @@ class SetupMachine(RuleBasedStateMachine):
         self.check_began = -math.inf
         self.check_out = False
         self.last_began = -math.inf
+        self.refused_at = -math.inf
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 5.0, 8.0, 30.0, 120.0]))
     def wait(self, seconds):
@@ -552,7 +593,8 @@ class SetupMachine(RuleBasedStateMachine):
             out = self.check_out and now < self.check_began + self.policy.lease
             assert not out, "two checks at once"
             if refusal is not None:
-                assert now - self.last_began >= self.policy.last_resort, "too often"
+                told = max(self.last_began, self.refused_at)
+                assert now - told >= self.policy.last_resort, "too often"
             self.check_began, self.check_out, self.last_began = now, True, now
         self.out.append((self.setup.begin(), self.disabled, self.era))
 
@@ -571,6 +613,7 @@ class SetupMachine(RuleBasedStateMachine):
             self.suspects.clear()
             if checked:
                 self.disabled = False
+                self.refused_at = -math.inf
                 self.era += 1
 
     @precondition(lambda self: self.out)
@@ -586,17 +629,19 @@ class SetupMachine(RuleBasedStateMachine):
         if check and era == self.era:
             self.check_out = False
         if self.disabled:
+            self.refused_at = self.clock.now()
             return
         first = self.suspects.setdefault(kind, cause) if not certain else None
         if certain or first != cause:
             self.disabled = True
             self.era += 1
-            self.check_out, self.last_began = False, self.clock.now()
+            self.check_out, self.refused_at = False, self.clock.now()
             self.suspects.clear()
 
     @invariant()
     def agree(self):
         assert (self.setup.reason is not None) is self.disabled
+        assert self.setup.refused_at == self.refused_at
         refusal = self.setup.refusal()
         if refusal is not None:
             assert self.disabled

@@ -10,6 +10,7 @@ import itertools
 import math
 import random
 from collections import deque
+from collections.abc import Callable
 
 import pytest
 
@@ -17,6 +18,11 @@ from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit
 from aigateway.resilience.last_resort import MOST, LastResort
 from aigateway.testing import FakeClock
 from tests.resilience.guarding import answered, failed
+
+FAST = 4
+"""Attempts a second on an empty purse, and `SLOW` once twenty of them have failed in a row."""
+
+SLOW = 2
 
 PATIENCE = 30.0
 """Seconds for which a request waits."""
@@ -53,7 +59,7 @@ class World:
         self.luck = random.Random(seed)
         self.providers = [Provider(self.clock, f) for f in fails]
         self.last_resort = last_resort
-        self.events = []
+        self.events: list[tuple[float, int, Callable[..., object], tuple[object, ...]]] = []
         self.order = itertools.count()
         self.waiting = {}  # by what they have tried, first come first served
         self.looks_at = math.inf
@@ -196,10 +202,15 @@ def test_circuits_alone_would_be_the_outage():
 
 @pytest.mark.parametrize("full", [False, True])
 def test_dead_providers_get_a_trickle(full):
-    world = World([always(1.0)] * 3, 100, 30, full=full)
+    providers, rate = 3, 100
+    world = World([always(1.0)] * providers, rate, 30, full=full)
     assert world.answered == 0
-    per_request = sum(at < 30 for at in world.began) / 3000
-    assert 0.1 <= per_request <= 0.3, "few, but the end of the outage has to be noticed"
+    begun = [sum(second <= at < second + 1 for at in world.began) for second in range(30)]
+    # Each circuit opens on five failures, while others are out for 0.15 s at most.
+    at_first = providers * (5 + 0.15 * rate + 1 + 2 * FAST) + full * providers * MOST
+    assert sum(begun[:2]) <= at_first
+    assert begun[2:5] == [providers * FAST] * 3, "few, but the end has to be noticed"
+    assert begun[8:] == [providers * SLOW] * 22, "after twenty that failed in a row, fewer"
 
 
 @pytest.mark.parametrize("providers", [1, 3])

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aigateway.resilience.health import HANG, RUN, Health, HealthPolicy, Pace
+from aigateway.resilience.health import (
+    HANG,
+    QUICK,
+    QUICK_SECONDS,
+    RUN,
+    Health,
+    HealthPolicy,
+    Pace,
+)
 from aigateway.testing import FakeClock
 from tests.resilience.guarding import (
     Heard,
@@ -23,11 +31,18 @@ from tests.resilience.guarding import (
 STALE = 60.0
 
 
+def succeed(pace, seconds, *, slow=False):
+    """A call that goes out and is answered; what it took is what it says."""
+    call = pace.begin()
+    pace.succeeded(call, seconds, slow=slow)
+    pace.ended(call)
+
+
 def known(clock, threshold=3, *, seconds=1.0):
     """A pace that knows 20 latencies, all the same."""
     pace = Pace(clock, threshold, stale=STALE)
     for _ in range(20):
-        pace.succeeded(seconds)
+        succeed(pace, seconds)
     return pace
 
 
@@ -35,9 +50,9 @@ class TestPercentile:
     def test_nothing_is_said_of_few(self, clock):
         pace = Pace(clock, 5)
         for _ in range(19):
-            pace.succeeded(1.0)
+            succeed(pace, 1.0)
         assert (pace.p95, pace.usual, pace.samples) == (None, None, 19)
-        pace.succeeded(1.0)
+        succeed(pace, 1.0)
         assert (pace.p95, pace.samples) == (1.0, 20)
         assert pace.usual == pytest.approx(1.0, rel=0.011)
 
@@ -45,7 +60,7 @@ class TestPercentile:
     def test_it_is_the_percentile_of_the_latest_but_a_few(self, values):
         pace = Pace(FakeClock(), 5)
         for value in values:
-            pace.succeeded(value)
+            succeed(pace, value)
         possible = []
         for end in range(max(20, len(values) - 16), len(values) + 1):
             window = sorted(values[max(0, end - 128) : end])
@@ -56,9 +71,9 @@ class TestPercentile:
     def test_it_forgets(self, clock):
         pace = Pace(clock, 5)
         for _ in range(128):
-            pace.succeeded(10.0)
+            succeed(pace, 10.0)
         for _ in range(128 + 16):
-            pace.succeeded(1.0)
+            succeed(pace, 1.0)
         assert pace.p95 == 1.0
 
 
@@ -66,11 +81,11 @@ class TestUsual:
     def test_it_begins_as_the_median_of_the_first_twenty(self, clock):
         pace = Pace(clock, 5)
         for i in range(20):
-            pace.succeeded(100.0 if i < 9 else float(i))
+            succeed(pace, 100.0 if i < 9 else float(i))
         assert pace.usual == pytest.approx(19.0, rel=0.011)
         for _ in range(30):
-            pace.succeeded(1.0)
-        assert pace.usual > 18, "and does not jump later"
+            succeed(pace, 1.0)
+        assert pace.usual == pytest.approx(19.0, rel=0.011), "and does not jump later"
 
     @given(
         st.lists(
@@ -86,7 +101,7 @@ class TestUsual:
         for pause, seconds in script:
             clock.tick(pause)
             before = pace.usual
-            pace.succeeded(seconds)
+            succeed(pace, seconds)
             change = pace.usual / before
             if change != 1.0:
                 assert clock.now() - moved_at >= 1.0
@@ -100,14 +115,14 @@ class TestUsual:
             assert slow or second > 100, "not after seconds"
             for _ in range(20):
                 clock.tick(0.05)
-                pace.succeeded(2.0)
+                succeed(pace, 2.0)
         assert pace.usual == pytest.approx(2.0, rel=0.05)
 
     def test_it_follows_back_down(self, clock):
         pace = known(clock, seconds=2.0)
         for _ in range(400):
             clock.tick(1)
-            pace.succeeded(0.1)
+            succeed(pace, 0.1)
         assert pace.usual == pytest.approx(0.1, rel=0.05)
 
     @pytest.mark.parametrize(
@@ -157,10 +172,9 @@ class TestHang:
     def test_a_success_speaks_for_all_that_began_before_it(self, clock):
         pace = known(clock, 2)
         clock.tick(1)
-        for _ in range(3):
-            pace.begin()
+        first, *_ = [pace.begin() for _ in range(3)]
         clock.tick(0.5)
-        pace.succeeded(0.5)
+        pace.succeeded(first, 0.5)
         clock.tick(100)
         assert not pace.seems_to_hang(), "long answers and no traffic are no hang"
         for _ in range(2):
@@ -171,8 +185,37 @@ class TestHang:
     def test_a_call_that_brought_something_may_end_later(self, clock):
         pace = known(clock)
         call = pace.begin()
-        pace.succeeded(1.0)
+        pace.succeeded(call, 1.0)
         pace.ended(call)
+
+    def test_a_slow_answer_speaks_for_itself_alone(self, clock):
+        pace = known(clock, 3)
+        clock.tick(1)
+        first, second, *_ = [pace.begin() for _ in range(4)]
+        clock.tick(HANG + 0.1)
+        pace.succeeded(first, HANG + 0.1, slow=True)
+        assert pace.seems_to_hang(), "three others are as overdue as before"
+        pace.succeeded(second, HANG + 0.1, slow=True)
+        assert not pace.seems_to_hang(), "but those that are back are not out"
+
+    def test_a_slow_answer_counts_among_the_latencies(self, clock):
+        pace = known(clock)
+        usual = pace.usual
+        assert usual is not None
+        clock.tick(1)
+        for _ in range(16):
+            succeed(pace, 30.0, slow=True)
+        assert (pace.samples, pace.p95) == (36, 30.0)
+        assert pace.usual == pytest.approx(usual * 1.01)
+
+    def test_a_quick_answer_after_a_slow_one_speaks_for_all(self, clock):
+        pace = known(clock, 2)
+        clock.tick(1)
+        first, second, *_ = [pace.begin() for _ in range(5)]
+        clock.tick(HANG + 0.1)
+        pace.succeeded(first, HANG + 0.1, slow=True)
+        pace.succeeded(second, 1.0)
+        assert not pace.seems_to_hang()
 
 
 class TestOutrun:
@@ -194,27 +237,28 @@ class TestOutrun:
         assert not pace.seems_to_hang()
         assert verdicts == [True, True]
 
-    @pytest.mark.parametrize("end", ["succeeded", "close"])
+    @pytest.mark.parametrize("end", ["succeeded", "succeeded slowly", "close"])
     def test_what_is_settled_early_is_no_fault_and_settled_once(self, clock, end):
         pace = known(clock, 2)
         clock.tick(1)
         verdicts: list[bool] = []
         self.outrun(pace, clock, verdicts)
-        if end == "succeeded":
-            pace.succeeded(1.0)
-        else:
+        if end == "close":
             pace.close()
+        else:
+            succeed(pace, 1.0, slow=end == "succeeded slowly")
         assert verdicts == [False]
         clock.tick(60)
         pace.seems_to_hang()
         pace.close()
         assert verdicts == [False]
 
-    def test_an_answer_since_it_began_settles_it_at_once(self, clock):
+    @pytest.mark.parametrize("slow", [False, True])
+    def test_an_answer_since_it_began_settles_it_at_once(self, clock, slow):
         pace = known(clock)
         call = pace.begin()
         clock.tick(1)
-        pace.succeeded(1.0)
+        succeed(pace, 1.0, slow=slow)
         verdicts: list[bool] = []
         pace.outrun(call, clock.now() + 30, verdicts.append)
         assert verdicts == [False]
@@ -257,6 +301,7 @@ class HangMachine(RuleBasedStateMachine):
         self.out = []
         self.virtual = []  # [began, until, verdicts]
         self.last_success = self.clock.now()
+        self.cleared = self.last_success  # by an answer that was not slow
         self.verdicts = []
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 3.9, 4.1, 10.0]))
@@ -273,13 +318,15 @@ class HangMachine(RuleBasedStateMachine):
         if self.out:
             self.pace.ended(self.out.pop(which % len(self.out))[1])
 
-    @rule(which=st.integers(0, 100))
-    def succeed(self, which):
+    @rule(which=st.integers(0, 100), slow=st.booleans())
+    def succeed(self, which, slow):
         if self.out:
             _, call = self.out.pop(which % len(self.out))
-            self.pace.succeeded(self.P95)
+            self.pace.succeeded(call, self.P95, slow=slow)
             self.pace.ended(call)
             self.last_success = self.clock.now()
+            if not slow:
+                self.cleared = self.last_success
             assert all(verdicts == [False] for _, _, verdicts in self.virtual)
             self.virtual = []
 
@@ -305,7 +352,7 @@ class HangMachine(RuleBasedStateMachine):
             assert verdicts == ([now - until <= STALE] if until <= now else [])
         self.virtual = [entry for entry in self.virtual if entry[1] > now]
         began = sorted([b for b, _ in self.out] + [b for b, _, _ in self.virtual])
-        overdue = sum(self.last_success < b < now - HANG * self.P95 for b in began)
+        overdue = sum(self.cleared < b < now - HANG * self.P95 for b in began)
         assert suspected == (overdue >= self.THRESHOLD)
 
     @invariant()
@@ -435,16 +482,16 @@ class TestErrorRate:
 
 class TestLatency:
     def test_most_answers_slow(self, health, clock, heard):
-        feed(health, clock, goods(10))
-        feed(health, clock, goods(10), slow=True)
+        feed(health, clock, goods(10), pause=1.0)
+        feed(health, clock, goods(10), pause=1.0, slow=True)
         assert not health.is_degraded(), "the half is not most"
         feed(health, clock, goods(1), slow=True)
         assert health.degraded == "latency"
         assert heard.events == [("degraded", "latency", pytest.approx(11 / 21, abs=1e-6))]
 
     def test_failures_are_no_answers(self, health, clock):
-        feed(health, clock, [*bads(6), *goods(6)])
-        feed(health, clock, goods(6), slow=True)
+        feed(health, clock, [*bads(8), *goods(6)], pause=1.0)
+        feed(health, clock, goods(6), pause=1.0, slow=True)
         assert not health.is_degraded()
         feed(health, clock, goods(1), slow=True)
         assert health.degraded == "latency", "seven of thirteen answers"
@@ -461,7 +508,7 @@ class TestLatency:
 
         def serve(seconds):
             slow = pace.is_slow(seconds, policy.latency)
-            pace.succeeded(seconds)
+            succeed(pace, seconds, slow=slow)
             health.end(None, answered(seconds), slow=slow)
             clock.tick(0.05)
 
@@ -472,6 +519,83 @@ class TestLatency:
         while not health.is_degraded():
             serve(0.4)
         assert clock.now() - began <= 5.0
+
+
+class TestQuickView:
+    """The last ten attempts, where they ended within five seconds: eight of them have to agree."""
+
+    def mixed(self, health, clock, *, bad=0, slow=0, pause=0.1):
+        """Ten attempts, good ones first: so the last one is judged with all ten in view."""
+        feed(health, clock, goods(QUICK - bad - slow), pause=pause)
+        feed(health, clock, bads(bad), pause=pause)
+        feed(health, clock, goods(slow), pause=pause, slow=True)
+
+    @pytest.mark.parametrize(
+        ("bad", "slow", "verdict"),
+        [
+            (7, 0, None),
+            (8, 0, ("errors", 0.8)),
+            (9, 0, ("errors", 0.9)),
+            (0, 7, None),
+            (0, 8, ("latency", 0.8)),
+            (0, 10, ("latency", 1.0)),
+            (2, 8, ("latency", 0.8)),
+            (8, 2, ("errors", 0.8)),
+            (5, 5, None),
+            (7, 3, None),
+        ],
+    )
+    def test_eight_of_ten(self, health, clock, heard, bad, slow, verdict):
+        self.mixed(health, clock, bad=bad, slow=slow)
+        assert heard.events == ([] if verdict is None else [("degraded", *verdict)])
+        assert health.degraded == (verdict and verdict[0])
+
+    @pytest.mark.parametrize("kind", ["bad", "slow"])
+    @pytest.mark.parametrize(("span", "quick"), [(QUICK_SECONDS - 0.1, True), (QUICK_SECONDS + 0.1, False)])
+    def test_they_have_to_have_ended_within_five_seconds(self, health, clock, kind, span, quick):
+        self.mixed(health, clock, pause=span / (QUICK - 1), **{kind: QUICK})
+        assert health.is_degraded() is quick
+
+    @pytest.mark.parametrize("slow", [False, True])
+    def test_nine_say_nothing(self, health, clock, slow):
+        feed(health, clock, goods(9) if slow else bads(9), slow=slow)
+        assert not health.is_degraded()
+
+    @pytest.mark.parametrize("rate", [20, 200])
+    def test_a_busy_provider_that_breaks_is_noticed_at_the_eighth_failure(
+        self, health, clock, rate
+    ):
+        feed(health, clock, goods(30 * rate), pause=1 / rate)
+        feed(health, clock, bads(7), pause=1 / rate)
+        assert not health.is_degraded()
+        feed(health, clock, bads(1))
+        assert health.is_degraded()
+
+    @pytest.mark.parametrize(
+        ("errors", "enough"), [(0.1, 8), (0.5, 8), (0.8, 8), (0.9, 9), (1.0, 10)]
+    )
+    def test_the_policys_share_counts_where_it_is_higher(self, clock, heard, errors, enough):
+        for bad, degraded in [(enough - 1, False), (enough, True)]:
+            health = Health(clock, HealthPolicy(errors=errors), heard)
+            self.mixed(health, clock, bad=bad)
+            assert health.is_degraded() is degraded
+
+    def test_repeats_of_one_request_take_no_place_in_it(self, health, clock):
+        feed(health, clock, bads(7))
+        feed(health, clock, [failed("the same") for _ in range(5)])
+        feed(health, clock, goods(2))
+        feed(health, clock, [failed("the same")])
+        assert not health.is_degraded(), "eight of ten, of which the last is good"
+        feed(health, clock, bads(1))
+        assert health.is_degraded()
+
+    def test_after_a_recovery_it_begins_anew(self, health, clock):
+        feed(health, clock, bads(QUICK))
+        feed(health, clock, goods(RUN))
+        feed(health, clock, bads(QUICK - 1))
+        assert not health.is_degraded()
+        feed(health, clock, bads(1))
+        assert health.is_degraded()
 
 
 class TestCanaries:

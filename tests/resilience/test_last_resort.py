@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from aigateway.resilience.last_resort import GAIN, MOST, OVERDUE, RAMP, TRICKLE, LastResort
 from aigateway.testing import FakeClock
-from tests.resilience.guarding import answered, failed, neutral
+from tests.resilience.guarding import answered, failed, misconfigured, neutral, throttled
 
 FLOOR = 8
 """Attempts in the first second of a ramp, however few requests there were."""
@@ -100,6 +100,61 @@ class TestTrickle:
         assert purse.wait() == pytest.approx(0.05)
         clock.tick(0.05)
         assert purse.wait() == 0
+
+    def fail(self, purse, clock, times):
+        for _ in range(times):
+            clock.tick(purse.wait())
+            attempt(purse, failed())
+
+    def test_and_two_a_second_after_twenty_failures_in_a_row(self, purse, clock):
+        self.fail(purse, clock, 19)
+        assert purse.wait() == pytest.approx(0.25)
+        self.fail(purse, clock, 1)
+        assert purse.wait() == pytest.approx(0.5)
+        self.fail(purse, clock, 100)
+        assert purse.wait() == pytest.approx(0.5), "it stays at that"
+
+    @pytest.mark.parametrize("closed", [False, True])
+    def test_an_answer_makes_it_quick_again(self, purse, clock, closed):
+        self.fail(purse, clock, 30)
+        attempt(purse, answered(), closed=closed)
+        while purse.purse >= 1:
+            attempt(purse, failed())
+        assert purse.wait() == pytest.approx(0.25)
+        self.fail(purse, clock, 19)
+        assert purse.wait() == pytest.approx(0.25), "and twenty more have to fail"
+        self.fail(purse, clock, 1)
+        assert purse.wait() == pytest.approx(0.5)
+
+    def test_those_that_were_paid_for_are_none_of_the_twenty(self, purse, clock):
+        for _ in range(10):
+            attempt(purse, answered(), closed=True)
+        for _ in range(100):
+            attempt(purse, failed())
+        self.fail(purse, clock, 19)
+        assert purse.wait() == pytest.approx(0.25)
+
+    @pytest.mark.parametrize("how", [neutral, throttled, misconfigured])
+    def test_only_a_failure_is_one_of_the_twenty(self, purse, clock, how):
+        self.fail(purse, clock, 19)
+        for _ in range(20):
+            clock.tick(purse.wait())
+            attempt(purse, how())
+        assert purse.wait() == pytest.approx(0.25)
+        self.fail(purse, clock, 1)
+        assert purse.wait() == pytest.approx(0.5), "nor does it end the row"
+
+    def test_one_that_is_out_holds_up_no_longer_for_it(self, purse, clock):
+        self.fail(purse, clock, 20)
+        clock.tick(purse.wait())
+        purse.begin(closed=False)
+        assert purse.wait() == pytest.approx(OVERDUE)
+
+    def test_reset_makes_it_quick_again(self, purse, clock):
+        self.fail(purse, clock, 20)
+        purse.reset()
+        attempt(purse, failed())
+        assert purse.wait() == pytest.approx(0.25)
 
     def test_one_that_hangs_keeps_others_back_for_a_second(self, purse, clock):
         for _ in range(5):

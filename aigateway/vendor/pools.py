@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 import aiohttp
+from aiohttp.connector import Connection
 
 __all__ = ["LONGEST_CALL", "ConnectionPool", "close_litellms_pools_with_the_loop"]
 
@@ -53,7 +54,7 @@ class ConnectionPool:
 
     def __init__(self, **options: Any) -> None:
         self.session = session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+            connector=_Connector(limit=0, keepalive_timeout=_KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
             **options,
@@ -63,6 +64,20 @@ class ConnectionPool:
     async def aclose(self) -> None:
         """Close every connection. May be called twice."""
         await self._end.bring_about()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Knows which connections are in use, so that they can be taken back from a closed loop."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.in_use: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+    async def connect(self, *args: Any, **options: Any) -> Connection:
+        """Give a connection to a request."""
+        connection = await super().connect(*args, **options)
+        self.in_use.add(connection)
+        return connection
 
 
 class _LoopEnd:
@@ -141,6 +156,8 @@ def _drop_session(session: aiohttp.ClientSession) -> None:
             if protocol.transport is not None:
                 _close_socket(protocol.transport)
     connector._close()  # noqa: SLF001 - the public way needs a loop that runs
+    for connection in tuple(getattr(connector, "in_use", ())):
+        connection.release()  # else it complains when it is collected
 
 
 def _close_socket(transport: Any) -> None:

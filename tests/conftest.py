@@ -1,6 +1,8 @@
 """What every test gets: no settings from the outside, and the shipped simulator fixture."""
 
+import logging
 import os
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -51,6 +53,38 @@ def no_outside_settings(monkeypatch, tmp_path_factory):
         if name.startswith(VENDOR_PREFIXES):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+def _loggers():
+    known = logging.root.manager.loggerDict.values()
+    return [logging.root, *(logger for logger in known if isinstance(logger, logging.Logger))]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """No test leaves a level, a handler or a filter to the next.
+
+    But for the filters that the package places when it loads litellm, once for all tests.
+    """
+    before = {
+        logger: (logger.level, logger.handlers[:], logger.propagate, logger.disabled)
+        for logger in _loggers()
+    }
+    filters = {owner: owner.filters[:] for logger in before for owner in (logger, *logger.handlers)}
+    yield
+    loading = sys.modules.get("aigateway.vendor.loading")
+    kept = getattr(loading, "_unless_silent", None)
+    for logger in _loggers():
+        if logger in before:
+            level, handlers, logger.propagate, logger.disabled = before[logger]
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
+        for owner in (logger, *logger.handlers):
+            own = filters.get(owner, [])
+            owner.filters[:] = own + [f for f in owner.filters if f is kept and f not in own]
+    structlog = sys.modules.get("structlog")
+    if structlog is not None:
+        structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from aigateway import AllProvidersFailedError, FailureKind
 from aigateway.simulator import Answer, Fault
 from tests.http import gateways
 from tests.http.gateways import name_of, status_of, until
+from tests.processes import PATIENCE
 
 K = FailureKind
 
@@ -155,7 +156,7 @@ class TestSigns:
             vendor.behave(Fault.hang())
             stuck = [asyncio.create_task(gateway.chat(f"s{turn}")) for turn in range(5)]
             await until(lambda: len(vendor.received) == 25)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while (await gateway.chat("new", timeout=2)).attempts[0].provider == name_of(
                     vendor
                 ):

@@ -15,6 +15,7 @@ import urllib.request
 import pytest
 
 from aigateway.simulator import Fault, SimulatedVendor, Simulator
+from tests.processes import PATIENCE
 
 
 async def test_four_vendors_on_loopback():
@@ -114,7 +115,7 @@ def plain_chat(vendor: SimulatedVendor) -> int:
         {"content-type": "application/json", "authorization": "Bearer k"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=5) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         error.close()

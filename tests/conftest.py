@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 
 import pytest
@@ -34,6 +35,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # A shell that runs this in the background has it ignored, and every child inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     examples = config.getoption("--examples")
     if examples:
         settings.register_profile("longer", settings.default, max_examples=examples)

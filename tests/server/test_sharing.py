@@ -102,7 +102,7 @@ async def test_the_page_is_fed_with_the_sum(serve):
     await chat(url, "hello")
     async with (
         asyncio.timeout(PATIENCE),
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
         client.stream("GET", "/status/feed") as answer,
     ):
         async for line in answer.aiter_lines():

@@ -43,6 +43,21 @@ def pytest_configure(config):
         settings.load_profile("longer")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Escape what has no UTF-8 (fuzzed texts in logs): xdist cannot send it, and would break down."""
+    report = yield
+    report.sections = [(name, _encodable(text)) for name, text in report.sections]
+    told = str(report.longrepr) if report.failed else ""
+    if told != _encodable(told):
+        report.longrepr = _encodable(told)
+    return report
+
+
+def _encodable(text):
+    return text.encode(errors="backslashreplace").decode()
+
+
 @pytest.fixture
 def most_calls(request):
     """How many calls are out at once in the model of the circuit."""

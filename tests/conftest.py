@@ -45,7 +45,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """Escape what has no UTF-8 (fuzzed texts in logs): xdist cannot send it, and would break down."""
+    """Escape what has no UTF-8 (fuzzed texts in logs): xdist cannot send it, and breaks down."""
     report = yield
     report.sections = [(name, _encodable(text)) for name, text in report.sections]
     told = str(report.longrepr) if report.failed else ""

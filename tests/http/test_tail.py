@@ -1,6 +1,7 @@
 """What keeps the tail short, over real HTTP: hedges, limits, hangs, and a network that is gone."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -66,8 +67,9 @@ class TestLimits:
         async with gateway_for(vendor, backup, first_token_timeout=0.05) as gateway:
             await gateway.chat("hi")
             assert status_of(gateway, vendor).max_in_flight == 256
-            async for _ in gateway.stream("hi"):
-                pass
+            with contextlib.suppress(AllProvidersFailedError):  # the backup has no more time
+                async for _ in gateway.stream("hi"):
+                    pass
             assert status_of(gateway, vendor).max_in_flight < 256
 
     @pytest.mark.parametrize("wire", ["openai", "azure", "anthropic"])  # Gemini says no such thing

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 40.0
+PATIENCE = 300.0
+"""Seconds after which something is taken to hang. A loaded machine must not reach it."""
 
 
 def until(what: Callable[[], Any]) -> Any:

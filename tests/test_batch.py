@@ -35,6 +35,7 @@ from aigateway.messages import ChatRequest, ChatResponse, Choice, Completion, Us
 from aigateway.resilience.turnstile import Turnstile
 from aigateway.testing import FakeClock, ScriptedVendor, Step, scripted_configs
 from aigateway.vendor.client import Failure, VendorCallError
+from tests.processes import PATIENCE
 
 K = FailureKind
 ANSWER = ChatResponse(Completion("i", "m", (Choice("x", "stop"),)), "a")
@@ -753,7 +754,7 @@ async def all_at_once(turnstile, places):
         async with turnstile:
             await together.wait()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*(one() for _ in range(places)))
 
 
@@ -807,7 +808,7 @@ class TestTurnstile:
                 victim = rng.choice(tasks)
                 cancelled.add(victim)
                 victim.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             results = await asyncio.gather(*tasks, return_exceptions=True)
         for task, result in zip(tasks, results, strict=True):
             assert result is None or task in cancelled
@@ -1049,7 +1050,7 @@ class TestOutage:
 
     async def test_a_bad_key_is_not_waited_for(self, make, vendor):
         vendor.always("a", K.AUTHENTICATION)
-        result = await asyncio.wait_for(make().batch([f"p{n}" for n in range(9)]), 5)
+        result = await asyncio.wait_for(make().batch([f"p{n}" for n in range(9)]), PATIENCE)
         assert len(result.errors) == 9
         assert vendor.called() <= 9
 

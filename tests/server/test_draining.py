@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.processes import PATIENCE
 from tests.server.visitors import Connection, NotAnswered, eventually, once
 
 PROVIDER = '[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'
@@ -174,7 +175,7 @@ async def test_streams_are_told_and_requests_that_take_too_long_are_refused(star
     )
     url = await asyncio.to_thread(lambda: service.url)
     async with (
-        httpx.AsyncClient(base_url=url, timeout=20) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
         client.stream("GET", "/t/stream?polite=true") as polite,
         client.stream("GET", "/t/stream?polite=false") as stubborn,
     ):

@@ -10,6 +10,7 @@ from aigateway import AsyncGateway
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor, scripted_configs
+from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer
 from tests.server.running import running
 from tests.server.services import served
@@ -25,7 +26,7 @@ class Tenants:
         self.url = url
         self.service = service
         self.vendor = vendor
-        self.client = httpx.AsyncClient(base_url=url, timeout=30)
+        self.client = httpx.AsyncClient(base_url=url, timeout=PATIENCE)
 
     async def ask(self, name, path=CHAT, **body):
         body = {"messages": HI} | body
@@ -73,7 +74,7 @@ async def test_nor_one_that_is_under_way(tenants):
     asking = [
         asyncio.create_task(tenants.ask(name, model="a")) for name in ("red", "blue", "red", "blue")
     ]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await asked.wait()
         while sum(key.in_flight for key in tenants.service.access.usage()) < 4:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -87,7 +88,7 @@ async def test_nor_one_that_is_under_way(tenants):
 async def test_identical_prompts_of_two_keys_reach_the_vendor_twice(simulator):
     async with (
         served(simulator.openai, server={"keys": TWO}) as (_, url),
-        httpx.AsyncClient(base_url=url, timeout=30) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         for name in ("red", "blue", "red", "blue"):
             body = {"message": "hi"}

@@ -243,7 +243,7 @@ class Failovers:
             candidate.note(cause)
         left = request.deadline - self._clock.now()
         if not choice.waits or all(wait is not None and wait > left for wait in choice.waits):
-            raise self._nobody_left(request)
+            return self._pass_over_late(request, choice)
 
         def may_go_on() -> bool:
             found = self._policy.choose(request.candidates, request.tokens)
@@ -266,6 +266,19 @@ class Failovers:
         for candidate, cause in choice.refused:
             if candidate.cause is cause:
                 candidate.cause = None
+        return None
+
+    def _pass_over_late(self, request: RequestState, choice: Choice) -> None:
+        """Leave healthy providers that have no place in time to others, and look at the rest.
+
+        Raises:
+            NobodyLeftError: There is no rest.
+        """
+        late = [c for c, cause in choice.refused if cause.kind is FailureKind.SATURATED]
+        if not late or all(c.tried or c in late for c in request.candidates):
+            raise self._nobody_left(request)
+        for candidate in late:
+            candidate.tried = True
 
     def _look_again_after(self, choice: Choice) -> None:
         """See that the queue is looked at when the first who was passed over may be asked again."""

@@ -10,6 +10,7 @@ import itertools
 import math
 import random
 from collections import deque
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ class World:
         self.luck = random.Random(seed)
         self.providers = [Provider(self.clock, f) for f in fails]
         self.last_resort = last_resort
-        self.events = []
+        self.events: list[tuple[float, int, Any, Any]] = []
         self.order = itertools.count()
         self.waiting = {}  # by what they have tried, first come first served
         self.looks_at = math.inf

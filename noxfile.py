@@ -87,7 +87,7 @@ def model(session: nox.Session) -> None:
     """Visit every state of the circuit with many calls out; after `--`: `--most-calls 12`."""
     install(session)
     exhaustive = "tests/resilience/test_breaker_exhaustive.py"
-    session.run("python", "-m", "pytest", "-s", exhaustive, "--most-calls=10", *session.posargs)
+    session.run("python", "-m", "pytest", "-s", exhaustive, "--most-calls=8", *session.posargs)
 
 
 @nox.session

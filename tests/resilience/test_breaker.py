@@ -385,7 +385,7 @@ class TestHalfOpen:
 
 class TestOpenTime:
     def test_doubles_with_each_opening_in_a_row_up_to_the_longest(self, clock):
-        breaker = CircuitBreaker(clock=clock, max_open_seconds=600)
+        breaker: Any = CircuitBreaker(clock=clock, max_open_seconds=600)
         open_it(breaker)
         seen = []
         for _ in range(7):

@@ -1,6 +1,7 @@
 """Rate limits and bad keys: what leaves a provider alone although it does not fail."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -217,7 +218,7 @@ class TestClamp:
         assert cooldown.refusal().retry_after == pytest.approx(300)
 
     def test_its_length_is_the_policys(self, clock, heard):
-        cooldown = Cooldown(clock, CooldownPolicy(clamp=20, lease=3), heard)
+        cooldown: Any = Cooldown(clock, CooldownPolicy(clamp=20, lease=3), heard)
         attempt(cooldown, throttled(21))
         assert wait_of(cooldown) == pytest.approx(20)
         clock.tick(20)
@@ -489,7 +490,7 @@ class TestCheck:
 
     def test_its_durations_are_the_policys(self, clock, heard):
         policy = SetupPolicy(recheck=10, longest_recheck=15, lease=2)
-        setup = Setup(clock, policy, heard)
+        setup: Any = Setup(clock, policy, heard)
         assert setup.policy == policy
         attempt(setup, CERTAIN)
         assert wait_of(setup) == pytest.approx(10)

@@ -32,6 +32,7 @@ class Gateway:
         self.clock, self.error, self.offline = clock, error, offline
         self.back_at: float = clock.now()
         self.away_for = away
+        self.last_resort_after = math.inf
         self.asked: list[float] = []
 
     async def ask(self) -> ChatResponse:
@@ -46,7 +47,19 @@ class Gateway:
         return max(0.0, left)
 
     def patience(self, seconds: float | None = 300.0) -> Patience:
-        return Patience(self.clock, seconds, self.away, lambda: self.offline)
+        return Patience(
+            self.clock,
+            seconds,
+            self.away,
+            lambda: self.offline,
+            last_resort=lambda _: self.last_resort(),
+            refusal=lambda _: AllProvidersFailedError("not asked"),
+        )
+
+    def last_resort(self) -> float:
+        went = self.asked[0] if self.asked else self.clock.now()
+        left: float = went + self.last_resort_after - self.clock.now()
+        return max(0.0, left)
 
 
 async def ended(clock, gateway, seconds=300.0):
@@ -99,6 +112,17 @@ async def test_with_nobody_to_ask_all_wait_for_them(clock, error):
     assert await ended(clock, Gateway(clock, error, away=40), seconds=0) is error
 
 
+@pytest.mark.parametrize(("after", "least", "most"), [(0.0, 0, 1), (7.0, 7, 8), (90.0, 40, 41)])
+async def test_with_nobody_to_ask_one_goes_as_last_resort_when_its_dose_allows(
+    clock, after, least, most
+):
+    gateway = Gateway(clock, AllProvidersFailedError("failed", [cause(K.SERVER_ERROR)]), away=40)
+    gateway.last_resort_after = after
+    assert await ended(clock, gateway) is None
+    first, second = gateway.asked
+    assert least <= second - first < most
+
+
 async def test_what_is_the_requests_own_fault_waits_for_nobody(clock):
     bad, full = RequestRejectedError("bad"), OverloadedError("full")
     assert await ended(clock, Gateway(clock, bad, away=40)) is bad
@@ -118,7 +142,14 @@ async def test_each_time_that_it_fails_it_comes_later(clock):
         asked.append(clock.now())
         raise AllProvidersFailedError("busy", [cause(K.RATE_LIMITED)])
 
-    patience = Patience(clock, 20, lambda _: 0.0, lambda: False)
+    patience = Patience(
+        clock,
+        20,
+        lambda _: 0.0,
+        lambda: False,
+        last_resort=lambda _: math.inf,
+        refusal=lambda _: AllProvidersFailedError("not asked"),
+    )
     task = asyncio.ensure_future(patience.answer(None, ask))
     await clock.advance(30)
     assert isinstance(task.exception(), AllProvidersFailedError)

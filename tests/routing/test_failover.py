@@ -626,3 +626,24 @@ class TestProbes:
         assert len(served) >= 3
         assert all(r.attempts[-1].ok for r in served)
         assert any(r.attempts[-1].last_resort for r in served)
+
+
+class TestLastCandidate:
+    async def test_one_whose_rate_is_used_up_for_longer_does_not_keep_from_the_last_resort(
+        self, clock, vendor
+    ):
+        limited, broken = scripted_configs("limited", "broken")
+        limited = limited.model_copy(update={"rpm": 1})
+        gateway = AsyncGateway([limited, broken], clock=clock, vendor=vendor, retry_rounds=0)
+        async with gateway:
+            vendor.always("broken", K.SERVER_ERROR)
+            for i in range(5):
+                with pytest.raises(AllProvidersFailedError):
+                    await gateway.chat(f"{i}", model="broken")
+            assert state_of(gateway, "broken").circuit_state is CircuitState.OPEN
+            assert (await gateway.chat("uses the rate up")).provider == "limited"
+            vendor.always("broken", None)
+            clock.tick(1)
+            reply = await gateway.chat("the last candidate is asked", timeout=10)
+            assert reply.provider == "broken"
+            assert reply.attempts[-1].last_resort

@@ -18,7 +18,7 @@ from aigateway.routing.provider import Provider
 from aigateway.routing.select import PriorityPolicy, take_turn
 from aigateway.settings import GatewaySettings, LLMConfig
 from aigateway.telemetry.emitter import Emitter
-from aigateway.testing import FakeClock, ScriptedVendor
+from aigateway.testing import ScriptedVendor
 
 K = FailureKind
 
@@ -48,7 +48,7 @@ def request_for(*providers, operation="chat"):
 
 def choose(request, has_place=everywhere, tokens=0):
     request.tokens = tokens
-    return PriorityPolicy(has_place, FakeClock()).choose(request.candidates, request)
+    return PriorityPolicy(has_place).choose(request.candidates, request)
 
 
 def first_choice(*providers, has_place=everywhere):

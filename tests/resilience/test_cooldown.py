@@ -118,6 +118,13 @@ class TestCooldown:
         attempt(cooldown, failed(retry_after=9))
         assert cooldown.refusal().retry_after == pytest.approx(9)
 
+    @pytest.mark.parametrize("how", [answered, neutral, misconfigured])
+    def test_no_other_end_cools_down_even_if_it_comes_with_a_time(self, cooldown, how):
+        end = how()
+        end.retry_after = 9
+        attempt(cooldown, end)
+        assert cooldown.refusal() is None
+
     def test_what_the_vendors_own_limits_say_counts_without_a_refusal(self, cooldown):
         cooldown.throttle(4)
         assert cooldown.refusal().retry_after == pytest.approx(4)

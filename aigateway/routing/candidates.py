@@ -239,10 +239,15 @@ class RequestState:
         for candidate in self.candidates:
             candidate.begin_round()
 
-    def group(self) -> Hashable:
-        """Equal for requests that could go on in the same moments, while they wait for a place."""
+    def group(self, *, last_resort: bool) -> Hashable:
+        """Equal for requests that could go on in the same moments, while they wait for a place.
+
+        Args:
+            last_resort: No other is left than those that are to be left alone. That may be for its
+                deadline alone, which others that wait do not share.
+        """
         open_to = [(c.provider.name, c.calls > 0) for c in self.candidates if not c.tried]
-        return (self.operation, tuple(open_to), self.tokens.bit_length())
+        return (self.operation, tuple(open_to), self.tokens.bit_length(), last_resort)
 
     @property
     def looks_offline(self) -> bool:

@@ -261,7 +261,8 @@ class Failovers:
         with contextlib.suppress(TimeoutError):  # the request's own deadline comes as cancellation
             async with self._clock.timeout(LONGEST_WAIT):
                 try:
-                    await self._limiter.wait(request.ticket, request.group(), may_go_on)
+                    group = request.group(last_resort=choice.last_resort)
+                    await self._limiter.wait(request.ticket, group, may_go_on)
                 finally:
                     if not self._limiter.waiting:
                         self._alarm.stop()

@@ -562,6 +562,26 @@ class TestProbes:
         reply = await gateway.chat(another())
         assert (reply.provider, reply.attempts[0].last_resort) == ("a", True)
 
+    async def test_one_that_can_wait_longer_keeps_no_other_from_its_last_resort(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", "b", fields={"rpm": 3}, failure_threshold=1)
+        vendor.script("a", K.SERVER_ERROR, hang)
+        for _ in range(3):
+            assert (await gateway.chat(another())).provider == "b"
+        clock.tick(1)  # the rate of b allows the next call in 59 seconds
+        hung, patient, other = [
+            asyncio.create_task(gateway.chat(another(), timeout=timeout)) for timeout in (9, 90, 10)
+        ]
+        await clock.advance(0.9)
+        assert vendor.called("a") == 2, "the next dose comes when that one is overdue"
+        await clock.advance(0.2)
+        assert other.done()
+        assert (other.result().provider, other.result().attempts[0].last_resort) == ("a", True)
+        for task in (hung, patient):
+            task.cancel()
+        await asyncio.gather(hung, patient, return_exceptions=True)
+
     async def test_when_that_probe_fails_the_others_take_their_turns(self, make, vendor, clock):
         gateway = make("a", failure_threshold=1)
         vendor.always("a", K.SERVER_ERROR)

@@ -246,7 +246,12 @@ class RequestState:
             last_resort: No other is left than those that are to be left alone. That may be for its
                 deadline alone, which others that wait do not share.
         """
-        open_to = [(c.provider.name, c.calls > 0) for c in self.candidates if not c.tried]
+        open_to = [
+            # All that wait since the same refusal began after it: the next one holds for them all.
+            (c.provider.name, c.calls > 0, c.guards.setup.refused_at)
+            for c in self.candidates
+            if not c.tried
+        ]
         return (self.operation, tuple(open_to), self.tokens.bit_length(), last_resort)
 
     @property

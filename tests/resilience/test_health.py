@@ -551,7 +551,9 @@ class TestQuickView:
         assert health.degraded == (verdict and verdict[0])
 
     @pytest.mark.parametrize("kind", ["bad", "slow"])
-    @pytest.mark.parametrize(("span", "quick"), [(QUICK_SECONDS - 0.1, True), (QUICK_SECONDS + 0.1, False)])
+    @pytest.mark.parametrize(
+        ("span", "quick"), [(QUICK_SECONDS - 0.1, True), (QUICK_SECONDS + 0.1, False)]
+    )
     def test_they_have_to_have_ended_within_five_seconds(self, health, clock, kind, span, quick):
         self.mixed(health, clock, pause=span / (QUICK - 1), **{kind: QUICK})
         assert health.is_degraded() is quick

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import pickle
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,9 @@ from aigateway.errors import (
     OverloadedError,
     RequestRejectedError,
 )
+from aigateway.events import ProviderDisabled
 from aigateway.gateway import AsyncGateway
+from aigateway.messages import Origin
 from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.provider import Guards
 from aigateway.testing import scripted_configs
@@ -447,6 +450,34 @@ class TestPlaces:
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(r) for r in results} == {AllProvidersFailedError}
         assert vendor.called() == called + 1, "one check speaks for all"
+
+    async def test_a_refusal_reaches_all_who_waited_for_the_check_past_those_who_came_since(
+        self, make, vendor, clock
+    ):
+        late: list[asyncio.Task[Any]] = []
+
+        class Hook:
+            def on_event(self, event):
+                if isinstance(event, ProviderDisabled) and event.provider == "a" and waiting:
+                    clock.tick(0.001)
+                    late.append(ask("late"))
+
+        def ask(partition):
+            question = gateway.chat(another(), origin=Origin(partition=partition), timeout=30)
+            return asyncio.create_task(question)
+
+        gateway = make("a", hooks=[Hook()])
+        waiting = []
+        vendor.always("a", K.AUTHENTICATION)
+        await fails(gateway, AllProvidersFailedError)
+        clock.tick(1)
+        waiting += [ask("early") for _ in range(15)]
+        await clock.advance(4.1)
+        assert (vendor.called(), len(late)) == (2, 1)
+        assert all(task.done() for task in waiting)
+        assert not late[0].done()
+        late[0].cancel()
+        await asyncio.gather(*waiting, *late, return_exceptions=True)
 
     async def test_one_set_up_wrong_is_asked_as_last_resort_and_enabled(self, make, vendor, clock):
         gateway = make("a")

@@ -60,14 +60,13 @@ def outcome(effect, cause=None, kind=None, **fields):
 def attempt(guards, end, *, last_resort=False):
     held = guards.begin(last_resort=last_resort)
     assert held is not None
-    finish(guards, held, end)
-    return held
-
-
-def finish(guards, held, end):
+    pace = guards.answers
+    call = pace.begin()
     if end.effect is E.ANSWERED:
-        guards.answered(held, end, guards.answers)
+        guards.answered(held, end, pace, call)
     guards.end(held, end)
+    pace.ended(call)
+    return held
 
 
 def fail(guards, times):
@@ -208,6 +207,22 @@ class TestTable:
         assert seen_by_health(guards) == (20, 2, 1)
         assert guards.breaker.consecutive_failures == 0
 
+    @pytest.mark.parametrize(("seconds", "hangs"), [(0.1, False), (0.5, False), (0.6, True)])
+    def test_a_slow_answer_does_not_speak_for_the_calls_that_are_out(
+        self, guards, clock, seconds, hangs
+    ):
+        pace = guards.answers
+        for _ in range(20):
+            attempt(guards, outcome(E.ANSWERED, seconds=0.1))
+        pace.usual = 0.1
+        clock.tick(0.1)
+        for _ in range(5):
+            pace.begin()
+        clock.tick(0.5)
+        assert guards.seems_to_hang()
+        attempt(guards, outcome(E.ANSWERED, seconds=seconds))
+        assert guards.seems_to_hang() is hangs
+
     @pytest.mark.parametrize("cause", ["same", None])
     def test_five_failures_of_one_request_open_nothing(self, guards, cause):
         for _ in range(5):
@@ -222,7 +237,8 @@ class TestStream:
     def begin(self, guards, *, last_resort=False):
         held = guards.begin(last_resort=last_resort)
         assert held is not None
-        guards.answered(held, outcome(E.ANSWERED), guards.first_contents)
+        pace = guards.first_contents
+        guards.answered(held, outcome(E.ANSWERED), pace, pace.begin())
         return held
 
     @pytest.mark.parametrize("how", [E.ANSWERED, E.NEUTRAL])
@@ -248,6 +264,39 @@ class TestStream:
         assert guards.breaker.state is CircuitState.CLOSED
         guards.end(held, outcome(E.FAILED))
         assert guards.breaker.consecutive_failures == 1
+
+    @pytest.mark.parametrize("effect", E)
+    @pytest.mark.parametrize("last_resort", [False, True])
+    def test_where_the_next_permit_is_refused_it_ends_without_one(
+        self, guards, hook, clock, effect, last_resort
+    ):
+        """An operator takes the circuit in hand in the moment in which it closes."""
+        fail(guards, 5)
+        clock.tick(30 if last_resort else 60)
+
+        def force_open(event):
+            if getattr(event, "new", None) == "closed":
+                guards.breaker.force_open()
+
+        hook.on_event = force_open
+        held = self.begin(guards, last_resort=last_resort)
+        assert held.permit is None
+        assert not held.probe
+        guards.end(held, outcome(effect))
+        assert (guards.breaker.state, guards.breaker.forced) == (CircuitState.OPEN, True)
+        assert guards.breaker.consecutive_failures == 0
+        assert guards.breaker.late_results == 0
+
+    def test_only_a_probe_is_one_and_until_its_first_content(self, guards, clock):
+        assert not guards.begin(last_resort=False).probe
+        fail(guards, 5)
+        assert not guards.begin(last_resort=True).probe
+        clock.tick(60)
+        held = guards.begin(last_resort=True)
+        assert held.probe, "its time is over: the last resort is the probe"
+        pace = guards.first_contents
+        guards.answered(held, outcome(E.ANSWERED), pace, pace.begin())
+        assert not held.probe
 
     def test_first_content_enables_a_disabled_provider(self, guards, clock):
         attempt(guards, outcome(E.MISCONFIGURED, kind=K.AUTHENTICATION, certain=True))

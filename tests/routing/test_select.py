@@ -42,8 +42,14 @@ def everywhere(slots):
     return True
 
 
-def request_for(*providers, operation="chat"):
-    return RequestState("id", operation, providers, 0.0, 10**9, cause=lambda: "digest")
+def clock_of(provider):
+    return provider.chat.breaker.clock
+
+
+def request_for(*providers, operation="chat", timeout=3600.0):
+    """A request that begins now."""
+    now = clock_of(providers[0]).now()
+    return RequestState("id", operation, providers, now, now + timeout, cause=lambda: "digest")
 
 
 def choose(request, has_place=everywhere, tokens=0):
@@ -109,7 +115,8 @@ def degrade(provider):
 def make_hang(provider, clock):
     """Many more calls are out for much longer than it usually takes."""
     for _ in range(20):
-        provider.chat.answers.succeeded(0.1)
+        pace = provider.chat.answers
+        pace.succeeded(pace.begin(), 0.1)
     clock.tick(0.1)
     for _ in range(provider.chat.breaker.failure_threshold):
         provider.chat.answers.begin()
@@ -124,13 +131,14 @@ class TestOrder:
         assert [p.name for p in roster] == ["high", "mid", "low"]
         assert order_of(request_for(*roster)) == ["high", "mid", "low"]
 
-    def test_passes_over_open_cooling_and_disabled_ones_and_says_why(self, make):
+    def test_passes_over_open_cooling_and_disabled_ones_and_says_why(self, make, clock):
         providers = [make(n, priority=9 - i) for i, n in enumerate(["open", "cool", "off", "ok"])]
         trip(providers[0])
         providers[1].chat.cooldown.throttle(5)
         disable(providers[2])
         assert chosen_of(*providers).name == "ok"
         providers[0].chat.breaker.force_open()
+        clock.tick(1)
         none = first_choice(*providers[:3])
         assert none.candidate is None
         assert [(f.provider, f.kind) for _, f in none.refused] == [
@@ -138,8 +146,8 @@ class TestOrder:
             ("cool", K.COOLING_DOWN),
             ("off", K.DISABLED),
         ]
-        assert [f.retry_after_seconds for _, f in none.refused] == [NEVER, 5, 300]
-        assert none.waits == [5], "until the disabled one may be checked as last resort"
+        assert [f.retry_after_seconds for _, f in none.refused] == [NEVER, 4, 299]
+        assert none.waits == [4], "until the disabled one may be checked as last resort"
 
     def test_a_full_provider_is_passed_over(self, make):
         full, other = make("full", priority=2, max_concurrency=1), make("next", priority=1)
@@ -284,7 +292,8 @@ class TestLastResort:
         alone.chat.end(held, outcome(Effect.FAILED))
         assert first_choice(alone).waits == [pytest.approx(0.25)]
         clock.tick(0.25)
-        assert first_choice(alone).last_resort
+        choice = first_choice(alone)
+        assert (choice.candidate.provider, choice.last_resort) == (alone, True)
 
     def test_one_whose_dose_is_used_up_does_not_keep_from_another(self, make):
         first, second = make("a", priority=2), make("b", priority=1)
@@ -302,6 +311,40 @@ class TestLastResort:
         none = first_choice(full, fails, has_place=limiter.has_place)
         assert none.candidate is None
         assert none.waits == [None]
+
+    def test_one_that_can_wait_for_the_place_goes_on_waiting(self, make, clock):
+        busy, fails = make("busy", priority=2, rpm=1), make("open", priority=1)
+        trip(fails)
+        busy.rates.begin(0)
+        request = request_for(busy, fails, timeout=61)
+        clock.tick(59)
+        assert choose(request).candidate is None
+        clock.tick(1)
+        choice = choose(request)
+        assert (choice.candidate.provider, choice.last_resort) == (busy, False)
+
+    def test_one_healthy_place_in_time_is_waited_for_beside_one_too_late(self, make, clock):
+        late, soon, fails = (
+            make("late", priority=2, rpm=1),
+            make("soon", rpm=1),
+            make("open", priority=0),
+        )
+        trip(fails)
+        soon.rates.begin(0)
+        clock.tick(55)
+        late.rates.begin(0)
+        choice = choose(request_for(late, soon, fails, timeout=10))
+        assert (choice.candidate, choice.waits) == (None, [pytest.approx(60), pytest.approx(5)])
+
+    def test_one_whose_time_of_return_is_not_known_is_waited_for(self, make):
+        late, full, fails = make("late", rpm=1), make("full", max_concurrency=1), make("open")
+        trip(fails)
+        late.rates.begin(0)
+        limiter = Limiter(10, 10)
+        limiter.take(full.slots)
+        request = request_for(late, full, fails, timeout=10)
+        choice = choose(request, has_place=limiter.has_place)
+        assert (choice.candidate, choice.waits) == (None, [pytest.approx(60), None])
 
     def test_one_that_has_no_place_itself_is_waited_for(self, make):
         fails = make("open", max_concurrency=1)
@@ -335,13 +378,74 @@ class TestLastResort:
     def test_it_waits_for_one_check_of_a_disabled_provider(self, make, clock):
         alone = make("off")
         disable(alone)
+        clock.tick(1)
         request = request_for(alone)
-        assert choose(request).waits == [pytest.approx(5)]
-        clock.tick(5)
+        assert choose(request).waits == [pytest.approx(4)]
+        clock.tick(4)
         check = alone.chat.begin(last_resort=True)
         alone.chat.end(check, outcome(Effect.MISCONFIGURED, kind=K.AUTHENTICATION))
         assert choose(request).waits == [], "that check spoke for this request, too"
-        assert first_choice(alone).waits == [pytest.approx(5)], "the next request sees anew"
+        clock.tick(1)
+        assert first_choice(alone).waits == [pytest.approx(4)], "the next request sees anew"
+
+    @pytest.mark.parametrize(("later", "may_wait"), [(-1, False), (0, False), (1, True)])
+    def test_a_refusal_since_a_request_began_holds_for_it_too(self, make, clock, later, may_wait):
+        alone = make("off")
+        if later < 0:
+            request = request_for(alone)
+            clock.tick(-later)
+        disable(alone)
+        if later >= 0:
+            clock.tick(later)
+            request = request_for(alone)
+        choice = choose(request)
+        assert choice.candidate is None
+        assert bool(choice.waits) is may_wait
+        assert [f.kind for _, f in choice.refused] == [K.DISABLED]
+        clock.tick(5)
+        assert (choose(request).candidate is not None) is may_wait, "nor does time change that"
+
+    def test_a_refusal_holds_for_that_provider_and_operation_alone(self, make, clock):
+        off, other = make("off", priority=2), make("other", priority=1)
+        chat = request_for(off, other)
+        embeddings = request_for(off, operation="embeddings")
+        clock.tick(1)
+        disable(off)
+        trip(other)
+        assert order_of(chat) == ["other*"]
+        assert choose(embeddings).candidate.provider is off
+
+    def test_a_request_is_the_check_itself_if_it_has_heard_no_refusal(self, make, clock):
+        alone = make("off")
+        disable(alone)
+        clock.tick(4.5)
+        request = request_for(alone)
+        assert choose(request).waits == [pytest.approx(0.5)]
+        clock.tick(0.5)
+        choice = choose(request)
+        assert (choice.candidate.provider, choice.last_resort) == (alone, True)
+
+    def test_five_seconds_after_the_last_check_another_may_be_made(self, make, clock):
+        alone = make("off")
+        disable(alone)
+        clock.tick(5)
+        check = alone.chat.begin(last_resort=True)
+        clock.tick(2)
+        alone.chat.end(check, outcome(Effect.NEUTRAL))
+        assert first_choice(alone).waits == [pytest.approx(3)]
+
+    def test_what_enables_it_frees_those_who_had_been_refused(self, make, clock):
+        alone = make("off")
+        request = request_for(alone)
+        clock.tick(1)
+        disable(alone)
+        assert choose(request).waits == []
+        clock.tick(5)
+        check = alone.chat.begin(last_resort=True)
+        pace = alone.chat.answers
+        alone.chat.answered(check, outcome(Effect.ANSWERED), pace, pace.begin())
+        choice = choose(request)
+        assert (choice.candidate.provider, choice.last_resort) == (alone, False)
 
     def test_each_request_is_counted_once_for_the_ramp(self, make):
         alone = make("open")
@@ -357,7 +461,8 @@ class TestRamp:
     def come_back(self, provider):
         trip(provider)
         held = provider.chat.begin(last_resort=True)
-        provider.chat.answered(held, outcome(Effect.ANSWERED), provider.chat.answers)
+        pace = provider.chat.answers
+        provider.chat.answered(held, outcome(Effect.ANSWERED), pace, pace.begin())
         provider.chat.end(held, outcome(Effect.ANSWERED))
 
     def test_one_that_has_just_come_back_is_asked_at_a_pace(self, make, clock):

@@ -36,7 +36,7 @@ from aigateway.messages import (
     EmbeddingResponse,
     Opening,
 )
-from aigateway.routing.attempt import Attempt, Surroundings
+from aigateway.routing.attempt import PendingAttempt, Surroundings
 from aigateway.routing.candidates import RequestState, Roster
 from aigateway.routing.failover import Failovers, Served, Work
 from aigateway.routing.stream import Resume, StreamRun, whole_answer
@@ -221,7 +221,7 @@ class Answering:
     async def _dispatch(self, request: ChatRequest, entry: Entry) -> Served[Completion]:
         model, settings = request.response_model, self._settings
 
-        async def ask(attempt: Attempt) -> Completion:
+        async def ask(attempt: PendingAttempt) -> Completion:
             client, sent = attempt.provider.client, attempt.outgoing(request)
             if settings.chat_over_stream:
                 first, idle = settings.first_token_timeout, settings.idle_timeout

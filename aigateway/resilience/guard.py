@@ -2,8 +2,8 @@
 
 A guard is plain synchronous state for one operation of one provider: it does no I/O and awaits
 nothing. `refusal` says whether an attempt may begin and changes nothing; `begin` notes that one
-begins; `end` notes how it ended, exactly once. Every guard takes the same `Outcome` and does with
-it what this table says; no other code decides that.
+begins; `end` notes how it ended, exactly once. Every guard takes the same `AttemptOutcome` and does
+with it what this table says; no other code decides that.
 
 =============  ==================  =================  ===================  ======================
 effect         circuit             health             cooldown             setup
@@ -28,7 +28,7 @@ from typing import Literal, Protocol, TypeVar
 
 from aigateway.errors import FailureKind
 
-__all__ = ["NEVER", "Effect", "Guard", "Listener", "Outcome", "Refusal"]
+__all__ = ["NEVER", "AttemptOutcome", "Effect", "GuardListener", "GuardRefusal", "ProviderGuard"]
 
 NEVER = float("inf")
 """Seconds until something that is not to happen."""
@@ -50,7 +50,7 @@ class Effect(Enum):
 
 
 @dataclass(slots=True)
-class Outcome:
+class AttemptOutcome:
     """The end of one attempt, as the guards see it.
 
     Attributes:
@@ -75,7 +75,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class GuardRefusal:
     """Why an attempt may not begin now.
 
     Attributes:
@@ -90,7 +90,7 @@ class Refusal:
     last_resort: float = NEVER
 
 
-class Listener(Protocol):
+class GuardListener(Protocol):
     """Hears what the guards of one operation of one provider decide."""
 
     def cooled_down(self, seconds: float) -> None:
@@ -109,16 +109,16 @@ class Listener(Protocol):
         """It is degraded no more."""
 
 
-class Guard(Protocol[Token]):
+class ProviderGuard(Protocol[Token]):
     """One reason to leave a provider alone."""
 
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> GuardRefusal | None:
         """Why an attempt may not begin now, or None. Changes nothing."""
 
     def begin(self) -> Token:
         """An attempt begins. Returns what `end` wants back."""
 
-    def end(self, token: Token, outcome: Outcome) -> None:
+    def end(self, token: Token, outcome: AttemptOutcome) -> None:
         """It ended. Called once for each `begin`."""
 
     def reset(self) -> None:

@@ -27,14 +27,20 @@ from aigateway.events import RequestHedged, RequestRetrying
 from aigateway.messages import Attempt as AttemptRecord
 from aigateway.messages import Completion
 from aigateway.resilience.breaker import CircuitState
-from aigateway.resilience.health import Pace
+from aigateway.resilience.health import ResponseTimes
 from aigateway.resilience.retry import NobodyLeftError, RetryPolicy, retry_rounds
 from aigateway.resilience.retry_budget import RetryBudget
-from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, Answer, Attempt, End, Surroundings
+from aigateway.routing.attempt import (
+    FIRST_TOKEN_TIMEOUT,
+    Answer,
+    AttemptEnd,
+    PendingAttempt,
+    Surroundings,
+)
 from aigateway.routing.candidates import MAY_PASS, Candidate, RequestState, final_error, none_offers
 from aigateway.routing.hedge import Hedges, Race
 from aigateway.routing.provider import Guards, Provider, in_milliseconds
-from aigateway.routing.select import Choice, Policy, PriorityPolicy, take_turn
+from aigateway.routing.select import Policy, PriorityPolicy, Selection, take_turn
 from aigateway.settings import GatewaySettings
 from aigateway.vendor.client import Failure, VendorCallError
 from aigateway.vendor.failures import Failover, Verdict
@@ -61,11 +67,11 @@ class Work(Generic[A]):
         discard: Closes what `ask` brought back when it is not used after all.
     """
 
-    ask: Callable[[Attempt], Awaitable[A]]
+    ask: Callable[[PendingAttempt], Awaitable[A]]
     streamed: bool = False
     discard: Callable[[A], Coroutine[Any, Any, None]] | None = None
 
-    def pace(self, guards: Guards) -> Pace:
+    def pace(self, guards: Guards) -> ResponseTimes:
         """How quick a provider is in what is wanted."""
         return guards.first_contents if self.streamed else guards.answers
 
@@ -77,7 +83,7 @@ class Served(Generic[A_co]):
     answer: A_co
     provider: str
     attempts: tuple[AttemptRecord, ...]
-    attempt: Attempt
+    attempt: PendingAttempt
 
 
 class Failovers:
@@ -94,7 +100,7 @@ class Failovers:
         self._limiter = around.limiter
         self._emitter = around.emitter
         self._policy: Policy = PriorityPolicy(around.limiter.has_place)
-        self._alarm = _Alarm(self._clock, around.limiter.wake)
+        self._alarm = _WakeUp(self._clock, around.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)
         self._retries_per_provider = settings.retries_per_provider
@@ -241,7 +247,7 @@ class Failovers:
             if served is not None:
                 return served
 
-    async def _wait_for_place(self, request: RequestState, choice: Choice) -> None:
+    async def _wait_for_place(self, request: RequestState, choice: Selection) -> None:
         """Wait for a free place, for the dose of a last resort, or for a provider passed over.
 
         Raises:
@@ -278,7 +284,7 @@ class Failovers:
                 candidate.cause = None
         return None
 
-    def _pass_over_late(self, request: RequestState, choice: Choice) -> None:
+    def _pass_over_late(self, request: RequestState, choice: Selection) -> None:
         """Leave healthy providers that have no place in time to others, and look at the rest.
 
         Raises:
@@ -290,7 +296,7 @@ class Failovers:
         for candidate in late:
             candidate.tried = True
 
-    def _look_again_after(self, choice: Choice) -> None:
+    def _look_again_after(self, choice: Selection) -> None:
         """See that the queue is looked at when the first who was passed over may be asked again."""
         waits = [wait for wait in choice.waits if wait]
         waits += [c.retry_after_seconds for _, c in choice.refused if c.retry_after_seconds]
@@ -384,17 +390,17 @@ class Failovers:
         work: Work[A],
         *,
         last_resort: bool = False,
-    ) -> Attempt | None:
+    ) -> PendingAttempt | None:
         held = candidate.guards.begin(last_resort=last_resort)
         if held is None:
             return None
         candidate.tried = True
         candidate.calls += 1
         take_turn(candidate.provider, request.candidates)
-        return Attempt(candidate, held, request, self._around, work.pace(candidate.guards))
+        return PendingAttempt(candidate, held, request, self._around, work.pace(candidate.guards))
 
     async def _ask(
-        self, attempt: Attempt, request: RequestState, work: Work[A]
+        self, attempt: PendingAttempt, request: RequestState, work: Work[A]
     ) -> Served[A] | None:
         """Make one attempt, or two where the first is slow. None if the next should be asked."""
         if request.hedge:
@@ -410,12 +416,12 @@ class Failovers:
         if work.streamed:
             attempt.first_content()
         else:
-            attempt.end(End.ANSWERED, answer=answer)
+            attempt.end(AttemptEnd.ANSWERED, answer=answer)
         return Served(answer, attempt.provider.name, tuple(request.attempts), attempt)
 
     async def _race(
-        self, attempt: Attempt, request: RequestState, work: Work[A]
-    ) -> tuple[Attempt, A] | None:
+        self, attempt: PendingAttempt, request: RequestState, work: Work[A]
+    ) -> tuple[PendingAttempt, A] | None:
         first = attempt.candidate
         delay = attempt.patience = self._hedges.delay(work.pace(first.guards))
         for candidate in request.candidates:
@@ -423,7 +429,7 @@ class Failovers:
             if not (provider.prepared or provider.retired):
                 self._prepare_meanwhile(provider)
 
-        def second() -> Attempt | None:
+        def second() -> PendingAttempt | None:
             other = self._policy.choose(
                 self._healthy(request.candidates, prepared=True), request
             ).candidate
@@ -464,7 +470,9 @@ class Failovers:
         self._losers.add(task)
         task.add_done_callback(self._losers.discard)
 
-    async def _attempt(self, attempt: Attempt, request: RequestState, work: Work[A]) -> A | None:
+    async def _attempt(
+        self, attempt: PendingAttempt, request: RequestState, work: Work[A]
+    ) -> A | None:
         """Wait for one attempt. What it brings is not settled yet.
 
         Returns:
@@ -492,10 +500,10 @@ class Failovers:
             failure = Failure(FailureKind.UNKNOWN)
         except BaseException:
             if not attempt.over:  # else a race that it has lost has settled it
-                attempt.end(End.CANCELLED)
+                attempt.end(AttemptEnd.CANCELLED)
             raise
         if not attempt.over:
-            verdict = attempt.end(End.FAILED, failure, unusable)
+            verdict = attempt.end(AttemptEnd.FAILED, failure, unusable)
             assert verdict is not None  # noqa: S101 - it failed
             await self._go_on(attempt.provider, request, failure, verdict)
         return None
@@ -578,7 +586,7 @@ class Failovers:
         return NobodyLeftError(request.causes, min(waits, default=None))
 
 
-class _Alarm:
+class _WakeUp:
     """Wakes the queue once, at the earliest moment that it was asked for.
 
     With a timer for each of ten thousand waiters, all would wake for the one place that is free

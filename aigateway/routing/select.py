@@ -12,14 +12,14 @@ from typing import Protocol
 
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.resilience.concurrency import Slots
-from aigateway.resilience.guard import NEVER, Refusal
+from aigateway.resilience.guard import NEVER, GuardRefusal
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.provider import Provider, in_milliseconds
 
-__all__ = ["Choice", "Policy", "PriorityPolicy", "take_turn"]
+__all__ = ["Policy", "PriorityPolicy", "Selection", "take_turn"]
 
 
-class Choice:
+class Selection:
     """What a policy found.
 
     Attributes:
@@ -42,7 +42,7 @@ class Choice:
 class Policy(Protocol):
     """Picks the candidate that a request asks next."""
 
-    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Choice:
+    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Selection:
         """Look at the candidates as they are now.
 
         Args:
@@ -65,12 +65,12 @@ class PriorityPolicy:
 
     has_place: Callable[[Slots], bool]
 
-    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Choice:
+    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Selection:
         """Pick the candidate to ask now."""
-        choice = Choice()
+        choice = Selection()
         best: Candidate | None = None
         degraded: Candidate | None = None
-        refusals: list[tuple[Candidate, Refusal]] = []
+        refusals: list[tuple[Candidate, GuardRefusal]] = []
         for candidate in candidates:
             provider = candidate.provider
             if best is not None and provider.priority < best.provider.priority:
@@ -109,8 +109,8 @@ class PriorityPolicy:
 
     def _choose_last_resort(
         self,
-        choice: Choice,
-        refusals: Sequence[tuple[Candidate, Refusal]],
+        choice: Selection,
+        refusals: Sequence[tuple[Candidate, GuardRefusal]],
         request: RequestState,
     ) -> None:
         """Pick the least bad of those that are to be left alone, if its dose allows it now.
@@ -140,7 +140,7 @@ class PriorityPolicy:
                 choice.waits.append(wait)
 
 
-_RETIRED = Refusal(FailureKind.DISABLED, NEVER)
+_RETIRED = GuardRefusal(FailureKind.DISABLED, NEVER)
 
 
 def take_turn(provider: Provider, candidates: Sequence[Candidate]) -> None:

@@ -14,7 +14,7 @@ from aigateway.events import (
     ProviderRecovered,
 )
 from aigateway.resilience.breaker import CircuitState
-from aigateway.resilience.guard import NEVER, Effect, Outcome
+from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect
 from aigateway.routing.provider import Guards
 from aigateway.settings import GatewaySettings, LLMConfig
 from aigateway.telemetry.emitter import Emitter
@@ -54,7 +54,7 @@ _causes = iter(range(10**9))
 
 def outcome(effect, cause=None, kind=None, **fields):
     digest = next(_causes) if cause is None else cause
-    return Outcome(effect, lambda: digest, kind=kind, **fields)
+    return AttemptOutcome(effect, lambda: digest, kind=kind, **fields)
 
 
 def attempt(guards, end, *, last_resort=False):

@@ -45,7 +45,7 @@ _FAREWELL = error_event(stopping())
 async def chat_completions(request: Request) -> Response:
     """Answer a chat, whole or piece by piece."""
     exchange = Exchange.begin(request)
-    question = completion_question(await json_body(request))
+    question = await json_body(request, completion_question)
     if question.stream:
         return await _streamed(request, exchange, question)
     options = {**exchange.terms.options(), **question.options}
@@ -110,7 +110,7 @@ async def _events(
 async def create_embeddings(request: Request) -> Response:
     """Turn texts into vectors."""
     exchange = Exchange.begin(request)
-    question = embedding_question(await json_body(request))
+    question = await json_body(request, embedding_question)
     async with contextlib.AsyncExitStack() as stack:
         turn = exchange.turn(stack, question.model, exchange.terms.timeout)
         async with WhilePresent(request.receive):

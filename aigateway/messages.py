@@ -216,6 +216,7 @@ class ChatRequest:
         background: It waits for a free place behind every request that is not in the background.
         partition: See `Origin`.
         headers: See `Origin`.
+        size: Bytes of the messages and parameters as JSON; 0 is not counted.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -231,6 +232,7 @@ class ChatRequest:
     background: bool = False
     partition: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    size: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

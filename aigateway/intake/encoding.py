@@ -10,7 +10,7 @@ import orjson
 
 from aigateway.intake.refusal import refuse
 
-__all__ = ["check_size", "copied", "encoded_json", "plain"]
+__all__ = ["check_size", "copied", "encoded_json", "json_length", "plain"]
 
 _LONG = 65_536
 """Bytes of JSON from which texts are shared with the caller, not parsed again."""
@@ -37,6 +37,11 @@ def copied(value: Any, encoded: bytes) -> Any:
         encoded: As JSON.
     """
     return orjson.loads(encoded) if len(encoded) <= _LONG else _copy(value)
+
+
+def json_length(text: str) -> int:
+    """Bytes that a text takes as JSON, at least. Costs little beside writing it."""
+    return len(text) + (0 if len(text) <= _LONG else sum(map(text.count, ('"', "\\", "\n"))))
 
 
 def _copy(value: Any) -> Any:

@@ -7,13 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aigateway.intake.encoding import check_size, copied, encoded_json, plain
+from aigateway.intake.encoding import check_size, copied, encoded_json, json_length, plain
 from aigateway.intake.refusal import refuse
 from aigateway.settings import suggestion
 
 __all__ = ["MOST_MESSAGES", "copied_messages"]
 
-MOST_MESSAGES = 20_000
+MOST_MESSAGES = 10_000
 """Messages of a request, and parts of a message."""
 
 
@@ -21,27 +21,35 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", "audio")
 
 
-def copied_messages(prompt: object, system: object, max_bytes: int) -> tuple[dict[str, Any], ...]:
+def copied_messages(
+    prompt: object, system: object, max_bytes: int
+) -> tuple[tuple[dict[str, Any], ...], int]:
     """Check a prompt and put the system's text in front of it.
 
     Args:
         prompt: Text, or a list of OpenAI chat messages.
         system: Text of the system message; None or "" is none.
         max_bytes: Longest prompt, as JSON.
+
+    Returns:
+        The messages, and their bytes as JSON.
     """
     if system is not None and not isinstance(system, str):
         refuse("system must be a text; pass a message with parts inside the list of messages.")
-    check_size(len(system or ""), max_bytes, or_more=True)
+    check_size(json_length(system or ""), max_bytes, or_more=True)
     messages = _checked_messages(prompt, max_bytes)
     front: dict[str, Any] = {"role": "system", "content": system} if system else {}
     if front and messages[0].get("role") in {"system", "developer"}:
         refuse("system= is given and the messages begin with a system message; give only one.")
     encoded = encoded_json(messages, "The prompt" if isinstance(prompt, str) else "messages")
     encoded_front = encoded_json(front, "system") if front else b""
-    check_size(len(encoded_front) + len(encoded), max_bytes)
+    size = len(encoded_front) + len(encoded)
+    check_size(size, max_bytes)
     if type(prompt) is not str:  # a text cannot change: JSON would give the same again
         messages = copied(messages, encoded)
-    return (copied(front, encoded_front), *messages) if front else tuple(messages)
+    if front:
+        return (copied(front, encoded_front), *messages), size
+    return tuple(messages), size
 
 
 def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
@@ -50,7 +58,7 @@ def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
     Whatever the size of a prompt, a mistake at its beginning is found before the rest is looked at.
     """
     if isinstance(prompt, str):
-        check_size(len(prompt), max_bytes, or_more=True)
+        check_size(json_length(prompt), max_bytes, or_more=True)
         if not prompt or prompt.isspace():
             refuse("The prompt is empty; give it some text.")
         return [{"role": "user", "content": prompt}]
@@ -71,7 +79,7 @@ def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
         problem = _problem(message, content)
         if problem is not None:
             refuse(f"messages[{index}]: {problem}.")
-        size += len(content) if isinstance(content, str) else 0
+        size += json_length(content) if isinstance(content, str) else 0
         check_size(size, max_bytes, or_more=True)
     return prompt
 
@@ -87,14 +95,14 @@ def _problem(message: Mapping[str, Any], content: Any) -> str | None:
         return "a tool message needs the tool_call_id that it answers"
     if isinstance(content, str) and (content or role != "user"):
         return None
-    return _content_problem(message, role, content)
+    if content is not None:
+        return _content_problem(content)
+    if role == "assistant" and any(message.get(name) for name in _INSTEAD_OF_CONTENT):
+        return None
+    return "content is missing; only an assistant's message with tool_calls may have none"
 
 
-def _content_problem(message: Mapping[str, Any], role: str, content: object) -> str | None:
-    if content is None:
-        if role == "assistant" and any(message.get(name) for name in _INSTEAD_OF_CONTENT):
-            return None
-        return "content is missing; only an assistant's message with tool_calls may have none"
+def _content_problem(content: object) -> str | None:
     if not isinstance(content, str | list | tuple):
         return f"content must be a text or a list of parts, not {type(content).__name__}"
     if not content:

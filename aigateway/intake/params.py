@@ -64,7 +64,7 @@ _ELSEWHERE = {
 
 def copied_chat_params(
     given: dict[str, Any], max_bytes: int
-) -> tuple[dict[str, Any], type[BaseModel] | None]:
+) -> tuple[dict[str, Any], type[BaseModel] | None, int]:
     """Check the parameters of `chat()`, and copy them.
 
     Args:
@@ -72,7 +72,7 @@ def copied_chat_params(
         max_bytes: Longest parameters, as JSON.
 
     Returns:
-        The copy, and the class if `response_format` was one.
+        The copy, the class if `response_format` was one, and the bytes of the copy as JSON.
     """
     if given.get("stream") is False:
         del given["stream"]  # what chat() does anyway
@@ -84,20 +84,20 @@ def copied_chat_params(
             refuse("response_format must be a pydantic model class or OpenAI's mapping for it.")
         response_model = response_format
         given["response_format"] = orjson.Fragment(strict_format(response_model))
-    return _copy(given, max_bytes), response_model
+    own, size = _copy(given, max_bytes)
+    return own, response_model, size
 
 
 def copied_embedding_params(given: dict[str, Any], max_bytes: int) -> dict[str, Any]:
     """Check the parameters of `embed()`, and copy them."""
     _check_params(given, _EMBEDDING_PARAMS, _EMBEDDING_OPTIONS)
-    return _copy(given, max_bytes)
+    return _copy(given, max_bytes)[0]
 
 
-def _copy(given: dict[str, Any], max_bytes: int) -> dict[str, Any]:
+def _copy(given: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
     encoded = encoded_json(given, "params")
     check_size(len(encoded), max_bytes, "parameters have")
-    own: dict[str, Any] = copied(given, encoded)
-    return own
+    return copied(given, encoded), len(encoded)
 
 
 def _check_params(given: dict[str, Any], allowed: frozenset[str], more: Iterable[str]) -> None:

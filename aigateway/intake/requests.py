@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-
 from aigateway.intake.encoding import check_size, copied, encoded_json
 from aigateway.intake.messages import copied_messages
 from aigateway.intake.params import copied_chat_params, copied_embedding_params
@@ -66,14 +65,14 @@ def chat_request(
         check_seconds("cache_ttl", cache_ttl)
     if not isinstance(cache, bool) and cache != "refresh":
         refuse('cache must be True, False or "refresh".')
-    messages = copied_messages(prompt_or_messages, system, settings.max_prompt_bytes)
+    most = settings.max_prompt_bytes
+    messages, size = copied_messages(prompt_or_messages, system, most)
     given = {name: value for name, value in params.items() if value is not None}
     if temperature is not None:
         given["temperature"] = temperature
     if max_tokens is not None:
         given["max_tokens"] = max_tokens
-    most = settings.max_prompt_bytes
-    own, response_model = copied_chat_params(given, most) if given else (given, None)
+    own, response_model, more = copied_chat_params(given, most) if given else (given, None, 0)
     return ChatRequest(
         messages,
         model,
@@ -86,6 +85,7 @@ def chat_request(
         origin.request_id or _new_id(),
         partition=origin.partition,
         headers=origin.headers,
+        size=size + more,
     )
 
 

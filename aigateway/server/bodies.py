@@ -26,7 +26,7 @@ __all__ = ["MOST_VALUES", "checked", "json_body"]
 _Read = TypeVar("_Read")
 
 MOST_VALUES = 100_000
-"""JSON values in a body, about. A chat of 20,000 messages has 60,000."""
+"""JSON values in a body, about. A chat of 10,000 messages has 30,000."""
 
 _SHORT = 65_536
 """Bytes of a body that is read at once: a few milliseconds, whatever is in it."""

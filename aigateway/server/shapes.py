@@ -48,6 +48,14 @@ def _flag(value: Any) -> Any:
     return value
 
 
+def _brief_type(value: Any) -> Any:
+    """Pydantic repeats the type in its error, whatever its length."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and len(kind) > _LONGEST_TYPE:
+        raise ValueError(f"type must have at most {_LONGEST_TYPE} characters")
+    return value
+
+
 def _few(value: Any) -> Any:
     """Pydantic looks at every item of a mapping before it counts them."""
     if isinstance(value, dict) and len(value) > _FEW:
@@ -55,6 +63,7 @@ def _few(value: Any) -> Any:
     return value
 
 
+_LONGEST_TYPE = 64
 _FEW = 1024
 """Tools, calls of one message, words to stop at: several times what any vendor takes."""
 
@@ -148,6 +157,7 @@ class FilmPart(TypedDict):
 Part = Annotated[
     TextPart | RefusalPart | PicturePart | SoundPart | FilePart | FilmPart,
     Field(discriminator="type"),
+    BeforeValidator(_brief_type),
 ]
 Parts = Many[Part]
 
@@ -323,7 +333,9 @@ class CustomTool(TypedDict):
     custom: CustomFormat
 
 
-Tool = Annotated[FunctionTool | CustomTool, Field(discriminator="type")]
+Tool = Annotated[
+    FunctionTool | CustomTool, Field(discriminator="type"), BeforeValidator(_brief_type)
+]
 
 
 class JsonSchema(TypedDict):
@@ -393,7 +405,12 @@ class Parameters(TypedDict):
     prompt_cache_retention: NotRequired[str | None]
     reasoning_effort: NotRequired[str | None]
     response_format: NotRequired[
-        Annotated[SchemaFormat | PlainFormat, Field(discriminator="type")] | None
+        Annotated[
+            SchemaFormat | PlainFormat,
+            Field(discriminator="type"),
+            BeforeValidator(_brief_type),
+        ]
+        | None
     ]
     safety_identifier: NotRequired[str | None]
     safety_settings: NotRequired[Few[dict[str, Any]] | None]

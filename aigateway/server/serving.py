@@ -38,10 +38,6 @@ BACKLOG = 2048
 _AT_A_TIME = 8
 """Connections accepted in one go. More, and one process would take what all should share."""
 
-_KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep connections: who closes first must be the one who knows that it does
-not send a request at that moment."""
-
 _TELLING_SECONDS = 1.0
 """For streams to say that they end."""
 
@@ -185,7 +181,6 @@ class _Server(uvicorn.Server):
             ws="none",
             server_header=False,
             backlog=_AT_A_TIME,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
         super().__init__(config)
 

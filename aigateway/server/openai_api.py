@@ -67,6 +67,7 @@ async def _streamed(request: Request, exchange: Exchange, question: Question) ->
     async with contextlib.AsyncExitStack() as stack:
         turn = exchange.turn(stack, question.model, exchange.terms.timeout)
         options |= turn.options
+        await exchange.service.turns.take()
         stream = await stack.enter_async_context(turn.gateway.stream(question.prompt, **options))
         async with WhilePresent(request.receive):
             first = await anext(stream)
@@ -88,6 +89,7 @@ async def _streamed(request: Request, exchange: Exchange, question: Question) ->
             ping_seconds=PING_SECONDS,
             farewell=_FAREWELL,
             stopping=exchange.service.stopping,
+            turns=exchange.service.turns,
             clock=clock,
         )
 

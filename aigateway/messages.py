@@ -190,11 +190,13 @@ class Origin:
             the caller's to set: who asks (`Authorization`, `x-api-key`, ...), how it is sent
             (`Host`, `Content-Type`, ...), and what the provider has in its own `headers`. They do
             not count when requests are compared.
+        tenant: Names the one who asks in logs and events, before the agent if there is one.
     """
 
     request_id: str = ""
     partition: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,7 @@ class ChatRequest:
         background: It waits for a free place behind every request that is not in the background.
         partition: See `Origin`.
         headers: See `Origin`.
+        tenant: See `Origin`.
         size: Bytes of the messages and parameters as JSON; 0 is not counted.
     """
 
@@ -232,6 +235,7 @@ class ChatRequest:
     background: bool = False
     partition: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = ""
     size: int = field(default=0, compare=False)
 
 
@@ -245,6 +249,7 @@ class EmbeddingRequest:
     timeout: float | None = None
     request_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

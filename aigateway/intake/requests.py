@@ -85,6 +85,7 @@ def chat_request(
         origin.request_id or _new_id(),
         partition=origin.partition,
         headers=origin.headers,
+        tenant=origin.tenant,
         size=size + more,
     )
 
@@ -135,6 +136,7 @@ def embedding_request(
         timeout,
         origin.request_id or _new_id(),
         origin.headers,
+        origin.tenant,
     )
 
 

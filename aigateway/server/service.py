@@ -106,6 +106,11 @@ class Service:
         """Take a circuit of this process in hand; see `AsyncGateway.force_circuit`."""
         self.gateway.force_circuit(name, order, by=by)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self._uses
+
     @contextlib.contextmanager
     def in_use(self) -> Iterator[AsyncGateway]:
         """The gateway for one request: it is not closed before the request is over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import select
 import socket
@@ -43,6 +44,9 @@ _TELLING_SECONDS = 1.0
 
 _FLUSHING_SECONDS = 0.5
 """For the last bytes to leave."""
+
+_IDLE_SECONDS = 10.0
+"""Between two looks whether nothing is under way, so that memory can be given back."""
 
 _FRESH_SECONDS = 0.3
 """For the first request of a connection that was made at the last moment."""
@@ -111,6 +115,7 @@ class Process:
             GatewayError: The gateway cannot be made ready.
         """
         self._spawn(self.service.workers.attend())
+        self._spawn(self._give_memory_back())
         try:
             await self._unless_told(self.service.gateway.warmup())
             self._warm.set()
@@ -130,6 +135,14 @@ class Process:
         await self.ending.notice()
         server.should_exit = True
         await serving
+
+    async def _give_memory_back(self) -> None:
+        """Return what a burst of requests took; glibc keeps it, however much is free."""
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        while trim is not None:
+            await self.service.clock.sleep(_IDLE_SECONDS)
+            if self.service.is_idle:
+                await asyncio.to_thread(trim, 0)
 
     async def _unless_told(self, waiting: Any) -> None:
         """Wait for something, or for being told to end."""

@@ -2,7 +2,7 @@
 
 What is measured is the CPU time of this process while one `/health` is under way. It does not grow
 when the machine is busy with something else. The bound is 0.1 s, or what parsing a body of the same
-size takes six times, where the processor itself is slow.
+size takes four times, where the processor itself is slow.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def allowed() -> Iterator[float]:
         began = time.process_time()
         orjson.loads(body)
         times.append(time.process_time() - began)
-    yield max(0.1, 6 * min(times))
+    yield max(0.1, 4 * min(times))
     gc.unfreeze()
 
 
@@ -181,7 +181,7 @@ async def test_no_long_body_that_is_right_holds_up_others(name, allowed):
 
 
 async def test_a_body_in_tiny_chunks_holds_up_nobody(allowed):
-    chunks = b"1\r\n{\r\n" * 40_000 + b"0\r\n\r\n"
+    chunks = b"1\r\n{\r\n" * 120_000 + b"0\r\n\r\n"
     async with scripted_service() as service, running(service) as url:
         for path, status in (("/v1/chat/completions", 400), ("/health", 405)):
             async with watched(url) as health:
@@ -213,7 +213,7 @@ async def talk(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def test_fast_streams_that_nobody_reads_hold_up_nobody(allowed):
-    readers, loop = 60, asyncio.get_running_loop()
+    readers, loop = 150, asyncio.get_running_loop()
     async with RawTestServer(talk) as vendor:
         base = str(vendor.make_url("/v1"))
         config = LLMConfig("openai", "m", name="a", api_key="k", api_base=base)

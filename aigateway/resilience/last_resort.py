@@ -37,7 +37,7 @@ RAMP = 5.0
 """Seconds after which a provider that came back is asked without a bound again."""
 
 _LEAST_PACE = 8.0
-"""Attempts a second at the beginning of the ramp, at least."""
+"""Attempts in the first second of the ramp, at least; each later one has twice as many."""
 
 _ABOVE_ARRIVALS = 1.5
 """That pace, as a multiple of the rate at which requests arrive."""
@@ -54,7 +54,7 @@ class LastResort:
         "_purse",
         "_ramp_began",
         "_ramp_credit",
-        "_ramp_looked",
+        "_ramp_growth",
         "_ramp_pace",
         "_seen",
         "_seen_before",
@@ -74,7 +74,7 @@ class LastResort:
         self._ramp_began = math.inf  # no ramp
         self._ramp_pace = 0.0
         self._ramp_credit = 0.0
-        self._ramp_looked = 0.0
+        self._ramp_growth = 1.0  # of the pace, when the credit was worked out
         self._seen = 0  # requests in this second that had no other provider left
         self._seen_before = 0  # and in the one before
         self._seen_since = -math.inf
@@ -111,10 +111,13 @@ class LastResort:
         if age >= RAMP:
             self._ramp_began = math.inf
             return 0.0
-        pace = self._ramp_pace * 2.0 ** int(age)
-        credit = self._ramp_credit + (now - self._ramp_looked) * pace
-        self._ramp_credit, self._ramp_looked = min(credit, max(1.0, pace / 8)), now
-        return max(0.0, (1.0 - self._ramp_credit) / pace)
+        pace, growth = self._ramp_pace, 2.0**age
+        credit = self._ramp_credit + pace * (growth - self._ramp_growth)
+        self._ramp_credit, self._ramp_growth = min(credit, max(1.0, pace * growth / 8)), growth
+        missing = 1.0 - self._ramp_credit
+        if missing <= 0:
+            return 0.0
+        return max(0.0, min(RAMP, math.log2(growth + missing / pace)) - age)
 
     def begin(self, *, closed: bool) -> bool:
         """An attempt begins. Returns whether it is on an empty purse, as `end` wants to know.
@@ -150,5 +153,5 @@ class LastResort:
         recent = now - self._seen_since < 2.0
         arrivals = max(self._seen, self._seen_before) if recent else 0
         self._ramp_pace = max(_LEAST_PACE, _ABOVE_ARRIVALS * arrivals)
-        self._ramp_began = self._ramp_looked = now
-        self._ramp_credit = 1.0
+        self._ramp_began = now
+        self._ramp_credit = self._ramp_growth = 1.0

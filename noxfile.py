@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import subprocess
+import sys
+
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "virtualenv"
@@ -22,6 +28,34 @@ def tests(session: nox.Session) -> None:
     """Run the default suite; arguments after `--` go to pytest."""
     install(session)
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def flakes(session: nox.Session) -> None:
+    """Run the suite in random orders; after `--`: `--orders 10`, `--load 4`, arguments of pytest.
+
+    `--load` is how many processes keep the machine busy beside it.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--orders", type=int, default=3)
+    parser.add_argument("--load", type=int, default=0)
+    options, rest = parser.parse_known_args(session.posargs)
+    install(session)
+    failed = []
+    with contextlib.ExitStack() as busy:
+        for _ in range(options.load):
+            process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            busy.callback(process.wait)
+            busy.callback(process.kill)
+        for seed in range(1, options.orders + 1):
+            try:
+                session.run(
+                    "python", "-m", "pytest", "-n", "2", f"--randomly-seed={seed}", "-q", *rest
+                )
+            except CommandFailed:
+                failed.append(seed)
+    if failed:
+        session.error(f"The suite fails with --randomly-seed={failed}.")
 
 
 @nox.session
@@ -53,7 +87,7 @@ def model(session: nox.Session) -> None:
     """Visit every state of the circuit with many calls out; after `--`: `--most-calls 12`."""
     install(session)
     exhaustive = "tests/resilience/test_breaker_exhaustive.py"
-    session.run("python", "-m", "pytest", "-s", exhaustive, "--most-calls=10", *session.posargs)
+    session.run("python", "-m", "pytest", "-s", exhaustive, "--most-calls=8", *session.posargs)
 
 
 @nox.session

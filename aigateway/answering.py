@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import sys
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import replace
+from typing import Self
 
 from aigateway import intake
 from aigateway.cache.flight import Flights, Lead
@@ -111,7 +113,7 @@ class Answering:
                 run = self._stream_run(request, resume, entry)
                 try:
                     async with contextlib.aclosing(run.chunks()) as chunks:
-                        async for chunk in chunks:
+                        async for chunk in _ClosedByUs(chunks):
                             outcome.opening = run.opening
                             yield chunk
                     response = self._run_to_its_end(key, request, entry, run)
@@ -294,8 +296,9 @@ class Answering:
                 self._roster.candidates(request.model, "embeddings"),
                 entry.began,
                 deadline,
-                lambda: embedding_digest(request),
+                cause=lambda: embedding_digest(request),
                 named=named,
+                tenant=request.partition,
                 account=entry.account,
             )
         hedge = request.hedge
@@ -309,7 +312,7 @@ class Answering:
             self._roster.candidates(request.model, "chat"),
             entry.began,
             deadline,
-            lambda: cache_key(request),
+            cause=lambda: cache_key(request),
             named=named,
             tokens=tokens,
             hedge=hedge,
@@ -364,6 +367,30 @@ class Answering:
             parsed=parsed,
             request_id=request.request_id,
         )
+
+
+class _ClosedByUs:
+    """The items of an asynchronous generator of which the event loop does not know.
+
+    A loop that ends closes all generators at once. One that is being closed by the generator around
+    it cannot be closed a second time, and asyncio would report that as an error.
+    """
+
+    __slots__ = ("_generator",)
+
+    def __init__(self, generator: AsyncGenerator[Chunk, None]) -> None:
+        self._generator = generator
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __anext__(self) -> Awaitable[Chunk]:
+        loops_own = sys.get_asyncgen_hooks().firstiter
+        sys.set_asyncgen_hooks(firstiter=None)
+        try:
+            return anext(self._generator)
+        finally:
+            sys.set_asyncgen_hooks(firstiter=loops_own)
 
 
 def _opening(response: ChatResponse) -> Opening:

@@ -29,7 +29,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aigateway.clock import Clock
-from aigateway.errors import DeadlineExceededError, GatewayError, RequestRejectedError
+from aigateway.errors import (
+    AllProvidersFailedError,
+    DeadlineExceededError,
+    GatewayError,
+    RequestRejectedError,
+)
 from aigateway.intake import Wanted, read_request
 from aigateway.intake.values import check_patience, check_seconds
 from aigateway.messages import (
@@ -86,6 +91,7 @@ class Terms:
             if waiting is no use. Takes whatever stands as "model", and never raises.
         last_resort: Seconds until one request may go out all the same, as the last resort; infinite
             if none may. Likewise.
+        refusal: The error for a request that is not asked, since no provider can be. Likewise.
         offline: Whether no connection can be made to anybody.
     """
 
@@ -98,6 +104,7 @@ class Terms:
     outage_patience: float | None = 300.0
     away: Callable[[object], float] = lambda _: 0.0
     last_resort: Callable[[object], float] = lambda _: math.inf
+    refusal: Callable[[object], GatewayError] = lambda _: AllProvidersFailedError.of(())
     offline: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
@@ -231,7 +238,12 @@ class _Run:
         self._requests = requests
         self._terms = terms
         self._patience = Patience(
-            terms.clock, terms.outage_patience, terms.away, terms.offline, terms.last_resort
+            terms.clock,
+            terms.outage_patience,
+            terms.away,
+            terms.offline,
+            last_resort=terms.last_resort,
+            refusal=terms.refusal,
         )
         self._total = len(requests) if isinstance(requests, Sized) else None
         self._asked: dict[asyncio.Task[ChatResponse], _Begun] = {}

@@ -32,7 +32,7 @@ from aigateway.messages import (
     Origin,
 )
 from aigateway.resilience import retry
-from aigateway.resilience.limiter import Limiter
+from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.network import Reachability
 from aigateway.resilience.stall import StallWatch
 from aigateway.resilience.turnstile import Turnstile

@@ -233,5 +233,6 @@ class ManyRequests(ABC):
             outage_patience=outage_patience,
             away=self._seconds_until_available,
             last_resort=self._roster.seconds_until_last_resort,
+            refusal=self._roster.refusal_of_all,
             offline=lambda: self._network.network_is_down,
         )

@@ -7,7 +7,7 @@ thousand callers and none can change it for the next. Nothing here validates or 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -188,16 +188,21 @@ class Origin:
 
     Attributes:
         request_id: Names the request in logs and events; "" takes a fresh one.
-        partition: Answers are shared (cached, coalesced) only among requests of the same one.
+        partition: The tenant. Answers are shared (cached, coalesced) only among requests of the
+            same one, and those that wait for a free place get it in turn.
         headers: Go to the vendor (`traceparent`, `X-Request-ID`, ...), but for those that are not
             the caller's to set: who asks (`Authorization`, `x-api-key`, ...), how it is sent
             (`Host`, `Content-Type`, ...), and what the provider has in its own `headers`. They do
             not count when requests are compared.
+        on_cost: Gets the US dollars of each call that was made for the request, when the call ends:
+            of failed ones, of hedges that lost, and of those that the caller left, too. None where
+            the price is not known. Calls that others joined may end after the request.
     """
 
     request_id: str = ""
     partition: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +224,7 @@ class ChatRequest:
         background: It waits for a free place behind every request that is not in the background.
         partition: See `Origin`.
         headers: See `Origin`.
+        on_cost: See `Origin`.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -234,6 +240,7 @@ class ChatRequest:
     background: bool = False
     partition: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +252,9 @@ class EmbeddingRequest:
     params: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = None
     request_id: str = ""
+    partition: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

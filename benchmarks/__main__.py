@@ -38,13 +38,22 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="only show that it works; nothing is written"
     )
+    storm = parser.add_argument_group("storm")
+    storm.add_argument(
+        "--only", action="append", metavar="ROW", help="rows whose names begin so; may be repeated"
+    )
+    storm.add_argument("--json", type=Path, metavar="FILE", help="write figures, one row a line")
+    storm.add_argument("--before", type=Path, metavar="FILE", help="such a file, to compare with")
+    storm.add_argument("--real-time", action="store_true", help="an ordinary clock; takes long")
     given = parser.parse_args()
     unknown = set(given.names) - set(NAMES)
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    _quiet()
+    quiet()
+    only = tuple(given.only or ())
+    options = Options(given.quick, only, given.json, given.before, given.real_time)
     for name in given.names or NAMES:
-        _run(name, Options(quick=given.quick))
+        _run(name, options)
 
 
 def _run(name: str, options: Options) -> None:
@@ -52,11 +61,11 @@ def _run(name: str, options: Options) -> None:
     result = asyncio.run(importlib.import_module(f"benchmarks.{name}").run(options))
     print(f"\n# {name} ({time.perf_counter() - began:.0f} s)\n\n{result.how}\n")
     print("\n\n".join(table.markdown() for table in result.tables), flush=True)
-    if not options.quick:
+    if not options.partial:
         write(result)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Libraries print about failures that are made on purpose; ours logs at INFO, to nowhere."""
     warnings.simplefilter("ignore")
     litellm.suppress_debug_info = True

@@ -133,24 +133,24 @@ class Upstream:
         if self.mode == "hang":
             await asyncio.sleep(60)
         if self.mode == "reset" and request.transport is not None:
-            _reset(request.transport)
+            reset(request.transport)
         elif self.mode == "tail" and self._chance.random() < TAIL[0]:
             await asyncio.sleep(TAIL[1])
         elif self.delay:
             await asyncio.sleep(self.delay)
         if self.first_answer is None:
             self.first_answer = asyncio.get_running_loop().time() - self.changed_at
-        return web.Response(body=BODIES[_wire(request.path)], content_type="application/json")
+        return web.Response(body=BODIES[wire_of(request.path)], content_type="application/json")
 
 
-def _reset(transport: asyncio.Transport) -> None:
+def reset(transport: asyncio.Transport) -> None:
     """Close so that the peer sees a reset and not an end."""
     connection = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
-def _wire(path: str) -> str:
+def wire_of(path: str) -> str:
     if path.endswith("/messages"):
         return "ANTHROPIC"
     return "GEMINI" if path.endswith(":generateContent") else "OPENAI"

@@ -1,6 +1,9 @@
 """What every test gets: no settings from the outside, and the shipped simulator fixture."""
 
+import logging
 import os
+import signal
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,10 +35,27 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # A shell that runs this in the background has it ignored, and every child inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     examples = config.getoption("--examples")
     if examples:
         settings.register_profile("longer", settings.default, max_examples=examples)
         settings.load_profile("longer")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Escape what has no UTF-8 (fuzzed texts in logs): xdist cannot send it, and breaks down."""
+    report = yield
+    report.sections = [(name, _encodable(text)) for name, text in report.sections]
+    told = str(report.longrepr) if report.failed else ""
+    if told != _encodable(told):
+        report.longrepr = _encodable(told)
+    return report
+
+
+def _encodable(text):
+    return text.encode(errors="backslashreplace").decode()
 
 
 @pytest.fixture
@@ -51,6 +71,38 @@ def no_outside_settings(monkeypatch, tmp_path_factory):
         if name.startswith(VENDOR_PREFIXES):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+def _loggers():
+    known = logging.root.manager.loggerDict.values()
+    return [logging.root, *(logger for logger in known if isinstance(logger, logging.Logger))]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """No test leaves a level, a handler or a filter to the next.
+
+    But for the filters that the package places when it loads litellm, once for all tests.
+    """
+    before = {
+        logger: (logger.level, logger.handlers[:], logger.propagate, logger.disabled)
+        for logger in _loggers()
+    }
+    filters = {owner: owner.filters[:] for logger in before for owner in (logger, *logger.handlers)}
+    yield
+    loading = sys.modules.get("aigateway.vendor.loading")
+    kept = getattr(loading, "_unless_silent", None)
+    for logger in _loggers():
+        if logger in before:
+            level, handlers, logger.propagate, logger.disabled = before[logger]
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
+        for owner in (logger, *logger.handlers):
+            own = filters.get(owner, [])
+            owner.filters[:] = own + [f for f in owner.filters if f is kept and f not in own]
+    structlog = sys.modules.get("structlog")
+    if structlog is not None:
+        structlog.reset_defaults()
 
 
 @pytest.fixture

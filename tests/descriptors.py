@@ -1,10 +1,14 @@
-"""A process that has no file descriptor left for anything new; what is open goes on working."""
+"""Descriptors of this process: none left for anything new, or how many are sockets."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import socket
+import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -16,3 +20,18 @@ def none_left() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def client_sockets(*server_ports: int) -> int:
+    """How many sockets this process has that are not those of its servers on these ports."""
+    ports = [_own_port(int(descriptor.name)) for descriptor in Path("/dev/fd").iterdir()]
+    return sum(port is not None and port not in server_ports for port in ports)
+
+
+def _own_port(descriptor: int) -> int | None:
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            with socket.socket(fileno=os.dup(descriptor)) as copy:
+                if copy.family in {socket.AF_INET, socket.AF_INET6}:
+                    return int(copy.getsockname()[1])
+    return None

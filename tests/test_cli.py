@@ -13,6 +13,7 @@ from aigateway import errors
 from aigateway.cli import app
 from aigateway.cli.outcome import explained
 from aigateway.simulator import Fault, Simulator
+from tests.processes import PATIENCE
 
 ROOT = Path(aigateway.__file__).parents[1]
 
@@ -57,7 +58,7 @@ def python(*arguments):
         check=False,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
@@ -241,7 +242,7 @@ class TestSimulate:
                 lines.append(process.stdout.readline())
                 assert lines[-1], process.stderr.read()
             process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=20)
+            _, stderr = process.communicate(timeout=PATIENCE)
         assert any(line.startswith("export OPENAI_BASE_URL=http://127.0.0.1:") for line in lines)
         assert (stderr, process.returncode) == ("stopped\n", 0)
 

@@ -1,4 +1,5 @@
-"""The shared timer, held against `asyncio.timeout` on a loop where time passes only by waiting."""
+"""The shared timer, held against `asyncio.timeout` on a loop where time passes only by waiting;
+and timeouts that are put off, there and on the clock of tests."""
 
 import asyncio
 import contextlib
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigateway.clock import SYSTEM_CLOCK, Timeout, _alarms
+from aigateway.testing import FakeClock
 
 Scope = Callable[[float], AbstractAsyncContextManager[Timeout]]
 
@@ -278,3 +280,123 @@ def test_two_loops_in_turns_on_one_thread() -> None:
         loop.close()
     gc.collect()
     assert results == ["one", "two"]
+
+
+class More:
+    """What puts a timeout off: by so many seconds, one after the other, then no more."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = list(seconds)
+        self.asked: list[float] = []
+        self.now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
+
+    def __call__(self) -> float:
+        self.asked.append(self.now())
+        return self.seconds.pop(0) if self.seconds else 0.0
+
+
+@pytest.mark.parametrize(
+    ("more", "ends"), [((), 5), ((3.0,), 8), ((3.0, 2.0, 0.5), 10.5), ((0.0, 9.0), 5), ((-1.0,), 5)]
+)
+class TestPutOff:
+    def test_by_the_shared_timer(self, more: tuple[float, ...], ends: float) -> None:
+        puts_off = More(*more)
+
+        async def main() -> None:
+            with pytest.raises(TimeoutError):
+                async with SYSTEM_CLOCK.timeout(5, more=puts_off) as scope:
+                    await asyncio.sleep(100)
+            assert asyncio.get_running_loop().time() == ends
+            assert scope.expired()
+
+        on_leaping_loop(main)
+        assert puts_off.asked[0] == 5, "asked when it is due, not before"
+        assert puts_off.asked[-1] == ends
+
+    async def test_by_the_clock_of_tests(self, more: tuple[float, ...], ends: float) -> None:
+        clock, puts_off = FakeClock(0.0), More(*more)
+        puts_off.now = clock.now
+        ended: list[float] = []
+
+        async def work() -> None:
+            try:
+                async with clock.timeout(5, more=puts_off):
+                    await clock.sleep(100)
+            except TimeoutError:
+                ended.append(clock.now())
+
+        working = asyncio.create_task(work())
+        await clock.advance(50)
+        assert ended == [ends]
+        assert puts_off.asked[0] == 5
+        assert puts_off.asked[-1] == ends
+        await working
+
+
+def test_one_that_was_put_off_may_end_well() -> None:
+    async def main() -> None:
+        async with SYSTEM_CLOCK.timeout(5, more=More(3.0)) as scope:
+            await asyncio.sleep(7)
+        assert not scope.expired()
+        await asyncio.sleep(10)
+        alarm = _alarms.latest
+        assert alarm is not None
+        assert alarm._left == len(alarm._due)
+
+    on_leaping_loop(main)
+
+
+async def test_so_may_one_on_the_clock_of_tests() -> None:
+    clock = FakeClock(0.0)
+
+    async def work() -> None:
+        async with clock.timeout(5, more=More(3.0)):
+            await clock.sleep(7)
+
+    working = asyncio.create_task(work())
+    await clock.advance(7)
+    await clock.advance(100)
+    await working
+
+
+def test_the_others_on_the_same_timer_are_told_in_time() -> None:
+    ended: list[tuple[str, float]] = []
+
+    async def work(name: str, seconds: float, *more: float) -> None:
+        try:
+            async with SYSTEM_CLOCK.timeout(seconds, more=More(*more)):
+                await asyncio.sleep(100)
+        except TimeoutError:
+            ended.append((name, asyncio.get_running_loop().time()))
+
+    async def main() -> None:
+        await asyncio.gather(
+            work("put off twice", 2, 1.5, 4.0),
+            work("after the first time", 3),
+            work("between", 4),
+            work("put off to the end", 4, 5.0),
+            work("after the second time", 8),
+        )
+
+    on_leaping_loop(main)
+    assert ended == [
+        ("after the first time", 3),
+        ("between", 4),
+        ("put off twice", 7.5),
+        ("after the second time", 8),
+        ("put off to the end", 9),
+    ]
+
+
+def test_one_that_was_put_off_can_be_moved() -> None:
+    async def moved() -> None:
+        async with SYSTEM_CLOCK.timeout(5, more=More(30.0)) as scope:
+            asyncio.get_running_loop().call_later(6, scope.reschedule, 10)
+            await asyncio.sleep(100)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await moved()
+        assert asyncio.get_running_loop().time() == 10
+
+    on_leaping_loop(main)

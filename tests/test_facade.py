@@ -24,8 +24,9 @@ from aigateway.events import Event, RequestServed
 from aigateway.gateway import AsyncGateway
 from aigateway.simulator import Simulator
 from aigateway.testing import ScriptedVendor, scripted_configs
+from tests.processes import PATIENCE
 
-WAIT = 10.0
+WAIT = PATIENCE
 ROOT = Path(aigateway.__file__).parents[1]
 
 
@@ -256,7 +257,7 @@ def run_script(body, *options):
         check=False,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 

@@ -420,7 +420,7 @@ class TestBooks:
         await gateway.chat("hi")
         await gateway.chat("hi")
         for name in "ab":
-            vendor.always(name, Failure(K.AUTHENTICATION, 401))
+            vendor.always(name, Failure(K.AUTHENTICATION, 401, certain=True))
         with pytest.raises(AllProvidersFailedError):
             await gateway.chat("other")
         metrics = gateway.get_metrics()
@@ -443,7 +443,8 @@ class TestBooks:
         assert a["attempts"] == 4
         assert a["failures"] == {"server_error": 1, "timeout": 1}
         assert a["attempts"] == a["successes"] + sum(a["failures"].values())
-        assert (a["total_tokens"], a["cost_usd"]) == (4, 0.002)
+        # Two answers of two tokens, and the prompt of the call that timed out.
+        assert (a["total_tokens"], a["cost_usd"]) == (5, 0.002)
         assert set(a["latency_seconds"]) == {"p50", "p95", "p99"}
 
     async def test_the_rate_has_two_decimals(self, make):

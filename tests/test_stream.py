@@ -423,7 +423,8 @@ class TestContinue:
         assert text_of(await read(stream)) == "Once upon a time."
         reply = stream.response
         assert (reply.text, reply.provider, reply.resumed) == ("Once upon a time.", "c", True)
-        assert (reply.usage.total_tokens, reply.cost_usd) == (11, 0.5)
+        # What the second vendor counted, and the estimate for the first: 2 bytes and 11.
+        assert (reply.usage.total_tokens, reply.cost_usd) == (11 + 1 + 3, 0.5)
         name, request = vendor.calls[-1]
         assert name == "c"
         assert request.messages[-1] == {"role": ASSISTANT, "content": "Once upon"}

@@ -12,8 +12,10 @@ from aigateway.intake.items import Wanted, read_request, row_reader, template_fi
 from aigateway.intake.requests import NOBODY, chat_request, embedding_request
 from aigateway.intake.tokens import (
     USUAL_ANSWER,
+    answer_bytes,
     answer_tokens,
     estimated_tokens,
+    prompt_size,
     prompt_tokens,
 )
 
@@ -21,10 +23,12 @@ __all__ = [
     "NOBODY",
     "USUAL_ANSWER",
     "Wanted",
+    "answer_bytes",
     "answer_tokens",
     "chat_request",
     "embedding_request",
     "estimated_tokens",
+    "prompt_size",
     "prompt_tokens",
     "read_request",
     "row_reader",

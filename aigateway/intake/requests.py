@@ -86,6 +86,7 @@ def chat_request(
         origin.request_id or _new_id(),
         partition=origin.partition,
         headers=origin.headers,
+        on_cost=origin.on_cost,
     )
 
 
@@ -130,7 +131,9 @@ def embedding_request(
         own,
         timeout,
         origin.request_id or _new_id(),
+        origin.partition,
         origin.headers,
+        origin.on_cost,
     )
 
 

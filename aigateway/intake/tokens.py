@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from aigateway.messages import ChatRequest
+import orjson
 
-__all__ = ["USUAL_ANSWER", "answer_tokens", "estimated_tokens", "prompt_tokens"]
+from aigateway.messages import ChatRequest, Choice, EmbeddingRequest
+
+__all__ = [
+    "USUAL_ANSWER",
+    "answer_bytes",
+    "answer_tokens",
+    "estimated_tokens",
+    "prompt_size",
+    "prompt_tokens",
+]
 
 _CHARACTERS = 4
 """For each token: OpenAI's rule of thumb for English, and near enough for a rate."""
@@ -17,6 +26,10 @@ USUAL_ANSWER = 256
 
 _PART = 256
 """Tokens of a message part that is no text: what a small picture costs."""
+
+
+_SENT_AS_TEXT = frozenset({"functions", "response_format", "tools"})
+"""Parameters that vendors put into the prompt, and count."""
 
 
 def estimated_tokens(request: ChatRequest) -> int:
@@ -33,6 +46,52 @@ def answer_tokens(request: ChatRequest) -> int | None:
     """How many the answer may have at most, if the request says so."""
     bound = request.params.get("max_completion_tokens") or request.params.get("max_tokens")
     return bound if isinstance(bound, int) else None
+
+
+def prompt_size(request: ChatRequest | EmbeddingRequest) -> tuple[int, int]:
+    """How much goes to the vendor.
+
+    Returns:
+        Bytes of all text, tools and schemas included, and tokens of what is no text.
+    """
+    if isinstance(request, EmbeddingRequest):
+        return sum(map(_bytes, request.inputs)), 0
+    size, other = 0, 0
+    for message in request.messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list | tuple) else (content,):
+            text = part.get("text") if isinstance(part, Mapping) else part
+            if isinstance(text, str):
+                size += _bytes(text)
+            elif text is not None or isinstance(part, Mapping):
+                other += _PART
+        if message.get("tool_calls"):
+            size += _json_bytes(message["tool_calls"])
+    for name in _SENT_AS_TEXT & request.params.keys():
+        size += _json_bytes(request.params[name])
+    return size, other
+
+
+def answer_bytes(choices: Iterable[Choice]) -> int:
+    """Bytes of all that was said: text, visible reasoning, refusals, tool calls."""
+    size = 0
+    for choice in choices:
+        size += _bytes(choice.text)
+        if choice.reasoning:
+            size += _bytes(choice.reasoning)
+        if choice.refusal:
+            size += _bytes(choice.refusal)
+        for call in choice.tool_calls:
+            size += _bytes(call.name) + _bytes(call.arguments)
+    return size
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
+def _json_bytes(value: Any) -> int:
+    return len(orjson.dumps(value, default=str))
 
 
 def _of_message(message: Mapping[str, Any]) -> int:

@@ -38,14 +38,15 @@ class Cooldown:
     """Leaves a provider alone for as long as it asks; a `Guard` whose token is a trial or not.
 
     Attributes:
+        listener: Hears of it.
         until: When it ends, on the clock's own scale.
     """
 
-    __slots__ = ("_clamped", "_clock", "_listener", "_out_until", "_streak", "policy", "until")
+    __slots__ = ("_clamped", "_clock", "_out_until", "_streak", "listener", "policy", "until")
 
     def __init__(self, clock: Clock, policy: CooldownPolicy, listener: Listener) -> None:
         self._clock = clock
-        self._listener = listener
+        self.listener = listener
         self.policy = policy
         self.reset()
 
@@ -100,7 +101,7 @@ class Cooldown:
             self._clamped = self._clamped or retry_after > policy.clamp
             # The longest wish counts: answers to calls in flight arrive in any order.
             self.until = max(self.until, now + min(retry_after, policy.clamp))
-        self._listener.cooled_down(self.until - now)
+        self.listener.cooled_down(self.until - now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class Setup:
     the same refusal of two distinct requests with no answer between.
 
     Attributes:
+        listener: Hears of it.
         reason: Why it is disabled, or None.
         refused_at: When the vendor last refused a call for its setup, with evidence.
     """
@@ -137,9 +139,9 @@ class Setup:
         "_clock",
         "_disabled_at",
         "_in_a_row",
-        "_listener",
         "_recheck_at",
         "_suspects",
+        "listener",
         "policy",
         "reason",
         "refused_at",
@@ -147,7 +149,7 @@ class Setup:
 
     def __init__(self, clock: Clock, policy: SetupPolicy, listener: Listener) -> None:
         self._clock = clock
-        self._listener = listener
+        self.listener = listener
         self.policy = policy
         self.reset()
 
@@ -196,7 +198,7 @@ class Setup:
                 self._suspects.clear()
             if checked:
                 self.reset()
-                self._listener.enabled()
+                self.listener.enabled()
         elif outcome.effect is Effect.MISCONFIGURED and (
             outcome.certain or self.reason is not None or self._is_second(outcome)
         ):
@@ -217,4 +219,4 @@ class Setup:
             self._recheck_at = now + pause
         self.refused_at = now
         self.reason = reason = outcome.kind or FailureKind.UNKNOWN
-        self._listener.disabled(reason, outcome.status, self._recheck_at - now)
+        self.listener.disabled(reason, outcome.status, self._recheck_at - now)

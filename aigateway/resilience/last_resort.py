@@ -37,10 +37,13 @@ RAMP = 5.0
 """Seconds after which a provider that came back is asked without a bound again."""
 
 _LEAST_PACE = 8.0
-"""Attempts in the first second of the ramp, at least; each later one has twice as many."""
+"""Attempts a second at the beginning of the ramp, at least."""
 
 _ABOVE_ARRIVALS = 1.5
 """That pace, as a multiple of the rate at which requests arrive."""
+
+_NOTHING = 1e-6
+"""Share of an attempt that is not waited for: so short a wait might not move the clock."""
 
 
 class LastResort:
@@ -54,7 +57,7 @@ class LastResort:
         "_purse",
         "_ramp_began",
         "_ramp_credit",
-        "_ramp_growth",
+        "_ramp_looked",
         "_ramp_pace",
         "_seen",
         "_seen_before",
@@ -69,12 +72,12 @@ class LastResort:
         """Forget everything."""
         self._purse = 0.0
         self._out = 0
-        self._failed = 0  # attempts on an empty purse, in a row
+        self._failed = 0  # attempts on an empty purse, since the last answer
         self._last = -math.inf
         self._ramp_began = math.inf  # no ramp
         self._ramp_pace = 0.0
         self._ramp_credit = 0.0
-        self._ramp_growth = 1.0  # of the pace, when the credit was worked out
+        self._ramp_looked = 0.0
         self._seen = 0  # requests in this second that had no other provider left
         self._seen_before = 0  # and in the one before
         self._seen_since = -math.inf
@@ -111,13 +114,13 @@ class LastResort:
         if age >= RAMP:
             self._ramp_began = math.inf
             return 0.0
-        pace, growth = self._ramp_pace, 2.0**age
-        credit = self._ramp_credit + pace * (growth - self._ramp_growth)
-        self._ramp_credit, self._ramp_growth = min(credit, max(1.0, pace * growth / 8)), growth
-        missing = 1.0 - self._ramp_credit
-        if missing <= 0:
+        pace = self._ramp_pace * 2.0 ** int(age)
+        credit = self._ramp_credit + (now - self._ramp_looked) * pace
+        self._ramp_credit, self._ramp_looked = min(credit, max(1.0, pace / 8)), now
+        lacking = 1.0 - self._ramp_credit
+        if lacking <= _NOTHING:
             return 0.0
-        return max(0.0, min(RAMP, math.log2(growth + missing / pace)) - age)
+        return min(lacking / pace, 1.0 - age % 1.0)  # then the pace doubles
 
     def begin(self, *, closed: bool) -> bool:
         """An attempt begins. Returns whether it is on an empty purse, as `end` wants to know.
@@ -129,6 +132,7 @@ class LastResort:
             if self.ramping:
                 self._ramp_credit -= 1.0
             return False
+        self._ramp_began = math.inf  # it has gone away again; the next return has its own ramp
         self._last = self._clock.now()
         if self._purse >= 1.0:
             self._purse -= 1.0
@@ -141,7 +145,7 @@ class LastResort:
         if trickled and self._out:
             self._out -= 1
         if outcome.effect is not Effect.ANSWERED:
-            self._failed += trickled
+            self._failed += trickled and outcome.effect is Effect.FAILED
             return
         self._failed = 0
         if trickled and not self.ramping:
@@ -153,5 +157,5 @@ class LastResort:
         recent = now - self._seen_since < 2.0
         arrivals = max(self._seen, self._seen_before) if recent else 0
         self._ramp_pace = max(_LEAST_PACE, _ABOVE_ARRIVALS * arrivals)
-        self._ramp_began = now
-        self._ramp_credit = self._ramp_growth = 1.0
+        self._ramp_began = self._ramp_looked = now
+        self._ramp_credit = 1.0

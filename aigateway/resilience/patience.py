@@ -51,9 +51,10 @@ class Patience:
         offline: Whether no connection can be made to anybody.
         last_resort: Seconds until one request may go out during an outage all the same, so that
             its end is noticed; infinite if none may.
+        refusal: The error for a request that is not asked, since no provider can be.
     """
 
-    __slots__ = ("_away", "_clock", "_last_resort", "_offline", "_seconds", "_since")
+    __slots__ = ("_away", "_clock", "_last_resort", "_offline", "_refusal", "_seconds", "_since")
 
     def __init__(
         self,
@@ -61,13 +62,16 @@ class Patience:
         seconds: float | None,
         away: Callable[[object], float],
         offline: Callable[[], bool],
+        *,
         last_resort: Callable[[object], float],
+        refusal: Callable[[object], GatewayError],
     ) -> None:
         self._clock = clock
         self._seconds = math.inf if seconds is None else seconds
         self._away = away
         self._offline = offline
         self._last_resort = last_resort
+        self._refusal = refusal
         self._since: dict[object, float] = {}  # by model: when nobody could be asked first
 
     async def answer(
@@ -88,12 +92,16 @@ class Patience:
         while True:
             if held:
                 await self._hold(model, failures, own_end)
+                if self._away(model) > 0 and self._last_resort(model) > 0:
+                    raise self._refusal(model)  # the patience is over
+            in_outage = self._away(model) > 0
             try:
                 response = await ask()
             except (AllProvidersFailedError, DeadlineExceededError, OverloadedError) as error:
                 # A request that is refused for its own sake must not profit from others' answers.
                 own_end = min(own_end, self._clock.now() + self._seconds)
-                held = self._away(model) > 0 or self._tells_nothing(error)
+                # What was asked as last resort, and failed, has told nothing of itself either.
+                held = in_outage or self._away(model) > 0 or self._tells_nothing(error)
                 if not held or self._left(model, own_end) <= 0:
                     raise
                 failures += 1

@@ -47,6 +47,7 @@ class StallWatch:
         """A call goes out. Returns the mark for `since`."""
         self._calls += 1
         if self._ticking is None:
+            self._due = self._clock.now() + INTERVAL  # a stall may come before the first tick
             self._ticking = asyncio.create_task(self._tick(), name="aigateway-stall-watch")
         return self.seconds()
 
@@ -85,6 +86,7 @@ class StallWatch:
     async def stop(self) -> None:
         """Tick no more."""
         ticking, self._ticking = self._ticking, None
+        self._due = math.inf
         if ticking is not None:
             ticking.cancel()
             await asyncio.wait([ticking])
@@ -92,12 +94,11 @@ class StallWatch:
     async def _tick(self) -> None:
         try:
             while self._calls:  # one more tick after the last call: the next one comes soon
-                self._due = self._clock.now() + INTERVAL
-                await self._clock.sleep(INTERVAL)
-                late = self._clock.now() - self._due
+                await self._clock.sleep(self._due - self._clock.now())
+                now = self._clock.now()
+                late, self._due = now - self._due, now + INTERVAL
                 if late > TOLERANCE:
                     self._stalled += late
-                    self._due = math.inf  # counted
                     if late >= REPORTED:
                         self._on_stall(late)
         finally:

@@ -12,17 +12,17 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.events import AttemptEnded, ProviderFailed
 from aigateway.messages import Attempt as AttemptRecord
-from aigateway.messages import ChatRequest, EmbeddingRequest, Usage
+from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings, Usage
 from aigateway.resilience.breaker import CircuitState
+from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import Effect, Outcome
 from aigateway.resilience.health import Pace
-from aigateway.resilience.limiter import Limiter
 from aigateway.resilience.network import Reachability
 from aigateway.resilience.stall import StallWatch
 from aigateway.routing.candidates import Candidate, RequestState
@@ -96,6 +96,14 @@ class Answer(Protocol):
         """US dollars as far as is known."""
 
 
+@runtime_checkable
+class Unfinished(Protocol):
+    """An answer that is still coming."""
+
+    def part(self) -> Completion:
+        """What has come so far."""
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What all attempts of one gateway share.
@@ -142,6 +150,7 @@ class Attempt:
     __slots__ = (
         "_around",
         "_began",
+        "_estimate",
         "_first_content",
         "_mark",
         "_outstanding",
@@ -149,6 +158,7 @@ class Attempt:
         "_pass",
         "_rated",
         "_request",
+        "_sent",
         "_slots",
         "_trace",
         "candidate",
@@ -181,6 +191,8 @@ class Attempt:
         self.limit = math.inf
         self.patience = math.inf
         self.over = False
+        self._sent: ChatRequest | EmbeddingRequest | None = None
+        self._estimate: Answer | None = None  # what it was counted for, without an answer
         around.limiter.take(self._slots)
         request.begun = self.number = request.begun + 1
         self._first_content: float | None = None
@@ -197,11 +209,29 @@ class Attempt:
 
     def outgoing(self, request: R) -> R:
         """The request as it goes to the vendor: with the headers of whatever traces this call."""
+        self._sent = request
         if self._trace is None or not self._trace.headers:
             return request
         own = self._trace.headers
         kept = {name: v for name, v in request.headers.items() if name.lower() not in own}
         return replace(request, headers=kept | own)
+
+    def counted(self, answer: Answer, *, whole: bool = False) -> Answer:
+        """An answer with its usage and cost: as the vendor counted, else by estimate.
+
+        Args:
+            answer: As far as it came.
+            whole: It came to its end.
+        """
+        if self._sent is None:
+            return answer
+        if isinstance(answer, Completion | Embeddings):
+            return self.provider.costs.counted(self._sent, answer, whole=whole)
+        return self.counted_part(answer.part()) if isinstance(answer, Unfinished) else answer
+
+    def counted_part(self, part: Completion) -> Completion:
+        """Likewise what came of a stream that did not come to its end."""
+        return part if self._sent is None else self.provider.costs.counted(self._sent, part)
 
     def first_content(self) -> None:
         """A stream has given its first content: the verdict on the provider falls here."""
@@ -240,6 +270,12 @@ class Attempt:
         else:
             self.candidate.guards.end(self._pass, Outcome(_EFFECTS[how], self._request.cause))
             self._pace.ended(self._outstanding)
+        if answer is None:
+            answer = self._unanswered(how, failure)
+        else:
+            if how is End.ANSWERED and self._sent is not None:
+                self.provider.costs.learn(self._sent, answer)
+            answer = self.counted(answer, whole=how is End.ANSWERED)
         self._book(failure, answer, used=how is End.ANSWERED)
         if failure is not None and verdict is not None:
             self._tell(failure)
@@ -248,8 +284,14 @@ class Attempt:
 
     def answered_after_its_end(self, answer: Answer) -> None:
         """It had ended already, as cancelled or outrun, and brought an answer all the same."""
+        answer = self.counted(answer)
         usage, cost_usd = answer.usage, answer.cost_usd
+        if self._estimate is not None:  # which has been counted
+            usage = _beyond(usage, self._estimate.usage)
+            if cost_usd is not None:
+                cost_usd = max(0.0, cost_usd - (self._estimate.cost_usd or 0.0))
         self.provider.counters.spent(usage, cost_usd)
+        self._tell_cost(cost_usd)
         if self._request.account is not None:
             self._request.account.discarded(self.provider.name, usage, cost_usd)
 
@@ -354,11 +396,37 @@ class Attempt:
         late = how is End.CANCELLED and self._around.clock.now() >= self._request.deadline
         return FailureKind.DEADLINE if late else _FAILURES[how]
 
+    def _unanswered(self, how: End, failure: Failure | None) -> Answer | None:
+        """What an attempt comes to that was broken off before anything came; None if nothing.
+
+        A provider that is silent beyond its own time is taken to have read the prompt only.
+        """
+        if self._sent is None:
+            return None
+        silent = False
+        if how is End.FAILED:
+            assert failure is not None  # noqa: S101 - it failed
+            silent = failure.kind is FailureKind.TIMEOUT
+            given_up = silent or failure.kind is FailureKind.DEADLINE
+            if not given_up or failure.status is not None or failure.unreachable:
+                return None
+        seconds = 0.0 if silent else self.seconds()
+        self._estimate = self.provider.costs.unanswered(self._sent, seconds)
+        return self._estimate
+
+    def _tell_cost(self, cost_usd: float | None) -> None:
+        """Tell the account that is kept for the request."""
+        if self._sent is not None and self._sent.on_cost is not None:
+            self._sent.on_cost(cost_usd)
+
     def _book(self, failure: Failure | None, answer: Answer | None, *, used: bool) -> None:
         provider, request, seconds = self.provider, self._request, self.seconds()
-        cost_usd = None if answer is None else answer.cost_usd
-        if answer is not None and not used:
-            provider.counters.spent(answer.usage, cost_usd)
+        cost_usd = None
+        if answer is not None:
+            cost_usd = answer.cost_usd
+            self._tell_cost(cost_usd)
+            if not used:
+                provider.counters.spent(answer.usage, cost_usd)
         kind, status = (None, None) if failure is None else (failure.kind, failure.status)
         if failure is None:
             assert answer is not None  # noqa: S101 - it was answered
@@ -405,7 +473,7 @@ class Attempt:
 
     def _tokens(self, failure: Failure | None, answer: Answer | None) -> int | None:
         """What the vendor has counted; None where that is not known."""
-        if answer is not None:
+        if answer is not None and answer is not self._estimate:
             return answer.usage.total_tokens or None
         if failure is None or failure.kind in _MAY_BE_COUNTED:
             return None
@@ -434,6 +502,13 @@ class Attempt:
             self._pass.last_resort,
         )
         account.attempt_ended(event, self._trace, answer)
+
+
+def _beyond(usage: Usage, counted: Usage) -> Usage:
+    """What a usage is beyond what was counted already."""
+    prompt = max(0, usage.prompt_tokens - counted.prompt_tokens)
+    answer = max(0, usage.completion_tokens - counted.completion_tokens)
+    return Usage(prompt, answer, prompt + answer)
 
 
 _MAY_BE_COUNTED = frozenset(

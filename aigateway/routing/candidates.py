@@ -22,8 +22,8 @@ from aigateway.errors import (
 from aigateway.events import Operation
 from aigateway.messages import Attempt
 from aigateway.resilience.breaker import CircuitState
+from aigateway.resilience.concurrency import Ticket
 from aigateway.resilience.guard import NEVER
-from aigateway.resilience.limiter import Ticket
 from aigateway.routing.provider import Provider
 from aigateway.telemetry.account import Account
 
@@ -163,7 +163,7 @@ class RequestState:
         begun: How many calls have begun.
         candidates: One for each provider; shrinks when only a larger context window helps.
         go_on_when_refused: A rejection by one provider does not keep it from the others.
-        rejected_by: The vendor that called it invalid, while another is asked for its opinion.
+        rejected_by: The company that called it invalid, while another is asked for its opinion.
         ticket: Its place in the queue for free providers; None until it has to wait.
     """
 
@@ -195,8 +195,8 @@ class RequestState:
         providers: Sequence[Provider],
         began: float,
         deadline: float,
-        cause: Callable[[], Hashable],
         *,
+        cause: Callable[[], Hashable],
         named: bool = False,
         tokens: int = 0,
         hedge: bool = False,
@@ -220,7 +220,7 @@ class RequestState:
         self.attempts: list[Attempt] = []
         self.begun = 0
         self.go_on_when_refused = False
-        self.rejected_by: str | None = None
+        self.rejected_by: tuple[str, ...] | None = None
         self.ticket: Ticket | None = None
 
     def cause(self) -> Hashable:
@@ -373,6 +373,13 @@ class Roster:
         """Seconds until one chat for that model may be asked as last resort; `NEVER` if none."""
         waits = [p.refusal("chat") for p in self._asked_for(model)]
         return min((r.last_resort for r in waits if r is not None), default=NEVER)
+
+    def refusal_of_all(self, model: object) -> AllProvidersFailedError:
+        """The error for a chat for that model while no provider may be asked as of right."""
+        refusals = [(p, p.refusal("chat")) for p in self._asked_for(model)]
+        return AllProvidersFailedError.of(
+            [provider.refused(refusal) for provider, refusal in refusals if refusal is not None]
+        )
 
     def _asked_for(self, model: object) -> Sequence[Provider]:
         try:

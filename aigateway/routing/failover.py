@@ -93,7 +93,7 @@ class Failovers:
         self._clock = around.clock
         self._limiter = around.limiter
         self._emitter = around.emitter
-        self._policy: Policy = PriorityPolicy(around.limiter.has_place, around.clock)
+        self._policy: Policy = PriorityPolicy(around.limiter.has_place)
         self._alarm = _Alarm(self._clock, around.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)
@@ -251,7 +251,7 @@ class Failovers:
             candidate.note(cause)
         left = request.deadline - self._clock.now()
         if not choice.waits or all(wait is not None and wait > left for wait in choice.waits):
-            raise self._nobody_left(request)
+            return self._pass_over_late(request, choice)
 
         def may_go_on() -> bool:
             found = self._policy.choose(request.candidates, request)
@@ -262,7 +262,9 @@ class Failovers:
             return False
 
         if request.ticket is None:
-            request.ticket = self._limiter.ticket(background=request.background)
+            request.ticket = self._limiter.ticket(
+                background=request.background, tenant=request.tenant
+            )
         self._look_again_after(choice)
         with contextlib.suppress(TimeoutError):  # the request's own deadline comes as cancellation
             async with self._clock.timeout(LONGEST_WAIT):
@@ -274,6 +276,19 @@ class Failovers:
         for candidate, cause in choice.refused:
             if candidate.cause is cause:
                 candidate.cause = None
+        return None
+
+    def _pass_over_late(self, request: RequestState, choice: Choice) -> None:
+        """Leave healthy providers that have no place in time to others, and look at the rest.
+
+        Raises:
+            NobodyLeftError: There is no rest.
+        """
+        late = [c for c, cause in choice.refused if cause.kind is FailureKind.SATURATED]
+        if not late or all(c.tried or c in late for c in request.candidates):
+            raise self._nobody_left(request)
+        for candidate in late:
+            candidate.tried = True
 
     def _look_again_after(self, choice: Choice) -> None:
         """See that the queue is looked at when the first who was passed over may be asked again."""
@@ -321,10 +336,10 @@ class Failovers:
         Raises:
             RequestRejectedError: There is none, or it gave no answer either.
         """
-        vendor = request.rejected_by
+        company = request.rejected_by
         while True:
             others = self._healthy(
-                [c for c in request.candidates if c.provider.vendor != vendor and not c.calls],
+                [c for c in request.candidates if c.provider.company != company and not c.calls],
                 prepared=False,
             )
             candidate = self._policy.choose(others, request).candidate
@@ -516,7 +531,7 @@ class Failovers:
             if self._on_rejection == "once":
                 if request.rejected_by is not None:
                     raise final_error(request.causes, FailureKind.REJECTED)
-                request.rejected_by = provider.vendor
+                request.rejected_by = provider.company
         elif not (failure.kind is FailureKind.CONTENT_POLICY and self._on_content_policy):
             raise final_error(request.causes, failure.kind)
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, ProviderFailure
@@ -22,18 +23,18 @@ from aigateway.events import (
     ProviderEnabled,
     ProviderRecovered,
 )
-from aigateway.resilience.adaptive import AdaptiveLimit
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, Rejected
+from aigateway.resilience.concurrency import AdaptiveLimit, Slots
 from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, Setup, SetupPolicy
 from aigateway.resilience.guard import NEVER, Effect, Outcome, Refusal
 from aigateway.resilience.health import Health, HealthPolicy, OutstandingCall, Pace
 from aigateway.resilience.last_resort import LastResort
-from aigateway.resilience.limiter import Slots
 from aigateway.resilience.rates import RateLimits
-from aigateway.settings import GatewaySettings, LLMConfig
+from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
 from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
 from aigateway.vendor.client import VendorClient, VendorClientFactory
+from aigateway.vendor.pricing import CostEstimator
 
 __all__ = [
     "OPERATIONS",
@@ -206,16 +207,16 @@ class Guards:
 
     def refusal(self) -> Refusal | None:
         """Why an attempt may not begin now, or None. Changes nothing."""
-        refusal = self.setup.refusal() or self.cooldown.refusal()
+        refusal, cooling = self.setup.refusal(), self.cooldown.refusal()
+        if cooling is not None:
+            refusal = _both(refusal, cooling)
         if self.breaker.state is CircuitState.CLOSED:
             return refusal
         rejected = self.breaker.refusal()
         if rejected is None:
             return refusal
         wait = NEVER if self.breaker.forced else self.last_resort.wait()
-        if refusal is None:
-            return Refusal(FailureKind.CIRCUIT_OPEN, rejected.retry_after, wait)
-        return Refusal(refusal.kind, refusal.retry_after, max(refusal.last_resort, wait))
+        return _both(refusal, Refusal(FailureKind.CIRCUIT_OPEN, rejected.retry_after, wait))
 
     def ramp_wait(self) -> float:
         """Seconds until a provider that has just come back takes one more call; 0.0 if now."""
@@ -303,8 +304,10 @@ class Guards:
         """Go on where those of the same provider in another gateway are, as far as they agree."""
         if self.setup.policy == other.setup.policy:
             self.setup = other.setup
+            self.setup.listener = self
         if self.cooldown.policy == other.cooldown.policy:
             self.cooldown = other.cooldown
+            self.cooldown.listener = self
         if self.breaker.terms == other.breaker.terms:
             self.breaker = other.breaker
             self.breaker.on_change = self._circuit_changed
@@ -366,6 +369,8 @@ class Provider:
     Attributes:
         adaptive: How many calls the vendor bears at once; rules `slots.limit`.
         chat: The guards of chat; `embeddings` likewise.
+        company: Whose API it is; servers of the same type at other addresses are others.
+        costs: What its calls come to where the vendor has not counted.
         first_contents_seen: Percentiles of the time to the first content of streams, for metrics.
         known_operations: What its model is known to do; None where that is not known (yet).
         rates: Its `rpm` and `tpm`, if it has such.
@@ -381,7 +386,9 @@ class Provider:
         "answers_to",
         "attempt_timeout",
         "chat",
+        "company",
         "config",
+        "costs",
         "counters",
         "embeddings",
         "first_contents_seen",
@@ -410,6 +417,7 @@ class Provider:
         self.config = config
         self.name = config.name
         self.vendor = str(config.provider)
+        self.company = _company(config)
         self.model = config.model
         self.priority = config.priority
         self.weight = config.weight
@@ -422,6 +430,7 @@ class Provider:
         self.rates = RateLimits(clock, config.rpm, config.tpm) if config.rpm or config.tpm else None
         self.first_contents_seen = LatencyWindow()
         self.counters = ProviderCounters()
+        self.costs = CostEstimator(config)
         self.chat = Guards("chat", config, settings, clock, emitter)
         self.embeddings = Guards("embeddings", config, settings, clock, emitter)
         given = config.operations
@@ -564,9 +573,29 @@ class Provider:
         }
 
 
+def _both(one: Refusal | None, other: Refusal) -> Refusal:
+    """What two guards say that refuse: the first one's reason, and the longer waits."""
+    if one is None:
+        return other
+    return Refusal(
+        one.kind,
+        max(one.retry_after, other.retry_after),
+        max(one.last_resort, other.last_resort),
+    )
+
+
 def in_milliseconds(seconds: float) -> float:
     """Rounded up, so that a wait is never taken for none."""
     return seconds if math.isinf(seconds) else math.ceil(seconds * 1000) / 1000
+
+
+def _company(config: LLMConfig) -> tuple[str, ...]:
+    """Equal for two providers that are the same vendor's."""
+    if config.provider is ProviderType.OPENAI_COMPATIBLE:
+        return (config.provider, urlsplit(config.api_base or "").netloc)
+    if config.provider is ProviderType.LITELLM:
+        return (config.provider, config.model.partition("/")[0], config.api_base or "")
+    return (config.provider,)
 
 
 def _setup_policy(settings: GatewaySettings, lease: float) -> SetupPolicy:

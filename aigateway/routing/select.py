@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
+from aigateway.resilience.concurrency import Slots
 from aigateway.resilience.guard import NEVER, Refusal
-from aigateway.resilience.limiter import Slots
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.provider import Provider, in_milliseconds
 
@@ -62,11 +61,9 @@ class PriorityPolicy:
 
     Attributes:
         has_place: Whether one more call may go out to a provider with these places.
-        clock: The gateway's.
     """
 
     has_place: Callable[[Slots], bool]
-    clock: Clock
 
     def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Choice:
         """Pick the candidate to ask now."""
@@ -84,13 +81,8 @@ class PriorityPolicy:
             if refusal is not None:
                 refusals.append((candidate, refusal))
             elif (wait := self.seconds_busy(candidate, request.tokens)) != 0:
-                saturated = _saturated(provider, wait)
-                if wait is not None and wait > request.deadline - self.clock.now():
-                    candidate.tried = True  # no other is kept from the last resort for its sake
-                    candidate.note(saturated)
-                else:
-                    choice.refused.append((candidate, saturated))
-                    choice.waits.append(wait)
+                choice.refused.append((candidate, _saturated(provider, wait)))
+                choice.waits.append(wait)
             elif not candidate.guards.is_degraded():
                 if best is None or _rank(provider) < _rank(best.provider):
                     best = candidate

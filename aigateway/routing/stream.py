@@ -113,8 +113,8 @@ async def whole_answer(
         while not whole:
             whole = await next_content(opened.stream, idle, bounded) is None
     except VendorCallError as error:
-        part = opened.part()  # of no use, but paid for
-        raise VendorCallError(error.failure, part if part.usage.total_tokens else None) from None
+        # What came is of no use, but paid for.
+        raise VendorCallError(error.failure, opened.part()) from None
     finally:
         await opened.stream.aclose()
     return opened.stream.completion()
@@ -256,7 +256,7 @@ class StreamRun:
                 failure = Failure(FailureKind.UNKNOWN)
             finally:
                 # Settled before the first await, for that may be cancelled.
-                part = opened.part()
+                part = _part(opened, attempt, whole=whole)
                 so_far = self._joined(part)
                 broken = self._settled(attempt, part, so_far, failure, whole=whole)
                 await opened.stream.aclose()
@@ -419,6 +419,12 @@ class StreamRun:
             usage=before.usage + completion.usage,
             cost_usd=sum(known) if known else None,
         )
+
+
+def _part(opened: Opened, attempt: Attempt, *, whole: bool) -> Completion:
+    """What came of a stream; where it is not the whole, with usage and cost by estimate."""
+    part = opened.part()
+    return part if whole else attempt.counted_part(part)
 
 
 async def _close(opened: Opened) -> None:

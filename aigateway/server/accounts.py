@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from aigateway.clock import Clock
-from aigateway.errors import GatewayError, StreamInterruptedError
 from aigateway.resilience.rates import RateLimits
 from aigateway.server.refusals import Refusal
 
@@ -15,7 +15,8 @@ __all__ = ["Account", "Use"]
 _DAY = 86_400.0
 
 _UNKNOWN_PRICE = 0.10
-"""US dollars that a request counts for while no answer of its model has told the usual price."""
+"""US dollars that a request counts for while it is under way and no answer of its model has told
+the usual price."""
 
 _NEWEST = 0.1
 """The weight of the latest answer in the usual price, so that it follows what is asked now."""
@@ -27,16 +28,15 @@ _SOON = 1.0
 class _Spending:
     """What one model's requests cost a key."""
 
-    __slots__ = ("cut", "in_flight", "usual")
+    __slots__ = ("in_flight", "usual")
 
     def __init__(self) -> None:
         self.usual: float | None = None  # no answer has come yet
         self.in_flight = 0
-        self.cut = 0  # today, answers whose true cost nobody will know
 
     @property
     def price(self) -> float:
-        """US dollars that one counts for whose true cost is not known."""
+        """US dollars that one counts for while it is under way."""
         return _UNKNOWN_PRICE if self.usual is None else self.usual
 
     def learn(self, cost_usd: float) -> None:
@@ -47,9 +47,10 @@ class _Spending:
 class Account:
     """The budget and the rate of one key, in one process.
 
-    A request counts at the usual price of its model while it is under way, and at its true cost
-    once that is known. So a burst overshoots the budget by no more than its requests cost beyond
-    the usual price, and by one request, since nobody knows beforehand what the last one takes.
+    Each call to a vendor counts what it cost, when it ends, whether its answer was of use or not.
+    Beside that a request holds the usual price of its model back while it is under way. So a burst
+    overshoots the budget by no more than its requests cost beyond the usual price, and by one
+    request, since what the last one takes is not known beforehand.
 
     Args:
         clock: Time; days are those of its wall clock, in UTC.
@@ -81,9 +82,9 @@ class Account:
 
     @property
     def spent_usd(self) -> float:
-        """US dollars of today, answers that were cut off among them at their usual price."""
+        """US dollars of today."""
         self._turn_the_page()
-        return self._spent + sum(model.price * model.cut for model in self._models.values())
+        return self._spent
 
     @property
     def in_flight(self) -> int:
@@ -114,19 +115,24 @@ class Account:
         self._models.setdefault(model, _Spending()).in_flight += 1
         return Use(self, model)
 
-    def end(self, model: str | None, cost_usd: float | None, *, cut: bool = False) -> None:
-        """A request is over; see `Use`."""
+    def spend(self, cost_usd: float) -> None:
+        """A call to a vendor has ended. It may be one of a request that is over already."""
         self._turn_the_page()
+        self._spent += cost_usd
+
+    def end(self, model: str | None, cost_usd: float | None) -> None:
+        """A request is over.
+
+        Args:
+            model: As it began.
+            cost_usd: US dollars, if it tells the usual price; 0.0 for a model without a known one.
+        """
         spending = self._models[model]
         spending.in_flight -= 1
-        if cut:
-            spending.cut += 1
-        elif cost_usd is None:
-            spending.usual = spending.usual or 0.0
-            self._spent += spending.usual
-        elif cost_usd > 0:
+        if cost_usd:
             spending.learn(cost_usd)
-            self._spent += cost_usd
+        elif cost_usd is not None:
+            spending.usual = spending.usual or 0.0
         self._forget(model)
 
     def _check_budget(self, model: str | None) -> None:
@@ -164,14 +170,11 @@ class Account:
         if day > self._today or day < self._today - 1:
             self._today = day
             self._spent = 0.0
-            for model in tuple(self._models):
-                self._models[model].cut = 0
-                self._forget(model)
 
     def _forget(self, model: str | None) -> None:
         """Keep nothing of a model that never answered: callers may make up names without end."""
         spending = self._models[model]
-        if spending.usual is None and not spending.in_flight and not spending.cut:
+        if spending.usual is None and not spending.in_flight:
             del self._models[model]
 
     def _day(self) -> int:
@@ -179,31 +182,25 @@ class Account:
 
 
 class Use:
-    """One request's place in its key's account. Leave it with what the answer cost.
-
-    An answer whose price nobody knows (`spent(None)`) counts at its model's usual price; of a
-    model that never had a price that is nothing. Left without `spent`, an error of the gateway or
-    a refusal costs nothing. Anything else, such as a caller that went away, or a stream that
-    broke, counts at the usual price: the vendor wants money for it all the same.
+    """One request's place in its key's account, as a context.
 
     Args:
         account: None counts nowhere.
         model: What is asked for.
     """
 
-    __slots__ = ("_account", "_model")
+    __slots__ = ("_account", "_cost", "_model", "_unpriced")
 
     def __init__(self, account: Account | None = None, model: str | None = None) -> None:
         self._account = account
         self._model = model
+        self._cost = 0.0
+        self._unpriced = False
 
-    def spent(self, cost_usd: float | None) -> None:
-        """The answer is there. A second time does nothing.
-
-        Args:
-            cost_usd: US dollars; 0.0 for one from the cache, None where the price is not known.
-        """
-        self._settle(cost_usd)
+    @property
+    def on_cost(self) -> Callable[[float | None], None] | None:
+        """What the gateway tells the cost of each call, see `Origin`; None if nothing counts it."""
+        return None if self._account is None else self._spent
 
     def __enter__(self) -> Self:
         return self
@@ -214,14 +211,15 @@ class Use:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        free = (
-            kind is not None
-            and issubclass(kind, GatewayError | Refusal)
-            and not issubclass(kind, StreamInterruptedError)
-        )
-        self._settle(0.0, cut=not free)
+        if self._account is None:
+            return
+        # What was broken off does not tell what an answer usually costs, nor does the cache.
+        told = kind is None and (self._cost > 0 or self._unpriced)
+        self._account.end(self._model, self._cost if told else None)
 
-    def _settle(self, cost_usd: float | None, *, cut: bool = False) -> None:
-        account, self._account = self._account, None
-        if account is not None:
-            account.end(self._model, cost_usd, cut=cut)
+    def _spent(self, cost_usd: float | None) -> None:
+        if cost_usd is None:
+            self._unpriced = True
+        elif self._account is not None:
+            self._cost += cost_usd
+            self._account.spend(cost_usd)

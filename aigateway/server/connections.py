@@ -65,6 +65,7 @@ class GuardedProtocol(H11Protocol):
         self._late: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._stalled: asyncio.TimerHandle | None = None
+        self._quiet_since = self.service.clock.now()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Somebody has connected."""
@@ -119,6 +120,7 @@ class GuardedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """An answer has gone out."""
+        self._quiet_since = self.service.clock.now()
         super().on_response_complete()
         if not self._is_idle:  # the next request was here already
             self._head_is_there()
@@ -126,6 +128,16 @@ class GuardedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
         self._turn_away(Refusal(400, msg))
+
+    def is_quiet(self, seconds: float) -> bool:
+        """Whether neither a request nor an answer is here, nor was in the last seconds."""
+        return (
+            self._is_idle
+            and not self._head_bytes
+            and not self.transport.is_closing()
+            and not self.transport.get_write_buffer_size()
+            and self.service.clock.now() - self._quiet_since >= seconds
+        )
 
     @property
     def _is_idle(self) -> bool:

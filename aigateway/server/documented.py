@@ -31,7 +31,6 @@ async def chat(request: Request) -> Response:
         options |= turn.options
         async with WhilePresent(request.receive):
             response = await turn.gateway.chat(question.prompt, **options)
-        turn.use.spent(response.cost_usd)
         word = exchange.cache_word(response, turn.gateway, options)
     return json_response(chat_answer(response), headers=headers_of(response, word))
 

@@ -1,11 +1,17 @@
 """How a process ends: what is under way is finished, and nobody who asks meanwhile is dropped.
 
-    told to stop     `/ready` says no; everything is answered, with `Connection: close`
-    notice is over   nothing new is accepted; connections without a request are closed
+    told to stop     `/ready` says no; everything is answered, connections are kept
+    notice is over   the port takes no new connections; those made before are accepted, and the
+                     port is closed
+    port is closed   each answer is the last of its connection (`Connection: close`); connections
+                     without a request are closed when no request is under way any more
     time is over     streams are told (`Service.stopping`), requests not begun get 503
     a second later   what is left is cut
 
 Told a second time, it goes to the end at once.
+
+`Connection: close` does not come earlier: a client that is sent away connects again at once, and at
+full load a port cannot answer all of them before it closes.
 """
 
 from __future__ import annotations
@@ -35,6 +41,10 @@ class Ending:
 
     Args:
         service: What is to end.
+
+    Attributes:
+        begun: It has been told.
+        port_closes: No other process goes on accepting at the same port.
     """
 
     def __init__(self, service: Service) -> None:
@@ -43,14 +53,20 @@ class Ending:
         self._deadline = math.inf
         self._hurry = asyncio.Event()
         self.begun = asyncio.Event()
+        self.port_closes = False
 
     @property
     def hurried(self) -> bool:
         """Whether it was told twice."""
         return self._hurry.is_set()
 
-    def begin(self) -> None:
-        """End in good order. Does nothing the second time."""
+    def begin(self, *, port_closes: bool = True) -> None:
+        """End in good order. Does nothing the second time, but for learning that the port closes.
+
+        Args:
+            port_closes: False when other processes go on.
+        """
+        self.port_closes |= port_closes
         if not self.begun.is_set():
             self._service.draining = True
             self._deadline = self._clock.now() + self._service.settings.drain_seconds
@@ -94,12 +110,14 @@ class Traffic:
 
     Args:
         app: The application.
-        service: Says whether it ends.
+
+    Attributes:
+        closing: Each answer that begins from now on is the last of its connection.
     """
 
-    def __init__(self, app: App, service: Service) -> None:
+    def __init__(self, app: App) -> None:
+        self.closing = False
         self._app = app
-        self._service = service
         self._under_way: dict[asyncio.Task[Any], _Request] = {}
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -108,7 +126,7 @@ class Traffic:
         if scope["type"] != "http" or task is None:
             await self._app(scope, receive, send)
             return
-        request = self._under_way[task] = _Request(send, self._service)
+        request = self._under_way[task] = _Request(send, self)
         try:
             await self._app(scope, receive, request.send)
         except asyncio.CancelledError:
@@ -135,22 +153,19 @@ class _Request:
         cut: Whether it was ended by us.
     """
 
-    __slots__ = ("_send", "_service", "begun", "cut")
+    __slots__ = ("_send", "_traffic", "begun", "cut")
 
-    def __init__(self, send: Send, service: Service) -> None:
+    def __init__(self, send: Send, traffic: Traffic) -> None:
         self._send = send
-        self._service = service
+        self._traffic = traffic
         self.begun = False
         self.cut = False
 
     async def send(self, message: Message) -> None:
-        """Pass on what the application says. While it drains, this answer is the connection's last.
-
-        Else a client would send the next request just when the connection is closed.
-        """
+        """Pass on what the application says."""
         if message["type"] == "http.response.start":
             self.begun = True
-            if self._service.draining:
+            if self._traffic.closing:
                 message["headers"] = [*message.get("headers", ()), _CLOSE]
         await self._send(message)
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import ChatResponse, Opening, Origin
-from aigateway.server.access import Caller, Use
+from aigateway.server.access import Caller
 from aigateway.server.answers import cache_word
 from aigateway.server.limits import UNTIL
 from aigateway.server.questions import model_for
@@ -36,12 +36,10 @@ class Turn:
 
     Attributes:
         gateway: Answers it.
-        use: Where its cost is entered.
         options: Keywords of `chat`, `stream` and `embed`: model, timeout, origin.
     """
 
     gateway: AsyncGateway
-    use: Use
     options: dict[str, Any]
 
 
@@ -103,8 +101,11 @@ class Exchange:
         asked = gateway.settings.timeout if timeout is None else timeout
         return Turn(
             gateway,
-            use,
-            {"model": named, "timeout": min(asked, most), "origin": self.origin},
+            {
+                "model": named,
+                "timeout": min(asked, most),
+                "origin": replace(self.origin, on_cost=use.on_cost),
+            },
         )
 
     @staticmethod

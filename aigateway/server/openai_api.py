@@ -15,7 +15,6 @@ from starlette.routing import Route
 
 from aigateway.errors import GatewayError
 from aigateway.messages import Chunk
-from aigateway.server.access import Use
 from aigateway.server.answers import (
     completion,
     embeddings,
@@ -54,7 +53,6 @@ async def chat_completions(request: Request) -> Response:
         options |= turn.options
         async with WhilePresent(request.receive):
             response = await turn.gateway.chat(question.prompt, **options)
-        turn.use.spent(response.cost_usd)
         word = exchange.cache_word(response, turn.gateway, options)
     body = completion(response, exchange.service.clock.wall())
     return json_response(body, headers=headers_of(response, word))
@@ -81,7 +79,7 @@ async def _streamed(request: Request, exchange: Exchange, question: Question) ->
         )
         word = exchange.cache_word(opening, turn.gateway, options)
         return EventStream(
-            _events(stream, first, writer, turn.use),
+            _events(stream, first, writer),
             stack.pop_all(),
             headers_of_opening(opening, word),
             ping=PING,
@@ -93,7 +91,7 @@ async def _streamed(request: Request, exchange: Exchange, question: Question) ->
 
 
 async def _events(
-    stream: ChatStream, first: Chunk, writer: ChunkWriter, use: Use
+    stream: ChatStream, first: Chunk, writer: ChunkWriter
 ) -> AsyncGenerator[bytes, None]:
     """The stream as events. What breaks is said in one, and no `[DONE]` follows."""
     yield writer.events(first)
@@ -103,7 +101,6 @@ async def _events(
     except GatewayError as error:
         yield error_event(refusal_of(error))
         return
-    use.spent(stream.response.cost_usd)
     yield DONE
 
 
@@ -115,7 +112,6 @@ async def create_embeddings(request: Request) -> Response:
         turn = exchange.turn(stack, question.model, exchange.terms.timeout)
         async with WhilePresent(request.receive):
             response = await turn.gateway.embed(question.inputs, **question.options, **turn.options)
-        turn.use.spent(response.cost_usd)
     body = embeddings(response, in_base64=question.in_base64)
     return json_response(body, headers=headers_of(response, "off"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import gc
 import os
 import shutil
@@ -13,6 +14,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ from aigateway.version import __version__
 
 __all__ = ["Order", "serve"]
 
+
+_MEETING_PLACE = "aigateway-workers-"
+"""How the names of directories begin in which processes meet."""
 
 _REFUSED = (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL)
 
@@ -187,8 +192,8 @@ def _obey(process: Process, pipe: socket.socket) -> None:
             actions[letter]()
 
     loop.add_reader(pipe, arrived)
-    # systemd sends a SIGTERM to all at once: once more is no hurry.
-    loop.add_signal_handler(signal.SIGTERM, process.ending.begin)
+    # systemd sends a SIGTERM to all at once: once more is no hurry. The parent says that all end.
+    loop.add_signal_handler(signal.SIGTERM, partial(process.ending.begin, port_closes=False))
     loop.add_signal_handler(signal.SIGHUP, process.reload)
 
 
@@ -213,18 +218,47 @@ def _simulated() -> Iterator[tuple[LLMConfig, ...]]:
 
 @contextlib.contextmanager
 def _meeting_place() -> Iterator[Path]:
-    """A directory that only this user can enter, for as long as the processes live."""
+    """A directory that only this user can enter, for as long as the processes live.
+
+    They hold a lock on it: one that is not locked was left by processes that were killed.
+    """
     try:
-        directory = Path(tempfile.mkdtemp(prefix="aigateway-"))  # 0700
+        directory, lock = _locked_directory()
     except OSError as error:
         raise ConfigurationError(
             f"several workers need a directory to meet in, and none can be made"
             f" ({error.strerror}); set TMPDIR to one that can be written, or use --workers 1"
         ) from None
     try:
+        _remove_left_behind()
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_directory() -> tuple[Path, int]:
+    """Make a directory and lock it. Every process that is forked holds the lock, too."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=_MEETING_PLACE))  # 0700
+        with contextlib.suppress(FileNotFoundError):  # removed by another start: not locked yet
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            with contextlib.suppress(OSError):  # without locks nothing is removed, either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if directory.exists():
+                return directory, lock
+            os.close(lock)
+
+
+def _remove_left_behind() -> None:
+    """Remove directories of this user whose processes are all gone."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_MEETING_PLACE}*"):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # in use, or not ours
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            stack.callback(os.close, lock)
+            if os.fstat(lock).st_uid == os.geteuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory)
 
 
 @contextlib.contextmanager

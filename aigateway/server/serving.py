@@ -7,7 +7,8 @@ import contextlib
 import logging
 import select
 import socket
-from collections.abc import Callable, Generator, Iterable, Sequence
+import sys
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import uvicorn
@@ -48,13 +49,16 @@ _TELLING_SECONDS = 1.0
 _FLUSHING_SECONDS = 0.5
 """For the last bytes to leave."""
 
-_FRESH_SECONDS = 0.3
-"""For the first request of a connection that was made at the last moment."""
+_HANDSHAKE_SECONDS = 0.3
+"""For connections that are half made when the port stops taking new ones."""
 
-_LOOK_SECONDS = 0.005
+_QUIET_SECONDS = 2.0
+"""A connection without a request for that long is closed; a client that is busy asks sooner."""
 
-_LOOKS = 50
-"""At the listening socket, while more keeps coming, before it is closed all the same."""
+_BIND_TO_INTERFACE = 62
+"""`SO_BINDTOIFINDEX` of Linux, which `socket` does not name. Needs no rights since Linux 5.7."""
+
+_NO_INTERFACE = 2**31 - 1
 
 
 class Process:
@@ -172,7 +176,7 @@ class _Server(uvicorn.Server):
     def __init__(
         self, app: App, service: Service, ending: Ending, ready: Callable[[], object]
     ) -> None:
-        self._traffic = Traffic(app, service)
+        self._traffic = Traffic(app)
         self._service = service
         self._ending = ending
         self._ready = ready
@@ -204,8 +208,11 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End: see `draining`."""
         await self._stop_accepting(sockets or [])
-        await self._leave_idle()
-        await self._ending.until(self._is_over)
+        self._traffic.closing = True
+        await self._ending.until(self._is_drained)
+        for connection in self._connections():
+            if not connection.transport.is_closing():
+                connection.shutdown()  # where there is a request: after its answer
         self._service.stopping.set()
         self._traffic.cut(begun=False)
         if not self._ending.hurried:
@@ -215,41 +222,57 @@ class _Server(uvicorn.Server):
         for connection in self._connections():
             connection.transport.abort()
 
+    def _is_drained(self) -> bool:
+        """Whether no request is under way, and none is to be expected."""
+        return not self.server_state.tasks and all(
+            connection.is_quiet(_QUIET_SECONDS) and not _has_news(connection)
+            for connection in self._connections()
+        )
+
     def _is_over(self) -> bool:
         return not self.server_state.connections and not self.server_state.tasks
 
     def _connections(self) -> list[Any]:
         return list(self.server_state.connections)
 
-    async def _stop_accepting(self, sockets: Iterable[socket.socket]) -> None:
-        """Take in what waits to be accepted, then accept no more."""
-        for listener in sockets:
-            for _ in range(_LOOKS):
-                if not _is_readable(listener):
-                    break
-                await asyncio.sleep(0)
+    async def _stop_accepting(self, sockets: Sequence[socket.socket]) -> None:
+        """Take no new connections, accept those that were made, and close the port.
+
+        To close it over connections that wait to be accepted would reset them. While only this one
+        of several processes ends, the others accept what waits.
+        """
+        enough = self._service.clock.now() + _HANDSHAKE_SECONDS
+
+        def is_empty() -> bool:
+            if self._ending.port_closes:
+                for listener in sockets:
+                    _refuse_new(listener)
+                if any(map(_is_readable, sockets)):
+                    return False
+            return self._service.clock.now() >= enough
+
+        await self._ending.until(is_empty)
         for server in self.servers:
             server.close()
         for listener in sockets:
             listener.close()
 
-    async def _leave_idle(self) -> None:
-        """Close connections without a request, but for those on which one is just coming.
 
-        One that was never used is given a moment: whoever connects has something to ask.
-        """
-        told: set[Any] = set()
-        enough = self._service.clock.now() + _FRESH_SECONDS
-        while True:
-            await self._service.clock.sleep(_LOOK_SECONDS)  # what has arrived is read meanwhile
-            over = self._ending.hurried or self._service.clock.now() > enough
-            for connection in self._connections():
-                is_fresh = connection.cycle is None or _has_news(connection)
-                if connection not in told and (over or not is_fresh):
-                    told.add(connection)
-                    connection.shutdown()  # where there is a request: after its answer
-            if over or told.issuperset(self._connections()):
-                return
+def _refuse_new(listener: socket.socket) -> None:
+    """Have the kernel refuse who connects from now on, and keep who has connected.
+
+    A listening socket that is bound to a network interface takes connections from that one only;
+    here it is one that does not exist. Connections that wait to be accepted, or are half made, stay
+    as they are. Where a system cannot do that, few may wait: those that connect between the last
+    look and the closing of the port are reset.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            # Once is enough: to bind it again takes rights, and other processes share the socket.
+            if listener.getsockopt(socket.SOL_SOCKET, _BIND_TO_INTERFACE) != _NO_INTERFACE:
+                listener.setsockopt(socket.SOL_SOCKET, _BIND_TO_INTERFACE, _NO_INTERFACE)
+            return
+    listener.listen(1)
 
 
 def _has_news(connection: Any) -> bool:

@@ -33,16 +33,25 @@ class Fault:
     clean: bool = True
     location: str | None = None
     inner: Fault | None = None
+    marker: str | None = None
     probability: float = 1.0
     _dice: random.Random | None = field(default=None, compare=False, repr=False)
 
-    def roll(self) -> Fault | None:
-        """The fault for one request: itself, or, for `random`, sometimes what it holds."""
-        if self._dice is None:
+    def roll(self, body: Any = None) -> Fault | None:
+        """The fault that one request meets, if it meets any.
+
+        Args:
+            body: The request's, for the faults that look at it (`bad_prompt`, `no_tools`).
+        """
+        if self.name == "no_tools":
+            return self if isinstance(body, Mapping) and body.get("tools") else None
+        if self.inner is None:
             return self
-        if self._dice.random() >= self.probability:
+        if self._dice is not None and self._dice.random() >= self.probability:
             return None
-        return self.inner.roll() if self.inner else None
+        if self.marker is not None and not _holds(body, self.marker):
+            return None
+        return self.inner.roll(body)
 
     @property
     def is_error(self) -> bool:
@@ -65,7 +74,10 @@ class Fault:
         code_name: str | None = None,
         message: str | None = None,
     ) -> Self:
-        """This HTTP status, with a body as the vendor would write it."""
+        """This HTTP status, with a body as the vendor would write it.
+
+        A message of your own comes without the vendor's usual code for that status.
+        """
         return cls(
             "status", code=code, retry_after=retry_after, code_name=code_name, message=message
         )
@@ -119,6 +131,45 @@ class Fault:
     def model_not_found(cls) -> Self:
         """404: no such model or deployment."""
         return cls("model_not_found")
+
+    @classmethod
+    def not_a_chat_model(cls) -> Self:
+        """A refused chat: the model only embeds. A model with "embed" in its name does it itself.
+
+        OpenAI 404, Azure 400. Gemini (404) and Anthropic (404) have the same words for a model
+        that does not exist.
+        """
+        return cls("not_a_chat_model")
+
+    @classmethod
+    def not_an_embedding_model(cls) -> Self:
+        """A refused embedding: the model only chats. Those of OpenAI and Google do it themselves.
+
+        OpenAI 403, Azure 400, Gemini 404.
+        """
+        return cls("not_an_embedding_model")
+
+    @classmethod
+    def not_offered(cls, code: int = 405) -> Self:
+        """405 or 501: the server does not have this operation."""
+        return cls("status", code=code)
+
+    @classmethod
+    def file_not_found(cls) -> Self:
+        """404 (Gemini: 403): the prompt names a file that is not there.
+
+        A request that names any file which is not in `SimulatedVendor.files` is refused so by
+        itself.
+        """
+        return cls("file_not_found")
+
+    @classmethod
+    def no_tools(cls) -> Self:
+        """400 (compatible servers: OpenRouter's 404): the model has no tools.
+
+        Only requests that declare tools meet it.
+        """
+        return cls("no_tools")
 
     @classmethod
     def no_credit(cls) -> Self:
@@ -255,6 +306,35 @@ class Fault:
         dice = random.Random(seed)
         return cls("random", probability=probability, inner=fault, _dice=dice)
 
+    @classmethod
+    def bad_prompt(cls, marker: str, fault: Fault | None = None) -> Self:
+        """`fault` for the requests whose texts hold a marker, the others healthy.
+
+        Args:
+            marker: Looked for in every text of the body.
+            fault: Anything but `refuse`: a `hang`, `reset`, `empty`, ... None is HTTP 500.
+        """
+        if not marker:
+            raise ValueError("bad_prompt needs a marker; without one every prompt is bad")
+        if fault is not None and fault.name == "refuse":
+            raise ValueError("a listener cannot refuse some prompts; use reset() instead")
+        return cls("bad_prompt", marker=marker, inner=fault or cls.server_error())
+
+
+def _holds(body: Any, marker: str) -> bool:
+    """Whether a text anywhere in a body holds the marker."""
+    waiting = [body]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if marker in value:
+                return True
+        elif isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+    return False
+
 
 _BLIND = frozenset({"hang", "refuse", "reset", "html", "empty", "redirect"})
 _IN_ANSWER = frozenset(
@@ -293,9 +373,10 @@ def fault_from(text: str, args: Mapping[str, Any] | None = None) -> Fault | None
 
     Args:
         text: A constructor's name and its arguments after colons, in order or by name:
-            "hang", "status:503", "status:429:retry_after=2", "random:0.3:status:500".
-            "ok" (or "healthy") gives None.
-        args: More arguments, by name. `random` takes its inner fault as `fault`, a text.
+            "hang", "status:503", "status:429:retry_after=2", "random:0.3:status:500",
+            "bad_prompt:BAD:reset". "ok" (or "healthy") gives None.
+        args: More arguments, by name. `random` and `bad_prompt` take their inner fault as `fault`,
+            a text.
 
     Raises:
         ValueError: No such fault, or arguments it does not take.
@@ -306,8 +387,8 @@ def fault_from(text: str, args: Mapping[str, Any] | None = None) -> Fault | None
     if name not in _CONSTRUCTORS:
         raise ValueError(f"unknown fault {name!r}; known: ok, {', '.join(_CONSTRUCTORS)}")
     named = dict(args or {})
-    if name == "random":
-        return _random_from(given, named)
+    if name in _AROUND_ANOTHER:
+        return _around_another(name, given, named)
     positional = [_value(part) for part in given if "=" not in part]
     for part in given:
         key, equals, value = part.partition("=")
@@ -316,14 +397,19 @@ def fault_from(text: str, args: Mapping[str, Any] | None = None) -> Fault | None
     return _build(name, positional, named)
 
 
-def _random_from(given: list[str], named: dict[str, Any]) -> Fault:
+_AROUND_ANOTHER = {"random": ("probability", "0.3"), "bad_prompt": ("marker", "BAD")}
+"""Faults that hold another: what they take before it, and an example."""
+
+
+def _around_another(name: str, given: list[str], named: dict[str, Any]) -> Fault:
+    first, example = _AROUND_ANOTHER[name]
     if given:
-        named.setdefault("probability", _value(given[0]))
-    inner = ":".join(given[1:]) or str(named.pop("fault", ""))
+        named.setdefault(first, _value(given[0]) if name == "random" else given[0])
+    inner = ":".join(given[1:]) or str(named.pop("fault", "status:500" * (name == "bad_prompt")))
     named["fault"] = fault_from(inner, named.pop("args", None))
     if named["fault"] is None:
-        raise ValueError("random needs a fault that happens sometimes, as in random:0.3:status:500")
-    return _build("random", [], named)
+        raise ValueError(f"{name} needs a fault that happens, as in {name}:{example}:status:500")
+    return _build(name, [], named)
 
 
 def _build(name: str, positional: list[Any], named: dict[str, Any]) -> Fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from aigateway.clock import Clock
 from aigateway.simulator.faults import Fault
@@ -54,7 +55,7 @@ class Script:
         return ordered
 
     def current(self) -> Fault | None:
-        """The rule that holds now, without using it up (`random` is not rolled)."""
+        """The rule that holds now, without using it up (nothing is rolled)."""
         if self._faults:
             return self._faults[self._turn % len(self._faults)]
         fault = None
@@ -64,8 +65,8 @@ class Script:
                 fault = step
         return fault
 
-    def take(self) -> Fault | None:
-        """The fault for one request that has arrived."""
+    def take(self, body: Any = None) -> Fault | None:
+        """The fault for one request that has arrived, whose body this is."""
         fault = self.current()
         if self._faults:
             self._turn += 1
@@ -73,4 +74,4 @@ class Script:
                 self._left -= 1
                 if self._left == 0:
                     self.recover()
-        return fault.roll() if fault else None
+        return fault.roll(body) if fault else None

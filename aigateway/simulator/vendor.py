@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -34,7 +35,7 @@ from aigateway.simulator.wires.anthropic import AnthropicWire
 from aigateway.simulator.wires.azure import AzureWire
 from aigateway.simulator.wires.gemini import GeminiWire
 from aigateway.simulator.wires.openai import OpenAIWire
-from aigateway.simulator.wires.wire import Event, Failure, Wire, sse
+from aigateway.simulator.wires.wire import Event, Failure, Wire, files_named_in, sse
 
 if TYPE_CHECKING:
     from aigateway.settings import LLMConfig
@@ -48,6 +49,11 @@ WIRES: Mapping[str, Callable[[], Wire]] = {
     "anthropic": AnthropicWire,
     "openai_compatible": lambda: OpenAIWire(compatible=True),
 }
+
+_ONLY_CHATS = re.compile(r"(?!.*embed)(gpt-|chatgpt-|o\d|gemini-)", re.IGNORECASE)
+"""Models that are known not to embed."""
+
+_EMBEDDING_MODELS = {"gemini": "gemini-embedding-001", "openai_compatible": "nomic-embed-text"}
 
 _BASE_PATHS = {"openai": "/v1", "openai_compatible": "/v1", "gemini": "/v1beta"}
 _AZURE_API_VERSION = "2024-10-21"
@@ -65,6 +71,7 @@ class SimulatedVendor:
             wire asks for it.
         latency: Seconds before a healthy answer.
         chunk_delay: Seconds before each piece of a stream.
+        files: Ids of the files it has; a prompt that names another one is refused.
         headers: Sent with every response that the vendor itself makes: rate limits, say.
         request_count: How many requests ever arrived; `clear` does not touch it.
     """
@@ -76,6 +83,7 @@ class SimulatedVendor:
         self.name = name
         self.key = f"sk-simulated-{name}"
         self.keys: frozenset[str] | None = None
+        self.files: frozenset[str] = frozenset()
         self.latency = 0.0
         self.chunk_delay = 0.0
         self.headers: dict[str, str] = {}
@@ -111,6 +119,11 @@ class SimulatedVendor:
     def model(self) -> str:
         """The model (on Azure the deployment) that `config` names by default."""
         return self._wire.default_model
+
+    @property
+    def embedding_model(self) -> str:
+        """A model of this wire that embeds, for `config(model=...)`. Anthropic has none."""
+        return _EMBEDDING_MODELS.get(self.wire, "text-embedding-3-small")
 
     @property
     def received(self) -> tuple[Received, ...]:
@@ -235,7 +248,7 @@ class SimulatedVendor:
         received, complaint = await _receive(request)
         self.request_count += 1
         self._received.append(received)
-        fault = complaint or self._script.take()
+        fault = complaint or self._script.take(received.body)
         model, stream = self._wire.peek(received)
         if fault is None:
             return await self._answer_to(request, received, None)
@@ -294,10 +307,24 @@ class SimulatedVendor:
 
     def _read(self, received: Received) -> Call:
         try:
-            return self._wire.read(received, self.keys)
+            call = self._wire.read(received, self.keys)
         except (AttributeError, KeyError, TypeError, ValueError):
             # A wire checks what people get wrong; here is a body of another shape altogether.
             raise RefusedError(Fault.bad_request()) from None
+        self._check_abilities(call, received)
+        return call
+
+    def _check_abilities(self, call: Call, received: Received) -> None:
+        """Refuse what this model or server does not do, where names tell."""
+        if isinstance(call, EmbeddingCall):
+            # Compatible servers embed with any model.
+            if self.wire != "openai_compatible" and _ONLY_CHATS.match(call.model):
+                raise RefusedError(Fault.not_an_embedding_model())
+        elif isinstance(call, ChatCall):
+            if "embed" in call.model.lower():
+                raise RefusedError(Fault.not_a_chat_model())
+            if not self.files.issuperset(files_named_in(received.body)):
+                raise RefusedError(Fault.file_not_found())
 
     async def _complain(
         self, request: web.BaseRequest, fault: Fault, model: str, *, stream: bool = False

@@ -27,25 +27,18 @@ import aiohttp
 import httpx
 from yarl import URL
 
+from aigateway.vendor.pools import LONGEST_CALL, ConnectionPool
 from aigateway.vendor.sse import EventParser
 
 __all__ = [
-    "LONGEST_CALL",
     "WITNESS",
     "OneShotTransport",
     "StreamedBody",
     "WireError",
     "Witness",
     "environment_proxy",
-    "open_session",
     "tls_context",
 ]
-
-LONGEST_CALL = 600.0
-"""Seconds after which a call that nobody bounds ends."""
-
-_KEEP_ALIVE = 60.0
-"""Seconds an idle connection is kept."""
 
 _NOT_FORWARDED = frozenset({"connection", "content-length", "transfer-encoding"})
 """Request headers that belong to the connection, which is aiohttp's."""
@@ -203,7 +196,7 @@ class OneShotTransport(httpx.AsyncBaseTransport):
     """Connections of one provider on one event loop."""
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._pool: ConnectionPool | None = None
         self._closed = False
         self._proxies: dict[str, str | None] = {}
 
@@ -228,17 +221,17 @@ class OneShotTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close every connection."""
         self._closed = True
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.aclose()
 
     def _open_session(self, request: httpx.Request) -> aiohttp.ClientSession:
         if self._closed:
             raise WireError("The client is closed.", request=request)
-        if self._session is None:
+        if self._pool is None or self._pool.session.closed:
             # httpx decompresses, where the headers still say so.
-            self._session = open_session(auto_decompress=False)
-        return self._session
+            self._pool = ConnectionPool(auto_decompress=False)
+        return self._pool.session
 
     async def _exchange(
         self, session: aiohttp.ClientSession, request: httpx.Request, witness: Witness
@@ -275,16 +268,6 @@ class OneShotTransport(httpx.AsyncBaseTransport):
         if origin not in self._proxies:
             self._proxies[origin] = environment_proxy(url.scheme, url.host, url.port)
         return self._proxies[origin]
-
-
-def open_session(**options: Any) -> aiohttp.ClientSession:
-    """A pool as both lanes want it: without a limit of connections, cookies or a short timeout."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
-        **options,
-    )
 
 
 def environment_proxy(scheme: str, host: str, port: int | None) -> str | None:

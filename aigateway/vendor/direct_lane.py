@@ -8,6 +8,7 @@ with litellm, and everything, should litellm's functions not be what they were.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -117,7 +118,8 @@ class DirectClient:
             received = await self._carry(sent)
             return self._read(translation, request, sent, received)
         finally:
-            SILENT.reset(token)
+            with contextlib.suppress(ValueError):  # closed in another context: its loop is gone
+                SILENT.reset(token)
 
     async def stream(self, request: ChatRequest) -> VendorStream:
         """Ask for an answer piece by piece. Returns when the vendor has begun to answer.

@@ -334,7 +334,7 @@ def _from_litellm(link: BaseException, now_wall: float) -> Failure | None:
     # other numbers either: they tell the kind, but the vendor need not have sent them.
     unknown = _is_litellms(link) and status == 500
     kind = FailureKind.UNKNOWN if unknown else failure.kind
-    return Failure(kind, None, failure.retry_after, failure.code)
+    return replace(failure, kind=kind, status=None, certain=failure.certain and not unknown)
 
 
 def _refined(failure: Failure, chain: tuple[BaseException, ...]) -> Failure:
@@ -386,7 +386,9 @@ def _body(response: object, link: BaseException) -> object:
     """The body as it came, else what an SDK made of it."""
     if isinstance(response, dict):
         error = response.get("Error")
-        return {"error": {"code": error.get("Code")}} if isinstance(error, dict) else None
+        if not isinstance(error, dict):
+            return None
+        return {"error": {"code": error.get("Code"), "message": error.get("Message")}}
     content = _get(response, "content")
     if isinstance(content, bytes) and content:
         return content

@@ -7,9 +7,10 @@ process around us (no global of litellm's is set).
 
 For `ProviderType.LITELLM` the connections are litellm's own pools: it picks the client by the
 model string, so it may re-send once after a refused or dropped connection, and its pools stay open
-when this client is closed. Nobody watches what goes over them, so of a stream litellm's word is
-taken: a Gemini stream that ends early but in good order passes for a whole answer. The same holds
-for the few OpenAI and Azure models that litellm bridges to the Responses API.
+when this client is closed, until their event loop ends. Nobody watches what goes over them, so of a
+stream litellm's word is taken: a Gemini stream that ends early but in good order passes for a whole
+answer. The same holds for the few OpenAI and Azure models that litellm bridges to the Responses
+API.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ _LITELLMS_OWN = frozenset(
     {
         FailureKind.BAD_ANSWER,
         FailureKind.MODEL_NOT_FOUND,
+        FailureKind.NOT_OFFERED,
         FailureKind.REJECTED,
         FailureKind.UNKNOWN,
     }
@@ -249,8 +251,12 @@ class LiteLLMClient:
                 litellm_streams,  # noqa: F401
                 own_call,  # noqa: F401
             )
+            from aigateway.vendor.pools import (  # noqa: PLC0415 - likewise
+                close_litellms_pools_with_the_loop,
+            )
             from aigateway.vendor.sdk_clients import sdk_client  # noqa: PLC0415 - likewise
 
+            close_litellms_pools_with_the_loop(litellm)
             self._client = sdk_client(self._config, self._defaults | self._options)
             self._tariff = Tariff(litellm, self._config)
             self._litellm = litellm

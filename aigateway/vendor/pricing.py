@@ -9,17 +9,28 @@ a price for the whole process.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from aigateway.events import Operation
-from aigateway.messages import Usage
+from aigateway.intake import answer_bytes, answer_tokens, prompt_size
+from aigateway.messages import (
+    ChatRequest,
+    Choice,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    Usage,
+)
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.vendor.loading import loaded_litellm
 
 __all__ = [
     "OWN_OPTIONS",
+    "CostEstimator",
     "Price",
     "Tariff",
     "accepts_prefill",
@@ -39,6 +50,13 @@ OWN_OPTIONS = frozenset(
     }
 )
 """Keys of `LLMConfig.extra` that end here."""
+
+WRITING_SPEED = 100
+"""Tokens that a model writes in a second, for an answer of which nothing is known but how long the
+vendor worked on it. Large models write 50 to 150."""
+
+_FIRST_ANSWERS, _EVERY = 32, 32
+"""Answers from which the length of tokens is learned: the first ones, then one of so many."""
 
 SHORT_PROMPT = 100_000
 """Tokens up to which no vendor charges more per token; the map's first step is at 128,000."""
@@ -123,6 +141,156 @@ class Tariff:
             None,
             self._entry["output_cost_per_token"],
         }
+
+
+class _BytesPerToken:
+    """How long a provider's tokens are, from what its vendor counted.
+
+    The latest hundred or so texts count. A caller can move it only so far: whatever was seen, a
+    token has one to eight bytes of UTF-8.
+    """
+
+    __slots__ = ("_bytes", "_tokens")
+
+    def __init__(self) -> None:
+        self._bytes, self._tokens = 64.0, 16.0  # OpenAI's rule of thumb, with little weight
+
+    def learn(self, size: int, tokens: int) -> None:
+        """A text of so many bytes had so many tokens."""
+        if size > 0 and tokens > 0:
+            self._bytes = 0.99 * self._bytes + size
+            self._tokens = 0.99 * self._tokens + tokens
+
+    def tokens(self, size: int) -> int:
+        """How many a text of so many bytes has."""
+        return math.ceil(size / min(max(self._bytes / self._tokens, 1.0), 8.0))
+
+
+R = TypeVar("R", bound=Completion | Embeddings)
+
+
+class CostEstimator:
+    """Usage and cost of a provider's calls where the vendor's own count did not come, or not all.
+
+    What the vendor has counted stands. The rest is counted from the text that was sent and
+    received, by the length of the tokens that the same vendor counted before.
+
+    Args:
+        config: The provider.
+    """
+
+    __slots__ = ("_answers", "_config", "_prompts", "_seen")
+
+    def __init__(self, config: LLMConfig) -> None:
+        self._config = config
+        self._prompts = _BytesPerToken()
+        self._answers = _BytesPerToken()
+        self._seen = 0
+
+    def learn(self, request: ChatRequest | EmbeddingRequest, answer: object) -> None:
+        """Note how long tokens are, from a whole answer that the vendor counted.
+
+        After the first ones only some are looked at, since every request passes here.
+        """
+        self._seen += 1
+        if self._seen > _FIRST_ANSWERS and self._seen % _EVERY:
+            return
+        if not isinstance(answer, Completion) or not answer.usage.total_tokens:
+            return
+        usage = answer.usage
+        seen = usage.completion_tokens - usage.reasoning_tokens
+        self._answers.learn(answer_bytes(answer.choices), seen)
+        size, other = prompt_size(request)
+        if not other:
+            self._prompts.learn(size, usage.prompt_tokens)
+
+    def counted(
+        self, request: ChatRequest | EmbeddingRequest, answer: R, *, whole: bool = False
+    ) -> R:
+        """An answer with the usage and the cost that it really has.
+
+        Args:
+            request: As it was sent.
+            answer: As far as it came, with what the vendor has counted so far.
+            whole: It came to its end; else a count of its tokens is only where it stood when the
+                vendor sent it.
+        """
+        usage = answer.usage
+        if whole and usage.total_tokens:
+            return answer
+        choices = answer.choices if isinstance(answer, Completion) else ()
+        ended = bool(choices) and all(choice.finish_reason is not None for choice in choices)
+        if ended and usage.completion_tokens:
+            return answer
+        prompt = usage.prompt_tokens or self._prompt_tokens(request)
+        written = self._answers.tokens(answer_bytes(choices)) + usage.reasoning_tokens
+        written = max(usage.completion_tokens, written)
+        return replace(
+            answer,
+            usage=replace(
+                usage,
+                prompt_tokens=prompt,
+                completion_tokens=written,
+                total_tokens=prompt + written,
+            ),
+            cost_usd=self._cost(answer, prompt, written),
+        )
+
+    def unanswered(
+        self, request: ChatRequest | EmbeddingRequest, seconds: float
+    ) -> Completion | Embeddings:
+        """What a call comes to that was broken off before anything came.
+
+        The prompt was sent. The answer has as many tokens as the vendor could write meanwhile, and
+        no more than the request allows.
+
+        Args:
+            request: As it was sent.
+            seconds: How long the vendor worked on it.
+        """
+        model = self._config.model
+        if isinstance(request, EmbeddingRequest):
+            return self.counted(request, Embeddings(model, ()))
+        n = request.params.get("n")
+        many = n if isinstance(n, int) else 1
+        most = answer_tokens(request)
+        written = many * min(int(seconds * WRITING_SPEED), math.inf if most is None else most)
+        usage = Usage(0, int(written), int(written))
+        return self.counted(request, Completion("", model, (Choice(),), usage))
+
+    def _prompt_tokens(self, request: ChatRequest | EmbeddingRequest) -> int:
+        size, other = prompt_size(request)
+        return self._prompts.tokens(size) + other
+
+    def _cost(self, answer: Completion | Embeddings, prompt: int, written: int) -> float | None:
+        """US dollars; what the vendor has counted keeps its own price."""
+        known, usage = answer.cost_usd, answer.usage
+        if known is not None:
+            prompt -= usage.prompt_tokens
+            written -= usage.completion_tokens
+        price = price_of(self._config)
+        if price is None:
+            return known
+        cost = prompt * price.input + written * price.output
+        if prompt > SHORT_PROMPT and own_price_of(self._config) is None:
+            cost = self._long_cost(prompt, written) or cost
+        return cost + (known or 0.0)
+
+    def _long_cost(self, prompt: int, written: int) -> float | None:
+        """US dollars by litellm's own calculation, which knows the steps of a price."""
+        litellm = loaded_litellm()
+        with contextlib.suppress(Exception):  # then the flat price has to do
+            return float(
+                sum(
+                    litellm.cost_per_token(  # type: ignore[union-attr]
+                        model=str(self._config.extra.get("base_model") or self._config.model),
+                        custom_llm_provider=str(self._config.provider),
+                        prompt_tokens=prompt,
+                        completion_tokens=written,
+                    )
+                )
+            )
+        return None
 
 
 def _is_ordinary(response: Any) -> bool:

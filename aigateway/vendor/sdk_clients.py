@@ -14,7 +14,8 @@ import httpx
 import openai
 
 from aigateway.settings import LLMConfig, ProviderType
-from aigateway.vendor.connections import LONGEST_CALL, OneShotTransport
+from aigateway.vendor.connections import OneShotTransport
+from aigateway.vendor.pools import LONGEST_CALL
 
 __all__ = ["SDKClient", "sdk_client"]
 
@@ -108,4 +109,6 @@ def _handler() -> SDKClient:
     handler = AsyncHTTPHandler(
         timeout=httpx.Timeout(LONGEST_CALL), transport=OneShotTransport(), follow_redirects=False
     )
-    return SDKClient(handler, handler.close)
+    client = handler.client
+    handler.client = client  # not its own: its finalizer would close it in a task on any loop
+    return SDKClient(handler, client.aclose)

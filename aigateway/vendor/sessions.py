@@ -16,7 +16,8 @@ from contextlib import AbstractAsyncContextManager
 import aiohttp
 from yarl import URL
 
-from aigateway.vendor.connections import environment_proxy, open_session, tls_context
+from aigateway.vendor.connections import environment_proxy, tls_context
+from aigateway.vendor.pools import ConnectionPool
 from aigateway.version import __version__
 
 __all__ = ["SharedSession"]
@@ -28,15 +29,17 @@ body in time is used again; opening another takes two or three journeys to the v
 _UNBOUNDED = aiohttp.ClientTimeout(total=None)
 
 
-class _Pool:
-    __slots__ = ("__weakref__", "session", "users")
+class _Shared:
+    __slots__ = ("__weakref__", "loop", "pool", "users")
 
-    def __init__(self) -> None:
-        self.session: aiohttp.ClientSession | None = None
-        self.users = 0
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop  # kept, so that no other loop has its id
+        self.pool: ConnectionPool | None = None
+        self.users: weakref.WeakSet[SharedSession] = weakref.WeakSet()
 
 
-_pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = weakref.WeakKeyDictionary()
+_shared: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary()
+"""By the id of the event loop. The users keep an entry, which keeps its loop."""
 
 
 class SharedSession:
@@ -47,7 +50,7 @@ class SharedSession:
         stream_url: Where its streams are; None if it is the same.
     """
 
-    __slots__ = ("_open", "_pool", "_proxy", "_stream_url", "_tls", "_url")
+    __slots__ = ("__weakref__", "_open", "_proxy", "_shared", "_stream_url", "_tls", "_url")
 
     def __init__(self, url: str, stream_url: str | None = None) -> None:
         self._url = URL(url, encoded=True)
@@ -55,9 +58,10 @@ class SharedSession:
         self._open: set[aiohttp.ClientResponse] = set()
         self._tls = tls_context() if self._url.scheme == "https" else True
         self._proxy = environment_proxy(self._url.scheme, self._url.host or "", self._url.port)
-        pool = _pools.setdefault(asyncio.get_running_loop(), _Pool())
-        pool.users += 1
-        self._pool: _Pool | None = pool
+        loop = asyncio.get_running_loop()
+        shared = _shared.setdefault(id(loop), _Shared(loop))
+        shared.users.add(self)
+        self._shared: _Shared | None = shared
 
     def post(
         self, headers: Mapping[str, str], body: bytes
@@ -112,21 +116,21 @@ class SharedSession:
         response.close()
 
     def _session(self) -> aiohttp.ClientSession:
-        pool = self._pool
-        if pool is None:
+        shared = self._shared
+        if shared is None:
             raise RuntimeError("This vendor client is closed.")
-        if pool.session is None:
-            pool.session = open_session(headers={"User-Agent": f"aigateway/{__version__}"})
-        return pool.session
+        if shared.pool is None or shared.pool.session.closed:
+            shared.pool = ConnectionPool(headers={"User-Agent": f"aigateway/{__version__}"})
+        return shared.pool.session
 
     async def aclose(self) -> None:
         """Give the share back. May be called twice."""
-        pool, self._pool = self._pool, None
-        if pool is None:
+        shared, self._shared = self._shared, None
+        if shared is None:
             return
         for response in tuple(self._open):
             self._close(response)
-        pool.users -= 1
-        if not pool.users and pool.session is not None:
-            session, pool.session = pool.session, None
-            await session.close()
+        shared.users.discard(self)
+        if not shared.users and shared.pool is not None:
+            pool, shared.pool = shared.pool, None
+            await pool.aclose()

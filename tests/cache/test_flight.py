@@ -10,6 +10,7 @@ import pytest
 from aigateway.cache.flight import Flights
 from aigateway.errors import GatewayError
 from aigateway.testing import FakeClock
+from tests.processes import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("complaints")
 
@@ -236,7 +237,7 @@ async def test_who_comes_after_the_answer_and_before_the_tidying_gets_it(
         return f"answer {len(arrivals)}"
 
     assert await flights.share("k", work) == ("answer 1", False)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         assert await arrivals[0] == ("answer 1", True)
 
 
@@ -370,7 +371,7 @@ async def test_closing_from_within_the_work_does_not_wait_for_itself(
         await flights.aclose()
         return "closed"
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         assert await flights.share("k", work) == ("closed", False)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigateway.cache.flight import Flights
+from tests.processes import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Run:
             if turn == self.schedule.closes_at:
                 tasks.append(asyncio.create_task(self.flights.aclose()))
             await asyncio.sleep(0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             return await asyncio.gather(*tasks, return_exceptions=True)
 
     async def leftovers(self) -> set[asyncio.Task[Any]]:

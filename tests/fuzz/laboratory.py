@@ -20,6 +20,7 @@ from aigateway import (
 from aigateway.messages import Choice, EmbeddingResponse
 from aigateway.vendor.client import VendorClientFactory
 from tests.fuzz.raw_server import RawServer, Reply
+from tests.processes import PATIENCE
 
 __all__ = [
     "ENDS",
@@ -127,7 +128,7 @@ class Laboratory:
             check_books(gateway)
         finally:
             await gateway.aclose()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await self.server.is_left()
         return result
 

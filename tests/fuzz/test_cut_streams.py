@@ -11,6 +11,7 @@ from aigateway import AsyncGateway, GatewayError, StreamInterruptedError
 from tests.fuzz.laboratory import PATIENT, PROMPT, Laboratory, check_books
 from tests.fuzz.raw_server import Reply
 from tests.fuzz.wires import WIRES, sse
+from tests.processes import PATIENCE
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 """The body ends where the connection does, so that a cut looks like a proper end."""
@@ -77,7 +78,7 @@ def test_a_stream_cut_at_every_byte(laboratory: Laboratory, wire: str) -> None:
                 assert is_all is (cut >= whole_at), cut
                 assert not is_all or text == ONE + TWO
             check_books(gateway)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await laboratory.server.is_left()
 
     laboratory.runner.run(cut_at_every_byte())

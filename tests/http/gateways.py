@@ -3,6 +3,7 @@
 import asyncio
 
 from aigateway import AsyncGateway
+from tests.processes import PATIENCE
 
 
 def gateway_for(*vendors, fields=None, **settings):
@@ -28,6 +29,6 @@ def metrics_of(gateway, vendor):
 
 async def until(condition):
     """Wait for something that another party does."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - the server is another party
             await asyncio.sleep(0.005)

@@ -48,6 +48,13 @@ MISCONFIGURED = [
     (Fault.model_not_found(), K.MODEL_NOT_FOUND),
     (Fault.retired_model(), K.MODEL_NOT_FOUND),
 ]
+CANNOT = [
+    (Fault.file_not_found(), K.UNSUPPORTED),
+    (Fault.status(403, message="You are not allowed to sample from this model"), K.UNSUPPORTED),
+    (Fault.status(404, message="No endpoints found that support tool use."), K.UNSUPPORTED),
+    (Fault.status(422, message="This model does not support images."), K.UNSUPPORTED),
+    (Fault.status(400, message="Failed to call a function."), K.INVALID_OUTPUT),
+]
 CALLERS_FAULT = [
     (Fault.bad_request(), K.REJECTED),
     (Fault.too_large(), {K.REJECTED, K.CONTEXT_WINDOW}),
@@ -93,7 +100,7 @@ def streak_of(gateway):
 async def test_a_sick_provider_is_left_for_the_next_and_counted(pair, fault, kind):
     gateway, sick, backup = pair
     if fault == Fault.hang():
-        gateway._roster.candidates("sick")[0].attempt_timeout = 0.1
+        gateway._roster.named("sick").attempt_timeout = 0.1
     sick.behave(fault)
     reply = await gateway.chat("hi")
     assert reply.provider == "backup"
@@ -118,15 +125,30 @@ async def test_one_set_up_wrong_is_disabled_and_not_counted(pair, fault, kind):
     assert len(sick.received) == 1
 
 
+@pytest.mark.parametrize(("fault", "kind"), CANNOT, ids=label)
+async def test_what_it_cannot_do_is_no_mark_against_it(pair, fault, kind):
+    gateway, sick, _ = pair
+    sick.behave(fault, times=2)
+    for prompt in ("hi", "again"):
+        reply = await gateway.chat(prompt)
+        assert reply.provider == "backup"
+        assert reply.attempts[0].failure is kind
+    assert (streak_of(gateway), status_of(gateway).active) == (0, True)
+    assert (await gateway.chat("something else")).provider == "sick"
+
+
 @pytest.mark.parametrize(("fault", "kind"), CALLERS_FAULT, ids=label)
-async def test_the_callers_own_fault_is_raised_and_nobody_else_is_asked(pair, fault, kind):
+async def test_the_callers_own_fault_is_raised_and_harms_no_provider(pair, fault, kind):
     gateway, sick, backup = pair
     sick.behave(fault)
+    backup.behave(fault)
     with pytest.raises(RequestRejectedError) as raised:
         await gateway.chat("hi")
     assert raised.value.causes[0].kind in kinds(kind)
     assert type(raised.value) is ERRORS[raised.value.causes[0].kind]
-    assert (len(sick.received), len(backup.received)) == (1, 0)
+    # Only what no rule recognises gets a second opinion, and only from another vendor.
+    other = raised.value.causes[0].kind is K.REJECTED and sick.wire != "openai"
+    assert (len(sick.received), len(backup.received)) == (1, int(other))
     status = status_of(gateway)
     assert (streak_of(gateway), status.active) == (0, True)
 

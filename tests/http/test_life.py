@@ -14,6 +14,7 @@ import pytest
 from aigateway import AllProvidersFailedError, AsyncGateway, LLMConfig
 from aigateway.simulator import Fault, Simulator
 from aigateway.vendor.loading import load_litellm
+from tests.processes import PATIENCE
 
 SECRET = "sk-live-do-not-show-me-0123456789"
 
@@ -32,7 +33,7 @@ def test_fifty_gateways_over_two_loops_leave_nothing_behind(recwarn):
             async with AsyncGateway(all_four(simulated), cache_enabled=False) as gateway:
                 for provider in gateway.providers:
                     await gateway.chat(f"hi {round_number}", model=provider.name)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while any(vendor.open_connections for vendor in simulated.vendors):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert asyncio.all_tasks() == before
@@ -121,7 +122,7 @@ def run_python(code):
         env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # a bare user's own choice
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -13,6 +13,7 @@ from aigateway import (
 )
 from aigateway.simulator import Answer, Fault, Simulator, ToolCall
 from tests.http.gateways import gateway_for, metrics_of, name_of, until
+from tests.processes import PATIENCE
 
 K = FailureKind
 TALE = Answer(text="Once upon a time there was an end.", usage={"prompt_tokens": 7})
@@ -100,7 +101,9 @@ async def test_before_the_first_content_the_next_provider_gives_one_clean_stream
 ):
     vendor, backup = telling
     vendor.behave(fault)
-    async with gateway_for(vendor, backup, first_token_timeout=0.3) as gateway:
+    hasty = {"timeout": 0.3} if kind is K.TIMEOUT else {}
+    configs = [vendor.config(**hasty), backup.config(priority=-1)]
+    async with AsyncGateway(configs, retry_rounds=0) as gateway:
         stream = gateway.stream("hi")
         assert await text_of(stream) == "from the backup"
         failed, served = stream.response.attempts
@@ -127,7 +130,8 @@ class TestAfterTheFirstContent:
     async def test_a_break_is_raised_with_what_came_and_counts(self, telling, fault, kinds):
         vendor, backup = telling
         vendor.behave(fault)
-        async with gateway_for(vendor, backup, idle_timeout=0.3) as gateway:
+        idle = 0.3 if K.TIMEOUT in kinds else PATIENCE
+        async with gateway_for(vendor, backup, idle_timeout=idle) as gateway:
             stream = gateway.stream("hi")
             first = await anext(stream)
             with pytest.raises(StreamInterruptedError) as raised:
@@ -145,7 +149,8 @@ class TestAfterTheFirstContent:
     async def test_restart(self, telling, fault, kinds):
         vendor, backup = telling
         vendor.behave(fault)
-        async with gateway_for(vendor, backup, idle_timeout=0.3) as gateway:
+        idle = 0.3 if K.TIMEOUT in kinds else PATIENCE
+        async with gateway_for(vendor, backup, idle_timeout=idle) as gateway:
             stream = gateway.stream("hi", resume="restart")
             chunks = [chunk async for chunk in stream]
         mark = [chunk.restarted for chunk in chunks].index(True)
@@ -183,11 +188,14 @@ class TestAfterTheFirstContent:
             await until(lambda: backup.open_connections == 0)
             assert gateway.get_metrics()["in_flight"] == 0
 
-    @pytest.mark.parametrize("fault", [Fault.cut_stream(after=2), Fault.stall_stream(after=2)])
-    async def test_chat_over_a_stream_begins_anew_unseen(self, telling, fault):
+    @pytest.mark.parametrize(
+        ("fault", "idle"),
+        [(Fault.cut_stream(after=2), PATIENCE), (Fault.stall_stream(after=2), 0.3)],
+    )
+    async def test_chat_over_a_stream_begins_anew_unseen(self, telling, fault, idle):
         vendor, backup = telling
         vendor.behave(fault)
-        async with gateway_for(vendor, backup, chat_over_stream=True, idle_timeout=0.3) as gateway:
+        async with gateway_for(vendor, backup, chat_over_stream=True, idle_timeout=idle) as gateway:
             reply = await gateway.chat("hi")
         assert reply.text == "from the backup"
 
@@ -283,7 +291,7 @@ class TestCircuit:
             stream = gateway.stream("2")
             probing = asyncio.create_task(anext(stream))
             await asyncio.sleep(0)
-            assert (await gateway.chat("3", timeout=5)).provider == name_of(vendor)
+            assert (await gateway.chat("3", timeout=PATIENCE)).provider == name_of(vendor)
             await probing
             await stream.aclose()
 

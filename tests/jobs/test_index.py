@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from aigateway.jobs.index import Index
+from tests.processes import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 IDS = st.sampled_from(["a", "b", "\u00e9", "\ud800", ""])
@@ -91,7 +92,7 @@ def test_a_temporary_folder_without_room_is_told():
         check=True,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.stdout.startswith("The index of the lines cannot be kept in the temporary folder (")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from aigateway.errors import ConfigurationError, GatewayError
 from aigateway.jobs.journal import Journal
 from aigateway.jobs.records import encoded, error_record
+from tests.processes import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 RECORDS = [error_record(f"line {n}", GatewayError("é" * n)) for n in range(6)]
@@ -121,7 +122,7 @@ def test_a_full_disk_leaves_whole_records_only(path):
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     written, _, message = done.stdout.partition(" ")

@@ -12,6 +12,7 @@ import pytest
 import aigateway
 from aigateway.simulator import Simulator
 from tests.jobs.desk import prompt_of, records, text_of
+from tests.processes import PATIENCE
 
 ROOT = Path(aigateway.__file__).parents[1]
 KILLS = 20
@@ -53,7 +54,6 @@ def bodies(path):
     return {r["custom_id"]: text_of(r) for r in records(path)}
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", [20261126])
 def test_killed_at_random_moments_it_loses_nothing_and_asks_nothing_twice(
     tmp_path, simulator, environment, seed
@@ -86,7 +86,7 @@ def test_killed_at_random_moments_it_loses_nothing_and_asks_nothing_twice(
             process.stdin.flush()
         assert process.stdout.readline() == "ended 1\n"  # some lines have failed
         process.stdin.close()
-        assert process.wait(10) == 0, process.stderr.read()
+        assert process.wait(PATIENCE) == 0, process.stderr.read()
 
     received = [prompt_of(each) for each in vendor.received]
     for finished, asked_then in snapshots:
@@ -108,7 +108,7 @@ def test_killed_at_random_moments_it_loses_nothing_and_asks_nothing_twice(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 1, done.stderr
     assert (

@@ -1,7 +1,7 @@
 """Mutation testing: do the tests notice when a rule of the core is broken?
 
-    python -m tests.mutation             every module below
-    python -m tests.mutation gates plan  only these
+    python -m tests.mutation                   every module below
+    python -m tests.mutation cooldown select   only these
 
 Each mutant (`mutants.py`) of a module is run against the tests of that module, in a copy of the
 tree. A mutant that no test notices fails the run, unless `equivalent.txt` lists it with the reason
@@ -36,10 +36,32 @@ MODULES = {
         "tests/resilience/test_breaker.py",
         "tests/resilience/test_breaker_model.py",
     ),
-    "aigateway/resilience/gates.py": ("tests/resilience/test_gates.py",),
-    "aigateway/resilience/budget.py": ("tests/resilience/test_budgets.py",),
+    "aigateway/resilience/cooldown.py": ("tests/resilience/test_cooldown.py",),
+    "aigateway/resilience/health.py": ("tests/resilience/test_health.py",),
+    "aigateway/resilience/last_resort.py": ("tests/resilience/test_last_resort.py",),
+    "aigateway/resilience/retry_budget.py": ("tests/resilience/test_retry_budget.py",),
     "aigateway/vendor/failures.py": ("tests/vendor/test_failures.py",),
-    "aigateway/routing/plan.py": ("tests/routing/test_plan.py",),
+    "aigateway/routing/select.py": ("tests/routing/test_select.py",),
+    "aigateway/routing/candidates.py": (
+        "tests/routing/test_select.py",
+        "tests/routing/test_failover.py",
+    ),
+    "aigateway/routing/attempt.py": (
+        "tests/routing/test_failover.py",
+        "tests/routing/test_hedge.py",
+        "tests/test_stream.py",
+    ),
+    "aigateway/routing/failover.py": (
+        "tests/routing/test_failover.py",
+        "tests/routing/test_hedge.py",
+        "tests/test_stream.py",
+    ),
+    "aigateway/routing/hedge.py": ("tests/routing/test_hedge.py",),
+    "aigateway/cache/flight.py": (
+        "tests/cache/test_flight.py",
+        "tests/cache/test_flight_errors.py",
+        "tests/cache/test_flight_schedules.py",
+    ),
     "aigateway/cache/key.py": ("tests/cache/test_key.py",),
 }
 """What is mutated, and the tests that have to notice."""

@@ -8,6 +8,7 @@ reference says what is allowed and takes over what happened.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,11 +35,13 @@ class Call:
         era: Of which state it is; its result counts in that one only.
         began: At which event.
         probe: Whether it was sent to find out.
+        last_resort: Whether it was let through although the circuit was not closed.
     """
 
     era: int
     began: int
     probe: bool
+    last_resort: bool = False
 
 
 @dataclass(slots=True)
@@ -50,7 +53,8 @@ class Rules:
     Attributes:
         state: "closed", "open" or "half_open".
         forced: By hand; nothing but another hand changes that.
-        failures: In a row.
+        failures: In a row; those of one cause are one.
+        causes: Of these failures, as far as they have one.
         late: Results that came after their state was over.
         open_until: While open, when a probe may go.
         probe: The one that is out.
@@ -61,6 +65,7 @@ class Rules:
     state: str = "closed"
     forced: bool = False
     failures: int = 0
+    causes: set[Hashable] = field(default_factory=set)
     late: int = 0
     openings: int = 0
     open_until: float = math.inf
@@ -98,23 +103,39 @@ class Rules:
             self.probe, self.lease_ends = call, now + self.limits.lease
         return call
 
+    def let_through_all_the_same(self) -> Call:
+        """A caller whom `refusal` turns away has no other provider left; nothing is forced."""
+        self.events += 1
+        return Call(self.era, self.events, probe=False, last_resort=True)
+
     # ── what comes back ──────────────────────────────────────────────────────────────────────
 
-    def settle(self, call: Call, how: Settlement, now: float) -> None:
+    def settle(self, call: Call, how: Settlement, now: float, cause: Hashable = None) -> None:
         """The first result of a call. Any further one means nothing and does not come here."""
         self.events += 1
         if call.era != self.era:
             self.late += 1
         elif call is self.probe:
             self._probed(how, now)
+        elif call.last_resort:
+            if how == "success":
+                self.openings = 0
+                self._enter("closed")
         elif how == "failure":
-            if self.failures == 0:
-                self.streak_began = self.events
-            self.failures += 1
-            if self.failures >= self.limits.threshold and not self.forced:
-                self._open(now)
+            if cause is None or cause not in self.causes:
+                self._failed(cause, now)
         elif how == "success" and call.began > self.streak_began:
             self.failures = 0
+            self.causes = set()
+
+    def _failed(self, cause: Hashable, now: float) -> None:
+        if self.failures == 0:
+            self.streak_began = self.events
+        self.failures += 1
+        if cause is not None:
+            self.causes.add(cause)
+        if self.failures >= self.limits.threshold and not self.forced:
+            self._open(now)
 
     def _probed(self, how: Settlement, now: float) -> None:
         if how == "success":
@@ -168,5 +189,6 @@ class Rules:
         self.state = state
         self.era += 1
         self.failures = self.streak_began = 0
+        self.causes = set()
         self.probe = None
         self.open_until = self.lease_ends = math.inf

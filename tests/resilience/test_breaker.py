@@ -9,7 +9,13 @@ import pytest
 
 from aigateway.clock import SystemClock
 from aigateway.errors import CircuitOpenError, ConfigurationError
-from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, Rejected
+from aigateway.resilience.breaker import (
+    MOST_CAUSES,
+    CircuitBreaker,
+    CircuitState,
+    Permit,
+    Rejected,
+)
 from aigateway.testing import FakeClock
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
@@ -27,6 +33,12 @@ def breaker(clock):
 
 def permit_of(breaker: CircuitBreaker) -> Permit:
     permit = breaker.acquire()
+    assert isinstance(permit, Permit)
+    return permit
+
+
+def last_resort_of(breaker: CircuitBreaker) -> Permit:
+    permit = breaker.acquire_last_resort()
     assert isinstance(permit, Permit)
     return permit
 
@@ -103,6 +115,190 @@ class TestClosed:
     def test_refuses_nobody(self, breaker):
         fail(breaker, 4)
         assert breaker.refusal() is None
+
+
+class TestCauses:
+    def test_repeats_of_one_request_count_once(self, breaker):
+        for _ in range(50):
+            permit_of(breaker).failure("the same")
+        assert breaker.state is CLOSED
+        assert breaker.consecutive_failures == 1
+
+    def test_the_fifth_request_that_fails_opens_it_however_often_each_is_repeated(self, breaker):
+        for cause in "abcd":
+            permit_of(breaker).failure(cause)
+            permit_of(breaker).failure(cause)
+            permit_of(breaker).failure("a")
+        assert breaker.state is CLOSED
+        permit_of(breaker).failure("e")
+        assert breaker.state is OPEN
+
+    def test_what_has_no_cause_always_counts(self, breaker):
+        for cause in [None, "a", None, "a", None]:
+            permit_of(breaker).failure(cause)
+        assert breaker.consecutive_failures == 4
+        permit_of(breaker).failure(None)
+        assert breaker.state is OPEN
+
+    def test_a_success_ends_the_streak_and_forgets_its_causes(self, breaker):
+        permit_of(breaker).failure("a")
+        permit_of(breaker).success()
+        assert breaker.consecutive_failures == 0
+        permit_of(breaker).failure("a")
+        assert breaker.consecutive_failures == 1
+
+    def test_a_success_from_before_the_streak_forgets_nothing(self, breaker):
+        early = permit_of(breaker)
+        permit_of(breaker).failure("a")
+        early.success()
+        permit_of(breaker).failure("a")
+        assert breaker.consecutive_failures == 1
+
+    @pytest.mark.parametrize("end", ["probe", "reset", "force_closed"])
+    def test_a_change_of_state_forgets_them(self, breaker, clock, end):
+        for cause in "abcde" if end == "probe" else "abcd":
+            permit_of(breaker).failure(cause)
+        if end == "probe":
+            clock.tick(60)
+            permit_of(breaker).success()
+        else:
+            getattr(breaker, end)()
+        permit_of(breaker).failure("a")
+        assert breaker.consecutive_failures == 1
+
+    def test_a_repeat_does_not_make_the_streak_begin_anew(self, breaker):
+        permit_of(breaker).failure("a")
+        within = permit_of(breaker)
+        permit_of(breaker).failure("a")
+        within.success()
+        assert breaker.consecutive_failures == 0, "it began after the streak did"
+
+    def test_memory_is_bounded_and_beyond_it_each_failure_counts(self, breaker):
+        breaker.force_closed()  # else the streak would end long before
+        for cause in range(MOST_CAUSES + 500):
+            permit_of(breaker).failure(cause)
+        assert len(breaker._causes) == MOST_CAUSES
+        assert breaker.consecutive_failures == MOST_CAUSES + 500
+        permit_of(breaker).failure(MOST_CAUSES - 1)
+        assert breaker.consecutive_failures == MOST_CAUSES + 500, "remembered"
+        permit_of(breaker).failure(MOST_CAUSES)
+        assert breaker.consecutive_failures == MOST_CAUSES + 501, "not remembered"
+
+    @pytest.mark.parametrize("cause", [None, "a"])
+    def test_the_failure_of_a_probe_counts_whatever_its_cause(self, breaker, clock, cause):
+        for earlier in "abcde":
+            permit_of(breaker).failure(earlier)
+        clock.tick(60)
+        permit_of(breaker).failure(cause)
+        assert breaker.state is OPEN
+
+
+class TestLastResort:
+    def test_in_a_closed_circuit_it_is_a_permit_like_any_other(self, breaker):
+        permit = last_resort_of(breaker)
+        assert (permit.probe, permit.last_resort) == (False, False)
+        permit.failure()
+        assert breaker.consecutive_failures == 1
+
+    def test_an_open_circuit_lets_it_through_and_an_answer_closes_it(self, breaker):
+        open_it(breaker)
+        permit = last_resort_of(breaker)
+        assert (permit.probe, permit.last_resort) == (False, True)
+        assert breaker.state is OPEN
+        assert isinstance(breaker.acquire(), Rejected), "others are still refused"
+        permit.success()
+        assert breaker.state is CLOSED
+        fail(breaker, 4)
+        assert breaker.state is CLOSED, "a fresh streak"
+
+    @pytest.mark.parametrize("how", ["failure", "release"])
+    def test_anything_else_changes_nothing(self, breaker, clock, how):
+        open_it(breaker)
+        clock.tick(20)
+        for _ in range(50):
+            getattr(last_resort_of(breaker), how)()
+        assert breaker.state is OPEN
+        assert breaker.consecutive_failures == 0
+        assert breaker.late_results == 0
+        assert breaker.refusal().retry_after == pytest.approx(40)
+
+    def test_an_answer_ends_the_doubling(self, breaker, clock):
+        half_open_it(breaker, clock).failure()
+        last_resort_of(breaker).success()
+        open_it(breaker)
+        assert breaker.refusal().retry_after == pytest.approx(60)
+
+    def test_when_the_time_is_over_it_is_the_probe(self, breaker, clock):
+        open_it(breaker)
+        clock.tick(60)
+        permit = last_resort_of(breaker)
+        assert (permit.probe, permit.last_resort) == (True, False)
+        permit.failure()
+        assert breaker.state is OPEN
+
+    def test_beside_a_probe_it_takes_nobodys_place(self, breaker, clock):
+        probe = half_open_it(breaker, clock)
+        beside = last_resort_of(breaker)
+        assert (beside.probe, beside.last_resort) == (False, True)
+        beside.failure()
+        assert breaker.state is HALF_OPEN
+        assert isinstance(breaker.acquire(), Rejected), "the probe is still out"
+        probe.success()
+        assert breaker.state is CLOSED
+
+    def test_beside_a_probe_its_answer_closes_and_the_probe_is_late(self, breaker, clock):
+        probe = half_open_it(breaker, clock)
+        last_resort_of(breaker).success()
+        assert breaker.state is CLOSED
+        probe.failure()
+        assert breaker.state is CLOSED
+        assert breaker.late_results == 1
+
+    @pytest.mark.parametrize("how", ["success", "failure", "release"])
+    def test_what_comes_after_a_change_of_state_is_late(self, breaker, clock, how):
+        open_it(breaker)
+        late = last_resort_of(breaker)
+        clock.tick(60)
+        permit_of(breaker).failure()
+        getattr(late, how)()
+        assert breaker.state is OPEN
+        assert breaker.late_results == 1
+
+    def test_it_is_settled_once(self, breaker):
+        open_it(breaker)
+        permit = last_resort_of(breaker)
+        permit.failure()
+        permit.success()
+        assert breaker.state is OPEN
+
+    def test_it_ends_the_lease_of_a_probe_that_never_settles(self, clock):
+        breaker = CircuitBreaker(clock=clock, probe_lease_seconds=10)
+        half_open_it(breaker, clock)
+        clock.tick(10)
+        assert last_resort_of(breaker).last_resort
+        assert breaker.state is OPEN
+
+    def test_a_circuit_that_is_forced_open_is_the_operators_word(self, breaker, clock):
+        breaker.force_open()
+        clock.tick(10**6)
+        refused = breaker.acquire_last_resort()
+        assert isinstance(refused, Rejected)
+        assert refused.retry_after == math.inf
+
+    def test_what_was_out_when_it_was_forced_open_does_not_close_it(self, breaker):
+        open_it(breaker)
+        permit = last_resort_of(breaker)
+        breaker.force_open()
+        permit.success()
+        assert (breaker.state, breaker.forced) == (OPEN, True)
+
+    def test_a_listener_hears_of_the_closing_alone(self, clock):
+        heard = []
+        watched = CircuitBreaker(clock=clock, on_change=lambda old, new: heard.append((old, new)))
+        open_it(watched)
+        last_resort_of(watched).failure()
+        last_resort_of(watched).success()
+        assert heard == [(CLOSED, OPEN), (OPEN, CLOSED)]
 
 
 class TestOpen:
@@ -188,11 +384,14 @@ class TestHalfOpen:
 
 
 class TestOpenTime:
-    def test_doubles_with_each_opening_in_a_row_up_to_ten_minutes(self, breaker, clock):
+    def test_doubles_with_each_opening_in_a_row_up_to_the_longest(self, clock):
+        breaker: Any = CircuitBreaker(clock=clock, max_open_seconds=600)
         open_it(breaker)
         seen = []
         for _ in range(7):
-            seen.append(breaker.refusal().retry_after)
+            refusal = breaker.refusal()
+            assert refusal is not None
+            seen.append(refusal.retry_after)
             clock.tick(seen[-1] + 1e-6)
             permit_of(breaker).failure()
         expected = [60, 120, 240, 480, 600, 600, 600]
@@ -231,7 +430,7 @@ class TestOpenTime:
         for _ in range(3000):
             clock.tick(700)
             permit_of(breaker).failure()
-        assert 540 <= breaker.refusal().retry_after <= 600
+        assert 108 <= breaker.refusal().retry_after <= 120
 
     def test_the_wall_clock_moves_nothing(self, breaker, clock):
         open_it(breaker)
@@ -394,7 +593,7 @@ def test_takes_numbers_below_one():
 def test_defaults_are_the_documented_ones():
     breaker = CircuitBreaker()
     assert (breaker.failure_threshold, breaker.reset_timeout_seconds) == (5, 60)
-    assert (breaker.max_open_seconds, breaker.probe_lease_seconds) == (600, 60)
+    assert (breaker.max_open_seconds, breaker.probe_lease_seconds) == (120, 60)
     assert isinstance(breaker.clock, SystemClock)
     assert repr(breaker) == "CircuitBreaker(closed, failures=0/5)"
 

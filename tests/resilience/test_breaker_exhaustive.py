@@ -9,7 +9,7 @@ with `nox -s model`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,13 @@ from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, R
 from aigateway.testing import FakeClock
 from tests.resilience.breaker_rules import Call, Limits, Rules, Settlement
 
-SETTLEMENTS: tuple[Settlement, ...] = ("success", "failure", "release")
+SETTLEMENTS: dict[str, tuple[Settlement, str | None]] = {
+    "success": ("success", None),
+    "failure": ("failure", None),
+    "failure of x": ("failure", "x"),
+    "release": ("release", None),
+}
+"""What can become of a call, and its cause. One cause is enough: any other counts as none does."""
 JUST = 2.0**-10
 """Seconds; a moment."""
 ROUNDING = 2.0**-30
@@ -28,6 +34,12 @@ LONG = 2.0**12
 """Seconds; longer than any circuit stays open here."""
 START = 2.0**20
 """From here sums of all the durations below are exact, so "just at the end" can be hit."""
+
+ASK: dict[str, Callable[[CircuitBreaker], Permit | Rejected | None]] = {
+    "acquire": CircuitBreaker.acquire,
+    "last resort": CircuitBreaker.acquire_last_resort,
+    "refusal": CircuitBreaker.refusal,
+}
 
 Event = tuple[str, int | float]
 Path = tuple[Event, ...]
@@ -89,8 +101,11 @@ class World:
         """What can happen next, each kind of call and each moment once."""
         rules, now = self.rules, self.clock.now()
         yield from (("refusal", 0), ("force_open", 0), ("force_closed", 0), ("reset", 0))
-        if len(self.out) < self.most_calls or self._would_refuse():
+        free = len(self.out) < self.most_calls
+        if free or self._would_refuse():
             yield ("acquire", 0)
+        if rules.state != "closed" and (free or rules.forced):
+            yield ("last resort", 0)
         kinds = set()
         for place, (permit, call) in enumerate(self.out):
             kind = self._kind(permit, call)
@@ -115,12 +130,13 @@ class World:
         openings = rules.openings
         if name == "wait":
             self.clock.tick(number)
-        elif name in {"acquire", "refusal"}:
+        elif name in {"acquire", "refusal", "last resort"}:
             self._ask(name, now)
         elif name in SETTLEMENTS:
             permit, call = self.out.pop(int(number))
-            getattr(permit, name)()
-            rules.settle(call, name, now)
+            settle(permit, name)
+            how, cause = SETTLEMENTS[name]
+            rules.settle(call, how, now, cause)
             self.settled.append(permit)
         else:
             getattr(breaker, name)()
@@ -132,10 +148,15 @@ class World:
         rules = self.rules
         openings = rules.openings
         expected = rules.refusal(now)
-        answer = self.breaker.acquire() if name == "acquire" else self.breaker.refusal()
+        answer = ASK[name](self.breaker)
         if rules.openings > openings:
-            expected = self._take_over(answer, now)
-        if expected is not None:
+            expected = self._take_over(self.breaker.refusal(), now)
+        if expected is not None and name == "last resort" and not rules.forced:
+            assert isinstance(answer, Permit), f"{answer}, and this is the last resort"
+            assert answer.last_resort, "the permit does not say that it is a last resort"
+            assert not answer.probe, "the permit of a last resort says that it is a probe"
+            self.out.append((answer, rules.let_through_all_the_same()))
+        elif expected is not None:
             assert isinstance(answer, Rejected), f"{name} let a call through"
             assert answer.retry_after == expected, f"{answer} instead of {expected}"
         elif name == "refusal":
@@ -144,6 +165,7 @@ class World:
             assert isinstance(answer, Permit), f"{answer}, and nothing is in the way"
             call = rules.let_through(now)
             assert answer.probe is call.probe, f"the permit says probe={answer.probe}"
+            assert not answer.last_resort, "the permit says that it is a last resort"
             self.out.append((answer, call))
 
     def _take_over(self, answer: object, now: float) -> float:
@@ -170,7 +192,7 @@ class World:
         before = self.key()
         for permit in self.settled:
             for how in SETTLEMENTS:
-                getattr(permit, how)()
+                settle(permit, how)
         self.compare()
         assert self.key() == before, "a second settlement changed something"
 
@@ -188,6 +210,7 @@ class World:
             (rules.state, rules.forced, min(rules.failures, most), self._row(rules.openings)),
             (self._left(rules.open_until), self._left(rules.lease_ends, rules.probe)),
             (breaker._state, breaker._forced, min(breaker._streak, most)),
+            (frozenset(rules.causes), frozenset(breaker._causes)),
             (self._row(breaker._openings), breaker._probe is None, probe_is_out),
             (self._left(breaker._open_until), self._left(breaker._lease_ends, breaker._probe)),
             tuple(sorted(self._kind(permit, call) for permit, call in self.out)),
@@ -199,9 +222,11 @@ class World:
         return (
             call.era != rules.era,
             call is rules.probe,
+            call.last_resort,
             call.era == rules.era and call.began > rules.streak_began,
             permit._generation != breaker._generation,
             permit is breaker._probe,
+            permit.last_resort,
             permit._generation == breaker._generation and permit._number > breaker._streak_began,
         )
 
@@ -214,6 +239,14 @@ class World:
         while self.limits.open_seconds * 2.0 ** (row - 1) < self.limits.max_open:
             row += 1
         return min(openings, row)
+
+
+def settle(permit: Permit, name: str) -> None:
+    how, cause = SETTLEMENTS[name]
+    if cause is None:
+        getattr(permit, how)()
+    else:
+        permit.failure(cause)
 
 
 def at(path: Path, setup: Setup) -> World:
@@ -265,7 +298,7 @@ def step(path: Path, setup: Setup, seen: set[Any]) -> Any:
 @pytest.mark.parametrize(
     "setup",
     [
-        pytest.param(Setup(Limits(5, 60.0, 600.0, 60.0), 0.75), id="as shipped"),
+        pytest.param(Setup(Limits(5, 60.0, 120.0, 60.0), 0.75), id="as shipped"),
         pytest.param(Setup(Limits(1, 64.0, 128.0, 16.0)), id="opens at the first failure"),
         pytest.param(Setup(Limits(2, 64.0, 256.0, 16.0), 1.0), id="most jitter"),
         pytest.param(Setup(Limits(3, 64.0, 64.0, 128.0), 0.5), id="a lease beyond the open time"),
@@ -294,6 +327,48 @@ class Miser(CircuitBreaker):
             super()._released(permit, generation)
 
 
+class Unforgiving(CircuitBreaker):
+    """Remembers the causes of a streak that is over."""
+
+    __slots__ = ()
+
+    def _succeeded(self, permit: Permit, generation: int, number: int) -> None:
+        causes = set(self._causes)
+        super()._succeeded(permit, generation, number)
+        self._causes |= causes
+
+
+class Forgetful(CircuitBreaker):
+    """Counts each failure, also those of one cause."""
+
+    __slots__ = ()
+
+    def _failed(self, permit: Permit, generation: int, cause: Hashable) -> None:
+        super()._failed(permit, generation, None)
+
+
+class Strict(CircuitBreaker):
+    """Takes the failure of a last resort for that of a probe."""
+
+    __slots__ = ()
+
+    def _failed(self, permit: Permit, generation: int, cause: Hashable) -> None:
+        if permit.last_resort and generation == self._generation:
+            self._open()
+        else:
+            super()._failed(permit, generation, cause)
+
+
+class Sceptical(CircuitBreaker):
+    """Stays as it is when a last resort answers."""
+
+    __slots__ = ()
+
+    def _succeeded(self, permit: Permit, generation: int, number: int) -> None:
+        if not permit.last_resort:
+            super()._succeeded(permit, generation, number)
+
+
 class Impatient(CircuitBreaker):
     """Never waits longer than the first time."""
 
@@ -309,6 +384,10 @@ class Impatient(CircuitBreaker):
         pytest.param(Amnesiac, 4, id="any success ends a streak"),
         pytest.param(Miser, 8, id="a released probe keeps its place"),
         pytest.param(Impatient, 7, id="the open time does not double"),
+        pytest.param(Forgetful, 4, id="one cause counts twice"),
+        pytest.param(Unforgiving, 6, id="a cause outlives its streak"),
+        pytest.param(Strict, 7, id="a failure of the last resort counts"),
+        pytest.param(Sceptical, 6, id="an answer of the last resort changes nothing"),
     ],
 )
 def test_a_broken_breaker_is_found_by_the_shortest_way(

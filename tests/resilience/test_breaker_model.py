@@ -21,6 +21,7 @@ class Call:
     era: int
     began: int
     probe: bool
+    last_resort: bool = False
     settled: bool = False
 
 
@@ -31,7 +32,8 @@ class Model:
     state: str = "closed"
     era: int = 0
     steps: int = 0
-    failures: list[int] = field(default_factory=list)  # steps at which failures arrived
+    # Steps at which failures arrived, and what had been asked.
+    failures: list[tuple[int, str | None]] = field(default_factory=list)
     openings: int = 0
     opened_at: float = 0.0
     probe: Call | None = None
@@ -53,26 +55,30 @@ class Model:
             return base, base
         return (base * 0.9 if base * 1.1 > MAX_OPEN else base), min(base * 1.1, MAX_OPEN)
 
-    def settle(self, call: Call, how: str, now: float) -> None:
+    def settle(self, call: Call, how: str, cause: str | None, now: float) -> None:
         if call.settled:
             return
         call.settled = True
         if call.era != self.era:
             self.late += 1
-        elif call.probe:
-            if how == "success":
-                self.enter("closed", now)
-            elif how == "failure":
-                self.enter("open", now)
-            else:
-                self.probe = None
+        elif call.probe or call.last_resort:
+            self.decide(call, how, now)
         elif how == "success":
-            if self.failures and call.began > self.failures[0]:
+            if self.failures and call.began > self.failures[0][0]:
                 self.failures = []
         elif how == "failure":
-            self.failures.append(self.steps)
+            if cause is None or cause not in {earlier for _, earlier in self.failures}:
+                self.failures.append((self.steps, cause))
             if len(self.failures) >= THRESHOLD:
                 self.enter("open", now)
+
+    def decide(self, call: Call, how: str, now: float) -> None:
+        if how == "success":
+            self.enter("closed", now)
+        elif how == "failure" and call.probe:
+            self.enter("open", now)
+        elif call.probe:
+            self.probe = None
 
 
 class BreakerMachine(RuleBasedStateMachine):
@@ -90,17 +96,19 @@ class BreakerMachine(RuleBasedStateMachine):
         )
         self.model = Model()
 
-    @rule(target=calls)
-    def ask(self):
+    @rule(target=calls, last=st.booleans())
+    def ask(self, last):
         model, now = self.model, self.clock.now()
         model.steps += 1
-        answer = self.breaker.acquire()
-        if model.state == "half_open" and model.probe and now - model.probe_sent_at >= LEASE:
-            model.enter("open", now)
+        answer = self.breaker.acquire_last_resort() if last else self.breaker.acquire()
+        if isinstance(answer, Permit) and answer.last_resort:
+            return answer, self.take_last_resort(now, asked=last)
+        self.end_lease(now)
         if model.state == "open":
             least, most = model.open_bounds()
             waited = now - model.opened_at
             if isinstance(answer, Rejected):
+                assert not last, "nothing is forced"
                 assert waited < most
                 assert least - waited - 1e-6 <= answer.retry_after <= most - waited + 1e-6
                 return multiple()
@@ -108,6 +116,7 @@ class BreakerMachine(RuleBasedStateMachine):
             model.enter("half_open", now)
         elif model.state == "half_open" and model.probe:
             assert isinstance(answer, Rejected)
+            assert not last, "nothing is forced"
             return multiple()
         assert isinstance(answer, Permit)
         call = Call(model.era, model.steps, probe=model.state == "half_open")
@@ -116,12 +125,33 @@ class BreakerMachine(RuleBasedStateMachine):
             model.probe, model.probe_sent_at = call, now
         return answer, call
 
-    @rule(pair=calls, how=st.sampled_from(["success", "failure", "release"]))
-    def settle(self, pair, how):
+    def end_lease(self, now):
+        model = self.model
+        if model.state == "half_open" and model.probe and now - model.probe_sent_at >= LEASE:
+            model.enter("open", now)
+
+    def take_last_resort(self, now, *, asked):
+        """Given only to those who ask for it, and only where others are refused."""
+        model = self.model
+        assert asked
+        self.end_lease(now)
+        if model.state == "open":
+            assert now - model.opened_at < model.open_bounds()[1]
+        else:
+            assert model.state == "half_open"
+            assert model.probe
+        return Call(model.era, model.steps, probe=False, last_resort=True)
+
+    @rule(
+        pair=calls,
+        how=st.sampled_from(["success", "failure", "release"]),
+        cause=st.sampled_from([None, "x", "y"]),
+    )
+    def settle(self, pair, how, cause):
         permit, call = pair
         self.model.steps += 1
-        getattr(permit, how)()
-        self.model.settle(call, how, self.clock.now())
+        getattr(permit, how)(*([cause] if how == "failure" else []))
+        self.model.settle(call, how, cause, self.clock.now())
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 7.0, 10.0, 11.0, 90.0]))
     def wait(self, seconds):

@@ -1,14 +1,18 @@
 import asyncio
+import contextlib
 import random
 
 import pytest
 
 from aigateway.errors import OverloadedError
-from aigateway.resilience.limiter import Limiter, Slots
+from aigateway.resilience.concurrency import Limiter, Slots
+from aigateway.testing import FakeClock
 
 
-async def use(limiter: Limiter, slots: Slots, log: list[str], name: str, gate=None) -> None:
-    ticket = limiter.ticket()
+async def use(
+    limiter: Limiter, slots: Slots, log: list[str], name: str, gate=None, **whose
+) -> None:
+    ticket = limiter.ticket(**whose)
     while not limiter.has_place(slots):
         await limiter.wait(ticket, slots, lambda: limiter.has_place(slots))
     limiter.take(slots)
@@ -70,9 +74,11 @@ async def test_a_full_queue_refuses_and_says_what_to_raise():
     await asyncio.gather(*tasks)
 
 
-async def queued(limiter: Limiter, background: bool) -> asyncio.Task[None]:
+async def queued(
+    limiter: Limiter, background: bool = False, tenant: str = ""
+) -> asyncio.Task[None]:
     """One that waits, and would for ever."""
-    ticket = limiter.ticket(background=background)
+    ticket = limiter.ticket(background=background, tenant=tenant)
     task = asyncio.create_task(limiter.wait(ticket, background, lambda: False))
     await asyncio.sleep(0)
     return task
@@ -137,7 +143,7 @@ async def test_random_schedules_lose_nobody_and_break_no_bound(seed):
     worst: list[int] = [0]
 
     async def caller(slots: Slots) -> None:
-        ticket = limiter.ticket()
+        ticket = limiter.ticket(background=rng.random() < 0.3, tenant=rng.choice("abc"))
         while not limiter.has_place(slots):
             await limiter.wait(ticket, slots, lambda: limiter.has_place(slots))
         limiter.take(slots)
@@ -162,4 +168,220 @@ async def test_random_schedules_lose_nobody_and_break_no_bound(seed):
     for task, result in zip(tasks, results, strict=True):
         assert result is None or (isinstance(result, asyncio.CancelledError) and task in cancelled)
     assert (limiter.in_flight, limiter.waiting) == (0, 0)
+    assert not limiter.waiting_groups
     assert worst[0] <= (limiter._slots.limit or 0)
+
+
+# ── shares of tenants ────────────────────────────────────────────────────────────────────────────
+
+
+class Crowd:
+    """Requests of several tenants for one place, which is occupied until `go`."""
+
+    def __init__(self, limiter: Limiter | None = None) -> None:
+        self.limiter = limiter or Limiter(1, 10_000)
+        self.slots = Slots()
+        self.log: list[str] = []
+        self.gate = asyncio.Event()
+        self.tasks = [self._begin("holder", self.gate)]
+
+    def _begin(self, name: str, gate=None, **whose) -> asyncio.Task[None]:
+        return asyncio.create_task(use(self.limiter, self.slots, self.log, name, gate, **whose))
+
+    async def add(self, tenant: str, count: int = 1, *, background: bool = False):
+        tasks = [
+            self._begin(f"{tenant}{number}", tenant=tenant, background=background)
+            for number in range(count)
+        ]
+        self.tasks += tasks
+        await asyncio.sleep(0)
+        return tasks
+
+    async def go(self) -> list[str]:
+        """Let them all through; in this order they went."""
+        self.gate.set()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        assert (self.limiter.in_flight, self.limiter.waiting) == (0, 0)
+        return self.log[1:]
+
+
+@pytest.fixture
+async def crowd():
+    crowd = Crowd()
+    await asyncio.sleep(0)
+    return crowd
+
+
+async def test_tenants_get_places_in_turn_and_each_its_own_requests_in_order(crowd):
+    await crowd.add("a", 4)
+    await crowd.add("b", 2)
+    await crowd.add("c", 3)
+    assert await crowd.go() == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "c2", "a3"]
+
+
+async def test_background_requests_are_shared_out_too_behind_all_others(crowd):
+    await crowd.add("a", 3, background=True)
+    await crowd.add("b", 2, background=True)
+    await crowd.add("a", 2)
+    await crowd.add("c", 1)
+    assert await crowd.go() == ["a0", "c0", "a1", "a0", "b0", "a1", "b1", "a2"]
+
+
+async def test_turns_hold_across_groups(crowd):
+    """Two groups whose waiters could all go: the order is the same as if it were one."""
+
+    async def one(tenant: str, number: int, group: str) -> None:
+        ticket = crowd.limiter.ticket(tenant=tenant)
+        while not crowd.limiter.has_place(crowd.slots):
+            ready = lambda: crowd.limiter.has_place(crowd.slots)  # noqa: E731
+            await crowd.limiter.wait(ticket, group, ready)
+        crowd.limiter.take(crowd.slots)
+        crowd.log.append(f"{tenant}{number}")
+        await asyncio.sleep(0)
+        crowd.limiter.give_back(crowd.slots)
+
+    for tenant in "ab":
+        for number in range(4):
+            crowd.tasks.append(asyncio.create_task(one(tenant, number, "xy"[number % 2])))
+            await asyncio.sleep(0)
+    assert await crowd.go() == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
+
+
+async def test_requests_that_left_do_not_count_against_their_tenant(crowd):
+    gone = await crowd.add("a", 1500)
+    for task in gone:
+        task.cancel()
+    await asyncio.sleep(0)
+    assert crowd.limiter.waiting == 0
+    await crowd.add("b", 10)
+    await crowd.add("a", 2)
+    assert (await crowd.go())[:4] == ["b0", "a0", "b1", "a1"]
+
+
+async def test_tenants_that_come_anew_pass_no_waiter_for_ever():
+    """Two new tenants for each place that becomes free; one that waits longer has its turn."""
+    limiter = Limiter(1, 10_000)
+    log: list[str] = []
+
+    async def wait(tenant: str) -> None:
+        await limiter.wait(limiter.ticket(tenant=tenant), "all", lambda: True)
+        log.append(tenant)
+
+    tasks = [asyncio.create_task(wait("old")) for _ in range(2)]
+    for number in range(40):
+        tasks += [asyncio.create_task(wait(f"{place}-{number}")) for place in range(2)]
+        await asyncio.sleep(0)
+        limiter.wake()  # and each that was woken wakes another
+    await asyncio.gather(*tasks)
+    first, second = (place for place, tenant in enumerate(log) if tenant == "old")
+    assert first == 0
+    assert second < 8
+
+
+@pytest.mark.parametrize("places", [1, 2, 8])
+async def test_a_flood_makes_another_tenant_wait_less_than_two_service_times(places):
+    """1,500 requests of one tenant at once; the other asks one after another."""
+    limiter, slots, clock = Limiter(places, 10_000), Slots(), FakeClock()
+    waits: list[float] = []
+
+    async def ask(tenant: str) -> None:
+        began, ticket = clock.now(), limiter.ticket(tenant=tenant)
+        while not limiter.has_place(slots):
+            await limiter.wait(ticket, slots, lambda: limiter.has_place(slots))
+        limiter.take(slots)
+        if tenant == "other":
+            waits.append(clock.now() - began)
+        try:
+            await clock.sleep(1.0)
+        finally:
+            limiter.give_back(slots)
+
+    async def other() -> None:
+        for _ in range(40):
+            await clock.sleep(clock.random())
+            await ask("other")
+
+    flood = [asyncio.create_task(ask("flood")) for _ in range(1500)]
+    await clock.settle()
+    asking = asyncio.create_task(other())
+    while not asking.done():
+        await clock.advance(0.25)
+    await asking
+    assert len(waits) == 40
+    assert max(waits) < 2.0
+    assert sum(task.done() for task in flood) > 20 * places  # none of it stood still
+    for task in flood:
+        task.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+
+
+async def test_a_full_queue_still_takes_a_tenant_that_has_less_than_its_share():
+    limiter = Limiter(1, 6)
+    flood = [await queued(limiter, tenant="a") for _ in range(6)]
+    with pytest.raises(OverloadedError, match="max_queue = 6"):
+        await (await queued(limiter, tenant="a"))
+    others = [await queued(limiter, tenant="b") for _ in range(3)]
+    await asyncio.sleep(0)
+    assert [task.done() for task in flood] == [False] * 3 + [True] * 3  # the newest gave way
+    with pytest.raises(OverloadedError, match="max_queue = 6"):
+        await flood[-1]
+    assert not any(task.done() for task in others)
+    with pytest.raises(OverloadedError):
+        await (await queued(limiter, tenant="b"))
+    third = [await queued(limiter, tenant="c") for _ in range(2)]
+    assert not any(task.done() for task in third)
+    assert limiter.waiting == 6
+    everybody = [*flood, *others, *third]
+    for task in everybody:
+        task.cancel()
+    await asyncio.gather(*everybody, return_exceptions=True)
+    assert limiter.waiting == 0
+    assert not limiter.waiting_groups
+
+
+async def test_background_requests_push_out_none_of_the_others():
+    limiter = Limiter(1, 4)
+    others = [await queued(limiter, tenant="a") for _ in range(4)]
+    with pytest.raises(OverloadedError):
+        await (await queued(limiter, background=True, tenant="b"))
+    others[0].cancel()
+    others[1].cancel()
+    await asyncio.sleep(0)
+    batch = [await queued(limiter, background=True, tenant="b") for _ in range(2)]
+    another = await queued(limiter, background=True, tenant="c")
+    with pytest.raises(OverloadedError):
+        await batch.pop()
+    assert not any(task.done() for task in (*batch, another, *others[2:]))
+    for task in (*others, *batch, another):
+        task.cancel()
+    await asyncio.gather(*others, *batch, another, return_exceptions=True)
+
+
+async def test_a_queue_of_nothing_takes_nobody():
+    limiter = Limiter(1, 0)
+    with pytest.raises(OverloadedError, match="0 requests are waiting"):
+        await (await queued(limiter, tenant="b"))
+
+
+async def test_one_that_waits_again_is_not_refused_by_a_queue_that_filled_meanwhile():
+    limiter, slots = Limiter(1, 1), Slots()
+    limiter.take(slots)
+    ticket = limiter.ticket(tenant="a")
+
+    async def wait_twice() -> None:
+        await limiter.wait(ticket, slots, lambda: True)
+        await limiter.wait(ticket, slots, lambda: limiter.has_place(slots))
+
+    task = asyncio.create_task(wait_twice())
+    await asyncio.sleep(0)
+    later = limiter.ticket(tenant="a")
+    waiting = asyncio.create_task(limiter.wait(later, "another", lambda: False))
+    limiter.wake()  # the other one runs first, and fills the place that this one has left
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert limiter.waiting == 2
+    limiter.give_back(slots)
+    await task
+    waiting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting

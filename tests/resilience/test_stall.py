@@ -1,44 +1,235 @@
-"""Time in which our own event loop stood still is given back to timeouts."""
+"""How long our own event loop stood still, on a clock where a stall is time that passes at once."""
+
+import asyncio
 
 import pytest
 
-from aigateway.resilience.stall import StallWatch
+from aigateway.resilience.stall import INTERVAL, REPORTED, TOLERANCE, StallWatch
 
 
 @pytest.fixture
-async def watch(clock):
-    watch = StallWatch(clock, lambda seconds: None)
-    watch.begin()
-    await clock.settle()
+def heard():
+    return []
+
+
+@pytest.fixture
+async def watch(clock, heard):
+    watch = StallWatch(clock, heard.append)
     yield watch
     await watch.stop()
 
 
-async def test_a_timeout_gets_the_time_of_a_stall_again(watch, clock):
-    more = watch.allowance(10.0)
-    clock.tick(5)
-    assert more() == pytest.approx(4.75)
-    assert more() == 0
+def ticking():
+    return [t for t in asyncio.all_tasks() if t.get_name() == "aigateway-stall-watch"]
 
 
-async def test_a_long_stall_gives_a_timeout_its_own_time_again(watch, clock):
-    more = watch.allowance(1.0)
-    clock.tick(60)
-    assert more() == 1
-    assert more() == 0
+async def stall(clock, seconds):
+    """The loop stands still: time passes while nothing runs, then everything that is due does."""
+    clock.tick(seconds)
+    await clock.advance(0)
 
 
-async def test_a_stall_in_the_time_that_was_given_is_given_too(watch, clock):
-    more = watch.allowance(1.0)
-    clock.tick(60)
-    assert more() == 1
-    await clock.settle()
-    clock.tick(1)
-    assert more() == pytest.approx(1, abs=0.3)
+class TestMeasuring:
+    async def test_a_loop_that_runs_has_not_stood_still(self, watch, clock, heard):
+        mark = watch.begin()
+        await clock.advance(60)
+        assert watch.since(mark) == 0
+        assert heard == []
+
+    async def test_a_stall_is_measured_and_told(self, watch, clock, heard):
+        mark = watch.begin()
+        await clock.advance(1)
+        await stall(clock, 2.5)
+        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL)
+        assert heard == [pytest.approx(2.5, abs=INTERVAL)]
+        await clock.advance(10)
+        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL), "counted once"
+        assert len(heard) == 1
+
+    async def test_it_counts_before_the_tick_has_run(self, watch, clock):
+        """A timeout may be looked at first when the loop goes on."""
+        mark = watch.begin()
+        await clock.advance(1)
+        clock.tick(2.5)
+        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL)
+        await clock.advance(0)
+        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL)
+
+    async def test_a_stall_in_the_moment_in_which_the_first_call_goes_out(self, watch, clock):
+        mark = watch.begin()
+        clock.tick(2.5)  # the watch's own task has not run yet
+        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL)
+        await clock.advance(1)
+        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL)
+
+    async def test_several_add_up(self, watch, clock, heard):
+        mark = watch.begin()
+        for _ in range(4):
+            await clock.advance(1)
+            await stall(clock, 1.0)
+        assert watch.since(mark) == pytest.approx(4.0, abs=4 * INTERVAL)
+        assert len(heard) == 4
+
+    async def test_a_busy_machine_is_no_stall(self, watch, clock, heard):
+        mark = watch.begin()
+        await clock.advance(0)
+        for _ in range(100):
+            clock.tick(INTERVAL + TOLERANCE - 0.01)
+            await clock.advance(0)
+        assert watch.since(mark) == 0
+        assert heard == []
+
+    async def test_a_short_one_counts_and_is_not_told(self, watch, clock, heard):
+        mark = watch.begin()
+        await clock.advance(0)
+        await stall(clock, INTERVAL + REPORTED - 0.1)
+        assert watch.since(mark) == pytest.approx(REPORTED - 0.1)
+        assert heard == []
+
+    async def test_each_call_has_its_own_mark(self, watch, clock):
+        first = watch.begin()
+        await clock.advance(1)
+        await stall(clock, 2.0)
+        second = watch.begin()
+        assert watch.since(second) == 0
+        await clock.advance(1)
+        await stall(clock, 1.0)
+        assert watch.since(second) == pytest.approx(1.0, abs=INTERVAL)
+        assert watch.since(first) == pytest.approx(3.0, abs=2 * INTERVAL)
+
+    async def test_while_no_call_is_out_nothing_is_measured(self, watch, clock, heard):
+        watch.begin()
+        await clock.advance(1)
+        watch.end()
+        await clock.advance(1)
+        await stall(clock, 100)
+        mark = watch.begin()
+        await clock.advance(1)
+        assert watch.since(mark) == 0
+        assert heard == []
 
 
-async def test_without_a_stall_no_time_is_given(watch, clock):
-    more = watch.allowance(1.0)
-    for _ in range(10):
-        await clock.advance(0.25)
-    assert more() == 0
+class TestTask:
+    async def test_there_is_one_while_calls_are_out(self, watch, clock):
+        assert ticking() == []
+        for _ in range(5):
+            watch.begin()
+        await clock.advance(1)
+        assert len(ticking()) == 1
+        for _ in range(5):
+            watch.end()
+        await clock.advance(1)
+        assert ticking() == []
+
+    async def test_it_outlives_a_short_pause_between_two_calls(self, watch, clock):
+        watch.begin()
+        await clock.advance(0.1)
+        (task,) = ticking()
+        watch.end()
+        watch.begin()
+        await clock.advance(1)
+        assert ticking() == [task]
+
+    @pytest.mark.parametrize("after", [None, 0.0, 1.0])
+    async def test_stop_leaves_none(self, watch, clock, after):
+        watch.begin()
+        if after is not None:
+            await clock.advance(after)
+        await watch.stop()
+        assert ticking() == []
+        clock.tick(100)
+        assert watch.seconds() == 0, "and nothing is measured any more"
+
+    async def test_after_stop_it_can_begin_again(self, watch, clock, heard):
+        watch.begin()
+        await clock.advance(1)
+        await watch.stop()
+        watch.begin()
+        await clock.advance(1)
+        await stall(clock, 1.0)
+        assert len(heard) == 1
+
+    async def test_stop_without_a_beginning(self, watch):
+        await watch.stop()
+
+
+class TestAllowance:
+    async def test_the_time_of_a_stall_is_given_again_once(self, watch, clock):
+        watch.begin()
+        await clock.advance(1)
+        more = watch.allowance(5.0)
+        assert more() == 0
+        clock.tick(2.5)
+        given = more()
+        assert given == pytest.approx(2.5, abs=INTERVAL)
+        await clock.advance(0)
+        assert more() == 0
+
+    async def test_for_each_stall_at_most_as_much_as_the_timeout_itself(self, watch, clock):
+        watch.begin()
+        await clock.advance(1)
+        more = watch.allowance(2.0)
+        await stall(clock, 60.0)
+        assert (more(), more()) == (2.0, 0)
+        await clock.advance(1)
+        await stall(clock, 60.0)
+        assert (more(), more()) == (2.0, 0)
+
+    async def test_a_stall_from_before_it_gives_nothing(self, watch, clock):
+        watch.begin()
+        await clock.advance(1)
+        clock.tick(3.0)
+        more = watch.allowance(5.0)
+        await clock.advance(0)
+        assert more() == 0
+
+    async def test_each_stall_of_several(self, watch, clock):
+        watch.begin()
+        more = watch.allowance(10.0)
+        for _ in range(3):
+            await clock.advance(1)
+            await stall(clock, 2.0)
+            assert more() == pytest.approx(2.0, abs=INTERVAL)
+
+    async def test_twenty_timeouts_that_a_stall_made_late_are_put_off(self, watch, clock):
+        """`time.sleep(2.5)` with 20 calls in flight and a timeout of 2 seconds."""
+        answers = asyncio.get_running_loop().create_future()
+        outcomes = []
+
+        async def call():
+            watch.begin()
+            try:
+                async with clock.timeout(2.0, more=watch.allowance(2.0)):
+                    await asyncio.shield(answers)
+                outcomes.append("answered")
+            except TimeoutError:
+                outcomes.append("timeout")
+            finally:
+                watch.end()
+
+        calls = [asyncio.create_task(call()) for _ in range(20)]
+        await clock.advance(0.1)
+        await stall(clock, 2.5)
+        assert outcomes == []
+        answers.set_result(None)
+        await clock.advance(0.1)
+        assert outcomes == ["answered"] * 20
+        await asyncio.gather(*calls)
+
+    async def test_one_that_still_has_no_answer_then_is_a_timeout(self, watch, clock):
+        began = clock.now()
+
+        async def call():
+            watch.begin()
+            async with clock.timeout(2.0, more=watch.allowance(2.0)):
+                await asyncio.Event().wait()
+
+        waiting = asyncio.create_task(call())
+        await clock.advance(0.1)
+        await stall(clock, 2.5)
+        await clock.advance(1.0)
+        assert not waiting.done()
+        await clock.advance(1.5)
+        assert isinstance(waiting.exception(), TimeoutError)
+        assert clock.now() - began <= 5.2
+        watch.end()

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import pickle
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,9 @@ from aigateway.errors import (
     OverloadedError,
     RequestRejectedError,
 )
+from aigateway.events import ProviderDisabled
 from aigateway.gateway import AsyncGateway
+from aigateway.messages import Origin
 from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.provider import Guards
 from aigateway.testing import scripted_configs
@@ -448,6 +451,34 @@ class TestPlaces:
         assert {type(r) for r in results} == {AllProvidersFailedError}
         assert vendor.called() == called + 1, "one check speaks for all"
 
+    async def test_a_refusal_reaches_all_who_waited_for_the_check_past_those_who_came_since(
+        self, make, vendor, clock
+    ):
+        late: list[asyncio.Task[Any]] = []
+
+        class Hook:
+            def on_event(self, event):
+                if isinstance(event, ProviderDisabled) and event.provider == "a" and waiting:
+                    clock.tick(0.001)
+                    late.append(ask("late"))
+
+        def ask(partition):
+            question = gateway.chat(another(), origin=Origin(partition=partition), timeout=30)
+            return asyncio.create_task(question)
+
+        gateway = make("a", hooks=[Hook()])
+        waiting = []
+        vendor.always("a", K.AUTHENTICATION)
+        await fails(gateway, AllProvidersFailedError)
+        clock.tick(1)
+        waiting += [ask("early") for _ in range(15)]
+        await clock.advance(4.1)
+        assert (vendor.called(), len(late)) == (2, 1)
+        assert all(task.done() for task in waiting)
+        assert not late[0].done()
+        late[0].cancel()
+        await asyncio.gather(*waiting, *late, return_exceptions=True)
+
     async def test_one_set_up_wrong_is_asked_as_last_resort_and_enabled(self, make, vendor, clock):
         gateway = make("a")
         vendor.script("a", K.AUTHENTICATION)
@@ -611,6 +642,26 @@ class TestProbes:
         reply = await gateway.chat(another())
         assert (reply.provider, reply.attempts[0].last_resort) == ("a", True)
 
+    async def test_one_that_can_wait_longer_keeps_no_other_from_its_last_resort(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", "b", fields={"rpm": 3}, failure_threshold=1)
+        vendor.script("a", K.SERVER_ERROR, hang)
+        for _ in range(3):
+            assert (await gateway.chat(another())).provider == "b"
+        clock.tick(1)  # the rate of b allows the next call in 59 seconds
+        hung, patient, other = [
+            asyncio.create_task(gateway.chat(another(), timeout=timeout)) for timeout in (9, 90, 10)
+        ]
+        await clock.advance(0.9)
+        assert vendor.called("a") == 2, "the next dose comes when that one is overdue"
+        await clock.advance(0.2)
+        assert other.done()
+        assert (other.result().provider, other.result().attempts[0].last_resort) == ("a", True)
+        for task in (hung, patient):
+            task.cancel()
+        await asyncio.gather(hung, patient, return_exceptions=True)
+
     async def test_when_that_probe_fails_the_others_take_their_turns(self, make, vendor, clock):
         gateway = make("a", failure_threshold=1)
         vendor.always("a", K.SERVER_ERROR)
@@ -622,7 +673,28 @@ class TestProbes:
         vendor.always("a", None)
         await clock.advance(5)
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        served = [r for r in results if not isinstance(r, AllProvidersFailedError)]
+        served = [r for r in results if not isinstance(r, BaseException)]
         assert len(served) >= 3
         assert all(r.attempts[-1].ok for r in served)
         assert any(r.attempts[-1].last_resort for r in served)
+
+
+class TestLastCandidate:
+    async def test_one_whose_rate_is_used_up_for_longer_does_not_keep_from_the_last_resort(
+        self, clock, vendor
+    ):
+        limited, broken = scripted_configs("limited", "broken")
+        limited = limited.model_copy(update={"rpm": 1})
+        gateway = AsyncGateway([limited, broken], clock=clock, vendor=vendor, retry_rounds=0)
+        async with gateway:
+            vendor.always("broken", K.SERVER_ERROR)
+            for i in range(5):
+                with pytest.raises(AllProvidersFailedError):
+                    await gateway.chat(f"{i}", model="broken")
+            assert state_of(gateway, "broken").circuit_state is CircuitState.OPEN
+            assert (await gateway.chat("uses the rate up")).provider == "limited"
+            vendor.always("broken", None)
+            clock.tick(1)
+            reply = await gateway.chat("the last candidate is asked", timeout=10)
+            assert reply.provider == "broken"
+            assert reply.attempts[-1].last_resort

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 from playwright.async_api import Page, async_playwright
 
+from tests.processes import PATIENCE
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -53,7 +55,7 @@ async def visiting(url, **options):
             options.setdefault("viewport", DESK)
             context = await browser.new_context(reduced_motion="reduce", **options)
             page = await context.new_page()
-            page.set_default_timeout(15_000)
+            page.set_default_timeout(PATIENCE * 1000)
             visit = Visit(page)
             page.on("request", lambda request: visit.asked.append(request.url))
             page.on("pageerror", lambda error: visit.errors.append(str(error)))

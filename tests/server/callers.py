@@ -11,6 +11,7 @@ from aigateway import AsyncGateway
 from aigateway.server.service import Service
 from aigateway.settings import ApiKey, ServerSettings
 from aigateway.testing import ScriptedVendor, scripted_configs
+from tests.processes import PATIENCE
 
 
 def digest(key):
@@ -58,7 +59,7 @@ async def converse(url, *pieces):
 async def _until_closed(reader):
     came = b""
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while piece := await reader.read(65536):
                 came += piece
     return came

@@ -9,6 +9,12 @@ from tests.server.callers import api_key, bearer, digest
 from tests.settings.helpers import refused as setting_refused
 
 
+def pay(use, cost):
+    """End a request that cost so much."""
+    with use:
+        use.on_cost(cost)
+
+
 def access_of(*keys, clock=None, **fields):
     settings = ServerSettings(keys=keys, **fields)
     return Access(settings) if clock is None else Access(settings, clock)
@@ -84,25 +90,25 @@ def test_a_key_may_ask_for_its_models_only():
     assert refused(lambda: access.begin(red, "none such")).message == refusal.message
     refusal = refused(lambda: access.begin(red, None))
     assert (refusal.status, refusal.param) == (400, "model")
-    access.begin(red, "fast").spent(0.0)
+    pay(access.begin(red, "fast"), 0.0)
 
 
 def test_each_key_has_an_account_of_its_own():
     access = access_of(api_key("red", budget_usd=1), api_key("blue", budget_usd=1))
     red, blue = access.admit(bearer("red")), access.admit(bearer("blue"))
-    access.begin(red, "m").spent(1.0)
+    pay(access.begin(red, "m"), 1.0)
     assert refused(lambda: access.begin(red, "m")).code == "insufficient_quota"
     use = access.begin(blue, "m")
     usage = {key.name: (key.spent_usd, key.budget_usd, key.in_flight) for key in access.usage()}
     assert usage == {"red": (1.0, 1.0, 0), "blue": (0.0, 1.0, 1)}
-    use.spent(0.0)
+    pay(use, 0.0)
 
 
 def test_whoever_has_no_account_is_counted_nowhere():
     access = access_of(admin_sha256=digest("sk-root"))
     with access.begin(access.admit({}), None) as use:
-        use.spent(5.0)
-    access.begin(access.admit(bearer("root")), "m").spent(5.0)
+        assert use.on_cost is None
+    assert access.begin(access.admit(bearer("root")), "m").on_cost is None
     assert access.usage() == ()
 
 
@@ -111,24 +117,24 @@ def test_of_several_workers_each_gives_its_share(clock):
     red = access.admit(bearer("red"))
     assert [key.budget_usd for key in access.usage()] == [0.25]
     for _ in range(2):
-        access.begin(red, "m").spent(0.0)
+        pay(access.begin(red, "m"), 0.0)
     assert refused(lambda: access.begin(red, "m")).code == "rate_limit_exceeded"
 
 
 def test_a_reload_takes_nothing_back(clock):
     before = access_of(api_key("red", budget_usd=1), api_key("gone"), clock=clock)
     red, gone = before.admit(bearer("red")), before.admit(bearer("gone"))
-    before.begin(red, "m").spent(0.75)
+    pay(before.begin(red, "m"), 0.75)
     under_way = before.begin(red, "m")
     renamed = api_key("red").model_copy(update={"name": "scarlet", "budget_usd": 1.25})
     after = before.successor(ServerSettings(keys=[renamed, api_key("new")]))
     assert after.admit(bearer("red")).name == "scarlet"
-    under_way.spent(0.5)
+    pay(under_way, 0.5)
     usage = {key.name: (key.spent_usd, key.budget_usd) for key in after.usage()}
     assert usage == {"scarlet": (1.25, 1.25), "new": (0.0, None)}
     assert refused(lambda: after.begin(after.admit(bearer("red")), "m")).status == 429
     assert refused(lambda: after.admit(bearer("gone"))).status == 401
-    after.begin(gone, "m").spent(1.0)  # was let in a moment before
+    assert after.begin(gone, "m").on_cost is None  # was let in a moment before
 
 
 @pytest.mark.parametrize(

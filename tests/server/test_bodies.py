@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from aigateway.testing import ScriptedVendor
+from tests.processes import PATIENCE
 from tests.server.services import scripted
 
 JSON = {"content-type": "application/json"}
@@ -27,7 +28,10 @@ ENDPOINTS: dict[str, dict[str, object]] = {
 async def ask():
     """Send a body, which must be refused without a call to a vendor."""
     vendor = ScriptedVendor()
-    async with scripted(vendor) as (_, url), httpx.AsyncClient(base_url=url) as client:
+    async with (
+        scripted(vendor) as (_, url),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
+    ):
 
         async def send(path, body, status=400, headers=JSON):
             content = body if isinstance(body, bytes) else orjson.dumps(body)

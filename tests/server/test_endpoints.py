@@ -16,6 +16,7 @@ from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault
 from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor
 from tests.http.gateways import until
+from tests.processes import PATIENCE
 from tests.server.running import running
 from tests.server.services import scripted, served
 
@@ -25,7 +26,10 @@ ERROR_FIELDS = {"message", "type", "param", "code"}
 
 @pytest.fixture
 async def client(vendor):
-    async with scripted(vendor) as (service, url), httpx.AsyncClient(base_url=url) as made:
+    async with (
+        scripted(vendor) as (service, url),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as made,
+    ):
         made.service = service  # type: ignore[attr-defined]
         yield made
 
@@ -171,7 +175,10 @@ async def test_a_stale_answer_comes_in_time(simulator):
         [simulator.openai.config()], cache_ttl_seconds=0.01, stale_if_error_seconds=60
     ) as gateway:
         service = Service(gateway, ServerSettings(request_timeout=0.6))
-        async with running(service) as url, httpx.AsyncClient(base_url=url) as client:
+        async with (
+            running(service) as url,
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
+        ):
             await gateway.warmup()
             assert (await client.post("/chat", json=HELLO)).status_code == 200
             await asyncio.sleep(0.02)
@@ -182,7 +189,7 @@ async def test_a_stale_answer_comes_in_time(simulator):
 async def test_nobody_waits_longer_than_the_service_allows(vendor):
     async with (
         scripted(vendor, server={"request_timeout": 3}) as (_, url),
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         await client.post("/chat", json={**HELLO, "timeout": 100})
         await client.post("/chat", json={**HELLO, "cache": False})
@@ -343,7 +350,7 @@ async def test_a_full_queue_is_told_with_a_time():
     vendor.always("a", going.wait)
     async with (
         scripted(vendor, max_concurrency=1, max_queue=0) as (service, url),
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         first = asyncio.create_task(client.post("/chat", json=HELLO))
         await until(lambda: service.gateway.get_metrics()["in_flight"] == 1)
@@ -365,7 +372,10 @@ async def test_that_we_lack_something_is_no_rate_of_the_callers(client, vendor):
 
 async def test_a_deadline_is_a_504(simulator):
     simulator.openai.latency = 5
-    async with served(simulator.openai) as (_, url), httpx.AsyncClient(base_url=url) as client:
+    async with (
+        served(simulator.openai) as (_, url),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
+    ):
         answer = await client.post("/chat", json={**HELLO, "timeout": 0.1})
     assert answer.status_code == 504
     assert error_of(answer)["code"] == "deadline_exceeded"
@@ -382,7 +392,7 @@ async def test_a_silent_stream_is_kept_alive_with_comments():
     vendor.script("a", ScriptedStream("one", going.wait, "two"))
     async with (
         scripted(vendor, clock=clock, idle_timeout=1000) as (_, url),
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
         client.stream("POST", "/v1/chat/completions", json=STREAM) as answer,
     ):
         lines = answer.aiter_lines()

@@ -5,6 +5,7 @@ import pytest
 from fastapi import FastAPI
 
 from aigateway.server.app import create_app
+from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer, scripted_service
 from tests.server.running import running
 
@@ -14,7 +15,7 @@ async def test_with_keys_nothing_but_its_health_is_told_without_one(path):
     async with (
         scripted_service(keys=[api_key("red")]) as service,
         running(service) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         answer = await client.get(path)
         assert answer.status_code == 401
@@ -29,7 +30,7 @@ async def test_a_key_that_came_with_a_reload_is_let_in():
     async with (
         scripted_service(keys=[api_key("red")]) as service,
         running(service) as url,
-        httpx.AsyncClient(base_url=url, headers=bearer("blue")) as client,
+        httpx.AsyncClient(base_url=url, headers=bearer("blue"), timeout=PATIENCE) as client,
     ):
         assert (await client.get("/openapi.json")).status_code == 401
         settings = service.settings.model_copy(update={"keys": (api_key("blue"),)})
@@ -45,7 +46,7 @@ async def test_without_keys_this_machine_is_served(host):
     async with (
         scripted_service() as service,
         running(service) as url,
-        httpx.AsyncClient(base_url=url, headers={"host": host}) as client,
+        httpx.AsyncClient(base_url=url, headers={"host": host}, timeout=PATIENCE) as client,
     ):
         assert (await client.get("/openapi.json")).status_code == 200
 
@@ -69,7 +70,7 @@ async def test_a_name_resolved_to_this_machine_is_not(host, path):
     async with (
         scripted_service() as service,
         running(service) as url,
-        httpx.AsyncClient(base_url=url, headers={"host": host}) as client,
+        httpx.AsyncClient(base_url=url, headers={"host": host}, timeout=PATIENCE) as client,
     ):
         answer = await client.get(path)
     assert answer.status_code == 403
@@ -79,7 +80,7 @@ async def test_a_name_resolved_to_this_machine_is_not(host, path):
 async def test_with_keys_it_goes_by_any_name():
     async with scripted_service(keys=[api_key("red")]) as service, running(service) as url:
         headers = bearer("red") | {"host": "llm.example", "origin": "https://llm.example"}
-        async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE) as client:
             assert (await client.get("/openapi.json")).status_code == 200
 
 
@@ -90,7 +91,7 @@ async def test_a_page_of_another_origin_may_not_ask(origin):
     async with (
         scripted_service() as service,
         running(service) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         answer = await client.post("/health", headers={"origin": origin})
         assert answer.status_code == 403
@@ -113,7 +114,7 @@ async def test_allowed_origins_may_ask_and_their_browsers_beforehand(keys, allow
     async with (
         scripted_service(**fields) as service,
         running(service) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         before = await client.options("/v1/chat/completions", headers=PREFLIGHT)
         assert before.status_code == 200
@@ -135,7 +136,7 @@ async def test_other_origins_may_not_though_some_may(keys):
     async with (
         scripted_service(**fields) as service,
         running(service) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         foreign = {"origin": "https://evil.example"}
         before = await client.options("/chat", headers=PREFLIGHT | foreign)
@@ -150,7 +151,7 @@ async def test_without_cors_a_preflight_is_refused():
     async with (
         scripted_service() as service,
         running(service) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         before = await client.options("/v1/chat/completions", headers=PREFLIGHT)
     assert before.status_code == 403

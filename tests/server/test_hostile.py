@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aigateway.server.shapes import COMPLETION_NAMES, EMBEDDING_NAMES
 from aigateway.simulator import Fault
 from tests.fuzz.raw_server import RawServer
+from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer, converse
 from tests.server.services import served
 
@@ -64,7 +65,7 @@ async def front(simulator, caplog):
     caplog.set_level(logging.WARNING)
     async with (
         served(simulator.openai, server={"max_body_bytes": 2_000_000}) as (_, url),
-        httpx.AsyncClient(base_url=url, timeout=30) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         stranger = Front(client, url, simulator.openai)
         yield stranger
@@ -270,7 +271,7 @@ async def test_headers_that_steer_are_not_heeded(simulator):
     }
     async with (
         served(simulator.openai) as (_, url),
-        httpx.AsyncClient(base_url=url, timeout=30, headers=headers) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE, headers=headers) as client,
     ):
         answer = await client.post(PLAIN, json={"message": "hi"})
     assert answer.status_code == 200
@@ -287,7 +288,7 @@ async def test_pictures_are_not_fetched_from_inside(simulator, vendor):
     await inside.start()
     async with (
         served(simulator.vendor(vendor)) as (_, url),
-        httpx.AsyncClient(base_url=url, timeout=30) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433", "0.0.0.0"):
             picture = {"url": f"http://{host}:{inside.port}/picture.png"}
@@ -456,7 +457,7 @@ async def test_a_hundred_megabytes(front, path, chunked):
 async def test_prompts_that_are_too_long_go_to_nobody(simulator):
     async with (
         served(simulator.openai, max_prompt_bytes=1000) as (_, url),
-        httpx.AsyncClient(base_url=url, timeout=30) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         for path, body in (
             (PLAIN, {"message": "x" * 2000}),
@@ -473,7 +474,7 @@ async def test_a_stranger_learns_nothing_and_costs_nothing(simulator):
     """Without a key every body is refused unread, whatever is in it."""
     async with (
         served(simulator.openai, server={"keys": [api_key("red")]}) as (_, url),
-        httpx.AsyncClient(base_url=url, timeout=30) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         front = Front(client, url, simulator.openai)
         for path in (*PATHS, "/v1/models", "/metrics", "/nothing"):
@@ -510,7 +511,7 @@ async def test_whatever_is_sent_nothing_breaks(simulator, caplog):
     simulator.openai.behave(Fault.status(400))  # what gets through is refused there
     async with (
         served(simulator.openai) as (_, url),
-        httpx.AsyncClient(base_url=url, timeout=30) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         seen = []
 

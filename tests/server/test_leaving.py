@@ -11,6 +11,7 @@ from aigateway.server.presence import CallerGoneError, WhilePresent
 from aigateway.simulator import Fault
 from aigateway.testing import ScriptedVendor
 from tests.http.gateways import until
+from tests.processes import PATIENCE
 from tests.server.services import scripted, served
 
 BODIES: dict[str, dict[str, object]] = {
@@ -38,7 +39,9 @@ def is_unharmed(service):
 async def test_who_leaves_while_the_vendor_thinks(simulator, path, body, cache):
     vendor = simulator.openai
     vendor.behave(Fault.hang())
-    async with served(vendor, failure_threshold=1) as (service, url), httpx.AsyncClient() as client:
+    fields = {"model": vendor.embedding_model} if path == "/v1/embeddings" else None
+    running = served(vendor, fields=fields, failure_threshold=1)
+    async with running as (service, url), httpx.AsyncClient(timeout=PATIENCE) as client:
         asking = asyncio.create_task(
             client.post(url + path, json=body, headers={"x-aigateway-cache": cache})
         )
@@ -55,7 +58,10 @@ async def test_who_leaves_while_the_vendor_thinks(simulator, path, body, cache):
 async def test_who_leaves_in_the_middle_of_a_stream(simulator):
     vendor = simulator.openai
     vendor.behave(Fault.stall_stream(after=1))
-    async with served(vendor, failure_threshold=1) as (service, url), httpx.AsyncClient() as client:
+    async with (
+        served(vendor, failure_threshold=1) as (service, url),
+        httpx.AsyncClient(timeout=PATIENCE) as client,
+    ):
         async with client.stream("POST", url + "/v1/chat/completions", json=STREAM) as answer:
             lines = answer.aiter_lines()
             assert "one" in await anext(lines)
@@ -68,7 +74,10 @@ async def test_one_who_leaves_takes_nothing_from_the_other_who_asked_the_same():
     vendor = ScriptedVendor()
     going = asyncio.Event()
     vendor.script("a", going.wait)
-    async with scripted(vendor) as (service, url), httpx.AsyncClient(base_url=url) as client:
+    async with (
+        scripted(vendor) as (service, url),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
+    ):
         asking = [asyncio.create_task(client.post("/chat", json=BODIES["/chat"])) for _ in range(2)]
         await until(lambda: service.gateway.get_metrics()["total_requests"] == 2)
         asking[0].cancel()
@@ -81,7 +90,7 @@ async def test_one_who_leaves_takes_nothing_from_the_other_who_asked_the_same():
 async def test_many_who_leave_at_once_leave_nothing_behind(simulator):
     vendor = simulator.openai
     vendor.behave(Fault.hang())
-    async with served(vendor) as (service, url), httpx.AsyncClient() as client:
+    async with served(vendor) as (service, url), httpx.AsyncClient(timeout=PATIENCE) as client:
         before = len(asyncio.all_tasks())
         asking = [
             asyncio.create_task(client.post(url + "/chat", json={"message": f"question {number}"}))

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.server.limits import Limits
+from tests.processes import PATIENCE
 from tests.server.callers import converse, scripted_service
 from tests.server.running import running
 
@@ -62,7 +63,7 @@ async def test_a_body_of_just_the_size_is_read(reader):
     async with (
         scripted_service(max_body_bytes=1000) as service,
         running(service, limited(service, reader)) as url,
-        httpx.AsyncClient() as client,
+        httpx.AsyncClient(timeout=PATIENCE) as client,
     ):
         assert (await client.post(url, content=b"x" * 1000)).json() == {"length": 1000}
         answer = await client.post(url, content=pieces(10, 100))
@@ -79,7 +80,7 @@ async def test_a_longer_one_is_refused_whatever_the_application_makes_of_it(chun
     async with (
         scripted_service(max_body_bytes=1000) as service,
         running(service, limited(service, reader)) as url,
-        httpx.AsyncClient() as client,
+        httpx.AsyncClient(timeout=PATIENCE) as client,
     ):
         answer = await client.post(url, content=body)
         assert answer.status_code == 413
@@ -94,7 +95,7 @@ async def test_a_hundred_megabytes_are_never_held(reader, chunked):
     async with (
         scripted_service(max_body_bytes=1_000_000) as service,
         running(service, limited(service, reader)) as url,
-        httpx.AsyncClient() as client,
+        httpx.AsyncClient(timeout=PATIENCE) as client,
     ):
         await client.get(url)
         tracemalloc.start()
@@ -194,7 +195,7 @@ async def test_an_answer_that_takes_too_long_is_given_up():
     async with (
         scripted_service(request_timeout=0.05) as service,
         running(service, limited(service, slow(10))) as url,
-        httpx.AsyncClient() as client,
+        httpx.AsyncClient(timeout=PATIENCE) as client,
     ):
         answer = await client.post(url, content=b"{}")
     assert answer.status_code == 504
@@ -205,10 +206,10 @@ async def test_an_answer_that_takes_too_long_is_given_up():
 async def test_a_stream_has_that_time_for_its_first_content_only():
     async with scripted_service(request_timeout=0.05) as service:
         app = limited(service, slow(0.15, first=b"begin "))
-        async with running(service, app) as url, httpx.AsyncClient() as client:
+        async with running(service, app) as url, httpx.AsyncClient(timeout=PATIENCE) as client:
             assert (await client.post(url, content=b"{}")).text == "begin end"
         app = limited(service, slow(10, first=b""))
-        async with running(service, app) as url, httpx.AsyncClient() as client:
+        async with running(service, app) as url, httpx.AsyncClient(timeout=PATIENCE) as client:
             with pytest.raises(httpx.RemoteProtocolError):
                 await client.post(url, content=b"{}")
 

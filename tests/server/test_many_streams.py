@@ -13,6 +13,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
+from tests.processes import PATIENCE
+
 MANY = 1000
 PIECES = 6
 """Of each answer, and as many pauses."""
@@ -85,12 +87,17 @@ async def test_each_of_a_thousand_slow_streams_is_whole(start, many_descriptors)
     vendor = Patient()
     async with RawTestServer(vendor.answer) as server:
         service = start(
-            toml='[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'
+            toml=f"[gateway]\ntimeout = {PATIENCE}\nattempt_timeout = {PATIENCE}\n"
+            f"first_token_timeout = {PATIENCE}\nidle_timeout = {PATIENCE}\n"
+            f"[server]\nrequest_timeout = {PATIENCE}\n"
+            '[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'
             f'api_base = "{server.make_url("/v1")}"\n'
         )
         url = await asyncio.to_thread(lambda: service.url)
         connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector) as client:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=None)
+        ) as client:
             answers = await asyncio.gather(
                 *(streamed(client, url, number) for number in range(MANY))
             )

@@ -231,7 +231,10 @@ async def test_the_headers_say_who_served(client):
     assert again["x-aigateway-cost"] == "0"
 
 
-async def test_the_synchronous_client(service):
+async def test_the_synchronous_client(service, simulator):
+    model = simulator.openai.embedding_model
+    service[0].gateway.add_provider(simulator.openai.config(model=model, priority=-1))
+
     def ask():
         # The key is the application's own, and none is needed here.
         with openai.OpenAI(base_url=f"{service[1]}/v1", api_key="any", max_retries=0) as client:
@@ -240,7 +243,7 @@ async def test_the_synchronous_client(service):
             text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
             with pytest.raises(openai.NotFoundError):
                 client.chat.completions.create(model="nobody", messages=USER)
-            vectors = client.embeddings.create(model="auto", input="a")
+            vectors = client.embeddings.create(model=model, input="a")
             return plain.choices[0].message.content, text, len(vectors.data)
 
     assert await asyncio.to_thread(ask) == ("4", "4", 1)

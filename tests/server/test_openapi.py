@@ -19,6 +19,7 @@ from schemathesis import GenerationMode
 from aigateway.server.app import create_app
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
+from tests.processes import PATIENCE
 from tests.server.services import scripted
 
 LOOKING = ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}")
@@ -40,11 +41,11 @@ def url():
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    assert started.wait(30)
+    assert started.wait(PATIENCE)
     address, loop, stopped = running[0]
     yield address
     loop.call_soon_threadsafe(stopped.set)
-    thread.join(30)
+    thread.join(PATIENCE)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_those_that_ask(held, path, mode):
 
 
 def test_every_endpoint_is_in_the_document(url):
-    paths = requests.get(f"{url}/openapi.json", timeout=30).json()["paths"]
+    paths = requests.get(f"{url}/openapi.json", timeout=PATIENCE).json()["paths"]
     assert all("get" in paths[path] for path in LOOKING)
     assert all("post" in paths[path] for path in ASKING)
 

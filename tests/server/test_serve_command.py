@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aigateway.cli import app
+from tests.processes import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,9 +48,9 @@ def test_from_a_shell(tmp_path):
         line = process.stdout.readline()
         url = line.split("listens at ")[1].split(",")[0]
         assert "(simulated)" in line
-        assert json.load(urlopen(f"{url}/health", timeout=20)) == {"status": "ok"}
+        assert json.load(urlopen(f"{url}/health", timeout=PATIENCE)) == {"status": "ok"}
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=40)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (0, "")
 
 
@@ -68,7 +69,7 @@ def test_it_takes_all_the_descriptors_that_it_may_have_and_says_if_these_are_few
         assert process.stdout is not None
         assert "listens at" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=40)
+        _, errors = process.communicate(timeout=PATIENCE)
     (line,) = errors.splitlines()
     assert "descriptors.few" in line
     assert "may have 1000 files" in line
@@ -109,6 +110,6 @@ def test_only_the_service_loads_the_frameworks():
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.stdout == "[]\n"

@@ -18,6 +18,7 @@ from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault, Simulator
 from aigateway.telemetry.prometheus import Prometheus
 from aigateway.testing import ScriptedVendor, scripted_configs
+from tests.processes import PATIENCE
 from tests.server.visitors import eventually
 
 ADMIN = "admin-key-of-the-test"
@@ -64,7 +65,7 @@ def serve(start, vendors):
 
 async def asked(url, method="GET", path="/metrics", *, body=None, **headers):
     """Ask over a connection of its own, so that any of the processes may answer."""
-    async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
         return await client.request(method, path, json=body, headers=headers)
 
 
@@ -91,7 +92,7 @@ async def test_figures_are_those_of_all_processes(serve):
         text = (await asked(url, accept="text/plain")).text
         return counted(text, "aigateway_requests_total") == 30
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await eventually(all_are_told)
         await eventually(the_scraper_is_told)
 
@@ -100,8 +101,8 @@ async def test_the_page_is_fed_with_the_sum(serve):
     url = await asyncio.to_thread(lambda: serve(workers=2).url)
     await chat(url, "hello")
     async with (
-        asyncio.timeout(20),
-        httpx.AsyncClient(base_url=url) as client,
+        asyncio.timeout(PATIENCE),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
         client.stream("GET", "/status/feed") as answer,
     ):
         async for line in answer.aiter_lines():
@@ -127,7 +128,7 @@ async def test_an_operator_s_order_reaches_all_and_those_that_come_later(serve):
         replies = await asyncio.gather(*(chat(url, f"p{next(prompts)}") for _ in range(20)))
         return {reply["provider"] for reply in replies} == {provider}
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await eventually(lambda: all_answered_by(SECOND))
         service.signal(signal.SIGHUP)  # a reload forgets no order
         await asyncio.sleep(0.1)
@@ -143,8 +144,8 @@ async def test_a_stream_is_told_when_the_time_is_over(serve, vendors):
     body = {"model": "auto", "stream": True, "messages": [{"role": "user", "content": "one two"}]}
     events = []
     async with (
-        asyncio.timeout(20),
-        httpx.AsyncClient(base_url=url, timeout=20) as client,
+        asyncio.timeout(PATIENCE),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
         client.stream("POST", "/v1/chat/completions", json=body) as answer,
     ):
         assert answer.status_code == 200

@@ -12,6 +12,7 @@ import pytest
 from aigateway.errors import FailureKind as K
 from aigateway.server.access import Access
 from aigateway.testing import ScriptedVendor
+from tests.processes import PATIENCE
 from tests.server.watched import ADMIN, KEYS, USER, serving
 
 
@@ -130,7 +131,7 @@ class TestTheFeed:
             async with watching(client) as (_, told):
                 await anext(told)
                 assert len(service.happenings._watchers) == 1
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while service.happenings._watchers:  # noqa: ASYNC110 - the server finds out itself
                     await asyncio.sleep(0.01)
 

@@ -12,6 +12,7 @@ from aigateway.server.service import Service
 from aigateway.server.status.happenings import Happenings
 from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault
+from tests.processes import PATIENCE
 from tests.server.browsing import DESK, PHONE, chromium, visiting
 from tests.server.running import running
 from tests.server.watched import ADMIN, KEYS, USER
@@ -20,7 +21,7 @@ __all__ = ["chromium"]
 
 pytestmark = pytest.mark.usefixtures("chromium")
 
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=PATIENCE * 1000)
 
 
 class Ahead(SystemClock):

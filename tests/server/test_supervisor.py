@@ -17,7 +17,7 @@ import pytest
 from aigateway.server.configuration import read_configuration
 from aigateway.server.reload import FileWatch
 from aigateway.server.supervisor import Supervisor
-from tests.processes import until
+from tests.processes import Running, until
 from tests.server.visitors import eventually, once
 
 TOML = '[server]\nworkers = 3\n[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'
@@ -146,6 +146,37 @@ def test_nobody_else_may_look_where_they_meet(start, tmp_path):
     service.signal(signal.SIGTERM)
     assert service.code == 0
     assert list(meeting.iterdir()) == []
+
+
+async def test_what_a_killed_service_left_is_removed_at_the_next_start(start, tmp_path):
+    meeting, elsewhere = tmp_path / "meeting", tmp_path / "elsewhere"
+    meeting.mkdir()
+    elsewhere.mkdir()
+    foreign = {meeting / "aigateway-other", meeting / "aigateway-workers-link"}
+    (meeting / "aigateway-other").mkdir()
+    (meeting / "aigateway-workers-link").symlink_to(elsewhere)
+
+    async def started() -> tuple[Running, Path]:
+        before = set(meeting.iterdir())
+        service = start("--workers", "2", toml=TOML, TMPDIR=str(meeting))
+        await asyncio.to_thread(lambda: service.port)
+        (new,) = set(meeting.iterdir()) - before
+        return service, new
+
+    killed, left = await started()
+    pids = await everybody(killed.port, 2)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # they outlive their parent for a while
+    killed.signal(signal.SIGKILL)
+    await asyncio.to_thread(until, lambda: not is_alive(killed.pid))
+    living, used = await started()
+    assert left.exists(), "its workers live"
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    await asyncio.to_thread(until, lambda: not any(is_alive(pid) for pid in pids))
+    _, last = await started()
+    assert set(meeting.iterdir()) == {used, last, *foreign}
+    assert len(await everybody(living.port, 2)) == 2
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from aigateway import AsyncGateway
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor, scripted_configs
+from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer
 from tests.server.running import running
 from tests.server.services import served
@@ -25,7 +26,7 @@ class Tenants:
         self.url = url
         self.service = service
         self.vendor = vendor
-        self.client = httpx.AsyncClient(base_url=url, timeout=30)
+        self.client = httpx.AsyncClient(base_url=url, timeout=PATIENCE)
 
     async def ask(self, name, path=CHAT, **body):
         body = {"messages": HI} | body
@@ -73,7 +74,7 @@ async def test_nor_one_that_is_under_way(tenants):
     asking = [
         asyncio.create_task(tenants.ask(name, model="a")) for name in ("red", "blue", "red", "blue")
     ]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await asked.wait()
         while sum(key.in_flight for key in tenants.service.access.usage()) < 4:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -87,7 +88,7 @@ async def test_nor_one_that_is_under_way(tenants):
 async def test_identical_prompts_of_two_keys_reach_the_vendor_twice(simulator):
     async with (
         served(simulator.openai, server={"keys": TWO}) as (_, url),
-        httpx.AsyncClient(base_url=url, timeout=30) as client,
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
         for name in ("red", "blue", "red", "blue"):
             body = {"message": "hi"}
@@ -150,28 +151,6 @@ async def test_cached_answers_and_refusals_cost_nothing(tenants):
     assert (await tenants.ask("red", model="none")).status_code == 404
     assert (await tenants.ask("red", temperature=9)).status_code == 400
     assert tenants.spent()["red"] == pytest.approx(0.001)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("tenants", [[api_key("red", budget_usd=1)]], indirect=True)
-async def test_who_hangs_up_pays_the_usual_price(tenants, stream):
-    asked = asyncio.Event()
-
-    async def stay_out():
-        asked.set()
-        await asyncio.Event().wait()
-
-    tenants.vendor.script("a", ScriptedStream("ok", cost_usd=0.25))
-    tenants.vendor.always("a", ScriptedStream("ok ", stay_out) if stream else stay_out)
-    await tenants.ask("red", model="a")
-    asking = asyncio.create_task(tenants.ask("red", model="a", seed=1, stream=stream))
-    async with asyncio.timeout(10):
-        await asked.wait()
-        assert [key.in_flight for key in tenants.service.access.usage()] == [1]
-        asking.cancel()
-        while tenants.service.access.usage()[0].in_flight:  # noqa: ASYNC110 - the server's affair
-            await asyncio.sleep(0.005)
-    assert tenants.spent()["red"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("tenants", [[api_key("red", rpm=2), api_key("blue")]], indirect=True)

@@ -22,6 +22,7 @@ from aigateway.server.connections import protocol_for
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from tests.http.gateways import until
+from tests.processes import PATIENCE
 from tests.server.callers import scripted_service
 from tests.server.running import running
 
@@ -104,7 +105,7 @@ async def test_who_takes_nothing_is_cut_off_and_the_vendor_is_let_go():
 async def test_who_reads_slowly_gets_all_of_it():
     talker = Talker()
     talker.pieces = 40
-    async with talked_to(talker) as (_, url), httpx.AsyncClient() as client:
+    async with talked_to(talker) as (_, url), httpx.AsyncClient(timeout=PATIENCE) as client:
         loop = asyncio.get_running_loop()
         began, came = loop.time(), b""
         async with client.stream(

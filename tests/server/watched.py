@@ -10,6 +10,7 @@ from aigateway.server.service import Service
 from aigateway.server.status.happenings import Happenings
 from aigateway.settings import ApiKey, ServerSettings
 from aigateway.testing import ScriptedVendor, scripted_configs
+from tests.processes import PATIENCE
 from tests.server.running import running
 
 ADMIN, USER = "the-admins-key", "a-users-key"
@@ -32,6 +33,9 @@ async def serving(settings=None, vendor=None):
         retry_rounds=0,
     ) as gateway:
         service = Service(gateway, settings or ServerSettings(), happenings=happenings)
-        async with running(service) as url, httpx.AsyncClient(base_url=url, timeout=10) as client:
+        async with (
+            running(service) as url,
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
+        ):
             yield service, client
             service.draining = True

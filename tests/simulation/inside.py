@@ -92,8 +92,9 @@ class Inside:
         limiter = gateway._limiter
         if not limiter.waiting or until - self._watch.time() <= 2 * SLACK:
             return
-        for waiters in limiter._groups.values():
-            for waiter in waiters[:MOST_LOOKED_AT]:
+        heaps = [heap for group in limiter._groups.values() for heap in group.by_lane.values()]
+        for heap in heaps:
+            for waiter in heap[:MOST_LOOKED_AT]:
                 if not waiter.woken.done() and _could_go_on(waiter.ready):
                     self._watch.broken("waits", f"a request waits that could go on, until {until}")
 

@@ -5,10 +5,10 @@ from unittest import mock
 import pytest
 
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit
+from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.cooldown import Cooldown, Setup
 from aigateway.resilience.guard import NEVER
 from aigateway.resilience.last_resort import LastResort
-from aigateway.resilience.limiter import Limiter
 from aigateway.resilience.retry_budget import RetryBudget
 from aigateway.resilience.stall import StallWatch
 from aigateway.routing.attempt import Attempt

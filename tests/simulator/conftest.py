@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from aigateway.simulator import SimulatedVendor, Simulator
+from tests.processes import PATIENCE
 
 WIRES = ("openai", "azure", "gemini", "anthropic")
 
@@ -124,7 +125,7 @@ async def sim() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 async def ask() -> AsyncIterator[Asker]:
-    timeout = aiohttp.ClientTimeout(total=10)
+    timeout = aiohttp.ClientTimeout(total=PATIENCE)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         yield Asker(session)
 
@@ -134,7 +135,7 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
     """Wait for something that sockets do in their own time."""
 
     async def wait(condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not condition():  # noqa: ASYNC110 - nobody sets an event for it
                 await asyncio.sleep(0.002)
 

@@ -24,6 +24,10 @@ STATUSES = {
     "region": (403, 403, 400, 403),
     "retired_model": (404, 410, 404, 404),
     "model_not_found": (404, 404, 404, 404),
+    "not_a_chat_model": (404, 400, 404, 404),
+    "not_an_embedding_model": (403, 400, 404, 404),
+    "not_offered": (405, 405, 405, 405),
+    "file_not_found": (404, 404, 403, 404),
     "no_credit": (402, 402, 429, 400),
     "insufficient_quota": (429, 429, 429, 400),
     "rate_limited": (429, 429, 429, 429),
@@ -38,6 +42,9 @@ TELLING = {
         "region": "unsupported_country_region_territory",
         "retired_model": "has been deprecated",
         "model_not_found": "model_not_found",
+        "not_a_chat_model": "This is not a chat model",
+        "not_an_embedding_model": "not allowed to generate embeddings",
+        "file_not_found": "No such File object",
         "no_credit": "Insufficient Balance",
         "insufficient_quota": "insufficient_quota",
         "rate_limited": "rate_limit_exceeded",
@@ -48,12 +55,16 @@ TELLING = {
         "bad_key": "invalid subscription key",
         "retired_model": "ModelDeprecated",
         "model_not_found": "DeploymentNotFound",
+        "not_a_chat_model": "OperationNotSupported",
+        "not_an_embedding_model": "The embeddings operation does not work",
         "insufficient_quota": "insufficient_quota",
     },
     "gemini": {
         "context_window": "exceeds the maximum number of tokens",
         "content_policy": "blockReason",
         "bad_key": "API_KEY_INVALID",
+        "not_an_embedding_model": "is not supported for embedContent",
+        "file_not_found": "permission to access the File",
         "region": "User location is not supported",
         "no_credit": "credits are depleted",
         "insufficient_quota": "spending cap",
@@ -66,6 +77,7 @@ TELLING = {
         "bad_key": "authentication_error",
         "region": "unsupported countries",
         "model_not_found": "not_found_error",
+        "file_not_found": "File not found",
         "no_credit": "credit balance is too low",
         "insufficient_quota": "usage limits",
         "rate_limited": "rate_limit_error",
@@ -100,6 +112,105 @@ async def test_any_5xx(vendor, ask, code):
     reply = await ask.chat(vendor, stream=True)
     assert reply.status == code
     assert reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize("code", [405, 501])
+async def test_an_operation_that_is_not_offered(vendor, ask, code):
+    vendor.behave(Fault.not_offered(code))
+    reply = await ask.chat(vendor)
+    assert reply.status == code
+    assert reply.json["error"]["message"]
+
+
+TOOLS = {
+    "gemini": [{"functionDeclarations": [{"name": "f"}]}],
+    "anthropic": [{"name": "f", "input_schema": {"type": "object"}}],
+}
+FUNCTION = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+NO_TOOLS = {
+    "openai": (400, "unsupported_parameter"),
+    "azure": (400, "unsupported_parameter"),
+    "gemini": (400, "Function calling is not enabled"),
+    "anthropic": (400, "does not support tool use"),
+}
+
+
+async def test_a_model_without_tools_refuses_only_requests_with_tools(vendor, ask):
+    vendor.behave(Fault.no_tools())
+    status, words = NO_TOOLS[vendor.wire]
+    refused = await ask.chat(vendor, tools=TOOLS.get(vendor.wire, FUNCTION))
+    assert refused.status == status
+    assert words in refused.raw.decode()
+    assert (await ask.chat(vendor)).status == 200
+    assert (await ask.chat(vendor, tools=[])).status == 200
+
+
+async def test_the_imitators_have_words_of_their_own(sim: Simulator, ask):
+    vendor = await sim.add("openai_compatible")
+    said = {
+        Fault.no_tools(): (404, "No endpoints found that support tool use"),
+        Fault.not_a_chat_model(): (400, "does not support chat"),
+        Fault.not_an_embedding_model(): (400, "does not support Embeddings API"),
+        Fault.not_offered(501): (501, "does not support this API"),
+    }
+    for fault, (status, words) in said.items():
+        vendor.behave(fault)
+        reply = await ask.chat(vendor, tools=FUNCTION)
+        assert reply.status == status
+        assert words in reply.raw.decode()
+
+
+class TestBadPrompt:
+    async def test_only_a_prompt_with_the_marker_meets_it(self, vendor, ask):
+        vendor.behave(Fault.bad_prompt("BAD"))
+        for prompt, status in {"a": 200, "it is BAD": 500, "bad": 200, "BAD": 500}.items():
+            assert (await ask.chat(vendor, prompt)).status == status
+            assert (await ask.chat(vendor, prompt, stream=True)).status == status
+
+    async def test_an_empty_answer(self, vendor, ask):
+        vendor.behave(Fault.bad_prompt("BAD", Fault.empty()))
+        reply = await ask.chat(vendor, "BAD")
+        assert (reply.status, reply.raw) == (200, b"")
+
+    async def test_a_reset(self, vendor, ask):
+        vendor.behave(Fault.bad_prompt("BAD", Fault.reset()))
+        with pytest.raises(BROKEN):
+            await ask.chat(vendor, "BAD")
+        assert (await ask.chat(vendor, "good")).status == 200
+
+    async def test_a_hang_beside_healthy_answers(self, vendor, ask, until):
+        vendor.behave(Fault.bad_prompt("BAD", Fault.hang()))
+        asking = asyncio.create_task(ask.chat(vendor, "BAD"))
+        await until(lambda: vendor.received)
+        assert (await ask.chat(vendor, "good")).status == 200
+        assert not asking.done()
+        asking.cancel()
+
+    async def test_embeddings_too(self, sim: Simulator, ask):
+        sim.openai.behave(Fault.bad_prompt("BAD"))
+        for text, status in {"BAD": 500, "good": 200}.items():
+            body = {"model": "emb", "input": ["a", text]}
+            assert (await ask.post(sim.openai, "/v1/embeddings", body)).status == status
+
+    async def test_a_body_that_is_no_json_is_no_bad_prompt(self, sim: Simulator, ask):
+        sim.openai.behave(Fault.bad_prompt("BAD"))
+        assert (await ask.post(sim.openai, "/v1/chat/completions", b"BAD")).status == 400
+
+    def test_what_cannot_be(self):
+        with pytest.raises(ValueError, match="marker"):
+            Fault.bad_prompt("")
+        with pytest.raises(ValueError, match="refuse"):
+            Fault.bad_prompt("BAD", Fault.refuse())
+
+    def test_from_words(self):
+        assert fault_from("bad_prompt:BAD") == Fault.bad_prompt("BAD")
+        assert fault_from("bad_prompt:7:status:429:retry_after=2") == Fault.bad_prompt(
+            "7", Fault.status(429, retry_after=2)
+        )
+        named = {"marker": "BAD", "fault": "hang"}
+        assert fault_from("bad_prompt", named) == Fault.bad_prompt("BAD", Fault.hang())
+        with pytest.raises(ValueError, match="as in bad_prompt:BAD:status:500"):
+            fault_from("bad_prompt:BAD:ok")
 
 
 async def test_code_name_and_message_can_be_given(vendor, ask):
@@ -271,12 +382,14 @@ async def test_cut_stream_in_the_middle_of_the_body(vendor, ask, after):
         await ask.chat(vendor, "alpha beta gamma", stream=True)
 
 
-async def test_stall_stream(vendor, ask):
+async def test_stall_stream(vendor, ask, until):
     vendor.behave(Fault.stall_stream(after=1))
     got = bytearray()
     async with ask.open_stream(vendor, "alpha beta") as response:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(_read_into(got, response), 0.2)
+        reading = asyncio.create_task(_read_into(got, response))
+        await until(lambda: _pieces(got.decode()) == 1)
+        assert not (await asyncio.wait({reading}, timeout=0.05))[0]
+        reading.cancel()
     assert _pieces(got.decode()) == 1
 
 

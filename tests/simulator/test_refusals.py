@@ -181,12 +181,84 @@ async def test_a_body_over_the_limit_is_too_large(sim: Simulator, ask):
     assert reply.json["error"]["type"] == "request_too_large"
 
 
+@pytest.mark.parametrize(
+    ("wire", "model", "status"),
+    [
+        ("openai", "gpt-4o-mini", 403),
+        ("openai", "text-embedding-3-small", 200),
+        ("openai", "gpt-embed", 200),
+        ("openai", "mine", 200),
+        ("azure", "gpt-4o-mini", 400),
+        ("azure", "mine", 200),
+        ("gemini", "gemini-3.5-flash-lite", 404),
+        ("gemini", "gemini-embedding-001", 200),
+    ],
+)
+async def test_embeddings_asked_of_a_model_that_chats(sim: Simulator, ask, wire, model, status):
+    body: dict[str, Any] = {"model": model, "input": "a"}
+    path = "/v1/embeddings"
+    if wire == "azure":
+        path = f"/openai/deployments/{model}/embeddings?api-version=1"
+    if wire == "gemini":
+        path, body = f"/v1beta/models/{model}:embedContent", {"content": {"parts": [{"text": "a"}]}}
+    assert (await ask.post(getattr(sim, wire), path, body)).status == status
+
+
+async def test_compatible_servers_embed_with_any_model(sim: Simulator, ask):
+    vendor = await sim.add("openai_compatible")
+    body = {"model": "gpt-oss", "input": "a"}
+    assert (await ask.post(vendor, "/v1/embeddings", body)).status == 200
+
+
+async def test_a_chat_asked_of_a_model_that_embeds(vendor, ask):
+    model = vendor.embedding_model
+    body = {"model": model, "max_tokens": 5, "messages": USER}
+    paths = {
+        "azure": f"/openai/deployments/{model}/chat/completions?api-version=1",
+        "gemini": f"/v1beta/models/{model}:generateContent",
+        "anthropic": "/v1/messages",
+    }
+    if vendor.wire == "gemini":
+        body = {"contents": [{"parts": [{"text": "a"}]}]}
+    reply = await ask.post(vendor, paths.get(vendor.wire, "/v1/chat/completions"), body)
+    assert reply.status == (400 if vendor.wire == "azure" else 404)
+    error_of(vendor.wire, reply.json)
+
+
+FILES: dict[str, Any] = {
+    "openai": {"type": "file", "file": {"file_id": "file-1"}},
+    "anthropic": {"type": "document", "source": {"type": "file", "file_id": "file-1"}},
+    "gemini": {"fileData": {"fileUri": "https://h/v1beta/files/file-1"}},
+}
+
+
+async def test_a_file_that_is_not_there(vendor, ask):
+    part = FILES.get(vendor.wire, FILES["openai"])
+    text = {"text": "a"} if vendor.wire == "gemini" else {"type": "text", "text": "a"}
+    more: dict[str, Any] = {"messages": [{"role": "user", "content": [text, part]}]}
+    if vendor.wire == "gemini":
+        more = {"contents": [{"role": "user", "parts": [text, part]}]}
+    reply = await ask.chat(vendor, **more)
+    assert reply.status == (403 if vendor.wire == "gemini" else 404)
+    error_of(vendor.wire, reply.json)
+    vendor.files = frozenset({"file-1"})
+    assert (await ask.chat(vendor, **more)).status == 200
+
+
+async def test_a_page_of_the_web_is_no_file_of_the_vendors(sim: Simulator, ask):
+    part = {"fileData": {"fileUri": "https://www.youtube.com/watch?v=1"}}
+    contents = [{"role": "user", "parts": [{"text": "a"}, part]}]
+    assert (await ask.chat(sim.gemini, contents=contents)).status == 200
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3),
     lambda inner: (
         st.lists(inner, max_size=2)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "parts", "text", "type", "function", "name"]),
+            st.sampled_from(
+                ["role", "content", "parts", "text", "type", "function", "name", "file_id", "file"]
+            ),
             inner,
             max_size=3,
         )
@@ -210,4 +282,4 @@ async def test_no_body_breaks_the_server(vendor, ask, data):
     names = st.sampled_from(NAMES.get(vendor.wire, COMMON))
     wrong = data.draw(st.dictionaries(names, JSON, min_size=1, max_size=2))
     reply = await ask.chat(vendor, **wrong)
-    assert reply.status in {200, 400}, (json.dumps(wrong), reply)
+    assert reply.status in {200, 400, 404}, (json.dumps(wrong), reply)

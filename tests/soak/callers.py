@@ -168,7 +168,7 @@ class Crowd:
 
     async def _embed(self, chance: random.Random) -> str:
         texts = [self._prompt(chance) for _ in range(chance.randrange(1, 4))]
-        response = await self._gateway.embed(texts)
+        response = await self._gateway.embed(texts, model="vectors")
         for text, vector in zip(texts, response.vectors, strict=True):
             if any(abs(a - b) > 1e-6 for a, b in zip(embed(text, None), vector, strict=True)):
                 self._books.findings["vectors of another text"] += 1

@@ -153,7 +153,7 @@ async def _serve() -> None:
     async with Simulator(control_port=0, received_limit=0) as simulator:
         for vendor in simulator.vendors:
             vendor.latency, vendor.chunk_delay = LATENCY, CHUNK_DELAY
-        configs = [
+        configs: list[dict[str, object]] = [
             {
                 "provider": vendor.wire,
                 "model": vendor.model,
@@ -163,6 +163,11 @@ async def _serve() -> None:
                 "priority": place % 2,
             }
             for place, vendor in enumerate(simulator.vendors)
+        ]
+        configs += [
+            config | {"model": vendor.embedding_model, "aliases": ["vectors"], "priority": -1}
+            for config, vendor in zip(configs, simulator.vendors, strict=True)
+            if vendor.wire != "anthropic"
         ]
         print(json.dumps({"control": simulator.control_url, "configs": configs}), flush=True)
         await asyncio.to_thread(sys.stdin.read)

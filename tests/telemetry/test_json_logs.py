@@ -19,17 +19,6 @@ from tests.http.gateways import until
 PROMPT, KEY = "what nobody should read", "sk-simulated-secret"
 
 
-@pytest.fixture(autouse=True)
-def logs_as_they_were():
-    loggers = [logging.getLogger(name) for name in (None, "uvicorn", "uvicorn.access")]
-    before = [(log, log.level, log.handlers[:], log.propagate) for log in loggers]
-    yield
-    for log, level, handlers, propagate in before:
-        log.setLevel(level)
-        log.handlers[:], log.propagate = handlers, propagate
-    structlog.reset_defaults()
-
-
 @pytest.fixture
 def out():
     return io.StringIO()

@@ -288,7 +288,8 @@ class TestPropagation:
     ):
         simulator.anthropic.behave(Fault.server_error())
         vendors = [simulator.openai] if how == "embed" else [simulator.anthropic, simulator.openai]
-        gateway = gateway_for(*vendors)
+        fields = {"model": simulator.openai.embedding_model} if how == "embed" else {}
+        gateway = gateway_for(*vendors, fields=fields)
         headers = {"TraceParent": TRACEPARENT, "tracestate": "a=b", "X-Request-ID": "r-1"}
         origin = Origin(headers=headers)
         if how == "stream":

@@ -37,7 +37,8 @@ async def read_out(stream):
 
 async def asked(vendor, connect, how, headers):
     """The headers that arrived: of a request without any of the caller's, and with them."""
-    client = connect(vendor.config(headers={"X-Team": "ours"}))
+    model = vendor.embedding_model if how == "embed" else vendor.model
+    client = connect(vendor.config(model=model, headers={"X-Team": "ours"}))
     arrived = []
     nothing: dict[str, str] = {}
     for given_headers in (nothing, headers):
@@ -91,12 +92,13 @@ def test_the_cache_key_does_not_know_them():
 async def test_through_the_gateway(simulator: Simulator):
     origin = Origin(request_id="r-1", headers=HEADERS)
     vendor = simulator.openai
-    async with AsyncGateway([vendor.config()]) as gateway:
-        await gateway.chat("hi", origin=origin)
-        assert (await gateway.chat("hi")).cached, "the headers do not count"
-        async for _ in gateway.stream("ho", origin=origin):
+    configs = [vendor.config(), vendor.config(model=vendor.embedding_model)]
+    async with AsyncGateway(configs) as gateway:
+        await gateway.chat("hi", model=vendor.model, origin=origin)
+        assert (await gateway.chat("hi", model=vendor.model)).cached, "the headers do not count"
+        async for _ in gateway.stream("ho", model=vendor.model, origin=origin):
             pass
-        await gateway.embed("hi", origin=origin)
+        await gateway.embed("hi", model=vendor.embedding_model, origin=origin)
     assert [r.headers["traceparent"] for r in vendor.received] == [TRACE] * 3
 
 

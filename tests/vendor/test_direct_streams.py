@@ -17,6 +17,7 @@ from aigateway.vendor.client import VendorCallError
 from aigateway.vendor.direct_lane import DirectClient
 from aigateway.vendor.loading import load_litellm
 from aigateway.vendor.stream_reading import StreamReading
+from tests.processes import PATIENCE
 from tests.vendor.calls import asking, ours
 from tests.vendor.shapes import SCHEMA, TOOL
 
@@ -218,7 +219,7 @@ async def test_no_usage_is_no_price(serve):
 
 async def test_the_end_does_not_wait_for_the_server(serve):
     client = await serve(sse(says("Hi", finish="stop"), DONE), stays=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         assert (await whole(client)).choices[0].text == "Hi"
 
 
@@ -530,7 +531,7 @@ async def test_what_says_nothing_has_been_counted(serve):
 
 
 async def settled(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - the other side does not say when
             await asyncio.sleep(0.005)
 

@@ -14,10 +14,11 @@ from aigateway.vendor.failures import VERDICTS
 from tests import descriptors
 from tests.vendor.calls import WIRES, asking, failure_of
 
+OVER_THE_LIMIT = "Request too large for x on tokens per min (TPM): Limit 30000, Requested 342389."
 FAULTS = {
-    # name: fault, kind, status (one for all wires, or one for each), requests
+    # name: fault, kind, status (one for all wires, or one for each)
     "bad request": (Fault.bad_request(), "rejected", 400),
-    "too large": (Fault.too_large(), "rejected", (413, 413, 400, 413)),
+    "too large": (Fault.too_large(), "context_window", (413, 413, 400, 413)),
     "context window": (Fault.context_window(), "context_window", 400),
     "content policy": (Fault.content_policy(), "content_policy", (400, 400, 200, 400)),
     "bad key": (Fault.bad_key(), "authentication", (401, 401, 400, 401)),
@@ -25,6 +26,27 @@ FAULTS = {
     "region": (Fault.region(), "permission", (403, 403, 400, 403)),
     "retired model": (Fault.retired_model(), "model_not_found", (404, 410, 404, 404)),
     "no model": (Fault.model_not_found(), "model_not_found", 404),
+    "no chat": (
+        Fault.not_a_chat_model(),
+        ("unsupported", "unsupported", "model_not_found", "model_not_found"),
+        (404, 400, 404, 404),
+    ),
+    "no embeddings": (
+        Fault.not_an_embedding_model(),
+        ("unsupported", "unsupported", "unsupported", "model_not_found"),
+        (403, 400, 404, 404),
+    ),
+    "no file": (Fault.file_not_found(), "unsupported", (404, 404, 403, 404)),
+    "not offered": (Fault.not_offered(405), "not_offered", 405),
+    "not implemented": (Fault.not_offered(501), "not_offered", 501),
+    "over the limit": (Fault.status(429, message=OVER_THE_LIMIT), "unsupported", 429),
+    "tokens": (Fault.status(413, message="Tokens per minute exceeded"), "rate_limited", 413),
+    "own slip": (Fault.status(400, message="Failed to call a function."), "invalid_output", 400),
+    "bare 401": (Fault.empty(401), "authentication", 401),
+    "bare 402": (Fault.empty(402), "no_credit", 402),
+    "bare 403": (Fault.html(403), "permission", 403),
+    "bare 404": (Fault.empty(404), "model_not_found", 404),
+    "bare 413": (Fault.html(413), "context_window", 413),
     "no credit": (Fault.no_credit(), "no_credit", (402, 402, 429, 400)),
     "quota": (Fault.insufficient_quota(), "no_credit", (429, 429, 429, 400)),
     "rate limit": (Fault.rate_limited(), "rate_limited", 429),
@@ -59,13 +81,68 @@ FAULTS = {
 }
 
 
+CERTAIN = {
+    "bad key",
+    "forbidden",
+    "region",
+    "retired model",
+    "no model",
+    "no credit",
+    "quota",
+}
+"""Where the vendor's own words or code speak of key, region, model, deployment or billing."""
+
+
+def on(vendor, value):
+    """What a cell of the table says for one wire."""
+    return value[WIRES.index(vendor.name)] if isinstance(value, tuple) else value
+
+
 @pytest.mark.parametrize("name", FAULTS)
 async def test_kind_status_and_one_request(vendor, client, name):
-    fault, kind, statuses = FAULTS[name]
-    status = statuses[WIRES.index(vendor.name)] if isinstance(statuses, tuple) else statuses
+    fault, kind, status = FAULTS[name]
     vendor.behave(fault)
     failure = await failure_of(client)
-    assert (failure.kind, failure.status) == (kind, status)
+    assert (failure.kind, failure.status) == (on(vendor, kind), on(vendor, status))
+    if failure.kind is FailureKind.MODEL_NOT_FOUND and name == "no chat":
+        assert failure.certain  # the words are those for a model that does not exist
+    else:
+        assert failure.certain is (name in CERTAIN)
+    assert vendor.request_count == 1
+
+
+async def test_tools_at_a_model_without_them(vendor, client):
+    vendor.behave(Fault.no_tools())
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    failure = await failure_of(client, asking(tools=[{"type": "function", "function": function}]))
+    assert (failure.kind, failure.certain) == (FailureKind.UNSUPPORTED, False)
+    assert (await client.chat(asking())).choices[0].text == "4"
+
+
+async def test_what_a_compatible_server_cannot_do(simulator, connect):
+    vendor = await simulator.add("openai_compatible")
+    client = connect(vendor.config())
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    for fault in (Fault.no_tools(), Fault.not_a_chat_model(), Fault.not_an_embedding_model()):
+        vendor.behave(fault)
+        assert (await failure_of(client, asking(tools=tools))).kind is FailureKind.UNSUPPORTED
+    vendor.behave(Fault.not_offered(501))
+    assert (await failure_of(client)).kind is FailureKind.NOT_OFFERED
+
+
+@pytest.mark.parametrize("vendor", ["openai", "azure", "gemini"], indirect=True)
+async def test_vectors_from_a_model_that_only_chats(vendor, connect):
+    client = connect(vendor.config(model="gpt-4o" if vendor.name != "gemini" else vendor.model))
+    failure = await failure_of(client, EmbeddingRequest(inputs=("a",)))
+    assert failure.kind is FailureKind.UNSUPPORTED
+    assert vendor.request_count == 1
+
+
+@pytest.mark.parametrize("vendor", ["openai", "azure"], indirect=True)
+async def test_a_file_that_the_vendor_does_not_have(vendor, client):
+    parts = [{"type": "text", "text": "a"}, {"type": "file", "file": {"file_id": "file-1"}}]
+    failure = await failure_of(client, asking({"role": "user", "content": parts}))
+    assert failure.kind is FailureKind.UNSUPPORTED
     assert vendor.request_count == 1
 
 
@@ -103,8 +180,9 @@ async def test_one_request_on_a_connection_that_was_used_before(vendor, client, 
 
 @pytest.mark.parametrize("vendor", ["openai", "azure", "gemini"], indirect=True)
 @pytest.mark.parametrize("fault", [Fault.reset(), Fault.status(500), Fault.html()])
-async def test_embeddings_too(vendor, client, fault):
+async def test_embeddings_too(vendor, connect, fault):
     vendor.behave(fault)
+    client = connect(vendor.config(model=vendor.embedding_model))
     failure = await failure_of(client, EmbeddingRequest(inputs=("a", "b")))
     assert failure.kind in {"connection", "server_error", "bad_answer"}
     assert vendor.request_count == 1

@@ -419,6 +419,9 @@ class TestChain:
         )
         said = Failure(FailureKind.RATE_LIMITED, None, 7.0, "rate_limit_exceeded")
         assert classify(top, now_wall=NOW) == said
+        top.body = {"error": {"code": "insufficient_quota"}}
+        said = Failure(FailureKind.NO_CREDIT, None, 7.0, "insufficient_quota", certain=True)
+        assert classify(top, now_wall=NOW) == said
         plain = litellms("RateLimitError", status_code=429, headers={"retry-after": "9"})
         assert classify(plain, now_wall=NOW) == Failure(FailureKind.RATE_LIMITED, None, 9.0)
 
@@ -427,6 +430,9 @@ class TestChain:
             made: Any = type("InternalServerError", (Exception,), {"__module__": module})()
             made.status_code = 500
             assert kind_of(made) == kind
+        top = litellms("InternalServerError", status_code=500)
+        top.body = {"error": {"code": "invalid_api_key"}}
+        assert classify(top, now_wall=NOW) == Failure(FailureKind.UNKNOWN, code="invalid_api_key")
 
     def test_anybody_may_have_a_class_of_that_name(self):
         assert kind_of(type("Timeout", (Exception,), {})()) == "unknown"
@@ -449,7 +455,9 @@ class TestChain:
         body = {"error": {"code": "insufficient_quota"}}
         response = httpx.Response(429, json=body, request=REQUEST)
         failure = classify(openai.RateLimitError("", response=response, body=None), now_wall=NOW)
-        assert failure == Failure(FailureKind.NO_CREDIT, 429, None, "insufficient_quota")
+        assert failure == Failure(
+            FailureKind.NO_CREDIT, 429, None, "insufficient_quota", certain=True
+        )
 
     def test_a_body_that_the_sdk_unwrapped(self):
         response = httpx.Response(400, request=REQUEST)
@@ -492,6 +500,19 @@ class TestChain:
         }
         assert classify(exc, now_wall=NOW) == Failure(
             FailureKind.RATE_LIMITED, 429, None, "ThrottlingException"
+        )
+
+    def test_the_words_of_botocores_client_error(self):
+        exc = type("ClientError", (Exception,), {"__module__": "botocore.exceptions"})()
+        exc.response = {
+            "Error": {
+                "Code": "ValidationException",
+                "Message": "The provided model identifier is invalid.",
+            },
+            "ResponseMetadata": {"HTTPStatusCode": 400},
+        }
+        assert classify(exc, now_wall=NOW) == Failure(
+            FailureKind.MODEL_NOT_FOUND, 400, None, "ValidationException", certain=True
         )
 
     def test_a_client_error_without_an_answer(self):

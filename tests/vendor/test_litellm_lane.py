@@ -351,7 +351,8 @@ class TestAnswers:
 class TestEmbeddings:
     @pytest.mark.parametrize("wire", ["openai", "azure", "gemini"])
     async def test_vectors_in_order(self, simulator, connect, wire):
-        client = connect(getattr(simulator, wire).config())
+        vendor = getattr(simulator, wire)
+        client = connect(vendor.config(model=vendor.embedding_model))
         both = await client.embed(EmbeddingRequest(inputs=("one", "two")))
         two = await client.embed(EmbeddingRequest(inputs=("two",)))
         assert both.vectors[1] == pytest.approx(two.vectors[0])

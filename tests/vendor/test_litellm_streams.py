@@ -22,6 +22,7 @@ from aigateway.vendor.assembly import Assembly
 from aigateway.vendor.client import Failure, VendorCallError
 from aigateway.vendor.litellm_chunks import ChunkReader, End
 from aigateway.vendor.litellm_lane import LiteLLMClient
+from tests.processes import PATIENCE
 from tests.vendor.calls import asking, ours
 
 WEATHER = {
@@ -82,7 +83,7 @@ async def broken(client, request=None):
 
 async def until(condition):
     """Wait for what the other side of the connection notices a moment later."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - there is no event on this side
             await asyncio.sleep(0.002)
 
@@ -103,7 +104,7 @@ class TestContent:
         vendor.answer(FOUR_WORDS)
         vendor.behave(Fault.stall_stream(after=1))
         stream = await client.stream(asking())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not (batch := await stream.read()):
                 pass
         assert [chunk.text for chunk in batch] == ["one"]

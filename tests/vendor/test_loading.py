@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from tests.processes import PATIENCE
+
 WATCHED = """
     import sys
     contacted, opened = set(), set()
@@ -62,7 +64,7 @@ def run(*parts, **environment):
         },
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

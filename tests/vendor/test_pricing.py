@@ -113,12 +113,12 @@ class TestOperations:
 
     def test_the_model_behind_a_deployment(self, litellm):
         deployed = config("azure", "mine", base_model="text-embedding-3-small")
-        assert operations_of(deployed) == {"embeddings"}
+        assert operations_of(deployed) == frozenset({"embeddings"})
 
     async def test_the_configuration_stands_over_the_map(self, simulator, connect):
         client = connect(simulator.openai.config(operations=["embeddings"]))
         await client.prepare()
-        assert client.operations == {"embeddings"}
+        assert client.operations == frozenset({"embeddings"})
 
     async def test_asked_of_the_client(self, simulator, connect):
         client = connect(simulator.openai.config())

@@ -301,6 +301,10 @@ _ERRORS = {
     "content_policy": Words(400, _INVALID, "Output blocked by content filtering policy"),
     "retired_model": Words(404, "not_found_error", "model: {model}"),
     "model_not_found": Words(404, "not_found_error", "model: {model}"),
+    "not_a_chat_model": Words(404, "not_found_error", "model: {model}"),
+    "not_an_embedding_model": Words(404, "not_found_error", "Not Found"),
+    "file_not_found": Words(404, "not_found_error", "File not found: file_simulated"),
+    "no_tools": Words(400, _INVALID, "'{model}' does not support tool use."),
     "billing": Words(
         402,
         "billing_error",
@@ -334,6 +338,7 @@ _BY_STATUS = {
     402: "billing",
     403: "forbidden",
     404: "model_not_found",
+    405: "wrong_method",
     413: "too_large",
     429: "rate_limited",
     500: "server_error",

@@ -122,7 +122,21 @@ def _filtered(fault: Fault) -> Failure:
     return Failure(400, {"error": error})
 
 
-_OPENAI_FORM = frozenset({"broken_json", "context_window", "insufficient_quota"})
+_OPENAI_FORM = frozenset(
+    {"broken_json", "context_window", "file_not_found", "insufficient_quota", "no_tools"}
+)
+
+
+def _wrong_operation(operation: str) -> Words:
+    return Words(
+        400,
+        None,
+        f"The {operation} operation does not work with the specified model, {{model}}. Please "
+        "choose different model and try again. You can learn more about which models can be used "
+        "with each operation here: https://go.microsoft.com/fwlink/?linkid=2197993.",
+        code="OperationNotSupported",
+    )
+
 
 _ERRORS = {
     "bad_request": Words(400, None, "The request is invalid.", code="BadRequest"),
@@ -164,6 +178,8 @@ _ERRORS = {
         "within the last 5 minutes, please wait a moment and try again.",
         code="DeploymentNotFound",
     ),
+    "not_a_chat_model": _wrong_operation("chatCompletion"),
+    "not_an_embedding_model": _wrong_operation("embeddings"),
     "no_credit": Words(
         402, None, "The subscription has no remaining credit.", code="PaymentRequired"
     ),
@@ -196,6 +212,7 @@ _BY_STATUS = {
     402: "no_credit",
     403: "forbidden",
     404: "model_not_found",
+    405: "wrong_method",
     410: "retired_model",
     413: "too_large",
     415: "unsupported_media",

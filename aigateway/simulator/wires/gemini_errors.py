@@ -59,6 +59,16 @@ def _delay(value: float | str | None) -> str | None:
         return None
 
 
+def _no_model(method: str) -> Words:
+    return Words(
+        404,
+        "NOT_FOUND",
+        "models/{model} is not found for API version v1beta, or is not supported for "
+        f"{method}. Call ListModels to see the list of available models and their supported "
+        "methods.",
+    )
+
+
 _ERRORS = {
     "bad_request": Words(400, _INVALID, "Request contains an invalid argument."),
     "broken_json": Words(400, _INVALID, "Invalid JSON payload received. Unexpected end of string."),
@@ -98,13 +108,15 @@ _ERRORS = {
         "This model models/{model} is no longer available. Please update your code to use a "
         "newer model for the latest features and improvements.",
     ),
-    "model_not_found": Words(
-        404,
-        "NOT_FOUND",
-        "models/{model} is not found for API version v1beta, or is not supported for "
-        "generateContent. Call ListModels to see the list of available models and their "
-        "supported methods.",
+    "model_not_found": _no_model("generateContent"),
+    "not_a_chat_model": _no_model("generateContent"),
+    "not_an_embedding_model": _no_model("embedContent"),
+    "file_not_found": Words(
+        403,
+        "PERMISSION_DENIED",
+        "You do not have permission to access the File simulated or it may not exist.",
     ),
+    "no_tools": Words(400, _INVALID, "Function calling is not enabled for models/{model}"),
     "no_credit": Words(
         429,
         _EXHAUSTED,

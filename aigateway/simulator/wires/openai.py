@@ -18,7 +18,7 @@ from aigateway.simulator.answers import (
     embed,
 )
 from aigateway.simulator.faults import Fault, RefusedError
-from aigateway.simulator.wires.openai_errors import BY_STATUS, ERRORS
+from aigateway.simulator.wires.openai_errors import BY_STATUS, COMPATIBLE, ERRORS
 from aigateway.simulator.wires.wire import (
     Event,
     Failure,
@@ -47,6 +47,7 @@ class OpenAIWire:
         self.name = "openai_compatible" if compatible else "openai"
         self.default_model = "llama-3.1-8b-instruct" if compatible else "gpt-4o-mini"
         self._needs_key = not compatible
+        self._errors = COMPATIBLE if compatible else ERRORS
 
     def peek(self, received: Received) -> Peek:
         """Model and streaming, as far as the body says."""
@@ -113,7 +114,7 @@ class OpenAIWire:
 
     def failure(self, fault: Fault, model: str) -> Failure:
         """`{"error": {"message", "type", "param", "code"}}`."""
-        words = words_for(fault, ERRORS, BY_STATUS, model)
+        words = words_for(fault, self._errors, BY_STATUS, model)
         kind = words.kind or ("server_error" if words.status >= 500 else "invalid_request_error")
         error = {
             "message": words.message,

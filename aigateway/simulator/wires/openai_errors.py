@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from aigateway.simulator.wires.wire import Words
 
-__all__ = ["BY_STATUS", "ERRORS"]
+__all__ = ["BY_STATUS", "COMPATIBLE", "ERRORS"]
 
 _INVALID = "invalid_request_error"
 
@@ -87,6 +87,25 @@ ERRORS = {
         "The model `{model}` does not exist or you do not have access to it.",
         code="model_not_found",
     ),
+    "not_a_chat_model": Words(
+        404,
+        _INVALID,
+        "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
+        "Did you mean to use v1/completions?",
+        param="model",
+    ),
+    "not_an_embedding_model": Words(
+        403, _INVALID, "You are not allowed to generate embeddings from this model"
+    ),
+    "not_offered": Words(501, "NotImplementedError", "The model does not support this API"),
+    "file_not_found": Words(404, _INVALID, "No such File object: file-simulated", param="id"),
+    "no_tools": Words(
+        400,
+        _INVALID,
+        "Unsupported parameter: 'tools' is not supported with this model.",
+        code="unsupported_parameter",
+        param="tools",
+    ),
     "no_credit": Words(402, "unknown_error", "Insufficient Balance", code=_INVALID),
     "insufficient_quota": Words(
         429,
@@ -119,6 +138,20 @@ ERRORS = {
     ),
 }
 
+COMPATIBLE = ERRORS | {
+    "not_a_chat_model": Words(400, "api_error", '"{model}" does not support chat'),  # Ollama
+    "not_an_embedding_model": Words(  # vLLM
+        400, "BadRequestError", "The model does not support Embeddings API"
+    ),
+    "no_tools": Words(  # OpenRouter
+        404,
+        None,
+        "No endpoints found that support tool use. To learn more about provider routing, visit: "
+        "https://openrouter.ai/docs/provider-routing",
+    ),
+}
+"""What some of the imitators say in other words."""
+
 BY_STATUS = {
     400: "bad_request",
     401: "bad_key",
@@ -130,6 +163,7 @@ BY_STATUS = {
     415: "unsupported_media",
     429: "rate_limited",
     500: "server_error",
+    501: "not_offered",
     503: "overloaded",
     529: "overloaded",
 }

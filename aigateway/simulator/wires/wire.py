@@ -27,6 +27,7 @@ __all__ = [
     "Peek",
     "Wire",
     "Words",
+    "files_named_in",
     "fresh_id",
     "json_body",
     "plain_text",
@@ -137,6 +138,26 @@ def json_body(received: Received) -> Mapping[str, Any]:
     return received.body
 
 
+def files_named_in(body: Any) -> set[str]:
+    """The ids of the vendor's own files that a prompt names, in any vendor's form."""
+    found: set[str] = set()
+    waiting = [body.get("messages"), body.get("contents")] if isinstance(body, Mapping) else []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, Mapping):
+            uri = value.get("fileUri") or value.get("file_uri")
+            if isinstance(uri, str) and "/files/" in uri:
+                found.add(uri.rpartition("/")[2])
+            if isinstance(value.get("file_id"), str):
+                found.add(value["file_id"])
+            # The rest is not the prompt's: arguments of a tool may be called anything.
+            nested = ("content", "parts", "file", "source", "fileData", "file_data")
+            waiting.extend(value.get(name) for name in nested)
+    return found
+
+
 def plain_text(content: Any) -> str:
     """The text of a message's content in any vendor's form."""
     if isinstance(content, str):
@@ -174,6 +195,8 @@ def words_for(
         status = fault.code or 500
         plain = Words(status, None, _phrase(status))
         words = replace(table.get(by_status.get(status, ""), plain), status=status)
+        if fault.message is not None:  # the code would say something else
+            words = replace(words, code=None)
     elif fault.name in table:
         words = table[fault.name]
     else:

@@ -6,20 +6,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.resilience.budget import MOST, STOCK, ExtraCalls
-from aigateway.resilience.hedging import FLOOR, WINDOW, HedgeBudget, hedge_delay
 from aigateway.resilience.rates import RateLimits
+from aigateway.resilience.retry_budget import (
+    HEDGE_FLOOR,
+    HEDGE_WINDOW,
+    MOST,
+    STOCK,
+    HedgeBudget,
+    RetryBudget,
+    hedge_delay,
+)
 from aigateway.testing import FakeClock
 
 pauses = st.sampled_from([0.0, 0.01, 0.3, 1.0, 5.0, 59.9, 60.0, 61.0])
 steps = st.lists(st.tuples(pauses, st.booleans(), st.integers(0, 4)), max_size=60)
 
 
-class TestExtraCalls:
+class TestRetryBudget:
     @given(steps)
     def test_never_more_than_a_share_of_requests_and_a_little_with_time(self, script):
         clock = FakeClock()
-        budget = ExtraCalls(clock)
+        budget = RetryBudget(clock)
         requests = taken = 0
         elapsed = 0.0
         for pause, is_request, wanted in script:
@@ -34,7 +41,7 @@ class TestExtraCalls:
 
     def test_in_an_outage_of_half_a_minute_at_a_hundred_a_second(self):
         clock = FakeClock()
-        budget = ExtraCalls(clock)
+        budget = RetryBudget(clock)
         clock.tick(3600)  # a quiet hour before
         taken = 0
         for _ in range(3000):
@@ -45,7 +52,7 @@ class TestExtraCalls:
 
     def test_empty_means_no_and_time_fills_it_again(self):
         clock = FakeClock()
-        budget = ExtraCalls(clock)
+        budget = RetryBudget(clock)
         assert all(budget.take() for _ in range(int(STOCK)))
         assert not budget.take()
         clock.tick(1)
@@ -55,7 +62,7 @@ class TestExtraCalls:
     @pytest.mark.parametrize(("pause", "extra"), [(0, 10), (15, 40), (3600, 50)])
     def test_ten_at_first_and_never_more_than_fifty(self, pause, extra):
         clock = FakeClock()
-        budget = ExtraCalls(clock, per_second=2)
+        budget = RetryBudget(clock, per_second=2)
         clock.tick(pause)
         assert sum(budget.take() for _ in range(100)) == extra
 
@@ -74,23 +81,23 @@ class TestHedgeBudget:
                     budget.request()
                     requests.append(now)
             hedges += [now] * sum(budget.take() for _ in range(wanted))
-            in_window = sum(at > now - WINDOW for at in hedges)
-            asked = sum(at > now - WINDOW for at in requests)
-            assert in_window <= max(FLOOR, 0.05 * asked)
+            in_window = sum(at > now - HEDGE_WINDOW for at in hedges)
+            asked = sum(at > now - HEDGE_WINDOW for at in requests)
+            assert in_window <= max(HEDGE_FLOOR, 0.05 * asked)
 
     def test_requests_that_are_out_of_the_window_pay_for_nothing(self):
         clock = FakeClock()
         budget = HedgeBudget(clock)
         for _ in range(1000):
             budget.request()
-        clock.tick(WINDOW + 0.5)
-        assert sum(budget.take() for _ in range(100)) == FLOOR
+        clock.tick(HEDGE_WINDOW + 0.5)
+        assert sum(budget.take() for _ in range(100)) == HEDGE_FLOOR
 
     def test_a_floor_for_low_traffic_and_none_where_none_is_wanted(self):
         clock = FakeClock()
         budget = HedgeBudget(clock)
-        assert sum(budget.take() for _ in range(100)) == FLOOR
-        clock.tick(WINDOW + 1)
+        assert sum(budget.take() for _ in range(100)) == HEDGE_FLOOR
+        clock.tick(HEDGE_WINDOW + 1)
         assert budget.take()
         assert not HedgeBudget(clock, most_percent=0).take()
 

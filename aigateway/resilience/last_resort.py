@@ -118,7 +118,9 @@ class LastResort:
         credit = self._ramp_credit + (now - self._ramp_looked) * pace
         self._ramp_credit, self._ramp_looked = min(credit, max(1.0, pace / 8)), now
         lacking = 1.0 - self._ramp_credit
-        return lacking / pace if lacking > _NOTHING else 0.0
+        if lacking <= _NOTHING:
+            return 0.0
+        return min(lacking / pace, 1.0 - age % 1.0)  # then the pace doubles
 
     def begin(self, *, closed: bool) -> bool:
         """An attempt begins. Returns whether it is on an empty purse, as `end` wants to know.

@@ -242,10 +242,11 @@ class RequestState:
     def group(self) -> Hashable:
         """Equal for requests that could go on in the same moments, while they wait for a place.
 
-        What a vendor has refused for its setup holds for requests that were there before.
+        What a vendor has refused for its setup holds for requests that were there before; and a
+        provider that was removed is another than the one that has its name now.
         """
         open_to = [
-            (c.provider.name, c.calls > 0, c.guards.setup.refused_before(self.began))
+            (c.provider, c.calls > 0, c.guards.setup.refused_before(self.began))
             for c in self.candidates
             if not c.tried
         ]

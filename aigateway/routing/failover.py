@@ -559,6 +559,12 @@ class Failovers:
         return tuple(larger)
 
     def _out_of_time(self, request: RequestState) -> GatewayError:
+        for candidate in request.candidates:
+            if candidate.cause is not None and not candidate.calls:
+                # It was passed over when the wait began; why it still is may be another reason.
+                refusal = candidate.provider.refusal(request.operation)
+                if refusal is not None:
+                    candidate.cause = candidate.provider.refused(refusal)
         causes = request.causes
         if self._stopped:
             return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")

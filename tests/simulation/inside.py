@@ -9,10 +9,9 @@ A gateway that is built differently has to change this module, and no other of t
 from __future__ import annotations
 
 import contextlib
-import inspect
-import itertools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
+from types import FunctionType
 from typing import Any
 from unittest import mock
 
@@ -23,6 +22,9 @@ from aigateway.routing.failover import Failovers
 from tests.simulation.invariants import SLACK, Watch
 
 __all__ = ["Inside"]
+
+MOST_LOOKED_AT = 20
+"""Waiters of a group that are looked at each time: with thousands of them it would take minutes."""
 
 
 class Inside:
@@ -90,8 +92,9 @@ class Inside:
         limiter = gateway._limiter
         if not limiter.waiting or until - self._watch.time() <= 2 * SLACK:
             return
-        for group in limiter._groups.values():
-            for waiter in itertools.chain.from_iterable(group.by_lane.values()):
+        heaps = [heap for group in limiter._groups.values() for heap in group.by_lane.values()]
+        for heap in heaps:
+            for waiter in heap[:MOST_LOOKED_AT]:
                 if not waiter.woken.done() and _could_go_on(waiter.ready):
                     self._watch.broken("waits", f"a request waits that could go on, until {until}")
 
@@ -105,7 +108,9 @@ class Inside:
 
 def _could_go_on(ready: Callable[[], bool]) -> bool:
     """What `ready` would say, without what it does: no timer is set, nothing is drawn."""
-    known = inspect.getclosurevars(ready).nonlocals
+    assert isinstance(ready, FunctionType)
+    cells = zip(ready.__code__.co_freevars, ready.__closure__ or (), strict=True)
+    known = {name: cell.cell_contents for name, cell in cells}
     failovers, request = known["self"], known["request"]
     assert isinstance(failovers, Failovers)
     assert isinstance(request, RequestState)

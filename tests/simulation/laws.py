@@ -143,7 +143,7 @@ def _rate_used_up(rpm: int | None, asked: Asked, calls: Sequence[VendorCall]) ->
     """Whether the provider's own rate allowed no call."""
     assert asked.ended is not None
     ended = asked.ended
-    return rpm is not None and sum(ended - 60 <= call.began <= ended for call in calls) >= rpm
+    return rpm is not None and sum(ended - 60 <= c.began <= ended + SLACK for c in calls) >= rpm
 
 
 def _ordered_away(

@@ -257,7 +257,7 @@ class World:
             if self.time() > latest:
                 self.watch.broken("recovery", f"{plan.name} has not come back")
                 return
-            await asyncio.sleep(max(0.5, most / 500))
+            await asyncio.sleep(max(0.5 + 0.1 * (number % 7), most / 500))
 
     def _check_status(self, plan: ProviderPlan) -> None:
         """A provider that has answered says of itself that it is well."""
@@ -272,7 +272,7 @@ class World:
         seen = self.watch.health[plan.name].operations.values()
         pauses = [operation.cooling_until - self.time() for operation in seen]
         if any(operation.disabled_from is not None for operation in seen):
-            pauses.append(CHECKS)
+            pauses.append(2 * CHECKS)  # a check may fall to a request that has hardly any time
         if plan.rpm is not None:
             pauses.append(61.0)
         return max([0.0, *pauses])

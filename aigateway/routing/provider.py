@@ -580,8 +580,14 @@ def _both(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
     return GuardRefusal(
         one.kind,
         max(one.retry_after, other.retry_after),
-        max(one.last_resort, other.last_resort),
+        max(_passed(one), _passed(other)),
     )
+
+
+def _passed(refusal: GuardRefusal) -> float:
+    """Seconds until the last resort may ask past one guard: a cooldown is honoured to its end."""
+    cooling = refusal.kind is FailureKind.COOLING_DOWN
+    return refusal.retry_after if cooling else refusal.last_resort
 
 
 def in_milliseconds(seconds: float) -> float:

@@ -8,7 +8,6 @@ meanwhile (`hedge.py`), whether waiting helps (`resilience/retry.py`). This file
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -51,6 +50,11 @@ _log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 3600.0
 """Seconds after which a waiting request looks around again, if nothing else wakes it."""
+
+LAST_RESORT_NEEDS = 1.0
+"""Seconds of a request's time (at most a quarter of it) below which it takes no turn of the last
+resort any more. Else the oldest of many that wait would take each turn, and be cut by its deadline
+before a vendor that is well again can answer."""
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
@@ -272,13 +276,19 @@ class Failovers:
                 background=request.background, tenant=request.tenant
             )
         self._look_again_after(choice)
-        with contextlib.suppress(TimeoutError):  # the request's own deadline comes as cancellation
-            async with self._clock.timeout(LONGEST_WAIT):
+        useful = LONGEST_WAIT
+        if choice.last_resort:
+            useful = left - min(LAST_RESORT_NEEDS, (request.deadline - request.began) / 4)
+        try:
+            async with self._clock.timeout(useful):
                 try:
                     await self._limiter.wait(request.ticket, request.group(), may_go_on)
                 finally:
                     if not self._limiter.waiting:
                         self._alarm.stop()
+        except TimeoutError:
+            if choice.last_resort:  # its turn would be lost on it: others have the time
+                await self._clock.sleep(max(0.0, request.deadline - self._clock.now()) + 1.0)
         for candidate, cause in choice.refused:
             if candidate.cause is cause:
                 candidate.cause = None

@@ -24,7 +24,8 @@ class Selection:
 
     Attributes:
         candidate: Whom to ask, or None.
-        last_resort: It is to be left alone, and asked all the same, since no other is left.
+        last_resort: No other is left than those that are to be left alone: one of them is asked
+            all the same, or waited for.
         refused: Those that were passed over, and why.
         waits: Seconds after which those that are worth waiting for may be asked: they have no free
             place (None: that is not known), or they are a last resort whose dose is used up.
@@ -122,6 +123,7 @@ class PriorityPolicy:
             choice.refused.append((candidate, candidate.provider.refused(refusal)))
         if choice.waits:
             return
+        choice.last_resort = True
         best: tuple[bool, float] | None = None
         for candidate, refusal in refusals:
             wait = candidate.last_resort_wait(refusal.last_resort, request.began)
@@ -135,7 +137,7 @@ class PriorityPolicy:
                 guards = candidate.guards
                 rank = (guards.setup.reason is not None, -guards.last_resort.purse)
                 if best is None or rank < best:
-                    best, choice.candidate, choice.last_resort = rank, candidate, True
+                    best, choice.candidate = rank, candidate
             else:
                 choice.waits.append(wait)
 

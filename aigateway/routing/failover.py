@@ -271,28 +271,35 @@ class Failovers:
             self._look_again_after(found)
             return False
 
-        if request.ticket is None:
-            request.ticket = self._limiter.ticket(
-                background=request.background, tenant=request.tenant
-            )
         self._look_again_after(choice)
-        useful = LONGEST_WAIT
+        longest = LONGEST_WAIT
         if choice.last_resort:
-            useful = left - min(LAST_RESORT_NEEDS, (request.deadline - request.began) / 4)
-        try:
-            async with self._clock.timeout(useful):
-                try:
-                    await self._limiter.wait(request.ticket, request.group(), may_go_on)
-                finally:
-                    if not self._limiter.waiting:
-                        self._alarm.stop()
-        except TimeoutError:
-            if choice.last_resort:  # its turn would be lost on it: others have the time
-                await self._clock.sleep(max(0.0, request.deadline - self._clock.now()) + 1.0)
+            longest = left - min(LAST_RESORT_NEEDS, (request.deadline - request.began) / 4)
+        if not await self._queued(request, longest, may_go_on) and choice.last_resort:
+            # Its turn would be lost on it, and others have the time. Its deadline ends this.
+            await self._clock.sleep(LONGEST_WAIT)
         for candidate, cause in choice.refused:
             if candidate.cause is cause:
                 candidate.cause = None
         return None
+
+    async def _queued(
+        self, request: RequestState, seconds: float, may_go_on: Callable[[], bool]
+    ) -> bool:
+        """Wait in the queue for so long. Returns whether the request was woken."""
+        if request.ticket is None:
+            request.ticket = self._limiter.ticket(
+                background=request.background, tenant=request.tenant
+            )
+        try:
+            async with self._clock.timeout(seconds):
+                await self._limiter.wait(request.ticket, request.group(), may_go_on)
+        except TimeoutError:
+            return False
+        finally:
+            if not self._limiter.waiting:
+                self._alarm.stop()
+        return True
 
     def _pass_over_late(self, request: RequestState, choice: Selection) -> None:
         """Leave healthy providers that have no place in time to others, and look at the rest.

@@ -83,11 +83,18 @@ class GuardRefusal:
         retry_after: Seconds until it may; 0.0 if that may be at any moment.
         last_resort: Seconds until a request with no other provider left may ask all the same;
             0.0 if now, `NEVER` if not before `retry_after`.
+        changes_in: Seconds until one of the guards that refuse says otherwise; by default
+            `retry_after`.
     """
 
     kind: FailureKind
     retry_after: float
     last_resort: float = NEVER
+    changes_in: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.changes_in < 0:
+            object.__setattr__(self, "changes_in", self.retry_after)
 
 
 class GuardListener(Protocol):

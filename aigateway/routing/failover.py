@@ -315,8 +315,7 @@ class Failovers:
 
     def _look_again_after(self, choice: Selection) -> None:
         """See that the queue is looked at when the first who was passed over may be asked again."""
-        waits = [wait for wait in choice.waits if wait]
-        waits += [c.retry_after_seconds for _, c in choice.refused if c.retry_after_seconds]
+        waits = [wait for wait in (*choice.waits, *choice.changes) if wait]
         soonest = min(waits, default=math.inf)
         if soonest < math.inf:
             # Rounded up: what rings a hair too early finds nothing and would ring for ever.

@@ -580,14 +580,9 @@ def _both(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
     return GuardRefusal(
         one.kind,
         max(one.retry_after, other.retry_after),
-        max(_passed(one), _passed(other)),
+        max(one.last_resort, other.last_resort),
+        min(one.changes_in, other.changes_in),
     )
-
-
-def _passed(refusal: GuardRefusal) -> float:
-    """Seconds until the last resort may ask past one guard: a cooldown is honoured to its end."""
-    cooling = refusal.kind is FailureKind.COOLING_DOWN
-    return refusal.retry_after if cooling else refusal.last_resort
 
 
 def in_milliseconds(seconds: float) -> float:

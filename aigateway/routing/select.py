@@ -29,15 +29,17 @@ class Selection:
         refused: Those that were passed over, and why.
         waits: Seconds after which those that are worth waiting for may be asked: they have no free
             place (None: that is not known), or they are a last resort whose dose is used up.
+        changes: Seconds after which a guard that refuses says otherwise.
     """
 
-    __slots__ = ("candidate", "last_resort", "refused", "waits")
+    __slots__ = ("candidate", "changes", "last_resort", "refused", "waits")
 
     def __init__(self) -> None:
         self.candidate: Candidate | None = None
         self.last_resort = False
         self.refused: list[tuple[Candidate, ProviderFailure]] = []
         self.waits: list[float | None] = []
+        self.changes: list[float] = []
 
 
 class Policy(Protocol):
@@ -121,6 +123,7 @@ class PriorityPolicy:
         """
         for candidate, refusal in refusals:
             choice.refused.append((candidate, candidate.provider.refused(refusal)))
+            choice.changes.append(refusal.changes_in)
         if choice.waits:
             return
         choice.last_resort = True

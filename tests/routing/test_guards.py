@@ -352,8 +352,9 @@ class TestRefusal:
         fail(guards, 5)
         guards.cooldown.throttle(90)
         refusal = guards.refusal()
-        assert refusal.last_resort == pytest.approx(90)
+        assert refusal.last_resort == NEVER
         assert refusal.retry_after == pytest.approx(90)
+        assert refusal.changes_in == pytest.approx(60), "when its circuit's time is over"
         clock.tick(89)
         assert guards.refusal().kind is K.COOLING_DOWN
         clock.tick(1)
@@ -371,7 +372,8 @@ class TestRefusal:
         attempt(guards, outcome(E.THROTTLED, retry_after=60.0), last_resort=True)
         refusal = guards.refusal()
         assert (refusal.kind, refusal.retry_after) == (K.DISABLED, pytest.approx(295))
-        assert refusal.last_resort == pytest.approx(60)
+        assert refusal.last_resort == NEVER
+        assert refusal.changes_in == pytest.approx(60), "when the cooldown is over"
         clock.tick(60)
         assert guards.refusal().last_resort == 0
 

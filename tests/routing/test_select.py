@@ -699,7 +699,7 @@ class TestRoster:
         assert roster.seconds_until_last_resort("m") == pytest.approx(5)
         assert roster.seconds_until_last_resort("two") == NEVER
         trip(two)
-        assert roster.seconds_until_last_resort("two") == pytest.approx(40)
+        assert roster.seconds_until_last_resort("two") == NEVER
         assert roster.seconds_until_last_resort("unknown") == NEVER
         clock.tick(40)
         assert roster.seconds_until_last_resort(None) == 0

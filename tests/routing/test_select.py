@@ -723,6 +723,7 @@ class TestCandidate:
         (candidate,) = request_for(make("a")).candidates
         shown = ProviderFailure("a", K.SERVER_ERROR)
         candidate.note(shown)
+        candidate.calls = 1
         candidate.note(ProviderFailure("a", K.CIRCUIT_OPEN))
         assert candidate.cause is shown
 

@@ -46,6 +46,16 @@ _log = logging.getLogger(__name__)
 LONGEST_WAIT = 3600.0
 """Seconds after which a waiting request looks around again, if nothing else wakes it."""
 
+_PASSED_OVER = frozenset(
+    {
+        FailureKind.CIRCUIT_OPEN,
+        FailureKind.COOLING_DOWN,
+        FailureKind.DISABLED,
+        FailureKind.SATURATED,
+    }
+)
+"""Kinds of causes that no attempt has shown."""
+
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
 A_co = TypeVar("A_co", bound=Answer, covariant=True)
@@ -212,8 +222,8 @@ class Failovers:
     ) -> Served[A]:
         """Ask every candidate that can be asked, best first, until one answers.
 
-        A further round is made of extra calls, which are budgeted: where many requests fail, more
-        calls would not mend it.
+        To ask one again is an extra call, which is budgeted: where many requests fail, more calls
+        would not mend it.
         """
         request.begin_round()
         while True:
@@ -227,8 +237,8 @@ class Failovers:
             if not candidate.provider.prepared:
                 await self._prepare_candidate(candidate, request)
                 continue  # that may have taken seconds: look again
-            if (extra or candidate.calls) and not self._budget.take():
-                if extra:
+            if candidate.calls and not self._budget.take():
+                if extra and all(c.tried or c.calls for c in request.candidates):
                     raise NobodyLeftError(request.causes, None)
                 candidate.tried = True
                 continue
@@ -551,12 +561,7 @@ class Failovers:
         return tuple(larger)
 
     def _out_of_time(self, request: RequestState) -> GatewayError:
-        for candidate in request.candidates:
-            if candidate.cause is not None and not candidate.calls:
-                # It was passed over when the wait began; why it still is may be another reason.
-                refusal = candidate.provider.refusal(request.operation)
-                if refusal is not None:
-                    candidate.cause = candidate.provider.refused(refusal)
+        self._look_again_why(request)
         causes = request.causes
         if self._stopped:
             return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")
@@ -567,7 +572,17 @@ class Failovers:
             causes,
         )
 
+    @staticmethod
+    def _look_again_why(request: RequestState) -> None:
+        """Say of those that were only passed over why they are now: that may have changed."""
+        for candidate in request.candidates:
+            if candidate.cause is not None and candidate.cause.kind in _PASSED_OVER:
+                refusal = candidate.provider.refusal(request.operation)
+                if refusal is not None:
+                    candidate.cause = candidate.provider.refused(refusal)
+
     def _nobody_left(self, request: RequestState) -> NobodyLeftError:
+        self._look_again_why(request)
         waits = []
         for candidate in request.candidates:
             cause = candidate.cause

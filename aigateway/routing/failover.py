@@ -259,14 +259,12 @@ class Failovers:
         """
         for candidate, cause in choice.refused:
             candidate.note(cause)
-        left = request.deadline - self._clock.now()
-        if not choice.waits or all(wait is not None and wait > left for wait in choice.waits):
+        if self._is_vain(choice, request):
             return self._pass_over_late(request, choice)
 
         def may_go_on() -> bool:
             found = self._policy.choose(request.candidates, request)
-            # With none to wait for any more, waiting has no point: they were refused meanwhile.
-            if found.candidate is not None or not found.waits:
+            if found.candidate is not None or self._is_vain(found, request):
                 return True
             self._look_again_after(found)
             return False
@@ -287,6 +285,11 @@ class Failovers:
             if candidate.cause is cause:
                 candidate.cause = None
         return None
+
+    def _is_vain(self, choice: Choice, request: RequestState) -> bool:
+        """Whether there is none to wait for, or none in time."""
+        left = request.deadline - self._clock.now()
+        return all(wait is not None and wait > left for wait in choice.waits)
 
     def _pass_over_late(self, request: RequestState, choice: Choice) -> None:
         """Leave healthy providers that have no place in time to others, and look at the rest.

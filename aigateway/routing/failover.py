@@ -56,6 +56,16 @@ LAST_RESORT_NEEDS = 1.0
 resort any more. Else the oldest of many that wait would take each turn, and be cut by its deadline
 before a vendor that is well again can answer."""
 
+_PASSED_OVER = frozenset(
+    {
+        FailureKind.CIRCUIT_OPEN,
+        FailureKind.COOLING_DOWN,
+        FailureKind.DISABLED,
+        FailureKind.SATURATED,
+    }
+)
+"""Kinds of causes that no attempt has shown."""
+
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
 A_co = TypeVar("A_co", bound=Answer, covariant=True)
@@ -222,8 +232,8 @@ class Failovers:
     ) -> Served[A]:
         """Ask every candidate that can be asked, best first, until one answers.
 
-        A further round is made of extra calls, which are budgeted: where many requests fail, more
-        calls would not mend it.
+        To ask one again is an extra call, which is budgeted: where many requests fail, more calls
+        would not mend it.
         """
         request.begin_round()
         while True:
@@ -237,8 +247,8 @@ class Failovers:
             if not candidate.provider.prepared:
                 await self._prepare_candidate(candidate, request)
                 continue  # that may have taken seconds: look again
-            if (extra or candidate.calls) and not self._budget.take():
-                if extra:
+            if candidate.calls and not self._budget.take():
+                if extra and all(c.tried or c.calls for c in request.candidates):
                     raise NobodyLeftError(request.causes, None)
                 candidate.tried = True
                 continue
@@ -259,14 +269,12 @@ class Failovers:
         """
         for candidate, cause in choice.refused:
             candidate.note(cause)
-        left = request.deadline - self._clock.now()
-        if not choice.waits or all(wait is not None and wait > left for wait in choice.waits):
+        if self._is_vain(choice, request):
             return self._pass_over_late(request, choice)
 
         def may_go_on() -> bool:
             found = self._policy.choose(request.candidates, request)
-            # With none to wait for any more, waiting has no point: they were refused meanwhile.
-            if found.candidate is not None or not found.waits:
+            if found.candidate is not None or self._is_vain(found, request):
                 return True
             self._look_again_after(found)
             return False
@@ -274,7 +282,8 @@ class Failovers:
         self._look_again_after(choice)
         longest = LONGEST_WAIT
         if choice.last_resort:
-            longest = left - min(LAST_RESORT_NEEDS, (request.deadline - request.began) / 4)
+            needed = min(LAST_RESORT_NEEDS, (request.deadline - request.began) / 4)
+            longest = request.deadline - self._clock.now() - needed
         if not await self._queued(request, longest, may_go_on) and choice.last_resort:
             # Its turn would be lost on it, and others have the time. Its deadline ends this.
             await self._clock.sleep(LONGEST_WAIT)
@@ -300,6 +309,11 @@ class Failovers:
             if not self._limiter.waiting:
                 self._alarm.stop()
         return True
+
+    def _is_vain(self, choice: Selection, request: RequestState) -> bool:
+        """Whether there is none to wait for, or none in time."""
+        left = request.deadline - self._clock.now()
+        return all(wait is not None and wait > left for wait in choice.waits)
 
     def _pass_over_late(self, request: RequestState, choice: Selection) -> None:
         """Leave healthy providers that have no place in time to others, and look at the rest.
@@ -575,12 +589,7 @@ class Failovers:
         return tuple(larger)
 
     def _out_of_time(self, request: RequestState) -> GatewayError:
-        for candidate in request.candidates:
-            if candidate.cause is not None and not candidate.calls:
-                # It was passed over when the wait began; why it still is may be another reason.
-                refusal = candidate.provider.refusal(request.operation)
-                if refusal is not None:
-                    candidate.cause = candidate.provider.refused(refusal)
+        self._look_again_why(request)
         causes = request.causes
         if self._stopped:
             return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")
@@ -591,7 +600,17 @@ class Failovers:
             causes,
         )
 
+    @staticmethod
+    def _look_again_why(request: RequestState) -> None:
+        """Say of those that were only passed over why they are now: that may have changed."""
+        for candidate in request.candidates:
+            if candidate.cause is not None and candidate.cause.kind in _PASSED_OVER:
+                refusal = candidate.provider.refusal(request.operation)
+                if refusal is not None:
+                    candidate.cause = candidate.provider.refused(refusal)
+
     def _nobody_left(self, request: RequestState) -> NobodyLeftError:
+        self._look_again_why(request)
         waits = []
         for candidate in request.candidates:
             cause = candidate.cause

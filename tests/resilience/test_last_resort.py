@@ -236,6 +236,11 @@ class TestRamp:
         assert let_through(purse, clock, 1 / 64) == CROWD
         assert not purse.ramping
 
+    def test_no_wait_goes_beyond_the_moment_in_which_the_pace_doubles(self, purse, clock):
+        come_back(purse)
+        let_through(purse, clock, 0.95)
+        assert purse.ramp_wait() == pytest.approx(0.05, abs=0.02)
+
     def test_those_who_come_late_find_no_saved_burst(self, purse, clock):
         come_back(purse)
         clock.tick(4.5)

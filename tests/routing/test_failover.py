@@ -631,6 +631,32 @@ class TestProbes:
         await fails(gateway, AllProvidersFailedError)
         assert vendor.called() == 0
 
+    async def test_to_ask_one_for_the_first_time_is_no_extra_call(self, make, vendor, clock):
+        gateway = make("a", "b", retry_rounds=1)
+        gateway._roster.named("a").chat.cooldown.throttle(0.5)
+        vendor.script("b", K.AUTHENTICATION)
+        asking = asyncio.create_task(gateway.chat(another()))
+        await clock.settle()
+        while gateway._answering._failovers._budget.take():
+            pass
+        await clock.advance(0.9)
+        assert (await asking).provider == "a"
+
+    async def test_an_error_says_why_a_provider_is_left_alone_at_its_end(self, make, vendor, clock):
+        gateway = make("a", "b", fields={"rpm": 3}, failure_threshold=1, timeout=10)
+        vendor.script("a", K.SERVER_ERROR, hang)
+        for _ in range(3):
+            await gateway.chat(another())
+        out = asyncio.create_task(gateway.chat(another()))
+        await clock.settle()
+        waiting = asyncio.create_task(fails(gateway, AllProvidersFailedError))
+        await clock.settle()
+        gateway._roster.named("a").chat.cooldown.throttle(60)
+        await clock.advance(1.1)
+        assert [cause.kind for cause in (await waiting).causes] == [K.COOLING_DOWN, K.SATURATED]
+        out.cancel()
+        await asyncio.gather(out, return_exceptions=True)
+
     async def test_one_whose_place_comes_too_late_keeps_no_request_from_its_last_resort(
         self, make, vendor, clock
     ):

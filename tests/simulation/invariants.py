@@ -118,6 +118,7 @@ class Watch:
         settings: The gateway's.
         most: Each provider's own bound on calls at once.
         begun: How many requests the gateway has begun so far.
+        places: How many calls a provider takes at once now; None is what its plan says.
 
     Attributes:
         happened: Every event, and when it came.
@@ -129,11 +130,13 @@ class Watch:
         settings: Mapping[str, Any],
         most: Mapping[str, int | None],
         begun: Callable[[], int],
+        places: Callable[[str], int] | None = None,
     ) -> None:
         self.time = time
         self.settings = settings
         self._most = most
         self._begun = begun
+        self._places = places
         self.happened: list[tuple[float, Event]] = []
         self.trace: list[str] = []
         self.violations: list[Broken] = []
@@ -337,7 +340,8 @@ class Watch:
         out, most = self._out(), int(self.settings["max_concurrency"])
         if out[""] >= most:
             self._full_until[""] = self.time()
-        if out.get(name, 0) >= (self._most.get(name) or most):
+        bound = self._most.get(name) or most
+        if out.get(name, 0) >= (bound if self._places is None else self._places(name)):
             self._full_until[name] = self.time()
 
     def _check_crowd(self) -> None:

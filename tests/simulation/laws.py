@@ -87,6 +87,7 @@ def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Itera
     calls: defaultdict[str, list[VendorCall]] = defaultdict(list)
     for call in log:
         calls[call.provider].append(call)
+    longest = seen.settings["max_cooldown_seconds"] + 2 * SLACK  # errors round it up
     for asked in seen.asked:
         error, ended = asked.error, asked.ended
         if not isinstance(error, AllProvidersFailedError | DeadlineExceededError):
@@ -98,7 +99,7 @@ def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Itera
         for cause in error.causes:
             name = cause.provider
             wait = cause.retry_after_seconds or 0.0
-            if cause.kind == "cooling_down" and wait > seen.settings["max_cooldown_seconds"]:
+            if cause.kind == "cooling_down" and wait > longest:
                 yield f"{_who(asked)}, and {name} was to cool down for {wait} s more"
             if (
                 cause.kind in DOSES

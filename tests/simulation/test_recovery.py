@@ -20,7 +20,11 @@ OUTAGES = (10.0, 600.0, 3600.0)
 )
 def test_the_only_provider_answers_within_two_seconds_of_its_recovery(lasts, kind):
     over = 5 + lasts
-    traffic = Traffic(providers(0), [Trouble("a", kind, 5.0, over)], steady(1, lasts + 20))
+    # Little traffic in the middle of a long outage: it makes no difference, and takes no time.
+    begin = max(10.0, over - 120)
+    asks = steady(1, 10) + steady(0.1, begin - 10, begins=10.0, first=1000)
+    asks += steady(1, over + 20 - begin, begins=begin, first=5000)
+    traffic = Traffic(providers(0), [Trouble("a", kind, 5.0, over)], asks)
     assert traffic.first_answer("a", over) <= over + 2
     assert traffic.answered(lambda ask: ask.at >= over + 2) == 1
 
@@ -32,8 +36,7 @@ def test_streams_and_vectors_are_answered_as_soon(kind):
     assert traffic.first_answer("a", 305.0) <= 307
 
 
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("lasts", [10.0, 60.0])
+@pytest.mark.parametrize(("count", "lasts"), [(1, 10.0), (3, 10.0), (3, 40.0)])
 def test_no_herd_meets_a_provider_that_recovers(lasts, count):
     over = 5 + lasts
     plans = providers(*[0] * count)

@@ -130,6 +130,7 @@ class World:
             self.settings,
             {plan.name: plan.max_concurrency for plan in scenario.providers},
             lambda: self.books.begun,
+            self._places,
         )
         self.inside = Inside(self.watch)
         self.items: dict[int, list[BatchItem]] = {}
@@ -203,6 +204,10 @@ class World:
         )
 
         self.loop.on_idle = self._idle
+
+    def _places(self, name: str) -> int:
+        status = next((s for s in self.gateway.providers if s.name == name), None)
+        return int(self.settings["max_concurrency"]) if status is None else status.max_in_flight
 
     def _idle(self, until: float) -> None:
         self.inside.idle(self.gateway, until - START)

@@ -323,7 +323,8 @@ class Answering:
             self._roster.candidates(request.model, "chat"),
             entry.began,
             deadline,
-            cause=lambda: key or cache_key(request),
+            # Without the partition: a prompt is the same, whoever sends it.
+            cause=lambda: key if key and request.size > _LONG else cache_key(request),
             named=named,
             tokens=tokens,
             hedge=hedge,

@@ -21,7 +21,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "Timeout"]
+__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "Timeout", "Timer"]
 
 
 class Timeout(Protocol):
@@ -32,6 +32,13 @@ class Timeout(Protocol):
 
     def expired(self) -> bool:
         """Whether its time was over before it was left."""
+
+
+class Timer(Protocol):
+    """A call that is to come, as `asyncio.TimerHandle` is one."""
+
+    def cancel(self) -> None:
+        """Do not make it. A second time does nothing."""
 
 
 class Clock(Protocol):
@@ -48,6 +55,9 @@ class Clock(Protocol):
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """Call something on the running event loop after so long."""
 
     def timeout(
         self, seconds: float, *, more: Callable[[], float] | None = None
@@ -221,6 +231,9 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        return asyncio.get_running_loop().call_later(seconds, callback)
 
     def timeout(
         self, seconds: float, *, more: Callable[[], float] | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, get_args
@@ -543,7 +543,8 @@ class AsyncGateway(ManyRequests):
             self._limiter,
             self._emitter,
             self._network,
-            StallWatch(self._clock, self._stalled),
+            # Weakly, so that a timer of the watch does not keep a forgotten gateway alive.
+            StallWatch(self._clock, _weakly(self._stalled)),
             lambda: self._roster,
         )
         self._answering = Answering(self.settings, around, self._roster, self.cache, self._ledger)
@@ -559,6 +560,17 @@ def _without_stream_options(params: dict[str, Any]) -> dict[str, Any]:
     if isinstance(options, Mapping) and options.keys() <= {"include_usage"}:
         del kept["stream_options"]
     return kept
+
+
+def _weakly(method: Callable[[float], None]) -> Callable[[float], None]:
+    reference = weakref.WeakMethod(method)
+
+    def call(argument: float) -> None:
+        bound = reference()
+        if bound is not None:
+            bound(argument)
+
+    return call
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -93,6 +93,18 @@ a kind, which the vendor's own words confirm, a whole failure or an exception), 
 something (and then answer "ok")."""
 
 
+class _FakeTimer:
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self._callback: Callable[[], object] | None = callback
+
+    def ring(self) -> None:
+        if self._callback is not None:
+            self._callback()
+
+    def cancel(self) -> None:
+        self._callback = None
+
+
 class FakeClock:
     """A clock that moves only when it is told to.
 
@@ -132,6 +144,11 @@ class FakeClock:
 
         self._at(self._now + max(0.0, seconds), wake)
         await woken
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> _FakeTimer:
+        timer = _FakeTimer(callback)
+        self._at(self._now + max(0.0, seconds), timer.ring)
+        return timer
 
     @contextlib.asynccontextmanager
     async def timeout(

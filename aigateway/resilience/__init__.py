@@ -1,1 +1,1 @@
-"""Breaker, gates, limits and retries: plain synchronous state, no I/O, no tasks."""
+"""Breaker, guards, limits and retries: plain synchronous state, no I/O, no tasks."""

@@ -68,9 +68,17 @@ class Cooldown:
 
     def begin(self) -> bool:
         """An attempt begins. Returns whether it is the trial after a cooldown that was clamped."""
+        if self.until == -math.inf:
+            return False
         if self._clamped:
             self._out_until = self._clock.now() + self.policy.lease
+        elif self._clock.now() >= self.until:
+            self.until = -math.inf  # over; the next request need not look at the clock
         return self._clamped
+
+    def abandon(self) -> None:
+        """Forget the trial that is out: its event loop is gone."""
+        self._out_until = -math.inf
 
     def end(self, trial: bool, outcome: AttemptOutcome) -> None:
         """An attempt ended."""
@@ -179,6 +187,10 @@ class Setup:
         looked = max(self.refused_at, self._checked_at)  # a check may end without a verdict
         last_resort = max(0.0, max(looked + self.policy.last_resort, out) - now)
         return GuardRefusal(FailureKind.DISABLED, wait, last_resort)
+
+    def abandon(self) -> None:
+        """Forget the check that is out: its event loop is gone."""
+        self._check_out_until = -math.inf
 
     def refused_before(self, began: float) -> float | None:
         """When the vendor last refused a call; None if that was after a request began."""

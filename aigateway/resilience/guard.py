@@ -3,7 +3,8 @@
 A guard is plain synchronous state for one operation of one provider: it does no I/O and awaits
 nothing. `refusal` says whether an attempt may begin and changes nothing; `begin` notes that one
 begins; `end` notes how it ended, exactly once. Every guard takes the same `AttemptOutcome` and does
-with it what this table says; no other code decides that.
+with it what this table says; no other code decides that. (The breaker has its public permits, and
+the purse of last resort is asked for a dose; `Guards` in `routing/provider.py` drives them all.)
 
 =============  ==================  =================  ===================  ======================
 effect         circuit             health             cooldown             setup

@@ -33,8 +33,11 @@ _EVERY = 16
 """New latencies after which the percentile is worked out again."""
 
 _STEP = 0.01
-"""Share by which `usual` moves towards a new latency, once a second at most: a provider that
-becomes twenty times slower is taken for usual after five minutes, not after five seconds."""
+"""Share by which `usual` moves towards a new latency, once a second at most."""
+
+_STEP_SLOW = 0.0005
+"""The same while answers are slow: one that stays twenty times slower is taken for usual after
+some three quarters of an hour."""
 
 _FLOOR = 0.1
 """Seconds above the usual that an answer must take to count as slow at all."""
@@ -141,7 +144,8 @@ class ResponseTimes:
         usual = self.usual
         if usual is not None and now - self._usual_moved >= 1.0:
             self._usual_moved = now
-            self.usual = usual * (1.0 + _STEP if seconds > usual else 1.0 - _STEP)
+            step = _STEP_SLOW if slow else _STEP
+            self.usual = usual * (1.0 + step if seconds > usual else 1.0 - step)
 
     def ended(self, call: OutstandingCall) -> None:
         """A call ended in another way. May be called after `succeeded`."""
@@ -178,6 +182,11 @@ class ResponseTimes:
             return False
         oldest = next(islice(self._out, self._threshold - 1, None))
         return oldest.began < self._clock.now() - HANG * self.p95
+
+    def abandon(self) -> None:
+        """Forget the calls that are out: their event loop is gone."""
+        self.close()
+        self._out.clear()
 
     def close(self) -> None:
         """Settle what is open, and blame no provider."""
@@ -266,16 +275,16 @@ class HealthWindow:
         "_clock",
         "_ended_at",
         "_latest",
-        "_listener",
         "_run",
         "_seconds",
         "degraded",
+        "listener",
         "policy",
     )
 
     def __init__(self, clock: Clock, policy: HealthPolicy, listener: GuardListener) -> None:
         self._clock = clock
-        self._listener = listener
+        self.listener = listener
         self.policy = policy
         self.reset()
 
@@ -387,10 +396,10 @@ class HealthWindow:
         self.degraded = reason
         self._run = 0
         self._canary = 0.0
-        self._listener.degraded(reason, share)
+        self.listener.degraded(reason, share)
 
     def _recover(self) -> None:
         self.degraded = None
         self._seconds.clear()
         self._latest.clear()
-        self._listener.recovered()
+        self.listener.recovered()

@@ -2,8 +2,9 @@
 
 The circuit spares vendors; it must not be the outage. So a request whose other candidates are used
 up may ask through an open circuit, in measured doses: an answer pays for ten such attempts, and an
-empty purse still allows one at a time and four a second. A provider that fails half of its calls
-is then asked by every request, and a dead one gets a trickle. (Envoy calls the idea "panic mode".)
+empty purse still allows one at a time and four a second. (One that has been out for a second keeps
+no other back.) A provider that fails half of its calls is then asked by every request, and a dead
+one gets a trickle. Envoy calls the idea "panic mode".
 
 A provider that comes back from an empty purse meets everybody who waited for it. Those are let out
 at a pace that begins just above the rate at which requests arrive, and doubles each second.
@@ -81,6 +82,10 @@ class LastResort:
         self._seen = 0  # requests in this second that had no other provider left
         self._seen_before = 0  # and in the one before
         self._seen_since = -math.inf
+
+    def abandon(self) -> None:
+        """Forget the attempts that are out: their event loop is gone."""
+        self._out = 0
 
     @property
     def purse(self) -> float:

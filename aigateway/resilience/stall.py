@@ -7,11 +7,10 @@ quarter of a second shows how long the loop stood; timeouts get that time again.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 
-from aigateway.clock import Clock
+from aigateway.clock import Clock, Timer
 
 __all__ = ["StallWatch"]
 
@@ -33,7 +32,7 @@ class StallWatch:
         on_stall: Called with the seconds of each longer stall.
     """
 
-    __slots__ = ("_calls", "_clock", "_due", "_on_stall", "_stalled", "_ticking")
+    __slots__ = ("_calls", "_clock", "_due", "_on_stall", "_stalled", "_timer")
 
     def __init__(self, clock: Clock, on_stall: Callable[[float], None]) -> None:
         self._clock = clock
@@ -41,14 +40,13 @@ class StallWatch:
         self._calls = 0
         self._stalled = 0.0
         self._due = math.inf
-        self._ticking: asyncio.Task[None] | None = None
+        self._timer: Timer | None = None
 
     def begin(self) -> float:
         """A call goes out. Returns the mark for `since`."""
         self._calls += 1
-        if self._ticking is None:
-            self._due = self._clock.now() + INTERVAL  # a stall may come before the first tick
-            self._ticking = asyncio.create_task(self._tick(), name="aigateway-stall-watch")
+        if self._timer is None:
+            self._tick_later()
         return self.seconds()
 
     def end(self) -> None:
@@ -83,24 +81,24 @@ class StallWatch:
 
         return more
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Tick no more."""
-        ticking, self._ticking = self._ticking, None
+        timer, self._timer = self._timer, None
         self._due = math.inf
-        if ticking is not None:
-            ticking.cancel()
-            await asyncio.wait([ticking])
+        if timer is not None:
+            timer.cancel()
 
-    async def _tick(self) -> None:
-        try:
-            while self._calls:  # one more tick after the last call: the next one comes soon
-                await self._clock.sleep(self._due - self._clock.now())
-                now = self._clock.now()
-                late, self._due = now - self._due, now + INTERVAL
-                if late > TOLERANCE:
-                    self._stalled += late
-                    if late >= REPORTED:
-                        self._on_stall(late)
-        finally:
-            self._due = math.inf
-            self._ticking = None
+    def _tick_later(self) -> None:
+        self._due = self._clock.now() + INTERVAL
+        self._timer = self._clock.call_later(INTERVAL, self._tick)
+
+    def _tick(self) -> None:
+        late = self._clock.now() - self._due
+        if self._calls:
+            self._tick_later()
+        else:  # the tick after the last call: the next one often comes soon
+            self._timer, self._due = None, math.inf
+        if late > TOLERANCE:
+            self._stalled += late
+            if late >= REPORTED:
+                self._on_stall(late)

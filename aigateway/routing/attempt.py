@@ -348,7 +348,8 @@ class PendingAttempt:
             effect = Effect.FAILED if failed else Effect.NEUTRAL
             guards.end(held, AttemptOutcome(effect, request.cause))
 
-        late = self.seconds() >= self.patience
+        stood = self._around.stalls.since(self._mark)
+        late = self.seconds() - stood >= self.patience
         if late and not held.probe and pace.p95 is not None:
             pace.outrun(self._outstanding, self._began + self.limit, settle)
         else:

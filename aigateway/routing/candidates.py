@@ -70,7 +70,7 @@ class Candidate:
         provider: The provider.
         guards: Its guards for the request's operation.
         tried: It was asked in this round, or passed over for good.
-        calls: How often it was asked in earlier rounds: to ask it again is an extra call.
+        calls: How often it was asked: to ask it again is an extra call.
         barred: It is not asked in any round.
         blamed: This request has seen it fail through its own fault.
         unreachable: No connection could be made to it.
@@ -161,7 +161,7 @@ class RequestState:
     Attributes:
         attempts: Every call made, in the order of their ends.
         begun: How many calls have begun.
-        candidates: One for each provider; shrinks when only a larger context window helps.
+        candidates: One for each provider.
         go_on_when_refused: A rejection by one provider does not keep it from the others.
         rejected_by: The company that called it invalid, while another is asked for its opinion.
         ticket: Its place in the queue for free providers; None until it has to wait.

@@ -203,7 +203,7 @@ class Failovers:
             await asyncio.wait(self._losers)
         for provider in self._around.providers():
             provider.close_guards()
-        await self._around.stalls.stop()
+        self._around.stalls.stop()
 
     # ── rounds ───────────────────────────────────────────────────────────────────────────────
 
@@ -548,12 +548,17 @@ class Failovers:
         """
         own = provider.first_token_timeout if work.streamed else provider.attempt_timeout
         left = request.deadline - self._clock.now()
-        if own < left or not any(
-            not other.tried and not other.provider.retired and other.guards.refusal() is None
-            for other in request.candidates
-        ):
+        if own < left or not any(self._may_follow(c, left) for c in request.candidates):
             return own, FailureKind.TIMEOUT
         return left / 2, FailureKind.DEADLINE
+
+    @staticmethod
+    def _may_follow(candidate: Candidate, left: float) -> bool:
+        """Whether it may be asked after this attempt, as last resort if need be."""
+        if candidate.tried or candidate.provider.retired:
+            return False
+        refusal = candidate.guards.refusal()
+        return refusal is None or (not candidate.calls and refusal.last_resort < left / 2)
 
     # ── after a failure ──────────────────────────────────────────────────────────────────────
 
@@ -562,7 +567,7 @@ class Failovers:
     ) -> None:
         """Raise if no other provider should be asked after this failure."""
         if verdict.failover is Failover.LARGER_WINDOW:
-            request.candidates = await self._with_larger_window(provider, request)
+            await self._keep_larger_windows(provider, request)
         elif verdict.failover is Failover.ALWAYS or request.go_on_when_refused:
             return
         elif verdict.failover is Failover.SECOND_OPINION and self._on_rejection:
@@ -573,10 +578,8 @@ class Failovers:
         elif not (failure.kind is FailureKind.CONTENT_POLICY and self._on_content_policy):
             raise final_error(request.causes, failure.kind)
 
-    async def _with_larger_window(
-        self, provider: Provider, request: RequestState
-    ) -> tuple[Candidate, ...]:
-        """The candidates that are known to take more input than `provider` does."""
+    async def _keep_larger_windows(self, provider: Provider, request: RequestState) -> None:
+        """Leave out the candidates that are not known to take more input than `provider` does."""
         limit = provider.client.max_input_tokens or math.inf
         larger = [
             candidate
@@ -586,7 +589,9 @@ class Failovers:
         ]
         if not larger:
             raise final_error(request.causes, FailureKind.CONTEXT_WINDOW)
-        return tuple(larger)
+        for candidate in request.candidates:
+            if candidate not in larger:
+                candidate.tried = candidate.barred = True
 
     def _out_of_time(self, request: RequestState) -> GatewayError:
         self._look_again_why(request)

@@ -267,8 +267,10 @@ class Guards:
         permit = held.permit
         if permit is not None and (permit.probe or permit.last_resort):
             permit.success()
-            again = self.breaker.acquire()
-            held.permit = None if isinstance(again, Rejected) else again
+            held.permit = None
+            if self.breaker.state is CircuitState.CLOSED:
+                again = self.breaker.acquire()
+                held.permit = None if isinstance(again, Rejected) else again
 
     def end(self, held: Pass, outcome: AttemptOutcome) -> None:
         """An attempt ended; every guard does with it what the table in `guard.py` says."""
@@ -312,6 +314,17 @@ class Guards:
             self.breaker = other.breaker
             self.breaker.on_change = self._circuit_changed
             self.last_resort = other.last_resort
+        if self.health.policy == other.health.policy:
+            self.health = other.health
+            self.health.listener = self
+            self.answers = other.answers
+            self.first_contents = other.first_contents
+
+    def abandon(self) -> None:
+        """Forget what is out: its event loop is gone."""
+        for part in (self.setup, self.cooldown, self.last_resort, self.answers):
+            part.abandon()
+        self.first_contents.abandon()
 
     def close(self) -> None:
         """Judge nothing any more of calls that were outrun."""
@@ -532,7 +545,8 @@ class Provider:
         """Let go of the connections without closing them: their event loop is gone."""
         self._client = None
         self.prepared = False
-        self.close_guards()
+        self.chat.abandon()
+        self.embeddings.abandon()
         self.slots = Slots(self.adaptive.limit)  # what was out settles with the old one
 
     def status(self) -> ProviderStatus:
@@ -581,7 +595,7 @@ def _both(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
         one.kind,
         max(one.retry_after, other.retry_after),
         max(one.last_resort, other.last_resort),
-        min(one.changes_in, other.changes_in),
+        min((c for c in (one.changes_in, other.changes_in) if c > 0), default=0.0),
     )
 
 

@@ -71,7 +71,7 @@ class GatewaySettings(TableSettings):
     """Seconds of the sliding window by which a provider is found degraded."""
     degraded_min_attempts: Count = 20
     """Attempts below which that window says nothing."""
-    degraded_error_percent: Percent = 50.0
+    degraded_error_percent: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 50.0
     """Failed attempts, in percent of the window, from which a provider is asked after the healthy
     ones."""
     degraded_latency_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 5.0

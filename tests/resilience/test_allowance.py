@@ -11,7 +11,7 @@ async def watch(clock):
     watch.begin()
     await clock.settle()
     yield watch
-    await watch.stop()
+    watch.stop()
 
 
 async def test_a_timeout_gets_the_time_of_a_stall_again(watch, clock):

@@ -16,7 +16,7 @@ def heard():
 async def watch(clock, heard):
     watch = StallWatch(clock, heard.append)
     yield watch
-    await watch.stop()
+    watch.stop()
 
 
 def ticking():
@@ -135,7 +135,7 @@ class TestTask:
         watch.begin()
         if after is not None:
             await clock.advance(after)
-        await watch.stop()
+        watch.stop()
         assert ticking() == []
         clock.tick(100)
         assert watch.seconds() == 0, "and nothing is measured any more"
@@ -143,14 +143,14 @@ class TestTask:
     async def test_after_stop_it_can_begin_again(self, watch, clock, heard):
         watch.begin()
         await clock.advance(1)
-        await watch.stop()
+        watch.stop()
         watch.begin()
         await clock.advance(1)
         await stall(clock, 1.0)
         assert len(heard) == 1
 
     async def test_stop_without_a_beginning(self, watch):
-        await watch.stop()
+        watch.stop()
 
 
 class TestAllowance:

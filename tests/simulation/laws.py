@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 from aigateway.errors import AllProvidersFailedError, DeadlineExceededError, ProviderFailure
 from aigateway.events import CircuitForced, Event, Operation, ProviderDisabled
-from aigateway.routing.failover import LAST_RESORT_NEEDS
 from tests.simulation.invariants import CHECKS, SLACK, Asked
 from tests.simulation.scenario import Scenario
 from tests.simulation.vendors import VendorCall
@@ -193,7 +192,7 @@ def _dose_is_too_late(
     assert ended is not None
     if _left(asked) > pause + SLACK:
         return False
-    since = ended - pause - SLACK - min(LAST_RESORT_NEEDS, asked.timeout / 4)
+    since = ended - pause - SLACK - min(1.0, asked.timeout / 4)
     since -= seen.stood(since, ended)
     operation = _operation(asked)
     for call in calls:

@@ -304,7 +304,7 @@ class Answering:
             return RequestState(
                 request.request_id,
                 "embeddings",
-                self._roster.candidates(request.model, "embeddings"),
+                lambda: self._roster.candidates(request.model, "embeddings"),
                 entry.began,
                 deadline,
                 cause=lambda: embedding_digest(request),
@@ -320,7 +320,7 @@ class Answering:
         return RequestState(
             request.request_id,
             "chat",
-            self._roster.candidates(request.model, "chat"),
+            lambda: self._roster.candidates(request.model, "chat"),
             entry.began,
             deadline,
             # Without the partition: a prompt is the same, whoever sends it.

@@ -368,6 +368,12 @@ class AsyncGateway(ManyRequests):
         self._roster.add(
             Provider(config, self.settings, self._clock, self._emitter, self._make_client)
         )
+        if self._loop is not None and not self._loop.is_closed():
+            wake = self._limiter.wake  # requests that wait may go to it
+            if _running_loop() is self._loop:
+                wake()
+            else:
+                self._loop.call_soon_threadsafe(wake)
 
     def remove_provider(self, name: str) -> None:
         """Ask a provider no more. Calls that are out end as they would have.

@@ -125,7 +125,7 @@ class LastResort:
         lacking = 1.0 - self._ramp_credit
         if lacking <= _NOTHING:
             return 0.0
-        return min(lacking / pace, 1.0 - age % 1.0)  # then the pace doubles
+        return min(lacking / pace, max(_NOTHING, 1.0 - age % 1.0))  # then the pace doubles
 
     def begin(self, *, closed: bool) -> bool:
         """An attempt begins. Returns whether it is on an empty purse, as `end` wants to know.

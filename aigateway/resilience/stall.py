@@ -100,5 +100,5 @@ class StallWatch:
             self._timer, self._due = None, math.inf
         if late > TOLERANCE:
             self._stalled += late
-            if late >= REPORTED:
+            if late >= REPORTED and self._calls:
                 self._on_stall(late)

@@ -110,8 +110,11 @@ class Candidate:
         To probe a circuit that this request has seen fail would count a second failure of one
         request against it.
         """
-        self.tried = self.barred or (
-            self.blamed and self.guards.breaker.state is not CircuitState.CLOSED
+        hopeless = self.calls and self.cause is not None and self.cause.kind not in MAY_PASS
+        self.tried = bool(
+            self.barred
+            or hopeless
+            or (self.blamed and self.guards.breaker.state is not CircuitState.CLOSED)
         )
 
     def note(self, cause: ProviderFailure) -> None:
@@ -147,7 +150,7 @@ class RequestState:
     Args:
         request_id: Names it in events.
         operation: What is asked for.
-        providers: Whom it may ask, best priority first.
+        providers: Gives those that it may ask, best priority first, as they are now.
         began: When it began, on the clock's own scale.
         deadline: When it has to end, likewise.
         cause: Gives its digest, which is equal for repeats of it.
@@ -170,6 +173,8 @@ class RequestState:
     __slots__ = (
         "_cause",
         "_digest",
+        "_providers",
+        "_serving",
         "account",
         "attempts",
         "background",
@@ -192,7 +197,7 @@ class RequestState:
         self,
         request_id: str,
         operation: Operation,
-        providers: Sequence[Provider],
+        providers: Callable[[], Sequence[Provider]],
         began: float,
         deadline: float,
         *,
@@ -206,7 +211,9 @@ class RequestState:
     ) -> None:
         self.request_id = request_id
         self.operation: Operation = operation
-        self.candidates = tuple([Candidate(provider, operation) for provider in providers])
+        self._serving = providers
+        self._providers = providers()
+        self.candidates = tuple([Candidate(provider, operation) for provider in self._providers])
         self.began = began
         self.deadline = deadline
         self.named = named
@@ -233,6 +240,20 @@ class RequestState:
     def causes(self) -> tuple[ProviderFailure, ...]:
         """Why each provider that was asked or passed over gave no answer, in the plan's order."""
         return tuple(c.cause for c in self.candidates if c.cause is not None)
+
+    def take_new_providers(self) -> None:
+        """Make candidates of providers that were added since the request began."""
+        try:
+            providers = self._serving()
+        except (NoProvidersError, UnknownModelError):
+            return  # all were removed
+        if providers is self._providers or list(providers) == list(self._providers):
+            return
+        self._providers = providers
+        known = {candidate.provider for candidate in self.candidates}
+        new = [Candidate(p, self.operation) for p in providers if p not in known]
+        ordered = sorted((*self.candidates, *new), key=lambda c: -c.provider.priority)
+        self.candidates = tuple(ordered)
 
     def begin_round(self) -> None:
         """Each candidate may be asked again, but for those that it would be wrong to ask."""

@@ -140,7 +140,8 @@ class Failovers:
             if request.hedge:
                 self._hedges.request()
         try:
-            async with self._clock.timeout(request.deadline - self._clock.now()) as scope:
+            left = request.deadline - self._clock.now()
+            async with self._clock.timeout(left, more=self._allowance(left)) as scope:
                 self._under_way.add(scope)
                 try:
                     return await self._rounds(request, work)
@@ -168,9 +169,8 @@ class Failovers:
         if self._stopped:
             work.close()
             self.refuse_if_stopped()
-        more = self._around.stalls.allowance(seconds)
         try:
-            async with self._clock.timeout(seconds, more=more) as scope:
+            async with self._clock.timeout(seconds, more=self._allowance(seconds)) as scope:
                 self._under_way.add(scope)
                 try:
                     return await work
@@ -180,6 +180,11 @@ class Failovers:
             if not self._stopped:
                 raise
         raise GatewayError("The gateway was closed while it streamed.")
+
+    def _allowance(self, seconds: float) -> Callable[[], float]:
+        """What gives a timeout the time of our own stalls again, unless the gateway closes."""
+        more = self._around.stalls.allowance(seconds)
+        return lambda: 0.0 if self._stopped else more()
 
     def refuse_if_stopped(self) -> None:
         """Raise if the gateway is closed.
@@ -239,6 +244,7 @@ class Failovers:
         while True:
             if request.rejected_by is not None:
                 return await self._second_opinion(request, work)
+            request.take_new_providers()
             choice = self._policy.choose(request.candidates, request)
             candidate = choice.candidate
             if candidate is None:
@@ -273,6 +279,7 @@ class Failovers:
             return self._pass_over_late(request, choice)
 
         def may_go_on() -> bool:
+            request.take_new_providers()
             found = self._policy.choose(request.candidates, request)
             if found.candidate is not None or self._is_vain(found, request):
                 return True
@@ -598,10 +605,12 @@ class Failovers:
         causes = request.causes
         if self._stopped:
             return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")
+        advice = "Raise `timeout`, or lower `attempt_timeout` so that more providers get a chance."
+        if not request.attempts and not any(c.provider.prepared for c in request.candidates):
+            advice = "The first request of a process loads litellm: call `warmup()` at start."
         return DeadlineExceededError(
             f"The request's deadline passed after {len(request.attempts)} attempts"
-            f" ({describe(causes)}). Raise `timeout`, or lower `attempt_timeout` so that"
-            " more providers get a chance within it.",
+            f" ({describe(causes)}). {advice}",
             causes,
         )
 

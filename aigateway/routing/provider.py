@@ -206,7 +206,9 @@ class Guards:
         self.first_contents = ResponseTimes(clock, threshold, stale=reset_timeout)
 
     def refusal(self) -> GuardRefusal | None:
-        """Why an attempt may not begin now, or None. Changes nothing."""
+        """Why an attempt may not begin now, or None."""
+        if self.breaker.forced and self.breaker.state is CircuitState.CLOSED:
+            return None  # the operator's order: asked, whatever it says
         refusal, cooling = self.setup.refusal(), self.cooldown.refusal()
         if cooling is not None:
             refusal = _both(refusal, cooling)

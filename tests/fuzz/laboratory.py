@@ -17,6 +17,7 @@ from aigateway import (
     StreamInterruptedError,
     Usage,
 )
+from aigateway.events import Operation
 from aigateway.messages import Choice, EmbeddingResponse
 from aigateway.vendor.client import VendorClientFactory
 from tests.fuzz.raw_server import RawServer, Reply
@@ -94,7 +95,8 @@ class Laboratory:
         """A provider of that wire, played by the raw server."""
         base = f"http://127.0.0.1:{self.server.port}"
         model = "claude-haiku-4-5" if wire == "anthropic" else "gpt-4o-mini"
-        return LLMConfig(wire, model, api_key=KEY, api_base=base, **more)
+        both: tuple[Operation, ...] = ("chat", "embeddings")
+        return LLMConfig(wire, model, api_key=KEY, api_base=base, operations=both, **more)
 
     def ask(
         self,

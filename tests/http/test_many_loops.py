@@ -35,9 +35,9 @@ def vendor(request, simulated):
     return vendor
 
 
-def gateway_over(vendor, lane, **settings):
+def gateway_over(vendor, lane, *, model=None, **settings):
     """A gateway as a module has it: made outside any loop, and never closed."""
-    config = vendor.config()
+    config = vendor.config(**({"model": model} if model else {}))
     if lane == "litellm's own pools":
         config = vendor.config(provider="litellm", model=f"{vendor.wire}/{config.model}")
     client = LiteLLMClient if lane == "through litellm" else None
@@ -103,6 +103,7 @@ def test_whatever_was_asked_a_loop_that_ends_leaves_no_socket(
     vendor, lane, opened, recwarn, caplog
 ):
     gateway = gateway_over(vendor, lane)
+    embedding = gateway_over(vendor, lane, model=vendor.embedding_model)
     held, left = [], []
 
     def run(work):
@@ -113,7 +114,7 @@ def test_whatever_was_asked_a_loop_that_ends_leaves_no_socket(
         run(gateway.chat("hi"))
         run(whole_stream(gateway))
         if vendor.wire != "anthropic":
-            run(gateway.embed("hi"))
+            run(embedding.embed("hi"))
         vendor.behave(Fault.stall_stream(1))
         run(half_a_stream(gateway))
         vendor.behave(Fault.status(500))

@@ -331,8 +331,9 @@ class TestRamp:
         come_back(purse)
         for _ in range(20):
             purse.begin(closed=True)
-            before = clock.now()
-            wait = purse.ramp_wait()
-            clock.tick(wait)
-            assert wait == 0 or clock.now() > before
-            assert purse.ramp_wait() == 0, "after its wait the next one may go"
+            looks = 0
+            while (wait := purse.ramp_wait()) > 0:
+                before, looks = clock.now(), looks + 1
+                clock.tick(wait)
+                assert clock.now() > before
+            assert looks <= 3, "the pace may double meanwhile"

@@ -724,3 +724,54 @@ class TestLastCandidate:
             reply = await gateway.chat("the last candidate is asked", timeout=10)
             assert reply.provider == "broken"
             assert reply.attempts[-1].last_resort
+
+
+class TestProvidersComeAndGo:
+    async def test_requests_that_wait_go_to_a_provider_that_was_added(self, make, vendor, clock):
+        gateway = make("a", fields={"max_concurrency": 1})
+        vendor.always("a", hang)
+        tasks = [asyncio.create_task(gateway.chat(another())) for _ in range(4)]
+        await clock.settle()
+        (config,) = scripted_configs("b")
+        gateway.add_provider(config)
+        await clock.settle()
+        assert [task.done() for task in tasks] == [False, True, True, True]
+        assert {task.result().provider for task in tasks[1:]} == {"b"}
+        tasks[0].cancel()
+        await asyncio.gather(tasks[0], return_exceptions=True)
+
+    async def test_a_provider_that_is_replaced_loses_no_request_that_waits(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", fields={"max_concurrency": 1})
+        vendor.script("a", hang)
+        tasks = [asyncio.create_task(gateway.chat(another())) for _ in range(4)]
+        await clock.settle()
+        gateway.remove_provider("a")
+        (config,) = scripted_configs("a")
+        gateway.add_provider(config)
+        await clock.settle()
+        assert {task.result().provider for task in tasks[1:]} == {"a"}
+        tasks[0].cancel()
+        await asyncio.gather(tasks[0], return_exceptions=True)
+
+
+class TestOwnStall:
+    async def test_an_answer_that_came_during_a_stall_is_not_too_late(self, make, vendor, clock):
+        gateway = make("a")
+        came = asyncio.Event()
+        vendor.script("a", came.wait)
+        task = asyncio.create_task(gateway.chat(another(), timeout=2))
+        await clock.advance(0.5)
+        came.set()
+        clock.tick(5)
+        reply = await task
+        assert (reply.provider, len(reply.attempts)) == ("a", 1)
+
+    async def test_a_circuit_that_is_forced_closed_is_asked_whatever_it_says(self, make, vendor):
+        gateway = make("a")
+        gateway.force_circuit("a", "closed")
+        for failure in (K.AUTHENTICATION, Failure(K.RATE_LIMITED, 429, 60), K.SERVER_ERROR):
+            vendor.script("a", failure)
+            await fails(gateway, AllProvidersFailedError)
+        assert (await gateway.chat(another())).provider == "a"

@@ -49,7 +49,9 @@ def clock_of(provider):
 def request_for(*providers, operation="chat", timeout=3600.0):
     """A request that begins now."""
     now = clock_of(providers[0]).now()
-    return RequestState("id", operation, providers, now, now + timeout, cause=lambda: "digest")
+    return RequestState(
+        "id", operation, lambda: providers, now, now + timeout, cause=lambda: "digest"
+    )
 
 
 def choose(request, has_place=everywhere, tokens=0):
@@ -734,7 +736,7 @@ class TestCandidate:
             worked_out.append(1)
             return "digest"
 
-        request = RequestState("id", "chat", [make("a")], 0.0, 0.0, cause=cause)
+        request = RequestState("id", "chat", lambda: [make("a")], 0.0, 0.0, cause=cause)
         assert worked_out == []
         assert request.cause() == request.cause() == "digest"
         assert worked_out == [1]

@@ -238,8 +238,8 @@ async def test_health(client):
 async def test_ready_while_somebody_could_answer(client, vendor):
     assert (await client.get("/ready")).json() == {"status": "ready"}
     vendor.always("a", FailureKind.SERVER_ERROR)
-    for _ in range(5):
-        await client.post("/chat", json={**HELLO, "cache": False})
+    for number in range(5):
+        await client.post("/chat", json={"message": f"Hello {number}."})
     assert client.service.gateway.providers[0].circuit_state is CircuitState.OPEN
     answer = await client.get("/ready")
     assert answer.status_code == 503

@@ -43,6 +43,7 @@ async def test_what_happens_to_a_request(out, vendor):
         "request_id": "r-1",
         "provider": "a",
         "attempt": 1,
+        "last_resort": False,
         "kind": "server_error",
         "status": None,
         "code": None,

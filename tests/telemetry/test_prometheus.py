@@ -81,6 +81,7 @@ async def test_all_that_can_happen(simulator, gateway_for, metrics):
     async for _ in gateway.stream("a stream"):
         pass
     bad.behave(Fault.bad_request())
+    good.behave(Fault.bad_request(), times=1)
     with pytest.raises(GatewayError):
         await gateway.chat("a bad one")
     bad.behave(Fault.hang())

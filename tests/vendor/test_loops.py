@@ -68,7 +68,9 @@ def test_twenty_clients_on_two_loops(recwarn, caplog):
     for _ in range(2):
         left, complaints = run_loop(open_and_close(10))
         assert (left, complaints) == ([], [])
-    assert [str(w.message) for w in recwarn] == []
+    # litellm sets a filter for that one itself, which recwarn undoes.
+    said = [str(w.message) for w in recwarn]
+    assert [text for text in said if "`ReadOnly` qualifier" not in text] == []
     assert caplog.records == []
 
 
@@ -83,7 +85,9 @@ def test_threads_with_a_loop_each(recwarn, caplog):
     for thread in threads:
         thread.join()
     assert results == [([], [])] * 3
-    assert [str(w.message) for w in recwarn] == []
+    # litellm sets a filter for that one itself, which recwarn undoes.
+    said = [str(w.message) for w in recwarn]
+    assert [text for text in said if "`ReadOnly` qualifier" not in text] == []
     assert caplog.records == []
 
 
@@ -99,7 +103,9 @@ async def test_a_cancellation_at_any_moment(simulator, connect, recwarn):
         done = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(d, Completion | asyncio.CancelledError) for d in done)
     gc.collect()
-    assert [str(w.message) for w in recwarn] == []
+    # litellm sets a filter for that one itself, which recwarn undoes.
+    said = [str(w.message) for w in recwarn]
+    assert [text for text in said if "`ReadOnly` qualifier" not in text] == []
 
 
 async def test_a_cancellation_that_comes_twice(simulator, connect):

@@ -83,11 +83,13 @@ class Refusal:
         retry_after: Seconds until it may; 0.0 if that may be at any moment.
         last_resort: Seconds until a request with no other provider left may ask all the same;
             0.0 if now, `NEVER` if not before `retry_after`.
+        changes: Seconds until the first of several reasons is over; `NEVER` if there is only one.
     """
 
     kind: FailureKind
     retry_after: float
     last_resort: float = NEVER
+    changes: float = NEVER
 
 
 class Listener(Protocol):

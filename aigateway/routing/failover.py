@@ -308,6 +308,8 @@ class Failovers:
         waits = [wait for wait in choice.waits if wait]
         waits += [c.retry_after_seconds for _, c in choice.refused if c.retry_after_seconds]
         soonest = min(waits, default=math.inf)
+        if choice.changes:
+            soonest = min(soonest, choice.changes)
         if soonest < math.inf:
             # Rounded up: what rings a hair too early finds nothing and would ring for ever.
             self._alarm.within(in_milliseconds(soonest))

@@ -581,6 +581,7 @@ def _both(one: Refusal | None, other: Refusal) -> Refusal:
         one.kind,
         max(one.retry_after, other.retry_after),
         max(one.last_resort, other.last_resort),
+        min(one.changes, one.retry_after, other.changes, other.retry_after),
     )
 
 

@@ -28,12 +28,14 @@ class Choice:
         refused: Those that were passed over, and why.
         waits: Seconds after which those that are worth waiting for may be asked: they have no free
             place (None: that is not known), or they are a last resort whose dose is used up.
+        changes: Seconds until one of several reasons to pass a provider over is gone.
     """
 
-    __slots__ = ("candidate", "last_resort", "refused", "waits")
+    __slots__ = ("candidate", "changes", "last_resort", "refused", "waits")
 
     def __init__(self) -> None:
         self.candidate: Candidate | None = None
+        self.changes = NEVER
         self.last_resort = False
         self.refused: list[tuple[Candidate, ProviderFailure]] = []
         self.waits: list[float | None] = []
@@ -120,6 +122,7 @@ class PriorityPolicy:
         """
         for candidate, refusal in refusals:
             choice.refused.append((candidate, candidate.provider.refused(refusal)))
+            choice.changes = min(choice.changes, refusal.changes)
         if choice.waits:
             return
         best: tuple[bool, float] | None = None

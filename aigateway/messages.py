@@ -188,8 +188,8 @@ class Origin:
 
     Attributes:
         request_id: Names the request in logs and events; "" takes a fresh one.
-        partition: The tenant. Answers are shared (cached, coalesced) only among requests of the
-            same one, and those that wait for a free place get it in turn.
+        partition: Answers are shared (cached, coalesced) only among requests of the same one, and
+            partitions whose requests wait for a free place get it in turn.
         headers: Go to the vendor (`traceparent`, `X-Request-ID`, ...), but for those that are not
             the caller's to set: who asks (`Authorization`, `x-api-key`, ...), how it is sent
             (`Host`, `Content-Type`, ...), and what the provider has in its own `headers`. They do
@@ -197,12 +197,14 @@ class Origin:
         on_cost: Gets the US dollars of each call that was made for the request, when the call ends:
             of failed ones, of hedges that lost, and of those that the caller left, too. None where
             the price is not known. Calls that others joined may end after the request.
+        tenant: Names the one who asks in logs and events, before the agent if there is one.
     """
 
     request_id: str = ""
     partition: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,8 @@ class ChatRequest:
         partition: See `Origin`.
         headers: See `Origin`.
         on_cost: See `Origin`.
+        tenant: See `Origin`.
+        size: Bytes of the messages and parameters as JSON; 0 is not counted.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -241,6 +245,8 @@ class ChatRequest:
     partition: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
+    tenant: str = ""
+    size: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +261,7 @@ class EmbeddingRequest:
     partition: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,12 @@ import orjson
 
 from aigateway.intake.refusal import refuse
 
-__all__ = ["check_size", "encoded_json"]
+__all__ = ["check_size", "copied", "encoded_json", "json_length", "plain"]
+
+_LONG = 65_536
+"""Bytes of JSON from which texts are shared with the caller, not parsed again."""
+
+_ATOMS = frozenset({bool, float, int, str, type(None)})
 
 
 def encoded_json(value: Any, name: str) -> bytes:
@@ -21,9 +26,52 @@ def encoded_json(value: Any, name: str) -> bytes:
     return encoded
 
 
+def copied(value: Any, encoded: bytes) -> Any:
+    """The second half of a deep copy.
+
+    A long text takes longer to parse than the caller's other tasks can wait; it cannot change, so
+    the copy has the same one.
+
+    Args:
+        value: What was encoded.
+        encoded: As JSON.
+    """
+    return orjson.loads(encoded) if len(encoded) <= _LONG else _copy(value)
+
+
+def json_length(text: str) -> int:
+    """Bytes that a text takes as JSON, at least. Costs little beside writing it."""
+    return len(text) + (0 if len(text) <= _LONG else sum(map(text.count, ('"', "\\", "\n"))))
+
+
+def _copy(value: Any) -> Any:
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is dict:
+        return {str(name): _copy(item) for name, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_copy(item) for item in value]
+    return orjson.loads(_dumps(value))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: of an enum its value, of a UUID its text. Itself if JSON has none."""
+    if type(value) in _ATOMS or isinstance(value, dict | list | tuple | str):
+        return value
+    try:
+        return orjson.loads(_dumps(value))
+    except orjson.JSONEncodeError:
+        return value
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+
+
 def _tried(value: object) -> tuple[bytes, str | None]:
     try:
-        encoded = orjson.dumps(value, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+        encoded = _dumps(value)
     except orjson.JSONEncodeError as error:
         return b"", str(error)  # names a type, never a value
     # orjson writes NaN as null, so without a null there is nothing to look for.
@@ -60,10 +108,17 @@ def _culprit(value: object) -> str:
     return next((f"[{index!r}]" for index, item in items if _tried(item)[1] is not None), "")
 
 
-def check_size(size: int, most: int) -> None:
-    """Refuse a prompt of too many bytes."""
+def check_size(size: int, most: int, what: str = "prompt has", *, or_more: bool = False) -> None:
+    """Refuse a prompt of too many bytes.
+
+    Args:
+        size: Bytes.
+        most: How many it may have.
+        what: Has so many.
+        or_more: Whether there are more that were not counted.
+    """
     if size > most:
         refuse(
-            f"The prompt has {size:,} bytes, more than the {most:,} allowed; shorten it, or raise "
-            "GatewaySettings(max_prompt_bytes=...)."
+            f"The {what} {size:,} bytes{' or more' * or_more}, more than the {most:,} allowed; "
+            "shorten it, or raise GatewaySettings(max_prompt_bytes=...)."
         )

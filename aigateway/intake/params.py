@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import orjson
 from pydantic import BaseModel
 
-from aigateway.intake.encoding import encoded_json
+from aigateway.intake.encoding import check_size, copied, encoded_json
 from aigateway.intake.refusal import refuse
 from aigateway.intake.schema import strict_format
 from aigateway.intake.values import CHECKS
@@ -62,11 +62,17 @@ _ELSEWHERE = {
 }
 
 
-def copied_chat_params(given: dict[str, Any]) -> tuple[dict[str, Any], type[BaseModel] | None]:
+def copied_chat_params(
+    given: dict[str, Any], max_bytes: int
+) -> tuple[dict[str, Any], type[BaseModel] | None, int]:
     """Check the parameters of `chat()`, and copy them.
 
+    Args:
+        given: What the caller passed.
+        max_bytes: Longest parameters, as JSON.
+
     Returns:
-        The copy, and the class if `response_format` was one.
+        The copy, the class if `response_format` was one, and the bytes of the copy as JSON.
     """
     if given.get("stream") is False:
         del given["stream"]  # what chat() does anyway
@@ -78,14 +84,20 @@ def copied_chat_params(given: dict[str, Any]) -> tuple[dict[str, Any], type[Base
             refuse("response_format must be a pydantic model class or OpenAI's mapping for it.")
         response_model = response_format
         given["response_format"] = orjson.Fragment(strict_format(response_model))
-    return orjson.loads(encoded_json(given, "params")), response_model
+    own, size = _copy(given, max_bytes)
+    return own, response_model, size
 
 
-def copied_embedding_params(given: dict[str, Any]) -> dict[str, Any]:
+def copied_embedding_params(given: dict[str, Any], max_bytes: int) -> dict[str, Any]:
     """Check the parameters of `embed()`, and copy them."""
     _check_params(given, _EMBEDDING_PARAMS, _EMBEDDING_OPTIONS)
-    own: dict[str, Any] = orjson.loads(encoded_json(given, "params"))
-    return own
+    return _copy(given, max_bytes)[0]
+
+
+def _copy(given: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
+    encoded = encoded_json(given, "params")
+    check_size(len(encoded), max_bytes, "parameters have")
+    return copied(given, encoded), len(encoded)
 
 
 def _check_params(given: dict[str, Any], allowed: frozenset[str], more: Iterable[str]) -> None:

@@ -6,9 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
-from aigateway.intake.encoding import check_size, encoded_json
+from aigateway.intake.encoding import check_size, copied, encoded_json
 from aigateway.intake.messages import copied_messages
 from aigateway.intake.params import copied_chat_params, copied_embedding_params
 from aigateway.intake.refusal import refuse
@@ -53,7 +51,7 @@ def chat_request(
         origin: On whose behalf.
         params: The other OpenAI chat parameters. None counts as not given. `response_format` may
             be a pydantic model class: the answer is then asked for as strict JSON of its schema.
-        settings: Gives `max_prompt_bytes`.
+        settings: Gives `max_prompt_bytes`, for the messages and again for the parameters.
 
     Raises:
         RequestRejectedError: Something cannot be sent; the message says what, and the fix.
@@ -67,13 +65,14 @@ def chat_request(
         check_seconds("cache_ttl", cache_ttl)
     if not isinstance(cache, bool) and cache != "refresh":
         refuse('cache must be True, False or "refresh".')
-    messages = copied_messages(prompt_or_messages, system, settings.max_prompt_bytes)
+    most = settings.max_prompt_bytes
+    messages, size = copied_messages(prompt_or_messages, system, most)
     given = {name: value for name, value in params.items() if value is not None}
     if temperature is not None:
         given["temperature"] = temperature
     if max_tokens is not None:
         given["max_tokens"] = max_tokens
-    own, response_model = copied_chat_params(given) if given else (given, None)
+    own, response_model, more = copied_chat_params(given, most) if given else (given, None, 0)
     return ChatRequest(
         messages,
         model,
@@ -87,6 +86,8 @@ def chat_request(
         partition=origin.partition,
         headers=origin.headers,
         on_cost=origin.on_cost,
+        tenant=origin.tenant,
+        size=size + more,
     )
 
 
@@ -118,15 +119,19 @@ def embedding_request(
     texts = [inputs] if isinstance(inputs, str) else inputs
     if not isinstance(texts, list | tuple) or not texts:
         refuse("inputs must be a text or a list of at least one text.")
+    most, size = settings.max_prompt_bytes, 0
+    check_size(len(texts), most, or_more=True)
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text:
             refuse(f"inputs[{index}] must be a text that is not empty.")
+        size += len(text)
+        check_size(size, most, or_more=True)
     encoded = encoded_json(texts, "inputs")
-    check_size(len(encoded), settings.max_prompt_bytes)
+    check_size(len(encoded), most)
     given = {name: value for name, value in params.items() if value is not None}
-    own = copied_embedding_params(given)
+    own = copied_embedding_params(given, most)
     return EmbeddingRequest(
-        tuple(orjson.loads(encoded)),
+        tuple(copied(texts, encoded)),
         model,
         own,
         timeout,
@@ -134,6 +139,7 @@ def embedding_request(
         origin.partition,
         origin.headers,
         origin.on_cost,
+        origin.tenant,
     )
 
 

@@ -15,10 +15,15 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\t]*")
 
 
+_LONGEST_NAME = 1024
+
+
 def check_name(name: str, value: object) -> None:
     """Refuse what cannot be the name of a model or an agent."""
     if not _is_text(value):
         refuse(f"{name} must be a text that is not empty; leave it out for none.")
+    if len(value) > _LONGEST_NAME:
+        refuse(f"{name} is longer than {_LONGEST_NAME:,} characters; no name is.")
 
 
 def check_seconds(name: str, value: object) -> None:
@@ -44,7 +49,7 @@ def check_headers(name: str, value: object) -> None:
             refuse(f"{name}[{header[:64]!r}] must be a text of printable ASCII.")
 
 
-def _is_text(value: object) -> bool:
+def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
-from aigateway.resilience.guard import Effect, Listener, Outcome, Refusal
+from aigateway.resilience.guard import AttemptOutcome, Effect, GuardListener, GuardRefusal
 
 __all__ = ["Cooldown", "CooldownPolicy", "Setup", "SetupPolicy"]
 
@@ -35,7 +35,9 @@ class CooldownPolicy:
 
 
 class Cooldown:
-    """Leaves a provider alone for as long as it asks; a `Guard` whose token is a trial or not.
+    """Leaves a provider alone for as long as it asks; a `ProviderGuard`.
+
+    Its token says whether an attempt is the trial after a cooldown that was cut.
 
     Attributes:
         listener: Hears of it.
@@ -44,7 +46,7 @@ class Cooldown:
 
     __slots__ = ("_clamped", "_clock", "_out_until", "_streak", "listener", "policy", "until")
 
-    def __init__(self, clock: Clock, policy: CooldownPolicy, listener: Listener) -> None:
+    def __init__(self, clock: Clock, policy: CooldownPolicy, listener: GuardListener) -> None:
         self._clock = clock
         self.listener = listener
         self.policy = policy
@@ -57,12 +59,12 @@ class Cooldown:
         self._clamped = False
         self._out_until = -math.inf
 
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> GuardRefusal | None:
         """Why an attempt may not begin now, or None."""
         if self.until == -math.inf:
             return None  # the ordinary case needs no look at the clock
         wait = max(self.until, self._out_until) - self._clock.now()
-        return Refusal(FailureKind.COOLING_DOWN, wait) if wait > 0 else None
+        return GuardRefusal(FailureKind.COOLING_DOWN, wait) if wait > 0 else None
 
     def begin(self) -> bool:
         """An attempt begins. Returns whether it is the trial after a cooldown that was clamped."""
@@ -70,7 +72,7 @@ class Cooldown:
             self._out_until = self._clock.now() + self.policy.lease
         return self._clamped
 
-    def end(self, trial: bool, outcome: Outcome) -> None:
+    def end(self, trial: bool, outcome: AttemptOutcome) -> None:
         """An attempt ended."""
         effect = outcome.effect
         if effect is Effect.ANSWERED and not trial:
@@ -122,7 +124,9 @@ class SetupPolicy:
 
 
 class Setup:
-    """Disables a provider that is set up wrong; a `Guard` whose token is when the attempt began.
+    """Disables a provider that is set up wrong; a `ProviderGuard`.
+
+    Its token is when an attempt began.
 
     It takes evidence: the vendor's own word about key, region, model, deployment or billing; or
     the same refusal of two distinct requests with no answer between.
@@ -147,7 +151,7 @@ class Setup:
         "refused_at",
     )
 
-    def __init__(self, clock: Clock, policy: SetupPolicy, listener: Listener) -> None:
+    def __init__(self, clock: Clock, policy: SetupPolicy, listener: GuardListener) -> None:
         self._clock = clock
         self.listener = listener
         self.policy = policy
@@ -164,7 +168,7 @@ class Setup:
         self._check_out_until = -math.inf
         self._checked_at = -math.inf
 
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> GuardRefusal | None:
         """Why an attempt may not begin now, or None."""
         if self.reason is None:
             return None
@@ -174,7 +178,7 @@ class Setup:
             return None
         looked = max(self.refused_at, self._checked_at)  # a check may end without a verdict
         last_resort = max(0.0, max(looked + self.policy.last_resort, out) - now)
-        return Refusal(FailureKind.DISABLED, wait, last_resort)
+        return GuardRefusal(FailureKind.DISABLED, wait, last_resort)
 
     def refused_before(self, began: float) -> float | None:
         """When the vendor last refused a call; None if that was after a request began."""
@@ -188,7 +192,7 @@ class Setup:
         self._check_out_until = now + self.policy.lease
         return now
 
-    def end(self, began: float, outcome: Outcome) -> None:
+    def end(self, began: float, outcome: AttemptOutcome) -> None:
         """An attempt ended. Only a check, which began after the disabling, speaks about it."""
         checked = self.reason is not None and began >= self._disabled_at
         if checked:
@@ -204,12 +208,12 @@ class Setup:
         ):
             self._disable(outcome)
 
-    def _is_second(self, outcome: Outcome) -> bool:
+    def _is_second(self, outcome: AttemptOutcome) -> bool:
         """Whether two distinct requests have been refused alike."""
         cause = outcome.cause()
         return self._suspects.setdefault(outcome.kind, cause) != cause
 
-    def _disable(self, outcome: Outcome) -> None:
+    def _disable(self, outcome: AttemptOutcome) -> None:
         now, policy = self._clock.now(), self.policy
         if self.reason is None:
             self._disabled_at = now

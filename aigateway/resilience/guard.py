@@ -2,8 +2,8 @@
 
 A guard is plain synchronous state for one operation of one provider: it does no I/O and awaits
 nothing. `refusal` says whether an attempt may begin and changes nothing; `begin` notes that one
-begins; `end` notes how it ended, exactly once. Every guard takes the same `Outcome` and does with
-it what this table says; no other code decides that.
+begins; `end` notes how it ended, exactly once. Every guard takes the same `AttemptOutcome` and does
+with it what this table says; no other code decides that.
 
 =============  ==================  =================  ===================  ======================
 effect         circuit             health             cooldown             setup
@@ -28,7 +28,7 @@ from typing import Literal, Protocol, TypeVar
 
 from aigateway.errors import FailureKind
 
-__all__ = ["NEVER", "Effect", "Guard", "Listener", "Outcome", "Refusal"]
+__all__ = ["NEVER", "AttemptOutcome", "Effect", "GuardListener", "GuardRefusal", "ProviderGuard"]
 
 NEVER = float("inf")
 """Seconds until something that is not to happen."""
@@ -50,7 +50,7 @@ class Effect(Enum):
 
 
 @dataclass(slots=True)
-class Outcome:
+class AttemptOutcome:
     """The end of one attempt, as the guards see it.
 
     Attributes:
@@ -75,7 +75,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class GuardRefusal:
     """Why an attempt may not begin now.
 
     Attributes:
@@ -83,16 +83,21 @@ class Refusal:
         retry_after: Seconds until it may; 0.0 if that may be at any moment.
         last_resort: Seconds until a request with no other provider left may ask all the same;
             0.0 if now, `NEVER` if not before `retry_after`.
-        changes: Seconds until the first of several reasons is over; `NEVER` if there is only one.
+        changes_in: Seconds until one of the guards that refuse says otherwise; by default
+            `retry_after`.
     """
 
     kind: FailureKind
     retry_after: float
     last_resort: float = NEVER
-    changes: float = NEVER
+    changes_in: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.changes_in < 0:
+            object.__setattr__(self, "changes_in", self.retry_after)
 
 
-class Listener(Protocol):
+class GuardListener(Protocol):
     """Hears what the guards of one operation of one provider decide."""
 
     def cooled_down(self, seconds: float) -> None:
@@ -111,16 +116,16 @@ class Listener(Protocol):
         """It is degraded no more."""
 
 
-class Guard(Protocol[Token]):
+class ProviderGuard(Protocol[Token]):
     """One reason to leave a provider alone."""
 
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> GuardRefusal | None:
         """Why an attempt may not begin now, or None. Changes nothing."""
 
     def begin(self) -> Token:
         """An attempt begins. Returns what `end` wants back."""
 
-    def end(self, token: Token, outcome: Outcome) -> None:
+    def end(self, token: Token, outcome: AttemptOutcome) -> None:
         """It ended. Called once for each `begin`."""
 
     def reset(self) -> None:

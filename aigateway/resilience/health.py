@@ -4,9 +4,9 @@ Between a closed and an open circuit there is "degraded": the provider works, bu
 should. It is asked after the healthy ones, and keeps a small share of requests as canaries, so that
 its recovery is noticed. Nothing here opens a circuit.
 
-- `Pace`: how long one kind of answer takes (whole answers, first contents of streams), what is
-  usual, and whether calls that are out take suspiciously long.
-- `Health`: the sliding window, and whether the provider is degraded.
+- `ResponseTimes`: how long one kind of answer takes (whole answers, first contents of streams),
+  what is usual, and whether calls that are out take suspiciously long.
+- `HealthWindow`: the sliding window, and whether the provider is degraded.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from itertools import islice
 from typing import Literal
 
 from aigateway.clock import Clock
-from aigateway.resilience.guard import Effect, Listener, Outcome
+from aigateway.resilience.guard import AttemptOutcome, Effect, GuardListener
 
-__all__ = ["Health", "HealthPolicy", "OutstandingCall", "Pace"]
+__all__ = ["HealthPolicy", "HealthWindow", "OutstandingCall", "ResponseTimes"]
 
 ENOUGH = 20
 """Latencies below which a percentile means nothing: the 95th would be the worst one seen."""
@@ -54,7 +54,7 @@ class OutstandingCall:
         self.settle: Callable[[bool], None] | None = None
 
 
-class Pace:
+class ResponseTimes:
     """How long one kind of answer of one provider takes. Synchronous, for one event loop.
 
     A hang costs most: each caller waits out the whole timeout to learn what the one before it is
@@ -257,8 +257,8 @@ class _Second:
         self.slow = 0
 
 
-class Health:
-    """Whether one operation of a provider is degraded; a `Guard` that never refuses."""
+class HealthWindow:
+    """Whether one operation of a provider is degraded; a `ProviderGuard` that never refuses."""
 
     __slots__ = (
         "_canary",
@@ -273,7 +273,7 @@ class Health:
         "policy",
     )
 
-    def __init__(self, clock: Clock, policy: HealthPolicy, listener: Listener) -> None:
+    def __init__(self, clock: Clock, policy: HealthPolicy, listener: GuardListener) -> None:
         self._clock = clock
         self._listener = listener
         self.policy = policy
@@ -311,7 +311,7 @@ class Health:
     def begin(self) -> None:
         """An attempt begins."""
 
-    def end(self, _: None, outcome: Outcome, *, slow: bool = False) -> None:
+    def end(self, _: None, outcome: AttemptOutcome, *, slow: bool = False) -> None:
         """An attempt ended.
 
         Args:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 from aigateway.clock import Clock
-from aigateway.resilience.guard import Effect, Outcome
+from aigateway.resilience.guard import AttemptOutcome, Effect
 
 __all__ = ["LastResort"]
 
@@ -140,7 +140,7 @@ class LastResort:
         self._out += 1
         return True
 
-    def end(self, trickled: bool, outcome: Outcome) -> None:
+    def end(self, trickled: bool, outcome: AttemptOutcome) -> None:
         """An attempt ended."""
         if trickled and self._out:
             self._out -= 1

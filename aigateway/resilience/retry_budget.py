@@ -84,7 +84,7 @@ def hedge_delay(p95: float | None, samples: int, default: float) -> float:
     return default if p95 is None or samples < ENOUGH else p95
 
 
-class _Bucket:
+class _CallCount:
     __slots__ = ("began", "calls")
 
     def __init__(self, began: float) -> None:
@@ -92,9 +92,9 @@ class _Bucket:
         self.calls = 0
 
 
-def _bucket(buckets: deque[_Bucket], now: float) -> _Bucket:
+def _bucket(buckets: deque[_CallCount], now: float) -> _CallCount:
     if not buckets or buckets[-1].began + _BUCKET <= now:
-        buckets.append(_Bucket(now))
+        buckets.append(_CallCount(now))
     return buckets[-1]
 
 
@@ -111,8 +111,8 @@ class HedgeBudget:
     def __init__(self, clock: Clock, *, most_percent: float = 5.0) -> None:
         self._clock = clock
         self._share = most_percent / 100
-        self._asked: deque[_Bucket] = deque()
-        self._hedged: deque[_Bucket] = deque()
+        self._asked: deque[_CallCount] = deque()
+        self._hedged: deque[_CallCount] = deque()
         self._requests = 0
         self._hedges = 0
 

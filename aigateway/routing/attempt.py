@@ -21,8 +21,8 @@ from aigateway.messages import Attempt as AttemptRecord
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings, Usage
 from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import Limiter
-from aigateway.resilience.guard import Effect, Outcome
-from aigateway.resilience.health import Pace
+from aigateway.resilience.guard import AttemptOutcome, Effect
+from aigateway.resilience.health import ResponseTimes
 from aigateway.resilience.network import Reachability
 from aigateway.resilience.stall import StallWatch
 from aigateway.routing.candidates import Candidate, RequestState
@@ -31,7 +31,7 @@ from aigateway.telemetry.emitter import Emitter
 from aigateway.vendor.client import Failure
 from aigateway.vendor.failures import VERDICTS, Gate, Verdict
 
-__all__ = ["FIRST_TOKEN_TIMEOUT", "Answer", "Attempt", "End", "Surroundings"]
+__all__ = ["FIRST_TOKEN_TIMEOUT", "Answer", "AttemptEnd", "PendingAttempt", "Surroundings"]
 
 FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 - tokens of a model
 """`Failure.code` of a stream that had no content in time."""
@@ -42,7 +42,7 @@ _BUSY = 529
 """Anthropic's "overloaded"."""
 
 
-class End(Enum):
+class AttemptEnd(Enum):
     """How an attempt ends."""
 
     ANSWERED = "answered"
@@ -59,12 +59,12 @@ class End(Enum):
     """Another attempt answered first, and this one was cancelled."""
 
 
-_EFFECTS: dict[End, Effect] = {
-    End.ANSWERED: Effect.ANSWERED,
-    End.UNUSED: Effect.ANSWERED,
-    End.LEFT: Effect.NEUTRAL,
-    End.CANCELLED: Effect.NEUTRAL,
-    End.OUTRUN: Effect.NEUTRAL,  # unless it was late: see `Attempt._outrun`
+_EFFECTS: dict[AttemptEnd, Effect] = {
+    AttemptEnd.ANSWERED: Effect.ANSWERED,
+    AttemptEnd.UNUSED: Effect.ANSWERED,
+    AttemptEnd.LEFT: Effect.NEUTRAL,
+    AttemptEnd.CANCELLED: Effect.NEUTRAL,
+    AttemptEnd.OUTRUN: Effect.NEUTRAL,  # unless it was late: see `PendingAttempt._outrun`
 }
 """What an end says about the provider; for `FAILED` the verdict on the failure's kind does."""
 
@@ -75,11 +75,11 @@ _GATES: dict[Gate, Effect] = {
     Gate.NOT_OFFERED: Effect.MISCONFIGURED,
 }
 
-_FAILURES: dict[End, FailureKind] = {
-    End.UNUSED: FailureKind.OUTRUN,
-    End.LEFT: FailureKind.CANCELLED,
-    End.CANCELLED: FailureKind.CANCELLED,
-    End.OUTRUN: FailureKind.OUTRUN,
+_FAILURES: dict[AttemptEnd, FailureKind] = {
+    AttemptEnd.UNUSED: FailureKind.OUTRUN,
+    AttemptEnd.LEFT: FailureKind.CANCELLED,
+    AttemptEnd.CANCELLED: FailureKind.CANCELLED,
+    AttemptEnd.OUTRUN: FailureKind.OUTRUN,
 }
 """How ends that bring the caller nothing are booked."""
 
@@ -135,7 +135,7 @@ class Surroundings:
                     breaker.reset()
 
 
-class Attempt:
+class PendingAttempt:
     """One call under way. Made when it begins; `end` is called exactly once.
 
     Attributes:
@@ -175,7 +175,7 @@ class Attempt:
         held: Pass,
         request: RequestState,
         around: Surroundings,
-        pace: Pace,
+        pace: ResponseTimes,
     ) -> None:
         self.candidate = candidate
         self.provider = provider = candidate.provider
@@ -243,17 +243,17 @@ class Attempt:
         self._around.limiter.wake()  # another request may have waited for this verdict
 
     def end(
-        self, how: End, failure: Failure | None = None, answer: Answer | None = None
+        self, how: AttemptEnd, failure: Failure | None = None, answer: Answer | None = None
     ) -> Verdict | None:
         """Give back what the attempt holds, tell the guards, and book it.
 
         Args:
             how: How it ended.
-            failure: What happened; for `End.FAILED` only.
+            failure: What happened; for `AttemptEnd.FAILED` only.
             answer: What came: the answer, or the part of one that has to be paid for.
 
         Returns:
-            For `End.FAILED`: what the failure leads to.
+            For `AttemptEnd.FAILED`: what the failure leads to.
         """
         if self.over:
             raise AssertionError(f"An attempt at {self.provider.name} ended twice.")
@@ -265,18 +265,20 @@ class Attempt:
             self._answered()
         if failure is not None and verdict is not None:
             self._failed(failure, verdict)
-        elif how is End.OUTRUN:
+        elif how is AttemptEnd.OUTRUN:
             self._outrun()
         else:
-            self.candidate.guards.end(self._pass, Outcome(_EFFECTS[how], self._request.cause))
+            self.candidate.guards.end(
+                self._pass, AttemptOutcome(_EFFECTS[how], self._request.cause)
+            )
             self._pace.ended(self._outstanding)
         if answer is None:
             answer = self._unanswered(how, failure)
         else:
-            if how is End.ANSWERED and self._sent is not None:
+            if how is AttemptEnd.ANSWERED and self._sent is not None:
                 self.provider.costs.learn(self._sent, answer)
-            answer = self.counted(answer, whole=how is End.ANSWERED)
-        self._book(failure, answer, used=how is End.ANSWERED)
+            answer = self.counted(answer, whole=how is AttemptEnd.ANSWERED)
+        self._book(failure, answer, used=how is AttemptEnd.ANSWERED)
         if failure is not None and verdict is not None:
             self._tell(failure)
         self._leave(failure, answer)
@@ -302,7 +304,7 @@ class Attempt:
         provider, around, seconds = self.provider, self._around, self.seconds()
         around.network.reached(provider.name)
         own = seconds - around.stalls.since(self._mark)
-        outcome = Outcome(Effect.ANSWERED, self._request.cause, own)
+        outcome = AttemptOutcome(Effect.ANSWERED, self._request.cause, own)
         self.candidate.guards.answered(self._pass, outcome, self._pace, self._outstanding)
         if provider.adaptive.fallen:
             provider.adaptive.succeeded(provider.slots.in_flight)
@@ -324,7 +326,7 @@ class Attempt:
         if effect is Effect.FAILED and verdict.gate is not Gate.COOLDOWN:
             retry_after = None
         certain = failure.certain or verdict.gate is Gate.NOT_OFFERED
-        outcome = Outcome(
+        outcome = AttemptOutcome(
             effect, self._request.cause, 0.0, failure.kind, failure.status, retry_after, certain
         )
         self.candidate.guards.end(self._pass, outcome)
@@ -344,7 +346,7 @@ class Attempt:
             if failed:
                 self.candidate.blamed = True
             effect = Effect.FAILED if failed else Effect.NEUTRAL
-            guards.end(held, Outcome(effect, request.cause))
+            guards.end(held, AttemptOutcome(effect, request.cause))
 
         late = self.seconds() >= self.patience
         if late and not held.probe and pace.p95 is not None:
@@ -392,11 +394,11 @@ class Attempt:
 
     # ── the books ────────────────────────────────────────────────────────────────────────────
 
-    def _nothing_learned(self, how: End) -> FailureKind:
-        late = how is End.CANCELLED and self._around.clock.now() >= self._request.deadline
+    def _nothing_learned(self, how: AttemptEnd) -> FailureKind:
+        late = how is AttemptEnd.CANCELLED and self._around.clock.now() >= self._request.deadline
         return FailureKind.DEADLINE if late else _FAILURES[how]
 
-    def _unanswered(self, how: End, failure: Failure | None) -> Answer | None:
+    def _unanswered(self, how: AttemptEnd, failure: Failure | None) -> Answer | None:
         """What an attempt comes to that was broken off before anything came; None if nothing.
 
         A provider that is silent beyond its own time is taken to have read the prompt only.
@@ -404,7 +406,7 @@ class Attempt:
         if self._sent is None:
             return None
         silent = False
-        if how is End.FAILED:
+        if how is AttemptEnd.FAILED:
             assert failure is not None  # noqa: S101 - it failed
             silent = failure.kind is FailureKind.TIMEOUT
             given_up = silent or failure.kind is FailureKind.DEADLINE

@@ -116,7 +116,7 @@ class Candidate:
 
     def note(self, cause: ProviderFailure) -> None:
         """Remember why it gave no answer. What an attempt showed stands over a mere refusal."""
-        if self.cause is None:
+        if self.cause is None or not self.calls:
             self.cause = cause
 
     def is_canary(self) -> bool:

@@ -8,7 +8,6 @@ meanwhile (`hedge.py`), whether waiting helps (`resilience/retry.py`). This file
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -27,14 +26,20 @@ from aigateway.events import RequestHedged, RequestRetrying
 from aigateway.messages import Attempt as AttemptRecord
 from aigateway.messages import Completion
 from aigateway.resilience.breaker import CircuitState
-from aigateway.resilience.health import Pace
+from aigateway.resilience.health import ResponseTimes
 from aigateway.resilience.retry import NobodyLeftError, RetryPolicy, retry_rounds
 from aigateway.resilience.retry_budget import RetryBudget
-from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, Answer, Attempt, End, Surroundings
+from aigateway.routing.attempt import (
+    FIRST_TOKEN_TIMEOUT,
+    Answer,
+    AttemptEnd,
+    PendingAttempt,
+    Surroundings,
+)
 from aigateway.routing.candidates import MAY_PASS, Candidate, RequestState, final_error, none_offers
 from aigateway.routing.hedge import Hedges, Race
 from aigateway.routing.provider import Guards, Provider, in_milliseconds
-from aigateway.routing.select import Choice, Policy, PriorityPolicy, take_turn
+from aigateway.routing.select import Policy, PriorityPolicy, Selection, take_turn
 from aigateway.settings import GatewaySettings
 from aigateway.vendor.client import Failure, VendorCallError
 from aigateway.vendor.failures import Failover, Verdict
@@ -46,15 +51,10 @@ _log = logging.getLogger(__name__)
 LONGEST_WAIT = 3600.0
 """Seconds after which a waiting request looks around again, if nothing else wakes it."""
 
-_PASSED_OVER = frozenset(
-    {
-        FailureKind.CIRCUIT_OPEN,
-        FailureKind.COOLING_DOWN,
-        FailureKind.DISABLED,
-        FailureKind.SATURATED,
-    }
-)
-"""Kinds of causes that no attempt has shown."""
+LAST_RESORT_NEEDS = 1.0
+"""Seconds of a request's time (at most a quarter of it) below which it takes no turn of the last
+resort any more. Else the oldest of many that wait would take each turn, and be cut by its deadline
+before a vendor that is well again can answer."""
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
@@ -71,11 +71,11 @@ class Work(Generic[A]):
         discard: Closes what `ask` brought back when it is not used after all.
     """
 
-    ask: Callable[[Attempt], Awaitable[A]]
+    ask: Callable[[PendingAttempt], Awaitable[A]]
     streamed: bool = False
     discard: Callable[[A], Coroutine[Any, Any, None]] | None = None
 
-    def pace(self, guards: Guards) -> Pace:
+    def pace(self, guards: Guards) -> ResponseTimes:
         """How quick a provider is in what is wanted."""
         return guards.first_contents if self.streamed else guards.answers
 
@@ -87,7 +87,7 @@ class Served(Generic[A_co]):
     answer: A_co
     provider: str
     attempts: tuple[AttemptRecord, ...]
-    attempt: Attempt
+    attempt: PendingAttempt
 
 
 class Failovers:
@@ -104,7 +104,7 @@ class Failovers:
         self._limiter = around.limiter
         self._emitter = around.emitter
         self._policy: Policy = PriorityPolicy(around.limiter.has_place)
-        self._alarm = _Alarm(self._clock, around.limiter.wake)
+        self._alarm = _WakeUp(self._clock, around.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)
         self._retries_per_provider = settings.retries_per_provider
@@ -251,7 +251,7 @@ class Failovers:
             if served is not None:
                 return served
 
-    async def _wait_for_place(self, request: RequestState, choice: Choice) -> None:
+    async def _wait_for_place(self, request: RequestState, choice: Selection) -> None:
         """Wait for a free place, for the dose of a last resort, or for a provider passed over.
 
         Raises:
@@ -269,29 +269,43 @@ class Failovers:
             self._look_again_after(found)
             return False
 
-        if request.ticket is None:
-            request.ticket = self._limiter.ticket(
-                background=request.background, tenant=request.tenant
-            )
         self._look_again_after(choice)
-        with contextlib.suppress(TimeoutError):  # the request's own deadline comes as cancellation
-            async with self._clock.timeout(LONGEST_WAIT):
-                try:
-                    await self._limiter.wait(request.ticket, request.group(), may_go_on)
-                finally:
-                    if not self._limiter.waiting:
-                        self._alarm.stop()
+        longest = LONGEST_WAIT
+        if choice.last_resort:
+            left = request.deadline - self._clock.now()
+            longest = left - min(LAST_RESORT_NEEDS, (request.deadline - request.began) / 4)
+        if not await self._queued(request, longest, may_go_on) and choice.last_resort:
+            # Its turn would be lost on it, and others have the time. Its deadline ends this.
+            await self._clock.sleep(LONGEST_WAIT)
         for candidate, cause in choice.refused:
             if candidate.cause is cause:
                 candidate.cause = None
         return None
 
-    def _is_vain(self, choice: Choice, request: RequestState) -> bool:
+    async def _queued(
+        self, request: RequestState, seconds: float, may_go_on: Callable[[], bool]
+    ) -> bool:
+        """Wait in the queue for so long. Returns whether the request was woken."""
+        if request.ticket is None:
+            request.ticket = self._limiter.ticket(
+                background=request.background, tenant=request.tenant
+            )
+        try:
+            async with self._clock.timeout(seconds):
+                await self._limiter.wait(request.ticket, request.group(), may_go_on)
+        except TimeoutError:
+            return False
+        finally:
+            if not self._limiter.waiting:
+                self._alarm.stop()
+        return True
+
+    def _is_vain(self, choice: Selection, request: RequestState) -> bool:
         """Whether there is none to wait for, or none in time."""
         left = request.deadline - self._clock.now()
         return all(wait is not None and wait > left for wait in choice.waits)
 
-    def _pass_over_late(self, request: RequestState, choice: Choice) -> None:
+    def _pass_over_late(self, request: RequestState, choice: Selection) -> None:
         """Leave healthy providers that have no place in time to others, and look at the rest.
 
         Raises:
@@ -303,13 +317,10 @@ class Failovers:
         for candidate in late:
             candidate.tried = True
 
-    def _look_again_after(self, choice: Choice) -> None:
+    def _look_again_after(self, choice: Selection) -> None:
         """See that the queue is looked at when the first who was passed over may be asked again."""
-        waits = [wait for wait in choice.waits if wait]
-        waits += [c.retry_after_seconds for _, c in choice.refused if c.retry_after_seconds]
+        waits = [wait for wait in (*choice.waits, *choice.changes) if wait]
         soonest = min(waits, default=math.inf)
-        if choice.changes:
-            soonest = min(soonest, choice.changes)
         if soonest < math.inf:
             # Rounded up: what rings a hair too early finds nothing and would ring for ever.
             self._alarm.within(in_milliseconds(soonest))
@@ -399,17 +410,17 @@ class Failovers:
         work: Work[A],
         *,
         last_resort: bool = False,
-    ) -> Attempt | None:
+    ) -> PendingAttempt | None:
         held = candidate.guards.begin(last_resort=last_resort)
         if held is None:
             return None
         candidate.tried = True
         candidate.calls += 1
         take_turn(candidate.provider, request.candidates)
-        return Attempt(candidate, held, request, self._around, work.pace(candidate.guards))
+        return PendingAttempt(candidate, held, request, self._around, work.pace(candidate.guards))
 
     async def _ask(
-        self, attempt: Attempt, request: RequestState, work: Work[A]
+        self, attempt: PendingAttempt, request: RequestState, work: Work[A]
     ) -> Served[A] | None:
         """Make one attempt, or two where the first is slow. None if the next should be asked."""
         if request.hedge:
@@ -425,12 +436,12 @@ class Failovers:
         if work.streamed:
             attempt.first_content()
         else:
-            attempt.end(End.ANSWERED, answer=answer)
+            attempt.end(AttemptEnd.ANSWERED, answer=answer)
         return Served(answer, attempt.provider.name, tuple(request.attempts), attempt)
 
     async def _race(
-        self, attempt: Attempt, request: RequestState, work: Work[A]
-    ) -> tuple[Attempt, A] | None:
+        self, attempt: PendingAttempt, request: RequestState, work: Work[A]
+    ) -> tuple[PendingAttempt, A] | None:
         first = attempt.candidate
         delay = attempt.patience = self._hedges.delay(work.pace(first.guards))
         for candidate in request.candidates:
@@ -438,7 +449,7 @@ class Failovers:
             if not (provider.prepared or provider.retired):
                 self._prepare_meanwhile(provider)
 
-        def second() -> Attempt | None:
+        def second() -> PendingAttempt | None:
             other = self._policy.choose(
                 self._healthy(request.candidates, prepared=True), request
             ).candidate
@@ -479,7 +490,9 @@ class Failovers:
         self._losers.add(task)
         task.add_done_callback(self._losers.discard)
 
-    async def _attempt(self, attempt: Attempt, request: RequestState, work: Work[A]) -> A | None:
+    async def _attempt(
+        self, attempt: PendingAttempt, request: RequestState, work: Work[A]
+    ) -> A | None:
         """Wait for one attempt. What it brings is not settled yet.
 
         Returns:
@@ -507,10 +520,10 @@ class Failovers:
             failure = Failure(FailureKind.UNKNOWN)
         except BaseException:
             if not attempt.over:  # else a race that it has lost has settled it
-                attempt.end(End.CANCELLED)
+                attempt.end(AttemptEnd.CANCELLED)
             raise
         if not attempt.over:
-            verdict = attempt.end(End.FAILED, failure, unusable)
+            verdict = attempt.end(AttemptEnd.FAILED, failure, unusable)
             assert verdict is not None  # noqa: S101 - it failed
             await self._go_on(attempt.provider, request, failure, verdict)
         return None
@@ -566,7 +579,12 @@ class Failovers:
         return tuple(larger)
 
     def _out_of_time(self, request: RequestState) -> GatewayError:
-        self._look_again_why(request)
+        for candidate in request.candidates:
+            if candidate.cause is not None and not candidate.calls:
+                # It was passed over when the wait began; why it still is may be another reason.
+                refusal = candidate.provider.refusal(request.operation)
+                if refusal is not None:
+                    candidate.cause = candidate.provider.refused(refusal)
         causes = request.causes
         if self._stopped:
             return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")
@@ -577,17 +595,7 @@ class Failovers:
             causes,
         )
 
-    @staticmethod
-    def _look_again_why(request: RequestState) -> None:
-        """Say of those that were only passed over why they are now: that may have changed."""
-        for candidate in request.candidates:
-            if candidate.cause is not None and candidate.cause.kind in _PASSED_OVER:
-                refusal = candidate.provider.refusal(request.operation)
-                if refusal is not None:
-                    candidate.cause = candidate.provider.refused(refusal)
-
     def _nobody_left(self, request: RequestState) -> NobodyLeftError:
-        self._look_again_why(request)
         waits = []
         for candidate in request.candidates:
             cause = candidate.cause
@@ -604,7 +612,7 @@ class Failovers:
         return NobodyLeftError(request.causes, min(waits, default=None))
 
 
-class _Alarm:
+class _WakeUp:
     """Wakes the queue once, at the earliest moment that it was asked for.
 
     With a timer for each of ten thousand waiters, all would wake for the one place that is free

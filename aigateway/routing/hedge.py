@@ -12,9 +12,9 @@ from typing import Any, Generic, TypeVar
 
 from aigateway.clock import Clock
 from aigateway.errors import GatewayError
-from aigateway.resilience.health import Pace
+from aigateway.resilience.health import ResponseTimes
 from aigateway.resilience.retry_budget import HedgeBudget, RetryBudget, hedge_delay
-from aigateway.routing.attempt import Answer, Attempt, End
+from aigateway.routing.attempt import Answer, AttemptEnd, PendingAttempt
 from aigateway.settings import GatewaySettings
 
 __all__ = ["Hedges", "Race"]
@@ -39,7 +39,7 @@ class Hedges:
         """A request has come in."""
         self._budget.request()
 
-    def delay(self, pace: Pace) -> float:
+    def delay(self, pace: ResponseTimes) -> float:
         """Seconds to wait for a provider before a second one is asked."""
         return hedge_delay(pace.p95, pace.samples, self._delay)
 
@@ -61,18 +61,22 @@ class Race(Generic[A]):
 
     def __init__(
         self,
-        attempt: Callable[[Attempt], Coroutine[Any, Any, A | None]],
+        attempt: Callable[[PendingAttempt], Coroutine[Any, Any, A | None]],
         discard: Callable[[A], Coroutine[Any, Any, None]] | None,
         losers: set[asyncio.Task[Any]],
     ) -> None:
         self._attempt = attempt
         self._discard = discard
         self._losers = losers
-        self._runners: dict[asyncio.Task[A | None], Attempt] = {}
+        self._runners: dict[asyncio.Task[A | None], PendingAttempt] = {}
 
     async def run(
-        self, call: Attempt, clock: Clock, delay: float, second: Callable[[], Attempt | None]
-    ) -> tuple[Attempt, A] | None:
+        self,
+        call: PendingAttempt,
+        clock: Clock,
+        delay: float,
+        second: Callable[[], PendingAttempt | None],
+    ) -> tuple[PendingAttempt, A] | None:
         """Wait for the first answer.
 
         Args:
@@ -113,7 +117,7 @@ class Race(Generic[A]):
             raise refusal
         return None
 
-    def _start(self, call: Attempt) -> None:
+    def _start(self, call: PendingAttempt) -> None:
         task = asyncio.create_task(
             self._attempt(call), name=f"aigateway-attempt-{call.provider.name}"
         )
@@ -127,14 +131,14 @@ class Race(Generic[A]):
             return False
         return True
 
-    def _end(self, task: asyncio.Task[A | None], call: Attempt, lost: bool) -> None:
+    def _end(self, task: asyncio.Task[A | None], call: PendingAttempt, lost: bool) -> None:
         """Cancel a call that is not wanted any more; nobody waits for its end."""
         answer = _answer_of(task)
         if answer is not None:  # in the same moment as the one that won
-            call.end(End.UNUSED, answer=answer)
+            call.end(AttemptEnd.UNUSED, answer=answer)
             self._close(answer)
         elif not call.over:  # settled now, so that response or error can tell of it
-            call.end(End.OUTRUN if lost else End.CANCELLED)
+            call.end(AttemptEnd.OUTRUN if lost else AttemptEnd.CANCELLED)
 
         def ended(task: asyncio.Task[A | None]) -> None:
             self._losers.discard(task)
@@ -143,7 +147,7 @@ class Race(Generic[A]):
                 if call.over:
                     call.answered_after_its_end(late)
                 else:
-                    call.end(End.UNUSED, answer=late)
+                    call.end(AttemptEnd.UNUSED, answer=late)
                 self._close(late)
 
         self._losers.add(task)

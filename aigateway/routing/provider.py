@@ -26,8 +26,8 @@ from aigateway.events import (
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, Rejected
 from aigateway.resilience.concurrency import AdaptiveLimit, Slots
 from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, Setup, SetupPolicy
-from aigateway.resilience.guard import NEVER, Effect, Outcome, Refusal
-from aigateway.resilience.health import Health, HealthPolicy, OutstandingCall, Pace
+from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect, GuardRefusal
+from aigateway.resilience.health import HealthPolicy, HealthWindow, OutstandingCall, ResponseTimes
 from aigateway.resilience.last_resort import LastResort
 from aigateway.resilience.rates import RateLimits
 from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
@@ -200,12 +200,12 @@ class Guards:
         self.cooldown = Cooldown(
             clock, CooldownPolicy(clamp=settings.max_cooldown_seconds, lease=lease), self
         )
-        self.health = Health(clock, _health_policy(settings), self)
+        self.health = HealthWindow(clock, _health_policy(settings), self)
         self.last_resort = LastResort(clock)
-        self.answers = Pace(clock, threshold, stale=reset_timeout)
-        self.first_contents = Pace(clock, threshold, stale=reset_timeout)
+        self.answers = ResponseTimes(clock, threshold, stale=reset_timeout)
+        self.first_contents = ResponseTimes(clock, threshold, stale=reset_timeout)
 
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> GuardRefusal | None:
         """Why an attempt may not begin now, or None. Changes nothing."""
         refusal, cooling = self.setup.refusal(), self.cooldown.refusal()
         if cooling is not None:
@@ -216,7 +216,7 @@ class Guards:
         if rejected is None:
             return refusal
         wait = NEVER if self.breaker.forced else self.last_resort.wait()
-        return _both(refusal, Refusal(FailureKind.CIRCUIT_OPEN, rejected.retry_after, wait))
+        return _both(refusal, GuardRefusal(FailureKind.CIRCUIT_OPEN, rejected.retry_after, wait))
 
     def ramp_wait(self) -> float:
         """Seconds until a provider that has just come back takes one more call; 0.0 if now."""
@@ -249,7 +249,7 @@ class Guards:
         return Pass(permit, checked, trial, trickled, last_resort)
 
     def answered(
-        self, held: Pass, outcome: Outcome, pace: Pace, outstanding: OutstandingCall
+        self, held: Pass, outcome: AttemptOutcome, pace: ResponseTimes, outstanding: OutstandingCall
     ) -> None:
         """A stream has given its first content, or an attempt its answer.
 
@@ -270,7 +270,7 @@ class Guards:
             again = self.breaker.acquire()
             held.permit = None if isinstance(again, Rejected) else again
 
-    def end(self, held: Pass, outcome: Outcome) -> None:
+    def end(self, held: Pass, outcome: AttemptOutcome) -> None:
         """An attempt ended; every guard does with it what the table in `guard.py` says."""
         effect, permit = outcome.effect, held.permit
         if permit is not None and effect is Effect.FAILED:
@@ -332,27 +332,27 @@ class Guards:
     # ── what the guards decide, as events ────────────────────────────────────────────────────
 
     def cooled_down(self, seconds: float) -> None:
-        """As `guard.Listener`."""
+        """As `GuardListener`."""
         event = ProviderCooledDown(self._provider, round(seconds, 3), self._operation)
         self._emitter.emit(event)
 
     def disabled(self, reason: FailureKind, status: int | None, seconds: float) -> None:
-        """As `guard.Listener`."""
+        """As `GuardListener`."""
         self._emitter.emit(
             ProviderDisabled(self._provider, reason, status, round(seconds, 3), self._operation)
         )
 
     def enabled(self) -> None:
-        """As `guard.Listener`."""
+        """As `GuardListener`."""
         self._emitter.emit(ProviderEnabled(self._provider, self._operation))
 
     def degraded(self, reason: Literal["errors", "latency"], share: float) -> None:
-        """As `guard.Listener`."""
+        """As `GuardListener`."""
         event = ProviderDegraded(self._provider, reason, round(share, 3), self._operation)
         self._emitter.emit(event)
 
     def recovered(self) -> None:
-        """As `guard.Listener`."""
+        """As `GuardListener`."""
         self._emitter.emit(ProviderRecovered(self._provider, self._operation))
 
     def _circuit_changed(self, old: CircuitState, new: CircuitState) -> None:
@@ -457,13 +457,13 @@ class Provider:
         """Whether its model does that, as far as is known."""
         return self.known_operations is None or operation in self.known_operations
 
-    def refusal(self, operation: Operation) -> Refusal | None:
+    def refusal(self, operation: Operation) -> GuardRefusal | None:
         """Why this provider should not be asked now, or None. Its places are a separate matter."""
         if self.retired:
-            return Refusal(FailureKind.DISABLED, math.inf)
+            return GuardRefusal(FailureKind.DISABLED, math.inf)
         return self.guards(operation).refusal()
 
-    def refused(self, refusal: Refusal) -> ProviderFailure:
+    def refused(self, refusal: GuardRefusal) -> ProviderFailure:
         """A refusal as the cause of an error."""
         wait = in_milliseconds(refusal.retry_after)
         return ProviderFailure(self.name, refusal.kind, retry_after_seconds=wait)
@@ -573,15 +573,15 @@ class Provider:
         }
 
 
-def _both(one: Refusal | None, other: Refusal) -> Refusal:
+def _both(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
     """What two guards say that refuse: the first one's reason, and the longer waits."""
     if one is None:
         return other
-    return Refusal(
+    return GuardRefusal(
         one.kind,
         max(one.retry_after, other.retry_after),
         max(one.last_resort, other.last_resort),
-        min(one.changes, one.retry_after, other.changes, other.retry_after),
+        min(one.changes_in, other.changes_in),
     )
 
 

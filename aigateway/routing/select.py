@@ -12,39 +12,40 @@ from typing import Protocol
 
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.resilience.concurrency import Slots
-from aigateway.resilience.guard import NEVER, Refusal
+from aigateway.resilience.guard import NEVER, GuardRefusal
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.provider import Provider, in_milliseconds
 
-__all__ = ["Choice", "Policy", "PriorityPolicy", "take_turn"]
+__all__ = ["Policy", "PriorityPolicy", "Selection", "take_turn"]
 
 
-class Choice:
+class Selection:
     """What a policy found.
 
     Attributes:
         candidate: Whom to ask, or None.
-        last_resort: It is to be left alone, and asked all the same, since no other is left.
+        last_resort: No other is left than those that are to be left alone: one of them is asked
+            all the same, or waited for.
         refused: Those that were passed over, and why.
         waits: Seconds after which those that are worth waiting for may be asked: they have no free
             place (None: that is not known), or they are a last resort whose dose is used up.
-        changes: Seconds until one of several reasons to pass a provider over is gone.
+        changes: Seconds after which a guard that refuses says otherwise.
     """
 
     __slots__ = ("candidate", "changes", "last_resort", "refused", "waits")
 
     def __init__(self) -> None:
         self.candidate: Candidate | None = None
-        self.changes = NEVER
         self.last_resort = False
         self.refused: list[tuple[Candidate, ProviderFailure]] = []
         self.waits: list[float | None] = []
+        self.changes: list[float] = []
 
 
 class Policy(Protocol):
     """Picks the candidate that a request asks next."""
 
-    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Choice:
+    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Selection:
         """Look at the candidates as they are now.
 
         Args:
@@ -67,12 +68,12 @@ class PriorityPolicy:
 
     has_place: Callable[[Slots], bool]
 
-    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Choice:
+    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Selection:
         """Pick the candidate to ask now."""
-        choice = Choice()
+        choice = Selection()
         best: Candidate | None = None
         degraded: Candidate | None = None
-        refusals: list[tuple[Candidate, Refusal]] = []
+        refusals: list[tuple[Candidate, GuardRefusal]] = []
         for candidate in candidates:
             provider = candidate.provider
             if best is not None and provider.priority < best.provider.priority:
@@ -111,8 +112,8 @@ class PriorityPolicy:
 
     def _choose_last_resort(
         self,
-        choice: Choice,
-        refusals: Sequence[tuple[Candidate, Refusal]],
+        choice: Selection,
+        refusals: Sequence[tuple[Candidate, GuardRefusal]],
         request: RequestState,
     ) -> None:
         """Pick the least bad of those that are to be left alone, if its dose allows it now.
@@ -122,9 +123,10 @@ class PriorityPolicy:
         """
         for candidate, refusal in refusals:
             choice.refused.append((candidate, candidate.provider.refused(refusal)))
-            choice.changes = min(choice.changes, refusal.changes)
+            choice.changes.append(refusal.changes_in)
         if choice.waits:
             return
+        choice.last_resort = True
         best: tuple[bool, float] | None = None
         for candidate, refusal in refusals:
             wait = candidate.last_resort_wait(refusal.last_resort, request.began)
@@ -138,12 +140,12 @@ class PriorityPolicy:
                 guards = candidate.guards
                 rank = (guards.setup.reason is not None, -guards.last_resort.purse)
                 if best is None or rank < best:
-                    best, choice.candidate, choice.last_resort = rank, candidate, True
+                    best, choice.candidate = rank, candidate
             else:
                 choice.waits.append(wait)
 
 
-_RETIRED = Refusal(FailureKind.DISABLED, NEVER)
+_RETIRED = GuardRefusal(FailureKind.DISABLED, NEVER)
 
 
 def take_turn(provider: Provider, candidates: Sequence[Candidate]) -> None:

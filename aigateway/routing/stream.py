@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, ProviderFailure, StreamInterruptedError
 from aigateway.messages import ChatRequest, Choice, Chunk, Completion, Opening, Usage
-from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, Attempt, End
+from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, AttemptEnd, PendingAttempt
 from aigateway.routing.candidates import RequestState
 from aigateway.routing.failover import Failovers, Served, Work
 from aigateway.structured import fits
@@ -269,7 +269,7 @@ class StreamRun:
 
     def _settled(
         self,
-        attempt: Attempt,
+        attempt: PendingAttempt,
         part: Completion,
         completion: Completion,
         failure: Failure | None,
@@ -288,13 +288,13 @@ class StreamRun:
         if whole and failure is None and not fits(self._request.response_model, completion):
             failure = Failure(FailureKind.INVALID_OUTPUT)
         if failure is not None:
-            verdict = attempt.end(End.FAILED, failure, part)
+            verdict = attempt.end(AttemptEnd.FAILED, failure, part)
             assert verdict is not None  # noqa: S101 - it failed
             return self._broken(attempt, verdict, failure)
         if not whole:
-            attempt.end(End.LEFT, answer=part)
+            attempt.end(AttemptEnd.LEFT, answer=part)
             return None
-        attempt.end(End.ANSWERED, answer=part)
+        attempt.end(AttemptEnd.ANSWERED, answer=part)
         attempts = tuple(self._state.attempts)
         self.served = Served(completion, attempt.provider.name, attempts, attempt)
         return None
@@ -320,7 +320,7 @@ class StreamRun:
     # ── after a break ────────────────────────────────────────────────────────────────────────
 
     def _broken(
-        self, attempt: Attempt, verdict: Verdict, failure: Failure
+        self, attempt: PendingAttempt, verdict: Verdict, failure: Failure
     ) -> StreamInterruptedError:
         """What the caller is told, unless the stream is resumed."""
         name = attempt.provider.name
@@ -421,7 +421,7 @@ class StreamRun:
         )
 
 
-def _part(opened: Opened, attempt: Attempt, *, whole: bool) -> Completion:
+def _part(opened: Opened, attempt: PendingAttempt, *, whole: bool) -> Completion:
     """What came of a stream; where it is not the whole, with usage and cost by estimate."""
     part = opened.part()
     return part if whole else attempt.counted_part(part)

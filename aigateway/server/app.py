@@ -62,7 +62,8 @@ class _Application(FastAPI):
 async def _refused(request: Request, error: Exception) -> Response:
     refusal = refusal_of(error)
     if refusal is error:  # what the gateway refuses is in its own books
-        request.app.state.service.complaints.note(refusal)
+        peer = None if request.client is None else request.client.host
+        request.app.state.service.complaints.note(refusal, peer)
     return refused(refusal)
 
 

@@ -31,21 +31,30 @@ class Complaints:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._told: dict[tuple[str | None, str], tuple[float, int]] = {}
+        self._told: dict[tuple[str | None, str], tuple[float, int]] = {}  # the oldest first
         self.counts: Counter[str] = Counter()
 
-    def note(self, refusal: Refusal) -> None:
-        """Count one, and tell it if the same was not told a moment ago."""
+    def note(self, refusal: Refusal, peer: str | None = None) -> None:
+        """Count one, and tell it if the same was not told a moment ago.
+
+        Args:
+            refusal: What was said.
+            peer: The address that a request came from whose key is not known.
+        """
         code = refusal.code or str(refusal.status)
         self.counts[code] += 1
-        kind, now = (refusal.caller, code), self._clock.now()
+        kind, now = (refusal.caller or peer, code), self._clock.now()
         since, silent = self._told.get(kind, (None, 0))
         if since is not None and now - since < _LATELY:
             self._told[kind] = (since, silent + 1)
             return
-        if len(self._told) >= _MOST:
-            self._told.clear()
+        self._told.pop(kind, None)
+        while len(self._told) >= _MOST:
+            oldest = next(iter(self._told))
+            if now - self._told[oldest][0] < _LATELY:
+                return  # so many addresses are a flood; they are counted
+            del self._told[oldest]
         self._told[kind] = (now, 0)
         more = f", {silent} times more before" if silent else ""
-        whose = f"the key {refusal.caller!r}" if refusal.caller else "somebody"
+        whose = f"the key {refusal.caller!r}" if refusal.caller else peer or "somebody"
         _log.warning("service.refused: %s got HTTP %d (%s)%s.", whose, refusal.status, code, more)

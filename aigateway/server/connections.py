@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import http
+import ipaddress
 import json
+from collections import Counter
 from typing import Any, cast
 
 import h11
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -26,6 +29,9 @@ _MOST_HEAD = 32_768
 """Bytes of the line and the headers of a request."""
 
 
+_PIECES = 200
+"""Pieces of a body that are taken in one go: a body of tiny chunks holds up nothing else."""
+
 _STALL_SECONDS = 60.0
 """For a caller to take something of an answer that waits for it."""
 
@@ -36,12 +42,56 @@ def protocol_for(
     """The protocol for `uvicorn.Config(http=...)`.
 
     Args:
-        service: Gives the settings of the moment: `header_timeout`, `max_connections`.
+        service: Gives the settings of the moment: `header_timeout`, `keep_alive_timeout`,
+            `max_connections`, `max_connections_per_address`.
         stall_seconds: Who takes nothing of an answer for that long is cut off, so that the
             vendor's call behind it is not held for ever.
     """
-    fields = {"service": service, "stall_seconds": stall_seconds}
+    fields = {"service": service, "stall_seconds": stall_seconds, "addresses": Counter()}
     return type("GuardedProtocol", (GuardedProtocol,), fields)
+
+
+class _Connection(h11.Connection):
+    """h11's, but it speaks no HTTP that is yet to come, and gives pieces of a body in portions.
+
+    Attributes:
+        refusal: Why a request is not taken, if that is so.
+        has_more: The portion is over, and more is there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, _MOST_HEAD)
+        self.refusal: Refusal | None = None
+        self.has_more = False
+        self._left = 0
+
+    def begin_portion(self) -> None:
+        """Give so many pieces again."""
+        self.has_more, self._left = False, _PIECES
+
+    def next_event(self) -> Any:
+        """What has come, or that nothing has."""
+        if self._left <= 0:
+            self.has_more = True
+            return h11.NEED_DATA
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._left -= 1
+        elif isinstance(event, h11.Request) and event.http_version not in {b"1.0", b"1.1"}:
+            version = event.http_version.decode()
+            self.refusal = Refusal(505, f"HTTP/{version} is not spoken here; use HTTP/1.1.")
+            raise h11.RemoteProtocolError("not HTTP/1")
+        return event
+
+
+class _Flow(FlowControl):
+    """uvicorn's, but nothing is read while what has come already is not taken."""
+
+    held = False
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
 
 
 class GuardedProtocol(H11Protocol):
@@ -52,6 +102,11 @@ class GuardedProtocol(H11Protocol):
 
     service: Service
     stall_seconds: float
+    addresses: Counter[str]
+    """Open connections of each."""
+
+    conn: _Connection
+    flow: _Flow
 
     def __init__(
         self,
@@ -61,7 +116,9 @@ class GuardedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = h11.Connection(h11.SERVER, _MOST_HEAD)
+        self.conn = _Connection()
+        self.timeout_keep_alive = self.service.settings.keep_alive_timeout  # type: ignore[assignment]
+        self._address: str | None = None
         self._late: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._stalled: asyncio.TimerHandle | None = None
@@ -70,23 +127,45 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Somebody has connected."""
         super().connection_made(transport)
-        if len(self.connections) > self.service.settings.max_connections:
-            self._turn_away(
-                Refusal(
-                    503,
-                    "Too many connections are open.",
-                    "server_error",
-                    "overloaded",
+        self.flow = _Flow(transport)
+        refusal = self._refused_at_once()
+        if refusal is None:
+            self._await_head()
+        else:
+            self._turn_away(refusal)
+
+    def _refused_at_once(self) -> Refusal | None:
+        """Count the connection, and say whether there are too many."""
+        settings = self.service.settings
+        if self.client is not None:
+            self._address = _network(self.client[0])
+            self.addresses[self._address] += 1
+            if self.addresses[self._address] > settings.max_connections_per_address:
+                return Refusal(
+                    429,
+                    "Too many connections are open from this address.",
+                    "rate_limit_error",
+                    "too_many_connections",
                     retry_after=1.0,
                 )
+        if len(self.connections) > settings.max_connections:
+            return Refusal(
+                503,
+                "Too many connections are open.",
+                "server_error",
+                "overloaded",
+                retry_after=1.0,
             )
-            return
-        self._await_head()
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._head_is_there()
         self._is_taken()
+        if self._address is not None:
+            self.addresses[self._address] -= 1
+            if not self.addresses[self._address]:
+                del self.addresses[self._address]
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -118,6 +197,27 @@ class GuardedProtocol(H11Protocol):
         if not self._is_idle:
             self._head_is_there()
 
+    def handle_events(self) -> None:
+        """Take what has come, a portion at a time."""
+        if self.flow.held:
+            return  # the next portion is on its way
+        self.conn.begin_portion()
+        super().handle_events()
+        if self.conn.has_more and not self.transport.is_closing():
+            self.flow.pause_reading()
+            self.flow.held = True
+            self.loop.call_soon(self._take_more)
+
+    def _take_more(self) -> None:
+        self.flow.held = False
+        if self.transport.is_closing():
+            return
+        self.handle_events()
+        cycle = self._unanswered
+        is_full = cycle is not None and len(cycle.body) > HIGH_WATER_LIMIT
+        if not is_full and self.conn.their_state is not h11.DONE:
+            self.flow.resume_reading()
+
     def on_response_complete(self) -> None:
         """An answer has gone out."""
         self._quiet_since = self.service.clock.now()
@@ -127,7 +227,7 @@ class GuardedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
-        self._turn_away(Refusal(400, msg))
+        self._turn_away(self.conn.refusal or Refusal(400, msg))
 
     def is_quiet(self, seconds: float) -> bool:
         """Whether neither a request nor an answer is here, nor was in the last seconds."""
@@ -195,6 +295,18 @@ class GuardedProtocol(H11Protocol):
             cycle.disconnected = True  # what the application still says goes nowhere
             cycle.message_event.set()
         self.transport.close()
+
+
+def _network(address: str) -> str:
+    """Whose connections count together: of IPv6 a caller has a whole /64."""
+    try:
+        whole = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if whole.version == 4:
+        return address
+    mapped = whole.ipv4_mapped
+    return str(mapped or ipaddress.ip_network((int(whole), 64), strict=False))
 
 
 def _on_the_wire(refusal: Refusal) -> bytes:

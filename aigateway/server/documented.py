@@ -24,7 +24,7 @@ __all__ = ["ROUTES"]
 async def chat(request: Request) -> Response:
     """Answer a message."""
     exchange = Exchange.begin(request)
-    question = chat_question(await json_body(request))
+    question = await json_body(request, chat_question)
     options = {**exchange.terms.options(), **question.options}
     async with contextlib.AsyncExitStack() as stack:
         turn = exchange.turn(stack, question.model, options.get("timeout"))

@@ -70,13 +70,13 @@ class Exchange:
         """
         service, headers = service_of(request), request.headers
         caller = service.access.admit(headers)
-        whose = origin(headers, request.state.request_id, caller.partition)
+        whose = origin(headers, request.state.request_id, caller.partition, caller.name or "")
         until = request.scope.get(UNTIL)
         if until is None:  # no limits stand in front of this application
             until = service.clock.now() + service.settings.request_timeout
         how = terms(headers)
         if how.agent is None and caller.name is not None:
-            how = replace(how, agent=caller.name)  # so that logs say who asked
+            how = replace(how, agent=caller.name)  # for `agent_ttls`
         return cls(service, caller, how, whose, until)
 
     def turn(

@@ -75,7 +75,8 @@ class Gate:
         try:
             self._check(scope["path"], Headers(scope=scope))
         except Refusal as refusal:
-            self._service.complaints.note(refusal)
+            peer = scope.get("client")
+            self._service.complaints.note(refusal, None if peer is None else str(peer[0]))
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return

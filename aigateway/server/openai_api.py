@@ -44,7 +44,7 @@ _FAREWELL = error_event(stopping())
 async def chat_completions(request: Request) -> Response:
     """Answer a chat, whole or piece by piece."""
     exchange = Exchange.begin(request)
-    question = completion_question(await json_body(request))
+    question = await json_body(request, completion_question)
     if question.stream:
         return await _streamed(request, exchange, question)
     options = {**exchange.terms.options(), **question.options}
@@ -65,6 +65,7 @@ async def _streamed(request: Request, exchange: Exchange, question: Question) ->
     async with contextlib.AsyncExitStack() as stack:
         turn = exchange.turn(stack, question.model, exchange.terms.timeout)
         options |= turn.options
+        await exchange.service.turns.take()
         stream = await stack.enter_async_context(turn.gateway.stream(question.prompt, **options))
         async with WhilePresent(request.receive):
             first = await anext(stream)
@@ -86,6 +87,7 @@ async def _streamed(request: Request, exchange: Exchange, question: Question) ->
             ping_seconds=PING_SECONDS,
             farewell=_FAREWELL,
             stopping=exchange.service.stopping,
+            turns=exchange.service.turns,
             clock=clock,
         )
 
@@ -107,7 +109,7 @@ async def _events(
 async def create_embeddings(request: Request) -> Response:
     """Turn texts into vectors."""
     exchange = Exchange.begin(request)
-    question = embedding_question(await json_body(request))
+    question = await json_body(request, embedding_question)
     async with contextlib.AsyncExitStack() as stack:
         turn = exchange.turn(stack, question.model, exchange.terms.timeout)
         async with WhilePresent(request.receive):

@@ -50,7 +50,8 @@ async def force_circuit(name: str, request: Request) -> JSONResponse:
     """Force a provider's circuit open or closed, or leave it to itself again ("auto")."""
     service: Service = request.app.state.service
     caller = _admin(service, request)
-    state = await _order(request)
+    # JSON is a type that another site's page may not send unasked.
+    state = await json_body(request, _order)
     try:
         await service.force_circuit(name, state, caller.name)
     except ConfigurationError as error:
@@ -70,8 +71,7 @@ def _admin(service: Service, request: Request) -> Caller:
     return caller
 
 
-async def _order(request: Request) -> CircuitOrder:
-    body = await json_body(request)  # a type that another site's page may not send unasked
+def _order(body: dict[str, Any]) -> CircuitOrder:
     state = body.get("state")
     if not isinstance(state, str) or state not in _ORDERS or len(body) > 1:
         raise Refusal(400, 'The body must be {"state": "open"}, "closed" or "auto".', param="state")

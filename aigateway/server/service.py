@@ -12,6 +12,7 @@ from aigateway.gateway import AsyncGateway
 from aigateway.routing.provider import CircuitOrder
 from aigateway.server.access import Access
 from aigateway.server.complaints import Complaints
+from aigateway.server.events import Turns
 from aigateway.server.status.happenings import Happenings
 from aigateway.server.status.snapshot import Snapshot, snapshot
 from aigateway.server.workers import Workers
@@ -37,6 +38,7 @@ class Service:
         complaints: What was refused.
         draining: It is told to stop: `/ready` says no, what is under way goes on.
         stopping: Its time is over, too: a stream that still goes on says so and ends.
+        turns: Shares out the event loop's time among streams.
         workers: The other processes of the same service.
         clock: As given.
         happenings: As given.
@@ -64,6 +66,7 @@ class Service:
         self.complaints = Complaints(clock)
         self.draining = False
         self.stopping = asyncio.Event()
+        self.turns = Turns(clock)
         self.workers = workers or Workers()
         self.clock = clock
         self.happenings = happenings or Happenings(clock)
@@ -102,6 +105,11 @@ class Service:
     async def force_own_circuit(self, name: str, order: CircuitOrder, by: str | None) -> None:
         """Take a circuit of this process in hand; see `AsyncGateway.force_circuit`."""
         self.gateway.force_circuit(name, order, by=by)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self._uses
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[AsyncGateway]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import select
 import socket
@@ -39,10 +40,6 @@ BACKLOG = 2048
 _AT_A_TIME = 8
 """Connections accepted in one go. More, and one process would take what all should share."""
 
-_KEEP_ALIVE_SECONDS = 75
-"""Longer than clients keep connections: who closes first must be the one who knows that it does
-not send a request at that moment."""
-
 _TELLING_SECONDS = 1.0
 """For streams to say that they end."""
 
@@ -51,6 +48,9 @@ _FLUSHING_SECONDS = 0.5
 
 _HANDSHAKE_SECONDS = 0.3
 """For connections that are half made when the port stops taking new ones."""
+
+_IDLE_SECONDS = 10.0
+"""Between two looks whether nothing is under way, so that memory can be given back."""
 
 _QUIET_SECONDS = 2.0
 """A connection without a request for that long is closed; a client that is busy asks sooner."""
@@ -119,6 +119,7 @@ class Process:
             GatewayError: The gateway cannot be made ready.
         """
         self._spawn(self.service.workers.attend())
+        self._spawn(self._give_memory_back())
         try:
             await self._unless_told(self.service.gateway.warmup())
             self._warm.set()
@@ -138,6 +139,14 @@ class Process:
         await self.ending.notice()
         server.should_exit = True
         await serving
+
+    async def _give_memory_back(self) -> None:
+        """Return what a burst of requests took; glibc keeps it, however much is free."""
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        while trim is not None:
+            await self.service.clock.sleep(_IDLE_SECONDS)
+            if self.service.is_idle:
+                await asyncio.to_thread(trim, 0)
 
     async def _unless_told(self, waiting: Any) -> None:
         """Wait for something, or for being told to end."""
@@ -189,7 +198,6 @@ class _Server(uvicorn.Server):
             ws="none",
             server_header=False,
             backlog=_AT_A_TIME,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         )
         super().__init__(config)
 

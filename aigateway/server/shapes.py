@@ -7,7 +7,7 @@ so that nothing in a request says where it goes, or with which key.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from pydantic import (
     BeforeValidator,
@@ -19,6 +19,8 @@ from pydantic import (
     TypeAdapter,
 )
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from aigateway.intake import MOST_MESSAGES
 
 __all__ = [
     "CHAT_NAMES",
@@ -45,6 +47,30 @@ def _flag(value: Any) -> Any:
         raise ValueError("must be true or false")  # noqa: TRY004 - pydantic catches this one
     return value
 
+
+def _brief_type(value: Any) -> Any:
+    """Pydantic repeats the type in its error, whatever its length."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and len(kind) > _LONGEST_TYPE:
+        raise ValueError(f"type must have at most {_LONGEST_TYPE} characters")
+    return value
+
+
+def _few(value: Any) -> Any:
+    """Pydantic looks at every item of a mapping before it counts them."""
+    if isinstance(value, dict) and len(value) > _FEW:
+        raise ValueError(f"must have at most {_FEW} items")
+    return value
+
+
+_LONGEST_TYPE = 64
+_FEW = 1024
+"""Tools, calls of one message, words to stop at: several times what any vendor takes."""
+
+_Item = TypeVar("_Item")
+# The first item that is wrong ends the check: an error for each of millions takes minutes.
+Few = Annotated[list[_Item], Field(max_length=_FEW, fail_fast=True)]
+Many = Annotated[list[_Item], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
 
 Count = Annotated[int, Field(ge=1, le=2**53), BeforeValidator(_whole)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -131,8 +157,9 @@ class FilmPart(TypedDict):
 Part = Annotated[
     TextPart | RefusalPart | PicturePart | SoundPart | FilePart | FilmPart,
     Field(discriminator="type"),
+    BeforeValidator(_brief_type),
 ]
-Parts = Annotated[list[Part], Field(min_length=1)]
+Parts = Many[Part]
 
 
 class CalledFunction(TypedDict):
@@ -178,7 +205,7 @@ class AnswerMessage(TypedDict):
     content: str | Parts
     name: NotRequired[str | None]
     refusal: NotRequired[str | None]
-    tool_calls: NotRequired[list[CalledTool] | None]
+    tool_calls: NotRequired[Few[CalledTool] | None]
 
 
 class CallingMessage(TypedDict):
@@ -189,7 +216,7 @@ class CallingMessage(TypedDict):
     content: NotRequired[None]
     name: NotRequired[str | None]
     refusal: NotRequired[str | None]
-    tool_calls: Annotated[list[CalledTool], Field(min_length=1)]
+    tool_calls: Annotated[Few[CalledTool], Field(min_length=1)]
 
 
 class OldCallingMessage(TypedDict):
@@ -267,7 +294,7 @@ Message = Annotated[
         ),
     ),
 ]
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Many[Message]
 
 
 # ── parameters ───────────────────────────────────────────────────────────────────────────────
@@ -306,7 +333,9 @@ class CustomTool(TypedDict):
     custom: CustomFormat
 
 
-Tool = Annotated[FunctionTool | CustomTool, Field(discriminator="type")]
+Tool = Annotated[
+    FunctionTool | CustomTool, Field(discriminator="type"), BeforeValidator(_brief_type)
+]
 
 
 class JsonSchema(TypedDict):
@@ -362,13 +391,13 @@ class Parameters(TypedDict):
     audio: NotRequired[dict[str, Any] | None]
     frequency_penalty: NotRequired[Penalty | None]
     function_call: NotRequired[str | Named | None]
-    functions: NotRequired[list[DeclaredFunction] | None]
-    logit_bias: NotRequired[dict[str, float] | None]
+    functions: NotRequired[Few[DeclaredFunction] | None]
+    logit_bias: NotRequired[Annotated[dict[str, float], BeforeValidator(_few)] | None]
     logprobs: NotRequired[bool | None]
     max_completion_tokens: NotRequired[Count | None]
     max_tokens: NotRequired[Count | None]
     metadata: NotRequired[dict[str, Any] | None]
-    modalities: NotRequired[list[str] | None]
+    modalities: NotRequired[Few[str] | None]
     parallel_tool_calls: NotRequired[bool | None]
     prediction: NotRequired[dict[str, Any] | None]
     presence_penalty: NotRequired[Penalty | None]
@@ -376,18 +405,23 @@ class Parameters(TypedDict):
     prompt_cache_retention: NotRequired[str | None]
     reasoning_effort: NotRequired[str | None]
     response_format: NotRequired[
-        Annotated[SchemaFormat | PlainFormat, Field(discriminator="type")] | None
+        Annotated[
+            SchemaFormat | PlainFormat,
+            Field(discriminator="type"),
+            BeforeValidator(_brief_type),
+        ]
+        | None
     ]
     safety_identifier: NotRequired[str | None]
-    safety_settings: NotRequired[list[dict[str, Any]] | None]
+    safety_settings: NotRequired[Few[dict[str, Any]] | None]
     seed: NotRequired[Annotated[int, Field(ge=-(2**53), le=2**53), BeforeValidator(_whole)] | None]
     service_tier: NotRequired[str | None]
-    stop: NotRequired[str | list[str] | None]
+    stop: NotRequired[str | Few[str] | None]
     store: NotRequired[bool | None]
     temperature: NotRequired[Annotated[float, Field(ge=0, le=2)] | None]
     thinking: NotRequired[dict[str, Any] | None]
     tool_choice: NotRequired[str | Choosing | None]
-    tools: NotRequired[list[Tool] | None]
+    tools: NotRequired[Few[Tool] | None]
     top_k: NotRequired[Annotated[int, Field(ge=0, le=2**31), BeforeValidator(_whole)] | None]
     top_logprobs: NotRequired[Annotated[int, Field(ge=0, le=20), BeforeValidator(_whole)] | None]
     top_p: NotRequired[Annotated[float, Field(ge=0, le=1)] | None]
@@ -437,7 +471,7 @@ class EmbeddingRequest(TypedDict):
     """OpenAI's request for embeddings."""
 
     __pydantic_config__ = _CLOSED  # type: ignore[misc]
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048, fail_fast=True)]
     model: NotRequired[str | None]
     dimensions: NotRequired[Count | None]
     encoding_format: NotRequired[Literal["float", "base64"] | None]

@@ -90,7 +90,7 @@ def name_of_request(given: str | None) -> str:
     return os.urandom(16).hex()
 
 
-def origin(headers: Mapping[str, str], request_id: str, partition: str) -> Origin:
+def origin(headers: Mapping[str, str], request_id: str, partition: str, tenant: str = "") -> Origin:
     """On whose behalf, with what goes on to the vendor: the request's id and place in a trace."""
     carried = {"X-Request-ID": request_id}
     parent = headers.get("traceparent")
@@ -99,7 +99,7 @@ def origin(headers: Mapping[str, str], request_id: str, partition: str) -> Origi
         state = headers.get("tracestate")
         if state is not None and _TRACE_STATE.fullmatch(state):
             carried["tracestate"] = state
-    return Origin(request_id, partition, carried)
+    return Origin(request_id, partition, carried, tenant=tenant)
 
 
 def _seconds(given: Mapping[str, str], name: str) -> float | None:

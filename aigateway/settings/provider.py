@@ -7,12 +7,23 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 
-from pydantic import ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FieldSerializationInfo,
+    Secret,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
 from aigateway.errors import ConfigurationError
 from aigateway.events import Operation
 from aigateway.settings.explain import explain, unknown_name
 from aigateway.settings.fields import Count, Frozen, Header, Key, Label, Seconds, Url
+from aigateway.settings.secrets import keep_secret
 
 __all__ = ["VENDORS", "LLMConfig", "ProviderType", "Vendor"]
 
@@ -52,6 +63,16 @@ _BASE_EXAMPLES = {
     ProviderType.AZURE: "https://my-resource.openai.azure.com",
     ProviderType.OPENAI_COMPATIBLE: "http://localhost:8000/v1",
 }
+
+
+def _unmasked(values: Any) -> Any:
+    """What `model_dump` has masked, so that a config can be made of it again."""
+    if not isinstance(values, Mapping):
+        return values
+    return {
+        name: value.get_secret_value() if isinstance(value, Secret | SecretStr) else value
+        for name, value in values.items()
+    }
 
 
 class LLMConfig(Frozen):
@@ -101,10 +122,15 @@ class LLMConfig(Frozen):
     """Failures in a row that open the circuit; None takes the setting."""
     reset_timeout_seconds: Seconds | None = None
     """Seconds the circuit stays open at first; None takes the setting."""
-    headers: dict[Label, Header] = Field(default_factory=dict, repr=False)
-    """Sent with every call. Not shown in repr: they may hold a token."""
-    extra: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Vendor-specific options, handed to the vendor room as they are. Not shown in repr."""
+    headers: Annotated[dict[Label, Header], BeforeValidator(_unmasked)] = Field(
+        default_factory=dict, repr=False
+    )
+    """Sent with every call. Not shown in repr, and masked in dumps: they may hold a token."""
+    extra: Annotated[dict[str, Any], BeforeValidator(_unmasked)] = Field(
+        default_factory=dict, repr=False
+    )
+    """Vendor-specific options, handed to the vendor room as they are. Not shown in repr, and masked
+    in dumps."""
 
     if TYPE_CHECKING:
 
@@ -152,6 +178,12 @@ class LLMConfig(Frozen):
                 fields.clear()
                 raise ConfigurationError(f"LLMConfig: {problem}")
 
+    @field_serializer("headers", "extra")
+    def _mask(self, values: dict[str, Any], info: FieldSerializationInfo) -> dict[str, Any]:
+        if info.mode == "json":
+            return dict.fromkeys(values, str(SecretStr("any")))
+        return {name: Secret(value) for name, value in values.items()}
+
     @model_validator(mode="after")
     def _resolve(self) -> Self:
         problem = _misfit(self)
@@ -162,6 +194,9 @@ class LLMConfig(Frozen):
         base, version = _address(self)
         for field, value in (("name", name), ("api_base", base), ("api_version", version)):
             object.__setattr__(self, field, value)  # still being made, so not yet frozen
+        if self.api_key is not None:
+            keep_secret((self.api_key.get_secret_value(),))
+        keep_secret(value.rpartition(" ")[2] for value in self.headers.values())
         return self
 
 

@@ -87,6 +87,12 @@ class ServerSettings(TableSettings):
     64 kB/s or more may take longer."""
     max_connections: Count = 4096
     """Connections open at once, of one worker; more are turned away with 503."""
+    max_connections_per_address: Count = 2048
+    """Those of one client address (of IPv6, of one /64); more are turned away with 429. Behind a
+    proxy all connections have its address."""
+    keep_alive_timeout: Seconds = 75.0
+    """Seconds for which a connection is kept without a request. Clients should let go first: give a
+    proxy in front a shorter time."""
     drain_seconds: SecondsOrZero = 30.0
     """Seconds for what is under way when it is told to stop; then streams are told and cut."""
     drain_notice_seconds: SecondsOrZero = 1.0

@@ -13,6 +13,7 @@ from aigateway.clock import Clock
 from aigateway.errors import GatewayError
 from aigateway.events import CacheHit, RequestFailed, RequestServed
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from aigateway.settings.secrets import tells_a_key
 from aigateway.telemetry.account import Account
 from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.metrics import RequestCounters
@@ -91,7 +92,7 @@ class Entry:
                 RequestServed(
                     self._request.request_id,
                     provider,
-                    answer.model,
+                    "" if tells_a_key(answer.model) else answer.model,
                     self._agent,
                     attempts,
                     latency,
@@ -137,6 +138,9 @@ class Ledger:
     ) -> Entry:
         """Enter a request, for as long as it lasts. An error inside is its end."""
         emitter, clock = self._emitter, self._clock
+        if request.tenant and agent != request.tenant:
+            # What a caller calls itself does not stand in the place of its name.
+            agent = f"{request.tenant}/{agent}" if agent else request.tenant
         entry = Entry(self.counters, emitter, clock, request, agent)
         if emitter.follows_requests():
             entry.account = Account(

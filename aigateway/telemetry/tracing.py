@@ -25,6 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from aigateway.errors import FailureKind
 from aigateway.events import AttemptEnded, Event, Operation, RequestEnded
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest
+from aigateway.settings.secrets import has_a_key, tells_a_key
 from aigateway.telemetry.captured import input_messages, output_messages
 from aigateway.telemetry.traces import Answer
 from aigateway.version import __version__
@@ -243,7 +244,7 @@ class _AttemptSpan:
             "gen_ai.provider.name": self._name,
             "gen_ai.request.model": event.model,
         }
-        if answer is not None and answer.model:
+        if answer is not None and answer.model and not tells_a_key(answer.model):
             about["gen_ai.response.model"] = answer.model
         context = trace.set_span_in_context(self._span, Context())  # for exemplars
         if usage.total_tokens:
@@ -330,11 +331,17 @@ def _asked(
 
 
 def _answered(answer: Answer) -> dict[str, Any]:
-    told: dict[str, Any] = {"gen_ai.response.model": answer.model} if answer.model else {}
+    told: dict[str, Any] = {}
+    if answer.model and not tells_a_key(answer.model):
+        told["gen_ai.response.model"] = answer.model
     if isinstance(answer, Completion):
-        if answer.id:
+        if answer.id and not has_a_key(answer.id):  # an id is as random as a key
             told["gen_ai.response.id"] = answer.id
-        reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
+        reasons = [
+            choice.finish_reason
+            for choice in answer.choices
+            if choice.finish_reason and not tells_a_key(choice.finish_reason)
+        ]
         if reasons:
             told["gen_ai.response.finish_reasons"] = reasons
     return told

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectStream", "StreamOwner"]
 
+_AT_ONCE = 16_384
+"""Bytes that are taken in one go: about a millisecond's work, where all that waits may be ten."""
+
 _NO_EVENTS = (b"{", b"[", b"<")
 """How a body begins that is one JSON text or a page, whatever its headers say."""
 
@@ -124,7 +127,7 @@ class DirectStream:
 
     async def _next(self) -> Sequence[Chunk]:
         try:
-            received = await self._content.readany()
+            received = await self._content.read(_AT_ONCE)
         except Exception as error:  # noqa: BLE001 - judged, whatever it is
             failure = classify(error, now_wall=self._owner.wall())
             # The connection may break after the answer, and harm nobody.

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aigateway.errors import FailureKind
+from aigateway.settings.secrets import tells_a_key
 from aigateway.vendor.client import Failure
 from aigateway.vendor.retry_after import retry_after_from_headers, seconds_from_google_delay
 
@@ -432,8 +433,10 @@ def kind_of_status(status: int) -> FailureKind:
 
 
 def tame_code(code: object) -> str | None:
-    """The code, if it is short and plain enough for logs and labels."""
-    return code if isinstance(code, str) and _TAME.fullmatch(code) else None
+    """The code, if it is short and plain enough for logs and labels, and tells no key."""
+    if not isinstance(code, str) or not _TAME.fullmatch(code) or tells_a_key(code):
+        return None
+    return code
 
 
 def _kind_of_code(keys: tuple[str, ...]) -> FailureKind | None:

@@ -177,8 +177,9 @@ def _close_socket(transport: Any) -> None:
 def close_litellms_pools_with_the_loop(litellm: ModuleType) -> None:
     """See that what litellm opens on the running event loop is closed with it.
 
-    litellm keeps its clients for an hour, a set for each loop. The clients stay; only the
-    connections below them are closed, and would be opened again.
+    litellm keeps its clients for an hour, a set for each loop. The connections below them are
+    closed, which would be opened again where a caller of litellm has such a client, too, and
+    litellm forgets the clients, which would keep the loop.
     """
     loop = asyncio.get_running_loop()
     if id(loop) in _litellms:
@@ -189,6 +190,7 @@ def close_litellms_pools_with_the_loop(litellm: ModuleType) -> None:
         for transport in _litellms_transports(litellm, loop):
             with contextlib.suppress(Exception):
                 await transport.aclose()
+        _forget_litellms_clients(litellm, loop)
 
     def drop() -> None:
         _litellms.pop(id(loop), None)
@@ -196,6 +198,7 @@ def close_litellms_pools_with_the_loop(litellm: ModuleType) -> None:
             session = getattr(transport, "client", None)
             if isinstance(session, aiohttp.ClientSession):
                 _drop_session(session)
+        _forget_litellms_clients(litellm, loop)
 
     # Not kept by a client: litellm's connections stay open when ours is closed.
     _litellms[id(loop)] = _LoopEnd(close, drop)
@@ -219,3 +222,11 @@ def _litellms_transports(litellm: ModuleType, loop: asyncio.AbstractEventLoop) -
             if transport is not None and is_of_the_loop:
                 transports.append(transport)
     return transports
+
+
+def _forget_litellms_clients(litellm: ModuleType, loop: asyncio.AbstractEventLoop) -> None:
+    cache = litellm.in_memory_llm_clients_cache
+    for key in tuple(getattr(cache, "cache_dict", ())):
+        if str(key).endswith(f"-{id(loop)}"):
+            with contextlib.suppress(Exception):
+                cache.delete_cache(key)

@@ -18,7 +18,7 @@ SETTINGS = GatewaySettings.model_construct(max_prompt_bytes=10_000)
 NAN, INF = math.nan, math.inf
 USER = {"role": "user", "content": SECRET}
 CYCLE: list[Any] = [USER]
-CYCLE.append({"role": "user", "content": CYCLE})
+CYCLE.append({"role": "user", "content": SECRET, "a": CYCLE})
 
 
 def chat(prompt: Any = SECRET, /, **given: Any) -> ChatRequest:

@@ -38,7 +38,7 @@ def test_numpys_floats_are_floats() -> None:
     ("prompt", "words"),
     [
         ("\ud800" + SECRET, ["The prompt", "surrogates"]),
-        ([USER, {"role": "user", "content": {SECRET}}], ["messages[1]", "JSON", "set"]),
+        ([USER, {"role": "user", "content": {SECRET}}], ["messages[1]", "content", "set"]),
         ([USER, {"role": "user", "content": SECRET.encode()}], ["messages[1]", "bytes"]),
         ([USER, {"role": "user", "content": "\udfff"}], ["messages[1]", "surrogates"]),
         ([USER, {"role": "user", "content": "x", 5: SECRET}], ["messages[1]", "key"]),
@@ -46,7 +46,7 @@ def test_numpys_floats_are_floats() -> None:
         ([USER, {"role": "user", "content": "x", "a": [{"b": (-INF,)}]}], ["messages[1]", "NaN"]),
         ([USER, {"role": "user", "content": "x", "a": 2**64}], ["messages[1]", "64-bit"]),
         (CYCLE, ["messages[1]", "Recursion"]),
-        ([{"role": "user", "content": DEEP}], ["Recursion"]),
+        ([{"role": "user", "content": "x", "a": DEEP}], ["Recursion"]),
         ([USER, {"role": "user", "content": "x", "a": Record()}], ["messages[1]", "Record"]),
     ],
 )

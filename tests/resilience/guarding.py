@@ -1,7 +1,7 @@
 """What guards are told, and what they tell."""
 
 from aigateway.errors import FailureKind
-from aigateway.resilience.guard import Effect, Outcome
+from aigateway.resilience.guard import AttemptOutcome, Effect
 
 __all__ = ["Heard", "answered", "failed", "misconfigured", "neutral", "outcome", "throttled"]
 
@@ -34,7 +34,7 @@ _serial = iter(range(10**9))
 def outcome(effect, cause=None, **fields):
     """The end of an attempt; each of a request of its own, unless a cause is given."""
     digest = next(_serial) if cause is None else cause
-    return Outcome(effect, lambda: digest, **fields)
+    return AttemptOutcome(effect, lambda: digest, **fields)
 
 
 def answered(seconds=0.0):

@@ -15,9 +15,9 @@ from aigateway.resilience.health import (
     QUICK,
     QUICK_SECONDS,
     RUN,
-    Health,
     HealthPolicy,
-    Pace,
+    HealthWindow,
+    ResponseTimes,
 )
 from aigateway.testing import FakeClock
 from tests.resilience.guarding import (
@@ -41,7 +41,7 @@ def succeed(pace, seconds, *, slow=False):
 
 def known(clock, threshold=3, *, seconds=1.0):
     """A pace that knows 20 latencies, all the same."""
-    pace = Pace(clock, threshold, stale=STALE)
+    pace = ResponseTimes(clock, threshold, stale=STALE)
     for _ in range(20):
         succeed(pace, seconds)
     return pace
@@ -49,7 +49,7 @@ def known(clock, threshold=3, *, seconds=1.0):
 
 class TestPercentile:
     def test_nothing_is_said_of_few(self, clock):
-        pace = Pace(clock, 5)
+        pace = ResponseTimes(clock, 5)
         for _ in range(19):
             succeed(pace, 1.0)
         assert (pace.p95, pace.usual, pace.samples) == (None, None, 19)
@@ -59,7 +59,7 @@ class TestPercentile:
 
     @given(st.lists(st.floats(0, 100), min_size=20, max_size=400))
     def test_it_is_the_percentile_of_the_latest_but_a_few(self, values):
-        pace = Pace(FakeClock(), 5)
+        pace = ResponseTimes(FakeClock(), 5)
         for value in values:
             succeed(pace, value)
         possible = []
@@ -70,7 +70,7 @@ class TestPercentile:
         assert pace.samples == min(128, len(values))
 
     def test_it_forgets(self, clock):
-        pace = Pace(clock, 5)
+        pace = ResponseTimes(clock, 5)
         for _ in range(128):
             succeed(pace, 10.0)
         for _ in range(128 + 16):
@@ -80,7 +80,7 @@ class TestPercentile:
 
 class TestUsual:
     def test_it_begins_as_the_median_of_the_first_twenty(self, clock):
-        pace: Any = Pace(clock, 5)
+        pace: Any = ResponseTimes(clock, 5)
         for i in range(20):
             succeed(pace, 100.0 if i < 9 else float(i))
         assert pace.usual == pytest.approx(19.0, rel=0.011)
@@ -145,7 +145,7 @@ class TestUsual:
         assert pace.is_slow(seconds, 5.0) is slow
 
     def test_nothing_is_slow_before_the_usual_is_known(self, clock):
-        assert not Pace(clock, 5).is_slow(10**6, 5.0)
+        assert not ResponseTimes(clock, 5).is_slow(10**6, 5.0)
 
 
 class TestHang:
@@ -165,7 +165,7 @@ class TestHang:
         assert not pace.seems_to_hang(), "what has ended is not out"
 
     def test_without_a_percentile_nothing_is_overdue(self, clock):
-        pace = Pace(clock, 1)
+        pace = ResponseTimes(clock, 1)
         pace.begin()
         clock.tick(10**6)
         assert not pace.seems_to_hang()
@@ -375,7 +375,7 @@ def heard():
 
 @pytest.fixture
 def health(clock, heard):
-    return Health(clock, HealthPolicy(), heard)
+    return HealthWindow(clock, HealthPolicy(), heard)
 
 
 def feed(health, clock, outcomes, pause=0.0, *, slow=False):
@@ -459,7 +459,7 @@ class TestErrorRate:
         feed(health, clock, [good] * 50)
 
     def test_memory_is_bounded(self, clock, heard):
-        health = Health(clock, HealthPolicy(errors=1.0), heard)
+        health = HealthWindow(clock, HealthPolicy(errors=1.0), heard)
         for _ in range(100):
             feed(health, clock, bads(100) + goods(1), pause=0.001)
         assert len(health._causes) <= 4096
@@ -467,7 +467,7 @@ class TestErrorRate:
 
     def test_its_numbers_are_the_policys(self, clock, heard):
         policy = HealthPolicy(window=10, least=4, errors=0.25)
-        health = Health(clock, policy, heard)
+        health = HealthWindow(clock, policy, heard)
         feed(health, clock, goods(3), pause=3.0)
         feed(health, clock, bads(1))
         assert health.is_degraded()
@@ -475,7 +475,7 @@ class TestErrorRate:
     @given(st.integers(0, 10**6))
     def test_a_rate_of_a_tenth_is_left_alone(self, seed):
         luck, clock, heard = random.Random(seed), FakeClock(), Heard()
-        health = Health(clock, HealthPolicy(), heard)
+        health = HealthWindow(clock, HealthPolicy(), heard)
         for _ in range(400):
             feed(health, clock, [failed() if luck.random() < 0.1 else answered()], pause=0.05)
         degraded = sum(event[0] == "degraded" for event in heard.events)
@@ -505,7 +505,7 @@ class TestLatency:
 
     def test_one_that_turns_twenty_times_slower_is_noticed_within_five_seconds(self, clock, heard):
         """At 20 requests a second, with answers of 20 ms that come to take 400 ms."""
-        health, pace = Health(clock, HealthPolicy(), heard), Pace(clock, 5)
+        health, pace = HealthWindow(clock, HealthPolicy(), heard), ResponseTimes(clock, 5)
         policy = health.policy
 
         def serve(seconds):
@@ -580,7 +580,7 @@ class TestQuickView:
     )
     def test_the_policys_share_counts_where_it_is_higher(self, clock, heard, errors, enough):
         for bad, degraded in [(enough - 1, False), (enough, True)]:
-            health = Health(clock, HealthPolicy(errors=errors), heard)
+            health = HealthWindow(clock, HealthPolicy(errors=errors), heard)
             self.mixed(health, clock, bad=bad)
             assert health.is_degraded() is degraded
 
@@ -607,7 +607,7 @@ class TestCanaries:
         ("share", "draws", "canaries"), [(0.05, 10_000, 500), (0.25, 1000, 250), (1.0, 50, 50)]
     )
     def test_exactly_their_share(self, clock, heard, share, draws, canaries):
-        health = Health(clock, HealthPolicy(canaries=share), heard)
+        health = HealthWindow(clock, HealthPolicy(canaries=share), heard)
         drawn = [health.draw_canary() for _ in range(draws)]
         assert abs(sum(drawn) - canaries) <= 1
         apart = round(1 / share)
@@ -617,7 +617,7 @@ class TestCanaries:
         ), "evenly"
 
     def test_none_where_none_is_wanted(self, clock, heard):
-        health = Health(clock, HealthPolicy(canaries=0.0), heard)
+        health = HealthWindow(clock, HealthPolicy(canaries=0.0), heard)
         assert not any(health.draw_canary() for _ in range(1000))
 
     def test_the_first_comes_after_a_whole_share(self, health, clock):

@@ -14,7 +14,7 @@ from aigateway.events import (
     ProviderRecovered,
 )
 from aigateway.resilience.breaker import CircuitState
-from aigateway.resilience.guard import NEVER, Effect, Outcome
+from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect
 from aigateway.routing.provider import Guards
 from aigateway.settings import GatewaySettings, LLMConfig
 from aigateway.telemetry.emitter import Emitter
@@ -54,7 +54,7 @@ _causes = iter(range(10**9))
 
 def outcome(effect, cause=None, kind=None, **fields):
     digest = next(_causes) if cause is None else cause
-    return Outcome(effect, lambda: digest, kind=kind, **fields)
+    return AttemptOutcome(effect, lambda: digest, kind=kind, **fields)
 
 
 def attempt(guards, end, *, last_resort=False):
@@ -354,6 +354,7 @@ class TestRefusal:
         refusal = guards.refusal()
         assert refusal.last_resort == NEVER
         assert refusal.retry_after == pytest.approx(90)
+        assert refusal.changes_in == pytest.approx(60), "when its circuit's time is over"
         clock.tick(89)
         assert guards.refusal().kind is K.COOLING_DOWN
         clock.tick(1)
@@ -372,6 +373,7 @@ class TestRefusal:
         refusal = guards.refusal()
         assert (refusal.kind, refusal.retry_after) == (K.DISABLED, pytest.approx(295))
         assert refusal.last_resort == NEVER
+        assert refusal.changes_in == pytest.approx(60), "when the cooldown is over"
         clock.tick(60)
         assert guards.refusal().last_resort == 0
 

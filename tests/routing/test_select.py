@@ -12,7 +12,7 @@ from aigateway.errors import (
     UnknownModelError,
 )
 from aigateway.resilience.concurrency import Limiter
-from aigateway.resilience.guard import NEVER, Effect, Outcome
+from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect
 from aigateway.routing.candidates import RequestState, Roster
 from aigateway.routing.provider import Provider
 from aigateway.routing.select import PriorityPolicy, take_turn
@@ -89,7 +89,7 @@ def spread(providers, calls):
 
 
 def outcome(effect, **fields):
-    return Outcome(effect, object, **fields)
+    return AttemptOutcome(effect, object, **fields)
 
 
 def trip(provider):
@@ -723,6 +723,7 @@ class TestCandidate:
         (candidate,) = request_for(make("a")).candidates
         shown = ProviderFailure("a", K.SERVER_ERROR)
         candidate.note(shown)
+        candidate.calls = 1
         candidate.note(ProviderFailure("a", K.CIRCUIT_OPEN))
         assert candidate.cause is shown
 

@@ -22,18 +22,20 @@ async def test_the_same_is_told_once_a_minute_with_how_often(clock, caplog):
     for _ in range(5):
         complaints.note(refusal("rate_limit_exceeded", "web"))
     complaints.note(refusal("rate_limit_exceeded", "ops"))
-    complaints.note(refusal("invalid_api_key", status=401))
+    for peer in ("192.0.2.7", "192.0.2.8", "192.0.2.7"):
+        complaints.note(refusal("invalid_api_key", status=401), peer)
     complaints.note(refusal(status=404))
     assert told(caplog) == [
         "service.refused: the key 'web' got HTTP 429 (rate_limit_exceeded).",
         "service.refused: the key 'ops' got HTTP 429 (rate_limit_exceeded).",
-        "service.refused: somebody got HTTP 401 (invalid_api_key).",
+        "service.refused: 192.0.2.7 got HTTP 401 (invalid_api_key).",
+        "service.refused: 192.0.2.8 got HTTP 401 (invalid_api_key).",
         "service.refused: somebody got HTTP 404 (404).",
     ]
     await clock.advance(60)
     complaints.note(refusal("rate_limit_exceeded", "web"))
     assert told(caplog)[-1].endswith("HTTP 429 (rate_limit_exceeded), 4 times more before.")
-    assert complaints.counts == {"rate_limit_exceeded": 7, "invalid_api_key": 1, "404": 1}
+    assert complaints.counts == {"rate_limit_exceeded": 7, "invalid_api_key": 3, "404": 1}
 
 
 def test_it_remembers_only_so_many(clock, caplog):
@@ -41,3 +43,14 @@ def test_it_remembers_only_so_many(clock, caplog):
     for number in range(5000):
         complaints.note(refusal(f"code {number % 2000}"))
     assert len(complaints._told) <= 1000
+    assert len(caplog.records) == 1000
+
+
+async def test_a_flood_of_addresses_is_told_of_again_later(clock, caplog):
+    complaints = Complaints(clock)
+    for number in range(3000):
+        complaints.note(refusal("invalid_api_key"), f"peer {number}")
+    await clock.advance(60)
+    complaints.note(refusal("invalid_api_key"), "peer 5000")
+    assert told(caplog)[-1].startswith("service.refused: peer 5000 got")
+    assert complaints.counts == {"invalid_api_key": 3001}

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from aigateway.server.connections import _network
+from aigateway.settings import ServerSettings
 from tests.server.callers import converse, scripted_service
 from tests.server.running import running
 
@@ -117,6 +119,61 @@ async def test_more_connections_than_allowed_are_turned_away():
                 await writer.wait_closed()
         await asyncio.sleep(0.02)
         assert (await converse(url, LAST)).startswith(b"HTTP/1.1 200")
+
+
+async def test_one_address_may_not_have_all_connections():
+    async with (
+        scripted_service(max_connections_per_address=2, max_connections=3) as service,
+        running(service) as url,
+    ):
+        parts = urlsplit(url)
+        held = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(2)]
+        raw = await converse(url)
+        assert status_of(raw) == 429
+        assert b"too_many_connections" in raw
+        assert b"retry-after: 1" in raw
+        for _, writer in held:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        await asyncio.sleep(0.02)
+        assert (await converse(url, LAST)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("a socket", "a socket"),
+    ],
+)
+def test_of_ipv6_a_network_counts(address, counted):
+    assert _network(address) == counted
+
+
+async def test_a_connection_without_a_request_is_not_kept_for_ever():
+    async with scripted_service(keep_alive_timeout=0.05) as service, running(service) as url:
+        raw = await converse(url, GET)
+    assert raw.count(b"HTTP/1.1 200") == 1
+
+
+async def test_a_new_time_for_idle_connections_holds_for_new_ones():
+    async with scripted_service(keep_alive_timeout=600) as service, running(service) as url:
+        service.settings = ServerSettings(keep_alive_timeout=0.05)
+        assert (await converse(url, GET)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "line", [b"GET /health HTTP/2.0", b"PRI * HTTP/2.0", b"GET /health HTTP/0.9", b"GET / HTTP/3.0"]
+)
+async def test_no_other_http_is_spoken(line):
+    async with scripted_service() as service, running(service) as url:
+        raw = await converse(url, line + b"\r\nHost: localhost\r\n\r\n", GET)
+    assert status_of(raw) == 505
+    assert raw.count(b"HTTP/1.1 ") == 1
 
 
 async def test_nothing_is_left_of_connections_that_are_gone():

@@ -195,4 +195,19 @@ async def test_the_log_and_the_figures_say_who_was_answered_and_who_refused(tena
     assert figures["refused"] == {"rate_limit_exceeded": 1, "invalid_api_key": 1}
     assert "agent='red'" in caplog.text
     assert "service.refused: the key 'red' got HTTP 429" in caplog.text
+    assert "service.refused: 127.0.0.1 got HTTP 401 (invalid_api_key)" in caplog.text
     assert "sk-" not in caplog.text
+
+
+@pytest.mark.parametrize("tenants", [[api_key("red")]], indirect=True)
+async def test_an_agent_does_not_stand_in_the_place_of_a_tenant(tenants, caplog):
+    caplog.set_level(logging.INFO)
+    headers = {**bearer("red"), "x-aigateway-agent": "blue"}
+    for path, body in (
+        (CHAT, {"messages": HI}),
+        ("/chat", {"message": "hi", "agent": "blue"}),
+    ):
+        answer = await tenants.client.post(path, json=body, headers=headers)
+        assert answer.status_code == 200
+    assert "agent='blue'" not in caplog.text
+    assert caplog.text.count("agent='red/blue'") >= 1

@@ -176,6 +176,17 @@ def test_nothing_secret_is_shown() -> None:
         assert TOKEN not in text
 
 
+def test_dumps_mask_what_may_be_secret() -> None:
+    made = config(headers={"Authorization": TOKEN}, extra={"password": KEY, "nested": [KEY]})
+    for text in (str(made.model_dump()), made.model_dump_json(), str(made.model_dump(mode="json"))):
+        assert "password" in text
+        assert KEY not in text
+        assert TOKEN not in text
+    assert LLMConfig(**made.model_dump()) == made
+    assert made.headers == {"Authorization": TOKEN}
+    assert made.extra == {"password": KEY, "nested": [KEY]}
+
+
 def test_pickle_and_copy() -> None:
     made = config(headers={"A": "b"}, extra={"x": [1]}, aliases=["a"])
     for other in (pickle.loads(pickle.dumps(made)), copy.copy(made), copy.deepcopy(made)):

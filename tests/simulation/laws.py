@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from aigateway.errors import AllProvidersFailedError, DeadlineExceededError, ProviderFailure
 from aigateway.events import CircuitForced, Event, Operation, ProviderDisabled
+from aigateway.routing.failover import LAST_RESORT_NEEDS
 from tests.simulation.invariants import CHECKS, SLACK, Asked
 from tests.simulation.scenario import Scenario
 from tests.simulation.vendors import VendorCall
@@ -184,12 +185,15 @@ def _has_asked(asked: Asked, since: float, calls: Sequence[VendorCall]) -> bool:
 def _dose_is_too_late(
     cause: ProviderFailure, asked: Asked, calls: Sequence[VendorCall], seen: Seen
 ) -> bool:
-    """Whether its last dose was taken so shortly before that the next is after the deadline."""
+    """Whether its last dose was taken so shortly before that the next is after the deadline.
+
+    Or so near to it that no answer could be expected: the turn is left to others.
+    """
     ended, pause = asked.ended, DOSES[cause.kind]
     assert ended is not None
     if _left(asked) > pause + SLACK:
         return False
-    since = ended - pause - SLACK
+    since = ended - pause - SLACK - min(LAST_RESORT_NEEDS, asked.timeout / 4)
     since -= seen.stood(since, ended)
     operation = _operation(asked)
     for call in calls:

@@ -94,7 +94,7 @@ def test_what_excuses_no_refusal():
         [call(10.9, None, prompt="p1", provider="b")],
     ):
         assert found(refused(), log)
-    assert found(refused(ended=69.5), [call(68.0, 68.1)])
+    assert found(refused(ended=67.9), [call(66.0, 66.1)])
     assert found(refused(CIRCUIT, BUSY, ended=69.0)), "it need not have waited for the other"
     let_go = [(5.0, CircuitForced("a", "open", None)), (6.0, CircuitForced("a", "auto", None))]
     assert found(refused(), happened=let_go)

@@ -11,7 +11,7 @@ from aigateway.resilience.guard import NEVER
 from aigateway.resilience.last_resort import LastResort
 from aigateway.resilience.retry_budget import RetryBudget
 from aigateway.resilience.stall import StallWatch
-from aigateway.routing.attempt import Attempt
+from aigateway.routing.attempt import PendingAttempt
 from aigateway.routing.candidates import Candidate
 from aigateway.routing.provider import Guards
 from aigateway.routing.stream import StreamRun
@@ -39,7 +39,7 @@ async def reads_on(self, stream):
     return await stream.read()
 
 
-end = Attempt.end
+end = PendingAttempt.end
 
 
 def raises(self, how, failure=None, answer=None):
@@ -87,7 +87,7 @@ PLANTED = {
     "last_candidate": (Candidate, "last_resort_wait", never),
     "stuck": (StreamRun, "_next", reads_on),
     "tasks": (StallWatch, "stop", leaves),
-    "typed_error": (Attempt, "end", raises),
+    "typed_error": (PendingAttempt, "end", raises),
 }
 
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aigateway import LLMConfig
 from aigateway.errors import FailureKind
 from aigateway.vendor.client import Failure
-from aigateway.vendor.error_bodies import classify_response
+from aigateway.vendor.error_bodies import classify_response, tame_code
 from aigateway.vendor.retry_after import LONGEST_RETRY_AFTER, retry_after_from_headers
 
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
@@ -455,6 +456,32 @@ JSON = st.recursive(
     ),
     max_leaves=20,
 )
+
+
+@pytest.mark.parametrize("field", ["type", "code", "status"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "a-key-of-ours",
+        "with-a-key-of-ours-within",
+        "sk-proj-abc",
+        "AIzaSyAbc",
+        "gsk_abcdef",
+        "0123456789abcdef0123456789abcdef",
+        "org.T3stT0k3nT3stT0k3n",
+        "header-token",
+    ],
+)
+def test_a_key_is_no_code(field, key):
+    LLMConfig("openai", "m", api_key="a-key-of-ours", headers={"X": "Bearer header-token"})
+    failure = classify_response(401, {}, {"error": {field: key}}, now_wall=0)
+    assert failure.kind is FailureKind.AUTHENTICATION
+    assert failure.code is None
+
+
+@pytest.mark.parametrize("code", ["invalid_api_key", "DeploymentNotFound", "E429", "1302", "key"])
+def test_a_code_is_no_key(code):
+    assert tame_code(code) == code
 
 
 @given(

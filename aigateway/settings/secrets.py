@@ -1,0 +1,45 @@
+"""Keys that must not be told on: those that are configured, and what has the shape of one.
+
+A vendor, or a proxy in front of it, may repeat a key anywhere in what it answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["has_a_key", "keep_secret", "tells_a_key"]
+
+_SHORTEST = 8
+"""Characters of a key that is looked for within a text; a shorter one must be all of it."""
+
+_MOST = 10_000
+
+_BEGINNING = re.compile(
+    r"(sk|pk|rk)[-_]|(gsk|hf|ghp|gho|r8|glpat|xox[abp])[-_]|(xai|nvapi|pplx|csk|key)-"
+    r"|AIza|(AKIA|ASIA)[0-9A-Z]|eyJ[\w-]"
+)
+"""Of keys of vendors, and of tokens."""
+
+_RANDOM = re.compile(r"(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{16,}")
+"""Digits among letters, and no word ends: most keys without a beginning of their own."""
+
+_kept: dict[str, None] = {}
+
+
+def keep_secret(texts: Iterable[str]) -> None:
+    """Remember keys of this process. The oldest is forgotten when there are too many."""
+    for text in texts:
+        _kept[text] = None
+        if len(_kept) > _MOST:
+            del _kept[next(iter(_kept))]
+
+
+def has_a_key(text: str) -> bool:
+    """Whether a text is a configured key, or has one in it."""
+    return text in _kept or any(len(key) >= _SHORTEST and key in text for key in _kept)
+
+
+def tells_a_key(text: str) -> bool:
+    """Whether a text has a configured key in it, or looks like a key."""
+    return bool(_BEGINNING.match(text) or _RANDOM.search(text)) or has_a_key(text)

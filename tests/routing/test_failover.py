@@ -642,6 +642,20 @@ class TestProbes:
         await clock.advance(0.9)
         assert (await asking).provider == "a"
 
+    async def test_of_two_reasons_to_leave_one_alone_each_end_is_noticed(self, make, vendor, clock):
+        gateway = make("a", "b", failure_threshold=1)
+        vendor.script("a", K.SERVER_ERROR)
+        vendor.script("b", K.AUTHENTICATION)
+        await fails(gateway, AllProvidersFailedError)
+        clock.tick(0.5)
+        gateway._roster.named("a").chat.cooldown.throttle(2)  # and its circuit is open for 60 s
+        asking = asyncio.create_task(gateway.chat(another()))  # b is checked in 5 s
+        await clock.advance(1.9)
+        assert not asking.done()
+        await clock.advance(0.2)
+        assert asking.done()
+        assert (await asking).provider == "a"
+
     async def test_an_error_says_why_a_provider_is_left_alone_at_its_end(self, make, vendor, clock):
         gateway = make("a", "b", fields={"rpm": 3}, failure_threshold=1, timeout=10)
         vendor.script("a", K.SERVER_ERROR, hang)

@@ -20,6 +20,9 @@ INTERVAL = 0.25
 TOLERANCE = 0.1
 """Seconds by which a tick may be late on a busy machine; less counts for nothing."""
 
+GRACE = 0.1
+"""Seconds to read what came during a stall, where no other time is left."""
+
 REPORTED = 0.5
 """Seconds of a stall that is worth an event."""
 
@@ -66,18 +69,21 @@ class StallWatch:
         """Make what gives a timeout the time again in which the loop stood still.
 
         Args:
-            limit: Seconds of the timeout; for each stall it is given at most that much again: what
-                came during the stall is read at once.
+            limit: Seconds of the timeout, which begins now.
 
         Returns:
-            To be called when the timeout is due: the seconds by which to put it off, or 0.0.
+            To be called when the timeout is due: the seconds by which to put it off, or 0.0. After
+            each stall it is what is left of `limit`, with a moment to read what came meanwhile.
         """
-        mark = self.seconds()
+        began, mark, seen = self._clock.now(), self.seconds(), 0.0
 
         def more() -> float:
-            nonlocal mark
-            stood, mark = self.since(mark), self.seconds()
-            return min(stood, limit) if stood > TOLERANCE else 0.0
+            nonlocal seen
+            stood = self.since(mark)
+            new, seen = stood - seen, stood
+            if new <= TOLERANCE:
+                return 0.0
+            return min(new, max(GRACE, began + limit + stood - self._clock.now()))
 
         return more
 

@@ -24,14 +24,14 @@ async def test_a_timeout_gets_the_time_of_a_stall_again(watch, clock):
 async def test_a_long_stall_gives_a_timeout_its_own_time_again(watch, clock):
     more = watch.allowance(1.0)
     clock.tick(60)
-    assert more() == 1
+    assert more() == pytest.approx(1, abs=0.3)
     assert more() == 0
 
 
 async def test_a_stall_in_the_time_that_was_given_is_given_too(watch, clock):
     more = watch.allowance(1.0)
     clock.tick(60)
-    assert more() == 1
+    assert more() == pytest.approx(1, abs=0.3)
     await clock.settle()
     clock.tick(1)
     assert more() == pytest.approx(1, abs=0.3)

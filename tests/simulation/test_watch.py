@@ -1,16 +1,17 @@
 """The simulation finds faults: each of these is planted, found, and shown in a small scenario."""
 
+import asyncio
 from unittest import mock
 
 import pytest
 
+from aigateway.cache.flight import Flights
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.cooldown import Cooldown, Setup
 from aigateway.resilience.guard import NEVER
 from aigateway.resilience.last_resort import LastResort
 from aigateway.resilience.retry_budget import RetryBudget
-from aigateway.resilience.stall import StallWatch
 from aigateway.routing.attempt import PendingAttempt
 from aigateway.routing.candidates import Candidate
 from aigateway.routing.provider import Guards
@@ -32,6 +33,10 @@ def always(*given):
 
 async def leaves(self):
     """Leave a task behind."""
+    left.append(asyncio.create_task(asyncio.sleep(1e6)))
+
+
+left = []
 
 
 async def reads_on(self, stream):
@@ -86,7 +91,7 @@ PLANTED = {
     "disabled": (Setup, "refusal", nothing),
     "last_candidate": (Candidate, "last_resort_wait", never),
     "stuck": (StreamRun, "_next", reads_on),
-    "tasks": (StallWatch, "stop", leaves),
+    "tasks": (Flights, "aclose", leaves),
     "typed_error": (PendingAttempt, "end", raises),
 }
 

@@ -36,7 +36,7 @@ async def leaves(self):
     left.append(asyncio.create_task(asyncio.sleep(1e6)))
 
 
-left = []
+left: list[asyncio.Task[None]] = []
 
 
 async def reads_on(self, stream):

@@ -1,4 +1,4 @@
-"""Descriptors of this process: none left for anything new, or how many are sockets."""
+"""Descriptors of this process: none left for anything new, or how many lead to a server."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def none_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def client_sockets(*server_ports: int) -> int:
-    """How many sockets this process has that are not those of its servers on these ports."""
-    ports = [_own_port(int(descriptor.name)) for descriptor in Path("/dev/fd").iterdir()]
-    return sum(port is not None and port not in server_ports for port in ports)
+def sockets_to(*server_ports: int) -> int:
+    """How many sockets of this process are clients of servers on these ports."""
+    ports = [_peer_port(int(descriptor.name)) for descriptor in Path("/dev/fd").iterdir()]
+    return sum(port in server_ports for port in ports)
 
 
-def _own_port(descriptor: int) -> int | None:
+def _peer_port(descriptor: int) -> int | None:
     with contextlib.suppress(OSError):
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             with socket.socket(fileno=os.dup(descriptor)) as copy:
                 if copy.family in {socket.AF_INET, socket.AF_INET6}:
-                    return int(copy.getsockname()[1])
+                    return int(copy.getpeername()[1])
     return None

@@ -84,7 +84,10 @@ def embeddings_from(
     Raises:
         VendorCallError: A vector is missing or is not made of numbers (`BAD_ANSWER`).
     """
-    entries = sorted(getattr(response, "data", None) or (), key=lambda e: _count(_part(e, "index")))
+    data = getattr(response, "data", None)
+    entries = sorted(
+        data if isinstance(data, list) else (), key=lambda e: _count(_part(e, "index"))
+    )
     vectors = tuple(_vector(_part(entry, "embedding")) for entry in entries)
     if len(vectors) != count or not all(vectors):
         raise VendorCallError(Failure(FailureKind.BAD_ANSWER, status))

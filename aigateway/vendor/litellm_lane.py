@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -347,7 +348,7 @@ class LiteLLMClient:
             return None
         hidden = getattr(response, "_hidden_params", None)
         cost = hidden.get("response_cost") if isinstance(hidden, Mapping) else None
-        return float(cost) if isinstance(cost, int | float) else None
+        return float(cost) if isinstance(cost, int | float) and 0 <= cost < math.inf else None
 
     def _is_in_the_price_map(self) -> bool:
         """A server of one's own may call anything "gpt-4o"; that does not make it cost as much."""

@@ -59,7 +59,7 @@ class ConnectionPool:
             timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
             **options,
         )
-        self._end = _LoopEnd(session.close, partial(_drop_session, session))
+        self._end = _LoopEnd(partial(_close_session, session), partial(_drop_session, session))
 
     async def aclose(self) -> None:
         """Close every connection. May be called twice."""
@@ -67,7 +67,7 @@ class ConnectionPool:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Knows which connections are in use, so that they can be taken back from a closed loop."""
+    """Knows which connections are in use, so that they can be taken back."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -146,6 +146,18 @@ def _drop_what_closed_loops_left() -> None:
         end.drop()
 
 
+async def _close_session(session: aiohttp.ClientSession) -> None:
+    connector = session.connector
+    await session.close()
+    _take_back(connector)
+
+
+def _take_back(connector: aiohttp.BaseConnector | None) -> None:
+    """Take back from a closed connector what is in use: it complains when it is collected."""
+    for connection in tuple(getattr(connector, "in_use", ())):
+        connection.release()
+
+
 def _drop_session(session: aiohttp.ClientSession) -> None:
     connector = session.connector
     if connector is None or connector.closed:
@@ -156,8 +168,7 @@ def _drop_session(session: aiohttp.ClientSession) -> None:
             if protocol.transport is not None:
                 _close_socket(protocol.transport)
     connector._close()  # noqa: SLF001 - the public way needs a loop that runs
-    for connection in tuple(getattr(connector, "in_use", ())):
-        connection.release()  # else it complains when it is collected
+    _take_back(connector)
 
 
 def _close_socket(transport: Any) -> None:

@@ -122,13 +122,14 @@ class Tariff:
         if self.is_flat(usage) and (response is None or _is_ordinary(response)):
             return self._price.cost(usage)
         try:
-            return float(
+            spent = float(
                 self._litellm.completion_cost(
                     response, model=self._model, custom_llm_provider=self._vendor
                 )
             )
         except Exception:  # noqa: BLE001 - an answer without a price is still an answer
             return None
+        return spent if 0 <= spent < math.inf else None  # litellm calculates with what was counted
 
     def is_flat(self, usage: Usage) -> bool:
         """Whether two figures price this usage, so far as it tells."""

@@ -68,6 +68,22 @@ def test_any_vectors(laboratory: Laboratory, wire: str, data: st.DataObject) -> 
     laboratory.ask(wire, "embed", data.draw(answers(EMBEDDINGS[wire])))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b'"data": -1, "usage": {"prompt_tokens": 2, "total_tokens": 2}',
+        (
+            b'"data": [{"index": 0, "embedding": [0.5]}, {"index": 1, "embedding": [0.5]}],'
+            b' "usage": {"prompt_tokens": -1, "total_tokens": 2}'
+        ),
+    ],
+)
+def test_vectors_that_once_broke_it(laboratory: Laboratory, fields: bytes) -> None:
+    body = b'{"object": "list", "model": "text-embedding-3-small", ' + fields + b"}"
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    laboratory.ask("openai", "embed", Reply((head + body,)))
+
+
 @pytest.mark.parametrize("came", NO_HTTP)
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_no_http_is_not_the_callers_fault(

@@ -15,8 +15,9 @@ from aigateway import AsyncGateway, FailureKind, GatewayError
 from aigateway.intake.params import CHAT_PARAMS
 from aigateway.simulator import Simulator
 from tests.fuzz.json_values import VALUES
-from tests.fuzz.laboratory import PATIENT, Laboratory, check_books, check_reply
+from tests.fuzz.laboratory import Laboratory, check_books, check_reply
 from tests.fuzz.wires import WIRES
+from tests.processes import PATIENCE
 
 _ROLES = st.sampled_from(["user", "assistant", "system", "developer", "tool", "function"])
 _PARTS = st.sampled_from(
@@ -61,6 +62,8 @@ _OPTIONS = st.dictionaries(
     max_size=1,
 )
 
+TIMES = ("timeout", "attempt_timeout", "first_token_timeout", "idle_timeout")
+
 HARMLESS = {FailureKind.REJECTED, FailureKind.UNSUPPORTED, FailureKind.DEADLINE}
 """What may become of a request that was sent, or could not be put into the vendor's words."""
 
@@ -69,7 +72,9 @@ FEW = settings(max_examples=max(30, settings().max_examples // 3))
 
 async def ask(simulator: Simulator, wire: str, how: str, prompt: Any, params: Any) -> None:
     config = getattr(simulator, wire).config()
-    gateway = AsyncGateway([config], **PATIENT)
+    # No vendor is silent here, and only what hangs may be late.
+    times: dict[str, Any] = dict.fromkeys(TIMES, PATIENCE)
+    gateway = AsyncGateway([config], retry_rounds=0, **times)
     try:
         await gateway.warmup()
         try:

@@ -15,7 +15,7 @@ import pytest
 from aigateway import AsyncGateway, GatewayError
 from aigateway.simulator import Fault, Simulator
 from aigateway.vendor.litellm_lane import LiteLLMClient
-from tests.descriptors import client_sockets
+from tests.descriptors import sockets_to
 from tests.processes import PATIENCE
 
 WIRES = ("openai", "azure", "gemini", "anthropic")
@@ -50,8 +50,8 @@ def opened(simulated):
     """How many sockets the test has opened and not closed."""
     ports = [int(vendor.url.rpartition(":")[2]) for vendor in simulated.vendors]
     gc.collect()
-    before = client_sockets(*ports)
-    return lambda: client_sockets(*ports) - before
+    before = sockets_to(*ports)
+    return lambda: sockets_to(*ports) - before
 
 
 def closed_by_hand(work):
@@ -237,6 +237,9 @@ async def half_a_stream():
             "OPENAI_API_KEY": "k",
             "OPENAI_BASE_URL": simulated.openai.api_base,
             "AIGATEWAY_CACHE_ENABLED": "false",
+            "AIGATEWAY_TIMEOUT": str(PATIENCE),
+            "AIGATEWAY_ATTEMPT_TIMEOUT": str(PATIENCE),
+            "AIGATEWAY_FIRST_TOKEN_TIMEOUT": str(PATIENCE),
         },
         capture_output=True,
         text=True,

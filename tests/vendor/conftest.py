@@ -3,9 +3,17 @@
 import pytest
 
 from aigateway.clock import SYSTEM_CLOCK
+from aigateway.vendor import litellm_lane
 from aigateway.vendor.direct_lane import DirectClient
 from aigateway.vendor.litellm_lane import LiteLLMClient
+from tests.processes import PATIENCE
 from tests.vendor.calls import WIRES
+
+
+@pytest.fixture(autouse=True)
+def threads_have_time(monkeypatch):
+    """A cancelled call waits for a thread a tenth of a second; a loaded machine takes longer."""
+    monkeypatch.setattr(litellm_lane, "_HOP", PATIENCE)
 
 
 @pytest.fixture(params=[LiteLLMClient, DirectClient], ids=["litellm", "direct"])

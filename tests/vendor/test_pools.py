@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from aigateway.vendor.pools import ConnectionPool
-from tests.descriptors import client_sockets
+from tests.descriptors import sockets_to
 
 CERTIFICATE = """\
 -----BEGIN PRIVATE KEY-----
@@ -59,7 +59,7 @@ def server(tmp_path):
 
 
 def test_a_loop_closed_by_hand_leaves_nothing_once_another_pool_is_made(server, recwarn):
-    before = client_sockets(server)
+    before = sockets_to(server)
     held = []
 
     async def ask():
@@ -72,9 +72,9 @@ def test_a_loop_closed_by_hand_leaves_nothing_once_another_pool_is_made(server, 
         loop = asyncio.new_event_loop()
         loop.run_until_complete(ask())
         loop.close()
-        assert client_sockets(server) - before == 1
+        assert sockets_to(server) - before == 1
     asyncio.run(ask())
-    assert client_sockets(server) - before == 0
+    assert sockets_to(server) - before == 0
     assert all(pool.session.closed for pool in held)
     assert [str(warning.message) for warning in recwarn] == []
 
@@ -89,6 +89,6 @@ def test_closing_twice_and_while_the_loop_ends(server):
         assert pool.session.closed
         assert len(asyncio.all_tasks()) == 1
 
-    before = client_sockets(server)
+    before = sockets_to(server)
     asyncio.run(ask())
-    assert client_sockets(server) == before
+    assert sockets_to(server) == before

@@ -176,6 +176,7 @@ class _Timeout:
         traceback: TracebackType | None,
     ) -> None:
         task, self._task = self._task, None
+        self._more = None  # the heap may keep this for a while, and it holds its caller
         if self._waiting:
             self._waiting = False
             self._alarm.leave()

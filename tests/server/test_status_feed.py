@@ -154,6 +154,9 @@ class TestWhoMayWatch:
 class _NeverLater:
     """A clock on which a pause of the feed passes and its second does not."""
 
+    def now(self):
+        return 0.0
+
     def wall(self):
         return 0.0
 

@@ -107,6 +107,8 @@ class _Health:
     )
     removed_at: float | None = None
     forced_open_at: float | None = None
+    forced_closed: bool = False
+    """An operator wants it to be asked, whatever it says."""
     out: list[VendorCall] = field(default_factory=list)
 
 
@@ -204,6 +206,7 @@ class Watch:
         elif isinstance(event, CircuitForced):
             health, opened = self.health[event.provider], event.state == "open"
             health.forced_open_at = self.time() if opened else None
+            health.forced_closed = event.state == "closed"
             if event.state == "closed":  # which ends a cooldown and a disabled state, too
                 for seen in health.operations.values():
                     seen.cooling_until, seen.disabled_from = 0.0, None
@@ -304,13 +307,18 @@ class Watch:
     def _check_left_alone(self, call: VendorCall, health: _Health) -> None:
         now, name, passed = self.time(), call.provider, self._passed
         seen = health.operations[call.operation]
-        if passed(seen.cooling_from) > SLACK and now < seen.cooling_until - 2 * SLACK:
+        ordered = health.forced_closed
+        if (
+            not ordered
+            and passed(seen.cooling_from) > SLACK
+            and now < seen.cooling_until - 2 * SLACK
+        ):
             self.broken("cooldown", f"{name} was called while it cooled down")
         if health.removed_at is not None and passed(health.removed_at) > SLACK:
             self.broken("removed", f"{name} was called after it had been removed")
         if health.forced_open_at is not None and passed(health.forced_open_at) > SLACK:
             self.broken("forced", f"{name} was called though its circuit was forced open")
-        if seen.disabled_from is not None and passed(seen.disabled_from) > SLACK:
+        if not ordered and seen.disabled_from is not None and passed(seen.disabled_from) > SLACK:
             ago = now - max(seen.checked, seen.disabled_from)
             if ago < CHECKS - SLACK and now < seen.recheck_at - SLACK:
                 self.broken("disabled", f"{name} is disabled and was checked {ago} s ago")
@@ -381,8 +389,10 @@ class Watch:
         asked.ended, asked.end = self.time(), end
         self.note(f"caller  #{number} ends: {end}")
         first = asked.ended if asked.first_at is None else asked.first_at
-        took = first - asked.began - self.stood(asked.began, first)
-        if took > asked.timeout + SLACK:
+        stood = self.stood(asked.began, first)
+        took = first - asked.began - stood
+        # After a stall there is a moment to read what came meanwhile.
+        if took > asked.timeout + SLACK + (0.1 if stood else 0.0):
             self.broken("deadline", f"#{number} had {asked.timeout} s and took {took}")
 
     def failed(self, asked: Asked, error: BaseException) -> None:

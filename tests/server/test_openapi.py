@@ -66,7 +66,13 @@ def held(url, request):
         def check(case):
             if isinstance(case.body, dict) and mode is GenerationMode.POSITIVE:
                 case.body.pop("model", None)  # any name but a provider's is a 404
-            case.call_and_validate(session=session)
+            response = case.call(session=session)
+            # Longer lists than the document allows may be too long for the service before it has
+            # looked at them; and a caller may have set a timeout that no answer can keep.
+            own_timeout = "x-aigateway-timeout" in (case.headers or {})
+            if response.status_code == 413 or (response.status_code == 504 and own_timeout):
+                return
+            case.validate_response(response)
 
         with requests.Session() as session:
             check()

@@ -93,7 +93,7 @@ class PriorityPolicy:
                 choice.candidate = candidate
                 return choice
             else:
-                degraded = degraded or candidate
+                degraded = candidate if degraded is None else _better(degraded, candidate)
         choice.candidate = best or degraded
         if choice.candidate is None:
             self._choose_last_resort(choice, refusals, request)
@@ -168,6 +168,13 @@ def take_turn(provider: Provider, candidates: Sequence[Candidate]) -> None:
 def _saturated(provider: Provider, wait: float | None) -> ProviderFailure:
     retry_after = None if wait is None else in_milliseconds(wait)
     return ProviderFailure(provider.name, FailureKind.SATURATED, retry_after_seconds=retry_after)
+
+
+def _better(first: Candidate, second: Candidate) -> Candidate:
+    """Which of two degraded ones is asked; the first one's priority is not the lower one."""
+    one, other = first.provider, second.provider
+    equal = one.priority == other.priority
+    return second if equal and _rank(other) < _rank(one) else first
 
 
 def _rank(provider: Provider) -> tuple[float, float]:

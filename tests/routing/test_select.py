@@ -206,6 +206,23 @@ class TestDegraded:
         degrade(alone)
         assert spread([alone], 100) == {"a": 100}
 
+    def test_equals_share_what_comes_when_no_healthy_one_is_left(self, make):
+        light, heavy, lower = make("a", weight=1), make("b", weight=3), make("c", priority=-1)
+        for provider in (light, heavy, lower):
+            degrade(provider)
+        shares = spread([light, heavy, lower], 1000)
+        # Each keeps its canaries besides, which are drawn in the order given.
+        assert shares["a"] == pytest.approx(265, abs=30)
+        assert shares["b"] == pytest.approx(685, abs=30)
+        assert shares["c"] == pytest.approx(50, abs=10)
+
+    def test_among_equals_the_one_with_fewer_calls_out_is_asked(self, make):
+        busy, idle = make("a"), make("b")
+        degrade(busy)
+        degrade(idle)
+        Limiter(10, 10).take(busy.slots)
+        assert chosen_of(busy, idle) is idle
+
     def test_it_keeps_one_request_in_twenty(self, make):
         first, second = make("a", priority=2), make("b", priority=1)
         degrade(first)

@@ -166,8 +166,10 @@ class RequestState:
         begun: How many calls have begun.
         candidates: One for each provider.
         go_on_when_refused: A rejection by one provider does not keep it from the others.
+        overdue: It has waited so long for a free place that it takes a last resort instead.
         rejected_by: The company that called it invalid, while another is asked for its opinion.
         ticket: Its place in the queue for free providers; None until it has to wait.
+        waited: Seconds for which it has waited for a place, while none could say how long to wait.
     """
 
     __slots__ = (
@@ -186,11 +188,13 @@ class RequestState:
         "hedge",
         "named",
         "operation",
+        "overdue",
         "rejected_by",
         "request_id",
         "tenant",
         "ticket",
         "tokens",
+        "waited",
     )
 
     def __init__(
@@ -229,6 +233,12 @@ class RequestState:
         self.go_on_when_refused = False
         self.rejected_by: tuple[str, ...] | None = None
         self.ticket: Ticket | None = None
+        self.waited = 0.0
+        self.overdue = False
+
+    def share(self, seconds: float) -> float:
+        """So many seconds, but no more than a quarter of its time."""
+        return min(seconds, (self.deadline - self.began) / 4)
 
     def cause(self) -> Hashable:
         """Its digest, worked out at the first failure: most requests never need it."""
@@ -271,7 +281,7 @@ class RequestState:
             for c in self.candidates
             if not c.tried
         ]
-        return (self.operation, tuple(open_to), self.tokens.bit_length())
+        return (self.operation, tuple(open_to), self.tokens.bit_length(), self.overdue)
 
     @property
     def looks_offline(self) -> bool:

@@ -56,6 +56,11 @@ LAST_RESORT_NEEDS = 1.0
 resort any more. Else the oldest of many that wait would take each turn, and be cut by its deadline
 before a vendor that is well again can answer."""
 
+PLACE_OVERDUE = 1.0
+"""Seconds (at most a quarter of a request's time) for which it waits for a place at a healthy one
+before it may take a last resort elsewhere. The calls that hold the places may never end; a short
+queue, though, is better than a provider that fails."""
+
 _PASSED_OVER = frozenset(
     {
         FailureKind.CIRCUIT_OPEN,
@@ -287,11 +292,7 @@ class Failovers:
             return False
 
         self._look_again_after(choice)
-        longest = LONGEST_WAIT
-        if choice.last_resort:
-            needed = min(LAST_RESORT_NEEDS, (request.deadline - request.began) / 4)
-            longest = request.deadline - self._clock.now() - needed
-        if not await self._queued(request, longest, may_go_on) and choice.last_resort:
+        if not await self._queued(request, choice, may_go_on) and choice.last_resort:
             # Its turn would be lost on it, and others have the time. Its deadline ends this.
             await self._clock.sleep(LONGEST_WAIT)
         for candidate, cause in choice.refused:
@@ -300,19 +301,27 @@ class Failovers:
         return None
 
     async def _queued(
-        self, request: RequestState, seconds: float, may_go_on: Callable[[], bool]
+        self, request: RequestState, choice: Selection, may_go_on: Callable[[], bool]
     ) -> bool:
-        """Wait in the queue for so long. Returns whether the request was woken."""
+        """Wait in the queue while it is the right one. Returns whether the request was woken."""
         if request.ticket is None:
             request.ticket = self._limiter.ticket(
                 background=request.background, tenant=request.tenant
             )
+        began, longest = self._clock.now(), LONGEST_WAIT
+        blind = None in choice.waits and not choice.last_resort
+        if choice.last_resort:
+            longest = request.deadline - began - request.share(LAST_RESORT_NEEDS)
+        elif blind:
+            longest = request.share(PLACE_OVERDUE) - request.waited
         try:
-            async with self._clock.timeout(seconds):
+            async with self._clock.timeout(longest):
                 await self._limiter.wait(request.ticket, request.group(), may_go_on)
         except TimeoutError:
+            request.overdue = request.overdue or blind
             return False
         finally:
+            request.waited += (self._clock.now() - began) * blind
             if not self._limiter.waiting:
                 self._alarm.stop()
         return True

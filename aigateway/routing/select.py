@@ -24,8 +24,8 @@ class Selection:
 
     Attributes:
         candidate: Whom to ask, or None.
-        last_resort: No other is left than those that are to be left alone: one of them is asked
-            all the same, or waited for.
+        last_resort: No other is left than those that are to be left alone, or none that has had
+            a place for too long: one of them is asked all the same, or waited for.
         refused: Those that were passed over, and why.
         waits: Seconds after which those that are worth waiting for may be asked: they have no free
             place (None: that is not known), or they are a last resort whose dose is used up.
@@ -119,12 +119,13 @@ class PriorityPolicy:
         """Pick the least bad of those that are to be left alone, if its dose allows it now.
 
         A fuller purse has answered of late; a disabled provider comes behind those that fail.
-        Healthy ones that only have no place are waited for instead.
+        Healthy ones that only have no place are waited for instead, but not for long if it is not
+        known when they will have one.
         """
         for candidate, refusal in refusals:
             choice.refused.append((candidate, candidate.provider.refused(refusal)))
             choice.changes.append(refusal.changes_in)
-        if choice.waits:
+        if choice.waits and not (request.overdue and None in choice.waits):
             return
         choice.last_resort = True
         best: tuple[bool, float] | None = None

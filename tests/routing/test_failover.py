@@ -740,6 +740,79 @@ class TestLastCandidate:
             assert reply.attempts[-1].last_resort
 
 
+class TestFullBesideBroken:
+    """One healthy provider with one place, which is taken; and one whose circuit is open."""
+
+    @pytest.fixture
+    async def gateway(self, make, vendor, clock):
+        gateway = make("full", "broken", fields={"max_concurrency": 1}, failure_threshold=1)
+        vendor.script("broken", K.SERVER_ERROR)
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat(another(), model="broken")
+        clock.tick(1)
+        return gateway
+
+    @pytest.fixture
+    async def out(self, gateway, vendor, clock):
+        """The call that has the place."""
+        vendor.script("full", hang)
+        out = asyncio.create_task(gateway.chat(another()))
+        await clock.settle()
+        assert vendor.called("full") == 1
+        yield out
+        out.cancel()
+        await asyncio.gather(out, return_exceptions=True)
+
+    @pytest.mark.parametrize(("seconds", "after"), [(60, 1.0), (4, 1.0), (2, 0.5), (0.4, 0.1)])
+    async def test_one_that_waits_too_long_takes_the_last_resort(
+        self, gateway, out, clock, seconds, after
+    ):
+        waiting = asyncio.create_task(gateway.chat(another(), timeout=seconds))
+        await clock.advance(after * 0.95)
+        assert not waiting.done()
+        await clock.advance(after * 0.1)
+        assert waiting.done()
+        reply = await waiting
+        assert (reply.provider, reply.attempts[0].last_resort) == ("broken", True)
+
+    async def test_a_short_queue_drives_no_request_to_a_broken_provider(
+        self, gateway, vendor, clock
+    ):
+        vendor.always("full", lambda: clock.sleep(0.2))
+        called = vendor.called("broken")
+        asks = [asyncio.create_task(gateway.chat(another())) for _ in range(5)]
+        await clock.advance(2)
+        assert {(await ask).provider for ask in asks} == {"full"}
+        assert vendor.called("broken") == called
+
+    async def test_each_has_its_own_time_whatever_the_order_in_the_queue(
+        self, gateway, out, vendor, clock
+    ):
+        vendor.always("broken", K.SERVER_ERROR)
+        asks = []
+        for called, tenant in [(1, "a"), (1, "a"), (2, "b"), (3, "a")]:
+            assert vendor.called("broken") == called
+            question = gateway.chat(another(), origin=Origin(partition=tenant))
+            asks.append(asyncio.create_task(question))
+            await clock.advance(0.6)
+        for ask in asks:
+            ask.cancel()
+        await asyncio.gather(*asks, return_exceptions=True)
+
+    async def test_it_waits_on_for_the_place_while_the_dose_is_used_up(
+        self, gateway, out, vendor, clock
+    ):
+        vendor.script("broken", hang)
+        hung, waiting = [asyncio.create_task(gateway.chat(another())) for _ in range(2)]
+        await clock.advance(1.5)
+        assert vendor.called("broken") == 2, "the first of them is out, and keeps the second back"
+        out.cancel()
+        await clock.settle()
+        assert (await waiting).provider == "full"
+        hung.cancel()
+        await asyncio.gather(hung, return_exceptions=True)
+
+
 class TestProvidersComeAndGo:
     async def test_requests_that_wait_go_to_a_provider_that_was_added(self, make, vendor, clock):
         gateway = make("a", fields={"max_concurrency": 1})

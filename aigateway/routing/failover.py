@@ -588,7 +588,8 @@ class Failovers:
             return
         elif verdict.failover is Failover.SECOND_OPINION and self._on_rejection:
             if self._on_rejection == "once":
-                if request.rejected_by is not None:
+                # A second one of the same company is no second opinion: both may have been out.
+                if request.rejected_by not in {None, provider.company}:
                     raise final_error(request.causes, FailureKind.REJECTED)
                 request.rejected_by = provider.company
         elif not (failure.kind is FailureKind.CONTENT_POLICY and self._on_content_policy):

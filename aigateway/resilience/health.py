@@ -20,6 +20,7 @@ from typing import Literal
 
 from aigateway.clock import Clock
 from aigateway.resilience.guard import AttemptOutcome, Effect, GuardListener
+from aigateway.resilience.stall import INTERVAL, StallWatch
 
 __all__ = ["HealthPolicy", "HealthWindow", "OutstandingCall", "ResponseTimes"]
 
@@ -49,12 +50,19 @@ HANG = 4.0
 class OutstandingCall:
     """A call that is out, or would be, had it not been cancelled for a quicker one."""
 
-    __slots__ = ("began", "settle", "until")
+    __slots__ = ("_mark", "_stalls", "began", "settle", "until")
 
-    def __init__(self, began: float) -> None:
+    def __init__(self, began: float, stalls: StallWatch | None, mark: float) -> None:
         self.began = began
         self.until = math.inf
         self.settle: Callable[[bool], None] | None = None
+        self._stalls = stalls
+        self._mark = mark
+
+    def stood(self) -> float:
+        """Seconds for which our own event loop has stood still since it began, at most."""
+        stood = 0.0 if self._stalls is None else self._stalls.since(self._mark)
+        return stood + INTERVAL if stood else 0.0  # a stall begins up to a tick before it is seen
 
 
 class ResponseTimes:
@@ -112,9 +120,15 @@ class ResponseTimes:
         """How many latencies are known, at most 128."""
         return len(self._latencies)
 
-    def begin(self) -> OutstandingCall:
-        """A call goes out."""
-        call = OutstandingCall(self._clock.now())
+    def begin(self, stalls: StallWatch | None = None, mark: float = 0.0) -> OutstandingCall:
+        """A call goes out.
+
+        Args:
+            stalls: Knows how long our own event loop stands still meanwhile: no answer can be read
+                then, so that time counts for nothing here.
+            mark: What its `begin` has returned for this call.
+        """
+        call = OutstandingCall(self._clock.now(), stalls, mark)
         self._out[call] = None
         return call
 
@@ -165,7 +179,7 @@ class ResponseTimes:
 
         Args:
             call: From `begin`.
-            until: When its timeout would have come, on the clock's own scale.
+            until: When its timeout would have come, on the clock's own scale; a stall puts it off.
             settle: Called once, with whether to count a failure.
         """
         call.until, call.settle = until, settle
@@ -181,7 +195,8 @@ class ResponseTimes:
         if self.p95 is None or len(self._out) < self._threshold:
             return False
         oldest = next(islice(self._out, self._threshold - 1, None))
-        return oldest.began < self._clock.now() - HANG * self.p95
+        overdue = self._clock.now() - HANG * self.p95
+        return oldest.began < overdue and oldest.began + oldest.stood() < overdue
 
     def abandon(self) -> None:
         """Forget the calls that are out: their event loop is gone."""
@@ -202,13 +217,12 @@ class ResponseTimes:
 
     def _settle_due(self) -> None:
         now = self._clock.now()
-        due = [call for call in self._outrun if call.until <= now]
-        self._next_due = min(
-            (call.until for call in self._outrun if call.until > now), default=math.inf
-        )
+        until = {call: call.until + call.stood() for call in self._outrun}
+        due = [call for call, when in until.items() if when <= now]
+        self._next_due = min((when for when in until.values() if when > now), default=math.inf)
         # No request has looked since: what was so a while ago says nothing of now.
-        self._settle([call for call in due if now - call.until > self._stale], failed=False)
-        self._settle([call for call in due if now - call.until <= self._stale], failed=True)
+        self._settle([call for call in due if now - until[call] > self._stale], failed=False)
+        self._settle([call for call in due if now - until[call] <= self._stale], failed=True)
 
     def _settle(self, calls: list[OutstandingCall], *, failed: bool) -> None:
         for call in calls:

@@ -185,9 +185,9 @@ class PendingAttempt:
         self._pace = pace
         self._slots = provider.slots
         self._rated = provider.rates.begin(request.tokens) if provider.rates else None
-        self._outstanding = pace.begin()
-        self._began = self._outstanding.began
         self._mark = around.stalls.begin()
+        self._outstanding = pace.begin(around.stalls, self._mark)
+        self._began = self._outstanding.began
         self.limit = math.inf
         self.patience = math.inf
         self.over = False

@@ -491,7 +491,7 @@ class Failovers:
             return rival
 
         race = Race(lambda runner: self._attempt(runner, request, work), work.discard, self._losers)
-        return await race.run(attempt, self._clock, delay, second)
+        return await race.run(attempt, self._clock, self._around.stalls, delay, second)
 
     @staticmethod
     def _healthy(candidates: Sequence[Candidate], *, prepared: bool) -> list[Candidate]:

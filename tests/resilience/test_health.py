@@ -19,6 +19,7 @@ from aigateway.resilience.health import (
     HealthWindow,
     ResponseTimes,
 )
+from aigateway.resilience.stall import StallWatch
 from aigateway.testing import FakeClock
 from tests.resilience.guarding import (
     Heard,
@@ -164,6 +165,20 @@ class TestHang:
             pace.ended(call)
         assert not pace.seems_to_hang(), "what has ended is not out"
 
+    async def test_a_stall_of_our_own_makes_no_hang(self, clock):
+        stalls = StallWatch(clock, lambda _: None)
+        pace = known(clock, 2, seconds=0.02)
+        clock.tick(1)
+        for _ in range(2):
+            pace.begin(stalls, stalls.begin())
+        clock.tick(10)
+        assert not pace.seems_to_hang(), "no answer could be read meanwhile"
+        await clock.advance(0.05)
+        assert not pace.seems_to_hang()
+        await clock.advance(0.35)
+        assert pace.seems_to_hang(), "as much time has passed in which there could"
+        stalls.stop()
+
     def test_without_a_percentile_nothing_is_overdue(self, clock):
         pace = ResponseTimes(clock, 1)
         pace.begin()
@@ -237,6 +252,20 @@ class TestOutrun:
         clock.tick(30)
         assert not pace.seems_to_hang()
         assert verdicts == [True, True]
+
+    async def test_a_stall_of_our_own_puts_off_their_time(self, clock):
+        stalls = StallWatch(clock, lambda _: None)
+        pace = known(clock, 2)
+        clock.tick(1)
+        verdicts: list[bool] = []
+        pace.outrun(pace.begin(stalls, stalls.begin()), clock.now() + 3, verdicts.append)
+        await clock.advance(1)
+        clock.tick(10)
+        for seconds, settled in [(0, []), (1.5, []), (0.5, [True])]:
+            await clock.advance(seconds)
+            pace.seems_to_hang()
+            assert verdicts == settled
+        stalls.stop()
 
     @pytest.mark.parametrize("end", ["succeeded", "succeeded slowly", "close"])
     def test_what_is_settled_early_is_no_fault_and_settled_once(self, clock, end):

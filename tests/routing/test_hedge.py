@@ -398,6 +398,48 @@ class TestHangs:
         assert provider(gateway, "a")["circuit_state"] == str(CircuitState.OPEN)
 
 
+class TestOwnStall:
+    """The event loop stands still, as under `time.sleep`; an answer has arrived meanwhile."""
+
+    @pytest.mark.parametrize("after", [0.25, 0.5, 0.75])
+    async def test_it_is_no_reason_for_a_hedge(self, make, vendor, clock, after):
+        gateway = make()
+        vendor.script("a", slow(clock, 1.2))
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(after)
+        clock.tick(2)
+        await clock.advance(0)
+        assert asking.done()
+        assert [a.provider for a in (await asking).attempts] == ["a"]
+
+    async def test_the_rest_of_the_delay_is_waited_for_after_it(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", slow(clock, 60))
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(0.25)
+        clock.tick(2)
+        await clock.advance(0.45)
+        assert vendor.called("b") == 0
+        await clock.advance(0.4)
+        assert (await asking).provider == "b"
+
+    async def test_no_provider_seems_to_hang_after_it(self, make, vendor, clock):
+        gateway = make(hedge=False)
+        vendor.always("a", slow(clock, 0.1))
+        for turn in range(20):
+            await ask(gateway, clock, 0.2, f"{turn}")
+        came = asyncio.Event()
+        vendor.always("a", came.wait)
+        asks = [asyncio.create_task(gateway.chat(f"s{turn}")) for turn in range(8)]
+        await clock.advance(0.25)
+        clock.tick(2)
+        asks.append(asyncio.create_task(gateway.chat("new")))
+        await clock.settle()
+        came.set()
+        await clock.advance(0)
+        assert {reply.provider for reply in await asyncio.gather(*asks)} == {"a"}
+
+
 class TestSecondOpinion:
     """a and b are of one company, and both refuse; c is of another."""
 

@@ -166,6 +166,7 @@ class RequestState:
         begun: How many calls have begun.
         candidates: One for each provider.
         go_on_when_refused: A rejection by one provider does not keep it from the others.
+        nearly_over: It has waited for its turn of a last resort until it was too late for one.
         overdue: It has waited so long for a free place that it takes a last resort instead.
         rejected_by: The company that called it invalid, while another is asked for its opinion.
         ticket: Its place in the queue for free providers; None until it has to wait.
@@ -187,6 +188,7 @@ class RequestState:
         "go_on_when_refused",
         "hedge",
         "named",
+        "nearly_over",
         "operation",
         "overdue",
         "rejected_by",
@@ -235,6 +237,7 @@ class RequestState:
         self.ticket: Ticket | None = None
         self.waited = 0.0
         self.overdue = False
+        self.nearly_over = False
 
     def share(self, seconds: float) -> float:
         """So many seconds, but no more than a quarter of its time."""
@@ -281,7 +284,8 @@ class RequestState:
             for c in self.candidates
             if not c.tried
         ]
-        return (self.operation, tuple(open_to), self.tokens.bit_length(), self.overdue)
+        may = (self.overdue, self.nearly_over)
+        return (self.operation, tuple(open_to), self.tokens.bit_length(), may)
 
     @property
     def looks_offline(self) -> bool:

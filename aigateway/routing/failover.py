@@ -250,7 +250,7 @@ class Failovers:
             if request.rejected_by is not None:
                 return await self._second_opinion(request, work)
             request.take_new_providers()
-            choice = self._policy.choose(request.candidates, request)
+            choice = self._choose(request)
             candidate = choice.candidate
             if candidate is None:
                 await self._wait_for_place(request, choice)
@@ -285,16 +285,14 @@ class Failovers:
 
         def may_go_on() -> bool:
             request.take_new_providers()
-            found = self._policy.choose(request.candidates, request)
+            found = self._choose(request)
             if found.candidate is not None or self._is_vain(found, request):
                 return True
             self._look_again_after(found)
             return False
 
         self._look_again_after(choice)
-        if not await self._queued(request, choice, may_go_on) and choice.last_resort:
-            # Its turn would be lost on it, and others have the time. Its deadline ends this.
-            await self._clock.sleep(LONGEST_WAIT)
+        await self._queued(request, choice, may_go_on)
         for candidate, cause in choice.refused:
             if candidate.cause is cause:
                 candidate.cause = None
@@ -302,15 +300,16 @@ class Failovers:
 
     async def _queued(
         self, request: RequestState, choice: Selection, may_go_on: Callable[[], bool]
-    ) -> bool:
-        """Wait in the queue while it is the right one. Returns whether the request was woken."""
+    ) -> None:
+        """Wait in the queue until woken, or until the request may ask others than before."""
         if request.ticket is None:
             request.ticket = self._limiter.ticket(
                 background=request.background, tenant=request.tenant
             )
         began, longest = self._clock.now(), LONGEST_WAIT
+        last_resort = choice.last_resort and not request.nearly_over
         blind = None in choice.waits and not choice.last_resort
-        if choice.last_resort:
+        if last_resort:
             longest = request.deadline - began - request.share(LAST_RESORT_NEEDS)
         elif blind:
             longest = request.share(PLACE_OVERDUE) - request.waited
@@ -319,15 +318,23 @@ class Failovers:
                 await self._limiter.wait(request.ticket, request.group(), may_go_on)
         except TimeoutError:
             request.overdue = request.overdue or blind
-            return False
+            request.nearly_over = request.nearly_over or last_resort
         finally:
             request.waited += (self._clock.now() - began) * blind
             if not self._limiter.waiting:
                 self._alarm.stop()
-        return True
+
+    def _choose(self, request: RequestState) -> Selection:
+        """Look for whom to ask now; a request whose time is nearly over asks proven ones alone."""
+        candidates: Sequence[Candidate] = request.candidates
+        if request.nearly_over:
+            candidates = [c for c in candidates if c.guards.is_in_service()]
+        return self._policy.choose(candidates, request)
 
     def _is_vain(self, choice: Selection, request: RequestState) -> bool:
-        """Whether there is none to wait for, or none in time."""
+        """Whether there is none to wait for, or none in time; else its deadline ends the wait."""
+        if request.nearly_over:
+            return all(candidate.tried for candidate in request.candidates)
         left = request.deadline - self._clock.now()
         return all(wait is not None and wait > left for wait in choice.waits)
 
@@ -500,8 +507,7 @@ class Failovers:
             candidate
             for candidate in candidates
             if not candidate.tried
-            and candidate.guards.breaker.state is CircuitState.CLOSED
-            and candidate.guards.setup.reason is None
+            and candidate.guards.is_in_service()
             and candidate.guards.refusal() is None
             and not candidate.guards.is_degraded()
             and (candidate.provider.prepared or not prepared)

@@ -230,6 +230,10 @@ class Guards:
         """Whether others had better be asked first: degraded, or it seems to hang."""
         return self.health.is_degraded() or self.seems_to_hang()
 
+    def is_in_service(self) -> bool:
+        """Whether to ask it is neither a probe nor a check: circuit closed, and not disabled."""
+        return self.breaker.state is CircuitState.CLOSED and self.setup.reason is None
+
     def seems_to_hang(self) -> bool:
         """Whether too many calls are out for too long. Settles calls that were outrun, if due."""
         answers, contents = self.answers.seems_to_hang(), self.first_contents.seems_to_hang()

@@ -740,6 +740,72 @@ class TestLastCandidate:
             assert reply.attempts[-1].last_resort
 
 
+class TestLastMoments:
+    """A request that waits for a dose of last resort, in the last quarter of its time.
+
+    Another took the dose of a, whose next one is due after a second. This one begins after 0.3
+    seconds, has 0.8, and takes no turn of a last resort from 0.9 on.
+    """
+
+    @pytest.fixture
+    async def gateway(self, make, vendor, clock):
+        gateway = make("a", "b", failure_threshold=1, reset_timeout_seconds=0.95)
+        vendor.script("a", K.SERVER_ERROR)
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat(another(), model="a")
+        return gateway
+
+    @pytest.fixture
+    async def release(self, gateway, vendor, clock):
+        """Lets the one that took the dose be answered."""
+        release = asyncio.Event()
+        vendor.script("a", release.wait)
+        other = asyncio.create_task(gateway.chat(another(), model="a"))
+        await clock.advance(0.3)
+        assert vendor.called("a") == 2
+        yield release
+        release.set()
+        await other
+
+    async def test_a_circuit_that_closes_then_serves_it(self, gateway, release, clock):
+        waiting = asyncio.create_task(gateway.chat(another(), model="a", timeout=0.8))
+        await clock.advance(0.63)
+        release.set()
+        await clock.settle()
+        assert waiting.done()
+        assert (await waiting).provider == "a"
+
+    async def test_so_does_a_cooldown_that_ends_then(self, gateway, release, clock):
+        gateway._roster.named("b").chat.cooldown.throttle(0.7)
+        waiting = asyncio.create_task(gateway.chat(another(), timeout=0.8))
+        await clock.advance(0.69)
+        assert not waiting.done()
+        await clock.advance(0.02)
+        assert waiting.done()
+        assert (await waiting).provider == "b"
+
+    async def test_it_takes_neither_a_probe_nor_a_dose(self, gateway, release, vendor, clock):
+        waiting = asyncio.create_task(fails(gateway, DeadlineExceededError, model="a", timeout=0.8))
+        await clock.advance(0.79)
+        assert not waiting.done()
+        await clock.advance(0.02)
+        await waiting
+        assert vendor.called("a") == 2
+
+    async def test_one_that_then_asks_and_fails_waits_for_no_more(
+        self, gateway, release, vendor, clock
+    ):
+        vendor.always("a", K.SERVER_ERROR)
+        waiting = asyncio.create_task(
+            fails(gateway, AllProvidersFailedError, model="a", timeout=0.8)
+        )
+        await clock.advance(0.63)
+        release.set()
+        await clock.settle()
+        assert waiting.done()
+        await waiting
+
+
 class TestFullBesideBroken:
     """One healthy provider with one place, which is taken; and one whose circuit is open."""
 

@@ -86,12 +86,14 @@ class GuardRefusal:
             0.0 if now, `NEVER` if not before `retry_after`.
         changes_in: Seconds until one of the guards that refuse says otherwise; by default
             `retry_after`.
+        pending: An attempt is out whose end may change that at any moment.
     """
 
     kind: FailureKind
     retry_after: float
     last_resort: float = NEVER
     changes_in: float = -1.0
+    pending: bool = False
 
     def __post_init__(self) -> None:
         if self.changes_in < 0:

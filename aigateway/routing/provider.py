@@ -217,8 +217,10 @@ class Guards:
         rejected = self.breaker.refusal()
         if rejected is None:
             return refusal
-        wait = NEVER if self.breaker.forced else self.last_resort.wait()
-        return _both(refusal, GuardRefusal(FailureKind.CIRCUIT_OPEN, rejected.retry_after, wait))
+        doses, wait = self.last_resort, rejected.retry_after
+        dose = NEVER if self.breaker.forced else doses.wait()
+        mine = GuardRefusal(FailureKind.CIRCUIT_OPEN, wait, dose, pending=doses.pending)
+        return _both(refusal, mine)
 
     def ramp_wait(self) -> float:
         """Seconds until a provider that has just come back takes one more call; 0.0 if now."""
@@ -602,6 +604,7 @@ def _both(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
         max(one.retry_after, other.retry_after),
         max(one.last_resort, other.last_resort),
         min((c for c in (one.changes_in, other.changes_in) if c > 0), default=0.0),
+        one.pending or other.pending,
     )
 
 

@@ -28,7 +28,8 @@ class Selection:
             a place for too long: one of them is asked all the same, or waited for.
         refused: Those that were passed over, and why.
         waits: Seconds after which those that are worth waiting for may be asked: they have no free
-            place (None: that is not known), or they are a last resort whose dose is used up.
+            place, or they are a last resort whose dose is used up. None: that is not known, since
+            it hangs on the end of a call that is out.
         changes: Seconds after which a guard that refuses says otherwise.
     """
 
@@ -142,6 +143,9 @@ class PriorityPolicy:
                 rank = (guards.setup.reason is not None, -guards.last_resort.purse)
                 if best is None or rank < best:
                     best, choice.candidate = rank, candidate
+            elif refusal.pending:
+                choice.waits.append(None)
+                choice.changes.append(wait)
             else:
                 choice.waits.append(wait)
 

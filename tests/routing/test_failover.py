@@ -740,6 +740,39 @@ class TestLastCandidate:
             assert reply.attempts[-1].last_resort
 
 
+class TestAttemptIsOut:
+    """An attempt of last resort is out, and others wait for its end, however late the next dose."""
+
+    @pytest.fixture(params=[K.SERVER_ERROR, K.AUTHENTICATION])
+    async def waiting(self, request, make, vendor, clock):
+        gateway, self.release = make("a", failure_threshold=1), asyncio.Event()
+        vendor.script("a", request.param, self.release.wait)
+        await fails(gateway, AllProvidersFailedError)
+        clock.tick(5)
+        first = asyncio.create_task(gateway.chat(another()))
+        await clock.settle()
+        assert vendor.called("a") == 2
+        waiting = asyncio.create_task(gateway.chat(another(), timeout=0.8))
+        await clock.advance(0.3)
+        yield waiting
+        for task in (first, waiting):
+            task.cancel()
+        await asyncio.gather(first, waiting, return_exceptions=True)
+
+    async def test_its_answer_serves_them_too(self, waiting, clock):
+        assert not waiting.done()
+        self.release.set()
+        await clock.settle()
+        assert waiting.done()
+        assert (await waiting).provider == "a"
+
+    async def test_else_their_deadline_ends_it(self, waiting, clock):
+        await clock.advance(0.49)
+        assert not waiting.done()
+        await clock.advance(0.02)
+        assert isinstance(waiting.exception(), DeadlineExceededError)
+
+
 class TestLastMoments:
     """A request that waits for a dose of last resort, in the last quarter of its time.
 

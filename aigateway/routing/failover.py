@@ -647,10 +647,10 @@ class Failovers:
             if cause is None or cause.kind not in MAY_PASS:
                 continue
             refusal = candidate.provider.refusal(request.operation)
-            refused = candidate.provider.refused(refusal) if refusal else None
-            wait = refused.retry_after_seconds if refused else None
-            if wait and cause.retry_after_seconds is None:
-                candidate.cause = replace(cause, retry_after_seconds=wait)
+            wait = in_milliseconds(refusal.retry_after) if refusal else None
+            if refusal is not None and wait and cause.retry_after_seconds is None:
+                told = candidate.provider.refused(refusal).retry_after_seconds
+                candidate.cause = replace(cause, retry_after_seconds=told)
             open_again = candidate.guards.breaker.state is CircuitState.CLOSED
             if not candidate.barred and (open_again or not candidate.blamed):
                 waits.append(wait or 0.0)

@@ -66,8 +66,9 @@ class OperationStatus:
     Attributes:
         active: Whether it could take a request now.
         circuit_state: As of the last request that looked.
-        retry_after_seconds: When it can be asked again; None if it can be asked now, infinite
-            while its circuit is forced open.
+        retry_after_seconds: When it is asked again as of right, beside others that answer; a
+            request that has no other may ask it earlier, as last resort. None if it can be asked
+            now, infinite while its circuit is forced open.
         disabled_reason: Why it is set up wrong, if it is.
         degraded: "errors" or "latency" while it works worse than it should, else None.
     """
@@ -93,8 +94,9 @@ class ProviderStatus:
         priority: Higher is asked first.
         active: Whether it could take a request now.
         circuit_state: As of the last request that looked.
-        retry_after_seconds: When it can be asked again; None if it can be asked now, infinite
-            while its circuit is forced open.
+        retry_after_seconds: When it is asked again as of right, beside others that answer; a
+            request that has no other may ask it earlier, as last resort. None if it can be asked
+            now, infinite while its circuit is forced open.
         disabled_reason: Why it is set up wrong, if it is.
         in_flight: Calls that are out now.
         max_in_flight: Calls that may be out at once; falls when the vendor throttles, and recovers.
@@ -486,7 +488,7 @@ class Provider:
 
     def refused(self, refusal: GuardRefusal) -> ProviderFailure:
         """A refusal as the cause of an error."""
-        wait = in_milliseconds(refusal.retry_after)
+        wait = in_milliseconds(refusal.worth_asking_in)
         return ProviderFailure(self.name, refusal.kind, retry_after_seconds=wait)
 
     def force_circuit(self, order: CircuitOrder) -> None:

@@ -219,11 +219,29 @@ class TestAllFail:
         assert str(error) == (
             "All LLM providers failed: a: server_error (HTTP 500);"
             " b: rate_limited (HTTP 429, retry in 30.0 s);"
-            " c: server_error (HTTP 503, retry in 60.0 s)"
+            " c: server_error (HTTP 503, retry in 1.0 s)"
         )
-        assert error.retry_after_seconds == 30
+        assert error.retry_after_seconds == 1
         copy = pickle.loads(pickle.dumps(error))
         assert (str(copy), copy.causes) == (str(error), error.causes)
+
+    @pytest.mark.parametrize(
+        ("failure", "requests", "told", "status"),
+        [
+            (K.AUTHENTICATION, 2, 5, 300),  # when it is checked as last resort, and as of right
+            (K.SERVER_ERROR, 1, 1, 60),
+            (Failure(K.RATE_LIMITED, 429, retry_after=30), 2, 30, 30),
+        ],
+    )
+    async def test_it_tells_when_a_request_has_a_chance_again(
+        self, make, vendor, failure, requests, told, status
+    ):
+        gateway = make("a", failure_threshold=1, timeout=1)
+        vendor.always("a", failure)
+        for _ in range(requests):
+            error = await fails(gateway, AllProvidersFailedError)
+        assert error.retry_after_seconds == pytest.approx(told)
+        assert state_of(gateway, "a").retry_after_seconds == pytest.approx(status)
 
     async def test_nothing_foreign_hangs_on_the_error(self, make, vendor):
         for name in "abc":
@@ -597,7 +615,7 @@ class TestProbes:
         failing = asyncio.create_task(fails(gateway, AllProvidersFailedError))
         await clock.advance(1)
         error = await failing
-        assert error.retry_after_seconds == pytest.approx(60, abs=1)
+        assert error.retry_after_seconds == 1, "as last resort"
         clock.tick(60)
         release = asyncio.Event()
         vendor.script("a", release.wait)

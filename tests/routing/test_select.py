@@ -148,7 +148,7 @@ class TestOrder:
             ("cool", K.COOLING_DOWN),
             ("off", K.DISABLED),
         ]
-        assert [f.retry_after_seconds for _, f in none.refused] == [NEVER, 4, 299]
+        assert [f.retry_after_seconds for _, f in none.refused] == [NEVER, 4, 4]
         assert none.waits == [4], "until the disabled one may be checked as last resort"
 
     def test_a_full_provider_is_passed_over(self, make):

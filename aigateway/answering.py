@@ -299,7 +299,6 @@ class Answering:
         self, request: ChatRequest | EmbeddingRequest, entry: Entry, key: str | None = None
     ) -> RequestState:
         deadline = self._deadline(request, entry.began)
-        named = request.model is not None
         if isinstance(request, EmbeddingRequest):
             return RequestState(
                 request.request_id,
@@ -308,7 +307,7 @@ class Answering:
                 entry.began,
                 deadline,
                 cause=lambda: embedding_digest(request),
-                named=named,
+                model=request.model,
                 tenant=request.partition,
                 account=entry.account,
             )
@@ -325,7 +324,7 @@ class Answering:
             deadline,
             # Without the partition: a prompt is the same, whoever sends it.
             cause=lambda: key if key and request.size > _LONG else cache_key(request),
-            named=named,
+            model=request.model,
             tokens=tokens,
             hedge=hedge,
             background=request.background,

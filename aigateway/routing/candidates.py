@@ -154,7 +154,7 @@ class RequestState:
         began: When it began, on the clock's own scale.
         deadline: When it has to end, likewise.
         cause: Gives its digest, which is equal for repeats of it.
-        named: Whether it names a model: then every provider of that is a candidate.
+        model: The model that it names: then every provider of that is a candidate. None: any.
         tokens: How many it will use, by estimate; only for providers with a `tpm`.
         hedge: Whether a second provider may be asked while the first is slow.
         background: Whether it waits behind every request that is not in the background.
@@ -187,7 +187,7 @@ class RequestState:
         "deadline",
         "go_on_when_refused",
         "hedge",
-        "named",
+        "model",
         "nearly_over",
         "operation",
         "overdue",
@@ -208,7 +208,7 @@ class RequestState:
         deadline: float,
         *,
         cause: Callable[[], Hashable],
-        named: bool = False,
+        model: str | None = None,
         tokens: int = 0,
         hedge: bool = False,
         background: bool = False,
@@ -222,7 +222,7 @@ class RequestState:
         self.candidates = tuple([Candidate(provider, operation) for provider in self._providers])
         self.began = began
         self.deadline = deadline
-        self.named = named
+        self.model = model
         self.tokens = tokens
         self.hedge = hedge
         self.background = background
@@ -277,7 +277,8 @@ class RequestState:
         """Equal for requests that could go on in the same moments, while they wait for a place.
 
         What a vendor has refused for its setup holds for requests that were there before; and a
-        provider that was removed is another than the one that has its name now.
+        provider that was removed is another than the one that has its name now. Which providers
+        may be added hangs on the model.
         """
         open_to = [
             (c.provider, c.calls > 0, c.guards.setup.refused_before(self.began))
@@ -285,7 +286,7 @@ class RequestState:
             if not c.tried
         ]
         may = (self.overdue, self.nearly_over)
-        return (self.operation, tuple(open_to), self.tokens.bit_length(), may)
+        return (self.operation, self.model, tuple(open_to), self.tokens.bit_length(), may)
 
     @property
     def looks_offline(self) -> bool:

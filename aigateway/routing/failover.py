@@ -422,7 +422,7 @@ class Failovers:
         if not await self._prepare(provider):
             candidate.tried = True
             candidate.note(ProviderFailure(provider.name, FailureKind.UNKNOWN))
-        elif not (request.named or provider.offers(request.operation)):
+        elif request.model is None and not provider.offers(request.operation):
             candidate.tried = candidate.barred = True
             candidate.note(ProviderFailure(provider.name, FailureKind.UNSUPPORTED))
             if all(c.barred for c in request.candidates):

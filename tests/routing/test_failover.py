@@ -944,6 +944,29 @@ class TestProvidersComeAndGo:
         tasks[0].cancel()
         await asyncio.gather(tasks[0], return_exceptions=True)
 
+    async def test_one_that_waits_for_a_model_hears_that_it_is_gone_past_those_that_wait_for_any(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", fields={"max_concurrency": 1})
+        vendor.always("a", hang)
+        vendor.always("b", hang)
+        (config,) = scripted_configs("b", max_concurrency=2)
+        tasks = [
+            asyncio.create_task(gateway.chat(another(), model=model))
+            for model in ("a", None, None, None, "a")
+        ]
+        await clock.settle()
+        gateway.add_provider(config)
+        await clock.settle()
+        assert [vendor.called(name) for name in "ab"] == [1, 2]
+        gateway.remove_provider("a")
+        await clock.settle()
+        assert [task.done() for task in tasks] == [False, False, False, False, True]
+        assert isinstance(tasks[-1].exception(), AllProvidersFailedError)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def test_a_provider_that_is_replaced_loses_no_request_that_waits(
         self, make, vendor, clock
     ):

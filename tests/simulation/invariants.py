@@ -155,7 +155,8 @@ class Watch:
         self.answers_paid: Counter[str] = Counter()
         self.events: Counter[str] = Counter()
         self.extra = 0
-        self._free: Counter[tuple[str, str]] = Counter()
+        self._called: set[tuple[str, str, int]] = set()
+        self._hedged: Counter[tuple[str, str]] = Counter()
         self._crowded: dict[str, float] = {}
         self._full_until: dict[str, float] = {}
         self._ids: dict[str, str] = {}
@@ -211,7 +212,7 @@ class Watch:
                 for seen in health.operations.values():
                     seen.cooling_until, seen.disabled_from = 0.0, None
         elif isinstance(event, RequestHedged):
-            self._free[event.request_id, event.second] -= 1  # what comes now is no free call
+            self._hedged[event.request_id, event.second] += 1  # what comes now is no free call
         elif isinstance(event, RequestRetrying) and event.round > self.settings["retry_rounds"]:
             self.broken("rounds", f"round {event.round}")
 
@@ -325,12 +326,17 @@ class Watch:
             seen.checked = now
 
     def _check_budget(self, call: VendorCall) -> None:
-        """Calls beyond one per provider and request draw on one bucket."""
-        key = (call.request_id, call.provider)
-        free = self._free.setdefault(key, 1)
-        self._free[key] -= 1
-        if free > 0:
+        """Calls beyond one per provider and request draw on one bucket.
+
+        A provider that was removed and added is another.
+        """
+        key, hedged = (call.request_id, call.provider, call.life), (call.request_id, call.provider)
+        if self._hedged[hedged]:
+            self._hedged[hedged] -= 1
+        elif key not in self._called:
+            self._called.add(key)
             return
+        self._called.add(key)
         self.extra += 1
         asked = self._begun()
         most = 10 + 0.2 * asked + self.time() + SLACK

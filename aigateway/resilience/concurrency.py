@@ -13,7 +13,7 @@ import asyncio
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
 
 from aigateway.clock import Clock
 from aigateway.errors import OverloadedError
@@ -216,11 +216,6 @@ class Limiter:
     def waiting(self) -> int:
         """Requests in the queue."""
         return self._waiting
-
-    @property
-    def waiting_groups(self) -> Collection[Hashable]:
-        """The groups in which a request waits."""
-        return [name for name, group in self._groups.items() if group.first() is not None]
 
     def has_place(self, slots: Slots) -> bool:
         """Whether one more call may go out, here and at the provider.

@@ -35,7 +35,7 @@ class CooldownPolicy:
 
 
 class Cooldown:
-    """Leaves a provider alone for as long as it asks; a `ProviderGuard`.
+    """Leaves a provider alone for as long as it asks; a guard (`guard.py`).
 
     Its token says whether an attempt is the trial after a cooldown that was cut.
 
@@ -132,7 +132,7 @@ class SetupPolicy:
 
 
 class Setup:
-    """Disables a provider that is set up wrong; a `ProviderGuard`.
+    """Disables a provider that is set up wrong; a guard (`guard.py`).
 
     Its token is when an attempt began.
 

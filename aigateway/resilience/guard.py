@@ -1,10 +1,12 @@
 """The one shape of all guards, and what the end of an attempt means for each of them.
 
-A guard is plain synchronous state for one operation of one provider: it does no I/O and awaits
-nothing. `refusal` says whether an attempt may begin and changes nothing; `begin` notes that one
-begins; `end` notes how it ended, exactly once. Every guard takes the same `AttemptOutcome` and does
-with it what this table says; no other code decides that. (The breaker has its public permits, and
-the purse of last resort is asked for a dose; `Guards` in `routing/provider.py` drives them all.)
+A guard is one reason to leave a provider alone: plain synchronous state for one of its operations,
+which does no I/O and awaits nothing. `refusal` says why an attempt may not begin now (or None) and
+changes nothing; `begin` notes that one begins, and returns what `end` wants back; `end` notes how
+it ended, exactly once; `reset` forgets everything, as an operator orders. Every guard takes the
+same `AttemptOutcome` and does with it what this table says; no other code decides that. (The
+breaker has its public permits, and the purse of last resort is asked for a dose; `Guards` in
+`routing/provider.py` drives them all.)
 
 =============  ==================  =================  ===================  ======================
 effect         circuit             health             cooldown             setup
@@ -25,19 +27,17 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 from aigateway.errors import FailureKind
 
-__all__ = ["NEVER", "AttemptOutcome", "Effect", "GuardListener", "GuardRefusal", "ProviderGuard"]
+__all__ = ["NEVER", "AttemptOutcome", "Effect", "GuardListener", "GuardRefusal"]
 
 NEVER = float("inf")
 """Seconds until something that is not to happen."""
 
 SOON = 1.0
 """Least seconds after which asking as last resort makes sense where another request has failed."""
-
-Token = TypeVar("Token")
 
 
 class Effect(Enum):
@@ -131,19 +131,3 @@ class GuardListener(Protocol):
 
     def recovered(self) -> None:
         """It is degraded no more."""
-
-
-class ProviderGuard(Protocol[Token]):
-    """One reason to leave a provider alone."""
-
-    def refusal(self) -> GuardRefusal | None:
-        """Why an attempt may not begin now, or None. Changes nothing."""
-
-    def begin(self) -> Token:
-        """An attempt begins. Returns what `end` wants back."""
-
-    def end(self, token: Token, outcome: AttemptOutcome) -> None:
-        """It ended. Called once for each `begin`."""
-
-    def reset(self) -> None:
-        """Forget everything, as an operator orders."""

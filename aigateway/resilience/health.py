@@ -284,7 +284,7 @@ class _Second:
 
 
 class HealthWindow:
-    """Whether one operation of a provider is degraded; a `ProviderGuard` that never refuses."""
+    """Whether one operation of a provider is degraded; a guard that never refuses."""
 
     __slots__ = (
         "_canary",

@@ -178,7 +178,7 @@ class ResponseTimes:
         """Whether too many calls are out for too long. Settles calls that were outrun, if due."""
         if self._outrun and self._next_due <= self._clock.now():
             self._settle_due()
-        if self.p95 is None or len(self._out) < self._threshold:
+        if len(self._out) < self._threshold or self.p95 is None:
             return False
         oldest = next(islice(self._out, self._threshold - 1, None))
         return oldest.began < self._clock.now() - HANG * self.p95

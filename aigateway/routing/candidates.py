@@ -283,11 +283,12 @@ class RequestState:
 class Roster:
     """The gateway's providers, highest priority first; among equals, in the order given."""
 
-    __slots__ = ("_by_model", "_providers", "counts_tokens")
+    __slots__ = ("_by_model", "_for_all", "_providers", "counts_tokens")
 
     def __init__(self, providers: Iterable[Provider] = ()) -> None:
         self._providers: tuple[Provider, ...] = ()
         self._by_model: dict[str | None, tuple[Provider, ...]] = {}
+        self._for_all: dict[Operation, tuple[Provider, ...]] = {}
         self.counts_tokens = False
         """Whether a provider keeps a rate of tokens, so that requests must be estimated."""
         for provider in providers:
@@ -312,7 +313,8 @@ class Roster:
         ordered = sorted((*self._providers, provider), key=lambda p: -p.priority)
         self._providers = tuple(ordered)
         self.counts_tokens = self.counts_tokens or provider.config.tpm is not None
-        self._by_model = {}
+        provider.on_prepared = self._forget_what_was_found
+        self._forget_what_was_found()
 
     def remove(self, name: str) -> Provider:
         """Take one out and return it.
@@ -322,7 +324,7 @@ class Roster:
         """
         provider = self.named(name)
         self._providers = tuple(p for p in self._providers if p is not provider)
-        self._by_model = {}
+        self._forget_what_was_found()
         return provider
 
     def named(self, name: str) -> Provider:
@@ -361,19 +363,17 @@ class Roster:
             NoProvidersError: There is no provider at all.
             UnknownModelError: None of them serves the model, or does the operation.
         """
-        found = self.serving(model)
         if model is not None:
-            return found  # named: the caller knows better
-        for provider in found:
-            known = provider.known_operations
-            if known is not None and operation not in known:
-                break
-        else:
-            return found
-        offering = [provider for provider in found if provider.offers(operation)]
-        if offering:
-            return offering
-        raise none_offers(operation, found)
+            return self.serving(model)  # named: the caller knows better
+        for_all = self._for_all
+        found = for_all.get(operation)
+        if found is None:
+            every = self.serving(None)
+            found = tuple([provider for provider in every if provider.offers(operation)])
+            if not found:
+                raise none_offers(operation, every)
+            for_all[operation] = found
+        return found
 
     def seconds_until_available(self, model: object) -> float:
         """Seconds until a chat for that model can be asked as of right.
@@ -407,6 +407,9 @@ class Roster:
             return self.candidates(model, "chat") if isinstance(model, str | None) else ()
         except (NoProvidersError, UnknownModelError):
             return ()
+
+    def _forget_what_was_found(self) -> None:
+        self._by_model, self._for_all = {}, {}
 
     def _find(self, model: str | None) -> tuple[Provider, ...]:
         if not self._providers:

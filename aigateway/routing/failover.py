@@ -71,7 +71,7 @@ A = TypeVar("A", bound=Answer)
 A_co = TypeVar("A_co", bound=Answer, covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work(Generic[A]):
     """What is wanted of a provider.
 
@@ -90,7 +90,7 @@ class Work(Generic[A]):
         return guards.first_contents if self.streamed else guards.answers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Served(Generic[A_co]):
     """An answer, who gave it, and every attempt it took. Of a stream the last is still out."""
 
@@ -139,14 +139,9 @@ class Failovers:
             self._budget.request()
             if request.hedge:
                 self._hedges.request()
+        left = request.deadline - self._clock.now()
         try:
-            left = request.deadline - self._clock.now()
-            async with self._clock.timeout(left, more=self._allowance(left)) as scope:
-                self._under_way.add(scope)
-                try:
-                    return await self._rounds(request, work)
-                finally:
-                    self._under_way.discard(scope)
+            return await self._until_stopped(left, self._rounds(request, work))
         except NobodyLeftError as left:
             error = final_error(left.causes, offline=request.looks_offline)
         except TimeoutError:
@@ -158,7 +153,7 @@ class Failovers:
 
         Time in which our own event loop stood still does not count.
         """
-        async with self._clock.timeout(seconds, more=self._around.stalls.allowance(seconds)):
+        async with self._clock.timeout(seconds, more=self._around.stalls.more):
             return await work
 
     async def bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
@@ -170,21 +165,20 @@ class Failovers:
             work.close()
             self.refuse_if_stopped()
         try:
-            async with self._clock.timeout(seconds, more=self._allowance(seconds)) as scope:
-                self._under_way.add(scope)
-                try:
-                    return await work
-                finally:
-                    self._under_way.discard(scope)
+            return await self._until_stopped(seconds, work)
         except TimeoutError:
             if not self._stopped:
                 raise
         raise GatewayError("The gateway was closed while it streamed.")
 
-    def _allowance(self, seconds: float) -> Callable[[], float]:
-        """What gives a timeout the time of our own stalls again, unless the gateway closes."""
-        more = self._around.stalls.allowance(seconds)
-        return lambda: 0.0 if self._stopped else more()
+    async def _until_stopped(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
+        """As `in_time`; it also ends with `TimeoutError` when the gateway closes."""
+        async with self._clock.timeout(seconds, more=self._around.stalls.more) as scope:
+            self._under_way.add(scope)
+            try:
+                return await work
+            finally:
+                self._under_way.discard(scope)
 
     def refuse_if_stopped(self) -> None:
         """Raise if the gateway is closed.
@@ -198,6 +192,7 @@ class Failovers:
     async def stop(self) -> None:
         """End every request that is under way with an error that says so, and wait for it."""
         self._stopped = True
+        self._around.stalls.stop()  # first, else it would give timeouts more time
         self._alarm.stop()
         while self._under_way:
             for scope in self._under_way:
@@ -208,7 +203,6 @@ class Failovers:
             await asyncio.wait(self._losers)
         for provider in self._around.providers():
             provider.close_guards()
-        self._around.stalls.stop()
 
     # ── rounds ───────────────────────────────────────────────────────────────────────────────
 
@@ -240,11 +234,15 @@ class Failovers:
         To ask one again is an extra call, which is budgeted: where many requests fail, more calls
         would not mend it.
         """
-        request.begin_round()
+        fresh = not (extra or request.begun)  # its candidates are as they were made just now
+        if not fresh:
+            request.begin_round()
         while True:
             if request.rejected_by is not None:
                 return await self._second_opinion(request, work)
-            request.take_new_providers()
+            if not fresh:
+                request.take_new_providers()
+            fresh = False
             choice = self._policy.choose(request.candidates, request)
             candidate = choice.candidate
             if candidate is None:
@@ -522,9 +520,8 @@ class Failovers:
         attempt.limit = limit
         failure: Failure
         unusable: Completion | None = None
-        more = self._around.stalls.allowance(limit)
         try:
-            async with self._clock.timeout(limit, more=more):
+            async with self._clock.timeout(limit, more=self._around.stalls.more):
                 return await work.ask(attempt)
         except VendorCallError as error:
             failure = error.failure

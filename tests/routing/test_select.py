@@ -690,6 +690,7 @@ class TestRoster:
         roster = Roster([one, two])
         assert len(roster.candidates(None, "chat")) == 2
         one.known_operations = frozenset({"embeddings"})
+        one.on_prepared()
         assert [p.name for p in roster.candidates(None, "chat")] == ["two"]
 
     def test_says_when_one_may_be_asked_as_last_resort(self, make, clock):

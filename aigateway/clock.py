@@ -142,26 +142,14 @@ _alarms = _Alarms()
 class _Timeout:
     """What `asyncio.Timeout` is and does, but for the timer."""
 
-    __slots__ = (
-        "_alarm",
-        "_began",
-        "_cancelling",
-        "_expired",
-        "_looked",
-        "_more",
-        "_seconds",
-        "_task",
-        "_waiting",
-        "_when",
-    )
+    _task: asyncio.Task[Any] | None = None
+    _waiting = False  # inside, and not expired
+    _expired = False
+    _looked = 0.0  # when it was put off; not yet
 
     def __init__(self, seconds: float, more: PutOff | None) -> None:
         self._seconds = seconds
         self._more = more
-        self._task: asyncio.Task[Any] | None = None
-        self._waiting = False  # inside, and not expired
-        self._expired = False
-        self._looked = 0.0  # when it was put off; not yet
 
     async def __aenter__(self) -> Self:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()

@@ -146,26 +146,11 @@ class PendingAttempt:
         over: It has ended.
     """
 
-    __slots__ = (
-        "_around",
-        "_began",
-        "_estimate",
-        "_first_content",
-        "_outstanding",
-        "_pace",
-        "_pass",
-        "_rated",
-        "_request",
-        "_sent",
-        "_slots",
-        "_trace",
-        "candidate",
-        "limit",
-        "number",
-        "over",
-        "patience",
-        "provider",
-    )
+    limit = patience = math.inf
+    over = False
+    _sent: ChatRequest | EmbeddingRequest | None = None
+    _estimate: Answer | None = None  # what it was counted for, without an answer
+    _first_content: float | None = None
 
     def __init__(
         self,
@@ -186,14 +171,8 @@ class PendingAttempt:
         self._outstanding = pace.begin()
         self._began = self._outstanding.began
         around.stalls.begin()
-        self.limit = math.inf
-        self.patience = math.inf
-        self.over = False
-        self._sent: ChatRequest | EmbeddingRequest | None = None
-        self._estimate: Answer | None = None  # what it was counted for, without an answer
         around.limiter.take(self._slots)
         request.begun = self.number = request.begun + 1
-        self._first_content: float | None = None
         account = request.account
         self._trace = (
             None

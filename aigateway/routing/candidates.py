@@ -79,30 +79,15 @@ class Candidate:
         seen: The request has come to it as its last resort.
     """
 
-    __slots__ = (
-        "barred",
-        "blamed",
-        "calls",
-        "canary",
-        "cause",
-        "guards",
-        "provider",
-        "seen",
-        "tried",
-        "unreachable",
-    )
+    tried = barred = blamed = unreachable = seen = False
+    calls = 0
+    cause: ProviderFailure | None = None
+    canary: bool | None = None
+    # Defaults of the class: what most requests never touch costs them nothing.
 
     def __init__(self, provider: Provider, operation: Operation) -> None:
         self.provider = provider
         self.guards = provider.guards(operation)
-        self.tried = False
-        self.calls = 0
-        self.barred = False
-        self.blamed = False
-        self.unreachable = False
-        self.cause: ProviderFailure | None = None
-        self.canary: bool | None = None
-        self.seen = False
 
     def begin_round(self) -> None:
         """It may be asked again, unless it would be wrong to.
@@ -170,28 +155,12 @@ class RequestState:
         ticket: Its place in the queue for free providers; None until it has to wait.
     """
 
-    __slots__ = (
-        "_cause",
-        "_digest",
-        "_providers",
-        "_serving",
-        "account",
-        "attempts",
-        "background",
-        "began",
-        "begun",
-        "candidates",
-        "deadline",
-        "go_on_when_refused",
-        "hedge",
-        "named",
-        "operation",
-        "rejected_by",
-        "request_id",
-        "tenant",
-        "ticket",
-        "tokens",
-    )
+    begun = 0
+    go_on_when_refused = False
+    rejected_by: tuple[str, ...] | None = None
+    ticket: Ticket | None = None
+    _digest: Hashable = None
+    _looked = False
 
     def __init__(
         self,
@@ -223,12 +192,7 @@ class RequestState:
         self.tenant = tenant
         self.account = account
         self._cause = cause
-        self._digest: Hashable = None
         self.attempts: list[Attempt] = []
-        self.begun = 0
-        self.go_on_when_refused = False
-        self.rejected_by: tuple[str, ...] | None = None
-        self.ticket: Ticket | None = None
 
     def cause(self) -> Hashable:
         """Its digest, worked out at the first failure: most requests never need it."""
@@ -242,7 +206,13 @@ class RequestState:
         return tuple(c.cause for c in self.candidates if c.cause is not None)
 
     def take_new_providers(self) -> None:
-        """Make candidates of providers that were added since the request began."""
+        """Make candidates of providers that were added since the request began.
+
+        The first time it has just begun.
+        """
+        if not self._looked:
+            self._looked = True
+            return
         try:
             providers = self._serving()
         except (NoProvidersError, UnknownModelError):
@@ -257,6 +227,7 @@ class RequestState:
 
     def begin_round(self) -> None:
         """Each candidate may be asked again, but for those that it would be wrong to ask."""
+        self._looked = True
         for candidate in self.candidates:
             candidate.begin_round()
 

@@ -234,15 +234,12 @@ class Failovers:
         To ask one again is an extra call, which is budgeted: where many requests fail, more calls
         would not mend it.
         """
-        fresh = not (extra or request.begun)  # its candidates are as they were made just now
-        if not fresh:
+        if extra or request.begun:
             request.begin_round()
         while True:
             if request.rejected_by is not None:
                 return await self._second_opinion(request, work)
-            if not fresh:
-                request.take_new_providers()
-            fresh = False
+            request.take_new_providers()
             choice = self._policy.choose(request.candidates, request)
             candidate = choice.candidate
             if candidate is None:

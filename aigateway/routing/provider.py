@@ -131,16 +131,13 @@ class Pass:
         checked, trial, trickled: What setup, cooldown and the purse of last resort want back.
     """
 
-    __slots__ = ("answered", "checked", "last_resort", "permit", "trial", "trickled", "unlocks")
+    answered = trial = trickled = False
+    checked = -math.inf
 
     def __init__(self, permit: Permit, last_resort: bool) -> None:
         self.permit: Permit | None = permit
         self.last_resort = last_resort
         self.unlocks = permit.probe or permit.last_resort
-        self.answered = False
-        self.checked = -math.inf
-        self.trial = False
-        self.trickled = False
 
     @property
     def probe(self) -> bool:

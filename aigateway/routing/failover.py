@@ -141,7 +141,14 @@ class Failovers:
                 self._hedges.request()
         left = request.deadline - self._clock.now()
         try:
-            return await self._until_stopped(left, self._rounds(request, work))
+            async with self._clock.timeout(left, more=self._around.stalls.more) as scope:
+                self._under_way.add(scope)
+                try:
+                    return await self._round(request, work)
+                except NobodyLeftError as first:
+                    return await self._further_rounds(request, work, first)
+                finally:
+                    self._under_way.discard(scope)
         except NobodyLeftError as left:
             error = final_error(left.causes, offline=request.looks_offline)
         except TimeoutError:
@@ -165,20 +172,16 @@ class Failovers:
             work.close()
             self.refuse_if_stopped()
         try:
-            return await self._until_stopped(seconds, work)
+            async with self._clock.timeout(seconds, more=self._around.stalls.more) as scope:
+                self._under_way.add(scope)
+                try:
+                    return await work
+                finally:
+                    self._under_way.discard(scope)
         except TimeoutError:
             if not self._stopped:
                 raise
         raise GatewayError("The gateway was closed while it streamed.")
-
-    async def _until_stopped(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """As `in_time`; it also ends with `TimeoutError` when the gateway closes."""
-        async with self._clock.timeout(seconds, more=self._around.stalls.more) as scope:
-            self._under_way.add(scope)
-            try:
-                return await work
-            finally:
-                self._under_way.discard(scope)
 
     def refuse_if_stopped(self) -> None:
         """Raise if the gateway is closed.
@@ -206,13 +209,16 @@ class Failovers:
 
     # ── rounds ───────────────────────────────────────────────────────────────────────────────
 
-    async def _rounds(self, request: RequestState, work: Work[A]) -> Served[A]:
-        try:
-            return await self._round(request, work)
-        except NobodyLeftError as left:
-            if self._retries.rounds == 0 or left.worth_waiting is None:
-                raise
-            first = left
+    async def _further_rounds(
+        self, request: RequestState, work: Work[A], first: NobodyLeftError
+    ) -> Served[A]:
+        """Ask all again after a wait, where that may help.
+
+        Raises:
+            NobodyLeftError: It does not.
+        """
+        if self._retries.rounds == 0 or first.worth_waiting is None:
+            raise first
 
         def announce(round_number: int, wait: float) -> None:
             self._emitter.emit(RequestRetrying(request.request_id, round_number, round(wait, 3)))

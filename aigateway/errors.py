@@ -100,7 +100,8 @@ class ProviderFailure:
         provider: The provider's name.
         kind: What happened.
         status: The vendor's HTTP status, if an answer came at all.
-        retry_after_seconds: When asking again makes sense, if that is known.
+        retry_after_seconds: When asking again makes sense, if that is known: when it would be asked
+            as last resort, if that is earlier than as of right.
     """
 
     provider: str

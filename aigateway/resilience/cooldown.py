@@ -202,7 +202,7 @@ class Setup:
             return None
         looked = max(self.refused_at, self._checked_at)  # a check may end without a verdict
         last_resort = max(0.0, max(looked + self.policy.last_resort, out) - now)
-        return GuardRefusal(FailureKind.DISABLED, wait, last_resort)
+        return GuardRefusal(FailureKind.DISABLED, wait, last_resort, pending=out > now)
 
     def abandon(self) -> None:
         """Forget the check that is out: its event loop is gone."""

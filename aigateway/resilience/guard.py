@@ -34,6 +34,9 @@ __all__ = ["NEVER", "AttemptOutcome", "Effect", "GuardListener", "GuardRefusal",
 NEVER = float("inf")
 """Seconds until something that is not to happen."""
 
+SOON = 1.0
+"""Least seconds after which asking as last resort makes sense where another request has failed."""
+
 Token = TypeVar("Token")
 
 
@@ -81,21 +84,34 @@ class GuardRefusal:
 
     Attributes:
         kind: `CIRCUIT_OPEN`, `COOLING_DOWN` or `DISABLED`.
-        retry_after: Seconds until it may; 0.0 if that may be at any moment.
+        retry_after: Seconds until it may as of right, whatever other providers there are; 0.0 if
+            that may be at any moment.
         last_resort: Seconds until a request with no other provider left may ask all the same;
             0.0 if now, `NEVER` if not before `retry_after`.
         changes_in: Seconds until one of the guards that refuse says otherwise; by default
             `retry_after`.
+        pending: An attempt is out whose end may change that at any moment.
     """
 
     kind: FailureKind
     retry_after: float
     last_resort: float = NEVER
     changes_in: float = -1.0
+    pending: bool = False
 
     def __post_init__(self) -> None:
         if self.changes_in < 0:
             object.__setattr__(self, "changes_in", self.retry_after)
+
+    @property
+    def worth_asking_in(self) -> float:
+        """Seconds after which a new request has a chance there, as last resort if need be.
+
+        Errors tell this: there is one only where no other provider has answered. The next dose may
+        be free at once, but a provider that has just failed is not well again so soon.
+        """
+        dose = 0.0 if self.pending else self.last_resort
+        return min(self.retry_after, max(SOON, dose))
 
 
 class GuardListener(Protocol):

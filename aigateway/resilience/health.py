@@ -20,6 +20,7 @@ from typing import Literal
 
 from aigateway.clock import Clock
 from aigateway.resilience.guard import AttemptOutcome, Effect, GuardListener
+from aigateway.resilience.stall import INTERVAL, StallWatch
 
 __all__ = ["HealthPolicy", "HealthWindow", "OutstandingCall", "ResponseTimes"]
 
@@ -49,12 +50,18 @@ HANG = 4.0
 class OutstandingCall:
     """A call that is out, or would be, had it not been cancelled for a quicker one."""
 
-    __slots__ = ("began", "settle", "until")
+    __slots__ = ("_stalls", "began", "settle", "until")
 
-    def __init__(self, began: float) -> None:
+    def __init__(self, began: float, stalls: StallWatch | None) -> None:
         self.began = began
         self.until = math.inf
         self.settle: Callable[[bool], None] | None = None
+        self._stalls = stalls
+
+    def stood(self, now: float) -> float:
+        """Seconds for which our own event loop has stood still since it began, at most."""
+        stood = 0.0 if self._stalls is None else self._stalls.stood(self.began, now)
+        return stood + INTERVAL if stood else 0.0  # a stall begins up to a tick before it is seen
 
 
 class ResponseTimes:
@@ -112,9 +119,14 @@ class ResponseTimes:
         """How many latencies are known, at most 128."""
         return len(self._latencies)
 
-    def begin(self) -> OutstandingCall:
-        """A call goes out."""
-        call = OutstandingCall(self._clock.now())
+    def begin(self, stalls: StallWatch | None = None) -> OutstandingCall:
+        """A call goes out.
+
+        Args:
+            stalls: Knows how long our own event loop stands still meanwhile: no answer can be read
+                then, so that time counts for nothing here.
+        """
+        call = OutstandingCall(self._clock.now(), stalls)
         self._out[call] = None
         return call
 
@@ -165,7 +177,7 @@ class ResponseTimes:
 
         Args:
             call: From `begin`.
-            until: When its timeout would have come, on the clock's own scale.
+            until: When its timeout would have come, on the clock's own scale; a stall puts it off.
             settle: Called once, with whether to count a failure.
         """
         call.until, call.settle = until, settle
@@ -181,7 +193,9 @@ class ResponseTimes:
         if len(self._out) < self._threshold or self.p95 is None:
             return False
         oldest = next(islice(self._out, self._threshold - 1, None))
-        return oldest.began < self._clock.now() - HANG * self.p95
+        now = self._clock.now()
+        overdue = now - HANG * self.p95
+        return oldest.began < overdue and oldest.began + oldest.stood(now) < overdue
 
     def abandon(self) -> None:
         """Forget the calls that are out: their event loop is gone."""
@@ -202,13 +216,12 @@ class ResponseTimes:
 
     def _settle_due(self) -> None:
         now = self._clock.now()
-        due = [call for call in self._outrun if call.until <= now]
-        self._next_due = min(
-            (call.until for call in self._outrun if call.until > now), default=math.inf
-        )
+        until = {call: call.until + call.stood(now) for call in self._outrun}
+        due = [call for call, when in until.items() if when <= now]
+        self._next_due = min((when for when in until.values() if when > now), default=math.inf)
         # No request has looked since: what was so a while ago says nothing of now.
-        self._settle([call for call in due if now - call.until > self._stale], failed=False)
-        self._settle([call for call in due if now - call.until <= self._stale], failed=True)
+        self._settle([call for call in due if now - until[call] > self._stale], failed=False)
+        self._settle([call for call in due if now - until[call] <= self._stale], failed=True)
 
     def _settle(self, calls: list[OutstandingCall], *, failed: bool) -> None:
         for call in calls:
@@ -228,7 +241,8 @@ class HealthPolicy:
         least: Attempts below which a window says nothing.
         errors: Share of failed attempts from which the provider is degraded, from 0 to 1.
         latency: Multiple of its own usual latency; degraded while most answers take longer.
-        canaries: Share of requests that a degraded provider keeps, from 0 to 1.
+        canaries: Share of requests that a degraded provider keeps, from 0 to 1. Each good answer
+            doubles it until the next bad or slow one, so that a well provider is back soon.
     """
 
     window: float = 30.0
@@ -244,11 +258,13 @@ QUICK = 10
 
 QUICK_SECONDS = 5.0
 
-_QUICK_SHARE = 0.8
-"""Share of them that must be bad, or slow: ten attempts are few, so half would often be chance."""
+_QUICK_SHARE = 0.9
+"""Share of them that must be bad, or slow: ten attempts are few, so less would often be chance. (Of
+a provider that fails 30 % at random, 8 of 10 are bad once in a minute at 20 attempts a second.)"""
 
-RUN = 5
-"""Good answers in a row after which a degraded provider is healthy again."""
+RUN = 10
+"""Good answers in a row after which a degraded provider is healthy again. One that fails half of
+its calls has so many once in two thousand; five would be one in sixty."""
 
 _MOST_CAUSES = 4096
 """Distinct failing requests that a window remembers; beyond it, each failure counts."""
@@ -277,6 +293,7 @@ class HealthWindow:
         "_latest",
         "_run",
         "_seconds",
+        "_share",
         "degraded",
         "listener",
         "policy",
@@ -296,6 +313,7 @@ class HealthWindow:
         self._causes: dict[Hashable, float] = {}  # of what failed or was slow, in that order
         self._run = 0
         self._canary = 0.0
+        self._share = self.policy.canaries
         self._ended_at = self._clock.now()
 
     def is_degraded(self) -> bool:
@@ -308,7 +326,7 @@ class HealthWindow:
 
     def draw_canary(self) -> bool:
         """Whether this request is one of those that a degraded provider keeps."""
-        self._canary += self.policy.canaries
+        self._canary += self._share
         if self._canary < 1.0:
             return False
         self._canary -= 1.0
@@ -341,12 +359,15 @@ class HealthWindow:
             second.slow += 1
         else:
             second.good += 1
-        if self.degraded is not None:
-            self._run = 0 if bad or slow else self._run + 1
+        if self.degraded is None:
+            if bad or slow:
+                self._judge(now)
+        elif bad or slow:
+            self._run, self._share = 0, self.policy.canaries
+        else:
+            self._run, self._share = self._run + 1, min(1.0, self._share * 2)
             if self._run >= RUN:
                 self._recover()
-        elif bad or slow:
-            self._judge(now)
 
     def _is_repeated(self, cause: Hashable, now: float) -> bool:
         """Whether this request has counted in the window already."""
@@ -395,7 +416,7 @@ class HealthWindow:
     def _degrade(self, reason: Literal["errors", "latency"], share: float) -> None:
         self.degraded = reason
         self._run = 0
-        self._canary = 0.0
+        self._canary, self._share = 0.0, self.policy.canaries
         self.listener.degraded(reason, share)
 
     def _recover(self) -> None:

@@ -100,6 +100,11 @@ class LastResort:
         return self._purse
 
     @property
+    def pending(self) -> bool:
+        """Whether an attempt on an empty purse is out: others may wait for its end."""
+        return self._out > 0
+
+    @property
     def ramping(self) -> bool:
         """Whether the provider has come back and is asked at a measured pace."""
         return self._ramp_began < math.inf

@@ -168,7 +168,7 @@ class PendingAttempt:
         self._pace = pace
         self._slots = provider.slots
         self._rated = provider.rates.begin(request.tokens) if provider.rates else None
-        self._outstanding = pace.begin()
+        self._outstanding = pace.begin(around.stalls)
         self._began = self._outstanding.began
         around.stalls.begin()
         around.limiter.take(self._slots)

@@ -151,14 +151,18 @@ class RequestState:
         begun: How many calls have begun.
         candidates: One for each provider.
         go_on_when_refused: A rejection by one provider does not keep it from the others.
+        nearly_over: It has waited for its turn of a last resort until it was too late for one.
+        overdue: It has waited so long for a free place that it takes a last resort instead.
         rejected_by: The company that called it invalid, while another is asked for its opinion.
         ticket: Its place in the queue for free providers; None until it has to wait.
+        waited: Seconds for which it has waited for a place, while none could say how long to wait.
     """
 
     begun = 0
-    go_on_when_refused = False
+    go_on_when_refused = nearly_over = overdue = False
     rejected_by: tuple[str, ...] | None = None
     ticket: Ticket | None = None
+    waited = 0.0
     _digest: Hashable = None
     _looked = False
 
@@ -193,6 +197,10 @@ class RequestState:
         self.account = account
         self._cause = cause
         self.attempts: list[Attempt] = []
+
+    def share(self, seconds: float) -> float:
+        """So many seconds, but no more than a quarter of its time."""
+        return min(seconds, (self.deadline - self.began) / 4)
 
     def cause(self) -> Hashable:
         """Its digest, worked out at the first failure: most requests never need it."""
@@ -242,7 +250,8 @@ class RequestState:
             for c in self.candidates
             if not c.tried
         ]
-        return (self.operation, tuple(open_to), self.tokens.bit_length())
+        may = (self.overdue, self.nearly_over)
+        return (self.operation, tuple(open_to), self.tokens.bit_length(), may)
 
     @property
     def looks_offline(self) -> bool:

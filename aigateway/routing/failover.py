@@ -56,6 +56,11 @@ LAST_RESORT_NEEDS = 1.0
 resort any more. Else the oldest of many that wait would take each turn, and be cut by its deadline
 before a vendor that is well again can answer."""
 
+PLACE_OVERDUE = 1.0
+"""Seconds (at most a quarter of a request's time) for which it waits for a place at a healthy one
+before it may take a last resort elsewhere. The calls that hold the places may never end; a short
+queue, though, is better than a provider that fails."""
+
 _PASSED_OVER = frozenset(
     {
         FailureKind.CIRCUIT_OPEN,
@@ -246,7 +251,7 @@ class Failovers:
             if request.rejected_by is not None:
                 return await self._second_opinion(request, work)
             request.take_new_providers()
-            choice = self._policy.choose(request.candidates, request)
+            choice = self._choose(request)
             candidate = choice.candidate
             if candidate is None:
                 await self._wait_for_place(request, choice)
@@ -281,45 +286,56 @@ class Failovers:
 
         def may_go_on() -> bool:
             request.take_new_providers()
-            found = self._policy.choose(request.candidates, request)
+            found = self._choose(request)
             if found.candidate is not None or self._is_vain(found, request):
                 return True
             self._look_again_after(found)
             return False
 
         self._look_again_after(choice)
-        longest = LONGEST_WAIT
-        if choice.last_resort:
-            needed = min(LAST_RESORT_NEEDS, (request.deadline - request.began) / 4)
-            longest = request.deadline - self._clock.now() - needed
-        if not await self._queued(request, longest, may_go_on) and choice.last_resort:
-            # Its turn would be lost on it, and others have the time. Its deadline ends this.
-            await self._clock.sleep(LONGEST_WAIT)
+        await self._queued(request, choice, may_go_on)
         for candidate, cause in choice.refused:
             if candidate.cause is cause:
                 candidate.cause = None
         return None
 
     async def _queued(
-        self, request: RequestState, seconds: float, may_go_on: Callable[[], bool]
-    ) -> bool:
-        """Wait in the queue for so long. Returns whether the request was woken."""
+        self, request: RequestState, choice: Selection, may_go_on: Callable[[], bool]
+    ) -> None:
+        """Wait in the queue until woken, or until the request may ask others than before."""
         if request.ticket is None:
             request.ticket = self._limiter.ticket(
                 background=request.background, tenant=request.tenant
             )
+        began, longest = self._clock.now(), LONGEST_WAIT
+        last_resort = choice.last_resort and not request.nearly_over
+        blind = None in choice.waits and not choice.last_resort
+        if last_resort:
+            longest = request.deadline - began - request.share(LAST_RESORT_NEEDS)
+        elif blind:
+            longest = request.share(PLACE_OVERDUE) - request.waited
         try:
-            async with self._clock.timeout(seconds):
+            async with self._clock.timeout(longest):
                 await self._limiter.wait(request.ticket, request.group(), may_go_on)
         except TimeoutError:
-            return False
+            request.overdue = request.overdue or blind
+            request.nearly_over = request.nearly_over or last_resort
         finally:
+            request.waited += (self._clock.now() - began) * blind
             if not self._limiter.waiting:
                 self._alarm.stop()
-        return True
+
+    def _choose(self, request: RequestState) -> Selection:
+        """Look for whom to ask now; a request whose time is nearly over asks proven ones alone."""
+        candidates: Sequence[Candidate] = request.candidates
+        if request.nearly_over:
+            candidates = [c for c in candidates if c.guards.is_in_service()]
+        return self._policy.choose(candidates, request)
 
     def _is_vain(self, choice: Selection, request: RequestState) -> bool:
-        """Whether there is none to wait for, or none in time."""
+        """Whether there is none to wait for, or none in time; else its deadline ends the wait."""
+        if request.nearly_over:
+            return all(candidate.tried for candidate in request.candidates)
         left = request.deadline - self._clock.now()
         return all(wait is not None and wait > left for wait in choice.waits)
 
@@ -483,7 +499,7 @@ class Failovers:
             return rival
 
         race = Race(lambda runner: self._attempt(runner, request, work), work.discard, self._losers)
-        return await race.run(attempt, self._clock, delay, second)
+        return await race.run(attempt, self._clock, self._around.stalls, delay, second)
 
     @staticmethod
     def _healthy(candidates: Sequence[Candidate], *, prepared: bool) -> list[Candidate]:
@@ -492,8 +508,7 @@ class Failovers:
             candidate
             for candidate in candidates
             if not candidate.tried
-            and candidate.guards.breaker.state is CircuitState.CLOSED
-            and candidate.guards.setup.reason is None
+            and candidate.guards.is_in_service()
             and candidate.guards.refusal() is None
             and not candidate.guards.is_degraded()
             and (candidate.provider.prepared or not prepared)
@@ -579,7 +594,8 @@ class Failovers:
             return
         elif verdict.failover is Failover.SECOND_OPINION and self._on_rejection:
             if self._on_rejection == "once":
-                if request.rejected_by is not None:
+                # A second one of the same company is no second opinion: both may have been out.
+                if request.rejected_by not in {None, provider.company}:
                     raise final_error(request.causes, FailureKind.REJECTED)
                 request.rejected_by = provider.company
         elif not (failure.kind is FailureKind.CONTENT_POLICY and self._on_content_policy):
@@ -631,10 +647,10 @@ class Failovers:
             if cause is None or cause.kind not in MAY_PASS:
                 continue
             refusal = candidate.provider.refusal(request.operation)
-            refused = candidate.provider.refused(refusal) if refusal else None
-            wait = refused.retry_after_seconds if refused else None
-            if wait and cause.retry_after_seconds is None:
-                candidate.cause = replace(cause, retry_after_seconds=wait)
+            wait = in_milliseconds(refusal.retry_after) if refusal else None
+            if refusal is not None and wait and cause.retry_after_seconds is None:
+                told = candidate.provider.refused(refusal).retry_after_seconds
+                candidate.cause = replace(cause, retry_after_seconds=told)
             open_again = candidate.guards.breaker.state is CircuitState.CLOSED
             if not candidate.barred and (open_again or not candidate.blamed):
                 waits.append(wait or 0.0)

@@ -14,6 +14,7 @@ from aigateway.clock import Clock
 from aigateway.errors import GatewayError
 from aigateway.resilience.health import ResponseTimes
 from aigateway.resilience.retry_budget import HedgeBudget, RetryBudget, hedge_delay
+from aigateway.resilience.stall import StallWatch
 from aigateway.routing.attempt import Answer, AttemptEnd, PendingAttempt
 from aigateway.settings import GatewaySettings
 
@@ -74,6 +75,7 @@ class Race(Generic[A]):
         self,
         call: PendingAttempt,
         clock: Clock,
+        stalls: StallWatch,
         delay: float,
         second: Callable[[], PendingAttempt | None],
     ) -> tuple[PendingAttempt, A] | None:
@@ -82,6 +84,7 @@ class Race(Generic[A]):
         Args:
             call: The first one; it runs from now on.
             clock: For the delay.
+            stalls: How long our own event loop stands still, which is no part of the delay.
             delay: Seconds after which `second` is asked for another call, and asked again.
             second: Begins it, or says None: nobody is free just now, or the budget is used up.
 
@@ -92,7 +95,7 @@ class Race(Generic[A]):
         won = False
         refusal: GatewayError | None = None
         try:
-            while not await self._is_over_within(delay, clock):
+            while not await self._is_over_within(delay, clock, stalls):
                 other = second()
                 if other is not None:
                     self._start(other)
@@ -123,9 +126,9 @@ class Race(Generic[A]):
         )
         self._runners[task] = call
 
-    async def _is_over_within(self, delay: float, clock: Clock) -> bool:
+    async def _is_over_within(self, delay: float, clock: Clock, stalls: StallWatch) -> bool:
         try:
-            async with clock.timeout(delay):
+            async with clock.timeout(delay, more=stalls.more):
                 await asyncio.wait(self._runners)
         except TimeoutError:
             return False

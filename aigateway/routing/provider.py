@@ -66,8 +66,9 @@ class OperationStatus:
     Attributes:
         active: Whether it could take a request now.
         circuit_state: As of the last request that looked.
-        retry_after_seconds: When it can be asked again; None if it can be asked now, infinite
-            while its circuit is forced open.
+        retry_after_seconds: When it is asked again as of right, beside others that answer; a
+            request that has no other may ask it earlier, as last resort. None if it can be asked
+            now, infinite while its circuit is forced open.
         disabled_reason: Why it is set up wrong, if it is.
         degraded: "errors" or "latency" while it works worse than it should, else None.
     """
@@ -93,8 +94,9 @@ class ProviderStatus:
         priority: Higher is asked first.
         active: Whether it could take a request now.
         circuit_state: As of the last request that looked.
-        retry_after_seconds: When it can be asked again; None if it can be asked now, infinite
-            while its circuit is forced open.
+        retry_after_seconds: When it is asked again as of right, beside others that answer; a
+            request that has no other may ask it earlier, as last resort. None if it can be asked
+            now, infinite while its circuit is forced open.
         disabled_reason: Why it is set up wrong, if it is.
         in_flight: Calls that are out now.
         max_in_flight: Calls that may be out at once; falls when the vendor throttles, and recovers.
@@ -217,8 +219,10 @@ class Guards:
         rejected = self.breaker.refusal()
         if rejected is None:
             return refusal
-        wait = NEVER if self.breaker.forced else self.last_resort.wait()
-        return _both(refusal, GuardRefusal(FailureKind.CIRCUIT_OPEN, rejected.retry_after, wait))
+        doses, wait = self.last_resort, rejected.retry_after
+        dose = NEVER if self.breaker.forced else doses.wait()
+        mine = GuardRefusal(FailureKind.CIRCUIT_OPEN, wait, dose, pending=doses.pending)
+        return _both(refusal, mine)
 
     def ramp_wait(self) -> float:
         """Seconds until a provider that has just come back takes one more call; 0.0 if now."""
@@ -236,6 +240,10 @@ class Guards:
         if self.health.degraded is not None and self.health.is_degraded():
             return True
         return self.seems_to_hang()
+
+    def is_in_service(self) -> bool:
+        """Whether to ask it is neither a probe nor a check: circuit closed, and not disabled."""
+        return self.breaker.state is CircuitState.CLOSED and self.setup.reason is None
 
     def seems_to_hang(self) -> bool:
         """Whether too many calls are out for too long. Settles calls that were outrun, if due."""
@@ -495,7 +503,7 @@ class Provider:
 
     def refused(self, refusal: GuardRefusal) -> ProviderFailure:
         """A refusal as the cause of an error."""
-        wait = in_milliseconds(refusal.retry_after)
+        wait = in_milliseconds(refusal.worth_asking_in)
         return ProviderFailure(self.name, refusal.kind, retry_after_seconds=wait)
 
     def force_circuit(self, order: CircuitOrder) -> None:
@@ -614,6 +622,7 @@ def _both(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
         max(one.retry_after, other.retry_after),
         max(one.last_resort, other.last_resort),
         min((c for c in (one.changes_in, other.changes_in) if c > 0), default=0.0),
+        one.pending or other.pending,
     )
 
 

@@ -24,11 +24,12 @@ class Selection:
 
     Attributes:
         candidate: Whom to ask, or None.
-        last_resort: No other is left than those that are to be left alone: one of them is asked
-            all the same, or waited for.
+        last_resort: No other is left than those that are to be left alone, or none that has had
+            a place for too long: one of them is asked all the same, or waited for.
         refused: Those that were passed over, and why.
         waits: Seconds after which those that are worth waiting for may be asked: they have no free
-            place (None: that is not known), or they are a last resort whose dose is used up.
+            place, or they are a last resort whose dose is used up. None: that is not known, since
+            it hangs on the end of a call that is out.
         changes: Seconds after which a guard that refuses says otherwise.
     """
 
@@ -93,7 +94,7 @@ class PriorityPolicy:
                 choice.candidate = candidate
                 return choice
             else:
-                degraded = degraded or candidate
+                degraded = candidate if degraded is None else _better(degraded, candidate)
         choice.candidate = best or degraded
         if choice.candidate is None:
             self._choose_last_resort(choice, refusals, request)
@@ -119,12 +120,13 @@ class PriorityPolicy:
         """Pick the least bad of those that are to be left alone, if its dose allows it now.
 
         A fuller purse has answered of late; a disabled provider comes behind those that fail.
-        Healthy ones that only have no place are waited for instead.
+        Healthy ones that only have no place are waited for instead, but not for long if it is not
+        known when they will have one.
         """
         for candidate, refusal in refusals:
             choice.refused.append((candidate, candidate.provider.refused(refusal)))
             choice.changes.append(refusal.changes_in)
-        if choice.waits:
+        if choice.waits and not (request.overdue and None in choice.waits):
             return
         choice.last_resort = True
         best: tuple[bool, float] | None = None
@@ -141,6 +143,9 @@ class PriorityPolicy:
                 rank = (guards.setup.reason is not None, -guards.last_resort.purse)
                 if best is None or rank < best:
                     best, choice.candidate = rank, candidate
+            elif refusal.pending:
+                choice.waits.append(None)
+                choice.changes.append(wait)
             else:
                 choice.waits.append(wait)
 
@@ -168,6 +173,13 @@ def take_turn(provider: Provider, candidates: Sequence[Candidate]) -> None:
 def _saturated(provider: Provider, wait: float | None) -> ProviderFailure:
     retry_after = None if wait is None else in_milliseconds(wait)
     return ProviderFailure(provider.name, FailureKind.SATURATED, retry_after_seconds=retry_after)
+
+
+def _better(first: Candidate, second: Candidate) -> Candidate:
+    """Which of two degraded ones is asked; the first one's priority is not the lower one."""
+    one, other = first.provider, second.provider
+    equal = one.priority == other.priority
+    return second if equal and _rank(other) < _rank(one) else first
 
 
 def _rank(provider: Provider) -> tuple[float, float]:

@@ -270,7 +270,7 @@ class TestHealthIsNotBinary:
             asked = len(vendors[0].received)
             for number in range(100):
                 await gateway.chat(f"later {number}")
-            assert len(vendors[0].received) - asked == 5, "the canaries"
+            assert 5 <= len(vendors[0].received) - asked <= 10, "the canaries"
             vendors[0].recover()
             for number in range(120):
                 await gateway.chat(f"healed {number}")

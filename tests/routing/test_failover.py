@@ -219,11 +219,29 @@ class TestAllFail:
         assert str(error) == (
             "All LLM providers failed: a: server_error (HTTP 500);"
             " b: rate_limited (HTTP 429, retry in 30.0 s);"
-            " c: server_error (HTTP 503, retry in 60.0 s)"
+            " c: server_error (HTTP 503, retry in 1.0 s)"
         )
-        assert error.retry_after_seconds == 30
+        assert error.retry_after_seconds == 1
         copy = pickle.loads(pickle.dumps(error))
         assert (str(copy), copy.causes) == (str(error), error.causes)
+
+    @pytest.mark.parametrize(
+        ("failure", "requests", "told", "status"),
+        [
+            (K.AUTHENTICATION, 2, 5, 300),  # when it is checked as last resort, and as of right
+            (K.SERVER_ERROR, 1, 1, 60),
+            (Failure(K.RATE_LIMITED, 429, retry_after=30), 2, 30, 30),
+        ],
+    )
+    async def test_it_tells_when_a_request_has_a_chance_again(
+        self, make, vendor, failure, requests, told, status
+    ):
+        gateway = make("a", failure_threshold=1, timeout=1)
+        vendor.always("a", failure)
+        for _ in range(requests):
+            error = await fails(gateway, AllProvidersFailedError)
+        assert error.retry_after_seconds == pytest.approx(told)
+        assert state_of(gateway, "a").retry_after_seconds == pytest.approx(status)
 
     async def test_nothing_foreign_hangs_on_the_error(self, make, vendor):
         for name in "abc":
@@ -597,7 +615,7 @@ class TestProbes:
         failing = asyncio.create_task(fails(gateway, AllProvidersFailedError))
         await clock.advance(1)
         error = await failing
-        assert error.retry_after_seconds == pytest.approx(60, abs=1)
+        assert error.retry_after_seconds == 1, "as last resort"
         clock.tick(60)
         release = asyncio.Event()
         vendor.script("a", release.wait)
@@ -738,6 +756,178 @@ class TestLastCandidate:
             reply = await gateway.chat("the last candidate is asked", timeout=10)
             assert reply.provider == "broken"
             assert reply.attempts[-1].last_resort
+
+
+class TestAttemptIsOut:
+    """An attempt of last resort is out, and others wait for its end, however late the next dose."""
+
+    @pytest.fixture(params=[K.SERVER_ERROR, K.AUTHENTICATION])
+    async def waiting(self, request, make, vendor, clock):
+        gateway, self.release = make("a", failure_threshold=1), asyncio.Event()
+        vendor.script("a", request.param, self.release.wait)
+        await fails(gateway, AllProvidersFailedError)
+        clock.tick(5)
+        first = asyncio.create_task(gateway.chat(another()))
+        await clock.settle()
+        assert vendor.called("a") == 2
+        waiting = asyncio.create_task(gateway.chat(another(), timeout=0.8))
+        await clock.advance(0.3)
+        yield waiting
+        for task in (first, waiting):
+            task.cancel()
+        await asyncio.gather(first, waiting, return_exceptions=True)
+
+    async def test_its_answer_serves_them_too(self, waiting, clock):
+        assert not waiting.done()
+        self.release.set()
+        await clock.settle()
+        assert waiting.done()
+        assert (await waiting).provider == "a"
+
+    async def test_else_their_deadline_ends_it(self, waiting, clock):
+        await clock.advance(0.49)
+        assert not waiting.done()
+        await clock.advance(0.02)
+        assert isinstance(waiting.exception(), DeadlineExceededError)
+
+
+class TestLastMoments:
+    """A request that waits for a dose of last resort, in the last quarter of its time.
+
+    Another took the dose of a, whose next one is due after a second. This one begins after 0.3
+    seconds, has 0.8, and takes no turn of a last resort from 0.9 on.
+    """
+
+    @pytest.fixture
+    async def gateway(self, make, vendor, clock):
+        gateway = make("a", "b", failure_threshold=1, reset_timeout_seconds=0.95)
+        vendor.script("a", K.SERVER_ERROR)
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat(another(), model="a")
+        return gateway
+
+    @pytest.fixture
+    async def release(self, gateway, vendor, clock):
+        """Lets the one that took the dose be answered."""
+        release = asyncio.Event()
+        vendor.script("a", release.wait)
+        other = asyncio.create_task(gateway.chat(another(), model="a"))
+        await clock.advance(0.3)
+        assert vendor.called("a") == 2
+        yield release
+        release.set()
+        await other
+
+    async def test_a_circuit_that_closes_then_serves_it(self, gateway, release, clock):
+        waiting = asyncio.create_task(gateway.chat(another(), model="a", timeout=0.8))
+        await clock.advance(0.63)
+        release.set()
+        await clock.settle()
+        assert waiting.done()
+        assert (await waiting).provider == "a"
+
+    async def test_so_does_a_cooldown_that_ends_then(self, gateway, release, clock):
+        gateway._roster.named("b").chat.cooldown.throttle(0.7)
+        waiting = asyncio.create_task(gateway.chat(another(), timeout=0.8))
+        await clock.advance(0.69)
+        assert not waiting.done()
+        await clock.advance(0.02)
+        assert waiting.done()
+        assert (await waiting).provider == "b"
+
+    async def test_it_takes_neither_a_probe_nor_a_dose(self, gateway, release, vendor, clock):
+        waiting = asyncio.create_task(fails(gateway, DeadlineExceededError, model="a", timeout=0.8))
+        await clock.advance(0.79)
+        assert not waiting.done()
+        await clock.advance(0.02)
+        await waiting
+        assert vendor.called("a") == 2
+
+    async def test_one_that_then_asks_and_fails_waits_for_no_more(
+        self, gateway, release, vendor, clock
+    ):
+        vendor.always("a", K.SERVER_ERROR)
+        waiting = asyncio.create_task(
+            fails(gateway, AllProvidersFailedError, model="a", timeout=0.8)
+        )
+        await clock.advance(0.63)
+        release.set()
+        await clock.settle()
+        assert waiting.done()
+        await waiting
+
+
+class TestFullBesideBroken:
+    """One healthy provider with one place, which is taken; and one whose circuit is open."""
+
+    @pytest.fixture
+    async def gateway(self, make, vendor, clock):
+        gateway = make("full", "broken", fields={"max_concurrency": 1}, failure_threshold=1)
+        vendor.script("broken", K.SERVER_ERROR)
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat(another(), model="broken")
+        clock.tick(1)
+        return gateway
+
+    @pytest.fixture
+    async def out(self, gateway, vendor, clock):
+        """The call that has the place."""
+        vendor.script("full", hang)
+        out = asyncio.create_task(gateway.chat(another()))
+        await clock.settle()
+        assert vendor.called("full") == 1
+        yield out
+        out.cancel()
+        await asyncio.gather(out, return_exceptions=True)
+
+    @pytest.mark.parametrize(("seconds", "after"), [(60, 1.0), (4, 1.0), (2, 0.5), (0.4, 0.1)])
+    async def test_one_that_waits_too_long_takes_the_last_resort(
+        self, gateway, out, clock, seconds, after
+    ):
+        waiting = asyncio.create_task(gateway.chat(another(), timeout=seconds))
+        await clock.advance(after * 0.95)
+        assert not waiting.done()
+        await clock.advance(after * 0.1)
+        assert waiting.done()
+        reply = await waiting
+        assert (reply.provider, reply.attempts[0].last_resort) == ("broken", True)
+
+    async def test_a_short_queue_drives_no_request_to_a_broken_provider(
+        self, gateway, vendor, clock
+    ):
+        vendor.always("full", lambda: clock.sleep(0.2))
+        called = vendor.called("broken")
+        asks = [asyncio.create_task(gateway.chat(another())) for _ in range(5)]
+        await clock.advance(2)
+        assert {(await ask).provider for ask in asks} == {"full"}
+        assert vendor.called("broken") == called
+
+    async def test_each_has_its_own_time_whatever_the_order_in_the_queue(
+        self, gateway, out, vendor, clock
+    ):
+        vendor.always("broken", K.SERVER_ERROR)
+        asks = []
+        for called, tenant in [(1, "a"), (1, "a"), (2, "b"), (3, "a")]:
+            assert vendor.called("broken") == called
+            question = gateway.chat(another(), origin=Origin(partition=tenant))
+            asks.append(asyncio.create_task(question))
+            await clock.advance(0.6)
+        for ask in asks:
+            ask.cancel()
+        await asyncio.gather(*asks, return_exceptions=True)
+
+    async def test_it_waits_on_for_the_place_while_the_dose_is_used_up(
+        self, gateway, out, vendor, clock
+    ):
+        vendor.script("broken", hang)
+        hung, waiting = [asyncio.create_task(gateway.chat(another())) for _ in range(2)]
+        await clock.advance(1.5)
+        assert vendor.called("broken") == 2, "the first of them is out, and keeps the second back"
+        out.cancel()
+        await clock.settle()
+        assert (await waiting).provider == "full"
+        hung.cancel()
+        await asyncio.gather(hung, return_exceptions=True)
 
 
 class TestProvidersComeAndGo:

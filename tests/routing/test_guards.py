@@ -15,6 +15,7 @@ from aigateway.events import (
 )
 from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect
+from aigateway.resilience.health import RUN
 from aigateway.routing.provider import Guards
 from aigateway.settings import GatewaySettings, LLMConfig
 from aigateway.telemetry.emitter import Emitter
@@ -193,10 +194,11 @@ class TestTable:
         for _ in range(10):
             guards.health.end(None, outcome(E.FAILED))
         assert guards.is_degraded()
-        for _ in range(5):
+        for _ in range(RUN):
             attempt(guards, outcome(effect))
             clock.tick(2)  # past a cooldown
             guards.cooldown.reset()
+            guards.breaker.reset()
         assert guards.is_degraded() is (effect is not E.ANSWERED)
 
     def test_a_slow_answer_is_slow_for_health_and_a_success_for_all_else(self, guards, clock):
@@ -444,7 +446,7 @@ class TestEvents:
         attempt(guards, outcome(E.ANSWERED))
         for _ in range(10):
             guards.health.end(None, outcome(E.FAILED))
-        for _ in range(5):
+        for _ in range(RUN):
             attempt(guards, outcome(E.ANSWERED))
         assert self.kinds(hook) == {
             ProviderCooledDown: 1,

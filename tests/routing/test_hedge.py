@@ -13,7 +13,7 @@ from aigateway import (
     Usage,
 )
 from aigateway.testing import ScriptedStream, scripted_configs
-from aigateway.vendor.client import Failure
+from aigateway.vendor.client import Failure, VendorCallError
 
 K = FailureKind
 TOOL = {"type": "function", "function": {"name": "pay", "parameters": {"type": "object"}}}
@@ -396,6 +396,84 @@ class TestHangs:
         await clock.advance(3)
         assert (await ask(gateway, clock, 0.6, "new")).provider == "b"
         assert provider(gateway, "a")["circuit_state"] == str(CircuitState.OPEN)
+
+
+class TestOwnStall:
+    """The event loop stands still, as under `time.sleep`; an answer has arrived meanwhile."""
+
+    @pytest.mark.parametrize("after", [0.25, 0.5, 0.75])
+    async def test_it_is_no_reason_for_a_hedge(self, make, vendor, clock, after):
+        gateway = make()
+        vendor.script("a", slow(clock, 1.2))
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(after)
+        clock.tick(2)
+        await clock.advance(0)
+        assert asking.done()
+        assert [a.provider for a in (await asking).attempts] == ["a"]
+
+    async def test_the_rest_of_the_delay_is_waited_for_after_it(self, make, vendor, clock):
+        gateway = make()
+        vendor.script("a", slow(clock, 60))
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(0.25)
+        clock.tick(2)
+        await clock.advance(0.45)
+        assert vendor.called("b") == 0
+        await clock.advance(0.4)
+        assert (await asking).provider == "b"
+
+    async def test_no_provider_seems_to_hang_after_it(self, make, vendor, clock):
+        gateway = make(hedge=False)
+        vendor.always("a", slow(clock, 0.1))
+        for turn in range(20):
+            await ask(gateway, clock, 0.2, f"{turn}")
+        came = asyncio.Event()
+        vendor.always("a", came.wait)
+        asks = [asyncio.create_task(gateway.chat(f"s{turn}")) for turn in range(8)]
+        await clock.advance(0.25)
+        clock.tick(2)
+        asks.append(asyncio.create_task(gateway.chat("new")))
+        await clock.settle()
+        came.set()
+        await clock.advance(0)
+        assert {reply.provider for reply in await asyncio.gather(*asks)} == {"a"}
+
+
+class TestSecondOpinion:
+    """a and b are of one company, and both refuse; c is of another."""
+
+    @pytest.fixture
+    async def gateway(self, clock, vendor):
+        configs = scripted_configs("a", "b", "c")
+        configs[2] = configs[2].model_copy(update={"api_base": "http://127.0.0.1:8/v1"})
+        async with AsyncGateway(
+            configs, clock=clock, vendor=vendor, retry_rounds=0, hedge=True, hedge_delay_seconds=1
+        ) as gateway:
+            for name, seconds in [("a", 2), ("b", 0.5)]:
+
+                async def refuse(seconds=seconds):
+                    await clock.sleep(seconds)
+                    raise VendorCallError(Failure(K.REJECTED, 400))
+
+                vendor.always(name, refuse)
+            yield gateway
+
+    async def test_two_that_were_out_together_are_one_opinion(self, gateway, vendor, clock):
+        reply = await ask(gateway, clock, 2.1)
+        assert [(a.provider, a.failure) for a in reply.attempts] == [
+            ("b", K.REJECTED),
+            ("a", K.REJECTED),
+            ("c", None),
+        ]
+
+    async def test_another_company_that_refuses_ends_it(self, gateway, vendor, clock):
+        vendor.always("c", Failure(K.REJECTED, 422))
+        asking = asyncio.create_task(gateway.chat("hi", cache=False))
+        await clock.advance(2.1)
+        with pytest.raises(RequestRejectedError) as raised:
+            await asking
+        assert [cause.status for cause in raised.value.causes] == [400, 400, 422]
 
 
 class TestNetwork:

@@ -362,6 +362,17 @@ async def test_a_full_queue_is_told_with_a_time():
         assert (await first).status_code == 200
 
 
+async def test_providers_that_are_left_alone_are_told_with_the_time_of_their_last_resort(
+    client, vendor
+):
+    vendor.always("a", FailureKind.AUTHENTICATION)
+    for turn in range(2):
+        hello, hurried = {"message": f"Hello {turn}"}, {"x-aigateway-timeout": "1"}
+        answer = await client.post("/chat", json=hello, headers=hurried)
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "all_providers_failed")
+    assert 1 <= int(answer.headers["retry-after"]) <= 5, "and not the five minutes of its recheck"
+
+
 async def test_that_we_lack_something_is_no_rate_of_the_callers(client, vendor):
     vendor.always("a", FailureKind.SATURATED)
     answer = await client.post("/chat", json=HELLO)

@@ -117,7 +117,7 @@ def _could_go_on(ready: Callable[[], bool]) -> bool:
     kept = [(candidate.canary, candidate.seen) for candidate in request.candidates]
     for candidate in request.candidates:
         candidate.canary, candidate.seen = candidate.canary or False, True
-    found = failovers._policy.choose(request.candidates, request)
+    found = failovers._choose(request)
     for candidate, (canary, seen) in zip(request.candidates, kept, strict=True):
         candidate.canary, candidate.seen = canary, seen
-    return found.candidate is not None or not found.waits
+    return found.candidate is not None or not (found.waits or request.nearly_over)

@@ -105,7 +105,7 @@ def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Itera
                 and not (busy and _left(asked) <= SLACK)
                 and name not in asked.full
                 and not any(c.provider == name and since <= c.at <= ended + SLACK for c in removed)
-                and not _rate_used_up(rpm.get(name), asked, calls[name])
+                and not _rate_used_up(rpm.get(name), asked, calls[name], seen.asked)
                 and not _ordered_away(cause, asked, since, seen.happened)
                 and not _has_asked(asked, since, calls[name])
                 and not _dose_is_too_late(cause, asked, calls[name], seen)
@@ -140,11 +140,21 @@ def _operation(asked: Asked) -> Operation:
     return "embeddings" if asked.ask.kind == "embed" else "chat"
 
 
-def _rate_used_up(rpm: int | None, asked: Asked, calls: Sequence[VendorCall]) -> bool:
-    """Whether the provider's own rate allowed no call."""
-    assert asked.ended is not None
+def _rate_used_up(
+    rpm: int | None, asked: Asked, calls: Sequence[VendorCall], everyone: Sequence[Asked]
+) -> bool:
+    """Whether the provider's own rate allowed no call.
+
+    A call counts from when it begins here. One whose caller leaves in that moment never reaches
+    the vendor.
+    """
     ended = asked.ended
-    return rpm is not None and sum(ended - 60 <= c.began <= ended + SLACK for c in calls) >= rpm
+    assert ended is not None
+    if rpm is None:
+        return False
+    begun = [call.began for call in calls]
+    begun += [other.began for other in everyone if other.cancelled]
+    return sum(ended - 60 <= began <= ended + SLACK for began in begun) >= rpm
 
 
 def _ordered_away(

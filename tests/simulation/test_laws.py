@@ -67,6 +67,9 @@ def test_a_refusal_is_excused():
     assert not found(refused(FailureKind.DISABLED, ended=69.5), [call(65.0, 65.2)])
     assert not found(refused(BUSY.kind, ProviderFailure("b", CIRCUIT), ended=70.0))
     assert not found(refused(), [call(float(n) / 3, n / 3 + 0.1) for n in range(30)]), "its rate"
+    left = Asked(Ask(2, 10.2, prompt=2), 10.2, 60.0, cancelled=True)
+    log = [call(float(n) / 3, n / 3 + 0.1) for n in range(29)]
+    assert not [*laws.refusals(seen(refused(), left), PLAIN, log)], "with one that was cancelled"
     removed = Scenario("x", chores=(Chore(10.5, "remove", "a"),))
     assert not found(refused("disabled"), scenario=removed)
     full = refused()
@@ -92,6 +95,7 @@ def test_what_excuses_no_refusal():
         [call(9.0, 9.5, prompt="p1")],  # the same request, before
         [call(11.5, 11.6, prompt="p1")],  # and after
         [call(10.9, None, prompt="p1", provider="b")],
+        [call(float(n) / 3, n / 3 + 0.1) for n in range(29)],
     ):
         assert found(refused(), log)
     assert found(refused(ended=69.5), [call(66.9, 67.0)])

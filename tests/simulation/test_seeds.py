@@ -45,6 +45,8 @@ ONCE_BROKEN_WITH_MORE = {
     273: "a disabled provider was checked at once again when a check had been cancelled",
     641: "two stalls of the loop in a row were blamed on a vendor",
     1192: "a request that could go on waited behind one that could not",
+    7534: "a provider that was well in a request's last second did not serve it",
+    20121: "a request was refused while the check of a disabled provider was out",
 }
 """Seeds of `draw` that did."""
 

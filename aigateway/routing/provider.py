@@ -209,8 +209,9 @@ class Guards:
         """Why an attempt may not begin now, or None."""
         if self.setup.quiet and self.cooldown.quiet and self.breaker.state is CircuitState.CLOSED:
             return None
-        if self.breaker.forced and self.breaker.state is CircuitState.CLOSED:
-            return None  # the operator's order: asked, whatever it says
+        if self.breaker.forced:  # the operator's order stands over all else
+            closed = self.breaker.state is CircuitState.CLOSED
+            return None if closed else GuardRefusal(FailureKind.CIRCUIT_OPEN, NEVER)
         refusal, cooling = self.setup.refusal(), self.cooldown.refusal()
         if cooling is not None:
             refusal = _both(refusal, cooling)
@@ -220,9 +221,8 @@ class Guards:
         if rejected is None:
             return refusal
         doses, wait = self.last_resort, rejected.retry_after
-        dose = NEVER if self.breaker.forced else doses.wait()
-        mine = GuardRefusal(FailureKind.CIRCUIT_OPEN, wait, dose, pending=doses.pending)
-        return _both(refusal, mine)
+        circuit = FailureKind.CIRCUIT_OPEN
+        return _both(refusal, GuardRefusal(circuit, wait, doses.wait(), pending=doses.pending))
 
     def ramp_wait(self) -> float:
         """Seconds until a provider that has just come back takes one more call; 0.0 if now."""

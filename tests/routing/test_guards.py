@@ -344,6 +344,13 @@ class TestRefusal:
         assert (refusal.retry_after, refusal.last_resort) == (NEVER, NEVER)
         assert guards.begin(last_resort=True) is None
 
+    def test_that_is_told_whatever_else_keeps_requests_away(self, guards):
+        attempt(guards, outcome(E.THROTTLED, retry_after=5.0))
+        self.disable(guards)
+        guards.breaker.force_open()
+        refusal = guards.refusal()
+        assert (refusal.kind, refusal.retry_after) == (K.CIRCUIT_OPEN, NEVER)
+
     def test_a_cooldown_allows_none(self, guards):
         attempt(guards, outcome(E.THROTTLED, retry_after=5.0))
         refusal = guards.refusal()

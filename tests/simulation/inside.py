@@ -107,13 +107,17 @@ class Inside:
 
 
 def _could_go_on(ready: Callable[[], bool]) -> bool:
-    """What `ready` would say, without what it does: no timer is set, nothing is drawn."""
+    """What `ready` would say, without what it does: no timer is set, nothing is drawn.
+
+    Only providers that were added since are taken in: the first of a group looks for all of them.
+    """
     assert isinstance(ready, FunctionType)
     cells = zip(ready.__code__.co_freevars, ready.__closure__ or (), strict=True)
     known = {name: cell.cell_contents for name, cell in cells}
     failovers, request = known["self"], known["request"]
     assert isinstance(failovers, Failovers)
     assert isinstance(request, RequestState)
+    request.take_new_providers()
     kept = [(candidate.canary, candidate.seen) for candidate in request.candidates]
     for candidate in request.candidates:
         candidate.canary, candidate.seen = candidate.canary or False, True

@@ -389,10 +389,10 @@ class Watch:
         asked.ended, asked.end = self.time(), end
         self.note(f"caller  #{number} ends: {end}")
         first = asked.ended if asked.first_at is None else asked.first_at
-        stood = self.stood(asked.began, first)
-        took = first - asked.began - stood
-        # After a stall there is a moment to read what came meanwhile.
-        if took > asked.timeout + SLACK + (0.1 if stood else 0.0):
+        took = first - asked.began - self.stood(asked.began, first)
+        # After each stall there is a moment to read what came meanwhile.
+        stalls = sum(began < first and ended > asked.began for began, ended in self._stood)
+        if took > asked.timeout + SLACK + 0.1 * stalls:
             self.broken("deadline", f"#{number} had {asked.timeout} s and took {took}")
 
     def failed(self, asked: Asked, error: BaseException) -> None:

@@ -16,6 +16,7 @@ import contextlib
 import sys
 from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 from aigateway import intake
@@ -110,7 +111,7 @@ class Answering:
     ) -> AsyncGenerator[Chunk, None]:
         """The chunks of one stream; when the content is through, `outcome` has the response."""
         with self._ledger.open(request, request.agent, streamed=True) as entry:
-            key = await self._key(request)
+            key = self._key(request) if request.size <= _LONG else await self._key_of_long(request)
             response = self._replayed(key, request, entry)
             if response is None:
                 run = self._stream_run(request, resume, entry, key)
@@ -141,7 +142,7 @@ class Answering:
         await self._flights.aclose()
 
     async def _answer(self, request: ChatRequest, entry: Entry) -> ChatResponse:
-        key = await self._key(request)
+        key = self._key(request) if request.size <= _LONG else await self._key_of_long(request)
         if key is None:
             return self._fresh(request, entry, await self._dispatch(request, entry, key))
         # Two classes may share a schema and still judge differently, so each looks for itself.
@@ -240,13 +241,14 @@ class Answering:
 
         return await self._failovers.run(self._state(request, entry, key), Work(ask))
 
-    async def _key(self, request: ChatRequest) -> str | None:
+    def _key(self, request: ChatRequest) -> str | None:
         """The cache key, where the cache is of use."""
         if not self._settings.cache_enabled or request.cache is False:
             return None
-        if request.size > _LONG:
-            return await asyncio.to_thread(cache_key, request, partition=request.partition)
         return cache_key(request, partition=request.partition)
+
+    async def _key_of_long(self, request: ChatRequest) -> str | None:
+        return await asyncio.to_thread(self._key, request)
 
     def _replayed(
         self, key: str | None, request: ChatRequest, entry: Entry, *, stale: bool = False
@@ -303,7 +305,7 @@ class Answering:
             return RequestState(
                 request.request_id,
                 "embeddings",
-                lambda: self._roster.candidates(request.model, "embeddings"),
+                partial(self._roster.candidates, request.model, "embeddings"),
                 entry.began,
                 deadline,
                 cause=lambda: embedding_digest(request),
@@ -319,7 +321,7 @@ class Answering:
         return RequestState(
             request.request_id,
             "chat",
-            lambda: self._roster.candidates(request.model, "chat"),
+            partial(self._roster.candidates, request.model, "chat"),
             entry.began,
             deadline,
             # Without the partition: a prompt is the same, whoever sends it.

@@ -21,7 +21,11 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "Timeout", "Timer"]
+__all__ = ["SYSTEM_CLOCK", "Clock", "PutOff", "SystemClock", "Timeout", "Timer"]
+
+PutOff = Callable[[float, float, float], float]
+"""Asked when a timeout is due: seconds by which to put it off, or 0.0. It is given the seconds of
+the timeout, when it began, and when this was asked before (else when it began)."""
 
 
 class Timeout(Protocol):
@@ -60,13 +64,13 @@ class Clock(Protocol):
         """Call something on the running event loop after so long."""
 
     def timeout(
-        self, seconds: float, *, more: Callable[[], float] | None = None
+        self, seconds: float, *, more: PutOff | None = None
     ) -> AbstractAsyncContextManager[Timeout]:
         """A block that raises `TimeoutError` if it takes longer, or when it is told to.
 
         Args:
             seconds: That.
-            more: Asked when they are over: seconds by which to put the timeout off, or 0.0.
+            more: Asked when they are over whether to put the timeout off.
         """
 
 
@@ -138,23 +142,14 @@ _alarms = _Alarms()
 class _Timeout:
     """What `asyncio.Timeout` is and does, but for the timer."""
 
-    __slots__ = (
-        "_alarm",
-        "_cancelling",
-        "_expired",
-        "_more",
-        "_seconds",
-        "_task",
-        "_waiting",
-        "_when",
-    )
+    _task: asyncio.Task[Any] | None = None
+    _waiting = False  # inside, and not expired
+    _expired = False
+    _looked = 0.0  # when it was put off; not yet
 
-    def __init__(self, seconds: float, more: Callable[[], float] | None) -> None:
+    def __init__(self, seconds: float, more: PutOff | None) -> None:
         self._seconds = seconds
         self._more = more
-        self._task: asyncio.Task[Any] | None = None
-        self._waiting = False  # inside, and not expired
-        self._expired = False
 
     async def __aenter__(self) -> Self:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -204,9 +199,14 @@ class _Timeout:
 
     def put_off(self, now: float) -> float:
         """The moment to which the timeout is put off, or 0.0."""
-        more = self._more() if self._more is not None else 0.0
+        if self._more is None:
+            return 0.0
+        if self._looked == 0.0:  # due for the first time
+            self._began = self._looked = self._when - self._seconds
+        more = self._more(self._seconds, self._began, self._looked)
         if more <= 0:
             return 0.0
+        self._looked = now
         self._when = now + more
         return self._when
 
@@ -237,7 +237,7 @@ class SystemClock:
         return asyncio.get_running_loop().call_later(seconds, callback)
 
     def timeout(
-        self, seconds: float, *, more: Callable[[], float] | None = None
+        self, seconds: float, *, more: PutOff | None = None
     ) -> AbstractAsyncContextManager[Timeout]:
         return _Timeout(seconds, more)
 

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aigateway.clock import Clock
+from aigateway.clock import Clock, PutOff
 from aigateway.errors import FailureKind
 from aigateway.events import Operation
 from aigateway.messages import (
@@ -152,15 +152,18 @@ class FakeClock:
 
     @contextlib.asynccontextmanager
     async def timeout(
-        self, seconds: float, *, more: Callable[[], float] | None = None
+        self, seconds: float, *, more: PutOff | None = None
     ) -> AsyncIterator[asyncio.Timeout]:
         loop = asyncio.get_running_loop()
         over = False
+        began = looked = self._now
 
         def expire() -> None:
+            nonlocal looked
             if over:
                 return
-            put_off = more() if more is not None else 0.0
+            put_off = 0.0 if more is None else more(seconds, began, looked)
+            looked = self._now
             if put_off > 0:
                 self._at(self._now + put_off, expire)
             else:

@@ -290,7 +290,9 @@ class More:
         self.asked: list[float] = []
         self.now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
 
-    def __call__(self) -> float:
+    def __call__(self, seconds: float, began: float, looked: float) -> float:
+        assert looked == (self.asked[-1] if self.asked else began)
+        assert seconds >= 1
         self.asked.append(self.now())
         return self.seconds.pop(0) if self.seconds else 0.0
 

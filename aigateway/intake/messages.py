@@ -36,7 +36,8 @@ def copied_messages(
     """
     if system is not None and not isinstance(system, str):
         refuse("system must be a text; pass a message with parts inside the list of messages.")
-    check_size(json_length(system or ""), max_bytes, or_more=True)
+    if system:
+        check_size(json_length(system), max_bytes, or_more=True)
     messages = _checked_messages(prompt, max_bytes)
     front: dict[str, Any] = {"role": "system", "content": system} if system else {}
     if front and messages[0].get("role") in {"system", "developer"}:

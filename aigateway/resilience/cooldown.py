@@ -41,10 +41,20 @@ class Cooldown:
 
     Attributes:
         listener: Hears of it.
+        quiet: There is none, and none is remembered: an attempt and an answer change nothing.
         until: When it ends, on the clock's own scale.
     """
 
-    __slots__ = ("_clamped", "_clock", "_out_until", "_streak", "listener", "policy", "until")
+    __slots__ = (
+        "_clamped",
+        "_clock",
+        "_out_until",
+        "_streak",
+        "listener",
+        "policy",
+        "quiet",
+        "until",
+    )
 
     def __init__(self, clock: Clock, policy: CooldownPolicy, listener: GuardListener) -> None:
         self._clock = clock
@@ -54,6 +64,7 @@ class Cooldown:
 
     def reset(self) -> None:
         """End the cooldown and forget what began it."""
+        self.quiet = True
         self.until = -math.inf
         self._streak = 0
         self._clamped = False
@@ -85,6 +96,7 @@ class Cooldown:
         effect = outcome.effect
         if effect is Effect.ANSWERED and not trial:
             self._streak = 0
+            self.quiet = self.until == -math.inf
             return
         if trial:
             self._out_until = -math.inf
@@ -102,6 +114,7 @@ class Cooldown:
         Args:
             retry_after: Seconds that the vendor asks for; None where it only refuses.
         """
+        self.quiet = False
         now, policy = self._clock.now(), self.policy
         cooling = now < self.until
         if retry_after is not None or not cooling:  # calls that were out together count once
@@ -141,6 +154,7 @@ class Setup:
 
     Attributes:
         listener: Hears of it.
+        quiet: It is not disabled, nor suspected: an attempt and an answer change nothing.
         reason: Why it is disabled, or None.
         refused_at: When the vendor last refused a call for its setup, with evidence.
     """
@@ -155,6 +169,7 @@ class Setup:
         "_suspects",
         "listener",
         "policy",
+        "quiet",
         "reason",
         "refused_at",
     )
@@ -167,6 +182,7 @@ class Setup:
 
     def reset(self) -> None:
         """Enable it and forget what disabled it."""
+        self.quiet = True
         self.reason: FailureKind | None = None
         self._suspects: dict[FailureKind | None, Hashable] = {}
         self._in_a_row = 0
@@ -210,15 +226,15 @@ class Setup:
         if checked:
             self._check_out_until = -math.inf
         if outcome.effect is Effect.ANSWERED:
-            if self._suspects:
-                self._suspects.clear()
+            self._suspects.clear()
+            self.quiet = self.reason is None
             if checked:
                 self.reset()
                 self.listener.enabled()
-        elif outcome.effect is Effect.MISCONFIGURED and (
-            outcome.certain or self.reason is not None or self._is_second(outcome)
-        ):
-            self._disable(outcome)
+        elif outcome.effect is Effect.MISCONFIGURED:
+            self.quiet = False
+            if outcome.certain or self.reason is not None or self._is_second(outcome):
+                self._disable(outcome)
 
     def _is_second(self, outcome: AttemptOutcome) -> bool:
         """Whether two distinct requests have been refused alike."""

@@ -50,18 +50,17 @@ HANG = 4.0
 class OutstandingCall:
     """A call that is out, or would be, had it not been cancelled for a quicker one."""
 
-    __slots__ = ("_mark", "_stalls", "began", "settle", "until")
+    __slots__ = ("_stalls", "began", "settle", "until")
 
-    def __init__(self, began: float, stalls: StallWatch | None, mark: float) -> None:
+    def __init__(self, began: float, stalls: StallWatch | None) -> None:
         self.began = began
         self.until = math.inf
         self.settle: Callable[[bool], None] | None = None
         self._stalls = stalls
-        self._mark = mark
 
-    def stood(self) -> float:
+    def stood(self, now: float) -> float:
         """Seconds for which our own event loop has stood still since it began, at most."""
-        stood = 0.0 if self._stalls is None else self._stalls.since(self._mark)
+        stood = 0.0 if self._stalls is None else self._stalls.stood(self.began, now)
         return stood + INTERVAL if stood else 0.0  # a stall begins up to a tick before it is seen
 
 
@@ -120,15 +119,14 @@ class ResponseTimes:
         """How many latencies are known, at most 128."""
         return len(self._latencies)
 
-    def begin(self, stalls: StallWatch | None = None, mark: float = 0.0) -> OutstandingCall:
+    def begin(self, stalls: StallWatch | None = None) -> OutstandingCall:
         """A call goes out.
 
         Args:
             stalls: Knows how long our own event loop stands still meanwhile: no answer can be read
                 then, so that time counts for nothing here.
-            mark: What its `begin` has returned for this call.
         """
-        call = OutstandingCall(self._clock.now(), stalls, mark)
+        call = OutstandingCall(self._clock.now(), stalls)
         self._out[call] = None
         return call
 
@@ -192,11 +190,12 @@ class ResponseTimes:
         """Whether too many calls are out for too long. Settles calls that were outrun, if due."""
         if self._outrun and self._next_due <= self._clock.now():
             self._settle_due()
-        if self.p95 is None or len(self._out) < self._threshold:
+        if len(self._out) < self._threshold or self.p95 is None:
             return False
         oldest = next(islice(self._out, self._threshold - 1, None))
-        overdue = self._clock.now() - HANG * self.p95
-        return oldest.began < overdue and oldest.began + oldest.stood() < overdue
+        now = self._clock.now()
+        overdue = now - HANG * self.p95
+        return oldest.began < overdue and oldest.began + oldest.stood(now) < overdue
 
     def abandon(self) -> None:
         """Forget the calls that are out: their event loop is gone."""
@@ -217,7 +216,7 @@ class ResponseTimes:
 
     def _settle_due(self) -> None:
         now = self._clock.now()
-        until = {call: call.until + call.stood() for call in self._outrun}
+        until = {call: call.until + call.stood(now) for call in self._outrun}
         due = [call for call, when in until.items() if when <= now]
         self._next_due = min((when for when in until.values() if when > now), default=math.inf)
         # No request has looked since: what was so a while ago says nothing of now.

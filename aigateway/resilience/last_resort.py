@@ -48,7 +48,12 @@ _NOTHING = 1e-6
 
 
 class LastResort:
-    """The purse of one operation of one provider. Synchronous, for one event loop."""
+    """The purse of one operation of one provider. Synchronous, for one event loop.
+
+    Attributes:
+        quiet: The purse is full and nothing is under way: with a closed circuit, an attempt and an
+            answer change nothing.
+    """
 
     __slots__ = (
         "_clock",
@@ -63,6 +68,7 @@ class LastResort:
         "_seen",
         "_seen_before",
         "_seen_since",
+        "quiet",
     )
 
     def __init__(self, clock: Clock) -> None:
@@ -71,6 +77,7 @@ class LastResort:
 
     def reset(self) -> None:
         """Forget everything."""
+        self.quiet = False
         self._purse = 0.0
         self._out = 0
         self._failed = 0  # attempts on an empty purse, since the last answer
@@ -142,6 +149,7 @@ class LastResort:
             if self.ramping:
                 self._ramp_credit -= 1.0
             return False
+        self.quiet = False
         self._ramp_began = math.inf  # it has gone away again; the next return has its own ramp
         self._last = self._clock.now()
         if self._purse >= 1.0:
@@ -161,6 +169,7 @@ class LastResort:
         if trickled and not self.ramping:
             self._begin_ramp()
         self._purse = min(MOST, self._purse + GAIN)
+        self.quiet = self._purse == MOST and not self._out and not self.ramping
 
     def _begin_ramp(self) -> None:
         now = self._clock.now()

@@ -8,6 +8,7 @@ quarter of a second shows how long the loop stood; timeouts get that time again.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 
 from aigateway.clock import Clock, Timer
@@ -27,6 +28,10 @@ REPORTED = 0.5
 """Seconds of a stall that is worth an event."""
 
 
+_KEPT = 256
+"""Stalls that are remembered: what a timeout is given again after more than these is less."""
+
+
 class StallWatch:
     """Measures how long the event loop stood still while calls were out. For one event loop.
 
@@ -35,62 +40,67 @@ class StallWatch:
         on_stall: Called with the seconds of each longer stall.
     """
 
-    __slots__ = ("_calls", "_clock", "_due", "_on_stall", "_stalled", "_timer")
+    __slots__ = ("_calls", "_clock", "_due", "_on_stall", "_stalls", "_stopped", "_timer")
 
     def __init__(self, clock: Clock, on_stall: Callable[[float], None]) -> None:
         self._clock = clock
         self._on_stall = on_stall
         self._calls = 0
-        self._stalled = 0.0
+        self._stalls: deque[tuple[float, float]] = deque(maxlen=_KEPT)  # ends, and seconds
         self._due = math.inf
         self._timer: Timer | None = None
+        self._stopped = False
 
-    def begin(self) -> float:
-        """A call goes out. Returns the mark for `since`."""
+    def begin(self) -> None:
+        """A call goes out."""
         self._calls += 1
-        if self._timer is None:
+        if self._timer is None and not self._stopped:
             self._tick_later()
-        return self.seconds()
 
     def end(self) -> None:
         """It is back."""
         self._calls -= 1
 
-    def seconds(self) -> float:
-        """Seconds for which the loop has stood still so far, the present stall included."""
-        late = self._clock.now() - self._due
-        return self._stalled + late if late > TOLERANCE else self._stalled
-
-    def since(self, mark: float) -> float:
-        """Seconds for which it has stood still since `begin` gave that mark."""
-        return self.seconds() - mark
-
-    def allowance(self, limit: float) -> Callable[[], float]:
-        """Make what gives a timeout the time again in which the loop stood still.
+    def stood(self, since: float, now: float) -> float:
+        """Seconds for which the loop has stood still, the present stall included.
 
         Args:
-            limit: Seconds of the timeout, which begins now.
+            since: The beginning of the time that is looked at, on the clock's own scale.
+            now: Its end.
+        """
+        late = now - self._due
+        seconds = min(late, now - since) if late > TOLERANCE else 0.0
+        for end, stall in reversed(self._stalls):
+            if end <= since:
+                break
+            seconds += min(stall, end - since)
+        return seconds
+
+    def more(self, limit: float, began: float, looked: float) -> float:
+        """Give a timeout that is due the time again in which the loop stood still.
+
+        After each stall that is what is left of its limit, with a moment to read what came
+        meanwhile.
+
+        Args:
+            limit: Seconds of the timeout.
+            began: When it began, on the clock's own scale.
+            looked: When it was given time before, else as `began`.
 
         Returns:
-            To be called when the timeout is due: the seconds by which to put it off, or 0.0. After
-            each stall it is what is left of `limit`, with a moment to read what came meanwhile.
+            Seconds by which to put the timeout off, or 0.0.
         """
-        began, mark, seen = self._clock.now(), self.seconds(), 0.0
-
-        def more() -> float:
-            nonlocal seen
-            stood = self.since(mark)
-            new, seen = stood - seen, stood
-            if new <= TOLERANCE:
-                return 0.0
-            return min(new, max(GRACE, began + limit + stood - self._clock.now()))
-
-        return more
+        now = self._clock.now()
+        new = self.stood(looked, now)
+        if new <= TOLERANCE or self._stopped:
+            return 0.0
+        return min(new, max(GRACE, began + limit + self.stood(began, now) - now))
 
     def stop(self) -> None:
-        """Tick no more."""
+        """Tick no more, and give no timeout any time."""
         timer, self._timer = self._timer, None
         self._due = math.inf
+        self._stopped = True
         if timer is not None:
             timer.cancel()
 
@@ -99,12 +109,13 @@ class StallWatch:
         self._timer = self._clock.call_later(INTERVAL, self._tick)
 
     def _tick(self) -> None:
-        late = self._clock.now() - self._due
+        now = self._clock.now()
+        late = now - self._due
         if self._calls:
             self._tick_later()
         else:  # the tick after the last call: the next one often comes soon
             self._timer, self._due = None, math.inf
         if late > TOLERANCE:
-            self._stalled += late
+            self._stalls.append((now, late))
             if late >= REPORTED and self._calls:
                 self._on_stall(late)

@@ -38,50 +38,49 @@ FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 - tokens of a model
 
 R = TypeVar("R", ChatRequest, EmbeddingRequest)
 
+_COUNTABLE = (Completion, Embeddings)
+
 _BUSY = 529
 """Anthropic's "overloaded"."""
 
 
 class AttemptEnd(Enum):
-    """How an attempt ends."""
+    """How an attempt ends.
 
-    ANSWERED = "answered"
+    Attributes:
+        effect: What that says about the provider; None where the kind of the failure says it.
+        booked: The kind under which an end that brings the caller nothing is booked.
+    """
+
+    ANSWERED = ("answered", Effect.ANSWERED, None)
     """Its answer is used (a stream came to its proper end)."""
-    UNUSED = "unused"
+    UNUSED = ("unused", Effect.ANSWERED, FailureKind.OUTRUN)
     """It was answered in the same moment as another attempt, which was quicker."""
-    FAILED = "failed"
-    """It gave no answer, or none of use; the kind of the failure says whose fault that is."""
-    LEFT = "left"
+    FAILED = ("failed", None, None)
+    """It gave no answer, or none of use."""
+    LEFT = ("left", Effect.NEUTRAL, FailureKind.CANCELLED)
     """The caller left the stream before its end."""
-    CANCELLED = "cancelled"
+    CANCELLED = ("cancelled", Effect.NEUTRAL, FailureKind.CANCELLED)
     """The caller went away, or the request's own deadline came."""
-    OUTRUN = "outrun"
-    """Another attempt answered first, and this one was cancelled."""
+    OUTRUN = ("outrun", Effect.NEUTRAL, FailureKind.OUTRUN)
+    """Another attempt answered first, and this one was cancelled; see `PendingAttempt._outrun`."""
+
+    def __init__(self, _: str, effect: Effect | None, booked: FailureKind | None) -> None:
+        self.effect = effect
+        self.booked = booked
 
 
-_EFFECTS: dict[AttemptEnd, Effect] = {
-    AttemptEnd.ANSWERED: Effect.ANSWERED,
-    AttemptEnd.UNUSED: Effect.ANSWERED,
-    AttemptEnd.LEFT: Effect.NEUTRAL,
-    AttemptEnd.CANCELLED: Effect.NEUTRAL,
-    AttemptEnd.OUTRUN: Effect.NEUTRAL,  # unless it was late: see `PendingAttempt._outrun`
-}
-"""What an end says about the provider; for `FAILED` the verdict on the failure's kind does."""
-
-_GATES: dict[Gate, Effect] = {
+_EFFECTS: dict[Gate, Effect] = {
     Gate.NONE: Effect.NEUTRAL,
     Gate.COOLDOWN: Effect.THROTTLED,
     Gate.DISABLE: Effect.MISCONFIGURED,
     Gate.NOT_OFFERED: Effect.MISCONFIGURED,
 }
+"""What a failure says about the provider that does not count as its own fault."""
 
-_FAILURES: dict[AttemptEnd, FailureKind] = {
-    AttemptEnd.UNUSED: FailureKind.OUTRUN,
-    AttemptEnd.LEFT: FailureKind.CANCELLED,
-    AttemptEnd.CANCELLED: FailureKind.CANCELLED,
-    AttemptEnd.OUTRUN: FailureKind.OUTRUN,
-}
-"""How ends that bring the caller nothing are booked."""
+
+_PROPER_END = AttemptOutcome(Effect.ANSWERED, lambda: None)
+"""What `end` says of an attempt whose answer `answered` has told of."""
 
 
 class Answer(Protocol):
@@ -147,27 +146,11 @@ class PendingAttempt:
         over: It has ended.
     """
 
-    __slots__ = (
-        "_around",
-        "_began",
-        "_estimate",
-        "_first_content",
-        "_mark",
-        "_outstanding",
-        "_pace",
-        "_pass",
-        "_rated",
-        "_request",
-        "_sent",
-        "_slots",
-        "_trace",
-        "candidate",
-        "limit",
-        "number",
-        "over",
-        "patience",
-        "provider",
-    )
+    limit = patience = math.inf
+    over = False
+    _sent: ChatRequest | EmbeddingRequest | None = None
+    _estimate: Answer | None = None  # what it was counted for, without an answer
+    _first_content: float | None = None
 
     def __init__(
         self,
@@ -185,17 +168,11 @@ class PendingAttempt:
         self._pace = pace
         self._slots = provider.slots
         self._rated = provider.rates.begin(request.tokens) if provider.rates else None
-        self._mark = around.stalls.begin()
-        self._outstanding = pace.begin(around.stalls, self._mark)
+        self._outstanding = pace.begin(around.stalls)
         self._began = self._outstanding.began
-        self.limit = math.inf
-        self.patience = math.inf
-        self.over = False
-        self._sent: ChatRequest | EmbeddingRequest | None = None
-        self._estimate: Answer | None = None  # what it was counted for, without an answer
+        around.stalls.begin()
         around.limiter.take(self._slots)
         request.begun = self.number = request.begun + 1
-        self._first_content: float | None = None
         account = request.account
         self._trace = (
             None
@@ -216,17 +193,12 @@ class PendingAttempt:
         kept = {name: v for name, v in request.headers.items() if name.lower() not in own}
         return replace(request, headers=kept | own)
 
-    def counted(self, answer: Answer, *, whole: bool = False) -> Answer:
-        """An answer with its usage and cost: as the vendor counted, else by estimate.
-
-        Args:
-            answer: As far as it came.
-            whole: It came to its end.
-        """
+    def counted(self, answer: Answer) -> Answer:
+        """An answer as far as it came, with its usage and cost: as counted, else by estimate."""
         if self._sent is None:
             return answer
-        if isinstance(answer, Completion | Embeddings):
-            return self.provider.costs.counted(self._sent, answer, whole=whole)
+        if isinstance(answer, _COUNTABLE):
+            return self.provider.costs.counted(self._sent, answer)
         return self.counted_part(answer.part()) if isinstance(answer, Unfinished) else answer
 
     def counted_part(self, part: Completion) -> Completion:
@@ -258,31 +230,36 @@ class PendingAttempt:
         if self.over:
             raise AssertionError(f"An attempt at {self.provider.name} ended twice.")
         self.over = True
-        verdict = None if failure is None else VERDICTS[failure.kind]
-        if how in _FAILURES:
-            failure = Failure(self._nothing_learned(how))
-        if _EFFECTS.get(how) is Effect.ANSWERED and not self._pass.answered:
-            self._answered()
-        if failure is not None and verdict is not None:
+        verdict = None
+        if how.booked is not None:
+            failure = Failure(self._nothing_learned(how, how.booked))
+        elif failure is not None:
+            verdict = VERDICTS[failure.kind]
+        if how.effect is Effect.ANSWERED:
+            if not self._pass.answered:
+                self._answered()
+            self.candidate.guards.end(self._pass, _PROPER_END)
+        elif failure is not None and verdict is not None:
             self._failed(failure, verdict)
         elif how is AttemptEnd.OUTRUN:
             self._outrun()
         else:
-            self.candidate.guards.end(
-                self._pass, AttemptOutcome(_EFFECTS[how], self._request.cause)
-            )
+            outcome = AttemptOutcome(Effect.NEUTRAL, self._request.cause)
+            self.candidate.guards.end(self._pass, outcome)
             self._pace.ended(self._outstanding)
-        if answer is None:
-            answer = self._unanswered(how, failure)
-        else:
-            if how is AttemptEnd.ANSWERED and self._sent is not None:
-                self.provider.costs.learn(self._sent, answer)
-            answer = self.counted(answer, whole=how is AttemptEnd.ANSWERED)
-        self._book(failure, answer, used=how is AttemptEnd.ANSWERED)
+        answer = self._unanswered(how, failure) if answer is None else self._priced(how, answer)
+        self._book(failure, answer)
         if failure is not None and verdict is not None:
             self._tell(failure)
         self._leave(failure, answer)
         return verdict
+
+    def _priced(self, how: AttemptEnd, answer: Answer) -> Answer:
+        if how is AttemptEnd.ANSWERED and self._sent is not None:
+            if isinstance(answer, _COUNTABLE):
+                return self.provider.costs.whole(self._sent, answer)
+            return answer
+        return self.counted(answer)
 
     def answered_after_its_end(self, answer: Answer) -> None:
         """It had ended already, as cancelled or outrun, and brought an answer all the same."""
@@ -301,9 +278,11 @@ class PendingAttempt:
 
     def _answered(self) -> float:
         """The provider has shown that it is well; returns how long that took, in seconds."""
-        provider, around, seconds = self.provider, self._around, self.seconds()
+        provider, around, began = self.provider, self._around, self._began
+        now = around.clock.now()
+        seconds = now - began
         around.network.reached(provider.name)
-        own = seconds - around.stalls.since(self._mark)
+        own = seconds - around.stalls.stood(began, now)
         outcome = AttemptOutcome(Effect.ANSWERED, self._request.cause, own)
         self.candidate.guards.answered(self._pass, outcome, self._pace, self._outstanding)
         if provider.adaptive.fallen:
@@ -313,7 +292,7 @@ class PendingAttempt:
         return seconds
 
     def _failed(self, failure: Failure, verdict: Verdict) -> None:
-        effect = Effect.FAILED if verdict.counts else _GATES[verdict.gate]
+        effect = Effect.FAILED if verdict.counts else _EFFECTS[verdict.gate]
         # A connection that could not be made to any provider is the network's fault.
         if self._is_the_networks_fault(failure):
             effect = Effect.NEUTRAL
@@ -348,8 +327,8 @@ class PendingAttempt:
             effect = Effect.FAILED if failed else Effect.NEUTRAL
             guards.end(held, AttemptOutcome(effect, request.cause))
 
-        stood = self._around.stalls.since(self._mark)
-        late = self.seconds() - stood >= self.patience
+        now = self._around.clock.now()
+        late = now - self._began - self._around.stalls.stood(self._began, now) >= self.patience
         if late and not held.probe and pace.p95 is not None:
             pace.outrun(self._outstanding, self._began + self.limit, settle)
         else:
@@ -395,9 +374,9 @@ class PendingAttempt:
 
     # ── the books ────────────────────────────────────────────────────────────────────────────
 
-    def _nothing_learned(self, how: AttemptEnd) -> FailureKind:
+    def _nothing_learned(self, how: AttemptEnd, kind: FailureKind) -> FailureKind:
         late = how is AttemptEnd.CANCELLED and self._around.clock.now() >= self._request.deadline
-        return FailureKind.DEADLINE if late else _FAILURES[how]
+        return FailureKind.DEADLINE if late else kind
 
     def _unanswered(self, how: AttemptEnd, failure: Failure | None) -> Answer | None:
         """What an attempt comes to that was broken off before anything came; None if nothing.
@@ -422,20 +401,20 @@ class PendingAttempt:
         if self._sent is not None and self._sent.on_cost is not None:
             self._sent.on_cost(cost_usd)
 
-    def _book(self, failure: Failure | None, answer: Answer | None, *, used: bool) -> None:
+    def _book(self, failure: Failure | None, answer: Answer | None) -> None:
         provider, request, seconds = self.provider, self._request, self.seconds()
-        cost_usd = None
+        cost_usd = kind = status = None
         if answer is not None:
             cost_usd = answer.cost_usd
             self._tell_cost(cost_usd)
-            if not used:
-                provider.counters.spent(answer.usage, cost_usd)
-        kind, status = (None, None) if failure is None else (failure.kind, failure.status)
         if failure is None:
             assert answer is not None  # noqa: S101 - it was answered
             provider.counters.succeeded(seconds, answer.usage, cost_usd)
         else:
-            provider.counters.failed(failure.kind)
+            kind, status = failure.kind, failure.status
+            if answer is not None:
+                provider.counters.spent(answer.usage, cost_usd)
+            provider.counters.failed(kind)
             self.candidate.cause = ProviderFailure(
                 provider.name, failure.kind, failure.status, failure.retry_after
             )

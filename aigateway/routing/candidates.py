@@ -79,30 +79,15 @@ class Candidate:
         seen: The request has come to it as its last resort.
     """
 
-    __slots__ = (
-        "barred",
-        "blamed",
-        "calls",
-        "canary",
-        "cause",
-        "guards",
-        "provider",
-        "seen",
-        "tried",
-        "unreachable",
-    )
+    tried = barred = blamed = unreachable = seen = False
+    calls = 0
+    cause: ProviderFailure | None = None
+    canary: bool | None = None
+    # Defaults of the class: what most requests never touch costs them nothing.
 
     def __init__(self, provider: Provider, operation: Operation) -> None:
         self.provider = provider
         self.guards = provider.guards(operation)
-        self.tried = False
-        self.calls = 0
-        self.barred = False
-        self.blamed = False
-        self.unreachable = False
-        self.cause: ProviderFailure | None = None
-        self.canary: bool | None = None
-        self.seen = False
 
     def begin_round(self) -> None:
         """It may be asked again, unless it would be wrong to.
@@ -173,31 +158,13 @@ class RequestState:
         waited: Seconds for which it has waited for a place, while none could say how long to wait.
     """
 
-    __slots__ = (
-        "_cause",
-        "_digest",
-        "_providers",
-        "_serving",
-        "account",
-        "attempts",
-        "background",
-        "began",
-        "begun",
-        "candidates",
-        "deadline",
-        "go_on_when_refused",
-        "hedge",
-        "model",
-        "nearly_over",
-        "operation",
-        "overdue",
-        "rejected_by",
-        "request_id",
-        "tenant",
-        "ticket",
-        "tokens",
-        "waited",
-    )
+    begun = 0
+    go_on_when_refused = nearly_over = overdue = False
+    rejected_by: tuple[str, ...] | None = None
+    ticket: Ticket | None = None
+    waited = 0.0
+    _digest: Hashable = None
+    _looked = False
 
     def __init__(
         self,
@@ -229,15 +196,7 @@ class RequestState:
         self.tenant = tenant
         self.account = account
         self._cause = cause
-        self._digest: Hashable = None
         self.attempts: list[Attempt] = []
-        self.begun = 0
-        self.go_on_when_refused = False
-        self.rejected_by: tuple[str, ...] | None = None
-        self.ticket: Ticket | None = None
-        self.waited = 0.0
-        self.overdue = False
-        self.nearly_over = False
 
     def share(self, seconds: float) -> float:
         """So many seconds, but no more than a quarter of its time."""
@@ -255,7 +214,13 @@ class RequestState:
         return tuple(c.cause for c in self.candidates if c.cause is not None)
 
     def take_new_providers(self) -> None:
-        """Make candidates of providers that were added since the request began."""
+        """Make candidates of providers that were added since the request began.
+
+        The first time it has just begun.
+        """
+        if not self._looked:
+            self._looked = True
+            return
         try:
             providers = self._serving()
         except (NoProvidersError, UnknownModelError):
@@ -270,6 +235,7 @@ class RequestState:
 
     def begin_round(self) -> None:
         """Each candidate may be asked again, but for those that it would be wrong to ask."""
+        self._looked = True
         for candidate in self.candidates:
             candidate.begin_round()
 
@@ -298,11 +264,12 @@ class RequestState:
 class Roster:
     """The gateway's providers, highest priority first; among equals, in the order given."""
 
-    __slots__ = ("_by_model", "_providers", "counts_tokens")
+    __slots__ = ("_by_model", "_for_all", "_providers", "counts_tokens")
 
     def __init__(self, providers: Iterable[Provider] = ()) -> None:
         self._providers: tuple[Provider, ...] = ()
         self._by_model: dict[str | None, tuple[Provider, ...]] = {}
+        self._for_all: dict[Operation, tuple[Provider, ...]] = {}
         self.counts_tokens = False
         """Whether a provider keeps a rate of tokens, so that requests must be estimated."""
         for provider in providers:
@@ -327,7 +294,8 @@ class Roster:
         ordered = sorted((*self._providers, provider), key=lambda p: -p.priority)
         self._providers = tuple(ordered)
         self.counts_tokens = self.counts_tokens or provider.config.tpm is not None
-        self._by_model = {}
+        provider.on_prepared = self._forget_what_was_found
+        self._forget_what_was_found()
 
     def remove(self, name: str) -> Provider:
         """Take one out and return it.
@@ -337,7 +305,7 @@ class Roster:
         """
         provider = self.named(name)
         self._providers = tuple(p for p in self._providers if p is not provider)
-        self._by_model = {}
+        self._forget_what_was_found()
         return provider
 
     def named(self, name: str) -> Provider:
@@ -376,19 +344,17 @@ class Roster:
             NoProvidersError: There is no provider at all.
             UnknownModelError: None of them serves the model, or does the operation.
         """
-        found = self.serving(model)
         if model is not None:
-            return found  # named: the caller knows better
-        for provider in found:
-            known = provider.known_operations
-            if known is not None and operation not in known:
-                break
-        else:
-            return found
-        offering = [provider for provider in found if provider.offers(operation)]
-        if offering:
-            return offering
-        raise none_offers(operation, found)
+            return self.serving(model)  # named: the caller knows better
+        for_all = self._for_all
+        found = for_all.get(operation)
+        if found is None:
+            every = self.serving(None)
+            found = tuple([provider for provider in every if provider.offers(operation)])
+            if not found:
+                raise none_offers(operation, every)
+            for_all[operation] = found
+        return found
 
     def seconds_until_available(self, model: object) -> float:
         """Seconds until a chat for that model can be asked as of right.
@@ -422,6 +388,9 @@ class Roster:
             return self.candidates(model, "chat") if isinstance(model, str | None) else ()
         except (NoProvidersError, UnknownModelError):
             return ()
+
+    def _forget_what_was_found(self) -> None:
+        self._by_model, self._for_all = {}, {}
 
     def _find(self, model: str | None) -> tuple[Provider, ...]:
         if not self._providers:

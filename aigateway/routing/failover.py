@@ -76,7 +76,7 @@ A = TypeVar("A", bound=Answer)
 A_co = TypeVar("A_co", bound=Answer, covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work(Generic[A]):
     """What is wanted of a provider.
 
@@ -95,7 +95,7 @@ class Work(Generic[A]):
         return guards.first_contents if self.streamed else guards.answers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Served(Generic[A_co]):
     """An answer, who gave it, and every attempt it took. Of a stream the last is still out."""
 
@@ -144,12 +144,14 @@ class Failovers:
             self._budget.request()
             if request.hedge:
                 self._hedges.request()
+        left = request.deadline - self._clock.now()
         try:
-            left = request.deadline - self._clock.now()
-            async with self._clock.timeout(left, more=self._allowance(left)) as scope:
+            async with self._clock.timeout(left, more=self._around.stalls.more) as scope:
                 self._under_way.add(scope)
                 try:
-                    return await self._rounds(request, work)
+                    return await self._round(request, work)
+                except NobodyLeftError as first:
+                    return await self._further_rounds(request, work, first)
                 finally:
                     self._under_way.discard(scope)
         except NobodyLeftError as left:
@@ -163,7 +165,7 @@ class Failovers:
 
         Time in which our own event loop stood still does not count.
         """
-        async with self._clock.timeout(seconds, more=self._around.stalls.allowance(seconds)):
+        async with self._clock.timeout(seconds, more=self._around.stalls.more):
             return await work
 
     async def bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
@@ -175,7 +177,7 @@ class Failovers:
             work.close()
             self.refuse_if_stopped()
         try:
-            async with self._clock.timeout(seconds, more=self._allowance(seconds)) as scope:
+            async with self._clock.timeout(seconds, more=self._around.stalls.more) as scope:
                 self._under_way.add(scope)
                 try:
                     return await work
@@ -185,11 +187,6 @@ class Failovers:
             if not self._stopped:
                 raise
         raise GatewayError("The gateway was closed while it streamed.")
-
-    def _allowance(self, seconds: float) -> Callable[[], float]:
-        """What gives a timeout the time of our own stalls again, unless the gateway closes."""
-        more = self._around.stalls.allowance(seconds)
-        return lambda: 0.0 if self._stopped else more()
 
     def refuse_if_stopped(self) -> None:
         """Raise if the gateway is closed.
@@ -203,6 +200,7 @@ class Failovers:
     async def stop(self) -> None:
         """End every request that is under way with an error that says so, and wait for it."""
         self._stopped = True
+        self._around.stalls.stop()  # first, else it would give timeouts more time
         self._alarm.stop()
         while self._under_way:
             for scope in self._under_way:
@@ -213,17 +211,19 @@ class Failovers:
             await asyncio.wait(self._losers)
         for provider in self._around.providers():
             provider.close_guards()
-        self._around.stalls.stop()
 
     # ── rounds ───────────────────────────────────────────────────────────────────────────────
 
-    async def _rounds(self, request: RequestState, work: Work[A]) -> Served[A]:
-        try:
-            return await self._round(request, work)
-        except NobodyLeftError as left:
-            if self._retries.rounds == 0 or left.worth_waiting is None:
-                raise
-            first = left
+    async def _further_rounds(
+        self, request: RequestState, work: Work[A], first: NobodyLeftError
+    ) -> Served[A]:
+        """Ask all again after a wait, where that may help.
+
+        Raises:
+            NobodyLeftError: It does not.
+        """
+        if self._retries.rounds == 0 or first.worth_waiting is None:
+            raise first
 
         def announce(round_number: int, wait: float) -> None:
             self._emitter.emit(RequestRetrying(request.request_id, round_number, round(wait, 3)))
@@ -245,7 +245,8 @@ class Failovers:
         To ask one again is an extra call, which is budgeted: where many requests fail, more calls
         would not mend it.
         """
-        request.begin_round()
+        if extra or request.begun:
+            request.begin_round()
         while True:
             if request.rejected_by is not None:
                 return await self._second_opinion(request, work)
@@ -537,9 +538,8 @@ class Failovers:
         attempt.limit = limit
         failure: Failure
         unusable: Completion | None = None
-        more = self._around.stalls.allowance(limit)
         try:
-            async with self._clock.timeout(limit, more=more):
+            async with self._clock.timeout(limit, more=self._around.stalls.more):
                 return await work.ask(attempt)
         except VendorCallError as error:
             failure = error.failure

@@ -128,7 +128,7 @@ class Race(Generic[A]):
 
     async def _is_over_within(self, delay: float, clock: Clock, stalls: StallWatch) -> bool:
         try:
-            async with clock.timeout(delay, more=stalls.allowance(delay)):
+            async with clock.timeout(delay, more=stalls.more):
                 await asyncio.wait(self._runners)
         except TimeoutError:
             return False

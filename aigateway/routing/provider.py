@@ -7,7 +7,7 @@ nothing about chat.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -123,25 +123,23 @@ class ProviderStatus:
 
 
 class Pass:
-    """What an attempt holds of its provider's guards, from `Guards.begin` to `Guards.end`.
+    """What an attempt holds of its provider's guards, from `Guards.begin` to its end.
 
     Attributes:
         permit: Of the circuit; None where it is settled and a new one was refused.
         last_resort: It was let through although the provider was to be left alone.
+        unlocks: Its answer closes the circuit.
         answered: Its success has been counted: a stream's falls at its first content.
+        checked, trial, trickled: What setup, cooldown and the purse of last resort want back.
     """
 
-    __slots__ = ("answered", "checked", "last_resort", "permit", "trial", "trickled")
+    answered = trial = trickled = False
+    checked = -math.inf
 
-    def __init__(
-        self, permit: Permit, checked: float, trial: bool, trickled: bool, last_resort: bool
-    ) -> None:
+    def __init__(self, permit: Permit, last_resort: bool) -> None:
         self.permit: Permit | None = permit
-        self.checked = checked
-        self.trial = trial
-        self.trickled = trickled
         self.last_resort = last_resort
-        self.answered = False
+        self.unlocks = permit.probe or permit.last_resort
 
     @property
     def probe(self) -> bool:
@@ -209,6 +207,8 @@ class Guards:
 
     def refusal(self) -> GuardRefusal | None:
         """Why an attempt may not begin now, or None."""
+        if self.setup.quiet and self.cooldown.quiet and self.breaker.state is CircuitState.CLOSED:
+            return None
         if self.breaker.forced:  # the operator's order stands over all else
             closed = self.breaker.state is CircuitState.CLOSED
             return None if closed else GuardRefusal(FailureKind.CIRCUIT_OPEN, NEVER)
@@ -226,13 +226,20 @@ class Guards:
 
     def ramp_wait(self) -> float:
         """Seconds until a provider that has just come back takes one more call; 0.0 if now."""
-        if not self.last_resort.ramping or self.breaker.state is not CircuitState.CLOSED:
+        last_resort = self.last_resort
+        if (
+            last_resort.quiet
+            or not last_resort.ramping
+            or self.breaker.state is not CircuitState.CLOSED
+        ):
             return 0.0
-        return self.last_resort.ramp_wait()
+        return last_resort.ramp_wait()
 
     def is_degraded(self) -> bool:
         """Whether others had better be asked first: degraded, or it seems to hang."""
-        return self.health.is_degraded() or self.seems_to_hang()
+        if self.health.degraded is not None and self.health.is_degraded():
+            return True
+        return self.seems_to_hang()
 
     def is_in_service(self) -> bool:
         """Whether to ask it is neither a probe nor a check: circuit closed, and not disabled."""
@@ -253,10 +260,12 @@ class Guards:
         permit = breaker.acquire_last_resort() if last_resort else breaker.acquire()
         if isinstance(permit, Rejected):
             return None
-        closed = not (permit.probe or permit.last_resort)
-        trickled = self.last_resort.begin(closed=closed)
-        checked, trial = self.setup.begin(), self.cooldown.begin()
-        return Pass(permit, checked, trial, trickled, last_resort)
+        held = Pass(permit, last_resort)
+        if not (self.setup.quiet and self.cooldown.quiet):
+            held.checked, held.trial = self.setup.begin(), self.cooldown.begin()
+        if not self.last_resort.quiet or held.unlocks:
+            held.trickled = self.last_resort.begin(closed=not held.unlocks)
+        return held
 
     def answered(
         self, held: Pass, outcome: AttemptOutcome, pace: ResponseTimes, outstanding: OutstandingCall
@@ -269,14 +278,17 @@ class Guards:
         slow = pace.is_slow(outcome.seconds, self.health.policy.latency)
         pace.succeeded(outstanding, outcome.seconds, slow=slow)
         held.answered = True
-        self.setup.end(held.checked, outcome)
-        self.cooldown.end(held.trial, outcome)
+        if not self.setup.quiet:
+            self.setup.end(held.checked, outcome)
+        if not self.cooldown.quiet:
+            self.cooldown.end(held.trial, outcome)
         self.health.end(None, outcome, slow=slow)
-        self.last_resort.end(held.trickled, outcome)
-        held.trickled = held.trial = False
-        permit = held.permit
-        if permit is not None and (permit.probe or permit.last_resort):
-            permit.success()
+        if not self.last_resort.quiet:
+            self.last_resort.end(held.trickled, outcome)
+            held.trickled = False
+        held.trial = False
+        if held.unlocks and held.permit is not None:
+            held.permit.success()
             held.permit = None
             if self.breaker.state is CircuitState.CLOSED:
                 again = self.breaker.acquire()
@@ -285,14 +297,14 @@ class Guards:
     def end(self, held: Pass, outcome: AttemptOutcome) -> None:
         """An attempt ended; every guard does with it what the table in `guard.py` says."""
         effect, permit = outcome.effect, held.permit
+        if effect is Effect.ANSWERED:  # `answered` has told the others
+            if permit is not None:
+                permit.success()
+            return
         if permit is not None and effect is Effect.FAILED:
             permit.failure(outcome.cause())
-        elif permit is not None and effect is Effect.ANSWERED:
-            permit.success()
         elif permit is not None:
             permit.release()
-        if effect is Effect.ANSWERED and held.answered:
-            return
         self.setup.end(held.checked, outcome)
         self.cooldown.end(held.trial, outcome)
         self.health.end(None, outcome)
@@ -396,6 +408,7 @@ class Provider:
         costs: What its calls come to where the vendor has not counted.
         first_contents_seen: Percentiles of the time to the first content of streams, for metrics.
         known_operations: What its model is known to do; None where that is not known (yet).
+        on_prepared: Called when `known_operations` may have changed.
         rates: Its `rpm` and `tpm`, if it has such.
         retired: Taken out of the gateway; requests on their way pass it over.
         turn: Where it stands in the rotation among providers of equal priority (`select.py`).
@@ -419,6 +432,7 @@ class Provider:
         "known_operations",
         "model",
         "name",
+        "on_prepared",
         "prepared",
         "priority",
         "rates",
@@ -461,6 +475,7 @@ class Provider:
         self._clock = clock
         self._make_client = make_client
         self._client: VendorClient | None = None
+        self.on_prepared: Callable[[], object] = lambda: None
         self.prepared = False
         self.retired = False
 
@@ -518,6 +533,7 @@ class Provider:
             await client.prepare()
             self.known_operations = client.operations
             self.prepared = client is self._client
+            self.on_prepared()
         if not self.prepared:
             raise GatewayError(f"The provider {self.name} was removed or closed.")
 

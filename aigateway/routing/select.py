@@ -33,14 +33,23 @@ class Selection:
         changes: Seconds after which a guard that refuses says otherwise.
     """
 
-    __slots__ = ("candidate", "changes", "last_resort", "refused", "waits")
+    candidate: Candidate | None = None
+    last_resort = False
+    refused: Sequence[tuple[Candidate, ProviderFailure]] = ()
+    waits: Sequence[float | None] = ()
+    changes: Sequence[float] = ()
 
-    def __init__(self) -> None:
-        self.candidate: Candidate | None = None
-        self.last_resort = False
-        self.refused: list[tuple[Candidate, ProviderFailure]] = []
-        self.waits: list[float | None] = []
-        self.changes: list[float] = []
+    def pass_over(self, candidate: Candidate, cause: ProviderFailure) -> None:
+        """It is not asked now, and why."""
+        self.refused = [*self.refused, (candidate, cause)]
+
+    def wait_for(self, seconds: float | None) -> None:
+        """One that was passed over is worth waiting for."""
+        self.waits = [*self.waits, seconds]
+
+    def look_again_in(self, seconds: float) -> None:
+        """A guard that refuses says otherwise then."""
+        self.changes = [*self.changes, seconds]
 
 
 class Policy(Protocol):
@@ -85,8 +94,8 @@ class PriorityPolicy:
             if refusal is not None:
                 refusals.append((candidate, refusal))
             elif (wait := self.seconds_busy(candidate, request.tokens)) != 0:
-                choice.refused.append((candidate, _saturated(provider, wait)))
-                choice.waits.append(wait)
+                choice.pass_over(candidate, _saturated(provider, wait))
+                choice.wait_for(wait)
             elif not candidate.guards.is_degraded():
                 if best is None or _rank(provider) < _rank(best.provider):
                     best = candidate
@@ -124,8 +133,8 @@ class PriorityPolicy:
         known when they will have one.
         """
         for candidate, refusal in refusals:
-            choice.refused.append((candidate, candidate.provider.refused(refusal)))
-            choice.changes.append(refusal.changes_in)
+            choice.pass_over(candidate, candidate.provider.refused(refusal))
+            choice.look_again_in(refusal.changes_in)
         if choice.waits and not (request.overdue and None in choice.waits):
             return
         choice.last_resort = True
@@ -137,17 +146,17 @@ class PriorityPolicy:
             if wait == 0:
                 busy = self.seconds_busy(candidate, request.tokens)
                 if busy != 0:
-                    choice.waits.append(busy)
+                    choice.wait_for(busy)
                     continue
                 guards = candidate.guards
                 rank = (guards.setup.reason is not None, -guards.last_resort.purse)
                 if best is None or rank < best:
                     best, choice.candidate = rank, candidate
             elif refusal.pending:
-                choice.waits.append(None)
-                choice.changes.append(wait)
+                choice.wait_for(None)
+                choice.look_again_in(wait)
             else:
-                choice.waits.append(wait)
+                choice.wait_for(wait)
 
 
 _RETIRED = GuardRefusal(FailureKind.DISABLED, NEVER)

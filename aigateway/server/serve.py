@@ -25,7 +25,7 @@ from aigateway.server.app import create_app
 from aigateway.server.configuration import Configuration, Read, read_configuration
 from aigateway.server.descriptors import raise_limit
 from aigateway.server.reload import FileWatch, watch
-from aigateway.server.serving import MakeApp, Process
+from aigateway.server.serving import Listener, MakeApp, Process
 from aigateway.server.supervisor import DRAIN, READY, RELOAD, STOP, Supervisor
 from aigateway.server.workers import Workers
 from aigateway.settings import LLMConfig, settings_file
@@ -272,7 +272,7 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
                 f"host {host!r} is no address of this machine, and no name of one."
             ) from None
         family, kind, protocol, _, address = min(found)  # IPv4 first
-        listener = socket.socket(family, kind, protocol)
+        listener = Listener(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)

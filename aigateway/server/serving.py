@@ -27,7 +27,7 @@ from aigateway.server.workers import Workers
 from aigateway.settings import ServerSettings
 from aigateway.telemetry.prometheus import Prometheus
 
-__all__ = ["BACKLOG", "MakeApp", "Process"]
+__all__ = ["BACKLOG", "Listener", "MakeApp", "Process"]
 
 _log = logging.getLogger(__name__)
 
@@ -179,6 +179,14 @@ def _traces(settings: ServerSettings) -> tuple[Hook, ...]:
     return (OpenTelemetry(),)
 
 
+class Listener(socket.socket):
+    """A socket whose queue is never made shorter: not while another worker begins to accept."""
+
+    def listen(self, backlog: int = BACKLOG) -> None:
+        """Listen, with room for `BACKLOG` connections or more: uvicorn asks for `_AT_A_TIME`."""
+        super().listen(max(backlog, BACKLOG))
+
+
 class _Server(uvicorn.Server):
     """uvicorn's, but for how it ends. Signals are not its affair."""
 
@@ -210,7 +218,7 @@ class _Server(uvicorn.Server):
         """Begin to accept."""
         await super().startup(sockets)
         for listener in sockets or ():
-            listener.listen(BACKLOG)  # uvicorn has one number for what waits and what is taken
+            listener.listen(BACKLOG)  # uvloop has asked the kernel itself for `_AT_A_TIME`
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

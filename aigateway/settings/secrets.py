@@ -5,6 +5,7 @@ A vendor, or a proxy in front of it, may repeat a key anywhere in what it answer
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -14,6 +15,9 @@ _SHORTEST = 8
 """Characters of a key that is looked for within a text; a shorter one must be all of it."""
 
 _MOST = 10_000
+
+_SHORT = 128
+"""Characters of a text of which the verdict is remembered."""
 
 _BEGINNING = re.compile(
     r"(sk|pk|rk)[-_]|(gsk|hf|ghp|gho|r8|glpat|xox[abp])[-_]|(xai|nvapi|pplx|csk|key)-"
@@ -29,6 +33,7 @@ _kept: dict[str, None] = {}
 
 def keep_secret(texts: Iterable[str]) -> None:
     """Remember keys of this process. The oldest is forgotten when there are too many."""
+    _remembered.cache_clear()
     for text in texts:
         _kept[text] = None
         if len(_kept) > _MOST:
@@ -42,4 +47,11 @@ def has_a_key(text: str) -> bool:
 
 def tells_a_key(text: str) -> bool:
     """Whether a text has a configured key in it, or looks like a key."""
+    return _remembered(text) if len(text) <= _SHORT else _tells_a_key(text)
+
+
+def _tells_a_key(text: str) -> bool:
     return bool(_BEGINNING.match(text) or _RANDOM.search(text)) or has_a_key(text)
+
+
+_remembered = functools.lru_cache(maxsize=256)(_tells_a_key)  # the same few models, all the time

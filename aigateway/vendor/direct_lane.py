@@ -8,7 +8,6 @@ with litellm, and everything, should litellm's functions not be what they were.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -118,8 +117,10 @@ class DirectClient:
             received = await self._carry(sent)
             return self._read(translation, request, sent, received)
         finally:
-            with contextlib.suppress(ValueError):  # closed in another context: its loop is gone
+            try:  # noqa: SIM105 - `suppress` costs half a microsecond
                 SILENT.reset(token)
+            except ValueError:  # closed in another context: its loop is gone
+                pass
 
     async def stream(self, request: ChatRequest) -> VendorStream:
         """Ask for an answer piece by piece. Returns when the vendor has begun to answer.

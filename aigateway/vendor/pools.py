@@ -33,6 +33,9 @@ LONGEST_CALL = 600.0
 _KEEP_ALIVE = 60.0
 """Seconds an idle connection is kept."""
 
+_HOLDER = "aigateway_holder"
+"""Attribute of aiohttp's protocol objects: the `Connection` that has it, by a weak reference."""
+
 _lock = threading.Lock()
 _ends: weakref.WeakSet[_LoopEnd] = weakref.WeakSet()
 _litellms: dict[int, _LoopEnd] = {}
@@ -69,14 +72,11 @@ class ConnectionPool:
 class _Connector(aiohttp.TCPConnector):
     """Knows which connections are in use, so that they can be taken back."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.in_use: weakref.WeakSet[Connection] = weakref.WeakSet()
-
     async def connect(self, *args: Any, **options: Any) -> Connection:
         """Give a connection to a request."""
         connection = await super().connect(*args, **options)
-        self.in_use.add(connection)
+        # Kept where the pool keeps it; a set of its own would be one more to keep up.
+        connection.protocol.__dict__[_HOLDER] = weakref.ref(connection)
         return connection
 
 
@@ -147,28 +147,37 @@ def _drop_what_closed_loops_left() -> None:
 
 
 async def _close_session(session: aiohttp.ClientSession) -> None:
-    connector = session.connector
+    acquired = _acquired(session.connector)
     await session.close()
-    _take_back(connector)
+    _take_back(acquired)
 
 
-def _take_back(connector: aiohttp.BaseConnector | None) -> None:
+def _acquired(connector: aiohttp.BaseConnector | None) -> list[Any]:
+    """The protocols of connections that are in use."""
+    return [] if connector is None else list(connector._acquired)  # noqa: SLF001 - nothing public lists them
+
+
+def _take_back(acquired: list[Any]) -> None:
     """Take back from a closed connector what is in use: it complains when it is collected."""
-    for connection in tuple(getattr(connector, "in_use", ())):
-        connection.release()
+    for protocol in acquired:
+        holder = getattr(protocol, _HOLDER, None)
+        connection = None if holder is None else holder()
+        if connection is not None:
+            connection.release()
 
 
 def _drop_session(session: aiohttp.ClientSession) -> None:
     connector = session.connector
     if connector is None or connector.closed:
         return
+    acquired = _acquired(connector)
     if session._loop.is_closed():  # noqa: SLF001 - its public name is deprecated
         idle = [protocol for pooled in connector._conns.values() for protocol, _ in pooled]  # noqa: SLF001
-        for protocol in (*idle, *connector._acquired):  # noqa: SLF001 - nothing public lists them
-            if protocol.transport is not None:
+        for protocol in (*idle, *acquired):
+            if getattr(protocol, "transport", None) is not None:
                 _close_socket(protocol.transport)
     connector._close()  # noqa: SLF001 - the public way needs a loop that runs
-    _take_back(connector)
+    _take_back(acquired)
 
 
 def _close_socket(transport: Any) -> None:

@@ -188,15 +188,25 @@ class CostEstimator:
         self._answers = _BytesPerToken()
         self._seen = 0
 
-    def learn(self, request: ChatRequest | EmbeddingRequest, answer: object) -> None:
-        """Note how long tokens are, from a whole answer that the vendor counted.
+    def whole(self, request: ChatRequest | EmbeddingRequest, answer: R) -> R:
+        """An answer that came to its end, with the usage and the cost that it really has.
 
-        After the first ones only some are looked at, since every request passes here.
+        Where the vendor has counted, that shows how long its tokens are. After the first answers
+        only some are looked at, since every request passes here.
+
+        Args:
+            request: As it was sent.
+            answer: What came.
         """
+        if not answer.usage.total_tokens:
+            return self.counted(request, answer)
         self._seen += 1
-        if self._seen > _FIRST_ANSWERS and self._seen % _EVERY:
-            return
-        if not isinstance(answer, Completion) or not answer.usage.total_tokens:
+        if self._seen <= _FIRST_ANSWERS or not self._seen % _EVERY:
+            self._learn(request, answer)
+        return answer
+
+    def _learn(self, request: ChatRequest | EmbeddingRequest, answer: object) -> None:
+        if not isinstance(answer, Completion):
             return
         usage = answer.usage
         seen = usage.completion_tokens - usage.reasoning_tokens
@@ -205,20 +215,15 @@ class CostEstimator:
         if not other:
             self._prompts.learn(size, usage.prompt_tokens)
 
-    def counted(
-        self, request: ChatRequest | EmbeddingRequest, answer: R, *, whole: bool = False
-    ) -> R:
-        """An answer with the usage and the cost that it really has.
+    def counted(self, request: ChatRequest | EmbeddingRequest, answer: R) -> R:
+        """An answer that may have been broken off, with the usage and cost that it really has.
 
         Args:
             request: As it was sent.
-            answer: As far as it came, with what the vendor has counted so far.
-            whole: It came to its end; else a count of its tokens is only where it stood when the
-                vendor sent it.
+            answer: As far as it came. What the vendor has counted of it is only where it stood when
+                the vendor sent that.
         """
         usage = answer.usage
-        if whole and usage.total_tokens:
-            return answer
         choices = answer.choices if isinstance(answer, Completion) else ()
         ended = bool(choices) and all(choice.finish_reason is not None for choice in choices)
         if ended and usage.completion_tokens:

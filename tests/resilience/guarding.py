@@ -3,7 +3,16 @@
 from aigateway.errors import FailureKind
 from aigateway.resilience.guard import AttemptOutcome, Effect
 
-__all__ = ["Heard", "answered", "failed", "misconfigured", "neutral", "outcome", "throttled"]
+__all__ = [
+    "Heard",
+    "allowance",
+    "answered",
+    "failed",
+    "misconfigured",
+    "neutral",
+    "outcome",
+    "throttled",
+]
 
 
 class Heard:
@@ -58,3 +67,16 @@ def misconfigured(cause=None, kind=FailureKind.AUTHENTICATION, *, certain=False)
 
 def neutral():
     return outcome(Effect.NEUTRAL, kind=FailureKind.CANCELLED)
+
+
+def allowance(watch, clock, limit):
+    """What a timeout of so many seconds that begins now asks of a `StallWatch`."""
+    began = looked = clock.now()
+
+    def more():
+        nonlocal looked
+        given = watch.more(limit, began, looked)
+        looked = clock.now()
+        return given
+
+    return more

@@ -48,6 +48,12 @@ def known(clock, threshold=3, *, seconds=1.0):
     return pace
 
 
+def begun(pace, stalls):
+    """A call that goes out where stalls of the event loop are watched."""
+    stalls.begin()
+    return pace.begin(stalls)
+
+
 class TestPercentile:
     def test_nothing_is_said_of_few(self, clock):
         pace = ResponseTimes(clock, 5)
@@ -170,7 +176,7 @@ class TestHang:
         pace = known(clock, 2, seconds=0.02)
         clock.tick(1)
         for _ in range(2):
-            pace.begin(stalls, stalls.begin())
+            begun(pace, stalls)
         clock.tick(10)
         assert not pace.seems_to_hang(), "no answer could be read meanwhile"
         await clock.advance(0.05)
@@ -258,7 +264,7 @@ class TestOutrun:
         pace = known(clock, 2)
         clock.tick(1)
         verdicts: list[bool] = []
-        pace.outrun(pace.begin(stalls, stalls.begin()), clock.now() + 3, verdicts.append)
+        pace.outrun(begun(pace, stalls), clock.now() + 3, verdicts.append)
         await clock.advance(1)
         clock.tick(10)
         for seconds, settled in [(0, []), (1.5, []), (0.5, [True])]:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from aigateway.resilience.stall import GRACE, INTERVAL, REPORTED, TOLERANCE, StallWatch
+from tests.resilience.guarding import allowance
 
 
 @pytest.fixture
@@ -17,6 +18,12 @@ async def watch(clock, heard):
     watch = StallWatch(clock, heard.append)
     yield watch
     watch.stop()
+
+
+def begin(watch, clock):
+    """A call goes out; returns when."""
+    watch.begin()
+    return clock.now()
 
 
 def ticking(watch):
@@ -32,71 +39,71 @@ async def stall(clock, seconds):
 
 class TestMeasuring:
     async def test_a_loop_that_runs_has_not_stood_still(self, watch, clock, heard):
-        mark = watch.begin()
+        mark = begin(watch, clock)
         await clock.advance(60)
-        assert watch.since(mark) == 0
+        assert watch.stood(mark, clock.now()) == 0
         assert heard == []
 
     async def test_a_stall_is_measured_and_told(self, watch, clock, heard):
-        mark = watch.begin()
+        mark = begin(watch, clock)
         await clock.advance(1)
         await stall(clock, 2.5)
-        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL)
+        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
         assert heard == [pytest.approx(2.5, abs=INTERVAL)]
         await clock.advance(10)
-        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL), "counted once"
+        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL), "counted once"
         assert len(heard) == 1
 
     async def test_it_counts_before_the_tick_has_run(self, watch, clock):
         """A timeout may be looked at first when the loop goes on."""
-        mark = watch.begin()
+        mark = begin(watch, clock)
         await clock.advance(1)
         clock.tick(2.5)
-        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL)
+        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
         await clock.advance(0)
-        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL)
+        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
 
     async def test_a_stall_in_the_moment_in_which_the_first_call_goes_out(self, watch, clock):
-        mark = watch.begin()
+        mark = begin(watch, clock)
         clock.tick(2.5)  # the watch's own task has not run yet
-        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL)
+        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
         await clock.advance(1)
-        assert watch.since(mark) == pytest.approx(2.5, abs=INTERVAL)
+        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
 
     async def test_several_add_up(self, watch, clock, heard):
-        mark = watch.begin()
+        mark = begin(watch, clock)
         for _ in range(4):
             await clock.advance(1)
             await stall(clock, 1.0)
-        assert watch.since(mark) == pytest.approx(4.0, abs=4 * INTERVAL)
+        assert watch.stood(mark, clock.now()) == pytest.approx(4.0, abs=4 * INTERVAL)
         assert len(heard) == 4
 
     async def test_a_busy_machine_is_no_stall(self, watch, clock, heard):
-        mark = watch.begin()
+        mark = begin(watch, clock)
         await clock.advance(0)
         for _ in range(100):
             clock.tick(INTERVAL + TOLERANCE - 0.01)
             await clock.advance(0)
-        assert watch.since(mark) == 0
+        assert watch.stood(mark, clock.now()) == 0
         assert heard == []
 
     async def test_a_short_one_counts_and_is_not_told(self, watch, clock, heard):
-        mark = watch.begin()
+        mark = begin(watch, clock)
         await clock.advance(0)
         await stall(clock, INTERVAL + REPORTED - 0.1)
-        assert watch.since(mark) == pytest.approx(REPORTED - 0.1)
+        assert watch.stood(mark, clock.now()) == pytest.approx(REPORTED - 0.1)
         assert heard == []
 
     async def test_each_call_has_its_own_mark(self, watch, clock):
-        first = watch.begin()
+        first = begin(watch, clock)
         await clock.advance(1)
         await stall(clock, 2.0)
-        second = watch.begin()
-        assert watch.since(second) == 0
+        second = begin(watch, clock)
+        assert watch.stood(second, clock.now()) == 0
         await clock.advance(1)
         await stall(clock, 1.0)
-        assert watch.since(second) == pytest.approx(1.0, abs=INTERVAL)
-        assert watch.since(first) == pytest.approx(3.0, abs=2 * INTERVAL)
+        assert watch.stood(second, clock.now()) == pytest.approx(1.0, abs=INTERVAL)
+        assert watch.stood(first, clock.now()) == pytest.approx(3.0, abs=2 * INTERVAL)
 
     async def test_while_no_call_is_out_nothing_is_measured(self, watch, clock, heard):
         watch.begin()
@@ -104,9 +111,9 @@ class TestMeasuring:
         watch.end()
         await clock.advance(1)
         await stall(clock, 100)
-        mark = watch.begin()
+        mark = begin(watch, clock)
         await clock.advance(1)
-        assert watch.since(mark) == 0
+        assert watch.stood(mark, clock.now()) == 0
         assert heard == []
 
 
@@ -140,16 +147,21 @@ class TestTask:
         watch.stop()
         assert ticking(watch) == []
         clock.tick(100)
-        assert watch.seconds() == 0, "and nothing is measured any more"
+        assert watch.stood(0.0, clock.now()) == 0, "and nothing is measured any more"
 
-    async def test_after_stop_it_can_begin_again(self, watch, clock, heard):
+    async def test_after_stop_nothing_is_measured_and_no_timeout_is_put_off(
+        self, watch, clock, heard
+    ):
         watch.begin()
         await clock.advance(1)
+        more = allowance(watch, clock, 5.0)
+        await stall(clock, 1.0)
         watch.stop()
         watch.begin()
-        await clock.advance(1)
+        assert more() == 0
         await stall(clock, 1.0)
         assert len(heard) == 1
+        assert ticking(watch) == []
 
     async def test_stop_without_a_beginning(self, watch):
         watch.stop()
@@ -159,7 +171,7 @@ class TestAllowance:
     async def test_the_time_of_a_stall_is_given_again_once(self, watch, clock):
         watch.begin()
         await clock.advance(1)
-        more = watch.allowance(5.0)
+        more = allowance(watch, clock, 5.0)
         assert more() == 0
         clock.tick(2.5)
         given = more()
@@ -170,7 +182,7 @@ class TestAllowance:
     async def test_what_is_left_of_the_timeout_and_a_moment_at_least(self, watch, clock):
         watch.begin()
         await clock.advance(1)
-        more = watch.allowance(2.0)
+        more = allowance(watch, clock, 2.0)
         await stall(clock, 60.0)
         assert (more(), more()) == (pytest.approx(2.0, abs=INTERVAL), 0)
         await clock.advance(1.9)
@@ -181,13 +193,13 @@ class TestAllowance:
         watch.begin()
         await clock.advance(1)
         clock.tick(3.0)
-        more = watch.allowance(5.0)
+        more = allowance(watch, clock, 5.0)
         await clock.advance(0)
         assert more() == 0
 
     async def test_each_stall_of_several(self, watch, clock):
         watch.begin()
-        more = watch.allowance(10.0)
+        more = allowance(watch, clock, 10.0)
         for _ in range(3):
             await clock.advance(1)
             await stall(clock, 2.0)
@@ -201,7 +213,7 @@ class TestAllowance:
         async def call():
             watch.begin()
             try:
-                async with clock.timeout(2.0, more=watch.allowance(2.0)):
+                async with clock.timeout(2.0, more=watch.more):
                     await asyncio.shield(answers)
                 outcomes.append("answered")
             except TimeoutError:
@@ -223,7 +235,7 @@ class TestAllowance:
 
         async def call():
             watch.begin()
-            async with clock.timeout(2.0, more=watch.allowance(2.0)):
+            async with clock.timeout(2.0, more=watch.more):
                 await asyncio.Event().wait()
 
         waiting = asyncio.create_task(call())

@@ -167,7 +167,7 @@ class TestOrder:
         assert choose(request).candidate is request.candidates[1]
         request.candidates[1].tried = True
         none = choose(request)
-        assert (none.candidate, none.refused, none.waits) == (None, [], [])
+        assert (none.candidate, none.refused, none.waits) == (None, (), ())
 
     def test_a_probe_is_sent_as_of_right(self, make, clock):
         first, second = make("probed", priority=2), make("ok", priority=1)
@@ -183,7 +183,7 @@ class TestOrder:
         assert chosen_of(gone, other) is other
         none = first_choice(gone)
         assert none.candidate is None
-        assert none.waits == []
+        assert not none.waits
 
     def test_operations_are_apart(self, make):
         provider = make("both")
@@ -378,13 +378,13 @@ class TestLastResort:
         alone = make("cool")
         alone.chat.cooldown.throttle(5)
         none = first_choice(alone)
-        assert (none.candidate, none.waits) == (None, [])
+        assert (none.candidate, none.waits) == (None, ())
 
     def test_nor_is_a_circuit_that_is_forced_open(self, make):
         alone = make("forced")
         alone.force_circuit("open")
         none = first_choice(alone)
-        assert (none.candidate, none.waits) == (None, [])
+        assert (none.candidate, none.waits) == (None, ())
 
     def test_a_request_asks_each_once_in_its_life(self, make, clock):
         alone = make("open")
@@ -393,7 +393,7 @@ class TestLastResort:
         request = request_for(alone)
         (candidate,) = request.candidates
         candidate.calls = 1
-        assert (choose(request).candidate, choose(request).waits) == (None, [])
+        assert (choose(request).candidate, choose(request).waits) == (None, ())
 
     def test_it_waits_for_one_check_of_a_disabled_provider(self, make, clock):
         alone = make("off")
@@ -404,7 +404,7 @@ class TestLastResort:
         clock.tick(4)
         check = alone.chat.begin(last_resort=True)
         alone.chat.end(check, outcome(Effect.MISCONFIGURED, kind=K.AUTHENTICATION))
-        assert choose(request).waits == [], "that check spoke for this request, too"
+        assert not choose(request).waits, "that check spoke for this request, too"
         clock.tick(1)
         assert first_choice(alone).waits == [pytest.approx(4)], "the next request sees anew"
 
@@ -459,7 +459,7 @@ class TestLastResort:
         request = request_for(alone)
         clock.tick(1)
         disable(alone)
-        assert choose(request).waits == []
+        assert not choose(request).waits
         clock.tick(5)
         check = alone.chat.begin(last_resort=True)
         pace = alone.chat.answers
@@ -708,6 +708,7 @@ class TestRoster:
         roster = Roster([one, two])
         assert len(roster.candidates(None, "chat")) == 2
         one.known_operations = frozenset({"embeddings"})
+        one.on_prepared()
         assert [p.name for p in roster.candidates(None, "chat")] == ["two"]
 
     def test_says_when_one_may_be_asked_as_last_resort(self, make, clock):

@@ -1,5 +1,6 @@
 """What every test gets: no settings from the outside, and the shipped simulator fixture."""
 
+import gc
 import logging
 import os
 import signal
@@ -71,6 +72,19 @@ def no_outside_settings(monkeypatch, tmp_path_factory):
         if name.startswith(VENDOR_PREFIXES):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+_loaded = 0
+
+
+@pytest.fixture(autouse=True)
+def what_is_loaded_is_no_garbage():
+    """Spare the collector what is loaded: looking through litellm takes half a second each time."""
+    global _loaded  # noqa: PLW0603 - modules are those of the process
+    if len(sys.modules) > _loaded + 200 or not gc.get_freeze_count():
+        _loaded = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def _loggers():

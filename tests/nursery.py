@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -28,6 +30,8 @@ from tests.server.endpoints import with_endpoints
 
 def main() -> None:
     asyncio.run(_load())
+    gc.collect()
+    gc.freeze()  # else each supervisor looks through all that is loaded
     # What the command line starts is the service itself, with a few endpoints more.
     made = functools.partial(serving.Order, make_app=with_endpoints(create_app))
     vars(serving)["Order"] = made
@@ -54,6 +58,9 @@ def _start(order: dict[str, Any]) -> None:
         os.setsid()
         os.chdir(directory)
         os.environ.update(order["env"])
+        if "FILES" in os.environ:
+            soft, hard = map(int, os.environ["FILES"].split())
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         if "CHANGED" in os.environ:
             _change_after_the_first_read(os.environ["CHANGED"])
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

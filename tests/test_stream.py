@@ -23,6 +23,7 @@ from aigateway import (
 from aigateway.messages import Usage
 from aigateway.testing import ScriptedStream, scripted_configs
 from aigateway.vendor.client import Failure
+from tests.gateways import state_of
 
 K = FailureKind
 ASSISTANT = "assistant"
@@ -53,10 +54,6 @@ def silence_until(clock, seconds):
         await clock.sleep(seconds)
 
     return wait
-
-
-def state_of(gateway, name):
-    return next(p for p in gateway.providers if p.name == name)
 
 
 def balanced(gateway):

@@ -5,8 +5,8 @@ import contextlib
 
 from aigateway import BatchProgress, ContentPolicyError, RequestRejectedError
 from aigateway.simulator import Fault
-from tests.http import gateways
-from tests.http.gateways import until
+from tests import gateways
+from tests.gateways import until
 
 
 def gateway_for(*vendors, **settings):

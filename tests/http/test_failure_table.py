@@ -16,6 +16,7 @@ from aigateway import (
 )
 from aigateway.simulator import Fault
 from tests import descriptors
+from tests.gateways import state_of
 
 WIRES = ("openai", "azure", "gemini", "anthropic")
 K = FailureKind
@@ -89,7 +90,7 @@ async def pair(request, simulator):
 
 
 def status_of(gateway):
-    return next(p for p in gateway.providers if p.name == "sick")
+    return state_of(gateway, "sick")
 
 
 def streak_of(gateway):

@@ -7,12 +7,13 @@ import pytest
 
 from aigateway import AsyncGateway, FailureKind, RequestRejectedError
 from aigateway.simulator import Fault
+from tests.gateways import state_of
 
 K = FailureKind
 
 
 def guards(gateway, name, operation="chat"):
-    return next(p for p in gateway.providers if p.name == name).operations[operation]
+    return state_of(gateway, name).operations[operation]
 
 
 async def answered(gateway, prompts):

@@ -142,42 +142,6 @@ def test_importing_the_package_loads_no_litellm_and_prints_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_call_leaves_litellms_globals_as_they_were():
-    done = run_python("""
-        import asyncio
-        import litellm
-
-        def photograph():
-            return {
-                name: repr(getattr(litellm, name))
-                for name in dir(litellm)
-                if name != '_async_client_cleanup_registered'  # any use of litellm sets it
-                and isinstance(getattr(litellm, name), bool | int | float | str | list | None)
-            }
-
-        from aigateway import AsyncGateway
-        from aigateway.simulator import Fault, Simulator
-
-        async def main():
-            async with Simulator() as simulator:
-                configs = [vendor.config() for vendor in simulator.vendors]
-                simulator.openai.behave(Fault.server_error())
-                async with AsyncGateway(configs) as gateway:
-                    for config in configs:
-                        try:
-                            await gateway.chat('hi', model=config.name)
-                        except Exception:
-                            pass
-
-        before = photograph()
-        asyncio.run(main())
-        after = photograph()
-        changed = {name for name in before if before[name] != after.get(name)}
-        assert not changed, changed
-    """)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
 async def test_a_provider_can_be_reached_through_litellm_by_its_own_model_string(simulator):
     config = LLMConfig(
         "litellm",

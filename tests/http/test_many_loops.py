@@ -7,7 +7,6 @@ import gc
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 
 import pytest
@@ -196,42 +195,51 @@ def test_threads_one_after_another(simulated, opened, recwarn):
     assert leaks(recwarn) == []
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "asyncio.run(gateway.chat('hi')); held.append(asyncio.run(half_a_stream()))",
-        """
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(gateway.chat('hi'))
-        loop.close()
-        """,
-        """
-        async def main():
-            await gateway.chat('hi')
-            started.set()
-            await asyncio.sleep(1000)
-        started = threading.Event()
-        threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()
-        started.wait()
-        """,
-        "print(aigateway.call_llm('You count.', 'hi'))",
-    ],
-)
-def test_a_script_that_closes_nothing_ends_without_a_word(simulated, script):
-    simulated.openai.recover()
-    code = f"""
-import asyncio, threading
+IN_ITS_ONLY_THREAD = """
+import asyncio
 import aigateway
-gateway = aigateway.AsyncGateway()
+
 held = []
-async def half_a_stream():
+
+async def half_a_stream(gateway):
     stream = gateway.stream("one two three")
     await anext(stream)
     return stream
-{textwrap.dedent(script)}
+
+print(aigateway.call_llm("You count.", "hi"))
+
+gateway = aigateway.AsyncGateway()
+asyncio.run(gateway.chat("hi"))
+held.append(asyncio.run(half_a_stream(gateway)))
+
+# The last: the next connection of any gateway would close what this loop has left.
+loop = asyncio.new_event_loop()
+loop.run_until_complete(gateway.chat("hi"))
+loop.close()
 """
+IN_ANOTHER_THREAD = """
+import asyncio, threading
+import aigateway
+
+gateway = aigateway.AsyncGateway()
+
+async def main():
+    await gateway.chat("hi")
+    started.set()
+    await asyncio.sleep(1000)
+
+started = threading.Event()
+threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()
+started.wait()
+"""
+
+
+@pytest.mark.parametrize(("script", "calls"), [(IN_ITS_ONLY_THREAD, 4), (IN_ANOTHER_THREAD, 1)])
+def test_a_script_that_closes_nothing_ends_without_a_word(simulated, script, calls):
+    simulated.openai.recover()
+    before = simulated.openai.request_count
     done = subprocess.run(
-        [sys.executable, "-W", "default", "-c", code],
+        [sys.executable, "-W", "default", "-c", script],
         env={
             **os.environ,
             "OPENAI_API_KEY": "k",
@@ -247,4 +255,4 @@ async def half_a_stream():
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert simulated.openai.request_count
+    assert simulated.openai.request_count - before == calls

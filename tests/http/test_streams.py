@@ -12,7 +12,7 @@ from aigateway import (
     StreamInterruptedError,
 )
 from aigateway.simulator import Answer, Fault, Simulator, ToolCall
-from tests.http.gateways import gateway_for, metrics_of, name_of, until
+from tests.gateways import gateway_for, metrics_of, name_of, until
 from tests.processes import PATIENCE
 
 K = FailureKind

@@ -7,8 +7,8 @@ import pytest
 
 from aigateway import AllProvidersFailedError, FailureKind
 from aigateway.simulator import Answer, Fault
-from tests.http import gateways
-from tests.http.gateways import name_of, status_of, until
+from tests import gateways
+from tests.gateways import name_of, status_of, until
 from tests.processes import PATIENCE
 
 K = FailureKind

@@ -11,7 +11,7 @@ from aigateway.jobs.journal import Journal
 from aigateway.jobs.limits import Limits
 from aigateway.jobs.manifest import manifest_of
 from aigateway.simulator import Fault
-from tests.http.gateways import until
+from tests.gateways import until
 from tests.jobs.desk import records
 
 

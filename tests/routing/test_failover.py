@@ -23,6 +23,7 @@ from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.provider import Guards
 from aigateway.testing import scripted_configs
 from aigateway.vendor.client import Failure, VendorCallError
+from tests.gateways import state_of
 
 K = FailureKind
 
@@ -44,10 +45,6 @@ async def make(clock, vendor):
 
 def hang():
     return asyncio.Event().wait()
-
-
-def state_of(gateway, name):
-    return next(p for p in gateway.providers if p.name == name)
 
 
 _numbers = itertools.count()

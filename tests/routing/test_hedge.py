@@ -14,6 +14,7 @@ from aigateway import (
 )
 from aigateway.testing import ScriptedStream, scripted_configs
 from aigateway.vendor.client import Failure, VendorCallError
+from tests.gateways import state_of
 
 K = FailureKind
 TOOL = {"type": "function", "function": {"name": "pay", "parameters": {"type": "object"}}}
@@ -560,7 +561,7 @@ class TestConcurrency:
         gateway = make("a", "b", fields={"max_concurrency": 10}, hedge=False)
 
         def bound():
-            return next(p for p in gateway.providers if p.name == "a").max_in_flight
+            return state_of(gateway, "a").max_in_flight
 
         for turn in range(3):
             vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=0.5))

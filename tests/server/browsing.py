@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, field
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Page, async_playwright
 
 from tests.processes import PATIENCE
@@ -46,34 +47,32 @@ class Visit:
         return [error for error in self.errors if "Failed to load resource" not in error]
 
 
-@contextlib.asynccontextmanager
-async def visiting(url, **options):
-    """A new browser with nothing remembered, at that address."""
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        try:
-            options.setdefault("viewport", DESK)
-            context = await browser.new_context(reduced_motion="reduce", **options)
-            page = await context.new_page()
-            page.set_default_timeout(PATIENCE * 1000)
-            visit = Visit(page)
-            page.on("request", lambda request: visit.asked.append(request.url))
-            page.on("pageerror", lambda error: visit.errors.append(str(error)))
-            page.on(
-                "console",
-                lambda said: visit.errors.append(said.text) if said.type == "error" else None,
-            )
-            await page.goto(url)
-            yield visit
-        finally:
-            await browser.close()
-
-
-@pytest.fixture
-def chromium(request):
-    """Skips where there is none, unless one must be there."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser(request):
+    """A browser; skips where there is none, unless one must be there."""
     if CHROMIUM is None:
         missing = "no chromium, chromium-browser or google-chrome on PATH"
         if request.config.getoption("--need-browser"):
             pytest.fail(missing)
         pytest.skip(missing)
+    async with async_playwright() as playwright:
+        found = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield found
+        await found.close()
+
+
+@contextlib.asynccontextmanager
+async def visiting(browser, url):
+    """A page with nothing remembered of others, at that address."""
+    async with await browser.new_context(reduced_motion="reduce", viewport=DESK) as context:
+        page = await context.new_page()
+        page.set_default_timeout(PATIENCE * 1000)
+        visit = Visit(page)
+        page.on("request", lambda request: visit.asked.append(request.url))
+        page.on("pageerror", lambda error: visit.errors.append(str(error)))
+        page.on(
+            "console",
+            lambda said: visit.errors.append(said.text) if said.type == "error" else None,
+        )
+        await page.goto(url)
+        yield visit

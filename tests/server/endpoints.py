@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -35,6 +36,8 @@ def _add(app: FastAPI, service: Service) -> None:
     async def work(id: str, seconds: float = 0.0, length: int = 10) -> dict[str, object]:  # noqa: A002
         os.write(accepted, f"{id}\n".encode())
         await asyncio.sleep(seconds)
+        while Path(f"hold-{id}").exists():  # noqa: ASYNC110, ASYNC240 - another process ends it
+            await asyncio.sleep(0.01)
         return {"id": id, "pid": os.getpid(), "text": "x" * length}
 
     @app.get("/t/chat")

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, Running
 from tests.server.visitors import Connection, NotAnswered, eventually, once
 
 PROVIDER = '[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'
@@ -129,14 +129,23 @@ async def test_kept_connections_are_answered_until_all_is_over(start):
     service = start(toml=PROVIDER, AIGATEWAY_SERVER_DRAIN_NOTICE_SECONDS="0")
     kept = Connection(await asyncio.to_thread(lambda: service.port))
     assert (await kept.get("/t/ready"))[0] == 200
-    long = asyncio.create_task(once(service.port, "/t/work?id=long&seconds=3"))
+    hold = held(service)
+    long = asyncio.create_task(once(service.port, "/t/work?id=long"))
     await eventually(lambda: "long" in service.read("accepted"))
     service.signal(signal.SIGTERM)
     await eventually(lambda: is_refused(service.port))
     await eventually(lambda: is_last(kept))
     assert not long.done()
+    hold.unlink()
     assert (await long)[0] == 200
     assert await asyncio.to_thread(lambda: service.code) == 0
+
+
+def held(service: Running) -> Path:
+    """While this file is there, the request `long` is under way."""
+    hold = service.directory / "hold-long"
+    hold.touch()
+    return hold
 
 
 async def not_ready(connection: Connection) -> dict[str, str] | None:
@@ -158,7 +167,8 @@ async def test_first_it_is_not_ready_then_it_is_gone(start):
     service = start(toml=PROVIDER, AIGATEWAY_SERVER_DRAIN_NOTICE_SECONDS="2")
     connection = Connection(await asyncio.to_thread(lambda: service.port))
     assert (await connection.get("/t/ready"))[0] == 200
-    long = asyncio.create_task(once(service.port, "/t/work?id=long&seconds=4"))
+    hold = held(service)
+    long = asyncio.create_task(once(service.port, "/t/work?id=long"))
     await eventually(lambda: "long" in service.read("accepted"))
     service.signal(signal.SIGTERM)
     answer = await eventually(lambda: not_ready(connection))
@@ -166,6 +176,7 @@ async def test_first_it_is_not_ready_then_it_is_gone(start):
     assert (await once(service.port, "/t/work?id=late"))[0] == 200, "still accepted"
     await eventually(lambda: is_refused(service.port))
     assert not long.done(), "it is still under way"
+    hold.unlink()
     assert (await long)[2]["id"] == "long"
     await connection.close()
     assert await asyncio.to_thread(lambda: service.code) == 0

@@ -15,7 +15,7 @@ from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault
 from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor
-from tests.http.gateways import until
+from tests.gateways import until
 from tests.processes import PATIENCE
 from tests.server.running import running
 from tests.server.services import scripted, served

@@ -10,7 +10,7 @@ import pytest
 from aigateway.server.presence import CallerGoneError, WhilePresent
 from aigateway.simulator import Fault
 from aigateway.testing import ScriptedVendor
-from tests.http.gateways import until
+from tests.gateways import until
 from tests.processes import PATIENCE
 from tests.server.services import scripted, served
 

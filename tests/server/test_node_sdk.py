@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aigateway.simulator import Fault
-from tests.http.gateways import until
+from tests.gateways import until
 from tests.server.services import served
 
 FOLDER = Path(__file__).parent / "node"

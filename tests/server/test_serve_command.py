@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aigateway.cli import app
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,23 +54,12 @@ def test_from_a_shell(tmp_path):
     assert (process.returncode, errors) == (0, "")
 
 
-def test_it_takes_all_the_descriptors_that_it_may_have_and_says_if_these_are_few(tmp_path):
-    limited = (
-        'ulimit -Sn 500 && ulimit -Hn 1000 && exec "$0" -m aigateway serve --simulate --port 0'
-    )
-    with subprocess.Popen(
-        ["/bin/sh", "-c", limited, sys.executable],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "AIGATEWAY_MAX_CONCURRENCY": "300"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert "listens at" in process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=PATIENCE)
-    (line,) = errors.splitlines()
+def test_it_takes_all_the_descriptors_that_it_may_have_and_says_if_these_are_few(start):
+    service = start("--simulate", FILES="500 1000", AIGATEWAY_MAX_CONCURRENCY="300")
+    assert service.url
+    service.signal(signal.SIGINT)
+    assert service.code == 0
+    (line,) = service.log.splitlines()
     assert "descriptors.few" in line
     assert "may have 1000 files" in line
     assert "max_connections = 4096 and max_concurrency = 300 can need 4460" in line
@@ -87,8 +76,6 @@ def test_the_log_as_json(start, workers):
     assert service.url
     (service.directory / "aigateway.toml").write_text("[gateway]\nno_such = 1\n" + toml)
     service.signal(signal.SIGHUP)
-    from tests.processes import until
-
     until(lambda: "no_such" in service.log)
     service.signal(signal.SIGTERM)
     assert service.code == 0

@@ -4,6 +4,7 @@ import contextlib
 import re
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import expect
 
 from aigateway import AsyncGateway
@@ -11,15 +12,16 @@ from aigateway.clock import SystemClock
 from aigateway.server.service import Service
 from aigateway.server.status.happenings import Happenings
 from aigateway.settings import ServerSettings
-from aigateway.simulator import Fault
+from aigateway.simulator import Fault, Simulator
 from tests.processes import PATIENCE
-from tests.server.browsing import DESK, PHONE, chromium, visiting
+from tests.server.browsing import DESK, PHONE, browser, visiting
 from tests.server.running import running
 from tests.server.watched import ADMIN, KEYS, USER
 
-__all__ = ["chromium"]
+__all__ = ["browser"]
 
-pytestmark = pytest.mark.usefixtures("chromium")
+# The browser is that of all tests here, and lives on one event loop.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 expect.set_options(timeout=PATIENCE * 1000)
 
@@ -43,7 +45,13 @@ def happenings(clock):
     return Happenings(clock)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
+async def simulator():
+    async with Simulator() as simulated:
+        yield simulated
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def gateway(simulator, clock, happenings):
     """OpenAI before Anthropic, both simulated; circuits open for a minute after two failures."""
     configs = [simulator.openai.config(priority=2), simulator.anthropic.config(priority=1)]
@@ -88,8 +96,8 @@ async def spills(page):
     )
 
 
-async def test_shows_a_circuit_open_and_close(serve, gateway, simulator, clock):
-    async with serve() as url, visiting(url) as visit:
+async def test_shows_a_circuit_open_and_close(browser, serve, gateway, simulator, clock):
+    async with serve() as url, visiting(browser, url) as visit:
         page = visit.page
         openai, anthropic = provider(page, "openai/"), provider(page, "anthropic/")
         past = page.locator("#happenings")
@@ -125,8 +133,8 @@ async def test_shows_a_circuit_open_and_close(serve, gateway, simulator, clock):
         assert all(asked.startswith((url, "data:")) for asked in visit.asked)
 
 
-async def test_asks_for_the_key_and_keeps_it_in_the_tab_only(serve, gateway):
-    async with serve(KEYS) as url, visiting(url) as visit:
+async def test_asks_for_the_key_and_keeps_it_in_the_tab_only(browser, serve, gateway):
+    async with serve(KEYS) as url, visiting(browser, url) as visit:
         page = visit.page
         await expect(linked(page)).to_have_text("A key is needed")
         await expect(page.get_by_role("dialog")).to_contain_text("This service needs a key.")
@@ -155,8 +163,8 @@ async def test_asks_for_the_key_and_keeps_it_in_the_tab_only(serve, gateway):
         assert visit.of_its_own() == []
 
 
-async def test_the_admin_forces_a_circuit(serve, gateway):
-    async with serve(KEYS) as url, visiting(url) as visit:
+async def test_the_admin_forces_a_circuit(browser, serve, gateway):
+    async with serve(KEYS) as url, visiting(browser, url) as visit:
         page = visit.page
         await page.get_by_label("Key", exact=True).fill(ADMIN)
         await page.get_by_role("button", name="Connect").click()
@@ -191,8 +199,8 @@ async def test_the_admin_forces_a_circuit(serve, gateway):
         assert visit.of_its_own() == []
 
 
-async def test_an_order_that_is_refused_is_told(serve, gateway):
-    async with serve() as url, visiting(url) as visit:
+async def test_an_order_that_is_refused_is_told(browser, serve, gateway):
+    async with serve() as url, visiting(browser, url) as visit:
         page = visit.page
         openai = provider(page, "openai/")
         await openai.get_by_role("button", name="Closed", exact=True).click()
@@ -205,12 +213,12 @@ async def test_an_order_that_is_refused_is_told(serve, gateway):
         await expect(openai).to_contain_text("by an operator's order")
 
 
-async def test_fits_and_is_readable_on_every_screen(serve, gateway, simulator):
+async def test_fits_and_is_readable_on_every_screen(browser, serve, gateway, simulator):
     long = "a-name/" + "without-an-end" * 6
     gateway.add_provider(simulator.gemini.config(priority=-1, name=long))
     simulator.openai.behave(Fault.server_error())
     await gateway.chat("hi")
-    async with serve() as url, visiting(url) as visit:
+    async with serve() as url, visiting(browser, url) as visit:
         page = visit.page
         await expect(provider(page, long).locator(".state")).to_have_text("Closed")
         await expect(page.locator("#happenings")).to_contain_text("failed")
@@ -231,11 +239,11 @@ async def test_fits_and_is_readable_on_every_screen(serve, gateway, simulator):
         assert visit.errors == []
 
 
-async def test_comes_back_after_the_service_does(serve, gateway):
+async def test_comes_back_after_the_service_does(browser, serve, gateway):
     await gateway.warmup()
     async with contextlib.AsyncExitStack() as stack:
         async with serve() as url:
-            visit = await stack.enter_async_context(visiting(url))
+            visit = await stack.enter_async_context(visiting(browser, url))
             page = visit.page
             await expect(linked(page)).to_have_text("Live")
         await expect(linked(page)).to_have_text("Connection lost, trying again")
@@ -246,12 +254,12 @@ async def test_comes_back_after_the_service_does(serve, gateway):
             assert visit.of_its_own() == []
 
 
-async def test_what_it_shows_is_text_and_never_markup(serve, gateway, simulator):
+async def test_what_it_shows_is_text_and_never_markup(browser, serve, gateway, simulator):
     evil = "<img src=x onerror=alert(1)>"
     gateway.add_provider(simulator.gemini.config(priority=9, name=evil))
     simulator.gemini.behave(Fault.server_error())
     await gateway.chat("hi")
-    async with serve() as url, visiting(url) as visit:
+    async with serve() as url, visiting(browser, url) as visit:
         await expect(provider(visit.page, evil).locator(".state")).to_have_text("Closed")
         await expect(visit.page.locator("#happenings")).to_contain_text(f"{evil} failed")
         assert await visit.page.locator("img").count() == 0

@@ -21,7 +21,7 @@ from aigateway.server.app import create_app
 from aigateway.server.connections import protocol_for
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
-from tests.http.gateways import until
+from tests.gateways import until
 from tests.processes import PATIENCE
 from tests.server.callers import scripted_service
 from tests.server.running import running

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from aigateway import AsyncGateway, FailureKind, GatewayError, Origin
 from aigateway.telemetry import configure_json_logs
 from aigateway.testing import scripted_configs
-from tests.http.gateways import until
+from tests.gateways import until
 
 PROMPT, KEY = "what nobody should read", "sk-simulated-secret"
 

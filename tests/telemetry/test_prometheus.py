@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from aigateway import AsyncGateway, GatewayError, Origin
 from aigateway.simulator import Fault
 from aigateway.telemetry import Prometheus, wants_prometheus
-from tests.http.gateways import name_of, until
+from tests.gateways import name_of, until
 
 SCRAPER = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"

@@ -23,7 +23,7 @@ import aigateway
 from aigateway import AsyncGateway, GatewayError, Origin
 from aigateway.simulator import Fault
 from aigateway.telemetry import OpenTelemetry
-from tests.http.gateways import name_of, until
+from tests.gateways import name_of, until
 
 KNOWN = {value for name, value in vars(names).items() if name.startswith("GEN_AI_")}
 VENDORS = {

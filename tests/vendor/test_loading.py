@@ -86,16 +86,46 @@ def test_importing_the_lane_does_not_import_litellm():
     assert found == []
 
 
-def test_calls_touch_nothing_and_print_nothing(tmp_path):
+MANY_LOOPS = """
+    import threading
+    from aigateway.vendor import loading
+
+    runs, original = [], loading._import_litellm
+    loading._import_litellm = lambda: runs.append(1) or original()
+    modules, free, cancelled = [], [], []
+
+    async def load():
+        ticks = 0
+        first = asyncio.create_task(loading.load_litellm())
+        await asyncio.sleep(0.05)
+        first.cancel()
+        others = asyncio.gather(*[loading.load_litellm() for _ in range(50)])
+        while not others.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        modules.extend(others.result())
+        free.append(ticks > 10)
+        cancelled.append(first.cancelled())
+
+    def load_on_many_loops():
+        threads = [threading.Thread(target=asyncio.run, args=(load(),)) for _ in range(3)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+"""
+
+
+def test_many_loops_load_once_and_stay_free_and_calls_touch_nothing_and_print_nothing(tmp_path):
     (tmp_path / ".env").write_text("LEAKED=1")
     found, printed = run(
         WATCHED,
         CALLS,
+        MANY_LOOPS,
         """
-        import gc, logging, os, threading
+        import gc, logging, os
         loggers = [logging.getLogger(n) for n in ("asyncio", "httpx", "uvicorn.access")]
         state = lambda: [(logger.level, len(logger.filters)) for logger in loggers]
         environment, before = dict(os.environ), state()
+        load_on_many_loops()
 
         async def main():
             asyncio.get_running_loop().slow_callback_duration = 60
@@ -106,6 +136,7 @@ def test_calls_touch_nothing_and_print_nothing(tmp_path):
         import litellm
         os.environ.pop("TIKTOKEN_CACHE_DIR", None)
         print(json.dumps({
+            "loaded": [len(runs), len(modules), len(set(map(id, modules))), free, cancelled],
             "contacted": sorted(contacted),
             "opened": sorted(opened),
             "environment": dict(os.environ) == environment,
@@ -118,6 +149,7 @@ def test_calls_touch_nothing_and_print_nothing(tmp_path):
         """,
     )
     assert found == {
+        "loaded": [1, 150, 1, [True] * 3, [True] * 3],
         "contacted": [],
         "opened": [],
         "environment": True,
@@ -138,9 +170,32 @@ def test_whoever_imported_litellm_first_keeps_it_and_its_advice():
         import litellm
         logger = logging.getLogger("httpx")
         logger.setLevel(logging.ERROR)
+
+        def photograph():
+            return {
+                name: repr(getattr(litellm, name))
+                for name in dir(litellm)
+                if name != '_async_client_cleanup_registered'  # any use of litellm sets it
+                and isinstance(getattr(litellm, name), bool | int | float | str | list | None)
+            }
+
+        before = photograph()
         """,
         CALLS,
         """
+        from aigateway import AsyncGateway
+
+        async def ask_a_gateway():
+            async with Simulator() as simulator:
+                configs = [vendor.config() for vendor in simulator.vendors]
+                simulator.openai.behave(Fault.server_error())
+                async with AsyncGateway(configs) as gateway:
+                    for config in configs:
+                        try:
+                            await gateway.chat('hi', model=config.name)
+                        except Exception:
+                            pass
+
         async def bare():
             async with Simulator() as simulator:
                 simulator.openai.behave(Fault.status(500))
@@ -151,45 +206,20 @@ def test_whoever_imported_litellm_first_keeps_it_and_its_advice():
                 except litellm.InternalServerError:
                     pass
 
+        asyncio.run(ask_a_gateway())
         asyncio.run(call_everybody())
+        after = photograph()
+        print("litellm alone:", flush=True)
         asyncio.run(bare())
-        print(json.dumps([logger.level, len(logger.filters)]))
+        changed = [name for name in before if before[name] != after.get(name)]
+        print(json.dumps([changed, logger.level, len(logger.filters)]))
         """,
     )
-    assert found == [40, 1]
-    assert printed.count("Give Feedback / Get Help") == 1
-
-
-def test_many_loops_load_once_and_stay_free():
-    found, _ = run(
-        """
-        import asyncio, json, threading
-        from aigateway.vendor import loading
-
-        runs, original = [], loading._import_litellm
-        loading._import_litellm = lambda: runs.append(1) or original()
-        modules, free, cancelled = [], [], []
-
-        async def ask():
-            ticks = 0
-            first = asyncio.create_task(loading.load_litellm())
-            await asyncio.sleep(0.05)
-            first.cancel()
-            others = asyncio.gather(*[loading.load_litellm() for _ in range(50)])
-            while not others.done():
-                await asyncio.sleep(0.01)
-                ticks += 1
-            modules.extend(others.result())
-            free.append(ticks > 10)
-            cancelled.append(first.cancelled())
-
-        threads = [threading.Thread(target=asyncio.run, args=(ask(),)) for _ in range(3)]
-        [t.start() for t in threads]
-        [t.join() for t in threads]
-        print(json.dumps([len(runs), len(modules), len(set(map(id, modules))), free, cancelled]))
-        """
-    )
-    assert found == [1, 150, 1, [True] * 3, [True] * 3]
+    assert found == [[], 40, 1]
+    ours, _, theirs = printed.partition("litellm alone:")
+    assert ours == ""
+    assert theirs.count("Give Feedback / Get Help") == 1
+    assert theirs.rstrip().endswith("_turn_on_debug()'.")  # and nothing on stderr
 
 
 def test_a_failed_import_is_tried_again(monkeypatch):

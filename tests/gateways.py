@@ -1,4 +1,4 @@
-"""What the tests over real HTTP do again and again."""
+"""What tests of whole gateways do again and again."""
 
 import asyncio
 
@@ -19,8 +19,13 @@ def name_of(vendor):
     return vendor.config().name
 
 
+def state_of(gateway, name):
+    """What the gateway says of the provider of that name."""
+    return next(p for p in gateway.providers if p.name == name)
+
+
 def status_of(gateway, vendor):
-    return next(p for p in gateway.providers if p.name == name_of(vendor))
+    return state_of(gateway, name_of(vendor))
 
 
 def metrics_of(gateway, vendor):

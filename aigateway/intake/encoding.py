@@ -71,7 +71,7 @@ def _dumps(value: Any) -> bytes:
 
 def _tried(value: object) -> tuple[bytes, str | None]:
     try:
-        encoded = _dumps(value)
+        encoded = orjson.dumps(value, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
     except orjson.JSONEncodeError as error:
         return b"", str(error)  # names a type, never a value
     # orjson writes NaN as null, so without a null there is nothing to look for.

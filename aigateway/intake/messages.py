@@ -45,7 +45,8 @@ def copied_messages(
     encoded = encoded_json(messages, "The prompt" if isinstance(prompt, str) else "messages")
     encoded_front = encoded_json(front, "system") if front else b""
     size = len(encoded_front) + len(encoded)
-    check_size(size, max_bytes)
+    if size > max_bytes:
+        check_size(size, max_bytes)
     if type(prompt) is not str:  # a text cannot change: JSON would give the same again
         messages = copied(messages, encoded)
     if front:

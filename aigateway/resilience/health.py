@@ -88,7 +88,6 @@ class ResponseTimes:
         "_fresh",
         "_last_success",
         "_latencies",
-        "_next",
         "_next_due",
         "_out",
         "_outrun",
@@ -103,8 +102,7 @@ class ResponseTimes:
         self._clock = clock
         self._stale = stale
         self._threshold = threshold
-        self._latencies: list[float] = []
-        self._next = 0
+        self._latencies: deque[float] = deque(maxlen=_KEPT)
         self._fresh = 0
         self.p95: float | None = None
         self.usual: float | None = None
@@ -145,11 +143,7 @@ class ResponseTimes:
             self._out.clear()  # all of them began before it, and it speaks for them
         if self._outrun:
             self._settle(list(self._outrun), failed=False)
-        if len(self._latencies) < _KEPT:
-            self._latencies.append(seconds)
-        else:
-            self._latencies[self._next] = seconds
-            self._next = (self._next + 1) % _KEPT
+        self._latencies.append(seconds)
         self._fresh += 1
         if self._fresh >= _EVERY or len(self._latencies) == ENOUGH:
             self._work_out()
@@ -368,6 +362,16 @@ class HealthWindow:
             self._run, self._share = self._run + 1, min(1.0, self._share * 2)
             if self._run >= RUN:
                 self._recover()
+
+    def good(self) -> None:
+        """An attempt was answered in good time, while all is well: `end` without its questions."""
+        now = self._ended_at = self._clock.now()
+        seconds = self._seconds
+        if seconds and now < seconds[-1].began + 1.0:
+            seconds[-1].good += 1
+        else:
+            self._second(now).good += 1
+        self._latest.append((now, False, False))
 
     def _is_repeated(self, cause: Hashable, now: float) -> bool:
         """Whether this request has counted in the window already."""

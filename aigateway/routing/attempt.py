@@ -2,8 +2,8 @@
 
 From its making to `end` an attempt holds a pass of its provider's guards, a place of the limiter
 and an entry of the rates. `end` gives all of them back, once. What each end says about the provider
-is the table `_EFFECTS` here and the verdict of its failure's kind (`vendor/failures.py`); what that
-does to each guard is the table in `resilience/guard.py`.
+is written at `AttemptEnd`, of failures at the verdict of their kind (`vendor/failures.py`); what
+that does to each guard is the table in `resilience/guard.py`.
 """
 
 from __future__ import annotations
@@ -48,25 +48,23 @@ class AttemptEnd(Enum):
     """How an attempt ends.
 
     Attributes:
-        effect: What that says about the provider; None where the kind of the failure says it.
         booked: The kind under which an end that brings the caller nothing is booked.
     """
 
-    ANSWERED = ("answered", Effect.ANSWERED, None)
-    """Its answer is used (a stream came to its proper end)."""
-    UNUSED = ("unused", Effect.ANSWERED, FailureKind.OUTRUN)
-    """It was answered in the same moment as another attempt, which was quicker."""
-    FAILED = ("failed", None, None)
-    """It gave no answer, or none of use."""
-    LEFT = ("left", Effect.NEUTRAL, FailureKind.CANCELLED)
-    """The caller left the stream before its end."""
-    CANCELLED = ("cancelled", Effect.NEUTRAL, FailureKind.CANCELLED)
-    """The caller went away, or the request's own deadline came."""
-    OUTRUN = ("outrun", Effect.NEUTRAL, FailureKind.OUTRUN)
-    """Another attempt answered first, and this one was cancelled; see `PendingAttempt._outrun`."""
+    ANSWERED = ("answered", None)
+    """Its answer is used (a stream came to its proper end): good for the provider."""
+    UNUSED = ("unused", FailureKind.OUTRUN)
+    """It was answered in the same moment as another attempt, which was quicker: good, too."""
+    FAILED = ("failed", None)
+    """It gave no answer, or none of use: what that means depends on the kind of the failure."""
+    LEFT = ("left", FailureKind.CANCELLED)
+    """The caller left the stream before its end: neutral."""
+    CANCELLED = ("cancelled", FailureKind.CANCELLED)
+    """The caller went away, or the request's own deadline came: neutral."""
+    OUTRUN = ("outrun", FailureKind.OUTRUN)
+    """Another attempt answered first, and this one was cancelled: see `PendingAttempt._outrun`."""
 
-    def __init__(self, _: str, effect: Effect | None, booked: FailureKind | None) -> None:
-        self.effect = effect
+    def __init__(self, _: str, booked: FailureKind | None) -> None:
         self.booked = booked
 
 
@@ -230,14 +228,16 @@ class PendingAttempt:
         if self.over:
             raise AssertionError(f"An attempt at {self.provider.name} ended twice.")
         self.over = True
+        if how is AttemptEnd.ANSWERED and answer is not None:
+            self._end_well(answer)
+            return None
         verdict = None
         if how.booked is not None:
             failure = Failure(self._nothing_learned(how, how.booked))
         elif failure is not None:
             verdict = VERDICTS[failure.kind]
-        if how.effect is Effect.ANSWERED:
-            if not self._pass.answered:
-                self._answered()
+        if how is AttemptEnd.UNUSED:
+            self._answered()
             self.candidate.guards.end(self._pass, _PROPER_END)
         elif failure is not None and verdict is not None:
             self._failed(failure, verdict)
@@ -247,19 +247,21 @@ class PendingAttempt:
             outcome = AttemptOutcome(Effect.NEUTRAL, self._request.cause)
             self.candidate.guards.end(self._pass, outcome)
             self._pace.ended(self._outstanding)
-        answer = self._unanswered(how, failure) if answer is None else self._priced(how, answer)
+        answer = self._unanswered(how, failure) if answer is None else self.counted(answer)
         self._book(failure, answer)
         if failure is not None and verdict is not None:
             self._tell(failure)
         self._leave(failure, answer)
         return verdict
 
-    def _priced(self, how: AttemptEnd, answer: Answer) -> Answer:
-        if how is AttemptEnd.ANSWERED and self._sent is not None:
-            if isinstance(answer, _COUNTABLE):
-                return self.provider.costs.whole(self._sent, answer)
-            return answer
-        return self.counted(answer)
+    def _end_well(self, answer: Answer) -> None:
+        if not self._pass.answered:
+            self._answered()
+        self.candidate.guards.end(self._pass, _PROPER_END)
+        if self._sent is not None and isinstance(answer, _COUNTABLE):
+            answer = self.provider.costs.whole(self._sent, answer)
+        self._book(None, answer)
+        self._leave(None, answer)
 
     def answered_after_its_end(self, answer: Answer) -> None:
         """It had ended already, as cancelled or outrun, and brought an answer all the same."""

@@ -226,14 +226,9 @@ class Guards:
 
     def ramp_wait(self) -> float:
         """Seconds until a provider that has just come back takes one more call; 0.0 if now."""
-        last_resort = self.last_resort
-        if (
-            last_resort.quiet
-            or not last_resort.ramping
-            or self.breaker.state is not CircuitState.CLOSED
-        ):
+        if not self.last_resort.ramping or self.breaker.state is not CircuitState.CLOSED:
             return 0.0
-        return last_resort.ramp_wait()
+        return self.last_resort.ramp_wait()
 
     def is_degraded(self) -> bool:
         """Whether others had better be asked first: degraded, or it seems to hang."""
@@ -282,7 +277,10 @@ class Guards:
             self.setup.end(held.checked, outcome)
         if not self.cooldown.quiet:
             self.cooldown.end(held.trial, outcome)
-        self.health.end(None, outcome, slow=slow)
+        if slow or self.health.degraded is not None:
+            self.health.end(None, outcome, slow=slow)
+        else:
+            self.health.good()
         if not self.last_resort.quiet:
             self.last_resort.end(held.trickled, outcome)
             held.trickled = False

@@ -117,8 +117,9 @@ class PriorityPolicy:
         provider = candidate.provider
         if not self.has_place(provider.slots):
             return None
-        wait = candidate.guards.ramp_wait()
-        return wait if provider.rates is None else max(wait, provider.rates.wait(tokens))
+        guards, rates = candidate.guards, provider.rates
+        wait = 0.0 if guards.last_resort.quiet else guards.ramp_wait()
+        return wait if rates is None else max(wait, rates.wait(tokens))
 
     def _choose_last_resort(
         self,

@@ -70,7 +70,16 @@ _VALUES = {kind: attrgetter("name", *names) for kind, names in _FIELDS.items()}
 _LINES = {
     kind: " ".join(f"{name}=%r" for name in ("event", *names)) for kind, names in _FIELDS.items()
 }
-_AS_THEY_ARE = frozenset({str, int, bool, type(None)})
+_AS_THEY_ARE = frozenset(kind + none for kind in ("str", "int", "bool") for none in ("", " | None"))
+_MADE_PLAIN = {
+    kind: tuple(
+        place
+        for place, name in enumerate(("name", *names))
+        if name != "name" and kind.__dataclass_fields__[name].type not in _AS_THEY_ARE
+    )
+    for kind, names in _FIELDS.items()
+}
+"""Which values of an event are not written as they are."""
 
 
 class LogHook:
@@ -161,12 +170,11 @@ def _line(name: str, told: Mapping[str, Any]) -> str:
 
 def _plain(event: Event) -> tuple[Any, ...]:
     """The event's name and the values of its fields."""
-    return tuple(
-        [
-            value if type(value) in _AS_THEY_ARE else _plain_value(value)
-            for value in _VALUES[type(event)](event)
-        ]
-    )
+    kind = type(event)
+    values = list(_VALUES[kind](event))
+    for place in _MADE_PLAIN[kind]:
+        values[place] = _plain_value(values[place])
+    return tuple(values)
 
 
 def _plain_value(value: Any) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import threading
 import weakref
@@ -32,9 +33,6 @@ LONGEST_CALL = 600.0
 
 _KEEP_ALIVE = 60.0
 """Seconds an idle connection is kept."""
-
-_HOLDER = "aigateway_holder"
-"""Attribute of aiohttp's protocol objects: the `Connection` that has it, by a weak reference."""
 
 _lock = threading.Lock()
 _ends: weakref.WeakSet[_LoopEnd] = weakref.WeakSet()
@@ -57,7 +55,7 @@ class ConnectionPool:
 
     def __init__(self, **options: Any) -> None:
         self.session = session = aiohttp.ClientSession(
-            connector=_Connector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
             **options,
@@ -67,17 +65,6 @@ class ConnectionPool:
     async def aclose(self) -> None:
         """Close every connection. May be called twice."""
         await self._end.bring_about()
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Knows which connections are in use, so that they can be taken back."""
-
-    async def connect(self, *args: Any, **options: Any) -> Connection:
-        """Give a connection to a request."""
-        connection = await super().connect(*args, **options)
-        # Kept where the pool keeps it; a set of its own would be one more to keep up.
-        connection.protocol.__dict__[_HOLDER] = weakref.ref(connection)
-        return connection
 
 
 class _LoopEnd:
@@ -158,12 +145,14 @@ def _acquired(connector: aiohttp.BaseConnector | None) -> list[Any]:
 
 
 def _take_back(acquired: list[Any]) -> None:
-    """Take back from a closed connector what is in use: it complains when it is collected."""
-    for protocol in acquired:
-        holder = getattr(protocol, _HOLDER, None)
-        connection = None if holder is None else holder()
-        if connection is not None:
-            connection.release()
+    """Take back from a closed connector what is in use: it complains when it is collected.
+
+    A loop seldom ends while calls are out, so they are looked for then, and not noted for each.
+    """
+    if acquired:
+        for connection in [each for each in gc.get_objects() if type(each) is Connection]:
+            if connection.protocol in acquired:
+                connection.release()
 
 
 def _drop_session(session: aiohttp.ClientSession) -> None:

@@ -75,11 +75,11 @@ def simulate(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("litellm", ["1.105.0", "1.109.1"])
 def litellm_range(session: nox.Session, litellm: str) -> None:
-    """Run the vendor room's tests against the oldest and the newest litellm that is supported."""
+    """Run the tests of the wires against the oldest and the newest litellm that is supported."""
     install(session)
     # Without dependencies: the newest may want versions that not every registry has yet.
     session.install("--no-deps", f"litellm=={litellm}")
-    session.run("python", "-m", "pytest", "-n", "2", "tests/vendor", "tests/http", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", "tests/wires", "tests/http", *session.posargs)
 
 
 @nox.session

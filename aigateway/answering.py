@@ -6,7 +6,7 @@
     nobody could answer     -> a stale answer, if that is allowed
 
 No policy lives here. Who is asked is `routing/`, whether to ask at all is `resilience/`, what is
-remembered is `cache/`, how a vendor is called is `vendor/`.
+remembered is `cache/`, how a vendor is called is `wires/`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from aigateway.streaming import Outcome, endings, pieces
 from aigateway.structured import fits, parse
 from aigateway.telemetry.account import Account
 from aigateway.telemetry.ledger import Entry, Ledger
-from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.wires.client import Failure, VendorCallError
 
 __all__ = ["Answering"]
 

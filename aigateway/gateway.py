@@ -44,7 +44,7 @@ from aigateway.settings import GatewaySettings, LLMConfig, load_providers
 from aigateway.streaming import ChatStream, Outcome
 from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.ledger import Ledger
-from aigateway.vendor.client import VendorClient, VendorClientFactory
+from aigateway.wires.client import VendorClient, VendorClientFactory
 
 __all__ = ["AsyncGateway"]
 
@@ -607,7 +607,7 @@ def _checked(providers: Iterable[LLMConfig]) -> list[LLMConfig]:
 def _litellm_clients(settings: GatewaySettings) -> VendorClientFactory:
     def make(config: LLMConfig, clock: Clock) -> VendorClient:
         # Not at the top: it is the first step towards litellm, and nobody may ever ask for it.
-        from aigateway.vendor.direct_lane import DirectClient  # noqa: PLC0415
+        from aigateway.wires.direct_lane import DirectClient  # noqa: PLC0415
 
         return DirectClient(config, clock, drop_unsupported_params=settings.drop_unsupported_params)
 

@@ -32,8 +32,8 @@ from aigateway.messages import (
     Usage,
 )
 from aigateway.settings import LLMConfig
-from aigateway.vendor.assembly import Assembly
-from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.wires.assembly import Assembly
+from aigateway.wires.client import Failure, VendorCallError
 
 if TYPE_CHECKING:
     from aigateway.simulator import Simulator

@@ -24,7 +24,7 @@ from openai import AsyncOpenAI
 from aigateway import AsyncGateway, LLMConfig
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.messages import ChatRequest
-from aigateway.vendor.direct_lane import DirectClient
+from aigateway.wires.direct_lane import DirectClient
 from benchmarks.clients import FLOOR, KEY, MANY, MODEL, MODELS, OURS, messages
 from benchmarks.listeners import litellm_put_back, nobody_listens
 

@@ -104,7 +104,7 @@ def logging_as_it_was():
     }
     filters = {owner: owner.filters[:] for logger in before for owner in (logger, *logger.handlers)}
     yield
-    loading = sys.modules.get("aigateway.vendor.loading")
+    loading = sys.modules.get("aigateway.wires.loading")
     kept = getattr(loading, "_unless_silent", None)
     for logger in _loggers():
         if logger in before:

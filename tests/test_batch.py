@@ -34,7 +34,7 @@ from aigateway.intake import row_reader
 from aigateway.messages import ChatRequest, ChatResponse, Choice, Completion, Usage
 from aigateway.resilience.turnstile import Turnstile
 from aigateway.testing import FakeClock, ScriptedVendor, Step, scripted_configs
-from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.wires.client import Failure, VendorCallError
 from tests.processes import PATIENCE
 
 K = FailureKind

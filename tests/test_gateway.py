@@ -32,7 +32,7 @@ from aigateway.events import (
 )
 from aigateway.messages import Choice, Completion
 from aigateway.testing import scripted_configs
-from aigateway.vendor.client import Failure
+from aigateway.wires.client import Failure
 
 K = FailureKind
 SECRET = "sk-live-do-not-show-me"

@@ -22,7 +22,7 @@ from aigateway import (
 )
 from aigateway.messages import Usage
 from aigateway.testing import ScriptedStream, scripted_configs
-from aigateway.vendor.client import Failure
+from aigateway.wires.client import Failure
 from tests.gateways import state_of
 
 K = FailureKind

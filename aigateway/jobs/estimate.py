@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aigateway.errors import ConfigurationError
 from aigateway.jobs.survey import Tally
 from aigateway.settings import LLMConfig
-from aigateway.vendor.pricing import Price, price_of
+from aigateway.wires.pricing import Price, price_of
 
 __all__ = ["Estimate", "estimates", "refuse_unpriced"]
 

@@ -13,7 +13,7 @@ the provider chokes on must not open the circuit for all other callers.
 
 What does not belong here: rate limits and bad keys (`cooldown.py`), how many last-resort attempts
 may be made (`last_resort.py`), and whether a failure is the provider's at all
-(`vendor/failures.py`).
+(`wires/failures.py`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 From its making to `end` an attempt holds a pass of its provider's guards, a place of the limiter
 and an entry of the rates. `end` gives all of them back, once. What each end says about the provider
-is written at `AttemptEnd`, of failures at the verdict of their kind (`vendor/failures.py`); what
+is written at `AttemptEnd`, of failures at the verdict of their kind (`wires/failures.py`); what
 that does to each guard is the table in `resilience/guard.py`.
 """
 
@@ -28,8 +28,8 @@ from aigateway.resilience.stall import StallWatch
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.provider import Pass, Provider
 from aigateway.telemetry.emitter import Emitter
-from aigateway.vendor.client import Failure
-from aigateway.vendor.failures import VERDICTS, Gate, Verdict
+from aigateway.wires.client import Failure
+from aigateway.wires.failures import VERDICTS, Gate, Verdict
 
 __all__ = ["FIRST_TOKEN_TIMEOUT", "Answer", "AttemptEnd", "PendingAttempt", "Surroundings"]
 

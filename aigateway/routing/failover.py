@@ -1,7 +1,7 @@
 """One request across providers: ask, judge, go on, and give up in the right words.
 
 Everything that decides is elsewhere: who is next (`select.py`), what the end of an attempt means
-(`attempt.py`), whose fault a failure is (`vendor/failures.py`), whether a second provider is asked
+(`attempt.py`), whose fault a failure is (`wires/failures.py`), whether a second provider is asked
 meanwhile (`hedge.py`), whether waiting helps (`resilience/retry.py`). This file does the walking.
 """
 
@@ -41,8 +41,8 @@ from aigateway.routing.hedge import Hedges, Race
 from aigateway.routing.provider import Guards, Provider, in_milliseconds
 from aigateway.routing.select import Policy, PriorityPolicy, Selection, take_turn
 from aigateway.settings import GatewaySettings
-from aigateway.vendor.client import Failure, VendorCallError
-from aigateway.vendor.failures import Failover, Verdict
+from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.failures import Failover, Verdict
 
 __all__ = ["Failovers", "Served", "Work"]
 

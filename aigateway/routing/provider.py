@@ -33,8 +33,8 @@ from aigateway.resilience.rates import RateLimits
 from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
 from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
-from aigateway.vendor.client import VendorClient, VendorClientFactory
-from aigateway.vendor.pricing import CostEstimator
+from aigateway.wires.client import VendorClient, VendorClientFactory
+from aigateway.wires.pricing import CostEstimator
 
 __all__ = [
     "OPERATIONS",

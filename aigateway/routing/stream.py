@@ -18,8 +18,8 @@ from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, AttemptEnd, PendingAt
 from aigateway.routing.candidates import RequestState
 from aigateway.routing.failover import Failovers, Served, Work
 from aigateway.structured import fits
-from aigateway.vendor.client import Failure, VendorCallError, VendorClient, VendorStream
-from aigateway.vendor.failures import Failover, Verdict
+from aigateway.wires.client import Failure, VendorCallError, VendorClient, VendorStream
+from aigateway.wires.failures import Failover, Verdict
 
 __all__ = ["Resume", "StreamRun", "whole_answer"]
 

@@ -19,7 +19,7 @@ from aigateway import (
 )
 from aigateway.events import Operation
 from aigateway.messages import Choice, EmbeddingResponse
-from aigateway.vendor.client import VendorClientFactory
+from aigateway.wires.client import VendorClientFactory
 from tests.fuzz.raw_server import RawServer, Reply
 from tests.processes import PATIENCE
 

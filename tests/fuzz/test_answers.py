@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from aigateway import AllProvidersFailedError, ChatResponse, FailureKind, StreamInterruptedError
 from aigateway.clock import Clock
 from aigateway.settings import LLMConfig
-from aigateway.vendor.client import VendorClientFactory
-from aigateway.vendor.litellm_lane import LiteLLMClient
+from aigateway.wires.client import VendorClientFactory
+from aigateway.wires.litellm_lane import LiteLLMClient
 from tests.fuzz.json_values import written
 from tests.fuzz.laboratory import WAYS, Laboratory
 from tests.fuzz.raw_server import Reply

@@ -2,7 +2,7 @@
 
 One provider of the wire under test fails; a healthy one of another wire stands behind it. What is
 asserted is what the caller got, what the backup was asked, what the breaker counted and which gate
-closed. That the kind is read rightly from each body is `tests/vendor`'s business.
+closed. That the kind is read rightly from each body is `tests/wires`'s business.
 """
 
 import pytest

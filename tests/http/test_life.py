@@ -13,7 +13,7 @@ import pytest
 
 from aigateway import AllProvidersFailedError, AsyncGateway, LLMConfig
 from aigateway.simulator import Fault, Simulator
-from aigateway.vendor.loading import load_litellm
+from aigateway.wires.loading import load_litellm
 from tests.processes import PATIENCE
 
 SECRET = "sk-live-do-not-show-me-0123456789"

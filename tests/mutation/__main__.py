@@ -40,7 +40,7 @@ MODULES = {
     "aigateway/resilience/health.py": ("tests/resilience/test_health.py",),
     "aigateway/resilience/last_resort.py": ("tests/resilience/test_last_resort.py",),
     "aigateway/resilience/retry_budget.py": ("tests/resilience/test_retry_budget.py",),
-    "aigateway/vendor/failures.py": ("tests/vendor/test_failures.py",),
+    "aigateway/wires/failures.py": ("tests/wires/test_failures.py",),
     "aigateway/routing/select.py": ("tests/routing/test_select.py",),
     "aigateway/routing/candidates.py": (
         "tests/routing/test_select.py",

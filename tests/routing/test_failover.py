@@ -22,7 +22,7 @@ from aigateway.messages import Origin
 from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.provider import Guards
 from aigateway.testing import scripted_configs
-from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.wires.client import Failure, VendorCallError
 from tests.gateways import state_of
 
 K = FailureKind

@@ -13,7 +13,7 @@ from aigateway import (
     Usage,
 )
 from aigateway.testing import ScriptedStream, scripted_configs
-from aigateway.vendor.client import Failure, VendorCallError
+from aigateway.wires.client import Failure, VendorCallError
 from tests.gateways import state_of
 
 K = FailureKind

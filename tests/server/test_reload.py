@@ -24,7 +24,7 @@ from aigateway.server.service import Service
 from aigateway.server.serving import Process
 from aigateway.server.workers import Workers
 from aigateway.simulator import Fault, Simulator
-from aigateway.vendor.loading import load_litellm
+from aigateway.wires.loading import load_litellm
 from tests.server.visitors import Connection, eventually, once
 
 DIGEST = "0" * 64
@@ -311,7 +311,7 @@ async def test_what_changes_while_a_process_gets_ready_is_taken_when_it_is(simul
         await loaded.wait()
         return await load_litellm()
 
-    monkeypatch.setattr("aigateway.vendor.direct_lane.load_litellm", load_slowly)
+    monkeypatch.setattr("aigateway.wires.direct_lane.load_litellm", load_slowly)
     write(Path.cwd(), provider(simulator.openai))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = Process(read_configuration({}), lambda: read_configuration({}), listener)

@@ -1,6 +1,6 @@
 """Vendors that follow a scenario: what they answer, how they break, and who watches them.
 
-They stand where the real ones stand (`aigateway.vendor.client`), so all of the gateway above that
+They stand where the real ones stand (`aigateway.wires.client`), so all of the gateway above that
 line runs as users get it. What a prompt is answered with depends on the prompt alone, so that an
 answer that reaches the wrong caller is known at sight.
 """
@@ -30,9 +30,9 @@ from aigateway.messages import (
     Usage,
 )
 from aigateway.settings import LLMConfig
-from aigateway.vendor.assembly import Assembly
-from aigateway.vendor.client import Failure, VendorCallError
-from aigateway.vendor.failures import classify_response
+from aigateway.wires.assembly import Assembly
+from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.failures import classify_response
 from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble
 
 __all__ = [

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from aigateway import AsyncGateway, GatewaySettings
 from aigateway.events import CircuitChanged, Event
-from aigateway.vendor.loading import load_litellm
+from aigateway.wires.loading import load_litellm
 from tests.soak.callers import Books, Crowd
 from tests.soak.leftovers import Complaints, Footprint, open_files
 from tests.soak.vendors import Vendors

@@ -1,0 +1,179 @@
+"""litellm's response objects, or anything of OpenAI's shape, to the house's own records.
+
+An answer that is none (no choices, nothing in them) raises, because it came under a success
+status and nobody else would notice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from aigateway.errors import FailureKind
+from aigateway.messages import Choice, Chunk, Completion, Embeddings, ToolCall, Usage
+from aigateway.wires.client import Failure, VendorCallError
+
+__all__ = [
+    "completion_from",
+    "embeddings_from",
+    "kind_of_silence",
+    "piece_from",
+    "text_of",
+    "usage_from",
+]
+
+
+def completion_from(response: Any, *, model: str, status: int | None = None) -> Completion:
+    """Read a chat response; its price is the caller's business.
+
+    Args:
+        response: litellm's `ModelResponse`.
+        model: Named where the vendor names none.
+        status: The HTTP status it came under, where that is known; for the failure.
+
+    Raises:
+        VendorCallError: It holds no answer (`BAD_ANSWER`), or the vendor withheld it
+            (`CONTENT_POLICY`).
+    """
+    choices = tuple(map(_choice, getattr(response, "choices", None) or ()))
+    silence = kind_of_silence(choices)
+    if silence is not None:
+        raise VendorCallError(Failure(silence, status))
+    return Completion(
+        id=str(getattr(response, "id", None) or ""),
+        model=str(getattr(response, "model", None) or model),
+        choices=choices,
+        usage=usage_from(getattr(response, "usage", None)),
+        created=_count(getattr(response, "created", 0)),
+    )
+
+
+def kind_of_silence(choices: Iterable[Choice]) -> FailureKind | None:
+    """What it means if none of these says anything; None if one does."""
+    choices = tuple(choices)
+    if any(map(_says_something, choices)):
+        return None
+    withheld = any(choice.finish_reason == "content_filter" for choice in choices)
+    return FailureKind.CONTENT_POLICY if withheld else FailureKind.BAD_ANSWER
+
+
+def piece_from(choice: Any, index: int) -> Chunk:
+    """Read one choice of a streamed chunk, without its tool calls and its end."""
+    delta = getattr(choice, "delta", None)
+    return Chunk(
+        text=text_of(getattr(delta, "content", None)) or "",
+        reasoning=text_of(getattr(delta, "reasoning_content", None)),
+        refusal=_refusal(delta),
+        index=index,
+    )
+
+
+def embeddings_from(
+    response: Any, *, model: str, count: int, status: int | None = None
+) -> Embeddings:
+    """Read an embedding response, in the order of the inputs.
+
+    Args:
+        response: litellm's `EmbeddingResponse`.
+        model: Named where the vendor names none.
+        count: How many inputs were sent.
+        status: The HTTP status it came under, where that is known; for the failure.
+
+    Raises:
+        VendorCallError: A vector is missing or is not made of numbers (`BAD_ANSWER`).
+    """
+    data = getattr(response, "data", None)
+    entries = sorted(
+        data if isinstance(data, list) else (), key=lambda e: _count(_part(e, "index"))
+    )
+    vectors = tuple(_vector(_part(entry, "embedding")) for entry in entries)
+    if len(vectors) != count or not all(vectors):
+        raise VendorCallError(Failure(FailureKind.BAD_ANSWER, status))
+    return Embeddings(
+        model=str(getattr(response, "model", None) or model),
+        vectors=vectors,
+        usage=usage_from(getattr(response, "usage", None)),
+    )
+
+
+def _says_something(choice: Choice) -> bool:
+    # Hidden reasoning may use up all the tokens that the caller allowed: an answer, if a short one.
+    return bool(choice.text or choice.tool_calls or choice.refusal) or (
+        choice.finish_reason == "length"
+    )
+
+
+def _choice(choice: Any) -> Choice:
+    message = getattr(choice, "message", None)
+    return Choice(
+        text=text_of(getattr(message, "content", None)) or "",
+        finish_reason=text_of(getattr(choice, "finish_reason", None)),
+        tool_calls=tuple(map(_tool_call, getattr(message, "tool_calls", None) or ())),
+        reasoning=text_of(getattr(message, "reasoning_content", None)),
+        refusal=_refusal(message),
+        logprobs_json=_logprobs(getattr(choice, "logprobs", None)),
+    )
+
+
+def _refusal(message: Any) -> str | None:
+    # litellm keeps what it has no field for beside the message.
+    beside = getattr(message, "provider_specific_fields", None)
+    found = text_of(getattr(message, "refusal", None))
+    return found or (text_of(beside.get("refusal")) if isinstance(beside, Mapping) else None)
+
+
+def _tool_call(call: Any) -> ToolCall:
+    function = getattr(call, "function", None)
+    return ToolCall(
+        id=str(getattr(call, "id", None) or ""),
+        name=str(getattr(function, "name", None) or ""),
+        arguments=str(getattr(function, "arguments", None) or ""),
+    )
+
+
+def _logprobs(logprobs: Any) -> str | None:
+    if not logprobs:
+        return None
+    dump = getattr(logprobs, "model_dump", None)
+    return json.dumps(dump() if callable(dump) else logprobs)
+
+
+def usage_from(usage: Any) -> Usage:
+    """Read an object or a mapping of OpenAI's shape; zeros where it says nothing."""
+    prompt, completion = _token(usage, "prompt_tokens"), _token(usage, "completion_tokens")
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=_token(usage, "total_tokens") or prompt + completion,
+        cached_tokens=_token(_part(usage, "prompt_tokens_details"), "cached_tokens"),
+        reasoning_tokens=_token(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def _token(holder: Any, name: str) -> int:
+    return _count(_part(holder, name))
+
+
+def _part(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+
+def _count(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and 0 <= value < 2**53 else 0
+
+
+def text_of(value: Any) -> str | None:
+    """The value, if it is a text with something in it."""
+    return value if isinstance(value, str) and value else None
+
+
+def _vector(numbers: Any) -> tuple[float, ...]:
+    if not isinstance(numbers, list | tuple):
+        return ()
+    try:
+        vector = tuple(map(float, numbers))
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    return vector if all(map(math.isfinite, vector)) else ()

@@ -1,0 +1,285 @@
+"""Our own connections under litellm's calls, and a witness of what really went over them.
+
+litellm and the SDKs below it re-send requests in places that no option reaches, and report
+statuses that never came. So they get a transport of ours to send through: it lets exactly one
+request out per call, follows no redirect, keeps no cookie, and writes down for the caller what
+was sent and what came back.
+
+It carries on aiohttp, because httpx's own pool is scanned at every request, which at a hundred
+connections costs more than the call. The number of connections has no limit here: the gateway's
+own limiter rules. Time has no limit here either, but for one that only keeps a forgotten call
+from living for ever: the caller bounds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import httpx
+from yarl import URL
+
+from aigateway.wires.pools import LONGEST_CALL, ConnectionPool
+from aigateway.wires.sse import EventParser
+
+__all__ = [
+    "WITNESS",
+    "OneShotTransport",
+    "StreamedBody",
+    "WireError",
+    "Witness",
+    "environment_proxy",
+    "tls_context",
+]
+
+_NOT_FORWARDED = frozenset({"connection", "content-length", "transfer-encoding"})
+"""Request headers that belong to the connection, which is aiohttp's."""
+
+_END_OF_BODY = 0.05
+"""Seconds that the end of a body may take behind the last event, so that the connection is kept."""
+
+_NO_EVENT = 64 * 1024
+"""Bytes kept of a body without events, for a look at what it is instead."""
+
+_BREAKS = (aiohttp.ClientError, httpx.DecodingError, OSError, ValueError)
+"""How a request, or the reading of its answer, fails."""
+
+
+class WireError(httpx.TransportError):
+    """The request did not get an answer. httpx's siblings of this class would be re-sent."""
+
+
+class StreamedBody(httpx.AsyncByteStream):
+    """The body of a streamed answer, handed on event by event as it comes.
+
+    litellm leaves out an event that it cannot read, makes an answer of a comment, and tells an
+    error in its own words. So it is given only events that are JSON, each on one line, and at
+    anything else the body breaks.
+
+    It belongs to the stream that is read from it, not to httpx: only `close` and `end` close it.
+
+    Attributes:
+        error: How the connection broke.
+        event: The event handed on last, read as JSON.
+        instead: What came where an event should be: an error of the vendor's, or the beginning of
+            a body without events.
+    """
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+        # What is compressed in spite of the request is left to httpx.
+        compressed = answer.headers.get("Content-Encoding", "identity") != "identity"
+        self._parser = None if compressed else EventParser()
+        self._has_events = False
+        self.error: BaseException | None = None
+        self.event: Any = None
+        self.instead = b""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Hand on what comes.
+
+        Raises:
+            WireError: The connection broke, or something else than an event came.
+        """
+        try:
+            while received := await self._answer.content.readany():
+                for event in self._events(received):
+                    yield event
+            for event in self._events(b""):
+                yield event
+        except ValueError as error:  # no JSON, or too long
+            raise WireError("An event cannot be read.") from error
+        except _BREAKS as error:
+            self.error = error
+            raise WireError(type(error).__name__) from error
+
+    async def end(self) -> None:
+        """Let the connection be used again if the body ends now; else close it."""
+        try:
+            with contextlib.suppress(TimeoutError, *_BREAKS):
+                async with asyncio.timeout(_END_OF_BODY):
+                    while not self._answer.content.at_eof():
+                        await self._answer.content.readany()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection at once, unless the body has been read to its end."""
+        self._answer.close()
+
+    def _events(self, received: bytes) -> Iterator[bytes]:
+        """The events that are whole now; nothing received is the end."""
+        if self._parser is None:
+            yield received
+            return
+        if not self._has_events:
+            self.instead = (self.instead + received)[:_NO_EVENT]
+        for name, data in self._parser.feed(received) if received else self._parser.end():
+            if not self._has_events:
+                self._has_events, self.instead = True, b""
+            if name:
+                yield b"event: " + name + b"\n"
+            yield b"data: " + self._on_one_line(data) + b"\n\n"
+
+    def _on_one_line(self, data: bytes) -> bytes:
+        if data.startswith(b"[DONE]"):
+            return data
+        try:
+            event = json.loads(data)
+        except RecursionError:
+            raise json.JSONDecodeError("Nested too deeply", "", 0) from None
+        if _is_error(event):
+            self.instead = data
+            raise WireError("The vendor sent an error.")
+        self.event = event
+        # httpx ends lines at characters that are nothing special in JSON.
+        plain = data.isascii() and b"\n" not in data
+        return data if plain else json.dumps(event).encode()
+
+
+def _is_error(event: object) -> bool:
+    if isinstance(event, list):  # Google wraps errors of streams in a list
+        event = event[0] if event else None
+    return isinstance(event, Mapping) and bool(event.get("error"))
+
+
+class Witness:
+    """What really happened on the wire during one call.
+
+    Args:
+        streamed: Whether the body of a success is to be handed on as it comes.
+    """
+
+    __slots__ = ("barred", "body", "error", "requests", "response", "streamed")
+
+    def __init__(self, *, streamed: bool = False) -> None:
+        self.streamed = streamed
+        self.barred = False
+        """Whether a request would be turned back: one has left, or nobody wants it any more."""
+        self.response: httpx.Response | None = None
+        """What came back, complete with its body unless that is streamed."""
+        self.body: StreamedBody | None = None
+        """The body, if it is streamed."""
+        self.error: BaseException | None = None
+        """Why nothing (or not all of it) came back."""
+        self.requests = 0
+        """How many requests left; never more than one."""
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status that came back, if one did."""
+        return None if self.response is None else self.response.status_code
+
+    def bar(self) -> None:
+        """Let no request out from now on."""
+        self.barred = True
+
+    def close(self) -> None:
+        """Close the connection under a streamed body."""
+        if self.body is not None:
+            self.body.close()
+
+
+WITNESS: ContextVar[Witness | None] = ContextVar("aigateway_witness", default=None)
+"""The witness of the call that runs in this context."""
+
+
+class OneShotTransport(httpx.AsyncBaseTransport):
+    """Connections of one provider on one event loop."""
+
+    def __init__(self) -> None:
+        self._pool: ConnectionPool | None = None
+        self._closed = False
+        self._proxies: dict[str, str | None] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request, unless this call has sent one already."""
+        witness = WITNESS.get() or Witness()
+        if witness.barred:
+            raise WireError("One call sends one request.", request=request)
+        session = self._open_session(request)
+        witness.bar()
+        witness.requests += 1
+        try:
+            response = await self._exchange(session, request, witness)
+        except _BREAKS as error:
+            witness.error = error
+            # Its words may quote what was sent.
+            raise WireError(type(error).__name__, request=request) from error
+        response.request = request
+        witness.response = response
+        return response
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        self._closed = True
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.aclose()
+
+    def _open_session(self, request: httpx.Request) -> aiohttp.ClientSession:
+        if self._closed:
+            raise WireError("The client is closed.", request=request)
+        if self._pool is None or self._pool.session.closed:
+            # httpx decompresses, where the headers still say so.
+            self._pool = ConnectionPool(auto_decompress=False)
+        return self._pool.session
+
+    async def _exchange(
+        self, session: aiohttp.ClientSession, request: httpx.Request, witness: Witness
+    ) -> httpx.Response:
+        secure = request.url.scheme == "https"
+        headers = {k: v for k, v in request.headers.items() if k not in _NOT_FORWARDED}
+        timeout = aiohttp.ClientTimeout(total=LONGEST_CALL)
+        if witness.streamed:
+            headers["accept-encoding"] = "identity"  # else pieces may wait in a compressor
+            timeout = aiohttp.ClientTimeout(total=None, sock_read=LONGEST_CALL)
+        answer = await session.request(
+            request.method,
+            URL(str(request.url), encoded=True),
+            headers=headers,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+            data=await request.aread(),
+            allow_redirects=False,
+            proxy=self._proxy(request.url),
+            ssl=tls_context() if secure else True,
+            timeout=timeout,
+        )
+        received = [
+            (name, value) for name, value in answer.raw_headers if name.lower() != b"set-cookie"
+        ]
+        if witness.streamed and 200 <= answer.status < 300:
+            witness.body = StreamedBody(answer)
+            return httpx.Response(answer.status, headers=received, stream=witness.body)
+        async with answer:
+            return httpx.Response(answer.status, headers=received, content=await answer.read())
+
+    def _proxy(self, url: httpx.URL) -> str | None:
+        """The proxy that the environment asks for, found once per server."""
+        origin = f"{url.scheme}://{url.netloc.decode()}"
+        if origin not in self._proxies:
+            self._proxies[origin] = environment_proxy(url.scheme, url.host, url.port)
+        return self._proxies[origin]
+
+
+def environment_proxy(scheme: str, host: str, port: int | None) -> str | None:
+    """The proxy that the environment asks for on the way to this server, if any."""
+    proxies: Mapping[str, str] = getproxies()
+    proxy = proxies.get(scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(host if port is None else f"{host}:{port}"):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """The view of httpx of whom to trust: certifi, or what SSL_CERT_FILE and SSL_CERT_DIR say."""
+    return httpx.create_ssl_context()

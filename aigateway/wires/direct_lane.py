@@ -1,0 +1,370 @@
+"""The direct lane: litellm translates, prices and classifies, and we carry.
+
+A call costs a tenth of what it costs through `litellm.acompletion`. What this lane does not surely
+carry in the same way goes through the other one by itself: vendors of `ProviderType.LITELLM`,
+embeddings, rare parameters and message parts, every call where the user has registered callbacks
+with litellm, and everything, should litellm's functions not be what they were.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from aigateway.clock import Clock
+from aigateway.errors import FailureKind
+from aigateway.events import Operation
+from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from aigateway.settings import LLMConfig
+from aigateway.wires.answers import completion_from
+from aigateway.wires.client import Failure, VendorCallError, VendorStream
+from aigateway.wires.direct_stream import DirectStream, StreamOwner
+from aigateway.wires.failures import classify, classify_response
+from aigateway.wires.litellm_lane import LiteLLMClient, call_options
+from aigateway.wires.loading import SILENT, load_litellm
+from aigateway.wires.pricing import Tariff
+from aigateway.wires.quota import Quota
+from aigateway.wires.sse import EventParser
+from aigateway.wires.wire import VendorRequest, VendorResponse
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
+
+    from aigateway.wires.sessions import SharedSession
+    from aigateway.wires.translation import Translation
+
+__all__ = ["DirectClient"]
+
+_log = logging.getLogger(__name__)
+
+_ORDINARY_TIERS = frozenset({None, "default", "auto"})
+"""OpenAI's service tiers that cost what the price map says first."""
+
+_TRIAL = ChatRequest(messages=({"role": "user", "content": "hi"},))
+
+
+class DirectClient:
+    """One provider, asked over our own connections, on one event loop.
+
+    Args:
+        config: The provider.
+        clock: Reads dates in `Retry-After`.
+        drop_unsupported_params: Leave out what the model cannot take, where litellm knows; else
+            such a request fails as `UNSUPPORTED` before anything is sent.
+    """
+
+    def __init__(
+        self, config: LLMConfig, clock: Clock, *, drop_unsupported_params: bool = False
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._options = call_options(config, drop_unsupported_params=drop_unsupported_params)
+        self._other = LiteLLMClient(config, clock, drop_unsupported_params=drop_unsupported_params)
+        self._litellm: ModuleType | None = None
+        self._translation: Translation | None = None
+        self._connections: SharedSession | None = None
+        self._is_listened_to: Callable[[], bool] = bool  # nobody; found out with litellm
+        self._tariff: Tariff | None = None
+        self._quota = Quota(config.provider, clock)
+        self._streams = False
+        self._closed = False
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        """The model's context window for input, if it is known. Asked only after `prepare`."""
+        return self._other.max_input_tokens
+
+    @property
+    def operations(self) -> frozenset[Operation] | None:
+        """What the model does; None where nothing is known. Asked only after `prepare`."""
+        return self._other.operations
+
+    @property
+    def accepts_prefill(self) -> bool:
+        """Whether the model goes on from a trailing message of the assistant, as far as is known.
+
+        Asked only after `prepare`.
+        """
+        return self._other.accepts_prefill
+
+    async def prepare(self) -> None:
+        """Import litellm, once per process, and try its translation for this provider."""
+        if self._litellm is not None or self._closed:
+            return
+        litellm = await load_litellm()
+        self._connect(litellm)
+        if self._translation is None:
+            await self._other.prepare()
+
+    async def chat(self, request: ChatRequest) -> Completion:
+        """Ask for an answer.
+
+        Raises:
+            VendorCallError: Whatever went wrong at the vendor or on the way to it.
+        """
+        await self.prepare()
+        translation = self._translation
+        if translation is None or not translation.carries(request) or self._is_listened_to():
+            return await self._other.chat(request)
+        token = SILENT.set(True)  # litellm's advice on how to ask is not for our stdout
+        try:
+            sent = _translated(translation, request)
+            if sent is None:
+                return await self._other.chat(request)
+            received = await self._carry(sent)
+            return self._read(translation, request, sent, received)
+        finally:
+            try:  # noqa: SIM105 - `suppress` costs half a microsecond
+                SILENT.reset(token)
+            except ValueError:  # closed in another context: its loop is gone
+                pass
+
+    async def stream(self, request: ChatRequest) -> VendorStream:
+        """Ask for an answer piece by piece. Returns when the vendor has begun to answer.
+
+        Raises:
+            VendorCallError: It refused, or could not be reached.
+        """
+        await self.prepare()
+        translation = self._translation
+        if (
+            translation is None
+            or not self._streams
+            or not translation.carries(request, streamed=True)
+            or self._is_listened_to()
+        ):
+            return await self._other.stream(request)
+        token = SILENT.set(True)
+        try:
+            sent = _translated(translation, request, streamed=True)
+        finally:
+            SILENT.reset(token)
+        if sent is None:
+            return await self._other.stream(request)
+        connections, response = await self._open(sent)
+        return DirectStream(
+            response,
+            translation.reading(sent),
+            StreamOwner(
+                wall=self._clock.wall,
+                cost=self._stream_cost,
+                whole=partial(self._read_whole, translation, request, sent, response),
+                leave=partial(connections.leave, response),
+            ),
+        )
+
+    def pause(self) -> float | None:
+        """Seconds until the vendor's own limits allow a call again. See `VendorClient.pause`."""
+        pauses = (self._quota.pause(), self._other.pause())
+        return max((pause for pause in pauses if pause is not None), default=None)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Ask for vectors, through the other lane.
+
+        Raises:
+            VendorCallError: Whatever went wrong at the vendor or on the way to it.
+        """
+        return await self._other.embed(request)
+
+    async def aclose(self) -> None:
+        """Close this provider's connections. May be called twice."""
+        self._closed = True
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.aclose()
+        await self._other.aclose()
+
+    def _connect(self, litellm: ModuleType) -> None:
+        # Both need aiohttp, which by now has been loaded off the event loop, with litellm.
+        from aigateway.wires.own_call import has_callbacks  # noqa: PLC0415
+        from aigateway.wires.sessions import SharedSession  # noqa: PLC0415
+
+        # Others may have waited for the same import, or closed this client meanwhile.
+        if self._litellm is not None or self._closed:
+            return
+        self._litellm = litellm
+        self._is_listened_to = partial(has_callbacks, litellm)
+        self._translation = _tried(litellm, self._config, self._options)
+        if self._translation is not None:
+            self._tariff = Tariff(litellm, self._config)
+            self._connections = SharedSession(self._translation.url, self._translation.stream_url)
+            self._streams = _streams(self._translation, self._config)
+
+    async def _carry(self, sent: VendorRequest) -> VendorResponse:
+        if self._connections is None:
+            raise RuntimeError("This vendor client is closed.")
+        failure: Failure
+        try:
+            async with self._connections.post(sent.headers, sent.body) as response:
+                self._quota.note(response.headers)
+                return VendorResponse(response.status, response.headers, await response.read())
+        except Exception as error:  # noqa: BLE001 - judged, whatever it is
+            failure = classify(error, now_wall=self._clock.wall())
+        # Out here, so that what may quote the request is nowhere behind ours.
+        raise VendorCallError(failure)
+
+    async def _open(self, sent: VendorRequest) -> tuple[SharedSession, ClientResponse]:
+        """Send a request whose answer is to be a stream; its headers say success."""
+        connections = self._connections
+        if connections is None:
+            raise RuntimeError("This vendor client is closed.")
+        failure: Failure
+        try:
+            response = await connections.stream(sent.headers, sent.body)
+            self._quota.note(response.headers)
+            if 200 <= response.status < 300:
+                return connections, response
+            try:
+                failure = classify_response(
+                    response.status,
+                    response.headers,
+                    await response.read(),
+                    now_wall=self._clock.wall(),
+                )
+            finally:
+                connections.leave(response, kept=response.content.at_eof())
+        except Exception as error:  # noqa: BLE001 - judged, whatever it is
+            failure = classify(error, now_wall=self._clock.wall())
+        raise VendorCallError(failure)
+
+    def _read_whole(
+        self,
+        translation: Translation,
+        request: ChatRequest,
+        sent: VendorRequest,
+        response: ClientResponse,
+        body: bytes,
+    ) -> Completion:
+        """Read an answer that came in one piece though a stream was asked for."""
+        received = VendorResponse(response.status, response.headers, body)
+        token = SILENT.set(True)
+        try:
+            return self._read(translation, request, sent, received)
+        finally:
+            SILENT.reset(token)
+
+    def _read(
+        self,
+        translation: Translation,
+        request: ChatRequest,
+        sent: VendorRequest,
+        received: VendorResponse,
+    ) -> Completion:
+        failure = None
+        status = received.status_code
+        if 200 <= status < 300:
+            try:
+                response = None
+                completion = translation.plain_answer(sent, received)
+                if completion is None or self._needs_whole(completion):
+                    response = translation.answer(request, sent, received)
+                    completion = completion_from(response, model=self._config.model, status=status)
+                return completion.priced(self._cost(response, completion))
+            except VendorCallError as error:
+                failure = error.failure
+            except Exception as error:  # noqa: BLE001 - the body says what it is
+                _log.debug("%s: unreadable answer (%s).", self._config.name, type(error).__name__)
+        if failure is None or failure.kind is FailureKind.BAD_ANSWER:
+            failure = classify_response(
+                status, received.headers, received.content, now_wall=self._clock.wall()
+            )
+        raise VendorCallError(failure)
+
+    def _needs_whole(self, completion: Completion) -> bool:
+        """Whether this answer's price takes litellm's calculation, and so its response object."""
+        return self._tariff is not None and not self._tariff.is_flat(completion.usage)
+
+    def _cost(self, response: Any, completion: Completion) -> float | None:
+        return None if self._tariff is None else self._tariff.cost(response, completion.usage)
+
+    def _stream_cost(
+        self, completion: Completion, counted: Any, service_tier: str | None
+    ) -> float | None:
+        """What a streamed answer costs so far. litellm's own calculation wants its own objects."""
+        usage, litellm = completion.usage, self._litellm
+        if not usage.total_tokens or litellm is None:
+            return None
+        plain = counted is None and service_tier in _ORDINARY_TIERS
+        if plain and not self._needs_whole(completion):
+            return self._cost(None, completion)
+        if counted is None:
+            counted = litellm.Usage(
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                total_tokens=usage.total_tokens,
+                prompt_tokens_details={"cached_tokens": usage.cached_tokens},
+                completion_tokens_details={"reasoning_tokens": usage.reasoning_tokens},
+            )
+        response = litellm.ModelResponse(model=completion.model, usage=counted)
+        response.service_tier = service_tier
+        return self._cost(response, completion)
+
+
+def _tried(
+    litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]
+) -> Translation | None:
+    """A provider's translation, if it does what it is held to; else one warning."""
+    from aigateway.wires.translation import translation_for  # noqa: PLC0415 - needs litellm
+
+    token = SILENT.set(True)
+    try:
+        translation = translation_for(litellm, config, options)
+        if translation is None:
+            return None
+        sent = translation.request(_TRIAL)
+        received = VendorResponse(200, {}, translation.sample)
+        answer = translation.answer(_TRIAL, sent, received)
+        if completion_from(answer, model=config.model).choices[0].text == "ok":
+            return translation
+        problem = "another answer than was sent"
+    except Exception as error:  # noqa: BLE001 - whatever it is, there is the other lane
+        problem = type(error).__name__
+    finally:
+        SILENT.reset(token)
+    _warn("Calls", config, problem)
+    return None
+
+
+def _streams(translation: Translation, config: LLMConfig) -> bool:
+    """Whether streams can be read here: the same trial, with one warning of its own."""
+    if not translation.streams:
+        return False
+    token = SILENT.set(True)
+    try:
+        reading = translation.reading(translation.request(_TRIAL, streamed=True))
+        reading.take(EventParser().feed(translation.stream_sample))
+        reading.count()
+        completion = reading.assembly.completion()
+        if completion.choices[0].text == "ok" and completion.usage.total_tokens == 2:
+            return True
+        problem = "another answer than was sent"
+    except Exception as error:  # noqa: BLE001 - whatever it is, there is the other lane
+        problem = type(error).__name__
+    finally:
+        SILENT.reset(token)
+    _warn("Streams", config, problem)
+    return False
+
+
+def _warn(what: str, config: LLMConfig, problem: str) -> None:
+    _log.warning(
+        "%s: this version of litellm translates differently (%s). %s go through"
+        " litellm.acompletion, which works but costs about ten times the CPU.",
+        config.name,
+        problem,
+        what,
+    )
+
+
+def _translated(
+    translation: Translation, request: ChatRequest, *, streamed: bool = False
+) -> VendorRequest | None:
+    """The request in the vendor's words; None if the other lane had better say what is wrong."""
+    try:
+        return translation.request(request, streamed=streamed)
+    except Exception as error:  # noqa: BLE001 - the other lane meets it again, and judges
+        _log.debug("Not carried directly: %s.", type(error).__name__)
+        return None

@@ -1,0 +1,198 @@
+"""A stream of the direct lane: what comes over the connection, read and judged as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from aigateway.messages import Choice, Chunk, Completion, ToolCallDelta
+from aigateway.wires.answers import kind_of_silence
+from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.failures import classify, classify_response
+from aigateway.wires.sse import LONGEST_EVENT, EventParser
+from aigateway.wires.stream_reading import ErrorEventError, StreamReading
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
+
+__all__ = ["DirectStream", "StreamOwner"]
+
+_AT_ONCE = 16_384
+"""Bytes that are taken in one go: about a millisecond's work, where all that waits may be ten."""
+
+_NO_EVENTS = (b"{", b"[", b"<")
+"""How a body begins that is one JSON text or a page, whatever its headers say."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOwner:
+    """What a stream needs of the client that opened it.
+
+    Attributes:
+        wall: Seconds since the Unix epoch, for `Retry-After` dates.
+        cost: US dollars, as far as is known, for what has come with its usage; for litellm's
+            `Usage` where the plain figures do not price it, else None; for the service tier that
+            the vendor named.
+        whole: Reads an answer that came in one piece. Raises `VendorCallError` if it is none.
+        leave: Is done with the connection; `kept` where it can be used again.
+    """
+
+    wall: Callable[[], float]
+    cost: Callable[[Completion, Any, str | None], float | None]
+    whole: Callable[[bytes], Completion]
+    leave: Callable[..., None]
+
+
+class DirectStream:
+    """A `VendorStream` over one response.
+
+    Args:
+        response: Its headers have come, and say success.
+        reading: Of its wire.
+        owner: Judges, prices and closes.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_completion",
+        "_content",
+        "_ended",
+        "_events",
+        "_failure",
+        "_headers",
+        "_is_silent",
+        "_left",
+        "_owner",
+        "_reading",
+        "_status",
+        "_whole",
+    )
+
+    def __init__(
+        self, response: ClientResponse, reading: StreamReading, owner: StreamOwner
+    ) -> None:
+        self._content = response.content
+        self._status = response.status
+        self._headers: Mapping[str, str] = response.headers
+        self._reading = reading
+        self._owner = owner
+        self._events = EventParser()
+        self._begun = False
+        self._whole: bytearray | None = None  # a body that is no stream
+        self._completion: Completion | None = None
+        self._failure: Failure | None = None
+        self._is_silent = False
+        self._ended = False
+        self._left = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the vendor has said why the answer ended: what is missing is not content."""
+        return self._reading.assembly.finished or (self._ended and self._failure is None)
+
+    async def read(self) -> Sequence[Chunk] | None:
+        """Wait for what comes next over the wire. See `VendorStream.read`.
+
+        Raises:
+            VendorCallError: It broke, is no answer, or ended without a finish reason.
+        """
+        chunks = () if self._ended else await self._next()
+        if self._ended and not chunks:
+            # Raised where nothing that came can be seen.
+            if self._failure is not None:
+                # What says nothing has been counted all the same.
+                raise VendorCallError(self._failure, self.completion() if self._is_silent else None)
+            return None
+        return chunks
+
+    def completion(self) -> Completion:
+        """What has come so far, as one answer, with its price as far as usage has come."""
+        if self._completion is not None:
+            return self._completion
+        reading = self._reading
+        counted = reading.count()
+        completion = reading.assembly.completion()
+        cost = self._owner.cost(completion, counted, reading.service_tier)
+        completion = replace(completion, cost_usd=cost)
+        if self._ended:
+            self._completion = completion
+        return completion
+
+    async def aclose(self) -> None:
+        """Close the connection, unless the answer was read to its end. May be called twice."""
+        if not self._left:
+            self._left = True
+            self._owner.leave(kept=self._reading.over or self._content.at_eof())
+
+    async def _next(self) -> Sequence[Chunk]:
+        try:
+            received = await self._content.read(_AT_ONCE)
+        except Exception as error:  # noqa: BLE001 - judged, whatever it is
+            failure = classify(error, now_wall=self._owner.wall())
+            # The connection may break after the answer, and harm nobody.
+            self._end(self._judged() if self.finished else failure)
+            return ()
+        if not self._begun:
+            start = received.lstrip()[:1]
+            self._begun = bool(start)
+            if start in _NO_EVENTS:
+                self._whole = bytearray()
+        if self._whole is not None:
+            return self._take_whole(self._whole, received)
+        return self._take(received)
+
+    def _take(self, received: bytes) -> Sequence[Chunk]:
+        """Read a piece of the stream; an empty one is its end."""
+        events = self._events.feed(received) if received else self._events.end()
+        reading = self._reading
+        chunks = reading.take(events)
+        if reading.problem is not None:
+            self._end(self._no_answer(reading.problem))
+        elif reading.over or not received:
+            self._end(self._judged())
+        elif self._events.is_too_long:
+            self._end(self._no_answer(None))
+        return chunks
+
+    def _take_whole(self, body: bytearray, received: bytes) -> Sequence[Chunk]:
+        """Some servers give the whole answer, whatever they were asked for."""
+        body += received
+        if len(body) > LONGEST_EVENT:
+            self._end(self._no_answer(None))
+            return ()
+        if received:
+            return ()
+        try:
+            self._completion = self._owner.whole(bytes(body))
+        except VendorCallError as error:
+            self._end(error.failure)
+            return ()
+        self._end(None)
+        return tuple(_chunk(index, choice) for index, choice in enumerate(self._completion.choices))
+
+    def _end(self, failure: Failure | None) -> None:
+        self._ended = True
+        self._failure = failure
+
+    def _judged(self) -> Failure | None:
+        """What is wrong with an answer that came to its end."""
+        assembly = self._reading.assembly
+        if not assembly.ended:
+            return self._no_answer(None)
+        silence = kind_of_silence(assembly.completion().choices)
+        self._is_silent = silence is not None
+        return None if silence is None else Failure(silence, self._status)
+
+    def _no_answer(self, problem: Exception | None) -> Failure:
+        body = problem.body if isinstance(problem, ErrorEventError) else None
+        now = self._owner.wall()
+        return classify_response(self._status, self._headers, body, now_wall=now)
+
+
+def _chunk(index: int, choice: Choice) -> Chunk:
+    calls = tuple(
+        ToolCallDelta(position, call.id, call.name, call.arguments)
+        for position, call in enumerate(choice.tool_calls)
+    )
+    return Chunk(choice.text, calls, choice.reasoning, choice.refusal, index=index)

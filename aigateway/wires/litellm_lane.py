@@ -1,0 +1,407 @@
+"""The lane through `litellm.acompletion` and `litellm.aembedding`.
+
+litellm translates; everything else is kept in our own hands: the connections (one request per
+call, whatever happens), the judgement of failures (from what really came over the wire), the
+secrets (no exception of litellm's, which may hold prompt and key, leaves this module), and the
+process around us (no global of litellm's is set).
+
+For `ProviderType.LITELLM` the connections are litellm's own pools: it picks the client by the
+model string, so it may re-send once after a refused or dropped connection, and its pools stay open
+when this client is closed, until their event loop ends. Nobody watches what goes over them, so of a
+stream litellm's word is taken: a Gemini stream that ends early but in good order passes for a whole
+answer. The same holds for the few OpenAI and Azure models that litellm bridges to the Responses
+API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from aigateway.clock import Clock
+from aigateway.errors import FailureKind
+from aigateway.events import Operation
+from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from aigateway.settings import LLMConfig, ProviderType
+from aigateway.wires.answers import completion_from, embeddings_from
+from aigateway.wires.assembly import Assembly
+from aigateway.wires.carrying import with_carried
+from aigateway.wires.client import Failure, VendorCallError, VendorStream
+from aigateway.wires.copying import fresh_copy
+from aigateway.wires.failures import classify, classify_response
+from aigateway.wires.loading import load_litellm
+from aigateway.wires.pricing import (
+    OWN_OPTIONS,
+    Tariff,
+    accepts_prefill,
+    max_input_tokens,
+    operations_of,
+    own_price_of,
+)
+from aigateway.wires.quota import Quota
+
+if TYPE_CHECKING:
+    from aigateway.wires.connections import Witness
+    from aigateway.wires.sdk_clients import SDKClient
+
+__all__ = ["LiteLLMClient", "call_options"]
+
+_PREFIXES: Mapping[ProviderType, str] = {
+    ProviderType.OPENAI: "openai/",
+    ProviderType.OPENAI_COMPATIBLE: "openai/",
+    ProviderType.AZURE: "azure/",
+    ProviderType.GEMINI: "gemini/",
+    ProviderType.ANTHROPIC: "anthropic/",
+    ProviderType.LITELLM: "",
+}
+
+_BASES: Mapping[ProviderType, str] = {
+    # Always passed, so that no environment variable litellm knows can redirect a provider.
+    ProviderType.OPENAI: "https://api.openai.com/v1",
+    ProviderType.GEMINI: "https://generativelanguage.googleapis.com/v1beta",
+    ProviderType.ANTHROPIC: "https://api.anthropic.com",
+}
+
+_NO_KEY = "not-needed"
+"""Sent to a server that wants no key, so that none is taken from the environment."""
+
+
+_HOP = 0.1
+"""Seconds that a cancellation may wait for a thread."""
+
+_LITELLMS_OWN = frozenset(
+    {
+        FailureKind.BAD_ANSWER,
+        FailureKind.MODEL_NOT_FOUND,
+        FailureKind.NOT_OFFERED,
+        FailureKind.REJECTED,
+        FailureKind.UNKNOWN,
+    }
+)
+"""What litellm's own complaints about a request look like."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """What came of a call: litellm's response, what went over the wire, and where it ran."""
+
+    result: Any
+    witness: Witness
+    context: contextvars.Context
+
+
+class LiteLLMClient:
+    """One provider, asked through litellm, on one event loop.
+
+    Args:
+        config: The provider.
+        clock: Reads dates in `Retry-After`.
+        drop_unsupported_params: Leave out what the model cannot take, where litellm knows; else
+            such a request fails as `UNSUPPORTED` before anything is sent.
+    """
+
+    def __init__(
+        self, config: LLMConfig, clock: Clock, *, drop_unsupported_params: bool = False
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._price = own_price_of(config)
+        self._tariff: Tariff | None = None
+        self._quota = Quota(config.provider, clock)
+        self._drop = drop_unsupported_params
+        self._defaults = {k: v for k, v in config.extra.items() if k not in OWN_OPTIONS}
+        self._options = call_options(config, drop_unsupported_params=drop_unsupported_params)
+        # For Gemini, litellm takes this mark as an order to create a cache first: more requests.
+        self._without = "cache_control" if config.provider is ProviderType.GEMINI else None
+        self._litellm: ModuleType | None = None
+        self._client: SDKClient | None = None
+        self._closed = False
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        """The model's context window for input, if it is known. Asked only after `prepare`."""
+        return max_input_tokens(self._config)
+
+    @property
+    def operations(self) -> frozenset[Operation] | None:
+        """What the model does; None where nothing is known. Asked only after `prepare`."""
+        return operations_of(self._config)
+
+    @property
+    def accepts_prefill(self) -> bool:
+        """Whether the model goes on from a trailing message of the assistant, if that is known.
+
+        Asked only after `prepare`.
+        """
+        return accepts_prefill(self._config)
+
+    async def prepare(self) -> None:
+        """Import litellm, once per process, and build this provider's client."""
+        if self._litellm is not None or self._closed:
+            return
+        litellm = await load_litellm()
+        self._connect(litellm)
+
+    async def chat(self, request: ChatRequest) -> Completion:
+        """Ask for an answer.
+
+        Raises:
+            VendorCallError: Whatever went wrong at the vendor or on the way to it.
+        """
+        litellm = await self._ready()
+        self._refuse_what_would_be_dropped(request)
+        messages = fresh_copy(request.messages, self._without)
+        called = await self._call(
+            litellm, litellm.acompletion, self._arguments(request, messages=messages)
+        )
+        response, status = called.result, called.witness.status
+        completion = completion_from(response, model=self._config.model, status=status)
+        return replace(completion, cost_usd=self._cost(response, completion))
+
+    async def stream(self, request: ChatRequest) -> VendorStream:
+        """Ask for an answer piece by piece. Returns when the vendor has begun to answer.
+
+        Raises:
+            VendorCallError: Whatever went wrong at the vendor or on the way to it.
+        """
+        from aigateway.wires.litellm_streams import (  # noqa: PLC0415 - needs litellm
+            LiteLLMStream,
+            StreamOrigin,
+            opened,
+        )
+
+        litellm = await self._ready()
+        self._refuse_what_would_be_dropped(request)
+        messages = fresh_copy(request.messages, self._without)
+        arguments = self._arguments(request, messages=messages, stream=True)
+        options = arguments.get("stream_options") or {}
+        arguments["stream_options"] = {**options, "include_usage": True}
+        expected = arguments.get("n")
+        opening = partial(opened, litellm.acompletion)
+        called = await self._call(litellm, opening, arguments, streamed=True)
+        witness = called.witness
+        origin = StreamOrigin(
+            litellm,
+            called.context,
+            witness.body,
+            witness.status,
+            failure=lambda error: self._judge(error, witness),
+            tariff=Tariff(litellm, self._config) if self._tariff is None else self._tariff,
+        )
+        assembly = Assembly(self._config.model, expected if isinstance(expected, int) else 1)
+        return LiteLLMStream(called.result, origin, assembly)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Ask for vectors.
+
+        Raises:
+            VendorCallError: Whatever went wrong at the vendor or on the way to it.
+        """
+        litellm = await self._ready()
+        called = await self._call(
+            litellm,
+            self._embedding(litellm),
+            self._arguments(request, input=list(request.inputs)),
+        )
+        response, status = called.result, called.witness.status
+        model, count = self._config.model, len(request.inputs)
+        embeddings = embeddings_from(response, model=model, count=count, status=status)
+        return replace(embeddings, cost_usd=self._cost(response, embeddings))
+
+    def pause(self) -> float | None:
+        """Seconds until the vendor's limits allow a call again, if none is left now. Said once."""
+        return self._quota.pause()
+
+    async def aclose(self) -> None:
+        """Close this provider's connections. May be called twice."""
+        self._closed = True
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _ready(self) -> ModuleType:
+        await self.prepare()
+        if self._closed or self._litellm is None:
+            raise RuntimeError("This vendor client is closed.")
+        return self._litellm
+
+    def _refuse_what_would_be_dropped(self, request: ChatRequest) -> None:
+        """Anthropic has no such thing, and litellm leaves it out without a word."""
+        if self._config.provider is not ProviderType.ANTHROPIC or self._drop:
+            return
+        wanted = request.params.get("response_format")
+        if (
+            "extra_body" in request.params
+            or (isinstance(wanted, Mapping) and wanted.get("type") == "json_object")
+            or any(_has_audio(message.get("content")) for message in request.messages)
+        ):
+            raise VendorCallError(Failure(FailureKind.UNSUPPORTED))
+
+    def _connect(self, litellm: ModuleType) -> None:
+        # Others may have waited for the same import, or closed this client meanwhile.
+        if self._litellm is None and not self._closed:
+            # All that calls will need: then there may be no descriptor to load it with.
+            from aigateway.wires import (  # noqa: PLC0415 - they need litellm
+                gemini_embeddings,  # noqa: F401
+                litellm_streams,  # noqa: F401
+                own_call,  # noqa: F401
+            )
+            from aigateway.wires.pools import (  # noqa: PLC0415 - likewise
+                close_litellms_pools_with_the_loop,
+            )
+            from aigateway.wires.sdk_clients import sdk_client  # noqa: PLC0415 - likewise
+
+            close_litellms_pools_with_the_loop(litellm)
+            self._client = sdk_client(self._config, self._defaults | self._options)
+            self._tariff = Tariff(litellm, self._config)
+            self._litellm = litellm
+
+    def _embedding(self, litellm: ModuleType) -> Callable[..., Coroutine[Any, Any, Any]]:
+        if self._config.provider is not ProviderType.GEMINI:
+            function: Callable[..., Coroutine[Any, Any, Any]] = litellm.aembedding
+            return function
+        from aigateway.wires.gemini_embeddings import gemini_embedding  # noqa: PLC0415 - httpx
+
+        return gemini_embedding
+
+    def _arguments(self, request: ChatRequest | EmbeddingRequest, **more: Any) -> dict[str, Any]:
+        """The caller's parameters stand over `extra`, and what the gateway rules over both."""
+        client = {} if self._client is None else {"client": self._client.handle}
+        arguments = {
+            **fresh_copy(self._defaults),
+            **fresh_copy(request.params),
+            **self._options,
+            **client,
+            **more,
+        }
+        if request.headers:
+            own = arguments.get("extra_headers") or {}
+            arguments["extra_headers"] = with_carried(own, request.headers)
+        return arguments
+
+    async def _call(
+        self,
+        litellm: ModuleType,
+        function: Callable[..., Coroutine[Any, Any, Any]],
+        arguments: dict[str, Any],
+        *,
+        streamed: bool = False,
+    ) -> _Called:
+        """Let litellm send: its response and what came over the wire, or a failure of ours."""
+        from aigateway.wires.own_call import own_call  # noqa: PLC0415 - needs httpx
+
+        with own_call(litellm, streamed=streamed) as witness:
+            context = contextvars.copy_context()
+        # A task of its own, so that what the caller may be handling just now is not linked
+        # behind litellm's exceptions.
+        task = asyncio.create_task(function(**arguments), context=context)
+        try:
+            await _settled(task, witness if self._client else None)
+        except asyncio.CancelledError:
+            witness.close()
+            raise
+        if witness.response is not None:
+            self._quota.note(witness.response.headers)
+        if not task.cancelled() and task.exception() is None:
+            return _Called(task.result(), witness, context)
+        failure = self._judge(
+            asyncio.CancelledError() if task.cancelled() else task.exception(), witness
+        )
+        witness.close()
+        # Neither behind our exception nor among the locals of its traceback is litellm's, nor a
+        # key.
+        arguments.clear()
+        del task, witness, context
+        raise VendorCallError(failure)
+
+    def _judge(self, error: BaseException | None, witness: Witness) -> Failure:
+        now_wall = self._clock.wall()
+        response, body = witness.response, witness.body
+        broken = witness.error if body is None else body.error
+        if broken is not None:
+            return classify(broken, now_wall=now_wall)
+        if response is not None:
+            content = response.content if body is None else body.instead
+            return classify_response(
+                response.status_code, response.headers, content, now_wall=now_wall
+            )
+        if error is None:
+            return Failure(FailureKind.BAD_ANSWER)
+        failure = classify(error, now_wall=now_wall)
+        unsent = self._client is not None and failure.status is None
+        if unsent and failure.kind in _LITELLMS_OWN:
+            # Nothing was sent: litellm could not put this request into the vendor's words. The
+            # vendor is not to blame for it, and the next one's words may do.
+            return Failure(FailureKind.UNSUPPORTED)
+        return failure
+
+    def _cost(self, response: Any, answer: Completion | Embeddings) -> float | None:
+        if self._price is not None:
+            return self._price.cost(answer.usage)
+        if not answer.usage.total_tokens or not self._is_in_the_price_map():
+            return None
+        hidden = getattr(response, "_hidden_params", None)
+        cost = hidden.get("response_cost") if isinstance(hidden, Mapping) else None
+        return float(cost) if isinstance(cost, int | float) and 0 <= cost < math.inf else None
+
+    def _is_in_the_price_map(self) -> bool:
+        """A server of one's own may call anything "gpt-4o"; that does not make it cost as much."""
+        compatible = self._config.provider is ProviderType.OPENAI_COMPATIBLE
+        return not compatible or "base_model" in self._config.extra
+
+
+def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, Any]:
+    """The arguments that are the same for every call of one provider."""
+    from_vendor = config.provider is not ProviderType.LITELLM
+    key = (
+        config.api_key.get_secret_value() if config.api_key else (_NO_KEY if from_vendor else None)
+    )
+    options: dict[str, Any] = {
+        "model": _PREFIXES[config.provider] + config.model,
+        "api_key": key,
+        "api_base": config.api_base or _BASES.get(config.provider),
+        "api_version": config.api_version,
+        "extra_headers": dict(config.headers) or None,
+        "max_retries": 0,
+        "num_retries": 0,
+        "drop_params": drop_unsupported_params or None,
+        "timeout": 600.0,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+async def _settled(task: asyncio.Task[Any], witness: Witness | None) -> None:
+    """Wait for litellm's call, and keep a cancellation away from its hop through a thread.
+
+    The thread makes a coroutine which, if nobody waits for it any more, is never awaited: Python
+    says so on stderr. So as long as nothing has been sent, nothing may be sent from now on, and
+    the call comes to its end within milliseconds. Without a witness that cannot be arranged.
+    """
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.add_done_callback(_seen)
+        if witness is not None and not witness.requests:
+            witness.bar()
+            await asyncio.wait([task], timeout=_HOP)
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Look at a failure that interests nobody, so that asyncio does not report it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _has_audio(content: Any) -> bool:
+    return isinstance(content, list) and any(
+        isinstance(part, Mapping) and part.get("type") == "input_audio" for part in content
+    )

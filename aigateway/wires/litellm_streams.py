@@ -1,0 +1,289 @@
+"""An answer that litellm hands on piece by piece, read without what litellm makes up.
+
+litellm's own stream wrapper invents a finish reason for a stream that was cut and a usage that no
+vendor sent, and forgets the ends of all answers but the first. So a stream is read one step before
+it: the vendor's events as litellm has translated them. The wrapper is driven all the same where the
+user has registered callbacks with litellm, which see the stream through it. It is read only where
+what comes before it has no form that all vendors share: some of `ProviderType.LITELLM`'s, and the
+models that litellm bridges to another API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aigateway.messages import Chunk, Completion
+from aigateway.wires.answers import kind_of_silence
+from aigateway.wires.assembly import Assembly
+from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.connections import StreamedBody
+from aigateway.wires.litellm_chunks import ChunkReader, End
+from aigateway.wires.own_call import has_callbacks
+from aigateway.wires.pricing import Tariff
+
+__all__ = ["LiteLLMStream", "StreamOrigin", "opened"]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOrigin:
+    """What a stream needs to know of the call that opened it.
+
+    Attributes:
+        litellm: Loaded.
+        context: Where everything of litellm's has to run.
+        body: What comes over the wire; None where litellm's own connections are used.
+        status: The HTTP status of the answer, where that is known.
+        failure: What an exception means, or an end before its time (None).
+        tariff: The provider's.
+    """
+
+    litellm: Any
+    context: Context
+    body: StreamedBody | None
+    status: int | None
+    failure: Callable[[BaseException | None], Failure]
+    tariff: Tariff
+
+
+async def opened(acompletion: Callable[..., Coroutine[Any, Any, Any]], **arguments: Any) -> Any:
+    """Call `litellm.acompletion`, and see that the request is sent (for Gemini, it waits)."""
+    wrapper = await acompletion(**arguments)
+    if getattr(wrapper, "completion_stream", wrapper) is None:
+        await wrapper.fetch_stream()
+    return wrapper
+
+
+class LiteLLMStream:
+    """A `VendorStream` over litellm.
+
+    Args:
+        wrapper: What litellm returned.
+        origin: The call.
+        assembly: Empty; it knows the model and how many answers were asked for.
+    """
+
+    def __init__(self, wrapper: Any, origin: StreamOrigin, assembly: Assembly) -> None:
+        from litellm.litellm_core_utils.core_helpers import (  # noqa: PLC0415 - loaded by now
+            map_finish_reason,
+        )
+
+        self._origin = origin
+        self._reader = ChunkReader(assembly, map_finish_reason)
+        self._whole = False
+        self._closed = False
+        self._wrapper: Any = wrapper
+        self._tap: _Tap | None = None
+        source = getattr(wrapper, "completion_stream", None)
+        if isinstance(source, AsyncIterable):
+            self._tap = wrapper.completion_stream = _Tap(source, origin.body)
+        self._driver: AsyncIterator[Any] = wrapper.__aiter__()
+        if self._tap is not None and origin.body is not None and not has_callbacks(origin.litellm):
+            self._driver = self._tap
+
+    @property
+    def finished(self) -> bool:
+        """Whether the vendor has said why the answer ended."""
+        return self._reader.assembly.finished
+
+    async def read(self) -> Sequence[Chunk] | None:
+        """Wait for what comes next; None when the answer is whole.
+
+        Raises:
+            VendorCallError: It broke, is no answer, or ended without a finish reason.
+        """
+        if self._whole:
+            return None
+        if self._closed:
+            raise RuntimeError("This stream is closed.")
+        # A task of its own, because litellm has to run in the context of the call.
+        step = asyncio.create_task(self._step(), context=self._origin.context)
+        try:
+            await asyncio.wait([step])
+        except asyncio.CancelledError:
+            step.cancel()
+            step.add_done_callback(_look_away)
+            await asyncio.wait([step])
+            await self.aclose()
+            raise
+        error = asyncio.CancelledError() if step.cancelled() else step.exception()
+        chunks = None if error is not None else step.result()
+        if chunks is not None:
+            return chunks
+        whole = self.finished or (error is None and self._reader.assembly.ended)
+        failure = None if whole else self._origin.failure(error)
+        # Neither behind our exception nor among the locals of its traceback is litellm's.
+        del step, error
+        await self._end(failure)
+        return None
+
+    def completion(self) -> Completion:
+        """What has come so far, as one answer, with its price as far as usage has come."""
+        completion = self._reader.completion()
+        if not completion.usage.total_tokens:
+            return completion
+        return replace(completion, cost_usd=self._cost(completion))
+
+    def _cost(self, completion: Completion) -> float | None:
+        # litellm prices streams at 0.
+        litellm, counted = self._origin.litellm, self._reader.usage
+        try:
+            usage = litellm.Usage(**{name: n for name, n in counted.items() if n is not None})
+            response = litellm.ModelResponse(model=completion.model, usage=usage)
+        except Exception:  # noqa: BLE001 - an answer without a price is still an answer
+            return None
+        return self._origin.tariff.cost(response, completion.usage)
+
+    async def aclose(self) -> None:
+        """Close the connection, unless the answer was read to its end. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._origin.body is not None:
+            self._origin.body.close()
+            if self._whole:
+                return
+        step = asyncio.create_task(self._unwind(), context=self._origin.context)
+        try:
+            await asyncio.wait([step])
+        finally:
+            step.cancel()  # where the wait itself was cancelled
+
+    async def _end(self, failure: Failure | None) -> None:
+        """The answer is whole, or never will be.
+
+        Raises:
+            VendorCallError: It broke, or says nothing.
+        """
+        answer = None
+        if failure is None:
+            self._whole = True
+            if self._origin.body is not None:
+                await self._origin.body.end()
+            answer = self.completion()
+            silence = kind_of_silence(answer.choices)
+            if silence is None:
+                return
+            failure = Failure(silence, self._origin.status)
+        await self.aclose()
+        raise VendorCallError(failure, answer)
+
+    async def _step(self) -> list[Chunk] | None:
+        """Let litellm go on to the vendor's next event, and read it. None at the end."""
+        chunk = await anext(self._driver, None)
+        if self._tap is None or self._tap.is_foreign:
+            pieces = self._reader.read(chunk, End.INVENTED)
+            self._believe_the_wrapper()
+        else:
+            passed = self._tap.take()
+            pieces = [p for each in passed for p in self._reader.read(each, self._end_of(each))]
+        if chunk is not None or pieces:
+            return pieces
+        self._reader.believe_doubtful_ends()
+        return None
+
+    def _end_of(self, chunk: Any) -> End:
+        # litellm says "stop" with every event of Gemini's, and this beside it.
+        hidden = getattr(chunk, "_hidden_params", None) or {}
+        doubtful = self._origin.body is None and hidden.get("is_finished") is False
+        return End.DOUBTFUL if doubtful else End.TRUE
+
+    def _believe_the_wrapper(self) -> None:
+        """Take the end and the usage from litellm's wrapper, as far as the vendor sent them."""
+        reason = getattr(self._wrapper, "received_finish_reason", None) or getattr(
+            self._wrapper, "intermittent_finish_reason", None
+        )
+        if reason and not self.finished:
+            self._reader.finish_all(str(reason))
+        for chunk in (getattr(self._wrapper, "chunks", None) or ())[-2:]:
+            self._reader.count(getattr(chunk, "usage", None))
+
+    async def _unwind(self) -> None:
+        """Bring litellm's generators to their ends, while somebody looks."""
+        with suppress(Exception):
+            if self._origin.body is not None:
+                await self._read_out()
+                return
+            if not self._whole:
+                # Not all of litellm's streams have a way to be closed, but a read that is
+                # cancelled closes every connection.
+                reading = asyncio.create_task(self._read_out())
+                await asyncio.sleep(0)
+                reading.cancel()
+                await asyncio.wait([reading])
+            await self._wrapper.aclose()
+
+    async def _read_out(self) -> None:
+        """Read until it breaks. Behind what is buffered of a closed body comes an error."""
+        with suppress(Exception):
+            while self._tap is not None:
+                await anext(self._tap)
+
+
+class _Tap:
+    """The vendor's events as litellm translates them, noted as they pass.
+
+    Attributes:
+        is_foreign: Whether something passed that is not of OpenAI's shape.
+    """
+
+    def __init__(self, source: Any, body: StreamedBody | None) -> None:
+        self._source = source
+        self._iterator = source.__aiter__()
+        self._body = body
+        self._passed: list[Any] = []
+        self.is_foreign = False
+
+    def __aiter__(self) -> _Tap:
+        return self
+
+    async def __anext__(self) -> Any:
+        while True:
+            chunk = await anext(self._iterator)
+            if hasattr(chunk, "choices"):
+                self._remove_invented_ends(chunk)
+                self._passed.append(chunk)
+                return chunk
+            if chunk is not None and not _is_empty(chunk):
+                self.is_foreign = True
+                return chunk
+
+    def take(self) -> list[Any]:
+        """What has passed since the last time."""
+        passed, self._passed = self._passed, []
+        return passed
+
+    async def aclose(self) -> None:
+        """Close the source, whichever way it has."""
+        for holder in (self._iterator, self._source):
+            close = getattr(holder, "aclose", None) or getattr(holder, "close", None)
+            closing = close() if callable(close) else None
+            if inspect.isawaitable(closing):
+                await closing
+
+    def _remove_invented_ends(self, chunk: Any) -> None:
+        """Believe Gemini's event, not litellm, which says "stop" with every one."""
+        event = None if self._body is None else self._body.event
+        candidates = event.get("candidates") if isinstance(event, Mapping) else None
+        if isinstance(candidates, list):
+            ended = {c.get("index", n) for n, c in enumerate(candidates) if c.get("finishReason")}
+            for choice in chunk.choices:
+                if choice.index not in ended:
+                    choice.finish_reason = None
+
+
+def _is_empty(chunk: object) -> bool:
+    """Whether it is litellm's own form of a chunk, standing for a line without data."""
+    names = ("text", "tool_use", "finish_reason", "usage", "provider_specific_fields")
+    return isinstance(chunk, Mapping) and not any(map(chunk.get, names))
+
+
+def _look_away(task: asyncio.Task[Any]) -> None:
+    """Look at a failure that interests nobody, so that asyncio does not report it."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,310 @@
+"""Ordinary events of each wire's stream, read as they are.
+
+A piece of text, an end and a count of tokens (on the OpenAI wire also reasoning and tool calls)
+need no translation. Anything out of the ordinary is left to litellm's reader, which costs ten times
+as much and knows many servers' habits. Where both may meet in one stream, the comments say what
+litellm's reader has to have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aigateway.messages import Chunk, ToolCallDelta, Usage
+from aigateway.wires.answers import text_of, usage_from
+from aigateway.wires.stream_reading import ErrorEventError, StreamReading
+
+__all__ = ["AnthropicReading", "GeminiReading", "OpenAIReading"]
+
+
+class OpenAIReading(StreamReading):
+    """`chat.completion.chunk`s, also of Azure and of the many servers that imitate OpenAI.
+
+    litellm's reader keeps no state here.
+    """
+
+    __slots__ = ("_calls",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._calls: dict[int, _CallIndex] = {}
+
+    def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
+        choices = event.get("choices")
+        if event.get("error") or name == b"error" or (not choices and _is_error(event)):
+            raise ErrorEventError(event)
+        if not self.assembly.id:
+            self._begin(event)
+        if event.get("usage"):
+            self._counted = event["usage"]
+        for choice in choices or ():
+            self._choice(event, choice)
+
+    def _begin(self, event: Mapping[str, Any]) -> None:
+        """Take in what every chunk repeats. Azure sends one before them, with empty names."""
+        assembly, created = self.assembly, event.get("created")
+        assembly.id = str(event.get("id") or "")
+        assembly.model = str(event.get("model") or assembly.model)
+        assembly.created = created if type(created) is int else 0
+        self.service_tier = text_of(event.get("service_tier")) or self.service_tier
+
+    def _choice(self, event: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
+        delta, finish = choice.get("delta") or _NOTHING, choice.get("finish_reason")
+        if (finish and finish not in _FINISHES) or not _is_plain_delta(delta):
+            for read in self._parse({**event, "choices": [choice]}).choices:
+                self._take_choice(read, may_end=True)
+            return
+        index = choice.get("index") or 0
+        text, calls = delta.get("content"), delta.get("tool_calls")
+        if text and not calls and len(delta) == 1:  # almost every chunk
+            self._say(Chunk(text, index=index))
+        else:
+            reasoning = delta.get("reasoning") or delta.get("reasoning_content")
+            refusal = delta.get("refusal")
+            if text or calls or reasoning or refusal:
+                deltas = self._tool_calls(index, calls) if calls else ()
+                self._say(
+                    Chunk(text or "", deltas, reasoning or None, refusal or None, index=index)
+                )
+        if choice.get("logprobs"):
+            self._add_logprobs(index, choice["logprobs"])
+        if finish:
+            self._finish(index, finish)
+
+    def _tool_calls(self, index: int, calls: list[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
+        known = self._calls.setdefault(index, _CallIndex())
+        return tuple(
+            ToolCallDelta(
+                known.of(call.get("index"), call.get("id") or ""),
+                call.get("id") or "",
+                (call.get("function") or _NOTHING).get("name") or "",
+                (call.get("function") or _NOTHING).get("arguments") or "",
+            )
+            for call in calls
+        )
+
+    def _usage(self, counted: Any) -> tuple[Usage, Any]:
+        details = (counted.get("prompt_tokens_details"), counted.get("completion_tokens_details"))
+        if any((detail or _NOTHING).get("audio_tokens") for detail in details):
+            # It has a price of its own.
+            return usage_from(counted), self._parse({"choices": [], "usage": counted}).usage
+        return usage_from(counted), None
+
+
+class AnthropicReading(StreamReading):
+    """Messages in blocks.
+
+    litellm's reader remembers the block that is open, so from the first block that is not a text
+    it is given everything but pieces of text, of which it takes no notice. It is there from the
+    beginning where an answer was asked for as a tool call, because it turns that into text.
+
+    Args:
+        args: As for every `StreamReading`.
+        translated: Whether a tool call may stand for the answer's text.
+    """
+
+    __slots__ = ("_translated",)
+
+    def __init__(self, *args: Any, translated: bool = False) -> None:
+        super().__init__(*args)
+        self._translated = translated
+
+    def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
+        kind = event.get("type")
+        if kind == "content_block_delta" and event["delta"].get("type") == "text_delta":
+            text = event["delta"]["text"]
+            if text:
+                self._say(Chunk(text))
+        elif kind == "message_stop":
+            self.over = True
+        elif kind == "error" or name == b"error" or event.get("error"):
+            raise ErrorEventError(event)
+        elif kind == "message_start":
+            self._begin(event["message"])
+        elif kind == "message_delta":
+            self._add_count(event.get("usage"))
+            self._end(event)
+        elif not self._is_plain(kind, event):
+            self._translated = True
+            for choice in self._parse(event).choices:
+                self._take_choice(choice, may_end=False)
+
+    def _is_plain(self, kind: Any, event: Mapping[str, Any]) -> bool:
+        if kind == "ping":
+            return True
+        if self._translated:
+            return False
+        if kind == "content_block_stop":
+            return True
+        block = event.get("content_block") or _NOTHING
+        return block.get("type") == "text" and not block.get("text") and not block.get("citations")
+
+    def _begin(self, message: Mapping[str, Any]) -> None:
+        self.assembly.id = str(message.get("id") or "")
+        self.assembly.model = str(message.get("model") or self.assembly.model)
+        self._add_count(message.get("usage"))
+
+    def _add_count(self, usage: Mapping[str, Any] | None) -> None:
+        # The last count is cumulative, but may leave out what the first has said.
+        self._counted = {**(self._counted or {}), **(usage or {})}
+
+    def _end(self, event: Mapping[str, Any]) -> None:
+        reason = event["delta"].get("stop_reason")
+        if not reason:
+            return
+        finish = None if self._translated else _ANTHROPIC_FINISHES.get(reason)
+        if finish is None:
+            finish = (
+                self._parse({"type": "message_delta", "delta": event["delta"]})
+                .choices[0]
+                .finish_reason
+            )
+        self._finish(0, str(finish))
+
+    def _usage(self, counted: Any) -> tuple[Usage, Any]:
+        # Where reasoning was shown, litellm counts it.
+        if not self._translated and not any(map(counted.get, counted.keys() - _ANTHROPIC_USAGE)):
+            return _usage(counted, "input_tokens", "output_tokens"), None
+        read = self._parse({"type": "message_delta", "delta": {}, "usage": counted}).usage
+        return usage_from(read), read
+
+
+class GeminiReading(StreamReading):
+    """Partial responses.
+
+    litellm's reader counts tool calls, and a response with one always goes through it; so texts
+    need not.
+    """
+
+    __slots__ = ("_priced",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._priced: Any = None  # litellm's count, where it saw more than the figures
+
+    def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
+        if event.get("error") or name == b"error":
+            raise ErrorEventError(event)
+        assembly = self.assembly
+        if not assembly.id:
+            assembly.id = str(event.get("responseId") or "-")
+            assembly.model = str(event.get("modelVersion") or assembly.model)
+        if event.get("usageMetadata"):
+            self._counted, self._priced = event["usageMetadata"], None
+        if (event.get("promptFeedback") or _NOTHING).get("blockReason"):
+            self._finish(0, "content_filter")
+        for position, candidate in enumerate(event.get("candidates") or ()):
+            self._candidate(event, candidate, candidate.get("index", position))
+
+    def _candidate(
+        self, event: Mapping[str, Any], candidate: Mapping[str, Any], index: int
+    ) -> None:
+        finish = candidate.get("finishReason")
+        text = _gemini_text(candidate)
+        if text is None or (finish and finish not in _GEMINI_FINISHES):
+            read = self._parse({**event, "candidates": [{**candidate, "index": index}]})
+            if candidate.keys() & _GROUNDING:
+                self._priced = read.usage
+            for choice in read.choices:
+                self._take_choice(choice, may_end=bool(finish))
+            return
+        if text:
+            self._say(Chunk(text, index=index))
+        if finish:
+            self._finish(index, _GEMINI_FINISHES[finish])
+
+    def _usage(self, counted: Any) -> tuple[Usage, Any]:
+        details = counted.get("promptTokensDetails") or ()
+        if counted.keys() <= _GEMINI_USAGE and all(d.get("modality") == "TEXT" for d in details):
+            return _usage(counted, "promptTokenCount", "candidatesTokenCount"), None
+        read = self._priced or self._parse({"usageMetadata": counted}).usage
+        return usage_from(read), read
+
+
+_NOTHING: Mapping[str, Any] = {}
+
+_FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
+_DELTA = frozenset({"role", "content", "refusal", "tool_calls", "reasoning", "reasoning_content"})
+_TEXTS = ("content", "refusal", "reasoning", "reasoning_content")
+
+_ANTHROPIC_FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+_ANTHROPIC_USAGE = frozenset({"input_tokens", "output_tokens", "service_tier"})
+
+_GEMINI_FINISHES = {"STOP": "stop", "MAX_TOKENS": "length"}
+_GEMINI_USAGE = frozenset(
+    {"promptTokenCount", "candidatesTokenCount", "totalTokenCount", "promptTokensDetails"}
+)
+_GROUNDING = frozenset({"groundingMetadata", "urlContextMetadata"})
+_CANDIDATE = frozenset({"content", "finishReason", "index", "safetyRatings", "avgLogprobs"})
+
+
+def _usage(counted: Mapping[str, Any], prompt: str, completion: str) -> Usage:
+    return usage_from(
+        {"prompt_tokens": counted.get(prompt), "completion_tokens": counted.get(completion)}
+    )
+
+
+def _is_error(event: Mapping[str, Any]) -> bool:
+    """An error in the form of older servers, which say so beside its message."""
+    return event.get("object") == "error"
+
+
+def _is_plain_delta(delta: Mapping[str, Any]) -> bool:
+    if len(delta) == 1 and type(delta.get("content")) is str:
+        return True
+    if not delta.keys() <= _DELTA:
+        return False
+    for name in _TEXTS:
+        value = delta.get(name)
+        if value is not None and type(value) is not str:
+            return False
+    calls = delta.get("tool_calls")
+    return calls is None or all(map(_is_plain_call, calls))
+
+
+def _is_plain_call(call: Mapping[str, Any]) -> bool:
+    function = call.get("function") or _NOTHING
+    return call.get("type") in {None, "", "function"} and all(
+        value is None or type(value) is str
+        for value in (call.get("id"), function.get("name"), function.get("arguments"))
+    )
+
+
+class _CallIndex:
+    """Tells one answer's tool calls apart.
+
+    OpenAI numbers them. Some servers that imitate it leave the number out or give every call the
+    same one; then a new id is a new call.
+    """
+
+    __slots__ = ("_known", "_last", "_next")
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[int, str]] = {}  # by the server's number: ours, and the id
+        self._next = 0
+        self._last = 0
+
+    def of(self, number: Any, name: str) -> int:
+        """Our number, from 0, of the call that a piece with this number and id belongs to."""
+        if number is None and not name:
+            return self._last
+        ours, known = self._known.get(number, (-1, ""))
+        if ours < 0 or (name and known and name != known):
+            ours = self._next
+            self._next += 1
+        self._known[number] = ours, name or known
+        self._last = ours
+        return ours
+
+
+def _gemini_text(candidate: Mapping[str, Any]) -> str | None:
+    """A candidate's text, or None if it is of another kind."""
+    content: Mapping[str, Any] = candidate.get("content") or _NOTHING
+    parts: list[Any] = content.get("parts") or []
+    if not candidate.keys() <= _CANDIDATE:
+        return None
+    for part in parts:
+        if len(part) != 1 or type(part.get("text")) is not str:
+            return None
+    return "".join([part["text"] for part in parts])

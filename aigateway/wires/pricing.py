@@ -1,0 +1,425 @@
+"""What a provider's tokens cost, and what its model takes in and does.
+
+The figures are those of the price map that comes with litellm, unless the provider's `extra`
+says better: `input_cost_per_token`, `output_cost_per_token`, `cache_read_input_token_cost` (US
+dollars per token), `max_input_tokens`, `supports_assistant_prefill`, and `base_model` for the model
+behind a deployment's name. None of them reaches litellm except `base_model`: litellm would register
+a price for the whole process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from aigateway.events import Operation
+from aigateway.intake import answer_bytes, answer_tokens, prompt_size
+from aigateway.messages import (
+    ChatRequest,
+    Choice,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    Usage,
+)
+from aigateway.settings import LLMConfig, ProviderType
+from aigateway.wires.loading import loaded_litellm
+
+__all__ = [
+    "OWN_OPTIONS",
+    "CostEstimator",
+    "Price",
+    "Tariff",
+    "accepts_prefill",
+    "max_input_tokens",
+    "operations_of",
+    "own_price_of",
+    "price_of",
+]
+
+OWN_OPTIONS = frozenset(
+    {
+        "cache_read_input_token_cost",
+        "input_cost_per_token",
+        "max_input_tokens",
+        "output_cost_per_token",
+        "supports_assistant_prefill",
+    }
+)
+"""Keys of `LLMConfig.extra` that end here."""
+
+WRITING_SPEED = 100
+"""Tokens that a model writes in a second, for an answer of which nothing is known but how long the
+vendor worked on it. Large models write 50 to 150."""
+
+_FIRST_ANSWERS, _EVERY = 32, 32
+"""Answers from which the length of tokens is learned: the first ones, then one of so many."""
+
+SHORT_PROMPT = 100_000
+"""Tokens up to which no vendor charges more per token; the map's first step is at 128,000."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per token.
+
+    Attributes:
+        input: For a token of the prompt.
+        output: For a token of the answer.
+        cached: For a token of the prompt that the vendor had in its own cache.
+    """
+
+    input: float
+    output: float
+    cached: float
+
+    def cost(self, usage: Usage) -> float | None:
+        """US dollars for a call; None where the vendor counted no tokens."""
+        if not usage.total_tokens:
+            return None
+        cached = min(usage.cached_tokens, usage.prompt_tokens)
+        fresh = usage.prompt_tokens - cached
+        spent = fresh * self.input + cached * self.cached
+        return spent + usage.completion_tokens * self.output
+
+
+class Tariff:
+    """What a provider's calls cost, looked up once.
+
+    Two figures price almost every call. Where the map knows more (other prices beyond some length
+    of prompt, for audio, for reasoning, for filling the vendor's cache) and a call has such, the
+    price is litellm's own calculation.
+
+    Args:
+        litellm: Loaded.
+        config: The provider.
+    """
+
+    __slots__ = ("_entry", "_litellm", "_model", "_own", "_price", "_vendor")
+
+    def __init__(self, litellm: Any, config: LLMConfig) -> None:
+        self._litellm = litellm
+        self._own = own_price_of(config)
+        self._price = price_of(config)
+        self._entry = next((e for e in _entries(config) if _price(e)), {})
+        self._model = str(config.extra.get("base_model") or config.model)
+        self._vendor = str(config.provider)
+
+    def cost(self, response: Any, usage: Usage) -> float | None:
+        """US dollars for a call; None where the price is not known or no tokens were counted.
+
+        Args:
+            response: litellm's `ModelResponse`; None for a plain answer whose price `is_flat`.
+            usage: Its usage, in the house's own form.
+        """
+        if self._own is not None:
+            return self._own.cost(usage)
+        if self._price is None or not usage.total_tokens:
+            return None
+        if self.is_flat(usage) and (response is None or _is_ordinary(response)):
+            return self._price.cost(usage)
+        try:
+            spent = float(
+                self._litellm.completion_cost(
+                    response, model=self._model, custom_llm_provider=self._vendor
+                )
+            )
+        except Exception:  # noqa: BLE001 - an answer without a price is still an answer
+            return None
+        return spent if 0 <= spent < math.inf else None  # litellm calculates with what was counted
+
+    def is_flat(self, usage: Usage) -> bool:
+        """Whether two figures price this usage, so far as it tells."""
+        if self._own is not None or self._price is None:
+            return True
+        if usage.prompt_tokens > SHORT_PROMPT and any("above" in name for name in self._entry):
+            return False
+        reasoning = self._entry.get("output_cost_per_reasoning_token")
+        return not usage.reasoning_tokens or reasoning in {
+            None,
+            self._entry["output_cost_per_token"],
+        }
+
+
+class _BytesPerToken:
+    """How long a provider's tokens are, from what its vendor counted.
+
+    The latest hundred or so texts count. A caller can move it only so far: whatever was seen, a
+    token has one to eight bytes of UTF-8.
+    """
+
+    __slots__ = ("_bytes", "_tokens")
+
+    def __init__(self) -> None:
+        self._bytes, self._tokens = 64.0, 16.0  # OpenAI's rule of thumb, with little weight
+
+    def learn(self, size: int, tokens: int) -> None:
+        """A text of so many bytes had so many tokens."""
+        if size > 0 and tokens > 0:
+            self._bytes = 0.99 * self._bytes + size
+            self._tokens = 0.99 * self._tokens + tokens
+
+    def tokens(self, size: int) -> int:
+        """How many a text of so many bytes has."""
+        return math.ceil(size / min(max(self._bytes / self._tokens, 1.0), 8.0))
+
+
+R = TypeVar("R", bound=Completion | Embeddings)
+
+
+class CostEstimator:
+    """Usage and cost of a provider's calls where the vendor's own count did not come, or not all.
+
+    What the vendor has counted stands. The rest is counted from the text that was sent and
+    received, by the length of the tokens that the same vendor counted before.
+
+    Args:
+        config: The provider.
+    """
+
+    __slots__ = ("_answers", "_config", "_prompts", "_seen")
+
+    def __init__(self, config: LLMConfig) -> None:
+        self._config = config
+        self._prompts = _BytesPerToken()
+        self._answers = _BytesPerToken()
+        self._seen = 0
+
+    def whole(self, request: ChatRequest | EmbeddingRequest, answer: R) -> R:
+        """An answer that came to its end, with the usage and the cost that it really has.
+
+        Where the vendor has counted, that shows how long its tokens are. After the first answers
+        only some are looked at, since every request passes here.
+
+        Args:
+            request: As it was sent.
+            answer: What came.
+        """
+        if not answer.usage.total_tokens:
+            return self.counted(request, answer)
+        self._seen += 1
+        if self._seen <= _FIRST_ANSWERS or not self._seen % _EVERY:
+            self._learn(request, answer)
+        return answer
+
+    def _learn(self, request: ChatRequest | EmbeddingRequest, answer: object) -> None:
+        if not isinstance(answer, Completion):
+            return
+        usage = answer.usage
+        seen = usage.completion_tokens - usage.reasoning_tokens
+        self._answers.learn(answer_bytes(answer.choices), seen)
+        size, other = prompt_size(request)
+        if not other:
+            self._prompts.learn(size, usage.prompt_tokens)
+
+    def counted(self, request: ChatRequest | EmbeddingRequest, answer: R) -> R:
+        """An answer that may have been broken off, with the usage and cost that it really has.
+
+        Args:
+            request: As it was sent.
+            answer: As far as it came. What the vendor has counted of it is only where it stood when
+                the vendor sent that.
+        """
+        usage = answer.usage
+        choices = answer.choices if isinstance(answer, Completion) else ()
+        ended = bool(choices) and all(choice.finish_reason is not None for choice in choices)
+        if ended and usage.completion_tokens:
+            return answer
+        prompt = usage.prompt_tokens or self._prompt_tokens(request)
+        written = self._answers.tokens(answer_bytes(choices)) + usage.reasoning_tokens
+        written = max(usage.completion_tokens, written)
+        return replace(
+            answer,
+            usage=replace(
+                usage,
+                prompt_tokens=prompt,
+                completion_tokens=written,
+                total_tokens=prompt + written,
+            ),
+            cost_usd=self._cost(answer, prompt, written),
+        )
+
+    def unanswered(
+        self, request: ChatRequest | EmbeddingRequest, seconds: float
+    ) -> Completion | Embeddings:
+        """What a call comes to that was broken off before anything came.
+
+        The prompt was sent. The answer has as many tokens as the vendor could write meanwhile, and
+        no more than the request allows.
+
+        Args:
+            request: As it was sent.
+            seconds: How long the vendor worked on it.
+        """
+        model = self._config.model
+        if isinstance(request, EmbeddingRequest):
+            return self.counted(request, Embeddings(model, ()))
+        n = request.params.get("n")
+        many = n if isinstance(n, int) else 1
+        most = answer_tokens(request)
+        written = many * min(int(seconds * WRITING_SPEED), math.inf if most is None else most)
+        usage = Usage(0, int(written), int(written))
+        return self.counted(request, Completion("", model, (Choice(),), usage))
+
+    def _prompt_tokens(self, request: ChatRequest | EmbeddingRequest) -> int:
+        size, other = prompt_size(request)
+        return self._prompts.tokens(size) + other
+
+    def _cost(self, answer: Completion | Embeddings, prompt: int, written: int) -> float | None:
+        """US dollars; what the vendor has counted keeps its own price."""
+        known, usage = answer.cost_usd, answer.usage
+        if known is not None:
+            prompt -= usage.prompt_tokens
+            written -= usage.completion_tokens
+        price = price_of(self._config)
+        if price is None:
+            return known
+        cost = prompt * price.input + written * price.output
+        if prompt > SHORT_PROMPT and own_price_of(self._config) is None:
+            cost = self._long_cost(prompt, written) or cost
+        return cost + (known or 0.0)
+
+    def _long_cost(self, prompt: int, written: int) -> float | None:
+        """US dollars by litellm's own calculation, which knows the steps of a price."""
+        litellm = loaded_litellm()
+        with contextlib.suppress(Exception):  # then the flat price has to do
+            return float(
+                sum(
+                    litellm.cost_per_token(  # type: ignore[union-attr]
+                        model=str(self._config.extra.get("base_model") or self._config.model),
+                        custom_llm_provider=str(self._config.provider),
+                        prompt_tokens=prompt,
+                        completion_tokens=written,
+                    )
+                )
+            )
+        return None
+
+
+def _is_ordinary(response: Any) -> bool:
+    """Whether nothing in a response has a price of its own."""
+    counted = getattr(response, "usage", None)
+    prompt = getattr(counted, "prompt_tokens_details", None)
+    answer = getattr(counted, "completion_tokens_details", None)
+    return getattr(response, "service_tier", None) in {None, "default", "auto"} and not (
+        getattr(counted, "cache_creation_input_tokens", None)
+        or getattr(prompt, "audio_tokens", None)
+        or getattr(prompt, "image_tokens", None)
+        or getattr(answer, "audio_tokens", None)
+    )
+
+
+def price_of(config: LLMConfig) -> Price | None:
+    """Look a provider's price up.
+
+    Returns:
+        The price that `extra` gives, else the map's; None if neither knows it, or if only the map
+        could and litellm has not been loaded yet.
+    """
+    return _price(config.extra) or next(filter(None, map(_price, _entries(config))), None)
+
+
+def own_price_of(config: LLMConfig) -> Price | None:
+    """Give the price that `extra` gives, if it does: it stands over litellm's."""
+    return _price(config.extra)
+
+
+def max_input_tokens(config: LLMConfig) -> int | None:
+    """How many tokens the provider's model takes in.
+
+    Returns:
+        What `extra` says, else the map; None if neither knows, or if only the map could and
+        litellm has not been loaded yet.
+    """
+    for entry in (config.extra, *_entries(config)):
+        limit = entry.get("max_input_tokens")
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            return limit
+    return None
+
+
+def accepts_prefill(config: LLMConfig) -> bool:
+    """Whether the provider's model goes on from a trailing message of the assistant.
+
+    Returns:
+        What `extra` says, else the map; False if neither knows, or if only the map could and
+        litellm has not been loaded yet.
+    """
+    for entry in (config.extra, *_entries(config)):
+        known = entry.get("supports_assistant_prefill")
+        if isinstance(known, bool):
+            return known
+    return False
+
+
+_OPERATIONS: Mapping[str, frozenset[Operation]] = {
+    "chat": frozenset({"chat"}),
+    "completion": frozenset({"chat"}),
+    "responses": frozenset({"chat"}),
+    "embedding": frozenset({"embeddings"}),
+}
+"""What the map's `mode` tells. Models with other modes (images, audio) may well chat, too."""
+
+
+def operations_of(config: LLMConfig) -> frozenset[Operation] | None:
+    """Which operations the provider's model is known to do.
+
+    Returns:
+        What the configuration says, else the map; None if neither knows, or if only the map could
+        and litellm has not been loaded yet.
+    """
+    if config.operations is not None:
+        return config.operations
+    for entry in _entries(config):
+        if str(entry.get("litellm_provider")).startswith("ollama"):
+            return None  # such a server embeds with chat models, too
+        mode = entry.get("mode")
+        if isinstance(mode, str) and mode:
+            return _OPERATIONS.get(mode)
+    return None
+
+
+def _price(entry: Mapping[str, Any]) -> Price | None:
+    given, answered = (
+        _dollars(entry, "input_cost_per_token"),
+        _dollars(entry, "output_cost_per_token"),
+    )
+    if given is None or answered is None:
+        return None
+    cached = _dollars(entry, "cache_read_input_token_cost")
+    return Price(given, answered, given if cached is None else cached)
+
+
+def _dollars(entry: Mapping[str, Any], name: str) -> float | None:
+    value = entry.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if value >= 0 else None
+
+
+def _entries(config: LLMConfig) -> Iterator[Mapping[str, Any]]:
+    """What the map says about this model, the most specific name first."""
+    litellm = loaded_litellm()
+    if litellm is None:
+        return
+    entries: Mapping[str, Mapping[str, Any]] = litellm.model_cost
+    for name in _names(config):
+        if name in entries:
+            yield entries[name]
+
+
+def _names(config: LLMConfig) -> Iterator[str]:
+    base_model = config.extra.get("base_model")
+    models = [base_model] if isinstance(base_model, str) else []
+    if config.provider is not ProviderType.OPENAI_COMPATIBLE:
+        # A server of one's own may call anything "gpt-4o"; only `base_model` says what it is.
+        models.append(config.model)
+    for model in models:
+        if config.provider is not ProviderType.LITELLM:
+            yield f"{config.provider}/{model}"
+        yield model
+        if config.provider is ProviderType.LITELLM:
+            yield model.partition("/")[2]  # the map leaves "openai/" and "anthropic/" off

@@ -1,0 +1,213 @@
+"""What every wire's stream has in common: events in, chunks out, and an answer put together.
+
+Ordinary events are read as they are (`plain_chunks`). The others go through litellm's own reader
+for the vendor, one for each stream because it remembers: which block is being sent, how many tool
+calls have come, whether one of them stands for the text. What it gives is turned into the house's
+records here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from aigateway.messages import Chunk, ToolCallDelta, Usage
+from aigateway.wires.answers import piece_from, text_of
+from aigateway.wires.assembly import Assembly
+from aigateway.wires.loading import SILENT
+from aigateway.wires.sse import Event
+
+__all__ = ["CorruptEventError", "ErrorEventError", "StreamReading", "parsed"]
+
+
+_MOST_ANSWERS = 256
+"""OpenAI gives 128 to one request."""
+
+
+class ErrorEventError(Exception):
+    """The vendor says that it failed. `body` is what it says, as parsed."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body = body
+
+
+class CorruptEventError(Exception):
+    """What came is nothing that anybody can read."""
+
+
+class StreamReading(ABC):
+    """One stream, as far as it has come.
+
+    Args:
+        assembly: Takes the answer in.
+        make_parser: Makes litellm's reader, which only some streams need.
+
+    Attributes:
+        assembly: The answer.
+        over: The vendor has said that nothing more comes.
+        problem: Why the rest cannot be read: an `ErrorEventError` or a `CorruptEventError`.
+        service_tier: The OpenAI service tier that the vendor named.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_counted",
+        "_logprobs",
+        "_make_parser",
+        "_parser",
+        "assembly",
+        "over",
+        "problem",
+        "service_tier",
+    )
+
+    def __init__(self, assembly: Assembly, make_parser: Callable[[], Any]) -> None:
+        self.assembly = assembly
+        self.over = False
+        self.problem: Exception | None = None
+        self.service_tier: str | None = None
+        self._make_parser = make_parser
+        self._parser: Any = None
+        self._chunks: list[Chunk] = []
+        self._counted: Any = None  # the vendor's own count, just as it came
+        self._logprobs: dict[int, dict[str, list[Any]]] = {}
+
+    def take(self, events: Iterable[Event]) -> list[Chunk]:
+        """Read what came, up to the end or to what cannot be read, and give its content."""
+        chunks: list[Chunk] = []
+        self._chunks = chunks
+        try:
+            for name, data in events:
+                self._take(name, data)
+                if self.over:
+                    break
+        except (ErrorEventError, CorruptEventError) as problem:
+            self.problem = problem.with_traceback(None)
+        return chunks
+
+    def count(self) -> Any:
+        """Work out usage, and note it in the assembly.
+
+        Returns:
+            litellm's `Usage`, where the vendor counted what only litellm can price; else None.
+        """
+        counted = None
+        if self._counted:
+            try:
+                self.assembly.usage, counted = self._usage(self._counted)
+            except Exception:  # noqa: BLE001 - an answer without a count is still an answer
+                self.assembly.usage = None
+        for index, logprobs in self._logprobs.items():
+            with contextlib.suppress(RecursionError):  # nested too deeply to be any
+                self.assembly.add_logprobs(index, json.dumps(logprobs))
+        return counted
+
+    @abstractmethod
+    def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
+        """Take one event in.
+
+        Raises:
+            ErrorEventError: It is the vendor's error.
+            Exception: It is nothing that can be read.
+        """
+
+    @abstractmethod
+    def _usage(self, counted: Any) -> tuple[Usage, Any]:
+        """The vendor's count in the house's form, and in litellm's where that is needed."""
+
+    def _take(self, name: bytes, data: bytes) -> None:
+        if not data or data == b"[DONE]":
+            self.over = self.over or bool(data)
+            return
+        try:
+            event = parsed(data)
+            if not isinstance(event, Mapping):
+                raise CorruptEventError  # noqa: TRY301 - as whatever else cannot be read
+            self._read(name, event)
+        except Exception as problem:
+            if self.assembly.finished:
+                return  # it is none of the answer
+            if isinstance(problem, ErrorEventError):
+                raise
+            raise CorruptEventError from None
+
+    def _say(self, chunk: Chunk) -> None:
+        if type(chunk.text) is not str or not _is_place(chunk.index):
+            raise CorruptEventError
+        self._chunks.append(chunk)
+        self.assembly.add(chunk)
+
+    def _finish(self, index: int, reason: str) -> None:
+        if not _is_place(index):
+            raise CorruptEventError
+        self.assembly.finish(index, reason)
+
+    def _add_logprobs(self, index: int, logprobs: Mapping[str, Any]) -> None:
+        if not _is_place(index):
+            raise CorruptEventError
+        collected = self._logprobs.setdefault(index, {})
+        for name, tokens in logprobs.items():
+            if isinstance(tokens, list):
+                collected.setdefault(name, []).extend(tokens)
+
+    def _parse(self, event: Mapping[str, Any]) -> Any:
+        """Let litellm read one event: a `ModelResponseStream`."""
+        token = SILENT.set(True)
+        try:
+            if self._parser is None:
+                self._parser = self._make_parser()
+            return self._parser.chunk_parser(event)
+        finally:
+            SILENT.reset(token)
+
+    def _take_choice(self, choice: Any, *, may_end: bool) -> None:
+        """Take in one of the choices that litellm read.
+
+        Args:
+            choice: A `StreamingChoices`.
+            may_end: The vendor gave a reason why it ended; litellm sometimes makes one up.
+        """
+        index = choice.index or 0
+        calls = getattr(choice.delta, "tool_calls", None) or ()
+        deltas = tuple(delta for delta in map(_call_delta, calls) if delta is not None)
+        chunk = piece_from(choice, index)
+        if deltas:
+            chunk = replace(chunk, tool_calls=deltas)
+        if chunk.text or deltas or chunk.reasoning or chunk.refusal:
+            self._say(chunk)
+        logprobs = getattr(choice, "logprobs", None)
+        if logprobs:
+            dump = getattr(logprobs, "model_dump", None)
+            self._add_logprobs(index, dump() if dump else logprobs)
+        if may_end and choice.finish_reason:
+            self._finish(index, str(choice.finish_reason))
+
+
+def _is_place(index: Any) -> bool:
+    """Whether this can be the place of one of the answers: as many are kept as it says."""
+    return type(index) is int and 0 <= index < _MOST_ANSWERS
+
+
+def parsed(data: bytes) -> Any:
+    """JSON, also where Python's reader takes what orjson refuses (half an emoji, NaN)."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)
+
+
+def _call_delta(call: Any) -> ToolCallDelta | None:
+    function = getattr(call, "function", None)
+    name = text_of(getattr(call, "id", None)) or ""
+    called = text_of(getattr(function, "name", None)) or ""
+    arguments = text_of(getattr(function, "arguments", None)) or ""
+    if not (name or called or arguments):
+        return None  # Anthropic begins each call with an empty piece
+    return ToolCallDelta(call.index or 0, name, called, arguments)

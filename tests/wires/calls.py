@@ -1,0 +1,38 @@
+"""Requests to make in the tests of the vendor room."""
+
+import traceback
+
+import pytest
+
+from aigateway.messages import ChatRequest, EmbeddingRequest
+from aigateway.wires.client import VendorCallError
+
+WIRES = ("openai", "azure", "gemini", "anthropic")
+
+
+def asking(*messages, **params):
+    """A chat request; a text is what the user says."""
+    messages = messages or ("What is 2+2?",)
+    return ChatRequest(
+        messages=tuple(
+            {"role": "user", "content": m} if isinstance(m, str) else m for m in messages
+        ),
+        params=params,
+    )
+
+
+def ours(frame):
+    return "wires/" in frame.f_code.co_filename and "tests" not in frame.f_code.co_filename
+
+
+async def failure_of(client, request=None):
+    """Make a call that fails, and see that nothing of litellm's hangs on to the error."""
+    request = request or asking()
+    embed = isinstance(request, EmbeddingRequest)
+    with pytest.raises(VendorCallError) as caught:
+        await (client.embed(request) if embed else client.chat(request))
+    frames = (frame for frame, _ in traceback.walk_tb(caught.value.__traceback__))
+    assert not any("sk-simulated" in repr(frame.f_locals) for frame in frames if ours(frame))
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    return caught.value.failure

@@ -1,0 +1,42 @@
+"""What the tests of the vendor room share."""
+
+import pytest
+
+from aigateway.clock import SYSTEM_CLOCK
+from aigateway.wires import litellm_lane
+from aigateway.wires.direct_lane import DirectClient
+from aigateway.wires.litellm_lane import LiteLLMClient
+from tests.processes import PATIENCE
+from tests.wires.calls import WIRES
+
+
+@pytest.fixture(autouse=True)
+def threads_have_time(monkeypatch):
+    """A cancelled call waits for a thread a tenth of a second; a loaded machine takes longer."""
+    monkeypatch.setattr(litellm_lane, "_HOP", PATIENCE)
+
+
+@pytest.fixture(params=[LiteLLMClient, DirectClient], ids=["litellm", "direct"])
+async def connect(request):
+    """Make clients of either lane that are closed after the test."""
+    clients = []
+
+    def make(config, **options):
+        clients.append(request.param(config, SYSTEM_CLOCK, **options))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.fixture(params=WIRES)
+def vendor(request, simulator):
+    """Each of the four simulated vendors in turn."""
+    return getattr(simulator, request.param)
+
+
+@pytest.fixture
+def client(vendor, connect):
+    """The lane to that vendor."""
+    return connect(vendor.config())

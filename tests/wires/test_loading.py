@@ -1,0 +1,244 @@
+"""What loading litellm does to the process: next to nothing. Each test is a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.processes import PATIENCE
+
+WATCHED = """
+    import sys
+    contacted, opened = set(), set()
+
+    def watch(event, args):
+        if event in {"socket.getaddrinfo", "socket.connect"}:
+            host = args[0] if event == "socket.getaddrinfo" else args[1]
+            if isinstance(host, tuple):
+                host = host[0]
+            if isinstance(host, (str, bytes)) and host not in ("127.0.0.1", b"127.0.0.1"):
+                contacted.add(str(host))
+        elif event == "open" and str(args[0]).endswith(".env"):
+            opened.add(str(args[0]))
+
+    sys.addaudithook(watch)
+"""
+
+CALLS = """
+    import asyncio, json
+    from aigateway.clock import SYSTEM_CLOCK
+    from aigateway.messages import ChatRequest
+    from aigateway.simulator import Fault, Simulator
+    from aigateway.wires.client import VendorCallError
+    from aigateway.wires.litellm_lane import LiteLLMClient
+
+    QUESTION = ChatRequest(messages=({"role": "user", "content": "2+2"},))
+
+    async def call_everybody():
+        async with Simulator() as simulator:
+            for vendor in simulator.vendors:
+                client = LiteLLMClient(vendor.config(), SYSTEM_CLOCK)
+                await client.chat(QUESTION)
+                for fault in (Fault.status(500), Fault.bad_key(), Fault.html(), Fault.refuse()):
+                    vendor.behave(fault)
+                    try:
+                        await client.chat(QUESTION)
+                    except VendorCallError:
+                        pass
+                await client.aclose()
+"""
+
+
+def run(*parts, **environment):
+    """Run a program in a fresh interpreter; give its last line, parsed, and everything else."""
+    program = "\n".join(textwrap.dedent(part) for part in parts)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", program],
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *printed, last = done.stdout.splitlines()
+    return json.loads(last), "\n".join(printed) + done.stderr
+
+
+def test_importing_the_lane_does_not_import_litellm():
+    found, _ = run(
+        """
+        import json, sys
+        import aigateway.wires.direct_lane
+        import aigateway.wires.litellm_lane
+        import aigateway.wires.failures
+        heavy = {"litellm", "openai", "httpx", "aiohttp"}
+        print(json.dumps(sorted(heavy & sys.modules.keys())))
+        """
+    )
+    assert found == []
+
+
+MANY_LOOPS = """
+    import threading
+    from aigateway.wires import loading
+
+    runs, original = [], loading._import_litellm
+    loading._import_litellm = lambda: runs.append(1) or original()
+    modules, free, cancelled = [], [], []
+
+    async def load():
+        ticks = 0
+        first = asyncio.create_task(loading.load_litellm())
+        await asyncio.sleep(0.05)
+        first.cancel()
+        others = asyncio.gather(*[loading.load_litellm() for _ in range(50)])
+        while not others.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        modules.extend(others.result())
+        free.append(ticks > 10)
+        cancelled.append(first.cancelled())
+
+    def load_on_many_loops():
+        threads = [threading.Thread(target=asyncio.run, args=(load(),)) for _ in range(3)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+"""
+
+
+def test_many_loops_load_once_and_stay_free_and_calls_touch_nothing_and_print_nothing(tmp_path):
+    (tmp_path / ".env").write_text("LEAKED=1")
+    found, printed = run(
+        WATCHED,
+        CALLS,
+        MANY_LOOPS,
+        """
+        import gc, logging, os
+        loggers = [logging.getLogger(n) for n in ("asyncio", "httpx", "uvicorn.access")]
+        state = lambda: [(logger.level, len(logger.filters)) for logger in loggers]
+        environment, before = dict(os.environ), state()
+        load_on_many_loops()
+
+        async def main():
+            asyncio.get_running_loop().slow_callback_duration = 60
+            await call_everybody()
+
+        asyncio.run(main(), debug=True)
+        gc.collect()
+        import litellm
+        os.environ.pop("TIKTOKEN_CACHE_DIR", None)
+        print(json.dumps({
+            "loaded": [len(runs), len(modules), len(set(map(id, modules))), free, cancelled],
+            "contacted": sorted(contacted),
+            "opened": sorted(opened),
+            "environment": dict(os.environ) == environment,
+            "loggers": state() == before,
+            "collecting": gc.isenabled(),
+            "threads": [t.name for t in threading.enumerate()],
+            "globals": [litellm.suppress_debug_info, litellm.drop_params, litellm.num_retries,
+                        litellm.callbacks, litellm.success_callback],
+        }))
+        """,
+    )
+    assert found == {
+        "loaded": [1, 150, 1, [True] * 3, [True] * 3],
+        "contacted": [],
+        "opened": [],
+        "environment": True,
+        "loggers": True,
+        "collecting": True,
+        "threads": ["MainThread"],
+        "globals": [False, False, None, [], []],
+    }
+    assert printed == ""
+
+
+def test_whoever_imported_litellm_first_keeps_it_and_its_advice():
+    found, printed = run(
+        """
+        import json, logging, os, sys
+        os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+        os.environ["LITELLM_MODE"] = "PRODUCTION"
+        import litellm
+        logger = logging.getLogger("httpx")
+        logger.setLevel(logging.ERROR)
+
+        def photograph():
+            return {
+                name: repr(getattr(litellm, name))
+                for name in dir(litellm)
+                if name != '_async_client_cleanup_registered'  # any use of litellm sets it
+                and isinstance(getattr(litellm, name), bool | int | float | str | list | None)
+            }
+
+        before = photograph()
+        """,
+        CALLS,
+        """
+        from aigateway import AsyncGateway
+
+        async def ask_a_gateway():
+            async with Simulator() as simulator:
+                configs = [vendor.config() for vendor in simulator.vendors]
+                simulator.openai.behave(Fault.server_error())
+                async with AsyncGateway(configs) as gateway:
+                    for config in configs:
+                        try:
+                            await gateway.chat('hi', model=config.name)
+                        except Exception:
+                            pass
+
+        async def bare():
+            async with Simulator() as simulator:
+                simulator.openai.behave(Fault.status(500))
+                try:
+                    await litellm.acompletion(
+                        "openai/gpt-4o-mini", [{"role": "user", "content": "x"}], max_retries=0,
+                        api_key="sk-1", api_base=simulator.openai.api_base)
+                except litellm.InternalServerError:
+                    pass
+
+        asyncio.run(ask_a_gateway())
+        asyncio.run(call_everybody())
+        after = photograph()
+        print("litellm alone:", flush=True)
+        asyncio.run(bare())
+        changed = [name for name in before if before[name] != after.get(name)]
+        print(json.dumps([changed, logger.level, len(logger.filters)]))
+        """,
+    )
+    assert found == [[], 40, 1]
+    ours, _, theirs = printed.partition("litellm alone:")
+    assert ours == ""
+    assert theirs.count("Give Feedback / Get Help") == 1
+    assert theirs.rstrip().endswith("_turn_on_debug()'.")  # and nothing on stderr
+
+
+def test_a_failed_import_is_tried_again(monkeypatch):
+    import asyncio
+
+    from aigateway.wires import loading
+
+    outcomes = iter([ImportError("disk is full"), sys])
+
+    def import_once():
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(loading, "_import", None)
+    monkeypatch.setattr(loading, "_import_litellm", import_once)
+    with pytest.raises(ImportError):
+        asyncio.run(loading.load_litellm())
+    assert loading.loaded_litellm() is None
+    assert asyncio.run(loading.load_litellm()) is sys
+    assert loading.loaded_litellm() is sys

@@ -1,0 +1,173 @@
+"""Both lanes, shape by shape and fault by fault, when the answer is a stream.
+
+What the server received, what the caller was given, and the answer it adds up to. Chunks may be
+cut differently; what they add up to may not.
+"""
+
+import asyncio
+import dataclasses
+from contextlib import suppress
+
+import pytest
+
+from aigateway.clock import SYSTEM_CLOCK
+from aigateway.errors import FailureKind
+from aigateway.simulator import Answer, Fault
+from aigateway.wires.client import VendorCallError
+from aigateway.wires.direct_lane import DirectClient
+from aigateway.wires.litellm_lane import LiteLLMClient
+from tests.wires.calls import asking
+from tests.wires.shapes import ANSWERS, NOT_CARRIED, SHAPES, agree
+
+FAULTS = {
+    "error-event-first": Fault.error_event(),
+    "error-event-later": Fault.error_event(2),
+    "cut-first": Fault.cut_stream(),
+    "cut-later": Fault.cut_stream(2),
+    "cut-hard": Fault.cut_stream(2, clean=False),
+    "reset": Fault.reset(),
+    "reset-in-body": Fault.reset_in_body(),
+    "malformed": Fault.malformed(),
+    "empty": Fault.empty(),
+    "html": Fault.html(),
+    "error-in-200": Fault.error_in_200(),
+    "no-choices": Fault.no_choices(),
+    "no-usage": Fault.no_usage(),
+    "content-policy": Fault.content_policy(),
+    "context-window": Fault.context_window(),
+    "bad-key": Fault.bad_key(),
+    "model-not-found": Fault.model_not_found(),
+    "rate-limited": Fault.rate_limited(7),
+    "overloaded": Fault.overloaded(3),
+    "no-credit": Fault.no_credit(),
+    "server-error": Fault.server_error(502),
+    "refuse": Fault.refuse(),
+    "redirect": Fault.redirect(),
+}
+
+
+async def outcome_of(kind, vendor, request, **options):
+    """What the server received, what came before a failure, and how it ended."""
+    vendor.clear()
+    client = kind(vendor.config(), SYSTEM_CLOCK, **options)
+    said = []
+    try:
+        try:
+            stream = await client.stream(request)
+            try:
+                while (chunks := await stream.read()) is not None:
+                    said += chunks
+                result = dataclasses.replace(stream.completion(), created=0, id="")
+            finally:
+                await stream.aclose()
+        except VendorCallError as error:
+            result = error.failure
+        got = vendor.received
+        return result, got[0] if got else None, said
+    finally:
+        await client.aclose()
+
+
+def added_up(said):
+    """What a caller can put together from chunks."""
+    calls = [(c.index, d.index, d.name, d.arguments) for c in said for d in c.tool_calls]
+    return {
+        (index, field): "".join(getattr(c, field) or "" for c in said if c.index == index)
+        for index in {chunk.index for chunk in said}
+        for field in ("text", "reasoning", "refusal")
+    } | {
+        (index, call): "".join(name + text for i, c, name, text in calls if (i, c) == (index, call))
+        for index, call, *_ in calls
+    }
+
+
+def streams_agree(ours, theirs):
+    agree(ours[:2], theirs[:2])
+    if getattr(ours[0], "kind", None) is FailureKind.CONNECTION:
+        return  # how much of what was under way still arrives is chance
+    assert added_up(ours[2]) == added_up(theirs[2])
+
+
+async def both(vendor, request, **options):
+    ours = await outcome_of(DirectClient, vendor, request, **options)
+    theirs = await outcome_of(LiteLLMClient, vendor, request, **options)
+    streams_agree(ours, theirs)
+    return ours[1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_every_shape(vendor, shape):
+    sent = await both(vendor, SHAPES[shape])
+    if sent is not None:
+        carried = sent.headers["user-agent"].startswith("aigateway/")
+        assert carried == (vendor.name not in NOT_CARRIED.get(shape, ()))
+
+
+@pytest.mark.parametrize("shape", ["n", "logprobs", "seed", "user"])
+async def test_what_is_dropped(vendor, shape):
+    await both(vendor, SHAPES[shape], drop_unsupported_params=True)
+
+
+async def test_stream_options_of_the_callers_own(vendor):
+    options = {"include_usage": False, "include_obfuscation": False}
+    sent = await both(vendor, asking(stream_options=options))
+    if vendor.name in {"openai", "azure"}:
+        assert sent.body["stream_options"] == {**options, "include_usage": True}
+    assert sent.headers["user-agent"].startswith("aigateway/")
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_every_kind_of_answer(vendor, answer):
+    vendor.answer(ANSWERS[answer])
+    request = SHAPES["tools" if "tool" in answer else "plain"]
+    await both(vendor, request)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_every_fault(vendor, fault):
+    request = asking("one two three four")
+    outcomes = []
+    for kind in (DirectClient, LiteLLMClient):
+        vendor.behave(FAULTS[fault])
+        outcomes.append(await outcome_of(kind, vendor, request))
+        vendor.recover()
+    streams_agree(*outcomes)
+
+
+async def test_a_stall_is_the_callers_to_end(vendor):
+    for kind in (DirectClient, LiteLLMClient):
+        vendor.behave(Fault.stall_stream(2))
+        client = kind(vendor.config(), SYSTEM_CLOCK)
+        stream = await client.stream(asking("one two three four"))
+        text = ""
+        with suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(0.15):
+                    text += "".join(chunk.text for chunk in await stream.read() or ())
+        assert (text, stream.finished) == ("one two", False)
+        await stream.aclose()
+        await client.aclose()
+
+
+async def test_a_stream_without_a_count_has_no_price(vendor):
+    vendor.behave(Fault.no_usage())
+    for kind in (DirectClient, LiteLLMClient):
+        completion = (await outcome_of(kind, vendor, asking()))[0]
+        assert (completion.usage.total_tokens, completion.cost_usd) == (0, None)
+
+
+@pytest.mark.parametrize("tokens", [90_000, 250_000])
+async def test_long_prompts_have_the_price_that_litellm_knows(simulator, tokens):
+    vendor = simulator.gemini
+    usage = {"prompt_tokens": tokens, "completion_tokens": 100, "total_tokens": tokens + 100}
+    vendor.answer(Answer("4", usage=usage))
+    costs = []
+    for kind in (DirectClient, LiteLLMClient):
+        client = kind(vendor.config(model="gemini-2.5-pro"), SYSTEM_CLOCK)
+        stream = await client.stream(asking())
+        while await stream.read() is not None:
+            pass
+        costs.append(stream.completion().cost_usd)
+        await client.aclose()
+    assert costs[0] == pytest.approx(costs[1])
+    assert (costs[0] or 0) > 0.1

@@ -14,7 +14,7 @@ from aigateway.wires.sse import LONGEST_EVENT, EventParser
 from aigateway.wires.stream_reading import ErrorEventError, StreamReading
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse
+    from aiohttp import ClientResponse, StreamReader
 
 __all__ = ["DirectStream", "StreamOwner"]
 
@@ -130,9 +130,12 @@ class DirectStream:
             received = await self._content.read(_AT_ONCE)
         except Exception as error:  # noqa: BLE001 - judged, whatever it is
             failure = classify(error, now_wall=self._owner.wall())
-            # The connection may break after the answer, and harm nobody.
-            self._end(self._judged() if self.finished else failure)
-            return ()
+            unread = _unread(self._content)
+            chunks = self._take(unread) if unread and self._whole is None else ()
+            if not self._ended:
+                # The connection may break after the answer, and harm nobody.
+                self._end(self._judged() if self.finished else failure)
+            return chunks
         if not self._begun:
             start = received.lstrip()[:1]
             self._begun = bool(start)
@@ -188,6 +191,12 @@ class DirectStream:
         body = problem.body if isinstance(problem, ErrorEventError) else None
         now = self._owner.wall()
         return classify_response(self._status, self._headers, body, now_wall=now)
+
+
+def _unread(content: StreamReader) -> bytes:
+    """What came before the connection broke: aiohttp gives none of it to one who reads later."""
+    content.set_exception(None)  # type: ignore[arg-type]  # which takes an earlier one back
+    return content.read_nowait()
 
 
 def _chunk(index: int, choice: Choice) -> Chunk:

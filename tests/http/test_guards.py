@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from aigateway import AsyncGateway, FailureKind, RequestRejectedError
+from aigateway import AllProvidersFailedError, AsyncGateway, FailureKind, RequestRejectedError
 from aigateway.simulator import Fault
 from tests.gateways import state_of
 
@@ -46,13 +46,15 @@ def gateway_of(*vendors, **settings):
 
 
 class TestTheLastCandidateIsAsked:
-    @pytest.mark.parametrize("count", [1, 2, 3])
-    async def test_a_brownout_of_all_answers_as_many_as_trying_each_once(self, vendors, count):
+    @pytest.mark.parametrize(("count", "asked"), [(1, 100), (3, 300)])
+    async def test_a_brownout_of_all_answers_as_many_as_trying_each_once(
+        self, vendors, count, asked
+    ):
         for place, vendor in enumerate(vendors):
             vendor.behave(Fault.random(0.5, Fault.server_error(500), seed=place))
         async with gateway_of(*vendors[:count]) as gateway:
             await gateway.warmup()
-            share = await answered(gateway, [f"question {i}" for i in range(400)]) / 400
+            share = await answered(gateway, [f"question {i}" for i in range(asked)]) / asked
             opened = any(p.circuit_state != "closed" for p in gateway.providers)
             refused = [p["failures"].get("circuit_open", 0) for p in _providers(gateway)]
         assert share >= 1 - 0.5**count - 0.08
@@ -62,7 +64,7 @@ class TestTheLastCandidateIsAsked:
     async def test_two_that_flap_in_turn_answer_everything(self, vendors):
         async with gateway_of(*vendors[:2]) as gateway:
             await gateway.warmup()
-            for turn in range(6):
+            for turn in range(4):
                 for place, vendor in enumerate(vendors[:2]):
                     if turn % 2 == place:
                         vendor.behave(Fault.server_error(500))
@@ -96,7 +98,7 @@ class TestTheLastCandidateIsAsked:
         async with gateway_of(*vendors, timeout=1.5) as gateway:
             await gateway.warmup()
             began = asyncio.get_running_loop().time()
-            await answered(gateway, [f"question {i}" for i in range(60)])
+            await answered(gateway, [f"question {i}" for i in range(30)])
             seconds = asyncio.get_running_loop().time() - began
         for vendor in vendors:
             opening = 5 + 9  # the streak, and what was out with its last
@@ -112,9 +114,10 @@ class TestBlameTakesEvidence:
             vendor.behave(Fault.bad_prompt("poison", fault))
         async with gateway_of(*vendors, attempt_timeout=0.3, timeout=5) as gateway:
             await gateway.warmup()
-            for _ in range(6):
-                with pytest.raises(Exception, match="providers failed"):
-                    await gateway.chat("poison", cache=False)
+            for _ in range(2):
+                poisoned = [gateway.chat("poison", cache=False) for _ in range(3)]
+                for error in await asyncio.gather(*poisoned, return_exceptions=True):
+                    assert isinstance(error, AllProvidersFailedError)
             assert [p.circuit_state for p in gateway.providers] == ["closed"] * 3
             for number in range(10):
                 reply = await gateway.chat(f"innocent {number}")
@@ -125,12 +128,10 @@ class TestBlameTakesEvidence:
             vendor.behave(Fault.bad_prompt("poison", Fault.server_error(500)))
         async with gateway_of(*vendors) as gateway:
             await gateway.warmup()
-            prompts = [f"innocent {i}" for i in range(120)]
-            bad = [f"poison {i}" for i in range(55)]
-            innocents, guilty = await asyncio.gather(
-                answered(gateway, prompts), answered(gateway, bad)
-            )
-        assert (innocents, guilty) == (120, 0)
+            bad = asyncio.create_task(answered(gateway, [f"poison {i}" for i in range(55)]))
+            assert await answered(gateway, [f"innocent {i}" for i in range(120)]) == 120
+            assert not bad.done()
+            bad.cancel()
 
     @pytest.mark.parametrize("code", [401, 402, 403, 404])
     async def test_a_bare_status_disables_on_the_second_distinct_request(self, vendors, code):

@@ -1,7 +1,7 @@
 """A program that lets `aigateway batch` be killed again and again while it writes.
 
 `python -m tests.jobs.killing IN OUT KILLS SEED`. Each run of the command is a process of its own,
-forked from this one, which has loaded everything: to load litellm twenty times takes minutes.
+forked from this one, which has loaded everything: to load litellm each time takes a minute.
 Each other kill comes when the output has grown by a random number of bytes, and the ones between
 after a random time, at whatever the command is then: reading, recovering, writing. After each it
 prints a line and waits for one on standard input. The last run is left alone.
@@ -20,7 +20,7 @@ from pathlib import Path
 from aigateway import AsyncGateway
 from aigateway.cli import app
 
-_MOST_BYTES = 60_000
+_MOST_BYTES = 40_000
 _SHORT = 0.003
 _LONG = 0.3
 

@@ -1,4 +1,4 @@
-"""A real process, killed at twenty random moments, and what it had answered is there."""
+"""A real process, killed at fourteen random moments, and what it had answered is there."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from tests.jobs.desk import prompt_of, records, text_of
 from tests.processes import PATIENCE
 
 ROOT = Path(aigateway.__file__).parents[1]
-KILLS = 20
-LINES = 1200
+KILLS = 14
+LINES = 500
 
 
 @pytest.fixture

@@ -403,9 +403,9 @@ async def test_hundreds_of_requests_while_it_reloads_again_and_again(start, work
         port = await asyncio.to_thread(lambda: service.port)
         over = asyncio.Event()
         counts: Counter[int] = Counter()
-        visits = [asyncio.create_task(visit(port, who, counts, over)) for who in range(12)]
+        visits = [asyncio.create_task(visit(port, who, counts, over)) for who in range(6)]
         for turn in itertools.count():
-            if turn > 24 and counts.total() > 300:
+            if turn > 16 and counts.total() > 150:
                 break
             write(service.directory, texts[turn % 4] + kept + "".join(extra[: turn % 3]))
             service.signal(signal.SIGHUP)

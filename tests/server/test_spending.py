@@ -166,18 +166,18 @@ async def scene(budget=1000.0, bytes_per_token=4.0, providers=1, **settings):
 
 
 @pytest.mark.parametrize("bytes_per_token", [2.5, 4.0, 5.5])
-async def test_a_hundred_streams_left_just_before_the_end_count_as_the_vendor_counts(
+async def test_many_streams_left_just_before_the_end_count_as_the_vendor_counts(
     bytes_per_token,
 ):
     async with scene(bytes_per_token=bytes_per_token) as here:
         assert await here.ask() == 200
         assert here.spent == pytest.approx(here.vendor.dollars)
         here.vendor.leaves_open = True
-        for _ in range(10):
+        for _ in range(4):
             await asyncio.gather(*(here.leave_at_the_end() for _ in range(10)))
         await here.is_quiet()
-        assert here.vendor.calls == 101
-        assert here.vendor.dollars > 2
+        assert here.vendor.calls == 41
+        assert here.vendor.dollars > 0.8
         assert here.spent == pytest.approx(here.vendor.dollars, rel=0.1)
 
 

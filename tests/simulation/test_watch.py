@@ -105,7 +105,7 @@ def test_a_planted_fault_is_found_and_made_small(promise):
                 break
         else:
             pytest.fail("not found in 100 runs")
-        smallest, shown = shrunk(scenario, promise, most=60)
+        smallest, shown = shrunk(scenario, promise, most=30)
     assert len(smallest.asks) <= max(1, len(scenario.asks) // 2)
     assert any(broken.promise == promise for broken in shown.broken)
     assert any("BROKEN" in line for line in shown.trace)

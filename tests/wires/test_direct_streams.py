@@ -495,6 +495,20 @@ async def test_a_break_in_the_middle(serve):
     assert (said, failure.kind) == ("Hi", FailureKind.CONNECTION)
 
 
+async def test_what_came_before_a_break_is_not_lost_to_one_who_reads_later(serve):
+    client = await serve(sse(says("one"), says("two")), BREAK)
+    stream = await client.stream(asking())
+    while stream._content.exception() is None:  # noqa: ASYNC110 - the server is another party
+        await asyncio.sleep(0.001)
+    said: list[Chunk] = []
+    with pytest.raises(VendorCallError) as caught:
+        await read_out(stream, said)
+    assert caught.value.failure.kind == "connection"
+    assert [chunk.text for chunk in said] == ["one", "two"]
+    assert stream.completion().choices[0].text == "onetwo"
+    await stream.aclose()
+
+
 async def test_an_event_without_end_is_no_answer(serve, monkeypatch):
     monkeypatch.setattr("aigateway.wires.sse.LONGEST_EVENT", 1000)
     said, failure = await broken(await serve(sse(says("Hi")), b"data: " + b"x" * 2000))

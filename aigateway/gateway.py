@@ -24,6 +24,7 @@ from aigateway.errors import (
 from aigateway.events import CircuitForced, Hook, LoopStalled
 from aigateway.many import ManyRequests
 from aigateway.messages import (
+    APPLICATION,
     CacheMode,
     ChatRequest,
     ChatResponse,
@@ -49,7 +50,17 @@ from aigateway.wires.client import VendorClient, VendorClientFactory
 __all__ = ["AsyncGateway"]
 
 _OPTIONS = frozenset(
-    {"system", "model", "temperature", "max_tokens", "timeout", "agent", "cache", "cache_ttl"}
+    {
+        "system",
+        "model",
+        "temperature",
+        "max_tokens",
+        "timeout",
+        "agent",
+        "cache",
+        "cache_ttl",
+        "origin",
+    }
 )
 """What `chat` takes by name; its other options are OpenAI's parameters."""
 
@@ -166,7 +177,7 @@ class AsyncGateway(ManyRequests):
             agent=agent,
             cache=cache,
             cache_ttl=cache_ttl,
-            origin=origin or intake.NOBODY,
+            origin=origin or APPLICATION,
             params=params,
         )
         self._enter_loop()
@@ -238,7 +249,7 @@ class AsyncGateway(ManyRequests):
             agent=agent,
             cache=cache,
             cache_ttl=cache_ttl,
-            origin=origin or intake.NOBODY,
+            origin=origin or APPLICATION,
             params=_without_stream_options(params),
         )
         outcome = Outcome()
@@ -285,7 +296,7 @@ class AsyncGateway(ManyRequests):
             inputs,
             model=model,
             timeout=timeout,
-            origin=origin or intake.NOBODY,
+            origin=origin or APPLICATION,
             params=params,
             settings=self.settings,
         )
@@ -316,6 +327,8 @@ class AsyncGateway(ManyRequests):
     ) -> ChatRequest:
         params = dict(options)
         hedge = params.pop("hedge", None)
+        if params.get("origin") is None:
+            params["origin"] = APPLICATION
         named = {name: params.pop(name) for name in _OPTIONS & params.keys()}
         return self._request(prompt, hedge, background=background, params=params, **named)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from aigateway.errors import FailureKind
 
 __all__ = [
+    "APPLICATION",
     "Attempt",
     "BatchItem",
     "BatchProgress",
@@ -205,6 +206,10 @@ class Origin:
     headers: Mapping[str, str] = field(default_factory=dict)
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
     tenant: str = ""
+
+
+APPLICATION = Origin()
+"""The application itself asks."""
 
 
 @dataclass(frozen=True, slots=True)

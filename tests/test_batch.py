@@ -31,7 +31,7 @@ from aigateway import (
 from aigateway.batch import Terms, as_completed
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.intake import row_reader
-from aigateway.messages import ChatRequest, ChatResponse, Choice, Completion, Usage
+from aigateway.messages import ChatRequest, ChatResponse, Choice, Completion, Origin, Usage
 from aigateway.resilience.turnstile import Turnstile
 from aigateway.testing import FakeClock, ScriptedVendor, Step, scripted_configs
 from aigateway.wires.client import Failure, VendorCallError
@@ -145,6 +145,50 @@ class TestInputs:
         assert [reply.text for reply in result.responses] == [f"answer to {p}" for p in prompts]
         assert result.complete
         assert result.errors == ()
+
+    @pytest.mark.parametrize("ask", ["batch", "as_completed", "map"])
+    async def test_tenants_share_no_answer(self, make, ask):
+        """What a request brings along stands over what is shared, and both count."""
+        gateway = make()
+
+        async def one(request, **shared):
+            if ask == "map":
+                assert isinstance(request, str)
+                result = await gateway.map("{text}", [{"text": request}], **shared)
+                return result.items[0].response
+            if ask == "batch":
+                return (await gateway.batch([request], **shared)).items[0].response
+            return [item async for item in gateway.as_completed([request], **shared)][0].response
+
+        theirs, ours = Origin(partition="them", tenant="them"), Origin(partition="us")
+        await gateway.chat("hi", origin=theirs)
+        assert not (await one("hi")).cached
+        assert (await one("hi", origin=theirs)).cached
+        assert not (await one("hi", origin=ours)).cached
+        if ask != "map":
+            request = gateway.check("hi", origin=theirs)
+            assert request.partition == "them"
+            assert (await one(request)).cached
+            assert (await one(request, origin=ours)).cached
+            assert (await one({"prompt": "hi", "origin": theirs}, origin=ours)).cached
+            anonymous = gateway.check("other")
+            await gateway.chat("other", origin=theirs)
+            assert (await one(anonymous, origin=theirs)).cached
+
+    async def test_what_a_request_costs_is_told_to_its_origin(self, make):
+        told = []
+        gateway = make()
+        result = await gateway.batch(["a", "b"], origin=Origin(on_cost=told.append))
+        assert result.errors == ()
+        assert len(told) == 2
+
+    async def test_an_origin_is_an_origin(self, make):
+        gateway = make()
+        with pytest.raises(RequestRejectedError, match="origin must be an Origin, not dict"):
+            await gateway.batch(["a"], origin={"partition": "x"})
+        with pytest.raises(RequestRejectedError, match="origin must be an Origin, not str"):
+            await gateway.chat("a", origin="x")
+        assert gateway.check("a", origin=None).partition == ""
 
     async def test_every_form_of_a_request(self, make, vendor):
         messages = [{"role": "user", "content": "list"}]

@@ -10,7 +10,7 @@ Messages name the parameter and the fix. They never quote a prompt, for they end
 
 from aigateway.intake.items import Wanted, read_request, row_reader, template_fields
 from aigateway.intake.messages import MOST_MESSAGES
-from aigateway.intake.requests import NOBODY, chat_request, embedding_request
+from aigateway.intake.requests import chat_request, embedding_request
 from aigateway.intake.tokens import (
     USUAL_ANSWER,
     answer_bytes,
@@ -22,7 +22,6 @@ from aigateway.intake.tokens import (
 
 __all__ = [
     "MOST_MESSAGES",
-    "NOBODY",
     "USUAL_ANSWER",
     "Wanted",
     "answer_bytes",

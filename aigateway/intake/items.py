@@ -10,7 +10,7 @@ from typing import Any
 
 from aigateway.errors import RequestRejectedError
 from aigateway.intake.refusal import refuse
-from aigateway.messages import ChatRequest
+from aigateway.messages import ChatRequest, Origin
 
 __all__ = ["Wanted", "read_request", "row_reader", "template_fields"]
 
@@ -60,6 +60,13 @@ def _from_chat_request(request: ChatRequest) -> Wanted:
         options["cache"] = request.cache
     if request.response_model is not None:
         options["response_format"] = request.response_model
+    if request.partition or request.headers or request.on_cost or request.tenant:
+        options["origin"] = Origin(
+            partition=request.partition,
+            headers=request.headers,
+            on_cost=request.on_cost,
+            tenant=request.tenant,
+        )
     return Wanted(request.messages, options, request.request_id or None)
 
 

@@ -11,13 +11,10 @@ from aigateway.intake.messages import copied_messages
 from aigateway.intake.params import copied_chat_params, copied_embedding_params
 from aigateway.intake.refusal import refuse
 from aigateway.intake.values import check_headers, check_name, check_seconds
-from aigateway.messages import CacheMode, ChatRequest, EmbeddingRequest, Origin
+from aigateway.messages import APPLICATION, CacheMode, ChatRequest, EmbeddingRequest, Origin
 from aigateway.settings import GatewaySettings
 
-__all__ = ["NOBODY", "chat_request", "embedding_request"]
-
-NOBODY = Origin()
-"""Nobody in particular: the application itself."""
+__all__ = ["chat_request", "embedding_request"]
 
 
 def chat_request(
@@ -31,7 +28,7 @@ def chat_request(
     agent: str | None = None,
     cache: CacheMode = True,
     cache_ttl: float | None = None,
-    origin: Origin = NOBODY,
+    origin: Origin = APPLICATION,
     params: Mapping[str, Any],
     settings: GatewaySettings,
 ) -> ChatRequest:
@@ -57,6 +54,8 @@ def chat_request(
         RequestRejectedError: Something cannot be sent; the message says what, and the fix.
     """
     _check_options(model, timeout)
+    if origin is not APPLICATION and not isinstance(origin, Origin):
+        refuse(f"origin must be an Origin, not {type(origin).__name__}.")
     if origin.headers:
         check_headers("origin.headers", origin.headers)
     if agent is not None:
@@ -96,7 +95,7 @@ def embedding_request(
     *,
     model: str | None = None,
     timeout: float | None = None,
-    origin: Origin = NOBODY,
+    origin: Origin = APPLICATION,
     params: Mapping[str, Any],
     settings: GatewaySettings,
 ) -> EmbeddingRequest:
@@ -114,6 +113,8 @@ def embedding_request(
         RequestRejectedError: Something cannot be sent; the message says what, and the fix.
     """
     _check_options(model, timeout)
+    if origin is not APPLICATION and not isinstance(origin, Origin):
+        refuse(f"origin must be an Origin, not {type(origin).__name__}.")
     if origin.headers:
         check_headers("origin.headers", origin.headers)
     texts = [inputs] if isinstance(inputs, str) else inputs

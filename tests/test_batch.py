@@ -158,7 +158,8 @@ class TestInputs:
                 return result.items[0].response
             if ask == "batch":
                 return (await gateway.batch([request], **shared)).items[0].response
-            return [item async for item in gateway.as_completed([request], **shared)][0].response
+            [item] = [item async for item in gateway.as_completed([request], **shared)]
+            return item.response
 
         theirs, ours = Origin(partition="them", tenant="them"), Origin(partition="us")
         await gateway.chat("hi", origin=theirs)

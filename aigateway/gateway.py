@@ -620,8 +620,11 @@ def _checked(providers: Iterable[LLMConfig]) -> list[LLMConfig]:
 def _litellm_clients(settings: GatewaySettings) -> VendorClientFactory:
     def make(config: LLMConfig, clock: Clock) -> VendorClient:
         # Not at the top: it is the first step towards litellm, and nobody may ever ask for it.
+        from aigateway.wires.changing_key import ChangingKeyClient  # noqa: PLC0415
         from aigateway.wires.direct_lane import DirectClient  # noqa: PLC0415
 
+        if callable(config.api_key):
+            return ChangingKeyClient(config, clock, make)
         return DirectClient(config, clock, drop_unsupported_params=settings.drop_unsupported_params)
 
     return make

@@ -177,7 +177,7 @@ class TestInputs:
             assert (await one(anonymous, origin=theirs)).cached
 
     async def test_what_a_request_costs_is_told_to_its_origin(self, make):
-        told = []
+        told: list[float | None] = []
         gateway = make()
         result = await gateway.batch(["a", "b"], origin=Origin(on_cost=told.append))
         assert result.errors == ()

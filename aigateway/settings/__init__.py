@@ -14,6 +14,7 @@ reason an empty environment variable counts as unset.
 from __future__ import annotations
 
 from aigateway.settings.explain import suggestion
+from aigateway.settings.fields import KeyFunction, checked_key, is_token
 from aigateway.settings.gateway import GatewaySettings
 from aigateway.settings.load import load_providers
 from aigateway.settings.provider import LLMConfig, ProviderType
@@ -23,9 +24,12 @@ from aigateway.settings.sources import settings_file
 __all__ = [
     "ApiKey",
     "GatewaySettings",
+    "KeyFunction",
     "LLMConfig",
     "ProviderType",
     "ServerSettings",
+    "checked_key",
+    "is_token",
     "load_providers",
     "settings_file",
     "suggestion",

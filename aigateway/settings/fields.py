@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Never, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
 from aigateway.errors import ConfigurationError
+from aigateway.settings.secrets import keep_secret
 
 __all__ = [
     "Count",
@@ -16,11 +17,14 @@ __all__ = [
     "Frozen",
     "Header",
     "Key",
+    "KeyFunction",
     "Label",
     "Percent",
     "Seconds",
     "SecondsOrZero",
     "Url",
+    "checked_key",
+    "is_token",
 ]
 
 
@@ -38,6 +42,25 @@ def _key(key: SecretStr) -> SecretStr:
         # It could not be sent as a header. A line break at the end is the usual case.
         raise ValueError("holds whitespace or a character no key has; read it with .strip()")
     return key
+
+
+def checked_key(given: object) -> SecretStr:
+    """Check what a function has given as a key, and see that no log or error quotes it.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It cannot be sent as a key.
+    """
+    if not isinstance(given, str):
+        raise TypeError(type(given).__name__)
+    key = _key(SecretStr(given))
+    keep_secret((given,))
+    return key
+
+
+def is_token(key: str) -> bool:
+    """Whether a key is a JSON Web Token, as Entra ID gives them, and no key of a vendor's own."""
+    return key.startswith("eyJ") and key.count(".") == 2
 
 
 def _header(value: str) -> str:
@@ -64,6 +87,8 @@ def _url(url: str) -> str:
 
 Label = Annotated[str, AfterValidator(_label)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
+KeyFunction = Callable[[], str | Awaitable[str]]
+"""Gives the key as it is now. A function that waits must be async: others are on the loop, too."""
 Url = Annotated[str, AfterValidator(_url)]
 Header = Annotated[str, AfterValidator(_header)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]

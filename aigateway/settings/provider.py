@@ -14,6 +14,7 @@ from pydantic import (
     FieldSerializationInfo,
     Secret,
     SecretStr,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_serializer,
     model_validator,
@@ -22,7 +23,7 @@ from pydantic import (
 from aigateway.errors import ConfigurationError
 from aigateway.events import Operation
 from aigateway.settings.explain import explain, unknown_name
-from aigateway.settings.fields import Count, Frozen, Header, Key, Label, Seconds, Url
+from aigateway.settings.fields import Count, Frozen, Header, Key, KeyFunction, Label, Seconds, Url
 from aigateway.settings.secrets import keep_secret
 
 __all__ = ["VENDORS", "LLMConfig", "ProviderType", "Vendor"]
@@ -90,8 +91,10 @@ class LLMConfig(Frozen):
     """Which API is spoken; also accepted as its value ("openai")."""
     model: Label
     """The vendor's model name; for Azure the deployment, for LITELLM litellm's own string."""
-    api_key: Key | None = None
-    """Required except for OPENAI_COMPATIBLE and LITELLM."""
+    api_key: Key | KeyFunction | None = None
+    """Required except for OPENAI_COMPATIBLE and LITELLM. Where it changes (tokens that expire,
+    secrets that are rotated) a function, which may be async: it is asked with the first call, again
+    after a minute and after a 401. A token of Entra ID (a JWT) goes to AZURE as a bearer token."""
     priority: int = 0
     """Higher is tried first; equal ones share the load."""
     name: Label = ""
@@ -139,7 +142,7 @@ class LLMConfig(Frozen):
             provider: ProviderType | str,
             model: str,
             *,
-            api_key: str | SecretStr | None = None,
+            api_key: str | SecretStr | KeyFunction | None = None,
             priority: int = 0,
             name: str | None = None,
             aliases: Iterable[str] = (),
@@ -184,6 +187,19 @@ class LLMConfig(Frozen):
             return dict.fromkeys(values, str(SecretStr("any")))
         return {name: Secret(value) for name, value in values.items()}
 
+    @field_serializer("api_key", mode="wrap")
+    def _mask_function(
+        self, key: Any, standard: SerializerFunctionWrapHandler, info: FieldSerializationInfo
+    ) -> Any:
+        if isinstance(key, SecretStr) or key is None:
+            return standard(key)
+        return str(SecretStr("any")) if info.mode == "json" else key
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        # A function's own repr may show what it was made with.
+        for name, value in super().__repr_args__():
+            yield name, "<function>" if name == "api_key" and callable(value) else value
+
     @model_validator(mode="after")
     def _resolve(self) -> Self:
         problem = _misfit(self)
@@ -194,7 +210,7 @@ class LLMConfig(Frozen):
         base, version = _address(self)
         for field, value in (("name", name), ("api_base", base), ("api_version", version)):
             object.__setattr__(self, field, value)  # still being made, so not yet frozen
-        if self.api_key is not None:
+        if isinstance(self.api_key, SecretStr):
             keep_secret((self.api_key.get_secret_value(),))
         keep_secret(value.rpartition(" ")[2] for value in self.headers.values())
         return self
@@ -221,6 +237,8 @@ def _misfit(config: LLMConfig) -> str | None:
     ruled = sorted(_RULED_BY_THE_GATEWAY & config.extra.keys())
     if ruled:
         return f"extra: cannot hold {', '.join(ruled)}, which the gateway rules; leave it out"
+    if "azure_ad_token_provider" in config.extra and vendor is not ProviderType.LITELLM:
+        return "extra: cannot hold azure_ad_token_provider; give the function as api_key"
     if vendor in VENDORS and config.api_key is None:
         variable = f"{VENDORS[vendor].prefix}API_KEY"
         return (

@@ -24,6 +24,8 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pydantic import SecretStr
+
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.events import Operation
@@ -359,9 +361,9 @@ class LiteLLMClient:
 def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, Any]:
     """The arguments that are the same for every call of one provider."""
     from_vendor = config.provider is not ProviderType.LITELLM
-    key = (
-        config.api_key.get_secret_value() if config.api_key else (_NO_KEY if from_vendor else None)
-    )
+    key = _NO_KEY if from_vendor else None
+    if isinstance(config.api_key, SecretStr):
+        key = config.api_key.get_secret_value()
     options: dict[str, Any] = {
         "model": _PREFIXES[config.provider] + config.model,
         "api_key": key,

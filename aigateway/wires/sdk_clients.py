@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import openai
 
-from aigateway.settings import LLMConfig, ProviderType
+from aigateway.settings import LLMConfig, ProviderType, is_token
 from aigateway.wires.connections import OneShotTransport
 from aigateway.wires.pools import LONGEST_CALL
 
@@ -97,7 +97,8 @@ def _openai_client(config: LLMConfig, options: Mapping[str, Any]) -> _OpenAI | _
     if config.api_version in {"v1", "latest", "preview"}:
         return _OpenAI(base_url=f"{base}/openai/v1", **common)
     client = _Azure(azure_endpoint=base, api_version=config.api_version, **common)
-    client._azure_ad_token = None  # noqa: SLF001 - else AZURE_OPENAI_AD_TOKEN would replace the key
+    # Given in any case, else AZURE_OPENAI_AD_TOKEN would replace the key.
+    client._azure_ad_token = key if is_token(key) else None  # noqa: SLF001
     return client
 
 

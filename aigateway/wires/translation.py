@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from aigateway.messages import ChatRequest, Completion
-from aigateway.settings import LLMConfig, ProviderType
+from aigateway.settings import LLMConfig, ProviderType, is_token
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.carrying import with_carried
 from aigateway.wires.copying import fresh_copy
@@ -326,8 +326,9 @@ class _Azure(_OpenAI):
         self._reader = litellm.OpenAIGPTConfig()  # Azure answers as OpenAI does
 
     def _address(self) -> str:
+        by_token = is_token(self._key)
         self._fixed_headers = {
-            "api-key": self._key,
+            **({"Authorization": f"Bearer {self._key}"} if by_token else {"api-key": self._key}),
             "Content-Type": "application/json",
             **self._extra_headers,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from aigateway.settings import load_providers
 from tests.settings.helpers import KEY, TOKEN, refused
@@ -32,7 +33,7 @@ def test_all_four_in_their_order() -> None:
         ("anthropic/claude-haiku-4-5", 10, None),
     ]
     assert made[1].api_version == "2024-10-21"
-    assert all(c.api_key is not None and c.api_key.get_secret_value() == KEY for c in made)
+    assert all(c.api_key == SecretStr(KEY) for c in made)
 
 
 @pytest.mark.parametrize("prefix", ["OPENAI_", "GEMINI_", "ANTHROPIC_"])
@@ -153,8 +154,8 @@ def test_providers_of_the_file_replace_the_environments(tmp_path: Path) -> None:
         "anthropic/c",
         "gemini/d",
     ]
-    keys = [c.api_key.get_secret_value() if c.api_key else None for c in made]
-    assert keys == [KEY, None, KEY, f"{KEY}2"]
+    keys = [c.api_key for c in made]
+    assert keys == [SecretStr(KEY), None, SecretStr(KEY), SecretStr(f"{KEY}2")]
     assert made[0].aliases == ("fast",)
     assert made[0].headers == {"X-Team": "blue"}
 

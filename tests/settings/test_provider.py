@@ -192,7 +192,7 @@ def test_pickle_and_copy() -> None:
     for other in (pickle.loads(pickle.dumps(made)), copy.copy(made), copy.deepcopy(made)):
         assert other == made
         assert other.name == made.name
-        assert other.api_key is not None
+        assert isinstance(other.api_key, SecretStr)
         assert other.api_key.get_secret_value() == KEY
 
 

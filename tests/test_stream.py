@@ -397,6 +397,25 @@ class TestRestart:
             await read(gateway.stream("hi", resume="restart"))
         assert [name for name, _ in vendor.calls] == ["a", "b"]
 
+    async def test_the_only_provider_begins_anew_once(self, make, vendor):
+        vendor.script("a", ScriptedStream("Once", K.CONNECTION), ScriptedStream("There", " was"))
+        stream = make("a").stream("hi", resume="restart")
+        chunks = await read(stream)
+        assert [chunk.restarted for chunk in chunks].count(True) == 1
+        assert stream.response.text == "There was"
+        vendor.always("b", ScriptedStream("x", K.CONNECTION))
+        with pytest.raises(StreamInterruptedError):
+            await read(make("b").stream("hi", resume="restart"))
+        assert [name for name, _ in vendor.calls] == ["a", "a", "b", "b"]
+
+    @pytest.mark.parametrize("kind", [K.REJECTED, K.UNSUPPORTED, K.SERVER_ERROR])
+    async def test_what_a_vendor_refuses_in_the_middle_another_may_answer(self, make, vendor, kind):
+        vendor.script("a", ScriptedStream("Once", kind))
+        vendor.script("b", ScriptedStream("There", " was"))
+        stream = make().stream("hi", resume="restart")
+        await read(stream)
+        assert (stream.response.text, stream.response.provider) == ("There was", "b")
+
     async def test_it_has_time_of_its_own(self, make, vendor, clock):
         async def pause():
             await clock.sleep(9)

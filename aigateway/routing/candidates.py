@@ -72,6 +72,7 @@ class Candidate:
         tried: It was asked in this round, or passed over for good.
         calls: How often it was asked: to ask it again is an extra call.
         barred: It is not asked in any round.
+        broke: Its stream broke after its first content.
         blamed: This request has seen it fail through its own fault.
         unreachable: No connection could be made to it.
         cause: Why it has not answered, as far as is known.
@@ -79,7 +80,7 @@ class Candidate:
         seen: The request has come to it as its last resort.
     """
 
-    tried = barred = blamed = unreachable = seen = False
+    tried = barred = blamed = unreachable = seen = broke = False
     calls = 0
     cause: ProviderFailure | None = None
     canary: bool | None = None

@@ -71,6 +71,10 @@ _PASSED_OVER = frozenset(
 )
 """Kinds of causes that no attempt has shown."""
 
+_SOON_OVER = MAY_PASS - {FailureKind.TIMEOUT}
+"""Failures after which the same provider may be asked at once; one that was silent until its
+timeout would be silent for as long again, while others may answer."""
+
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
 A_co = TypeVar("A_co", bound=Answer, covariant=True)
@@ -366,7 +370,7 @@ class Failovers:
         provider, guards = candidate.provider, candidate.guards
         for retry in range(1, self._retries_per_provider + 1):
             cause = candidate.cause
-            if cause is None or cause.kind not in MAY_PASS or provider.retired:
+            if cause is None or cause.kind not in _SOON_OVER or provider.retired:
                 return None
             refusal = guards.refusal()
             if refusal is not None and refusal.kind is not FailureKind.COOLING_DOWN:

@@ -324,8 +324,13 @@ class StreamRun:
     ) -> StreamInterruptedError:
         """What the caller is told, unless the stream is resumed."""
         name = attempt.provider.name
-        attempt.candidate.barred = True
-        if verdict.failover in {Failover.NEVER, Failover.SECOND_OPINION}:
+        candidate = attempt.candidate
+        # The only provider there is may begin anew itself, once.
+        alone = self._resume == "restart" and len(self._state.candidates) == 1
+        candidate.barred = candidate.broke or not alone
+        candidate.broke = True
+        # A vendor that has begun to answer has taken the request: what it says then is its own.
+        if verdict.failover is Failover.NEVER:
             self._resume = None
         return StreamInterruptedError(
             f"The stream from {name} broke after its first content ({failure.kind})."

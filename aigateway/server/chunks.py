@@ -53,13 +53,17 @@ class ChunkWriter:
 
     def events(self, chunk: Chunk) -> bytes:
         """One chunk, and after the very last one usage if it was asked for."""
-        written = self._event([self._choice(chunk)], None)
+        written = self._event([self._choice(chunk)], None, restarted=chunk.restarted)
         if chunk.usage is not None and self._with_usage:
             written += self._event([], chunk.usage)
         return written
 
-    def _event(self, choices: list[dict[str, Any]], usage: Usage | None) -> bytes:
+    def _event(
+        self, choices: list[dict[str, Any]], usage: Usage | None, *, restarted: bool = False
+    ) -> bytes:
         body: dict[str, Any] = {**self._head, "choices": choices}
+        if restarted:  # no client knows this but those that have asked for it
+            body["aigateway"] = {"restarted": True}
         if self._with_usage:
             body["usage"] = None if usage is None else _usage(usage)
         return b"data: " + encoded(body) + b"\n\n"

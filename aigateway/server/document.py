@@ -215,6 +215,11 @@ _ASKED = [
         _SECONDS,
     ),
     _asked(
+        "x-aigateway-resume",
+        "What becomes of a stream that breaks after its first content.",
+        {"enum": ["continue", "restart", "none"]},
+    ),
+    _asked(
         "x-aigateway-agent",
         "Whose request it is.",
         {"type": "string", "pattern": f"^{LABEL}$"},

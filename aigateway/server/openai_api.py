@@ -66,6 +66,9 @@ async def _streamed(request: Request, exchange: Exchange, question: Question) ->
         turn = exchange.turn(stack, question.model, exchange.terms.timeout)
         options |= turn.options
         await exchange.service.turns.take()
+        resume = exchange.terms.resume or exchange.service.settings.stream_resume
+        if resume != "none":
+            options["resume"] = resume
         stream = await stack.enter_async_context(turn.gateway.stream(question.prompt, **options))
         async with WhilePresent(request.receive):
             first = await anext(stream)

@@ -24,6 +24,7 @@ _NUMBER = re.compile(SECONDS)
 _LABEL = re.compile(LABEL)
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_STATE = re.compile(r"[ -~]{1,512}")
+_RESUME = frozenset({"continue", "restart", "none"})
 _CACHE: Mapping[str, CacheMode] = {"true": True, "false": False, "refresh": "refresh"}
 
 
@@ -36,12 +37,14 @@ class Terms:
         cache_ttl: Seconds; None says nothing.
         timeout: Seconds; None says nothing.
         agent: Whose request it is; None says nothing.
+        resume: What becomes of a stream that breaks; None says nothing, "none" that it ends.
     """
 
     cache: CacheMode | None = None
     cache_ttl: float | None = None
     timeout: float | None = None
     agent: str | None = None
+    resume: str | None = None
 
     def options(self) -> dict[str, Any]:
         """As keywords of `chat`."""
@@ -75,11 +78,15 @@ def terms(headers: Mapping[str, str]) -> Terms:
     agent = given.get("x-aigateway-agent")
     if agent is not None and not _LABEL.fullmatch(agent):
         raise _refused("x-aigateway-agent", "1 to 128 printable ASCII characters")
+    resume = given.get("x-aigateway-resume")
+    if resume is not None and resume.lower() not in _RESUME:
+        raise _refused("x-aigateway-resume", "continue, restart or none")
     return Terms(
         None if cache is None else _CACHE[cache.lower()],
         _seconds(given, "x-aigateway-cache-ttl"),
         _seconds(given, "x-aigateway-timeout"),
         agent,
+        None if resume is None else resume.lower(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -93,6 +93,10 @@ class ServerSettings(TableSettings):
     keep_alive_timeout: Seconds = 75.0
     """Seconds for which a connection is kept without a request. Clients should let go first: give a
     proxy in front a shorter time."""
+    stream_resume: Literal["none", "continue", "restart"] = "none"
+    """What becomes of a stream that breaks after its first content, where the request does not say
+    (`x-aigateway-resume`): it ends with an error; another provider goes on from the partial text,
+    where its model can; or another begins anew, after a chunk with `aigateway.restarted`."""
     drain_seconds: SecondsOrZero = 30.0
     """Seconds for what is under way when it is told to stop; then streams are told and cut."""
     drain_notice_seconds: SecondsOrZero = 1.0

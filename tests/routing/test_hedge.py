@@ -314,8 +314,8 @@ class TestRetriesPerProvider:
         vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=30))
         assert (await ask(gateway, clock, 0.1)).provider == "b"
 
-    @pytest.mark.parametrize("kind", [K.AUTHENTICATION, K.UNSUPPORTED])
-    async def test_what_cannot_pass_is_not_tried_again(self, make, vendor, clock, kind):
+    @pytest.mark.parametrize("kind", [K.AUTHENTICATION, K.UNSUPPORTED, K.TIMEOUT])
+    async def test_what_cannot_pass_soon_is_not_tried_again(self, make, vendor, clock, kind):
         gateway = make(retries_per_provider=3, hedge=False)
         vendor.script("a", kind)
         await ask(gateway, clock, 0.1)

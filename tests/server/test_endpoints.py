@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 
 import httpx
@@ -14,7 +15,7 @@ from aigateway.messages import Choice, Completion, ToolCall, Usage
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault
-from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor
+from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor, scripted_configs
 from tests.gateways import until
 from tests.processes import PATIENCE
 from tests.server.running import running
@@ -141,6 +142,34 @@ async def test_headers_set_cache_timeout_and_agent(client, vendor):
         assert (request.timeout, request.agent) == (7, "market")
 
 
+@pytest.mark.parametrize("how", ["setting", "header"])
+@pytest.mark.parametrize("resume", ["none", "continue", "restart"])
+async def test_a_stream_that_breaks_is_resumed_where_that_is_asked_for(vendor, how, resume):
+    settings = {"stream_resume": resume} if how == "setting" else {}
+    headers = {"x-aigateway-resume": resume} if how == "header" else {}
+    vendor.accepts_prefill = {"b"}
+    vendor.script("a", ScriptedStream("Once", " upon", FailureKind.CONNECTION))
+    vendor.script("b", ScriptedStream(" a time."))
+    body = {"messages": [{"role": "user", "content": "Hi."}], "stream": True}
+    async with (
+        AsyncGateway(scripted_configs("a", "b"), vendor=vendor, retry_rounds=0) as gateway,
+        running(Service(gateway, ServerSettings(**settings))) as url,
+    ):
+        answer = await asyncio.to_thread(
+            httpx.post, f"{url}/v1/chat/completions", json=body, headers=headers
+        )
+    *events, last = answer.text.strip().split("\n\n")
+    if resume == "none":
+        assert "error" in json.loads(last.removeprefix("data: "))
+        return
+    assert last == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    deltas = [chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks]
+    assert "".join(deltas) == "Once upon a time."
+    marked = [chunk.get("aigateway") for chunk in chunks if "aigateway" in chunk]
+    assert marked == ([{"restarted": True}] if resume == "restart" else [])
+
+
 async def test_the_cache_can_be_left_out(client, vendor):
     for _ in range(2):
         answer = await client.post("/chat", json=HELLO, headers={"x-aigateway-cache": "FALSE"})
@@ -158,6 +187,7 @@ async def test_the_cache_can_be_left_out(client, vendor):
         ("x-aigateway-timeout", "-1"),
         ("x-aigateway-timeout", "1e400"),
         ("x-aigateway-timeout", "soon"),
+        ("x-aigateway-resume", "sometimes"),
         ("x-aigateway-agent", "a" * 129),
         ("x-aigateway-agent", "ä"),
     ],

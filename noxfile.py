@@ -30,6 +30,28 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
 
+AT_BOUNDARIES = (
+    "tests/vendor",
+    "tests/cache",
+    "tests/settings",
+    "tests/telemetry",
+    "tests/server/test_bodies.py",
+    "tests/server/test_connections.py",
+    "tests/server/test_endpoints.py",
+    "tests/server/test_openai_sdk.py",
+)
+"""Tests of what depends on other packages: litellm, aiohttp, aiocache, pydantic, fastapi, ..."""
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Run the tests at the boundaries with the newest versions that `pyproject.toml` allows."""
+    groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
+    eagerly = ("--upgrade", "--upgrade-strategy=eager")
+    session.install(*eagerly, "-e", ".[otel,parquet,server]", *groups)
+    session.run("python", "-m", "pytest", "-n", "2", *AT_BOUNDARIES, *session.posargs)
+
+
 @nox.session
 def flakes(session: nox.Session) -> None:
     """Run the suite in random orders; after `--`: `--orders 10`, `--load 4`, arguments of pytest.

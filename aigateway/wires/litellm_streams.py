@@ -115,6 +115,8 @@ class LiteLLMStream:
         chunks = None if error is not None else step.result()
         if chunks is not None:
             return chunks
+        if self._tap is not None and self._tap.is_over:
+            error = None  # newer ones of litellm make one of an end without a finish reason
         whole = self.finished or (error is None and self._reader.assembly.ended)
         failure = None if whole else self._origin.failure(error)
         # Neither behind our exception nor among the locals of its traceback is litellm's.
@@ -230,6 +232,7 @@ class _Tap:
 
     Attributes:
         is_foreign: Whether something passed that is not of OpenAI's shape.
+        is_over: Whether they came to their end.
     """
 
     def __init__(self, source: Any, body: StreamedBody | None) -> None:
@@ -238,13 +241,18 @@ class _Tap:
         self._body = body
         self._passed: list[Any] = []
         self.is_foreign = False
+        self.is_over = False
 
     def __aiter__(self) -> _Tap:
         return self
 
     async def __anext__(self) -> Any:
         while True:
-            chunk = await anext(self._iterator)
+            try:
+                chunk = await anext(self._iterator)
+            except StopAsyncIteration:
+                self.is_over = True
+                raise
             if hasattr(chunk, "choices"):
                 self._remove_invented_ends(chunk)
                 self._passed.append(chunk)

@@ -219,7 +219,7 @@ def test_whoever_imported_litellm_first_keeps_it_and_its_advice():
     ours, _, theirs = printed.partition("litellm alone:")
     assert ours == ""
     assert theirs.count("Give Feedback / Get Help") == 1
-    assert theirs.rstrip().endswith("_turn_on_debug()'.")  # and nothing on stderr
+    assert theirs.rstrip().endswith("turn_on_debug()'.")  # and nothing on stderr
 
 
 def test_a_failed_import_is_tried_again(monkeypatch):

@@ -19,6 +19,8 @@ from aigateway.messages import (
     EmbeddingResponse,
     Opening,
     ToolCall,
+    openai_beside,
+    openai_media,
 )
 from aigateway.server.refusals import Refusal
 
@@ -95,6 +97,8 @@ def chat_answer(response: ChatResponse) -> dict[str, Any]:
         "finish_reason": response.finish_reason,
         "refusal": response.choices[0].refusal,
         "tool_calls": [_tool_call(call) for call in response.tool_calls],
+        **openai_media(response.choices[0]),
+        **openai_beside(response.completion),
     }
 
 

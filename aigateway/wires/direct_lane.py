@@ -261,7 +261,12 @@ class DirectClient:
                 completion = translation.plain_answer(sent, received)
                 if completion is None or self._needs_whole(completion):
                     response = translation.answer(request, sent, received)
-                    completion = completion_from(response, model=self._config.model, status=status)
+                    completion = completion_from(
+                        response,
+                        model=self._config.model,
+                        status=status,
+                        think_tags=translation.think_tags,
+                    )
                 return completion.priced(self._cost(response, completion))
             except VendorCallError as error:
                 failure = error.failure

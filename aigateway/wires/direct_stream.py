@@ -113,7 +113,7 @@ class DirectStream:
         reading = self._reading
         counted = reading.count()
         completion = reading.assembly.completion()
-        cost = self._owner.cost(completion, counted, reading.service_tier)
+        cost = self._owner.cost(completion, counted, completion.service_tier)
         completion = replace(completion, cost_usd=cost)
         if self._ended:
             self._completion = completion

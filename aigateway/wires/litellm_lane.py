@@ -68,6 +68,9 @@ _BASES: Mapping[ProviderType, str] = {
     ProviderType.ANTHROPIC: "https://api.anthropic.com",
 }
 
+_NO_THINK_TAGS = frozenset({ProviderType.ANTHROPIC, ProviderType.GEMINI})
+"""Their models think in blocks of their own; a tag in a text was asked for."""
+
 _NO_KEY = "not-needed"
 """Sent to a server that wants no key, so that none is taken from the environment."""
 
@@ -119,6 +122,7 @@ class LiteLLMClient:
         self._options = call_options(config, drop_unsupported_params=drop_unsupported_params)
         # For Gemini, litellm takes this mark as an order to create a cache first: more requests.
         self._without = "cache_control" if config.provider is ProviderType.GEMINI else None
+        self._has_think_tags = config.provider not in _NO_THINK_TAGS
         self._litellm: ModuleType | None = None
         self._client: SDKClient | None = None
         self._closed = False
@@ -161,7 +165,12 @@ class LiteLLMClient:
             litellm, litellm.acompletion, self._arguments(request, messages=messages)
         )
         response, status = called.result, called.witness.status
-        completion = completion_from(response, model=self._config.model, status=status)
+        completion = completion_from(
+            response,
+            model=self._config.model,
+            status=status,
+            think_tags=self._has_think_tags,
+        )
         return replace(completion, cost_usd=self._cost(response, completion))
 
     async def stream(self, request: ChatRequest) -> VendorStream:
@@ -194,7 +203,11 @@ class LiteLLMClient:
             failure=lambda error: self._judge(error, witness),
             tariff=Tariff(litellm, self._config) if self._tariff is None else self._tariff,
         )
-        assembly = Assembly(self._config.model, expected if isinstance(expected, int) else 1)
+        assembly = Assembly(
+            self._config.model,
+            expected if isinstance(expected, int) else 1,
+            think_tags=self._has_think_tags,
+        )
         return LiteLLMStream(called.result, origin, assembly)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:

@@ -184,8 +184,7 @@ class LiteLLMStream:
             pieces = [p for each in passed for p in self._reader.read(each, self._end_of(each))]
         if chunk is not None or pieces:
             return pieces
-        self._reader.believe_doubtful_ends()
-        return None
+        return self._reader.believe_doubtful_ends() or None
 
     def _end_of(self, chunk: Any) -> End:
         # litellm says "stop" with every event of Gemini's, and this beside it.

@@ -12,14 +12,14 @@ import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from aigateway.messages import Chunk, ToolCallDelta, Usage
-from aigateway.wires.answers import piece_from, text_of
+from aigateway.wires.answers import piece_from
 from aigateway.wires.assembly import Assembly
+from aigateway.wires.content import text_of
 from aigateway.wires.loading import SILENT
 from aigateway.wires.sse import Event
 
@@ -53,7 +53,6 @@ class StreamReading(ABC):
         assembly: The answer.
         over: The vendor has said that nothing more comes.
         problem: Why the rest cannot be read: an `ErrorEventError` or a `CorruptEventError`.
-        service_tier: The OpenAI service tier that the vendor named.
     """
 
     __slots__ = (
@@ -65,14 +64,12 @@ class StreamReading(ABC):
         "assembly",
         "over",
         "problem",
-        "service_tier",
     )
 
     def __init__(self, assembly: Assembly, make_parser: Callable[[], Any]) -> None:
         self.assembly = assembly
         self.over = False
         self.problem: Exception | None = None
-        self.service_tier: str | None = None
         self._make_parser = make_parser
         self._parser: Any = None
         self._chunks: list[Chunk] = []
@@ -141,13 +138,16 @@ class StreamReading(ABC):
     def _say(self, chunk: Chunk) -> None:
         if type(chunk.text) is not str or not _is_place(chunk.index):
             raise CorruptEventError
-        self._chunks.append(chunk)
-        self.assembly.add(chunk)
+        said = self.assembly.add(chunk)
+        if said is not None:
+            self._chunks.append(said)
 
     def _finish(self, index: int, reason: str) -> None:
         if not _is_place(index):
             raise CorruptEventError
-        self.assembly.finish(index, reason)
+        rest = self.assembly.finish(index, reason)
+        if rest is not None:
+            self._chunks.append(rest)
 
     def _add_logprobs(self, index: int, logprobs: Mapping[str, Any]) -> None:
         if not _is_place(index):
@@ -167,20 +167,19 @@ class StreamReading(ABC):
         finally:
             SILENT.reset(token)
 
-    def _take_choice(self, choice: Any, *, may_end: bool) -> None:
+    def _take_choice(self, choice: Any, *, may_end: bool, beside: Any = None) -> None:
         """Take in one of the choices that litellm read.
 
         Args:
             choice: A `StreamingChoices`.
+            beside: The chunk, if this choice is to have what stands beside the choices.
             may_end: The vendor gave a reason why it ended; litellm sometimes makes one up.
         """
         index = choice.index or 0
         calls = getattr(choice.delta, "tool_calls", None) or ()
         deltas = tuple(delta for delta in map(_call_delta, calls) if delta is not None)
-        chunk = piece_from(choice, index)
-        if deltas:
-            chunk = replace(chunk, tool_calls=deltas)
-        if chunk.text or deltas or chunk.reasoning or chunk.refusal:
+        chunk = piece_from(choice, index, deltas, beside)
+        if chunk is not None:
             self._say(chunk)
         logprobs = getattr(choice, "logprobs", None)
         if logprobs:

@@ -36,6 +36,7 @@ from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.copying import fresh_copy
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.loading import load_litellm
+from aigateway.wires.plain_answers import openai_completion
 from aigateway.wires.pricing import (
     OWN_OPTIONS,
     Tariff,
@@ -45,6 +46,7 @@ from aigateway.wires.pricing import (
     own_price_of,
 )
 from aigateway.wires.quota import Quota
+from aigateway.wires.stream_reading import parsed
 
 if TYPE_CHECKING:
     from aigateway.wires.connections import Witness
@@ -165,6 +167,8 @@ class LiteLLMClient:
             litellm, litellm.acompletion, self._arguments(request, messages=messages)
         )
         response, status = called.result, called.witness.status
+        if isinstance(response, Completion):
+            return response.priced(self._own_cost(response))
         completion = completion_from(
             response,
             model=self._config.model,
@@ -323,6 +327,9 @@ class LiteLLMClient:
             self._quota.note(witness.response.headers)
         if not task.cancelled() and task.exception() is None:
             return _Called(task.result(), witness, context)
+        unread = None if streamed or task.cancelled() else self._unread_answer(witness)
+        if unread is not None:
+            return _Called(unread, witness, context)
         failure = self._judge(
             asyncio.CancelledError() if task.cancelled() else task.exception(), witness
         )
@@ -332,6 +339,19 @@ class LiteLLMClient:
         arguments.clear()
         del task, witness, context
         raise VendorCallError(failure)
+
+    def _unread_answer(self, witness: Witness) -> Completion | None:
+        """The answer, where litellm cannot read what is one: content in a list of parts."""
+        response = witness.response
+        if response is None or not response.is_success or not self._has_think_tags:
+            return None
+        try:
+            return openai_completion(parsed(response.content))
+        except ValueError:
+            return None
+
+    def _own_cost(self, completion: Completion) -> float | None:
+        return None if self._tariff is None else self._tariff.cost(None, completion.usage)
 
     def _judge(self, error: BaseException | None, witness: Witness) -> Failure:
         now_wall = self._clock.wall()

@@ -23,6 +23,7 @@ from aigateway.wires.answers import kind_of_silence
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.connections import StreamedBody
+from aigateway.wires.content import spoken
 from aigateway.wires.litellm_chunks import ChunkReader, End
 from aigateway.wires.own_call import has_callbacks
 from aigateway.wires.pricing import Tariff
@@ -245,7 +246,7 @@ class _Tap:
         while True:
             chunk = await anext(self._iterator)
             if hasattr(chunk, "choices"):
-                self._remove_invented_ends(chunk)
+                self._correct(chunk)
                 self._passed.append(chunk)
                 return chunk
             if chunk is not None and not _is_empty(chunk):
@@ -265,15 +266,19 @@ class _Tap:
             if inspect.isawaitable(closing):
                 await closing
 
-    def _remove_invented_ends(self, chunk: Any) -> None:
-        """Believe Gemini's event, not litellm, which says "stop" with every one."""
+    def _correct(self, chunk: Any) -> None:
+        """Believe Gemini's event, not litellm: it says "stop" with every one, and drops speech."""
         event = None if self._body is None else self._body.event
         candidates = event.get("candidates") if isinstance(event, Mapping) else None
         if isinstance(candidates, list):
-            ended = {c.get("index", n) for n, c in enumerate(candidates) if c.get("finishReason")}
+            sent = {c.get("index", n): c for n, c in enumerate(candidates)}
             for choice in chunk.choices:
-                if choice.index not in ended:
+                candidate = sent.get(choice.index, {})
+                if not candidate.get("finishReason"):
                     choice.finish_reason = None
+                speech = spoken(candidate)
+                if speech:
+                    choice.delta.audio = {"data": "".join(speech)}
 
 
 def _is_empty(chunk: object) -> bool:

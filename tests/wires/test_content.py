@@ -1,0 +1,371 @@
+"""Answers that are more than text: whole and streamed, over both lanes, each read the same."""
+
+import json
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from aigateway.clock import SYSTEM_CLOCK
+from aigateway.errors import FailureKind
+from aigateway.messages import Audio
+from aigateway.settings import LLMConfig, ProviderType
+from aigateway.wires.client import VendorCallError
+from aigateway.wires.content import ThinkTags
+from aigateway.wires.direct_lane import DirectClient
+from aigateway.wires.litellm_lane import LiteLLMClient
+from tests.wires.calls import asking
+
+OPENAI, AZURE, ANTHROPIC, GEMINI, COMPATIBLE = (
+    ProviderType.OPENAI,
+    ProviderType.AZURE,
+    ProviderType.ANTHROPIC,
+    ProviderType.GEMINI,
+    ProviderType.OPENAI_COMPATIBLE,
+)
+OPENAI_WIRE = (OPENAI, AZURE, COMPATIBLE)
+MODELS = {ANTHROPIC: "claude-haiku-4-5", GEMINI: "gemini-2.5-flash"}
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+GOOGLES_USAGE = {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5}
+
+
+class Vendor:
+    """A loopback server that gives one answer, whole or as events, as it is asked."""
+
+    def __init__(self):
+        app = web.Application()
+        app.router.add_post("/{path:.*}", self._answer)
+        self._server = TestServer(app)
+        self.whole, self.events = {}, ()
+
+    async def _answer(self, request):
+        body = await request.json()
+        if not (body.get("stream") or "stream" in request.path):
+            return web.json_response(self.whole)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for event in self.events:
+            named = f"event: {event['type']}\n" if isinstance(event.get("type"), str) else ""
+            await response.write(f"{named}data: {json.dumps(event)}\n\n".encode())
+        return response
+
+    async def __aenter__(self):
+        await self._server.start_server()
+        return self
+
+    async def __aexit__(self, *_):
+        await self._server.close()
+
+    def config(self, kind, **more):
+        base = str(self._server.make_url("/v1beta" if kind is GEMINI else "/v1")).rstrip("/")
+        if kind in {ANTHROPIC, AZURE}:
+            base = base.removesuffix("/v1")
+        model = MODELS.get(kind, "gpt-4o-mini")
+        return LLMConfig(kind, model, api_key="sk-simulated", api_base=base, **more)
+
+
+@pytest.fixture
+async def vendor():
+    async with Vendor() as running:
+        yield running
+
+
+async def answers(vendor, kind, **more):
+    """The answer of both lanes, whole and streamed, and what the chunks add up to."""
+    for lane in (DirectClient, LiteLLMClient):
+        client = lane(vendor.config(kind, **more), SYSTEM_CLOCK)
+        try:
+            yield await client.chat(asking())
+            stream = await client.stream(asking())
+            said = []
+            while (chunks := await stream.read()) is not None:
+                said += chunks
+            whole = stream.completion()
+            await stream.aclose()
+        finally:
+            await client.aclose()
+        choice = whole.choices[0]
+        assert "".join(chunk.text for chunk in said) == choice.text
+        assert "".join(chunk.reasoning or "" for chunk in said) == (choice.reasoning or "")
+        assert tuple(url for chunk in said for url in chunk.images) == choice.images
+        yield whole
+
+
+def openai(vendor, message, *deltas, finish="stop", **beside):
+    head = {"id": "1", "created": 7, "model": "m"}
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
+    vendor.whole = {**head, "object": "chat.completion", "choices": [choice], "usage": USAGE}
+    vendor.whole |= beside
+    choices = [[{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas]
+    choices += [[{"index": 0, "delta": {}, "finish_reason": finish}], []]
+    vendor.events = [{**head, "choices": each, **beside} for each in choices]
+    vendor.events[-1]["usage"] = USAGE
+
+
+def gemini(vendor, parts, **more):
+    content = {"role": "model", "parts": parts}
+    candidate = {"index": 0, "content": content, "finishReason": "STOP", **more}
+    vendor.whole = {
+        "candidates": [candidate],
+        "usageMetadata": GOOGLES_USAGE,
+        "modelVersion": "m",
+        "responseId": "1",
+    }
+    vendor.events = [vendor.whole]
+
+
+def anthropic(vendor, *blocks):
+    head = {"id": "1", "type": "message", "role": "assistant", "model": "m"}
+    usage = {"input_tokens": 3, "output_tokens": 2}
+    vendor.whole = {
+        **head,
+        "content": list(blocks),
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": usage,
+    }
+    start = {**head, "content": [], "stop_reason": None, "usage": usage}
+    vendor.events = [{"type": "message_start", "message": start}]
+    for index, block in enumerate(blocks):
+        empty = {**block, "text": "", "citations": []}
+        deltas = [{"type": "citations_delta", "citation": c} for c in block.get("citations", ())]
+        deltas.append({"type": "text_delta", "text": block["text"]})
+        vendor.events += [
+            {"type": "content_block_start", "index": index, "content_block": empty},
+            *({"type": "content_block_delta", "index": index, "delta": d} for d in deltas),
+            {"type": "content_block_stop", "index": index},
+        ]
+    vendor.events += [
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage},
+        {"type": "message_stop"},
+    ]
+
+
+PIXEL = "iVBORw0KGgo="
+PICTURE = f"data:image/png;base64,{PIXEL}"
+PICTURED = {"type": "image_url", "image_url": {"url": PICTURE}}
+SPEECH = {"id": "audio_1", "data": "UklG", "transcript": "Hello", "expires_at": 1700003600}
+HEARD = Audio("audio_1", "UklG", "Hello", 1700003600)
+NOTE = {"url": "https://source.test", "title": "T", "start_index": 0, "end_index": 4}
+NOTES = [{"type": "url_citation", "url_citation": NOTE}]
+SAID = {"type": "text", "text": "Hel"}
+
+SHAPES = {
+    "list": (
+        {"content": [SAID, {"type": "text", "text": "lo"}]},
+        [{"content": [SAID]}, {"content": [{"type": "text", "text": "lo"}]}],
+        {"text": "Hello"},
+    ),
+    "one-part": ({"content": [SAID]}, [{"content": [SAID], "role": "assistant"}], {"text": "Hel"}),
+    "list-with-thought": (
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, SAID]},
+        [
+            {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]},
+            {"content": "Hel"},
+        ],
+        {"text": "Hel", "reasoning": "hm"},
+    ),
+    "list-with-picture": (
+        {"content": [SAID, PICTURED]},
+        [{"content": [SAID]}, {"content": [PICTURED]}],
+        {"text": "Hel", "images": (PICTURE,)},
+    ),
+    "list-with-refusal": (
+        {"content": [{"type": "refusal", "refusal": "No."}]},
+        [{"content": [{"type": "refusal", "refusal": "No."}]}],
+        {"refusal": "No."},
+    ),
+    "picture": (
+        {"content": "", "images": [PICTURED]},
+        [{"content": ""}, {"content": "", "images": [PICTURED]}],
+        {"images": (PICTURE,)},
+    ),
+    "two-pictures": (
+        {"content": None, "images": [PICTURED, PICTURED]},
+        [{"images": [PICTURED]}, {"images": [PICTURED]}],
+        {"images": (PICTURE, PICTURE)},
+    ),
+    "speech": (
+        {"content": None, "audio": SPEECH},
+        [
+            {"audio": {"id": "audio_1", "transcript": "Hel"}},
+            {"audio": {"id": "audio_1", "data": "Uk"}},
+            {"audio": {"transcript": "lo", "data": "lG"}},
+            {"audio": {"expires_at": 1700003600}},
+        ],
+        {"audio": HEARD},
+    ),
+    "annotations": (
+        {"content": "fact", "annotations": NOTES},
+        [{"content": "fact"}, {"annotations": NOTES}],
+        {"text": "fact", "sources": {"annotations": NOTES}},
+    ),
+    "refusal": (
+        {"content": None, "refusal": "No."},
+        [{"refusal": "N"}, {"refusal": "o."}],
+        {"refusal": "No."},
+    ),
+    "tags": (
+        {"content": "<think>2 < 3</think>\n\n4"},
+        [{"content": piece} for piece in ("<th", "ink>2 <", " 3</thi", "nk>\n", "\n4")],
+        {"text": "\n\n4", "reasoning": "2 < 3"},
+    ),
+    "tags-never-closed": (
+        {"content": "<think>two and", "refusal": "No."},
+        [{"content": "<think>two"}, {"content": " and"}, {"refusal": "No."}],
+        {"reasoning": "two and", "refusal": "No."},
+    ),
+    "half-a-tag": ({"content": "<thi"}, [{"content": "<"}, {"content": "thi"}], {"text": "<thi"}),
+    "tags-later": (
+        {"content": "Use <think>x</think>."},
+        [{"content": "Use <think>"}, {"content": "x</think>."}],
+        {"text": "Use <think>x</think>."},
+    ),
+    "tags-beside-reasoning": (
+        {"content": "<think>x</think>4", "reasoning_content": "hm"},
+        [{"reasoning_content": "hm"}, {"content": "<think>x</think>4"}],
+        {"text": "<think>x</think>4", "reasoning": "hm"},
+    ),
+}
+
+
+def fields_of(choice):
+    sources = json.loads(choice.sources_json) if choice.sources_json else {}
+    fields = {
+        "text": choice.text,
+        "reasoning": choice.reasoning,
+        "refusal": choice.refusal,
+        "images": choice.images,
+        "audio": choice.audio,
+        "sources": sources,
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+@pytest.mark.parametrize("kind", OPENAI_WIRE)
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_every_shape_of_the_openai_wire(vendor, shape, kind):
+    message, deltas, expected = SHAPES[shape]
+    openai(vendor, message, *deltas)
+    more = {"api_version": "2024-10-21"} if kind is AZURE else {}
+    seen = [fields_of(answer.choices[0]) async for answer in answers(vendor, kind, **more)]
+    assert seen == [expected] * 4
+
+
+async def test_what_stands_beside_the_choices(vendor):
+    beside = {
+        "system_fingerprint": "fp_1",
+        "service_tier": "default",
+        "citations": ["https://source.test"],
+        "search_results": [{"url": "https://source.test"}],
+    }
+    openai(vendor, {"content": "fact"}, {"content": "fact"}, **beside)
+    async for answer in answers(vendor, COMPATIBLE):
+        assert (answer.system_fingerprint, answer.service_tier) == ("fp_1", "default")
+        assert json.loads(answer.sources_json) == {
+            "citations": ["https://source.test"],
+            "search_results": [{"url": "https://source.test"}],
+        }
+
+
+async def test_speech_whose_pieces_are_padded_each(vendor):
+    pieces = ({"id": "audio_1", "data": "Ukk="}, {"data": "TEY="})
+    openai(vendor, {"audio": {"id": "audio_1", "data": "UklMRg=="}}, *({"audio": p} for p in pieces))
+    heard = [answer.choices[0].audio.data async for answer in answers(vendor, OPENAI)]
+    assert heard == ["UklMRg=="] * 4
+
+
+async def test_geminis_pictures(vendor):
+    gemini(vendor, [{"text": "Look:"}, {"inlineData": {"mimeType": "image/png", "data": PIXEL}}])
+    seen = [fields_of(answer.choices[0]) async for answer in answers(vendor, GEMINI)]
+    assert seen == [{"text": "Look:", "images": (PICTURE,)}] * 4
+
+
+async def test_geminis_speech(vendor):
+    gemini(vendor, [{"inlineData": {"mimeType": "audio/L16;rate=24000", "data": "UklG"}}])
+    heard = [answer.choices[0].audio.data async for answer in answers(vendor, GEMINI)]
+    assert heard == ["UklG"] * 4
+
+
+async def test_geminis_grounding(vendor):
+    grounding = {
+        "groundingChunks": [{"web": {"uri": NOTE["url"], "title": "T"}}],
+        "groundingSupports": [
+            {
+                "segment": {"startIndex": 0, "endIndex": 4, "text": "fact"},
+                "groundingChunkIndices": [0],
+            }
+        ],
+        "webSearchQueries": ["q"],
+    }
+    gemini(vendor, [{"text": "fact"}], groundingMetadata=grounding)
+    seen = [fields_of(answer.choices[0]) async for answer in answers(vendor, GEMINI)]
+    sources = {"annotations": NOTES, "grounding_metadata": [grounding]}
+    assert seen == [{"text": "fact", "sources": sources}] * 4
+
+
+async def test_anthropics_citations(vendor):
+    cited = {"type": "char_location", "cited_text": "c", "document_index": 0}
+    anthropic(
+        vendor,
+        {"type": "text", "text": "One fact. "},
+        {"type": "text", "text": "Two.", "citations": [cited, {**cited, "cited_text": "d"}]},
+    )
+    async for answer in answers(vendor, ANTHROPIC):
+        assert answer.choices[0].text == "One fact. Two."
+        citations = json.loads(answer.choices[0].sources_json)["citations"]
+        assert [(c["type"], c["cited_text"]) for c in citations] == [
+            ("char_location", "c"),
+            ("char_location", "d"),
+        ]
+
+
+@pytest.mark.parametrize("kind", [ANTHROPIC, GEMINI])
+async def test_tags_of_models_with_thoughts_of_their_own_are_text(vendor, kind):
+    text = "<thinking>asked for</thinking>4"
+    if kind is GEMINI:
+        gemini(vendor, [{"text": text}])
+    else:
+        anthropic(vendor, {"type": "text", "text": text})
+    seen = [fields_of(answer.choices[0]) async for answer in answers(vendor, kind)]
+    assert seen == [{"text": text}] * 4
+
+
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+@pytest.mark.parametrize("content", [[], [{"type": "text", "text": ""}], 7, {"a": 1}])
+async def test_content_that_says_nothing_is_no_answer(vendor, lane, content):
+    openai(vendor, {"content": content}, {"content": content})
+    client = lane(vendor.config(COMPATIBLE), SYSTEM_CLOCK)
+    with pytest.raises(VendorCallError) as caught:
+        await client.chat(asking())
+    assert caught.value.failure.kind is FailureKind.BAD_ANSWER
+    with pytest.raises(VendorCallError) as caught:
+        stream = await client.stream(asking())
+        while await stream.read() is not None:
+            pass
+    assert caught.value.failure.kind is FailureKind.BAD_ANSWER
+    await client.aclose()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    ("text", "parted"),
+    [
+        ("<think>a</think>b", ("b", "a")),
+        ("\n <thinking>a</thinking>\nb", ("\nb", "a")),
+        ("<budget:thinking>a</budget:thinking>b", ("b", "a")),
+        ("<think></think>b", ("b", "")),
+        ("<think>a</think><think>c</think>b", ("<think>c</think>b", "a")),
+        ("<think>a </b> <</think>b", ("b", "a </b> <")),
+        ("<thin>a", ("<thin>a", "")),
+        ("a<think>b", ("a<think>b", "")),
+        ("<think>a</thin", ("", "a</thin")),
+        (" ", (" ", "")),
+    ],
+)
+def test_tags_come_apart_however_the_text_is_cut(text, parted, size):
+    tags = ThinkTags()
+    pieces = [tags.feed(text[at : at + size]) for at in range(0, len(text), size)]
+    pieces.append(tags.end())
+    assert ("".join(t for t, _ in pieces), "".join(r for _, r in pieces)) == parted
+    assert ThinkTags.parted(text) == parted

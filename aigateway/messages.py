@@ -54,6 +54,8 @@ class Usage:
     """Part of `prompt_tokens` that the vendor read from its own prompt cache."""
     reasoning_tokens: int = 0
     """Part of `completion_tokens` spent on hidden reasoning."""
+    cache_write_tokens: int = 0
+    """Part of `prompt_tokens` that the vendor wrote to its own prompt cache."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -62,6 +64,7 @@ class Usage:
             self.total_tokens + other.total_tokens,
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
+            self.cache_write_tokens + other.cache_write_tokens,
         )
 
 
@@ -642,7 +645,10 @@ def openai_usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        },
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 

@@ -89,6 +89,7 @@ def chat_answer(response: ChatResponse) -> dict[str, Any]:
             "total_tokens": usage.total_tokens,
             "cached_tokens": usage.cached_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
         },
         "cost_usd": response.cost_usd,
         "latency_seconds": response.latency_seconds,

@@ -30,6 +30,7 @@ __all__ = [
     "embeddings_from",
     "kind_of_silence",
     "piece_from",
+    "stated_cost",
     "usage_from",
 ]
 
@@ -58,6 +59,7 @@ def completion_from(
         model=str(getattr(response, "model", None) or model),
         choices=choices,
         usage=usage_from(getattr(response, "usage", None)),
+        cost_usd=stated_cost(getattr(response, "usage", None)),
         created=_count(getattr(response, "created", 0)),
         **said_beside(response),
     )
@@ -177,13 +179,35 @@ def _logprobs(logprobs: Any) -> str | None:
 def usage_from(usage: Any) -> Usage:
     """Read an object or a mapping of OpenAI's shape; zeros where it says nothing."""
     prompt, completion = _token(usage, "prompt_tokens"), _token(usage, "completion_tokens")
+    details = _part(usage, "prompt_tokens_details")
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=_token(usage, "total_tokens") or prompt + completion,
-        cached_tokens=_token(_part(usage, "prompt_tokens_details"), "cached_tokens"),
+        cached_tokens=_token(details, "cached_tokens")
+        or _token(usage, "prompt_cache_hit_tokens")  # DeepSeek's
+        or _token(usage, "cache_read_input_tokens"),
         reasoning_tokens=_token(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
+        cache_write_tokens=_token(details, "cache_write_tokens")
+        or _token(usage, "cache_creation_input_tokens"),
     )
+
+
+def stated_cost(usage: Any) -> float | None:
+    """What the vendor itself says that the call cost, in US dollars: OpenRouter, Perplexity.
+
+    Args:
+        usage: An object or a mapping of OpenAI's shape.
+    """
+    cost = _part(usage, "cost")
+    if isinstance(cost, Mapping):
+        cost = cost.get("total_cost")
+    if isinstance(cost, bool) or not isinstance(cost, int | float):
+        return None
+    if _part(usage, "is_byok"):  # then it is a fee, and the vendor behind has its own price
+        behind = _part(_part(usage, "cost_details"), "upstream_inference_cost")
+        cost += behind if isinstance(behind, int | float) else 0
+    return float(cost) if 0 <= cost < math.inf else None
 
 
 def _token(holder: Any, name: str) -> int:

@@ -102,6 +102,7 @@ class Assembly:
         model: As the vendor names the model.
         created: Unix time in seconds; 0 where the vendor says none.
         usage: None until the vendor has counted.
+        cost_usd: What the vendor itself says that the answer cost; None where it says nothing.
     """
 
     __slots__ = (
@@ -109,6 +110,7 @@ class Assembly:
         "_beside",
         "_expected",
         "_think_tags",
+        "cost_usd",
         "created",
         "id",
         "model",
@@ -122,6 +124,7 @@ class Assembly:
         self.model = model
         self.created = 0
         self.usage: Usage | None = None
+        self.cost_usd: float | None = None
         self._answers: dict[int, _Answer] = {}
         self._expected = expected
 
@@ -186,12 +189,13 @@ class Assembly:
         self._answer(index).logprobs_json = logprobs_json
 
     def completion(self) -> Completion:
-        """What has come so far. It has no price."""
+        """What has come so far. It has no price but the vendor's own."""
         return Completion(
             id=self.id,
             model=self.model,
             choices=tuple(self._choices()),
             usage=self.usage or Usage(),
+            cost_usd=self.cost_usd,
             created=self.created,
             **self._beside,
         )

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Any
 
 from aigateway.messages import Chunk, Completion, ToolCallDelta
-from aigateway.wires.answers import piece_from, usage_from
+from aigateway.wires.answers import piece_from, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.content import said_beside, text_of
 
@@ -56,7 +56,7 @@ class ChunkReader:
         assembly.model = text_of(getattr(chunk, "model", None)) or assembly.model
         assembly.created = assembly.created or int(getattr(chunk, "created", None) or 0)
         if end is not End.INVENTED:
-            self.count(getattr(chunk, "usage", None))
+            self.count(getattr(chunk, "usage", None) or _groqs_usage(chunk))
         assembly.note(said_beside(chunk))
         pieces: list[Chunk | None] = []
         choices = getattr(chunk, "choices", None) or ()
@@ -74,8 +74,9 @@ class ChunkReader:
     def count(self, usage: Any) -> None:
         """Take in what the vendor has counted so far."""
         dump = getattr(usage, "model_dump", None)
-        if callable(dump):
-            _take_larger(self.usage, dump())
+        counted = dump() if callable(dump) else usage
+        if isinstance(counted, Mapping):
+            _take_larger(self.usage, counted)
 
     def finish_all(self, reason: str) -> None:
         """Believe that every answer ended for this reason."""
@@ -92,10 +93,14 @@ class ChunkReader:
         return [rest for rest in rests if rest is not None]
 
     def completion(self) -> Completion:
-        """What has come so far, without a price."""
+        """What has come so far, without a price but the vendor's own."""
         for index, logprobs in self._logprobs.items():
             self.assembly.add_logprobs(index, json.dumps(logprobs))
-        return replace(self.assembly.completion(), usage=usage_from(self.usage))
+        return replace(
+            self.assembly.completion(),
+            usage=usage_from(self.usage),
+            cost_usd=stated_cost(self.usage),
+        )
 
     def _note_end(self, index: int, reason: str | None, end: End) -> Chunk | None:
         if reason == "error":  # OpenRouter: the vendor behind it failed
@@ -152,6 +157,12 @@ class _ToolCalls:
             "" if known.name else given.name,
             given.arguments,
         )
+
+
+def _groqs_usage(chunk: Any) -> Any:
+    """The count of Groq, which sends it in a field of its own."""
+    beside = getattr(chunk, "x_groq", None)
+    return beside.get("usage") if isinstance(beside, Mapping) else getattr(beside, "usage", None)
 
 
 def _take_larger(so_far: dict[str, Any], usage: Mapping[str, Any]) -> None:

@@ -351,7 +351,7 @@ class LiteLLMClient:
             return None
 
     def _own_cost(self, completion: Completion) -> float | None:
-        return None if self._tariff is None else self._tariff.cost(None, completion.usage)
+        return None if self._tariff is None else self._tariff.cost(None, completion)
 
     def _judge(self, error: BaseException | None, witness: Witness) -> Failure:
         now_wall = self._clock.wall()
@@ -377,6 +377,8 @@ class LiteLLMClient:
     def _cost(self, response: Any, answer: Completion | Embeddings) -> float | None:
         if self._price is not None:
             return self._price.cost(answer.usage)
+        if isinstance(answer, Completion) and answer.cost_usd is not None:
+            return answer.cost_usd
         if not answer.usage.total_tokens or not self._is_in_the_price_map():
             return None
         hidden = getattr(response, "_hidden_params", None)

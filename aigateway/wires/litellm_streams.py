@@ -136,9 +136,10 @@ class LiteLLMStream:
         try:
             usage = litellm.Usage(**{name: n for name, n in counted.items() if n is not None})
             response = litellm.ModelResponse(model=completion.model, usage=usage)
+            response.service_tier = completion.service_tier
         except Exception:  # noqa: BLE001 - an answer without a price is still an answer
             return None
-        return self._origin.tariff.cost(response, completion.usage)
+        return self._origin.tariff.cost(response, completion)
 
     async def aclose(self) -> None:
         """Close the connection, unless the answer was read to its end. May be called twice."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigateway.messages import Choice, Completion, ToolCall, Usage
+from aigateway.wires.answers import stated_cost, usage_from
 from aigateway.wires.content import content_of, parted, said_beside
 
 __all__ = ["anthropic_completion", "gemini_completion", "openai_completion"]
@@ -55,7 +56,7 @@ def openai_completion(body: Any) -> Completion | None:
         model,
         choices,
         usage,
-        None,
+        stated_cost(body["usage"]),
         created if type(created) is int else 0,
         **said_beside(body),
     )
@@ -199,13 +200,10 @@ def _tool_call(call: Mapping[str, Any]) -> ToolCall:
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
     prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
-    total = usage.get("total_tokens") or prompt + completion
     before, after = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    cached = before.get("cached_tokens") or 0 if before else 0
-    reasoning = after.get("reasoning_tokens") or 0 if after else 0
     if (before and before.get("audio_tokens")) or (after and after.get("audio_tokens")):
         raise _Unusual  # priced by litellm
-    for count in (prompt, completion, total, cached, reasoning):
+    for count in (prompt, completion, usage.get("total_tokens") or 0):
         if type(count) is not int or not 0 <= count < 2**53:
             raise _Unusual
-    return Usage(prompt, completion, total, cached, reasoning)
+    return usage_from(usage)

@@ -37,9 +37,9 @@ class OpenAIReading(StreamReading):
             raise ErrorEventError(event)
         if not self.assembly.id:
             self._begin(event)
-        if event.get("usage"):
-            self._counted = event["usage"]
-        if event.keys() & _BESIDE:
+        usage = event.get("usage") or (event.get("x_groq") or _NOTHING).get("usage")
+        if usage or not choices:
+            self._add_count(usage)
             self.assembly.note(said_beside(event))
         for choice in choices or ():
             self._choice(event, choice)
@@ -50,6 +50,7 @@ class OpenAIReading(StreamReading):
         assembly.id = str(event.get("id") or "")
         assembly.model = str(event.get("model") or assembly.model)
         assembly.created = created if type(created) is int else 0
+        assembly.note(said_beside(event))
 
     def _choice(self, event: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
         delta, finish = choice.get("delta") or _NOTHING, choice.get("finish_reason")
@@ -144,10 +145,6 @@ class AnthropicReading(StreamReading):
         self.assembly.model = str(message.get("model") or self.assembly.model)
         self._add_count(message.get("usage"))
 
-    def _add_count(self, usage: Mapping[str, Any] | None) -> None:
-        # The last count is cumulative, but may leave out what the first has said.
-        self._counted = {**(self._counted or {}), **(usage or {})}
-
     def _end(self, event: Mapping[str, Any]) -> None:
         reason = event["delta"].get("stop_reason")
         if not reason:
@@ -190,7 +187,8 @@ class GeminiReading(StreamReading):
             assembly.id = str(event.get("responseId") or "-")
             assembly.model = str(event.get("modelVersion") or assembly.model)
         if event.get("usageMetadata"):
-            self._counted, self._priced = event["usageMetadata"], None
+            self._add_count(event["usageMetadata"])
+            self._priced = None
         if (event.get("promptFeedback") or _NOTHING).get("blockReason"):
             self._finish(0, "content_filter")
         for position, candidate in enumerate(event.get("candidates") or ()):
@@ -228,8 +226,6 @@ class GeminiReading(StreamReading):
 
 
 _NOTHING: Mapping[str, Any] = {}
-
-_BESIDE = frozenset({"citations", "search_results", "service_tier", "system_fingerprint"})
 
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _NO_TEXTS = (int, float)

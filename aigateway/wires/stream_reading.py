@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from aigateway.messages import Chunk, ToolCallDelta, Usage
-from aigateway.wires.answers import piece_from
+from aigateway.wires.answers import piece_from, stated_cost
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.content import text_of
 from aigateway.wires.loading import SILENT
@@ -73,7 +73,7 @@ class StreamReading(ABC):
         self._make_parser = make_parser
         self._parser: Any = None
         self._chunks: list[Chunk] = []
-        self._counted: Any = None  # the vendor's own count, just as it came
+        self._counted: dict[str, Any] = {}  # the vendor's own count, in its own words
         self._logprobs: dict[int, dict[str, list[Any]]] = {}
 
     def take(self, events: Iterable[Event]) -> list[Chunk]:
@@ -99,6 +99,7 @@ class StreamReading(ABC):
         if self._counted:
             try:
                 self.assembly.usage, counted = self._usage(self._counted)
+                self.assembly.cost_usd = stated_cost(self._counted)
             except Exception:  # noqa: BLE001 - an answer without a count is still an answer
                 self.assembly.usage = None
         for index, logprobs in self._logprobs.items():
@@ -134,6 +135,11 @@ class StreamReading(ABC):
             if isinstance(problem, ErrorEventError):
                 raise
             raise CorruptEventError from None
+
+    def _add_count(self, usage: Any) -> None:
+        """Take in the vendor's count so far. Counts only grow, so a later null or zero is none."""
+        if isinstance(usage, Mapping):
+            _add_counts(self._counted, usage)
 
     def _say(self, chunk: Chunk) -> None:
         if type(chunk.text) is not str or not _is_place(chunk.index):
@@ -187,6 +193,16 @@ class StreamReading(ABC):
             self._add_logprobs(index, dump() if dump else logprobs)
         if may_end and choice.finish_reason:
             self._finish(index, str(choice.finish_reason))
+
+
+def _add_counts(so_far: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for name, count in more.items():
+        known = so_far.get(name)
+        if isinstance(count, Mapping) and isinstance(known, Mapping):
+            so_far[name] = joined = dict(known)
+            _add_counts(joined, count)
+        elif count or name not in so_far:
+            so_far[name] = count
 
 
 def _is_place(index: Any) -> bool:

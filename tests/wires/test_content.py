@@ -1,6 +1,7 @@
 """Answers that are more than text: whole and streamed, over both lanes, each read the same."""
 
 import json
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -8,7 +9,7 @@ from aiohttp.test_utils import TestServer
 
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import FailureKind
-from aigateway.messages import Audio
+from aigateway.messages import Audio, Chunk
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.content import ThinkTags
@@ -36,7 +37,8 @@ class Vendor:
         app = web.Application()
         app.router.add_post("/{path:.*}", self._answer)
         self._server = TestServer(app)
-        self.whole, self.events = {}, ()
+        self.whole: dict[str, Any] = {}
+        self.events: list[dict[str, Any]] = []
 
     async def _answer(self, request):
         body = await request.json()
@@ -77,7 +79,7 @@ async def answers(vendor, kind, **more):
         try:
             yield await client.chat(asking())
             stream = await client.stream(asking())
-            said = []
+            said: list[Chunk] = []
             while (chunks := await stream.read()) is not None:
                 said += chunks
             whole = stream.completion()
@@ -124,7 +126,7 @@ def anthropic(vendor, *blocks):
         "stop_sequence": None,
         "usage": usage,
     }
-    start = {**head, "content": [], "stop_reason": None, "usage": usage}
+    start: dict[str, Any] = {**head, "content": [], "stop_reason": None, "usage": usage}
     vendor.events = [{"type": "message_start", "message": start}]
     for index, block in enumerate(blocks):
         empty = {**block, "text": "", "citations": []}
@@ -269,8 +271,8 @@ async def test_what_stands_beside_the_choices(vendor):
 
 
 async def test_speech_whose_pieces_are_padded_each(vendor):
-    pieces = ({"id": "audio_1", "data": "Ukk="}, {"data": "TEY="})
-    openai(vendor, {"audio": {"id": "audio_1", "data": "UklMRg=="}}, *({"audio": p} for p in pieces))
+    pieces = [{"audio": {"id": "audio_1", "data": "Ukk="}}, {"audio": {"data": "TEY="}}]
+    openai(vendor, {"audio": {"id": "audio_1", "data": "UklMRg=="}}, *pieces)
     heard = [answer.choices[0].audio.data async for answer in answers(vendor, OPENAI)]
     assert heard == ["UklMRg=="] * 4
 

@@ -88,9 +88,7 @@ def piece_from(
     return chunk_of(content_of(getattr(choice, "delta", None), beside), index, calls)
 
 
-def chunk_of(
-    content: Content, index: int, calls: tuple[ToolCallDelta, ...] = ()
-) -> Chunk | None:
+def chunk_of(content: Content, index: int, calls: tuple[ToolCallDelta, ...] = ()) -> Chunk | None:
     """Make a chunk of what a delta says; None if it says nothing."""
     if not (calls or any(content)):
         return None

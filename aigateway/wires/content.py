@@ -303,4 +303,3 @@ def parted(content: Content) -> Content:
         return content
     text, reasoning = ThinkTags.parted(content.text)
     return content._replace(text=text, reasoning=reasoning or None)
-

@@ -96,9 +96,12 @@ class ChunkReader:
         """What has come so far, without a price but the vendor's own."""
         for index, logprobs in self._logprobs.items():
             self.assembly.add_logprobs(index, json.dumps(logprobs))
+        usage = usage_from(self.usage)
+        # The parts may be of different events, and then no event has their sum.
+        total = max(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
         return replace(
             self.assembly.completion(),
-            usage=usage_from(self.usage),
+            usage=replace(usage, total_tokens=total),
             cost_usd=stated_cost(self.usage),
         )
 

@@ -2,9 +2,9 @@
 
 The figures are those of the price map that comes with litellm, unless the provider's `extra`
 says better: `input_cost_per_token`, `output_cost_per_token`, `cache_read_input_token_cost`,
-`cache_creation_input_token_cost` (US dollars per token), `max_input_tokens`, `supports_assistant_prefill`, and `base_model` for the model
-behind a deployment's name. None of them reaches litellm except `base_model`: litellm would register
-a price for the whole process.
+`cache_creation_input_token_cost` (US dollars per token), `max_input_tokens`,
+`supports_assistant_prefill`, and `base_model` for the model behind a deployment's name. None of
+them reaches litellm except `base_model`: litellm would register a price for the whole process.
 """
 
 from __future__ import annotations

@@ -1,146 +1,37 @@
 """Answers that are more than text: whole and streamed, over both lanes, each read the same."""
 
 import json
-from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import FailureKind
-from aigateway.messages import Audio, Chunk
-from aigateway.settings import LLMConfig, ProviderType
+from aigateway.messages import Audio
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.content import ThinkTags
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.litellm_lane import LiteLLMClient
-from tests.wires.calls import asking
-
-OPENAI, AZURE, ANTHROPIC, GEMINI, COMPATIBLE = (
-    ProviderType.OPENAI,
-    ProviderType.AZURE,
-    ProviderType.ANTHROPIC,
-    ProviderType.GEMINI,
-    ProviderType.OPENAI_COMPATIBLE,
+from tests.wires.bodies import (
+    ANTHROPIC,
+    AZURE,
+    COMPATIBLE,
+    GEMINI,
+    OPENAI,
+    OPENAI_WIRE,
+    Vendor,
+    answers,
+    anthropic,
+    gemini,
+    openai,
+    read_out,
 )
-OPENAI_WIRE = (OPENAI, AZURE, COMPATIBLE)
-MODELS = {ANTHROPIC: "claude-haiku-4-5", GEMINI: "gemini-2.5-flash"}
-USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-GOOGLES_USAGE = {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5}
-
-
-class Vendor:
-    """A loopback server that gives one answer, whole or as events, as it is asked."""
-
-    def __init__(self):
-        app = web.Application()
-        app.router.add_post("/{path:.*}", self._answer)
-        self._server = TestServer(app)
-        self.whole: dict[str, Any] = {}
-        self.events: list[dict[str, Any]] = []
-
-    async def _answer(self, request):
-        body = await request.json()
-        if not (body.get("stream") or "stream" in request.path):
-            return web.json_response(self.whole)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for event in self.events:
-            named = f"event: {event['type']}\n" if isinstance(event.get("type"), str) else ""
-            await response.write(f"{named}data: {json.dumps(event)}\n\n".encode())
-        return response
-
-    async def __aenter__(self):
-        await self._server.start_server()
-        return self
-
-    async def __aexit__(self, *_):
-        await self._server.close()
-
-    def config(self, kind, **more):
-        base = str(self._server.make_url("/v1beta" if kind is GEMINI else "/v1")).rstrip("/")
-        if kind in {ANTHROPIC, AZURE}:
-            base = base.removesuffix("/v1")
-        model = MODELS.get(kind, "gpt-4o-mini")
-        return LLMConfig(kind, model, api_key="sk-simulated", api_base=base, **more)
+from tests.wires.calls import asking
 
 
 @pytest.fixture
 async def vendor():
     async with Vendor() as running:
         yield running
-
-
-async def answers(vendor, kind, **more):
-    """The answer of both lanes, whole and streamed, and what the chunks add up to."""
-    for lane in (DirectClient, LiteLLMClient):
-        client = lane(vendor.config(kind, **more), SYSTEM_CLOCK)
-        try:
-            yield await client.chat(asking())
-            stream = await client.stream(asking())
-            said: list[Chunk] = []
-            while (chunks := await stream.read()) is not None:
-                said += chunks
-            whole = stream.completion()
-            await stream.aclose()
-        finally:
-            await client.aclose()
-        choice = whole.choices[0]
-        assert "".join(chunk.text for chunk in said) == choice.text
-        assert "".join(chunk.reasoning or "" for chunk in said) == (choice.reasoning or "")
-        assert tuple(url for chunk in said for url in chunk.images) == choice.images
-        yield whole
-
-
-def openai(vendor, message, *deltas, finish="stop", **beside):
-    head = {"id": "1", "created": 7, "model": "m"}
-    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
-    vendor.whole = {**head, "object": "chat.completion", "choices": [choice], "usage": USAGE}
-    vendor.whole |= beside
-    choices = [[{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas]
-    choices += [[{"index": 0, "delta": {}, "finish_reason": finish}], []]
-    vendor.events = [{**head, "choices": each, **beside} for each in choices]
-    vendor.events[-1]["usage"] = USAGE
-
-
-def gemini(vendor, parts, **more):
-    content = {"role": "model", "parts": parts}
-    candidate = {"index": 0, "content": content, "finishReason": "STOP", **more}
-    vendor.whole = {
-        "candidates": [candidate],
-        "usageMetadata": GOOGLES_USAGE,
-        "modelVersion": "m",
-        "responseId": "1",
-    }
-    vendor.events = [vendor.whole]
-
-
-def anthropic(vendor, *blocks):
-    head = {"id": "1", "type": "message", "role": "assistant", "model": "m"}
-    usage = {"input_tokens": 3, "output_tokens": 2}
-    vendor.whole = {
-        **head,
-        "content": list(blocks),
-        "stop_reason": "end_turn",
-        "stop_sequence": None,
-        "usage": usage,
-    }
-    start: dict[str, Any] = {**head, "content": [], "stop_reason": None, "usage": usage}
-    vendor.events = [{"type": "message_start", "message": start}]
-    for index, block in enumerate(blocks):
-        empty = {**block, "text": "", "citations": []}
-        deltas = [{"type": "citations_delta", "citation": c} for c in block.get("citations", ())]
-        deltas.append({"type": "text_delta", "text": block["text"]})
-        vendor.events += [
-            {"type": "content_block_start", "index": index, "content_block": empty},
-            *({"type": "content_block_delta", "index": index, "delta": d} for d in deltas),
-            {"type": "content_block_stop", "index": index},
-        ]
-    vendor.events += [
-        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage},
-        {"type": "message_stop"},
-    ]
 
 
 PIXEL = "iVBORw0KGgo="
@@ -342,9 +233,7 @@ async def test_content_that_says_nothing_is_no_answer(vendor, lane, content):
         await client.chat(asking())
     assert caught.value.failure.kind is FailureKind.BAD_ANSWER
     with pytest.raises(VendorCallError) as caught:
-        stream = await client.stream(asking())
-        while await stream.read() is not None:
-            pass
+        await read_out(await client.stream(asking()))
     assert caught.value.failure.kind is FailureKind.BAD_ANSWER
     await client.aclose()
 

@@ -16,6 +16,7 @@ from aigateway.errors import FailureKind
 __all__ = [
     "APPLICATION",
     "Attempt",
+    "Audio",
     "BatchItem",
     "BatchProgress",
     "BatchResult",
@@ -33,6 +34,9 @@ __all__ = [
     "ToolCall",
     "ToolCallDelta",
     "Usage",
+    "openai_beside",
+    "openai_media",
+    "openai_usage",
 ]
 
 
@@ -51,6 +55,8 @@ class Usage:
     """Part of `prompt_tokens` that the vendor read from its own prompt cache."""
     reasoning_tokens: int = 0
     """Part of `completion_tokens` spent on hidden reasoning."""
+    cache_write_tokens: int = 0
+    """Part of `prompt_tokens` that the vendor wrote to its own prompt cache."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -59,6 +65,7 @@ class Usage:
             self.total_tokens + other.total_tokens,
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
+            self.cache_write_tokens + other.cache_write_tokens,
         )
 
 
@@ -89,6 +96,23 @@ class ToolCallDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Audio:
+    """Speech, or a piece of it.
+
+    Attributes:
+        id: Names it in a later turn, at OpenAI: `{"role": "assistant", "audio": {"id": ...}}`.
+        data: Base64, in the format that was asked for; in a chunk the next piece.
+        transcript: What is said; in a chunk the next piece.
+        expires_at: Unix time in seconds until which `id` is known; 0 where the vendor says none.
+    """
+
+    id: str = ""
+    data: str = field(default="", repr=False)
+    transcript: str = ""
+    expires_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of an answer, as it comes. Its fields say what is added, not what there is.
 
@@ -101,6 +125,9 @@ class Chunk:
         usage: Tokens as the vendor counted them; only on the stream's last chunk.
         index: Which of the `n` answers this belongs to.
         restarted: The answer begins anew with the chunks that follow; forget what came before.
+        images: Pictures that came: see `Choice`. Each comes whole.
+        audio: The next piece of speech.
+        sources_json: Further sources of the text: see `Choice`.
     """
 
     text: str = ""
@@ -111,6 +138,9 @@ class Chunk:
     usage: Usage | None = None
     index: int = 0
     restarted: bool = False
+    images: tuple[str, ...] = field(default=(), repr=False)
+    audio: Audio | None = None
+    sources_json: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +154,13 @@ class Choice:
     refusal: str | None = None
     logprobs_json: str | None = None
     """The OpenAI `logprobs` object as JSON text (text, because text cannot be changed)."""
+    images: tuple[str, ...] = field(default=(), repr=False)
+    """Pictures that the model made: URLs, mostly `data:` ones that hold the picture itself."""
+    audio: Audio | None = None
+    """What the model speaks."""
+    sources_json: str | None = field(default=None, repr=False)
+    """Where the text comes from, as a JSON object in the vendor's own words: `annotations` (OpenAI,
+    Gemini), `citations` (Anthropic), `grounding_metadata` (Gemini), `references` (Mistral), ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +175,26 @@ class Completion:
     """Price of this call in US dollars; None where the model's price is not known."""
     created: int = 0
     """Unix time in seconds, as the vendor says."""
+    system_fingerprint: str | None = None
+    """Of the OpenAI wire: which configuration of the model answered."""
+    service_tier: str | None = None
+    """Of the OpenAI wire: which tier served the request; prices depend on it."""
+    sources_json: str | None = field(default=None, repr=False)
+    """Sources of all choices (Perplexity's `citations`, `search_results`), as in `Choice`."""
 
     def priced(self, cost_usd: float | None) -> Completion:
         """The same answer at this price (a third of what `dataclasses.replace` takes)."""
-        return Completion(self.id, self.model, self.choices, self.usage, cost_usd, self.created)
+        return Completion(
+            self.id,
+            self.model,
+            self.choices,
+            self.usage,
+            cost_usd,
+            self.created,
+            self.system_fingerprint,
+            self.service_tier,
+            self.sources_json,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +379,26 @@ class ChatResponse:
         return self.completion.choices[0].reasoning
 
     @property
+    def images(self) -> tuple[str, ...]:
+        """Pictures of the first answer: URLs, mostly `data:` ones that hold the picture itself."""
+        return self.completion.choices[0].images
+
+    @property
+    def audio(self) -> Audio | None:
+        """What the first answer speaks."""
+        return self.completion.choices[0].audio
+
+    @property
+    def sources(self) -> dict[str, Any]:
+        """Where the first answer's text comes from, in the vendor's own words; a fresh dict.
+
+        The keys are those that vendors use: `annotations` (OpenAI, Gemini), `citations`
+        (Anthropic, Perplexity), `search_results`, `grounding_metadata` (Gemini), `references`, ...
+        """
+        own = self.completion.choices[0].sources_json
+        return _parsed(self.completion.sources_json) | _parsed(own)
+
+    @property
     def model(self) -> str:
         """The model that answered, as the vendor names it."""
         return self.completion.model
@@ -342,7 +415,6 @@ class ChatResponse:
 
     def to_openai(self) -> dict[str, Any]:
         """The answer as an OpenAI `chat.completion` object; a fresh dict at each call."""
-        usage = self.usage
         return {
             "id": self.completion.id,
             "object": "chat.completion",
@@ -357,13 +429,8 @@ class ChatResponse:
                 }
                 for index, choice in enumerate(self.choices)
             ],
-            "usage": {
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "total_tokens": usage.total_tokens,
-                "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-                "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-            },
+            "usage": openai_usage(self.usage),
+            **openai_beside(self.completion),
         }
 
 
@@ -531,14 +598,66 @@ class BatchResult:
 def _openai_message(choice: Choice) -> dict[str, Any]:
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": choice.text or (None if choice.tool_calls or choice.refusal else ""),
+        "content": choice.text
+        or (None if choice.tool_calls or choice.refusal or choice.audio else ""),
         "refusal": choice.refusal,
     }
     if choice.reasoning is not None:
         message["reasoning_content"] = choice.reasoning
+    message.update(openai_media(choice))
     if choice.tool_calls:
         message["tool_calls"] = [
             {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
             for c in choice.tool_calls
         ]
     return message
+
+
+def openai_media(said: Choice | Chunk) -> dict[str, Any]:
+    """What an OpenAI message or delta has beside text and tool calls: pictures, speech, sources."""
+    fields = _parsed(said.sources_json)
+    if said.images:
+        fields["images"] = [
+            {"index": index, "type": "image_url", "image_url": {"url": url}}
+            for index, url in enumerate(said.images)
+        ]
+    if said.audio is not None:
+        audio = said.audio
+        whole = isinstance(said, Choice)
+        given = {
+            "id": audio.id,
+            "data": audio.data,
+            "transcript": audio.transcript,
+            "expires_at": audio.expires_at,
+        }
+        fields["audio"] = given if whole else {name: v for name, v in given.items() if v}
+    return fields
+
+
+def openai_beside(completion: Completion) -> dict[str, Any]:
+    """What an OpenAI answer has beside choices and usage, as far as the vendor said it."""
+    fields = _parsed(completion.sources_json)
+    if completion.system_fingerprint is not None:
+        fields["system_fingerprint"] = completion.system_fingerprint
+    if completion.service_tier is not None:
+        fields["service_tier"] = completion.service_tier
+    return fields
+
+
+def openai_usage(usage: Usage) -> dict[str, Any]:
+    """Tokens as OpenAI counts them."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def _parsed(json_object: str | None) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(json_object) if json_object else {}
+    return parsed

@@ -161,6 +161,13 @@ def pieces(completion: Completion) -> Iterator[Chunk]:
             yield Chunk(piece, index=index)
         if choice.refusal:
             yield Chunk(refusal=choice.refusal, index=index)
+        if choice.images or choice.audio or choice.sources_json:
+            yield Chunk(
+                index=index,
+                images=choice.images,
+                audio=choice.audio,
+                sources_json=choice.sources_json,
+            )
         for place, call in enumerate(choice.tool_calls):
             delta = ToolCallDelta(place, call.id, call.name, call.arguments)
             yield Chunk(tool_calls=(delta,), index=index)

@@ -37,7 +37,8 @@ def _is_whole(choice: Choice) -> bool:
         return False
     if choice.finish_reason == "length":
         return bool(choice.text) and not choice.tool_calls
-    return choice.finish_reason in _WHOLE and bool(choice.text or choice.tool_calls)
+    said = choice.text or choice.tool_calls or choice.images or choice.audio
+    return choice.finish_reason in _WHOLE and bool(said)
 
 
 def ttl_for(

@@ -175,7 +175,7 @@ class _Said:
     def add(self, chunk: Chunk) -> None:
         if chunk.index == 0 and chunk.text:
             self._text.append(chunk.text)
-        if chunk.tool_calls or chunk.refusal or chunk.index:
+        if chunk.tool_calls or chunk.refusal or chunk.index or chunk.images or chunk.audio:
             self.only_text = False
 
 

@@ -19,6 +19,8 @@ from aigateway.messages import (
     EmbeddingResponse,
     Opening,
     ToolCall,
+    openai_beside,
+    openai_media,
 )
 from aigateway.server.refusals import Refusal
 
@@ -87,6 +89,7 @@ def chat_answer(response: ChatResponse) -> dict[str, Any]:
             "total_tokens": usage.total_tokens,
             "cached_tokens": usage.cached_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
         },
         "cost_usd": response.cost_usd,
         "latency_seconds": response.latency_seconds,
@@ -95,6 +98,8 @@ def chat_answer(response: ChatResponse) -> dict[str, Any]:
         "finish_reason": response.finish_reason,
         "refusal": response.choices[0].refusal,
         "tool_calls": [_tool_call(call) for call in response.tool_calls],
+        **openai_media(response.choices[0]),
+        **openai_beside(response.completion),
     }
 
 

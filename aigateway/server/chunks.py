@@ -6,7 +6,16 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from aigateway.messages import ChatResponse, Chunk, Opening, ToolCallDelta, Usage
+from aigateway.messages import (
+    ChatResponse,
+    Chunk,
+    Opening,
+    ToolCallDelta,
+    Usage,
+    openai_beside,
+    openai_media,
+    openai_usage,
+)
 from aigateway.server.answers import encoded
 from aigateway.server.refusals import Refusal
 
@@ -53,6 +62,8 @@ class ChunkWriter:
 
     def events(self, chunk: Chunk) -> bytes:
         """One chunk, and after the very last one usage if it was asked for."""
+        if chunk.usage is not None:
+            self._head |= openai_beside(self._whole().completion)
         written = self._event([self._choice(chunk)], None, restarted=chunk.restarted)
         if chunk.usage is not None and self._with_usage:
             written += self._event([], chunk.usage)
@@ -65,7 +76,7 @@ class ChunkWriter:
         if restarted:  # no client knows this but those that have asked for it
             body["aigateway"] = {"restarted": True}
         if self._with_usage:
-            body["usage"] = None if usage is None else _usage(usage)
+            body["usage"] = None if usage is None else openai_usage(usage)
         return b"data: " + encoded(body) + b"\n\n"
 
     def _choice(self, chunk: Chunk) -> dict[str, Any]:
@@ -97,6 +108,8 @@ def _delta(chunk: Chunk) -> dict[str, Any]:
         delta["content"] = chunk.text
     if chunk.reasoning:
         delta["reasoning_content"] = chunk.reasoning
+    if chunk.images or chunk.audio or chunk.sources_json:
+        delta.update(openai_media(chunk))
     if chunk.refusal:
         delta["refusal"] = chunk.refusal
     if chunk.tool_calls:
@@ -111,12 +124,3 @@ def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
     named = {"name": call.name, **function}
     return {"index": call.index, "id": call.id, "type": "function", "function": named}
 
-
-def _usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }

@@ -8,36 +8,49 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from aigateway.errors import FailureKind
-from aigateway.messages import Choice, Chunk, Completion, Embeddings, ToolCall, Usage
+from aigateway.messages import (
+    Choice,
+    Chunk,
+    Completion,
+    Embeddings,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
 from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.content import Content, content_of, parted, said_beside, text_of
 
 __all__ = [
+    "chunk_of",
     "completion_from",
     "embeddings_from",
     "kind_of_silence",
     "piece_from",
-    "text_of",
+    "stated_cost",
     "usage_from",
 ]
 
 
-def completion_from(response: Any, *, model: str, status: int | None = None) -> Completion:
+def completion_from(
+    response: Any, *, model: str, status: int | None = None, think_tags: bool = False
+) -> Completion:
     """Read a chat response; its price is the caller's business.
 
     Args:
         response: litellm's `ModelResponse`.
         model: Named where the vendor names none.
         status: The HTTP status it came under, where that is known; for the failure.
+        think_tags: Whether the text may begin with reasoning: see `ThinkTags`.
 
     Raises:
         VendorCallError: It holds no answer (`BAD_ANSWER`), or the vendor withheld it
             (`CONTENT_POLICY`).
     """
-    choices = tuple(map(_choice, getattr(response, "choices", None) or ()))
+    choices = tuple(_choices(response, think_tags=think_tags))
     silence = kind_of_silence(choices)
     if silence is not None:
         raise VendorCallError(Failure(silence, status))
@@ -46,7 +59,9 @@ def completion_from(response: Any, *, model: str, status: int | None = None) -> 
         model=str(getattr(response, "model", None) or model),
         choices=choices,
         usage=usage_from(getattr(response, "usage", None)),
+        cost_usd=stated_cost(getattr(response, "usage", None)),
         created=_count(getattr(response, "created", 0)),
+        **said_beside(response),
     )
 
 
@@ -59,14 +74,33 @@ def kind_of_silence(choices: Iterable[Choice]) -> FailureKind | None:
     return FailureKind.CONTENT_POLICY if withheld else FailureKind.BAD_ANSWER
 
 
-def piece_from(choice: Any, index: int) -> Chunk:
-    """Read one choice of a streamed chunk, without its tool calls and its end."""
-    delta = getattr(choice, "delta", None)
+def piece_from(
+    choice: Any, index: int, calls: tuple[ToolCallDelta, ...] = (), beside: Any = None
+) -> Chunk | None:
+    """Read one choice of a streamed chunk, without its end; None if it says nothing.
+
+    Args:
+        choice: A `StreamingChoices` of litellm's.
+        index: Its place among the answers.
+        calls: Its tool calls.
+        beside: The chunk, if this choice is to have what stands beside the choices.
+    """
+    return chunk_of(content_of(getattr(choice, "delta", None), beside), index, calls)
+
+
+def chunk_of(content: Content, index: int, calls: tuple[ToolCallDelta, ...] = ()) -> Chunk | None:
+    """Make a chunk of what a delta says; None if it says nothing."""
+    if not (calls or any(content)):
+        return None
     return Chunk(
-        text=text_of(getattr(delta, "content", None)) or "",
-        reasoning=text_of(getattr(delta, "reasoning_content", None)),
-        refusal=_refusal(delta),
+        content.text,
+        calls,
+        content.reasoning,
+        content.refusal,
         index=index,
+        images=content.images,
+        audio=content.audio,
+        sources_json=content.sources_json,
     )
 
 
@@ -100,28 +134,28 @@ def embeddings_from(
 
 def _says_something(choice: Choice) -> bool:
     # Hidden reasoning may use up all the tokens that the caller allowed: an answer, if a short one.
-    return bool(choice.text or choice.tool_calls or choice.refusal) or (
-        choice.finish_reason == "length"
-    )
+    return bool(
+        choice.text or choice.tool_calls or choice.refusal or choice.images or choice.audio
+    ) or (choice.finish_reason == "length")
 
 
-def _choice(choice: Any) -> Choice:
-    message = getattr(choice, "message", None)
-    return Choice(
-        text=text_of(getattr(message, "content", None)) or "",
-        finish_reason=text_of(getattr(choice, "finish_reason", None)),
-        tool_calls=tuple(map(_tool_call, getattr(message, "tool_calls", None) or ())),
-        reasoning=text_of(getattr(message, "reasoning_content", None)),
-        refusal=_refusal(message),
-        logprobs_json=_logprobs(getattr(choice, "logprobs", None)),
-    )
-
-
-def _refusal(message: Any) -> str | None:
-    # litellm keeps what it has no field for beside the message.
-    beside = getattr(message, "provider_specific_fields", None)
-    found = text_of(getattr(message, "refusal", None))
-    return found or (text_of(beside.get("refusal")) if isinstance(beside, Mapping) else None)
+def _choices(response: Any, *, think_tags: bool) -> Iterator[Choice]:
+    for index, choice in enumerate(getattr(response, "choices", None) or ()):
+        message = getattr(choice, "message", None)
+        content = content_of(message, None if index else response)
+        if think_tags:
+            content = parted(content)
+        yield Choice(
+            text=content.text,
+            finish_reason=text_of(getattr(choice, "finish_reason", None)),
+            tool_calls=tuple(map(_tool_call, getattr(message, "tool_calls", None) or ())),
+            reasoning=content.reasoning,
+            refusal=content.refusal,
+            logprobs_json=_logprobs(getattr(choice, "logprobs", None)),
+            images=content.images,
+            audio=content.audio,
+            sources_json=content.sources_json,
+        )
 
 
 def _tool_call(call: Any) -> ToolCall:
@@ -143,13 +177,35 @@ def _logprobs(logprobs: Any) -> str | None:
 def usage_from(usage: Any) -> Usage:
     """Read an object or a mapping of OpenAI's shape; zeros where it says nothing."""
     prompt, completion = _token(usage, "prompt_tokens"), _token(usage, "completion_tokens")
+    details = _part(usage, "prompt_tokens_details")
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=_token(usage, "total_tokens") or prompt + completion,
-        cached_tokens=_token(_part(usage, "prompt_tokens_details"), "cached_tokens"),
+        cached_tokens=_token(details, "cached_tokens")
+        or _token(usage, "prompt_cache_hit_tokens")  # DeepSeek's
+        or _token(usage, "cache_read_input_tokens"),
         reasoning_tokens=_token(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
+        cache_write_tokens=_token(details, "cache_write_tokens")
+        or _token(usage, "cache_creation_input_tokens"),
     )
+
+
+def stated_cost(usage: Any) -> float | None:
+    """What the vendor itself says that the call cost, in US dollars: OpenRouter, Perplexity.
+
+    Args:
+        usage: An object or a mapping of OpenAI's shape.
+    """
+    cost = _part(usage, "cost")
+    if isinstance(cost, Mapping):
+        cost = cost.get("total_cost")
+    if isinstance(cost, bool) or not isinstance(cost, int | float):
+        return None
+    if _part(usage, "is_byok"):  # then it is a fee, and the vendor behind has its own price
+        behind = _part(_part(usage, "cost_details"), "upstream_inference_cost")
+        cost += behind if isinstance(behind, int | float) else 0
+    return float(cost) if 0 <= cost < math.inf else None
 
 
 def _token(holder: Any, name: str) -> int:
@@ -162,11 +218,6 @@ def _part(holder: Any, name: str) -> Any:
 
 def _count(value: Any) -> int:
     return int(value) if isinstance(value, int | float) and 0 <= value < 2**53 else 0
-
-
-def text_of(value: Any) -> str | None:
-    """The value, if it is a text with something in it."""
-    return value if isinstance(value, str) and value else None
 
 
 def _vector(numbers: Any) -> tuple[float, ...]:

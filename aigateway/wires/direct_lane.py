@@ -25,7 +25,7 @@ from aigateway.wires.direct_stream import DirectStream, StreamOwner
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.litellm_lane import LiteLLMClient, call_options
 from aigateway.wires.loading import SILENT, load_litellm
-from aigateway.wires.pricing import Tariff
+from aigateway.wires.pricing import ORDINARY_TIERS, Tariff
 from aigateway.wires.quota import Quota
 from aigateway.wires.sse import EventParser
 from aigateway.wires.wire import VendorRequest, VendorResponse
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["DirectClient"]
 
 _log = logging.getLogger(__name__)
-
-_ORDINARY_TIERS = frozenset({None, "default", "auto"})
-"""OpenAI's service tiers that cost what the price map says first."""
 
 _TRIAL = ChatRequest(messages=({"role": "user", "content": "hi"},))
 
@@ -261,7 +258,12 @@ class DirectClient:
                 completion = translation.plain_answer(sent, received)
                 if completion is None or self._needs_whole(completion):
                     response = translation.answer(request, sent, received)
-                    completion = completion_from(response, model=self._config.model, status=status)
+                    completion = completion_from(
+                        response,
+                        model=self._config.model,
+                        status=status,
+                        think_tags=translation.think_tags,
+                    )
                 return completion.priced(self._cost(response, completion))
             except VendorCallError as error:
                 failure = error.failure
@@ -278,16 +280,14 @@ class DirectClient:
         return self._tariff is not None and not self._tariff.is_flat(completion.usage)
 
     def _cost(self, response: Any, completion: Completion) -> float | None:
-        return None if self._tariff is None else self._tariff.cost(response, completion.usage)
+        return None if self._tariff is None else self._tariff.cost(response, completion)
 
-    def _stream_cost(
-        self, completion: Completion, counted: Any, service_tier: str | None
-    ) -> float | None:
+    def _stream_cost(self, completion: Completion, counted: Any) -> float | None:
         """What a streamed answer costs so far. litellm's own calculation wants its own objects."""
         usage, litellm = completion.usage, self._litellm
         if not usage.total_tokens or litellm is None:
             return None
-        plain = counted is None and service_tier in _ORDINARY_TIERS
+        plain = counted is None and completion.service_tier in ORDINARY_TIERS
         if plain and not self._needs_whole(completion):
             return self._cost(None, completion)
         if counted is None:
@@ -295,11 +295,14 @@ class DirectClient:
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
                 total_tokens=usage.total_tokens,
-                prompt_tokens_details={"cached_tokens": usage.cached_tokens},
+                prompt_tokens_details={
+                    "cached_tokens": usage.cached_tokens,
+                    "cache_write_tokens": usage.cache_write_tokens,
+                },
                 completion_tokens_details={"reasoning_tokens": usage.reasoning_tokens},
             )
         response = litellm.ModelResponse(model=completion.model, usage=counted)
-        response.service_tier = service_tier
+        response.service_tier = completion.service_tier
         return self._cost(response, completion)
 
 

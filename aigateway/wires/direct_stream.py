@@ -32,14 +32,13 @@ class StreamOwner:
     Attributes:
         wall: Seconds since the Unix epoch, for `Retry-After` dates.
         cost: US dollars, as far as is known, for what has come with its usage; for litellm's
-            `Usage` where the plain figures do not price it, else None; for the service tier that
-            the vendor named.
+            `Usage` where the plain figures do not price it, else None.
         whole: Reads an answer that came in one piece. Raises `VendorCallError` if it is none.
         leave: Is done with the connection; `kept` where it can be used again.
     """
 
     wall: Callable[[], float]
-    cost: Callable[[Completion, Any, str | None], float | None]
+    cost: Callable[[Completion, Any], float | None]
     whole: Callable[[bytes], Completion]
     leave: Callable[..., None]
 
@@ -113,7 +112,7 @@ class DirectStream:
         reading = self._reading
         counted = reading.count()
         completion = reading.assembly.completion()
-        cost = self._owner.cost(completion, counted, reading.service_tier)
+        cost = self._owner.cost(completion, counted)
         completion = replace(completion, cost_usd=cost)
         if self._ended:
             self._completion = completion

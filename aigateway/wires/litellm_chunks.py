@@ -13,8 +13,9 @@ from enum import Enum, auto
 from typing import Any
 
 from aigateway.messages import Chunk, Completion, ToolCallDelta
-from aigateway.wires.answers import piece_from, text_of, usage_from
+from aigateway.wires.answers import piece_from, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
+from aigateway.wires.content import said_beside, text_of
 
 __all__ = ["ChunkReader", "End"]
 
@@ -55,55 +56,63 @@ class ChunkReader:
         assembly.model = text_of(getattr(chunk, "model", None)) or assembly.model
         assembly.created = assembly.created or int(getattr(chunk, "created", None) or 0)
         if end is not End.INVENTED:
-            self.count(getattr(chunk, "usage", None))
-        pieces = []
-        for choice in getattr(chunk, "choices", None) or ():
+            self.count(getattr(chunk, "usage", None) or _groqs_usage(chunk))
+        assembly.note(said_beside(chunk))
+        pieces: list[Chunk | None] = []
+        choices = getattr(chunk, "choices", None) or ()
+        for position, choice in enumerate(choices):
             index = int(getattr(choice, "index", None) or 0)
-            piece = self._piece(choice, index)
-            if piece is not None:
-                assembly.add(piece)
-                pieces.append(piece)
+            delta = getattr(choice, "delta", None)
+            calls = self._calls.deltas(index, getattr(delta, "tool_calls", None) or ())
+            piece = piece_from(choice, index, calls, None if position else chunk)
+            pieces.append(piece and assembly.add(piece))
             self._add_logprobs(index, getattr(choice, "logprobs", None))
-            self._note_end(index, text_of(getattr(choice, "finish_reason", None)), end)
-        return pieces
+            reason = text_of(getattr(choice, "finish_reason", None))
+            pieces.append(self._note_end(index, reason, end))
+        return [piece for piece in pieces if piece is not None]
 
     def count(self, usage: Any) -> None:
         """Take in what the vendor has counted so far."""
         dump = getattr(usage, "model_dump", None)
-        if callable(dump):
-            _take_larger(self.usage, dump())
+        counted = dump() if callable(dump) else usage
+        if isinstance(counted, Mapping):
+            _take_larger(self.usage, counted)
 
     def finish_all(self, reason: str) -> None:
         """Believe that every answer ended for this reason."""
         for index, _ in enumerate(self.assembly.completion().choices):
             self.assembly.finish(index, self._finish_reason(reason))
 
-    def believe_doubtful_ends(self) -> None:
-        """The stream has come to its end in good order."""
-        for index, reason in self._doubtful.items():
+    def believe_doubtful_ends(self) -> list[Chunk]:
+        """The stream has come to its end in good order. Gives what was held back till then."""
+        doubtful, self._doubtful = self._doubtful, {}
+        rests = [
             self.assembly.finish(index, self._finish_reason(reason))
+            for index, reason in doubtful.items()
+        ]
+        return [rest for rest in rests if rest is not None]
 
     def completion(self) -> Completion:
-        """What has come so far, without a price."""
+        """What has come so far, without a price but the vendor's own."""
         for index, logprobs in self._logprobs.items():
             self.assembly.add_logprobs(index, json.dumps(logprobs))
-        return replace(self.assembly.completion(), usage=usage_from(self.usage))
+        usage = usage_from(self.usage)
+        # The parts may be of different events, and then no event has their sum.
+        total = max(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
+        return replace(
+            self.assembly.completion(),
+            usage=replace(usage, total_tokens=total),
+            cost_usd=stated_cost(self.usage),
+        )
 
-    def _piece(self, choice: Any, index: int) -> Chunk | None:
-        delta = getattr(choice, "delta", None)
-        piece = piece_from(choice, index)
-        calls = self._calls.deltas(index, getattr(delta, "tool_calls", None) or ())
-        if calls:
-            return replace(piece, tool_calls=calls)
-        return piece if piece.text or piece.reasoning or piece.refusal else None
-
-    def _note_end(self, index: int, reason: str | None, end: End) -> None:
+    def _note_end(self, index: int, reason: str | None, end: End) -> Chunk | None:
         if reason == "error":  # OpenRouter: the vendor behind it failed
             raise ValueError(reason)
         if reason and end is End.TRUE:
-            self.assembly.finish(index, self._finish_reason(reason))
-        elif reason and end is End.DOUBTFUL:
+            return self.assembly.finish(index, self._finish_reason(reason))
+        if reason and end is End.DOUBTFUL:
             self._doubtful[index] = reason
+        return None
 
     def _add_logprobs(self, index: int, logprobs: Any) -> None:
         dump = getattr(logprobs, "model_dump", None)
@@ -151,6 +160,12 @@ class _ToolCalls:
             "" if known.name else given.name,
             given.arguments,
         )
+
+
+def _groqs_usage(chunk: Any) -> Any:
+    """The count of Groq, which sends it in a field of its own."""
+    beside = getattr(chunk, "x_groq", None)
+    return beside.get("usage") if isinstance(beside, Mapping) else getattr(beside, "usage", None)
 
 
 def _take_larger(so_far: dict[str, Any], usage: Mapping[str, Any]) -> None:

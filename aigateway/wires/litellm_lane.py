@@ -38,6 +38,7 @@ from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.copying import fresh_copy
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.loading import load_litellm
+from aigateway.wires.plain_answers import openai_completion
 from aigateway.wires.pricing import (
     OWN_OPTIONS,
     Tariff,
@@ -47,6 +48,7 @@ from aigateway.wires.pricing import (
     own_price_of,
 )
 from aigateway.wires.quota import Quota
+from aigateway.wires.stream_reading import parsed
 
 if TYPE_CHECKING:
     from aigateway.wires.connections import Witness
@@ -69,6 +71,9 @@ _BASES: Mapping[ProviderType, str] = {
     ProviderType.GEMINI: "https://generativelanguage.googleapis.com/v1beta",
     ProviderType.ANTHROPIC: "https://api.anthropic.com",
 }
+
+_NO_THINK_TAGS = frozenset({ProviderType.ANTHROPIC, ProviderType.GEMINI})
+"""Their models think in blocks of their own; a tag in a text was asked for."""
 
 _NO_KEY = "not-needed"
 """Sent to a server that wants no key, so that none is taken from the environment."""
@@ -121,6 +126,7 @@ class LiteLLMClient:
         self._options = call_options(config, drop_unsupported_params=drop_unsupported_params)
         # For Gemini, litellm takes this mark as an order to create a cache first: more requests.
         self._without = "cache_control" if config.provider is ProviderType.GEMINI else None
+        self._has_think_tags = config.provider not in _NO_THINK_TAGS
         self._litellm: ModuleType | None = None
         self._client: SDKClient | None = None
         self._closed = False
@@ -163,7 +169,14 @@ class LiteLLMClient:
             litellm, litellm.acompletion, self._arguments(request, messages=messages)
         )
         response, status = called.result, called.witness.status
-        completion = completion_from(response, model=self._config.model, status=status)
+        if isinstance(response, Completion):
+            return response.priced(self._own_cost(response))
+        completion = completion_from(
+            response,
+            model=self._config.model,
+            status=status,
+            think_tags=self._has_think_tags,
+        )
         return replace(completion, cost_usd=self._cost(response, completion))
 
     async def stream(self, request: ChatRequest) -> VendorStream:
@@ -196,7 +209,11 @@ class LiteLLMClient:
             failure=lambda error: self._judge(error, witness),
             tariff=Tariff(litellm, self._config) if self._tariff is None else self._tariff,
         )
-        assembly = Assembly(self._config.model, expected if isinstance(expected, int) else 1)
+        assembly = Assembly(
+            self._config.model,
+            expected if isinstance(expected, int) else 1,
+            think_tags=self._has_think_tags,
+        )
         return LiteLLMStream(called.result, origin, assembly)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
@@ -312,6 +329,9 @@ class LiteLLMClient:
             self._quota.note(witness.response.headers)
         if not task.cancelled() and task.exception() is None:
             return _Called(task.result(), witness, context)
+        unread = None if streamed or task.cancelled() else self._unread_answer(witness)
+        if unread is not None:
+            return _Called(unread, witness, context)
         failure = self._judge(
             asyncio.CancelledError() if task.cancelled() else task.exception(), witness
         )
@@ -321,6 +341,19 @@ class LiteLLMClient:
         arguments.clear()
         del task, witness, context
         raise VendorCallError(failure)
+
+    def _unread_answer(self, witness: Witness) -> Completion | None:
+        """The answer, where litellm cannot read what is one: content in a list of parts."""
+        response = witness.response
+        if response is None or not response.is_success or not self._has_think_tags:
+            return None
+        try:
+            return openai_completion(parsed(response.content))
+        except ValueError:
+            return None
+
+    def _own_cost(self, completion: Completion) -> float | None:
+        return None if self._tariff is None else self._tariff.cost(None, completion)
 
     def _judge(self, error: BaseException | None, witness: Witness) -> Failure:
         now_wall = self._clock.wall()
@@ -346,6 +379,8 @@ class LiteLLMClient:
     def _cost(self, response: Any, answer: Completion | Embeddings) -> float | None:
         if self._price is not None:
             return self._price.cost(answer.usage)
+        if isinstance(answer, Completion) and answer.cost_usd is not None:
+            return answer.cost_usd
         if not answer.usage.total_tokens or not self._is_in_the_price_map():
             return None
         hidden = getattr(response, "_hidden_params", None)

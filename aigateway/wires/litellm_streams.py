@@ -23,6 +23,7 @@ from aigateway.wires.answers import kind_of_silence
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.connections import StreamedBody
+from aigateway.wires.content import spoken
 from aigateway.wires.litellm_chunks import ChunkReader, End
 from aigateway.wires.own_call import has_callbacks
 from aigateway.wires.pricing import Tariff
@@ -137,9 +138,10 @@ class LiteLLMStream:
         try:
             usage = litellm.Usage(**{name: n for name, n in counted.items() if n is not None})
             response = litellm.ModelResponse(model=completion.model, usage=usage)
+            response.service_tier = completion.service_tier
         except Exception:  # noqa: BLE001 - an answer without a price is still an answer
             return None
-        return self._origin.tariff.cost(response, completion.usage)
+        return self._origin.tariff.cost(response, completion)
 
     async def aclose(self) -> None:
         """Close the connection, unless the answer was read to its end. May be called twice."""
@@ -186,8 +188,7 @@ class LiteLLMStream:
             pieces = [p for each in passed for p in self._reader.read(each, self._end_of(each))]
         if chunk is not None or pieces:
             return pieces
-        self._reader.believe_doubtful_ends()
-        return None
+        return self._reader.believe_doubtful_ends() or None
 
     def _end_of(self, chunk: Any) -> End:
         # litellm says "stop" with every event of Gemini's, and this beside it.
@@ -254,7 +255,7 @@ class _Tap:
                 self.is_over = True
                 raise
             if hasattr(chunk, "choices"):
-                self._remove_invented_ends(chunk)
+                self._correct(chunk)
                 self._passed.append(chunk)
                 return chunk
             if chunk is not None and not _is_empty(chunk):
@@ -274,15 +275,19 @@ class _Tap:
             if inspect.isawaitable(closing):
                 await closing
 
-    def _remove_invented_ends(self, chunk: Any) -> None:
-        """Believe Gemini's event, not litellm, which says "stop" with every one."""
+    def _correct(self, chunk: Any) -> None:
+        """Believe Gemini's event, not litellm: it says "stop" with every one, and drops speech."""
         event = None if self._body is None else self._body.event
         candidates = event.get("candidates") if isinstance(event, Mapping) else None
         if isinstance(candidates, list):
-            ended = {c.get("index", n) for n, c in enumerate(candidates) if c.get("finishReason")}
+            sent = {c.get("index", n): c for n, c in enumerate(candidates)}
             for choice in chunk.choices:
-                if choice.index not in ended:
+                candidate = sent.get(choice.index, {})
+                if not candidate.get("finishReason"):
                     choice.finish_reason = None
+                speech = spoken(candidate)
+                if speech:
+                    choice.delta.audio = {"data": "".join(speech)}
 
 
 def _is_empty(chunk: object) -> bool:

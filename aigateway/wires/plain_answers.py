@@ -12,10 +12,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigateway.messages import Choice, Completion, ToolCall, Usage
+from aigateway.wires.answers import stated_cost, usage_from
+from aigateway.wires.content import content_of, parted, said_beside
 
 __all__ = ["anthropic_completion", "gemini_completion", "openai_completion"]
 
-_MESSAGE = frozenset({"role", "content", "refusal", "annotations", "tool_calls"})
+_MESSAGE = frozenset(
+    {
+        "annotations",
+        "audio",
+        "citations",
+        "content",
+        "context",
+        "images",
+        "reasoning",
+        "reasoning_content",
+        "refusal",
+        "role",
+        "search_results",
+        "tool_calls",
+    }
+)
 _CHOICE = frozenset({"index", "message", "finish_reason", "logprobs", "content_filter_results"})
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _CALL = frozenset({"id", "type", "function", "index"})
@@ -34,7 +51,15 @@ def openai_completion(body: Any) -> Completion | None:
         return None
     if not (choices and _is_name(name) and _is_name(model)):
         return None
-    return Completion(name, model, choices, usage, None, created if type(created) is int else 0)
+    return Completion(
+        name,
+        model,
+        choices,
+        usage,
+        stated_cost(body["usage"]),
+        created if type(created) is int else 0,
+        **said_beside(body),
+    )
 
 
 def anthropic_completion(body: Any) -> Completion | None:
@@ -135,21 +160,30 @@ class _Unusual(Exception):  # noqa: N818 - it never leaves this file
 
 def _choice(choice: Mapping[str, Any]) -> Choice:
     message, finish = choice["message"], choice["finish_reason"]
-    content, refusal = message.get("content"), message.get("refusal")
     if (
         not (choice.keys() <= _CHOICE and message.keys() <= _MESSAGE and finish in _FINISHES)
-        or not (content is None or (isinstance(content, str) and "<think" not in content))
-        or not (refusal is None or isinstance(refusal, str))
-        or message.get("annotations")
+        or isinstance(message.get("content"), int | float | Mapping)
+        or not isinstance(message.get("refusal"), str | None)
         or choice.get("logprobs")
     ):
         raise _Unusual
+    content = parted(content_of(message))
     calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
     if calls and finish == "stop":
         raise _Unusual  # litellm corrects it
-    if not (content or calls or refusal or finish == "length"):
+    text, reasoning, refusal, images, audio, sources = content
+    if not (text or calls or refusal or images or audio or finish == "length"):
         raise _Unusual  # says nothing: whose fault that is, is judged elsewhere
-    return Choice(content or "", finish, calls, None, refusal or None)
+    return Choice(
+        text,
+        finish,
+        calls,
+        reasoning,
+        refusal,
+        images=images,
+        audio=audio,
+        sources_json=sources,
+    )
 
 
 def _tool_call(call: Mapping[str, Any]) -> ToolCall:
@@ -166,13 +200,10 @@ def _tool_call(call: Mapping[str, Any]) -> ToolCall:
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
     prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
-    total = usage.get("total_tokens") or prompt + completion
     before, after = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    cached = before.get("cached_tokens") or 0 if before else 0
-    reasoning = after.get("reasoning_tokens") or 0 if after else 0
     if (before and before.get("audio_tokens")) or (after and after.get("audio_tokens")):
         raise _Unusual  # priced by litellm
-    for count in (prompt, completion, total, cached, reasoning):
+    for count in (prompt, completion, usage.get("total_tokens") or 0):
         if type(count) is not int or not 0 <= count < 2**53:
             raise _Unusual
-    return Usage(prompt, completion, total, cached, reasoning)
+    return usage_from(usage)

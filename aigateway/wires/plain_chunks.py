@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aigateway.messages import Chunk, ToolCallDelta, Usage
-from aigateway.wires.answers import text_of, usage_from
+from aigateway.messages import Audio, Chunk, ToolCallDelta, Usage
+from aigateway.wires.answers import chunk_of, usage_from
+from aigateway.wires.content import content_of, said_beside, spoken
 from aigateway.wires.stream_reading import ErrorEventError, StreamReading
 
 __all__ = ["AnthropicReading", "GeminiReading", "OpenAIReading"]
@@ -36,8 +37,10 @@ class OpenAIReading(StreamReading):
             raise ErrorEventError(event)
         if not self.assembly.id:
             self._begin(event)
-        if event.get("usage"):
-            self._counted = event["usage"]
+        usage = event.get("usage") or (event.get("x_groq") or _NOTHING).get("usage")
+        if usage or not choices:
+            self._add_count(usage)
+            self.assembly.note(said_beside(event))
         for choice in choices or ():
             self._choice(event, choice)
 
@@ -47,7 +50,7 @@ class OpenAIReading(StreamReading):
         assembly.id = str(event.get("id") or "")
         assembly.model = str(event.get("model") or assembly.model)
         assembly.created = created if type(created) is int else 0
-        self.service_tier = text_of(event.get("service_tier")) or self.service_tier
+        assembly.note(said_beside(event))
 
     def _choice(self, event: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
         delta, finish = choice.get("delta") or _NOTHING, choice.get("finish_reason")
@@ -57,16 +60,13 @@ class OpenAIReading(StreamReading):
             return
         index = choice.get("index") or 0
         text, calls = delta.get("content"), delta.get("tool_calls")
-        if text and not calls and len(delta) == 1:  # almost every chunk
+        if text and len(delta) == 1 and type(text) is str:  # almost every chunk
             self._say(Chunk(text, index=index))
         else:
-            reasoning = delta.get("reasoning") or delta.get("reasoning_content")
-            refusal = delta.get("refusal")
-            if text or calls or reasoning or refusal:
-                deltas = self._tool_calls(index, calls) if calls else ()
-                self._say(
-                    Chunk(text or "", deltas, reasoning or None, refusal or None, index=index)
-                )
+            deltas = self._tool_calls(index, calls) if calls else ()
+            chunk = chunk_of(content_of(delta), index, deltas)
+            if chunk is not None:
+                self._say(chunk)
         if choice.get("logprobs"):
             self._add_logprobs(index, choice["logprobs"])
         if finish:
@@ -145,10 +145,6 @@ class AnthropicReading(StreamReading):
         self.assembly.model = str(message.get("model") or self.assembly.model)
         self._add_count(message.get("usage"))
 
-    def _add_count(self, usage: Mapping[str, Any] | None) -> None:
-        # The last count is cumulative, but may leave out what the first has said.
-        self._counted = {**(self._counted or {}), **(usage or {})}
-
     def _end(self, event: Mapping[str, Any]) -> None:
         reason = event["delta"].get("stop_reason")
         if not reason:
@@ -191,7 +187,8 @@ class GeminiReading(StreamReading):
             assembly.id = str(event.get("responseId") or "-")
             assembly.model = str(event.get("modelVersion") or assembly.model)
         if event.get("usageMetadata"):
-            self._counted, self._priced = event["usageMetadata"], None
+            self._add_count(event["usageMetadata"])
+            self._priced = None
         if (event.get("promptFeedback") or _NOTHING).get("blockReason"):
             self._finish(0, "content_filter")
         for position, candidate in enumerate(event.get("candidates") or ()):
@@ -207,12 +204,18 @@ class GeminiReading(StreamReading):
             if candidate.keys() & _GROUNDING:
                 self._priced = read.usage
             for choice in read.choices:
-                self._take_choice(choice, may_end=bool(finish))
+                self._take_choice(choice, may_end=bool(finish), beside=read)
+            self._hear(candidate, index)
             return
         if text:
             self._say(Chunk(text, index=index))
         if finish:
             self._finish(index, _GEMINI_FINISHES[finish])
+
+    def _hear(self, candidate: Mapping[str, Any], index: int) -> None:
+        """Take in speech, which litellm's reader of streams leaves out."""
+        for data in spoken(candidate):
+            self._say(Chunk(index=index, audio=Audio(data=data)))
 
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
         details = counted.get("promptTokensDetails") or ()
@@ -225,8 +228,8 @@ class GeminiReading(StreamReading):
 _NOTHING: Mapping[str, Any] = {}
 
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
-_DELTA = frozenset({"role", "content", "refusal", "tool_calls", "reasoning", "reasoning_content"})
-_TEXTS = ("content", "refusal", "reasoning", "reasoning_content")
+_NO_TEXTS = (int, float)
+"""What no field of a delta holds; litellm's reader refuses it."""
 
 _ANTHROPIC_FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 _ANTHROPIC_USAGE = frozenset({"input_tokens", "output_tokens", "service_tier"})
@@ -253,12 +256,8 @@ def _is_error(event: Mapping[str, Any]) -> bool:
 def _is_plain_delta(delta: Mapping[str, Any]) -> bool:
     if len(delta) == 1 and type(delta.get("content")) is str:
         return True
-    if not delta.keys() <= _DELTA:
+    if "function_call" in delta or any(isinstance(value, _NO_TEXTS) for value in delta.values()):
         return False
-    for name in _TEXTS:
-        value = delta.get(name)
-        if value is not None and type(value) is not str:
-            return False
     calls = delta.get("tool_calls")
     return calls is None or all(map(_is_plain_call, calls))
 

@@ -1,10 +1,10 @@
 """What a provider's tokens cost, and what its model takes in and does.
 
 The figures are those of the price map that comes with litellm, unless the provider's `extra`
-says better: `input_cost_per_token`, `output_cost_per_token`, `cache_read_input_token_cost` (US
-dollars per token), `max_input_tokens`, `supports_assistant_prefill`, and `base_model` for the model
-behind a deployment's name. None of them reaches litellm except `base_model`: litellm would register
-a price for the whole process.
+says better: `input_cost_per_token`, `output_cost_per_token`, `cache_read_input_token_cost`,
+`cache_creation_input_token_cost` (US dollars per token), `max_input_tokens`,
+`supports_assistant_prefill`, and `base_model` for the model behind a deployment's name. None of
+them reaches litellm except `base_model`: litellm would register a price for the whole process.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.loading import loaded_litellm
 
 __all__ = [
+    "ORDINARY_TIERS",
     "OWN_OPTIONS",
     "CostEstimator",
     "Price",
@@ -42,6 +43,7 @@ __all__ = [
 
 OWN_OPTIONS = frozenset(
     {
+        "cache_creation_input_token_cost",
         "cache_read_input_token_cost",
         "input_cost_per_token",
         "max_input_tokens",
@@ -58,6 +60,9 @@ vendor worked on it. Large models write 50 to 150."""
 _FIRST_ANSWERS, _EVERY = 32, 32
 """Answers from which the length of tokens is learned: the first ones, then one of so many."""
 
+ORDINARY_TIERS = frozenset({None, "auto", "default", "standard"})
+"""Service tiers that cost what the price map says first."""
+
 SHORT_PROMPT = 100_000
 """Tokens up to which no vendor charges more per token; the map's first step is at 128,000."""
 
@@ -70,19 +75,23 @@ class Price:
         input: For a token of the prompt.
         output: For a token of the answer.
         cached: For a token of the prompt that the vendor had in its own cache.
+        written: For one that it wrote to its cache; None costs what any other does.
     """
 
     input: float
     output: float
     cached: float
+    written: float | None = None
 
     def cost(self, usage: Usage) -> float | None:
         """US dollars for a call; None where the vendor counted no tokens."""
         if not usage.total_tokens:
             return None
         cached = min(usage.cached_tokens, usage.prompt_tokens)
-        fresh = usage.prompt_tokens - cached
+        written = min(usage.cache_write_tokens, usage.prompt_tokens - cached)
+        fresh = usage.prompt_tokens - cached - written
         spent = fresh * self.input + cached * self.cached
+        spent += written * (self.input if self.written is None else self.written)
         return spent + usage.completion_tokens * self.output
 
 
@@ -108,19 +117,26 @@ class Tariff:
         self._model = str(config.extra.get("base_model") or config.model)
         self._vendor = str(config.provider)
 
-    def cost(self, response: Any, usage: Usage) -> float | None:
+    def cost(self, response: Any, answer: Completion) -> float | None:
         """US dollars for a call; None where the price is not known or no tokens were counted.
+
+        The provider's own prices stand over what the vendor says, and that over the map's.
 
         Args:
             response: litellm's `ModelResponse`; None for a plain answer whose price `is_flat`.
-            usage: Its usage, in the house's own form.
+            answer: The same in the house's own form, with what the vendor says that it cost.
         """
+        usage = answer.usage
         if self._own is not None:
             return self._own.cost(usage)
+        if answer.cost_usd is not None:
+            return answer.cost_usd
         if self._price is None or not usage.total_tokens:
             return None
-        if self.is_flat(usage) and (response is None or _is_ordinary(response)):
-            return self._price.cost(usage)
+        tier = None if answer.service_tier in ORDINARY_TIERS else answer.service_tier
+        price = _price(self._entry, f"_{tier}") if tier else self._price
+        if price and self.is_flat(usage) and (response is None or _is_ordinary(response)):
+            return price.cost(usage)
         try:
             spent = float(
                 self._litellm.completion_cost(
@@ -137,6 +153,8 @@ class Tariff:
             return True
         if usage.prompt_tokens > SHORT_PROMPT and any("above" in name for name in self._entry):
             return False
+        if usage.cache_write_tokens and any("above_1hr" in name for name in self._entry):
+            return False  # how long they are kept has its price
         reasoning = self._entry.get("output_cost_per_reasoning_token")
         return not usage.reasoning_tokens or reasoning in {
             None,
@@ -304,11 +322,14 @@ def _is_ordinary(response: Any) -> bool:
     counted = getattr(response, "usage", None)
     prompt = getattr(counted, "prompt_tokens_details", None)
     answer = getattr(counted, "completion_tokens_details", None)
-    return getattr(response, "service_tier", None) in {None, "default", "auto"} and not (
-        getattr(counted, "cache_creation_input_tokens", None)
+    return not (
+        getattr(counted, "server_tool_use", None)
+        or getattr(prompt, "web_search_requests", None)
+        or getattr(prompt, "google_maps_grounding_requests", None)
         or getattr(prompt, "audio_tokens", None)
         or getattr(prompt, "image_tokens", None)
         or getattr(answer, "audio_tokens", None)
+        or getattr(answer, "image_tokens", None)
     )
 
 
@@ -382,15 +403,17 @@ def operations_of(config: LLMConfig) -> frozenset[Operation] | None:
     return None
 
 
-def _price(entry: Mapping[str, Any]) -> Price | None:
+def _price(entry: Mapping[str, Any], tier: str = "") -> Price | None:
+    """The price in a map's entry or in `extra`; of a service tier by the ending of its names."""
     given, answered = (
-        _dollars(entry, "input_cost_per_token"),
-        _dollars(entry, "output_cost_per_token"),
+        _dollars(entry, f"input_cost_per_token{tier}"),
+        _dollars(entry, f"output_cost_per_token{tier}"),
     )
     if given is None or answered is None:
         return None
-    cached = _dollars(entry, "cache_read_input_token_cost")
-    return Price(given, answered, given if cached is None else cached)
+    cached = _dollars(entry, f"cache_read_input_token_cost{tier}")
+    written = _dollars(entry, f"cache_creation_input_token_cost{tier}")
+    return Price(given, answered, given if cached is None else cached, written)
 
 
 def _dollars(entry: Mapping[str, Any], name: str) -> float | None:

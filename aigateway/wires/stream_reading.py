@@ -12,14 +12,14 @@ import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from aigateway.messages import Chunk, ToolCallDelta, Usage
-from aigateway.wires.answers import piece_from, text_of
+from aigateway.wires.answers import piece_from, stated_cost
 from aigateway.wires.assembly import Assembly
+from aigateway.wires.content import text_of
 from aigateway.wires.loading import SILENT
 from aigateway.wires.sse import Event
 
@@ -53,7 +53,6 @@ class StreamReading(ABC):
         assembly: The answer.
         over: The vendor has said that nothing more comes.
         problem: Why the rest cannot be read: an `ErrorEventError` or a `CorruptEventError`.
-        service_tier: The OpenAI service tier that the vendor named.
     """
 
     __slots__ = (
@@ -65,18 +64,16 @@ class StreamReading(ABC):
         "assembly",
         "over",
         "problem",
-        "service_tier",
     )
 
     def __init__(self, assembly: Assembly, make_parser: Callable[[], Any]) -> None:
         self.assembly = assembly
         self.over = False
         self.problem: Exception | None = None
-        self.service_tier: str | None = None
         self._make_parser = make_parser
         self._parser: Any = None
         self._chunks: list[Chunk] = []
-        self._counted: Any = None  # the vendor's own count, just as it came
+        self._counted: dict[str, Any] = {}  # the vendor's own count, in its own words
         self._logprobs: dict[int, dict[str, list[Any]]] = {}
 
     def take(self, events: Iterable[Event]) -> list[Chunk]:
@@ -102,6 +99,7 @@ class StreamReading(ABC):
         if self._counted:
             try:
                 self.assembly.usage, counted = self._usage(self._counted)
+                self.assembly.cost_usd = stated_cost(self._counted)
             except Exception:  # noqa: BLE001 - an answer without a count is still an answer
                 self.assembly.usage = None
         for index, logprobs in self._logprobs.items():
@@ -138,16 +136,24 @@ class StreamReading(ABC):
                 raise
             raise CorruptEventError from None
 
+    def _add_count(self, usage: Any) -> None:
+        """Take in the vendor's count so far. Counts only grow, so a later null or zero is none."""
+        if isinstance(usage, Mapping):
+            _add_counts(self._counted, usage)
+
     def _say(self, chunk: Chunk) -> None:
         if type(chunk.text) is not str or not _is_place(chunk.index):
             raise CorruptEventError
-        self._chunks.append(chunk)
-        self.assembly.add(chunk)
+        said = self.assembly.add(chunk)
+        if said is not None:
+            self._chunks.append(said)
 
     def _finish(self, index: int, reason: str) -> None:
         if not _is_place(index):
             raise CorruptEventError
-        self.assembly.finish(index, reason)
+        rest = self.assembly.finish(index, reason)
+        if rest is not None:
+            self._chunks.append(rest)
 
     def _add_logprobs(self, index: int, logprobs: Mapping[str, Any]) -> None:
         if not _is_place(index):
@@ -167,20 +173,19 @@ class StreamReading(ABC):
         finally:
             SILENT.reset(token)
 
-    def _take_choice(self, choice: Any, *, may_end: bool) -> None:
+    def _take_choice(self, choice: Any, *, may_end: bool, beside: Any = None) -> None:
         """Take in one of the choices that litellm read.
 
         Args:
             choice: A `StreamingChoices`.
+            beside: The chunk, if this choice is to have what stands beside the choices.
             may_end: The vendor gave a reason why it ended; litellm sometimes makes one up.
         """
         index = choice.index or 0
         calls = getattr(choice.delta, "tool_calls", None) or ()
         deltas = tuple(delta for delta in map(_call_delta, calls) if delta is not None)
-        chunk = piece_from(choice, index)
-        if deltas:
-            chunk = replace(chunk, tool_calls=deltas)
-        if chunk.text or deltas or chunk.reasoning or chunk.refusal:
+        chunk = piece_from(choice, index, deltas, beside)
+        if chunk is not None:
             self._say(chunk)
         logprobs = getattr(choice, "logprobs", None)
         if logprobs:
@@ -188,6 +193,16 @@ class StreamReading(ABC):
             self._add_logprobs(index, dump() if dump else logprobs)
         if may_end and choice.finish_reason:
             self._finish(index, str(choice.finish_reason))
+
+
+def _add_counts(so_far: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for name, count in more.items():
+        known = so_far.get(name)
+        if isinstance(count, Mapping) and isinstance(known, Mapping):
+            so_far[name] = joined = dict(known)
+            _add_counts(joined, count)
+        elif count or name not in so_far:
+            so_far[name] = count
 
 
 def _is_place(index: Any) -> bool:

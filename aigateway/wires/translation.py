@@ -90,6 +90,7 @@ class Translation(ABC):
         url: Where chat requests go.
         stream_url: Where those go whose answer is to be a stream.
         streams: Whether the model can give one; litellm makes one up for the few that cannot.
+        think_tags: Whether texts may begin with reasoning: see `ThinkTags`.
     """
 
     litellm_name: str
@@ -97,6 +98,7 @@ class Translation(ABC):
     url: str
     stream_url: str
     streams: bool
+    think_tags = False
 
     def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
         self._litellm = litellm
@@ -191,7 +193,9 @@ class Translation(ABC):
     def reading(self, sent: VendorRequest) -> StreamReading:
         """Begin to read a streamed answer."""
         count = sent.options.get(self._count_option)
-        assembly = Assembly(self._model, count if isinstance(count, int) else 1)
+        assembly = Assembly(
+            self._model, count if isinstance(count, int) else 1, think_tags=self.think_tags
+        )
         return self._reading(sent, assembly, partial(self._parser, sent))
 
     _count_option = "n"
@@ -247,6 +251,7 @@ class Translation(ABC):
 
 class _OpenAI(Translation):
     litellm_name = "openai"
+    think_tags = True
     _inlines_media = False
     _read_plain = staticmethod(openai_completion)
 

@@ -78,11 +78,8 @@ def test_tool_calls():
 @pytest.mark.parametrize(
     "body",
     [
-        changed(*MESSAGE, "reasoning_content", to="hm"),
-        changed(*MESSAGE, "content", to="<think>hm</think>4"),
         changed(*MESSAGE, "content", to=None),
         changed(*MESSAGE, "content", to=[{"type": "text"}]),
-        changed(*MESSAGE, "annotations", to=[{}]),
         changed(*MESSAGE, "tool_calls", to=[{**CALL, "type": "custom"}]),
         changed(*MESSAGE, "tool_calls", to=[{**CALL, "function": {"name": "f"}}]),
         changed("choices", 0, "finish_reason", to="eos"),

@@ -1,0 +1,305 @@
+"""What a message says, in every shape that vendors give it.
+
+Messages of whole answers and deltas of streams have the same fields, as the vendor sent them or in
+litellm's objects. Both lanes read both here, so that an answer is the same whichever way it came.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from aigateway.messages import Audio
+
+__all__ = [
+    "Content",
+    "ThinkTags",
+    "content_of",
+    "joined_sources",
+    "parted",
+    "said_beside",
+    "spoken",
+    "text_of",
+]
+
+
+class Content(NamedTuple):
+    """What one message, or one delta, says. The fields are those of `Choice`."""
+
+    text: str = ""
+    reasoning: str | None = None
+    refusal: str | None = None
+    images: tuple[str, ...] = ()
+    audio: Audio | None = None
+    sources_json: str | None = None
+
+
+_SOURCES = ("annotations", "citations", "context", "references", "search_results")
+"""Fields of a message that say where its text comes from. `context` is Azure's."""
+
+_BESIDE = ("citations", "search_results")
+"""The same beside the choices: Perplexity's."""
+
+_GOOGLES = ("citation_metadata", "grounding_metadata", "url_context_metadata")
+"""Gemini's, as litellm hands them on: lists beside the choices."""
+
+_UNCITED = frozenset({"content", "refusal", "role", "tool_calls"})
+
+
+def content_of(message: Any, beside: Any = None) -> Content:
+    """Read a message or a delta.
+
+    Args:
+        message: A mapping or an object of OpenAI's shape. Its content may be a list of parts.
+        beside: litellm's response or chunk that holds it, if it is to have what stands there.
+    """
+    content = _part(message, "content")
+    if isinstance(message, Mapping) and type(content) is str and message.keys() <= _UNCITED:
+        return Content(content, refusal=text_of(message.get("refusal")))
+    more = _part(message, "provider_specific_fields")  # where litellm keeps what it does not know
+    more = more if isinstance(more, Mapping) else {}
+    parts = _Parts()
+    parts.add(content)
+    parts.add_reasoning(_part(message, "reasoning_content") or _part(message, "reasoning"))
+    parts.refusal.append(text_of(_part(message, "refusal")) or text_of(more.get("refusal")) or "")
+    parts.add_images(_part(message, "images"))
+    parts.add_audio(_part(message, "audio"))
+    for name in _SOURCES:
+        parts.cite(name, _part(message, name) or more.get(name))
+    parts.cite("citations", more.get("citation"))  # one at a time in Anthropic's streams
+    for name in _GOOGLES:
+        parts.cite(name, _part(beside, f"vertex_ai_{name}"))
+    return parts.content()
+
+
+def said_beside(response: Any) -> dict[str, Any]:
+    """Read what stands beside the choices of an answer or a chunk: fields of `Completion`.
+
+    Args:
+        response: A mapping or an object of OpenAI's shape.
+    """
+    said: dict[str, Any] = {}
+    for name in ("system_fingerprint", "service_tier"):
+        value = text_of(_part(response, name))
+        if value:
+            said[name] = value
+    sources = {name: value for name in _BESIDE if (value := _part(response, name))}
+    if sources:
+        said["sources_json"] = json.dumps(sources)
+    return said
+
+
+def joined_sources(so_far: str | None, more: str | None) -> str | None:
+    """Join two `sources_json`. Lists go on; what came before is not said twice."""
+    if not (so_far and more):
+        return so_far or more
+    joined = json.loads(so_far)
+    for name, value in json.loads(more).items():
+        known = joined.get(name)
+        if isinstance(known, list) and isinstance(value, list):
+            known += [entry for entry in value if entry not in known]
+        else:
+            joined[name] = value
+    return json.dumps(joined)
+
+
+def text_of(value: Any) -> str | None:
+    """The value, if it is a text with something in it."""
+    return value if isinstance(value, str) and value else None
+
+
+class _Parts:
+    """Collects what the parts of a message say."""
+
+    def __init__(self) -> None:
+        self.refusal: list[str] = []
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._images: list[str] = []
+        self._audio: Audio | None = None
+        self._sources: dict[str, Any] = {}
+
+    def content(self) -> Content:
+        return Content(
+            "".join(self._text),
+            "".join(self._reasoning) or None,
+            "".join(self.refusal) or None,
+            tuple(self._images),
+            self._audio,
+            json.dumps(self._sources) if self._sources else None,
+        )
+
+    def add(self, content: Any) -> None:
+        """Take in a text, a part, or a list of them."""
+        if isinstance(content, str):
+            self._text.append(content)
+        elif isinstance(content, list | tuple):
+            for part in content:
+                self.add(part)
+        elif content is not None:
+            self._add_part(content, _part(content, "type"))
+
+    def _add_part(self, part: Any, kind: Any) -> None:
+        if kind in {"thinking", "reasoning"}:
+            self.add_reasoning(_part(part, kind) or _part(part, "text"))
+        elif kind == "refusal":
+            self.refusal.append(text_of(_part(part, "refusal")) or "")
+        elif kind in {"image_url", "output_image", "image"}:
+            self.add_images([part])
+        elif kind in {"audio", "output_audio", "input_audio"}:
+            self.add_audio(_part(part, kind) or part)
+        elif kind == "reference":
+            self.cite("references", _part(part, "reference_ids"))
+        else:
+            self.add(text_of(_part(part, "text")))
+            self.cite("annotations", _part(part, "annotations"))
+
+    def add_reasoning(self, reasoning: Any) -> None:
+        """Take in visible reasoning: a text, or Mistral's list of text parts."""
+        pieces = reasoning if isinstance(reasoning, list | tuple) else (reasoning,)
+        self._reasoning += [text_of(p) or text_of(_part(p, "text")) or "" for p in pieces]
+
+    def add_images(self, images: Any) -> None:
+        """Take in pictures, each a URL or an `image_url` part."""
+        for image in images if isinstance(images, list | tuple) else ():
+            held = _part(image, "image_url") or image
+            url = text_of(held) or text_of(_part(held, "url"))
+            if url:
+                self._images.append(url)
+
+    def add_audio(self, audio: Any) -> None:
+        """Take in sound, or a piece of it."""
+        if audio is None:
+            return
+        expires = _part(audio, "expires_at")
+        heard = Audio(
+            text_of(_part(audio, "id")) or "",
+            text_of(_part(audio, "data")) or "",
+            text_of(_part(audio, "transcript")) or "",
+            expires if type(expires) is int else 0,
+        )
+        self._audio = heard if heard != Audio() else None
+
+    def cite(self, name: str, sources: Any) -> None:
+        """Take in where the text comes from."""
+        if not sources or not isinstance(sources, list | tuple | Mapping):
+            return
+        plain = _plain(sources)
+        if isinstance(plain, dict) and name != "context":
+            plain = [plain]
+        if isinstance(plain, list):  # litellm gives Anthropic's citations as a list for each block
+            flat = [e for entry in plain for e in (entry if isinstance(entry, list) else [entry])]
+            self._sources.setdefault(name, []).extend(flat)
+        else:
+            self._sources[name] = plain
+
+
+def spoken(candidate: Mapping[str, Any]) -> list[str]:
+    """The speech in one of Gemini's candidates, in base64."""
+    content = candidate.get("content")
+    parts = content.get("parts") if isinstance(content, Mapping) else None
+    data = [part.get("inlineData") for part in parts or () if isinstance(part, Mapping)]
+    return [
+        str(piece["data"])
+        for piece in data
+        if isinstance(piece, Mapping)
+        and piece.get("data")
+        and str(piece.get("mimeType")).startswith("audio/")
+    ]
+
+
+def _part(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+
+def _plain(value: Any) -> Any:
+    """JSON values, also of litellm's objects."""
+    dump = getattr(value, "model_dump", None)
+    if callable(dump):
+        return dump()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value if isinstance(value, str | int | float | bool) else None
+
+
+class ThinkTags:
+    """Parts reasoning from text where a server leaves both in one: `<think>...</think>answer`.
+
+    Only tags at the very beginning count; a later one is what the answer speaks of. Reasoning that
+    is never closed is reasoning to its end.
+    """
+
+    __slots__ = ("_held", "_thinks", "done")
+
+    _OPENING = re.compile(r"\s*<(?:think|thinking|budget:thinking)>")
+    _CLOSING = re.compile(r"</(?:think|thinking|budget:thinking)>")
+    _OPENINGS = ("<think>", "<thinking>", "<budget:thinking>")
+    _CLOSINGS = ("</think>", "</thinking>", "</budget:thinking>")
+
+    def __init__(self) -> None:
+        self._held = ""  # what may be the beginning of a tag
+        self._thinks = False
+        self.done = False
+        """The rest is text."""
+
+    @classmethod
+    def parted(cls, text: str) -> tuple[str, str]:
+        """Part a whole answer.
+
+        Returns:
+            Its text and its reasoning.
+        """
+        tags = cls()
+        text, reasoning = tags.feed(text)
+        rest, more = tags.end()
+        return text + rest, reasoning + more
+
+    def feed(self, piece: str) -> tuple[str, str]:
+        """Take in the next piece.
+
+        Returns:
+            How the text, and how the reasoning, goes on. What may be half a tag is held back.
+        """
+        if self.done:
+            return piece, ""
+        self._held += piece
+        if not self._thinks:
+            opening = self._OPENING.match(self._held)
+            if opening is None:
+                return ("", "") if self._may_open() else self.end()
+            self._thinks = True
+            self._held = self._held[opening.end() :]
+        closing = self._CLOSING.search(self._held)
+        if closing is not None:
+            reasoning, text = self._held[: closing.start()], self._held[closing.end() :]
+            self._held, self._thinks, self.done = "", False, True
+            return text, reasoning
+        return "", self._all_but_half_a_tag()
+
+    def end(self) -> tuple[str, str]:
+        """No tag comes any more: give what was held back."""
+        held, self._held, self.done = self._held, "", True
+        return ("", held) if self._thinks else (held, "")
+
+    def _may_open(self) -> bool:
+        start = self._held.lstrip()
+        return any(tag.startswith(start) for tag in self._OPENINGS)
+
+    def _all_but_half_a_tag(self) -> str:
+        start = self._held.rfind("<")
+        half = start >= 0 and any(tag.startswith(self._held[start:]) for tag in self._CLOSINGS)
+        cut = start if half else len(self._held)
+        reasoning, self._held = self._held[:cut], self._held[cut:]
+        return reasoning
+
+
+def parted(content: Content) -> Content:
+    """Part the reasoning from the text of a whole message, where the vendor did not."""
+    if content.reasoning or not content.text.lstrip().startswith("<"):
+        return content
+    text, reasoning = ThinkTags.parted(content.text)
+    return content._replace(text=text, reasoning=reasoning or None)

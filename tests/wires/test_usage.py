@@ -1,0 +1,217 @@
+"""Usage and cost as the vendor counts them: whole and streamed, over both lanes."""
+
+import pytest
+
+from aigateway.messages import Usage
+from aigateway.wires.loading import load_litellm
+from tests.wires.bodies import (
+    ANTHROPIC,
+    AZURE,
+    COMPATIBLE,
+    GEMINI,
+    OPENAI,
+    OPENAI_WIRE,
+    USAGE,
+    Vendor,
+    answers,
+    anthropic,
+    gemini,
+    openai,
+)
+
+OWN = {
+    "input_cost_per_token": 1.0,
+    "output_cost_per_token": 100.0,
+    "cache_read_input_token_cost": 0.25,
+    "cache_creation_input_token_cost": 2.0,
+}
+COUNT = {"prompt_tokens": 30, "completion_tokens": 2, "total_tokens": 32}
+
+
+@pytest.fixture
+async def vendor():
+    async with Vendor() as running:
+        yield running
+
+
+@pytest.fixture
+async def price_map():
+    return (await load_litellm()).model_cost
+
+
+def says(vendor, usage, **beside):
+    openai(vendor, {"content": "4"}, {"content": "4"}, usage=usage, **beside)
+
+
+@pytest.mark.parametrize("kind", OPENAI_WIRE)
+@pytest.mark.parametrize(
+    ("more", "usage", "dollars"),
+    [
+        ({}, Usage(30, 2, 32), 230.0),
+        ({"prompt_tokens_details": None}, Usage(30, 2, 32), 230.0),
+        ({"prompt_tokens_details": {"cached_tokens": 8}}, Usage(30, 2, 32, 8), 224.0),
+        (
+            {"prompt_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 10}},
+            Usage(30, 2, 32, 8, 0, 10),
+            234.0,
+        ),
+        (
+            {"prompt_cache_hit_tokens": 8, "prompt_cache_miss_tokens": 22},
+            Usage(30, 2, 32, 8),
+            224.0,
+        ),
+        ({"cost": 0.5}, Usage(30, 2, 32), 230.0),
+        (
+            {"completion_tokens_details": {"reasoning_tokens": 1}},
+            Usage(30, 2, 32, reasoning_tokens=1),
+            230.0,
+        ),
+    ],
+)
+async def test_own_prices_of_what_the_vendor_counts(vendor, kind, more, usage, dollars):
+    says(vendor, COUNT | more)
+    fields = {"extra": OWN} | ({"api_version": "2024-10-21"} if kind is AZURE else {})
+    async for answer in answers(vendor, kind, **fields):
+        assert answer.usage == usage
+        assert answer.cost_usd == pytest.approx(dollars)
+
+
+@pytest.mark.parametrize(
+    ("stated", "dollars"),
+    [
+        ({"cost": 0.5}, 0.5),
+        ({"cost": 0}, 0.0),
+        ({"cost": {"input_tokens_cost": 0.1, "total_cost": 0.5}}, 0.5),
+        (
+            {"cost": 0.1, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.4}},
+            0.5,
+        ),
+    ],
+)
+async def test_the_vendors_own_word_on_the_cost(vendor, stated, dollars):
+    says(vendor, COUNT | stated)
+    async for answer in answers(vendor, COMPATIBLE):
+        assert answer.cost_usd == pytest.approx(dollars)
+
+
+@pytest.mark.parametrize("cost", [-1, True, "0.5"])
+async def test_a_word_on_the_cost_that_is_none(vendor, cost):
+    says(vendor, COUNT | {"cost": cost})
+    vendor.whole["usage"] = COUNT  # litellm refuses a text there
+    async for answer in answers(vendor, COMPATIBLE):
+        assert answer.cost_usd is None
+
+
+@pytest.mark.parametrize("tier", ["flex", "priority"])
+async def test_the_tier_that_served_has_its_price(vendor, tier, price_map):
+    entry = price_map["gpt-5-mini"]
+    says(vendor, COUNT | {"prompt_tokens_details": {"cached_tokens": 10}}, service_tier=tier)
+    expected = (
+        20 * entry[f"input_cost_per_token_{tier}"]
+        + 10 * entry[f"cache_read_input_token_cost_{tier}"]
+        + 2 * entry[f"output_cost_per_token_{tier}"]
+    )
+    async for answer in answers(vendor, OPENAI, model="gpt-5-mini"):
+        assert answer.service_tier == tier
+        assert answer.cost_usd == pytest.approx(expected)
+
+
+async def test_openais_cache_writes_have_their_price(vendor, price_map):
+    entry = price_map["gpt-5.6"]
+    assert entry["cache_creation_input_token_cost"] > entry["input_cost_per_token"]
+    says(vendor, COUNT | {"prompt_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 10}})
+    expected = (
+        12 * entry["input_cost_per_token"]
+        + 8 * entry["cache_read_input_token_cost"]
+        + 10 * entry["cache_creation_input_token_cost"]
+        + 2 * entry["output_cost_per_token"]
+    )
+    async for answer in answers(vendor, OPENAI, model="gpt-5.6"):
+        assert answer.cost_usd == pytest.approx(expected)
+
+
+async def test_groqs_count_has_a_field_of_its_own(vendor):
+    says(vendor, COUNT)
+    for event in vendor.events:
+        event.pop("usage", None)
+    vendor.events[-2]["x_groq"] = {"id": "req_1", "usage": COUNT}
+    async for answer in answers(vendor, COMPATIBLE, extra=OWN):
+        assert answer.usage == Usage(30, 2, 32)
+
+
+@pytest.mark.parametrize("later", [None, 0])
+async def test_openais_later_nulls_do_not_count(vendor, later):
+    says(vendor, COUNT)
+    vendor.events[0]["usage"] = COUNT | {"prompt_tokens_details": {"cached_tokens": 8}}
+    vendor.events[-1]["usage"] = {
+        "prompt_tokens": later,
+        "completion_tokens": 2,
+        "total_tokens": later,
+        "prompt_tokens_details": {"cached_tokens": later},
+    }
+    seen = [answer.usage async for answer in answers(vendor, COMPATIBLE, extra=OWN)]
+    assert seen[1::2] == [Usage(30, 2, 32, 8)] * 2
+
+
+@pytest.mark.parametrize("later", [None, 0])
+async def test_anthropics_later_nulls_do_not_count(vendor, later, price_map):
+    entry = price_map["claude-haiku-4-5"]
+    usage = {
+        "input_tokens": 3,
+        "output_tokens": 2,
+        "cache_read_input_tokens": 7,
+        "cache_creation_input_tokens": 20,
+    }
+    anthropic(vendor, {"type": "text", "text": "4"})
+    vendor.whole["usage"] = usage
+    vendor.events[0]["message"]["usage"] = usage | {"output_tokens": 1}
+    vendor.events[-2]["usage"] = dict.fromkeys(usage, later) | {"output_tokens": 2}
+    expected = (
+        3 * entry["input_cost_per_token"]
+        + 7 * entry["cache_read_input_token_cost"]
+        + 20 * entry["cache_creation_input_token_cost"]
+        + 2 * entry["output_cost_per_token"]
+    )
+    async for answer in answers(vendor, ANTHROPIC):
+        assert answer.usage == Usage(30, 2, 32, 7, 0, 20)
+        assert answer.cost_usd == pytest.approx(expected)
+
+
+async def test_anthropics_web_searches_have_their_price(vendor, price_map):
+    entry = price_map["claude-sonnet-4-5"]
+    usage = {
+        "input_tokens": 3,
+        "output_tokens": 2,
+        "server_tool_use": {"web_search_requests": 2},
+    }
+    anthropic(vendor, {"type": "text", "text": "4"})
+    vendor.whole["usage"] = usage
+    vendor.events[-2]["usage"] = usage
+    expected = 3 * entry["input_cost_per_token"] + 2 * entry["output_cost_per_token"] + 2 * 0.01
+    async for answer in answers(vendor, ANTHROPIC, model="claude-sonnet-4-5"):
+        assert answer.cost_usd == pytest.approx(expected)
+
+
+async def test_geminis_later_zeros_do_not_count(vendor):
+    gemini(vendor, [{"text": "4"}])
+    counted = {
+        "promptTokenCount": 30,
+        "cachedContentTokenCount": 8,
+        "candidatesTokenCount": 2,
+        "totalTokenCount": 32,
+    }
+    vendor.whole["usageMetadata"] = counted
+    last = {**vendor.whole, "usageMetadata": counted | {"cachedContentTokenCount": 0}}
+    begins = {**vendor.whole, "candidates": [{"index": 0, "content": {"parts": [{"text": "4"}]}}]}
+    empty = [{"index": 0, "content": {"parts": []}, "finishReason": "STOP"}]
+    vendor.events = [begins, {**last, "candidates": empty}]
+    async for answer in answers(vendor, GEMINI, extra=OWN):
+        assert answer.usage == Usage(30, 2, 32, 8)
+        assert answer.cost_usd == pytest.approx(22 + 8 * 0.25 + 200)
+
+
+async def test_a_server_that_counts_nothing(vendor):
+    says(vendor, USAGE)
+    vendor.whole["usage"] = vendor.events[-1]["usage"] = None
+    async for answer in answers(vendor, COMPATIBLE, extra=OWN):
+        assert (answer.usage, answer.cost_usd) == (Usage(), None)

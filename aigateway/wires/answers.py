@@ -14,6 +14,7 @@ from typing import Any
 from aigateway.errors import FailureKind
 from aigateway.messages import Choice, Chunk, Completion, Embeddings, ToolCall, Usage
 from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.ends import OPENAI_ENDS, BrokenOffError, Ending, end_of, endings_in
 
 __all__ = [
     "completion_from",
@@ -25,19 +26,27 @@ __all__ = [
 ]
 
 
-def completion_from(response: Any, *, model: str, status: int | None = None) -> Completion:
+def completion_from(
+    response: Any, *, model: str, status: int | None = None, body: Any = None
+) -> Completion:
     """Read a chat response; its price is the caller's business.
 
     Args:
         response: litellm's `ModelResponse`.
         model: Named where the vendor names none.
         status: The HTTP status it came under, where that is known; for the failure.
+        body: What the vendor sent, where that is known: it says how its answers ended.
 
     Raises:
+        BrokenOffError: The vendor says that an answer broke off.
         VendorCallError: It holds no answer (`BAD_ANSWER`), or the vendor withheld it
             (`CONTENT_POLICY`).
     """
-    choices = tuple(map(_choice, getattr(response, "choices", None) or ()))
+    endings = endings_in(body)
+    choices = tuple(
+        _choice(choice, place, endings)
+        for place, choice in enumerate(getattr(response, "choices", None) or ())
+    )
     silence = kind_of_silence(choices)
     if silence is not None:
         raise VendorCallError(Failure(silence, status))
@@ -105,16 +114,41 @@ def _says_something(choice: Choice) -> bool:
     )
 
 
-def _choice(choice: Any) -> Choice:
+def _choice(choice: Any, place: int, endings: Mapping[int, Ending] | None) -> Choice:
     message = getattr(choice, "message", None)
+    calls = tuple(map(_tool_call, getattr(message, "tool_calls", None) or ()))
     return Choice(
         text=text_of(getattr(message, "content", None)) or "",
-        finish_reason=text_of(getattr(choice, "finish_reason", None)),
-        tool_calls=tuple(map(_tool_call, getattr(message, "tool_calls", None) or ())),
+        finish_reason=_end(choice, place, endings, has_calls=bool(calls)),
+        tool_calls=calls,
         reasoning=text_of(getattr(message, "reasoning_content", None)),
         refusal=_refusal(message),
         logprobs_json=_logprobs(getattr(choice, "logprobs", None)),
     )
+
+
+def _end(
+    choice: Any, place: int, endings: Mapping[int, Ending] | None, *, has_calls: bool
+) -> str | None:
+    """Why an answer ended.
+
+    Raises:
+        BrokenOffError: For no reason that ends a whole one.
+    """
+    said = getattr(choice, "finish_reason", None)
+    if endings is None:
+        beside = getattr(choice, "provider_specific_fields", None)
+        native = beside.get("native_finish_reason") if isinstance(beside, Mapping) else None
+        ending = end_of(OPENAI_ENDS, native or said)
+    else:
+        ending = endings.get(getattr(choice, "index", None) or 0) or endings.get(place)
+    if ending is None or ending.end is None:
+        raise BrokenOffError(None if ending is None else ending.body)
+    if ending.end == "stop" and has_calls:
+        return "tool_calls"  # some vendors say that a tool call is an ordinary end
+    if ending.end == "tool_calls" and said == "stop" and not has_calls:
+        return "stop"  # a call that stands for a text, which litellm hands on
+    return ending.end
 
 
 def _refusal(message: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aigateway.messages import Choice, Chunk, Completion, ToolCall, ToolCallDelta, Usage
+from aigateway.wires.ends import Ending
 
 __all__ = ["Assembly"]
 
@@ -12,18 +13,39 @@ __all__ = ["Assembly"]
 class _Answer:
     """One of the `n` answers, as far as it has come."""
 
-    __slots__ = ("calls", "finish_reason", "logprobs_json", "reasoning", "refusal", "text")
+    __slots__ = (
+        "calls",
+        "ending",
+        "goes_on",
+        "is_last",
+        "is_sure",
+        "logprobs_json",
+        "reasoning",
+        "refusal",
+        "text",
+    )
 
     def __init__(self) -> None:
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.refusal: list[str] = []
         self.calls: dict[int, list[ToolCallDelta]] = {}
-        self.finish_reason: str | None = None
+        self.ending: Ending | None = None
+        self.is_sure = False  # it came alone, so that nothing may follow
+        self.is_last = False  # no content has come behind it
+        self.goes_on = False  # content has come behind an end: this server says it with each piece
         self.logprobs_json: str | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        return self.ending is not None and self.ending.end is not None
+
+    @property
+    def has_surely_ended(self) -> bool:
+        return self.has_ended and self.is_sure and not self.goes_on
+
     def choice(self) -> Choice:
-        reason = self.finish_reason
+        reason = None if self.ending is None else self.ending.end
         return Choice(
             text=_joined(self.text),
             # Some vendors say that a tool call is an ordinary end.
@@ -62,23 +84,42 @@ class Assembly:
 
     @property
     def finished(self) -> bool:
-        """Whether every answer that was asked for has ended."""
-        return len(self._answers) >= self._expected and self.ended
+        """Whether every answer that was asked for has ended, and no more content can come."""
+        return len(self._answers) >= self._expected and all(
+            answer.has_surely_ended for answer in self._answers.values()
+        )
 
-    @property
-    def ended(self) -> bool:
+    def is_whole(self, *, closed: bool, broken: bool = False) -> bool:
         """Whether every answer that was begun has ended, and there is one.
 
-        Of a stream that has come to its end in good order that is enough: some vendors give fewer
-        answers than they were asked for.
+        Some vendors give fewer answers than they were asked for.
+
+        Args:
+            closed: The vendor has said that nothing more comes. Else the end of each answer must
+                be the last that came of it.
+            broken: The stream did not end in good order. Then the ends of a server that says
+                "stop" with each piece count for nothing, and all answers must have begun.
         """
-        return bool(self._answers) and all(
-            answer.finish_reason is not None for answer in self._answers.values()
+        answers = self._answers.values()
+        return (
+            bool(answers)
+            and all(answer.has_ended for answer in answers)
+            and (closed or all(answer.is_last for answer in answers))
+            and not (broken and any(answer.goes_on for answer in answers))
+            and not (broken and len(answers) < self._expected)
         )
+
+    @property
+    def broken_off(self) -> Ending | None:
+        """How an answer broke off, if the vendor gave a reason for that."""
+        endings = (answer.ending for answer in self._answers.values())
+        return next((e for e in endings if e is not None and e.end is None), None)
 
     def add(self, chunk: Chunk) -> None:
         """Take in a piece of content."""
         answer = self._answers.get(chunk.index) or self._answer(chunk.index)
+        if answer.ending is not None:
+            answer.goes_on, answer.is_last = True, False
         if chunk.text:
             answer.text.append(chunk.text)
         if chunk.reasoning:
@@ -88,9 +129,21 @@ class Assembly:
         for delta in chunk.tool_calls:
             answer.calls.setdefault(delta.index, []).append(delta)
 
-    def finish(self, index: int, reason: str) -> None:
-        """Note why one of the answers ended."""
-        self._answer(index).finish_reason = reason
+    def finish(self, index: int, ending: Ending, *, sure: bool = True) -> None:
+        """Note why one of the answers ended.
+
+        Args:
+            index: Which.
+            ending: The reason; another may follow, and counts instead.
+            sure: It came without content. Some servers say "stop" with each piece.
+        """
+        answer = self._answer(index)
+        answer.ending, answer.is_sure, answer.is_last = ending, sure, True
+
+    def close(self) -> None:
+        """Note that no more content comes."""
+        for answer in self._answers.values():
+            answer.is_sure = True
 
     def add_logprobs(self, index: int, logprobs_json: str) -> None:
         """Note the OpenAI `logprobs` object of one of the answers, as JSON text."""

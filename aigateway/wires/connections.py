@@ -71,6 +71,7 @@ class StreamedBody(httpx.AsyncByteStream):
         event: The event handed on last, read as JSON.
         instead: What came where an event should be: an error of the vendor's, or the beginning of
             a body without events.
+        is_over: The vendor has said that nothing more comes.
     """
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
@@ -82,6 +83,7 @@ class StreamedBody(httpx.AsyncByteStream):
         self.error: BaseException | None = None
         self.event: Any = None
         self.instead = b""
+        self.is_over = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Hand on what comes.
@@ -131,6 +133,7 @@ class StreamedBody(httpx.AsyncByteStream):
 
     def _on_one_line(self, data: bytes) -> bytes:
         if data.startswith(b"[DONE]"):
+            self.is_over = True
             return data
         try:
             event = json.loads(data)
@@ -140,6 +143,7 @@ class StreamedBody(httpx.AsyncByteStream):
             self.instead = data
             raise WireError("The vendor sent an error.")
         self.event = event
+        self.is_over = isinstance(event, Mapping) and event.get("type") == "message_stop"
         # httpx ends lines at characters that are nothing special in JSON.
         plain = data.isascii() and b"\n" not in data
         return data if plain else json.dumps(event).encode()

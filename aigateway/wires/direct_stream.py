@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from aigateway.messages import Choice, Chunk, Completion, ToolCallDelta
 from aigateway.wires.answers import kind_of_silence
 from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.sse import LONGEST_EVENT, EventParser
-from aigateway.wires.stream_reading import ErrorEventError, StreamReading
+from aigateway.wires.stream_reading import StreamReading
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -131,7 +132,8 @@ class DirectStream:
         except Exception as error:  # noqa: BLE001 - judged, whatever it is
             failure = classify(error, now_wall=self._owner.wall())
             # The connection may break after the answer, and harm nobody.
-            self._end(self._judged() if self.finished else failure)
+            whole = self._reading.assembly.is_whole(closed=False, broken=True)
+            self._end(self._judged() if whole else failure)
             return ()
         if not self._begun:
             start = received.lstrip()[:1]
@@ -178,14 +180,15 @@ class DirectStream:
     def _judged(self) -> Failure | None:
         """What is wrong with an answer that came to its end."""
         assembly = self._reading.assembly
-        if not assembly.ended:
-            return self._no_answer(None)
+        if not assembly.is_whole(closed=self._reading.over):
+            ending = assembly.broken_off
+            return self._no_answer(None if ending is None else BrokenOffError(ending.body))
         silence = kind_of_silence(assembly.completion().choices)
         self._is_silent = silence is not None
         return None if silence is None else Failure(silence, self._status)
 
     def _no_answer(self, problem: Exception | None) -> Failure:
-        body = problem.body if isinstance(problem, ErrorEventError) else None
+        body = problem.body if isinstance(problem, BrokenOffError) else None
         now = self._owner.wall()
         return classify_response(self._status, self._headers, body, now_wall=now)
 

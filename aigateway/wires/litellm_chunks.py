@@ -1,13 +1,13 @@
 """The chunks that litellm makes of a vendor's events, read into the house's own records.
 
-Nothing here waits, sends or closes. litellm invents what a vendor has not said, so whoever hands a
-chunk over says how far its end can be believed.
+Nothing here waits, sends or closes. litellm invents what a vendor has not said, so a chunk comes
+with the ends that the vendor's event tells, or with how far its own can be believed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from aigateway.messages import Chunk, Completion, ToolCallDelta
 from aigateway.wires.answers import piece_from, text_of, usage_from
 from aigateway.wires.assembly import Assembly
+from aigateway.wires.ends import OPENAI_ENDS, Ending, end_of
 
 __all__ = ["ChunkReader", "End"]
 
@@ -33,22 +34,27 @@ class ChunkReader:
 
     Args:
         assembly: Empty; it knows the model and how many answers were asked for.
-        finish_reason: Any vendor's finish reason in OpenAI's words.
     """
 
-    def __init__(self, assembly: Assembly, finish_reason: Callable[[str], str]) -> None:
+    def __init__(self, assembly: Assembly) -> None:
         self.assembly = assembly
         self.usage: dict[str, Any] = {}
-        self._finish_reason = finish_reason
         self._calls = _ToolCalls()
         self._logprobs: dict[int, dict[str, list[Any]]] = {}
-        self._doubtful: dict[int, str] = {}
+        self._doubtful: dict[int, Ending] = {}
 
-    def read(self, chunk: Any, end: End) -> list[Chunk]:
+    def read(
+        self, chunk: Any, end: End, endings: Mapping[int, Ending] | None = None
+    ) -> list[Chunk]:
         """Take in a chunk, and give the content that is in it.
 
+        Args:
+            chunk: litellm's.
+            end: How far to believe the chunk's own end.
+            endings: What the vendor's event says instead, where that was seen.
+
         Raises:
-            ValueError: It says that the vendor failed.
+            BrokenOffError: It says that the vendor failed.
         """
         assembly = self.assembly
         assembly.id = assembly.id or text_of(getattr(chunk, "id", None)) or ""
@@ -64,7 +70,13 @@ class ChunkReader:
                 assembly.add(piece)
                 pieces.append(piece)
             self._add_logprobs(index, getattr(choice, "logprobs", None))
-            self._note_end(index, text_of(getattr(choice, "finish_reason", None)), end)
+            said = getattr(choice, "finish_reason", None)
+            if endings is None:
+                self._note_end(index, end_of(OPENAI_ENDS, said), end, sure=piece is None)
+            elif index in endings:
+                self._note_end(index, _agreed(endings[index], said), End.TRUE, sure=piece is None)
+        if endings is not None and not getattr(chunk, "choices", None) and self.usage:
+            assembly.close()  # the count that was asked for comes behind everything else
         return pieces
 
     def count(self, usage: Any) -> None:
@@ -75,13 +87,15 @@ class ChunkReader:
 
     def finish_all(self, reason: str) -> None:
         """Believe that every answer ended for this reason."""
+        ending = end_of(OPENAI_ENDS, reason)
         for index, _ in enumerate(self.assembly.completion().choices):
-            self.assembly.finish(index, self._finish_reason(reason))
+            if ending is not None:
+                self.assembly.finish(index, ending)
 
     def believe_doubtful_ends(self) -> None:
         """The stream has come to its end in good order."""
-        for index, reason in self._doubtful.items():
-            self.assembly.finish(index, self._finish_reason(reason))
+        for index, ending in self._doubtful.items():
+            self.assembly.finish(index, ending)
 
     def completion(self) -> Completion:
         """What has come so far, without a price."""
@@ -97,13 +111,11 @@ class ChunkReader:
             return replace(piece, tool_calls=calls)
         return piece if piece.text or piece.reasoning or piece.refusal else None
 
-    def _note_end(self, index: int, reason: str | None, end: End) -> None:
-        if reason == "error":  # OpenRouter: the vendor behind it failed
-            raise ValueError(reason)
-        if reason and end is End.TRUE:
-            self.assembly.finish(index, self._finish_reason(reason))
-        elif reason and end is End.DOUBTFUL:
-            self._doubtful[index] = reason
+    def _note_end(self, index: int, ending: Ending | None, end: End, *, sure: bool) -> None:
+        if ending is not None and end is End.TRUE:
+            self.assembly.finish(index, ending, sure=sure)
+        elif ending is not None and end is End.DOUBTFUL:
+            self._doubtful[index] = ending
 
     def _add_logprobs(self, index: int, logprobs: Any) -> None:
         dump = getattr(logprobs, "model_dump", None)
@@ -151,6 +163,12 @@ class _ToolCalls:
             "" if known.name else given.name,
             given.arguments,
         )
+
+
+def _agreed(ending: Ending, said: Any) -> Ending:
+    """The vendor's end, but for a tool call that stands for a text: litellm hands on the text."""
+    turned = ending.end == "tool_calls" and said == "stop"
+    return Ending(ending.reason, "stop") if turned else ending
 
 
 def _take_larger(so_far: dict[str, Any], usage: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from aigateway.wires.answers import kind_of_silence
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.connections import StreamedBody
+from aigateway.wires.ends import BrokenOffError, Ending, endings_in
 from aigateway.wires.litellm_chunks import ChunkReader, End
 from aigateway.wires.own_call import has_callbacks
 from aigateway.wires.pricing import Tariff
@@ -69,12 +70,8 @@ class LiteLLMStream:
     """
 
     def __init__(self, wrapper: Any, origin: StreamOrigin, assembly: Assembly) -> None:
-        from litellm.litellm_core_utils.core_helpers import (  # noqa: PLC0415 - loaded by now
-            map_finish_reason,
-        )
-
         self._origin = origin
-        self._reader = ChunkReader(assembly, map_finish_reason)
+        self._reader = ChunkReader(assembly)
         self._whole = False
         self._closed = False
         self._wrapper: Any = wrapper
@@ -115,12 +112,21 @@ class LiteLLMStream:
         chunks = None if error is not None else step.result()
         if chunks is not None:
             return chunks
-        whole = self.finished or (error is None and self._reader.assembly.ended)
-        failure = None if whole else self._origin.failure(error)
+        failure = None if self._is_whole(error) else self._origin.failure(self._reason(error))
         # Neither behind our exception nor among the locals of its traceback is litellm's.
         del step, error
         await self._end(failure)
         return None
+
+    def _is_whole(self, error: BaseException | None) -> bool:
+        body = self._origin.body
+        closed = error is None and (body is None or body.is_over)
+        return self._reader.assembly.is_whole(closed=closed, broken=error is not None)
+
+    def _reason(self, error: BaseException | None) -> BaseException | None:
+        """Why the answer is not whole: what the vendor says, before what litellm makes of it."""
+        ending = self._reader.assembly.broken_off
+        return error if ending is None else BrokenOffError(ending.body)
 
     def completion(self) -> Completion:
         """What has come so far, as one answer, with its price as far as usage has come."""
@@ -180,8 +186,9 @@ class LiteLLMStream:
             pieces = self._reader.read(chunk, End.INVENTED)
             self._believe_the_wrapper()
         else:
-            passed = self._tap.take()
-            pieces = [p for each in passed for p in self._reader.read(each, self._end_of(each))]
+            pieces = []
+            for passed, endings in self._tap.take():
+                pieces += self._reader.read(passed, self._end_of(passed), endings)
         if chunk is not None or pieces:
             return pieces
         self._reader.believe_doubtful_ends()
@@ -236,7 +243,7 @@ class _Tap:
         self._source = source
         self._iterator = source.__aiter__()
         self._body = body
-        self._passed: list[Any] = []
+        self._passed: list[tuple[Any, dict[int, Ending] | None]] = []
         self.is_foreign = False
 
     def __aiter__(self) -> _Tap:
@@ -246,15 +253,18 @@ class _Tap:
         while True:
             chunk = await anext(self._iterator)
             if hasattr(chunk, "choices"):
-                self._remove_invented_ends(chunk)
-                self._passed.append(chunk)
+                event = None if self._body is None else self._body.event
+                endings = endings_in(event)
+                if endings is not None:
+                    _remove_invented_ends(chunk, endings)
+                self._passed.append((chunk, endings))
                 return chunk
             if chunk is not None and not _is_empty(chunk):
                 self.is_foreign = True
                 return chunk
 
-    def take(self) -> list[Any]:
-        """What has passed since the last time."""
+    def take(self) -> list[tuple[Any, dict[int, Ending] | None]]:
+        """What has passed since the last time, and the ends that the vendor's events tell."""
         passed, self._passed = self._passed, []
         return passed
 
@@ -266,15 +276,12 @@ class _Tap:
             if inspect.isawaitable(closing):
                 await closing
 
-    def _remove_invented_ends(self, chunk: Any) -> None:
-        """Believe Gemini's event, not litellm, which says "stop" with every one."""
-        event = None if self._body is None else self._body.event
-        candidates = event.get("candidates") if isinstance(event, Mapping) else None
-        if isinstance(candidates, list):
-            ended = {c.get("index", n) for n, c in enumerate(candidates) if c.get("finishReason")}
-            for choice in chunk.choices:
-                if choice.index not in ended:
-                    choice.finish_reason = None
+
+def _remove_invented_ends(chunk: Any, endings: Mapping[int, Ending]) -> None:
+    """Believe the vendor's event, not litellm, which says "stop" with every one of Gemini's."""
+    for choice in chunk.choices:
+        if choice.finish_reason and (choice.index or 0) not in endings:
+            choice.finish_reason = None
 
 
 def _is_empty(chunk: object) -> bool:

@@ -13,7 +13,16 @@ from typing import Any
 
 from aigateway.messages import Chunk, ToolCallDelta, Usage
 from aigateway.wires.answers import text_of, usage_from
-from aigateway.wires.stream_reading import ErrorEventError, StreamReading
+from aigateway.wires.ends import (
+    ANTHROPIC_ENDS,
+    GEMINI_ENDS,
+    OPENAI_ENDS,
+    BrokenOffError,
+    Ending,
+    blocks_prompt,
+    end_of,
+)
+from aigateway.wires.stream_reading import StreamReading
 
 __all__ = ["AnthropicReading", "GeminiReading", "OpenAIReading"]
 
@@ -33,11 +42,13 @@ class OpenAIReading(StreamReading):
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         choices = event.get("choices")
         if event.get("error") or name == b"error" or (not choices and _is_error(event)):
-            raise ErrorEventError(event)
+            raise BrokenOffError(event)
         if not self.assembly.id:
             self._begin(event)
         if event.get("usage"):
             self._counted = event["usage"]
+            if not choices:  # the count that was asked for comes behind everything else
+                self.assembly.close()
         for choice in choices or ():
             self._choice(event, choice)
 
@@ -51,26 +62,30 @@ class OpenAIReading(StreamReading):
 
     def _choice(self, event: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
         delta, finish = choice.get("delta") or _NOTHING, choice.get("finish_reason")
-        if (finish and finish not in _FINISHES) or not _is_plain_delta(delta):
+        error = choice.get("error")
+        ending = end_of(OPENAI_ENDS, finish, error) if finish or error else None
+        if not _is_plain_delta(delta):
             for read in self._parse({**event, "choices": [choice]}).choices:
-                self._take_choice(read, may_end=True)
+                self._take_choice(read, ending)
             return
         index = choice.get("index") or 0
         text, calls = delta.get("content"), delta.get("tool_calls")
+        says = True
         if text and not calls and len(delta) == 1:  # almost every chunk
             self._say(Chunk(text, index=index))
         else:
             reasoning = delta.get("reasoning") or delta.get("reasoning_content")
             refusal = delta.get("refusal")
-            if text or calls or reasoning or refusal:
+            says = bool(text or calls or reasoning or refusal)
+            if says:
                 deltas = self._tool_calls(index, calls) if calls else ()
                 self._say(
                     Chunk(text or "", deltas, reasoning or None, refusal or None, index=index)
                 )
         if choice.get("logprobs"):
             self._add_logprobs(index, choice["logprobs"])
-        if finish:
-            self._finish(index, finish)
+        if ending is not None:
+            self._finish(index, ending, sure=not says)
 
     def _tool_calls(self, index: int, calls: list[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
         known = self._calls.setdefault(index, _CallIndex())
@@ -119,7 +134,7 @@ class AnthropicReading(StreamReading):
         elif kind == "message_stop":
             self.over = True
         elif kind == "error" or name == b"error" or event.get("error"):
-            raise ErrorEventError(event)
+            raise BrokenOffError(event)
         elif kind == "message_start":
             self._begin(event["message"])
         elif kind == "message_delta":
@@ -128,7 +143,7 @@ class AnthropicReading(StreamReading):
         elif not self._is_plain(kind, event):
             self._translated = True
             for choice in self._parse(event).choices:
-                self._take_choice(choice, may_end=False)
+                self._take_choice(choice, None)
 
     def _is_plain(self, kind: Any, event: Mapping[str, Any]) -> bool:
         if kind == "ping":
@@ -150,17 +165,11 @@ class AnthropicReading(StreamReading):
         self._counted = {**(self._counted or {}), **(usage or {})}
 
     def _end(self, event: Mapping[str, Any]) -> None:
-        reason = event["delta"].get("stop_reason")
-        if not reason:
-            return
-        finish = None if self._translated else _ANTHROPIC_FINISHES.get(reason)
-        if finish is None:
-            finish = (
-                self._parse({"type": "message_delta", "delta": event["delta"]})
-                .choices[0]
-                .finish_reason
-            )
-        self._finish(0, str(finish))
+        ending = end_of(ANTHROPIC_ENDS, event["delta"].get("stop_reason"))
+        if ending is not None and ending.end == "tool_calls" and self._translated:
+            read = self._parse({"type": "message_delta", "delta": event["delta"]}).choices[0]
+            ending = Ending(ending.reason, str(read.finish_reason))
+        self._finish(0, ending, sure=True)
 
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
         # Where reasoning was shown, litellm counts it.
@@ -185,34 +194,33 @@ class GeminiReading(StreamReading):
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         if event.get("error") or name == b"error":
-            raise ErrorEventError(event)
+            raise BrokenOffError(event)
         assembly = self.assembly
         if not assembly.id:
             assembly.id = str(event.get("responseId") or "-")
             assembly.model = str(event.get("modelVersion") or assembly.model)
         if event.get("usageMetadata"):
             self._counted, self._priced = event["usageMetadata"], None
-        if (event.get("promptFeedback") or _NOTHING).get("blockReason"):
-            self._finish(0, "content_filter")
+        if blocks_prompt(event):
+            self._finish(0, end_of(GEMINI_ENDS, "PROHIBITED_CONTENT"), sure=True)
         for position, candidate in enumerate(event.get("candidates") or ()):
             self._candidate(event, candidate, candidate.get("index", position))
 
     def _candidate(
         self, event: Mapping[str, Any], candidate: Mapping[str, Any], index: int
     ) -> None:
-        finish = candidate.get("finishReason")
+        ending = end_of(GEMINI_ENDS, candidate.get("finishReason"))
         text = _gemini_text(candidate)
-        if text is None or (finish and finish not in _GEMINI_FINISHES):
+        if text is None:
             read = self._parse({**event, "candidates": [{**candidate, "index": index}]})
             if candidate.keys() & _GROUNDING:
                 self._priced = read.usage
             for choice in read.choices:
-                self._take_choice(choice, may_end=bool(finish))
+                self._take_choice(choice, ending)
             return
         if text:
             self._say(Chunk(text, index=index))
-        if finish:
-            self._finish(index, _GEMINI_FINISHES[finish])
+        self._finish(index, ending, sure=not text)
 
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
         details = counted.get("promptTokensDetails") or ()
@@ -224,14 +232,11 @@ class GeminiReading(StreamReading):
 
 _NOTHING: Mapping[str, Any] = {}
 
-_FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _DELTA = frozenset({"role", "content", "refusal", "tool_calls", "reasoning", "reasoning_content"})
 _TEXTS = ("content", "refusal", "reasoning", "reasoning_content")
 
-_ANTHROPIC_FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 _ANTHROPIC_USAGE = frozenset({"input_tokens", "output_tokens", "service_tier"})
 
-_GEMINI_FINISHES = {"STOP": "stop", "MAX_TOKENS": "length"}
 _GEMINI_USAGE = frozenset(
     {"promptTokenCount", "candidatesTokenCount", "totalTokenCount", "promptTokensDetails"}
 )

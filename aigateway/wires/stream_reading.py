@@ -20,22 +20,15 @@ import orjson
 from aigateway.messages import Chunk, ToolCallDelta, Usage
 from aigateway.wires.answers import piece_from, text_of
 from aigateway.wires.assembly import Assembly
+from aigateway.wires.ends import BrokenOffError, Ending
 from aigateway.wires.loading import SILENT
 from aigateway.wires.sse import Event
 
-__all__ = ["CorruptEventError", "ErrorEventError", "StreamReading", "parsed"]
+__all__ = ["CorruptEventError", "StreamReading", "parsed"]
 
 
 _MOST_ANSWERS = 256
 """OpenAI gives 128 to one request."""
-
-
-class ErrorEventError(Exception):
-    """The vendor says that it failed. `body` is what it says, as parsed."""
-
-    def __init__(self, body: Any) -> None:
-        super().__init__()
-        self.body = body
 
 
 class CorruptEventError(Exception):
@@ -52,7 +45,7 @@ class StreamReading(ABC):
     Attributes:
         assembly: The answer.
         over: The vendor has said that nothing more comes.
-        problem: Why the rest cannot be read: an `ErrorEventError` or a `CorruptEventError`.
+        problem: Why the rest cannot be read: a `BrokenOffError` or a `CorruptEventError`.
         service_tier: The OpenAI service tier that the vendor named.
     """
 
@@ -88,7 +81,7 @@ class StreamReading(ABC):
                 self._take(name, data)
                 if self.over:
                     break
-        except (ErrorEventError, CorruptEventError) as problem:
+        except (BrokenOffError, CorruptEventError) as problem:
             self.problem = problem.with_traceback(None)
         return chunks
 
@@ -114,7 +107,7 @@ class StreamReading(ABC):
         """Take one event in.
 
         Raises:
-            ErrorEventError: It is the vendor's error.
+            BrokenOffError: It is the vendor's error.
             Exception: It is nothing that can be read.
         """
 
@@ -134,7 +127,7 @@ class StreamReading(ABC):
         except Exception as problem:
             if self.assembly.finished:
                 return  # it is none of the answer
-            if isinstance(problem, ErrorEventError):
+            if isinstance(problem, BrokenOffError):
                 raise
             raise CorruptEventError from None
 
@@ -144,10 +137,12 @@ class StreamReading(ABC):
         self._chunks.append(chunk)
         self.assembly.add(chunk)
 
-    def _finish(self, index: int, reason: str) -> None:
+    def _finish(self, index: int, ending: Ending | None, *, sure: bool) -> None:
+        if ending is None:
+            return
         if not _is_place(index):
             raise CorruptEventError
-        self.assembly.finish(index, reason)
+        self.assembly.finish(index, ending, sure=sure)
 
     def _add_logprobs(self, index: int, logprobs: Mapping[str, Any]) -> None:
         if not _is_place(index):
@@ -167,12 +162,12 @@ class StreamReading(ABC):
         finally:
             SILENT.reset(token)
 
-    def _take_choice(self, choice: Any, *, may_end: bool) -> None:
+    def _take_choice(self, choice: Any, ending: Ending | None) -> None:
         """Take in one of the choices that litellm read.
 
         Args:
             choice: A `StreamingChoices`.
-            may_end: The vendor gave a reason why it ended; litellm sometimes makes one up.
+            ending: As the vendor gave it; litellm makes one up.
         """
         index = choice.index or 0
         calls = getattr(choice.delta, "tool_calls", None) or ()
@@ -180,14 +175,14 @@ class StreamReading(ABC):
         chunk = piece_from(choice, index)
         if deltas:
             chunk = replace(chunk, tool_calls=deltas)
-        if chunk.text or deltas or chunk.reasoning or chunk.refusal:
+        says = bool(chunk.text or deltas or chunk.reasoning or chunk.refusal)
+        if says:
             self._say(chunk)
         logprobs = getattr(choice, "logprobs", None)
         if logprobs:
             dump = getattr(logprobs, "model_dump", None)
             self._add_logprobs(index, dump() if dump else logprobs)
-        if may_end and choice.finish_reason:
-            self._finish(index, str(choice.finish_reason))
+        self._finish(index, ending, sure=not says)
 
 
 def _is_place(index: Any) -> bool:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from aigateway.errors import FailureKind
 from aigateway.messages import Choice, Chunk, Completion, Embeddings, ToolCall, Usage
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.ends import OPENAI_ENDS, BrokenOffError, Ending, end_of, endings_in
+from aigateway.wires.tool_calls import cleaned, is_cut, server_calls_in
 
 __all__ = [
     "completion_from",
     "embeddings_from",
     "kind_of_silence",
     "piece_from",
+    "read_calls",
     "text_of",
     "usage_from",
 ]
@@ -42,9 +44,9 @@ def completion_from(
         VendorCallError: It holds no answer (`BAD_ANSWER`), or the vendor withheld it
             (`CONTENT_POLICY`).
     """
-    endings = endings_in(body)
+    endings, own = endings_in(body), server_calls_in(body)
     choices = tuple(
-        _choice(choice, place, endings)
+        _choice(choice, place, endings, own)
         for place, choice in enumerate(getattr(response, "choices", None) or ())
     )
     silence = kind_of_silence(choices)
@@ -60,8 +62,10 @@ def completion_from(
 
 
 def kind_of_silence(choices: Iterable[Choice]) -> FailureKind | None:
-    """What it means if none of these says anything; None if one does."""
+    """What it means if none of these says anything, or a tool call is cut; else None."""
     choices = tuple(choices)
+    if any(map(_has_cut_call, choices)):
+        return FailureKind.BAD_ANSWER
     if any(map(_says_something, choices)):
         return None
     withheld = any(choice.finish_reason == "content_filter" for choice in choices)
@@ -77,6 +81,26 @@ def piece_from(choice: Any, index: int) -> Chunk:
         refusal=_refusal(delta),
         index=index,
     )
+
+
+def read_calls(delta: Any) -> list[tuple[Any, str, str, str]]:
+    """The pieces of tool calls in one of litellm's deltas: number, id, name, arguments."""
+    calls = [
+        (getattr(call, "index", None), getattr(call, "id", None), getattr(call, "function", None))
+        for call in getattr(delta, "tool_calls", None) or ()
+    ]
+    old = getattr(delta, "function_call", None)  # how OpenAI said it until 2023
+    if old is not None:
+        calls.append((None, None, old))
+    return [
+        (
+            number,
+            text_of(name) or "",
+            text_of(getattr(function, "name", None)) or "",
+            text_of(getattr(function, "arguments", None)) or "",
+        )
+        for number, name, function in calls
+    ]
 
 
 def embeddings_from(
@@ -107,6 +131,13 @@ def embeddings_from(
     )
 
 
+def _has_cut_call(choice: Choice) -> bool:
+    # One that reached its limit says so: the caller can tell.
+    return choice.finish_reason not in {"length", "content_filter"} and any(
+        is_cut(call.arguments) for call in choice.tool_calls
+    )
+
+
 def _says_something(choice: Choice) -> bool:
     # Hidden reasoning may use up all the tokens that the caller allowed: an answer, if a short one.
     return bool(choice.text or choice.tool_calls or choice.refusal) or (
@@ -114,9 +145,11 @@ def _says_something(choice: Choice) -> bool:
     )
 
 
-def _choice(choice: Any, place: int, endings: Mapping[int, Ending] | None) -> Choice:
+def _choice(
+    choice: Any, place: int, endings: Mapping[int, Ending] | None, own: frozenset[str]
+) -> Choice:
     message = getattr(choice, "message", None)
-    calls = tuple(map(_tool_call, getattr(message, "tool_calls", None) or ()))
+    calls = tuple(cleaned(_tool_calls(message), own))
     return Choice(
         text=text_of(getattr(message, "content", None)) or "",
         finish_reason=_end(choice, place, endings, has_calls=bool(calls)),
@@ -144,7 +177,7 @@ def _end(
         ending = endings.get(getattr(choice, "index", None) or 0) or endings.get(place)
     if ending is None or ending.end is None:
         raise BrokenOffError(None if ending is None else ending.body)
-    if ending.end == "stop" and has_calls:
+    if ending.end in {"stop", "function_call"} and has_calls:
         return "tool_calls"  # some vendors say that a tool call is an ordinary end
     if ending.end == "tool_calls" and said == "stop" and not has_calls:
         return "stop"  # a call that stands for a text, which litellm hands on
@@ -158,10 +191,18 @@ def _refusal(message: Any) -> str | None:
     return found or (text_of(beside.get("refusal")) if isinstance(beside, Mapping) else None)
 
 
-def _tool_call(call: Any) -> ToolCall:
-    function = getattr(call, "function", None)
+def _tool_calls(message: Any) -> Iterator[ToolCall]:
+    for call in getattr(message, "tool_calls", None) or ():
+        function = getattr(call, "function", None)
+        yield _tool_call(getattr(call, "id", None), function)
+    old = getattr(message, "function_call", None)  # how OpenAI said it until 2023
+    if old is not None and text_of(getattr(old, "name", None)):
+        yield _tool_call(None, old)
+
+
+def _tool_call(name: Any, function: Any) -> ToolCall:
     return ToolCall(
-        id=str(getattr(call, "id", None) or ""),
+        id=str(name or ""),
         name=str(getattr(function, "name", None) or ""),
         arguments=str(getattr(function, "arguments", None) or ""),
     )

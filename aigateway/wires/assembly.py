@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from aigateway.messages import Choice, Chunk, Completion, ToolCall, ToolCallDelta, Usage
 from aigateway.wires.ends import Ending
+from aigateway.wires.tool_calls import ToolCallReader
 
 __all__ = ["Assembly"]
 
@@ -20,6 +22,7 @@ class _Answer:
         "is_last",
         "is_sure",
         "logprobs_json",
+        "reader",
         "reasoning",
         "refusal",
         "text",
@@ -30,6 +33,7 @@ class _Answer:
         self.reasoning: list[str] = []
         self.refusal: list[str] = []
         self.calls: dict[int, list[ToolCallDelta]] = {}
+        self.reader: ToolCallReader | None = None
         self.ending: Ending | None = None
         self.is_sure = False  # it came alone, so that nothing may follow
         self.is_last = False  # no content has come behind it
@@ -49,7 +53,9 @@ class _Answer:
         return Choice(
             text=_joined(self.text),
             # Some vendors say that a tool call is an ordinary end.
-            finish_reason="tool_calls" if self.calls and reason == "stop" else reason,
+            finish_reason="tool_calls"
+            if self.calls and reason in {"stop", "function_call"}
+            else reason,
             tool_calls=tuple(_tool_call(self.calls[index]) for index in sorted(self.calls)),
             reasoning="".join(self.reasoning) or None,
             refusal="".join(self.refusal) or None,
@@ -70,15 +76,17 @@ class Assembly:
         model: As the vendor names the model.
         created: Unix time in seconds; 0 where the vendor says none.
         usage: None until the vendor has counted.
+        not_for_the_caller: Ids of tool calls that the vendor makes itself.
     """
 
-    __slots__ = ("_answers", "_expected", "created", "id", "model", "usage")
+    __slots__ = ("_answers", "_expected", "created", "id", "model", "not_for_the_caller", "usage")
 
     def __init__(self, model: str, expected: int = 1) -> None:
         self.id = ""
         self.model = model
         self.created = 0
         self.usage: Usage | None = None
+        self.not_for_the_caller: set[str] = set()
         self._answers: dict[int, _Answer] = {}
         self._expected = expected
 
@@ -128,6 +136,36 @@ class Assembly:
             answer.refusal.append(chunk.refusal)
         for delta in chunk.tool_calls:
             answer.calls.setdefault(delta.index, []).append(delta)
+
+    def read_calls(
+        self, index: int, pieces: Iterable[tuple[Any, str, str, str]]
+    ) -> tuple[ToolCallDelta, ...]:
+        """Tell the calls of an answer apart, before they are added.
+
+        Args:
+            index: Of the answer.
+            pieces: For each the server's number, the id, the name and arguments.
+        """
+        deltas = []
+        for number, name, function, arguments in pieces:
+            answer = self._answers.get(index) or self._answer(index)
+            if answer.reader is None:
+                answer.reader = ToolCallReader(self.not_for_the_caller)
+            delta = answer.reader.read(number, name, function, arguments)
+            if delta is not None:
+                deltas.append(delta)
+        return tuple(deltas)
+
+    def last_pieces(self) -> list[Chunk]:
+        """What calls lack that have come without arguments, once nothing more comes of them."""
+        chunks = []
+        for index, answer in self._answers.items():
+            deltas = () if answer.reader is None else answer.reader.close()
+            for delta in deltas:
+                answer.calls.setdefault(delta.index, []).append(delta)
+            if deltas:
+                chunks.append(Chunk(tool_calls=deltas, index=index))
+        return chunks
 
     def finish(self, index: int, ending: Ending, *, sure: bool = True) -> None:
         """Note why one of the answers ended.
@@ -185,5 +223,5 @@ def _tool_call(deltas: list[ToolCallDelta]) -> ToolCall:
     return ToolCall(
         id=next((delta.id for delta in deltas if delta.id), ""),
         name=next((delta.name for delta in deltas if delta.name), ""),
-        arguments="".join(delta.arguments for delta in deltas),
+        arguments="".join(delta.arguments for delta in deltas) or "{}",
     )

@@ -134,7 +134,7 @@ class DirectStream:
             # The connection may break after the answer, and harm nobody.
             whole = self._reading.assembly.is_whole(closed=False, broken=True)
             self._end(self._judged() if whole else failure)
-            return ()
+            return self._last_pieces()
         if not self._begun:
             start = received.lstrip()[:1]
             self._begun = bool(start)
@@ -153,9 +153,13 @@ class DirectStream:
             self._end(self._no_answer(reading.problem))
         elif reading.over or not received:
             self._end(self._judged())
+            return [*chunks, *self._last_pieces()]
         elif self._events.is_too_long:
             self._end(self._no_answer(None))
         return chunks
+
+    def _last_pieces(self) -> list[Chunk]:
+        return self._reading.assembly.last_pieces() if self._failure is None else []
 
     def _take_whole(self, body: bytearray, received: bytes) -> Sequence[Chunk]:
         """Some servers give the whole answer, whatever they were asked for."""

@@ -7,13 +7,13 @@ with the ends that the vendor's event tells, or with how far its own can be beli
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
 
-from aigateway.messages import Chunk, Completion, ToolCallDelta
-from aigateway.wires.answers import piece_from, text_of, usage_from
+from aigateway.messages import Chunk, Completion
+from aigateway.wires.answers import piece_from, read_calls, text_of, usage_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.ends import OPENAI_ENDS, Ending, end_of
 
@@ -39,7 +39,6 @@ class ChunkReader:
     def __init__(self, assembly: Assembly) -> None:
         self.assembly = assembly
         self.usage: dict[str, Any] = {}
-        self._calls = _ToolCalls()
         self._logprobs: dict[int, dict[str, list[Any]]] = {}
         self._doubtful: dict[int, Ending] = {}
 
@@ -106,7 +105,7 @@ class ChunkReader:
     def _piece(self, choice: Any, index: int) -> Chunk | None:
         delta = getattr(choice, "delta", None)
         piece = piece_from(choice, index)
-        calls = self._calls.deltas(index, getattr(delta, "tool_calls", None) or ())
+        calls = self.assembly.read_calls(index, read_calls(delta))
         if calls:
             return replace(piece, tool_calls=calls)
         return piece if piece.text or piece.reasoning or piece.refusal else None
@@ -126,43 +125,6 @@ class ChunkReader:
         for name, entries in given.items():
             if isinstance(entries, list):
                 so_far.setdefault(name, []).extend(entries)
-
-
-class _ToolCalls:
-    """Tells the tool calls of a stream apart, and says each one's id and name once."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[int, int], ToolCallDelta] = {}
-        self._counts: dict[int, int] = {}
-
-    def deltas(self, choice: int, calls: Sequence[Any]) -> tuple[ToolCallDelta, ...]:
-        """Read the pieces in one chunk of one answer."""
-        deltas = [self._delta(choice, call) for call in calls]
-        return tuple(d for d in deltas if d.id or d.name or d.arguments)
-
-    def _delta(self, choice: int, call: Any) -> ToolCallDelta:
-        function = getattr(call, "function", None)
-        key = (choice, int(getattr(call, "index", None) or 0))
-        given = ToolCallDelta(
-            0,
-            text_of(getattr(call, "id", None)) or "",
-            text_of(getattr(function, "name", None)) or "",
-            text_of(getattr(function, "arguments", None)) or "",
-        )
-        known = self._open.get(key)
-        # Some servers give every call the index 0, and tell them apart by their ids alone.
-        if known is None or (given.name and given.id and known.id not in {"", given.id}):
-            index = self._counts.get(choice, 0)
-            self._counts[choice] = index + 1
-            self._open[key] = replace(given, index=index)
-            return self._open[key]
-        self._open[key] = replace(known, id=known.id or given.id, name=known.name or given.name)
-        return ToolCallDelta(
-            known.index,
-            "" if known.id else given.id,
-            "" if known.name else given.name,
-            given.arguments,
-        )
 
 
 def _agreed(ending: Ending, said: Any) -> Ending:

@@ -111,12 +111,12 @@ class LiteLLMStream:
         error = asyncio.CancelledError() if step.cancelled() else step.exception()
         chunks = None if error is not None else step.result()
         if chunks is not None:
-            return chunks
+            return [*chunks, *self._reader.assembly.last_pieces()] if self.finished else chunks
         failure = None if self._is_whole(error) else self._origin.failure(self._reason(error))
         # Neither behind our exception nor among the locals of its traceback is litellm's.
         del step, error
         await self._end(failure)
-        return None
+        return self._reader.assembly.last_pieces() or None
 
     def _is_whole(self, error: BaseException | None) -> bool:
         body = self._origin.body
@@ -187,6 +187,9 @@ class LiteLLMStream:
             self._believe_the_wrapper()
         else:
             pieces = []
+            body = self._origin.body
+            if body is not None:
+                self._reader.assembly.not_for_the_caller |= body.server_calls
             for passed, endings in self._tap.take():
                 pieces += self._reader.read(passed, self._end_of(passed), endings)
         if chunk is not None or pieces:

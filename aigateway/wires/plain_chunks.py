@@ -23,6 +23,7 @@ from aigateway.wires.ends import (
     end_of,
 )
 from aigateway.wires.stream_reading import StreamReading
+from aigateway.wires.tool_calls import InputKeeper, add_missing_arguments, server_calls_in
 
 __all__ = ["AnthropicReading", "GeminiReading", "OpenAIReading"]
 
@@ -33,11 +34,7 @@ class OpenAIReading(StreamReading):
     litellm's reader keeps no state here.
     """
 
-    __slots__ = ("_calls",)
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._calls: dict[int, _CallIndex] = {}
+    __slots__ = ()
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         choices = event.get("choices")
@@ -76,9 +73,9 @@ class OpenAIReading(StreamReading):
         else:
             reasoning = delta.get("reasoning") or delta.get("reasoning_content")
             refusal = delta.get("refusal")
-            says = bool(text or calls or reasoning or refusal)
+            deltas = self._tool_calls(index, calls) if calls else ()
+            says = bool(text or deltas or reasoning or refusal)
             if says:
-                deltas = self._tool_calls(index, calls) if calls else ()
                 self._say(
                     Chunk(text or "", deltas, reasoning or None, refusal or None, index=index)
                 )
@@ -88,16 +85,12 @@ class OpenAIReading(StreamReading):
             self._finish(index, ending, sure=not says)
 
     def _tool_calls(self, index: int, calls: list[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
-        known = self._calls.setdefault(index, _CallIndex())
-        return tuple(
-            ToolCallDelta(
-                known.of(call.get("index"), call.get("id") or ""),
-                call.get("id") or "",
-                (call.get("function") or _NOTHING).get("name") or "",
-                (call.get("function") or _NOTHING).get("arguments") or "",
-            )
-            for call in calls
-        )
+        pieces = []
+        for call in calls:
+            function = call.get("function") or _NOTHING
+            name, called = call.get("id") or "", function.get("name") or ""
+            pieces.append((call.get("index"), name, called, function.get("arguments") or ""))
+        return self._read_calls(index, pieces)
 
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
         details = (counted.get("prompt_tokens_details"), counted.get("completion_tokens_details"))
@@ -119,10 +112,11 @@ class AnthropicReading(StreamReading):
         translated: Whether a tool call may stand for the answer's text.
     """
 
-    __slots__ = ("_translated",)
+    __slots__ = ("_inputs", "_translated")
 
     def __init__(self, *args: Any, translated: bool = False) -> None:
         super().__init__(*args)
+        self._inputs = InputKeeper()
         self._translated = translated
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
@@ -142,8 +136,11 @@ class AnthropicReading(StreamReading):
             self._end(event)
         elif not self._is_plain(kind, event):
             self._translated = True
-            for choice in self._parse(event).choices:
-                self._take_choice(choice, None)
+            self.assembly.not_for_the_caller |= server_calls_in(event)
+            missing = self._inputs.before(event)
+            for each in (event,) if missing is None else (missing, event):
+                for choice in self._parse(each).choices:
+                    self._take_choice(choice, None)
 
     def _is_plain(self, kind: Any, event: Mapping[str, Any]) -> bool:
         if kind == "ping":
@@ -212,6 +209,7 @@ class GeminiReading(StreamReading):
         ending = end_of(GEMINI_ENDS, candidate.get("finishReason"))
         text = _gemini_text(candidate)
         if text is None:
+            add_missing_arguments(event)
             read = self._parse({**event, "candidates": [{**candidate, "index": index}]})
             if candidate.keys() & _GROUNDING:
                 self._priced = read.usage
@@ -274,33 +272,6 @@ def _is_plain_call(call: Mapping[str, Any]) -> bool:
         value is None or type(value) is str
         for value in (call.get("id"), function.get("name"), function.get("arguments"))
     )
-
-
-class _CallIndex:
-    """Tells one answer's tool calls apart.
-
-    OpenAI numbers them. Some servers that imitate it leave the number out or give every call the
-    same one; then a new id is a new call.
-    """
-
-    __slots__ = ("_known", "_last", "_next")
-
-    def __init__(self) -> None:
-        self._known: dict[Any, tuple[int, str]] = {}  # by the server's number: ours, and the id
-        self._next = 0
-        self._last = 0
-
-    def of(self, number: Any, name: str) -> int:
-        """Our number, from 0, of the call that a piece with this number and id belongs to."""
-        if number is None and not name:
-            return self._last
-        ours, known = self._known.get(number, (-1, ""))
-        if ours < 0 or (name and known and name != known):
-            ours = self._next
-            self._next += 1
-        self._known[number] = ours, name or known
-        self._last = ours
-        return ours
 
 
 def _gemini_text(candidate: Mapping[str, Any]) -> str | None:

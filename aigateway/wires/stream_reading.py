@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from aigateway.messages import Chunk, ToolCallDelta, Usage
-from aigateway.wires.answers import piece_from, text_of
+from aigateway.wires.answers import piece_from, read_calls
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.ends import BrokenOffError, Ending
 from aigateway.wires.loading import SILENT
@@ -83,6 +83,8 @@ class StreamReading(ABC):
                     break
         except (BrokenOffError, CorruptEventError) as problem:
             self.problem = problem.with_traceback(None)
+        if self.assembly.finished:
+            chunks += self.assembly.last_pieces()
         return chunks
 
     def count(self) -> Any:
@@ -137,6 +139,13 @@ class StreamReading(ABC):
         self._chunks.append(chunk)
         self.assembly.add(chunk)
 
+    def _read_calls(
+        self, index: int, pieces: list[tuple[Any, str, str, str]]
+    ) -> tuple[ToolCallDelta, ...]:
+        if pieces and not _is_place(index):
+            raise CorruptEventError
+        return self.assembly.read_calls(index, pieces) if pieces else ()
+
     def _finish(self, index: int, ending: Ending | None, *, sure: bool) -> None:
         if ending is None:
             return
@@ -170,8 +179,7 @@ class StreamReading(ABC):
             ending: As the vendor gave it; litellm makes one up.
         """
         index = choice.index or 0
-        calls = getattr(choice.delta, "tool_calls", None) or ()
-        deltas = tuple(delta for delta in map(_call_delta, calls) if delta is not None)
+        deltas = self._read_calls(index, read_calls(choice.delta))
         chunk = piece_from(choice, index)
         if deltas:
             chunk = replace(chunk, tool_calls=deltas)
@@ -196,13 +204,3 @@ def parsed(data: bytes) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         return json.loads(data)
-
-
-def _call_delta(call: Any) -> ToolCallDelta | None:
-    function = getattr(call, "function", None)
-    name = text_of(getattr(call, "id", None)) or ""
-    called = text_of(getattr(function, "name", None)) or ""
-    arguments = text_of(getattr(function, "arguments", None)) or ""
-    if not (name or called or arguments):
-        return None  # Anthropic begins each call with an empty piece
-    return ToolCallDelta(call.index or 0, name, called, arguments)

@@ -23,6 +23,8 @@ from aigateway.messages import (
 )
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import Content, content_of, parted, said_beside, text_of
+from aigateway.wires.ends import OPENAI_ENDS, BrokenOffError, Ending, end_of, endings_in
+from aigateway.wires.tool_calls import cleaned, is_cut, server_calls_in
 
 __all__ = [
     "chunk_of",
@@ -30,13 +32,19 @@ __all__ = [
     "embeddings_from",
     "kind_of_silence",
     "piece_from",
+    "read_calls",
     "stated_cost",
     "usage_from",
 ]
 
 
 def completion_from(
-    response: Any, *, model: str, status: int | None = None, think_tags: bool = False
+    response: Any,
+    *,
+    model: str,
+    status: int | None = None,
+    body: Any = None,
+    think_tags: bool = False,
 ) -> Completion:
     """Read a chat response; its price is the caller's business.
 
@@ -44,13 +52,26 @@ def completion_from(
         response: litellm's `ModelResponse`.
         model: Named where the vendor names none.
         status: The HTTP status it came under, where that is known; for the failure.
+        body: What the vendor sent, where that is known: it says how its answers ended.
         think_tags: Whether the text may begin with reasoning: see `ThinkTags`.
 
     Raises:
+        BrokenOffError: The vendor says that an answer broke off.
         VendorCallError: It holds no answer (`BAD_ANSWER`), or the vendor withheld it
             (`CONTENT_POLICY`).
     """
-    choices = tuple(_choices(response, think_tags=think_tags))
+    endings, own = endings_in(body), server_calls_in(body)
+    choices = tuple(
+        _choice(
+            choice,
+            place,
+            content_of(getattr(choice, "message", None), None if place else response),
+            endings,
+            own,
+            think_tags=think_tags,
+        )
+        for place, choice in enumerate(getattr(response, "choices", None) or ())
+    )
     silence = kind_of_silence(choices)
     if silence is not None:
         raise VendorCallError(Failure(silence, status))
@@ -66,8 +87,10 @@ def completion_from(
 
 
 def kind_of_silence(choices: Iterable[Choice]) -> FailureKind | None:
-    """What it means if none of these says anything; None if one does."""
+    """What it means if none of these says anything, or a tool call is cut; else None."""
     choices = tuple(choices)
+    if any(map(_has_cut_call, choices)):
+        return FailureKind.BAD_ANSWER
     if any(map(_says_something, choices)):
         return None
     withheld = any(choice.finish_reason == "content_filter" for choice in choices)
@@ -104,6 +127,26 @@ def chunk_of(content: Content, index: int, calls: tuple[ToolCallDelta, ...] = ()
     )
 
 
+def read_calls(delta: Any) -> list[tuple[Any, str, str, str]]:
+    """The pieces of tool calls in one of litellm's deltas: number, id, name, arguments."""
+    calls = [
+        (getattr(call, "index", None), getattr(call, "id", None), getattr(call, "function", None))
+        for call in getattr(delta, "tool_calls", None) or ()
+    ]
+    old = getattr(delta, "function_call", None)  # how OpenAI said it until 2023
+    if old is not None:
+        calls.append((None, None, old))
+    return [
+        (
+            number,
+            text_of(name) or "",
+            text_of(getattr(function, "name", None)) or "",
+            text_of(getattr(function, "arguments", None)) or "",
+        )
+        for number, name, function in calls
+    ]
+
+
 def embeddings_from(
     response: Any, *, model: str, count: int, status: int | None = None
 ) -> Embeddings:
@@ -132,6 +175,13 @@ def embeddings_from(
     )
 
 
+def _has_cut_call(choice: Choice) -> bool:
+    # One that reached its limit says so: the caller can tell.
+    return choice.finish_reason not in {"length", "content_filter"} and any(
+        is_cut(call.arguments) for call in choice.tool_calls
+    )
+
+
 def _says_something(choice: Choice) -> bool:
     # Hidden reasoning may use up all the tokens that the caller allowed: an answer, if a short one.
     return bool(
@@ -139,29 +189,67 @@ def _says_something(choice: Choice) -> bool:
     ) or (choice.finish_reason == "length")
 
 
-def _choices(response: Any, *, think_tags: bool) -> Iterator[Choice]:
-    for index, choice in enumerate(getattr(response, "choices", None) or ()):
-        message = getattr(choice, "message", None)
-        content = content_of(message, None if index else response)
-        if think_tags:
-            content = parted(content)
-        yield Choice(
-            text=content.text,
-            finish_reason=text_of(getattr(choice, "finish_reason", None)),
-            tool_calls=tuple(map(_tool_call, getattr(message, "tool_calls", None) or ())),
-            reasoning=content.reasoning,
-            refusal=content.refusal,
-            logprobs_json=_logprobs(getattr(choice, "logprobs", None)),
-            images=content.images,
-            audio=content.audio,
-            sources_json=content.sources_json,
-        )
+def _choice(
+    choice: Any,
+    place: int,
+    content: Content,
+    endings: Mapping[int, Ending] | None,
+    own: frozenset[str],
+    *,
+    think_tags: bool,
+) -> Choice:
+    calls = tuple(cleaned(_tool_calls(getattr(choice, "message", None)), own))
+    if think_tags:
+        content = parted(content)
+    return Choice(
+        text=content.text,
+        finish_reason=_end(choice, place, endings, has_calls=bool(calls)),
+        tool_calls=calls,
+        reasoning=content.reasoning,
+        refusal=content.refusal,
+        logprobs_json=_logprobs(getattr(choice, "logprobs", None)),
+        images=content.images,
+        audio=content.audio,
+        sources_json=content.sources_json,
+    )
 
 
-def _tool_call(call: Any) -> ToolCall:
-    function = getattr(call, "function", None)
+def _end(
+    choice: Any, place: int, endings: Mapping[int, Ending] | None, *, has_calls: bool
+) -> str | None:
+    """Why an answer ended.
+
+    Raises:
+        BrokenOffError: For no reason that ends a whole one.
+    """
+    said = getattr(choice, "finish_reason", None)
+    if endings is None:
+        beside = getattr(choice, "provider_specific_fields", None)
+        native = beside.get("native_finish_reason") if isinstance(beside, Mapping) else None
+        ending = end_of(OPENAI_ENDS, native or said)
+    else:
+        ending = endings.get(getattr(choice, "index", None) or 0) or endings.get(place)
+    if ending is None or ending.end is None:
+        raise BrokenOffError(None if ending is None else ending.body)
+    if ending.end in {"stop", "function_call"} and has_calls:
+        return "tool_calls"  # some vendors say that a tool call is an ordinary end
+    if ending.end == "tool_calls" and said == "stop" and not has_calls:
+        return "stop"  # a call that stands for a text, which litellm hands on
+    return ending.end
+
+
+def _tool_calls(message: Any) -> Iterator[ToolCall]:
+    for call in getattr(message, "tool_calls", None) or ():
+        function = getattr(call, "function", None)
+        yield _tool_call(getattr(call, "id", None), function)
+    old = getattr(message, "function_call", None)  # how OpenAI said it until 2023
+    if old is not None and text_of(getattr(old, "name", None)):
+        yield _tool_call(None, old)
+
+
+def _tool_call(name: Any, function: Any) -> ToolCall:
     return ToolCall(
-        id=str(getattr(call, "id", None) or ""),
+        id=str(name or ""),
         name=str(getattr(function, "name", None) or ""),
         arguments=str(getattr(function, "arguments", None) or ""),
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from aigateway.messages import Audio, Choice, Chunk, Completion, ToolCall, ToolCallDelta, Usage
 from aigateway.wires.content import ThinkTags, joined_sources
+from aigateway.wires.ends import Ending
+from aigateway.wires.tool_calls import ToolCallReader
 
 __all__ = ["Assembly"]
 
@@ -19,9 +21,13 @@ class _Answer:
     __slots__ = (
         "audio",
         "calls",
-        "finish_reason",
+        "ending",
+        "goes_on",
         "images",
+        "is_last",
+        "is_sure",
         "logprobs_json",
+        "reader",
         "reasoning",
         "refusal",
         "sources_json",
@@ -39,15 +45,29 @@ class _Answer:
         self.reasoning: list[str] = []
         self.refusal: list[str] = []
         self.calls: dict[int, list[ToolCallDelta]] = {}
-        self.finish_reason: str | None = None
+        self.reader: ToolCallReader | None = None
+        self.ending: Ending | None = None
+        self.is_sure = False  # it came alone, so that nothing may follow
+        self.is_last = False  # no content has come behind it
+        self.goes_on = False  # content has come behind an end: this server says it with each piece
         self.logprobs_json: str | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        return self.ending is not None and self.ending.end is not None
+
+    @property
+    def has_surely_ended(self) -> bool:
+        return self.has_ended and self.is_sure and not self.goes_on
+
     def choice(self) -> Choice:
-        reason = self.finish_reason
+        reason = None if self.ending is None else self.ending.end
         return Choice(
             text=_joined(self.text),
             # Some vendors say that a tool call is an ordinary end.
-            finish_reason="tool_calls" if self.calls and reason == "stop" else reason,
+            finish_reason="tool_calls"
+            if self.calls and reason in {"stop", "function_call"}
+            else reason,
             tool_calls=tuple(_tool_call(self.calls[index]) for index in sorted(self.calls)),
             reasoning="".join(self.reasoning) or None,
             refusal="".join(self.refusal) or None,
@@ -103,6 +123,7 @@ class Assembly:
         created: Unix time in seconds; 0 where the vendor says none.
         usage: None until the vendor has counted.
         cost_usd: What the vendor itself says that the answer cost; None where it says nothing.
+        not_for_the_caller: Ids of tool calls that the vendor makes itself.
     """
 
     __slots__ = (
@@ -114,6 +135,7 @@ class Assembly:
         "created",
         "id",
         "model",
+        "not_for_the_caller",
         "usage",
     )
 
@@ -125,24 +147,42 @@ class Assembly:
         self.created = 0
         self.usage: Usage | None = None
         self.cost_usd: float | None = None
+        self.not_for_the_caller: set[str] = set()
         self._answers: dict[int, _Answer] = {}
         self._expected = expected
 
     @property
     def finished(self) -> bool:
-        """Whether every answer that was asked for has ended."""
-        return len(self._answers) >= self._expected and self.ended
+        """Whether every answer that was asked for has ended, and no more content can come."""
+        return len(self._answers) >= self._expected and all(
+            answer.has_surely_ended for answer in self._answers.values()
+        )
 
-    @property
-    def ended(self) -> bool:
+    def is_whole(self, *, closed: bool, broken: bool = False) -> bool:
         """Whether every answer that was begun has ended, and there is one.
 
-        Of a stream that has come to its end in good order that is enough: some vendors give fewer
-        answers than they were asked for.
+        Some vendors give fewer answers than they were asked for.
+
+        Args:
+            closed: The vendor has said that nothing more comes. Else the end of each answer must
+                be the last that came of it.
+            broken: The stream did not end in good order. Then the ends of a server that says
+                "stop" with each piece count for nothing, and all answers must have begun.
         """
-        return bool(self._answers) and all(
-            answer.finish_reason is not None for answer in self._answers.values()
+        answers = self._answers.values()
+        return (
+            bool(answers)
+            and all(answer.has_ended for answer in answers)
+            and (closed or all(answer.is_last for answer in answers))
+            and not (broken and any(answer.goes_on for answer in answers))
+            and not (broken and len(answers) < self._expected)
         )
+
+    @property
+    def broken_off(self) -> Ending | None:
+        """How an answer broke off, if the vendor gave a reason for that."""
+        endings = (answer.ending for answer in self._answers.values())
+        return next((e for e in endings if e is not None and e.end is None), None)
 
     def add(self, chunk: Chunk) -> Chunk | None:
         """Take in a piece of content.
@@ -156,17 +196,61 @@ class Assembly:
             if parted is None:
                 return None
             chunk = parted
+        if answer.ending is not None:
+            answer.goes_on, answer.is_last = True, False
         answer.add(chunk)
         return chunk
 
-    def finish(self, index: int, reason: str) -> Chunk | None:
+    def read_calls(
+        self, index: int, pieces: Iterable[tuple[Any, str, str, str]]
+    ) -> tuple[ToolCallDelta, ...]:
+        """Tell the calls of an answer apart, before they are added.
+
+        Args:
+            index: Of the answer.
+            pieces: For each the server's number, the id, the name and arguments.
+        """
+        deltas = []
+        for number, name, function, arguments in pieces:
+            answer = self._answers.get(index) or self._answer(index)
+            if answer.reader is None:
+                answer.reader = ToolCallReader(self.not_for_the_caller)
+            delta = answer.reader.read(number, name, function, arguments)
+            if delta is not None:
+                deltas.append(delta)
+        return tuple(deltas)
+
+    def last_pieces(self) -> list[Chunk]:
+        """What was held back, and what calls lack, once nothing more comes."""
+        chunks = []
+        for index, answer in self._answers.items():
+            rest = self._held_back(index, answer)
+            if rest is not None:
+                chunks.append(rest)
+            deltas = () if answer.reader is None else answer.reader.close()
+            for delta in deltas:
+                answer.calls.setdefault(delta.index, []).append(delta)
+            if deltas:
+                chunks.append(Chunk(tool_calls=deltas, index=index))
+        return chunks
+
+    def finish(self, index: int, ending: Ending, *, sure: bool = True) -> Chunk | None:
         """Note why one of the answers ended.
+
+        Args:
+            index: Which.
+            ending: The reason; another may follow, and counts instead.
+            sure: It came without content. Some servers say "stop" with each piece.
 
         Returns:
             What was held back of it and is to be handed on.
         """
         answer = self._answer(index)
-        answer.finish_reason = reason
+        answer.ending, answer.is_sure, answer.is_last = ending, sure, True
+        return self._held_back(index, answer) if sure else None
+
+    @staticmethod
+    def _held_back(index: int, answer: _Answer) -> Chunk | None:
         if answer.tags is None:
             return None
         text, reasoning = answer.tags.end()
@@ -176,6 +260,11 @@ class Assembly:
         rest = Chunk(text, reasoning=reasoning or None, index=index)
         answer.add(rest)
         return rest
+
+    def close(self) -> None:
+        """Note that no more content comes."""
+        for answer in self._answers.values():
+            answer.is_sure = True
 
     def note(self, said: dict[str, Any]) -> None:
         """Take in what stands beside the choices: some fields of `Completion`, by name."""
@@ -226,7 +315,7 @@ def _tool_call(deltas: list[ToolCallDelta]) -> ToolCall:
     return ToolCall(
         id=next((delta.id for delta in deltas if delta.id), ""),
         name=next((delta.name for delta in deltas if delta.name), ""),
-        arguments="".join(delta.arguments for delta in deltas),
+        arguments="".join(delta.arguments for delta in deltas) or "{}",
     )
 
 

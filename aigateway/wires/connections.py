@@ -29,6 +29,7 @@ from yarl import URL
 
 from aigateway.wires.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser
+from aigateway.wires.tool_calls import InputKeeper, add_missing_arguments, server_calls_in
 
 __all__ = [
     "WITNESS",
@@ -71,6 +72,8 @@ class StreamedBody(httpx.AsyncByteStream):
         event: The event handed on last, read as JSON.
         instead: What came where an event should be: an error of the vendor's, or the beginning of
             a body without events.
+        is_over: The vendor has said that nothing more comes.
+        server_calls: The ids of tool calls that the vendor makes itself.
     """
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
@@ -82,6 +85,9 @@ class StreamedBody(httpx.AsyncByteStream):
         self.error: BaseException | None = None
         self.event: Any = None
         self.instead = b""
+        self.is_over = False
+        self.server_calls: frozenset[str] = frozenset()
+        self._inputs = InputKeeper()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Hand on what comes.
@@ -125,12 +131,17 @@ class StreamedBody(httpx.AsyncByteStream):
         for name, data in self._parser.feed(received) if received else self._parser.end():
             if not self._has_events:
                 self._has_events, self.instead = True, b""
+            line = self._on_one_line(data)
+            missing = self._inputs.before(self.event) if isinstance(self.event, Mapping) else None
+            if missing is not None:
+                yield b"data: " + json.dumps(missing).encode() + b"\n\n"
             if name:
                 yield b"event: " + name + b"\n"
-            yield b"data: " + self._on_one_line(data) + b"\n\n"
+            yield b"data: " + line + b"\n\n"
 
     def _on_one_line(self, data: bytes) -> bytes:
         if data.startswith(b"[DONE]"):
+            self.is_over = True
             return data
         try:
             event = json.loads(data)
@@ -140,9 +151,23 @@ class StreamedBody(httpx.AsyncByteStream):
             self.instead = data
             raise WireError("The vendor sent an error.")
         self.event = event
+        self.is_over = isinstance(event, Mapping) and event.get("type") == "message_stop"
+        self.server_calls |= server_calls_in(event)
+        changed = add_missing_arguments(event)
         # httpx ends lines at characters that are nothing special in JSON.
-        plain = data.isascii() and b"\n" not in data
+        plain = data.isascii() and b"\n" not in data and not changed
         return data if plain else json.dumps(event).encode()
+
+
+def _with_arguments(content: bytes) -> bytes:
+    """A body in which every tool call of Gemini's has arguments."""
+    if b'"functionCall"' not in content:
+        return content
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    return json.dumps(body).encode() if add_missing_arguments(body) else content
 
 
 def _is_error(event: object) -> bool:
@@ -260,7 +285,8 @@ class OneShotTransport(httpx.AsyncBaseTransport):
             witness.body = StreamedBody(answer)
             return httpx.Response(answer.status, headers=received, stream=witness.body)
         async with answer:
-            return httpx.Response(answer.status, headers=received, content=await answer.read())
+            content = _with_arguments(await answer.read())
+            return httpx.Response(answer.status, headers=received, content=content)
 
     def _proxy(self, url: httpx.URL) -> str | None:
         """The proxy that the environment asks for, found once per server."""

@@ -22,6 +22,7 @@ from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from
 from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.direct_stream import DirectStream, StreamOwner
+from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.litellm_lane import LiteLLMClient, call_options
 from aigateway.wires.loading import SILENT, load_litellm
@@ -251,7 +252,7 @@ class DirectClient:
         received: VendorResponse,
     ) -> Completion:
         failure = None
-        status = received.status_code
+        status, said = received.status_code, None
         if 200 <= status < 300:
             try:
                 response = None
@@ -262,16 +263,19 @@ class DirectClient:
                         response,
                         model=self._config.model,
                         status=status,
+                        body=received.json(),
                         think_tags=translation.think_tags,
                     )
                 return completion.priced(self._cost(response, completion))
             except VendorCallError as error:
                 failure = error.failure
+            except BrokenOffError as error:
+                said = error.body
             except Exception as error:  # noqa: BLE001 - the body says what it is
                 _log.debug("%s: unreadable answer (%s).", self._config.name, type(error).__name__)
         if failure is None or failure.kind is FailureKind.BAD_ANSWER:
             failure = classify_response(
-                status, received.headers, received.content, now_wall=self._clock.wall()
+                status, received.headers, said or received.content, now_wall=self._clock.wall()
             )
         raise VendorCallError(failure)
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from aigateway.messages import Choice, Chunk, Completion, ToolCallDelta
 from aigateway.wires.answers import kind_of_silence
 from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.sse import LONGEST_EVENT, EventParser
-from aigateway.wires.stream_reading import ErrorEventError, StreamReading
+from aigateway.wires.stream_reading import StreamReading
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, StreamReader
@@ -133,7 +134,9 @@ class DirectStream:
             chunks = self._take(unread) if unread and self._whole is None else ()
             if not self._ended:
                 # The connection may break after the answer, and harm nobody.
-                self._end(self._judged() if self.finished else failure)
+                whole = self._reading.assembly.is_whole(closed=False, broken=True)
+                self._end(self._judged() if whole else failure)
+                chunks = [*chunks, *self._last_pieces()]
             return chunks
         if not self._begun:
             start = received.lstrip()[:1]
@@ -153,9 +156,13 @@ class DirectStream:
             self._end(self._no_answer(reading.problem))
         elif reading.over or not received:
             self._end(self._judged())
+            return [*chunks, *self._last_pieces()]
         elif self._events.is_too_long:
             self._end(self._no_answer(None))
         return chunks
+
+    def _last_pieces(self) -> list[Chunk]:
+        return self._reading.assembly.last_pieces() if self._failure is None else []
 
     def _take_whole(self, body: bytearray, received: bytes) -> Sequence[Chunk]:
         """Some servers give the whole answer, whatever they were asked for."""
@@ -180,14 +187,15 @@ class DirectStream:
     def _judged(self) -> Failure | None:
         """What is wrong with an answer that came to its end."""
         assembly = self._reading.assembly
-        if not assembly.ended:
-            return self._no_answer(None)
+        if not assembly.is_whole(closed=self._reading.over):
+            ending = assembly.broken_off
+            return self._no_answer(None if ending is None else BrokenOffError(ending.body))
         silence = kind_of_silence(assembly.completion().choices)
         self._is_silent = silence is not None
         return None if silence is None else Failure(silence, self._status)
 
     def _no_answer(self, problem: Exception | None) -> Failure:
-        body = problem.body if isinstance(problem, ErrorEventError) else None
+        body = problem.body if isinstance(problem, BrokenOffError) else None
         now = self._owner.wall()
         return classify_response(self._status, self._headers, body, now_wall=now)
 

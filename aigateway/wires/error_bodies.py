@@ -130,6 +130,10 @@ _CODES: Mapping[str, FailureKind] = {
             "json_validate_failed",
             "output_parse_failed",
             "tool_use_failed",
+            # Gemini: likewise, as the reason why an answer ended.
+            "malformed_function_call",
+            "too_many_tool_calls",
+            "unexpected_tool_call",
         ),
     }.items()
     for code in codes

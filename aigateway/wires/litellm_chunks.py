@@ -1,21 +1,22 @@
 """The chunks that litellm makes of a vendor's events, read into the house's own records.
 
-Nothing here waits, sends or closes. litellm invents what a vendor has not said, so whoever hands a
-chunk over says how far its end can be believed.
+Nothing here waits, sends or closes. litellm invents what a vendor has not said, so a chunk comes
+with the ends that the vendor's event tells, or with how far its own can be believed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
 
-from aigateway.messages import Chunk, Completion, ToolCallDelta
-from aigateway.wires.answers import piece_from, stated_cost, usage_from
+from aigateway.messages import Chunk, Completion
+from aigateway.wires.answers import piece_from, read_calls, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.content import said_beside, text_of
+from aigateway.wires.ends import OPENAI_ENDS, Ending, end_of
 
 __all__ = ["ChunkReader", "End"]
 
@@ -34,22 +35,26 @@ class ChunkReader:
 
     Args:
         assembly: Empty; it knows the model and how many answers were asked for.
-        finish_reason: Any vendor's finish reason in OpenAI's words.
     """
 
-    def __init__(self, assembly: Assembly, finish_reason: Callable[[str], str]) -> None:
+    def __init__(self, assembly: Assembly) -> None:
         self.assembly = assembly
         self.usage: dict[str, Any] = {}
-        self._finish_reason = finish_reason
-        self._calls = _ToolCalls()
         self._logprobs: dict[int, dict[str, list[Any]]] = {}
-        self._doubtful: dict[int, str] = {}
+        self._doubtful: dict[int, Ending] = {}
 
-    def read(self, chunk: Any, end: End) -> list[Chunk]:
+    def read(
+        self, chunk: Any, end: End, endings: Mapping[int, Ending] | None = None
+    ) -> list[Chunk]:
         """Take in a chunk, and give the content that is in it.
 
+        Args:
+            chunk: litellm's.
+            end: How far to believe the chunk's own end.
+            endings: What the vendor's event says instead, where that was seen.
+
         Raises:
-            ValueError: It says that the vendor failed.
+            BrokenOffError: It says that the vendor failed.
         """
         assembly = self.assembly
         assembly.id = assembly.id or text_of(getattr(chunk, "id", None)) or ""
@@ -62,13 +67,19 @@ class ChunkReader:
         choices = getattr(chunk, "choices", None) or ()
         for position, choice in enumerate(choices):
             index = int(getattr(choice, "index", None) or 0)
-            delta = getattr(choice, "delta", None)
-            calls = self._calls.deltas(index, getattr(delta, "tool_calls", None) or ())
+            calls = assembly.read_calls(index, read_calls(getattr(choice, "delta", None)))
             piece = piece_from(choice, index, calls, None if position else chunk)
             pieces.append(piece and assembly.add(piece))
             self._add_logprobs(index, getattr(choice, "logprobs", None))
-            reason = text_of(getattr(choice, "finish_reason", None))
-            pieces.append(self._note_end(index, reason, end))
+            said = getattr(choice, "finish_reason", None)
+            if endings is None:
+                ending = end_of(OPENAI_ENDS, said)
+                pieces.append(self._note_end(index, ending, end, sure=piece is None))
+            elif index in endings:
+                ending = _agreed(endings[index], said)
+                pieces.append(self._note_end(index, ending, End.TRUE, sure=piece is None))
+        if endings is not None and not choices and self.usage:
+            assembly.close()  # the count that was asked for comes behind everything else
         return [piece for piece in pieces if piece is not None]
 
     def count(self, usage: Any) -> None:
@@ -80,16 +91,15 @@ class ChunkReader:
 
     def finish_all(self, reason: str) -> None:
         """Believe that every answer ended for this reason."""
+        ending = end_of(OPENAI_ENDS, reason)
         for index, _ in enumerate(self.assembly.completion().choices):
-            self.assembly.finish(index, self._finish_reason(reason))
+            if ending is not None:
+                self.assembly.finish(index, ending)
 
     def believe_doubtful_ends(self) -> list[Chunk]:
         """The stream has come to its end in good order. Gives what was held back till then."""
         doubtful, self._doubtful = self._doubtful, {}
-        rests = [
-            self.assembly.finish(index, self._finish_reason(reason))
-            for index, reason in doubtful.items()
-        ]
+        rests = [self.assembly.finish(index, ending) for index, ending in doubtful.items()]
         return [rest for rest in rests if rest is not None]
 
     def completion(self) -> Completion:
@@ -105,13 +115,11 @@ class ChunkReader:
             cost_usd=stated_cost(self.usage),
         )
 
-    def _note_end(self, index: int, reason: str | None, end: End) -> Chunk | None:
-        if reason == "error":  # OpenRouter: the vendor behind it failed
-            raise ValueError(reason)
-        if reason and end is End.TRUE:
-            return self.assembly.finish(index, self._finish_reason(reason))
-        if reason and end is End.DOUBTFUL:
-            self._doubtful[index] = reason
+    def _note_end(self, index: int, ending: Ending | None, end: End, *, sure: bool) -> Chunk | None:
+        if ending is not None and end is End.TRUE:
+            return self.assembly.finish(index, ending, sure=sure)
+        if ending is not None and end is End.DOUBTFUL:
+            self._doubtful[index] = ending
         return None
 
     def _add_logprobs(self, index: int, logprobs: Any) -> None:
@@ -125,41 +133,10 @@ class ChunkReader:
                 so_far.setdefault(name, []).extend(entries)
 
 
-class _ToolCalls:
-    """Tells the tool calls of a stream apart, and says each one's id and name once."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[int, int], ToolCallDelta] = {}
-        self._counts: dict[int, int] = {}
-
-    def deltas(self, choice: int, calls: Sequence[Any]) -> tuple[ToolCallDelta, ...]:
-        """Read the pieces in one chunk of one answer."""
-        deltas = [self._delta(choice, call) for call in calls]
-        return tuple(d for d in deltas if d.id or d.name or d.arguments)
-
-    def _delta(self, choice: int, call: Any) -> ToolCallDelta:
-        function = getattr(call, "function", None)
-        key = (choice, int(getattr(call, "index", None) or 0))
-        given = ToolCallDelta(
-            0,
-            text_of(getattr(call, "id", None)) or "",
-            text_of(getattr(function, "name", None)) or "",
-            text_of(getattr(function, "arguments", None)) or "",
-        )
-        known = self._open.get(key)
-        # Some servers give every call the index 0, and tell them apart by their ids alone.
-        if known is None or (given.name and given.id and known.id not in {"", given.id}):
-            index = self._counts.get(choice, 0)
-            self._counts[choice] = index + 1
-            self._open[key] = replace(given, index=index)
-            return self._open[key]
-        self._open[key] = replace(known, id=known.id or given.id, name=known.name or given.name)
-        return ToolCallDelta(
-            known.index,
-            "" if known.id else given.id,
-            "" if known.name else given.name,
-            given.arguments,
-        )
+def _agreed(ending: Ending, said: Any) -> Ending:
+    """The vendor's end, but for a tool call that stands for a text: litellm hands on the text."""
+    turned = ending.end == "tool_calls" and said == "stop"
+    return Ending(ending.reason, "stop") if turned else ending
 
 
 def _groqs_usage(chunk: Any) -> Any:

@@ -36,6 +36,7 @@ from aigateway.wires.assembly import Assembly
 from aigateway.wires.carrying import with_carried
 from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.copying import fresh_copy
+from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.loading import load_litellm
 from aigateway.wires.plain_answers import openai_completion
@@ -168,16 +169,22 @@ class LiteLLMClient:
         called = await self._call(
             litellm, litellm.acompletion, self._arguments(request, messages=messages)
         )
-        response, status = called.result, called.witness.status
+        response, witness = called.result, called.witness
         if isinstance(response, Completion):
             return response.priced(self._own_cost(response))
-        completion = completion_from(
-            response,
-            model=self._config.model,
-            status=status,
-            think_tags=self._has_think_tags,
-        )
-        return replace(completion, cost_usd=self._cost(response, completion))
+        try:
+            completion = completion_from(
+                response,
+                model=self._config.model,
+                status=witness.status,
+                body=_body(witness),
+                think_tags=self._has_think_tags,
+            )
+        except BrokenOffError as error:
+            failure = self._judge(error, witness)
+        else:
+            return replace(completion, cost_usd=self._cost(response, completion))
+        raise VendorCallError(failure)
 
     async def stream(self, request: ChatRequest) -> VendorStream:
         """Ask for an answer piece by piece. Returns when the vendor has begun to answer.
@@ -359,6 +366,9 @@ class LiteLLMClient:
         now_wall = self._clock.wall()
         response, body = witness.response, witness.body
         broken = witness.error if body is None else body.error
+        if isinstance(error, BrokenOffError):
+            headers = {} if response is None else response.headers
+            return classify_response(witness.status, headers, error.body, now_wall=now_wall)
         if broken is not None:
             return classify(broken, now_wall=now_wall)
         if response is not None:
@@ -391,6 +401,14 @@ class LiteLLMClient:
         """A server of one's own may call anything "gpt-4o"; that does not make it cost as much."""
         compatible = self._config.provider is ProviderType.OPENAI_COMPATIBLE
         return not compatible or "base_model" in self._config.extra
+
+
+def _body(witness: Witness) -> Any:
+    """What the vendor sent, if it was seen and is JSON."""
+    try:
+        return None if witness.response is None else parsed(witness.response.content)
+    except (ValueError, RecursionError):
+        return None
 
 
 def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, Any]:

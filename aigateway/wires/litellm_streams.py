@@ -24,6 +24,7 @@ from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.connections import StreamedBody
 from aigateway.wires.content import spoken
+from aigateway.wires.ends import BrokenOffError, Ending, endings_in
 from aigateway.wires.litellm_chunks import ChunkReader, End
 from aigateway.wires.own_call import has_callbacks
 from aigateway.wires.pricing import Tariff
@@ -70,12 +71,8 @@ class LiteLLMStream:
     """
 
     def __init__(self, wrapper: Any, origin: StreamOrigin, assembly: Assembly) -> None:
-        from litellm.litellm_core_utils.core_helpers import (  # noqa: PLC0415 - loaded by now
-            map_finish_reason,
-        )
-
         self._origin = origin
-        self._reader = ChunkReader(assembly, map_finish_reason)
+        self._reader = ChunkReader(assembly)
         self._whole = False
         self._closed = False
         self._wrapper: Any = wrapper
@@ -115,15 +112,24 @@ class LiteLLMStream:
         error = asyncio.CancelledError() if step.cancelled() else step.exception()
         chunks = None if error is not None else step.result()
         if chunks is not None:
-            return chunks
+            return [*chunks, *self._reader.assembly.last_pieces()] if self.finished else chunks
         if self._tap is not None and self._tap.is_over:
             error = None  # newer ones of litellm make one of an end without a finish reason
-        whole = self.finished or (error is None and self._reader.assembly.ended)
-        failure = None if whole else self._origin.failure(error)
+        failure = None if self._is_whole(error) else self._origin.failure(self._reason(error))
         # Neither behind our exception nor among the locals of its traceback is litellm's.
         del step, error
         await self._end(failure)
-        return None
+        return self._reader.assembly.last_pieces() or None
+
+    def _is_whole(self, error: BaseException | None) -> bool:
+        body = self._origin.body
+        closed = error is None and (body is None or body.is_over)
+        return self._reader.assembly.is_whole(closed=closed, broken=error is not None)
+
+    def _reason(self, error: BaseException | None) -> BaseException | None:
+        """Why the answer is not whole: what the vendor says, before what litellm makes of it."""
+        ending = self._reader.assembly.broken_off
+        return error if ending is None else BrokenOffError(ending.body)
 
     def completion(self) -> Completion:
         """What has come so far, as one answer, with its price as far as usage has come."""
@@ -184,8 +190,12 @@ class LiteLLMStream:
             pieces = self._reader.read(chunk, End.INVENTED)
             self._believe_the_wrapper()
         else:
-            passed = self._tap.take()
-            pieces = [p for each in passed for p in self._reader.read(each, self._end_of(each))]
+            pieces = []
+            body = self._origin.body
+            if body is not None:
+                self._reader.assembly.not_for_the_caller |= body.server_calls
+            for passed, endings in self._tap.take():
+                pieces += self._reader.read(passed, self._end_of(passed), endings)
         if chunk is not None or pieces:
             return pieces
         return self._reader.believe_doubtful_ends() or None
@@ -240,7 +250,7 @@ class _Tap:
         self._source = source
         self._iterator = source.__aiter__()
         self._body = body
-        self._passed: list[Any] = []
+        self._passed: list[tuple[Any, dict[int, Ending] | None]] = []
         self.is_foreign = False
         self.is_over = False
 
@@ -255,15 +265,18 @@ class _Tap:
                 self.is_over = True
                 raise
             if hasattr(chunk, "choices"):
-                self._correct(chunk)
-                self._passed.append(chunk)
+                event = None if self._body is None else self._body.event
+                endings = endings_in(event)
+                if endings is not None:
+                    _correct(chunk, event, endings)
+                self._passed.append((chunk, endings))
                 return chunk
             if chunk is not None and not _is_empty(chunk):
                 self.is_foreign = True
                 return chunk
 
-    def take(self) -> list[Any]:
-        """What has passed since the last time."""
+    def take(self) -> list[tuple[Any, dict[int, Ending] | None]]:
+        """What has passed since the last time, and the ends that the vendor's events tell."""
         passed, self._passed = self._passed, []
         return passed
 
@@ -275,19 +288,19 @@ class _Tap:
             if inspect.isawaitable(closing):
                 await closing
 
-    def _correct(self, chunk: Any) -> None:
-        """Believe Gemini's event, not litellm: it says "stop" with every one, and drops speech."""
-        event = None if self._body is None else self._body.event
-        candidates = event.get("candidates") if isinstance(event, Mapping) else None
-        if isinstance(candidates, list):
-            sent = {c.get("index", n): c for n, c in enumerate(candidates)}
-            for choice in chunk.choices:
-                candidate = sent.get(choice.index, {})
-                if not candidate.get("finishReason"):
-                    choice.finish_reason = None
-                speech = spoken(candidate)
-                if speech:
-                    choice.delta.audio = {"data": "".join(speech)}
+
+def _correct(chunk: Any, event: Any, endings: Mapping[int, Ending]) -> None:
+    """Believe the vendor's event, not litellm: of Gemini's each is a "stop", and without speech."""
+    candidates = event.get("candidates") if isinstance(event, Mapping) else None
+    listed = candidates if isinstance(candidates, list) else ()
+    sent = {c.get("index", n): c for n, c in enumerate(listed) if isinstance(c, Mapping)}
+    for choice in chunk.choices:
+        index = choice.index or 0
+        if choice.finish_reason and index not in endings:
+            choice.finish_reason = None
+        speech = spoken(sent.get(index, {}))
+        if speech:
+            choice.delta.audio = {"data": "".join(speech)}
 
 
 def _is_empty(chunk: object) -> bool:

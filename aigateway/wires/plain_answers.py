@@ -14,6 +14,7 @@ from typing import Any
 from aigateway.messages import Choice, Completion, ToolCall, Usage
 from aigateway.wires.answers import stated_cost, usage_from
 from aigateway.wires.content import content_of, parted, said_beside
+from aigateway.wires.tool_calls import is_cut
 
 __all__ = ["anthropic_completion", "gemini_completion", "openai_completion"]
 
@@ -169,8 +170,8 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
         raise _Unusual
     content = parted(content_of(message))
     calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
-    if calls and finish == "stop":
-        raise _Unusual  # litellm corrects it
+    if calls and (finish == "stop" or len({call.id for call in calls}) < len(calls)):
+        raise _Unusual  # corrected elsewhere
     text, reasoning, refusal, images, audio, sources = content
     if not (text or calls or refusal or images or audio or finish == "length"):
         raise _Unusual  # says nothing: whose fault that is, is judged elsewhere
@@ -193,6 +194,8 @@ def _tool_call(call: Mapping[str, Any]) -> ToolCall:
         not call.keys() <= _CALL
         or call.get("type") != "function"
         or not (_is_name(name) and isinstance(arguments, str) and _is_name(call["id"]))
+        or not arguments.strip()
+        or is_cut(arguments)
     ):
         raise _Unusual
     return ToolCall(call["id"], name, arguments)

@@ -14,7 +14,17 @@ from typing import Any
 from aigateway.messages import Audio, Chunk, ToolCallDelta, Usage
 from aigateway.wires.answers import chunk_of, usage_from
 from aigateway.wires.content import content_of, said_beside, spoken
-from aigateway.wires.stream_reading import ErrorEventError, StreamReading
+from aigateway.wires.ends import (
+    ANTHROPIC_ENDS,
+    GEMINI_ENDS,
+    OPENAI_ENDS,
+    BrokenOffError,
+    Ending,
+    blocks_prompt,
+    end_of,
+)
+from aigateway.wires.stream_reading import StreamReading
+from aigateway.wires.tool_calls import InputKeeper, add_missing_arguments, server_calls_in
 
 __all__ = ["AnthropicReading", "GeminiReading", "OpenAIReading"]
 
@@ -25,22 +35,20 @@ class OpenAIReading(StreamReading):
     litellm's reader keeps no state here.
     """
 
-    __slots__ = ("_calls",)
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._calls: dict[int, _CallIndex] = {}
+    __slots__ = ()
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         choices = event.get("choices")
         if event.get("error") or name == b"error" or (not choices and _is_error(event)):
-            raise ErrorEventError(event)
+            raise BrokenOffError(event)
         if not self.assembly.id:
             self._begin(event)
         usage = event.get("usage") or (event.get("x_groq") or _NOTHING).get("usage")
         if usage or not choices:
             self._add_count(usage)
             self.assembly.note(said_beside(event))
+        if usage and not choices:  # the count that was asked for comes behind everything else
+            self.assembly.close()
         for choice in choices or ():
             self._choice(event, choice)
 
@@ -54,35 +62,35 @@ class OpenAIReading(StreamReading):
 
     def _choice(self, event: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
         delta, finish = choice.get("delta") or _NOTHING, choice.get("finish_reason")
-        if (finish and finish not in _FINISHES) or not _is_plain_delta(delta):
+        error = choice.get("error")
+        ending = end_of(OPENAI_ENDS, finish, error) if finish or error else None
+        if not _is_plain_delta(delta):
             for read in self._parse({**event, "choices": [choice]}).choices:
-                self._take_choice(read, may_end=True)
+                self._take_choice(read, ending)
             return
         index = choice.get("index") or 0
         text, calls = delta.get("content"), delta.get("tool_calls")
+        says = True
         if text and len(delta) == 1 and type(text) is str:  # almost every chunk
             self._say(Chunk(text, index=index))
         else:
             deltas = self._tool_calls(index, calls) if calls else ()
             chunk = chunk_of(content_of(delta), index, deltas)
+            says = chunk is not None
             if chunk is not None:
                 self._say(chunk)
         if choice.get("logprobs"):
             self._add_logprobs(index, choice["logprobs"])
-        if finish:
-            self._finish(index, finish)
+        if ending is not None:
+            self._finish(index, ending, sure=not says)
 
     def _tool_calls(self, index: int, calls: list[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
-        known = self._calls.setdefault(index, _CallIndex())
-        return tuple(
-            ToolCallDelta(
-                known.of(call.get("index"), call.get("id") or ""),
-                call.get("id") or "",
-                (call.get("function") or _NOTHING).get("name") or "",
-                (call.get("function") or _NOTHING).get("arguments") or "",
-            )
-            for call in calls
-        )
+        pieces = []
+        for call in calls:
+            function = call.get("function") or _NOTHING
+            name, called = call.get("id") or "", function.get("name") or ""
+            pieces.append((call.get("index"), name, called, function.get("arguments") or ""))
+        return self._read_calls(index, pieces)
 
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
         details = (counted.get("prompt_tokens_details"), counted.get("completion_tokens_details"))
@@ -104,10 +112,11 @@ class AnthropicReading(StreamReading):
         translated: Whether a tool call may stand for the answer's text.
     """
 
-    __slots__ = ("_translated",)
+    __slots__ = ("_inputs", "_translated")
 
     def __init__(self, *args: Any, translated: bool = False) -> None:
         super().__init__(*args)
+        self._inputs = InputKeeper()
         self._translated = translated
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
@@ -119,7 +128,7 @@ class AnthropicReading(StreamReading):
         elif kind == "message_stop":
             self.over = True
         elif kind == "error" or name == b"error" or event.get("error"):
-            raise ErrorEventError(event)
+            raise BrokenOffError(event)
         elif kind == "message_start":
             self._begin(event["message"])
         elif kind == "message_delta":
@@ -127,8 +136,11 @@ class AnthropicReading(StreamReading):
             self._end(event)
         elif not self._is_plain(kind, event):
             self._translated = True
-            for choice in self._parse(event).choices:
-                self._take_choice(choice, may_end=False)
+            self.assembly.not_for_the_caller |= server_calls_in(event)
+            missing = self._inputs.before(event)
+            for each in (event,) if missing is None else (missing, event):
+                for choice in self._parse(each).choices:
+                    self._take_choice(choice, None)
 
     def _is_plain(self, kind: Any, event: Mapping[str, Any]) -> bool:
         if kind == "ping":
@@ -146,17 +158,11 @@ class AnthropicReading(StreamReading):
         self._add_count(message.get("usage"))
 
     def _end(self, event: Mapping[str, Any]) -> None:
-        reason = event["delta"].get("stop_reason")
-        if not reason:
-            return
-        finish = None if self._translated else _ANTHROPIC_FINISHES.get(reason)
-        if finish is None:
-            finish = (
-                self._parse({"type": "message_delta", "delta": event["delta"]})
-                .choices[0]
-                .finish_reason
-            )
-        self._finish(0, str(finish))
+        ending = end_of(ANTHROPIC_ENDS, event["delta"].get("stop_reason"))
+        if ending is not None and ending.end == "tool_calls" and self._translated:
+            read = self._parse({"type": "message_delta", "delta": event["delta"]}).choices[0]
+            ending = Ending(ending.reason, str(read.finish_reason))
+        self._finish(0, ending, sure=True)
 
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
         # Where reasoning was shown, litellm counts it.
@@ -181,7 +187,7 @@ class GeminiReading(StreamReading):
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         if event.get("error") or name == b"error":
-            raise ErrorEventError(event)
+            raise BrokenOffError(event)
         assembly = self.assembly
         if not assembly.id:
             assembly.id = str(event.get("responseId") or "-")
@@ -189,28 +195,28 @@ class GeminiReading(StreamReading):
         if event.get("usageMetadata"):
             self._add_count(event["usageMetadata"])
             self._priced = None
-        if (event.get("promptFeedback") or _NOTHING).get("blockReason"):
-            self._finish(0, "content_filter")
+        if blocks_prompt(event):
+            self._finish(0, end_of(GEMINI_ENDS, "PROHIBITED_CONTENT"), sure=True)
         for position, candidate in enumerate(event.get("candidates") or ()):
             self._candidate(event, candidate, candidate.get("index", position))
 
     def _candidate(
         self, event: Mapping[str, Any], candidate: Mapping[str, Any], index: int
     ) -> None:
-        finish = candidate.get("finishReason")
+        ending = end_of(GEMINI_ENDS, candidate.get("finishReason"))
         text = _gemini_text(candidate)
-        if text is None or (finish and finish not in _GEMINI_FINISHES):
+        if text is None:
+            add_missing_arguments(event)
             read = self._parse({**event, "candidates": [{**candidate, "index": index}]})
             if candidate.keys() & _GROUNDING:
                 self._priced = read.usage
+            self._hear(candidate, index)  # before its end
             for choice in read.choices:
-                self._take_choice(choice, may_end=bool(finish), beside=read)
-            self._hear(candidate, index)
+                self._take_choice(choice, ending, beside=read)
             return
         if text:
             self._say(Chunk(text, index=index))
-        if finish:
-            self._finish(index, _GEMINI_FINISHES[finish])
+        self._finish(index, ending, sure=not text)
 
     def _hear(self, candidate: Mapping[str, Any], index: int) -> None:
         """Take in speech, which litellm's reader of streams leaves out."""
@@ -227,14 +233,11 @@ class GeminiReading(StreamReading):
 
 _NOTHING: Mapping[str, Any] = {}
 
-_FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _NO_TEXTS = (int, float)
 """What no field of a delta holds; litellm's reader refuses it."""
 
-_ANTHROPIC_FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 _ANTHROPIC_USAGE = frozenset({"input_tokens", "output_tokens", "service_tier"})
 
-_GEMINI_FINISHES = {"STOP": "stop", "MAX_TOKENS": "length"}
 _GEMINI_USAGE = frozenset(
     {"promptTokenCount", "candidatesTokenCount", "totalTokenCount", "promptTokensDetails"}
 )
@@ -268,33 +271,6 @@ def _is_plain_call(call: Mapping[str, Any]) -> bool:
         value is None or type(value) is str
         for value in (call.get("id"), function.get("name"), function.get("arguments"))
     )
-
-
-class _CallIndex:
-    """Tells one answer's tool calls apart.
-
-    OpenAI numbers them. Some servers that imitate it leave the number out or give every call the
-    same one; then a new id is a new call.
-    """
-
-    __slots__ = ("_known", "_last", "_next")
-
-    def __init__(self) -> None:
-        self._known: dict[Any, tuple[int, str]] = {}  # by the server's number: ours, and the id
-        self._next = 0
-        self._last = 0
-
-    def of(self, number: Any, name: str) -> int:
-        """Our number, from 0, of the call that a piece with this number and id belongs to."""
-        if number is None and not name:
-            return self._last
-        ours, known = self._known.get(number, (-1, ""))
-        if ours < 0 or (name and known and name != known):
-            ours = self._next
-            self._next += 1
-        self._known[number] = ours, name or known
-        self._last = ours
-        return ours
 
 
 def _gemini_text(candidate: Mapping[str, Any]) -> str | None:

@@ -17,25 +17,17 @@ from typing import Any
 import orjson
 
 from aigateway.messages import Chunk, ToolCallDelta, Usage
-from aigateway.wires.answers import piece_from, stated_cost
+from aigateway.wires.answers import piece_from, read_calls, stated_cost
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.content import text_of
+from aigateway.wires.ends import BrokenOffError, Ending
 from aigateway.wires.loading import SILENT
 from aigateway.wires.sse import Event
 
-__all__ = ["CorruptEventError", "ErrorEventError", "StreamReading", "parsed"]
+__all__ = ["CorruptEventError", "StreamReading", "parsed"]
 
 
 _MOST_ANSWERS = 256
 """OpenAI gives 128 to one request."""
-
-
-class ErrorEventError(Exception):
-    """The vendor says that it failed. `body` is what it says, as parsed."""
-
-    def __init__(self, body: Any) -> None:
-        super().__init__()
-        self.body = body
 
 
 class CorruptEventError(Exception):
@@ -52,7 +44,7 @@ class StreamReading(ABC):
     Attributes:
         assembly: The answer.
         over: The vendor has said that nothing more comes.
-        problem: Why the rest cannot be read: an `ErrorEventError` or a `CorruptEventError`.
+        problem: Why the rest cannot be read: a `BrokenOffError` or a `CorruptEventError`.
     """
 
     __slots__ = (
@@ -85,8 +77,10 @@ class StreamReading(ABC):
                 self._take(name, data)
                 if self.over:
                     break
-        except (ErrorEventError, CorruptEventError) as problem:
+        except (BrokenOffError, CorruptEventError) as problem:
             self.problem = problem.with_traceback(None)
+        if self.assembly.finished:
+            chunks += self.assembly.last_pieces()
         return chunks
 
     def count(self) -> Any:
@@ -112,7 +106,7 @@ class StreamReading(ABC):
         """Take one event in.
 
         Raises:
-            ErrorEventError: It is the vendor's error.
+            BrokenOffError: It is the vendor's error.
             Exception: It is nothing that can be read.
         """
 
@@ -132,7 +126,7 @@ class StreamReading(ABC):
         except Exception as problem:
             if self.assembly.finished:
                 return  # it is none of the answer
-            if isinstance(problem, ErrorEventError):
+            if isinstance(problem, BrokenOffError):
                 raise
             raise CorruptEventError from None
 
@@ -148,10 +142,19 @@ class StreamReading(ABC):
         if said is not None:
             self._chunks.append(said)
 
-    def _finish(self, index: int, reason: str) -> None:
+    def _read_calls(
+        self, index: int, pieces: list[tuple[Any, str, str, str]]
+    ) -> tuple[ToolCallDelta, ...]:
+        if pieces and not _is_place(index):
+            raise CorruptEventError
+        return self.assembly.read_calls(index, pieces) if pieces else ()
+
+    def _finish(self, index: int, ending: Ending | None, *, sure: bool) -> None:
+        if ending is None:
+            return
         if not _is_place(index):
             raise CorruptEventError
-        rest = self.assembly.finish(index, reason)
+        rest = self.assembly.finish(index, ending, sure=sure)
         if rest is not None:
             self._chunks.append(rest)
 
@@ -173,17 +176,16 @@ class StreamReading(ABC):
         finally:
             SILENT.reset(token)
 
-    def _take_choice(self, choice: Any, *, may_end: bool, beside: Any = None) -> None:
+    def _take_choice(self, choice: Any, ending: Ending | None, *, beside: Any = None) -> None:
         """Take in one of the choices that litellm read.
 
         Args:
             choice: A `StreamingChoices`.
             beside: The chunk, if this choice is to have what stands beside the choices.
-            may_end: The vendor gave a reason why it ended; litellm sometimes makes one up.
+            ending: As the vendor gave it; litellm makes one up.
         """
         index = choice.index or 0
-        calls = getattr(choice.delta, "tool_calls", None) or ()
-        deltas = tuple(delta for delta in map(_call_delta, calls) if delta is not None)
+        deltas = self._read_calls(index, read_calls(choice.delta))
         chunk = piece_from(choice, index, deltas, beside)
         if chunk is not None:
             self._say(chunk)
@@ -191,8 +193,7 @@ class StreamReading(ABC):
         if logprobs:
             dump = getattr(logprobs, "model_dump", None)
             self._add_logprobs(index, dump() if dump else logprobs)
-        if may_end and choice.finish_reason:
-            self._finish(index, str(choice.finish_reason))
+        self._finish(index, ending, sure=chunk is None)
 
 
 def _add_counts(so_far: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -216,13 +217,3 @@ def parsed(data: bytes) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         return json.loads(data)
-
-
-def _call_delta(call: Any) -> ToolCallDelta | None:
-    function = getattr(call, "function", None)
-    name = text_of(getattr(call, "id", None)) or ""
-    called = text_of(getattr(function, "name", None)) or ""
-    arguments = text_of(getattr(function, "arguments", None)) or ""
-    if not (name or called or arguments):
-        return None  # Anthropic begins each call with an empty piece
-    return ToolCallDelta(call.index or 0, name, called, arguments)

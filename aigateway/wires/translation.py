@@ -11,6 +11,7 @@ then.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -32,6 +33,7 @@ from aigateway.wires.plain_answers import (
 from aigateway.wires.plain_chunks import AnthropicReading, GeminiReading, OpenAIReading
 from aigateway.wires.pricing import OWN_OPTIONS
 from aigateway.wires.stream_reading import StreamReading
+from aigateway.wires.tool_calls import add_missing_arguments
 from aigateway.wires.wire import VendorRequest, VendorResponse
 
 __all__ = ["Translation", "translation_for"]
@@ -460,6 +462,14 @@ class _Gemini(Translation):
         b' "modelVersion": "m"}\n\n'
     )
     _count_option = "candidate_count"
+
+    def answer(self, request: ChatRequest, sent: VendorRequest, received: VendorResponse) -> Any:
+        """As every vendor's; litellm needs the arguments that a call without any leaves out."""
+        body = received.json()
+        if add_missing_arguments(body):
+            content = json.dumps(body).encode()
+            received = VendorResponse(received.status_code, received.headers, content)
+        return super().answer(request, sent, received)
 
     def _stream_address(self) -> str:
         return f"{self._base}/models/{self._model}:streamGenerateContent?alt=sse"

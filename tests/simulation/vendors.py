@@ -32,6 +32,7 @@ from aigateway.messages import (
 from aigateway.settings import LLMConfig
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.ends import Ending
 from aigateway.wires.failures import classify_response
 from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble
 
@@ -547,7 +548,7 @@ class _Stream:
 
     def _finish(self) -> None:
         """Say why the answer ended: from here on it is of use, whatever comes."""
-        self._assembly.finish(0, "stop")
+        self._assembly.finish(0, Ending("stop", "stop"))
         self._vendors.watcher.answered(self._call)
 
     async def _close(self, how: str) -> None:

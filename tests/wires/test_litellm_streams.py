@@ -212,7 +212,7 @@ class TestContent:
 
 
 def test_every_call_with_the_index_0_and_ids_of_their_own():
-    reader = ChunkReader(Assembly("m"), str)
+    reader = ChunkReader(Assembly("m"))
     for call_id, name, arguments in [("a", "f", "{"), ("", "", "}"), ("b", "g", "{}")]:
         function = SimpleNamespace(name=name, arguments=arguments)
         call = SimpleNamespace(index=0, id=call_id, function=function)
@@ -239,7 +239,7 @@ ANYTHING = st.recursive(
     st.sampled_from(End),
 )
 def test_what_is_read_is_what_is_put_together(deltas, end):
-    reader = ChunkReader(Assembly("m"), str)
+    reader = ChunkReader(Assembly("m"))
     text = ""
     for delta in deltas:
         choice = SimpleNamespace(index=0, delta=SimpleNamespace(**delta), finish_reason="stop")
@@ -247,7 +247,7 @@ def test_what_is_read_is_what_is_put_together(deltas, end):
         text += "".join(piece.text for piece in pieces)
     assert reader.completion().choices[0].text == text
     assert text == "".join(delta["content"] or "" for delta in deltas)
-    assert reader.assembly.finished == (bool(deltas) and end is End.TRUE)
+    assert reader.assembly.is_whole(closed=True) == (bool(deltas) and end is End.TRUE)
 
 
 BREAKS = {

@@ -1,0 +1,255 @@
+"""Tool calls as servers really send them, in the form that OpenAI's clients read.
+
+OpenAI numbers the calls of a stream, says the id and the name of each once, and its arguments are
+JSON. Many servers that imitate it leave ids out or repeat them, jump in their numbers or give none,
+or send the head and the tail of a call under different ones.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from aigateway.messages import ToolCall, ToolCallDelta
+
+__all__ = [
+    "InputKeeper",
+    "ToolCallReader",
+    "add_missing_arguments",
+    "cleaned",
+    "is_cut",
+    "server_calls_in",
+]
+
+_BY_THE_VENDOR = "srvtoolu_"
+"""How Anthropic's ids begin of calls that it makes itself: they are none for the caller."""
+
+
+def cleaned(calls: Iterable[ToolCall], not_for_the_caller: frozenset[str]) -> Iterator[ToolCall]:
+    """The calls of a whole answer, each with an id of its own and with arguments."""
+    ids: set[str] = set()
+    for call in calls:
+        if call.id in not_for_the_caller or call.id.startswith(_BY_THE_VENDOR):
+            continue
+        name = call.id if call.id and call.id not in ids else _new_id()
+        ids.add(name)
+        yield ToolCall(name, call.name, call.arguments if call.arguments.strip() else "{}")
+
+
+def is_cut(arguments: str) -> bool:
+    """Whether arguments stop in the middle. Others that are no JSON are the caller's to judge."""
+    try:
+        json.loads(arguments)
+    except RecursionError:
+        return False
+    except ValueError:
+        return _is_open(arguments)
+    return False
+
+
+def _is_open(text: str) -> bool:
+    """Whether an object or a list that begins here is not closed."""
+    depth, inside, escaped = 0, False, False
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    for character in text:
+        if inside:
+            inside = escaped or character != '"'
+            escaped = not escaped and character == "\\"
+        elif character == '"':
+            inside = True
+        elif character in "{[":
+            depth += 1
+        elif character in "}]":
+            depth -= 1
+    return inside or depth > 0
+
+
+class _Call:
+    """One call, as far as it has come."""
+
+    __slots__ = ("arguments", "hidden", "id", "index", "name", "number")
+
+    def __init__(self, index: int, number: Any, name: str) -> None:
+        self.index = index
+        self.number = number
+        self.id = name  # as the server gave it; may be none
+        self.name = ""
+        self.arguments: list[str] = []
+        self.hidden = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the arguments are an object that is closed."""
+        text = "".join(self.arguments)
+        try:
+            return bool(text) and isinstance(json.loads(text), dict)
+        except (ValueError, RecursionError):
+            return False
+
+
+class ToolCallReader:
+    """Tells the calls of one streamed answer apart.
+
+    Args:
+        not_for_the_caller: Ids of calls that the vendor makes itself; they may become more.
+    """
+
+    __slots__ = ("_by_id", "_by_number", "_count", "_hidden", "_last", "_open")
+
+    def __init__(self, not_for_the_caller: AbstractSet[str] = frozenset()) -> None:
+        self._by_id: dict[str, _Call] = {}
+        self._by_number: dict[Any, _Call] = {}
+        self._open: list[_Call] = []  # without arguments so far
+        self._last: _Call | None = None
+        self._count = 0
+        self._hidden = not_for_the_caller
+
+    def read(self, number: Any, name: str, function: str, arguments: str) -> ToolCallDelta | None:
+        """Take in a piece.
+
+        Args:
+            number: As the server counts, if it does.
+            name: The id; "" if none came.
+            function: The function's name, likewise.
+            arguments: Likewise.
+
+        Returns:
+            What is new in it; None if nothing is, or if the call is not for the caller.
+        """
+        if not (name or function or arguments):
+            return None
+        call = self._known(number, name, function, arguments)
+        if call is None:
+            return self._begun(number, name, function, arguments)
+        self._last = call
+        if number is not None:
+            self._by_number[number] = call
+        if name and not call.id:
+            call.id, self._by_id[name] = name, call
+        function, call.name = ("", call.name) if call.name else (function, function)
+        if arguments == "{}" and not call.arguments:
+            arguments = ""
+        return self._said(call, "", function, arguments)
+
+    def close(self) -> tuple[ToolCallDelta, ...]:
+        """Nothing more comes: calls without arguments get empty ones."""
+        deltas = tuple(ToolCallDelta(call.index, arguments="{}") for call in self._open)
+        for call in self._open:
+            call.arguments.append("{}")
+        self._open = []
+        return deltas
+
+    def _known(self, number: Any, name: str, function: str, arguments: str) -> _Call | None:
+        """The call that a piece goes on with, if it begins none."""
+        if name and name in self._by_id:
+            call = self._by_id[name]
+            # Some servers give every call the same id.
+            again = function and arguments and number != call.number and call.is_complete
+            return None if again else call
+        if number is not None and number in self._by_number:
+            return _unless_another(self._by_number[number], name, function, arguments)
+        if function or self._last is None:
+            return None
+        if name and (number is not None or self._last.is_complete):
+            return None
+        return self._last  # the tail of a call whose head came under another number, or none
+
+    def _begun(self, number: Any, name: str, function: str, arguments: str) -> ToolCallDelta | None:
+        call = _Call(self._count, number, name)
+        call.name = function
+        call.hidden = name in self._hidden or name.startswith(_BY_THE_VENDOR)
+        given = name if name and name not in self._by_id else _new_id()
+        self._last = self._by_id[given] = call
+        if number is not None:
+            self._by_number[number] = call
+        if not call.hidden:
+            self._count += 1
+            self._open.append(call)
+        # Some servers say so before the arguments come.
+        return self._said(call, given, function, "" if arguments == "{}" else arguments)
+
+    def _said(self, call: _Call, name: str, function: str, arguments: str) -> ToolCallDelta | None:
+        if arguments:
+            call.arguments.append(arguments)
+            if call in self._open:
+                self._open.remove(call)
+        if call.hidden or not (name or function or arguments):
+            return None
+        return ToolCallDelta(call.index, name, function, arguments)
+
+
+def _unless_another(call: _Call, name: str, function: str, arguments: str) -> _Call | None:
+    """The call under this number, unless the piece begins another under the same one."""
+    if not function:
+        return call
+    if name and call.id:
+        return call if name == call.id else None
+    if call.name and (function != call.name or arguments.strip()) and call.is_complete:
+        return None
+    return call
+
+
+class InputKeeper:
+    """Says what Anthropic's tool calls hold whose input comes with the start of their block."""
+
+    __slots__ = ("_inputs",)
+
+    def __init__(self) -> None:
+        self._inputs: dict[Any, str] = {}
+
+    def before(self, event: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The event that has to come before this one, if one is missing."""
+        kind, index = event.get("type"), event.get("index")
+        if kind == "content_block_start":
+            block = event.get("content_block")
+            given = block.get("input") if isinstance(block, Mapping) else None
+            if given and isinstance(given, Mapping) and type(index) is int:
+                self._inputs[index] = json.dumps(given)
+        elif kind == "content_block_delta" and index in self._inputs:
+            delta = event.get("delta")
+            if isinstance(delta, Mapping) and delta.get("partial_json"):
+                del self._inputs[index]
+        elif kind == "content_block_stop" and index in self._inputs:
+            delta = {"type": "input_json_delta", "partial_json": self._inputs.pop(index)}
+            return {"type": "content_block_delta", "index": index, "delta": delta}
+        return None
+
+
+def add_missing_arguments(body: Any) -> bool:
+    """Give Gemini's calls without `args` empty ones, which litellm needs. Changes the body.
+
+    Returns:
+        Whether one was missing.
+    """
+    changed = False
+    candidates = body.get("candidates") if isinstance(body, Mapping) else None
+    for candidate in candidates if isinstance(candidates, list) else ():
+        content = candidate.get("content") if isinstance(candidate, Mapping) else None
+        parts = content.get("parts") if isinstance(content, Mapping) else None
+        for part in parts if isinstance(parts, list) else ():
+            call = part.get("functionCall") if isinstance(part, Mapping) else None
+            if isinstance(call, dict) and call.get("args") is None:
+                call["args"] = {}
+                changed = True
+    return changed
+
+
+def server_calls_in(body: Any) -> frozenset[str]:
+    """The ids of the calls that Anthropic makes itself: in a whole answer, or a block's start."""
+    if not isinstance(body, Mapping):
+        return frozenset()
+    blocks = body.get("content")
+    given = [*blocks] if isinstance(blocks, list) else [body.get("content_block")]
+    return frozenset(
+        str(block.get("id"))
+        for block in given
+        if isinstance(block, Mapping) and block.get("type") == "server_tool_use"
+    )
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"

@@ -1,0 +1,288 @@
+"""How answers end, on each wire, whole and streamed, in both lanes: whole, cut, or broken off."""
+
+import asyncio
+import json
+
+import pytest
+from aiohttp import web
+
+from aigateway.errors import FailureKind
+from aigateway.settings import LLMConfig
+from aigateway.wires.client import VendorCallError
+from tests.wires.calls import asking
+
+WORDS = {
+    "openai": {
+        "stop": "stop",
+        "length": "length",
+        "content_filter": "content_filter",
+        "eos": "stop",
+        "end_turn": "stop",
+        "MAX_TOKENS": "length",
+        "sensitive": "content_filter",
+        "error": None,
+        "failed": None,
+        "abort": None,
+        "network_error": None,
+        "insufficient_system_resource": None,
+        "": None,
+        None: None,
+    },
+    "anthropic": {
+        "end_turn": "stop",
+        "stop_sequence": "stop",
+        "max_tokens": "length",
+        "model_context_window_exceeded": "length",
+        "pause_turn": "length",
+        "refusal": "content_filter",
+        "error": None,
+        "something_new": None,
+        None: None,
+    },
+    "gemini": {
+        "STOP": "stop",
+        "MAX_TOKENS": "length",
+        "SAFETY": "content_filter",
+        "RECITATION": "content_filter",
+        "MALFORMED_FUNCTION_CALL": None,
+        "UNEXPECTED_TOOL_CALL": None,
+        "OTHER": None,
+        "LANGUAGE": None,
+        "FINISH_REASON_UNSPECIFIED": None,
+        None: None,
+    },
+}
+WORDS["azure"] = WORDS["openai_compatible"] = {
+    reason: WORDS["openai"][reason] for reason in ("stop", "insufficient_system_resource", None)
+}
+PAIRS = [
+    pytest.param(wire, reason, end, id=f"{wire}-{reason}")
+    for wire, words in WORDS.items()
+    for reason, end in words.items()
+]
+SLIPS = {"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL"}
+MODELS = {"anthropic": "claude-haiku-4-5", "gemini": "gemini-2.5-flash"}
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+COUNT = {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5}
+DONE = b"data: [DONE]\n\n"
+CUT = object()
+"""In place of a piece: the connection breaks there."""
+
+
+def openai_whole(text, reason, **beside):
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": reason, **beside}
+    return {"id": "1", "created": 7, "model": "m", "choices": [choice], "usage": USAGE}
+
+
+def anthropic_whole(text, reason):
+    return {
+        "id": "1",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": [{"type": "text", "text": text}],
+        "stop_reason": reason,
+        "usage": {"input_tokens": 3, "output_tokens": 2},
+    }
+
+
+def gemini_whole(text, reason):
+    candidate = {"index": 0, "content": {"role": "model", "parts": [{"text": text}]}}
+    if reason:
+        candidate["finishReason"] = reason
+    return {
+        "candidates": [candidate],
+        "usageMetadata": COUNT,
+        "modelVersion": "m",
+        "responseId": "1",
+    }
+
+
+def event(value):
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
+
+
+def openai_piece(text=None, reason=None, **beside):
+    delta = {} if text is None else {"content": text}
+    choice = {"index": 0, "delta": delta, "finish_reason": reason, **beside}
+    return event({"id": "1", "created": 7, "model": "m", "choices": [choice]})
+
+
+def gemini_piece(text=None, reason=None):
+    return event(gemini_whole(text or "", reason))
+
+
+def openai_streamed(text, reason):
+    return [openai_piece(text), openai_piece(None, reason), DONE]
+
+
+def anthropic_streamed(text, reason):
+    usage = {"input_tokens": 3, "output_tokens": 1}
+    start = {"type": "message_start", "message": {"id": "1", "model": "m", "usage": usage}}
+    block = {"type": "content_block_start", "index": 0}
+    delta = {"type": "content_block_delta", "index": 0}
+    end = {"type": "message_delta", "usage": {"output_tokens": 2}}
+    return [
+        event(start),
+        event(block | {"content_block": {"type": "text", "text": ""}}),
+        event(delta | {"delta": {"type": "text_delta", "text": text}}),
+        event({"type": "content_block_stop", "index": 0}),
+        event(end | {"delta": {"stop_reason": reason, "stop_sequence": None}}),
+        event({"type": "message_stop"}),
+    ]
+
+
+def gemini_streamed(text, reason):
+    return [gemini_piece(text), gemini_piece(None, reason)]
+
+
+def shape_of(wire):
+    return wire if wire in {"anthropic", "gemini"} else "openai"
+
+
+WHOLE = {"openai": openai_whole, "anthropic": anthropic_whole, "gemini": gemini_whole}
+STREAMED = {"openai": openai_streamed, "anthropic": anthropic_streamed, "gemini": gemini_streamed}
+
+
+@pytest.fixture
+async def serve(connect):
+    """Make clients of a server that answers with this body, or with these pieces of a stream."""
+    runners = []
+
+    async def make(wire, answer, *, stays=False):
+        async def handle(request):
+            await request.read()
+            if isinstance(answer, dict):
+                return web.json_response(answer)
+            response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+            await response.prepare(request)
+            for piece in answer:
+                if piece is CUT:
+                    await asyncio.sleep(0.02)  # what was written is read before
+                    request.transport.abort()
+                    break
+                await response.write(piece)
+                await asyncio.sleep(0.005)
+            if stays:
+                await asyncio.Event().wait()
+            return response
+
+        server = web.Server(handle, handler_cancellation=True)
+        runners.append(web.ServerRunner(server, shutdown_timeout=0.1))
+        await runners[-1].setup()
+        await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
+        host, port = runners[-1].addresses[0][:2]
+        version = "2024-10-21" if wire == "azure" else None
+        base, model = f"http://{host}:{port}", MODELS.get(wire, "gpt-4o-mini")
+        return connect(LLMConfig(wire, model, api_key="k", api_base=base, api_version=version))
+
+    yield make
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def failure_of(reading):
+    with pytest.raises(VendorCallError) as caught:
+        await reading
+    assert caught.value.__context__ is None
+    return caught.value.failure
+
+
+async def drained(client, **params):
+    """Every chunk of a stream, and what they add up to."""
+    stream = await client.stream(asking(**params))
+    chunks = []
+    try:
+        while (batch := await stream.read()) is not None:
+            chunks += batch
+        return chunks, stream.completion()
+    finally:
+        await stream.aclose()
+
+
+@pytest.mark.parametrize(("wire", "reason", "end"), PAIRS)
+async def test_every_reason(serve, wire, reason, end):
+    whole = await serve(wire, WHOLE[shape_of(wire)]("Hel", reason))
+    streamed = await serve(wire, STREAMED[shape_of(wire)]("Hel", reason))
+    if end is not None:
+        if (wire, end) == ("gemini", "content_filter"):  # litellm hands on nothing of it
+            assert (await failure_of(whole.chat(asking()))).kind is FailureKind.CONTENT_POLICY
+        else:
+            completion = await whole.chat(asking())
+            choice = completion.choices[0]
+            assert (choice.text, choice.finish_reason) == ("Hel", end)
+        _, completion = await drained(streamed)
+        assert (completion.choices[0].text, completion.choices[0].finish_reason) == ("Hel", end)
+        return
+    kind = FailureKind.INVALID_OUTPUT if reason in SLIPS else FailureKind.BAD_ANSWER
+    for failure in (await failure_of(whole.chat(asking())), await failure_of(drained(streamed))):
+        assert (failure.kind, failure.status, failure.code) == (kind, 200, reason or None)
+
+
+@pytest.mark.parametrize("reason", ["stop", "error", None])
+async def test_an_error_inside_the_choice(serve, reason):
+    error = {"code": 429, "message": "Provider returned error"}
+    whole = await serve("openai", openai_whole("Hel", reason, error=error))
+    pieces = [openai_piece("Hel"), openai_piece(None, reason, error=error), DONE]
+    for failing in (whole.chat(asking()), drained(await serve("openai", pieces))):
+        assert (await failure_of(failing)).kind is FailureKind.RATE_LIMITED
+
+
+async def test_one_of_two_answers_broke_off(serve):
+    body = openai_whole("A", "stop")
+    body["choices"].append({**openai_whole("B", "abort")["choices"][0], "index": 1})
+    client = await serve("openai", body)
+    assert (await failure_of(client.chat(asking(n=2)))).code == "abort"
+
+
+PIECES = {"openai": (openai_piece, "stop", DONE), "gemini": (gemini_piece, "STOP", b"")}
+
+
+@pytest.mark.parametrize("wire", PIECES)
+class TestAServerThatSaysStopWithEachPiece:
+    async def test_is_read_to_its_end(self, serve, wire):
+        piece, stop, done = PIECES[wire]
+        client = await serve(wire, [piece("", stop), piece("Hel", stop), piece("lo", stop), done])
+        stream = await client.stream(asking())
+        text = ""
+        while (batch := await stream.read()) is not None:
+            text += "".join(chunk.text for chunk in batch)
+            assert text == "Hello" or not (text and stream.finished)
+        assert (text, stream.completion().choices[0].finish_reason) == ("Hello", "stop")
+        await stream.aclose()
+
+    async def test_does_not_end_by_falling_silent(self, serve, wire):
+        piece, stop, _ = PIECES[wire]
+        client = await serve(wire, [piece("Hel", stop)], stays=True)
+        stream = await client.stream(asking())
+        while not await stream.read():
+            pass
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stream.read(), 0.1)
+        assert not stream.finished
+        await stream.aclose()
+
+    async def test_breaks(self, serve, wire):
+        piece, stop, _ = PIECES[wire]
+        client = await serve(wire, [piece("Hel", stop), piece("l", stop), CUT])
+        assert (await failure_of(drained(client))).kind is FailureKind.CONNECTION
+
+    async def test_content_behind_the_only_end_and_a_close(self, serve, wire):
+        piece, stop, _ = PIECES[wire]
+        client = await serve(wire, [piece("Hel", stop), piece("l")])
+        assert (await failure_of(drained(client))).kind is FailureKind.BAD_ANSWER
+
+
+async def test_content_behind_the_end_of_a_stream_that_is_closed_in_order(serve):
+    client = await serve("openai", [openai_piece("Hel", "stop"), openai_piece("lo"), DONE])
+    _, completion = await drained(client)
+    choice = completion.choices[0]
+    assert (choice.text, choice.finish_reason) == ("Hello", "stop")
+
+
+async def test_the_last_reason_counts(serve):
+    pieces = [openai_piece("Hel", "null"), openai_piece("lo", "running"), openai_piece(None, "eos")]
+    _, completion = await drained(await serve("openai", [*pieces, DONE]))
+    choice = completion.choices[0]
+    assert (choice.text, choice.finish_reason) == ("Hello", "stop")

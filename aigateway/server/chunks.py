@@ -119,4 +119,3 @@ def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
         return {"index": call.index, "function": function}
     named = {"name": call.name, **function}
     return {"index": call.index, "id": call.id, "type": "function", "function": named}
-

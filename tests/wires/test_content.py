@@ -1,6 +1,7 @@
 """Answers that are more than text: whole and streamed, over both lanes, each read the same."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ NOTE = {"url": "https://source.test", "title": "T", "start_index": 0, "end_index
 NOTES = [{"type": "url_citation", "url_citation": NOTE}]
 SAID = {"type": "text", "text": "Hel"}
 
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "list": (
         {"content": [SAID, {"type": "text", "text": "lo"}]},
         [{"content": [SAID]}, {"content": [{"type": "text", "text": "lo"}]}],

@@ -57,22 +57,6 @@ class _Answer:
             sources_json=self.sources_json,
         )
 
-    def add(self, chunk: Chunk) -> None:
-        if chunk.text:
-            self.text.append(chunk.text)
-        if chunk.reasoning:
-            self.reasoning.append(chunk.reasoning)
-        if chunk.refusal:
-            self.refusal.append(chunk.refusal)
-        for delta in chunk.tool_calls:
-            self.calls.setdefault(delta.index, []).append(delta)
-        if chunk.images:
-            self.images += chunk.images
-        if chunk.audio is not None:
-            self.audio.append(chunk.audio)
-        if chunk.sources_json:
-            self.sources_json = joined_sources(self.sources_json, chunk.sources_json)
-
     def parted(self, chunk: Chunk, tags: ThinkTags) -> Chunk | None:
         """The chunk with its reasoning apart from its text; None if nothing of it is left."""
         if chunk.reasoning:  # the server parts them itself
@@ -156,7 +140,20 @@ class Assembly:
             if parted is None:
                 return None
             chunk = parted
-        answer.add(chunk)
+        if chunk.text:
+            answer.text.append(chunk.text)
+        if chunk.reasoning:
+            answer.reasoning.append(chunk.reasoning)
+        if chunk.refusal:
+            answer.refusal.append(chunk.refusal)
+        for delta in chunk.tool_calls:
+            answer.calls.setdefault(delta.index, []).append(delta)
+        if chunk.images:
+            answer.images += chunk.images
+        if chunk.audio is not None:
+            answer.audio.append(chunk.audio)
+        if chunk.sources_json:
+            answer.sources_json = joined_sources(answer.sources_json, chunk.sources_json)
         return chunk
 
     def finish(self, index: int, reason: str) -> Chunk | None:
@@ -173,9 +170,7 @@ class Assembly:
         answer.tags = None
         if not (text or reasoning):
             return None
-        rest = Chunk(text, reasoning=reasoning or None, index=index)
-        answer.add(rest)
-        return rest
+        return self.add(Chunk(text, reasoning=reasoning or None, index=index))
 
     def note(self, said: dict[str, Any]) -> None:
         """Take in what stands beside the choices: some fields of `Completion`, by name."""

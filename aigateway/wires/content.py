@@ -219,6 +219,8 @@ def spoken(candidate: Mapping[str, Any]) -> list[str]:
 
 
 def _part(holder: Any, name: str) -> Any:
+    if type(holder) is dict:  # almost always
+        return holder.get(name)
     return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
 
 

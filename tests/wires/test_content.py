@@ -169,6 +169,15 @@ async def test_speech_whose_pieces_are_padded_each(vendor):
     assert heard == ["UklMRg=="] * 4
 
 
+async def test_an_answer_that_comes_whole_although_a_stream_was_asked_for(vendor):
+    openai(vendor, {"content": "Look:", "images": [PICTURED], "audio": SPEECH})
+    vendor.events = []
+    client = DirectClient(vendor.config(COMPATIBLE), SYSTEM_CLOCK)
+    (said,) = await read_out(await client.stream(asking()))
+    assert (said.text, said.images, said.audio) == ("Look:", (PICTURE,), HEARD)
+    await client.aclose()
+
+
 async def test_geminis_pictures(vendor):
     gemini(vendor, [{"text": "Look:"}, {"inlineData": {"mimeType": "image/png", "data": PIXEL}}])
     seen = [fields_of(answer.choices[0]) async for answer in answers(vendor, GEMINI)]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from aigateway.gateway import AsyncGateway
     from aigateway.messages import (
         Attempt,
+        Audio,
         BatchItem,
         BatchProgress,
         BatchResult,
@@ -74,6 +75,7 @@ _HOMES = {
     "aigateway.gateway": ("AsyncGateway",),
     "aigateway.messages": (
         "Attempt",
+        "Audio",
         "BatchItem",
         "BatchProgress",
         "BatchResult",
@@ -97,6 +99,7 @@ __all__ = [
     "AllProvidersFailedError",
     "AsyncGateway",
     "Attempt",
+    "Audio",
     "BatchItem",
     "BatchProgress",
     "BatchResult",

@@ -447,10 +447,20 @@ class TestContinue:
         assert vendor.called("b") == 0
         assert balanced(gateway)
 
+    async def test_the_sources_of_both_parts_are_there(self, make, vendor):
+        first, second = (Chunk(t, sources_json=f'{{"citations": ["{t}"]}}') for t in "ab")
+        vendor.script("a", ScriptedStream(first, K.CONNECTION))
+        vendor.script("c", ScriptedStream(second))
+        vendor.accepts_prefill = {"c"}
+        stream = make().stream("hi", resume="continue")
+        assert text_of(await read(stream)) == "ab"
+        assert stream.response.sources == {"citations": ["a", "b"]}
+
     @pytest.mark.parametrize(
         ("pieces", "params"),
         [
             pytest.param((Chunk(tool_calls=(ToolCallDelta(0, "c", "f", "{"),)),), {}, id="tools"),
+            pytest.param((Chunk(images=("https://picture.test",)),), {}, id="picture"),
             pytest.param(("{",), {"response_format": {"type": "json_object"}}, id="format"),
             pytest.param((Chunk("x", index=1),), {"n": 2}, id="n"),
             pytest.param((Chunk(reasoning="hm"),), {}, id="no text yet"),

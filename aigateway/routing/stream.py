@@ -19,6 +19,7 @@ from aigateway.routing.candidates import RequestState
 from aigateway.routing.failover import Failovers, Served, Work
 from aigateway.structured import fits
 from aigateway.wires.client import Failure, VendorCallError, VendorClient, VendorStream
+from aigateway.wires.content import joined_sources
 from aigateway.wires.failures import Failover, Verdict
 
 __all__ = ["Resume", "StreamRun", "whole_answer"]
@@ -415,7 +416,12 @@ class StreamRun:
             return completion
         choice = completion.choices[0]
         reasoning = (before.choices[0].reasoning or "") + (choice.reasoning or "")
-        choice = replace(choice, text=self._said.text, reasoning=reasoning or None)
+        choice = replace(
+            choice,
+            text=self._said.text,
+            reasoning=reasoning or None,
+            sources_json=joined_sources(before.choices[0].sources_json, choice.sources_json),
+        )
         costs = (before.cost_usd, completion.cost_usd)
         known = [cost for cost in costs if cost is not None]
         return replace(

@@ -77,6 +77,16 @@ _USAGE = {"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": 
 _CALL = _object(
     {"id": _TEXT, "type": _TEXT, "function": _object({"name": _TEXT, "arguments": _TEXT})}
 )
+_MEDIA = {
+    "images": _list(
+        _object(
+            {"index": _COUNT, "type": {"const": "image_url"}, "image_url": _object({"url": _TEXT})}
+        )
+    ),
+    "audio": _object({"id": _TEXT, "data": _TEXT, "transcript": _TEXT, "expires_at": _COUNT}),
+    "annotations": _list({"type": "object"}),
+}
+_BESIDE = {"system_fingerprint": _TEXT, "service_tier": _TEXT}
 _MODEL = _object({"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT})
 
 _ANSWERS: Json = {
@@ -100,7 +110,14 @@ _ANSWERS: Json = {
             "cached": _FLAG,
             "stale": _FLAG,
             "coalesced": _FLAG,
-            "usage": _object({**_USAGE, "cached_tokens": _COUNT, "reasoning_tokens": _COUNT}),
+            "usage": _object(
+                {
+                    **_USAGE,
+                    "cached_tokens": _COUNT,
+                    "reasoning_tokens": _COUNT,
+                    "cache_write_tokens": _COUNT,
+                }
+            ),
             "cost_usd": _or_null(_NUMBER),
             "latency_seconds": _NUMBER,
             "attempts": _list(
@@ -119,7 +136,25 @@ _ANSWERS: Json = {
             "finish_reason": _or_null(_TEXT),
             "refusal": _or_null(_TEXT),
             "tool_calls": _list(_CALL),
-        }
+            **_MEDIA,
+            **_BESIDE,
+        },
+        (
+            "response",
+            "provider",
+            "model",
+            "cached",
+            "stale",
+            "coalesced",
+            "usage",
+            "cost_usd",
+            "latency_seconds",
+            "attempts",
+            "request_id",
+            "finish_reason",
+            "refusal",
+            "tool_calls",
+        ),
     ),
     "Completion": _object(
         {
@@ -140,6 +175,7 @@ _ANSWERS: Json = {
                                 "refusal": _or_null(_TEXT),
                                 "reasoning_content": _TEXT,
                                 "tool_calls": _list(_CALL),
+                                **_MEDIA,
                             },
                             ("role", "content", "refusal"),
                         ),
@@ -147,7 +183,9 @@ _ANSWERS: Json = {
                 )
             ),
             "usage": _object(_USAGE),
-        }
+            **_BESIDE,
+        },
+        ("id", "object", "created", "model", "choices", "usage"),
     ),
     "Event": {
         **_object({"data": _TEXT}),

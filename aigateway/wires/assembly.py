@@ -77,22 +77,6 @@ class _Answer:
             sources_json=self.sources_json,
         )
 
-    def add(self, chunk: Chunk) -> None:
-        if chunk.text:
-            self.text.append(chunk.text)
-        if chunk.reasoning:
-            self.reasoning.append(chunk.reasoning)
-        if chunk.refusal:
-            self.refusal.append(chunk.refusal)
-        for delta in chunk.tool_calls:
-            self.calls.setdefault(delta.index, []).append(delta)
-        if chunk.images:
-            self.images += chunk.images
-        if chunk.audio is not None:
-            self.audio.append(chunk.audio)
-        if chunk.sources_json:
-            self.sources_json = joined_sources(self.sources_json, chunk.sources_json)
-
     def parted(self, chunk: Chunk, tags: ThinkTags) -> Chunk | None:
         """The chunk with its reasoning apart from its text; None if nothing of it is left."""
         if chunk.reasoning:  # the server parts them itself
@@ -198,7 +182,20 @@ class Assembly:
             chunk = parted
         if answer.ending is not None:
             answer.goes_on, answer.is_last = True, False
-        answer.add(chunk)
+        if chunk.text:
+            answer.text.append(chunk.text)
+        if chunk.reasoning:
+            answer.reasoning.append(chunk.reasoning)
+        if chunk.refusal:
+            answer.refusal.append(chunk.refusal)
+        for delta in chunk.tool_calls:
+            answer.calls.setdefault(delta.index, []).append(delta)
+        if chunk.images:
+            answer.images += chunk.images
+        if chunk.audio is not None:
+            answer.audio.append(chunk.audio)
+        if chunk.sources_json:
+            answer.sources_json = joined_sources(answer.sources_json, chunk.sources_json)
         return chunk
 
     def read_calls(
@@ -257,9 +254,11 @@ class Assembly:
         answer.tags = None
         if not (text or reasoning):
             return None
-        rest = Chunk(text, reasoning=reasoning or None, index=index)
-        answer.add(rest)
-        return rest
+        if text:
+            answer.text.append(text)
+        if reasoning:
+            answer.reasoning.append(reasoning)
+        return Chunk(text, reasoning=reasoning or None, index=index)
 
     def close(self) -> None:
         """Note that no more content comes."""

@@ -45,7 +45,9 @@ _BESIDE = ("citations", "search_results")
 _GOOGLES = ("citation_metadata", "grounding_metadata", "url_context_metadata")
 """Gemini's, as litellm hands them on: lists beside the choices."""
 
-_UNCITED = frozenset({"content", "refusal", "role", "tool_calls"})
+_PLAIN = frozenset(
+    {"annotations", "content", "reasoning", "reasoning_content", "refusal", "role", "tool_calls"}
+)
 
 
 def content_of(message: Any, beside: Any = None) -> Content:
@@ -56,8 +58,14 @@ def content_of(message: Any, beside: Any = None) -> Content:
         beside: litellm's response or chunk that holds it, if it is to have what stands there.
     """
     content = _part(message, "content")
-    if isinstance(message, Mapping) and type(content) is str and message.keys() <= _UNCITED:
-        return Content(content, refusal=text_of(message.get("refusal")))
+    if isinstance(message, Mapping) and message.keys() <= _PLAIN:
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        if (
+            isinstance(content, str | None)
+            and isinstance(reasoning, str | None)
+            and not message.get("annotations")
+        ):
+            return Content(content or "", text_of(reasoning), text_of(message.get("refusal")))
     more = _part(message, "provider_specific_fields")  # where litellm keeps what it does not know
     more = more if isinstance(more, Mapping) else {}
     parts = _Parts()
@@ -211,6 +219,8 @@ def spoken(candidate: Mapping[str, Any]) -> list[str]:
 
 
 def _part(holder: Any, name: str) -> Any:
+    if type(holder) is dict:  # almost always
+        return holder.get(name)
     return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
 
 

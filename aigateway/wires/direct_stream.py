@@ -211,4 +211,13 @@ def _chunk(index: int, choice: Choice) -> Chunk:
         ToolCallDelta(position, call.id, call.name, call.arguments)
         for position, call in enumerate(choice.tool_calls)
     )
-    return Chunk(choice.text, calls, choice.reasoning, choice.refusal, index=index)
+    return Chunk(
+        choice.text,
+        calls,
+        choice.reasoning,
+        choice.refusal,
+        index=index,
+        images=choice.images,
+        audio=choice.audio,
+        sources_json=choice.sources_json,
+    )

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigateway.messages import Choice, Completion, ToolCall, Usage
-from aigateway.wires.answers import stated_cost, usage_from
-from aigateway.wires.content import content_of, parted, said_beside
+from aigateway.wires.answers import stated_cost
+from aigateway.wires.content import Content, content_of, parted, said_beside, text_of
 from aigateway.wires.tool_calls import is_cut
 
 __all__ = ["anthropic_completion", "gemini_completion", "openai_completion"]
@@ -34,6 +34,9 @@ _MESSAGE = frozenset(
         "tool_calls",
     }
 )
+_SIMPLE = frozenset({"annotations", "content", "refusal", "role", "tool_calls"})
+_BESIDE = frozenset({"citations", "search_results"})
+_NOTHING: Mapping[str, Any] = {}
 _CHOICE = frozenset({"index", "message", "finish_reason", "logprobs", "content_filter_results"})
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _CALL = frozenset({"id", "type", "function", "index"})
@@ -57,9 +60,11 @@ def openai_completion(body: Any) -> Completion | None:
         model,
         choices,
         usage,
-        stated_cost(body["usage"]),
+        stated_cost(body["usage"]) if "cost" in body["usage"] else None,
         created if type(created) is int else 0,
-        **said_beside(body),
+        text_of(body.get("system_fingerprint")),
+        text_of(body.get("service_tier")),
+        said_beside(body).get("sources_json") if body.keys() & _BESIDE else None,
     )
 
 
@@ -168,11 +173,15 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
         or choice.get("logprobs")
     ):
         raise _Unusual
-    content = parted(content_of(message))
+    content = message.get("content")
+    if type(content) is str and content[:1].isalnum() and _is_simple(message):
+        read = Content(content, None, text_of(message.get("refusal")))
+    else:
+        read = parted(content_of(message))
     calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
     if calls and (finish == "stop" or len({call.id for call in calls}) < len(calls)):
         raise _Unusual  # corrected elsewhere
-    text, reasoning, refusal, images, audio, sources = content
+    text, reasoning, refusal, images, audio, sources = read
     if not (text or calls or refusal or images or audio or finish == "length"):
         raise _Unusual  # says nothing: whose fault that is, is judged elsewhere
     return Choice(
@@ -185,6 +194,10 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
         audio=audio,
         sources_json=sources,
     )
+
+
+def _is_simple(message: Mapping[str, Any]) -> bool:
+    return message.keys() <= _SIMPLE and not message.get("annotations")
 
 
 def _tool_call(call: Mapping[str, Any]) -> ToolCall:
@@ -203,10 +216,15 @@ def _tool_call(call: Mapping[str, Any]) -> ToolCall:
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
     prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
-    before, after = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    if (before and before.get("audio_tokens")) or (after and after.get("audio_tokens")):
+    total = usage.get("total_tokens") or prompt + completion
+    before = usage.get("prompt_tokens_details") or _NOTHING
+    after = usage.get("completion_tokens_details") or _NOTHING
+    cached = before.get("cached_tokens") or usage.get("prompt_cache_hit_tokens") or 0
+    written = before.get("cache_write_tokens") or 0
+    reasoning = after.get("reasoning_tokens") or 0
+    if before.get("audio_tokens") or after.get("audio_tokens"):
         raise _Unusual  # priced by litellm
-    for count in (prompt, completion, usage.get("total_tokens") or 0):
+    for count in (prompt, completion, total, cached, reasoning, written):
         if type(count) is not int or not 0 <= count < 2**53:
             raise _Unusual
-    return usage_from(usage)
+    return Usage(prompt, completion, total, cached, reasoning, written)

@@ -60,6 +60,9 @@ vendor worked on it. Large models write 50 to 150."""
 _FIRST_ANSWERS, _EVERY = 32, 32
 """Answers from which the length of tokens is learned: the first ones, then one of so many."""
 
+_SEARCHERS = frozenset({ProviderType.OPENAI.value, ProviderType.AZURE.value})
+"""Vendors that do not count their searches in `usage`."""
+
 ORDINARY_TIERS = frozenset({None, "auto", "default", "standard"})
 """Service tiers that cost what the price map says first."""
 
@@ -136,7 +139,8 @@ class Tariff:
         tier = None if answer.service_tier in ORDINARY_TIERS else answer.service_tier
         price = _price(self._entry, f"_{tier}") if tier else self._price
         if price and self.is_flat(usage) and (response is None or _is_ordinary(response)):
-            return price.cost(usage)
+            spent = price.cost(usage)
+            return None if spent is None else spent + self._search_cost(answer)
         try:
             spent = float(
                 self._litellm.completion_cost(
@@ -146,6 +150,14 @@ class Tariff:
         except Exception:  # noqa: BLE001 - an answer without a price is still an answer
             return None
         return spent if 0 <= spent < math.inf else None  # litellm calculates with what was counted
+
+    def _search_cost(self, answer: Completion) -> float:
+        """US dollars for a search of OpenAI's search models, which say so by citing pages."""
+        prices = self._entry.get("search_context_cost_per_query")
+        cites = any('"url_citation"' in (choice.sources_json or "") for choice in answer.choices)
+        if not (cites and isinstance(prices, Mapping) and self._vendor in _SEARCHERS):
+            return 0.0
+        return _dollars(prices, "search_context_size_medium") or 0.0
 
     def is_flat(self, usage: Usage) -> bool:
         """Whether two figures price this usage, so far as it tells."""

@@ -38,7 +38,7 @@ class Vendor:
 
     async def _answer(self, request):
         body = await request.json()
-        if not (body.get("stream") or "stream" in request.path):
+        if not (self.events and (body.get("stream") or "stream" in request.path)):
             return web.json_response(self.whole)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)

@@ -1,6 +1,7 @@
 """Answers that are more than text: whole and streamed, over both lanes, each read the same."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ NOTE = {"url": "https://source.test", "title": "T", "start_index": 0, "end_index
 NOTES = [{"type": "url_citation", "url_citation": NOTE}]
 SAID = {"type": "text", "text": "Hel"}
 
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "list": (
         {"content": [SAID, {"type": "text", "text": "lo"}]},
         [{"content": [SAID]}, {"content": [{"type": "text", "text": "lo"}]}],
@@ -166,6 +167,15 @@ async def test_speech_whose_pieces_are_padded_each(vendor):
     openai(vendor, {"audio": {"id": "audio_1", "data": "UklMRg=="}}, *pieces)
     heard = [answer.choices[0].audio.data async for answer in answers(vendor, OPENAI)]
     assert heard == ["UklMRg=="] * 4
+
+
+async def test_an_answer_that_comes_whole_although_a_stream_was_asked_for(vendor):
+    openai(vendor, {"content": "Look:", "images": [PICTURED], "audio": SPEECH})
+    vendor.events = []
+    client = DirectClient(vendor.config(COMPATIBLE), SYSTEM_CLOCK)
+    (said,) = await read_out(await client.stream(asking()))
+    assert (said.text, said.images, said.audio) == ("Look:", (PICTURE,), HEARD)
+    await client.aclose()
 
 
 async def test_geminis_pictures(vendor):

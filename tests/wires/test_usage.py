@@ -192,6 +192,24 @@ async def test_anthropics_web_searches_have_their_price(vendor, price_map):
         assert answer.cost_usd == pytest.approx(expected)
 
 
+async def test_openais_searches_have_their_price(vendor, price_map):
+    model = "gpt-4o-search-preview"
+    entry = price_map[model]
+    note = {"url": "https://source.test", "title": "T", "start_index": 0, "end_index": 4}
+    message = {
+        "content": "fact",
+        "annotations": [{"type": "url_citation", "url_citation": note}],
+    }
+    openai(vendor, message, message, usage=COUNT)
+    expected = (
+        30 * entry["input_cost_per_token"]
+        + 2 * entry["output_cost_per_token"]
+        + entry["search_context_cost_per_query"]["search_context_size_medium"]
+    )
+    async for answer in answers(vendor, OPENAI, model=model):
+        assert answer.cost_usd == pytest.approx(expected)
+
+
 async def test_geminis_later_zeros_do_not_count(vendor):
     gemini(vendor, [{"text": "4"}])
     counted = {

@@ -1,0 +1,119 @@
+"""Pictures, speech, sources and the vendor's counts, through the service to the official SDK."""
+
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.server.services import served
+from tests.wires import bodies
+
+USER: Any = [{"role": "user", "content": "Draw."}]
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+SPEECH = {"id": "audio_1", "data": "UklG", "transcript": "Hi", "expires_at": 1700003600}
+NOTE = {"url": "https://source.test", "title": "T", "start_index": 0, "end_index": 4}
+NOTES = [{"type": "url_citation", "url_citation": NOTE}]
+MESSAGE = {"content": "fact", "images": [PICTURE], "audio": SPEECH, "annotations": NOTES}
+BESIDE = {
+    "system_fingerprint": "fp_1",
+    "service_tier": "default",
+    "citations": ["https://source.test"],
+}
+USAGE = {
+    "prompt_tokens": 30,
+    "completion_tokens": 2,
+    "total_tokens": 32,
+    "prompt_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 10},
+}
+
+
+@pytest.fixture
+async def service():
+    async with bodies.Vendor() as vendor:
+        bodies.openai(vendor, MESSAGE, MESSAGE, usage=USAGE, **BESIDE)
+
+        class Compatible:
+            def config(self, **more):
+                return vendor.config(bodies.COMPATIBLE, **more)
+
+        async with served(Compatible(), cache_enabled=True) as (_, url):
+            yield url
+
+
+@pytest.fixture
+async def client(service):
+    async with openai.AsyncOpenAI(base_url=f"{service}/v1", api_key="any", max_retries=0) as made:
+        yield made
+
+
+def holds_all(message, answer):
+    assert message["content"] == "fact"
+    assert message["images"] == [{"index": 0, **PICTURE}]
+    assert message["audio"] == SPEECH
+    assert message["annotations"] == NOTES
+    assert {name: answer[name] for name in BESIDE} == BESIDE
+    details = answer["usage"]["prompt_tokens_details"]
+    assert (details["cached_tokens"], details["cache_write_tokens"]) == (8, 10)
+
+
+async def whole(client, **more):
+    reply = await client.chat.completions.create(model="auto", messages=USER, **more)
+    return reply.model_dump()
+
+
+async def streamed(client):
+    stream = await client.chat.completions.create(
+        model="auto", messages=USER, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk.model_dump() async for chunk in stream]
+    message = {"content": ""}
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            given = {name: value for name, value in choice["delta"].items() if value}
+            message["content"] += given.pop("content", "")
+            message |= given
+    return message, chunks[-1]
+
+
+async def test_a_whole_answer_then_remembered(client):
+    for _ in range(2):
+        answer = await whole(client)
+        holds_all(answer["choices"][0]["message"], answer)
+
+
+async def test_a_stream_then_a_stream_of_what_is_remembered(client):
+    for _ in range(2):
+        holds_all(*await streamed(client))
+
+
+async def test_whole_after_streamed(client):
+    await streamed(client)
+    answer = await whole(client)
+    holds_all(answer["choices"][0]["message"], answer)
+
+
+async def test_parameters_that_ask_for_more_than_text(client):
+    answer = await whole(
+        client,
+        modalities=["text", "audio"],
+        audio={"voice": "alloy", "format": "wav"},
+    )
+    holds_all(answer["choices"][0]["message"], answer)
+
+
+async def test_the_plain_endpoint(service):
+    async with httpx.AsyncClient(base_url=service) as http:
+        reply = await http.post("/chat", json={"message": "Draw."})
+    answer = reply.json()
+    assert (answer["response"], answer["audio"]) == ("fact", SPEECH)
+    assert answer["images"] == [{"index": 0, **PICTURE}]
+    assert answer["usage"]["cache_write_tokens"] == 10
+
+
+async def test_an_answer_goes_back_into_the_conversation(client):
+    answer = await whole(client)
+    message = answer["choices"][0]["message"]
+    history = [*USER, message, {"role": "user", "content": "Again."}]
+    reply = await client.chat.completions.create(model="auto", messages=history)
+    assert reply.choices[0].message.content == "fact"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from aigateway.messages import Choice, Chunk, Completion, ToolCall, ToolCallDelta, Usage
@@ -19,6 +20,7 @@ class _Answer:
         "calls",
         "ending",
         "goes_on",
+        "halves",
         "is_last",
         "is_sure",
         "logprobs_json",
@@ -34,6 +36,7 @@ class _Answer:
         self.refusal: list[str] = []
         self.calls: dict[int, list[ToolCallDelta]] = {}
         self.reader: ToolCallReader | None = None
+        self.halves: dict[Any, str] = {}  # of characters whose rest has not come
         self.ending: Ending | None = None
         self.is_sure = False  # it came alone, so that nothing may follow
         self.is_last = False  # no content has come behind it
@@ -47,6 +50,16 @@ class _Answer:
     @property
     def has_surely_ended(self) -> bool:
         return self.has_ended and self.is_sure and not self.goes_on
+
+    def joined(self, place: Any, piece: str) -> str:
+        """A piece that comes at this place of the answer, in whole characters."""
+        if not piece:
+            return piece
+        text = self.halves.pop(place, "") + piece
+        if "\ud800" <= text[-1] <= "\udbff":
+            self.halves[place] = text[-1]
+            text = text[:-1]
+        return _joined([text])
 
     def choice(self) -> Choice:
         reason = None if self.ending is None else self.ending.end
@@ -122,6 +135,28 @@ class Assembly:
         """How an answer broke off, if the vendor gave a reason for that."""
         endings = (answer.ending for answer in self._answers.values())
         return next((e for e in endings if e is not None and e.end is None), None)
+
+    def in_whole_characters(self, chunk: Chunk) -> Chunk | None:
+        """Give a piece before it is added, without the half of a character that it may end with.
+
+        The half comes with the next piece. None if nothing else is in it.
+        """
+        answer = self._answers.get(chunk.index)
+        if not (answer is not None and answer.halves) and not any(map(_has_half, _texts(chunk))):
+            return chunk
+        joined = (answer or self._answer(chunk.index)).joined
+        calls = tuple(
+            replace(delta, arguments=joined(delta.index, delta.arguments))
+            for delta in chunk.tool_calls
+        )
+        chunk = replace(
+            chunk,
+            text=joined("text", chunk.text),
+            reasoning=joined("reasoning", chunk.reasoning or "") or None,
+            refusal=joined("refusal", chunk.refusal or "") or None,
+            tool_calls=tuple(d for d in calls if d.id or d.name or d.arguments),
+        )
+        return chunk if any(_texts(chunk)) or chunk.tool_calls else None
 
     def add(self, chunk: Chunk) -> None:
         """Take in a piece of content."""
@@ -207,6 +242,21 @@ class Assembly:
         if answer is None:
             answer = self._answers[index] = _Answer()
         return answer
+
+
+def _texts(chunk: Chunk) -> Iterator[str]:
+    yield chunk.text
+    if chunk.reasoning:
+        yield chunk.reasoning
+    if chunk.refusal:
+        yield chunk.refusal
+    for delta in chunk.tool_calls:
+        yield delta.arguments
+
+
+def _has_half(text: str) -> bool:
+    """Whether a text begins or ends with half a character."""
+    return bool(text) and ("\ud800" <= text[-1] <= "\udfff" or "\ud800" <= text[0] <= "\udfff")
 
 
 def _joined(pieces: list[str]) -> str:

@@ -65,9 +65,10 @@ class ChunkReader:
         for choice in getattr(chunk, "choices", None) or ():
             index = int(getattr(choice, "index", None) or 0)
             piece = self._piece(choice, index)
-            if piece is not None:
-                assembly.add(piece)
-                pieces.append(piece)
+            whole = None if piece is None else assembly.in_whole_characters(piece)
+            if whole is not None:
+                assembly.add(whole)
+                pieces.append(whole)
             self._add_logprobs(index, getattr(choice, "logprobs", None))
             said = getattr(choice, "finish_reason", None)
             if endings is None:

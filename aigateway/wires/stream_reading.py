@@ -136,8 +136,10 @@ class StreamReading(ABC):
     def _say(self, chunk: Chunk) -> None:
         if type(chunk.text) is not str or not _is_place(chunk.index):
             raise CorruptEventError
-        self._chunks.append(chunk)
-        self.assembly.add(chunk)
+        whole = self.assembly.in_whole_characters(chunk)
+        if whole is not None:
+            self._chunks.append(whole)
+            self.assembly.add(whole)
 
     def _read_calls(
         self, index: int, pieces: list[tuple[Any, str, str, str]]

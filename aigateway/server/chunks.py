@@ -118,8 +118,7 @@ def _delta(chunk: Chunk) -> dict[str, Any]:
 
 
 def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
-    function = {"arguments": call.arguments}
-    if not call.id and not call.name:
-        return {"index": call.index, "function": function}
-    named = {"name": call.name, **function}
-    return {"index": call.index, "id": call.id, "type": "function", "function": named}
+    """A piece of a tool call. Clients join what they are given, so nothing empty is said."""
+    named = {"name": call.name} if call.name else {}
+    begun = {"id": call.id, "type": "function"} if call.id else {}
+    return {"index": call.index, **begun, "function": {**named, "arguments": call.arguments}}

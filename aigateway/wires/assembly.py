@@ -23,6 +23,7 @@ class _Answer:
         "calls",
         "ending",
         "goes_on",
+        "halves",
         "images",
         "is_last",
         "is_sure",
@@ -46,6 +47,7 @@ class _Answer:
         self.refusal: list[str] = []
         self.calls: dict[int, list[ToolCallDelta]] = {}
         self.reader: ToolCallReader | None = None
+        self.halves: dict[Any, str] = {}  # of characters whose rest has not come
         self.ending: Ending | None = None
         self.is_sure = False  # it came alone, so that nothing may follow
         self.is_last = False  # no content has come behind it
@@ -59,6 +61,16 @@ class _Answer:
     @property
     def has_surely_ended(self) -> bool:
         return self.has_ended and self.is_sure and not self.goes_on
+
+    def joined(self, place: Any, piece: str) -> str:
+        """A piece that comes at this place of the answer, in whole characters."""
+        if not piece:
+            return piece
+        text = self.halves.pop(place, "") + piece
+        if "\ud800" <= text[-1] <= "\udbff":
+            self.halves[place] = text[-1]
+            text = text[:-1]
+        return _joined([text])
 
     def choice(self) -> Choice:
         reason = None if self.ending is None else self.ending.end
@@ -76,6 +88,22 @@ class _Answer:
             audio=_audio(self.audio) if self.audio else None,
             sources_json=self.sources_json,
         )
+
+    def add(self, chunk: Chunk) -> None:
+        if chunk.text:
+            self.text.append(chunk.text)
+        if chunk.reasoning:
+            self.reasoning.append(chunk.reasoning)
+        if chunk.refusal:
+            self.refusal.append(chunk.refusal)
+        for delta in chunk.tool_calls:
+            self.calls.setdefault(delta.index, []).append(delta)
+        if chunk.images:
+            self.images += chunk.images
+        if chunk.audio is not None:
+            self.audio.append(chunk.audio)
+        if chunk.sources_json:
+            self.sources_json = joined_sources(self.sources_json, chunk.sources_json)
 
     def parted(self, chunk: Chunk, tags: ThinkTags) -> Chunk | None:
         """The chunk with its reasoning apart from its text; None if nothing of it is left."""
@@ -168,12 +196,41 @@ class Assembly:
         endings = (answer.ending for answer in self._answers.values())
         return next((e for e in endings if e is not None and e.end is None), None)
 
+    def _in_whole_characters(self, chunk: Chunk) -> Chunk | None:
+        """Give a piece before it is added, without the half of a character that it may end with.
+
+        The half comes with the next piece. None if nothing else is in it.
+        """
+        answer = self._answers.get(chunk.index)
+        if answer is None or not answer.halves:
+            if chunk.text.isascii() and not (chunk.tool_calls or chunk.reasoning or chunk.refusal):
+                return chunk  # almost every piece
+            if not any(map(_has_half, _texts(chunk))):
+                return chunk
+        joined = (answer or self._answer(chunk.index)).joined
+        calls = tuple(
+            replace(delta, arguments=joined(delta.index, delta.arguments))
+            for delta in chunk.tool_calls
+        )
+        chunk = replace(
+            chunk,
+            text=joined("text", chunk.text),
+            reasoning=joined("reasoning", chunk.reasoning or "") or None,
+            refusal=joined("refusal", chunk.refusal or "") or None,
+            tool_calls=tuple(d for d in calls if d.id or d.name or d.arguments),
+        )
+        return None if chunk == Chunk(index=chunk.index) else chunk
+
     def add(self, chunk: Chunk) -> Chunk | None:
         """Take in a piece of content.
 
         Returns:
             What to hand on of it; None if nothing yet.
         """
+        whole = self._in_whole_characters(chunk)
+        if whole is None:
+            return None
+        chunk = whole
         answer = self._answers.get(chunk.index) or self._answer(chunk.index)
         if answer.tags is not None:
             parted = answer.parted(chunk, answer.tags)
@@ -182,20 +239,7 @@ class Assembly:
             chunk = parted
         if answer.ending is not None:
             answer.goes_on, answer.is_last = True, False
-        if chunk.text:
-            answer.text.append(chunk.text)
-        if chunk.reasoning:
-            answer.reasoning.append(chunk.reasoning)
-        if chunk.refusal:
-            answer.refusal.append(chunk.refusal)
-        for delta in chunk.tool_calls:
-            answer.calls.setdefault(delta.index, []).append(delta)
-        if chunk.images:
-            answer.images += chunk.images
-        if chunk.audio is not None:
-            answer.audio.append(chunk.audio)
-        if chunk.sources_json:
-            answer.sources_json = joined_sources(answer.sources_json, chunk.sources_json)
+        answer.add(chunk)
         return chunk
 
     def read_calls(
@@ -254,11 +298,9 @@ class Assembly:
         answer.tags = None
         if not (text or reasoning):
             return None
-        if text:
-            answer.text.append(text)
-        if reasoning:
-            answer.reasoning.append(reasoning)
-        return Chunk(text, reasoning=reasoning or None, index=index)
+        rest = Chunk(text, reasoning=reasoning or None, index=index)
+        answer.add(rest)
+        return rest
 
     def close(self) -> None:
         """Note that no more content comes."""
@@ -298,6 +340,21 @@ class Assembly:
         if answer is None:
             answer = self._answers[index] = _Answer(ThinkTags() if self._think_tags else None)
         return answer
+
+
+def _texts(chunk: Chunk) -> Iterator[str]:
+    yield chunk.text
+    if chunk.reasoning:
+        yield chunk.reasoning
+    if chunk.refusal:
+        yield chunk.refusal
+    for delta in chunk.tool_calls:
+        yield delta.arguments
+
+
+def _has_half(text: str) -> bool:
+    """Whether a text begins or ends with half a character."""
+    return bool(text) and ("\ud800" <= text[-1] <= "\udfff" or "\ud800" <= text[0] <= "\udfff")
 
 
 def _joined(pieces: list[str]) -> str:

@@ -24,7 +24,9 @@ from types import ModuleType
 from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
 
 __all__ = ["LONGEST_CALL", "ConnectionPool", "close_litellms_pools_with_the_loop"]
 
@@ -54,8 +56,11 @@ class ConnectionPool:
     __slots__ = ("_end", "session")
 
     def __init__(self, **options: Any) -> None:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE)
+        make: Any = partial(_Connection, loop=asyncio.get_running_loop())
+        connector._factory = make  # noqa: SLF001 - there is no public way
         self.session = session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
             **options,
@@ -65,6 +70,20 @@ class ConnectionPool:
     async def aclose(self) -> None:
         """Close every connection. May be called twice."""
         await self._end.bring_about()
+
+
+class _Connection(ResponseHandler):
+    """One that tells the reader of a body at once that what came is no HTTP.
+
+    aiohttp closes the connection then, and lets the reader wait until its time is over.
+    """
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        """Note why the connection is of no use."""
+        body = self._payload
+        super().set_exception(exc, *cause)
+        if isinstance(exc, HttpProcessingError) and body is not None and not body.is_eof():
+            body.set_exception(exc)
 
 
 class _LoopEnd:

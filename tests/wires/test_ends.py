@@ -9,6 +9,7 @@ from aiohttp import web
 from aigateway.errors import FailureKind
 from aigateway.settings import LLMConfig
 from aigateway.wires.client import VendorCallError
+from tests.processes import PATIENCE
 from tests.wires.calls import asking
 
 WORDS = {
@@ -189,6 +190,11 @@ async def failure_of(reading):
     return caught.value.failure
 
 
+async def rest_of(stream):
+    while await stream.read() is not None:
+        pass
+
+
 async def drained(client, **params):
     """Every chunk of a stream, and what they add up to."""
     stream = await client.stream(asking(**params))
@@ -286,3 +292,71 @@ async def test_the_last_reason_counts(serve):
     _, completion = await drained(await serve("openai", [*pieces, DONE]))
     choice = completion.choices[0]
     assert (choice.text, choice.finish_reason) == ("Hello", "stop")
+
+
+@pytest.mark.parametrize("wire", ["openai", "gemini", "anthropic"])
+async def test_half_a_character_waits_for_its_other_half(serve, wire):
+    texts = ["a\ud83d", "\ude00b", "\ud83d", "\ude00"]
+    if wire == "anthropic":
+        first, begin, _, *rest = anthropic_streamed("", "end_turn")
+        delta = {"type": "content_block_delta", "index": 0}
+        said = [event(delta | {"delta": {"type": "text_delta", "text": t}}) for t in texts]
+        pieces = [first, begin, *said, *rest]
+    else:
+        piece, stop, done = PIECES[wire]
+        pieces = [*map(piece, texts), piece("", stop), done]
+    chunks, completion = await drained(await serve(wire, pieces))
+    assert "".join(chunk.text for chunk in chunks) == "a\U0001f600b\U0001f600"
+    assert all(chunk.text.encode() for chunk in chunks)
+    assert completion.choices[0].text == "a\U0001f600b\U0001f600"
+
+
+async def test_half_a_character_in_arguments_and_reasoning(serve):
+    def said(**delta):
+        choice = {"index": 0, "delta": delta, "finish_reason": None}
+        return event({"id": "1", "created": 7, "model": "m", "choices": [choice]})
+
+    def called(arguments, **more):
+        return said(tool_calls=[{"index": 0, "function": {"arguments": arguments} | more}])
+
+    pieces = [
+        said(reasoning_content="\ud83d"),
+        said(reasoning_content="\ude00"),
+        called('{"a": "\ud83d', name="f"),
+        called('\ude00"}'),
+        openai_piece(None, "tool_calls"),
+        DONE,
+    ]
+    _, completion = await drained(await serve("openai_compatible", pieces))
+    choice = completion.choices[0]
+    assert choice.reasoning == "\U0001f600"
+    assert choice.tool_calls[0].arguments == '{"a": "\U0001f600"}'
+
+
+@pytest.mark.parametrize("garbage", [b"zzz\r\nabc\r\n", b"3\r\nabcdef\r\n"])
+async def test_what_is_no_http_is_noticed_at_once(connect, garbage):
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        said = openai_piece("Hel")
+        head = b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"%x\r\n%s\r\n" % (len(said), said))
+        await heard.wait()
+        writer.write(garbage)
+        await over.wait()
+        writer.close()
+
+    heard, over = asyncio.Event(), asyncio.Event()
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()[:2]
+    client = connect(LLMConfig("openai", "m", api_key="k", api_base=f"http://{host}:{port}"))
+    stream = await client.stream(asking())
+    while not await stream.read():
+        pass
+    heard.set()
+    # The server says nothing more and does not close: only what came tells.
+    async with asyncio.timeout(PATIENCE):
+        assert (await failure_of(rest_of(stream))).kind is FailureKind.BAD_ANSWER
+    await stream.aclose()
+    over.set()
+    server.close()
+    await server.wait_closed()

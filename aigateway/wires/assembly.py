@@ -89,10 +89,20 @@ class Assembly:
         model: As the vendor names the model.
         created: Unix time in seconds; 0 where the vendor says none.
         usage: None until the vendor has counted.
+        holds_half: Whether half a character has come.
         not_for_the_caller: Ids of tool calls that the vendor makes itself.
     """
 
-    __slots__ = ("_answers", "_expected", "created", "id", "model", "not_for_the_caller", "usage")
+    __slots__ = (
+        "_answers",
+        "_expected",
+        "created",
+        "holds_half",
+        "id",
+        "model",
+        "not_for_the_caller",
+        "usage",
+    )
 
     def __init__(self, model: str, expected: int = 1) -> None:
         self.id = ""
@@ -102,6 +112,7 @@ class Assembly:
         self.not_for_the_caller: set[str] = set()
         self._answers: dict[int, _Answer] = {}
         self._expected = expected
+        self.holds_half = False  # or has held one
 
     @property
     def finished(self) -> bool:
@@ -141,10 +152,11 @@ class Assembly:
 
         The half comes with the next piece. None if nothing else is in it.
         """
-        answer = self._answers.get(chunk.index)
-        if not (answer is not None and answer.halves) and not any(map(_has_half, _texts(chunk))):
-            return chunk
-        joined = (answer or self._answer(chunk.index)).joined
+        if not self.holds_half:
+            if not any(map(_has_half, _texts(chunk))):
+                return chunk
+            self.holds_half = True
+        joined = self._answer(chunk.index).joined
         calls = tuple(
             replace(delta, arguments=joined(delta.index, delta.arguments))
             for delta in chunk.tool_calls

@@ -69,7 +69,7 @@ class OpenAIReading(StreamReading):
         text, calls = delta.get("content"), delta.get("tool_calls")
         says = True
         if text and not calls and len(delta) == 1:  # almost every chunk
-            self._say(Chunk(text, index=index))
+            self._say_text(text, index)
         else:
             reasoning = delta.get("reasoning") or delta.get("reasoning_content")
             refusal = delta.get("refusal")

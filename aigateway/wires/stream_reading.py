@@ -133,6 +133,15 @@ class StreamReading(ABC):
                 raise
             raise CorruptEventError from None
 
+    def _say_text(self, text: str, index: int) -> None:
+        """As `_say`, for what almost every chunk is."""
+        chunk = Chunk(text, index=index)
+        if self.assembly.holds_half or not text.isascii() or not _is_place(index):
+            self._say(chunk)
+        else:
+            self._chunks.append(chunk)
+            self.assembly.add(chunk)
+
     def _say(self, chunk: Chunk) -> None:
         if type(chunk.text) is not str or not _is_place(chunk.index):
             raise CorruptEventError

@@ -81,7 +81,7 @@ _loaded = 0
 def what_is_loaded_is_no_garbage():
     """Spare the collector what is loaded: looking through litellm takes half a second each time."""
     global _loaded  # noqa: PLW0603 - modules are those of the process
-    if len(sys.modules) > _loaded + 200 or not gc.get_freeze_count():
+    if len(sys.modules) > _loaded + 200:
         _loaded = len(sys.modules)
         gc.collect()
         gc.freeze()

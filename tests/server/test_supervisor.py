@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import logging
 import os
 import resource
@@ -256,7 +255,6 @@ def test_when_the_first_cannot_even_be_forked_it_says_so_and_gives_up(
         )
         with caplog.at_level(logging.ERROR):
             code = supervisor.run()
-    gc.unfreeze()
     assert code == 1
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         "worker.not_started",

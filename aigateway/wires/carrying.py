@@ -55,8 +55,10 @@ def with_extra_body(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[s
     merged = dict(body)
     for name, value in extra.items():
         own = merged.get(name)
-        both = isinstance(own, Mapping) and isinstance(value, Mapping)
-        merged[name] = {**own, **value} if both else value
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            merged[name] = {**own, **value}
+        else:
+            merged[name] = value
     return merged
 
 

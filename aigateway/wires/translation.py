@@ -58,8 +58,8 @@ _MAPPED = _PLAIN | {
     "top_logprobs",
     "user",
 }
-"""Parameters that litellm's `get_optional_params` maps, and what is put over its body; any other goes
-the other way."""
+"""Parameters that litellm's `get_optional_params` maps, and what is put over its body; any other
+goes the other way."""
 
 _BESIDE = frozenset({"extra_body", "stream_options"})
 """Those that are not mapped."""

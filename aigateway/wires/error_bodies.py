@@ -46,13 +46,14 @@ _NAMED_PARAM = re.compile(
     r"""
     ^[`'"]?(?P<path>[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)[`'"]?
       (?::\s|\s(is|does|cannot|can\ not|must|may|and)\b)
-    | (?:parameters?|argument|argument\ supplied|name|value|field|property|supports?(?:\ the)?)
+    | (?:invalid|parameters?|argument|argument\ supplied|name|value|field|property
+        |supports?(?:\ the)?)
       :?\s+[`'"](?P<quoted>[A-Za-z][A-Za-z0-9_.]*)[`'"]
     | argument\ supplied:\ (?P<bare>[a-z_]+)
     | [`'"](?P<called>[a-z][a-z0-9_]*)[`'"]
       \s(?:parameter|is\ (?:not\ supported|unsupported|deprecated))
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.IGNORECASE,
 )
 """Where the beginning of a message names the parameter that it is about."""
 
@@ -643,12 +644,12 @@ def _param(error: Mapping[str, Any], said: str) -> str | None:
     for name in given:
         if isinstance(name, str) and len(name) <= 128 and _PATH.fullmatch(name):
             return None if tells_a_key(name) else name
-    named = _NAMED_PARAM.search(said)
-    if named is None:
-        return None
-    name = next(found for found in named.groupdict().values() if found)
-    known = snake_case(name.rpartition(".")[2]) in PARAM_NAMES
-    return name if known or name.partition(".")[0] in PARAM_NAMES else None
+    for named in _NAMED_PARAM.finditer(said):
+        name = next(found for found in named.groupdict().values() if found)
+        ends = {snake_case(name.rpartition(".")[2]), snake_case(name.partition(".")[0])}
+        if not ends.isdisjoint(PARAM_NAMES):
+            return name
+    return None
 
 
 def snake_case(name: str) -> str:

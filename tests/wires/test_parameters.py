@@ -1,7 +1,9 @@
 """Hints never cost an answer, shape is never left out, and values are in the vendor's range."""
 
+import json
 import logging
 import pickle
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -43,7 +45,7 @@ def streamed(request):
     return request.param
 
 
-NOT_TAKEN = {
+NOT_TAKEN: dict[str, dict[str, Any]] = {
     "openai": {"top_k": 3, "verbosity": "low"},
     "azure": {"top_k": 3, "safety_settings": []},
     "gemini": {"logit_bias": {"5": 1}, "user": "u", "verbosity": "low"},
@@ -153,6 +155,8 @@ REFUSALS = {
 class Server:
     """An OpenAI-compatible server that answers whatever its `refuses` does not refuse."""
 
+    config: LLMConfig
+
     def __init__(self):
         self.bodies = []
         self.refuses = lambda _: None
@@ -169,8 +173,8 @@ class Server:
             return web.json_response({"id": "1", "choices": [{**choice, "message": text}]})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        event = web.json_response({"id": "1", "choices": [{**choice, "delta": text}]}).body
-        await response.write(b"data: " + event + b"\n\ndata: [DONE]\n\n")
+        event = json.dumps({"id": "1", "choices": [{**choice, "delta": text}]})
+        await response.write(f"data: {event}\n\ndata: [DONE]\n\n".encode())
         return response
 
 
@@ -272,7 +276,7 @@ class TestGateway:
     """Who is asked, and what the reply says."""
 
     def gateway(self, *configs, **settings):
-        return AsyncGateway(configs, GatewaySettings(cache_enabled=False, **settings))
+        return AsyncGateway(configs, settings=GatewaySettings(cache_enabled=False, **settings))
 
     async def reply(self, gateway, streamed, **params):
         if not streamed:
@@ -294,7 +298,8 @@ class TestGateway:
         assert len(server.bodies) == 3
 
     async def test_one_that_takes_all_goes_first(self, server, simulator, streamed):
-        server.refuses = lambda body: REFUSALS["older"] if "seed" in body else None
+        error = {"message": "Unrecognized request argument supplied: seed"}
+        server.refuses = lambda body: error if "seed" in body else None
         other = simulator.openai.config(priority=-1)
         async with self.gateway(server.config, other) as gateway:
             for _ in range(2):

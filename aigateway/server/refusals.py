@@ -76,7 +76,8 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
         }
         if self.cause is not None:
             error["param"] = self.param or self.cause.param
-            error["code"] = self.code or self.cause.code
+            if self.code is None and self.cause.code != self.kind:
+                error["code"] = self.cause.code
             if self.cause.detail is not None:
                 error["detail"] = self.cause.detail
         return {"error": error}

@@ -47,6 +47,7 @@ from aigateway.structured import fits, parse
 from aigateway.telemetry.account import Account
 from aigateway.telemetry.ledger import Entry, Ledger
 from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.parameters import HINTS
 
 __all__ = ["Answering"]
 
@@ -328,6 +329,7 @@ class Answering:
             cause=lambda: key if key and request.size > _LONG else cache_key(request),
             model=request.model,
             tokens=tokens,
+            params=None if request.params.keys().isdisjoint(HINTS) else request.params,
             hedge=hedge,
             background=request.background,
             tenant=request.partition,

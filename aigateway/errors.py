@@ -17,8 +17,9 @@ Every exception that leaves the public face is one of these::
     └── OverloadedError                the gateway's own queue is full
 
 Messages name the provider, the kind of failure and the HTTP status. They never hold a key,
-a prompt, an answer or the vendor's own text, so they may be logged as they are (only
-`StreamInterruptedError.text` is what the caller has been given already). Every error
+a prompt, an answer or the vendor's own text, so they may be logged as they are. Two attributes
+do, and are in no message and no repr: `StreamInterruptedError.text` is what the caller has been
+given already, and `ProviderFailure.detail` is the vendor's own text. Every error
 can be pickled, so it crosses a process boundary whole.
 """
 
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 __all__ = [
@@ -102,17 +103,26 @@ class ProviderFailure:
         status: The vendor's HTTP status, if an answer came at all.
         retry_after_seconds: When asking again makes sense, if that is known: when it would be asked
             as last resort, if that is earlier than as of right.
+        code: The vendor's machine-readable code, if it sent a plain one.
+        param: The parameter that the vendor's error is about, if it names one.
+        detail: The vendor's own words, with keys masked. They may quote the prompt: show them to
+            the caller whose request it was, and do not log them.
     """
 
     provider: str
     kind: FailureKind
     status: int | None = None
     retry_after_seconds: float | None = None
+    code: str | None = None
+    param: str | None = None
+    detail: str | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         details = []
         if self.status is not None:
             details.append(f"HTTP {self.status}")
+        if self.param is not None:
+            details.append(f"{self.code or 'parameter'}: {self.param}")
         if self.retry_after_seconds is not None and math.isfinite(self.retry_after_seconds):
             details.append(f"retry in {self.retry_after_seconds:.1f} s")
         return f"{self.provider}: {self.kind}" + (f" ({', '.join(details)})" if details else "")

@@ -220,6 +220,8 @@ class Attempt:
         cost_usd: US dollars, where this attempt's price is known.
         last_resort: The provider was asked although its circuit was not closed, or although it
             was disabled, since no other was left.
+        dropped: The parameters that were left out, since the model does not take them; of an
+            attempt that answered.
     """
 
     provider: str
@@ -229,6 +231,7 @@ class Attempt:
     latency_seconds: float
     cost_usd: float | None = None
     last_resort: bool = False
+    dropped: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

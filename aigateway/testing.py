@@ -15,9 +15,9 @@ import contextlib
 import heapq
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aigateway.clock import Clock, PutOff
 from aigateway.errors import FailureKind
@@ -282,6 +282,9 @@ class _ScriptedClient:
     @property
     def accepts_prefill(self) -> bool:
         return self._config.name in self._vendor.accepts_prefill
+
+    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
 
     async def prepare(self) -> None:
         pass

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Protocol, TypeVar, runtime_checkable
 
 from aigateway.clock import Clock
-from aigateway.errors import FailureKind, ProviderFailure
+from aigateway.errors import FailureKind
 from aigateway.events import AttemptEnded, ProviderFailed
 from aigateway.messages import Attempt as AttemptRecord
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings, Usage
@@ -417,9 +417,7 @@ class PendingAttempt:
             if answer is not None:
                 provider.counters.spent(answer.usage, cost_usd)
             provider.counters.failed(kind)
-            self.candidate.cause = ProviderFailure(
-                provider.name, failure.kind, failure.status, failure.retry_after
-            )
+            self.candidate.cause = failure.of(provider.name)
             self.candidate.unreachable = failure.unreachable
         request.attempts.append(
             AttemptRecord(
@@ -430,8 +428,13 @@ class PendingAttempt:
                 seconds,
                 cost_usd,
                 self._pass.last_resort,
+                self._dropped() if failure is None else (),
             )
         )
+
+    def _dropped(self) -> tuple[str, ...]:
+        params = self._request.params
+        return () if params is None else tuple(self.provider.dropped(params))
 
     def _tell(self, failure: Failure) -> None:
         self._around.emitter.emit(

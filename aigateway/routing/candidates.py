@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from aigateway.errors import (
     AllProvidersFailedError,
@@ -103,6 +104,11 @@ class Candidate:
             or (self.blamed and self.guards.breaker.state is not CircuitState.CLOSED)
         )
 
+    def may_be_asked_without(self) -> None:
+        """It refused a hint, and may be asked again without it: that is no retry."""
+        self.tried = False
+        self.calls -= 1
+
     def note(self, cause: ProviderFailure) -> None:
         """Remember why it gave no answer. What an attempt showed stands over a mere refusal."""
         if self.cause is None or not self.calls:
@@ -142,6 +148,7 @@ class RequestState:
         cause: Gives its digest, which is equal for repeats of it.
         model: The model that it names: then every provider of that is a candidate. None: any.
         tokens: How many it will use, by estimate; only for providers with a `tpm`.
+        params: Its parameters, if it has some that a provider may do without.
         hedge: Whether a second provider may be asked while the first is slow.
         background: Whether it waits behind every request that is not in the background.
         tenant: On whose behalf, where places are shared out.
@@ -178,6 +185,7 @@ class RequestState:
         cause: Callable[[], Hashable],
         model: str | None = None,
         tokens: int = 0,
+        params: Mapping[str, Any] | None = None,
         hedge: bool = False,
         background: bool = False,
         tenant: str = "",
@@ -192,6 +200,7 @@ class RequestState:
         self.deadline = deadline
         self.model = model
         self.tokens = tokens
+        self.params = params
         self.hedge = hedge
         self.background = background
         self.tenant = tenant

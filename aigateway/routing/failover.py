@@ -334,6 +334,14 @@ class Failovers:
         candidates: Sequence[Candidate] = request.candidates
         if request.nearly_over:
             candidates = [c for c in candidates if c.guards.is_in_service()]
+        params = request.params
+        if params is not None and len(candidates) > 1:
+            # Those that take every parameter go first, as long as one can be asked now.
+            taking = [c for c in candidates if not c.provider.dropped(params)]
+            if len(taking) < len(candidates):
+                choice = self._policy.choose(taking, request)
+                if choice.candidate is not None and not choice.last_resort:
+                    return choice
         return self._policy.choose(candidates, request)
 
     def _is_vain(self, choice: Selection, request: RequestState) -> bool:
@@ -560,6 +568,8 @@ class Failovers:
             raise
         if not attempt.over:
             verdict = attempt.end(AttemptEnd.FAILED, failure, unusable)
+            if failure.mendable:
+                attempt.candidate.may_be_asked_without()
             assert verdict is not None  # noqa: S101 - it failed
             await self._go_on(attempt.provider, request, failure, verdict)
         return None

@@ -7,7 +7,7 @@ nothing about chat.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -508,6 +508,10 @@ class Provider:
         """Take its circuits in hand, or leave them to themselves again."""
         self.chat.force(order)
         self.embeddings.force(order)
+
+    def dropped(self, params: Mapping[str, Any]) -> Sequence[str]:
+        """Name the parameters of a chat that would be left out here, as far as is known."""
+        return self._client.dropped(params) if self.prepared and self._client else ()
 
     def pause(self) -> float | None:
         """Seconds until the vendor's own limits allow a call again, if it has just said so."""

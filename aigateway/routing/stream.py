@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Literal, Protocol, TypeVar
 
 from aigateway.clock import Clock
-from aigateway.errors import FailureKind, GatewayError, ProviderFailure, StreamInterruptedError
+from aigateway.errors import FailureKind, GatewayError, StreamInterruptedError
 from aigateway.messages import ChatRequest, Choice, Chunk, Completion, Opening, Usage
 from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, AttemptEnd, PendingAttempt
 from aigateway.routing.candidates import RequestState
@@ -336,7 +336,7 @@ class StreamRun:
         return StreamInterruptedError(
             f"The stream from {name} broke after its first content ({failure.kind})."
             " What had arrived is in `text`.",
-            (ProviderFailure(name, failure.kind, failure.status, failure.retry_after),),
+            (failure.of(name),),
             name,
             self._said.text,
         )

@@ -98,7 +98,9 @@ _ANSWERS: Json = {
                     "type": _TEXT,
                     "param": _or_null(_TEXT),
                     "code": _or_null(_TEXT),
-                }
+                    "detail": _TEXT,
+                },
+                ("message", "type", "param", "code"),
             )
         }
     ),

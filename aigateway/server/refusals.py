@@ -1,13 +1,14 @@
 """How the service says no: a status, and OpenAI's form of an error.
 
 https://platform.openai.com/docs/guides/error-codes. Messages are those of our own errors, which
-hold no key, no prompt, no answer and no vendor's text.
+hold no key, no prompt, no answer and no vendor's text. The vendor's text is in `detail`: it goes to
+whoever made the request, and nowhere else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aigateway.errors import (
@@ -39,6 +40,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
         code: OpenAI's `code`; None where there is none.
         param: Which parameter is at fault, where that is known.
         retry_after: Seconds after which to ask again; None says nothing.
+        cause: What a provider said, where that decided: its code stands for a missing `code`.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
         *,
         param: str | None = None,
         retry_after: float | None = None,
+        cause: ProviderFailure | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -58,20 +61,26 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
         self.code = code
         self.param = param
         self.retry_after = retry_after
+        self.cause = cause
         self.caller: str | None = None
         """The name of the key that was refused, where that is known."""
 
     @property
     def body(self) -> dict[str, Any]:
         """OpenAI's form of it."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
+        error = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
         }
+        if self.cause is not None:
+            error["param"] = self.param or self.cause.param
+            if self.code is None and self.cause.code != self.kind:
+                error["code"] = self.cause.code
+            if self.cause.detail is not None:
+                error["detail"] = self.cause.detail
+        return {"error": error}
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -116,12 +125,21 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, StreamInterruptedError):
         what = "" if error.cause is None else f" ({error.cause.kind})"
         message = f"The stream from {error.provider} broke after its first content{what}."
-        return Refusal(502, message, "server_error", "stream_interrupted")
+        return Refusal(502, message, "server_error", "stream_interrupted", cause=error.cause)
     for kind, status, what, code in _FORMS:
         if isinstance(error, kind):
             after = 1.0 if kind is OverloadedError else None
             param = _PARAMS.get(kind)
-            return Refusal(status, str(error), what, code, param=param, retry_after=after)
+            causes = getattr(error, "causes", ())
+            return Refusal(
+                status,
+                str(error),
+                what,
+                code,
+                param=param,
+                retry_after=after,
+                cause=_telling(causes),
+            )
     return Refusal(500, "Something is broken here; the log says what.", "server_error", "internal")
 
 
@@ -135,9 +153,27 @@ def _of_providers(error: AllProvidersFailedError) -> Refusal:
         return Refusal(503, message, "server_error", "overloaded", retry_after=1.0)
     if error.causes and all(cause.kind in _THROTTLED for cause in error.causes):
         return Refusal(
-            429, message, "rate_limit_error", "rate_limit_exceeded", retry_after=after or 1.0
+            429,
+            message,
+            "rate_limit_error",
+            "rate_limit_exceeded",
+            retry_after=after or 1.0,
+            cause=_telling(error.causes),
         )
-    return Refusal(503, message, "server_error", "all_providers_failed", retry_after=after)
+    return Refusal(
+        503,
+        message,
+        "server_error",
+        "all_providers_failed",
+        retry_after=after,
+        cause=_telling(error.causes),
+    )
+
+
+def _telling(causes: Sequence[ProviderFailure]) -> ProviderFailure | None:
+    """The cause that says most of what to mend: one about a parameter, else one with words."""
+    about = next((cause for cause in causes if cause.param is not None), None)
+    return about or next((cause for cause in causes if cause.detail is not None), None)
 
 
 def _is_our_own_lack(cause: ProviderFailure) -> bool:

@@ -88,8 +88,11 @@ class GatewaySettings(TableSettings):
     one provider of another vendor for a second opinion, out of the budget for extra calls."""
     failover_on_content_policy: bool = False
     """Whether a request that one vendor's content policy refuses goes on to the next provider."""
-    drop_unsupported_params: bool = False
-    """Whether parameters a provider cannot take are left out; if not, the next one is asked."""
+    drop_unsupported_params: Literal["hints"] | bool = "hints"
+    """Which parameters are left out for a provider that does not take them. "hints" leaves out
+    those that only influence an answer (`temperature`, `seed`, ...), and only where no provider is
+    left that takes them; True leaves out any; False none. Where a parameter may not be left out,
+    the next provider is asked."""
     cache_enabled: bool = True
     """Whether answers are remembered."""
     cache_ttl_seconds: Seconds = 3600.0

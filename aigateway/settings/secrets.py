@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Iterable
 
-__all__ = ["has_a_key", "keep_secret", "tells_a_key"]
+__all__ = ["has_a_key", "keep_secret", "masked", "tells_a_key"]
 
 _SHORTEST = 8
 """Characters of a key that is looked for within a text; a shorter one must be all of it."""
@@ -28,6 +28,9 @@ _BEGINNING = re.compile(
 _RANDOM = re.compile(r"(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{16,}")
 """Digits among letters, and no word ends: most keys without a beginning of their own."""
 
+_WORD = re.compile(r"[A-Za-z0-9_*.\-+/=~]{6,}")
+"""What could be a key, among other words. Vendors mask some with asterisks, and not all of it."""
+
 _kept: dict[str, None] = {}
 
 
@@ -43,6 +46,14 @@ def keep_secret(texts: Iterable[str]) -> None:
 def has_a_key(text: str) -> bool:
     """Whether a text is a configured key, or has one in it."""
     return text in _kept or any(len(key) >= _SHORTEST and key in text for key in _kept)
+
+
+def masked(text: str) -> str:
+    """The text with "***" for each configured key, and for each word that looks like a key."""
+    for key in _kept:
+        if len(key) >= _SHORTEST and key in text:
+            text = text.replace(key, "***")
+    return _WORD.sub(lambda word: "***" if _tells_a_key(word[0]) else word[0], text)
 
 
 def tells_a_key(text: str) -> bool:

@@ -162,7 +162,6 @@ class Assembly:
         self.not_for_the_caller: set[str] = set()
         self._answers: dict[int, _Answer] = {}
         self._expected = expected
-        self.holds_half = False  # or has held one
 
     @property
     def finished(self) -> bool:

@@ -1,10 +1,11 @@
-"""Which of a caller's headers go to the vendor, and which are not theirs to set."""
+"""What of a caller's own goes to the vendor as it is: headers, and parts of a body."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["with_carried"]
+__all__ = ["with_carried", "with_extra_body"]
 
 _OURS = frozenset(
     {
@@ -47,6 +48,18 @@ def with_carried(own: Mapping[str, str], carried: Mapping[str, str]) -> dict[str
     taken = {name.lower() for name in own}
     added = {name: value for name, value in carried.items() if _is_free(name.lower(), taken)}
     return {**own, **added}
+
+
+def with_extra_body(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Put `extra_body` over a body. Objects at its top (`generationConfig`) are put together."""
+    merged = dict(body)
+    for name, value in extra.items():
+        own = merged.get(name)
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            merged[name] = {**own, **value}
+        else:
+            merged[name] = value
+    return merged
 
 
 def _is_free(name: str, taken: set[str]) -> bool:

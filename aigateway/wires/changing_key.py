@@ -10,8 +10,8 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 from pydantic import SecretStr
 
@@ -94,6 +94,10 @@ class ChangingKeyClient:
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """As `VendorClient`."""
         return await self._call(lambda client: client.embed(request))
+
+    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """As `VendorClient`."""
+        return self._client.dropped(params)
 
     def pause(self) -> float | None:
         """As `VendorClient`."""

@@ -6,12 +6,12 @@ once per provider (URL, headers, pool, price) is worked out when it is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from aigateway.clock import Clock
-from aigateway.errors import FailureKind
+from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.events import Operation
 from aigateway.messages import ChatRequest, Chunk, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig
@@ -28,6 +28,10 @@ class Failure:
         status: The HTTP status that the vendor really sent, if any.
         retry_after: Seconds the vendor asks to be left alone, if it said.
         code: The vendor's machine-readable code ("insufficient_quota"), if it sent a tame one.
+        param: The parameter that the vendor's error is about, if it names one.
+        detail: The vendor's own words, with keys masked. They may quote the prompt, so they are
+            never logged.
+        mendable: Asked again, the provider would be asked without the hint that it refused.
         unreachable: No connection could be made at all (refused, DNS, TLS, no route).
         certain: For AUTHENTICATION, PERMISSION, NO_CREDIT and MODEL_NOT_FOUND: the vendor's own
             words or code speak of key, region, model, deployment or billing. A bare status, or a
@@ -38,8 +42,23 @@ class Failure:
     status: int | None = None
     retry_after: float | None = None
     code: str | None = None
+    param: str | None = None
+    detail: str | None = field(default=None, repr=False, compare=False)
+    mendable: bool = False
     unreachable: bool = False
     certain: bool = False
+
+    def of(self, provider: str) -> ProviderFailure:
+        """Make the cause that errors carry for it."""
+        return ProviderFailure(
+            provider,
+            self.kind,
+            self.status,
+            self.retry_after,
+            self.code,
+            self.param,
+            self.detail,
+        )
 
 
 class VendorCallError(Exception):
@@ -108,6 +127,9 @@ class VendorClient(Protocol):
 
         Cheap once it has been done. The time it takes is not held against the vendor.
         """
+
+    def dropped(self, params: Mapping[str, Any]) -> Sequence[str]:
+        """Name the parameters of a chat that would be left out. Asked only after `prepare`."""
 
     async def chat(self, request: ChatRequest) -> Completion:
         """Ask for an answer."""

@@ -27,6 +27,7 @@ import aiohttp
 import httpx
 from yarl import URL
 
+from aigateway.wires.carrying import with_extra_body
 from aigateway.wires.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser
 from aigateway.wires.tool_calls import InputKeeper, add_missing_arguments, server_calls_in
@@ -183,10 +184,12 @@ class Witness:
         streamed: Whether the body of a success is to be handed on as it comes.
     """
 
-    __slots__ = ("barred", "body", "error", "requests", "response", "streamed")
+    __slots__ = ("barred", "body", "error", "extra", "requests", "response", "streamed")
 
     def __init__(self, *, streamed: bool = False) -> None:
         self.streamed = streamed
+        self.extra: Mapping[str, Any] | None = None
+        """What is put over the body of the request: litellm hands it on at some vendors only."""
         self.barred = False
         """Whether a request would be turned back: one has left, or nobody wants it any more."""
         self.response: httpx.Response | None = None
@@ -267,12 +270,15 @@ class OneShotTransport(httpx.AsyncBaseTransport):
         if witness.streamed:
             headers["accept-encoding"] = "identity"  # else pieces may wait in a compressor
             timeout = aiohttp.ClientTimeout(total=None, sock_read=LONGEST_CALL)
+        sent = await request.aread()
+        if witness.extra:
+            sent = json.dumps(with_extra_body(json.loads(sent), witness.extra)).encode()
         answer = await session.request(
             request.method,
             URL(str(request.url), encoded=True),
             headers=headers,
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
-            data=await request.aread(),
+            data=sent,
             allow_redirects=False,
             proxy=self._proxy(request.url),
             ssl=tls_context() if secure else True,

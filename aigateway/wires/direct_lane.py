@@ -26,6 +26,7 @@ from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.litellm_lane import LiteLLMClient, call_options
 from aigateway.wires.loading import SILENT, load_litellm
+from aigateway.wires.parameters import Dropping, Parameters
 from aigateway.wires.pricing import ORDINARY_TIERS, Tariff
 from aigateway.wires.quota import Quota
 from aigateway.wires.sse import EventParser
@@ -50,17 +51,25 @@ class DirectClient:
     Args:
         config: The provider.
         clock: Reads dates in `Retry-After`.
-        drop_unsupported_params: Leave out what the model cannot take, where litellm knows; else
-            such a request fails as `UNSUPPORTED` before anything is sent.
+        drop_unsupported_params: What is left out of a request if the model does not take it:
+            hints, anything (True), or nothing (False). Else the request fails as `UNSUPPORTED`,
+            as a rule before anything is sent.
     """
 
     def __init__(
-        self, config: LLMConfig, clock: Clock, *, drop_unsupported_params: bool = False
+        self, config: LLMConfig, clock: Clock, *, drop_unsupported_params: Dropping = "hints"
     ) -> None:
         self._config = config
         self._clock = clock
-        self._options = call_options(config, drop_unsupported_params=drop_unsupported_params)
-        self._other = LiteLLMClient(config, clock, drop_unsupported_params=drop_unsupported_params)
+        drop = drop_unsupported_params is True
+        self._parameters = Parameters(config, clock, drop_unsupported_params)
+        self._options = call_options(config, drop_unsupported_params=drop)
+        self._other = LiteLLMClient(
+            config,
+            clock,
+            drop_unsupported_params=drop_unsupported_params,
+            parameters=self._parameters,
+        )
         self._litellm: ModuleType | None = None
         self._translation: Translation | None = None
         self._connections: SharedSession | None = None
@@ -97,6 +106,10 @@ class DirectClient:
         if self._translation is None:
             await self._other.prepare()
 
+    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name the parameters of a chat that would be left out. Asked only after `prepare`."""
+        return self._parameters.dropped(params)
+
     async def chat(self, request: ChatRequest) -> Completion:
         """Ask for an answer.
 
@@ -105,20 +118,27 @@ class DirectClient:
         """
         await self.prepare()
         translation = self._translation
-        if translation is None or not translation.carries(request) or self._is_listened_to():
+        fitted = self._parameters.fitted(request) if request.params else request
+        if translation is None or not translation.carries(fitted) or self._is_listened_to():
             return await self._other.chat(request)
         token = SILENT.set(True)  # litellm's advice on how to ask is not for our stdout
         try:
-            sent = _translated(translation, request)
+            sent = _translated(translation, fitted)
             if sent is None:
                 return await self._other.chat(request)
             received = await self._carry(sent)
-            return self._read(translation, request, sent, received)
+            return self._read(translation, fitted, sent, received)
+        except VendorCallError as error:
+            judged = self._parameters.judged(error.failure, request, fitted)
+            if judged is not None:
+                error.failure = judged
+                raise
         finally:
             try:  # noqa: SIM105 - `suppress` costs half a microsecond
                 SILENT.reset(token)
             except ValueError:  # closed in another context: its loop is gone
                 pass
+        return await self.chat(request)  # with what has just been learned
 
     async def stream(self, request: ChatRequest) -> VendorStream:
         """Ask for an answer piece by piece. Returns when the vendor has begun to answer.
@@ -128,28 +148,39 @@ class DirectClient:
         """
         await self.prepare()
         translation = self._translation
+        fitted = self._parameters.fitted(request) if request.params else request
         if (
             translation is None
             or not self._streams
-            or not translation.carries(request, streamed=True)
+            or not translation.carries(fitted, streamed=True)
             or self._is_listened_to()
         ):
             return await self._other.stream(request)
         token = SILENT.set(True)
         try:
-            sent = _translated(translation, request, streamed=True)
+            sent = _translated(translation, fitted, streamed=True)
         finally:
             SILENT.reset(token)
         if sent is None:
             return await self._other.stream(request)
-        connections, response = await self._open(sent)
+        try:
+            connections, response = await self._open(sent)
+        except VendorCallError as error:
+            judged = self._parameters.judged(error.failure, request, fitted)
+            if judged is not None:
+                error.failure = judged
+                raise
+            translation.counts_streams = self._parameters.counts_streams
+            connections = None
+        if connections is None:
+            return await self.stream(request)  # with what has just been learned
         return DirectStream(
             response,
             translation.reading(sent),
             StreamOwner(
                 wall=self._clock.wall,
                 cost=self._stream_cost,
-                whole=partial(self._read_whole, translation, request, sent, response),
+                whole=partial(self._read_whole, translation, fitted, sent, response),
                 leave=partial(connections.leave, response),
             ),
         )
@@ -184,6 +215,7 @@ class DirectClient:
         if self._litellm is not None or self._closed:
             return
         self._litellm = litellm
+        self._parameters.connect(litellm)
         self._is_listened_to = partial(has_callbacks, litellm)
         self._translation = _tried(litellm, self._config, self._options)
         if self._translation is not None:

@@ -23,11 +23,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aigateway.errors import FailureKind
-from aigateway.settings.secrets import tells_a_key
+from aigateway.intake.params import CHAT_PARAMS
+from aigateway.settings.secrets import masked, tells_a_key
 from aigateway.wires.client import Failure
 from aigateway.wires.retry_after import retry_after_from_headers, seconds_from_google_delay
 
-__all__ = ["classify_response", "kind_of_status", "tame_code"]
+__all__ = ["PARAM_NAMES", "classify_response", "kind_of_status", "snake_case", "tame_code"]
 
 _LARGEST_BODY = 1_000_000
 """Bytes or characters. A longer body is cut, so it will not parse and the status decides."""
@@ -35,7 +36,54 @@ _LARGEST_BODY = 1_000_000
 _BEGINNING = 400
 """Characters of a message that are read."""
 
+_LONGEST_DETAIL = 2000
+"""Characters of a message that are handed to the caller."""
+
+_PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[.\[][A-Za-z0-9_]+\]?){0,8}", re.ASCII)
+"""How vendors name a parameter: `temperature`, `messages.0.content`, `tools[0].function`."""
+
+_NAMED_PARAM = re.compile(
+    r"""
+    ^[`'"]?(?P<path>[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)*)[`'"]?
+      (?::\s|\s(is|does|cannot|can\ not|must|may|and)\b)
+    | (?:invalid|parameters?|argument|argument\ supplied|name|value|field|property
+        |supports?(?:\ the)?)
+      :?\s+[`'"](?P<quoted>[A-Za-z][A-Za-z0-9_.]*)[`'"]
+    | argument\ supplied:\ (?P<bare>[a-z_]+)
+    | [`'"](?P<called>[a-z][a-z0-9_]*)[`'"]
+      \s(?:parameter|is\ (?:not\ supported|unsupported|deprecated))
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+"""Where the beginning of a message names the parameter that it is about."""
+
 _TAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+
+
+_HUMP = re.compile(r"(?<=[a-z0-9])[A-Z]")
+
+PARAM_NAMES = CHAT_PARAMS | {
+    "budget_tokens",
+    "candidate_count",
+    "dimensions",
+    "encoding_format",
+    "input",
+    "max_output_tokens",
+    "messages",
+    "metadata",
+    "model",
+    "output_config",
+    "response_mime_type",
+    "response_schema",
+    "stop_sequences",
+    "stream",
+    "stream_options",
+    "system",
+    "thinking_budget",
+    "thinking_config",
+    "thinking_level",
+}
+"""Parameters as OpenAI, Anthropic and Gemini name them."""
 
 
 def _key(code: str) -> str:
@@ -316,6 +364,9 @@ _CANNOT = re.compile(
     (does|do|can|could)(\ not|n't|not)\ support
     | not\ (currently\ |yet\ )?(supported|enabled|permitted)
     | unsupported
+    | \bis\ deprecated\ for\ this\ model
+    | cannot\ both\ be\ (specified|set)
+    | extra\ inputs\ are\ not\ permitted
     | type\ is\ unavailable\ now
     | (is\ not|is|not)\ an?\ (chat|completion|embeddings?|multimodal|vision)\ model
     | does\ not\ work\ with\ the\ specified\ model
@@ -410,7 +461,8 @@ def classify_response(
     if retry_after is None:
         retry_after = _google_retry_delay(error)
     keys = tuple(map(_key, codes))
-    said = _message(error)[:_BEGINNING].lstrip()
+    message = _message(error).strip()
+    said = message[:_BEGINNING]
     known = _kind_of_code(keys) or _kind_of_opening(status, keys, said)
     kind = known or _kind(status, keys, said, _inner_status(error))
     return Failure(
@@ -418,6 +470,8 @@ def classify_response(
         status=status,
         retry_after=retry_after,
         code=next((code for code in codes if tame_code(code)), None),
+        param=_param(error, said),
+        detail=masked(message[:_LONGEST_DETAIL]) or None,
         certain=known in _SET_UP_WRONG,
     )
 
@@ -569,7 +623,42 @@ def _details(error: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _message(error: Mapping[str, Any]) -> str:
     given = (error.get(name) for name in ("message", "Message", "detail"))  # Bedrock, FastAPI
-    return next((text for text in given if isinstance(text, str)), "")
+    said = next((text for text in given if isinstance(text, str)), None)
+    places = error.get("detail")
+    if said is None and isinstance(places, list) and places and isinstance(places[0], Mapping):
+        said = next(_text(places[0].get("msg")), None)
+    return said or ""
+
+
+def _param(error: Mapping[str, Any], said: str) -> str | None:
+    """The parameter that an error is about: in a field of its own, or in its first words.
+
+    Words may quote a prompt, so what they name has to be one of the API's own parameters.
+    """
+    given = [error.get("param")]
+    for detail in _details(error):  # Google
+        violations = detail.get("fieldViolations")
+        if isinstance(violations, list):
+            given += [v.get("field") for v in violations[:4] if isinstance(v, Mapping)]
+    places = error.get("detail")
+    if isinstance(places, list) and places and isinstance(places[0], Mapping):  # FastAPI
+        location = places[0].get("loc")
+        if isinstance(location, list):
+            given.append(".".join(str(part) for part in location if part != "body"))
+    for name in given:
+        if isinstance(name, str) and len(name) <= 128 and _PATH.fullmatch(name):
+            return None if tells_a_key(name) else name
+    for named in _NAMED_PARAM.finditer(said):
+        name = next(found for found in named.groupdict().values() if found)
+        ends = {snake_case(name.rpartition(".")[2]), snake_case(name.partition(".")[0])}
+        if not ends.isdisjoint(PARAM_NAMES):
+            return name
+    return None
+
+
+def snake_case(name: str) -> str:
+    """`topP` as `top_p`."""
+    return _HUMP.sub(r"_\g<0>", name).lower()
 
 
 def _inner_status(error: Mapping[str, Any]) -> int | None:

@@ -39,6 +39,7 @@ from aigateway.wires.copying import fresh_copy
 from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.loading import load_litellm
+from aigateway.wires.parameters import Dropping, Parameters
 from aigateway.wires.plain_answers import openai_completion
 from aigateway.wires.pricing import (
     OWN_OPTIONS,
@@ -83,6 +84,9 @@ _NO_KEY = "not-needed"
 _HOP = 0.1
 """Seconds that a cancellation may wait for a thread."""
 
+_WITHOUT_EXTRA_BODY = frozenset({ProviderType.ANTHROPIC, ProviderType.GEMINI})
+"""Vendors for which litellm does not put `extra_body` into the body."""
+
 _LITELLMS_OWN = frozenset(
     {
         FailureKind.BAD_ANSWER,
@@ -110,21 +114,29 @@ class LiteLLMClient:
     Args:
         config: The provider.
         clock: Reads dates in `Retry-After`.
-        drop_unsupported_params: Leave out what the model cannot take, where litellm knows; else
-            such a request fails as `UNSUPPORTED` before anything is sent.
+        drop_unsupported_params: What is left out of a request if the model does not take it:
+            hints, anything (True), or nothing (False). Else the request fails as `UNSUPPORTED`,
+            as a rule before anything is sent.
+        parameters: The rules for that, where another lane shares them.
     """
 
     def __init__(
-        self, config: LLMConfig, clock: Clock, *, drop_unsupported_params: bool = False
+        self,
+        config: LLMConfig,
+        clock: Clock,
+        *,
+        drop_unsupported_params: Dropping = "hints",
+        parameters: Parameters | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
         self._price = own_price_of(config)
         self._tariff: Tariff | None = None
         self._quota = Quota(config.provider, clock)
-        self._drop = drop_unsupported_params
+        self._drop = drop_unsupported_params is True
+        self._parameters = parameters or Parameters(config, clock, drop_unsupported_params)
         self._defaults = {k: v for k, v in config.extra.items() if k not in OWN_OPTIONS}
-        self._options = call_options(config, drop_unsupported_params=drop_unsupported_params)
+        self._options = call_options(config, drop_unsupported_params=self._drop)
         # For Gemini, litellm takes this mark as an order to create a cache first: more requests.
         self._without = "cache_control" if config.provider is ProviderType.GEMINI else None
         self._has_think_tags = config.provider not in _NO_THINK_TAGS
@@ -157,6 +169,10 @@ class LiteLLMClient:
         litellm = await load_litellm()
         self._connect(litellm)
 
+    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name the parameters of a chat that would be left out. Asked only after `prepare`."""
+        return self._parameters.dropped(params)
+
     async def chat(self, request: ChatRequest) -> Completion:
         """Ask for an answer.
 
@@ -164,6 +180,17 @@ class LiteLLMClient:
             VendorCallError: Whatever went wrong at the vendor or on the way to it.
         """
         litellm = await self._ready()
+        sent = self._parameters.fitted(request)
+        try:
+            return await self._chat(litellm, sent)
+        except VendorCallError as error:
+            judged = self._parameters.judged(error.failure, request, sent)
+            if judged is not None:
+                error.failure = judged
+                raise
+        return await self.chat(request)
+
+    async def _chat(self, litellm: ModuleType, request: ChatRequest) -> Completion:
         self._refuse_what_would_be_dropped(request)
         messages = fresh_copy(request.messages, self._without)
         called = await self._call(
@@ -192,18 +219,30 @@ class LiteLLMClient:
         Raises:
             VendorCallError: Whatever went wrong at the vendor or on the way to it.
         """
+        litellm = await self._ready()
+        sent = self._parameters.fitted(request)
+        try:
+            return await self._stream(litellm, sent)
+        except VendorCallError as error:
+            judged = self._parameters.judged(error.failure, request, sent)
+            if judged is not None:
+                error.failure = judged
+                raise
+        return await self.stream(request)
+
+    async def _stream(self, litellm: ModuleType, request: ChatRequest) -> VendorStream:
         from aigateway.wires.litellm_streams import (  # noqa: PLC0415 - needs litellm
             LiteLLMStream,
             StreamOrigin,
             opened,
         )
 
-        litellm = await self._ready()
         self._refuse_what_would_be_dropped(request)
         messages = fresh_copy(request.messages, self._without)
         arguments = self._arguments(request, messages=messages, stream=True)
-        options = arguments.get("stream_options") or {}
-        arguments["stream_options"] = {**options, "include_usage": True}
+        options = arguments.pop("stream_options", None) or {}
+        if self._parameters.counts_streams:
+            arguments["stream_options"] = {**options, "include_usage": True}
         expected = arguments.get("n")
         opening = partial(opened, litellm.acompletion)
         called = await self._call(litellm, opening, arguments, streamed=True)
@@ -262,12 +301,10 @@ class LiteLLMClient:
         if self._config.provider is not ProviderType.ANTHROPIC or self._drop:
             return
         wanted = request.params.get("response_format")
-        if (
-            "extra_body" in request.params
-            or (isinstance(wanted, Mapping) and wanted.get("type") == "json_object")
-            or any(_has_audio(message.get("content")) for message in request.messages)
-        ):
-            raise VendorCallError(Failure(FailureKind.UNSUPPORTED))
+        if isinstance(wanted, Mapping) and wanted.get("type") == "json_object":
+            raise VendorCallError(Failure(FailureKind.UNSUPPORTED, param="response_format"))
+        if any(_has_audio(message.get("content")) for message in request.messages):
+            raise VendorCallError(Failure(FailureKind.UNSUPPORTED, param="messages"))
 
     def _connect(self, litellm: ModuleType) -> None:
         # Others may have waited for the same import, or closed this client meanwhile.
@@ -286,6 +323,7 @@ class LiteLLMClient:
             close_litellms_pools_with_the_loop(litellm)
             self._client = sdk_client(self._config, self._defaults | self._options)
             self._tariff = Tariff(litellm, self._config)
+            self._parameters.connect(litellm)
             self._litellm = litellm
 
     def _embedding(self, litellm: ModuleType) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -323,6 +361,8 @@ class LiteLLMClient:
         from aigateway.wires.own_call import own_call  # noqa: PLC0415 - needs httpx
 
         with own_call(litellm, streamed=streamed) as witness:
+            if self._config.provider in _WITHOUT_EXTRA_BODY:
+                witness.extra = arguments.pop("extra_body", None)
             context = contextvars.copy_context()
         # A task of its own, so that what the caller may be handling just now is not linked
         # behind litellm's exceptions.

@@ -24,10 +24,13 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-__all__ = ["SILENT", "load_litellm", "loaded_litellm"]
+__all__ = ["MUTE", "SILENT", "load_litellm", "loaded_litellm"]
 
 SILENT: ContextVar[bool] = ContextVar("aigateway_silent", default=False)
 """Whether litellm's advice and its debug logs are withheld in this context."""
+
+MUTE: ContextVar[bool] = ContextVar("aigateway_mute", default=False)
+"""Whether litellm's warnings are, too: what is mapped is only a trial."""
 
 _ENVIRONMENT = {
     # The first two are read while importing, the third at the first call to Anthropic, which is
@@ -173,6 +176,8 @@ def _place_log_filter() -> None:
 
 
 def _unless_silent(record: logging.LogRecord) -> bool:
+    if MUTE.get():
+        return False
     return record.levelno >= logging.WARNING or not SILENT.get() or _asked_for(record.name)
 
 

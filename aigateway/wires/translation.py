@@ -23,7 +23,7 @@ import orjson
 from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig, ProviderType, is_token
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.carrying import with_carried
+from aigateway.wires.carrying import with_carried, with_extra_body
 from aigateway.wires.copying import fresh_copy
 from aigateway.wires.plain_answers import (
     anthropic_completion,
@@ -47,6 +47,7 @@ rest of the request."""
 _PLAIN_ROLES = frozenset({"assistant", "system", "user"})
 
 _MAPPED = _PLAIN | {
+    "extra_body",
     "logit_bias",
     "logprobs",
     "max_completion_tokens",
@@ -59,7 +60,11 @@ _MAPPED = _PLAIN | {
     "top_logprobs",
     "user",
 }
-"""Parameters that litellm's `get_optional_params` maps; any other goes the other way."""
+"""Parameters that litellm's `get_optional_params` maps, and what is put over its body; any other
+goes the other way."""
+
+_BESIDE = frozenset({"extra_body", "stream_options"})
+"""Those that are not mapped."""
 
 _ANTHROPIC_PLAIN = frozenset({"max_tokens", "stop_sequences", "temperature", "top_p"})
 """Of the parameters in Anthropic's words, those that have no influence on the headers."""
@@ -95,6 +100,8 @@ class Translation(ABC):
         think_tags: Whether texts may begin with reasoning: see `ThinkTags`.
     """
 
+    counts_streams = True
+    """Whether the server takes `stream_options`, as far as is known."""
     litellm_name: str
     """litellm's name for the vendor."""
     url: str
@@ -167,6 +174,9 @@ class Translation(ABC):
         body = self._body(messages, options, headers, notes)
         if streamed:
             body.update(self._streaming(request))
+        extra = request.params.get("extra_body")
+        if extra:
+            body = self._with_extra(body, extra)
         sent = with_carried(headers, request.headers) if request.headers else headers
         return VendorRequest(sent, body, options, notes)
 
@@ -218,8 +228,8 @@ class Translation(ABC):
 
     def _options(self, request: ChatRequest, messages: list[Any]) -> dict[str, Any]:
         params = request.params
-        if "stream_options" in params:
-            params = {name: v for name, v in params.items() if name != "stream_options"}
+        if not _BESIDE.isdisjoint(params):
+            params = {name: v for name, v in params.items() if name not in _BESIDE}
         if params.keys() <= _PLAIN and params.keys() <= self._supported:
             mapped: dict[str, Any] = self._map(dict(params))  # also of none: defaults may be added
             return mapped
@@ -237,6 +247,9 @@ class Translation(ABC):
 
     def _map(self, params: dict[str, Any]) -> Any:
         return self._config.map_openai_params(params, {}, self._model, self._drop)
+
+    def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+        return with_extra_body(body, fresh_copy(extra))
 
     def _body(
         self,
@@ -267,6 +280,9 @@ class _OpenAI(Translation):
         options = dict.fromkeys(_PLAIN, 1)
         body = super()._body(fresh_copy(messages), dict(options), {}, {})
         return orjson.dumps(body) == orjson.dumps(self._verbatim(messages, options))
+
+    def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+        return {**body, **fresh_copy(extra)}  # as OpenAI's SDK does
 
     def _verbatim(self, messages: list[Any], options: dict[str, Any]) -> dict[str, Any]:
         return {"model": self._model, "messages": messages, **options}
@@ -313,6 +329,8 @@ class _OpenAI(Translation):
     )
 
     def _streaming(self, request: ChatRequest) -> dict[str, Any]:
+        if not self.counts_streams:
+            return {"stream": True}
         given = request.params.get("stream_options") or {}
         return {"stream": True, "stream_options": {**given, "include_usage": True}}
 

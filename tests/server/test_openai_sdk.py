@@ -53,6 +53,20 @@ async def test_chat(client):
     assert reply.usage.total_tokens == 4
 
 
+async def test_a_request_that_can_be_mended(simulator, client, caplog):
+    words = "Unsupported parameter: 'stop' is not for the secret prompt."
+    for vendor in (simulator.openai, simulator.anthropic):
+        vendor.behave(Fault.status(400, message=words))
+    for streamed in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(
+                model="auto", messages=USER, stop=["x"], stream=streamed
+            )
+        body: Any = caught.value.body
+        assert (caught.value.param, body["detail"]) == ("stop", words)
+        assert "secret prompt" not in body["message"] + caplog.text
+
+
 async def test_what_sdks_send_along_is_no_trouble(client):
     reply = await client.chat.completions.create(
         model="auto",

@@ -40,7 +40,7 @@ def test_setting_defaults() -> None:
         "disabled_recheck_max_seconds": 3600,
         "failover_on_rejection": "once",
         "failover_on_content_policy": False,
-        "drop_unsupported_params": False,
+        "drop_unsupported_params": "hints",
         "cache_enabled": True,
         "cache_ttl_seconds": 3600,
         "cache_max_entries": 1000,

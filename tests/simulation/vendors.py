@@ -13,7 +13,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -212,6 +212,9 @@ class _Client:
     @property
     def accepts_prefill(self) -> bool:
         return self._plan.continues
+
+    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        return ()
 
     async def prepare(self) -> None:
         dice = self._vendors.dice(self._plan.name, "prepare")

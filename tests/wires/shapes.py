@@ -91,7 +91,7 @@ SHAPES = {
     "logit-bias": asking("2+2?", logit_bias={"50256": -100}),
     "user": asking("2+2?", user="someone"),
     "reasoning": asking("2+2?", reasoning_effort="low"),
-    "rare": asking("2+2?", service_tier="auto"),
+    "rare": asking("2+2?", extra_headers={"X-Extra": "1"}),
     "developer": asking({"role": "developer", "content": "You are terse."}, "2+2?"),
     "marked-tool": asking("Weather?", tools=[{**TOOL, "cache_control": {"type": "ephemeral"}}]),
     "json-object": asking("Say JSON", response_format={"type": "json_object"}),

@@ -1,0 +1,552 @@
+"""Which of a request's parameters a provider is sent, and with which values.
+
+Parameters are of two kinds. A hint (`temperature`, `seed`, `reasoning_effort`, ...) may change how
+an answer turns out, so it never costs one: where a model does not take it, it is left out. All
+others are shape (`tools`, `response_format`, `n`, `max_tokens`, ...): they say what the answer has
+to be, and a provider that cannot do that is passed over.
+
+What a model takes is known from litellm's own mapping, from a few rules of the vendors, and from
+what the vendor itself has refused. What it refused is remembered for an hour: for every value, if
+it does not take the parameter; else for that value alone, so that one caller's odd value changes
+nothing for the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+from aigateway.clock import Clock
+from aigateway.errors import FailureKind
+from aigateway.intake.params import CHAT_PARAMS
+from aigateway.messages import ChatRequest
+from aigateway.settings import LLMConfig, ProviderType
+from aigateway.wires.client import Failure
+from aigateway.wires.copying import fresh_copy
+from aigateway.wires.error_bodies import snake_case
+from aigateway.wires.loading import MUTE, SILENT
+
+__all__ = ["HINTS", "Dropping", "Parameters"]
+
+_log = logging.getLogger(__name__)
+
+Dropping = Literal["hints"] | bool
+"""Which parameters may be left out: hints, any (True), none (False)."""
+
+_IN_ORDER: tuple[str, ...] = (
+    # What is given up first stands first.
+    "top_k",
+    "top_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "temperature",
+    "seed",
+    "prediction",
+    "verbosity",
+    "service_tier",
+    "store",
+    "user",
+    "safety_identifier",
+    "safety_settings",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "reasoning_effort",
+    "thinking",
+)
+HINTS = frozenset(_IN_ORDER)
+"""Parameters that never cost an answer."""
+
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    # A vendor's word for a parameter, and what the caller may have called it.
+    "budget_tokens": ("reasoning_effort", "thinking"),
+    "candidate_count": ("n",),
+    "effort": ("reasoning_effort",),
+    "max_output_tokens": ("max_tokens", "max_completion_tokens"),
+    "output_config": ("reasoning_effort",),
+    "stop_sequences": ("stop",),
+    "thinking": ("thinking", "reasoning_effort"),
+    "thinking_budget": ("reasoning_effort", "thinking"),
+    "thinking_config": ("reasoning_effort", "thinking"),
+    "thinking_level": ("reasoning_effort", "thinking"),
+    "user_id": ("user",),
+}
+
+_FOREIGN: Mapping[ProviderType, frozenset[str]] = {
+    # What litellm hands on although the vendor has no such parameter.
+    ProviderType.OPENAI: frozenset({"safety_settings", "top_k"}),
+    ProviderType.AZURE: frozenset({"safety_settings", "top_k"}),
+    ProviderType.ANTHROPIC: frozenset({"safety_settings"}),
+}
+
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+_STREAM_OPTIONS = "stream_options"
+
+_DECIDING = frozenset({*_LIMITS, "tool_choice"})
+"""Beside hints, what decides how they fit: a budget has to be below a limit, for example."""
+
+_LONG = frozenset({"extra_body", "extra_headers", "functions", "tools"})
+
+_SHAPES: Mapping[str, Any] = {
+    "audio": {"voice": "alloy", "format": "wav"},
+    "logprobs": True,
+    "modalities": ["text", "audio"],
+    "n": 2,
+    "parallel_tool_calls": False,
+    "response_format": {"type": "json_object"},
+    "stop": ["x"],
+    "tool_choice": "auto",
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "top_logprobs": 1,
+    "web_search_options": {},
+}
+"""Samples of parameters that are shape."""
+
+_REFUSED_UNDER = frozenset({400, 422})
+_REFUSALS_ARE = frozenset({FailureKind.REJECTED, FailureKind.UNSUPPORTED})
+_CODES_FOR_EVERY_VALUE = frozenset({"unknown_parameter", "unsupported_parameter"})
+_CODES_FOR_A_VALUE = frozenset({"invalid_value", "unsupported_value"})
+_LEAST_TOP_P = 0.95
+"""Lowest `top_p` that Anthropic takes from a model that thinks."""
+
+_FORGOTTEN_AFTER = 3600.0
+"""Seconds for which a refusal is remembered: a vendor may have changed its mind."""
+
+_MOST_REFUSALS = 256
+_MOST_PLANS = 512
+
+_FOR_EVERY_VALUE = re.compile(
+    r"deprecated|unknown|unrecognized|not (a )?supported|unsupported param|extra inputs"
+    r"|(does|do) not support|not permitted|not allowed",
+    re.IGNORECASE,
+)
+"""Words that refuse a parameter, and not one value of it."""
+
+_ONE_SAMPLER = re.compile(
+    r"claude-(?:(?:opus|sonnet|haiku)-)?(?:4-[1-9](?!\d)|[5-9])", re.IGNORECASE
+)
+"""Claude models that take `temperature` or `top_p`, and not both."""
+
+_PLAIN = HINTS - {"reasoning_effort", "temperature", "thinking", "top_p"}
+"""Hints that a model takes or not, whatever their value is and what else is asked for."""
+
+_SAMPLES: tuple[Mapping[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 0.3, "top_p": 0.9},
+    {"temperature": 1.3},
+)
+_THINKING: Mapping[str, Any] = {"reasoning_effort": "low"}
+"""A model that takes these, together and apart, takes any temperature."""
+
+_OPTIONAL_AT_OPENAI = frozenset(
+    {
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "user",
+        "verbosity",
+    }
+)
+"""Hints that litellm keeps from a model of OpenAI's wire that it does not know."""
+
+_THOUGHT = ("reasoning_effort", "thinking")
+
+_LEAST_BUDGET = 1024
+"""Tokens that Anthropic wants a thinking budget to have at least."""
+
+
+class _Refusal(NamedTuple):
+    """Something that a vendor has refused. None stands for any value, and for no condition."""
+
+    name: str
+    value: str | None = None
+    beside: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is done with certain parameters.
+
+    Attributes:
+        dropped: Left out, because they are not taken.
+        instead: Stand for others: with a value in range, or under another name.
+        replaced: Those for which others stand.
+    """
+
+    dropped: tuple[str, ...] = ()
+    instead: Mapping[str, Any] = field(default_factory=dict)
+    replaced: frozenset[str] = frozenset()
+
+    def carried_out(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters as they are sent."""
+        without = self.replaced.union(self.dropped)
+        return {n: value for n, value in params.items() if n not in without} | dict(self.instead)
+
+
+_AS_GIVEN = _Plan()
+
+
+class _Draft:
+    """A plan that is being made."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.left = {name: value for name, value in params.items() if value is not None}
+        self.dropped: list[str] = []
+        self.instead: dict[str, Any] = {}
+        self.replaced: set[str] = set()
+
+    def drop(self, name: str) -> None:
+        if name in self.left:
+            self.left.pop(name)
+            self.dropped.append(name)
+
+    def put(self, name: str, value: Any, *, was: str) -> None:
+        self.left.pop(was, None)
+        self.replaced.add(was)
+        self.left[name] = self.instead[name] = value
+
+    def plan(self) -> _Plan:
+        names, instead = (
+            tuple(self.dropped),
+            {n: v for n, v in self.instead.items() if n in self.left},
+        )
+        return _Plan(names, instead, frozenset(self.replaced)) if names or instead else _AS_GIVEN
+
+
+class Parameters:
+    """The rules of one provider.
+
+    Args:
+        config: The provider.
+        clock: Says when a refusal is to be forgotten.
+        dropping: Which parameters may be left out.
+
+    Attributes:
+        counts_streams: Whether the server takes `stream_options`, as far as is known.
+    """
+
+    counts_streams = True
+
+    def __init__(self, config: LLMConfig, clock: Clock, dropping: Dropping) -> None:
+        self._config = config
+        self._clock = clock
+        self._dropping = dropping
+        self._vendor = config.provider
+        self._model = str(config.extra.get("base_model") or config.model)
+        if self._vendor is ProviderType.AZURE:
+            self._model = self._model.removeprefix("azure/")
+        self._stands_for_another = self._model != config.model
+        self._is_unknown = self._vendor is ProviderType.OPENAI_COMPATIBLE
+        self._map: Callable[..., Any] | None = None
+        self._free = CHAT_PARAMS - HINTS if dropping else CHAT_PARAMS
+        if self._stands_for_another:
+            self._free -= frozenset(_LIMITS)
+        self._plans: dict[tuple[tuple[str, str], ...], _Plan] = {}
+        self._refusals: dict[_Refusal, float] = {}
+        self._renamed: dict[str, str] = {}
+        self._sampling: frozenset[str] | None = None
+        self._logged: set[str] = set()
+
+    def connect(self, litellm: ModuleType) -> None:
+        """Use litellm's mapping of parameters from now on."""
+        if self._map is not None:
+            return
+        from litellm.utils import get_optional_params  # noqa: PLC0415 - needs litellm
+
+        if self._vendor is ProviderType.AZURE:
+            known = litellm.model_cost
+            self._is_unknown = self._model not in known and f"azure/{self._model}" not in known
+        compatible = self._vendor is ProviderType.OPENAI_COMPATIBLE
+        model, name = self._model, "openai" if compatible else str(self._vendor)
+        if self._vendor is ProviderType.LITELLM:
+            try:
+                model, name = litellm.get_llm_provider(self._config.model)[:2]
+            except Exception:  # noqa: BLE001 - a call will say what is wrong
+                return
+        self._map = partial(
+            get_optional_params,
+            model=model,
+            custom_llm_provider=name,
+            messages=[{"role": "user", "content": "x"}],
+            api_version=self._config.api_version,
+        )
+        if self._dropping is True and not compatible:
+            # A few samples tell which of the others the model does not take.
+            self._free -= {n for n, v in _SHAPES.items() if self._mapped({n: v}) is None}
+
+    def fitted(self, request: ChatRequest) -> ChatRequest:
+        """Give the request as the provider takes it: the same one, if nothing is to be changed."""
+        params = request.params
+        if params.keys() <= self._free:
+            return request
+        plan = self._plan(params)
+        if plan is _AS_GIVEN:
+            return request
+        for name in plan.dropped:
+            if name not in self._logged:
+                self._logged.add(name)
+                _log.warning(
+                    "%s: the parameter %s is left out, since the model does not take it as it was"
+                    " given. Each parameter is logged once.",
+                    self._config.name,
+                    name,
+                )
+        return replace(request, params=plan.carried_out(params))
+
+    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name what would be left out of these parameters."""
+        return () if params.keys() <= self._free else self._plan(params).dropped
+
+    # ── what the vendor has refused ──────────────────────────────────────────────────────────
+
+    def judged(self, failure: Failure, given: ChatRequest, sent: ChatRequest) -> Failure | None:
+        """Learn from a failure what the provider does not take.
+
+        Args:
+            failure: What the vendor said.
+            given: The request as the caller made it.
+            sent: As it was sent.
+
+        Returns:
+            What the failure means; None if the request had better be sent again at once.
+        """
+        if failure.kind is FailureKind.UNSUPPORTED and failure.status is None:
+            return self._explained(failure, sent)
+        name = _name_of(failure, sent.params)
+        if name == _STREAM_OPTIONS:
+            counted, self.counts_streams = self.counts_streams, False
+            return None if counted else failure
+        if name is None or self._is_renamed(name, failure):
+            return None if name else failure
+        if not (self._dropping is True or (self._dropping and name in HINTS)):
+            return failure
+        self._note(_refusal_of(name, failure, sent.params))
+        if self._plan(given.params).carried_out(given.params) == sent.params:
+            return failure  # nothing would be different
+        changed = replace(failure, kind=FailureKind.UNSUPPORTED, mendable=True)
+        return None if self._dropping is True else changed
+
+    def _is_renamed(self, name: str, failure: Failure) -> bool:
+        """Whether the vendor has just refused one name of the limit, since it wants the other."""
+        if name not in _LIMITS:
+            return False
+        other, detail = _LIMITS[name == _LIMITS[0]], failure.detail or ""
+        if other not in detail and not _FOR_EVERY_VALUE.search(detail):
+            return False
+        if self._renamed.keys() & _LIMITS:
+            return False  # tried already
+        self._renamed[name] = other
+        self._free -= {name}
+        self._plans.clear()
+        return True
+
+    def _note(self, refusal: _Refusal) -> None:
+        self._refusals.pop(refusal, None)
+        if len(self._refusals) >= _MOST_REFUSALS:
+            del self._refusals[next(iter(self._refusals))]
+        self._refusals[refusal] = self._clock.now()
+        self._free -= {refusal.name}
+        self._plans.clear()
+
+    def _forget(self) -> None:
+        before = self._clock.now() - _FORGOTTEN_AFTER
+        while self._refusals:
+            oldest = next(iter(self._refusals))
+            if self._refusals[oldest] > before:
+                return
+            del self._refusals[oldest]
+            self._plans.clear()
+
+    def _explained(self, failure: Failure, sent: ChatRequest) -> Failure:
+        """Name the parameter for which litellm had no words."""
+        if failure.param is not None or self._map is None:
+            return failure
+        for name, value in sent.params.items():
+            if name not in _LONG and self._mapped({name: value}) is None:
+                return replace(failure, param=name)
+        return failure
+
+    # ── plans ────────────────────────────────────────────────────────────────────────────────
+
+    def _plan(self, params: Mapping[str, Any]) -> _Plan:
+        if self._refusals:
+            self._forget()
+        deciding = [n for n in params if n not in self._free or n in _DECIDING]
+        key = tuple([(n, repr(params[n])) for n in deciding])
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = self._planned(params)
+        return plan
+
+    def _planned(self, params: Mapping[str, Any]) -> _Plan:
+        draft = _Draft(params)
+        for name, other in self._renamed.items():
+            if name in draft.left:
+                draft.put(other, draft.left[name], was=name)
+        if self._dropping:
+            for name in [n for n in draft.left if self._is_refused(n, draft.left)]:
+                draft.drop(name)
+            for name in _FOREIGN.get(self._vendor, ()):
+                draft.drop(name)
+            if self._vendor is ProviderType.ANTHROPIC:
+                self._obey_anthropic(draft)
+        if self._map is not None:
+            self._obey_litellm(draft)
+        return draft.plan()
+
+    def _is_refused(self, name: str, left: Mapping[str, Any]) -> bool:
+        value = repr(left[name])
+        return any(
+            refusal.name == name
+            and refusal.value in {None, value}
+            and (refusal.beside is None or refusal.beside in left)
+            for refusal in self._refusals
+        ) or (self._dropping is True and name in _SHAPES and name not in self._free)
+
+    def _obey_anthropic(self, draft: _Draft) -> None:
+        """Keep what Anthropic documents about sampling and thinking.
+
+        https://platform.claude.com/docs/en/build-with-claude/extended-thinking
+        """
+        left = draft.left
+        warmth = left.get("temperature")
+        if isinstance(warmth, int | float) and warmth > 1:
+            draft.put("temperature", 1.0, was="temperature")
+        if "temperature" in left and "top_p" in left and _ONE_SAMPLER.search(self._model):
+            draft.drop("top_p")
+        self._let_it_think(draft)
+
+    def _let_it_think(self, draft: _Draft) -> None:
+        left = draft.left
+        asked: dict[str, Any] = {n: left[n] for n in _THOUGHT if n in left}
+        thinking = ((asked and self._mapped(asked)) or {}).get("thinking")
+        if not isinstance(thinking, Mapping) or thinking.get("type") not in {"enabled", "adaptive"}:
+            return
+        limit: Any = next((left[n] for n in _LIMITS if n in left), math.inf)
+        budget = thinking.get("budget_tokens") or 0
+        if _is_forced(left.get("tool_choice")) or limit <= min(budget, _LEAST_BUDGET):
+            for name in _THOUGHT:
+                draft.drop(name)
+            return
+        if budget >= limit:
+            fitting = max(_LEAST_BUDGET, limit // 2)
+            draft.put("thinking", {**thinking, "budget_tokens": fitting}, was="thinking")
+            if left.pop("reasoning_effort", None) is not None:
+                draft.replaced.add("reasoning_effort")
+        if left.get("temperature", 1) != 1:
+            draft.drop("temperature")
+        if left.get("top_p", 1) < _LEAST_TOP_P:
+            draft.drop("top_p")
+        draft.drop("top_k")
+
+    def _obey_litellm(self, draft: _Draft) -> None:
+        """Leave out what litellm has no words for, or would leave out without a word."""
+        hints = [n for n in _IN_ORDER if n in draft.left]
+        trial = {n: draft.left[n] for n in (*hints, *_LIMITS) if n in draft.left}
+        allowed = [n for n in hints if n in _OPTIONAL_AT_OPENAI]
+        if self._is_unknown:
+            if allowed:
+                draft.instead["allowed_openai_params"] = allowed
+                draft.left["allowed_openai_params"] = allowed
+            return
+        if self._dropping:
+            self._leave_out(draft, hints, trial)
+        if self._stands_for_another:
+            self._speak_as(draft, [n for n in allowed if n in draft.left])
+
+    def _leave_out(self, draft: _Draft, hints: list[str], trial: dict[str, Any]) -> None:
+        mapped = self._mapped(trial)
+        if mapped is None:
+            alone = [n for n in hints if self._mapped({n: trial[n]}) is None]
+            trial = _without(trial, *alone)
+            mapped = self._mapped(trial)
+            if mapped is None:  # each may be sent, but not beside the others
+                rest = [n for n in hints if n in trial]
+                one = next((n for n in rest if self._mapped(_without(trial, n)) is not None), None)
+                trial = _without(trial, *(rest if one is None else (one,)))
+                mapped = self._mapped(trial)
+            for name in hints:
+                if name not in trial:
+                    draft.drop(name)
+        for name in [n for n in hints if n in trial and n in _PLAIN]:
+            if mapped is not None and mapped == self._mapped(_without(trial, name)):
+                draft.drop(name)
+            elif name not in {refusal.name for refusal in self._refusals}:
+                self._free |= {name}
+        if self._vendor is not ProviderType.ANTHROPIC and not self._refusals:
+            self._free |= self._free_sampling() & trial.keys()
+
+    def _free_sampling(self) -> frozenset[str]:
+        """`temperature` and `top_p`, if the model takes any value of them, also while it thinks."""
+        if self._sampling is not None:
+            return self._sampling
+        thinks = self._mapped(_THINKING) is not None
+        samples = [*_SAMPLES, *({**s, **_THINKING} for s in _SAMPLES if thinks)]
+        free = all(self._mapped(sample) is not None for sample in samples)
+        self._sampling = frozenset({"temperature", "top_p"} if free else ())
+        return self._sampling
+
+    def _speak_as(self, draft: _Draft, allowed: list[str]) -> None:
+        """Take the words of the model that is behind a deployment, since litellm does not."""
+        if allowed:
+            draft.left["allowed_openai_params"] = draft.instead["allowed_openai_params"] = allowed
+        limit, other = _LIMITS
+        if limit in draft.left and other in (self._mapped({limit: 1}) or {}):
+            draft.put(other, draft.left[limit], was=limit)
+
+    def _mapped(self, params: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """These parameters in the vendor's words; None if litellm refuses."""
+        if self._map is None:
+            return {}
+        token, muted = SILENT.set(True), MUTE.set(True)
+        try:
+            mapped: Mapping[str, Any] = self._map(**fresh_copy(params))
+        except Exception:  # noqa: BLE001 - whatever it is, these parameters cannot be sent
+            return None
+        finally:
+            SILENT.reset(token)
+            MUTE.reset(muted)
+        return mapped
+
+
+def _name_of(failure: Failure, params: Mapping[str, Any]) -> str | None:
+    """Which of these parameters a vendor has refused, in its own words or the caller's."""
+    if failure.status not in _REFUSED_UNDER or failure.kind not in _REFUSALS_ARE:
+        return None
+    path = snake_case(failure.param or "")
+    if _STREAM_OPTIONS in path or _STREAM_OPTIONS in (failure.detail or "")[:400]:
+        return _STREAM_OPTIONS
+    first, last = path.partition(".")[0], path.rpartition(".")[2].partition("[")[0]
+    words = (last, *_ALIASES.get(last, ()), first, *_ALIASES.get(first, ()))
+    return next((name for name in words if name in params), None)
+
+
+def _refusal_of(name: str, failure: Failure, params: Mapping[str, Any]) -> _Refusal:
+    """What a vendor has refused, by its words."""
+    words = (failure.detail or "")[:400]
+    if "both" in words:
+        pair = [n for n in _IN_ORDER if n in params and n in words]
+        if len(pair) > 1:
+            return _Refusal(pair[0], beside=pair[1])
+    whole = failure.code in _CODES_FOR_EVERY_VALUE or (
+        failure.code not in _CODES_FOR_A_VALUE and _FOR_EVERY_VALUE.search(words)
+    )
+    return _Refusal(name) if whole else _Refusal(name, repr(params[name]))
+
+
+def _is_forced(tool_choice: object) -> bool:
+    return tool_choice == "required" or isinstance(tool_choice, Mapping)
+
+
+def _without(params: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {n: value for n, value in params.items() if n not in names}

@@ -1,0 +1,352 @@
+"""Hints never cost an answer, shape is never left out, and values are in the vendor's range."""
+
+import json
+import logging
+import pickle
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from aigateway import AsyncGateway, GatewaySettings
+from aigateway.clock import SYSTEM_CLOCK
+from aigateway.errors import RequestRejectedError
+from aigateway.settings import LLMConfig, ProviderType
+from aigateway.simulator import Fault
+from aigateway.wires.client import VendorCallError
+from aigateway.wires.parameters import HINTS, Parameters
+from tests.wires.calls import asking
+
+FORCED = {
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "tool_choice": "required",
+}
+
+
+async def drink(client, request):
+    stream = await client.stream(request)
+    try:
+        while await stream.read() is not None:
+            pass
+    finally:
+        await stream.aclose()
+
+
+async def sent(vendor, client, streamed, **params):
+    """The body that arrives for these parameters, and what was left out."""
+    request = asking(**params)
+    await (drink(client, request) if streamed else client.chat(request))
+    body = vendor.received[-1].body
+    return body | body.get("generationConfig", {}), client.dropped(params)
+
+
+@pytest.fixture(params=[False, True], ids=["whole", "streamed"])
+def streamed(request):
+    return request.param
+
+
+NOT_TAKEN: dict[str, dict[str, Any]] = {
+    "openai": {"top_k": 3, "verbosity": "low"},
+    "azure": {"top_k": 3, "safety_settings": []},
+    "gemini": {"logit_bias": {"5": 1}, "user": "u", "verbosity": "low"},
+    "anthropic": {"seed": 7, "frequency_penalty": 0.5, "service_tier": "flex"},
+}
+
+
+class TestHints:
+    async def test_what_a_model_does_not_take_is_left_out(self, vendor, client, streamed, caplog):
+        params = NOT_TAKEN[vendor.name]
+        for _ in range(2):
+            body, dropped = await sent(vendor, client, streamed, **params, max_tokens=50)
+            assert body.keys().isdisjoint(params)
+            assert set(dropped) == set(params)
+        told = [r.getMessage() for r in caplog.records if r.name == "aigateway.wires.parameters"]
+        assert len(told) == len(params)  # once for each
+        assert all(any(f"parameter {name} " in line for line in told) for name in params)
+
+    async def test_what_it_takes_is_not(self, vendor, client, streamed):
+        body, dropped = await sent(vendor, client, streamed, temperature=0.5)
+        assert (body["temperature"], dropped) == (0.5, ())
+
+    @pytest.mark.parametrize("params", [{"n": 2}, {"logprobs": True}], ids=str)
+    async def test_shape_is_never_left_out(self, simulator, connect, streamed, params):
+        client = connect(simulator.anthropic.config())
+        with pytest.raises(VendorCallError) as caught:
+            await sent(simulator.anthropic, client, streamed, **params)
+        assert (caught.value.failure.kind, caught.value.failure.param) == (
+            "unsupported",
+            next(iter(params)),
+        )
+        assert simulator.anthropic.request_count == 0
+
+    async def test_on_demand_it_is(self, simulator, connect, streamed):
+        client = connect(simulator.anthropic.config(), drop_unsupported_params=True)
+        body, dropped = await sent(simulator.anthropic, client, streamed, n=2, seed=7)
+        assert body.keys() - {"stream"} == {"model", "messages", "max_tokens"}
+        assert set(dropped) == {"n", "seed"}
+
+
+class TestRanges:
+    @pytest.mark.parametrize(
+        ("params", "expected", "dropped"),
+        [
+            ({"temperature": 1.3}, {"temperature": 1.0}, ()),
+            ({"temperature": 0.5, "top_p": 0.9}, {"temperature": 0.5, "top_p": None}, ("top_p",)),
+            (
+                {"reasoning_effort": "high", "max_tokens": 3000},
+                {"thinking": {"type": "enabled", "budget_tokens": 1500}, "max_tokens": 3000},
+                (),
+            ),
+            (
+                {"reasoning_effort": "high", "max_tokens": 500},
+                {"thinking": None, "max_tokens": 500},
+                ("reasoning_effort",),
+            ),
+            (
+                {"reasoning_effort": "low", "temperature": 0.2},
+                {"temperature": None},
+                ("temperature",),
+            ),
+            ({"reasoning_effort": "low", **FORCED}, {"thinking": None}, ("reasoning_effort",)),
+        ],
+        ids=["too warm", "one sampler", "budget", "no room", "thinks", "forced"],
+    )
+    async def test_anthropic(self, simulator, connect, streamed, params, expected, dropped):
+        client = connect(simulator.anthropic.config(model="claude-sonnet-4-5"))
+        body, left_out = await sent(simulator.anthropic, client, streamed, **params)
+        assert {name: body.get(name) for name in expected} == expected
+        assert left_out == dropped
+
+    async def test_the_limit_has_the_name_that_the_model_wants(self, simulator, connect, streamed):
+        config = simulator.azure.config(extra={"base_model": "azure/gpt-5-mini"})
+        body, dropped = await sent(
+            simulator.azure, connect(config), streamed, max_tokens=50, temperature=0
+        )
+        assert (body.get("max_tokens"), body["max_completion_tokens"]) == (None, 50)
+        assert dropped == ("temperature",)
+
+
+async def test_extra_body(vendor, client, streamed):
+    extra = {"safetySettings": [], "generationConfig": {"topK": 3}}
+    body, _ = await sent(vendor, client, streamed, extra_body=extra, max_tokens=50)
+    assert (body["safetySettings"], body["topK"]) == ([], 3)
+    assert "50" in str(body)
+
+
+REFUSALS = {
+    "unsupported_value": {
+        "message": "Unsupported value: 'temperature' does not support 0.2 with this model.",
+        "param": "temperature",
+        "code": "unsupported_value",
+    },
+    "anthropic": {
+        "type": "invalid_request_error",
+        "message": "`temperature` is deprecated for this model.",
+    },
+    "google": {
+        "status": "INVALID_ARGUMENT",
+        "message": "Invalid value.",
+        "details": [{"fieldViolations": [{"field": "generation_config.temperature"}]}],
+    },
+    "older": {"message": "Unrecognized request argument supplied: temperature"},
+}
+
+
+class Server:
+    """An OpenAI-compatible server that answers whatever its `refuses` does not refuse."""
+
+    config: LLMConfig
+
+    def __init__(self):
+        self.bodies = []
+        self.refuses = lambda _: None
+
+    async def answer(self, request):
+        body = await request.json()
+        self.bodies.append(body)
+        error = self.refuses(body)
+        if error is not None:
+            return web.json_response(error if "detail" in error else {"error": error}, status=400)
+        choice = {"index": 0, "finish_reason": "stop"}
+        text = {"role": "assistant", "content": "ok"}
+        if not body.get("stream"):
+            return web.json_response({"id": "1", "choices": [{**choice, "message": text}]})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        event = json.dumps({"id": "1", "choices": [{**choice, "delta": text}]})
+        await response.write(f"data: {event}\n\ndata: [DONE]\n\n".encode())
+        return response
+
+
+@pytest.fixture
+async def server():
+    served = Server()
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", served.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    served.config = LLMConfig(
+        ProviderType.OPENAI_COMPATIBLE, "own", api_base=f"http://127.0.0.1:{port}/v1"
+    )
+    yield served
+    await runner.cleanup()
+
+
+async def ask(client, streamed, **params):
+    await (drink(client, asking(**params)) if streamed else client.chat(asking(**params)))
+
+
+class TestRefusals:
+    """What the vendor itself refuses is learned."""
+
+    @pytest.mark.parametrize("words", REFUSALS)
+    async def test_a_hint(self, server, connect, streamed, words):
+        server.refuses = lambda body: REFUSALS[words] if "temperature" in body else None
+        client = connect(server.config)
+        with pytest.raises(VendorCallError) as caught:
+            await ask(client, streamed, temperature=0.2)
+        failure = caught.value.failure
+        assert (failure.kind, failure.mendable) == ("unsupported", True)
+        assert client.dropped({"temperature": 0.2}) == ("temperature",)
+        await ask(client, streamed, temperature=0.2)
+        assert "temperature" not in server.bodies[-1]
+
+    async def test_one_value_says_nothing_about_others(self, server, connect, streamed):
+        error = REFUSALS["unsupported_value"]
+        server.refuses = lambda body: error if body.get("temperature") == 0.2 else None
+        client = connect(server.config)
+        with pytest.raises(VendorCallError):
+            await ask(client, streamed, temperature=0.2)
+        assert client.dropped({"temperature": 1.0}) == ()
+
+    async def test_two_that_do_not_go_together(self, server, connect, streamed):
+        words = "`temperature` and `top_p` cannot both be specified for this model."
+        server.refuses = lambda body: (
+            {"message": words} if {"temperature", "top_p"} <= body.keys() else None
+        )
+        client = connect(server.config)
+        both = {"temperature": 0.2, "top_p": 0.5}
+        with pytest.raises(VendorCallError):
+            await ask(client, streamed, **both)
+        assert client.dropped(both) == ("top_p",)
+        assert client.dropped({"top_p": 0.5}) == ()
+
+    async def test_the_other_name_of_the_limit(self, server, connect, streamed):
+        words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
+        error = {"message": f"{words} 'max_completion_tokens' instead.", "param": "max_tokens"}
+        server.refuses = lambda body: error if "max_tokens" in body else None
+        client = connect(server.config)
+        for _ in range(2):
+            await ask(client, streamed, max_tokens=50)
+            assert server.bodies[-1]["max_completion_tokens"] == 50
+        assert len(server.bodies) == 3  # asked twice the first time
+
+    async def test_stream_options(self, server, connect):
+        place = {"loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}
+        error = {"detail": [place]}
+        server.refuses = lambda body: error if "stream_options" in body else None
+        client = connect(server.config)
+        for _ in range(2):
+            await ask(client, streamed=True)
+        assert ["stream_options" in body for body in server.bodies] == [True, False, False]
+
+    async def test_shape_stays(self, server, connect, streamed):
+        error = {"message": "no", "param": "stop", "code": "unsupported_parameter"}
+        server.refuses = lambda body: error if "stop" in body else None
+        client = connect(server.config)
+        for _ in range(2):
+            with pytest.raises(VendorCallError) as caught:
+                await ask(client, streamed, stop=["x"])
+            assert (caught.value.failure.param, caught.value.failure.mendable) == ("stop", False)
+
+    async def test_nothing_is_left_out_where_that_is_forbidden(self, server, connect, streamed):
+        server.refuses = lambda _: REFUSALS["unsupported_value"]
+        client = connect(server.config, drop_unsupported_params=False)
+        for _ in range(2):
+            with pytest.raises(VendorCallError) as caught:
+                await ask(client, streamed, temperature=0.2)
+            assert not caught.value.failure.mendable
+        assert all("temperature" in body for body in server.bodies)
+
+
+class TestGateway:
+    """Who is asked, and what the reply says."""
+
+    def gateway(self, *configs, **settings):
+        return AsyncGateway(configs, settings=GatewaySettings(cache_enabled=False, **settings))
+
+    async def reply(self, gateway, streamed, **params):
+        if not streamed:
+            return await gateway.chat("hi", **params)
+        stream = gateway.stream("hi", **params)
+        async for _ in stream:
+            pass
+        return stream.response
+
+    async def test_the_only_one_is_asked_without(self, server, streamed):
+        server.refuses = lambda body: REFUSALS["older"] if "temperature" in body else None
+        async with self.gateway(server.config) as gateway:
+            first = await self.reply(gateway, streamed, temperature=0.2)
+            second = await self.reply(gateway, streamed, temperature=0.3)
+        refused, answered = first.attempts
+        assert (refused.failure, refused.dropped) == ("unsupported", ())
+        assert answered.dropped == ("temperature",)
+        assert [attempt.dropped for attempt in second.attempts] == [("temperature",)]
+        assert len(server.bodies) == 3
+
+    async def test_one_that_takes_all_goes_first(self, server, simulator, streamed):
+        error = {"message": "Unrecognized request argument supplied: seed"}
+        server.refuses = lambda body: error if "seed" in body else None
+        other = simulator.openai.config(priority=-1)
+        async with self.gateway(server.config, other) as gateway:
+            for _ in range(2):
+                reply = await self.reply(gateway, streamed, seed=7)
+                assert (reply.provider, reply.attempts[-1].dropped) == (other.name, ())
+            assert len(server.bodies) == 1
+            simulator.openai.behave(Fault.status(503))
+            reply = await self.reply(gateway, streamed, seed=7)
+        assert (reply.provider, reply.attempts[-1].dropped) == (server.config.name, ("seed",))
+
+    async def test_an_error_names_the_parameter_and_who_does_not_take_it(self, simulator):
+        simulator.openai.behave(
+            Fault.status(
+                400, message="Unsupported parameter: 'n' is not supported with this model."
+            )
+        )
+        configs = (simulator.openai.config(priority=1), simulator.anthropic.config())
+        async with self.gateway(*configs) as gateway:
+            with pytest.raises(RequestRejectedError) as caught:
+                await gateway.chat("hi", n=2)
+        causes = caught.value.causes
+        assert [(c.param, c.status) for c in causes] == [("n", 400), ("n", None)]
+        assert causes[0].detail == "Unsupported parameter: 'n' is not supported with this model."
+        assert all(f"{c.name}: unsupported" in str(caught.value) for c in configs)
+        assert ": n)" in str(caught.value)
+        assert "is not supported" not in str(caught.value)
+        assert pickle.loads(pickle.dumps(caught.value)).causes[0].detail == causes[0].detail
+
+
+async def test_an_endless_variety_of_values_is_not_kept(simulator):
+    rules = Parameters(simulator.anthropic.config(), SYSTEM_CLOCK, "hints")
+    for number in range(2000):
+        rules.dropped({"temperature": number / 2000})
+    assert len(rules._plans) <= 512
+
+
+def test_hints_and_shape():
+    assert {"temperature", "top_p", "seed", "logit_bias", "reasoning_effort", "user"} <= HINTS
+    assert HINTS.isdisjoint({"tools", "response_format", "n", "stop", "max_tokens", "modalities"})
+
+
+async def test_the_vendors_words_are_for_the_object_only(vendor, client, caplog):
+    caplog.set_level(logging.DEBUG)
+    vendor.behave(Fault.status(400, message=f"Bad key {vendor.key} for 'the prompt'"))
+    with pytest.raises(VendorCallError) as caught:
+        await client.chat(asking())
+    failure = caught.value.failure
+    cause = failure.of("a")
+    assert cause.detail == "Bad key *** for 'the prompt'"
+    assert "the prompt" not in str(cause) + repr(cause) + repr(failure) + caplog.text

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import SecretStr
@@ -95,7 +95,7 @@ class ChangingKeyClient:
         """As `VendorClient`."""
         return await self._call(lambda client: client.embed(request))
 
-    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+    def dropped(self, params: Mapping[str, Any]) -> Sequence[str]:
         """As `VendorClient`."""
         return self._client.dropped(params)
 

@@ -249,7 +249,8 @@ async def test_a_router_elsewhere_in_the_process_does_not_slow_us_down(litellm):
     try:
         litellm.Router(
             model_list=[
-                {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "k"}}
+                # A name of its own: a router adds it to litellm's price map, for good.
+                {"model_name": "x", "litellm_params": {"model": "openai/only-here", "api_key": "k"}}
             ]
         )
         assert not has_callbacks(litellm)

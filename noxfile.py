@@ -31,7 +31,7 @@ def tests(session: nox.Session) -> None:
 
 
 AT_BOUNDARIES = (
-    "tests/vendor",
+    "tests/wires",
     "tests/cache/test_backend.py",
     "tests/cache/test_store.py",
     "tests/settings",

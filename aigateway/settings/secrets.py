@@ -50,9 +50,9 @@ def has_a_key(text: str) -> bool:
 
 def masked(text: str) -> str:
     """The text with "***" for each configured key, and for each word that looks like a key."""
-    for key in _kept:
-        if len(key) >= _SHORTEST and key in text:
-            text = text.replace(key, "***")
+    found = [key for key in _kept if len(key) >= _SHORTEST and key in text]
+    for key in sorted(found, key=len, reverse=True):  # one may be the beginning of another
+        text = text.replace(key, "***")
     return _WORD.sub(lambda word: "***" if _tells_a_key(word[0]) else word[0], text)
 
 

@@ -64,7 +64,10 @@ class TestHints:
         assert len(told) == len(params)  # once for each
         assert all(any(f"parameter {name} " in line for line in told) for name in params)
 
-    async def test_what_it_takes_is_not(self, vendor, client, streamed):
+    async def test_what_it_takes_is_not(self, vendor, connect, streamed):
+        # Newer ones of litellm know that the latest models of Gemini take no temperature.
+        older = {"model": "gemini-2.5-flash"} if vendor.name == "gemini" else {}
+        client = connect(vendor.config(**older))
         body, dropped = await sent(vendor, client, streamed, temperature=0.5)
         assert (body["temperature"], dropped) == (0.5, ())
 

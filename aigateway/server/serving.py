@@ -49,6 +49,9 @@ _FLUSHING_SECONDS = 0.5
 _HANDSHAKE_SECONDS = 0.3
 """For connections that are half made when the port stops taking new ones."""
 
+_ACCEPTING_SECONDS = 0.05
+"""For connections that were accepted last to be counted."""
+
 _IDLE_SECONDS = 10.0
 """Between two looks whether nothing is under way, so that memory can be given back."""
 
@@ -272,6 +275,8 @@ class _Server(uvicorn.Server):
             server.close()
         for listener in sockets:
             listener.close()
+        # What was accepted a moment ago becomes a connection in one of the loop's next turns.
+        await self._service.clock.sleep(_ACCEPTING_SECONDS)
 
 
 def _refuse_new(listener: socket.socket) -> None:

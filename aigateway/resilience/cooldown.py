@@ -222,7 +222,7 @@ class Setup:
 
     def end(self, began: float, outcome: AttemptOutcome) -> None:
         """An attempt ended. Only a check, which began after the disabling, speaks about it."""
-        checked = self.reason is not None and began >= self._disabled_at
+        checked = self.reason is not None and began > self._disabled_at
         if checked:
             self._check_out_until = -math.inf
         if outcome.effect is Effect.ANSWERED:

@@ -366,11 +366,7 @@ class HealthWindow:
     def good(self) -> None:
         """An attempt was answered in good time, while all is well: `end` without its questions."""
         now = self._ended_at = self._clock.now()
-        seconds = self._seconds
-        if seconds and now < seconds[-1].began + 1.0:
-            seconds[-1].good += 1
-        else:
-            self._second(now).good += 1
+        self._second(now).good += 1
         self._latest.append((now, False, False))
 
     def _is_repeated(self, cause: Hashable, now: float) -> bool:

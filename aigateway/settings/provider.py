@@ -132,7 +132,7 @@ class LLMConfig(Frozen):
     extra: Annotated[dict[str, Any], BeforeValidator(_unmasked)] = Field(
         default_factory=dict, repr=False
     )
-    """Vendor-specific options, handed to the vendor room as they are. Not shown in repr, and masked
+    """Vendor-specific options, handed to its wire as they are. Not shown in repr, and masked
     in dumps."""
 
     if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aigateway.messages import Choice, Chunk, Completion, ToolCallDelta
-from aigateway.wires.answers import kind_of_silence
+from aigateway.wires.answers import chunk_of, kind_of_silence
 from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.content import Content
 from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.sse import LONGEST_EVENT, EventParser
@@ -211,13 +212,12 @@ def _chunk(index: int, choice: Choice) -> Chunk:
         ToolCallDelta(position, call.id, call.name, call.arguments)
         for position, call in enumerate(choice.tool_calls)
     )
-    return Chunk(
+    said = Content(
         choice.text,
-        calls,
         choice.reasoning,
         choice.refusal,
-        index=index,
-        images=choice.images,
-        audio=choice.audio,
-        sources_json=choice.sources_json,
+        choice.images,
+        choice.audio,
+        choice.sources_json,
     )
+    return chunk_of(said, index, calls) or Chunk(index=index)

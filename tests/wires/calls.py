@@ -1,4 +1,4 @@
-"""Requests to make in the tests of the vendor room."""
+"""Requests to make in the tests of the wires."""
 
 import traceback
 

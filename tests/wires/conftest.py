@@ -1,4 +1,4 @@
-"""What the tests of the vendor room share."""
+"""What the tests of the wires share."""
 
 import pytest
 

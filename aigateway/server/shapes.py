@@ -356,11 +356,18 @@ class SchemaFormat(TypedDict):
     json_schema: JsonSchema
 
 
-class PlainFormat(TypedDict):
-    """Text, or some JSON object."""
+class TextFormat(TypedDict):
+    """Text, as without a format."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
-    type: Literal["text", "json_object"]
+    type: Literal["text"]
+
+
+class ObjectFormat(TypedDict):
+    """Some JSON object."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    type: Literal["json_object"]
 
 
 class StreamOptions(TypedDict):
@@ -406,7 +413,7 @@ class Parameters(TypedDict):
     reasoning_effort: NotRequired[str | None]
     response_format: NotRequired[
         Annotated[
-            SchemaFormat | PlainFormat,
+            TextFormat | ObjectFormat | SchemaFormat,
             Field(discriminator="type"),
             BeforeValidator(_brief_type),
         ]

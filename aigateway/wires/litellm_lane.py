@@ -447,7 +447,7 @@ def _body(witness: Witness) -> Any:
     """What the vendor sent, if it was seen and is JSON."""
     try:
         return None if witness.response is None else parsed(witness.response.content)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
 
 

@@ -212,8 +212,16 @@ def _is_place(index: Any) -> bool:
 
 
 def parsed(data: bytes) -> Any:
-    """JSON, also where Python's reader takes what orjson refuses (half an emoji, NaN)."""
+    """Read JSON, also where Python's reader takes what orjson refuses (half an emoji, NaN).
+
+    Raises:
+        ValueError: It is no JSON, or nested too deeply to be read.
+    """
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
+        pass
+    try:
         return json.loads(data)
+    except RecursionError:
+        raise ValueError("It is nested too deeply.") from None

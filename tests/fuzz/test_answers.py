@@ -135,6 +135,20 @@ def test_an_answer_with_a_flourish_is_an_answer(
         assert answer.causes[0].kind in {FailureKind.BAD_ANSWER, FailureKind.UNKNOWN}
 
 
+@pytest.mark.parametrize("lane", [None, litellm_client], ids=["direct", "litellm"])
+@pytest.mark.parametrize("way", [*WAYS, "embed"])
+def test_an_answer_that_is_nested_without_end_is_a_bad_answer(
+    laboratory: Laboratory, lane: VendorClientFactory | None, way: str
+) -> None:
+    deep = b'{"model": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    if way in {"stream", "chat over stream"}:
+        deep = sse("openai", [deep])
+    reply = Reply((b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + deep,))
+    error = laboratory.ask("openai", way, reply, lane)
+    assert isinstance(error, AllProvidersFailedError | StreamInterruptedError)
+    assert error.causes[0].kind is FailureKind.BAD_ANSWER
+
+
 def test_logprobs_that_are_nested_without_end_do_no_harm(laboratory: Laboratory) -> None:
     deep = b"[" * 990 + b"]" * 990
     choice = b'"index": 0, "delta": {"content": "4"}, "finish_reason": "stop"'

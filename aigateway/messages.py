@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from aigateway.errors import FailureKind
 
@@ -182,19 +182,10 @@ class Completion:
     sources_json: str | None = field(default=None, repr=False)
     """Sources of all choices (Perplexity's `citations`, `search_results`), as in `Choice`."""
 
-    def priced(self, cost_usd: float | None) -> Completion:
-        """The same answer at this price (a third of what `dataclasses.replace` takes)."""
-        return Completion(
-            self.id,
-            self.model,
-            self.choices,
-            self.usage,
-            cost_usd,
-            self.created,
-            self.system_fingerprint,
-            self.service_tier,
-            self.sources_json,
-        )
+    def price(self, cost_usd: float | None) -> Self:
+        """Note the price of an answer that has just been read, and that nobody else holds yet."""
+        object.__setattr__(self, "cost_usd", cost_usd)
+        return self
 
 
 @dataclass(frozen=True, slots=True)

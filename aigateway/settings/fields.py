@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Never, Self
 from urllib.parse import urlsplit
@@ -69,11 +70,16 @@ def _header(value: str) -> str:
     return value
 
 
+_BRACKETS = re.compile(r"(?!.*[\[\]])|\[[^\[\]]+\](:\d*)?\Z", re.DOTALL)
+"""Brackets stand around the whole of an IPv6 address, or nowhere (RFC 3986, section 3.2.2)."""
+
+
 def _url(url: str) -> str:
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("ascii").decode("idna")  # as it is looked up
         sound = parts.scheme in {"http", "https"} and host and parts.port != 0
+        sound = sound and _BRACKETS.match(parts.netloc)
     except ValueError:  # its text would quote the URL
         sound = False
     if not sound or not url.isprintable() or " " in url:

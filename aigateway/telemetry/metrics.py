@@ -53,14 +53,23 @@ class LatencyWindow:
 class ProviderCounters:
     """What one provider did since it was added. `attempts` counts calls that have ended."""
 
-    __slots__ = ("attempts", "cost_usd", "failures", "latency", "successes", "usage")
+    __slots__ = (
+        "attempts",
+        "completion_tokens",
+        "cost_usd",
+        "failures",
+        "latency",
+        "prompt_tokens",
+        "successes",
+        "total_tokens",
+    )
 
     def __init__(self) -> None:
         self.attempts = 0
         self.successes = 0
         self.failures: Counter[FailureKind] = Counter()
         self.latency = LatencyWindow()
-        self.usage = Usage()
+        self.prompt_tokens = self.completion_tokens = self.total_tokens = 0
         self.cost_usd = 0.0
 
     def succeeded(self, seconds: float, usage: Usage, cost_usd: float | None) -> None:
@@ -72,7 +81,9 @@ class ProviderCounters:
 
     def spent(self, usage: Usage, cost_usd: float | None) -> None:
         """Note what an answer cost, whether it was of use or not."""
-        self.usage += usage
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.total_tokens += usage.total_tokens
         self.cost_usd += cost_usd or 0.0
 
     def failed(self, kind: FailureKind) -> None:
@@ -87,9 +98,9 @@ class ProviderCounters:
             "successes": self.successes,
             "failures": {str(kind): count for kind, count in sorted(self.failures.items())},
             "latency_seconds": self.latency.percentiles(),
-            "prompt_tokens": self.usage.prompt_tokens,
-            "completion_tokens": self.usage.completion_tokens,
-            "total_tokens": self.usage.total_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
             "cost_usd": round(self.cost_usd, 10),
         }
 

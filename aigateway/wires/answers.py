@@ -45,6 +45,7 @@ def completion_from(
     status: int | None = None,
     body: Any = None,
     think_tags: bool = False,
+    stops: bool = False,
 ) -> Completion:
     """Read a chat response; its price is the caller's business.
 
@@ -54,6 +55,7 @@ def completion_from(
         status: The HTTP status it came under, where that is known; for the failure.
         body: What the vendor sent, where that is known: it says how its answers ended.
         think_tags: Whether the text may begin with reasoning: see `ThinkTags`.
+        stops: Whether the request has `stop`: see `kind_of_silence`.
 
     Raises:
         BrokenOffError: The vendor says that an answer broke off.
@@ -72,7 +74,7 @@ def completion_from(
         )
         for place, choice in enumerate(getattr(response, "choices", None) or ())
     )
-    silence = kind_of_silence(choices)
+    silence = kind_of_silence(choices, stops=stops)
     if silence is not None:
         raise VendorCallError(Failure(silence, status))
     return Completion(
@@ -86,12 +88,20 @@ def completion_from(
     )
 
 
-def kind_of_silence(choices: Iterable[Choice]) -> FailureKind | None:
-    """What it means if none of these says anything, or a tool call is cut; else None."""
+def kind_of_silence(choices: Iterable[Choice], *, stops: bool) -> FailureKind | None:
+    """What it means if none of these says anything, or a tool call is cut; else None.
+
+    Args:
+        choices: Of a whole answer.
+        stops: Whether the request has `stop`. Then an answer may well be empty: it would have begun
+            with such a text.
+    """
     choices = tuple(choices)
     if any(map(_has_cut_call, choices)):
         return FailureKind.BAD_ANSWER
     if any(map(_says_something, choices)):
+        return None
+    if stops and any(choice.finish_reason == "stop" for choice in choices):
         return None
     withheld = any(choice.finish_reason == "content_filter" for choice in choices)
     return FailureKind.CONTENT_POLICY if withheld else FailureKind.BAD_ANSWER

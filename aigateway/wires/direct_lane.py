@@ -182,6 +182,7 @@ class DirectClient:
                 cost=self._stream_cost,
                 whole=partial(self._read_whole, translation, fitted, sent, response),
                 leave=partial(connections.leave, response),
+                stops=bool(request.params.get("stop")),
             ),
         )
 
@@ -297,8 +298,9 @@ class DirectClient:
                         status=status,
                         body=received.json(),
                         think_tags=translation.think_tags,
+                        stops=bool(request.params.get("stop")),
                     )
-                return completion.priced(self._cost(response, completion))
+                return completion.price(self._cost(response, completion))
             except VendorCallError as error:
                 failure = error.failure
             except BrokenOffError as error:

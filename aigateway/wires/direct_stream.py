@@ -37,12 +37,14 @@ class StreamOwner:
             `Usage` where the plain figures do not price it, else None.
         whole: Reads an answer that came in one piece. Raises `VendorCallError` if it is none.
         leave: Is done with the connection; `kept` where it can be used again.
+        stops: Whether the request has `stop`.
     """
 
     wall: Callable[[], float]
     cost: Callable[[Completion, Any], float | None]
     whole: Callable[[bytes], Completion]
     leave: Callable[..., None]
+    stops: bool
 
 
 class DirectStream:
@@ -191,7 +193,7 @@ class DirectStream:
         if not assembly.is_whole(closed=self._reading.over):
             ending = assembly.broken_off
             return self._no_answer(None if ending is None else BrokenOffError(ending.body))
-        silence = kind_of_silence(assembly.completion().choices)
+        silence = kind_of_silence(assembly.completion().choices, stops=self._owner.stops)
         self._is_silent = silence is not None
         return None if silence is None else Failure(silence, self._status)
 

@@ -198,7 +198,7 @@ class LiteLLMClient:
         )
         response, witness = called.result, called.witness
         if isinstance(response, Completion):
-            return response.priced(self._own_cost(response))
+            return response.price(self._own_cost(response))
         try:
             completion = completion_from(
                 response,
@@ -206,6 +206,7 @@ class LiteLLMClient:
                 status=witness.status,
                 body=_body(witness),
                 think_tags=self._has_think_tags,
+                stops=bool(request.params.get("stop")),
             )
         except BrokenOffError as error:
             failure = self._judge(error, witness)
@@ -254,6 +255,7 @@ class LiteLLMClient:
             witness.status,
             failure=lambda error: self._judge(error, witness),
             tariff=Tariff(litellm, self._config) if self._tariff is None else self._tariff,
+            stops=bool(request.params.get("stop")),
         )
         assembly = Assembly(
             self._config.model,

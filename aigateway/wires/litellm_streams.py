@@ -43,6 +43,7 @@ class StreamOrigin:
         status: The HTTP status of the answer, where that is known.
         failure: What an exception means, or an end before its time (None).
         tariff: The provider's.
+        stops: Whether the request has `stop`.
     """
 
     litellm: Any
@@ -51,6 +52,7 @@ class StreamOrigin:
     status: int | None
     failure: Callable[[BaseException | None], Failure]
     tariff: Tariff
+    stops: bool
 
 
 async def opened(acompletion: Callable[..., Coroutine[Any, Any, Any]], **arguments: Any) -> Any:
@@ -176,7 +178,7 @@ class LiteLLMStream:
             if self._origin.body is not None:
                 await self._origin.body.end()
             answer = self.completion()
-            silence = kind_of_silence(answer.choices)
+            silence = kind_of_silence(answer.choices, stops=self._origin.stops)
             if silence is None:
                 return
             failure = Failure(silence, self._origin.status)

@@ -13,7 +13,7 @@ from typing import Any
 
 from aigateway.messages import Choice, Completion, ToolCall, Usage
 from aigateway.wires.answers import stated_cost
-from aigateway.wires.content import Content, content_of, parted, said_beside, text_of
+from aigateway.wires.content import content_of, parted, said_beside, text_of
 from aigateway.wires.tool_calls import is_cut
 
 __all__ = ["anthropic_completion", "gemini_completion", "openai_completion"]
@@ -34,8 +34,9 @@ _MESSAGE = frozenset(
         "tool_calls",
     }
 )
-_SIMPLE = frozenset({"annotations", "content", "refusal", "role", "tool_calls"})
+_TEXT = frozenset({"annotations", "content", "refusal", "role"})
 _BESIDE = frozenset({"citations", "search_results"})
+_INTEGERS = {int}
 _NOTHING: Mapping[str, Any] = {}
 _CHOICE = frozenset({"index", "message", "finish_reason", "logprobs", "content_filter_results"})
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
@@ -166,6 +167,15 @@ class _Unusual(Exception):  # noqa: N818 - it never leaves this file
 
 def _choice(choice: Mapping[str, Any]) -> Choice:
     message, finish = choice["message"], choice["finish_reason"]
+    text = message["content"] if message.keys() <= _TEXT else None
+    if (
+        type(text) is str
+        and text[:1].isalnum()  # no tag
+        and finish in _FINISHES
+        and choice.keys() <= _CHOICE
+        and not (choice.get("logprobs") or message.get("refusal") or message.get("annotations"))
+    ):
+        return Choice(text, finish)  # almost every answer
     if (
         not (choice.keys() <= _CHOICE and message.keys() <= _MESSAGE and finish in _FINISHES)
         or isinstance(message.get("content"), int | float | Mapping)
@@ -173,15 +183,10 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
         or choice.get("logprobs")
     ):
         raise _Unusual
-    content = message.get("content")
-    if type(content) is str and content[:1].isalnum() and _is_simple(message):
-        read = Content(content, None, text_of(message.get("refusal")))
-    else:
-        read = parted(content_of(message))
     calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
     if calls and (finish == "stop" or len({call.id for call in calls}) < len(calls)):
         raise _Unusual  # corrected elsewhere
-    text, reasoning, refusal, images, audio, sources = read
+    text, reasoning, refusal, images, audio, sources = parted(content_of(message))
     if not (text or calls or refusal or images or audio or finish == "length"):
         raise _Unusual  # says nothing: whose fault that is, is judged elsewhere
     return Choice(
@@ -194,10 +199,6 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
         audio=audio,
         sources_json=sources,
     )
-
-
-def _is_simple(message: Mapping[str, Any]) -> bool:
-    return message.keys() <= _SIMPLE and not message.get("annotations")
 
 
 def _tool_call(call: Mapping[str, Any]) -> ToolCall:
@@ -224,7 +225,7 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     reasoning = after.get("reasoning_tokens") or 0
     if before.get("audio_tokens") or after.get("audio_tokens"):
         raise _Unusual  # priced by litellm
-    for count in (prompt, completion, total, cached, reasoning, written):
-        if type(count) is not int or not 0 <= count < 2**53:
-            raise _Unusual
-    return Usage(prompt, completion, total, cached, reasoning, written)
+    counts = (prompt, completion, total, cached, reasoning, written)
+    if set(map(type, counts)) != _INTEGERS or min(counts) < 0 or max(counts) >= 2**53:
+        raise _Unusual
+    return Usage(*counts)

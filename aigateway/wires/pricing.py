@@ -90,12 +90,15 @@ class Price:
         """US dollars for a call; None where the vendor counted no tokens."""
         if not usage.total_tokens:
             return None
-        cached = min(usage.cached_tokens, usage.prompt_tokens)
-        written = min(usage.cache_write_tokens, usage.prompt_tokens - cached)
-        fresh = usage.prompt_tokens - cached - written
-        spent = fresh * self.input + cached * self.cached
-        spent += written * (self.input if self.written is None else self.written)
-        return spent + usage.completion_tokens * self.output
+        prompt = usage.prompt_tokens
+        spent = prompt * self.input + usage.completion_tokens * self.output
+        if usage.cached_tokens or usage.cache_write_tokens:
+            cached = min(usage.cached_tokens, prompt)
+            written = min(usage.cache_write_tokens, prompt - cached)
+            spent += cached * (self.cached - self.input)
+            if self.written is not None:
+                spent += written * (self.written - self.input)
+        return spent
 
 
 class Tariff:
@@ -110,7 +113,16 @@ class Tariff:
         config: The provider.
     """
 
-    __slots__ = ("_entry", "_litellm", "_model", "_own", "_price", "_vendor")
+    __slots__ = (
+        "_entry",
+        "_litellm",
+        "_model",
+        "_own",
+        "_price",
+        "_priced_apart",
+        "_search",
+        "_vendor",
+    )
 
     def __init__(self, litellm: Any, config: LLMConfig) -> None:
         self._litellm = litellm
@@ -119,6 +131,12 @@ class Tariff:
         self._entry = next((e for e in _entries(config) if _price(e)), {})
         self._model = str(config.extra.get("base_model") or config.model)
         self._vendor = str(config.provider)
+        searches = self._entry.get("search_context_cost_per_query")
+        self._search: float | None = None
+        if self._vendor in _SEARCHERS and isinstance(searches, Mapping):
+            self._search = _dollars(searches, "search_context_size_medium")
+        reasoning = self._entry.get("output_cost_per_reasoning_token")
+        self._priced_apart = reasoning not in {None, self._entry.get("output_cost_per_token")}
 
     def cost(self, response: Any, answer: Completion) -> float | None:
         """US dollars for a call; None where the price is not known or no tokens were counted.
@@ -129,18 +147,18 @@ class Tariff:
             response: litellm's `ModelResponse`; None for a plain answer whose price `is_flat`.
             answer: The same in the house's own form, with what the vendor says that it cost.
         """
-        usage = answer.usage
+        usage, price = answer.usage, self._price
         if self._own is not None:
             return self._own.cost(usage)
         if answer.cost_usd is not None:
             return answer.cost_usd
-        if self._price is None or not usage.total_tokens:
-            return None
-        tier = None if answer.service_tier in ORDINARY_TIERS else answer.service_tier
-        price = _price(self._entry, f"_{tier}") if tier else self._price
+        if price and answer.service_tier not in ORDINARY_TIERS:
+            price = _price(self._entry, f"_{answer.service_tier}")
         if price and self.is_flat(usage) and (response is None or _is_ordinary(response)):
             spent = price.cost(usage)
-            return None if spent is None else spent + self._search_cost(answer)
+            return spent + self._search_cost(answer) if spent and self._search else spent
+        if self._price is None or not usage.total_tokens:
+            return None
         try:
             spent = float(
                 self._litellm.completion_cost(
@@ -153,11 +171,8 @@ class Tariff:
 
     def _search_cost(self, answer: Completion) -> float:
         """US dollars for a search of OpenAI's search models, which say so by citing pages."""
-        prices = self._entry.get("search_context_cost_per_query")
         cites = any('"url_citation"' in (choice.sources_json or "") for choice in answer.choices)
-        if not (cites and isinstance(prices, Mapping) and self._vendor in _SEARCHERS):
-            return 0.0
-        return _dollars(prices, "search_context_size_medium") or 0.0
+        return (self._search or 0.0) if cites else 0.0
 
     def is_flat(self, usage: Usage) -> bool:
         """Whether two figures price this usage, so far as it tells."""
@@ -167,11 +182,7 @@ class Tariff:
             return False
         if usage.cache_write_tokens and any("above_1hr" in name for name in self._entry):
             return False  # how long they are kept has its price
-        reasoning = self._entry.get("output_cost_per_reasoning_token")
-        return not usage.reasoning_tokens or reasoning in {
-            None,
-            self._entry["output_cost_per_token"],
-        }
+        return not (usage.reasoning_tokens and self._priced_apart)
 
 
 class _BytesPerToken:

@@ -226,6 +226,22 @@ async def test_every_reason(serve, wire, reason, end):
         assert (failure.kind, failure.status, failure.code) == (kind, 200, reason or None)
 
 
+@pytest.mark.parametrize("wire", ["openai", "openai_compatible", "anthropic", "gemini"])
+async def test_an_answer_may_begin_with_what_ends_it(serve, wire):
+    """Then nothing is left of it; without `stop` an empty answer is none."""
+    reason = {"anthropic": "stop_sequence", "gemini": "STOP"}.get(wire, "stop")
+    whole = await serve(wire, WHOLE[shape_of(wire)]("", reason))
+    streamed = await serve(wire, STREAMED[shape_of(wire)]("", reason))
+    for completion in (
+        await whole.chat(asking(stop=["Observation:"])),
+        (await drained(streamed, stop=["Observation:"]))[1],
+    ):
+        choice = completion.choices[0]
+        assert (choice.text, choice.finish_reason) == ("", "stop")
+    for failing in (whole.chat(asking()), drained(streamed)):
+        assert (await failure_of(failing)).kind is FailureKind.BAD_ANSWER
+
+
 @pytest.mark.parametrize("reason", ["stop", "error", None])
 async def test_an_error_inside_the_choice(serve, reason):
     error = {"code": 429, "message": "Provider returned error"}

@@ -104,7 +104,12 @@ class Answering:
                 served.provider, served.answer, attempts=len(served.attempts), latency=latency
             )
             return EmbeddingResponse(
-                served.answer, served.provider, served.attempts, latency, request.request_id
+                served.answer,
+                served.provider,
+                served.attempts,
+                latency,
+                request.request_id,
+                served.loading_seconds,
             )
 
     async def stream(
@@ -364,6 +369,7 @@ class Answering:
             coalesced=coalesced,
             attempts=attempts,
             latency_seconds=latency,
+            loading_seconds=0.0 if coalesced else served.loading_seconds,
             parsed=parsed,
             request_id=request.request_id,
         )

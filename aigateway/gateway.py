@@ -9,6 +9,7 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, get_args
 
@@ -97,6 +98,7 @@ class AsyncGateway(ManyRequests):
         self._clock = clock
         self._emitter = Emitter(hooks)
         self._make_client = vendor or _litellm_clients(self.settings)
+        self._uses_litellm = vendor is None
         self._ledger = Ledger(clock, self._emitter)
         self._roster = Roster()
         self._network = Reachability(clock)
@@ -553,6 +555,10 @@ class AsyncGateway(ManyRequests):
             for provider in self._roster:
                 provider.abandon()
         self._loop = loop
+        if self._uses_litellm and any(self._roster):
+            from aigateway.wires.loading import begin_loading  # noqa: PLC0415 - see below
+
+            begin_loading()  # before the first request waits for it
 
     def _start_afresh(self) -> None:
         self._limiter = Limiter(self.settings.max_concurrency, self.settings.max_queue)
@@ -623,8 +629,9 @@ def _litellm_clients(settings: GatewaySettings) -> VendorClientFactory:
         from aigateway.wires.changing_key import ChangingKeyClient  # noqa: PLC0415
         from aigateway.wires.direct_lane import DirectClient  # noqa: PLC0415
 
+        connect = partial(DirectClient, drop_unsupported_params=settings.drop_unsupported_params)
         if callable(config.api_key):
-            return ChangingKeyClient(config, clock, make)
-        return DirectClient(config, clock, drop_unsupported_params=settings.drop_unsupported_params)
+            return ChangingKeyClient(config, clock, connect)
+        return connect(config, clock)
 
     return make

@@ -333,6 +333,9 @@ class ChatResponse:
         first_content_seconds: For a stream: to its first content.
         parsed: An instance of the pydantic model given as `response_format`, else None.
         request_id: As in logs and events.
+        loading_seconds: How much of `latency_seconds` the request waited for litellm to load and
+            for its providers' clients to be made: 0.0 once that is done, for cached answers, and
+            for coalesced ones. No attempt's `latency_seconds` has it.
     """
 
     completion: Completion
@@ -346,6 +349,7 @@ class ChatResponse:
     first_content_seconds: float | None = None
     parsed: Any = None
     request_id: str = ""
+    loading_seconds: float = 0.0
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -460,6 +464,7 @@ class EmbeddingResponse:
     attempts: tuple[Attempt, ...] = ()
     latency_seconds: float = 0.0
     request_id: str = ""
+    loading_seconds: float = 0.0
 
     @property
     def vectors(self) -> Sequence[tuple[float, ...]]:

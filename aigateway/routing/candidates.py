@@ -158,6 +158,7 @@ class RequestState:
         attempts: Every call made, in the order of their ends.
         begun: How many calls have begun.
         candidates: One for each provider.
+        loading_seconds: How long it waited for litellm to load and clients to be made.
         go_on_when_refused: A rejection by one provider does not keep it from the others.
         nearly_over: It has waited for its turn of a last resort until it was too late for one.
         overdue: It has waited so long for a free place that it takes a last resort instead.
@@ -171,6 +172,7 @@ class RequestState:
     rejected_by: tuple[str, ...] | None = None
     ticket: Ticket | None = None
     waited = 0.0
+    loading_seconds = 0.0
     _digest: Hashable = None
     _looked = False
 

@@ -101,12 +101,16 @@ class Work(Generic[A]):
 
 @dataclass(slots=True)
 class Served(Generic[A_co]):
-    """An answer, who gave it, and every attempt it took. Of a stream the last is still out."""
+    """An answer, who gave it, and every attempt it took. Of a stream the last is still out.
+
+    `loading_seconds` is how long the request waited for providers to be prepared.
+    """
 
     answer: A_co
     provider: str
     attempts: tuple[AttemptRecord, ...]
     attempt: PendingAttempt
+    loading_seconds: float = 0.0
 
 
 class Failovers:
@@ -432,7 +436,7 @@ class Failovers:
     async def _prepare_candidate(self, candidate: Candidate, request: RequestState) -> None:
         """Prepare its provider; what cannot be prepared, or is for something else, is left out."""
         provider = candidate.provider
-        if not await self._prepare(provider):
+        if not await self._prepare(provider, request):
             candidate.tried = True
             candidate.note(ProviderFailure(provider.name, FailureKind.UNKNOWN))
         elif request.model is None and not provider.offers(request.operation):
@@ -441,12 +445,16 @@ class Failovers:
             if all(c.barred for c in request.candidates):
                 raise none_offers(request.operation, [c.provider for c in request.candidates])
 
-    async def _prepare(self, provider: Provider) -> bool:
+    async def _prepare(self, provider: Provider, waiting: RequestState | None = None) -> bool:
+        began = self._clock.now()
         try:
             await provider.prepare()
         except Exception as exc:  # noqa: BLE001 - whatever it is, the others may still answer
             _log.warning("Provider %s cannot be prepared: %s.", provider.name, type(exc).__name__)
             return False
+        finally:
+            if waiting is not None:
+                waiting.loading_seconds += self._clock.now() - began
         return True
 
     def _begin(
@@ -483,7 +491,8 @@ class Failovers:
             attempt.first_content()
         else:
             attempt.end(AttemptEnd.ANSWERED, answer=answer)
-        return Served(answer, attempt.provider.name, tuple(request.attempts), attempt)
+        attempts, loading = tuple(request.attempts), request.loading_seconds
+        return Served(answer, attempt.provider.name, attempts, attempt, loading)
 
     async def _race(
         self, attempt: PendingAttempt, request: RequestState, work: Work[A]
@@ -621,7 +630,7 @@ class Failovers:
         larger = [
             candidate
             for candidate in request.candidates
-            if (candidate.provider.prepared or await self._prepare(candidate.provider))
+            if (candidate.provider.prepared or await self._prepare(candidate.provider, request))
             and (candidate.provider.client.max_input_tokens or 0) > limit
         ]
         if not larger:
@@ -635,12 +644,14 @@ class Failovers:
         causes = request.causes
         if self._stopped:
             return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")
+        waited, loading = "", request.loading_seconds
         advice = "Raise `timeout`, or lower `attempt_timeout` so that more providers get a chance."
-        if not request.attempts and not any(c.provider.prepared for c in request.candidates):
-            advice = "The first request of a process loads litellm: call `warmup()` at start."
+        if loading >= (self._clock.now() - request.began) / 2:
+            waited = f", while litellm was loading ({loading:.1f} s)"
+            advice = "Call `await gateway.warmup()` first, or enter the gateway earlier."
         return DeadlineExceededError(
             f"The request's deadline passed after {len(request.attempts)} attempts"
-            f" ({describe(causes)}). {advice}",
+            f" ({describe(causes)}){waited}. {advice}",
             causes,
         )
 

@@ -24,7 +24,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MUTE", "SILENT", "load_litellm", "loaded_litellm"]
+__all__ = ["MUTE", "SILENT", "begin_loading", "load_litellm", "loaded_litellm"]
 
 SILENT: ContextVar[bool] = ContextVar("aigateway_silent", default=False)
 """Whether litellm's advice and its debug logs are withheld in this context."""
@@ -67,6 +67,11 @@ async def load_litellm() -> ModuleType:
     """Give litellm, imported if need be. Any number of loops and threads may ask at once."""
     ready = loaded_litellm()
     return ready if ready is not None else await asyncio.wrap_future(_importing())
+
+
+def begin_loading() -> None:
+    """Have litellm imported in its thread, and wait for nothing."""
+    _importing()
 
 
 def loaded_litellm() -> ModuleType | None:

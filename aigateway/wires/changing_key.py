@@ -11,7 +11,7 @@ import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import SecretStr
 
@@ -24,7 +24,6 @@ from aigateway.wires.client import (
     Failure,
     VendorCallError,
     VendorClient,
-    VendorClientFactory,
     VendorStream,
 )
 
@@ -41,6 +40,13 @@ _UNAUTHORIZED = 401
 T = TypeVar("T")
 
 
+class Renewable(VendorClient, Protocol):
+    """A client that another one of the same provider, with another key, can replace."""
+
+    def learn_from(self, other: Any) -> None:
+        """Go on with what another one has learned of the provider. Called before `prepare`."""
+
+
 class ChangingKeyClient:
     """One provider on one event loop, with whatever key its function gives at the moment.
 
@@ -50,7 +56,9 @@ class ChangingKeyClient:
         make: Makes the client for one key.
     """
 
-    def __init__(self, config: LLMConfig, clock: Clock, make: VendorClientFactory) -> None:
+    def __init__(
+        self, config: LLMConfig, clock: Clock, make: Callable[[LLMConfig, Clock], Renewable]
+    ) -> None:
         assert callable(config.api_key)  # noqa: S101 - else the ordinary client does
         self._function: KeyFunction = config.api_key
         self._config = config
@@ -156,5 +164,6 @@ class ChangingKeyClient:
         self._asked_at = self._clock.now()
         if key.get_secret_value() != self._key and not self._closed:
             client = self._make(self._config.model_copy(update={"api_key": key}), self._clock)
+            client.learn_from(self._client)
             await client.prepare()
             self._client, self._key = client, key.get_secret_value()

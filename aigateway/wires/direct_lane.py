@@ -97,6 +97,11 @@ class DirectClient:
         """
         return self._other.accepts_prefill
 
+    def learn_from(self, other: DirectClient) -> None:
+        """Go on with what another client of this provider has learned of it."""
+        self._parameters, self._quota = other._parameters, other._quota
+        self._other.learn_from(other._other)
+
     async def prepare(self) -> None:
         """Import litellm, once per process, and try its translation for this provider."""
         if self._litellm is not None or self._closed:

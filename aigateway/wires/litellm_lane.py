@@ -162,6 +162,10 @@ class LiteLLMClient:
         """
         return accepts_prefill(self._config)
 
+    def learn_from(self, other: LiteLLMClient) -> None:
+        """Go on with what another client of this provider has learned of it."""
+        self._parameters, self._quota = other._parameters, other._quota
+
     async def prepare(self) -> None:
         """Import litellm, once per process, and build this provider's client."""
         if self._litellm is not None or self._closed:

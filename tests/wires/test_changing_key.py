@@ -8,9 +8,11 @@ import pytest
 
 from aigateway import AsyncGateway, ConfigurationError, FailureKind, LLMConfig
 from aigateway.errors import AllProvidersFailedError
+from aigateway.messages import ChatRequest
 from aigateway.simulator import Fault
 from aigateway.testing import FakeClock
 from aigateway.wires.changing_key import ASK_AGAIN, ChangingKeyClient
+from aigateway.wires.client import VendorCallError
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.litellm_lane import LiteLLMClient
 
@@ -100,6 +102,28 @@ async def test_many_that_are_refused_at_once_ask_once(simulator, make):
     replies = await asyncio.gather(*(gateway.chat(f"hi {n}") for n in range(5)))
     assert len(replies) == 5
     assert keys.asked == 2
+
+
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+async def test_what_was_learned_of_the_provider_outlives_the_key(simulator, lane):
+    vendor, clock, keys = simulator.openai, FakeClock(), Keys("key-one", "key-two")
+    refusal = "Unrecognized request argument supplied: seed"
+    vendor.behave(Fault.status(400, message=refusal), times=1)
+    client = ChangingKeyClient(vendor.config(api_key=keys), clock, lane)
+    await client.prepare()
+    asked = ChatRequest(({"role": "user", "content": "hi"},), params={"seed": 1})
+    with pytest.raises(VendorCallError):
+        await client.chat(asked)
+    used_up = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "30s"}
+    vendor.headers = used_up
+    await client.chat(asked)
+    # As after a 401; the headers of the next call would be the latest.
+    await client._with_key(instead_of=client._client)
+    assert client.pause() == pytest.approx(30)
+    await client.chat(asked)
+    assert sent(vendor) == ["key-one", "key-one", "key-two"]
+    assert ["seed" in request.body for request in vendor.received] == [True, False, False]
+    await client.aclose()
 
 
 async def test_a_key_that_stays_refused_is_a_failure(simulator, make):

@@ -272,7 +272,7 @@ class AsyncGateway(ManyRequests):
 
     async def embed(
         self,
-        inputs: str | Sequence[str],
+        inputs: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
         *,
         model: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - it spans providers and retries
@@ -285,7 +285,9 @@ class AsyncGateway(ManyRequests):
         serve (an alias does it), or give the gateway providers of one embedding model only.
 
         Args:
-            inputs: One text, or several.
+            inputs: One text, or several. In place of a text, the tokens that the model's own
+                tokenizer makes of it; only OpenAI, Azure and OpenAI-compatible servers take them,
+                others are passed over.
             model: A provider's model, name or alias; None leaves every provider a candidate.
             timeout: Seconds for everything; None takes the setting.
             origin: On whose behalf, where many share this gateway.

@@ -303,9 +303,9 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """Texts to turn into vectors. Attributes as in `ChatRequest`."""
+    """Texts, or texts as tokens, to turn into vectors. Attributes as in `ChatRequest`."""
 
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] | tuple[tuple[int, ...], ...]
     model: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     timeout: float | None = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 from aigateway.intake.encoding import check_size, copied, encoded_json
 from aigateway.intake.messages import copied_messages
@@ -15,6 +15,9 @@ from aigateway.messages import APPLICATION, CacheMode, ChatRequest, EmbeddingReq
 from aigateway.settings import GatewaySettings
 
 __all__ = ["chat_request", "embedding_request"]
+
+_TOKENS_END = 2**31
+"""No vocabulary has so many tokens; a greater number is a mistake."""
 
 
 def chat_request(
@@ -102,12 +105,13 @@ def embedding_request(
     """Check what a caller of `embed()` passed, and copy it.
 
     Args:
-        inputs: A text, or a list of texts; none of them empty.
+        inputs: A text or a list of texts, or the same as tokens: a list of integers, or a list of
+            such lists. None of them is empty.
         model: A provider's model, name or alias.
         timeout: Seconds for the whole request.
         origin: On whose behalf.
         params: `dimensions`, `user`, `extra_body`, `extra_headers`. None counts as not given.
-        settings: Gives `max_prompt_bytes`, here for all the texts together.
+        settings: Gives `max_prompt_bytes`, here for all the inputs together.
 
     Raises:
         RequestRejectedError: Something cannot be sent; the message says what, and the fix.
@@ -117,22 +121,20 @@ def embedding_request(
         refuse(f"origin must be an Origin, not {type(origin).__name__}.")
     if origin.headers:
         check_headers("origin.headers", origin.headers)
-    texts = [inputs] if isinstance(inputs, str) else inputs
-    if not isinstance(texts, list | tuple) or not texts:
-        refuse("inputs must be a text or a list of at least one text.")
-    most, size = settings.max_prompt_bytes, 0
-    check_size(len(texts), most, or_more=True)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str) or not text:
-            refuse(f"inputs[{index}] must be a text that is not empty.")
-        size += len(text)
-        check_size(size, most, or_more=True)
-    encoded = encoded_json(texts, "inputs")
+    if isinstance(inputs, str) or (_is_list(inputs) and inputs and _is_token(inputs[0])):
+        inputs = [inputs]
+    if not _is_list(inputs) or not inputs:
+        refuse("inputs must be a text or a list of at least one text, or tokens in their place.")
+    most = settings.max_prompt_bytes
+    as_tokens = _is_list(inputs[0])
+    _check_inputs(inputs, most, as_tokens=as_tokens)
+    encoded = encoded_json(inputs, "inputs")
     check_size(len(encoded), most)
+    own_inputs = copied(inputs, encoded)
     given = {name: value for name, value in params.items() if value is not None}
     own = copied_embedding_params(given, most)
     return EmbeddingRequest(
-        tuple(copied(texts, encoded)),
+        tuple(map(tuple, own_inputs) if as_tokens else own_inputs),
         model,
         own,
         timeout,
@@ -142,6 +144,31 @@ def embedding_request(
         origin.on_cost,
         origin.tenant,
     )
+
+
+def _check_inputs(inputs: Sequence[Any], most: int, *, as_tokens: bool) -> None:
+    size = 0
+    check_size(len(inputs), most, or_more=True)
+    for index, given in enumerate(inputs):
+        if as_tokens:
+            if not _is_list(given) or not given:
+                refuse(f"inputs[{index}] must be a list of at least one token.")
+            size += 2 * len(given)  # a digit and a comma, at least
+        elif not isinstance(given, str) or not given:
+            refuse(f"inputs[{index}] must be a text that is not empty.")
+        else:
+            size += len(given)
+        check_size(size, most, or_more=True)
+        if as_tokens and not all(map(_is_token, given)):
+            refuse(f"inputs[{index}] must hold tokens only: integers from 0 to 2^31 - 1.")
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple)
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and 0 <= value < _TOKENS_END
 
 
 def _new_id() -> str:

@@ -52,10 +52,12 @@ def prompt_size(request: ChatRequest | EmbeddingRequest) -> tuple[int, int]:
     """How much goes to the vendor.
 
     Returns:
-        Bytes of all text, tools and schemas included, and tokens of what is no text.
+        Bytes of all text, tools and schemas included, and tokens of what is no text, or is
+        tokens already.
     """
     if isinstance(request, EmbeddingRequest):
-        return sum(map(_bytes, request.inputs)), 0
+        texts = [each for each in request.inputs if isinstance(each, str)]
+        return sum(map(_bytes, texts)), sum(map(len, request.inputs)) * (not texts)
     size, other = 0, 0
     for message in request.messages:
         content = message.get("content")

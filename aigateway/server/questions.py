@@ -59,7 +59,7 @@ class EmbeddingQuestion:
     """What is to be embedded.
 
     Attributes:
-        inputs: A text, or several.
+        inputs: A text, or several, or tokens in their place.
         model: As the caller named it.
         options: Keywords of `embed`.
         in_base64: Whether vectors go out packed.
@@ -110,13 +110,6 @@ def embedding_question(body: dict[str, Any]) -> EmbeddingQuestion:
     Raises:
         Refusal: 400 that names what is wrong.
     """
-    inputs = body.get("input")
-    if isinstance(inputs, list) and any(isinstance(part, int | list) for part in inputs):
-        raise Refusal(
-            400,
-            "input must be a text or a list of texts: tokens mean something else to every model.",
-            param="input",
-        )
     body = checked(body, EMBEDDING, EMBEDDING_NAMES)
     return EmbeddingQuestion(
         body["input"],

@@ -73,6 +73,19 @@ Few = Annotated[list[_Item], Field(max_length=_FEW, fail_fast=True)]
 Many = Annotated[list[_Item], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
 
 Count = Annotated[int, Field(ge=1, le=2**53), BeforeValidator(_whole)]
+
+
+def _all_whole(value: Any) -> Any:
+    if isinstance(value, list) and float in set(map(type, value)):
+        return [_whole(each) for each in value]
+    return value
+
+
+Tokens = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**31)]],
+    Field(min_length=1, max_length=131_072, fail_fast=True),
+    BeforeValidator(_all_whole),
+]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
@@ -478,7 +491,13 @@ class EmbeddingRequest(TypedDict):
     """OpenAI's request for embeddings."""
 
     __pydantic_config__ = _CLOSED  # type: ignore[misc]
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048, fail_fast=True)]
+    input: Annotated[
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=2048, fail_fast=True)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=2048, fail_fast=True)],
+        Field(union_mode="left_to_right"),
+    ]
     model: NotRequired[str | None]
     dimensions: NotRequired[Count | None]
     encoding_format: NotRequired[Literal["float", "base64"] | None]

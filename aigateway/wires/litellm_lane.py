@@ -87,6 +87,9 @@ _HOP = 0.1
 _WITHOUT_EXTRA_BODY = frozenset({ProviderType.ANTHROPIC, ProviderType.GEMINI})
 """Vendors for which litellm does not put `extra_body` into the body."""
 
+_TAKE_TOKENS = frozenset({ProviderType.OPENAI, ProviderType.AZURE, ProviderType.OPENAI_COMPATIBLE})
+"""Vendors that embed tokens in place of texts."""
+
 _LITELLMS_OWN = frozenset(
     {
         FailureKind.BAD_ANSWER,
@@ -275,10 +278,12 @@ class LiteLLMClient:
             VendorCallError: Whatever went wrong at the vendor or on the way to it.
         """
         litellm = await self._ready()
+        inputs = [each if isinstance(each, str) else list(each) for each in request.inputs]
+        if self._config.provider not in _TAKE_TOKENS and not isinstance(inputs[0], str):
+            refused = Failure(FailureKind.UNSUPPORTED, code="token_arrays", param="input")
+            raise VendorCallError(refused)
         called = await self._call(
-            litellm,
-            self._embedding(litellm),
-            self._arguments(request, input=list(request.inputs)),
+            litellm, self._embedding(litellm), self._arguments(request, input=inputs)
         )
         response, status = called.result, called.witness.status
         model, count = self._config.model, len(request.inputs)

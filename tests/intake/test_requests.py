@@ -7,6 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
+from aigateway.cache.key import embedding_digest
+from aigateway.intake.tokens import prompt_size
 from tests.intake.helpers import INF, NAN, SECRET, USER, chat, embed, refused
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -104,6 +106,14 @@ def test_embedding() -> None:
     assert request.timeout == 5
     assert len(request.request_id) == 16
     assert embed("a").inputs == ("a",)
+    given = [[1, 2], (3,)]
+    tokens = embed(given)
+    given[0].append(9)
+    assert tokens.inputs == ((1, 2), (3,))
+    assert embed([7, 2**31 - 1]).inputs == ((7, 2**31 - 1),)
+    assert prompt_size(tokens) == (0, 3)
+    assert embedding_digest(tokens) == embedding_digest(embed([[1, 2], [3]]))
+    assert embedding_digest(tokens) != embedding_digest(embed([[1, 2, 3]]))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +123,16 @@ def test_embedding() -> None:
         ([], {}, ["inputs"]),
         (None, {}, ["inputs"]),
         (["a", ""], {}, ["inputs[1]"]),
-        (["a", [1, 2]], {}, ["inputs[1]"]),
+        (["a", [1, 2]], {}, ["inputs[1]", "text"]),
+        ([[1, 2], "a"], {}, ["inputs[1]", "token"]),
+        ([[1], []], {}, ["inputs[1]", "token"]),
+        ([1, "a"], {}, ["inputs[0]", "tokens only"]),
+        ([[1, -1]], {}, ["inputs[0]", "tokens only"]),
+        ([[1, 2**31]], {}, ["inputs[0]", "tokens only"]),
+        ([[1, True]], {}, ["inputs[0]", "tokens only"]),
+        ([True], {}, ["inputs[0]"]),
+        ([[5] * 5_001], {}, ["10,002 bytes or more", "max_prompt_bytes"]),
+        ([[123456] * 2_000], {}, ["14,003 bytes", "max_prompt_bytes"]),
         (["a", "\ud800"], {}, ["inputs[1]", "surrogates"]),
         ("x" * 10_000, {}, ["bytes", "max_prompt_bytes"]),
         ("a", {"dimensions": 0}, ["dimensions"]),

@@ -124,7 +124,11 @@ WRONG = {
     "frequency_penalty": [*WRONG_NUMBERS, 2.1, -2.1],
     "function_call": [1, True, [], {}, {"name": 1}],
     "functions": [*WRONG_LISTS, [1], [{}], [{"name": 1}], [{"name": "f", "parameters": 1}]],
-    "input": [1, True, {}, [], "", [""], [1], [[1, 2]], [None], [{}], ["x", 1], ["x"] * 2049],
+    "input": [
+        *(1, True, {}, [], "", [""], [None], [{}], ["x", 1], ["x"] * 2049),
+        *([True], [1.5], [-1], [2**31], [1, "x"], [[]], [[1], "x"], [[1], [True]], [[1]] * 2049),
+        [1] * 131_073,
+    ],
     "logit_bias": [*WRONG_OBJECTS, {"50256": "x"}, {"50256": [1]}],
     "logprobs": WRONG_FLAGS,
     "max_completion_tokens": [*WRONG_NUMBERS, 0, -1, 1.5],

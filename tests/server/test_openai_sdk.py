@@ -172,8 +172,10 @@ async def test_embeddings(client, simulator, service):
     for one, other in zip(packed.data, plain.data, strict=True):
         assert one.embedding == pytest.approx(other.embedding, rel=1e-6)
     assert packed.usage.total_tokens == 2
-    with pytest.raises(openai.BadRequestError, match="tokens"):
-        await client.embeddings.create(model=model, input=[1, 2])
+    for tokens, vectors in ([1, 2], 1), ([[1, 2], [3]], 2):
+        answer = await client.embeddings.create(model=model, input=tokens)
+        assert len(answer.data) == vectors
+        assert simulator.openai.received[-1].body["input"] == [tokens, [tokens]][vectors == 1]
 
 
 async def test_models(client, simulator, service):

@@ -5,7 +5,8 @@ import logging
 
 import pytest
 
-from aigateway.errors import FailureKind
+from aigateway import AsyncGateway
+from aigateway.errors import FailureKind, RequestRejectedError
 from aigateway.messages import EmbeddingRequest, ToolCall, Usage
 from aigateway.simulator import Answer, Fault
 from aigateway.wires.client import Failure, VendorCallError
@@ -366,6 +367,28 @@ class TestEmbeddings:
         config = getattr(simulator, wire).config(model="text-embedding-3-small")
         request = EmbeddingRequest(inputs=("one",), params={"dimensions": 4})
         assert len((await connect(config).embed(request)).vectors[0]) == 4
+
+    @pytest.mark.parametrize("wire", ["openai", "azure"])
+    async def test_tokens(self, simulator, connect, wire):
+        vendor = getattr(simulator, wire)
+        client = connect(vendor.config(model=vendor.embedding_model))
+        answer = await client.embed(EmbeddingRequest(inputs=((1, 2), (3,))))
+        assert len(answer.vectors) == 2
+        assert vendor.received[-1].body["input"] == [[1, 2], [3]]
+
+    async def test_tokens_go_to_those_that_take_them(self, simulator):
+        vendors = (simulator.gemini, simulator.openai)
+        configs = [v.config(model=v.embedding_model, aliases=("embed",)) for v in vendors]
+        configs[0] = configs[0].model_copy(update={"priority": 200})
+        async with AsyncGateway(configs) as gateway:
+            answer = await gateway.embed([1, 2, 3], model="embed")
+            kinds = [attempt.failure for attempt in answer.attempts]
+            assert (kinds, len(answer.vectors)) == ([FailureKind.UNSUPPORTED, None], 1)
+            assert simulator.openai.received[-1].body["input"] == [[1, 2, 3]]
+            gateway.remove_provider(configs[1].name)
+            with pytest.raises(RequestRejectedError, match="token_arrays: input"):
+                await gateway.embed([1, 2, 3], model="embed")
+        assert simulator.gemini.request_count == 0
 
     async def test_gemini_says_what_it_cannot(self, simulator, connect):
         request = EmbeddingRequest(inputs=("one",), params={"user": "somebody"})

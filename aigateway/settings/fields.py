@@ -79,7 +79,7 @@ def _url(url: str) -> str:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("ascii").decode("idna")  # as it is looked up
         sound = parts.scheme in {"http", "https"} and host and parts.port != 0
-        sound = sound and _BRACKETS.match(parts.netloc)
+        sound = bool(sound and _BRACKETS.match(parts.netloc))
     except ValueError:  # its text would quote the URL
         sound = False
     if not sound or not url.isprintable() or " " in url:

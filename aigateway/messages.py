@@ -69,13 +69,25 @@ class Usage:
         )
 
 
+TOOL_INPUTS = {"function": "arguments", "custom": "input"}
+"""What OpenAI calls the input of a tool of each type."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A function the model wants called. `arguments` is JSON text, just as the model wrote it."""
+    """What the model wants called.
+
+    Attributes:
+        id: The result names it.
+        name: The tool's.
+        arguments: JSON text, just as the model wrote it; free text where `type` is "custom".
+        type: "function", or "custom" for one of OpenAI's custom tools.
+    """
 
     id: str
     name: str
     arguments: str
+    type: str = "function"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +98,15 @@ class ToolCallDelta:
         index: Which of the answer's tool calls, from 0.
         id: As in `ToolCall`; empty in later pieces.
         name: Likewise.
-        arguments: The next piece of the JSON text.
+        arguments: The next piece of the JSON text, or of a custom tool's input.
+        type: As in `ToolCall`, in every piece.
     """
 
     index: int
     id: str = ""
     name: str = ""
     arguments: str = ""
+    type: str = "function"
 
 
 @dataclass(frozen=True, slots=True)
@@ -605,11 +619,14 @@ def _openai_message(choice: Choice) -> dict[str, Any]:
         message["reasoning_content"] = choice.reasoning
     message.update(openai_media(choice))
     if choice.tool_calls:
-        message["tool_calls"] = [
-            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-            for c in choice.tool_calls
-        ]
+        message["tool_calls"] = list(map(openai_call, choice.tool_calls))
     return message
+
+
+def openai_call(call: ToolCall) -> dict[str, Any]:
+    """A tool call as an OpenAI message has it."""
+    written = {"name": call.name, TOOL_INPUTS[call.type]: call.arguments}
+    return {"id": call.id, "type": call.type, call.type: written}
 
 
 def openai_media(said: Choice | Chunk) -> dict[str, Any]:

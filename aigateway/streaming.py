@@ -169,7 +169,7 @@ def pieces(completion: Completion) -> Iterator[Chunk]:
                 sources_json=choice.sources_json,
             )
         for place, call in enumerate(choice.tool_calls):
-            delta = ToolCallDelta(place, call.id, call.name, call.arguments)
+            delta = ToolCallDelta(place, call.id, call.name, call.arguments, call.type)
             yield Chunk(tool_calls=(delta,), index=index)
 
 

@@ -18,8 +18,8 @@ from aigateway.messages import (
     ChatResponse,
     EmbeddingResponse,
     Opening,
-    ToolCall,
     openai_beside,
+    openai_call,
     openai_media,
 )
 from aigateway.server.refusals import Refusal
@@ -97,7 +97,7 @@ def chat_answer(response: ChatResponse) -> dict[str, Any]:
         "request_id": response.request_id,
         "finish_reason": response.finish_reason,
         "refusal": response.choices[0].refusal,
-        "tool_calls": [_tool_call(call) for call in response.tool_calls],
+        "tool_calls": list(map(openai_call, response.tool_calls)),
         **openai_media(response.choices[0]),
         **openai_beside(response.completion),
     }
@@ -112,11 +112,6 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "latency_seconds": attempt.latency_seconds,
         "cost_usd": attempt.cost_usd,
     }
-
-
-def _tool_call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
 
 
 def embeddings(response: EmbeddingResponse, *, in_base64: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aigateway.messages import (
+    TOOL_INPUTS,
     ChatResponse,
     Chunk,
     Opening,
@@ -120,5 +121,6 @@ def _delta(chunk: Chunk) -> dict[str, Any]:
 def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
     """A piece of a tool call. Clients join what they are given, so nothing empty is said."""
     named = {"name": call.name} if call.name else {}
-    begun = {"id": call.id, "type": "function"} if call.id else {}
-    return {"index": call.index, **begun, "function": {**named, "arguments": call.arguments}}
+    begun = {"id": call.id, "type": call.type} if call.id else {}
+    piece = {**named, TOOL_INPUTS[call.type]: call.arguments}
+    return {"index": call.index, **begun, call.type: piece}

@@ -75,7 +75,13 @@ def _bodies() -> Json:
 
 _USAGE = {"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT}
 _CALL = _object(
-    {"id": _TEXT, "type": _TEXT, "function": _object({"name": _TEXT, "arguments": _TEXT})}
+    {
+        "id": _TEXT,
+        "type": {"enum": ["function", "custom"]},
+        "function": _object({"name": _TEXT, "arguments": _TEXT}),
+        "custom": _object({"name": _TEXT, "input": _TEXT}),
+    },
+    ("id", "type"),
 )
 _MEDIA = {
     "images": _list(

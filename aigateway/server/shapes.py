@@ -183,13 +183,40 @@ class CalledFunction(TypedDict):
     arguments: str
 
 
-class CalledTool(TypedDict):
-    """A call that a model asked for."""
+class CustomInput(TypedDict):
+    """What a model wrote for a custom tool: free text."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    name: Text
+    input: str
+
+
+class CalledCustomTool(TypedDict):
+    """A call of a custom tool that a model asked for."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    id: Text
+    type: Literal["custom"]
+    custom: CustomInput
+
+
+class CalledFunctionTool(TypedDict):
+    """A call of a function that a model asked for."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     id: Text
     type: NotRequired[Literal["function"]]
     function: CalledFunction
+
+
+def _type_of_call(call: Any) -> str:
+    return "custom" if isinstance(call, dict) and call.get("type") == "custom" else "function"
+
+
+CalledTool = Annotated[
+    Annotated[CalledFunctionTool, Tag("function")] | Annotated[CalledCustomTool, Tag("custom")],
+    Discriminator(_type_of_call),
+]
 
 
 class InstructionMessage(TypedDict):

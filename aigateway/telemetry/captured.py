@@ -44,10 +44,9 @@ def _input(message: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(content, list):
         parts = [_content_part(part) for part in content]
     for call in message.get("tool_calls") or ():
-        function = call.get("function") or {}
-        parts.append(
-            _tool_call(call.get("id"), function.get("name"), function.get("arguments") or "")
-        )
+        called = call.get("custom") or call.get("function") or {}
+        given = called.get("input") or called.get("arguments") or ""
+        parts.append(_tool_call(call.get("id"), called.get("name"), given))
     return {"role": role, "parts": parts}
 
 

@@ -137,24 +137,30 @@ def chunk_of(content: Content, index: int, calls: tuple[ToolCallDelta, ...] = ()
     )
 
 
-def read_calls(delta: Any) -> list[tuple[Any, str, str, str]]:
-    """The pieces of tool calls in one of litellm's deltas: number, id, name, arguments."""
-    calls = [
-        (getattr(call, "index", None), getattr(call, "id", None), getattr(call, "function", None))
+def read_calls(delta: Any) -> list[tuple[Any, str, str, str, str]]:
+    """The pieces of tool calls in one of litellm's deltas: number, id, name, arguments, type."""
+    pieces = [
+        (getattr(call, "index", None), text_of(getattr(call, "id", None)) or "", *_called(call))
         for call in getattr(delta, "tool_calls", None) or ()
     ]
     old = getattr(delta, "function_call", None)  # how OpenAI said it until 2023
     if old is not None:
-        calls.append((None, None, old))
-    return [
-        (
-            number,
-            text_of(name) or "",
-            text_of(getattr(function, "name", None)) or "",
-            text_of(getattr(function, "arguments", None)) or "",
-        )
-        for number, name, function in calls
-    ]
+        pieces.append((None, "", *_function(old), "function"))
+    return pieces
+
+
+def _called(call: Any) -> tuple[str, str, str]:
+    """Name, arguments and type of one of litellm's calls, or of a piece of one."""
+    custom = getattr(call, "custom", None)
+    if custom is None:
+        kind = "custom" if getattr(call, "type", None) == "custom" else "function"
+        return (*_function(getattr(call, "function", None)), kind)
+    return text_of(_part(custom, "name")) or "", text_of(_part(custom, "input")) or "", "custom"
+
+
+def _function(function: Any) -> tuple[str, str]:
+    name, arguments = getattr(function, "name", None), getattr(function, "arguments", None)
+    return text_of(name) or "", text_of(arguments) or ""
 
 
 def embeddings_from(
@@ -188,7 +194,7 @@ def embeddings_from(
 def _has_cut_call(choice: Choice) -> bool:
     # One that reached its limit says so: the caller can tell.
     return choice.finish_reason not in {"length", "content_filter"} and any(
-        is_cut(call.arguments) for call in choice.tool_calls
+        call.type == "function" and is_cut(call.arguments) for call in choice.tool_calls
     )
 
 
@@ -250,19 +256,10 @@ def _end(
 
 def _tool_calls(message: Any) -> Iterator[ToolCall]:
     for call in getattr(message, "tool_calls", None) or ():
-        function = getattr(call, "function", None)
-        yield _tool_call(getattr(call, "id", None), function)
+        yield ToolCall(str(getattr(call, "id", None) or ""), *_called(call))
     old = getattr(message, "function_call", None)  # how OpenAI said it until 2023
     if old is not None and text_of(getattr(old, "name", None)):
-        yield _tool_call(None, old)
-
-
-def _tool_call(name: Any, function: Any) -> ToolCall:
-    return ToolCall(
-        id=str(name or ""),
-        name=str(getattr(function, "name", None) or ""),
-        arguments=str(getattr(function, "arguments", None) or ""),
-    )
+        yield ToolCall("", *_function(old))
 
 
 def _logprobs(logprobs: Any) -> str | None:

@@ -243,20 +243,20 @@ class Assembly:
         return chunk
 
     def read_calls(
-        self, index: int, pieces: Iterable[tuple[Any, str, str, str]]
+        self, index: int, pieces: Iterable[tuple[Any, str, str, str, str]]
     ) -> tuple[ToolCallDelta, ...]:
         """Tell the calls of an answer apart, before they are added.
 
         Args:
             index: Of the answer.
-            pieces: For each the server's number, the id, the name and arguments.
+            pieces: For each the server's number, the id, the name, arguments and the type.
         """
         deltas = []
-        for number, name, function, arguments in pieces:
+        for piece in pieces:
             answer = self._answers.get(index) or self._answer(index)
             if answer.reader is None:
                 answer.reader = ToolCallReader(self.not_for_the_caller)
-            delta = answer.reader.read(number, name, function, arguments)
+            delta = answer.reader.read(*piece)
             if delta is not None:
                 deltas.append(delta)
         return tuple(deltas)
@@ -371,7 +371,9 @@ def _tool_call(deltas: list[ToolCallDelta]) -> ToolCall:
     return ToolCall(
         id=next((delta.id for delta in deltas if delta.id), ""),
         name=next((delta.name for delta in deltas if delta.name), ""),
-        arguments="".join(delta.arguments for delta in deltas) or "{}",
+        arguments="".join(delta.arguments for delta in deltas)
+        or ("{}" if deltas[0].type == "function" else ""),
+        type=deltas[0].type,
     )
 
 

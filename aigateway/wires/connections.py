@@ -30,7 +30,7 @@ from yarl import URL
 from aigateway.wires.carrying import with_extra_body
 from aigateway.wires.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser
-from aigateway.wires.tool_calls import InputKeeper, add_missing_arguments, server_calls_in
+from aigateway.wires.tool_calls import InputKeeper, server_calls_in, unify
 
 __all__ = [
     "WITNESS",
@@ -154,21 +154,21 @@ class StreamedBody(httpx.AsyncByteStream):
         self.event = event
         self.is_over = isinstance(event, Mapping) and event.get("type") == "message_stop"
         self.server_calls |= server_calls_in(event)
-        changed = add_missing_arguments(event)
+        changed = unify(event)
         # httpx ends lines at characters that are nothing special in JSON.
         plain = data.isascii() and b"\n" not in data and not changed
         return data if plain else json.dumps(event).encode()
 
 
 def _with_arguments(content: bytes) -> bytes:
-    """A body in which every tool call of Gemini's has arguments."""
-    if b'"functionCall"' not in content:
+    """A body with all tool calls in the form that litellm knows."""
+    if b'"functionCall"' not in content and b'"custom"' not in content:
         return content
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
         return content
-    return json.dumps(body).encode() if add_missing_arguments(body) else content
+    return json.dumps(body).encode() if unify(body) else content
 
 
 def _is_error(event: object) -> bool:

@@ -211,7 +211,7 @@ def _unread(content: StreamReader) -> bytes:
 
 def _chunk(index: int, choice: Choice) -> Chunk:
     calls = tuple(
-        ToolCallDelta(position, call.id, call.name, call.arguments)
+        ToolCallDelta(position, call.id, call.name, call.arguments, call.type)
         for position, call in enumerate(choice.tool_calls)
     )
     said = Content(

@@ -51,6 +51,7 @@ from aigateway.wires.pricing import (
 )
 from aigateway.wires.quota import Quota
 from aigateway.wires.stream_reading import parsed
+from aigateway.wires.tool_calls import asks_for_custom_tools
 
 if TYPE_CHECKING:
     from aigateway.wires.connections import Witness
@@ -87,8 +88,8 @@ _HOP = 0.1
 _WITHOUT_EXTRA_BODY = frozenset({ProviderType.ANTHROPIC, ProviderType.GEMINI})
 """Vendors for which litellm does not put `extra_body` into the body."""
 
-_TAKE_TOKENS = frozenset({ProviderType.OPENAI, ProviderType.AZURE, ProviderType.OPENAI_COMPATIBLE})
-"""Vendors that embed tokens in place of texts."""
+_LIKE_OPENAI = frozenset({ProviderType.OPENAI, ProviderType.AZURE, ProviderType.OPENAI_COMPATIBLE})
+"""Vendors that may embed tokens in place of texts, and may know custom tools."""
 
 _LITELLMS_OWN = frozenset(
     {
@@ -279,7 +280,7 @@ class LiteLLMClient:
         """
         litellm = await self._ready()
         inputs = [each if isinstance(each, str) else list(each) for each in request.inputs]
-        if self._config.provider not in _TAKE_TOKENS and not isinstance(inputs[0], str):
+        if self._config.provider not in _LIKE_OPENAI and not isinstance(inputs[0], str):
             refused = Failure(FailureKind.UNSUPPORTED, code="token_arrays", param="input")
             raise VendorCallError(refused)
         called = await self._call(
@@ -308,7 +309,11 @@ class LiteLLMClient:
         return self._litellm
 
     def _refuse_what_would_be_dropped(self, request: ChatRequest) -> None:
-        """Anthropic has no such thing, and litellm leaves it out without a word."""
+        """Others than OpenAI have no such thing, and litellm leaves it out without a word."""
+        if self._config.provider not in _LIKE_OPENAI and asks_for_custom_tools(request):
+            raise VendorCallError(
+                Failure(FailureKind.UNSUPPORTED, code="custom_tools", param="tools")
+            )
         if self._config.provider is not ProviderType.ANTHROPIC or self._drop:
             return
         wanted = request.params.get("response_format")

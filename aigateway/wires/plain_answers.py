@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from aigateway.messages import Choice, Completion, ToolCall, Usage
+from aigateway.messages import TOOL_INPUTS, Choice, Completion, ToolCall, Usage
 from aigateway.wires.answers import stated_cost
 from aigateway.wires.content import content_of, parted, said_beside, text_of
-from aigateway.wires.tool_calls import is_cut
+from aigateway.wires.tool_calls import as_functions, is_cut
 
 __all__ = ["anthropic_completion", "gemini_completion", "openai_completion"]
 
@@ -40,7 +40,7 @@ _INTEGERS = {int}
 _NOTHING: Mapping[str, Any] = {}
 _CHOICE = frozenset({"index", "message", "finish_reason", "logprobs", "content_filter_results"})
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
-_CALL = frozenset({"id", "type", "function", "index"})
+_CALL = frozenset({"custom", "id", "type", "function", "index"})
 
 
 def openai_completion(body: Any) -> Completion | None:
@@ -183,6 +183,7 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
         or choice.get("logprobs")
     ):
         raise _Unusual
+    as_functions(message)
     calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
     if calls and (finish == "stop" or len({call.id for call in calls}) < len(calls)):
         raise _Unusual  # corrected elsewhere
@@ -204,15 +205,15 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
 def _tool_call(call: Mapping[str, Any]) -> ToolCall:
     function = call["function"]
     name, arguments = function["name"], function["arguments"]
+    kind = call.get("type")
     if (
         not call.keys() <= _CALL
-        or call.get("type") != "function"
+        or kind not in TOOL_INPUTS
         or not (_is_name(name) and isinstance(arguments, str) and _is_name(call["id"]))
-        or not arguments.strip()
-        or is_cut(arguments)
+        or (kind == "function" and (not arguments.strip() or is_cut(arguments)))
     ):
         raise _Unusual
-    return ToolCall(call["id"], name, arguments)
+    return ToolCall(call["id"], name, arguments, kind)
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:

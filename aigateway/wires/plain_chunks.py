@@ -24,7 +24,12 @@ from aigateway.wires.ends import (
     end_of,
 )
 from aigateway.wires.stream_reading import StreamReading
-from aigateway.wires.tool_calls import InputKeeper, add_missing_arguments, server_calls_in
+from aigateway.wires.tool_calls import (
+    InputKeeper,
+    add_missing_arguments,
+    as_functions,
+    server_calls_in,
+)
 
 __all__ = ["AnthropicReading", "GeminiReading", "OpenAIReading"]
 
@@ -64,6 +69,8 @@ class OpenAIReading(StreamReading):
         delta, finish = choice.get("delta") or _NOTHING, choice.get("finish_reason")
         error = choice.get("error")
         ending = end_of(OPENAI_ENDS, finish, error) if finish or error else None
+        if "tool_calls" in delta:
+            as_functions(delta)
         if not _is_plain_delta(delta):
             for read in self._parse({**event, "choices": [choice]}).choices:
                 self._take_choice(read, ending)
@@ -89,7 +96,8 @@ class OpenAIReading(StreamReading):
         for call in calls:
             function = call.get("function") or _NOTHING
             name, called = call.get("id") or "", function.get("name") or ""
-            pieces.append((call.get("index"), name, called, function.get("arguments") or ""))
+            text, kind = function.get("arguments") or "", call.get("type") or ""
+            pieces.append((call.get("index"), name, called, text, kind))
         return self._read_calls(index, pieces)
 
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
@@ -267,7 +275,7 @@ def _is_plain_delta(delta: Mapping[str, Any]) -> bool:
 
 def _is_plain_call(call: Mapping[str, Any]) -> bool:
     function = call.get("function") or _NOTHING
-    return call.get("type") in {None, "", "function"} and all(
+    return call.get("type") in {None, "", "function", "custom"} and all(
         value is None or type(value) is str
         for value in (call.get("id"), function.get("name"), function.get("arguments"))
     )

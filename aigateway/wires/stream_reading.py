@@ -143,7 +143,7 @@ class StreamReading(ABC):
             self._chunks.append(said)
 
     def _read_calls(
-        self, index: int, pieces: list[tuple[Any, str, str, str]]
+        self, index: int, pieces: list[tuple[Any, str, str, str, str]]
     ) -> tuple[ToolCallDelta, ...]:
         if pieces and not _is_place(index):
             raise CorruptEventError

@@ -13,15 +13,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from aigateway.messages import ToolCall, ToolCallDelta
+from aigateway.messages import ChatRequest, ToolCall, ToolCallDelta
 
 __all__ = [
     "InputKeeper",
     "ToolCallReader",
     "add_missing_arguments",
+    "as_functions",
+    "asks_for_custom_tools",
     "cleaned",
     "is_cut",
     "server_calls_in",
+    "unify",
 ]
 
 _BY_THE_VENDOR = "srvtoolu_"
@@ -36,7 +39,8 @@ def cleaned(calls: Iterable[ToolCall], not_for_the_caller: frozenset[str]) -> It
             continue
         name = call.id if call.id and call.id not in ids else _new_id()
         ids.add(name)
-        yield ToolCall(name, call.name, call.arguments if call.arguments.strip() else "{}")
+        given = call.arguments if call.arguments.strip() or call.type == "custom" else "{}"
+        yield ToolCall(name, call.name, given, call.type)
 
 
 def is_cut(arguments: str) -> bool:
@@ -71,19 +75,22 @@ def _is_open(text: str) -> bool:
 class _Call:
     """One call, as far as it has come."""
 
-    __slots__ = ("arguments", "hidden", "id", "index", "name", "number")
+    __slots__ = ("arguments", "hidden", "id", "index", "name", "number", "type")
 
-    def __init__(self, index: int, number: Any, name: str) -> None:
+    def __init__(self, index: int, number: Any, name: str, kind: str) -> None:
         self.index = index
         self.number = number
         self.id = name  # as the server gave it; may be none
         self.name = ""
         self.arguments: list[str] = []
         self.hidden = False
+        self.type = kind
 
     @property
     def is_complete(self) -> bool:
-        """Whether the arguments are an object that is closed."""
+        """Whether the arguments are an object that is closed. Free text may always go on."""
+        if self.type == "custom":
+            return False
         text = "".join(self.arguments)
         try:
             return bool(text) and isinstance(json.loads(text), dict)
@@ -108,7 +115,9 @@ class ToolCallReader:
         self._count = 0
         self._hidden = not_for_the_caller
 
-    def read(self, number: Any, name: str, function: str, arguments: str) -> ToolCallDelta | None:
+    def read(
+        self, number: Any, name: str, function: str, arguments: str, kind: str = ""
+    ) -> ToolCallDelta | None:
         """Take in a piece.
 
         Args:
@@ -116,6 +125,7 @@ class ToolCallReader:
             name: The id; "" if none came.
             function: The function's name, likewise.
             arguments: Likewise.
+            kind: "function" or "custom", likewise.
 
         Returns:
             What is new in it; None if nothing is, or if the call is not for the caller.
@@ -124,14 +134,15 @@ class ToolCallReader:
             return None
         call = self._known(number, name, function, arguments)
         if call is None:
-            return self._begun(number, name, function, arguments)
+            kind = "custom" if kind == "custom" else "function"
+            return self._begun(_Call(self._count, number, name, kind), function, arguments)
         self._last = call
         if number is not None:
             self._by_number[number] = call
         if name and not call.id:
             call.id, self._by_id[name] = name, call
         function, call.name = ("", call.name) if call.name else (function, function)
-        if arguments == "{}" and not call.arguments:
+        if arguments == "{}" and not call.arguments and call.type == "function":
             arguments = ""
         return self._said(call, "", function, arguments)
 
@@ -158,9 +169,8 @@ class ToolCallReader:
             return None
         return self._last  # the tail of a call whose head came under another number, or none
 
-    def _begun(self, number: Any, name: str, function: str, arguments: str) -> ToolCallDelta | None:
-        call = _Call(self._count, number, name)
-        call.name = function
+    def _begun(self, call: _Call, function: str, arguments: str) -> ToolCallDelta | None:
+        call.name, name, number = function, call.id, call.number
         call.hidden = name in self._hidden or name.startswith(_BY_THE_VENDOR)
         given = name if name and name not in self._by_id else _new_id()
         self._last = self._by_id[given] = call
@@ -168,9 +178,11 @@ class ToolCallReader:
             self._by_number[number] = call
         if not call.hidden:
             self._count += 1
+        if not call.hidden and call.type == "function":
             self._open.append(call)
-        # Some servers say so before the arguments come.
-        return self._said(call, given, function, "" if arguments == "{}" else arguments)
+            # Some servers say so before the arguments come.
+            arguments = "" if arguments == "{}" else arguments
+        return self._said(call, given, function, arguments)
 
     def _said(self, call: _Call, name: str, function: str, arguments: str) -> ToolCallDelta | None:
         if arguments:
@@ -179,7 +191,7 @@ class ToolCallReader:
                 self._open.remove(call)
         if call.hidden or not (name or function or arguments):
             return None
-        return ToolCallDelta(call.index, name, function, arguments)
+        return ToolCallDelta(call.index, name, function, arguments, call.type)
 
 
 def _unless_another(call: _Call, name: str, function: str, arguments: str) -> _Call | None:
@@ -217,6 +229,57 @@ class InputKeeper:
             delta = {"type": "input_json_delta", "partial_json": self._inputs.pop(index)}
             return {"type": "content_block_delta", "index": index, "delta": delta}
         return None
+
+
+def as_functions(said: Any) -> bool:
+    """Give the calls of OpenAI's custom tools the form of a function's, too; their type tells them.
+
+    Not every version of litellm knows another form. Changes what is given.
+
+    Args:
+        said: A message or a delta of OpenAI's.
+
+    Returns:
+        Whether there was one.
+    """
+    changed = False
+    calls = said.get("tool_calls") if isinstance(said, Mapping) else None
+    for call in calls if isinstance(calls, list) else ():
+        custom = call.get("custom") if isinstance(call, dict) else None
+        if isinstance(custom, Mapping) and not call.get("function"):
+            call["function"] = {"name": custom.get("name"), "arguments": custom.get("input")}
+            call["type"] = "custom"
+            changed = True
+    return changed
+
+
+def unify(body: Any) -> bool:
+    """Bring the calls in an answer, or in a stream's event, into the form that litellm knows.
+
+    Returns:
+        Whether anything was changed in the body.
+    """
+    if not isinstance(body, Mapping):
+        return False
+    choices = body.get("choices")
+    said = [
+        choice.get("delta") or choice.get("message")
+        for choice in (choices if isinstance(choices, list) else ())
+        if isinstance(choice, Mapping)
+    ]
+    return any([add_missing_arguments(body), *map(as_functions, said)])
+
+
+def asks_for_custom_tools(request: ChatRequest) -> bool:
+    """Whether a request offers custom tools, or has calls of them in its messages."""
+    tools = request.params.get("tools") or ()
+    return any(_is_custom(tool) for tool in tools) or any(
+        _is_custom(call) for message in request.messages for call in message.get("tool_calls") or ()
+    )
+
+
+def _is_custom(tool: Any) -> bool:
+    return isinstance(tool, Mapping) and tool.get("type") == "custom"
 
 
 def add_missing_arguments(body: Any) -> bool:

@@ -33,7 +33,7 @@ from aigateway.wires.plain_answers import (
 from aigateway.wires.plain_chunks import AnthropicReading, GeminiReading, OpenAIReading
 from aigateway.wires.pricing import OWN_OPTIONS
 from aigateway.wires.stream_reading import StreamReading
-from aigateway.wires.tool_calls import add_missing_arguments
+from aigateway.wires.tool_calls import asks_for_custom_tools, unify
 from aigateway.wires.wire import VendorRequest, VendorResponse
 
 __all__ = ["Translation", "translation_for"]
@@ -143,7 +143,11 @@ class Translation(ABC):
             request.params.keys() <= (_MAPPED_STREAMED if streamed else _MAPPED)
             and all(_is_plain(message, self._inlines_media) for message in request.messages)
             and not any("cache_control" in tool for tool in request.params.get("tools") or ())
+            and (self._has_custom_tools or not asks_for_custom_tools(request))
         )
+
+    _has_custom_tools = False
+    """Whether tools and calls may be of OpenAI's type "custom"; the other lane refuses them."""
 
     _read_plain: Callable[[Any], Completion | None]
     sample: bytes
@@ -188,6 +192,10 @@ class Translation(ABC):
     def answer(self, request: ChatRequest, sent: VendorRequest, received: VendorResponse) -> Any:
         """Read the vendor's answer into litellm's `ModelResponse`."""
         options = dict(sent.options)
+        body = received.json()
+        if unify(body):
+            content = json.dumps(body).encode()
+            received = VendorResponse(received.status_code, received.headers, content)
         return self._reader.transform_response(
             model=self._model,
             raw_response=received,
@@ -268,6 +276,7 @@ class _OpenAI(Translation):
     litellm_name = "openai"
     think_tags = True
     _inlines_media = False
+    _has_custom_tools = True
     _read_plain = staticmethod(openai_completion)
 
     def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
@@ -480,14 +489,6 @@ class _Gemini(Translation):
         b' "modelVersion": "m"}\n\n'
     )
     _count_option = "candidate_count"
-
-    def answer(self, request: ChatRequest, sent: VendorRequest, received: VendorResponse) -> Any:
-        """As every vendor's; litellm needs the arguments that a call without any leaves out."""
-        body = received.json()
-        if add_missing_arguments(body):
-            content = json.dumps(body).encode()
-            received = VendorResponse(received.status_code, received.headers, content)
-        return super().answer(request, sent, received)
 
     def _stream_address(self) -> str:
         return f"{self._base}/models/{self._model}:streamGenerateContent?alt=sse"

@@ -106,9 +106,9 @@ def test_embedding() -> None:
     assert request.timeout == 5
     assert len(request.request_id) == 16
     assert embed("a").inputs == ("a",)
-    given = [[1, 2], (3,)]
-    tokens = embed(given)
-    given[0].append(9)
+    first = [1, 2]
+    tokens = embed([first, (3,)])
+    first.append(9)
     assert tokens.inputs == ((1, 2), (3,))
     assert embed([7, 2**31 - 1]).inputs == ((7, 2**31 - 1),)
     assert prompt_size(tokens) == (0, 3)

@@ -117,3 +117,48 @@ async def test_an_answer_goes_back_into_the_conversation(client):
     history = [*USER, message, {"role": "user", "content": "Again."}]
     reply = await client.chat.completions.create(model="auto", messages=history)
     assert reply.choices[0].message.content == "fact"
+
+
+CUSTOM = {"id": "call_1", "type": "custom", "custom": {"name": "grep", "input": '{"half'}}
+GREP: Any = [{"type": "custom", "custom": {"name": "grep"}}]
+
+
+async def test_a_custom_tools_calls_there_and_back():
+    async with bodies.Vendor() as vendor:
+        pieces = [
+            {"index": 0, **CUSTOM, "custom": {"name": "grep", "input": ""}},
+            {"index": 0, "custom": {"input": '{"half'}},
+        ]
+        deltas = [{"tool_calls": [piece]} for piece in pieces]
+        bodies.openai(
+            vendor, {"content": None, "tool_calls": [CUSTOM]}, *deltas, finish="tool_calls"
+        )
+
+        class Compatible:
+            def config(self, **more):
+                return vendor.config(bodies.COMPATIBLE, **more)
+
+        async with (
+            served(Compatible(), cache_enabled=False) as (_, url),
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
+        ):
+            asked: Any = {"model": "auto", "messages": USER, "tools": GREP}
+            reply = await client.chat.completions.create(**asked)
+            message = reply.choices[0].message
+            assert [call.model_dump() for call in message.tool_calls or ()] == [CUSTOM]
+            stream = await client.chat.completions.create(stream=True, **asked)
+            calls = [
+                piece
+                async for chunk in stream
+                for choice in chunk.model_dump(exclude_unset=True)["choices"]
+                for piece in choice["delta"].get("tool_calls") or ()
+            ]
+            assert calls == pieces
+            async with httpx.AsyncClient() as plain:
+                body = {"message": "Find it.", "tools": GREP}
+                told = (await plain.post(f"{url}/chat", json=body)).json()
+            assert told["tool_calls"] == [CUSTOM]
+            result: Any = {"role": "tool", "tool_call_id": "call_1", "content": "found"}
+            history: Any = [*USER, message.model_dump(exclude_none=True), result]
+            await client.chat.completions.create(model="auto", messages=history, tools=GREP)
+            assert vendor.received[-1]["messages"][1]["tool_calls"] == [CUSTOM]

@@ -246,14 +246,15 @@ class _Client:
             await self._end(call, how)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        call, dice, trouble = self._begin(request, request.inputs[0], "embeddings")
+        call, dice, trouble = self._begin(request, str(request.inputs[0]), "embeddings")
         how = "cancelled"
         try:
             await self._wait(dice, trouble)
             self._refuse(call, trouble)
             how = "answered"
             self._vendors.watcher.answered(call)
-            return Embeddings("m", tuple(map(vector_of, request.inputs)), Usage(1, 0, 1), PRICE)
+            vectors = tuple(vector_of(str(each)) for each in request.inputs)
+            return Embeddings("m", vectors, Usage(1, 0, 1), PRICE)
         except VendorCallError as error:
             how = str(error.failure.kind)
             raise

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aigateway.errors import FailureKind
+from aigateway.messages import ChatRequest, ToolCall
+from aigateway.wires.client import Failure
 from aigateway.wires.tool_calls import ToolCallReader, is_cut
 from tests.wires.calls import asking
 from tests.wires.shapes import TOOL
@@ -21,6 +23,7 @@ from tests.wires.test_ends import (
     gemini_whole,
     openai_piece,
     openai_whole,
+    rest_of,
     serve,
 )
 
@@ -275,3 +278,89 @@ def test_whatever_comes_each_call_says_its_id_and_its_name_once(pieces):
     for index in indices:
         assert sum(bool(d.name) for d in deltas if d.index == index) <= 1
         assert "".join(d.arguments for d in deltas if d.index == index)
+
+
+GREP = {"type": "custom", "custom": {"name": "grep", "description": "Search."}}
+WRITTEN = '{"pattern": "half'  # free text: it only looks like JSON that was cut
+CUSTOM = {"id": "call_1", "type": "custom", "custom": {"name": "grep", "input": WRITTEN}}
+FUNCTION = {"id": "call_2", "type": "function", "function": {"name": "f", "arguments": OSLO}}
+CUSTOM_CALLS = [
+    {"index": 0, "id": "call_1", "type": "custom", "custom": {"name": "grep", "input": ""}},
+    {"index": 0, "custom": {"input": WRITTEN[:7]}},
+    {"index": 0, "custom": {"input": WRITTEN[7:]}},
+    {"index": 1, **FUNCTION},
+]
+
+
+class TestCustomTools:
+    """OpenAI's tools whose input is free text."""
+
+    @pytest.mark.parametrize("finish", ["tool_calls", "stop"])
+    @pytest.mark.parametrize("wire", ["openai", "azure", "openai_compatible"])
+    async def test_whole(self, serve, wire, finish):
+        client = await serve(wire, with_calls(CUSTOM, FUNCTION, finish=finish))
+        choice = (await client.chat(asking(tools=[GREP, TOOL]))).choices[0]
+        assert choice.finish_reason == "tool_calls"
+        assert choice.tool_calls == (
+            ToolCall("call_1", "grep", WRITTEN, "custom"),
+            ToolCall("call_2", "f", OSLO),
+        )
+
+    async def test_nothing_written_is_no_json(self, serve):
+        empty = CUSTOM | {"custom": {"name": "grep", "input": ""}}
+        client = await serve("openai", with_calls(empty))
+        calls = (await client.chat(asking(tools=[GREP]))).choices[0].tool_calls
+        assert calls == (ToolCall("call_1", "grep", "", "custom"),)
+        client = await serve("openai", with_deltas({"index": 0, **empty}))
+        _, completion = await drained(client, tools=[GREP])
+        assert completion.choices[0].tool_calls == calls
+
+    @pytest.mark.parametrize("more", [{}, {"provider_specific": {"odd": [1]}}], ids=["", "odd"])
+    @pytest.mark.parametrize("wire", ["openai", "azure", "openai_compatible"])
+    async def test_streamed(self, serve, wire, more):
+        pieces = [delta(tool_calls=[c], **more) for c in CUSTOM_CALLS]
+        client = await serve(wire, [*pieces, openai_piece(None, "tool_calls"), DONE])
+        chunks, completion = await drained(client, tools=[GREP, TOOL])
+        calls = completion.choices[0].tool_calls
+        assert calls == (
+            ToolCall("call_1", "grep", WRITTEN, "custom"),
+            ToolCall("call_2", "f", OSLO),
+        )
+        assert seen(chunks) == [(c.id, c.name, c.arguments) for c in calls]
+        types = [(p.index, p.type) for chunk in chunks for p in chunk.tool_calls]
+        assert set(types) == {(0, "custom"), (1, "function")}
+
+    async def test_the_history_goes_back_as_it_came(self, simulator, connect):
+        for vendor in (simulator.openai, simulator.azure):
+            vendor.behave(None)
+            client = connect(vendor.config())
+            answered = {"role": "assistant", "content": None, "tool_calls": [CUSTOM, FUNCTION]}
+            results = [
+                {"role": "tool", "tool_call_id": c["id"], "content": "x"}
+                for c in (CUSTOM, FUNCTION)
+            ]
+            asked = {"role": "user", "content": "hi"}
+            choice = {"type": "custom", "custom": {"name": "grep"}}
+            request = ChatRequest(
+                (asked, answered, *results), params={"tools": [GREP, TOOL], "tool_choice": choice}
+            )
+            await client.chat(request)
+            await rest_of(await client.stream(request))
+            for received in vendor.received:
+                assert received.body["messages"][1]["tool_calls"] == [CUSTOM, FUNCTION]
+                assert received.body["tools"] == [GREP, TOOL]
+                assert received.body["tool_choice"] == choice
+
+    @pytest.mark.parametrize("wire", ["gemini", "anthropic"])
+    async def test_other_wires_are_passed_over(self, simulator, connect, wire):
+        vendor = getattr(simulator, wire)
+        answered = {"role": "assistant", "content": None, "tool_calls": [CUSTOM]}
+        result = {"role": "tool", "tool_call_id": "call_1", "content": "x"}
+        asked = {"role": "user", "content": "hi"}
+        refused = Failure(FailureKind.UNSUPPORTED, code="custom_tools", param="tools")
+        for request in (asking(tools=[GREP]), ChatRequest((asked, answered, result))):
+            for dropping in ("hints", True):
+                client = connect(vendor.config(), drop_unsupported_params=dropping)
+                assert await failure_of(client.chat(request)) == refused
+                assert await failure_of(client.stream(request)) == refused
+        assert vendor.request_count == 0

@@ -262,6 +262,8 @@ def _wrong(text: str, param: str | None = None, code: str | None = None) -> Refu
 def _forced_tool(body: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     functions = [tool["function"] for tool in body.get("tools") or () if "function" in tool]
     choice = body.get("tool_choice")
+    if isinstance(choice, Mapping) and choice.get("type") == "custom":
+        return None  # its tools write no text of this kind
     if isinstance(choice, Mapping):
         wanted = (choice.get("function") or {}).get("name")
         functions = [f for f in functions if f["name"] == wanted]

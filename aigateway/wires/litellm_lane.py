@@ -143,6 +143,7 @@ class LiteLLMClient:
         self._options = call_options(config, drop_unsupported_params=self._drop)
         # For Gemini, litellm takes this mark as an order to create a cache first: more requests.
         self._without = "cache_control" if config.provider is ProviderType.GEMINI else None
+        self._is_like_openai = config.provider in _LIKE_OPENAI
         self._has_think_tags = config.provider not in _NO_THINK_TAGS
         self._litellm: ModuleType | None = None
         self._client: SDKClient | None = None
@@ -280,7 +281,7 @@ class LiteLLMClient:
         """
         litellm = await self._ready()
         inputs = [each if isinstance(each, str) else list(each) for each in request.inputs]
-        if self._config.provider not in _LIKE_OPENAI and not isinstance(inputs[0], str):
+        if not self._is_like_openai and not isinstance(inputs[0], str):
             refused = Failure(FailureKind.UNSUPPORTED, code="token_arrays", param="input")
             raise VendorCallError(refused)
         called = await self._call(
@@ -310,7 +311,7 @@ class LiteLLMClient:
 
     def _refuse_what_would_be_dropped(self, request: ChatRequest) -> None:
         """Others than OpenAI have no such thing, and litellm leaves it out without a word."""
-        if self._config.provider not in _LIKE_OPENAI and asks_for_custom_tools(request):
+        if not self._is_like_openai and asks_for_custom_tools(request):
             raise VendorCallError(
                 Failure(FailureKind.UNSUPPORTED, code="custom_tools", param="tools")
             )
@@ -360,6 +361,11 @@ class LiteLLMClient:
             **client,
             **more,
         }
+        choice = arguments.get("tool_choice")
+        if isinstance(choice, Mapping) and "function" not in choice and self._is_like_openai:
+            # litellm refuses OpenAI's newer forms ("custom", "allowed_tools").
+            extra = arguments.get("extra_body") or {}
+            arguments["extra_body"] = {"tool_choice": arguments.pop("tool_choice"), **extra}
         if request.headers:
             own = arguments.get("extra_headers") or {}
             arguments["extra_headers"] = with_carried(own, request.headers)

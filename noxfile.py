@@ -32,6 +32,7 @@ def tests(session: nox.Session) -> None:
 
 AT_BOUNDARIES = (
     "tests/wires",
+    "tests/http/test_readme.py",
     "tests/cache/test_backend.py",
     "tests/cache/test_store.py",
     "tests/settings",

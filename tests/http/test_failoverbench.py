@@ -51,7 +51,7 @@ class Vendors:
         self.clock = clock
         self.began = clock.now()
         self.fault = fault
-        self.at = {"primary": [], "fallback": []}  # when each was asked
+        self.at: dict[str, list[float]] = {"primary": [], "fallback": []}  # when each was asked
         self.silent = 0
         self.prefills = 0
 

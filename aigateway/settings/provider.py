@@ -132,8 +132,9 @@ class LLMConfig(Frozen):
     extra: Annotated[dict[str, Any], BeforeValidator(_unmasked)] = Field(
         default_factory=dict, repr=False
     )
-    """Vendor-specific options, handed to its wire as they are. Not shown in repr, and masked
-    in dumps."""
+    """Vendor-specific options, handed to its wire as they are. A chat's parameters among them are
+    fitted to the model as a caller's, which stand over them. Not shown in repr, and masked in
+    dumps."""
 
     if TYPE_CHECKING:
 

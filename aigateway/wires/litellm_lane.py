@@ -29,6 +29,7 @@ from pydantic import SecretStr
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.events import Operation
+from aigateway.intake.params import CHAT_PARAMS
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.answers import completion_from, embeddings_from
@@ -352,10 +353,16 @@ class LiteLLMClient:
         return gemini_embedding
 
     def _arguments(self, request: ChatRequest | EmbeddingRequest, **more: Any) -> dict[str, Any]:
-        """The caller's parameters stand over `extra`, and what the gateway rules over both."""
+        """The caller's parameters stand over `extra`, and what the gateway rules over both.
+
+        In a chat, those of a chat in `extra` have been fitted to the model with the caller's.
+        """
+        defaults = self._defaults
+        if isinstance(request, ChatRequest):
+            defaults = {n: v for n, v in defaults.items() if n not in CHAT_PARAMS}
         client = {} if self._client is None else {"client": self._client.handle}
         arguments = {
-            **fresh_copy(self._defaults),
+            **fresh_copy(defaults),
             **fresh_copy(request.params),
             **self._options,
             **client,

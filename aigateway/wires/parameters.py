@@ -246,6 +246,7 @@ class Parameters:
         self._stands_for_another = self._model != config.model
         self._is_unknown = self._vendor is ProviderType.OPENAI_COMPATIBLE
         self._map: Callable[..., Any] | None = None
+        self._defaults = {n: v for n, v in config.extra.items() if n in CHAT_PARAMS}
         self._free = CHAT_PARAMS - HINTS if dropping else CHAT_PARAMS
         if self._stands_for_another:
             self._free -= frozenset(_LIMITS)
@@ -283,7 +284,12 @@ class Parameters:
             self._free -= {n for n, v in _SHAPES.items() if self._mapped({n: v}) is None}
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
-        """Give the request as the provider takes it: the same one, if nothing is to be changed."""
+        """Give the request as the provider takes it: the same one, if nothing is to be changed.
+
+        Parameters in the provider's `extra` are in it, as far as the caller says nothing else.
+        """
+        if self._defaults:
+            request = replace(request, params=self._completed(request.params))
         params = request.params
         if params.keys() <= self._free:
             return request
@@ -303,7 +309,19 @@ class Parameters:
 
     def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         """Name what would be left out of these parameters."""
-        return () if params.keys() <= self._free else self._plan(params).dropped
+        if params.keys() <= self._free:
+            return ()
+        dropped = self._plan(self._completed(params)).dropped
+        return tuple([n for n in dropped if n in params]) if self._defaults else dropped
+
+    def _completed(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A caller's parameters, and the provider's own where the caller gives none."""
+        if not self._defaults:
+            return params
+        own = self._defaults
+        if not params.keys().isdisjoint(_LIMITS):  # two names of one thing
+            own = {name: value for name, value in own.items() if name not in _LIMITS}
+        return {**own, **params}
 
     # ── what the vendor has refused ──────────────────────────────────────────────────────────
 
@@ -329,7 +347,8 @@ class Parameters:
         if not (self._dropping is True or (self._dropping and name in HINTS)):
             return failure
         self._note(_refusal_of(name, failure, sent.params))
-        if self._plan(given.params).carried_out(given.params) == sent.params:
+        params = self._completed(given.params)
+        if self._plan(params).carried_out(params) == sent.params:
             return failure  # nothing would be different
         changed = replace(failure, kind=FailureKind.UNSUPPORTED, mendable=True)
         return None if self._dropping is True else changed

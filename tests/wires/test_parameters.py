@@ -353,3 +353,37 @@ async def test_the_vendors_words_are_for_the_object_only(vendor, client, caplog)
     cause = failure.of("a")
     assert cause.detail == "Bad key *** for 'the prompt'"
     assert "the prompt" not in str(cause) + repr(cause) + repr(failure) + caplog.text
+
+
+class TestOfTheProvider:
+    """Parameters in `LLMConfig.extra` are fitted like a caller's."""
+
+    async def test_hints_are_left_out(self, vendor, connect, streamed, caplog):
+        own = NOT_TAKEN[vendor.name]
+        client = connect(vendor.config(extra={**own, "max_tokens": 50}))
+        for _ in range(2):
+            body, dropped = await sent(vendor, client, streamed)
+            assert body.keys().isdisjoint(own)
+            assert dropped == ()  # none of the caller's
+            assert "50" in str(body)
+        told = [r.getMessage() for r in caplog.records if r.name == "aigateway.wires.parameters"]
+        assert len(told) == len(own)
+
+    async def test_values_are_in_range_and_the_callers_stand_over_them(
+        self, simulator, connect, streamed
+    ):
+        vendor = simulator.anthropic
+        client = connect(vendor.config(extra={"temperature": 1.3, "max_tokens": 50}))
+        body, _ = await sent(vendor, client, streamed)
+        assert (body["temperature"], body["max_tokens"]) == (1.0, 50)
+        body, _ = await sent(vendor, client, streamed, temperature=0.5, max_completion_tokens=70)
+        assert (body["temperature"], body["max_tokens"]) == (0.5, 70)
+
+    async def test_what_is_refused_is_learned(self, server, connect, streamed):
+        server.refuses = lambda b: REFUSALS["unsupported_value"] if "temperature" in b else None
+        client = connect(server.config.model_copy(update={"extra": {"temperature": 0.2}}))
+        with pytest.raises(VendorCallError) as caught:
+            await ask(client, streamed, seed=1)
+        assert caught.value.failure.mendable
+        await ask(client, streamed, seed=1)
+        assert (server.bodies[-1]["seed"], "temperature" in server.bodies[-1]) == (1, False)

@@ -97,7 +97,7 @@ def simulate(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("litellm", ["1.105.0", "1.109.1"])
+@nox.parametrize("litellm", ["1.105.0", "1.110.2"])
 def litellm_range(session: nox.Session, litellm: str) -> None:
     """Run the tests of the wires against the oldest and the newest litellm that is supported."""
     install(session)

@@ -105,7 +105,8 @@ async def test_structured_output(call, vendor):
 
 async def test_reasoning_and_system(call, vendor):
     vendor.answer(lambda received: Answer(str(system_of(received)), reasoning="hm"))
-    reply = await call(temperature=0.5, stop=["END"])
+    # Newer ones of litellm know that the latest models of Gemini take no temperature.
+    reply = await call(temperature=0.5, stop=["END"], drop_params=True)
     assert reply.choices[0].message.reasoning_content == "hm"
 
 

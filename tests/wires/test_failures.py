@@ -24,7 +24,7 @@ from tests import descriptors
 
 NOW = 1_700_000_000.0
 URL = "http://127.0.0.1/v1"
-REQUEST = httpx.Request("POST", URL)
+REQUEST: Any = httpx.Request("POST", URL)  # to type checkers the newest SDK wants httpx2's
 ASKED: Any = SimpleNamespace(real_url=URL)
 
 
@@ -43,6 +43,10 @@ def litellms(name, base=Exception, **attributes):
 def answered(status, body=b"", headers=None):
     response = httpx.Response(status, content=body, headers=headers, request=REQUEST)
     return httpx.HTTPStatusError("words", request=REQUEST, response=response)
+
+
+def came(status, **content) -> Any:
+    return httpx.Response(status, request=REQUEST, **content)
 
 
 def behind(top, *, cause=None, context=None, original=None):
@@ -153,7 +157,7 @@ class TestVerdicts:
         (httpx.InvalidURL(""), "connection"),
         (aiohttp.ContentTypeError(ASKED, ()), "bad_answer"),
         (
-            openai.APIResponseValidationError(httpx.Response(200, request=REQUEST), None),
+            openai.APIResponseValidationError(came(200), None),
             "bad_answer",
         ),
         pytest.param(
@@ -453,14 +457,14 @@ class TestChain:
 
     def test_the_sdks_status_error(self):
         body = {"error": {"code": "insufficient_quota"}}
-        response = httpx.Response(429, json=body, request=REQUEST)
+        response = came(429, json=body)
         failure = classify(openai.RateLimitError("", response=response, body=None), now_wall=NOW)
         assert failure == Failure(
             FailureKind.NO_CREDIT, 429, None, "insufficient_quota", certain=True
         )
 
     def test_a_body_that_the_sdk_unwrapped(self):
-        response = httpx.Response(400, request=REQUEST)
+        response = came(400)
         exc = openai.BadRequestError(
             "", response=response, body={"code": "context_length_exceeded", "message": ""}
         )

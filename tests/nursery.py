@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def _start(order: dict[str, Any]) -> None:
         os.setsid()
         os.chdir(directory)
         os.environ.update(order["env"])
+        tempfile.tempdir = None  # newer packages have asked for it while they were loaded
         if "FILES" in os.environ:
             soft, hard = map(int, os.environ["FILES"].split())
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -122,6 +122,11 @@ class ProviderStatus:
     operations: Mapping[Operation, OperationStatus] = field(default_factory=dict)
 
 
+_REPEATS_COUNT_AGAIN = 60.0
+"""Seconds of a period in which repeats of one failed request count once towards opening a circuit.
+"""
+
+
 class Pass:
     """What an attempt holds of its provider's guards, from `Guards.begin` to its end.
 
@@ -300,7 +305,9 @@ class Guards:
                 permit.success()
             return
         if permit is not None and effect is Effect.FAILED:
-            permit.failure(outcome.cause())
+            # A vendor that fails whoever asks the same thing all day is left, too, if late.
+            period = self.breaker.clock.now() // _REPEATS_COUNT_AGAIN
+            permit.failure((outcome.cause(), period))
         elif permit is not None:
             permit.release()
         self.setup.end(held.checked, outcome)

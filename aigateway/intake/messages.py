@@ -70,6 +70,11 @@ def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list | tuple):
         refuse(f"The prompt must be a text or a list of messages, not {type(prompt).__name__}.")
+    _check_list(prompt, max_bytes)
+    return prompt
+
+
+def _check_list(prompt: Sequence[object], max_bytes: int) -> None:
     if not prompt:
         refuse("messages is empty; give at least one message.")
     if len(prompt) > MOST_MESSAGES:
@@ -92,7 +97,6 @@ def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
             calls += len(made)
             if calls > MOST_CALLS:
                 refuse(f"messages hold more than {MOST_CALLS:,} tool calls.")
-    return prompt
 
 
 def _problem(message: Mapping[str, Any], content: Any) -> str | None:

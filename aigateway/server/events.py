@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aigateway.clock import Clock
-from aigateway.server.presence import StoppingError, CancelOnDisconnect, WhileServing
+from aigateway.server.presence import CancelOnDisconnect, StoppingError, WhileServing
 
 __all__ = ["EventStream", "Turns"]
 

@@ -421,9 +421,9 @@ class LiteLLMClient:
         if error is None:
             return Failure(FailureKind.BAD_ANSWER)
         failure = classify(error, now_wall=now_wall)
-        if self._client is None or failure.kind is FailureKind.SATURATED:
-            return failure
-        if not witness.requests or (failure.status is None and failure.kind in _LITELLMS_OWN):
+        own = failure.status is None and failure.kind in _LITELLMS_OWN
+        unsent = self._client is not None and (own or not witness.requests)
+        if unsent and failure.kind is not FailureKind.SATURATED:
             # litellm could not put this request into the vendor's words, whatever its exception
             # says: its text may quote the request. The vendor is not to blame, and the next one's
             # words may do.

@@ -245,10 +245,9 @@ class Watch:
         times: dict[Hashable, list[float]] = {}
         for asks, began in seen.ill:
             times.setdefault(asks, []).append(began)
-        # Repeats count once in each minute.
+        # Repeats count again after a minute.
         ill = sum(
-            min(len(began), 1 + int(self.time() // 60 - min(began) // 60))
-            for began in times.values()
+            min(len(began), 1 + int((self.time() - min(began)) // 60)) for began in times.values()
         )
         if event.old == "closed" and ill < self.settings["failure_threshold"]:
             self.broken("blame", f"{event.provider}: opened after {ill} requests met trouble")

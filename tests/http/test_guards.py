@@ -197,16 +197,16 @@ class TestBlameTakesEvidence:
                 events.append(event)
 
         configs = [vendors[0].config(name="p0"), vendors[1].config(name="p1", priority=-1)]
-        async with AsyncGateway(configs, attempt_timeout=0.5, hooks=[Hook()]) as gateway:
+        async with AsyncGateway(configs, attempt_timeout=2.0, hooks=[Hook()]) as gateway:
             await gateway.warmup()
             tasks = [asyncio.create_task(gateway.chat(f"question {i}")) for i in range(20)]
             await asyncio.sleep(0.1)
-            time.sleep(1.0)  # noqa: ASYNC251 - this is what an application does wrong
+            time.sleep(2.5)  # noqa: ASYNC251 - this is what an application does wrong
             replies = await asyncio.gather(*tasks)
             assert {reply.provider for reply in replies} == {"p0"}
             assert {len(reply.attempts) for reply in replies} == {1}
         stalls = [event for event in events if event.name == "loop.stalled"]
-        assert sum(event.seconds for event in stalls) >= 0.5
+        assert sum(event.seconds for event in stalls) >= 2.0
         assert stalls[0].in_flight == 20
         assert not [event for event in events if event.name == "provider.failed"]
 

@@ -21,7 +21,7 @@ from typing import Self
 
 from aigateway import intake
 from aigateway.cache.flight import Flights, Lead
-from aigateway.cache.key import cache_key, embedding_digest
+from aigateway.cache.key import cache_key, embedding_digest, rough_digest
 from aigateway.cache.store import AnswerCache, Remembered, ttl_for
 from aigateway.errors import (
     AllProvidersFailedError,
@@ -120,7 +120,7 @@ class Answering:
             key = self._key(request) if request.size <= _LONG else await self._key_of_long(request)
             response = self._replayed(key, request, entry)
             if response is None:
-                run = self._stream_run(request, resume, entry, key)
+                run = self._stream_run(request, resume, entry)
                 try:
                     async with contextlib.aclosing(run.chunks()) as chunks:
                         async for chunk in _ClosedByUs(chunks):
@@ -150,7 +150,7 @@ class Answering:
     async def _answer(self, request: ChatRequest, entry: Entry) -> ChatResponse:
         key = self._key(request) if request.size <= _LONG else await self._key_of_long(request)
         if key is None:
-            return self._fresh(request, entry, await self._dispatch(request, entry, key))
+            return self._fresh(request, entry, await self._dispatch(request, entry))
         # Two classes may share a schema and still judge differently, so each looks for itself.
         model = request.response_model
         if request.cache is True:
@@ -160,7 +160,7 @@ class Answering:
         try:
             served, joined = await self._share(key, request, entry)
             if joined and not fits(model, served.answer):
-                served, joined = await self._dispatch(request, entry, key), False
+                served, joined = await self._dispatch(request, entry), False
         except (AllProvidersFailedError, DeadlineExceededError):
             stale = self._cache.lookup_stale(key) if request.cache is True else None
             if stale is None or not fits(model, stale.completion):
@@ -216,7 +216,7 @@ class Answering:
         """Begin a flight; its own dispatch keeps the deadline."""
 
         async def dispatch_and_remember() -> Served[Completion]:
-            served = await self._dispatch(request, entry, key)
+            served = await self._dispatch(request, entry)
             self._remember(key, request, served)
             return served
 
@@ -228,9 +228,7 @@ class Answering:
             raise
         return served, False
 
-    async def _dispatch(
-        self, request: ChatRequest, entry: Entry, key: str | None
-    ) -> Served[Completion]:
+    async def _dispatch(self, request: ChatRequest, entry: Entry) -> Served[Completion]:
         model, settings = request.response_model, self._settings
 
         async def ask(attempt: PendingAttempt) -> Completion:
@@ -245,7 +243,7 @@ class Answering:
                 raise VendorCallError(Failure(FailureKind.INVALID_OUTPUT), completion)
             return completion
 
-        return await self._failovers.run(self._state(request, entry, key), Work(ask))
+        return await self._failovers.run(self._state(request, entry), Work(ask))
 
     def _key(self, request: ChatRequest) -> str | None:
         """The cache key, where the cache is of use."""
@@ -267,10 +265,8 @@ class Answering:
             return None
         return self._from_cache(request, entry, remembered, stale=stale)
 
-    def _stream_run(
-        self, request: ChatRequest, resume: Resume | None, entry: Entry, key: str | None
-    ) -> StreamRun:
-        state = self._state(request, entry, key)
+    def _stream_run(self, request: ChatRequest, resume: Resume | None, entry: Entry) -> StreamRun:
+        state = self._state(request, entry)
         return StreamRun(
             self._failovers,
             request,
@@ -303,9 +299,7 @@ class Answering:
         )
         self._cache.remember(key, served.answer, served.provider, ttl)
 
-    def _state(
-        self, request: ChatRequest | EmbeddingRequest, entry: Entry, key: str | None = None
-    ) -> RequestState:
+    def _state(self, request: ChatRequest | EmbeddingRequest, entry: Entry) -> RequestState:
         deadline = self._deadline(request, entry.began)
         if isinstance(request, EmbeddingRequest):
             return RequestState(
@@ -331,7 +325,7 @@ class Answering:
             entry.began,
             deadline,
             # Without the partition: a prompt is the same, whoever sends it.
-            cause=lambda: key if key and request.size > _LONG else cache_key(request),
+            cause=lambda: cache_key(request) if request.size <= _LONG else rough_digest(request),
             model=request.model,
             tokens=tokens,
             params=None if request.params.keys().isdisjoint(HINTS) else request.params,

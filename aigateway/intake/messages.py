@@ -16,6 +16,10 @@ __all__ = ["MOST_MESSAGES", "copied_messages"]
 MOST_MESSAGES = 10_000
 """Messages of a request, and parts of a message."""
 
+MOST_CALLS = 2048
+"""Tool calls in all messages: to find the call that a result belongs to takes longer the more there
+are."""
+
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", "audio")
@@ -66,11 +70,16 @@ def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list | tuple):
         refuse(f"The prompt must be a text or a list of messages, not {type(prompt).__name__}.")
+    _check_list(prompt, max_bytes)
+    return prompt
+
+
+def _check_list(prompt: Sequence[object], max_bytes: int) -> None:
     if not prompt:
         refuse("messages is empty; give at least one message.")
     if len(prompt) > MOST_MESSAGES:
         refuse(f"There are {len(prompt):,} messages; give at most {MOST_MESSAGES:,}.")
-    size = 0
+    size = calls = 0
     for index, message in enumerate(prompt):
         if not isinstance(message, Mapping):
             kind, fix = type(message).__name__, 'give a mapping with "role" and "content"'
@@ -83,7 +92,11 @@ def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
             refuse(f"messages[{index}]: {problem}.")
         size += json_length(content) if isinstance(content, str) else 0
         check_size(size, max_bytes, or_more=True)
-    return prompt
+        made = message.get("tool_calls")
+        if isinstance(made, list | tuple):
+            calls += len(made)
+            if calls > MOST_CALLS:
+                refuse(f"messages hold more than {MOST_CALLS:,} tool calls.")
 
 
 def _problem(message: Mapping[str, Any], content: Any) -> str | None:

@@ -27,7 +27,7 @@ from typing import ParamSpec, TypeVar
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import CircuitOpenError, ConfigurationError
 
-__all__ = ["CircuitBreaker", "CircuitState", "Permit", "Rejected"]
+__all__ = ["MOST_CAUSES", "CircuitBreaker", "CircuitState", "Permit", "Rejected"]
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.resilience.guard import AttemptOutcome, Effect, GuardListener, GuardRefusal
+from aigateway.resilience.last_resort import OVERDUE
 
 __all__ = ["Cooldown", "CooldownPolicy", "Setup", "SetupPolicy"]
 
@@ -74,8 +75,16 @@ class Cooldown:
         """Why an attempt may not begin now, or None."""
         if self.until == -math.inf:
             return None  # the ordinary case needs no look at the clock
-        wait = max(self.until, self._out_until) - self._clock.now()
-        return GuardRefusal(FailureKind.COOLING_DOWN, wait) if wait > 0 else None
+        now, out = self._clock.now(), self._out_until
+        wait = max(self.until, out) - now
+        if wait <= 0:
+            return None
+        if self.until > now:
+            return GuardRefusal(FailureKind.COOLING_DOWN, wait)
+        # The trial may hang for a reason of its own. With no other provider left, a request waits
+        # for its end, and is the next trial once it is overdue.
+        overdue = max(0.0, out - self.policy.lease + OVERDUE - now)
+        return GuardRefusal(FailureKind.COOLING_DOWN, wait, overdue, pending=True)
 
     def begin(self) -> bool:
         """An attempt begins. Returns whether it is the trial after a cooldown that was clamped."""

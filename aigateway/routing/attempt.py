@@ -417,7 +417,8 @@ class PendingAttempt:
             if answer is not None:
                 provider.counters.spent(answer.usage, cost_usd)
             provider.counters.failed(kind)
-            self.candidate.cause = failure.of(provider.name)
+            longest = self.candidate.guards.cooldown.policy.clamp
+            self.candidate.cause = failure.of(provider.name, longest)
             self.candidate.unreachable = failure.unreachable
         request.attempts.append(
             AttemptRecord(

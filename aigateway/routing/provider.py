@@ -7,7 +7,7 @@ nothing about chat.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from aigateway.events import (
     ProviderEnabled,
     ProviderRecovered,
 )
-from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, Rejected
+from aigateway.resilience.breaker import MOST_CAUSES, CircuitBreaker, CircuitState, Permit, Rejected
 from aigateway.resilience.concurrency import AdaptiveLimit, Slots
 from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, Setup, SetupPolicy
 from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect, GuardRefusal
@@ -122,6 +122,10 @@ class ProviderStatus:
     operations: Mapping[Operation, OperationStatus] = field(default_factory=dict)
 
 
+_REPEATS_COUNT_AGAIN = 60.0
+"""Seconds after which a repeat of a failed request is one more failure in a row."""
+
+
 class Pass:
     """What an attempt holds of its provider's guards, from `Guards.begin` to its end.
 
@@ -164,6 +168,7 @@ class Guards:
         "_emitter",
         "_operation",
         "_provider",
+        "_repeats",
         "answers",
         "breaker",
         "cooldown",
@@ -184,6 +189,8 @@ class Guards:
         self._provider = config.name
         self._operation: Operation = operation
         self._emitter = emitter
+        # Of the requests that failed in a row: when each counted first, and how often again.
+        self._repeats: dict[Hashable, tuple[float, int]] = {}
         threshold = config.failure_threshold or settings.failure_threshold
         reset_timeout = config.reset_timeout_seconds or settings.reset_timeout_seconds
         # A probe may use its whole attempt timeout; only one that never settles is lost.
@@ -300,13 +307,28 @@ class Guards:
                 permit.success()
             return
         if permit is not None and effect is Effect.FAILED:
-            permit.failure(outcome.cause())
+            permit.failure(self._evidence(outcome.cause()))
         elif permit is not None:
             permit.release()
         self.setup.end(held.checked, outcome)
         self.cooldown.end(held.trial, outcome)
         self.health.end(None, outcome)
         self.last_resort.end(held.trickled, outcome)
+
+    def _evidence(self, cause: Hashable) -> Hashable:
+        """What tells one failure of a row from another.
+
+        Repeats of a request are one, but a vendor that fails the same request all day is left, too.
+        """
+        breaker, repeats = self.breaker, self._repeats
+        if not breaker.consecutive_failures or len(repeats) >= MOST_CAUSES:
+            repeats.clear()
+        now = breaker.clock.now()
+        first, times = repeats.get(cause, (now, 0))
+        if now - first >= _REPEATS_COUNT_AGAIN:
+            first, times = now, times + 1
+        repeats[cause] = (first, times)
+        return (cause, times)
 
     def force(self, order: CircuitOrder) -> None:
         """Take the circuit in hand, or leave it to itself again.

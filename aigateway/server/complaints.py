@@ -16,7 +16,7 @@ _LATELY = 60.0
 """Seconds in which the same refusal of the same key is told once."""
 
 _MOST = 1000
-"""Kinds that are remembered; there are only so many keys and codes."""
+"""Kinds that are remembered of addresses, and of keys: a flood of addresses hides no key."""
 
 
 class Complaints:
@@ -31,7 +31,9 @@ class Complaints:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._told: dict[tuple[str | None, str], tuple[float, int]] = {}  # the oldest first
+        # Of keys and of addresses, the oldest first.
+        self._of_keys: dict[tuple[str | None, str], tuple[float, int]] = {}
+        self._of_peers: dict[tuple[str | None, str], tuple[float, int]] = {}
         self.counts: Counter[str] = Counter()
 
     def note(self, refusal: Refusal, peer: str | None = None) -> None:
@@ -44,17 +46,18 @@ class Complaints:
         code = refusal.code or str(refusal.status)
         self.counts[code] += 1
         kind, now = (refusal.caller or peer, code), self._clock.now()
-        since, silent = self._told.get(kind, (None, 0))
+        told = self._of_keys if refusal.caller else self._of_peers
+        since, silent = told.get(kind, (None, 0))
         if since is not None and now - since < _LATELY:
-            self._told[kind] = (since, silent + 1)
+            told[kind] = (since, silent + 1)
             return
-        self._told.pop(kind, None)
-        while len(self._told) >= _MOST:
-            oldest = next(iter(self._told))
-            if now - self._told[oldest][0] < _LATELY:
+        told.pop(kind, None)
+        while len(told) >= _MOST:
+            oldest = next(iter(told))
+            if now - told[oldest][0] < _LATELY:
                 return  # so many addresses are a flood; they are counted
-            del self._told[oldest]
-        self._told[kind] = (now, 0)
+            del told[oldest]
+        told[kind] = (now, 0)
         more = f", {silent} times more before" if silent else ""
         whose = f"the key {refusal.caller!r}" if refusal.caller else peer or "somebody"
         _log.warning("service.refused: %s got HTTP %d (%s)%s.", whose, refusal.status, code, more)

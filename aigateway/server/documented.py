@@ -14,7 +14,7 @@ from aigateway.routing.provider import ProviderStatus
 from aigateway.server.answers import chat_answer, headers_of, json_response
 from aigateway.server.bodies import json_body
 from aigateway.server.exchange import Exchange, service_of
-from aigateway.server.presence import WhilePresent
+from aigateway.server.presence import CancelOnDisconnect
 from aigateway.server.questions import chat_question
 from aigateway.telemetry.prometheus import wants_prometheus
 
@@ -29,7 +29,7 @@ async def chat(request: Request) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         turn = exchange.turn(stack, question.model, options.get("timeout"))
         options |= turn.options
-        async with WhilePresent(request.receive):
+        async with CancelOnDisconnect(request.receive):
             response = await turn.gateway.chat(question.prompt, **options)
         word = exchange.cache_word(response, turn.gateway, options)
     return json_response(chat_answer(response), headers=headers_of(response, word))

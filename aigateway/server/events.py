@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aigateway.clock import Clock
-from aigateway.server.presence import StoppingError, WhilePresent, WhileServing
+from aigateway.server.presence import CancelOnDisconnect, StoppingError, WhileServing
 
 __all__ = ["EventStream", "Turns"]
 
@@ -114,7 +114,7 @@ class EventStream(Response):
         """Send all of it."""
         async with (
             self._closing,
-            WhilePresent(receive),
+            CancelOnDisconnect(receive),
             contextlib.aclosing(self._events) as events,
         ):
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}

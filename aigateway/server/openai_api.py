@@ -27,7 +27,7 @@ from aigateway.server.catalogue import models_for
 from aigateway.server.chunks import DONE, PING, ChunkWriter, error_event
 from aigateway.server.events import EventStream
 from aigateway.server.exchange import Exchange, service_of
-from aigateway.server.presence import WhilePresent
+from aigateway.server.presence import CancelOnDisconnect
 from aigateway.server.questions import Question, completion_question, embedding_question
 from aigateway.server.refusals import Refusal, refusal_of, stopping
 from aigateway.streaming import ChatStream
@@ -51,7 +51,7 @@ async def chat_completions(request: Request) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         turn = exchange.turn(stack, question.model, exchange.terms.timeout)
         options |= turn.options
-        async with WhilePresent(request.receive):
+        async with CancelOnDisconnect(request.receive):
             response = await turn.gateway.chat(question.prompt, **options)
         word = exchange.cache_word(response, turn.gateway, options)
     body = completion(response, exchange.service.clock.wall())
@@ -70,7 +70,7 @@ async def _streamed(request: Request, exchange: Exchange, question: Question) ->
         if resume != "none":
             options["resume"] = resume
         stream = await stack.enter_async_context(turn.gateway.stream(question.prompt, **options))
-        async with WhilePresent(request.receive):
+        async with CancelOnDisconnect(request.receive):
             first = await anext(stream)
         opening = stream.opening
         assert opening is not None  # noqa: S101 - its first chunk is here
@@ -115,7 +115,7 @@ async def create_embeddings(request: Request) -> Response:
     question = await json_body(request, embedding_question)
     async with contextlib.AsyncExitStack() as stack:
         turn = exchange.turn(stack, question.model, exchange.terms.timeout)
-        async with WhilePresent(request.receive):
+        async with CancelOnDisconnect(request.receive):
             response = await turn.gateway.embed(question.inputs, **question.options, **turn.options)
     body = embeddings(response, in_base64=question.in_base64)
     return json_response(body, headers=headers_of(response, "off"))

@@ -1,7 +1,7 @@
-"""Whether an answer is still wanted, and may still be given.
+"""Cancel work whose answer is no longer wanted, or no longer possible.
 
-Nobody is asked for an answer that nobody reads, and a service that stops cannot give every stream
-the time it would like.
+A caller that has closed its connection reads no answer, and a service that stops ends what is still
+under way.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 from starlette.types import Receive
 
-__all__ = ["CallerGoneError", "StoppingError", "WhilePresent", "WhileServing"]
+__all__ = ["CallerGoneError", "CancelOnDisconnect", "StoppingError", "WhileServing"]
 
 
 class CallerGoneError(Exception):
@@ -66,7 +66,7 @@ class _While:
             self._task.cancel()
 
 
-class WhilePresent(_While):
+class CancelOnDisconnect(_While):
     """A block that is cancelled when the caller closes the connection.
 
     The body must have been read to its end: what is received here is only that there is no more.

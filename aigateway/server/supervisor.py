@@ -283,7 +283,7 @@ class Supervisor:
             if pid:
                 child.pipe.close()
                 place.child = None
-                Workers.bury(self._directory, place.number, pid)
+                Workers.archive_metrics(self._directory, place.number, pid)
                 if not self._ending:
                     self._replace(place, child, os.waitstatus_to_exitcode(status))
 

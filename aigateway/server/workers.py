@@ -233,7 +233,7 @@ class Workers:
     # ── coming and going ─────────────────────────────────────────────────────────────────────
 
     @staticmethod
-    def bury(directory: Path, place: int, pid: int) -> None:
+    def archive_metrics(directory: Path, place: int, pid: int) -> None:
         """Keep the last word of a process that is gone, apart from those that run.
 
         If the disk is in the way, the log says so, and that is all.
@@ -247,7 +247,7 @@ class Workers:
                     old.unlink(missing_ok=True)
         except OSError as error:
             _log.error(
-                "workers.not_buried: figures go on to show pid %d, which is gone, as it last was"
+                "workers.not_archived: figures go on to show pid %d, which is gone, as it last was"
                 " (%s). Look at the disk that holds %s.",
                 pid,
                 error.strerror,

@@ -6,6 +6,7 @@ once per provider (URL, headers, pool, price) is worked out when it is made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -48,13 +49,19 @@ class Failure:
     unreachable: bool = False
     certain: bool = False
 
-    def of(self, provider: str) -> ProviderFailure:
-        """Make the cause that errors carry for it."""
+    def of(self, provider: str, longest: float = math.inf) -> ProviderFailure:
+        """Make the cause that errors carry for it.
+
+        Args:
+            provider: Its name.
+            longest: Seconds after which the provider is asked again, whatever the vendor wishes.
+        """
+        after = self.retry_after
         return ProviderFailure(
             provider,
             self.kind,
             self.status,
-            self.retry_after,
+            None if after is None else min(after, longest),
             self.code,
             self.param,
             self.detail,

@@ -8,8 +8,11 @@ with litellm, and everything, should litellm's functions not be what they were.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -41,6 +44,12 @@ if TYPE_CHECKING:
 __all__ = ["DirectClient"]
 
 _log = logging.getLogger(__name__)
+
+_LONG = 32_768
+"""Bytes of a request from which it is translated in a thread. litellm takes a tenth of a second for
+a thousand tools, or for a schema that is nested deeply."""
+
+_translators = ThreadPoolExecutor(2, "aigateway-translate")
 
 _TRIAL = ChatRequest(messages=({"role": "user", "content": "hi"},))
 
@@ -128,7 +137,11 @@ class DirectClient:
             return await self._other.chat(request)
         token = SILENT.set(True)  # litellm's advice on how to ask is not for our stdout
         try:
-            sent = _translated(translation, fitted)
+            sent = (
+                _translated(translation, fitted)
+                if fitted.size < _LONG
+                else await _translated_in_a_thread(translation, fitted)
+            )
             if sent is None:
                 return await self._other.chat(request)
             received = await self._carry(sent)
@@ -161,22 +174,19 @@ class DirectClient:
             or self._is_listened_to()
         ):
             return await self._other.stream(request)
-        token = SILENT.set(True)
+        connections = sent = None
         try:
-            sent = _translated(translation, fitted, streamed=True)
-        finally:
-            SILENT.reset(token)
-        if sent is None:
-            return await self._other.stream(request)
-        try:
-            connections, response = await self._open(sent)
+            sent = await self._translated_for_a_stream(translation, fitted)
+            if sent is not None:
+                connections, response = await self._open(sent)
         except VendorCallError as error:
             judged = self._parameters.judged(error.failure, request, fitted)
             if judged is not None:
                 error.failure = judged
                 raise
             translation.counts_streams = self._parameters.counts_streams
-            connections = None
+        if sent is None:
+            return await self._other.stream(request)
         if connections is None:
             return await self.stream(request)  # with what has just been learned
         return DirectStream(
@@ -190,6 +200,18 @@ class DirectClient:
                 stops=bool(request.params.get("stop")),
             ),
         )
+
+    @staticmethod
+    async def _translated_for_a_stream(
+        translation: Translation, request: ChatRequest
+    ) -> VendorRequest | None:
+        token = SILENT.set(True)
+        try:
+            if request.size < _LONG:
+                return _translated(translation, request, streamed=True)
+            return await _translated_in_a_thread(translation, request, streamed=True)
+        finally:
+            SILENT.reset(token)
 
     def pause(self) -> float | None:
         """Seconds until the vendor's own limits allow a call again. See `VendorClient.pause`."""
@@ -414,3 +436,22 @@ def _translated(
     except Exception as error:  # noqa: BLE001 - the other lane meets it again, and judges
         _log.debug("Not carried directly: %s.", type(error).__name__)
         return None
+
+
+async def _translated_in_a_thread(
+    translation: Translation, request: ChatRequest, *, streamed: bool = False
+) -> VendorRequest:
+    """The same for a long request, beside the event loop.
+
+    Raises:
+        VendorCallError: litellm cannot put it into the vendor's words. The other lane is not asked:
+            there, the event loop would wait for as long again.
+    """
+    translate = partial(translation.request, request, streamed=streamed)
+    context = contextvars.copy_context()
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.run_in_executor(_translators, context.run, translate)
+    except Exception as error:  # noqa: BLE001 - litellm raises anything, and quotes the request
+        _log.debug("Not carried directly: %s.", type(error).__name__)
+    raise VendorCallError(Failure(FailureKind.UNSUPPORTED))

@@ -448,11 +448,13 @@ class LiteLLMClient:
         if error is None:
             return Failure(FailureKind.BAD_ANSWER)
         failure = classify(error, now_wall=now_wall)
-        unsent = self._client is not None and failure.status is None
-        if unsent and failure.kind in _LITELLMS_OWN:
-            # Nothing was sent: litellm could not put this request into the vendor's words. The
-            # vendor is not to blame for it, and the next one's words may do.
-            return Failure(FailureKind.UNSUPPORTED)
+        own = failure.status is None and failure.kind in _LITELLMS_OWN
+        unsent = self._client is not None and (own or not witness.requests)
+        if unsent and failure.kind is not FailureKind.SATURATED:
+            # litellm could not put this request into the vendor's words, whatever its exception
+            # says: its text may quote the request. The vendor is not to blame, and the next one's
+            # words may do.
+            return Failure(FailureKind.UNSUPPORTED, param=failure.param)
         return failure
 
     def _cost(self, response: Any, answer: Completion | Embeddings) -> float | None:

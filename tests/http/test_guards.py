@@ -8,6 +8,7 @@ import pytest
 from aigateway import AllProvidersFailedError, AsyncGateway, FailureKind, RequestRejectedError
 from aigateway.simulator import Fault
 from tests.gateways import state_of
+from tests.server.visitors import eventually
 
 K = FailureKind
 
@@ -55,10 +56,8 @@ class TestTheLastCandidateIsAsked:
         async with gateway_of(*vendors[:count]) as gateway:
             await gateway.warmup()
             share = await answered(gateway, [f"question {i}" for i in range(asked)]) / asked
-            opened = any(p.circuit_state != "closed" for p in gateway.providers)
             refused = [p["failures"].get("circuit_open", 0) for p in _providers(gateway)]
         assert share >= 1 - 0.5**count - 0.08
-        assert opened in {True, False}
         assert not any(refused)
 
     async def test_two_that_flap_in_turn_answer_everything(self, vendors):
@@ -198,16 +197,16 @@ class TestBlameTakesEvidence:
                 events.append(event)
 
         configs = [vendors[0].config(name="p0"), vendors[1].config(name="p1", priority=-1)]
-        async with AsyncGateway(configs, attempt_timeout=0.5, hooks=[Hook()]) as gateway:
+        async with AsyncGateway(configs, attempt_timeout=2.0, hooks=[Hook()]) as gateway:
             await gateway.warmup()
             tasks = [asyncio.create_task(gateway.chat(f"question {i}")) for i in range(20)]
             await asyncio.sleep(0.1)
-            time.sleep(1.0)  # noqa: ASYNC251 - this is what an application does wrong
+            time.sleep(2.5)  # noqa: ASYNC251 - this is what an application does wrong
             replies = await asyncio.gather(*tasks)
             assert {reply.provider for reply in replies} == {"p0"}
             assert {len(reply.attempts) for reply in replies} == {1}
         stalls = [event for event in events if event.name == "loop.stalled"]
-        assert sum(event.seconds for event in stalls) >= 0.5
+        assert sum(event.seconds for event in stalls) >= 2.0
         assert stalls[0].in_flight == 20
         assert not [event for event in events if event.name == "provider.failed"]
 
@@ -300,6 +299,32 @@ class TestCooldown:
             assert 200 < guards(gateway, "p0").retry_after_seconds <= 300
             gateway.force_circuit("p0", "closed")
             assert (await gateway.chat("two")).provider == "p0"
+
+    async def test_an_error_says_when_it_is_asked_again_not_what_the_vendor_wishes(self, vendors):
+        vendors[0].behave(Fault.rate_limited(retry_after=86400))
+        async with gateway_of(*vendors[:1]) as gateway:
+            for number in range(2):
+                with pytest.raises(AllProvidersFailedError) as caught:
+                    await gateway.chat(f"question {number}")
+                assert 290 < (caught.value.retry_after_seconds or 0) <= 300
+
+    @pytest.mark.parametrize("hangs", [False, True])
+    async def test_beside_the_one_that_tries_it_nobody_is_refused(self, vendors, hangs):
+        (vendor,) = vendors[:1]
+        vendor.behave(Fault.rate_limited(retry_after=86400), times=1)
+        async with gateway_of(vendor, max_cooldown_seconds=0.2) as gateway:
+            await gateway.warmup()
+            assert await answered(gateway, ["one"]) == 0
+            if hangs:
+                vendor.behave(Fault.hang(), times=1)
+            else:
+                vendor.latency = 0.2
+            await asyncio.sleep(0.2)
+            trial = asyncio.create_task(gateway.chat("the trial"))
+            await eventually(lambda: gateway.providers[0].in_flight == 1)
+            assert await answered(gateway, [f"question {i}" for i in range(10)]) == 10
+            trial.cancel()
+            await asyncio.gather(trial, return_exceptions=True)
 
     async def test_after_the_cut_one_request_tries_it(self, vendors):
         vendors[0].behave(Fault.rate_limited(retry_after=86400))

@@ -43,6 +43,10 @@ def test_a_mistake_at_the_beginning_is_found_at_once(messages: list[Any]) -> Non
             lambda: chat([{"role": "user", "content": [{"type": "text"}] * 10_001}]),
             "10,001 parts",
         ),
+        (
+            lambda: chat([USER, *[{"role": "assistant", "tool_calls": [{}] * 500}] * 5]),
+            "more than 2,048 tool calls",
+        ),
         (lambda: chat(" " * 20_000), "20,000 bytes or more"),
         (lambda: chat(system="x" * 20_000), "20,000 bytes or more"),
         (lambda: chat(user="x" * 20_000), "The parameters have 20,011 bytes"),
@@ -52,7 +56,7 @@ def test_a_mistake_at_the_beginning_is_found_at_once(messages: list[Any]) -> Non
         (lambda: embed(["x" * 6000] * 3), "12,000 bytes or more"),
         (lambda: embed(user="x" * 20_000), "The parameters have 20,011 bytes"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_nothing_is_without_bound(ask: Any, words: str) -> None:
     assert words in refused(ask)

@@ -220,6 +220,27 @@ class TestClamp:
         clock.tick(0.5)
         assert cooldown.refusal() is None
 
+    def test_a_trial_that_is_late_keeps_no_last_resort_back(self, cooldown, clock):
+        self.cut(cooldown, clock)
+        cooldown.begin()
+        clock.tick(0.4)
+        refusal = cooldown.refusal()
+        assert refusal.pending
+        assert refusal.last_resort == pytest.approx(0.6)
+        clock.tick(0.6)
+        assert cooldown.refusal().last_resort == 0
+        cooldown.begin()  # the next trial
+        assert cooldown.refusal().last_resort == pytest.approx(1.0)
+
+    def test_while_it_cools_down_there_is_no_last_resort(self, cooldown, clock):
+        self.cut(cooldown, clock)
+        trial = cooldown.begin()
+        cooldown.throttle(20.0)
+        assert cooldown.refusal().last_resort == math.inf
+        assert not cooldown.refusal().pending
+        cooldown.end(trial, throttled(retry_after=None))
+        assert cooldown.refusal().last_resort == math.inf
+
     def test_a_failure_is_clamped_too(self, cooldown, clock):
         attempt(cooldown, failed(retry_after=DAY))
         assert cooldown.refusal().retry_after == pytest.approx(300)

@@ -233,6 +233,16 @@ class TestTable:
         assert opened is (cause is None)
 
 
+def test_repeats_count_again_after_a_minute(guards, clock):
+    for minute in range(4):
+        for _ in range(5):
+            attempt(guards, outcome(E.FAILED, "the same"))
+        assert guards.breaker.consecutive_failures == minute + 1
+        clock.tick(60)
+    attempt(guards, outcome(E.FAILED, "the same"))
+    assert guards.breaker.state is CircuitState.OPEN
+
+
 class TestStream:
     """Its verdict falls at the first content; what breaks later counts by itself."""
 

@@ -42,8 +42,16 @@ def test_it_remembers_only_so_many(clock, caplog):
     complaints = Complaints(clock)
     for number in range(5000):
         complaints.note(refusal(f"code {number % 2000}"))
-    assert len(complaints._told) <= 1000
+    assert len(complaints._of_peers) <= 1000
     assert len(caplog.records) == 1000
+
+
+def test_a_flood_of_addresses_hides_no_key(clock, caplog):
+    complaints = Complaints(clock)
+    for number in range(3000):
+        complaints.note(refusal("invalid_api_key"), f"peer {number}")
+    complaints.note(refusal("rate_limit_exceeded", "web"))
+    assert told(caplog)[-1].startswith("service.refused: the key 'web' got")
 
 
 async def test_a_flood_of_addresses_is_told_of_again_later(clock, caplog):

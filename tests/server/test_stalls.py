@@ -81,6 +81,49 @@ LEGAL: dict[str, Callable[[], bytes]] = {
 }
 
 
+def conversation(turns: int, calls: int) -> bytes:
+    """Messages with so many tool calls in each turn, and their results."""
+    call = '{"id":"c%d","type":"function","function":{"name":"f","arguments":"{}"}}'
+    result = '{"role":"tool","tool_call_id":"c%d","content":"r"}'
+    messages = ['{"role":"user","content":"hi"}']
+    for turn in range(turns):
+        own = range(turn * calls, (turn + 1) * calls)
+        made = ",".join(call % number for number in own)
+        messages += ['{"role":"assistant","tool_calls":[' + made + "]}"]
+        messages += [result % number for number in own]
+    return f'{{"messages":[{",".join(messages)}]}}'.encode()
+
+
+def schema(depth: int) -> bytes:
+    inner = b'{"type":"string"}'
+    for _ in range(depth):
+        inner = b'{"type":"object","properties":{"a":' + inner + b',"b":{"type":"string"}}}'
+    return inner
+
+
+def tool(parameters: bytes, name: bytes = b"f") -> bytes:
+    function = b'{"name":"' + name + b'","parameters":' + parameters + b"}"
+    return b'{"type":"function","function":' + function + b"}"
+
+
+HARD: dict[str, Callable[[], bytes]] = {
+    "tool calls": lambda: conversation(8, 250),
+    "tools": lambda: beside_hi(
+        b'"tools":[' + b",".join(tool(schema(1), b"f%d" % n) for n in range(1000)) + b"]"
+    ),
+    "schemas": lambda: beside_hi(b'"tools":[' + b",".join([tool(schema(40))] * 100) + b"]"),
+    "pictures": lambda: (
+        b'{"messages":[{"role":"user","content":['
+        + b",".join(
+            [b'{"type":"image_url","image_url":{"url":"data:image/png;base64,iVBORw0KGgo="}}']
+            * 9900
+        )
+        + b"]}]}"
+    ),
+}
+"""Right, and hard to put into a vendor's words."""
+
+
 class Health:
     """Asks `/health` again and again, and remembers the CPU time of the longest."""
 
@@ -175,6 +218,19 @@ async def test_no_long_body_that_is_right_holds_up_others(name, allowed):
     body = LEGAL[name]()
     async with scripted_service() as service, running(service) as url, watched(url) as health:
         assert await status_of(url, head_of(f"Content-Length: {len(body)}"), body) == 200
+    assert health.longest < allowed
+
+
+@pytest.mark.parametrize("wire", ["openai", "anthropic", "gemini"])
+@pytest.mark.parametrize("name", HARD)
+async def test_no_translation_holds_up_others(simulator, name, wire, allowed):
+    body = HARD[name]()
+    config = getattr(simulator, wire).config(name="a")
+    async with AsyncGateway([config], retry_rounds=0) as gateway:
+        await gateway.warmup()
+        gc.freeze()  # what this has loaded, too
+        async with running(Service(gateway, ServerSettings())) as url, watched(url) as health:
+            await status_of(url, head_of(f"Content-Length: {len(body)}"), body)
     assert health.longest < allowed
 
 

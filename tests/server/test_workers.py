@@ -47,14 +47,14 @@ def test_the_last_word_of_one_that_is_gone_is_kept(directory):
     here.publish("n", b"here")
     gone.publish("n", b"gone")
     assert here.collect("n") == Shares((b"here", b"gone"))
-    Workers.bury(directory, 1, os.getpid())
+    Workers.archive_metrics(directory, 1, os.getpid())
     assert here.collect("n") == Shares((b"here",), (b"gone",))
 
 
 def test_not_every_dead_process_is_remembered(directory):
     for place in range(MOST_DEPARTED + 5):
         Workers(directory, place).publish("n", b"x")
-        Workers.bury(directory, place, os.getpid())
+        Workers.archive_metrics(directory, place, os.getpid())
     assert len(Workers(directory, 999).collect("n").departed) == MOST_DEPARTED
 
 
@@ -222,6 +222,6 @@ def test_a_last_word_that_cannot_be_kept_is_told(directory, caplog):
     Workers(directory, 1).publish("n", b"gone")
     (directory / f"departed.n.1-{os.getpid()}").mkdir()  # something is in the way
     with caplog.at_level(logging.ERROR):
-        Workers.bury(directory, 1, os.getpid())
-    assert "workers.not_buried" in caplog.text
+        Workers.archive_metrics(directory, 1, os.getpid())
+    assert "workers.not_archived" in caplog.text
     assert f"pid {os.getpid()}" in caplog.text

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +94,7 @@ class _Operation:
     recheck_at: float = 0.0
     checked: float = -math.inf
     """When it was last called while it was disabled."""
-    ill: list[tuple[str, str, str | None]] = field(default_factory=list)
+    ill: list[tuple[tuple[str, str, str | None], float]] = field(default_factory=list)
     """What the calls asked that met trouble since the circuit was last closed."""
 
 
@@ -234,7 +234,7 @@ class Watch:
             self._check_blame(event, seen)
         if event.new == "closed":
             seen.ill = [
-                call.asks
+                (call.asks, call.began)
                 for call in health.out
                 if call.trouble is not None and call.operation == event.operation
             ]
@@ -242,7 +242,13 @@ class Watch:
 
     def _check_blame(self, event: CircuitChanged, seen: _Operation) -> None:
         """A circuit opens for failures of distinct requests, and stays open for its time."""
-        ill = len(set(seen.ill))
+        times: dict[Hashable, list[float]] = {}
+        for asks, began in seen.ill:
+            times.setdefault(asks, []).append(began)
+        # Repeats count again after a minute.
+        ill = sum(
+            min(len(began), 1 + int((self.time() - min(began)) // 60)) for began in times.values()
+        )
         if event.old == "closed" and ill < self.settings["failure_threshold"]:
             self.broken("blame", f"{event.provider}: opened after {ill} requests met trouble")
         opened_for = self.time() - seen.since
@@ -289,7 +295,7 @@ class Watch:
         self._check_left_alone(call, health)
         self._check_budget(call)
         if call.trouble is not None:
-            health.operations[call.operation].ill.append(call.asks)
+            health.operations[call.operation].ill.append((call.asks, call.began))
         health.out.append(call)
         self._check_crowd()
 

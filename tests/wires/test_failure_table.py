@@ -111,6 +111,17 @@ async def test_kind_status_and_one_request(vendor, client, name):
     assert vendor.request_count == 1
 
 
+@pytest.mark.parametrize("vendor", ["gemini"], indirect=True)
+@pytest.mark.parametrize("call", ["401", "403", "429", "quota exceeded"])
+async def test_what_litellm_cannot_translate_is_not_the_vendors_word(vendor, client, call):
+    """litellm's exception quotes the request, and its class is taken from words in that."""
+    answer = {"role": "tool", "tool_call_id": call, "content": "r"}
+    for name in ("chat", "stream"):
+        with pytest.raises(VendorCallError) as caught:
+            await getattr(client, name)(asking("2+2?", answer))
+        assert (caught.value.failure.kind, vendor.request_count) == (FailureKind.UNSUPPORTED, 0)
+
+
 async def test_tools_at_a_model_without_them(vendor, client):
     vendor.behave(Fault.no_tools())
     function = {"name": "f", "parameters": {"type": "object", "properties": {}}}

@@ -21,6 +21,7 @@ from aigateway.messages import (
     ToolCall,
     openai_beside,
     openai_media,
+    openai_signature,
 )
 from aigateway.server.refusals import Refusal
 
@@ -116,7 +117,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
 
 def _tool_call(call: ToolCall) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
+    return {"id": call.id, "type": "function", "function": function, **openai_signature(call)}
 
 
 def embeddings(response: EmbeddingResponse, *, in_base64: bool) -> dict[str, Any]:

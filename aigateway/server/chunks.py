@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from aigateway.messages import (
     Usage,
     openai_beside,
     openai_media,
+    openai_signature,
     openai_usage,
 )
 from aigateway.server.answers import encoded
@@ -39,7 +41,7 @@ class ChunkWriter:
         whole: Gives the whole answer, once its content is through.
     """
 
-    __slots__ = ("_begun", "_head", "_whole", "_with_usage")
+    __slots__ = ("_begun", "_blocks", "_head", "_whole", "_with_usage")
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class ChunkWriter:
             "model": opening.model,
         }
         self._begun: set[int] = set()
+        self._blocks: Counter[int] = Counter()
         self._with_usage = with_usage
         self._whole = whole
 
@@ -81,6 +84,10 @@ class ChunkWriter:
 
     def _choice(self, chunk: Chunk) -> dict[str, Any]:
         delta = _delta(chunk)
+        for block in delta.get("thinking_blocks") or ():
+            # OpenAI's SDK puts lists together by it.
+            block["index"] = self._blocks[chunk.index]
+            self._blocks[chunk.index] += 1
         if chunk.index not in self._begun:
             self._begun.add(chunk.index)
             delta = {"role": "assistant", "content": None if chunk.tool_calls else "", **delta}
@@ -108,7 +115,13 @@ def _delta(chunk: Chunk) -> dict[str, Any]:
         delta["content"] = chunk.text
     if chunk.reasoning:
         delta["reasoning_content"] = chunk.reasoning
-    if chunk.images or chunk.audio or chunk.sources_json:
+    if (
+        chunk.images
+        or chunk.audio
+        or chunk.sources_json
+        or chunk.thinking_json
+        or chunk.thought_signatures
+    ):
         delta.update(openai_media(chunk))
     if chunk.refusal:
         delta["refusal"] = chunk.refusal
@@ -121,4 +134,5 @@ def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
     """A piece of a tool call. Clients join what they are given, so nothing empty is said."""
     named = {"name": call.name} if call.name else {}
     begun = {"id": call.id, "type": "function"} if call.id else {}
-    return {"index": call.index, **begun, "function": {**named, "arguments": call.arguments}}
+    function = {**named, "arguments": call.arguments}
+    return {"index": call.index, **begun, "function": function, **openai_signature(call)}

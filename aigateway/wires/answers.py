@@ -22,9 +22,17 @@ from aigateway.messages import (
     Usage,
 )
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.content import Content, content_of, parted, said_beside, text_of
+from aigateway.wires.content import (
+    IN_ID,
+    Content,
+    content_of,
+    parted,
+    said_beside,
+    signature_of,
+    text_of,
+)
 from aigateway.wires.ends import OPENAI_ENDS, BrokenOffError, Ending, end_of, endings_in
-from aigateway.wires.tool_calls import cleaned, is_cut, server_calls_in
+from aigateway.wires.tool_calls import CallPiece, cleaned, is_cut, server_calls_in
 
 __all__ = [
     "chunk_of",
@@ -134,26 +142,34 @@ def chunk_of(content: Content, index: int, calls: tuple[ToolCallDelta, ...] = ()
         images=content.images,
         audio=content.audio,
         sources_json=content.sources_json,
+        thinking_json=content.thinking_json,
+        thought_signatures=content.thought_signatures,
     )
 
 
-def read_calls(delta: Any) -> list[tuple[Any, str, str, str]]:
-    """The pieces of tool calls in one of litellm's deltas: number, id, name, arguments."""
+def read_calls(delta: Any) -> list[CallPiece]:
+    """The pieces of tool calls in one of litellm's deltas."""
     calls = [
-        (getattr(call, "index", None), getattr(call, "id", None), getattr(call, "function", None))
+        (
+            getattr(call, "index", None),
+            getattr(call, "id", None),
+            getattr(call, "function", None),
+            signature_of(call),
+        )
         for call in getattr(delta, "tool_calls", None) or ()
     ]
     old = getattr(delta, "function_call", None)  # how OpenAI said it until 2023
     if old is not None:
-        calls.append((None, None, old))
+        calls.append((None, None, old, signature_of(old)))
     return [
-        (
+        CallPiece(
             number,
-            text_of(name) or "",
+            (text_of(name) or "").partition(IN_ID)[0],
             text_of(getattr(function, "name", None)) or "",
             text_of(getattr(function, "arguments", None)) or "",
+            signature,
         )
-        for number, name, function in calls
+        for number, name, function, signature in calls
     ]
 
 
@@ -221,6 +237,8 @@ def _choice(
         images=content.images,
         audio=content.audio,
         sources_json=content.sources_json,
+        thinking_json=content.thinking_json,
+        thought_signatures=content.thought_signatures,
     )
 
 
@@ -251,17 +269,18 @@ def _end(
 def _tool_calls(message: Any) -> Iterator[ToolCall]:
     for call in getattr(message, "tool_calls", None) or ():
         function = getattr(call, "function", None)
-        yield _tool_call(getattr(call, "id", None), function)
+        yield _tool_call(getattr(call, "id", None), function, signature_of(call))
     old = getattr(message, "function_call", None)  # how OpenAI said it until 2023
     if old is not None and text_of(getattr(old, "name", None)):
-        yield _tool_call(None, old)
+        yield _tool_call(None, old, signature_of(old))
 
 
-def _tool_call(name: Any, function: Any) -> ToolCall:
+def _tool_call(name: Any, function: Any, signature: str | None) -> ToolCall:
     return ToolCall(
-        id=str(name or ""),
+        id=str(name or "").partition(IN_ID)[0],
         name=str(getattr(function, "name", None) or ""),
         arguments=str(getattr(function, "arguments", None) or ""),
+        thought_signature=signature,
     )
 
 

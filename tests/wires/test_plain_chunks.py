@@ -151,7 +151,7 @@ async def test_whatever_comes(provider):
         chunks = reading.take((b"", json.dumps(event).encode()) for event in events)
         reading.count()
         completion = reading.assembly.completion()
-        kind_of_silence(completion.choices)
+        kind_of_silence(completion.choices, stops=False)
         hash(completion)  # nothing in it can be changed
         assert len(completion.choices) <= 256
         for index, choice in enumerate(completion.choices):

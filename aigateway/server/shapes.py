@@ -396,6 +396,7 @@ class Parameters(TypedDict):
 
     __pydantic_config__ = _CLOSED  # type: ignore[misc]
     audio: NotRequired[dict[str, Any] | None]
+    cache_control: NotRequired[dict[str, Any] | None]
     frequency_penalty: NotRequired[Penalty | None]
     function_call: NotRequired[str | Named | None]
     functions: NotRequired[Few[DeclaredFunction] | None]

@@ -23,6 +23,7 @@ __all__ = [
     "parted",
     "said_beside",
     "signature_of",
+    "signed_blocks",
     "spoken",
     "text_of",
 ]
@@ -95,14 +96,18 @@ def content_of(message: Any, beside: Any = None) -> Content:
         return said._replace(
             thought_signatures=tuple(s for s in map(text_of, signed) if s and s not in calls)
         )
-    blocks = _signed(_part(message, "thinking_blocks"))
+    blocks = signed_blocks(_part(message, "thinking_blocks"))
     return said._replace(thinking_json=json.dumps(blocks)) if blocks else said
 
 
 def signature_of(call: Any) -> str | None:
     """Gemini's signature of a tool call, wherever litellm and those who imitate it put it."""
-    for holder in (call, _part(call, "function")):
-        beside = _part(holder, "provider_specific_fields")
+    googles = _part(_part(call, "extra_content"), "google")  # Gemini's on the OpenAI wire
+    for beside in (
+        _part(call, "provider_specific_fields"),
+        _part(_part(call, "function"), "provider_specific_fields"),
+        googles,
+    ):
         signature = text_of(_part(beside, "thought_signature"))
         if signature:
             return signature
@@ -134,13 +139,13 @@ class ThinkingKeeper:
                 self._block = dict(_plain(begun))
                 if begun["type"] == "thinking":
                     self._block.setdefault("thinking", "")
-        return _signed([whole])
+        return signed_blocks([whole])
 
 
 _THINKING = frozenset({"redacted_thinking", "thinking"})
 
 
-def _signed(blocks: Any) -> list[dict[str, Any]]:
+def signed_blocks(blocks: Any) -> list[dict[str, Any]]:
     """Those of Anthropic's blocks of thinking that it would take back."""
     return [
         plain

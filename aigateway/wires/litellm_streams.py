@@ -272,7 +272,7 @@ class _Tap:
                 endings = endings_in(event)
                 if endings is not None:
                     _correct(chunk, event, endings)
-                    if "content_block" in str(event.get("type")):
+                    if isinstance(event, Mapping) and "content_block" in str(event.get("type")):
                         for choice in chunk.choices:
                             choice.delta.thinking_blocks = self._thinking.take(event) or None
                 self._passed.append((chunk, endings))

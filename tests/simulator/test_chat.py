@@ -324,7 +324,13 @@ async def test_a_withheld_answer_says_so(vendor, ask):
 async def test_a_tool_result_is_understood(sim: Simulator, ask):
     messages = [
         {"role": "user", "content": "weather?"},
-        {"role": "assistant", "content": None, "tool_calls": []},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            ],
+        },
         {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
     ]
     reply = await ask.chat(sim.openai, messages=messages)

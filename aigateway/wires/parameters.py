@@ -85,7 +85,7 @@ _FOREIGN: Mapping[ProviderType, frozenset[str]] = {
     ProviderType.OPENAI: frozenset({"cache_control", "safety_settings", "top_k"}),
     ProviderType.AZURE: frozenset({"cache_control", "safety_settings", "top_k"}),
     ProviderType.GEMINI: frozenset({"cache_control"}),
-    ProviderType.OPENAI_COMPATIBLE: frozenset({"cache_control"}),
+    ProviderType.OPENAI_COMPATIBLE: frozenset({"cache_control", "thinking"}),
     ProviderType.ANTHROPIC: frozenset({"safety_settings"}),
 }
 

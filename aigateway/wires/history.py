@@ -71,6 +71,7 @@ _NOT_FOR_SERVERS = frozenset(
         "context",
         "grounding_metadata",
         "images",
+        "parsed",
         "provider_specific_fields",
         "references",
         "refusal",
@@ -91,6 +92,7 @@ _BESIDE: Mapping[_Kind, frozenset[str]] = {
 
 _NOT_OF_A_CALL = frozenset({"caller", "index", "provider_specific_fields"})
 _OF_A_CALL = frozenset({"custom", "function", "id", "type"})
+_OF_A_FUNCTION = frozenset({"arguments", "name"})
 _THOUGHTS = frozenset({"reasoning", "redacted_thinking", "thinking"})
 
 _SAFE = re.compile(r"[a-zA-Z0-9_.:-]{1,40}")
@@ -383,10 +385,8 @@ class History:
             if (name not in _NOT_OF_A_CALL if lenient else name in _OF_A_CALL)
         }
         function = fitted.get("function")
-        if _is_map(function) and "provider_specific_fields" in function:
-            without = {n: v for n, v in function.items() if n != "provider_specific_fields"}
-            fitted["function"] = without
         if _is_map(function):
+            fitted["function"] = {n: v for n, v in function.items() if n in _OF_A_FUNCTION}
             fitted.setdefault("type", "function")
         return fitted
 

@@ -5,17 +5,21 @@ vendors refuse what the real ones do: foreign fields, ids that are too long, mis
 """
 
 import json
+import re
 from typing import Any
 
 import openai
 import pytest
 
+from aigateway import AsyncGateway
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.messages import ChatRequest, ChatResponse
 from aigateway.simulator import Answer
 from aigateway.wires.direct_lane import DirectClient
+from aigateway.wires.history import History
 from aigateway.wires.litellm_lane import LiteLLMClient
 from tests.server.services import served
+from tests.wires.bodies import GEMINI, Vendor, gemini
 
 VENDORS = ("openai", "azure", "gemini", "anthropic", "lenient", "strict")
 MODELS = {"lenient": {"model": "local"}, "strict": {"model": "local"}}
@@ -85,7 +89,11 @@ async def message_of(client, messages, *, streamed):
                     signed = {"thought_signature": delta.thought_signature}
                     call["provider_specific_fields"] = signed
     await stream.aclose()
-    message = {"role": "assistant", "content": text, "tool_calls": list(calls.values())}
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": text,
+        "tool_calls": list(calls.values()),
+    }
     if blocks:
         message["thinking_blocks"] = blocks
     if signatures:
@@ -115,7 +123,7 @@ def signatures_in(vendor):
     body = vendor.received[-1].body
     parts = [p for c in body.get("contents") or () for p in c["parts"]]
     blocks = [
-        b for m in body.get("messages") or () for b in m["content"] or () if isinstance(b, dict)
+        b for m in body.get("messages") or () for b in m.get("content") or () if isinstance(b, dict)
     ]
     signed = [p.get("thoughtSignature") for p in parts]
     signed += [b.get("signature") or b.get("data") for b in blocks]
@@ -205,3 +213,187 @@ async def test_through_the_service(vendors, first):
                 assert three["content"] == "Cold."
                 assert set(own_signatures(one)) <= set(signatures_in(vendors[first]))
                 assert bool(own_signatures(one)) == (first in {"anthropic", "gemini"})
+
+
+# ── what else histories hold ─────────────────────────────────────────────────────────────────────
+
+SIGNATURE = "c2lnbmVk" * 60
+CALL = {"type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+def told(call, **message):
+    """A history whose last turn is the result of a tool."""
+    answer = {"role": "assistant", "content": None, "tool_calls": [{**CALL, **call}], **message}
+    return [*ASK, answer, {"role": "tool", "tool_call_id": call["id"], "content": "5 C"}]
+
+
+async def body_of(vendor, messages, lane=DirectClient, *, config=None, **params):
+    """What a vendor gets of a history."""
+    client = lane(vendor.config(**(config or {})), SYSTEM_CLOCK)
+    try:
+        await client.chat(ChatRequest(tuple(messages), params={"tools": TOOLS, **params}))
+    finally:
+        await client.aclose()
+    return vendor.received[-1].body
+
+
+def ids_in(body):
+    """The ids of calls and results, on any wire."""
+    messages = body["messages"]
+    blocks = [b for m in messages for b in m.get("content") or () if isinstance(b, dict)]
+    calls = [c["id"] for m in messages for c in m.get("tool_calls") or ()]
+    calls += [b["id"] for b in blocks if b["type"] == "tool_use"]
+    given = [m["tool_call_id"] for m in messages if "tool_call_id" in m]
+    return calls, given + [b["tool_use_id"] for b in blocks if b["type"] == "tool_result"]
+
+
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+async def test_a_signature_within_an_id(vendors, lane):
+    history = told({"id": f"call_1__thought__{SIGNATURE}"})
+    for name in ("openai", "azure", "anthropic", "lenient", "strict"):
+        body = await body_of(vendors[name], history, lane)
+        assert ids_in(body) == (["call_1"], ["call_1"])
+        assert SIGNATURE not in json.dumps(body)
+    async with Vendor() as vendor:
+        gemini(vendor, [{"text": "ok"}])
+        client = lane(vendor.config(GEMINI, model="gemini-3.1-pro-preview"), SYSTEM_CLOCK)
+        await client.chat(ChatRequest(tuple(history), params={"tools": TOOLS}))
+        await client.aclose()
+        (call,) = (
+            p for c in vendor.received["contents"] for p in c["parts"] if "function_call" in p
+        )
+        assert call["thoughtSignature"] == SIGNATURE
+        assert "__thought__" not in json.dumps(vendor.received)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "pattern"),
+    [
+        ("openai", {}, r".{1,40}"),
+        ("azure", {}, r".{1,40}"),
+        ("lenient", {"model": "local"}, r"[a-zA-Z0-9_.:-]{1,40}"),
+        ("lenient", {"model": "mistral-large-latest"}, r"[a-zA-Z0-9]{9}"),
+        ("anthropic", {}, r"[a-zA-Z0-9_-]{1,64}"),
+    ],
+)
+async def test_ids_fit_and_stay_apart(vendors, name, config, pattern):
+    given = ["functions.weather:0", "a" * 70 + "1", "a" * 70 + "2", "Straße 1", "call_1", "x y"]
+    given += [f"call_1__thought__{SIGNATURE}", f"call_1__thought__{SIGNATURE}2"]
+    calls = [{**CALL, "id": each} for each in given]
+    history = [*ASK, {"role": "assistant", "content": None, "tool_calls": calls}]
+    history += [{"role": "tool", "tool_call_id": each, "content": "5 C"} for each in given]
+    calls, answered = ids_in(await body_of(vendors[name], history, config=config))
+    assert calls == answered
+    assert len(set(calls)) == len(given)
+    assert all(re.fullmatch(pattern, each) for each in calls)
+    again, _ = ids_in(await body_of(vendors[name], history, config=config))
+    assert again == calls  # another client, as if it were another process
+
+
+async def test_ids_that_a_server_gives_anew_in_each_turn(vendors):
+    history = told({"id": "call_0"}) + told({"id": "call_0"})
+    calls, answered = ids_in(await body_of(vendors["anthropic"], history))
+    assert calls == answered
+    assert calls[0] == "call_0" != calls[1]
+
+
+async def test_a_call_without_a_signature_gets_googles_stand_in(vendors):
+    body = await body_of(vendors["gemini"], told({"id": "call_1"}))
+    (call,) = (p for c in body["contents"] for p in c["parts"] if "function_call" in p)
+    assert call["thoughtSignature"] == "skip_thought_signature_validator"
+
+
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+async def test_a_signature_that_anthropic_refuses(vendors, lane):
+    vendor = vendors["anthropic"]
+    foreign = [{"type": "thinking", "thinking": "hm", "signature": SIGNATURE}]
+    history = told({"id": "call_1"}, thinking_blocks=foreign)
+    body = await body_of(vendor, history, lane, thinking=THINKING, max_tokens=4096)
+    assert len(vendor.received) == 2
+    assert "thinking" not in json.dumps(body)
+
+
+async def test_thinking_that_is_left_out_is_named(vendors):
+    config = vendors["anthropic"].config()
+    async with AsyncGateway([config], retry_rounds=0, cache_enabled=False) as gateway:
+        reply = await gateway.chat(told({"id": "call_1"}), **PARAMS)
+        assert reply.attempts[-1].dropped == ("thinking",)
+        begun = [*told({"id": "call_1"}), {"role": "assistant", "content": "Cold."}, ASK[0]]
+        reply = await gateway.chat(begun, **PARAMS)
+        assert reply.attempts[-1].dropped == ()
+
+
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+async def test_reasoning_goes_back_where_it_may_be_wanted(vendors, lane):
+    history = told({"id": "call_1"}, reasoning_content="hm", refusal=None, annotations=[])
+    local = {"model": "local"}
+    body = await body_of(vendors["lenient"], history, lane, config=local)
+    assert body["messages"][1]["reasoning_content"] == "hm"
+    assert body["messages"][1].keys() <= {"role", "content", "tool_calls", "reasoning_content"}
+    body = await body_of(vendors["strict"], history, lane, config=local)
+    assert len(vendors["strict"].received) == 2
+    assert "reasoning_content" not in body["messages"][1]
+    signed = told({"id": "call_1", "provider_specific_fields": {"thought_signature": "x"}})
+    signed[1]["reasoning_content"] = "hm"  # Gemini's
+    body = await body_of(vendors["lenient"], signed, lane, config=local)
+    assert "reasoning_content" not in body["messages"][1]
+    for name in ("openai", "azure", "anthropic", "gemini"):
+        assert "hm" not in json.dumps(await body_of(vendors[name], history, lane)).split('"')
+        vendors[name].clear()
+
+
+@pytest.mark.parametrize("name", VENDORS)
+async def test_answers_that_are_no_text(vendors, name):
+    picture = {"index": 0, **PICTURE}
+    speech = {"id": "audio_1", "data": "UklG", "transcript": "Hello", "expires_at": 1}
+    answers: Any = [
+        {"content": "", "images": [picture], "refusal": None},
+        {"content": None, "refusal": "No.", "annotations": []},
+        {"content": None, "audio": speech, "citations": ["x"]},
+    ]
+    history = []
+    for answer in answers:
+        history += [*ASK, {"role": "assistant", **answer}]
+    vendors[name].answer("ok")
+    body = json.dumps(await body_of(vendors[name], [*history, *ASK]))
+    assert "No." in body
+    assert "Hello" in body or "audio_1" in body
+    assert "UklG" not in body
+
+
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+async def test_a_document_in_the_place_of_a_picture(vendors, lane):
+    url = "data:application/pdf;base64,JVBERi0="
+    part = {"type": "image_url", "image_url": {"url": url}}
+    body = await body_of(vendors["anthropic"], [{"role": "user", "content": [part]}], lane)
+    (block,) = body["messages"][0]["content"]
+    assert (block["type"], block["source"]["media_type"]) == ("document", "application/pdf")
+
+
+def test_a_conversation_in_plain_text_is_not_copied(vendors):
+    texts = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user")]
+    request = ChatRequest(tuple(texts))
+    for vendor in vendors.values():
+        assert History(vendor.config()).fitted(request) is request
+
+
+# ── what an answer says beside its text ──────────────────────────────────────────────────────────
+
+
+async def test_thinking_is_given_out(simulator):
+    for thinking in ("shown", "redacted", "omitted"):
+        simulator.anthropic.answer(Answer("Hi", reasoning="hm hm", thinking=thinking))
+        config = simulator.anthropic.config()
+        async with AsyncGateway([config]) as gateway:
+            reply = await gateway.chat("Hello")
+            for _ in range(2):  # from the vendor, and from memory
+                async with gateway.stream("Hello", model=config.name) as stream:
+                    blocks = [
+                        b for chunk in [c async for c in stream] for b in chunk.thinking_blocks
+                    ]
+                assert blocks == stream.response.thinking_blocks == reply.thinking_blocks
+        (block,) = reply.thinking_blocks
+        names = {"type", "data"} if thinking == "redacted" else {"type", "thinking", "signature"}
+        assert block.keys() == names
+        assert block.get("thinking", "") == ("hm hm" if thinking == "shown" else "")
+        assert reply.to_openai()["choices"][0]["message"]["thinking_blocks"] == [block]

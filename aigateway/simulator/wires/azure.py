@@ -64,10 +64,9 @@ class AzureWire(OpenAIWire):
             raise RefusedError(Fault("wrong_method"))
         if found["what"] == "models":
             return ModelsCall()
-        read = read_embeddings
         if found["what"] == "chat/completions":
             check_fields(received.body)
-            read = read_chat
+        read = read_chat if found["what"] == "chat/completions" else read_embeddings
         return read(json_body(received), self.peek(received).model)
 
     def chat(self, call: ChatCall, reply: Reply) -> dict[str, Any]:

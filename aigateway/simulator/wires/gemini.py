@@ -212,8 +212,8 @@ def _check_signatures(model: str, parts: list[Mapping[str, Any]]) -> None:
     signatures = [part.get("thoughtSignature") or part.get("thought_signature") for part in parts]
     known = {signature("gemini", _called(part)) for part in calls}
     known |= {signature("gemini", str(part.get("text"))) for part in parts}
-    known |= {_STAND_IN, base64.b64encode(_STAND_IN.encode()).decode(), None}
-    if not known.issuperset(signatures):
+    known |= {_STAND_IN, base64.b64encode(_STAND_IN.encode()).decode()}
+    if not known.issuperset(filter(None, signatures)):
         raise RefusedError(Fault.bad_request("Thought signature is not valid."))
     first = calls[0] if calls else {"thoughtSignature": "-"}
     if _SIGNS.search(model) and not (

@@ -336,7 +336,12 @@ async def test_a_tool_result_is_understood(sim: Simulator, ask):
     reply = await ask.chat(sim.openai, messages=messages)
     assert text_of("openai", reply.json) == "weather?"
     result = [{"type": "tool_result", "tool_use_id": "t", "content": "sunny"}]
-    messages = [{"role": "user", "content": "weather?"}, {"role": "user", "content": result}]
+    call = [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]
+    messages = [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": call},
+        {"role": "user", "content": result},
+    ]
     assert (
         text_of("anthropic", (await ask.chat(sim.anthropic, messages=messages)).json) == "weather?"
     )

@@ -14,12 +14,13 @@ import pytest
 from aigateway import AsyncGateway
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.messages import ChatRequest, ChatResponse
+from aigateway.settings import LLMConfig
 from aigateway.simulator import Answer
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.history import History
 from aigateway.wires.litellm_lane import LiteLLMClient
 from tests.server.services import served
-from tests.wires.bodies import GEMINI, Vendor, gemini
+from tests.wires.bodies import COMPATIBLE, GEMINI, Vendor, gemini
 
 VENDORS = ("openai", "azure", "gemini", "anthropic", "lenient", "strict")
 MODELS = {"lenient": {"model": "local"}, "strict": {"model": "local"}}
@@ -397,3 +398,32 @@ async def test_thinking_is_given_out(simulator):
         assert block.keys() == names
         assert block.get("thinking", "") == ("hm hm" if thinking == "shown" else "")
         assert reply.to_openai()["choices"][0]["message"]["thinking_blocks"] == [block]
+
+
+@pytest.mark.parametrize(
+    ("host", "has", "has_not"),
+    [
+        ("api.groq.com/openai/v1", (), ("reasoning_content", "extra_content")),
+        ("api.mistral.ai/v1", (), ("reasoning_content", "call_1")),
+        ("generativelanguage.googleapis.com/v1beta/openai", ("extra_content",), ("hm",)),
+        ("api.deepseek.com/v1", ("reasoning_content",), ("refusal",)),
+    ],
+)
+def test_servers_that_are_known_by_their_address(host, has, has_not):
+    signed = {} if "deepseek" in host else {"thought_signature": SIGNATURE}
+    call = {"id": "call_1", "provider_specific_fields": signed}
+    history = told(call, reasoning_content="hm", refusal=None)
+    config = LLMConfig(COMPATIBLE, "local", api_base=f"https://{host}")
+    sent = json.dumps(History(config).fitted(ChatRequest(tuple(history))).messages)
+    assert all(name in sent for name in has)
+    assert not any(name in sent for name in has_not)
+
+
+async def test_calls_that_are_alike_keep_their_results(vendors):
+    calls = [{**CALL, "id": f"call_{number}"} for number in range(2)]
+    history = [*ASK, {"role": "assistant", "content": None, "tool_calls": calls}]
+    history += [{"role": "tool", "tool_call_id": c["id"], "content": "5 C"} for c in calls]
+    for model in ("gemini-2.5-flash", "gemini-3.1-pro-preview"):
+        body = await body_of(vendors["gemini"], history, config={"model": model})
+        parts = [name for c in body["contents"] for p in c["parts"] for name in p]
+        assert parts.count("function_call") == parts.count("function_response") == 2

@@ -9,6 +9,7 @@ read from the messages: each turn may meet another process.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -190,7 +191,13 @@ class History:
                 params = _without_thinking(params, self._defaults)
         names = _Names(self)
         fitted = tuple([self._fitted(m, names, thinks=thinks) for m in messages])
-        if params is request.params and all(map(_is, fitted, messages)):
+        if self._kind is _Kind.GEMINI and not self._wants_signatures:
+            fitted = _without_alike(fitted)
+        if (
+            params is request.params
+            and len(fitted) == len(messages)
+            and all(map(_is, fitted, messages))
+        ):
             return request
         return replace(request, messages=fitted, params=params)
 
@@ -439,6 +446,49 @@ class _Names:
             self._taken[name] = given
         self._names[given] = name
         return name
+
+
+def _without_alike(messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
+    """The messages with each call once, and with the results of calls that are alike in one.
+
+    For older models of Gemini's, which have no ids of calls, litellm sends such calls once, and
+    all the results.
+    """
+    left: list[_Message] = []
+    same: dict[Any, Any] = {}
+    results: dict[Any, int] = {}
+    for message in messages:
+        calls = message.get("tool_calls")
+        if calls:
+            first: dict[str, Any] = {}
+            same = {c.get("id"): first.setdefault(_asked(c), c.get("id")) for c in calls}
+            results = {}
+            kept = [c for c in calls if same[c.get("id")] == c.get("id")]
+            left.append(message if len(kept) == len(calls) else {**message, "tool_calls": kept})
+            continue
+        name = same.get(message.get("tool_call_id"))
+        if name is not None and name in results:
+            before = left[results[name]]
+            said, more = before.get("content"), message.get("content")
+            if said != more and isinstance(said, str) and isinstance(more, str):
+                left[results[name]] = {**before, "content": f"{said}\n{more}"}
+        elif name is None or name == message["tool_call_id"]:
+            results[name] = len(left)
+            left.append(message)
+        else:
+            results[name] = len(left)
+            left.append({**message, "tool_call_id": name})
+    return tuple(left)
+
+
+def _asked(call: Any) -> str:
+    """What a call asks for, the same for calls that are alike."""
+    function = call.get("function") or {}
+    try:
+        arguments = json.loads(function.get("arguments") or "{}")
+    except ValueError:
+        arguments = function.get("arguments")
+    return json.dumps([function.get("name"), arguments], sort_keys=True)
 
 
 def _kind_of(config: LLMConfig) -> _Kind:

@@ -121,7 +121,13 @@ _HOSTS: Mapping[str, _Kind] = {
     "api.mistral.ai": _Kind.STRICT,
     "googleapis.com": _Kind.GOOGLES_OPENAI,
 }
+_FAMILIES: Mapping[str, frozenset[str]] = {
+    "claude": frozenset({"", "anthropic", "bedrock", "vertex_ai"}),
+    "gemini": frozenset({"", "gemini", "vertex_ai"}),
+}
+"""Where litellm speaks a vendor's own wire, by how models of it are called."""
 _PREFIXES: Mapping[str, _Kind] = {
+    "": _Kind.OPENAI,
     "azure": _Kind.OPENAI,
     "groq": _Kind.STRICT,
     "mistral": _Kind.STRICT,
@@ -497,11 +503,10 @@ def _kind_of(config: LLMConfig) -> _Kind:
         return kind
     model = config.model.lower()
     if config.provider is ProviderType.LITELLM:
-        if "claude" in model or model.startswith("anthropic/"):
-            return _Kind.ANTHROPIC
-        if "gemini" in model and not model.startswith("openrouter/"):
-            return _Kind.GEMINI
-        prefix = model.partition("/")[0] if "/" in model else "openai"
+        prefix = model.partition("/")[0] if "/" in model else ""
+        for family, hosts in _FAMILIES.items():
+            if family in model and prefix in hosts:
+                return _Kind.ANTHROPIC if family == "claude" else _Kind.GEMINI
         return _PREFIXES.get(prefix, _Kind.LENIENT)
     host = _host(config)
     known = (kind for name, kind in _HOSTS.items() if host == name or host.endswith(f".{name}"))

@@ -287,14 +287,21 @@ class Parameters:
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
         """Give the request as the provider takes it: the same one, if nothing is to be changed."""
+        given = request.params
         request = self._history.fitted(request)
         params = request.params
+        if params is not given:
+            self._log_once([name for name in THOUGHT if name in given])
         if params.keys() <= self._free:
             return request
         plan = self._plan(params)
         if plan is _AS_GIVEN:
             return request
-        for name in plan.dropped:
+        self._log_once(plan.dropped)
+        return replace(request, params=plan.carried_out(params))
+
+    def _log_once(self, dropped: Sequence[str]) -> None:
+        for name in dropped:
             if name not in self._logged:
                 self._logged.add(name)
                 _log.warning(
@@ -303,7 +310,6 @@ class Parameters:
                     self._config.name,
                     name,
                 )
-        return replace(request, params=plan.carried_out(params))
 
     def dropped(
         self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()

@@ -329,6 +329,7 @@ class Answering:
             model=request.model,
             tokens=tokens,
             params=None if request.params.keys().isdisjoint(HINTS) else request.params,
+            messages=request.messages,
             hedge=hedge,
             background=request.background,
             tenant=request.partition,

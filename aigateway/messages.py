@@ -36,6 +36,7 @@ __all__ = [
     "Usage",
     "openai_beside",
     "openai_media",
+    "openai_signature",
     "openai_usage",
 ]
 
@@ -88,6 +89,8 @@ class ToolCall:
     name: str
     arguments: str
     type: str = "function"
+    thought_signature: str | None = field(default=None, repr=False)
+    """Gemini's, which it wants back with the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class ToolCallDelta:
         name: Likewise.
         arguments: The next piece of the JSON text, or of a custom tool's input.
         type: As in `ToolCall`, in every piece.
+        thought_signature: As in `ToolCall`; it comes whole.
     """
 
     index: int
@@ -107,6 +111,7 @@ class ToolCallDelta:
     name: str = ""
     arguments: str = ""
     type: str = "function"
+    thought_signature: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,8 @@ class Chunk:
         images: Pictures that came: see `Choice`. Each comes whole.
         audio: The next piece of speech.
         sources_json: Further sources of the text: see `Choice`.
+        thinking_json: Further blocks of thinking: see `Choice`. Each comes whole, at its end.
+        thought_signatures: Further signatures: see `Choice`.
     """
 
     text: str = ""
@@ -155,6 +162,13 @@ class Chunk:
     images: tuple[str, ...] = field(default=(), repr=False)
     audio: Audio | None = None
     sources_json: str | None = field(default=None, repr=False)
+    thinking_json: str | None = field(default=None, repr=False)
+    thought_signatures: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def thinking_blocks(self) -> list[dict[str, Any]]:
+        """Further blocks of thinking, each whole; a fresh list."""
+        return _blocks(self.thinking_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +189,15 @@ class Choice:
     sources_json: str | None = field(default=None, repr=False)
     """Where the text comes from, as a JSON object in the vendor's own words: `annotations` (OpenAI,
     Gemini), `citations` (Anthropic), `grounding_metadata` (Gemini), `references` (Mistral), ..."""
+    thinking_json: str | None = field(default=None, repr=False)
+    """Anthropic's signed blocks of thinking, as JSON text: it wants them back, exactly."""
+    thought_signatures: tuple[str, ...] = field(default=(), repr=False)
+    """Gemini's signatures of the text; those of tool calls are in `ToolCall`."""
+
+    @property
+    def thinking_blocks(self) -> list[dict[str, Any]]:
+        """The blocks of `thinking_json`; a fresh list."""
+        return _blocks(self.thinking_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +412,11 @@ class ChatResponse:
     def reasoning(self) -> str | None:
         """The first answer's visible reasoning, where the vendor shows any."""
         return self.completion.choices[0].reasoning
+
+    @property
+    def thinking_blocks(self) -> list[dict[str, Any]]:
+        """The first answer's signed blocks of thinking (Anthropic); a fresh list."""
+        return self.completion.choices[0].thinking_blocks
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -626,12 +654,27 @@ def _openai_message(choice: Choice) -> dict[str, Any]:
 def openai_call(call: ToolCall) -> dict[str, Any]:
     """A tool call as an OpenAI message has it."""
     written = {"name": call.name, TOOL_INPUTS[call.type]: call.arguments}
-    return {"id": call.id, "type": call.type, call.type: written}
+    return {"id": call.id, "type": call.type, call.type: written, **openai_signature(call)}
+
+
+def openai_signature(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
+    """What a tool call has beside its function: Gemini's signature, where litellm puts it."""
+    if call.thought_signature is None:
+        return {}
+    return {"provider_specific_fields": {"thought_signature": call.thought_signature}}
 
 
 def openai_media(said: Choice | Chunk) -> dict[str, Any]:
-    """What an OpenAI message or delta has beside text and tool calls: pictures, speech, sources."""
+    """What an OpenAI message or delta has beside text and tool calls.
+
+    Pictures, speech, sources, and what the vendor wants back in the next turn.
+    """
     fields = _parsed(said.sources_json)
+    if said.thinking_json is not None:
+        fields["thinking_blocks"] = said.thinking_blocks
+    if said.thought_signatures:
+        signatures = list(said.thought_signatures)
+        fields["provider_specific_fields"] = {"thought_signatures": signatures}
     if said.images:
         fields["images"] = [
             {"index": index, "type": "image_url", "image_url": {"url": url}}
@@ -672,6 +715,11 @@ def openai_usage(usage: Usage) -> dict[str, Any]:
         },
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+
+
+def _blocks(json_list: str | None) -> list[dict[str, Any]]:
+    blocks: list[dict[str, Any]] = json.loads(json_list) if json_list else []
+    return blocks
 
 
 def _parsed(json_object: str | None) -> dict[str, Any]:

@@ -161,15 +161,19 @@ def pieces(completion: Completion) -> Iterator[Chunk]:
             yield Chunk(piece, index=index)
         if choice.refusal:
             yield Chunk(refusal=choice.refusal, index=index)
-        if choice.images or choice.audio or choice.sources_json:
-            yield Chunk(
-                index=index,
-                images=choice.images,
-                audio=choice.audio,
-                sources_json=choice.sources_json,
-            )
+        beside = Chunk(
+            index=index,
+            images=choice.images,
+            audio=choice.audio,
+            sources_json=choice.sources_json,
+            thinking_json=choice.thinking_json,
+            thought_signatures=choice.thought_signatures,
+        )
+        if beside != Chunk(index=index):
+            yield beside
         for place, call in enumerate(choice.tool_calls):
-            delta = ToolCallDelta(place, call.id, call.name, call.arguments, call.type)
+            given = (call.id, call.name, call.arguments, call.type, call.thought_signature)
+            delta = ToolCallDelta(place, *given)
             yield Chunk(tool_calls=(delta,), index=index)
 
 

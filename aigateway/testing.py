@@ -283,7 +283,11 @@ class _ScriptedClient:
     def accepts_prefill(self) -> bool:
         return self._config.name in self._vendor.accepts_prefill
 
-    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
+    def dropped(
+        self,
+        params: Mapping[str, Any],  # noqa: ARG002
+        messages: Sequence[Mapping[str, Any]] = (),  # noqa: ARG002
+    ) -> tuple[str, ...]:
         return ()
 
     async def prepare(self) -> None:

@@ -29,7 +29,7 @@ CHAT_PARAMS = frozenset({
     "response_format", "safety_identifier", "seed", "service_tier", "stop", "store", "temperature",
     "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity", "web_search_options",
     # Other vendors' that litellm translates.
-    "safety_settings", "thinking", "top_k",
+    "cache_control", "safety_settings", "thinking", "top_k",
     # The ways to send what is not named here.
     "extra_body", "extra_headers",
 })

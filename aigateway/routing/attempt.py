@@ -434,8 +434,8 @@ class PendingAttempt:
         )
 
     def _dropped(self) -> tuple[str, ...]:
-        params = self._request.params
-        return () if params is None else tuple(self.provider.dropped(params))
+        params, messages = self._request.params, self._request.messages
+        return () if params is None else tuple(self.provider.dropped(params, messages))
 
     def _tell(self, failure: Failure) -> None:
         self._around.emitter.emit(

@@ -149,6 +149,7 @@ class RequestState:
         model: The model that it names: then every provider of that is a candidate. None: any.
         tokens: How many it will use, by estimate; only for providers with a `tpm`.
         params: Its parameters, if it has some that a provider may do without.
+        messages: What is said, which may leave no room for some of them.
         hedge: Whether a second provider may be asked while the first is slow.
         background: Whether it waits behind every request that is not in the background.
         tenant: On whose behalf, where places are shared out.
@@ -188,6 +189,7 @@ class RequestState:
         model: str | None = None,
         tokens: int = 0,
         params: Mapping[str, Any] | None = None,
+        messages: Sequence[Mapping[str, Any]] = (),
         hedge: bool = False,
         background: bool = False,
         tenant: str = "",
@@ -203,6 +205,7 @@ class RequestState:
         self.model = model
         self.tokens = tokens
         self.params = params
+        self.messages = messages
         self.hedge = hedge
         self.background = background
         self.tenant = tenant

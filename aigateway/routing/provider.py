@@ -531,9 +531,11 @@ class Provider:
         self.chat.force(order)
         self.embeddings.force(order)
 
-    def dropped(self, params: Mapping[str, Any]) -> Sequence[str]:
+    def dropped(
+        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
+    ) -> Sequence[str]:
         """Name the parameters of a chat that would be left out here, as far as is known."""
-        return self._client.dropped(params) if self.prepared and self._client else ()
+        return self._client.dropped(params, messages) if self.prepared and self._client else ()
 
     def pause(self) -> float | None:
         """Seconds until the vendor's own limits allow a call again, if it has just said so."""

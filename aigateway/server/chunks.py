@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from aigateway.messages import (
     Usage,
     openai_beside,
     openai_media,
+    openai_signature,
     openai_usage,
 )
 from aigateway.server.answers import encoded
@@ -40,7 +42,7 @@ class ChunkWriter:
         whole: Gives the whole answer, once its content is through.
     """
 
-    __slots__ = ("_begun", "_head", "_whole", "_with_usage")
+    __slots__ = ("_begun", "_blocks", "_head", "_whole", "_with_usage")
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class ChunkWriter:
             "model": opening.model,
         }
         self._begun: set[int] = set()
+        self._blocks: Counter[int] = Counter()
         self._with_usage = with_usage
         self._whole = whole
 
@@ -82,6 +85,10 @@ class ChunkWriter:
 
     def _choice(self, chunk: Chunk) -> dict[str, Any]:
         delta = _delta(chunk)
+        for block in delta.get("thinking_blocks") or ():
+            # OpenAI's SDK puts lists together by it.
+            block["index"] = self._blocks[chunk.index]
+            self._blocks[chunk.index] += 1
         if chunk.index not in self._begun:
             self._begun.add(chunk.index)
             delta = {"role": "assistant", "content": None if chunk.tool_calls else "", **delta}
@@ -109,7 +116,13 @@ def _delta(chunk: Chunk) -> dict[str, Any]:
         delta["content"] = chunk.text
     if chunk.reasoning:
         delta["reasoning_content"] = chunk.reasoning
-    if chunk.images or chunk.audio or chunk.sources_json:
+    if (
+        chunk.images
+        or chunk.audio
+        or chunk.sources_json
+        or chunk.thinking_json
+        or chunk.thought_signatures
+    ):
         delta.update(openai_media(chunk))
     if chunk.refusal:
         delta["refusal"] = chunk.refusal
@@ -123,4 +136,4 @@ def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
     named = {"name": call.name} if call.name else {}
     begun = {"id": call.id, "type": call.type} if call.id else {}
     piece = {**named, TOOL_INPUTS[call.type]: call.arguments}
-    return {"index": call.index, **begun, call.type: piece}
+    return {"index": call.index, **begun, call.type: piece, **openai_signature(call)}

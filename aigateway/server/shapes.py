@@ -279,6 +279,17 @@ class RefusedMessage(TypedDict):
     refusal: Text
 
 
+class SpokenMessage(TypedDict):
+    """What was answered before, when it was speech."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    role: Literal["assistant"]
+    content: NotRequired[None]
+    name: NotRequired[str | None]
+    refusal: NotRequired[str | None]
+    audio: Annotated[dict[str, Any], Field(min_length=1)]
+
+
 class ToolMessage(TypedDict):
     """What a called tool gave."""
 
@@ -306,10 +317,15 @@ def _kind(message: Any) -> str | None:
         return "instruction" if role in ("system", "developer") else _text(role)
     if message.get("content") is not None:
         return "assistant"
-    for name, kind in (("tool_calls", "calling"), ("function_call", "old"), ("refusal", "refused")):
-        if message.get(name):
-            return kind
-    return "assistant"
+    return next((kind for name, kind in _INSTEAD_OF_CONTENT if message.get(name)), "assistant")
+
+
+_INSTEAD_OF_CONTENT = (
+    ("tool_calls", "calling"),
+    ("function_call", "old"),
+    ("refusal", "refused"),
+    ("audio", "spoken"),
+)
 
 
 def _text(value: object) -> str | None:
@@ -323,6 +339,7 @@ Message = Annotated[
     | Annotated[CallingMessage, Tag("calling")]
     | Annotated[OldCallingMessage, Tag("old")]
     | Annotated[RefusedMessage, Tag("refused")]
+    | Annotated[SpokenMessage, Tag("spoken")]
     | Annotated[ToolMessage, Tag("tool")]
     | Annotated[FunctionMessage, Tag("function")],
     Discriminator(
@@ -436,6 +453,7 @@ class Parameters(TypedDict):
 
     __pydantic_config__ = _CLOSED  # type: ignore[misc]
     audio: NotRequired[dict[str, Any] | None]
+    cache_control: NotRequired[dict[str, Any] | None]
     frequency_penalty: NotRequired[Penalty | None]
     function_call: NotRequired[str | Named | None]
     functions: NotRequired[Few[DeclaredFunction] | None]

@@ -91,6 +91,7 @@ class Answer:
             missing is counted in words.
         reasoning: Visible thoughts.
         chunks: How a stream cuts the text; None cuts it into words.
+        thinking: How Anthropic gives its thoughts: "shown", "redacted" or "omitted".
     """
 
     text: str = ""
@@ -99,6 +100,7 @@ class Answer:
     usage: Mapping[str, int] | None = None
     reasoning: str | None = None
     chunks: Sequence[str] | None = None
+    thinking: str = "shown"
 
 
 AnswerSource = Answer | str | Callable[[Received], Answer | str] | None
@@ -178,6 +180,7 @@ class Reply:
     cached_tokens: int
     reasoning_tokens: int
     n: int = 1
+    thinking: str = "shown"
     show_usage: bool = True
     show_choices: bool = True
 
@@ -211,6 +214,7 @@ def reply_for(answer: Answer, call: ChatCall) -> Reply:
         cached_tokens=usage.get("cached_tokens", 0),
         reasoning_tokens=reasoning_tokens,
         n=call.n,
+        thinking=answer.thinking,
     )
 
 

@@ -101,6 +101,16 @@ class SimulatedVendor:
         return f"<SimulatedVendor {self.name} ({self.wire}) {self.url}>"
 
     @property
+    def strict(self) -> bool:
+        """Whether fields of messages that it does not know are refused."""
+        return bool(getattr(self._wire, "strict", True))
+
+    @strict.setter
+    def strict(self, strict: bool) -> None:
+        if isinstance(self._wire, OpenAIWire):
+            self._wire.strict = strict
+
+    @property
     def wire(self) -> str:
         """Which vendor's HTTP it speaks."""
         return self._wire.name

@@ -22,9 +22,17 @@ from aigateway.messages import (
     Usage,
 )
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.content import Content, content_of, parted, said_beside, text_of
+from aigateway.wires.content import (
+    IN_ID,
+    Content,
+    content_of,
+    parted,
+    said_beside,
+    signature_of,
+    text_of,
+)
 from aigateway.wires.ends import OPENAI_ENDS, BrokenOffError, Ending, end_of, endings_in
-from aigateway.wires.tool_calls import cleaned, is_cut, server_calls_in
+from aigateway.wires.tool_calls import CallPiece, cleaned, is_cut, server_calls_in
 
 __all__ = [
     "chunk_of",
@@ -134,28 +142,35 @@ def chunk_of(content: Content, index: int, calls: tuple[ToolCallDelta, ...] = ()
         images=content.images,
         audio=content.audio,
         sources_json=content.sources_json,
+        thinking_json=content.thinking_json,
+        thought_signatures=content.thought_signatures,
     )
 
 
-def read_calls(delta: Any) -> list[tuple[Any, str, str, str, str]]:
-    """The pieces of tool calls in one of litellm's deltas: number, id, name, arguments, type."""
+def read_calls(delta: Any) -> list[CallPiece]:
+    """The pieces of tool calls in one of litellm's deltas."""
     pieces = [
-        (getattr(call, "index", None), text_of(getattr(call, "id", None)) or "", *_called(call))
+        CallPiece(getattr(call, "index", None), _id(call), *_called(call))
         for call in getattr(delta, "tool_calls", None) or ()
     ]
     old = getattr(delta, "function_call", None)  # how OpenAI said it until 2023
     if old is not None:
-        pieces.append((None, "", *_function(old), "function"))
+        pieces.append(CallPiece(None, "", *_function(old), "function", signature_of(old)))
     return pieces
 
 
-def _called(call: Any) -> tuple[str, str, str]:
-    """Name, arguments and type of one of litellm's calls, or of a piece of one."""
+def _id(call: Any) -> str:
+    return str(getattr(call, "id", None) or "").partition(IN_ID)[0]
+
+
+def _called(call: Any) -> tuple[str, str, str, str | None]:
+    """Name, arguments, type and signature of one of litellm's calls, or of a piece of one."""
     custom = getattr(call, "custom", None)
     if custom is None:
         kind = "custom" if getattr(call, "type", None) == "custom" else "function"
-        return (*_function(getattr(call, "function", None)), kind)
-    return text_of(_part(custom, "name")) or "", text_of(_part(custom, "input")) or "", "custom"
+        return (*_function(getattr(call, "function", None)), kind, signature_of(call))
+    name, given = text_of(_part(custom, "name")), text_of(_part(custom, "input"))
+    return name or "", given or "", "custom", None
 
 
 def _function(function: Any) -> tuple[str, str]:
@@ -227,6 +242,8 @@ def _choice(
         images=content.images,
         audio=content.audio,
         sources_json=content.sources_json,
+        thinking_json=content.thinking_json,
+        thought_signatures=content.thought_signatures,
     )
 
 
@@ -256,10 +273,10 @@ def _end(
 
 def _tool_calls(message: Any) -> Iterator[ToolCall]:
     for call in getattr(message, "tool_calls", None) or ():
-        yield ToolCall(str(getattr(call, "id", None) or ""), *_called(call))
+        yield ToolCall(_id(call), *_called(call))
     old = getattr(message, "function_call", None)  # how OpenAI said it until 2023
     if old is not None and text_of(getattr(old, "name", None)):
-        yield ToolCall("", *_function(old))
+        yield ToolCall("", *_function(old), "function", signature_of(old))
 
 
 def _logprobs(logprobs: Any) -> str | None:

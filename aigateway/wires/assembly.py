@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 from aigateway.messages import Audio, Choice, Chunk, Completion, ToolCall, ToolCallDelta, Usage
 from aigateway.wires.content import ThinkTags, joined_sources
 from aigateway.wires.ends import Ending
-from aigateway.wires.tool_calls import ToolCallReader
+from aigateway.wires.tool_calls import CallPiece, ToolCallReader
 
 __all__ = ["Assembly"]
 
@@ -31,9 +32,11 @@ class _Answer:
         "reader",
         "reasoning",
         "refusal",
+        "signatures",
         "sources_json",
         "tags",
         "text",
+        "thinking",
     )
 
     def __init__(self, tags: ThinkTags | None) -> None:
@@ -42,6 +45,8 @@ class _Answer:
         self.images: list[str] = []
         self.audio: list[Audio] = []
         self.sources_json: str | None = None
+        self.thinking: list[dict[str, Any]] = []
+        self.signatures: list[str] = []
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.refusal: list[str] = []
@@ -87,6 +92,8 @@ class _Answer:
             images=tuple(self.images),
             audio=_audio(self.audio) if self.audio else None,
             sources_json=self.sources_json,
+            thinking_json=json.dumps(self.thinking) if self.thinking else None,
+            thought_signatures=tuple(self.signatures),
         )
 
     def add(self, chunk: Chunk) -> None:
@@ -104,6 +111,10 @@ class _Answer:
             self.audio.append(chunk.audio)
         if chunk.sources_json:
             self.sources_json = joined_sources(self.sources_json, chunk.sources_json)
+        if chunk.thinking_json:
+            self.thinking += chunk.thinking_blocks
+        if chunk.thought_signatures:
+            self.signatures += chunk.thought_signatures
 
     def parted(self, chunk: Chunk, tags: ThinkTags) -> Chunk | None:
         """The chunk with its reasoning apart from its text; None if nothing of it is left."""
@@ -242,21 +253,19 @@ class Assembly:
         answer.add(chunk)
         return chunk
 
-    def read_calls(
-        self, index: int, pieces: Iterable[tuple[Any, str, str, str, str]]
-    ) -> tuple[ToolCallDelta, ...]:
+    def read_calls(self, index: int, pieces: Iterable[CallPiece]) -> tuple[ToolCallDelta, ...]:
         """Tell the calls of an answer apart, before they are added.
 
         Args:
             index: Of the answer.
-            pieces: For each the server's number, the id, the name, arguments and the type.
+            pieces: Of its calls.
         """
         deltas = []
         for piece in pieces:
             answer = self._answers.get(index) or self._answer(index)
             if answer.reader is None:
                 answer.reader = ToolCallReader(self.not_for_the_caller)
-            delta = answer.reader.read(*piece)
+            delta = answer.reader.read(piece)
             if delta is not None:
                 deltas.append(delta)
         return tuple(deltas)
@@ -374,6 +383,7 @@ def _tool_call(deltas: list[ToolCallDelta]) -> ToolCall:
         arguments="".join(delta.arguments for delta in deltas)
         or ("{}" if deltas[0].type == "function" else ""),
         type=deltas[0].type,
+        thought_signature=next((d.thought_signature for d in deltas if d.thought_signature), None),
     )
 
 

@@ -103,9 +103,11 @@ class ChangingKeyClient:
         """As `VendorClient`."""
         return await self._call(lambda client: client.embed(request))
 
-    def dropped(self, params: Mapping[str, Any]) -> Sequence[str]:
+    def dropped(
+        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
+    ) -> Sequence[str]:
         """As `VendorClient`."""
-        return self._client.dropped(params)
+        return self._client.dropped(params, messages)
 
     def pause(self) -> float | None:
         """As `VendorClient`."""

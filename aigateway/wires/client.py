@@ -135,8 +135,15 @@ class VendorClient(Protocol):
         Cheap once it has been done. The time it takes is not held against the vendor.
         """
 
-    def dropped(self, params: Mapping[str, Any]) -> Sequence[str]:
-        """Name the parameters of a chat that would be left out. Asked only after `prepare`."""
+    def dropped(
+        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
+    ) -> Sequence[str]:
+        """Name the parameters of a chat that would be left out. Asked only after `prepare`.
+
+        Args:
+            params: Of the chat.
+            messages: What is said before may leave no room for some.
+        """
 
     async def chat(self, request: ChatRequest) -> Completion:
         """Ask for an answer."""

@@ -14,12 +14,16 @@ from typing import Any, NamedTuple
 from aigateway.messages import Audio
 
 __all__ = [
+    "IN_ID",
     "Content",
     "ThinkTags",
+    "ThinkingKeeper",
     "content_of",
     "joined_sources",
     "parted",
     "said_beside",
+    "signature_of",
+    "signed_blocks",
     "spoken",
     "text_of",
 ]
@@ -34,6 +38,8 @@ class Content(NamedTuple):
     images: tuple[str, ...] = ()
     audio: Audio | None = None
     sources_json: str | None = None
+    thinking_json: str | None = None
+    thought_signatures: tuple[str, ...] = ()
 
 
 _SOURCES = ("annotations", "citations", "context", "references", "search_results")
@@ -44,6 +50,9 @@ _BESIDE = ("citations", "search_results")
 
 _GOOGLES = ("citation_metadata", "grounding_metadata", "url_context_metadata")
 """Gemini's, as litellm hands them on: lists beside the choices."""
+
+IN_ID = "__thought__"
+"""Behind it litellm puts Gemini's signature into the id of a tool call."""
 
 _PLAIN = frozenset(
     {"annotations", "content", "reasoning", "reasoning_content", "refusal", "role", "tool_calls"}
@@ -79,7 +88,71 @@ def content_of(message: Any, beside: Any = None) -> Content:
     parts.cite("citations", more.get("citation"))  # one at a time in Anthropic's streams
     for name in _GOOGLES:
         parts.cite(name, _part(beside, f"vertex_ai_{name}"))
-    return parts.content()
+    said = parts.content()
+    signed = more.get("thought_signatures")
+    if isinstance(signed, list):
+        # Gemini's; litellm counts those of tool calls among them.
+        calls = {signature_of(call) for call in _part(message, "tool_calls") or ()}
+        return said._replace(
+            thought_signatures=tuple(s for s in map(text_of, signed) if s and s not in calls)
+        )
+    blocks = signed_blocks(_part(message, "thinking_blocks"))
+    return said._replace(thinking_json=json.dumps(blocks)) if blocks else said
+
+
+def signature_of(call: Any) -> str | None:
+    """Gemini's signature of a tool call, wherever litellm and those who imitate it put it."""
+    googles = _part(_part(call, "extra_content"), "google")  # Gemini's on the OpenAI wire
+    for beside in (
+        _part(call, "provider_specific_fields"),
+        _part(_part(call, "function"), "provider_specific_fields"),
+        googles,
+    ):
+        signature = text_of(_part(beside, "thought_signature"))
+        if signature:
+            return signature
+    name = _part(call, "id")
+    return (name.partition(IN_ID)[2] or None) if isinstance(name, str) and IN_ID in name else None
+
+
+class ThinkingKeeper:
+    """Puts Anthropic's streamed blocks of thinking together."""
+
+    __slots__ = ("_block",)
+
+    def __init__(self) -> None:
+        self._block: dict[str, Any] | None = None
+
+    def take(self, event: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Read an event, and give the block that is whole with it, if one is."""
+        kind = event.get("type")
+        if kind == "content_block_delta":
+            delta = event.get("delta")
+            if self._block is not None and isinstance(delta, Mapping):
+                for name in ("thinking", "signature"):
+                    self._block[name] = (self._block.get(name) or "") + (delta.get(name) or "")
+            return []
+        whole, self._block = self._block, None
+        if kind == "content_block_start":
+            begun = event.get("content_block")
+            if isinstance(begun, Mapping) and begun.get("type") in _THINKING:
+                self._block = dict(_plain(begun))
+                if begun["type"] == "thinking":
+                    self._block.setdefault("thinking", "")
+        return signed_blocks([whole])
+
+
+_THINKING = frozenset({"redacted_thinking", "thinking"})
+
+
+def signed_blocks(blocks: Any) -> list[dict[str, Any]]:
+    """Those of Anthropic's blocks of thinking that it would take back."""
+    return [
+        plain
+        for plain in map(_plain, blocks if isinstance(blocks, list | tuple) else ())
+        if isinstance(plain, dict)
+        and text_of(plain.get("data" if plain.get("type") == "redacted_thinking" else "signature"))
+    ]
 
 
 def said_beside(response: Any) -> dict[str, Any]:

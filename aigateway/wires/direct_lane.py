@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
@@ -120,9 +120,11 @@ class DirectClient:
         if self._translation is None:
             await self._other.prepare()
 
-    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+    def dropped(
+        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[str, ...]:
         """Name the parameters of a chat that would be left out. Asked only after `prepare`."""
-        return self._parameters.dropped(params)
+        return self._parameters.dropped(params, messages)
 
     async def chat(self, request: ChatRequest) -> Completion:
         """Ask for an answer.
@@ -132,7 +134,7 @@ class DirectClient:
         """
         await self.prepare()
         translation = self._translation
-        fitted = self._parameters.fitted(request) if request.params else request
+        fitted = self._parameters.fitted(request)
         if translation is None or not translation.carries(fitted) or self._is_listened_to():
             return await self._other.chat(request)
         token = SILENT.set(True)  # litellm's advice on how to ask is not for our stdout
@@ -166,7 +168,7 @@ class DirectClient:
         """
         await self.prepare()
         translation = self._translation
-        fitted = self._parameters.fitted(request) if request.params else request
+        fitted = self._parameters.fitted(request)
         if (
             translation is None
             or not self._streams

@@ -211,7 +211,9 @@ def _unread(content: StreamReader) -> bytes:
 
 def _chunk(index: int, choice: Choice) -> Chunk:
     calls = tuple(
-        ToolCallDelta(position, call.id, call.name, call.arguments, call.type)
+        ToolCallDelta(
+            position, call.id, call.name, call.arguments, call.type, call.thought_signature
+        )
         for position, call in enumerate(choice.tool_calls)
     )
     said = Content(
@@ -221,5 +223,7 @@ def _chunk(index: int, choice: Choice) -> Chunk:
         choice.images,
         choice.audio,
         choice.sources_json,
+        choice.thinking_json,
+        choice.thought_signatures,
     )
     return chunk_of(said, index, calls) or Chunk(index=index)

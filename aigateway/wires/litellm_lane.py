@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
@@ -179,9 +179,11 @@ class LiteLLMClient:
         litellm = await load_litellm()
         self._connect(litellm)
 
-    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+    def dropped(
+        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[str, ...]:
         """Name the parameters of a chat that would be left out. Asked only after `prepare`."""
-        return self._parameters.dropped(params)
+        return self._parameters.dropped(params, messages)
 
     async def chat(self, request: ChatRequest) -> Completion:
         """Ask for an answer.

@@ -23,7 +23,7 @@ from aigateway.wires.answers import kind_of_silence
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.connections import StreamedBody
-from aigateway.wires.content import spoken
+from aigateway.wires.content import ThinkingKeeper, spoken
 from aigateway.wires.ends import BrokenOffError, Ending, endings_in
 from aigateway.wires.litellm_chunks import ChunkReader, End
 from aigateway.wires.own_call import has_callbacks
@@ -253,6 +253,7 @@ class _Tap:
         self._iterator = source.__aiter__()
         self._body = body
         self._passed: list[tuple[Any, dict[int, Ending] | None]] = []
+        self._thinking = ThinkingKeeper()
         self.is_foreign = False
         self.is_over = False
 
@@ -271,6 +272,9 @@ class _Tap:
                 endings = endings_in(event)
                 if endings is not None:
                     _correct(chunk, event, endings)
+                    if isinstance(event, Mapping) and "content_block" in str(event.get("type")):
+                        for choice in chunk.choices:
+                            choice.delta.thinking_blocks = self._thinking.take(event) or None
                 self._passed.append((chunk, endings))
                 return chunk
             if chunk is not None and not _is_empty(chunk):

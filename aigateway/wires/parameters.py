@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
@@ -30,6 +30,7 @@ from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.client import Failure
 from aigateway.wires.copying import fresh_copy
 from aigateway.wires.error_bodies import snake_case
+from aigateway.wires.history import THOUGHT, History
 from aigateway.wires.loading import MUTE, SILENT
 
 __all__ = ["HINTS", "Dropping", "Parameters"]
@@ -41,6 +42,7 @@ Dropping = Literal["hints"] | bool
 
 _IN_ORDER: tuple[str, ...] = (
     # What is given up first stands first.
+    "cache_control",
     "top_k",
     "top_p",
     "frequency_penalty",
@@ -80,8 +82,10 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 
 _FOREIGN: Mapping[ProviderType, frozenset[str]] = {
     # What litellm hands on although the vendor has no such parameter.
-    ProviderType.OPENAI: frozenset({"safety_settings", "top_k"}),
-    ProviderType.AZURE: frozenset({"safety_settings", "top_k"}),
+    ProviderType.OPENAI: frozenset({"cache_control", "safety_settings", "top_k"}),
+    ProviderType.AZURE: frozenset({"cache_control", "safety_settings", "top_k"}),
+    ProviderType.GEMINI: frozenset({"cache_control"}),
+    ProviderType.OPENAI_COMPATIBLE: frozenset({"cache_control", "thinking"}),
     ProviderType.ANTHROPIC: frozenset({"safety_settings"}),
 }
 
@@ -156,8 +160,6 @@ _OPTIONAL_AT_OPENAI = frozenset(
     }
 )
 """Hints that litellm keeps from a model of OpenAI's wire that it does not know."""
-
-_THOUGHT = ("reasoning_effort", "thinking")
 
 _LEAST_BUDGET = 1024
 """Tokens that Anthropic wants a thinking budget to have at least."""
@@ -239,6 +241,7 @@ class Parameters:
         self._config = config
         self._clock = clock
         self._dropping = dropping
+        self._history = History(config)
         self._vendor = config.provider
         self._model = str(config.extra.get("base_model") or config.model)
         if self._vendor is ProviderType.AZURE:
@@ -290,13 +293,21 @@ class Parameters:
         """
         if self._defaults:
             request = replace(request, params=self._completed(request.params))
+        given = request.params
+        request = self._history.fitted(request)
         params = request.params
+        if params is not given:
+            self._log_once([name for name in THOUGHT if name in given])
         if params.keys() <= self._free:
             return request
         plan = self._plan(params)
         if plan is _AS_GIVEN:
             return request
-        for name in plan.dropped:
+        self._log_once(plan.dropped)
+        return replace(request, params=plan.carried_out(params))
+
+    def _log_once(self, dropped: Sequence[str]) -> None:
+        for name in dropped:
             if name not in self._logged:
                 self._logged.add(name)
                 _log.warning(
@@ -305,13 +316,18 @@ class Parameters:
                     self._config.name,
                     name,
                 )
-        return replace(request, params=plan.carried_out(params))
 
-    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
-        """Name what would be left out of these parameters."""
+    def dropped(
+        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[str, ...]:
+        """Name what would be left out of these parameters, with these messages."""
         if params.keys() <= self._free:
             return ()
-        dropped = self._plan(self._completed(params)).dropped
+        foreign = () if self._history.thinks(messages, params) else THOUGHT
+        dropped = (
+            *(name for name in foreign if name in params),
+            *self._plan(self._completed(_without(params, *foreign))).dropped,
+        )
         return tuple([n for n in dropped if n in params]) if self._defaults else dropped
 
     def _completed(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -336,6 +352,11 @@ class Parameters:
         Returns:
             What the failure means; None if the request had better be sent again at once.
         """
+        if self._history.learn(failure, sent):
+            return None
+        return self._judged(failure, self._history.fitted(given), sent)
+
+    def _judged(self, failure: Failure, given: ChatRequest, sent: ChatRequest) -> Failure | None:
         if failure.kind is FailureKind.UNSUPPORTED and failure.status is None:
             return self._explained(failure, sent)
         name = _name_of(failure, sent.params)
@@ -447,14 +468,14 @@ class Parameters:
 
     def _let_it_think(self, draft: _Draft) -> None:
         left = draft.left
-        asked: dict[str, Any] = {n: left[n] for n in _THOUGHT if n in left}
+        asked: dict[str, Any] = {n: left[n] for n in THOUGHT if n in left}
         thinking = ((asked and self._mapped(asked)) or {}).get("thinking")
         if not isinstance(thinking, Mapping) or thinking.get("type") not in {"enabled", "adaptive"}:
             return
         limit: Any = next((left[n] for n in _LIMITS if n in left), math.inf)
         budget = thinking.get("budget_tokens") or 0
         if _is_forced(left.get("tool_choice")) or limit <= min(budget, _LEAST_BUDGET):
-            for name in _THOUGHT:
+            for name in THOUGHT:
                 draft.drop(name)
             return
         if budget >= limit:

@@ -13,7 +13,7 @@ from typing import Any
 
 from aigateway.messages import TOOL_INPUTS, Choice, Completion, ToolCall, Usage
 from aigateway.wires.answers import stated_cost
-from aigateway.wires.content import content_of, parted, said_beside, text_of
+from aigateway.wires.content import IN_ID, content_of, parted, said_beside, text_of
 from aigateway.wires.tool_calls import as_functions, is_cut
 
 __all__ = ["anthropic_completion", "gemini_completion", "openai_completion"]
@@ -137,7 +137,11 @@ def _candidate(candidate: Mapping[str, Any]) -> Choice:
     text = part["text"]
     if not (candidate.keys() <= _CANDIDATE and part.keys() <= _PART and _is_said(text)):
         raise _Unusual
-    return Choice(text, _GEMINI_FINISHES[candidate["finishReason"]])
+    signed = part.get("thoughtSignature")
+    if not isinstance(signed, str | None):
+        raise _Unusual
+    signatures = (signed,) if signed else ()
+    return Choice(text, _GEMINI_FINISHES[candidate["finishReason"]], thought_signatures=signatures)
 
 
 def _is_name(name: Any) -> bool:
@@ -187,7 +191,7 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
     calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
     if calls and (finish == "stop" or len({call.id for call in calls}) < len(calls)):
         raise _Unusual  # corrected elsewhere
-    text, reasoning, refusal, images, audio, sources = parted(content_of(message))
+    text, reasoning, refusal, images, audio, sources, *_ = parted(content_of(message))
     if not (text or calls or refusal or images or audio or finish == "length"):
         raise _Unusual  # says nothing: whose fault that is, is judged elsewhere
     return Choice(
@@ -211,6 +215,7 @@ def _tool_call(call: Mapping[str, Any]) -> ToolCall:
         or kind not in TOOL_INPUTS
         or not (_is_name(name) and isinstance(arguments, str) and _is_name(call["id"]))
         or (kind == "function" and (not arguments.strip() or is_cut(arguments)))
+        or IN_ID in call["id"]
     ):
         raise _Unusual
     return ToolCall(call["id"], name, arguments, kind)

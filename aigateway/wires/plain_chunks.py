@@ -8,12 +8,20 @@ litellm's reader has to have seen.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from aigateway.messages import Audio, Chunk, ToolCallDelta, Usage
 from aigateway.wires.answers import chunk_of, usage_from
-from aigateway.wires.content import content_of, said_beside, spoken
+from aigateway.wires.content import (
+    IN_ID,
+    ThinkingKeeper,
+    content_of,
+    said_beside,
+    signature_of,
+    spoken,
+)
 from aigateway.wires.ends import (
     ANTHROPIC_ENDS,
     GEMINI_ENDS,
@@ -25,6 +33,7 @@ from aigateway.wires.ends import (
 )
 from aigateway.wires.stream_reading import StreamReading
 from aigateway.wires.tool_calls import (
+    CallPiece,
     InputKeeper,
     add_missing_arguments,
     as_functions,
@@ -96,8 +105,16 @@ class OpenAIReading(StreamReading):
         for call in calls:
             function = call.get("function") or _NOTHING
             name, called = call.get("id") or "", function.get("name") or ""
-            text, kind = function.get("arguments") or "", call.get("type") or ""
-            pieces.append((call.get("index"), name, called, text, kind))
+            pieces.append(
+                CallPiece(
+                    call.get("index"),
+                    name.partition(IN_ID)[0],
+                    called,
+                    function.get("arguments") or "",
+                    call.get("type") or "",
+                    signature_of(call) if len(call) > 4 or IN_ID in name else None,
+                )
+            )
         return self._read_calls(index, pieces)
 
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
@@ -120,11 +137,12 @@ class AnthropicReading(StreamReading):
         translated: Whether a tool call may stand for the answer's text.
     """
 
-    __slots__ = ("_inputs", "_translated")
+    __slots__ = ("_inputs", "_thinking", "_translated")
 
     def __init__(self, *args: Any, translated: bool = False) -> None:
         super().__init__(*args)
         self._inputs = InputKeeper()
+        self._thinking = ThinkingKeeper()
         self._translated = translated
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
@@ -143,12 +161,18 @@ class AnthropicReading(StreamReading):
             self._add_count(event.get("usage"))
             self._end(event)
         elif not self._is_plain(kind, event):
-            self._translated = True
-            self.assembly.not_for_the_caller |= server_calls_in(event)
-            missing = self._inputs.before(event)
-            for each in (event,) if missing is None else (missing, event):
-                for choice in self._parse(each).choices:
-                    self._take_choice(choice, None)
+            self._read_block(event)
+
+    def _read_block(self, event: Mapping[str, Any]) -> None:
+        self._translated = True
+        self.assembly.not_for_the_caller |= server_calls_in(event)
+        missing = self._inputs.before(event)
+        for each in (event,) if missing is None else (missing, event):
+            for choice in self._parse(each).choices:
+                choice.delta.thinking_blocks = None  # which hold pieces, too
+                self._take_choice(choice, None)
+        for block in self._thinking.take(event):
+            self._say(Chunk(thinking_json=json.dumps([block])))
 
     def _is_plain(self, kind: Any, event: Mapping[str, Any]) -> bool:
         if kind == "ping":

@@ -22,6 +22,7 @@ from aigateway.wires.assembly import Assembly
 from aigateway.wires.ends import BrokenOffError, Ending
 from aigateway.wires.loading import SILENT
 from aigateway.wires.sse import Event
+from aigateway.wires.tool_calls import CallPiece
 
 __all__ = ["CorruptEventError", "StreamReading", "parsed"]
 
@@ -142,9 +143,7 @@ class StreamReading(ABC):
         if said is not None:
             self._chunks.append(said)
 
-    def _read_calls(
-        self, index: int, pieces: list[tuple[Any, str, str, str, str]]
-    ) -> tuple[ToolCallDelta, ...]:
+    def _read_calls(self, index: int, pieces: list[CallPiece]) -> tuple[ToolCallDelta, ...]:
         if pieces and not _is_place(index):
             raise CorruptEventError
         return self.assembly.read_calls(index, pieces) if pieces else ()

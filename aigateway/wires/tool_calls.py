@@ -11,11 +11,13 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from aigateway.messages import ChatRequest, ToolCall, ToolCallDelta
 
 __all__ = [
+    "CallPiece",
     "InputKeeper",
     "ToolCallReader",
     "add_missing_arguments",
@@ -40,7 +42,7 @@ def cleaned(calls: Iterable[ToolCall], not_for_the_caller: frozenset[str]) -> It
         name = call.id if call.id and call.id not in ids else _new_id()
         ids.add(name)
         given = call.arguments if call.arguments.strip() or call.type == "custom" else "{}"
-        yield ToolCall(name, call.name, given, call.type)
+        yield ToolCall(name, call.name, given, call.type, call.thought_signature)
 
 
 def is_cut(arguments: str) -> bool:
@@ -70,6 +72,26 @@ def _is_open(text: str) -> bool:
         elif character in "}]":
             depth -= 1
     return inside or depth > 0
+
+
+class CallPiece(NamedTuple):
+    """A piece of a tool call, as a server streams it.
+
+    Attributes:
+        number: As the server counts, if it does.
+        id: "" if none came.
+        function: The function's name, likewise.
+        arguments: Likewise.
+        type: "function" or "custom", likewise.
+        signature: Gemini's, if it came.
+    """
+
+    number: Any
+    id: str
+    function: str
+    arguments: str
+    type: str = ""
+    signature: str | None = None
 
 
 class _Call:
@@ -115,21 +137,20 @@ class ToolCallReader:
         self._count = 0
         self._hidden = not_for_the_caller
 
-    def read(
-        self, number: Any, name: str, function: str, arguments: str, kind: str = ""
-    ) -> ToolCallDelta | None:
+    def read(self, piece: CallPiece) -> ToolCallDelta | None:
         """Take in a piece.
-
-        Args:
-            number: As the server counts, if it does.
-            name: The id; "" if none came.
-            function: The function's name, likewise.
-            arguments: Likewise.
-            kind: "function" or "custom", likewise.
 
         Returns:
             What is new in it; None if nothing is, or if the call is not for the caller.
         """
+        delta = self._read(*piece[:5])
+        if delta is None or piece.signature is None:
+            return delta
+        return replace(delta, thought_signature=piece.signature)
+
+    def _read(
+        self, number: Any, name: str, function: str, arguments: str, kind: str
+    ) -> ToolCallDelta | None:
         if not (name or function or arguments):
             return None
         call = self._known(number, name, function, arguments)

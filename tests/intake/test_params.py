@@ -98,6 +98,7 @@ def test_nothing_of_litellms_own_is_let_through(monkeypatch: pytest.MonkeyPatch)
     assert not CHAT_PARAMS & set(all_litellm_params)
     # Those not among OpenAI's common ones are other vendors'.
     assert CHAT_PARAMS - set(OPENAI_CHAT_COMPLETION_PARAMS) <= {
+        "cache_control",
         "extra_body",
         "safety_settings",
         "top_k",

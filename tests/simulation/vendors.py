@@ -213,7 +213,7 @@ class _Client:
     def accepts_prefill(self) -> bool:
         return self._plan.continues
 
-    def dropped(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+    def dropped(self, params: Mapping[str, Any], messages: Any = ()) -> tuple[str, ...]:
         return ()
 
     async def prepare(self) -> None:

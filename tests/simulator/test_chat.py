@@ -324,13 +324,24 @@ async def test_a_withheld_answer_says_so(vendor, ask):
 async def test_a_tool_result_is_understood(sim: Simulator, ask):
     messages = [
         {"role": "user", "content": "weather?"},
-        {"role": "assistant", "content": None, "tool_calls": []},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            ],
+        },
         {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
     ]
     reply = await ask.chat(sim.openai, messages=messages)
     assert text_of("openai", reply.json) == "weather?"
     result = [{"type": "tool_result", "tool_use_id": "t", "content": "sunny"}]
-    messages = [{"role": "user", "content": "weather?"}, {"role": "user", "content": result}]
+    call = [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]
+    messages = [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": call},
+        {"role": "user", "content": result},
+    ]
     assert (
         text_of("anthropic", (await ask.chat(sim.anthropic, messages=messages)).json) == "weather?"
     )

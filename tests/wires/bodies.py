@@ -35,11 +35,10 @@ class Vendor:
         self._server = TestServer(app)
         self.whole: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
-        self.received: list[dict[str, Any]] = []
+        self.received: Any = None  # the last body
 
     async def _answer(self, request):
-        body = await request.json()
-        self.received.append(body)
+        self.received = body = await request.json()
         if not (self.events and (body.get("stream") or "stream" in request.path)):
             return web.json_response(self.whole)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

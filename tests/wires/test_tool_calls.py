@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aigateway.errors import FailureKind
 from aigateway.messages import ChatRequest, ToolCall
 from aigateway.wires.client import Failure
-from aigateway.wires.tool_calls import ToolCallReader, is_cut
+from aigateway.wires.tool_calls import CallPiece, ToolCallReader, is_cut
 from tests.wires.calls import asking
 from tests.wires.shapes import TOOL
 from tests.wires.test_ends import (
@@ -269,7 +269,7 @@ PIECE = st.tuples(
 @given(st.lists(PIECE, max_size=8))
 def test_whatever_comes_each_call_says_its_id_and_its_name_once(pieces):
     reader = ToolCallReader()
-    deltas = [d for d in (reader.read(*piece) for piece in pieces) if d is not None]
+    deltas = [d for d in (reader.read(CallPiece(*piece)) for piece in pieces) if d is not None]
     deltas += reader.close()
     ids = [d.id for d in deltas if d.id]
     indices = sorted({d.index for d in deltas})

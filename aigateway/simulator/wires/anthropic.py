@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from aigateway.simulator.wires.wire import (
     json_body,
     plain_text,
     retry_headers,
+    signature,
     sse,
     text_tokens,
     texts,
@@ -145,6 +147,7 @@ def _read_messages(body: Mapping[str, Any]) -> ChatCall:
         raise _wrong("max_tokens: Input should be greater than or equal to 1")
     messages = body["messages"]
     _check_messages(messages)
+    _check_turns(messages, thinks=(body.get("thinking") or {}).get("type") in _THINKS)
     temperature = body.get("temperature")
     if temperature is not None and not 0 <= temperature <= 1:
         raise _wrong("temperature: range: 0..1")
@@ -184,6 +187,76 @@ def _check_messages(messages: Any) -> None:
             raise _wrong("messages: text content blocks must be non-empty")
 
 
+_NAME = "anthropic"
+_THINKS = frozenset({"adaptive", "enabled"})
+_THOUGHTS = frozenset({"redacted_thinking", "thinking"})
+_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_FIELDS_OF_THOUGHTS = frozenset({"data", "signature", "thinking", "type"})
+
+
+def _check_turns(messages: list[Any], *, thinks: bool) -> None:
+    """Refuse what does not fit what was said before: tools and their results, thoughts."""
+    used: set[str] = set()
+    waiting: set[str] = set()
+    turn: list[Any] = []
+    for index, message in enumerate(messages):
+        content = message["content"]
+        blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        if message["role"] == "assistant":
+            if not blocks:
+                raise _wrong(f"messages.{index}: all messages must have non-empty content")
+            turn += blocks
+            waiting = _calls(index, blocks, used)
+            continue
+        results = {block["tool_use_id"] for block in blocks if block["type"] == "tool_result"}
+        for missing in waiting - results:
+            raise _wrong(
+                f"messages.{index}: `tool_use` ids were found without `tool_result` blocks "
+                f"immediately after: {missing}."
+            )
+        for unknown in results - waiting:
+            raise _wrong(
+                f"messages.{index}.content.0: unexpected `tool_use_id` found in `tool_result` "
+                f"blocks: {unknown}."
+            )
+        waiting = set()
+        turn = turn if results else []
+    calls = any(block["type"] == "tool_use" for block in turn)
+    if thinks and calls and turn[0]["type"] not in _THOUGHTS:
+        raise _wrong(
+            "messages.1.content.0.type: Expected `thinking` or `redacted_thinking`, but found "
+            f"`{turn[0]['type']}`. When `thinking` is enabled, a final `assistant` message must "
+            "start with a thinking block."
+        )
+
+
+def _calls(index: int, blocks: list[Any], used: set[str]) -> set[str]:
+    calls: set[str] = set()
+    for place, block in enumerate(blocks):
+        where = f"messages.{index}.content.{place}"
+        if block["type"] == "tool_use":
+            if not _ID.fullmatch(block["id"]):
+                text = f"{where}.tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$'"
+                raise _wrong(text)
+            if block["id"] in used:
+                raise _wrong("messages: `tool_use` ids must be unique")
+            used.add(block["id"])
+            calls.add(block["id"])
+        elif block["type"] in _THOUGHTS:
+            _check_thought(where, block)
+    return calls
+
+
+def _check_thought(where: str, block: Mapping[str, Any]) -> None:
+    if block.keys() - _FIELDS_OF_THOUGHTS:
+        raise _wrong(f"{where}.thinking: Extra inputs are not permitted")
+    if block["type"] == "thinking":
+        if block["signature"] != signature(_NAME, block["thinking"]):
+            raise _wrong(f"{where}: Invalid `signature` in `thinking` block")
+    elif len(block["data"]) != len(signature(_NAME, "")):
+        raise _wrong(f"{where}: Invalid `data` in `redacted_thinking` block")
+
+
 def _said(content: Any) -> str:
     """The user's words; a tool's result is a user message without any."""
     if isinstance(content, str):
@@ -221,8 +294,12 @@ def _message(call: ChatCall) -> dict[str, Any]:
 
 
 def _blocks(reply: Reply) -> Iterator[dict[str, Any]]:
-    if reply.reasoning is not None:
-        yield {"type": "thinking", "thinking": reply.reasoning, "signature": "c2ltdWxhdGVk"}
+    if reply.reasoning is not None and reply.thinking == "redacted":
+        yield {"type": "redacted_thinking", "data": signature(_NAME, reply.reasoning)}
+    elif reply.reasoning is not None:
+        thought = "" if reply.thinking == "omitted" else reply.reasoning
+        signed = signature(_NAME, thought)
+        yield {"type": "thinking", "thinking": thought, "signature": signed}
     if reply.text or not reply.tool_calls:
         yield {"type": "text", "text": reply.text}
     for tool in reply.tool_calls:
@@ -236,10 +313,11 @@ def _block_events(index: int, block: dict[str, Any], reply: Reply) -> Iterator[E
     match block["type"]:
         case "thinking":
             empty = {"thinking": "", "signature": ""}
-            deltas = [
-                {"type": "thinking_delta", "thinking": block["thinking"]},
-                {"type": "signature_delta", "signature": block["signature"]},
-            ]
+            thoughts = [block["thinking"]] if block["thinking"] else []
+            deltas = [{"type": "thinking_delta", "thinking": thought} for thought in thoughts]
+            deltas.append({"type": "signature_delta", "signature": block["signature"]})
+        case "redacted_thinking":
+            empty, deltas = {}, []
         case "text":
             empty = {"text": ""}
             deltas = [{"type": "text_delta", "text": piece} for piece in reply.pieces]

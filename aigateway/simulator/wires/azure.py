@@ -8,7 +8,12 @@ from typing import Any
 
 from aigateway.simulator.answers import Call, ChatCall, ModelsCall, Received, Reply
 from aigateway.simulator.faults import Fault, RefusedError
-from aigateway.simulator.wires.openai import OpenAIWire, read_chat, read_embeddings
+from aigateway.simulator.wires.openai import (
+    OpenAIWire,
+    check_fields,
+    read_chat,
+    read_embeddings,
+)
 from aigateway.simulator.wires.wire import (
     Event,
     Failure,
@@ -59,6 +64,8 @@ class AzureWire(OpenAIWire):
             raise RefusedError(Fault("wrong_method"))
         if found["what"] == "models":
             return ModelsCall()
+        if found["what"] == "chat/completions":
+            check_fields(received.body)
         read = read_chat if found["what"] == "chat/completions" else read_embeddings
         return read(json_body(received), self.peek(received).model)
 

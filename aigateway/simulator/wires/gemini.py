@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,6 +27,7 @@ from aigateway.simulator.wires.wire import (
     fresh_id,
     json_body,
     plain_text,
+    signature,
     sse,
     text_tokens,
     texts,
@@ -166,7 +168,7 @@ def _read_chat(model: str, body: Mapping[str, Any], *, stream: bool, json_array:
         text = f'Invalid JSON payload received. Unknown name "{name}": Cannot find field.'
         raise RefusedError(Fault.bad_request(text))
     contents = body.get("contents")
-    _check_contents(contents)
+    _check_contents(model, contents)
     assert isinstance(contents, list)  # noqa: S101 - checked above
     config = {_camel(k): v for k, v in (body.get("generationConfig") or {}).items()}
     said = [plain_text(c["parts"]) for c in contents if c.get("role", "user") == "user"]
@@ -187,7 +189,11 @@ def _read_chat(model: str, body: Mapping[str, Any], *, stream: bool, json_array:
     )
 
 
-def _check_contents(contents: Any) -> None:
+_SIGNS = re.compile(r"gemini-[3-9]")
+_STAND_IN = "skip_thought_signature_validator"
+
+
+def _check_contents(model: str, contents: Any) -> None:
     if not isinstance(contents, list) or not contents:
         text = "* GenerateContentRequest.contents: contents is not specified\n"
         raise RefusedError(Fault.bad_request(text))
@@ -197,6 +203,32 @@ def _check_contents(contents: Any) -> None:
         if not content.get("parts"):
             text = "* GenerateContentRequest.contents: contents.parts must not be empty.\n"
             raise RefusedError(Fault.bad_request(text))
+        if content.get("role") == "model":
+            _check_signatures(model, content["parts"])
+
+
+def _check_signatures(model: str, parts: list[Mapping[str, Any]]) -> None:
+    calls = [part for part in parts if part.get("functionCall") or part.get("function_call")]
+    signatures = [part.get("thoughtSignature") or part.get("thought_signature") for part in parts]
+    known = {signature("gemini", _called(part)) for part in calls}
+    known |= {signature("gemini", str(part.get("text"))) for part in parts}
+    known |= {_STAND_IN, base64.b64encode(_STAND_IN.encode()).decode()}
+    if not known.issuperset(filter(None, signatures)):
+        raise RefusedError(Fault.bad_request("Thought signature is not valid."))
+    first = calls[0] if calls else {"thoughtSignature": "-"}
+    if _SIGNS.search(model) and not (
+        first.get("thoughtSignature") or first.get("thought_signature")
+    ):
+        text = (
+            "Function call is missing a thought_signature in functionCall parts. This is "
+            "required for tools to work correctly, and missing thought_signature may lead to "
+            f"degraded model performance. Function call `{_called(first)}`."
+        )
+        raise RefusedError(Fault.bad_request(text))
+
+
+def _called(part: Mapping[str, Any]) -> str:
+    return str((part.get("functionCall") or part["function_call"])["name"])
 
 
 def _forced_tool(body: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
@@ -236,9 +268,13 @@ def _parts(reply: Reply) -> Iterator[dict[str, Any]]:
     if reply.reasoning is not None:
         yield {"text": reply.reasoning, "thought": True}
     if reply.text or not reply.tool_calls:
-        yield {"text": reply.text}
-    for tool in reply.tool_calls:
-        yield {"functionCall": {"name": tool.name, "args": tool.as_object()}}
+        # It may sign a text, too.
+        signed = {"thoughtSignature": signature("gemini", reply.text)} if reply.reasoning else {}
+        yield {"text": reply.text, **signed}
+    for place, tool in enumerate(reply.tool_calls):
+        # It signs the first call of a turn.
+        signed = {} if place else {"thoughtSignature": signature("gemini", tool.name)}
+        yield {"functionCall": {"name": tool.name, "args": tool.as_object()}, **signed}
 
 
 def _pieces(reply: Reply) -> Iterator[dict[str, Any]]:
@@ -246,6 +282,8 @@ def _pieces(reply: Reply) -> Iterator[dict[str, Any]]:
     for part in _parts(reply):
         if "text" in part and not part.get("thought"):
             yield from ({"text": piece} for piece in reply.pieces)
+            if "thoughtSignature" in part:
+                yield part | {"text": ""}
         else:
             yield part
 

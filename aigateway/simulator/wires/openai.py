@@ -34,19 +34,24 @@ from aigateway.simulator.wires.wire import (
     words_for,
 )
 
-__all__ = ["OpenAIWire", "read_chat", "read_embeddings"]
+__all__ = ["OpenAIWire", "check_fields", "read_chat", "read_embeddings"]
 
 _ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 _DONE = Event(b"data: [DONE]\n\n")
 
 
 class OpenAIWire:
-    """OpenAI itself, and with `compatible=True` the many servers that imitate it without a key."""
+    """OpenAI itself, and with `compatible=True` the many servers that imitate it without a key.
+
+    Attributes:
+        strict: Fields of messages that it does not know are refused.
+    """
 
     def __init__(self, *, compatible: bool = False) -> None:
         self.name = "openai_compatible" if compatible else "openai"
+        self._imitates = compatible
         self.default_model = "llama-3.1-8b-instruct" if compatible else "gpt-4o-mini"
-        self._needs_key = not compatible
+        self._needs_key = self.strict = not compatible
         self._errors = COMPATIBLE if compatible else ERRORS
 
     def peek(self, received: Received) -> Peek:
@@ -59,6 +64,8 @@ class OpenAIWire:
         self._check_key(received, keys)
         match received.method, received.path:
             case "POST", "/v1/chat/completions":
+                if self.strict:
+                    check_fields(received.body, _KNOWN_BY_IMITATORS if self._imitates else _KNOWN)
                 return read_chat(json_body(received), _model(received.body))
             case "POST", "/v1/embeddings":
                 return read_embeddings(json_body(received), _model(received.body))
@@ -220,6 +227,71 @@ def _check_messages(messages: Any) -> None:
         raise _wrong(text, "messages", "empty_array")
     for index, message in enumerate(messages):
         _check_message(index, message)
+    _check_results(messages)
+
+
+_KNOWN_BY_IMITATORS = frozenset(
+    {"content", "function_call", "name", "role", "tool_call_id", "tool_calls"}
+)
+_KNOWN = _KNOWN_BY_IMITATORS | {"audio", "refusal"}
+_KNOWN_OF_CALLS = frozenset({"custom", "function", "id", "type"})
+_LONGEST_ID = 40
+
+
+def check_fields(body: Any, known: frozenset[str] = _KNOWN) -> None:
+    """Refuse messages with fields or ids that the vendor does not take."""
+    messages = body.get("messages") if isinstance(body, Mapping) else None
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        where = f"messages[{index}]"
+        _check_known(where, message, known)
+        for place, call in enumerate(message.get("tool_calls") or ()):
+            _check_known(f"{where}.tool_calls[{place}]", call, _KNOWN_OF_CALLS)
+            kind = "custom" if call.get("type") == "custom" else "function"
+            _check_known(f"{where}.tool_calls[{place}].{kind}", call[kind], _CALLED[kind])
+            _check_id(f"{where}.tool_calls[{place}].id", call["id"])
+        if message.get("role") == "tool":
+            _check_id(f"{where}.tool_call_id", message.get("tool_call_id"))
+
+
+_CALLED = {"function": frozenset({"arguments", "name"}), "custom": frozenset({"input", "name"})}
+
+
+def _check_known(where: str, fields: Mapping[str, Any], known: frozenset[str]) -> None:
+    for name in fields.keys() - known:
+        text = f"Unknown parameter: '{where}.{name}'."
+        raise _wrong(text, f"{where}.{name}", "unknown_parameter")
+
+
+def _check_id(where: str, given: Any) -> None:
+    if isinstance(given, str) and len(given) > _LONGEST_ID:
+        text = (
+            f"Invalid '{where}': string too long. Expected a string with maximum length "
+            f"{_LONGEST_ID}, but got a string with length {len(given)} instead."
+        )
+        raise _wrong(text, where, "string_above_max_length")
+
+
+def _check_results(messages: list[Any]) -> None:
+    """Refuse results of tools that answer no call, and calls without a result."""
+    waiting: dict[str, None] = {}
+    for message in [*messages, {}]:
+        if message.get("role") == "tool":
+            if message["tool_call_id"] not in waiting:
+                text = (
+                    "Invalid parameter: messages with role 'tool' must be a response to a "
+                    "preceeding message with 'tool_calls'."
+                )
+                raise _wrong(text, "messages")
+            del waiting[message["tool_call_id"]]
+        elif waiting:
+            text = (
+                "An assistant message with 'tool_calls' must be followed by tool messages "
+                "responding to each 'tool_call_id'. The following tool_call_ids did not have "
+                f"response messages: {', '.join(waiting)}"
+            )
+            raise _wrong(text, "messages")
+        else:
+            waiting = dict.fromkeys(call["id"] for call in message.get("tool_calls") or ())
 
 
 def _check_message(index: int, message: Any) -> None:

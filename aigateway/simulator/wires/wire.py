@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -32,6 +34,7 @@ __all__ = [
     "json_body",
     "plain_text",
     "retry_headers",
+    "signature",
     "sse",
     "text_tokens",
     "texts",
@@ -118,6 +121,11 @@ class Wire(Protocol):
 
     def headers(self) -> dict[str, str]:
         """Headers on every answer."""
+
+
+def signature(vendor: str, text: str) -> str:
+    """What a vendor signs a thought with, and knows again."""
+    return base64.b64encode(hashlib.sha512(f"{vendor}:{text}".encode()).digest()).decode()
 
 
 def fresh_id(prefix: str) -> str:

@@ -1,0 +1,569 @@
+"""A conversation, in the form that the next provider takes it.
+
+The turns of a conversation may have been answered by several vendors. What a vendor wants back with
+its own answers (signatures, blocks of thinking) goes back to it as it came; others refuse it, as
+they refuse fields that they do not know and ids of tool calls that are too long. All of this is
+read from the messages: each turn may meet another process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from enum import Enum, auto
+from typing import Any, TypeGuard
+from urllib.parse import urlsplit
+
+from aigateway.messages import ChatRequest
+from aigateway.settings import LLMConfig, ProviderType
+from aigateway.wires.client import Failure
+from aigateway.wires.content import IN_ID, signature_of, signed_blocks, text_of
+
+__all__ = ["THOUGHT", "History"]
+
+THOUGHT = ("reasoning_effort", "thinking")
+"""The parameters that make a model of Anthropic's think."""
+
+_Message = Mapping[str, Any]
+
+
+class _Kind(Enum):
+    """How a provider takes a conversation."""
+
+    ANTHROPIC = auto()
+    GEMINI = auto()
+    OPENAI = auto()
+    """Also Azure. It refuses fields that it does not know."""
+    STRICT = auto()
+    """As OpenAI, but without `refusal` and `audio`: Groq, Mistral, and who has turned out so."""
+    LENIENT = auto()
+    """Other servers. Some of them want `reasoning_content` back."""
+    GOOGLES_OPENAI = auto()
+    """Gemini on the OpenAI wire."""
+
+
+_TEXT_ROLES = frozenset({"assistant", "developer", "system", "user"})
+
+_KNOWN = frozenset({"content", "function_call", "name", "role", "tool_call_id", "tool_calls"})
+_KNOWN_TO: Mapping[_Kind, frozenset[str]] = {
+    _Kind.OPENAI: _KNOWN | {"audio", "refusal"},
+    _Kind.STRICT: _KNOWN,
+    _Kind.GOOGLES_OPENAI: _KNOWN,
+}
+"""Fields of any message."""
+
+_ANSWERED: Mapping[_Kind, frozenset[str]] = {
+    **_KNOWN_TO,
+    _Kind.ANTHROPIC: _KNOWN | {"cache_control", "provider_specific_fields", "thinking_blocks"},
+    _Kind.GEMINI: _KNOWN | {"images", "provider_specific_fields"},
+}
+"""Fields of an assistant's message."""
+
+_NOT_FOR_SERVERS = frozenset(
+    {
+        "annotations",
+        "audio",
+        "citation_metadata",
+        "citations",
+        "context",
+        "grounding_metadata",
+        "images",
+        "parsed",
+        "provider_specific_fields",
+        "references",
+        "refusal",
+        "search_results",
+        "thinking_blocks",
+        "url_context_metadata",
+    }
+)
+"""What an answer says beside its text, which no server wants back."""
+
+_REASONING = frozenset({"reasoning", "reasoning_content", "reasoning_details"})
+
+_BESIDE: Mapping[_Kind, frozenset[str]] = {
+    # Of `provider_specific_fields`, what litellm puts back where it came from.
+    _Kind.ANTHROPIC: frozenset({"compaction_blocks", "tool_results", "web_search_results"}),
+    _Kind.GEMINI: frozenset({"server_side_tool_invocations", "thought_signatures"}),
+}
+
+_NOT_OF_A_CALL = frozenset({"caller", "index", "provider_specific_fields"})
+_OF_A_CALL = frozenset({"custom", "function", "id", "type"})
+_OF_A_FUNCTION = frozenset({"arguments", "name"})
+_THOUGHTS = frozenset({"reasoning", "redacted_thinking", "thinking"})
+
+_SAFE = re.compile(r"[a-zA-Z0-9_.:-]{1,40}")
+_IDS: Mapping[_Kind, re.Pattern[str]] = {
+    _Kind.ANTHROPIC: re.compile(r"[a-zA-Z0-9_-]{1,64}"),
+    _Kind.GEMINI: re.compile(r"[a-zA-Z0-9_.:-]{1,64}"),
+}
+_MISTRALS_IDS = re.compile(r"[a-zA-Z0-9]{9}")
+_DIGITS = string.digits + string.ascii_letters
+_MISTRALS = re.compile(
+    r"(^|[/_.-])(mistral|mixtral|ministral|codestral|devstral|magistral|pixtral)"
+)
+
+_STAND_IN = "skip_thought_signature_validator"
+"""Google's own for a call that Gemini has not made.
+
+https://ai.google.dev/gemini-api/docs/thought-signatures
+"""
+_WANTS_SIGNATURES = re.compile(r"gemini-([3-9]|\d\d|(flash|pro|flash-lite)-latest)")
+
+_HOSTS: Mapping[str, _Kind] = {
+    "api.openai.com": _Kind.OPENAI,
+    "openai.azure.com": _Kind.OPENAI,
+    "api.groq.com": _Kind.STRICT,
+    "api.mistral.ai": _Kind.STRICT,
+    "googleapis.com": _Kind.GOOGLES_OPENAI,
+}
+_FAMILIES: Mapping[str, frozenset[str]] = {
+    "claude": frozenset({"", "anthropic", "bedrock", "vertex_ai"}),
+    "gemini": frozenset({"", "gemini", "vertex_ai"}),
+}
+"""Where litellm speaks a vendor's own wire, by how models of it are called."""
+_PREFIXES: Mapping[str, _Kind] = {
+    "": _Kind.OPENAI,
+    "azure": _Kind.OPENAI,
+    "groq": _Kind.STRICT,
+    "mistral": _Kind.STRICT,
+    "openai": _Kind.OPENAI,
+}
+_BY_TYPE: Mapping[ProviderType, _Kind] = {
+    ProviderType.ANTHROPIC: _Kind.ANTHROPIC,
+    ProviderType.AZURE: _Kind.OPENAI,
+    ProviderType.GEMINI: _Kind.GEMINI,
+    ProviderType.OPENAI: _Kind.OPENAI,
+}
+
+_REFUSED_UNDER = frozenset({400, 422})
+_REFUSES_BLOCKS = re.compile(
+    r"signature|thinking`? block|expected `?thinking|thinking.*found", re.IGNORECASE
+)
+_REFUSES_FIELDS = re.compile(
+    r"message.*(additional|extra|unexpected|unknown|unrecognized|unsupported)",
+    re.DOTALL | re.IGNORECASE,
+)
+_WORD = re.compile(r"\w+")
+_MISSES = re.compile(r"missing|must|required|passed back", re.IGNORECASE)
+
+_MOST_REFUSED = 1024
+
+_PDF = "data:application/pdf;"
+
+
+class History:
+    """Fits conversations to one provider.
+
+    Args:
+        config: The provider.
+    """
+
+    def __init__(self, config: LLMConfig) -> None:
+        self._kind = _kind_of(config)
+        self._ids = _IDS.get(self._kind, _SAFE)
+        self._is_mistrals = "mistral.ai" in _host(config) or bool(
+            config.provider in {ProviderType.OPENAI_COMPATIBLE, ProviderType.LITELLM}
+            and _MISTRALS.search(config.model.lower())
+        )
+        if self._is_mistrals:
+            self._ids = _MISTRALS_IDS
+        self._wants_signatures = bool(_WANTS_SIGNATURES.search(config.model.lower()))
+        self._defaults = config.extra
+        self._refused: dict[bytes, None] = {}  # blocks that Anthropic did not take
+        self._fills_in_reasoning = False
+
+    def fitted(self, request: ChatRequest) -> ChatRequest:
+        """Give the request as the provider takes it: the same one, if nothing is to be changed."""
+        messages = request.messages
+        for message in messages:
+            if (
+                len(message) != 2
+                or type(message.get("content")) is not str
+                or message.get("role") not in _TEXT_ROLES
+            ):
+                break
+        else:  # texts, and nothing else
+            return request
+        params = request.params
+        thinks = True
+        if self._kind is _Kind.ANTHROPIC:
+            thinks = self.thinks(messages, params)
+            if not thinks:
+                params = _without_thinking(params, self._defaults)
+        names = _Names(self)
+        fitted = tuple([self._fitted(m, names, thinks=thinks) for m in messages])
+        if self._kind is _Kind.GEMINI and not self._wants_signatures:
+            fitted = _without_alike(fitted)
+        if (
+            params is request.params
+            and len(fitted) == len(messages)
+            and all(map(_is, fitted, messages))
+        ):
+            return request
+        return replace(request, messages=fitted, params=params)
+
+    def thinks(self, messages: Sequence[_Message], params: Mapping[str, Any]) -> bool:
+        """Whether the model may think, if the parameters ask for it.
+
+        Anthropic wants each turn of an assistant who thinks to begin with a thought of its own. A
+        turn is everything since the user has spoken, results of tools included.
+        """
+        if self._kind is not _Kind.ANTHROPIC or not _asks_to_think(params, self._defaults):
+            return True
+        begun: _Message | None = None
+        before: Any = None
+        for message in messages:
+            role = message.get("role")
+            if role == "user" and before not in {"tool", "function"}:
+                begun = None
+            elif role == "assistant" and begun is None:
+                begun = message
+            before = role
+        if begun is None or not begun.get("tool_calls"):
+            return True
+        content = begun.get("content")
+        first = content[0] if isinstance(content, list | tuple) and content else None
+        within = isinstance(first, Mapping) and first.get("type") in _THOUGHTS
+        return within or bool(self._blocks(begun))
+
+    def learn(self, failure: Failure, sent: ChatRequest) -> bool:
+        """Learn from a failure how the provider takes conversations.
+
+        Args:
+            failure: What the vendor said.
+            sent: The request as it was sent.
+
+        Returns:
+            Whether the request had better be sent again at once.
+        """
+        if failure.status not in _REFUSED_UNDER:
+            return False
+        words = f"{failure.param or ''} {failure.detail or ''}"[:1000]
+        if self._kind is _Kind.ANTHROPIC:
+            return bool(_REFUSES_BLOCKS.search(words)) and self._refuse_blocks(sent.messages)
+        if self._kind is not _Kind.LENIENT:
+            return False
+        answers = [m for m in sent.messages if m.get("role") == "assistant"]
+        if "reasoning_content" in words and _MISSES.search(words):
+            lacking = any("reasoning_content" not in message for message in answers)
+            known, self._fills_in_reasoning = self._fills_in_reasoning, True
+            return lacking and not known
+        more = {name for message in sent.messages for name in message} - _KNOWN
+        if more.intersection(_WORD.findall(words)) or (more and _REFUSES_FIELDS.search(words)):
+            self._kind = _Kind.STRICT
+            return True
+        return False
+
+    def name_for(self, given: str) -> str:
+        """The id of a tool call as the provider takes it. It depends on nothing but the id."""
+        name = given.partition(IN_ID)[0]
+        return name if self._ids.fullmatch(name) else self.hashed(given)
+
+    def hashed(self, given: str) -> str:
+        """An id that the provider takes, for one that it would not."""
+        digest = hashlib.sha256(given.encode("utf-8", "surrogatepass"), usedforsecurity=False)
+        if not self._is_mistrals:
+            return f"call_{digest.hexdigest()[:32]}"
+        number, digits = int(digest.hexdigest(), 16), ""
+        while len(digits) < 9:
+            number, digit = divmod(number, len(_DIGITS))
+            digits += _DIGITS[digit]
+        return digits
+
+    @property
+    def wants_each_id_once(self) -> bool:
+        """Whether no two calls of a conversation may have the same id."""
+        return self._kind is _Kind.ANTHROPIC
+
+    # ── messages ─────────────────────────────────────────────────────────────────────────────
+
+    def _fitted(self, message: _Message, names: _Names, *, thinks: bool) -> _Message:
+        if message.get("role") == "assistant":
+            return self._answer(message, names, thinks=thinks)
+        known = _KNOWN_TO.get(self._kind)
+        changed = {
+            name: value
+            for name, value in message.items()
+            if (value is not None or name == "content") and (known is None or name in known)
+        }
+        if "tool_call_id" in changed:
+            changed["tool_call_id"] = names.of_result(changed["tool_call_id"])
+        if isinstance(changed.get("content"), list | tuple):
+            changed["content"] = self._parts(changed["content"])
+        return message if changed == message else changed
+
+    def _answer(self, message: _Message, names: _Names, *, thinks: bool) -> _Message:
+        changed = {
+            name: value
+            for name, value in message.items()
+            if (value is not None or name == "content") and self._takes(name, message)
+        }
+        if changed.get("tool_calls"):
+            changed["tool_calls"] = self._calls(changed["tool_calls"], names)
+        elif "tool_calls" in changed:
+            del changed["tool_calls"]
+        if "thinking_blocks" in changed:
+            blocks = self._blocks(message) if thinks else []
+            changed |= {"thinking_blocks": blocks}
+            if not blocks:
+                del changed["thinking_blocks"]
+        if "provider_specific_fields" in changed:
+            taken = _BESIDE[self._kind]
+            beside = changed["provider_specific_fields"]
+            left = {n: v for n, v in beside.items() if n in taken} if _is_map(beside) else {}
+            changed |= {"provider_specific_fields": left}
+            if not left:
+                del changed["provider_specific_fields"]
+        if "audio" in changed:
+            spoken = changed["audio"]
+            changed["audio"] = {"id": spoken.get("id")} if _is_map(spoken) else spoken
+        if isinstance(changed.get("content"), list | tuple):
+            changed["content"] = self._said_parts(changed["content"], thinks=thinks)
+        self._fill(changed, message)
+        return message if changed == message else changed
+
+    def _takes(self, name: str, message: _Message) -> bool:
+        known = _ANSWERED.get(self._kind)
+        if known is not None:
+            return name in known
+        if name in _REASONING:  # of another vendor, if that has signed it
+            beside = message.get("provider_specific_fields")
+            return not (message.get("thinking_blocks") or beside or _is_signed(message))
+        return name not in _NOT_FOR_SERVERS
+
+    def _fill(self, changed: dict[str, Any], message: _Message) -> None:
+        """Say in words what would else be nothing, since fields were left out."""
+        if self._fills_in_reasoning and "reasoning_content" not in changed:
+            changed["reasoning_content"] = " "
+        if changed.get("content") or changed.keys() & {"tool_calls", "function_call"}:
+            return
+        if not changed.keys() & {"audio", "images", "refusal"}:
+            audio = message.get("audio")
+            instead = text_of(message.get("refusal")) or (
+                text_of(audio.get("transcript")) if _is_map(audio) else None
+            )
+            if instead or message.get("images"):
+                changed["content"] = instead or "[image]"
+
+    def _blocks(self, message: _Message) -> list[dict[str, Any]]:
+        """The blocks of thinking that go back, as they came."""
+        blocks = signed_blocks(message.get("thinking_blocks"))
+        if self._refused and any(_digest(block) in self._refused for block in blocks):
+            return []
+        return [
+            {n: block[n] for n in ("type", "thinking", "signature", "data") if n in block}
+            for block in blocks
+        ]
+
+    def _refuse_blocks(self, messages: Sequence[_Message]) -> bool:
+        known = len(self._refused)
+        for message in messages:
+            for block in signed_blocks(message.get("thinking_blocks")):
+                self._refused[_digest(block)] = None
+        learned = len(self._refused) > known
+        while len(self._refused) > _MOST_REFUSED:
+            del self._refused[next(iter(self._refused))]
+        return learned
+
+    # ── parts of messages ────────────────────────────────────────────────────────────────────
+
+    def _calls(self, calls: Sequence[Any], names: _Names) -> list[Any]:
+        ids = names.of_calls([c.get("id") if _is_map(c) else None for c in calls])
+        fitted = [
+            {**self._call(call), **({} if name is None else {"id": name})}
+            if _is_map(call)
+            else call
+            for call, name in zip(calls, ids, strict=True)
+        ]
+        if self._kind not in {_Kind.GEMINI, _Kind.GOOGLES_OPENAI}:
+            return fitted
+        signatures = [signature_of(call) for call in calls]
+        if self._wants_signatures and not any(signatures):
+            signatures[0] = _STAND_IN
+        for call, signature in zip(fitted, signatures, strict=True):
+            if signature is not None and isinstance(call, dict):
+                call.update(self._signature(signature))
+        return fitted
+
+    def _call(self, call: _Message) -> dict[str, Any]:
+        lenient = self._kind is _Kind.LENIENT
+        fitted = {
+            name: value
+            for name, value in call.items()
+            if (name not in _NOT_OF_A_CALL if lenient else name in _OF_A_CALL)
+        }
+        function = fitted.get("function")
+        if _is_map(function):
+            fitted["function"] = {n: v for n, v in function.items() if n in _OF_A_FUNCTION}
+            fitted.setdefault("type", "function")
+        return fitted
+
+    def _signature(self, signature: str) -> dict[str, Any]:
+        if self._kind is _Kind.GEMINI:
+            return {"provider_specific_fields": {"thought_signature": signature}}
+        return {"extra_content": {"google": {"thought_signature": signature}}}
+
+    def _parts(self, parts: Sequence[Any]) -> Sequence[Any]:
+        """The parts of a question, with documents where pictures are expected as documents."""
+        if self._kind not in {_Kind.ANTHROPIC, _Kind.OPENAI}:
+            return parts
+        fitted = [_document(part) for part in parts]
+        return parts if all(map(_is, fitted, parts)) else fitted
+
+    def _said_parts(self, parts: Sequence[Any], *, thinks: bool) -> Sequence[Any]:
+        """The parts of an answer, without thoughts where they are foreign."""
+        own = self._kind is _Kind.ANTHROPIC or self._is_mistrals
+        if own and thinks:
+            return parts
+        left = [p for p in parts if not (_is_map(p) and p.get("type") in _THOUGHTS)]
+        return parts if len(left) == len(parts) else left or ""
+
+
+class _Names:
+    """The ids of one conversation's tool calls."""
+
+    __slots__ = ("_history", "_names", "_taken")
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._names: dict[str, str] = {}
+        self._taken: dict[str, str] = {}
+
+    def of_calls(self, ids: Sequence[Any]) -> list[str | None]:
+        return [self._of_call(name) if isinstance(name, str) else None for name in ids]
+
+    def of_result(self, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        return self._names.get(given) or self._history.name_for(given)
+
+    def _of_call(self, given: str) -> str:
+        name = self._history.name_for(given)
+        if self._taken.setdefault(name, given) != given:
+            name = self._history.hashed(given)  # they differ in what was cut off
+        elif given in self._names and self._history.wants_each_id_once:
+            # Some servers count their calls anew in each turn.
+            name = self._history.hashed(f"{given} {len(self._taken)}")
+            self._taken[name] = given
+        self._names[given] = name
+        return name
+
+
+def _without_alike(messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
+    """The messages with each call once, and with the results of calls that are alike in one.
+
+    For older models of Gemini's, which have no ids of calls, litellm sends such calls once, and
+    all the results.
+    """
+    left: list[_Message] = []
+    same: dict[Any, Any] = {}
+    results: dict[Any, int] = {}
+    for message in messages:
+        calls = message.get("tool_calls")
+        if calls:
+            first: dict[str, Any] = {}
+            same = {c.get("id"): first.setdefault(_asked(c), c.get("id")) for c in calls}
+            results = {}
+            kept = [c for c in calls if same[c.get("id")] == c.get("id")]
+            left.append(message if len(kept) == len(calls) else {**message, "tool_calls": kept})
+            continue
+        name = same.get(message.get("tool_call_id"))
+        if name is not None and name in results:
+            before = left[results[name]]
+            said, more = before.get("content"), message.get("content")
+            if said != more and isinstance(said, str) and isinstance(more, str):
+                left[results[name]] = {**before, "content": f"{said}\n{more}"}
+        elif name is None or name == message["tool_call_id"]:
+            results[name] = len(left)
+            left.append(message)
+        else:
+            results[name] = len(left)
+            left.append({**message, "tool_call_id": name})
+    return tuple(left)
+
+
+def _asked(call: Any) -> str:
+    """What a call asks for, the same for calls that are alike."""
+    function = call.get("function") or {}
+    try:
+        arguments = json.loads(function.get("arguments") or "{}")
+    except ValueError:
+        arguments = function.get("arguments")
+    return json.dumps([function.get("name"), arguments], sort_keys=True)
+
+
+def _kind_of(config: LLMConfig) -> _Kind:
+    kind = _BY_TYPE.get(config.provider)
+    if kind is not None:
+        return kind
+    model = config.model.lower()
+    if config.provider is ProviderType.LITELLM:
+        prefix = model.partition("/")[0] if "/" in model else ""
+        for family, hosts in _FAMILIES.items():
+            if family in model and prefix in hosts:
+                return _Kind.ANTHROPIC if family == "claude" else _Kind.GEMINI
+        return _PREFIXES.get(prefix, _Kind.LENIENT)
+    host = _host(config)
+    known = (kind for name, kind in _HOSTS.items() if host == name or host.endswith(f".{name}"))
+    return next(known, _Kind.LENIENT)
+
+
+def _host(config: LLMConfig) -> str:
+    return (urlsplit(str(config.api_base)).hostname or "") if config.api_base else ""
+
+
+def _asks_to_think(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    body = params.get("extra_body")
+    asked = {**defaults, **params}
+    effort = asked.get("reasoning_effort")
+    thinking = asked.get("thinking") or (body.get("thinking") if _is_map(body) else None)
+    if _is_map(thinking):
+        return bool(thinking.get("type") != "disabled")
+    return effort not in {None, "none"} if isinstance(effort, str | None) else True
+
+
+def _without_thinking(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    left = {name: value for name, value in params.items() if name not in THOUGHT}
+    body = left.get("extra_body")
+    if _is_map(body) and "thinking" in body:
+        left["extra_body"] = {name: value for name, value in body.items() if name != "thinking"}
+    if "thinking" in defaults:
+        left["thinking"] = {"type": "disabled"}
+    if "reasoning_effort" in defaults:
+        left["reasoning_effort"] = "none"
+    return left
+
+
+def _is_signed(message: _Message) -> bool:
+    calls = message.get("tool_calls")
+    return any(map(signature_of, calls if isinstance(calls, list | tuple) else ()))
+
+
+def _document(part: Any) -> Any:
+    """A part; a PDF in the place of a picture as the file that it is."""
+    if not _is_map(part) or part.get("type") != "image_url":
+        return part
+    picture = part.get("image_url")
+    url = picture.get("url") if _is_map(picture) else picture
+    if not (isinstance(url, str) and url.startswith(_PDF)):
+        return part
+    more = {name: v for name, v in part.items() if name not in {"image_url", "type"}}
+    return {"type": "file", "file": {"filename": "document.pdf", "file_data": url}, **more}
+
+
+def _digest(block: Mapping[str, Any]) -> bytes:
+    signature = str(block.get("signature") or block.get("data"))
+    return hashlib.sha256(signature.encode("utf-8", "surrogatepass")).digest()
+
+
+def _is_map(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _is(one: Any, other: Any) -> bool:
+    return one is other

@@ -119,6 +119,7 @@ WRONG_OBJECTS = ["{}", 1, True, [], [{}]]
 WRONG_LISTS = ["[]", 1, True, {}, {"0": {}}]
 WRONG = {
     "audio": WRONG_OBJECTS,
+    "cache_control": WRONG_OBJECTS,
     "dimensions": [*WRONG_NUMBERS, 0, -1, 1.5],
     "encoding_format": [*WRONG_TEXTS, "hex", ""],
     "frequency_penalty": [*WRONG_NUMBERS, 2.1, -2.1],

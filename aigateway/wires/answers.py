@@ -21,6 +21,7 @@ from aigateway.messages import (
     ToolCallDelta,
     Usage,
 )
+from aigateway.wires.anthropic.tool_calls import server_calls_in
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import (
     IN_ID,
@@ -31,8 +32,10 @@ from aigateway.wires.content import (
     signature_of,
     text_of,
 )
-from aigateway.wires.ends import OPENAI_ENDS, BrokenOffError, Ending, end_of, endings_in
-from aigateway.wires.tool_calls import CallPiece, cleaned, is_cut, server_calls_in
+from aigateway.wires.ends import BrokenOffError, Ending, end_of
+from aigateway.wires.openai.ends import OPENAI_ENDS
+from aigateway.wires.registry import endings_in
+from aigateway.wires.tool_calls import CallPiece, cleaned, is_cut
 
 __all__ = [
     "chunk_of",

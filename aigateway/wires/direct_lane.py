@@ -27,11 +27,12 @@ from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.direct_stream import DirectStream, StreamOwner
 from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
-from aigateway.wires.litellm_lane import LiteLLMClient, call_options
+from aigateway.wires.litellm.lane import LiteLLMClient, call_options
 from aigateway.wires.loading import SILENT, load_litellm
 from aigateway.wires.parameters import Dropping, Parameters
 from aigateway.wires.pricing import ORDINARY_TIERS, Tariff
 from aigateway.wires.quota import Quota
+from aigateway.wires.registry import wire_of
 from aigateway.wires.sse import EventParser
 from aigateway.wires.wire import VendorRequest, VendorResponse
 
@@ -84,7 +85,7 @@ class DirectClient:
         self._connections: SharedSession | None = None
         self._is_listened_to: Callable[[], bool] = bool  # nobody; found out with litellm
         self._tariff: Tariff | None = None
-        self._quota = Quota(config.provider, clock)
+        self._quota = Quota(wire_of(config).limits, clock)
         self._streams = False
         self._closed = False
 
@@ -238,7 +239,7 @@ class DirectClient:
 
     def _connect(self, litellm: ModuleType) -> None:
         # Both need aiohttp, which by now has been loaded off the event loop, with litellm.
-        from aigateway.wires.own_call import has_callbacks  # noqa: PLC0415
+        from aigateway.wires.litellm.own_call import has_callbacks  # noqa: PLC0415
         from aigateway.wires.sessions import SharedSession  # noqa: PLC0415
 
         # Others may have waited for the same import, or closed this client meanwhile.

@@ -14,7 +14,6 @@ nothing for the others.
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,14 +25,15 @@ from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.intake.params import CHAT_PARAMS
 from aigateway.messages import ChatRequest
-from aigateway.settings import LLMConfig, ProviderType
+from aigateway.settings import LLMConfig
 from aigateway.wires.client import Failure
 from aigateway.wires.copying import fresh_copy
 from aigateway.wires.error_bodies import snake_case
 from aigateway.wires.history import THOUGHT, History
 from aigateway.wires.loading import MUTE, SILENT
+from aigateway.wires.registry import wire_of
 
-__all__ = ["HINTS", "Dropping", "Parameters"]
+__all__ = ["HINTS", "LIMITS", "Draft", "Dropping", "Parameters"]
 
 _log = logging.getLogger(__name__)
 
@@ -80,20 +80,13 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "user_id": ("user",),
 }
 
-_FOREIGN: Mapping[ProviderType, frozenset[str]] = {
-    # What litellm hands on although the vendor has no such parameter.
-    ProviderType.OPENAI: frozenset({"cache_control", "safety_settings", "top_k"}),
-    ProviderType.AZURE: frozenset({"cache_control", "safety_settings", "top_k"}),
-    ProviderType.GEMINI: frozenset({"cache_control"}),
-    ProviderType.OPENAI_COMPATIBLE: frozenset({"cache_control", "thinking"}),
-    ProviderType.ANTHROPIC: frozenset({"safety_settings"}),
-}
 
-_LIMITS = ("max_tokens", "max_completion_tokens")
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""Both names of the limit of an answer."""
 
 _STREAM_OPTIONS = "stream_options"
 
-_DECIDING = frozenset({*_LIMITS, "tool_choice"})
+_DECIDING = frozenset({*LIMITS, "tool_choice"})
 """Beside hints, what decides how they fit: a budget has to be below a limit, for example."""
 
 _LONG = frozenset({"extra_body", "extra_headers", "functions", "tools"})
@@ -117,8 +110,6 @@ _REFUSED_UNDER = frozenset({400, 422})
 _REFUSALS_ARE = frozenset({FailureKind.REJECTED, FailureKind.UNSUPPORTED})
 _CODES_FOR_EVERY_VALUE = frozenset({"unknown_parameter", "unsupported_parameter"})
 _CODES_FOR_A_VALUE = frozenset({"invalid_value", "unsupported_value"})
-_LEAST_TOP_P = 0.95
-"""Lowest `top_p` that Anthropic takes from a model that thinks."""
 
 _FORGOTTEN_AFTER = 3600.0
 """Seconds for which a refusal is remembered: a vendor may have changed its mind."""
@@ -133,10 +124,6 @@ _FOR_EVERY_VALUE = re.compile(
 )
 """Words that refuse a parameter, and not one value of it."""
 
-_ONE_SAMPLER = re.compile(
-    r"claude-(?:(?:opus|sonnet|haiku)-)?(?:4-[1-9](?!\d)|[5-9])", re.IGNORECASE
-)
-"""Claude models that take `temperature` or `top_p`, and not both."""
 
 _PLAIN = HINTS - {"reasoning_effort", "temperature", "thinking", "top_p"}
 """Hints that a model takes or not, whatever their value is and what else is asked for."""
@@ -160,9 +147,6 @@ _OPTIONAL_AT_OPENAI = frozenset(
     }
 )
 """Hints that litellm keeps from a model of OpenAI's wire that it does not know."""
-
-_LEAST_BUDGET = 1024
-"""Tokens that Anthropic wants a thinking budget to have at least."""
 
 
 class _Refusal(NamedTuple):
@@ -196,8 +180,15 @@ class _Plan:
 _AS_GIVEN = _Plan()
 
 
-class _Draft:
-    """A plan that is being made."""
+class Draft:
+    """A plan that is being made.
+
+    Attributes:
+        left: The parameters that would be sent, so far.
+        dropped: Left out.
+        instead: Stand for others.
+        replaced: Those for which others stand.
+    """
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.left = {name: value for name, value in params.items() if value is not None}
@@ -206,16 +197,19 @@ class _Draft:
         self.replaced: set[str] = set()
 
     def drop(self, name: str) -> None:
+        """Leave it out, if it is there."""
         if name in self.left:
             self.left.pop(name)
             self.dropped.append(name)
 
     def put(self, name: str, value: Any, *, was: str) -> None:
+        """Send this in the place of another."""
         self.left.pop(was, None)
         self.replaced.add(was)
         self.left[name] = self.instead[name] = value
 
     def plan(self) -> _Plan:
+        """The plan, as it is now."""
         names, instead = (
             tuple(self.dropped),
             {n: v for n, v in self.instead.items() if n in self.left},
@@ -239,20 +233,20 @@ class Parameters:
 
     def __init__(self, config: LLMConfig, clock: Clock, dropping: Dropping) -> None:
         self._config = config
+        self._wire = wire_of(config)
         self._clock = clock
         self._dropping = dropping
         self._history = History(config)
-        self._vendor = config.provider
         self._model = str(config.extra.get("base_model") or config.model)
-        if self._vendor is ProviderType.AZURE:
+        if self._wire.names_deployments:
             self._model = self._model.removeprefix("azure/")
         self._stands_for_another = self._model != config.model
-        self._is_unknown = self._vendor is ProviderType.OPENAI_COMPATIBLE
+        self._is_unknown = not self._wire.lists_models
         self._map: Callable[..., Any] | None = None
         self._defaults = {n: v for n, v in config.extra.items() if n in CHAT_PARAMS}
         self._free = CHAT_PARAMS - HINTS if dropping else CHAT_PARAMS
         if self._stands_for_another:
-            self._free -= frozenset(_LIMITS)
+            self._free -= frozenset(LIMITS)
         self._plans: dict[tuple[tuple[str, str], ...], _Plan] = {}
         self._refusals: dict[_Refusal, float] = {}
         self._renamed: dict[str, str] = {}
@@ -265,12 +259,11 @@ class Parameters:
             return
         from litellm.utils import get_optional_params  # noqa: PLC0415 - needs litellm
 
-        if self._vendor is ProviderType.AZURE:
+        if self._wire.names_deployments:
             known = litellm.model_cost
             self._is_unknown = self._model not in known and f"azure/{self._model}" not in known
-        compatible = self._vendor is ProviderType.OPENAI_COMPATIBLE
-        model, name = self._model, "openai" if compatible else str(self._vendor)
-        if self._vendor is ProviderType.LITELLM:
+        model, name = self._model, self._wire.litellm_name
+        if not name:
             try:
                 model, name = litellm.get_llm_provider(self._config.model)[:2]
             except Exception:  # noqa: BLE001 - a call will say what is wrong
@@ -282,7 +275,7 @@ class Parameters:
             messages=[{"role": "user", "content": "x"}],
             api_version=self._config.api_version,
         )
-        if self._dropping is True and not compatible:
+        if self._dropping is True and self._wire.lists_models:
             # A few samples tell which of the others the model does not take.
             self._free -= {n for n, v in _SHAPES.items() if self._mapped({n: v}) is None}
 
@@ -335,8 +328,8 @@ class Parameters:
         if not self._defaults:
             return params
         own = self._defaults
-        if not params.keys().isdisjoint(_LIMITS):  # two names of one thing
-            own = {name: value for name, value in own.items() if name not in _LIMITS}
+        if not params.keys().isdisjoint(LIMITS):  # two names of one thing
+            own = {name: value for name, value in own.items() if name not in LIMITS}
         return {**own, **params}
 
     # ── what the vendor has refused ──────────────────────────────────────────────────────────
@@ -376,12 +369,12 @@ class Parameters:
 
     def _is_renamed(self, name: str, failure: Failure) -> bool:
         """Whether the vendor has just refused one name of the limit, since it wants the other."""
-        if name not in _LIMITS:
+        if name not in LIMITS:
             return False
-        other, detail = _LIMITS[name == _LIMITS[0]], failure.detail or ""
+        other, detail = LIMITS[name == LIMITS[0]], failure.detail or ""
         if other not in detail and not _FOR_EVERY_VALUE.search(detail):
             return False
-        if self._renamed.keys() & _LIMITS:
+        if self._renamed.keys() & LIMITS:
             return False  # tried already
         self._renamed[name] = other
         self._free -= {name}
@@ -429,17 +422,17 @@ class Parameters:
         return plan
 
     def _planned(self, params: Mapping[str, Any]) -> _Plan:
-        draft = _Draft(params)
+        draft = Draft(params)
         for name, other in self._renamed.items():
             if name in draft.left:
                 draft.put(other, draft.left[name], was=name)
         if self._dropping:
             for name in [n for n in draft.left if self._is_refused(n, draft.left)]:
                 draft.drop(name)
-            for name in _FOREIGN.get(self._vendor, ()):
+            for name in self._wire.foreign_params:
                 draft.drop(name)
-            if self._vendor is ProviderType.ANTHROPIC:
-                self._obey_anthropic(draft)
+            if self._wire.fit is not None:
+                self._wire.fit(draft, self._model, self._mapped)
         if self._map is not None:
             self._obey_litellm(draft)
         return draft.plan()
@@ -453,46 +446,10 @@ class Parameters:
             for refusal in self._refusals
         ) or (self._dropping is True and name in _SHAPES and name not in self._free)
 
-    def _obey_anthropic(self, draft: _Draft) -> None:
-        """Keep what Anthropic documents about sampling and thinking.
-
-        https://platform.claude.com/docs/en/build-with-claude/extended-thinking
-        """
-        left = draft.left
-        warmth = left.get("temperature")
-        if isinstance(warmth, int | float) and warmth > 1:
-            draft.put("temperature", 1.0, was="temperature")
-        if "temperature" in left and "top_p" in left and _ONE_SAMPLER.search(self._model):
-            draft.drop("top_p")
-        self._let_it_think(draft)
-
-    def _let_it_think(self, draft: _Draft) -> None:
-        left = draft.left
-        asked: dict[str, Any] = {n: left[n] for n in THOUGHT if n in left}
-        thinking = ((asked and self._mapped(asked)) or {}).get("thinking")
-        if not isinstance(thinking, Mapping) or thinking.get("type") not in {"enabled", "adaptive"}:
-            return
-        limit: Any = next((left[n] for n in _LIMITS if n in left), math.inf)
-        budget = thinking.get("budget_tokens") or 0
-        if _is_forced(left.get("tool_choice")) or limit <= min(budget, _LEAST_BUDGET):
-            for name in THOUGHT:
-                draft.drop(name)
-            return
-        if budget >= limit:
-            fitting = max(_LEAST_BUDGET, limit // 2)
-            draft.put("thinking", {**thinking, "budget_tokens": fitting}, was="thinking")
-            if left.pop("reasoning_effort", None) is not None:
-                draft.replaced.add("reasoning_effort")
-        if left.get("temperature", 1) != 1:
-            draft.drop("temperature")
-        if left.get("top_p", 1) < _LEAST_TOP_P:
-            draft.drop("top_p")
-        draft.drop("top_k")
-
-    def _obey_litellm(self, draft: _Draft) -> None:
+    def _obey_litellm(self, draft: Draft) -> None:
         """Leave out what litellm has no words for, or would leave out without a word."""
         hints = [n for n in _IN_ORDER if n in draft.left]
-        trial = {n: draft.left[n] for n in (*hints, *_LIMITS) if n in draft.left}
+        trial = {n: draft.left[n] for n in (*hints, *LIMITS) if n in draft.left}
         allowed = [n for n in hints if n in _OPTIONAL_AT_OPENAI]
         if self._is_unknown:
             if allowed:
@@ -504,7 +461,7 @@ class Parameters:
         if self._stands_for_another:
             self._speak_as(draft, [n for n in allowed if n in draft.left])
 
-    def _leave_out(self, draft: _Draft, hints: list[str], trial: dict[str, Any]) -> None:
+    def _leave_out(self, draft: Draft, hints: list[str], trial: dict[str, Any]) -> None:
         mapped = self._mapped(trial)
         if mapped is None:
             alone = [n for n in hints if self._mapped({n: trial[n]}) is None]
@@ -523,7 +480,7 @@ class Parameters:
                 draft.drop(name)
             elif name not in {refusal.name for refusal in self._refusals}:
                 self._free |= {name}
-        if self._vendor is not ProviderType.ANTHROPIC and not self._refusals:
+        if self._wire.fit is None and not self._refusals:
             self._free |= self._free_sampling() & trial.keys()
 
     def _free_sampling(self) -> frozenset[str]:
@@ -536,11 +493,11 @@ class Parameters:
         self._sampling = frozenset({"temperature", "top_p"} if free else ())
         return self._sampling
 
-    def _speak_as(self, draft: _Draft, allowed: list[str]) -> None:
+    def _speak_as(self, draft: Draft, allowed: list[str]) -> None:
         """Take the words of the model that is behind a deployment, since litellm does not."""
         if allowed:
             draft.left["allowed_openai_params"] = draft.instead["allowed_openai_params"] = allowed
-        limit, other = _LIMITS
+        limit, other = LIMITS
         if limit in draft.left and other in (self._mapped({limit: 1}) or {}):
             draft.put(other, draft.left[limit], was=limit)
 
@@ -582,10 +539,6 @@ def _refusal_of(name: str, failure: Failure, params: Mapping[str, Any]) -> _Refu
         failure.code not in _CODES_FOR_A_VALUE and _FOR_EVERY_VALUE.search(words)
     )
     return _Refusal(name) if whole else _Refusal(name, repr(params[name]))
-
-
-def _is_forced(tool_choice: object) -> bool:
-    return tool_choice == "required" or isinstance(tool_choice, Mapping)
 
 
 def _without(params: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from aigateway.messages import (
     Embeddings,
     Usage,
 )
-from aigateway.settings import LLMConfig, ProviderType
+from aigateway.settings import LLMConfig
 from aigateway.wires.loading import loaded_litellm
+from aigateway.wires.registry import wire_of
 
 __all__ = [
     "ORDINARY_TIERS",
@@ -60,8 +61,6 @@ vendor worked on it. Large models write 50 to 150."""
 _FIRST_ANSWERS, _EVERY = 32, 32
 """Answers from which the length of tokens is learned: the first ones, then one of so many."""
 
-_SEARCHERS = frozenset({ProviderType.OPENAI.value, ProviderType.AZURE.value})
-"""Vendors that do not count their searches in `usage`."""
 
 ORDINARY_TIERS = frozenset({None, "auto", "default", "standard"})
 """Service tiers that cost what the price map says first."""
@@ -130,10 +129,10 @@ class Tariff:
         self._price = price_of(config)
         self._entry = next((e for e in _entries(config) if _price(e)), {})
         self._model = str(config.extra.get("base_model") or config.model)
-        self._vendor = str(config.provider)
+        self._vendor = wire_of(config).litellm_name or str(config.provider)
         searches = self._entry.get("search_context_cost_per_query")
         self._search: float | None = None
-        if self._vendor in _SEARCHERS and isinstance(searches, Mapping):
+        if isinstance(searches, Mapping) and not wire_of(config).counts_searches:
             self._search = _dollars(searches, "search_context_size_medium")
         reasoning = self._entry.get("output_cost_per_reasoning_token")
         self._priced_apart = reasoning not in {None, self._entry.get("output_cost_per_token")}
@@ -331,7 +330,7 @@ class CostEstimator:
                 sum(
                     litellm.cost_per_token(  # type: ignore[union-attr]
                         model=str(self._config.extra.get("base_model") or self._config.model),
-                        custom_llm_provider=str(self._config.provider),
+                        custom_llm_provider=wire_of(self._config).litellm_name or None,
                         prompt_tokens=prompt,
                         completion_tokens=written,
                     )
@@ -460,12 +459,12 @@ def _entries(config: LLMConfig) -> Iterator[Mapping[str, Any]]:
 def _names(config: LLMConfig) -> Iterator[str]:
     base_model = config.extra.get("base_model")
     models = [base_model] if isinstance(base_model, str) else []
-    if config.provider is not ProviderType.OPENAI_COMPATIBLE:
-        # A server of one's own may call anything "gpt-4o"; only `base_model` says what it is.
+    wire = wire_of(config)
+    if wire.lists_models:  # else only `base_model` says what it is
         models.append(config.model)
     for model in models:
-        if config.provider is not ProviderType.LITELLM:
+        if wire.litellm_name:
             yield f"{config.provider}/{model}"
         yield model
-        if config.provider is ProviderType.LITELLM:
+        if not wire.litellm_name:
             yield model.partition("/")[2]  # the map leaves "openai/" and "anthropic/" off

@@ -7,11 +7,11 @@ where they are missing or cannot be read, the vendor's own refusal says it soon 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
 from aigateway.clock import Clock
-from aigateway.settings import ProviderType
+from aigateway.wires.wire import Limits
 
 __all__ = ["LONGEST_PAUSE", "Quota", "seconds_of_duration", "seconds_until"]
 
@@ -19,20 +19,6 @@ LONGEST_PAUSE = 60.0
 """Seconds. These limits are counted per minute. One that is counted per day names hours, for which
 nobody should be left alone on a hint: its refusal names them again."""
 
-_OPENAI = tuple(
-    (f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}")
-    for what in ("requests", "tokens")
-)
-_ANTHROPIC = tuple(
-    (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
-    for what in ("requests", "tokens", "input-tokens", "output-tokens")
-)
-_HEADERS: Mapping[ProviderType, tuple[tuple[str, str], ...]] = {
-    ProviderType.OPENAI: _OPENAI,
-    ProviderType.OPENAI_COMPATIBLE: _OPENAI,
-    ProviderType.AZURE: _OPENAI,
-    ProviderType.ANTHROPIC: _ANTHROPIC,
-}
 
 _UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6}
 _PART = r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|us|µs|[dhms])"
@@ -45,24 +31,21 @@ class Quota:
     """What one provider's latest response said about its limits.
 
     Args:
-        provider: Whose headers these are; the other vendors send none.
+        limits: The vendor's headers; None if it sends none.
         clock: Reads dates, and lets a pause that has been noted grow shorter.
     """
 
-    __slots__ = ("_clock", "_names", "_over", "_seconds")
+    __slots__ = ("_clock", "_limits", "_over")
 
-    def __init__(self, provider: ProviderType, clock: Clock) -> None:
-        self._names = _HEADERS.get(provider, ())
-        self._seconds: Callable[[str, float], float | None] = (
-            seconds_until if provider is ProviderType.ANTHROPIC else _seconds_of_duration
-        )
+    def __init__(self, limits: Limits | None, clock: Clock) -> None:
+        self._limits = limits
         self._clock = clock
         self._over: float | None = None
 
     def note(self, headers: Mapping[str, str]) -> None:
         """Read the headers (names in any case). Never raises."""
         self._over = None
-        for remaining, reset in self._names:
+        for remaining, reset in self._limits.headers if self._limits else ():
             if headers.get(remaining) == "0":
                 self._note_reset(headers.get(reset, ""))
 
@@ -77,7 +60,12 @@ class Quota:
         return None if over is None else max(0.0, over - self._clock.now())
 
     def _note_reset(self, text: str) -> None:
-        seconds = self._seconds(text.strip(), self._clock.wall())
+        assert self._limits is not None  # noqa: S101 - a header of theirs came
+        text = text.strip()
+        if self._limits.are_times:
+            seconds = seconds_until(text, self._clock.wall())
+        else:
+            seconds = seconds_of_duration(text)
         if seconds is not None:
             over = self._clock.now() + min(seconds, LONGEST_PAUSE)
             self._over = max(over, self._over or over)  # all that is used up has to come back
@@ -109,7 +97,3 @@ def seconds_until(text: str, now_wall: float) -> float | None:
         return max(0.0, when.timestamp() - now_wall)
     except OverflowError:
         return None
-
-
-def _seconds_of_duration(text: str, _now_wall: float) -> float | None:
-    return seconds_of_duration(text)

@@ -17,8 +17,8 @@ import aiohttp
 from yarl import URL
 
 from aigateway.version import __version__
-from aigateway.wires.connections import environment_proxy, tls_context
-from aigateway.wires.pools import ConnectionPool
+from aigateway.wires.litellm.connections import environment_proxy, tls_context
+from aigateway.wires.litellm.pools import ConnectionPool
 
 __all__ = ["SharedSession"]
 

@@ -1,7 +1,9 @@
 """What every wire's stream has in common: events in, chunks out, and an answer put together.
 
-Ordinary events are read as they are (`plain_chunks`). The others go through litellm's own reader
-for the vendor, one for each stream because it remembers: which block is being sent, how many tool
+Ordinary events are read as they are, in the `stream.py` of each wire's folder: a piece of text, an
+end, a count of tokens (on the OpenAI wire also reasoning and tool calls). The others go through
+litellm's own reader for the vendor, which costs ten times as much and knows many servers' habits;
+one for each stream because it remembers: which block is being sent, how many tool
 calls have come, whether one of them stands for the text. What it gives is turned into the house's
 records here.
 """
@@ -17,14 +19,14 @@ from typing import Any
 import orjson
 
 from aigateway.messages import Chunk, ToolCallDelta, Usage
-from aigateway.wires.answers import piece_from, read_calls, stated_cost
+from aigateway.wires.answers import piece_from, read_calls, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.ends import BrokenOffError, Ending
 from aigateway.wires.loading import SILENT
 from aigateway.wires.sse import Event
 from aigateway.wires.tool_calls import CallPiece
 
-__all__ = ["CorruptEventError", "StreamReading", "parsed"]
+__all__ = ["CorruptEventError", "StreamReading", "counted", "parsed"]
 
 
 _MOST_ANSWERS = 256
@@ -208,6 +210,13 @@ def _add_counts(so_far: dict[str, Any], more: Mapping[str, Any]) -> None:
 def _is_place(index: Any) -> bool:
     """Whether this can be the place of one of the answers: as many are kept as it says."""
     return type(index) is int and 0 <= index < _MOST_ANSWERS
+
+
+def counted(usage: Mapping[str, Any], prompt: str, completion: str) -> Usage:
+    """Make a usage of a vendor's count, by its names for both figures."""
+    return usage_from(
+        {"prompt_tokens": usage.get(prompt), "completion_tokens": usage.get(completion)}
+    )
 
 
 def parsed(data: bytes) -> Any:

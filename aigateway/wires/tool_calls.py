@@ -15,17 +15,15 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from aigateway.messages import ChatRequest, ToolCall, ToolCallDelta
+from aigateway.wires.gemini.tool_calls import add_missing_arguments
 
 __all__ = [
     "CallPiece",
-    "InputKeeper",
     "ToolCallReader",
-    "add_missing_arguments",
     "as_functions",
     "asks_for_custom_tools",
     "cleaned",
     "is_cut",
-    "server_calls_in",
     "unify",
 ]
 
@@ -226,32 +224,6 @@ def _unless_another(call: _Call, name: str, function: str, arguments: str) -> _C
     return call
 
 
-class InputKeeper:
-    """Says what Anthropic's tool calls hold whose input comes with the start of their block."""
-
-    __slots__ = ("_inputs",)
-
-    def __init__(self) -> None:
-        self._inputs: dict[Any, str] = {}
-
-    def before(self, event: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The event that has to come before this one, if one is missing."""
-        kind, index = event.get("type"), event.get("index")
-        if kind == "content_block_start":
-            block = event.get("content_block")
-            given = block.get("input") if isinstance(block, Mapping) else None
-            if given and isinstance(given, Mapping) and type(index) is int:
-                self._inputs[index] = json.dumps(given)
-        elif kind == "content_block_delta" and index in self._inputs:
-            delta = event.get("delta")
-            if isinstance(delta, Mapping) and delta.get("partial_json"):
-                del self._inputs[index]
-        elif kind == "content_block_stop" and index in self._inputs:
-            delta = {"type": "input_json_delta", "partial_json": self._inputs.pop(index)}
-            return {"type": "content_block_delta", "index": index, "delta": delta}
-        return None
-
-
 def as_functions(said: Any) -> bool:
     """Give the calls of OpenAI's custom tools the form of a function's, too; their type tells them.
 
@@ -301,38 +273,6 @@ def asks_for_custom_tools(request: ChatRequest) -> bool:
 
 def _is_custom(tool: Any) -> bool:
     return isinstance(tool, Mapping) and tool.get("type") == "custom"
-
-
-def add_missing_arguments(body: Any) -> bool:
-    """Give Gemini's calls without `args` empty ones, which litellm needs. Changes the body.
-
-    Returns:
-        Whether one was missing.
-    """
-    changed = False
-    candidates = body.get("candidates") if isinstance(body, Mapping) else None
-    for candidate in candidates if isinstance(candidates, list) else ():
-        content = candidate.get("content") if isinstance(candidate, Mapping) else None
-        parts = content.get("parts") if isinstance(content, Mapping) else None
-        for part in parts if isinstance(parts, list) else ():
-            call = part.get("functionCall") if isinstance(part, Mapping) else None
-            if isinstance(call, dict) and call.get("args") is None:
-                call["args"] = {}
-                changed = True
-    return changed
-
-
-def server_calls_in(body: Any) -> frozenset[str]:
-    """The ids of the calls that Anthropic makes itself: in a whole answer, or a block's start."""
-    if not isinstance(body, Mapping):
-        return frozenset()
-    blocks = body.get("content")
-    given = [*blocks] if isinstance(blocks, list) else [body.get("content_block")]
-    return frozenset(
-        str(block.get("id"))
-        for block in given
-        if isinstance(block, Mapping) and block.get("type") == "server_tool_use"
-    )
 
 
 def _new_id() -> str:

@@ -18,35 +18,35 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-import orjson
-
 from aigateway.messages import ChatRequest, Completion
-from aigateway.settings import LLMConfig, ProviderType, is_token
+from aigateway.settings import LLMConfig
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.carrying import with_carried, with_extra_body
 from aigateway.wires.copying import fresh_copy
-from aigateway.wires.plain_answers import (
-    anthropic_completion,
-    gemini_completion,
-    openai_completion,
-)
-from aigateway.wires.plain_chunks import AnthropicReading, GeminiReading, OpenAIReading
 from aigateway.wires.pricing import OWN_OPTIONS
+from aigateway.wires.registry import wire_of
 from aigateway.wires.stream_reading import StreamReading
 from aigateway.wires.tool_calls import asks_for_custom_tools, unify
 from aigateway.wires.wire import VendorRequest, VendorResponse
 
-__all__ = ["Translation", "translation_for"]
+__all__ = [
+    "PLAIN_PARAMS",
+    "PLAIN_ROLES",
+    "LoggingStandIn",
+    "Translation",
+    "is_only_text",
+    "translation_for",
+]
 
-_PLAIN = frozenset(
+PLAIN_PARAMS = frozenset(
     {"frequency_penalty", "max_tokens", "presence_penalty", "seed", "stop", "temperature", "top_p"}
 )
 """Parameters that each vendor's `map_openai_params` takes over one by one, without a look at the
 rest of the request."""
 
-_PLAIN_ROLES = frozenset({"assistant", "system", "user"})
+PLAIN_ROLES = frozenset({"assistant", "system", "user"})
 
-_MAPPED = _PLAIN | {
+_MAPPED = PLAIN_PARAMS | {
     "extra_body",
     "logit_bias",
     "logprobs",
@@ -66,16 +66,11 @@ goes the other way."""
 _BESIDE = frozenset({"extra_body", "stream_options"})
 """Those that are not mapped."""
 
-_ANTHROPIC_PLAIN = frozenset({"max_tokens", "stop_sequences", "temperature", "top_p"})
-"""Of the parameters in Anthropic's words, those that have no influence on the headers."""
-
-_TOOL_NAMES = "_anthropic_tool_name_map"
-"""Where litellm notes how it had to rename tools for Anthropic."""
 
 _MAPPED_STREAMED = _MAPPED | {"stream_options"}
 
 
-class _Logging:
+class LoggingStandIn:
     """What litellm's translations want to log to. They read the two mappings, and nothing else."""
 
     def __init__(self) -> None:
@@ -200,7 +195,7 @@ class Translation(ABC):
             model=self._model,
             raw_response=received,
             model_response=self._litellm.ModelResponse(),
-            logging_obj=_Logging(),
+            logging_obj=LoggingStandIn(),
             api_key=self._key,
             request_data=sent.data,
             messages=request.messages,
@@ -238,7 +233,7 @@ class Translation(ABC):
         params = request.params
         if not _BESIDE.isdisjoint(params):
             params = {name: v for name, v in params.items() if name not in _BESIDE}
-        if params.keys() <= _PLAIN and params.keys() <= self._supported:
+        if params.keys() <= PLAIN_PARAMS and params.keys() <= self._supported:
             mapped: dict[str, Any] = self._map(dict(params))  # also of none: defaults may be added
             return mapped
         options: dict[str, Any] = self._get_optional_params(
@@ -272,278 +267,6 @@ class Translation(ABC):
         return body
 
 
-class _OpenAI(Translation):
-    litellm_name = "openai"
-    think_tags = True
-    _inlines_media = False
-    _has_custom_tools = True
-    _read_plain = staticmethod(openai_completion)
-
-    def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
-        super().__init__(litellm, config, options)
-        self._is_verbatim = self._leaves_as_it_is()
-
-    def _leaves_as_it_is(self) -> bool:
-        """Whether litellm has nothing to change in plain requests to this model."""
-        messages = [{"role": role, "content": "x"} for role in sorted(_PLAIN_ROLES)]
-        options = dict.fromkeys(_PLAIN, 1)
-        body = super()._body(fresh_copy(messages), dict(options), {}, {})
-        return orjson.dumps(body) == orjson.dumps(self._verbatim(messages, options))
-
-    def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-        return {**body, **fresh_copy(extra)}  # as OpenAI's SDK does
-
-    def _verbatim(self, messages: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-        return {"model": self._model, "messages": messages, **options}
-
-    def _body(
-        self,
-        messages: list[Any],
-        options: dict[str, Any],
-        headers: dict[str, str],
-        notes: dict[str, Any],
-    ) -> dict[str, Any]:
-        if (
-            self._is_verbatim
-            and options.keys() <= _PLAIN
-            and all(map(_is_only_text, messages))
-            and not getattr(self._litellm, "openai_system_messages_first", False)
-        ):
-            return self._verbatim(messages, options)
-        return super()._body(messages, options, headers, notes)
-
-    sample = (
-        b'{"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [{"index"'
-        b': 0, "message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}],'
-        b' "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}'
-    )
-
-    def _address(self) -> str:
-        self._fixed_headers = {
-            "Authorization": f"Bearer {self._key}",
-            "Content-Type": "application/json",
-            **self._extra_headers,
-        }
-        return f"{self._base}/chat/completions"
-
-    def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]:
-        return self._fixed_headers
-
-    stream_sample = (
-        b'data: {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": "ok",'
-        b' "annotations": []}, "finish_reason": "stop"}]}\n\n'
-        b'data: {"id": "1", "model": "m", "choices": [], "usage": {"prompt_tokens": 1,'
-        b' "completion_tokens": 1, "total_tokens": 2, "prompt_tokens_details": {"audio_tokens": 1'
-        b"}}}\n\ndata: [DONE]\n\n"
-    )
-
-    def _streaming(self, request: ChatRequest) -> dict[str, Any]:
-        if not self.counts_streams:
-            return {"stream": True}
-        given = request.params.get("stream_options") or {}
-        return {"stream": True, "stream_options": {**given, "include_usage": True}}
-
-    def _reading(
-        self, _sent: VendorRequest, assembly: Assembly, make_parser: Callable[[], Any]
-    ) -> StreamReading:
-        return OpenAIReading(assembly, make_parser)
-
-    def _parser(self, _sent: VendorRequest) -> Any:
-        return self._reader.get_model_response_iterator(iter(()), True)
-
-
-class _Azure(_OpenAI):
-    litellm_name = "azure"
-
-    def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
-        super().__init__(litellm, config, options)
-        self._reader = litellm.OpenAIGPTConfig()  # Azure answers as OpenAI does
-
-    def _address(self) -> str:
-        by_token = is_token(self._key)
-        self._fixed_headers = {
-            **({"Authorization": f"Bearer {self._key}"} if by_token else {"api-key": self._key}),
-            "Content-Type": "application/json",
-            **self._extra_headers,
-        }
-        if self._version in {"v1", "latest", "preview"}:
-            return f"{self._base}/openai/v1/chat/completions"
-        deployment = f"{self._base}/openai/deployments/{self._model}"
-        return f"{deployment}/chat/completions?api-version={self._version}"
-
-    def _map(self, params: dict[str, Any]) -> Any:
-        return self._config.map_openai_params(
-            params, {}, self._model, self._drop, api_version=self._version or ""
-        )
-
-
-class _Anthropic(Translation):
-    litellm_name = "anthropic"
-    _read_plain = staticmethod(anthropic_completion)
-    sample = (
-        b'{"id": "1", "type": "message", "role": "assistant", "model": "m", "content": [{"type":'
-        b' "text", "text": "ok"}], "stop_reason": "end_turn", "stop_sequence": null,'
-        b' "usage": {"input_tokens": 1, "output_tokens": 1}}'
-    )
-
-    def carries(self, request: ChatRequest, *, streamed: bool = False) -> bool:
-        """As every vendor's; `json_object`, which it has not, is the other lane's to refuse."""
-        wanted = request.params.get("response_format")
-        if isinstance(wanted, Mapping) and wanted.get("type") == "json_object":
-            return False
-        return super().carries(request, streamed=streamed)
-
-    def _address(self) -> str:
-        from litellm.llms.anthropic.chat.handler import ModelResponseIterator  # noqa: PLC0415
-
-        self._iterator = ModelResponseIterator
-        return f"{self._base}/v1/messages"
-
-    def _headers(self, messages: list[Any], options: dict[str, Any]) -> dict[str, str]:
-        # They depend on what of Anthropic's trial features is used; a plain request uses none.
-        if options.keys() <= _ANTHROPIC_PLAIN and all(map(_is_only_text, messages)):
-            if self._plain_headers is None:
-                self._plain_headers = self._headers_for(messages, options)
-            return dict(self._plain_headers)  # the translation of the body may add to them
-        return self._headers_for(messages, options)
-
-    _plain_headers: dict[str, str] | None = None
-
-    def _headers_for(self, messages: list[Any], options: dict[str, Any]) -> dict[str, str]:
-        headers: dict[str, str] = self._config.validate_environment(
-            dict(self._extra_headers), self._model, messages, options, {}, self._key, self._base
-        )
-        return headers
-
-    def _body(
-        self,
-        messages: list[Any],
-        options: dict[str, Any],
-        headers: dict[str, str],
-        notes: dict[str, Any],
-    ) -> dict[str, Any]:
-        without = {name: value for name, value in options.items() if name != "json_mode"}
-        without["is_vertex_request"] = False
-        body: dict[str, Any] = self._config.transform_request(
-            self._model, messages, without, notes, headers
-        )
-        return body
-
-    stream_sample = (
-        b'data: {"type": "message_start", "message": {"id": "1", "model": "m", "usage": {'
-        b'"input_tokens": 1, "output_tokens": 1}}}\n\n'
-        b'data: {"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use",'
-        b' "id": "1", "name": "f", "input": {}}}\n\n'
-        b'data: {"type": "content_block_stop", "index": 0}\n\n'
-        b'data: {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta",'
-        b' "text": "ok"}}\n\n'
-        b'data: {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {'
-        b'"output_tokens": 1}}\n\n'
-        b'data: {"type": "message_stop"}\n\n'
-    )
-
-    def _reading(
-        self, sent: VendorRequest, assembly: Assembly, make_parser: Callable[[], Any]
-    ) -> StreamReading:
-        return AnthropicReading(assembly, make_parser, translated="json_mode" in sent.options)
-
-    def _parser(self, sent: VendorRequest) -> Any:
-        return self._iterator(
-            iter(()),
-            True,
-            json_mode=sent.options.get("json_mode", False),
-            tool_name_reverse_map=sent.notes.get(_TOOL_NAMES),
-        )
-
-
-class _Gemini(Translation):
-    litellm_name = "gemini"
-    _read_plain = staticmethod(gemini_completion)
-    sample = (
-        b'{"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": "ok"}]},'
-        b' "finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 1,'
-        b' "candidatesTokenCount": 1, "totalTokenCount": 2}, "modelVersion": "m"}'
-    )
-
-    def _address(self) -> str:
-        from litellm.llms.vertex_ai.gemini.transformation import (  # noqa: PLC0415
-            sync_transform_request_body,
-        )
-        from litellm.llms.vertex_ai.gemini.vertex_and_google_ai_studio_gemini import (  # noqa: PLC0415
-            ModelResponseIterator,
-        )
-
-        self._transform = sync_transform_request_body
-        self._iterator = ModelResponseIterator
-        self._fixed_headers = {
-            "Content-Type": "application/json",
-            "x-goog-api-key": self._key,
-            **self._extra_headers,
-        }
-        return f"{self._base}/models/{self._model}:generateContent"
-
-    stream_sample = (
-        b'data: {"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": "hm",'
-        b' "thought": true}, {"text": "ok"}]}, "finishReason": "STOP"}], "usageMetadata": {'
-        b'"promptTokenCount": 1, "thoughtsTokenCount": 1, "totalTokenCount": 2},'
-        b' "modelVersion": "m"}\n\n'
-    )
-    _count_option = "candidate_count"
-
-    def _stream_address(self) -> str:
-        return f"{self._base}/models/{self._model}:streamGenerateContent?alt=sse"
-
-    def _reading(
-        self, _sent: VendorRequest, assembly: Assembly, make_parser: Callable[[], Any]
-    ) -> StreamReading:
-        return GeminiReading(assembly, make_parser)
-
-    def _parser(self, sent: VendorRequest) -> Any:
-        log = _Logging()
-        log.optional_params = dict(sent.options)
-        return self._iterator(iter(()), True, log)
-
-    def _streaming(self, _request: ChatRequest) -> dict[str, Any]:
-        return {}  # the address says it
-
-    def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]:
-        return self._fixed_headers
-
-    def _body(
-        self,
-        messages: list[Any],
-        options: dict[str, Any],
-        _headers: dict[str, str],
-        _notes: dict[str, Any],
-    ) -> dict[str, Any]:
-        body: dict[str, Any] = self._transform(
-            gemini_api_key=self._key,
-            messages=messages,
-            api_base=self._base,
-            model=self._model,
-            client=None,
-            timeout=None,
-            extra_headers=None,
-            optional_params=dict(options),
-            logging_obj=_Logging(),
-            custom_llm_provider="gemini",
-            litellm_params={},
-            vertex_project=None,
-            vertex_location=None,
-            vertex_auth_header=None,
-        )
-        return body
-
-
-_TRANSLATIONS: Mapping[ProviderType, type[Translation]] = {
-    ProviderType.OPENAI: _OpenAI,
-    ProviderType.OPENAI_COMPATIBLE: _OpenAI,
-    ProviderType.AZURE: _Azure,
-    ProviderType.ANTHROPIC: _Anthropic,
-    ProviderType.GEMINI: _Gemini,
-}
-
-
 def translation_for(
     litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]
 ) -> Translation | None:
@@ -552,20 +275,21 @@ def translation_for(
     That is for `LITELLM`, for options in `extra` that only litellm understands, and for models
     that litellm bridges to another API.
     """
-    kind = _TRANSLATIONS.get(config.provider)
-    if kind is None or config.extra.keys() - OWN_OPTIONS - {"base_model"}:
+    load = wire_of(config).translation
+    if load is None or config.extra.keys() - OWN_OPTIONS - {"base_model"}:
         return None
     entry = litellm.model_cost.get(config.model) or {}
     if entry.get("mode", "chat") != "chat":
         return None
-    return kind(litellm, config, options)
+    return load()(litellm, config, options)
 
 
-def _is_only_text(message: Mapping[str, Any]) -> bool:
+def is_only_text(message: Mapping[str, Any]) -> bool:
+    """Whether a message is a role and a text, and nothing else."""
     return (
         len(message) == 2
         and type(message.get("content")) is str
-        and message.get("role") in _PLAIN_ROLES
+        and message.get("role") in PLAIN_ROLES
     )
 
 

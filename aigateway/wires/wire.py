@@ -1,14 +1,84 @@
-"""What goes over the wire for one call in the direct lane, and what comes back."""
+"""What one wire is to the code that all of them share, and what goes over it in the direct lane."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-__all__ = ["VendorRequest", "VendorResponse"]
+from aigateway.messages import ChatRequest
+from aigateway.wires.ends import Given
+
+if TYPE_CHECKING:
+    from aigateway.wires.parameters import Draft
+    from aigateway.wires.translation import Translation
+
+__all__ = ["Limits", "VendorRequest", "VendorResponse", "Wire"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The headers in which a vendor says what is left of its limits.
+
+    Attributes:
+        headers: For each limit the name of the header that says what is left, and of the one that
+            says when it is whole again; in lower case.
+        are_times: The second is a time (RFC 3339), not a duration.
+    """
+
+    headers: tuple[tuple[str, str], ...]
+    are_times: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """One vendor's protocol. What else is its own stands in the modules of its folder.
+
+    Attributes:
+        litellm_name: litellm's name for the vendor; "" where the model's own name says it.
+        base: The vendor's address; None where each customer has one of their own.
+        translation: Loads the class that translates in the direct lane (it needs litellm); None
+            where every call goes through litellm's own.
+        ends: What a body or an event of this wire says of the ends of its answers; None for a body
+            of another one.
+        limits: Its headers about rate limits.
+        sdk: Which client litellm calls the vendor with.
+        think_tags: Whether a text may begin with reasoning in tags. Models that think in blocks of
+            their own do not: there a tag in a text was asked for.
+        takes_extra_body: Whether litellm puts `extra_body` into the body.
+        takes_cache_marks: Whether litellm sends `cache_control` along. For Gemini it is an order to
+            create a cache first: more requests.
+        like_openai: Whether tokens may be embedded in place of texts, and custom tools be known.
+        counts_searches: Whether the vendor counts its searches in `usage`.
+        lists_models: Whether the vendor's models have names of their own. A server of one's own may
+            call anything "gpt-4o"; that does not make it what it is, or cost as much.
+        names_deployments: Whether the model of a request is the customer's own name for one.
+        foreign_params: Parameters of other vendors that litellm would hand on all the same.
+        fit: Brings the parameters of a chat into what the vendor documents.
+        dropped: Names what litellm would leave out of a request without a word; None if nothing.
+        embed: Loads what stands in for `litellm.aembedding`; None where that will do.
+    """
+
+    litellm_name: str = ""
+    base: str | None = None
+    translation: Callable[[], type[Translation]] | None = None
+    ends: Callable[[Mapping[str, Any]], Given | None] | None = None
+    limits: Limits | None = None
+    sdk: Literal["openai", "azure", "http"] | None = None
+    think_tags: bool = True
+    takes_extra_body: bool = True
+    takes_cache_marks: bool = True
+    like_openai: bool = True
+    counts_searches: bool = True
+    lists_models: bool = True
+    names_deployments: bool = False
+    foreign_params: frozenset[str] = frozenset()
+    fit: Callable[[Draft, str, Callable[..., Any]], None] | None = None
+    dropped: Callable[[ChatRequest], str | None] | None = None
+    embed: Callable[[], Callable[..., Any]] | None = None
 
 
 class VendorRequest:

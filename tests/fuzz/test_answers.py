@@ -12,7 +12,7 @@ from aigateway import AllProvidersFailedError, ChatResponse, FailureKind, Stream
 from aigateway.clock import Clock
 from aigateway.settings import LLMConfig
 from aigateway.wires.client import VendorClientFactory
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.fuzz.json_values import written
 from tests.fuzz.laboratory import WAYS, Laboratory
 from tests.fuzz.raw_server import Reply

@@ -13,7 +13,7 @@ import pytest
 
 from aigateway import AsyncGateway, GatewayError
 from aigateway.simulator import Fault, Simulator
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.descriptors import sockets_to
 from tests.processes import PATIENCE
 

@@ -10,7 +10,7 @@ from aigateway.clock import SYSTEM_CLOCK
 from aigateway.messages import Chunk
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.direct_lane import DirectClient
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.wires.calls import asking
 
 OPENAI, AZURE, ANTHROPIC, GEMINI, COMPATIBLE = (

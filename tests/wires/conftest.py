@@ -3,9 +3,9 @@
 import pytest
 
 from aigateway.clock import SYSTEM_CLOCK
-from aigateway.wires import litellm_lane
 from aigateway.wires.direct_lane import DirectClient
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm import lane as litellm_lane
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.processes import PATIENCE
 from tests.wires.calls import WIRES
 

@@ -14,7 +14,7 @@ from aigateway.testing import FakeClock
 from aigateway.wires.changing_key import ASK_AGAIN, ChangingKeyClient
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.direct_lane import DirectClient
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm.lane import LiteLLMClient
 
 HEADERS = {
     "openai": "authorization",

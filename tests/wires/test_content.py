@@ -11,7 +11,7 @@ from aigateway.messages import Audio
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.content import ThinkTags
 from aigateway.wires.direct_lane import DirectClient
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.wires.bodies import (
     ANTHROPIC,
     AZURE,

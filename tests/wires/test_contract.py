@@ -12,10 +12,12 @@ import pytest
 
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.settings import LLMConfig, ProviderType
+from aigateway.wires.anthropic.translation import AnthropicTranslation
 from aigateway.wires.direct_lane import DirectClient
-from aigateway.wires.litellm_lane import call_options
+from aigateway.wires.litellm.lane import call_options
 from aigateway.wires.loading import load_litellm
-from aigateway.wires.translation import _Anthropic, _OpenAI, translation_for
+from aigateway.wires.openai.translation import OpenAITranslation
+from aigateway.wires.translation import LoggingStandIn, translation_for
 from tests.wires.calls import asking
 
 PARAMETERS = {
@@ -122,10 +124,8 @@ async def test_geminis_reader_makes_ends_up(litellm):
         ModelResponseIterator,
     )
 
-    from aigateway.wires.translation import _Logging
-
     parts = {"role": "model", "parts": [{"text": "Hi"}]}
-    read = ModelResponseIterator(iter(()), True, _Logging()).chunk_parser(
+    read = ModelResponseIterator(iter(()), True, LoggingStandIn()).chunk_parser(
         {"candidates": [{"index": 0, "content": parts}]}
     )
     assert read.choices[0].finish_reason == "stop"
@@ -165,7 +165,7 @@ async def test_plain_requests_need_no_translation(litellm, simulator, vendor, re
     config = getattr(simulator, vendor).config()
     options = call_options(config, drop_unsupported_params=False)
     translation = translation_for(litellm, config, options)
-    assert isinstance(translation, _OpenAI)
+    assert isinstance(translation, OpenAITranslation)
     assert translation._is_verbatim
     as_it_is = translation.request(request_).body
     translation._is_verbatim = False
@@ -192,7 +192,7 @@ async def test_anthropics_plain_headers_are_always_the_same(litellm, simulator):
     config = simulator.anthropic.config()
     options = call_options(config, drop_unsupported_params=False)
     translation = translation_for(litellm, config, options)
-    assert isinstance(translation, _Anthropic)
+    assert isinstance(translation, AnthropicTranslation)
     for request in (asking("Hi"), asking({"role": "system", "content": "x"}, "y", temperature=0)):
         sent = translation.request(request).headers
         assert sent == translation._headers_for(list(request.messages), {})
@@ -241,7 +241,7 @@ async def test_a_litellm_that_changed_is_met_with_one_warning_and_the_other_lane
 
 
 async def test_a_router_elsewhere_in_the_process_does_not_slow_us_down(litellm):
-    from aigateway.wires.own_call import has_callbacks
+    from aigateway.wires.litellm.own_call import has_callbacks
 
     lists = ("input_callback", "success_callback", "failure_callback", "callbacks")
     names = [*lists, "_async_success_callback", "_async_failure_callback"]

@@ -18,7 +18,7 @@ from aigateway.settings import LLMConfig
 from aigateway.simulator import Answer
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.history import History
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.server.services import served
 from tests.wires.bodies import COMPATIBLE, GEMINI, Vendor, gemini
 

@@ -10,7 +10,9 @@ from aigateway.messages import EmbeddingRequest
 from aigateway.settings import LLMConfig
 from aigateway.simulator import Fault
 from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.failures import VERDICTS
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests import descriptors
 from tests.wires.calls import WIRES, asking, failure_of
 
@@ -98,8 +100,18 @@ def on(vendor, value):
     return value[WIRES.index(vendor.name)] if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize("name", FAULTS)
-async def test_kind_status_and_one_request(vendor, client, name):
+CELLS = [
+    pytest.param(name, wire, lane, id=f"{name}-{wire}-{lane.__name__}")
+    for place, name in enumerate(FAULTS)
+    for wire in WIRES
+    for lane in (DirectClient, LiteLLMClient)
+    if lane is DirectClient or wire == WIRES[place % len(WIRES)]
+]
+"""Each fault on each wire in the direct lane. litellm's judges by the same code: each on one."""
+
+
+@pytest.mark.parametrize(("name", "vendor", "connect"), CELLS, indirect=["vendor", "connect"])
+async def test_kind_status_and_one_request(name, vendor, client):
     fault, kind, status = FAULTS[name]
     vendor.behave(fault)
     failure = await failure_of(client)

@@ -10,7 +10,7 @@ from aigateway.errors import FailureKind, RequestRejectedError
 from aigateway.messages import EmbeddingRequest, ToolCall, Usage
 from aigateway.simulator import Answer, Fault
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.wires.calls import asking, failure_of
 
 PIXEL = (

@@ -20,8 +20,8 @@ from aigateway.settings import LLMConfig
 from aigateway.simulator import Answer, Fault
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.litellm_chunks import ChunkReader, End
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm.chunks import ChunkReader, End
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.processes import PATIENCE
 from tests.wires.calls import asking, ours
 

@@ -33,7 +33,7 @@ CALLS = """
     from aigateway.messages import ChatRequest
     from aigateway.simulator import Fault, Simulator
     from aigateway.wires.client import VendorCallError
-    from aigateway.wires.litellm_lane import LiteLLMClient
+    from aigateway.wires.litellm.lane import LiteLLMClient
 
     QUESTION = ChatRequest(messages=({"role": "user", "content": "2+2"},))
 
@@ -77,7 +77,7 @@ def test_importing_the_lane_does_not_import_litellm():
         """
         import json, sys
         import aigateway.wires.direct_lane
-        import aigateway.wires.litellm_lane
+        import aigateway.wires.litellm.lane
         import aigateway.wires.failures
         heavy = {"litellm", "openai", "httpx", "aiohttp"}
         print(json.dumps(sorted(heavy & sys.modules.keys())))

@@ -11,7 +11,7 @@ from aigateway.clock import SYSTEM_CLOCK
 from aigateway.messages import Completion
 from aigateway.simulator import Fault, Simulator
 from aigateway.wires.client import VendorCallError
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.wires.calls import asking
 
 

@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 
 from aigateway.messages import ToolCall, Usage
 from aigateway.wires.answers import completion_from
-from aigateway.wires.litellm_lane import call_options
+from aigateway.wires.anthropic.answer import anthropic_completion
+from aigateway.wires.gemini.answer import gemini_completion
+from aigateway.wires.litellm.lane import call_options
 from aigateway.wires.loading import load_litellm
-from aigateway.wires.plain_answers import (
-    anthropic_completion,
-    gemini_completion,
-    openai_completion,
-)
+from aigateway.wires.openai.answer import openai_completion
 from aigateway.wires.translation import translation_for
 from aigateway.wires.wire import VendorResponse
 from tests.wires.calls import asking

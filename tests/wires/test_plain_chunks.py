@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.answers import kind_of_silence
-from aigateway.wires.litellm_lane import call_options
+from aigateway.wires.litellm.lane import call_options
 from aigateway.wires.loading import load_litellm
 from aigateway.wires.translation import translation_for
 from tests.wires.calls import asking

@@ -13,6 +13,7 @@ from aigateway.testing import FakeClock
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.quota import LONGEST_PAUSE, Quota, seconds_of_duration, seconds_until
+from aigateway.wires.registry import WIRES
 from tests.wires.calls import asking
 
 UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -108,7 +109,7 @@ UNLIMITED = {"x-ratelimit-remaining-requests": "-1", "x-ratelimit-reset-requests
     ],
 )
 def test_what_is_used_up(provider, headers, pause):
-    quota = Quota(provider, FakeClock(wall=0.0))
+    quota = Quota(WIRES[provider].limits, FakeClock(wall=0.0))
     quota.note(headers)
     assert quota.pause() == (None if pause is None else pytest.approx(pause))
     assert quota.pause() is None
@@ -116,7 +117,7 @@ def test_what_is_used_up(provider, headers, pause):
 
 async def test_a_pause_grows_shorter_while_nobody_asks():
     clock = FakeClock(wall=0.0)
-    quota = Quota(ProviderType.OPENAI, clock)
+    quota = Quota(WIRES[ProviderType.OPENAI].limits, clock)
     quota.note(OPENAI_OUT)
     await clock.advance(1.5)
     assert quota.pause() == pytest.approx(0.5)
@@ -126,7 +127,7 @@ async def test_a_pause_grows_shorter_while_nobody_asks():
 
 
 def test_the_latest_response_counts():
-    quota = Quota(ProviderType.OPENAI, FakeClock())
+    quota = Quota(WIRES[ProviderType.OPENAI].limits, FakeClock())
     quota.note(OPENAI_OUT)
     quota.note(GOING)
     assert quota.pause() is None
@@ -137,7 +138,7 @@ def test_the_latest_response_counts():
     st.dictionaries(st.sampled_from([*OPENAI_OUT, *LATER, *ANTHROPIC_OUT]), st.text(max_size=20)),
 )
 def test_any_header_is_read_or_ignored(provider, headers):
-    quota = Quota(provider, FakeClock())
+    quota = Quota(WIRES[provider].limits, FakeClock())
     quota.note(headers)
     assert 0 <= (quota.pause() or 0) <= LONGEST_PAUSE
 

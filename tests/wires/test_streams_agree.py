@@ -15,7 +15,7 @@ from aigateway.errors import FailureKind
 from aigateway.simulator import Answer, Fault
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.direct_lane import DirectClient
-from aigateway.wires.litellm_lane import LiteLLMClient
+from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.wires.calls import asking
 from tests.wires.shapes import ANSWERS, NOT_CARRIED, SHAPES, agree
 

@@ -34,7 +34,7 @@ from aigateway.jobs.limits import Limits
 from aigateway.jobs.lines import Shape, Source
 from aigateway.jobs.survey import Survey, survey
 from aigateway.settings import LLMConfig, load_providers
-from aigateway.wires.counting import count_prompt_tokens
+from aigateway.wires.litellm.counting import count_prompt_tokens
 
 __all__ = ["Order", "run_batch"]
 

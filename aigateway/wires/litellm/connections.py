@@ -27,10 +27,11 @@ import aiohttp
 import httpx
 from yarl import URL
 
+from aigateway.wires.anthropic.tool_calls import InputKeeper, server_calls_in
 from aigateway.wires.carrying import with_extra_body
-from aigateway.wires.pools import LONGEST_CALL, ConnectionPool
+from aigateway.wires.litellm.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser
-from aigateway.wires.tool_calls import InputKeeper, server_calls_in, unify
+from aigateway.wires.tool_calls import unify
 
 __all__ = [
     "WITNESS",

@@ -22,12 +22,13 @@ from aigateway.messages import Chunk, Completion
 from aigateway.wires.answers import kind_of_silence
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.connections import StreamedBody
 from aigateway.wires.content import ThinkingKeeper, spoken
-from aigateway.wires.ends import BrokenOffError, Ending, endings_in
-from aigateway.wires.litellm_chunks import ChunkReader, End
-from aigateway.wires.own_call import has_callbacks
+from aigateway.wires.ends import BrokenOffError, Ending
+from aigateway.wires.litellm.chunks import ChunkReader, End
+from aigateway.wires.litellm.connections import StreamedBody
+from aigateway.wires.litellm.own_call import has_callbacks
 from aigateway.wires.pricing import Tariff
+from aigateway.wires.registry import endings_in
 
 __all__ = ["LiteLLMStream", "StreamOrigin", "opened"]
 

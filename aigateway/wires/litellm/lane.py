@@ -31,7 +31,7 @@ from aigateway.errors import FailureKind
 from aigateway.events import Operation
 from aigateway.intake.params import CHAT_PARAMS
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
-from aigateway.settings import LLMConfig, ProviderType
+from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from, embeddings_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.carrying import with_carried
@@ -40,8 +40,8 @@ from aigateway.wires.copying import fresh_copy
 from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.loading import load_litellm
+from aigateway.wires.openai.answer import openai_completion
 from aigateway.wires.parameters import Dropping, Parameters
-from aigateway.wires.plain_answers import openai_completion
 from aigateway.wires.pricing import (
     OWN_OPTIONS,
     Tariff,
@@ -51,33 +51,16 @@ from aigateway.wires.pricing import (
     own_price_of,
 )
 from aigateway.wires.quota import Quota
+from aigateway.wires.registry import wire_of
 from aigateway.wires.stream_reading import parsed
 from aigateway.wires.tool_calls import asks_for_custom_tools
 
 if TYPE_CHECKING:
-    from aigateway.wires.connections import Witness
-    from aigateway.wires.sdk_clients import SDKClient
+    from aigateway.wires.litellm.connections import Witness
+    from aigateway.wires.litellm.sdk_clients import SDKClient
 
 __all__ = ["LiteLLMClient", "call_options"]
 
-_PREFIXES: Mapping[ProviderType, str] = {
-    ProviderType.OPENAI: "openai/",
-    ProviderType.OPENAI_COMPATIBLE: "openai/",
-    ProviderType.AZURE: "azure/",
-    ProviderType.GEMINI: "gemini/",
-    ProviderType.ANTHROPIC: "anthropic/",
-    ProviderType.LITELLM: "",
-}
-
-_BASES: Mapping[ProviderType, str] = {
-    # Always passed, so that no environment variable litellm knows can redirect a provider.
-    ProviderType.OPENAI: "https://api.openai.com/v1",
-    ProviderType.GEMINI: "https://generativelanguage.googleapis.com/v1beta",
-    ProviderType.ANTHROPIC: "https://api.anthropic.com",
-}
-
-_NO_THINK_TAGS = frozenset({ProviderType.ANTHROPIC, ProviderType.GEMINI})
-"""Their models think in blocks of their own; a tag in a text was asked for."""
 
 _NO_KEY = "not-needed"
 """Sent to a server that wants no key, so that none is taken from the environment."""
@@ -86,11 +69,6 @@ _NO_KEY = "not-needed"
 _HOP = 0.1
 """Seconds that a cancellation may wait for a thread."""
 
-_WITHOUT_EXTRA_BODY = frozenset({ProviderType.ANTHROPIC, ProviderType.GEMINI})
-"""Vendors for which litellm does not put `extra_body` into the body."""
-
-_LIKE_OPENAI = frozenset({ProviderType.OPENAI, ProviderType.AZURE, ProviderType.OPENAI_COMPATIBLE})
-"""Vendors that may embed tokens in place of texts, and may know custom tools."""
 
 _LITELLMS_OWN = frozenset(
     {
@@ -137,15 +115,15 @@ class LiteLLMClient:
         self._clock = clock
         self._price = own_price_of(config)
         self._tariff: Tariff | None = None
-        self._quota = Quota(config.provider, clock)
+        self._wire = wire = wire_of(config)
+        self._quota = Quota(wire.limits, clock)
         self._drop = drop_unsupported_params is True
         self._parameters = parameters or Parameters(config, clock, drop_unsupported_params)
         self._defaults = {k: v for k, v in config.extra.items() if k not in OWN_OPTIONS}
         self._options = call_options(config, drop_unsupported_params=self._drop)
-        # For Gemini, litellm takes this mark as an order to create a cache first: more requests.
-        self._without = "cache_control" if config.provider is ProviderType.GEMINI else None
-        self._is_like_openai = config.provider in _LIKE_OPENAI
-        self._has_think_tags = config.provider not in _NO_THINK_TAGS
+        self._without = None if wire.takes_cache_marks else "cache_control"
+        self._is_like_openai = wire.like_openai
+        self._has_think_tags = wire.think_tags
         self._litellm: ModuleType | None = None
         self._client: SDKClient | None = None
         self._closed = False
@@ -244,7 +222,7 @@ class LiteLLMClient:
         return await self.stream(request)
 
     async def _stream(self, litellm: ModuleType, request: ChatRequest) -> VendorStream:
-        from aigateway.wires.litellm_streams import (  # noqa: PLC0415 - needs litellm
+        from aigateway.wires.litellm.streams import (  # noqa: PLC0415 - needs litellm
             LiteLLMStream,
             StreamOrigin,
             opened,
@@ -318,28 +296,27 @@ class LiteLLMClient:
             raise VendorCallError(
                 Failure(FailureKind.UNSUPPORTED, code="custom_tools", param="tools")
             )
-        if self._config.provider is not ProviderType.ANTHROPIC or self._drop:
+        if self._wire.dropped is None or self._drop:
             return
-        wanted = request.params.get("response_format")
-        if isinstance(wanted, Mapping) and wanted.get("type") == "json_object":
-            raise VendorCallError(Failure(FailureKind.UNSUPPORTED, param="response_format"))
-        if any(_has_audio(message.get("content")) for message in request.messages):
-            raise VendorCallError(Failure(FailureKind.UNSUPPORTED, param="messages"))
+        param = self._wire.dropped(request)
+        if param is not None:
+            raise VendorCallError(Failure(FailureKind.UNSUPPORTED, param=param))
 
     def _connect(self, litellm: ModuleType) -> None:
         # Others may have waited for the same import, or closed this client meanwhile.
         if self._litellm is None and not self._closed:
             # All that calls will need: then there may be no descriptor to load it with.
-            from aigateway.wires import (  # noqa: PLC0415 - they need litellm
-                gemini_embeddings,  # noqa: F401
-                litellm_streams,  # noqa: F401
+            from aigateway.wires.litellm import (  # noqa: PLC0415 - they need litellm
                 own_call,  # noqa: F401
+                streams,  # noqa: F401
             )
-            from aigateway.wires.pools import (  # noqa: PLC0415 - likewise
+            from aigateway.wires.litellm.pools import (  # noqa: PLC0415 - likewise
                 close_litellms_pools_with_the_loop,
             )
-            from aigateway.wires.sdk_clients import sdk_client  # noqa: PLC0415 - likewise
+            from aigateway.wires.litellm.sdk_clients import sdk_client  # noqa: PLC0415 - likewise
 
+            if self._wire.embed is not None:
+                self._wire.embed()
             close_litellms_pools_with_the_loop(litellm)
             self._client = sdk_client(self._config, self._defaults | self._options)
             self._tariff = Tariff(litellm, self._config)
@@ -347,12 +324,10 @@ class LiteLLMClient:
             self._litellm = litellm
 
     def _embedding(self, litellm: ModuleType) -> Callable[..., Coroutine[Any, Any, Any]]:
-        if self._config.provider is not ProviderType.GEMINI:
-            function: Callable[..., Coroutine[Any, Any, Any]] = litellm.aembedding
-            return function
-        from aigateway.wires.gemini_embeddings import gemini_embedding  # noqa: PLC0415 - httpx
-
-        return gemini_embedding
+        if self._wire.embed is not None:
+            return self._wire.embed()
+        function: Callable[..., Coroutine[Any, Any, Any]] = litellm.aembedding
+        return function
 
     def _arguments(self, request: ChatRequest | EmbeddingRequest, **more: Any) -> dict[str, Any]:
         """The caller's parameters stand over `extra`, and what the gateway rules over both.
@@ -389,10 +364,10 @@ class LiteLLMClient:
         streamed: bool = False,
     ) -> _Called:
         """Let litellm send: its response and what came over the wire, or a failure of ours."""
-        from aigateway.wires.own_call import own_call  # noqa: PLC0415 - needs httpx
+        from aigateway.wires.litellm.own_call import own_call  # noqa: PLC0415 - needs httpx
 
         with own_call(litellm, streamed=streamed) as witness:
-            if self._config.provider in _WITHOUT_EXTRA_BODY:
+            if not self._wire.takes_extra_body:
                 witness.extra = arguments.pop("extra_body", None)
             context = contextvars.copy_context()
         # A task of its own, so that what the caller may be handling just now is not linked
@@ -471,9 +446,7 @@ class LiteLLMClient:
         return float(cost) if isinstance(cost, int | float) and 0 <= cost < math.inf else None
 
     def _is_in_the_price_map(self) -> bool:
-        """A server of one's own may call anything "gpt-4o"; that does not make it cost as much."""
-        compatible = self._config.provider is ProviderType.OPENAI_COMPATIBLE
-        return not compatible or "base_model" in self._config.extra
+        return self._wire.lists_models or "base_model" in self._config.extra
 
 
 def _body(witness: Witness) -> Any:
@@ -486,14 +459,15 @@ def _body(witness: Witness) -> Any:
 
 def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, Any]:
     """The arguments that are the same for every call of one provider."""
-    from_vendor = config.provider is not ProviderType.LITELLM
-    key = _NO_KEY if from_vendor else None
+    wire = wire_of(config)
+    key = _NO_KEY if wire.litellm_name else None
     if isinstance(config.api_key, SecretStr):
         key = config.api_key.get_secret_value()
     options: dict[str, Any] = {
-        "model": _PREFIXES[config.provider] + config.model,
+        "model": f"{wire.litellm_name}/{config.model}" if wire.litellm_name else config.model,
         "api_key": key,
-        "api_base": config.api_base or _BASES.get(config.provider),
+        # Always passed, so that no environment variable litellm knows can redirect a provider.
+        "api_base": config.api_base or wire.base,
         "api_version": config.api_version,
         "extra_headers": dict(config.headers) or None,
         "max_retries": 0,
@@ -527,9 +501,3 @@ def _seen(task: asyncio.Task[Any]) -> None:
     """Look at a failure that interests nobody, so that asyncio does not report it."""
     if not task.cancelled():
         task.exception()
-
-
-def _has_audio(content: Any) -> bool:
-    return isinstance(content, list) and any(
-        isinstance(part, Mapping) and part.get("type") == "input_audio" for part in content
-    )

@@ -16,7 +16,8 @@ from aigateway.messages import Chunk, Completion
 from aigateway.wires.answers import piece_from, read_calls, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.content import said_beside, text_of
-from aigateway.wires.ends import OPENAI_ENDS, Ending, end_of
+from aigateway.wires.ends import Ending, end_of
+from aigateway.wires.openai.ends import OPENAI_ENDS
 
 __all__ = ["ChunkReader", "End"]
 

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, TypeVar
 
-from aigateway.wires.connections import WITNESS, Witness
+from aigateway.wires.litellm.connections import WITNESS, Witness
 from aigateway.wires.loading import SILENT
 
 __all__ = ["has_callbacks", "own_call"]

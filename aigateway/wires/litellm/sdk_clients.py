@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import openai
 
-from aigateway.settings import LLMConfig, ProviderType, is_token
-from aigateway.wires.connections import OneShotTransport
-from aigateway.wires.pools import LONGEST_CALL
+from aigateway.settings import LLMConfig, is_token
+from aigateway.wires.litellm.connections import OneShotTransport
+from aigateway.wires.litellm.pools import LONGEST_CALL
+from aigateway.wires.registry import wire_of
 
 __all__ = ["SDKClient", "sdk_client"]
 
@@ -66,9 +67,10 @@ def sdk_client(config: LLMConfig, options: Mapping[str, Any]) -> SDKClient | Non
         config: The provider.
         options: What is passed to litellm with every call; key and base URL are taken from it.
     """
-    if config.provider is ProviderType.LITELLM:
+    sdk = wire_of(config).sdk
+    if sdk is None:
         return None
-    if config.provider in {ProviderType.GEMINI, ProviderType.ANTHROPIC}:
+    if sdk == "http":
         return _handler()
     client = _openai_client(config, options)
     # The SDK reads these from the environment where they are not given.
@@ -92,7 +94,7 @@ def _openai_client(config: LLMConfig, options: Mapping[str, Any]) -> _OpenAI | _
             trust_env=False,
         ),
     }
-    if config.provider is not ProviderType.AZURE:
+    if wire_of(config).sdk == "openai":
         return _OpenAI(base_url=base, **common)
     if config.api_version in {"v1", "latest", "preview"}:
         return _OpenAI(base_url=f"{base}/openai/v1", **common)

@@ -1,0 +1,74 @@
+"""What Anthropic takes of sampling and thinking."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aigateway.wires.history import THOUGHT
+
+if TYPE_CHECKING:
+    from aigateway.wires.parameters import Draft
+
+__all__ = ["fit"]
+
+_LEAST_TOP_P = 0.95
+"""Lowest `top_p` that Anthropic takes from a model that thinks."""
+_ONE_SAMPLER = re.compile(
+    r"claude-(?:(?:opus|sonnet|haiku)-)?(?:4-[1-9](?!\d)|[5-9])", re.IGNORECASE
+)
+"""Claude models that take `temperature` or `top_p`, and not both."""
+_LEAST_BUDGET = 1024
+"""Tokens that Anthropic wants a thinking budget to have at least."""
+
+
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+def fit(draft: Draft, model: str, mapped: Callable[..., Mapping[str, Any] | None]) -> None:
+    """Keep what Anthropic documents about sampling and thinking.
+
+    https://platform.claude.com/docs/en/build-with-claude/extended-thinking
+
+    Args:
+        draft: What would be sent; changed.
+        model: Its name.
+        mapped: Gives parameters in the vendor's words; None if litellm refuses them.
+    """
+    left = draft.left
+    warmth = left.get("temperature")
+    if isinstance(warmth, int | float) and warmth > 1:
+        draft.put("temperature", 1.0, was="temperature")
+    if "temperature" in left and "top_p" in left and _ONE_SAMPLER.search(model):
+        draft.drop("top_p")
+    _let_it_think(draft, mapped)
+
+
+def _let_it_think(draft: Draft, mapped: Callable[..., Mapping[str, Any] | None]) -> None:
+    left = draft.left
+    asked: dict[str, Any] = {n: left[n] for n in THOUGHT if n in left}
+    thinking = ((asked and mapped(asked)) or {}).get("thinking")
+    if not isinstance(thinking, Mapping) or thinking.get("type") not in {"enabled", "adaptive"}:
+        return
+    limit: Any = next((left[n] for n in _LIMITS if n in left), math.inf)
+    budget = thinking.get("budget_tokens") or 0
+    if _is_forced(left.get("tool_choice")) or limit <= min(budget, _LEAST_BUDGET):
+        for name in THOUGHT:
+            draft.drop(name)
+        return
+    if budget >= limit:
+        fitting = max(_LEAST_BUDGET, limit // 2)
+        draft.put("thinking", {**thinking, "budget_tokens": fitting}, was="thinking")
+        if left.pop("reasoning_effort", None) is not None:
+            draft.replaced.add("reasoning_effort")
+    if left.get("temperature", 1) != 1:
+        draft.drop("temperature")
+    if left.get("top_p", 1) < _LEAST_TOP_P:
+        draft.drop("top_p")
+    draft.drop("top_k")
+
+
+def _is_forced(tool_choice: object) -> bool:
+    return tool_choice == "required" or isinstance(tool_choice, Mapping)

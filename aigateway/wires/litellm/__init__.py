@@ -1,0 +1,1 @@
+"""The lane through litellm's own calls."""

@@ -1,0 +1,50 @@
+"""Every wire, by the `provider` of an `LLMConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aigateway.settings import LLMConfig, ProviderType
+from aigateway.wires.anthropic import ANTHROPIC
+from aigateway.wires.ends import Ending, end_of
+from aigateway.wires.gemini import GEMINI
+from aigateway.wires.openai import AZURE, OPENAI, OPENAI_COMPATIBLE
+from aigateway.wires.wire import Wire
+
+__all__ = ["WIRES", "endings_in", "wire_of"]
+
+WIRES: Mapping[ProviderType, Wire] = {
+    ProviderType.OPENAI: OPENAI,
+    ProviderType.OPENAI_COMPATIBLE: OPENAI_COMPATIBLE,
+    ProviderType.AZURE: AZURE,
+    ProviderType.ANTHROPIC: ANTHROPIC,
+    ProviderType.GEMINI: GEMINI,
+    ProviderType.LITELLM: Wire(like_openai=False),
+}
+
+_ENDS = tuple(dict.fromkeys(wire.ends for wire in (GEMINI, *WIRES.values()) if wire.ends))
+"""Gemini first: what it says of a blocked prompt stands over everything else."""
+
+
+def wire_of(config: LLMConfig) -> Wire:
+    """The wire that a provider speaks."""
+    return WIRES[config.provider]
+
+
+def endings_in(body: Any) -> dict[int, Ending] | None:
+    """Find why answers ended in a vendor's body or event, whichever wire it is of.
+
+    Returns:
+        By the index of the answer; None if the body is of no shape that is known here.
+
+    Raises:
+        BrokenOffError: The vendor says that it failed.
+    """
+    if not isinstance(body, Mapping):
+        return None
+    given = next(filter(None, (ends(body) for ends in _ENDS)), None)
+    if given is None:
+        return None
+    found = ((index, end_of(ends, reason, error)) for index, ends, reason, error in given)
+    return {index: ending for index, ending in found if ending is not None}

@@ -218,8 +218,10 @@ class DirectClient:
 
     def pause(self) -> float | None:
         """Seconds until the vendor's own limits allow a call again. See `VendorClient.pause`."""
-        pauses = (self._quota.pause(), self._other.pause())
-        return max((pause for pause in pauses if pause is not None), default=None)
+        own, other = self._quota.pause(), self._other.pause()
+        if own is None or other is None:
+            return other if own is None else own
+        return max(own, other)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Ask for vectors, through the other lane.

@@ -95,6 +95,7 @@ class Translation(ABC):
         think_tags: Whether texts may begin with reasoning: see `ThinkTags`.
     """
 
+    _defaults: Mapping[str, Any] | None = None
     counts_streams = True
     """Whether the server takes `stream_options`, as far as is known."""
     litellm_name: str
@@ -234,8 +235,12 @@ class Translation(ABC):
         if not _BESIDE.isdisjoint(params):
             params = {name: v for name, v in params.items() if name not in _BESIDE}
         if params.keys() <= PLAIN_PARAMS and params.keys() <= self._supported:
-            mapped: dict[str, Any] = self._map(dict(params))  # also of none: defaults may be added
-            return mapped
+            if params:
+                mapped: dict[str, Any] = self._map(dict(params))
+                return mapped
+            if self._defaults is None:  # litellm may have some
+                self._defaults = self._map({})
+            return dict(self._defaults)
         options: dict[str, Any] = self._get_optional_params(
             model=self._model,
             custom_llm_provider=self.litellm_name,

@@ -63,12 +63,18 @@ class ProviderFailed:
 
 @dataclass(frozen=True, slots=True)
 class ProviderCooledDown:
-    """A provider is left alone for a while, because it asked for it."""
+    """A provider is left alone for a while, because it asked for it.
+
+    Attributes:
+        rate_limited: For a rate limit; else it failed and said for how long, and it is asked as
+            last resort meanwhile.
+    """
 
     name: ClassVar[str] = "provider.cooled_down"
     provider: str
     seconds: float
     operation: Operation = "chat"
+    rate_limited: bool = True
 
 
 @dataclass(frozen=True, slots=True)

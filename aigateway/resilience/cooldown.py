@@ -49,6 +49,7 @@ class Cooldown:
     __slots__ = (
         "_clamped",
         "_clock",
+        "_limited_until",
         "_out_until",
         "_streak",
         "listener",
@@ -66,7 +67,7 @@ class Cooldown:
     def reset(self) -> None:
         """End the cooldown and forget what began it."""
         self.quiet = True
-        self.until = -math.inf
+        self.until = self._limited_until = -math.inf
         self._streak = 0
         self._clamped = False
         self._out_until = -math.inf
@@ -79,20 +80,39 @@ class Cooldown:
         wait = max(self.until, out) - now
         if wait <= 0:
             return None
-        if self.until > now:
+        if self._limited_until > now:
             return GuardRefusal(FailureKind.COOLING_DOWN, wait)
+        if self.until > now:
+            return GuardRefusal(FailureKind.COOLING_DOWN, wait, 0.0)
         # The trial may hang for a reason of its own. With no other provider left, a request waits
         # for its end, and is the next trial once it is overdue.
         overdue = max(0.0, out - self.policy.lease + OVERDUE - now)
         return GuardRefusal(FailureKind.COOLING_DOWN, wait, overdue, pending=True)
 
+    @property
+    def failing(self) -> bool:
+        """Whether it is on for failures alone: a last resort may ask all the same.
+
+        A rate limit says that the provider will refuse. A failure says only that it would rather be
+        left alone, and one failed request is no evidence for all the others.
+        """
+        return self._limited_until <= self._clock.now() < self.until
+
     def begin(self) -> bool:
-        """An attempt begins. Returns whether it is the trial after a cooldown that was clamped."""
+        """An attempt begins.
+
+        Returns:
+            Whether an answer to it ends the cooldown: it is a last resort, or the trial after a
+            cooldown that was clamped.
+        """
         if self.until == -math.inf:
             return False
+        now = self._clock.now()
+        if now < self.until:
+            return self.failing
         if self._clamped:
-            self._out_until = self._clock.now() + self.policy.lease
-        elif self._clock.now() >= self.until:
+            self._out_until = now + self.policy.lease
+        else:
             self.until = -math.inf  # over; the next request need not look at the clock
         return self._clamped
 
@@ -115,13 +135,14 @@ class Cooldown:
         if effect is Effect.THROTTLED or (
             effect is Effect.FAILED and outcome.retry_after is not None
         ):
-            self.throttle(outcome.retry_after)
+            self.throttle(outcome.retry_after, limited=effect is Effect.THROTTLED)
 
-    def throttle(self, retry_after: float | None) -> None:
+    def throttle(self, retry_after: float | None, *, limited: bool = True) -> None:
         """Begin a cooldown, or lengthen the one that is on.
 
         Args:
             retry_after: Seconds that the vendor asks for; None where it only refuses.
+            limited: For a rate limit, and not for a failure.
         """
         self.quiet = False
         now, policy = self._clock.now(), self.policy
@@ -133,7 +154,16 @@ class Cooldown:
             self._clamped = self._clamped or retry_after > policy.clamp
             # The longest wish counts: answers to calls in flight arrive in any order.
             self.until = max(self.until, now + min(retry_after, policy.clamp))
-        self.listener.cooled_down(self.until - now)
+        if limited:
+            self._limited_until = self.until
+        self.listener.cooled_down(self.until - now, limited=self._limited_until > now)
+
+
+_MAY_BE_THE_REQUESTS = frozenset({FailureKind.PERMISSION, FailureKind.MODEL_NOT_FOUND})
+"""Refusals that may hang on what a request says, where the vendor gives the status alone."""
+
+_DOUBTFUL_REFUSALS = 5
+"""Of such refusals in a row, how many it takes with a provider that has answered of late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +189,9 @@ class Setup:
     Its token is when an attempt began.
 
     It takes evidence: the vendor's own word about key, region, model, deployment or billing; or
-    the same refusal of two distinct requests with no answer between.
+    the same refusal of two distinct requests with no answer between. A 403 or 404 may be about what
+    a request says (a firewall's, say), so of a provider that has answered of late it takes five;
+    and any answer takes back what was concluded from those.
 
     Attributes:
         listener: Hears of it.
@@ -169,6 +201,7 @@ class Setup:
     """
 
     __slots__ = (
+        "_certain",
         "_check_out_until",
         "_checked_at",
         "_clock",
@@ -193,7 +226,8 @@ class Setup:
         """Enable it and forget what disabled it."""
         self.quiet = True
         self.reason: FailureKind | None = None
-        self._suspects: dict[FailureKind | None, Hashable] = {}
+        self._suspects: dict[FailureKind | None, set[Hashable]] = {}
+        self._certain = False
         self._in_a_row = 0
         self._disabled_at = -math.inf
         self._recheck_at = -math.inf
@@ -229,26 +263,38 @@ class Setup:
         self._check_out_until = now + self.policy.lease
         return now
 
-    def end(self, began: float, outcome: AttemptOutcome) -> None:
-        """An attempt ended. Only a check, which began after the disabling, speaks about it."""
+    def end(self, began: float, outcome: AttemptOutcome, *, proven: bool = False) -> None:
+        """An attempt ended.
+
+        Only a check, which began after the disabling, speaks about what the vendor has said for
+        certain.
+
+        Args:
+            began: What `begin` gave.
+            outcome: How.
+            proven: The provider has answered of late.
+        """
         checked = self.reason is not None and began > self._disabled_at
         if checked:
             self._check_out_until = -math.inf
         if outcome.effect is Effect.ANSWERED:
             self._suspects.clear()
             self.quiet = self.reason is None
-            if checked:
+            if checked or (self.reason in _MAY_BE_THE_REQUESTS and not self._certain):
                 self.reset()
                 self.listener.enabled()
         elif outcome.effect is Effect.MISCONFIGURED:
             self.quiet = False
-            if outcome.certain or self.reason is not None or self._is_second(outcome):
+            if outcome.certain or self.reason is not None or self._is_enough(outcome, proven):
+                self._certain = self._certain or outcome.certain
                 self._disable(outcome)
 
-    def _is_second(self, outcome: AttemptOutcome) -> bool:
-        """Whether two distinct requests have been refused alike."""
-        cause = outcome.cause()
-        return self._suspects.setdefault(outcome.kind, cause) != cause
+    def _is_enough(self, outcome: AttemptOutcome, proven: bool) -> bool:
+        """Whether so many distinct requests have been refused alike that it is no chance."""
+        suspects = self._suspects.setdefault(outcome.kind, set())
+        suspects.add(outcome.cause())
+        doubtful = proven and outcome.kind in _MAY_BE_THE_REQUESTS
+        return len(suspects) >= (_DOUBTFUL_REFUSALS if doubtful else 2)
 
     def _disable(self, outcome: AttemptOutcome) -> None:
         now, policy = self._clock.now(), self.policy

@@ -117,8 +117,8 @@ class GuardRefusal:
 class GuardListener(Protocol):
     """Hears what the guards of one operation of one provider decide."""
 
-    def cooled_down(self, seconds: float) -> None:
-        """The provider is left alone for so long."""
+    def cooled_down(self, seconds: float, *, limited: bool) -> None:
+        """The provider is left alone for so long; only for a rate limit also by last resorts."""
 
     def disabled(self, reason: FailureKind, status: int | None, seconds: float) -> None:
         """It is set up wrong, and is checked again after so long."""

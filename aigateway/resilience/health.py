@@ -318,6 +318,11 @@ class HealthWindow:
             self._recover()  # no call has come back for so long: what is known is too old
         return self.degraded is not None
 
+    def has_answered(self) -> bool:
+        """Whether there is an answer in the window."""
+        since = self._clock.now() - self.policy.window
+        return any(s.good or s.slow for s in self._seconds if s.began + 1.0 > since)
+
     def draw_canary(self) -> bool:
         """Whether this request is one of those that a degraded provider keeps."""
         self._canary += self._share

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -221,6 +221,9 @@ class Guards:
             return None if closed else GuardRefusal(FailureKind.CIRCUIT_OPEN, NEVER)
         refusal, cooling = self.setup.refusal(), self.cooldown.refusal()
         if cooling is not None:
+            if cooling.last_resort == 0 and not cooling.pending:
+                doses = self.last_resort
+                cooling = replace(cooling, last_resort=doses.wait(), pending=doses.pending)
             refusal = _both(refusal, cooling)
         if self.breaker.state is CircuitState.CLOSED:
             return refusal
@@ -263,10 +266,12 @@ class Guards:
         if isinstance(permit, Rejected):
             return None
         held = Pass(permit, last_resort)
+        dosed = held.unlocks
         if not (self.setup.quiet and self.cooldown.quiet):
+            dosed = dosed or (last_resort and self.cooldown.failing)
             held.checked, held.trial = self.setup.begin(), self.cooldown.begin()
-        if not self.last_resort.quiet or held.unlocks:
-            held.trickled = self.last_resort.begin(closed=not held.unlocks)
+        if not self.last_resort.quiet or dosed:
+            held.trickled = self.last_resort.begin(closed=not dosed)
         return held
 
     def answered(
@@ -310,7 +315,8 @@ class Guards:
             permit.failure(self._evidence(outcome.cause()))
         elif permit is not None:
             permit.release()
-        self.setup.end(held.checked, outcome)
+        proven = effect is Effect.MISCONFIGURED and self.health.has_answered()
+        self.setup.end(held.checked, outcome, proven=proven)
         self.cooldown.end(held.trial, outcome)
         self.health.end(None, outcome)
         self.last_resort.end(held.trickled, outcome)
@@ -386,10 +392,11 @@ class Guards:
 
     # ── what the guards decide, as events ────────────────────────────────────────────────────
 
-    def cooled_down(self, seconds: float) -> None:
+    def cooled_down(self, seconds: float, *, limited: bool) -> None:
         """As `GuardListener`."""
-        event = ProviderCooledDown(self._provider, round(seconds, 3), self._operation)
-        self._emitter.emit(event)
+        self._emitter.emit(
+            ProviderCooledDown(self._provider, round(seconds, 3), self._operation, limited)
+        )
 
     def disabled(self, reason: FailureKind, status: int | None, seconds: float) -> None:
         """As `GuardListener`."""

@@ -291,6 +291,28 @@ class TestHealthIsNotBinary:
             assert sum(reply.provider == "p0" for reply in replies) == 1, "the canary"
 
 
+class TestWhatOneRequestMeets:
+    """Every fifth prompt is one that a vendor, or a firewall before it, does not like."""
+
+    @pytest.mark.parametrize("count", [1, 2])
+    @pytest.mark.parametrize(
+        "fault",
+        [Fault.status(503, retry_after=86400), Fault.empty(403), Fault.empty(404)],
+        ids=["Retry-After", "403", "404"],
+    )
+    async def test_does_no_harm_to_others(self, vendors, fault, count):
+        async with gateway_of(*vendors[:count]) as gateway:
+            await gateway.warmup()
+            for place in range(count):
+                await gateway.chat("hi", model=f"p{place}")
+            for number in range(24):
+                bad = number % 5 == 4
+                for vendor in vendors[:count]:
+                    vendor.behave(fault) if bad else vendor.recover()
+                good = await answered(gateway, [f"question {number}"])
+                assert good == (0 if bad else 1), number
+
+
 class TestCooldown:
     async def test_a_day_is_cut_and_an_operator_can_end_it(self, vendors):
         vendors[0].behave(Fault.rate_limited(retry_after=86400), times=1)

@@ -232,6 +232,22 @@ class TestClamp:
         cooldown.begin()  # the next trial
         assert cooldown.refusal().last_resort == pytest.approx(1.0)
 
+    def test_a_failure_that_says_for_how_long_leaves_the_last_resort(self, cooldown, clock):
+        attempt(cooldown, failed(retry_after=20.0))
+        assert cooldown.failing
+        assert cooldown.refusal().last_resort == 0
+        last_resort = cooldown.begin()
+        assert cooldown.refusal().retry_after == 20.0
+        cooldown.end(last_resort, answered())
+        assert cooldown.refusal() is None
+
+    def test_a_rate_limit_beside_it_does_not(self, cooldown, clock):
+        attempt(cooldown, failed(retry_after=20.0))
+        cooldown.throttle(5.0)
+        assert cooldown.refusal().last_resort == math.inf
+        assert not cooldown.begin()
+        assert not cooldown.failing
+
     def test_while_it_cools_down_there_is_no_last_resort(self, cooldown, clock):
         self.cut(cooldown, clock)
         trial = cooldown.begin()
@@ -339,6 +355,26 @@ class TestEvidence:
         attempt(setup, misconfigured("one"))
         attempt(setup, misconfigured("another"))
         assert setup.reason is K.AUTHENTICATION
+
+    @pytest.mark.parametrize("kind", [K.PERMISSION, K.MODEL_NOT_FOUND])
+    def test_of_a_provider_that_answers_it_takes_five_that_may_be_the_requests_own(
+        self, setup, heard, kind
+    ):
+        for cause in range(4):
+            setup.end(setup.begin(), misconfigured(cause, kind), proven=True)
+        assert setup.reason is None
+        setup.end(setup.begin(), misconfigured(4, kind), proven=True)
+        assert setup.reason is kind
+        setup.end(-math.inf, answered())  # to a call from before
+        assert setup.reason is None
+        assert heard.events[-1] == ("enabled",)
+
+    def test_what_is_certain_is_not_taken_back_by_a_call_from_before(self, setup):
+        before = setup.begin()
+        for certain in (True, False):
+            attempt(setup, misconfigured(certain, K.PERMISSION, certain=certain))
+        setup.end(before, answered())
+        assert setup.reason is K.PERMISSION
 
     def test_two_different_refusals_are_not(self, setup):
         attempt(setup, misconfigured("one", K.AUTHENTICATION))
@@ -594,6 +630,7 @@ class SetupMachine(RuleBasedStateMachine):
         self.out = []  # [token, whether it began while disabled, in which state's time]
         self.suspects = {}
         self.disabled = False
+        self.kind, self.certain = None, False  # why
         self.era = 0
         self.check_began = -math.inf
         self.check_out = False
@@ -640,29 +677,34 @@ class SetupMachine(RuleBasedStateMachine):
             self.check_out = False
         if how is answered:
             self.suspects.clear()
-            if checked:
-                self.disabled = False
-                self.refused_at = -math.inf
+            doubtful = self.kind is K.MODEL_NOT_FOUND and not self.certain
+            if checked or (self.disabled and doubtful):
+                self.disabled = self.check_out = self.certain = False
+                self.last_began = self.refused_at = -math.inf
                 self.era += 1
 
     @precondition(lambda self: self.out)
     @rule(
         which=st.integers(0, 100),
-        cause=st.sampled_from("xyz"),
+        cause=st.sampled_from("vwxyz"),
         kind=st.sampled_from([K.AUTHENTICATION, K.MODEL_NOT_FOUND]),
         certain=st.booleans(),
+        proven=st.booleans(),
     )
-    def refuse(self, which, cause, kind, certain):
+    def refuse(self, which, cause, kind, certain, proven):
         token, check, era = self.out.pop(which % len(self.out))
-        self.setup.end(token, misconfigured(cause, kind, certain=certain))
+        self.setup.end(token, misconfigured(cause, kind, certain=certain), proven=proven)
         if check and era == self.era:
             self.check_out = False
         if self.disabled:
+            self.kind, self.certain = kind, self.certain or certain
             self.refused_at = self.clock.now()
             return
-        first = self.suspects.setdefault(kind, cause) if not certain else None
-        if certain or first != cause:
-            self.disabled = True
+        if not certain:
+            self.suspects.setdefault(kind, set()).add(cause)
+        needed = 5 if proven and kind is K.MODEL_NOT_FOUND else 2
+        if certain or len(self.suspects[kind]) >= needed:
+            self.disabled, self.kind, self.certain = True, kind, certain
             self.era += 1
             self.check_out, self.refused_at = False, self.clock.now()
             self.suspects.clear()

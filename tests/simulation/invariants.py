@@ -261,9 +261,10 @@ class Watch:
     ) -> None:
         now = self.time()
         if isinstance(event, ProviderCooledDown):
-            if seen.cooling_until <= now + 2 * SLACK:
-                seen.cooling_from = now
-            seen.cooling_until = max(seen.cooling_until, now + event.seconds)
+            if event.rate_limited:  # else it is a last resort meanwhile
+                if seen.cooling_until <= now + 2 * SLACK:
+                    seen.cooling_from = now
+                seen.cooling_until = max(seen.cooling_until, now + event.seconds)
             if event.seconds > self.settings["max_cooldown_seconds"] + SLACK:
                 self.broken("cooldown", f"{event.provider} cools down for {event.seconds} s")
         elif isinstance(event, ProviderDisabled):

@@ -646,6 +646,9 @@ class Failovers:
             return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")
         waited, loading = "", request.loading_seconds
         advice = "Raise `timeout`, or lower `attempt_timeout` so that more providers get a chance."
+        if not request.attempts:
+            waited = ", waiting for its turn"
+            advice = "Its providers fail, or have no free place: look at `gateway.providers`."
         if loading >= (self._clock.now() - request.began) / 2:
             waited = f", while litellm was loading ({loading:.1f} s)"
             advice = "Call `await gateway.warmup()` first, or enter the gateway earlier."
@@ -659,7 +662,8 @@ class Failovers:
     def _look_again_why(request: RequestState) -> None:
         """Say of those that were only passed over why they are now: that may have changed."""
         for candidate in request.candidates:
-            if candidate.cause is not None and candidate.cause.kind in _PASSED_OVER:
+            waits = candidate.cause is None and not candidate.calls
+            if waits or (candidate.cause is not None and candidate.cause.kind in _PASSED_OVER):
                 refusal = candidate.provider.refusal(request.operation)
                 if refusal is not None:
                     candidate.cause = candidate.provider.refused(refusal)

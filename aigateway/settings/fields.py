@@ -94,7 +94,7 @@ def _url(url: str) -> str:
 Label = Annotated[str, AfterValidator(_label)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
 KeyFunction = Callable[[], str | Awaitable[str]]
-"""Gives the key as it is now. A function that waits must be async: others are on the loop, too."""
+"""Gives the key as it is now. One that is not async is called in a thread."""
 Url = Annotated[str, AfterValidator(_url)]
 Header = Annotated[str, AfterValidator(_header)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]

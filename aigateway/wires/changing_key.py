@@ -153,13 +153,19 @@ class ChangingKeyClient:
 
     async def _ask(self) -> None:
         try:
-            given = self._function()
+            # In a thread: one that is not async may wait for the network.
+            waits = inspect.iscoroutinefunction(self._function)
+            given = self._function() if waits else await asyncio.to_thread(self._function)
             key = checked_key(await given if inspect.isawaitable(given) else given)
         except Exception as error:  # noqa: BLE001 - it is the application's, and may raise anything
             told = type(error).__name__  # not its text: that may quote a key
             _log.warning("The key of provider %s could not be had: %s.", self._config.name, told)
             if self._key is None:
-                failure = Failure(FailureKind.UNKNOWN, code="api_key_function_failed")
+                failure = Failure(
+                    FailureKind.UNKNOWN,
+                    code="api_key_function_failed",
+                    detail=f"The function given as api_key gave no key: {told}.",
+                )
                 raise VendorCallError(failure) from None
             self._asked_at = self._clock.now()
             return

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import threading
 
 import pytest
 
@@ -15,6 +16,7 @@ from aigateway.wires.changing_key import ASK_AGAIN, ChangingKeyClient
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.litellm.lane import LiteLLMClient
+from tests.processes import PATIENCE
 
 HEADERS = {
     "openai": "authorization",
@@ -218,3 +220,31 @@ def test_a_function_is_neither_shown_nor_written():
     assert "api_key='<function>'" in repr(config)
     assert json.loads(config.model_dump_json())["api_key"] == "**********"
     assert LLMConfig(**config.model_dump()) == config
+
+
+async def test_a_function_that_is_not_async_holds_up_nobody(simulator, make):
+    """It may ask a vault over the network."""
+    asked = threading.Event()
+
+    def slow():
+        asked.wait(PATIENCE)
+        return "k"
+
+    config = simulator.openai.config(api_key=slow)
+    gateway = make(config)
+    await gateway.warmup()
+    reply = asyncio.create_task(gateway.chat("hi"))
+    await asyncio.sleep(0.05)  # comes back while the function waits
+    asked.set()
+    assert (await reply).text
+
+
+async def test_a_function_that_fails_is_named(simulator, make):
+    def broken():
+        raise LookupError("sk-secret")
+
+    with pytest.raises(AllProvidersFailedError) as caught:
+        await make(simulator.openai.config(api_key=broken)).chat("hi")
+    (cause,) = caught.value.causes
+    assert cause.code == "api_key_function_failed"
+    assert cause.detail == "The function given as api_key gave no key: LookupError."

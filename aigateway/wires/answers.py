@@ -178,6 +178,8 @@ def _called(call: Any) -> tuple[str, str, str, str | None]:
 
 def _function(function: Any) -> tuple[str, str]:
     name, arguments = getattr(function, "name", None), getattr(function, "arguments", None)
+    if isinstance(arguments, Mapping):  # some servers send the object itself
+        arguments = json.dumps(arguments)
     return text_of(name) or "", text_of(arguments) or ""
 
 

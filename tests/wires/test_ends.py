@@ -296,6 +296,34 @@ class TestAServerThatSaysStopWithEachPiece:
         assert (await failure_of(drained(client))).kind is FailureKind.BAD_ANSWER
 
 
+@pytest.mark.parametrize("done", [DONE, b""], ids=["done", "open"])
+async def test_garbage_behind_a_whole_answer(connect, done):
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head)
+        for said in (openai_piece("Hel"), openai_piece(None, "stop") + done):
+            writer.write(b"%x\r\n%s\r\n" % (len(said), said))
+            await heard.wait()
+        writer.write(b"zzz\r\nabc\r\n")
+        writer.close()
+
+    heard = asyncio.Event()
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()[:2]
+    client = connect(LLMConfig("openai", "m", api_key="k", api_base=f"http://{host}:{port}"))
+    stream = await client.stream(asking())
+    while not await stream.read():
+        pass
+    heard.set()
+    await rest_of(stream)
+    choice = stream.completion().choices[0]
+    assert (choice.text, choice.finish_reason) == ("Hel", "stop")
+    await stream.aclose()
+    server.close()
+    await server.wait_closed()
+
+
 async def test_content_behind_the_end_of_a_stream_that_is_closed_in_order(serve):
     client = await serve("openai", [openai_piece("Hel", "stop"), openai_piece("lo"), DONE])
     _, completion = await drained(client)

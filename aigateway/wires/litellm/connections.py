@@ -25,6 +25,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from aigateway.wires.anthropic.tool_calls import InputKeeper, server_calls_in
@@ -52,7 +53,7 @@ _END_OF_BODY = 0.05
 _NO_EVENT = 64 * 1024
 """Bytes kept of a body without events, for a look at what it is instead."""
 
-_BREAKS = (aiohttp.ClientError, httpx.DecodingError, OSError, ValueError)
+_BREAKS = (aiohttp.ClientError, httpx.DecodingError, HttpProcessingError, OSError, ValueError)
 """How a request, or the reading of its answer, fails."""
 
 

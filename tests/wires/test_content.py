@@ -162,6 +162,25 @@ async def test_what_stands_beside_the_choices(vendor):
         }
 
 
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+async def test_what_stands_beside_the_choices_of_later_events(vendor, lane):
+    openai(vendor, {"content": "fact"}, {"content": "fact"})
+    vendor.events[0]["service_tier"] = "auto"
+    vendor.events[1] |= {"service_tier": "flex", "system_fingerprint": "fp_1", "citations": ["u"]}
+    costs = []
+    for tier in ("flex", "default"):
+        vendor.events[1]["service_tier"] = tier
+        client = lane(vendor.config(OPENAI, model="gpt-5-mini"), SYSTEM_CLOCK)
+        stream = await client.stream(asking())
+        await read_out(stream)
+        answer = stream.completion()
+        await client.aclose()
+        assert (answer.system_fingerprint, answer.service_tier) == ("fp_1", tier)
+        assert json.loads(answer.sources_json) == {"citations": ["u"]}
+        costs.append(answer.cost_usd)
+    assert costs[0] < costs[1]
+
+
 async def test_speech_whose_pieces_are_padded_each(vendor):
     pieces = [{"audio": {"id": "audio_1", "data": "Ukk="}}, {"audio": {"data": "TEY="}}]
     openai(vendor, {"audio": {"id": "audio_1", "data": "UklMRg=="}}, *pieces)

@@ -323,7 +323,8 @@ class History:
             spoken = changed["audio"]
             changed["audio"] = {"id": spoken.get("id")} if _is_map(spoken) else spoken
         if isinstance(changed.get("content"), list | tuple):
-            changed["content"] = self._said_parts(changed["content"], thinks=thinks)
+            said = self._said_parts(changed["content"], thinks=thinks)
+            changed["content"] = said if isinstance(said, str) else self._in_words(said)
         self._fill(changed, message)
         return message if changed == message else changed
 
@@ -422,6 +423,13 @@ class History:
             return parts
         left = [p for p in parts if not (_is_map(p) and p.get("type") in _THOUGHTS)]
         return parts if len(left) == len(parts) else left or ""
+
+    def _in_words(self, parts: Sequence[Any]) -> Sequence[Any]:
+        """The parts of an answer, with text for what a vendor without such parts would miss."""
+        if self._kind not in {_Kind.ANTHROPIC, _Kind.GEMINI}:
+            return parts
+        fitted = list(map(_part_in_words, parts))
+        return parts if all(map(_is, fitted, parts)) else fitted
 
 
 class _Names:
@@ -554,6 +562,22 @@ def _document(part: Any) -> Any:
         return part
     more = {name: v for name, v in part.items() if name not in {"image_url", "type"}}
     return {"type": "file", "file": {"filename": "document.pdf", "file_data": url}, **more}
+
+
+def _part_in_words(part: Any) -> Any:
+    """A part of an answer; as text if it is a refusal, speech or a picture."""
+    kind = part.get("type") if _is_map(part) else None
+    if kind == "refusal":
+        return {"type": "text", "text": text_of(part.get("refusal")) or ""}
+    if kind == "output_text":
+        return {"type": "text", "text": text_of(part.get("text")) or ""}
+    if kind in {"image_url", "output_image"}:
+        return {"type": "text", "text": "[image]"}
+    if kind in {"audio", "input_audio", "output_audio"}:
+        held = part.get(kind)
+        held = held if _is_map(held) else part
+        return {"type": "text", "text": text_of(held.get("transcript")) or "[audio]"}
+    return part
 
 
 def _digest(block: Mapping[str, Any]) -> bytes:

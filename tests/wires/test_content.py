@@ -7,7 +7,7 @@ import pytest
 
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import FailureKind
-from aigateway.messages import Audio
+from aigateway.messages import Audio, ChatResponse
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.content import ThinkTags
 from aigateway.wires.direct_lane import DirectClient
@@ -205,8 +205,10 @@ async def test_geminis_pictures(vendor):
 
 async def test_geminis_speech(vendor):
     gemini(vendor, [{"inlineData": {"mimeType": "audio/L16;rate=24000", "data": "UklG"}}])
-    heard = [answer.choices[0].audio.data async for answer in answers(vendor, GEMINI)]
-    assert heard == ["UklG"] * 4
+    async for answer in answers(vendor, GEMINI):
+        assert answer.choices[0].audio == Audio(data="UklG")  # without an id
+        message = ChatResponse(answer, "p").to_openai()["choices"][0]["message"]
+        assert message["audio"] == {"data": "UklG", "transcript": "", "expires_at": 0}
 
 
 async def test_geminis_grounding(vendor):

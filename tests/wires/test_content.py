@@ -211,6 +211,20 @@ async def test_geminis_speech(vendor):
         assert message["audio"] == {"data": "UklG", "transcript": "", "expires_at": 0}
 
 
+async def test_code_that_gemini_has_run(vendor):
+    parts = [
+        {"text": "Let me see."},
+        {"executableCode": {"language": "PYTHON", "code": "print(1)\n"}},
+        {"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "1\n"}},
+        {"codeExecutionResult": {"outcome": "OUTCOME_OK"}},
+        {"text": "It is 1."},
+    ]
+    gemini(vendor, parts)
+    said = "Let me see.\n```python\nprint(1)\n```\n\n```\n1\n```\nIt is 1."
+    seen = [fields_of(answer.choices[0]) async for answer in answers(vendor, GEMINI)]
+    assert seen == [{"text": said}] * 4
+
+
 async def test_geminis_grounding(vendor):
     grounding = {
         "groundingChunks": [{"web": {"uri": NOTE["url"], "title": "T"}}],

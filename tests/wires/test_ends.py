@@ -45,6 +45,11 @@ WORDS = {
         "MAX_TOKENS": "length",
         "SAFETY": "content_filter",
         "RECITATION": "content_filter",
+        "BLOCKLIST": "content_filter",
+        "PROHIBITED_CONTENT": "content_filter",
+        "SPII": "content_filter",
+        "IMAGE_SAFETY": "content_filter",
+        "IMAGE_PROHIBITED_CONTENT": "content_filter",
         "MALFORMED_FUNCTION_CALL": None,
         "UNEXPECTED_TOOL_CALL": None,
         "OTHER": None,
@@ -212,14 +217,10 @@ async def test_every_reason(serve, wire, reason, end):
     whole = await serve(wire, WHOLE[shape_of(wire)]("Hel", reason))
     streamed = await serve(wire, STREAMED[shape_of(wire)]("Hel", reason))
     if end is not None:
-        if (wire, end) == ("gemini", "content_filter"):  # litellm hands on nothing of it
-            assert (await failure_of(whole.chat(asking()))).kind is FailureKind.CONTENT_POLICY
-        else:
-            completion = await whole.chat(asking())
+        for completion in (await whole.chat(asking()), (await drained(streamed))[1]):
             choice = completion.choices[0]
             assert (choice.text, choice.finish_reason) == ("Hel", end)
-        _, completion = await drained(streamed)
-        assert (completion.choices[0].text, completion.choices[0].finish_reason) == ("Hel", end)
+            assert completion.usage.total_tokens == 5 or wire != "gemini"
         return
     kind = FailureKind.INVALID_OUTPUT if reason in SLIPS else FailureKind.BAD_ANSWER
     for failure in (await failure_of(whole.chat(asking())), await failure_of(drained(streamed))):
@@ -240,6 +241,17 @@ async def test_an_answer_may_begin_with_what_ends_it(serve, wire):
         assert (choice.text, choice.finish_reason) == ("", "stop")
     for failing in (whole.chat(asking()), drained(streamed)):
         assert (await failure_of(failing)).kind is FailureKind.BAD_ANSWER
+
+
+@pytest.mark.parametrize("reason", ["SAFETY", "IMAGE_SAFETY", "PROHIBITED_CONTENT"])
+async def test_gemini_withholds_an_answer_of_which_nothing_was_said(serve, reason):
+    body = gemini_whole("", reason)
+    empty = gemini_whole("", reason)
+    del empty["candidates"][0]["content"]
+    for answer in (body, empty, [event(body)], [event(empty)]):
+        client = await serve("gemini", answer)
+        failing = client.chat(asking()) if isinstance(answer, dict) else drained(client)
+        assert (await failure_of(failing)).kind is FailureKind.CONTENT_POLICY
 
 
 @pytest.mark.parametrize("reason", ["stop", "error", None])

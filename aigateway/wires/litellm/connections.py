@@ -30,6 +30,7 @@ from yarl import URL
 
 from aigateway.wires.anthropic.tool_calls import InputKeeper, server_calls_in
 from aigateway.wires.carrying import with_extra_body
+from aigateway.wires.gemini.bodies import NOT_LITELLMS
 from aigateway.wires.litellm.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser
 from aigateway.wires.tool_calls import unify
@@ -164,7 +165,7 @@ class StreamedBody(httpx.AsyncByteStream):
 
 def _with_arguments(content: bytes) -> bytes:
     """A body with all tool calls in the form that litellm knows."""
-    if b'"functionCall"' not in content and b'"custom"' not in content:
+    if not any(map(content.__contains__, (b'"custom"', *NOT_LITELLMS))):
         return content
     try:
         body = json.loads(content)

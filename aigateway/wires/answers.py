@@ -301,6 +301,7 @@ def usage_from(usage: Any) -> Usage:
         total_tokens=_token(usage, "total_tokens") or prompt + completion,
         cached_tokens=_token(details, "cached_tokens")
         or _token(usage, "prompt_cache_hit_tokens")  # DeepSeek's
+        or _token(usage, "cached_tokens")  # Moonshot's
         or _token(usage, "cache_read_input_tokens"),
         reasoning_tokens=_token(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
         cache_write_tokens=_token(details, "cache_write_tokens")

@@ -51,6 +51,11 @@ SHAPES: dict[str, Any] = {
         {"text": "Hello"},
     ),
     "one-part": ({"content": [SAID]}, [{"content": [SAID], "role": "assistant"}], {"text": "Hel"}),
+    "one-part-without-a-list": (
+        {"content": SAID},
+        [{"content": {"type": "text", "text": text}} for text in ("He", "l")],
+        {"text": "Hel"},
+    ),
     "list-with-thought": (
         {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, SAID]},
         [

@@ -74,6 +74,8 @@ class OpenAIReading(StreamReading):
                 self._say(chunk)
         if choice.get("logprobs"):
             self._add_logprobs(index, choice["logprobs"])
+        if "usage" in choice:  # Moonshot's
+            self._add_count(choice["usage"])
         if ending is not None:
             self._finish(index, ending, sure=not says)
 

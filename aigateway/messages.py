@@ -120,6 +120,7 @@ class Audio:
 
     Attributes:
         id: Names it in a later turn, at OpenAI: `{"role": "assistant", "audio": {"id": ...}}`.
+            "" where the vendor gives none; `to_openai()` leaves it out then.
         data: Base64, in the format that was asked for; in a chunk the next piece.
         transcript: What is said; in a chunk the next piece.
         expires_at: Unix time in seconds until which `id` is known; 0 where the vendor says none.
@@ -689,6 +690,8 @@ def openai_media(said: Choice | Chunk) -> dict[str, Any]:
             "transcript": audio.transcript,
             "expires_at": audio.expires_at,
         }
+        if not audio.id:
+            del given["id"]
         fields["audio"] = given if whole else {name: v for name, v in given.items() if v}
     return fields
 

@@ -89,7 +89,10 @@ _MEDIA = {
             {"index": _COUNT, "type": {"const": "image_url"}, "image_url": _object({"url": _TEXT})}
         )
     ),
-    "audio": _object({"id": _TEXT, "data": _TEXT, "transcript": _TEXT, "expires_at": _COUNT}),
+    "audio": _object(
+        {"id": _TEXT, "data": _TEXT, "transcript": _TEXT, "expires_at": _COUNT},
+        ("data", "transcript", "expires_at"),
+    ),
     "annotations": _list({"type": "object"}),
 }
 _BESIDE = {"system_fingerprint": _TEXT, "service_tier": _TEXT}

@@ -178,6 +178,8 @@ def _called(call: Any) -> tuple[str, str, str, str | None]:
 
 def _function(function: Any) -> tuple[str, str]:
     name, arguments = getattr(function, "name", None), getattr(function, "arguments", None)
+    if isinstance(arguments, Mapping):  # some servers send the object itself
+        arguments = json.dumps(arguments)
     return text_of(name) or "", text_of(arguments) or ""
 
 
@@ -299,6 +301,7 @@ def usage_from(usage: Any) -> Usage:
         total_tokens=_token(usage, "total_tokens") or prompt + completion,
         cached_tokens=_token(details, "cached_tokens")
         or _token(usage, "prompt_cache_hit_tokens")  # DeepSeek's
+        or _token(usage, "cached_tokens")  # Moonshot's
         or _token(usage, "cache_read_input_tokens"),
         reasoning_tokens=_token(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
         cache_write_tokens=_token(details, "cache_write_tokens")

@@ -51,6 +51,9 @@ _BESIDE = ("citations", "search_results")
 _GOOGLES = ("citation_metadata", "grounding_metadata", "url_context_metadata")
 """Gemini's, as litellm hands them on: lists beside the choices."""
 
+_LITELLMS_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""What litellm calls speech to which the vendor gives no id. It makes up a time for it, too."""
+
 IN_ID = "__thought__"
 """Behind it litellm puts Gemini's signature into the id of a tool call."""
 
@@ -254,9 +257,11 @@ class _Parts:
         """Take in sound, or a piece of it."""
         if audio is None:
             return
-        expires = _part(audio, "expires_at")
+        expires, name = _part(audio, "expires_at"), text_of(_part(audio, "id")) or ""
+        if not isinstance(audio, Mapping) and _LITELLMS_ID.fullmatch(name):
+            expires, name = 0, ""
         heard = Audio(
-            text_of(_part(audio, "id")) or "",
+            name,
             text_of(_part(audio, "data")) or "",
             text_of(_part(audio, "transcript")) or "",
             expires if type(expires) is int else 0,

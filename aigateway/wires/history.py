@@ -173,22 +173,36 @@ class History:
         if self._is_mistrals:
             self._ids = _MISTRALS_IDS
         self._wants_signatures = bool(_WANTS_SIGNATURES.search(config.model.lower()))
+        by_litellm = config.provider is ProviderType.LITELLM
+        self._hands_marks_on = (
+            by_litellm or "claude" in config.model.lower() or "openrouter.ai" in _host(config)
+        )
+        self._wants_tools = self._kind in {_Kind.ANTHROPIC, _Kind.GEMINI} or (
+            by_litellm and self._kind is _Kind.LENIENT
+        )
         self._defaults = config.extra
         self._refused: dict[bytes, None] = {}  # blocks that Anthropic did not take
         self._fills_in_reasoning = False
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
         """Give the request as the provider takes it: the same one, if nothing is to be changed."""
-        messages = request.messages
-        for message in messages:
+        plain = True
+        for message in request.messages:
             if (
                 len(message) != 2
                 or type(message.get("content")) is not str
                 or message.get("role") not in _TEXT_ROLES
             ):
+                plain = False
                 break
-        else:  # texts, and nothing else
+        given = request
+        if not (plain and "tools" not in request.params) and not self._takes_marks:
+            request = _without_marks(request)
+        if plain:  # texts, and nothing else
             return request
+        messages: Sequence[_Message] = request.messages
+        if self._wants_tools:
+            messages = self._with_tools(messages)
         params = request.params
         thinks = True
         if self._kind is _Kind.ANTHROPIC:
@@ -200,11 +214,11 @@ class History:
         if self._kind is _Kind.GEMINI and not self._wants_signatures:
             fitted = _without_alike(fitted)
         if (
-            params is request.params
-            and len(fitted) == len(messages)
-            and all(map(_is, fitted, messages))
+            params is given.params
+            and len(fitted) == len(given.messages)
+            and all(map(_is, fitted, given.messages))
         ):
-            return request
+            return given
         return replace(request, messages=fitted, params=params)
 
     def thinks(self, messages: Sequence[_Message], params: Mapping[str, Any]) -> bool:
@@ -224,7 +238,7 @@ class History:
             elif role == "assistant" and begun is None:
                 begun = message
             before = role
-        if begun is None or not begun.get("tool_calls"):
+        if begun is None or not (begun.get("tool_calls") or begun.get("function_call")):
             return True
         content = begun.get("content")
         first = content[0] if isinstance(content, list | tuple) and content else None
@@ -276,9 +290,38 @@ class History:
         return digits
 
     @property
+    def _takes_marks(self) -> bool:
+        """Whether `cache_control` goes along. At Gemini litellm, or its lane, sees to it."""
+        lenient = self._kind is _Kind.LENIENT and self._hands_marks_on
+        return lenient or self._kind in {_Kind.ANTHROPIC, _Kind.GEMINI}
+
+    @property
     def wants_each_id_once(self) -> bool:
         """Whether no two calls of a conversation may have the same id."""
         return self._kind is _Kind.ANTHROPIC
+
+    def _with_tools(self, messages: Sequence[_Message]) -> Sequence[_Message]:
+        """The messages with calls of functions, as OpenAI had them until 2023, as calls of tools.
+
+        litellm gives such a call and its result two different ids.
+        """
+        fitted: list[_Message] = []
+        name = None  # of a call whose result has not come
+        for place, message in enumerate(messages):
+            call = message.get("function_call")
+            if message.get("role") == "function" and name is not None:
+                left = {n: v for n, v in message.items() if n not in {"name", "role"}}
+                fitted.append({"role": "tool", "tool_call_id": name, **left})
+                name = None
+            elif _is_map(call) and not message.get("tool_calls"):
+                name = self.hashed(f"function_call {place}")
+                left = {n: v for n, v in message.items() if n != "function_call"}
+                made = {"id": name, "type": "function", "function": call}
+                fitted.append({**left, "tool_calls": [made]})
+            else:
+                fitted.append(message)
+                name = None
+        return fitted
 
     # ── messages ─────────────────────────────────────────────────────────────────────────────
 
@@ -319,11 +362,11 @@ class History:
             changed |= {"provider_specific_fields": left}
             if not left:
                 del changed["provider_specific_fields"]
-        if "audio" in changed:
-            spoken = changed["audio"]
-            changed["audio"] = {"id": spoken.get("id")} if _is_map(spoken) else spoken
+        if _is_map(message.get("audio")):
+            _fit_speech(changed, message["audio"])
         if isinstance(changed.get("content"), list | tuple):
-            changed["content"] = self._said_parts(changed["content"], thinks=thinks)
+            said = self._said_parts(changed["content"], thinks=thinks)
+            changed["content"] = said if isinstance(said, str) else self._in_words(said)
         self._fill(changed, message)
         return message if changed == message else changed
 
@@ -423,6 +466,13 @@ class History:
         left = [p for p in parts if not (_is_map(p) and p.get("type") in _THOUGHTS)]
         return parts if len(left) == len(parts) else left or ""
 
+    def _in_words(self, parts: Sequence[Any]) -> Sequence[Any]:
+        """The parts of an answer, with text for what a vendor without such parts would miss."""
+        if self._kind not in {_Kind.ANTHROPIC, _Kind.GEMINI}:
+            return parts
+        fitted = list(map(_part_in_words, parts))
+        return parts if all(map(_is, fitted, parts)) else fitted
+
 
 class _Names:
     """The ids of one conversation's tool calls."""
@@ -485,6 +535,56 @@ def _without_alike(messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
             results[name] = len(left)
             left.append({**message, "tool_call_id": name})
     return tuple(left)
+
+
+_MARK = "cache_control"
+
+
+def _without_marks(request: ChatRequest) -> ChatRequest:
+    """The request without marks for Anthropic's cache, which other vendors refuse."""
+    messages = tuple(map(_unmarked, request.messages))
+    tools = request.params.get("tools")
+    params = request.params
+    if isinstance(tools, list | tuple):
+        left = [_unmarked(tool, "function") for tool in tools]
+        if not all(map(_is, left, tools)):
+            params = {**params, "tools": left}
+    if params is request.params and all(map(_is, messages, request.messages)):
+        return request
+    return replace(request, messages=messages, params=params)
+
+
+def _unmarked(holder: Any, *within: str) -> Any:
+    """A message, a part or a tool without its mark, and without those in these fields of it."""
+    if not _is_map(holder):
+        return holder
+    changed = {name: value for name, value in holder.items() if name != _MARK}
+    for name in within or ("content", "tool_calls"):
+        held = changed.get(name)
+        if isinstance(held, list | tuple):
+            left = [_unmarked(part) for part in held]
+            changed[name] = held if all(map(_is, left, held)) else left
+        elif _is_map(held):
+            changed[name] = _unmarked(held)
+    same = len(changed) == len(holder) and all(changed[name] is holder[name] for name in changed)
+    return holder if same else changed
+
+
+def _fit_speech(changed: dict[str, Any], spoken: _Message) -> None:
+    """Name speech to the one vendor that knows it again; to others say its words."""
+    name = spoken.get("id")
+    if "audio" in changed and isinstance(name, str) and name.startswith(_OPENAIS_SPEECH):
+        changed["audio"] = {"id": name}
+        return
+    changed.pop("audio", None)
+    if changed.get("content") or changed.keys() & {"tool_calls", "function_call"}:
+        return
+    if not text_of(changed.get("refusal")):
+        changed["content"] = text_of(spoken.get("transcript")) or "[audio]"
+
+
+_OPENAIS_SPEECH = "audio_"
+"""How the ids of speech begin at OpenAI."""
 
 
 def _asked(call: Any) -> str:
@@ -554,6 +654,22 @@ def _document(part: Any) -> Any:
         return part
     more = {name: v for name, v in part.items() if name not in {"image_url", "type"}}
     return {"type": "file", "file": {"filename": "document.pdf", "file_data": url}, **more}
+
+
+def _part_in_words(part: Any) -> Any:
+    """A part of an answer; as text if it is a refusal, speech or a picture."""
+    kind = part.get("type") if _is_map(part) else None
+    if kind == "refusal":
+        return {"type": "text", "text": text_of(part.get("refusal")) or ""}
+    if kind == "output_text":
+        return {"type": "text", "text": text_of(part.get("text")) or ""}
+    if kind in {"image_url", "output_image"}:
+        return {"type": "text", "text": "[image]"}
+    if kind in {"audio", "input_audio", "output_audio"}:
+        held = part.get(kind)
+        held = held if _is_map(held) else part
+        return {"type": "text", "text": text_of(held.get("transcript")) or "[audio]"}
+    return part
 
 
 def _digest(block: Mapping[str, Any]) -> bytes:

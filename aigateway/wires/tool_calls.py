@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from aigateway.messages import ChatRequest, ToolCall, ToolCallDelta
-from aigateway.wires.gemini.tool_calls import add_missing_arguments
+from aigateway.wires.gemini.bodies import unify_candidates
 
 __all__ = [
     "CallPiece",
@@ -260,7 +260,7 @@ def unify(body: Any) -> bool:
         for choice in (choices if isinstance(choices, list) else ())
         if isinstance(choice, Mapping)
     ]
-    return any([add_missing_arguments(body), *map(as_functions, said)])
+    return any([unify_candidates(body), *map(as_functions, said)])
 
 
 def asks_for_custom_tools(request: ChatRequest) -> bool:

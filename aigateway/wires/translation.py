@@ -304,15 +304,16 @@ def _is_plain(message: Mapping[str, Any], inline: bool) -> bool:
     content = message.get("content")
     if content is None or isinstance(content, str):
         return True
-    return all(_is_plain_part(part, inline) for part in content)
+    may_show = message.get("role") in {"tool", "user"}
+    return all(_is_plain_part(part, inline, may_show) for part in content)
 
 
-def _is_plain_part(part: Any, inline: bool) -> bool:
+def _is_plain_part(part: Any, inline: bool, may_show: bool) -> bool:
     if not isinstance(part, Mapping) or "cache_control" in part:
         return False
     if part.get("type") == "text":
         return True
-    if part.get("type") != "image_url":
+    if part.get("type") != "image_url" or not may_show:
         return False
     picture = part.get("image_url")
     url = picture.get("url") if isinstance(picture, Mapping) else picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aigateway.wires.parameters import Draft
     from aigateway.wires.translation import Translation
 
-__all__ = ["Limits", "VendorRequest", "VendorResponse", "Wire"]
+__all__ = ["Limits", "VendorRequest", "VendorResponse", "Wire", "part_types"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,23 @@ class Wire:
     fit: Callable[[Draft, str, Callable[..., Any]], None] | None = None
     dropped: Callable[[ChatRequest], str | None] | None = None
     embed: Callable[[], Callable[..., Any]] | None = None
+
+
+_ROLES = {"developer": "system", "function": "tool"}
+
+
+def part_types(request: ChatRequest) -> Iterator[tuple[str, str]]:
+    """Give the type of every part in the messages, with the role: system, user, assistant or tool.
+
+    Both are texts, whatever the caller has given.
+    """
+    for message in request.messages:
+        content = message.get("content")
+        if isinstance(content, list | tuple):
+            role = str(message.get("role"))
+            for part in content:
+                kind = part.get("type") if isinstance(part, Mapping) else None
+                yield _ROLES.get(role, role), str(kind)
 
 
 class VendorRequest:

@@ -99,7 +99,7 @@ SHAPES = {
 NOT_CARRIED = {
     "rare": WIRES,
     "developer": WIRES,
-    "marked-tool": WIRES,
+    "marked-tool": ("gemini", "anthropic"),
     "json-object": ("anthropic",),
 }
 """Shapes that the direct lane leaves to the other one."""

@@ -7,7 +7,7 @@ import pytest
 
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import FailureKind
-from aigateway.messages import Audio
+from aigateway.messages import Audio, ChatResponse
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.content import ThinkTags
 from aigateway.wires.direct_lane import DirectClient
@@ -51,6 +51,11 @@ SHAPES: dict[str, Any] = {
         {"text": "Hello"},
     ),
     "one-part": ({"content": [SAID]}, [{"content": [SAID], "role": "assistant"}], {"text": "Hel"}),
+    "one-part-without-a-list": (
+        {"content": SAID},
+        [{"content": {"type": "text", "text": text}} for text in ("He", "l")],
+        {"text": "Hel"},
+    ),
     "list-with-thought": (
         {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, SAID]},
         [
@@ -162,6 +167,25 @@ async def test_what_stands_beside_the_choices(vendor):
         }
 
 
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+async def test_what_stands_beside_the_choices_of_later_events(vendor, lane):
+    openai(vendor, {"content": "fact"}, {"content": "fact"})
+    vendor.events[0]["service_tier"] = "auto"
+    vendor.events[1] |= {"service_tier": "flex", "system_fingerprint": "fp_1", "citations": ["u"]}
+    costs = []
+    for tier in ("flex", "default"):
+        vendor.events[1]["service_tier"] = tier
+        client = lane(vendor.config(OPENAI, model="gpt-5-mini"), SYSTEM_CLOCK)
+        stream = await client.stream(asking())
+        await read_out(stream)
+        answer = stream.completion()
+        await client.aclose()
+        assert (answer.system_fingerprint, answer.service_tier) == ("fp_1", tier)
+        assert json.loads(answer.sources_json) == {"citations": ["u"]}
+        costs.append(answer.cost_usd)
+    assert costs[0] < costs[1]
+
+
 async def test_speech_whose_pieces_are_padded_each(vendor):
     pieces = [{"audio": {"id": "audio_1", "data": "Ukk="}}, {"audio": {"data": "TEY="}}]
     openai(vendor, {"audio": {"id": "audio_1", "data": "UklMRg=="}}, *pieces)
@@ -186,8 +210,24 @@ async def test_geminis_pictures(vendor):
 
 async def test_geminis_speech(vendor):
     gemini(vendor, [{"inlineData": {"mimeType": "audio/L16;rate=24000", "data": "UklG"}}])
-    heard = [answer.choices[0].audio.data async for answer in answers(vendor, GEMINI)]
-    assert heard == ["UklG"] * 4
+    async for answer in answers(vendor, GEMINI):
+        assert answer.choices[0].audio == Audio(data="UklG")  # without an id
+        message = ChatResponse(answer, "p").to_openai()["choices"][0]["message"]
+        assert message["audio"] == {"data": "UklG", "transcript": "", "expires_at": 0}
+
+
+async def test_code_that_gemini_has_run(vendor):
+    parts = [
+        {"text": "Let me see."},
+        {"executableCode": {"language": "PYTHON", "code": "print(1)\n"}},
+        {"codeExecutionResult": {"outcome": "OUTCOME_OK", "output": "1\n"}},
+        {"codeExecutionResult": {"outcome": "OUTCOME_OK"}},
+        {"text": "It is 1."},
+    ]
+    gemini(vendor, parts)
+    said = "Let me see.\n```python\nprint(1)\n```\n\n```\n1\n```\nIt is 1."
+    seen = [fields_of(answer.choices[0]) async for answer in answers(vendor, GEMINI)]
+    assert seen == [{"text": said}] * 4
 
 
 async def test_geminis_grounding(vendor):

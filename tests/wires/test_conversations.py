@@ -343,23 +343,84 @@ async def test_reasoning_goes_back_where_it_may_be_wanted(vendors, lane):
         vendors[name].clear()
 
 
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
 @pytest.mark.parametrize("name", VENDORS)
-async def test_answers_that_are_no_text(vendors, name):
+async def test_answers_that_are_no_text(vendors, name, lane):
     picture = {"index": 0, **PICTURE}
     speech = {"id": "audio_1", "data": "UklG", "transcript": "Hello", "expires_at": 1}
     answers: Any = [
         {"content": "", "images": [picture], "refusal": None},
         {"content": None, "refusal": "No.", "annotations": []},
         {"content": None, "audio": speech, "citations": ["x"]},
+        {"content": None, "audio": {**speech, "id": "4f1e", "transcript": "Foreign"}},
+        {"content": None, "audio": {"data": "UklG", "transcript": "", "expires_at": 0}},
     ]
     history = []
     for answer in answers:
         history += [*ASK, {"role": "assistant", **answer}]
     vendors[name].answer("ok")
-    body = json.dumps(await body_of(vendors[name], [*history, *ASK]))
+    config = MODELS.get(name)
+    body = json.dumps(await body_of(vendors[name], [*history, *ASK], lane, config=config))
+    knows = name in {"openai", "azure"}
     assert "No." in body
-    assert "Hello" in body or "audio_1" in body
+    assert ('"audio": {"id": "audio_1"}' in body, "Hello" in body) == (knows, not knows)
+    assert "Foreign" in body
+    assert "[audio]" in body
     assert "UklG" not in body
+    assert "4f1e" not in body
+
+
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+async def test_calls_of_functions_before_there_were_tools(vendors, lane):
+    called = {"role": "assistant", "content": "", "function_call": CALL["function"]}
+    result = {"role": "function", "name": "weather", "content": "5 C"}
+    history = [*ASK, called, result, *ASK, called, {**result, "content": "6 C"}]
+    thinking = {"thinking": THINKING, "max_tokens": 4096}
+    bodies = [await body_of(vendors["anthropic"], history, lane, **thinking) for _ in range(2)]
+    calls, answered = ids_in(bodies[0])
+    assert calls == answered
+    assert len(set(calls)) == 2
+    assert bodies[0] == bodies[1]
+    assert "thinking" not in bodies[0]  # the turn does not begin with a thought
+    assert "5 C" in json.dumps(bodies[0]["messages"])
+    body = await body_of(vendors["gemini"], history, lane)
+    names = [name for c in body["contents"] for p in c["parts"] for name in p]
+    assert names.count("function_call") == names.count("function_response") == 2
+    for name in ("openai", "azure"):
+        body = await body_of(vendors[name], history, lane)
+        assert body["messages"][1:3] == [called, result]
+
+
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+@pytest.mark.parametrize("name", VENDORS)
+async def test_marks_for_a_cache_go_to_anthropic_alone(vendors, name, lane):
+    part = {"type": "text", "text": "Hi " * 2000, **MARK}
+    history = [{"role": "system", "content": [part]}, *told({"id": "call_1"}, **MARK)]
+    history[-1] |= MARK
+    marked = [{**TOOLS[0], **MARK}]
+    for messages in (history, [{"role": "user", "content": "Hi"}]):
+        body = await body_of(vendors[name], messages, lane, config=MODELS.get(name), tools=marked)
+        assert ("cache_control" in json.dumps(body)) == (name == "anthropic")
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"api_base": "https://openrouter.ai/api/v1"}, True),
+        ({"model": "anthropic/claude-haiku-4-5", "api_base": "http://localhost:4000"}, True),
+        ({"api_base": "https://api.groq.com/openai/v1"}, False),
+        ({"api_base": "https://api.mistral.ai/v1"}, False),
+        ({"api_base": "http://localhost:8000/v1"}, False),
+    ],
+)
+def test_servers_that_hand_marks_on(config, kept):
+    part = {"type": "text", "text": "Hi", **MARK}
+    request = ChatRequest(({"role": "user", "content": [part]},))
+    fitted = History(LLMConfig(COMPATIBLE, **{"model": "local"} | config)).fitted(request)
+    assert ("cache_control" in str(fitted.messages)) == kept
 
 
 @pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])

@@ -45,6 +45,11 @@ WORDS = {
         "MAX_TOKENS": "length",
         "SAFETY": "content_filter",
         "RECITATION": "content_filter",
+        "BLOCKLIST": "content_filter",
+        "PROHIBITED_CONTENT": "content_filter",
+        "SPII": "content_filter",
+        "IMAGE_SAFETY": "content_filter",
+        "IMAGE_PROHIBITED_CONTENT": "content_filter",
         "MALFORMED_FUNCTION_CALL": None,
         "UNEXPECTED_TOOL_CALL": None,
         "OTHER": None,
@@ -212,14 +217,10 @@ async def test_every_reason(serve, wire, reason, end):
     whole = await serve(wire, WHOLE[shape_of(wire)]("Hel", reason))
     streamed = await serve(wire, STREAMED[shape_of(wire)]("Hel", reason))
     if end is not None:
-        if (wire, end) == ("gemini", "content_filter"):  # litellm hands on nothing of it
-            assert (await failure_of(whole.chat(asking()))).kind is FailureKind.CONTENT_POLICY
-        else:
-            completion = await whole.chat(asking())
+        for completion in (await whole.chat(asking()), (await drained(streamed))[1]):
             choice = completion.choices[0]
             assert (choice.text, choice.finish_reason) == ("Hel", end)
-        _, completion = await drained(streamed)
-        assert (completion.choices[0].text, completion.choices[0].finish_reason) == ("Hel", end)
+            assert completion.usage.total_tokens == 5 or wire != "gemini"
         return
     kind = FailureKind.INVALID_OUTPUT if reason in SLIPS else FailureKind.BAD_ANSWER
     for failure in (await failure_of(whole.chat(asking())), await failure_of(drained(streamed))):
@@ -240,6 +241,17 @@ async def test_an_answer_may_begin_with_what_ends_it(serve, wire):
         assert (choice.text, choice.finish_reason) == ("", "stop")
     for failing in (whole.chat(asking()), drained(streamed)):
         assert (await failure_of(failing)).kind is FailureKind.BAD_ANSWER
+
+
+@pytest.mark.parametrize("reason", ["SAFETY", "IMAGE_SAFETY", "PROHIBITED_CONTENT"])
+async def test_gemini_withholds_an_answer_of_which_nothing_was_said(serve, reason):
+    body = gemini_whole("", reason)
+    empty = gemini_whole("", reason)
+    del empty["candidates"][0]["content"]
+    for answer in (body, empty, [event(body)], [event(empty)]):
+        client = await serve("gemini", answer)
+        failing = client.chat(asking()) if isinstance(answer, dict) else drained(client)
+        assert (await failure_of(failing)).kind is FailureKind.CONTENT_POLICY
 
 
 @pytest.mark.parametrize("reason", ["stop", "error", None])
@@ -294,6 +306,34 @@ class TestAServerThatSaysStopWithEachPiece:
         piece, stop, _ = PIECES[wire]
         client = await serve(wire, [piece("Hel", stop), piece("l")])
         assert (await failure_of(drained(client))).kind is FailureKind.BAD_ANSWER
+
+
+@pytest.mark.parametrize("done", [DONE, b""], ids=["done", "open"])
+async def test_garbage_behind_a_whole_answer(connect, done):
+    async def handle(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head)
+        for said in (openai_piece("Hel"), openai_piece(None, "stop") + done):
+            writer.write(b"%x\r\n%s\r\n" % (len(said), said))
+            await heard.wait()
+        writer.write(b"zzz\r\nabc\r\n")
+        writer.close()
+
+    heard = asyncio.Event()
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()[:2]
+    client = connect(LLMConfig("openai", "m", api_key="k", api_base=f"http://{host}:{port}"))
+    stream = await client.stream(asking())
+    while not await stream.read():
+        pass
+    heard.set()
+    await rest_of(stream)
+    choice = stream.completion().choices[0]
+    assert (choice.text, choice.finish_reason) == ("Hel", "stop")
+    await stream.aclose()
+    server.close()
+    await server.wait_closed()
 
 
 async def test_content_behind_the_end_of_a_stream_that_is_closed_in_order(serve):

@@ -159,6 +159,15 @@ async def whole_calls(client):
     return choice.tool_calls
 
 
+@pytest.mark.parametrize("wire", ["openai", "azure", "openai_compatible"])
+async def test_arguments_that_come_as_an_object(serve, wire):
+    given = [call("f", {"city": "Oslo"}, "a", 0), call("g", {}, "b", 1)]
+    whole = await whole_calls(await serve(wire, with_calls(*given)))
+    streamed = await calls_of(await serve(wire, with_deltas(*given)))
+    for calls in (whole, streamed):
+        assert [(c.name, c.arguments) for c in calls] == [("f", OSLO), ("g", "{}")]
+
+
 async def test_a_streamed_call_without_arguments(serve):
     pieces = with_deltas(call("f", "", "a", 0), call("g", OSLO, "b", 1))
     calls = await calls_of(await serve("openai", pieces))

@@ -55,6 +55,7 @@ def says(vendor, usage, **beside):
             Usage(30, 2, 32, 8, 0, 10),
             234.0,
         ),
+        ({"cached_tokens": 8}, Usage(30, 2, 32, 8), 224.0),  # Moonshot's
         (
             {"prompt_cache_hit_tokens": 8, "prompt_cache_miss_tokens": 22},
             Usage(30, 2, 32, 8),
@@ -137,6 +138,16 @@ async def test_groqs_count_has_a_field_of_its_own(vendor):
     vendor.events[-2]["x_groq"] = {"id": "req_1", "usage": COUNT}
     async for answer in answers(vendor, COMPATIBLE, extra=OWN):
         assert answer.usage == Usage(30, 2, 32)
+
+
+async def test_moonshots_count_is_in_the_choice(vendor):
+    counted = COUNT | {"cached_tokens": 8}
+    says(vendor, counted)
+    del vendor.events[-1]  # nothing follows the end but [DONE]
+    vendor.events[-1]["choices"][0]["usage"] = counted
+    async for answer in answers(vendor, COMPATIBLE, extra=OWN):
+        assert answer.usage == Usage(30, 2, 32, 8)
+        assert answer.cost_usd == pytest.approx(224.0)
 
 
 @pytest.mark.parametrize("later", [None, 0])

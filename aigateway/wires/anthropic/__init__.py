@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aigateway.messages import ChatRequest
 from aigateway.wires.anthropic.ends import given
 from aigateway.wires.anthropic.parameters import fit
-from aigateway.wires.wire import Limits, Wire
+from aigateway.wires.wire import Limits, Wire, part_types
 
 if TYPE_CHECKING:
     from aigateway.wires.translation import Translation
@@ -24,18 +24,25 @@ def _translation() -> type[Translation]:
     return AnthropicTranslation
 
 
+_CARRIED: Mapping[str, frozenset[str]] = {
+    "system": frozenset({"text"}),
+    "user": frozenset({"document", "file", "image_url", "text"}),
+    "assistant": frozenset({"redacted_thinking", "server_tool_use", "text", "thinking"}),
+    "tool": frozenset({"file", "image_url", "text", "tool_reference"}),
+}
+"""The parts of messages that litellm translates, by role."""
+
+
 def _dropped(request: ChatRequest) -> str | None:
-    """Anthropic has neither, and litellm leaves them out without a word."""
+    """What Anthropic does not have; litellm leaves it out without a word."""
+    for role, kind in part_types(request):
+        own_result = role == "assistant" and kind.endswith("_tool_result")  # of its own tools
+        if kind not in _CARRIED.get(role, ()) and not own_result:
+            return "messages"
     wanted = request.params.get("response_format")
     if isinstance(wanted, Mapping) and wanted.get("type") == "json_object":
         return "response_format"
-    return "messages" if any(_has_audio(m.get("content")) for m in request.messages) else None
-
-
-def _has_audio(content: object) -> bool:
-    return isinstance(content, list) and any(
-        isinstance(part, Mapping) and part.get("type") == "input_audio" for part in content
-    )
+    return None
 
 
 ANTHROPIC = Wire(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from aigateway.messages import ChatRequest
 from aigateway.wires.gemini.ends import given
-from aigateway.wires.wire import Wire
+from aigateway.wires.wire import Wire, part_types
 
 if TYPE_CHECKING:
     from aigateway.wires.translation import Translation
@@ -26,6 +27,21 @@ def _embed() -> Callable[..., Any]:
     return gemini_embedding
 
 
+_CARRIED: Mapping[str, frozenset[str]] = {
+    "system": frozenset({"text"}),
+    "user": frozenset({"file", "image_url", "input_audio", "text"}),
+    "assistant": frozenset({"text"}),
+    "tool": frozenset({"file", "image_url", "text"}),
+}
+"""The parts of messages that every version of litellm translates, by role."""
+
+
+def _dropped(request: ChatRequest) -> str | None:
+    """What litellm leaves out without a word."""
+    lost = any(kind not in _CARRIED.get(role, ()) for role, kind in part_types(request))
+    return "messages" if lost else None
+
+
 GEMINI = Wire(
     litellm_name="gemini",
     base="https://generativelanguage.googleapis.com/v1beta",
@@ -37,5 +53,6 @@ GEMINI = Wire(
     takes_cache_marks=False,
     like_openai=False,
     foreign_params=frozenset({"cache_control"}),
+    dropped=_dropped,
     embed=_embed,
 )

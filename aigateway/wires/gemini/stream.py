@@ -9,8 +9,8 @@ from aigateway.messages import Audio, Chunk, Usage
 from aigateway.wires.answers import usage_from
 from aigateway.wires.content import spoken
 from aigateway.wires.ends import BrokenOffError, end_of
+from aigateway.wires.gemini.bodies import unify_candidates
 from aigateway.wires.gemini.ends import GEMINI_ENDS, blocks_prompt
-from aigateway.wires.gemini.tool_calls import add_missing_arguments
 from aigateway.wires.stream_reading import StreamReading, counted
 
 __all__ = ["GeminiReading"]
@@ -52,7 +52,7 @@ class GeminiReading(StreamReading):
         ending = end_of(GEMINI_ENDS, candidate.get("finishReason"))
         text = _text(candidate)
         if text is None:
-            add_missing_arguments(event)
+            unify_candidates(event)
             read = self._parse({**event, "candidates": [{**candidate, "index": index}]})
             if candidate.keys() & _GROUNDING:
                 self._priced = read.usage

@@ -62,7 +62,7 @@ class ChunkReader:
         assembly.model = text_of(getattr(chunk, "model", None)) or assembly.model
         assembly.created = assembly.created or int(getattr(chunk, "created", None) or 0)
         if end is not End.INVENTED:
-            self.count(getattr(chunk, "usage", None) or _groqs_usage(chunk))
+            self.count(getattr(chunk, "usage", None) or _usage_elsewhere(chunk))
         assembly.note(said_beside(chunk))
         pieces: list[Chunk | None] = []
         choices = getattr(chunk, "choices", None) or ()
@@ -140,9 +140,12 @@ def _agreed(ending: Ending, said: Any) -> Ending:
     return Ending(ending.reason, "stop") if turned else ending
 
 
-def _groqs_usage(chunk: Any) -> Any:
-    """The count of Groq, which sends it in a field of its own."""
+def _usage_elsewhere(chunk: Any) -> Any:
+    """The count of Groq, which sends it in a field of its own, or of Moonshot, in the choice."""
     beside = getattr(chunk, "x_groq", None)
+    if beside is None:
+        choices = getattr(chunk, "choices", None) or (None,)
+        return getattr(choices[0], "usage", None)
     return beside.get("usage") if isinstance(beside, Mapping) else getattr(beside, "usage", None)
 
 

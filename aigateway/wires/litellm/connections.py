@@ -25,10 +25,12 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from aigateway.wires.anthropic.tool_calls import InputKeeper, server_calls_in
 from aigateway.wires.carrying import with_extra_body
+from aigateway.wires.gemini.bodies import NOT_LITELLMS
 from aigateway.wires.litellm.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser
 from aigateway.wires.tool_calls import unify
@@ -52,7 +54,7 @@ _END_OF_BODY = 0.05
 _NO_EVENT = 64 * 1024
 """Bytes kept of a body without events, for a look at what it is instead."""
 
-_BREAKS = (aiohttp.ClientError, httpx.DecodingError, OSError, ValueError)
+_BREAKS = (aiohttp.ClientError, httpx.DecodingError, HttpProcessingError, OSError, ValueError)
 """How a request, or the reading of its answer, fails."""
 
 
@@ -163,7 +165,7 @@ class StreamedBody(httpx.AsyncByteStream):
 
 def _with_arguments(content: bytes) -> bytes:
     """A body with all tool calls in the form that litellm knows."""
-    if b'"functionCall"' not in content and b'"custom"' not in content:
+    if not any(map(content.__contains__, (b'"custom"', *NOT_LITELLMS))):
         return content
     try:
         body = json.loads(content)

@@ -296,10 +296,8 @@ class LiteLLMClient:
             raise VendorCallError(
                 Failure(FailureKind.UNSUPPORTED, code="custom_tools", param="tools")
             )
-        if self._wire.dropped is None or self._drop:
-            return
-        param = self._wire.dropped(request)
-        if param is not None:
+        param = None if self._wire.dropped is None else self._wire.dropped(request)
+        if param == "messages" or (param is not None and not self._drop):
             raise VendorCallError(Failure(FailureKind.UNSUPPORTED, param=param))
 
     def _connect(self, litellm: ModuleType) -> None:

@@ -77,7 +77,7 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
         return Choice(text, finish)  # almost every answer
     if (
         not (choice.keys() <= _CHOICE and message.keys() <= _MESSAGE and finish in _FINISHES)
-        or isinstance(message.get("content"), int | float | Mapping)
+        or isinstance(message.get("content"), int | float)
         or not isinstance(message.get("refusal"), str | None)
         or choice.get("logprobs")
     ):
@@ -121,7 +121,8 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     total = usage.get("total_tokens") or prompt + completion
     before = usage.get("prompt_tokens_details") or _NOTHING
     after = usage.get("completion_tokens_details") or _NOTHING
-    cached = before.get("cached_tokens") or usage.get("prompt_cache_hit_tokens") or 0
+    cached = before.get("cached_tokens") or usage.get("prompt_cache_hit_tokens")
+    cached = cached or usage.get("cached_tokens") or 0
     written = before.get("cache_write_tokens") or 0
     reasoning = after.get("reasoning_tokens") or 0
     if before.get("audio_tokens") or after.get("audio_tokens"):

@@ -16,6 +16,8 @@ from aigateway.wires.tool_calls import CallPiece, as_functions
 __all__ = ["OpenAIReading"]
 
 _NOTHING: Mapping[str, Any] = {}
+_BESIDE = frozenset({"citations", "search_results", "service_tier", "system_fingerprint"})
+"""Fields beside the choices that any event may have. The last one counts."""
 
 
 class OpenAIReading(StreamReading):
@@ -35,6 +37,7 @@ class OpenAIReading(StreamReading):
         usage = event.get("usage") or (event.get("x_groq") or _NOTHING).get("usage")
         if usage or not choices:
             self._add_count(usage)
+        if usage or not choices or not _BESIDE.isdisjoint(event):
             self.assembly.note(said_beside(event))
         if usage and not choices:  # the count that was asked for comes behind everything else
             self.assembly.close()
@@ -47,7 +50,6 @@ class OpenAIReading(StreamReading):
         assembly.id = str(event.get("id") or "")
         assembly.model = str(event.get("model") or assembly.model)
         assembly.created = created if type(created) is int else 0
-        assembly.note(said_beside(event))
 
     def _choice(self, event: Mapping[str, Any], choice: Mapping[str, Any]) -> None:
         delta, finish = choice.get("delta") or _NOTHING, choice.get("finish_reason")
@@ -72,6 +74,8 @@ class OpenAIReading(StreamReading):
                 self._say(chunk)
         if choice.get("logprobs"):
             self._add_logprobs(index, choice["logprobs"])
+        if "usage" in choice:  # Moonshot's
+            self._add_count(choice["usage"])
         if ending is not None:
             self._finish(index, ending, sure=not says)
 

@@ -85,6 +85,7 @@ LIMITS = ("max_tokens", "max_completion_tokens")
 """Both names of the limit of an answer."""
 
 _STREAM_OPTIONS = "stream_options"
+_USAGE = "include_usage"
 
 _DECIDING = frozenset({*LIMITS, "tool_choice"})
 """Beside hints, what decides how they fit: a budget has to be below a limit, for example."""
@@ -117,12 +118,16 @@ _FORGOTTEN_AFTER = 3600.0
 _MOST_REFUSALS = 256
 _MOST_PLANS = 512
 
-_FOR_EVERY_VALUE = re.compile(
-    r"deprecated|unknown|unrecognized|not (a )?supported|unsupported param|extra inputs"
-    r"|(does|do) not support|not permitted|not allowed",
-    re.IGNORECASE,
+_REFUSING = (
+    r"deprecated|unknown|unrecognized|not (?:a )?supported|unsupported|extra|extraneous|unexpected"
+    r"|(?:does|do)(?: not|n't) support|not permitted|not allowed|invalid option"
 )
+_FOR_EVERY_VALUE = re.compile(_REFUSING.replace("unsupported", "unsupported param"), re.IGNORECASE)
 """Words that refuse a parameter, and not one value of it."""
+_REFUSES_STREAM_OPTIONS = re.compile(
+    rf"(?:{_REFUSING}).{{0,40}}\bstream_options\b|\bstream_options\b.{{0,40}}(?:{_REFUSING})",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 _PLAIN = HINTS - {"reasoning_effort", "temperature", "thinking", "top_p"}
@@ -224,12 +229,7 @@ class Parameters:
         config: The provider.
         clock: Says when a refusal is to be forgotten.
         dropping: Which parameters may be left out.
-
-    Attributes:
-        counts_streams: Whether the server takes `stream_options`, as far as is known.
     """
-
-    counts_streams = True
 
     def __init__(self, config: LLMConfig, clock: Clock, dropping: Dropping) -> None:
         self._config = config
@@ -252,6 +252,12 @@ class Parameters:
         self._renamed: dict[str, str] = {}
         self._sampling: frozenset[str] | None = None
         self._logged: set[str] = set()
+        self._counted_from = 0.0
+
+    @property
+    def counts_streams(self) -> bool:
+        """Whether the server takes `stream_options`, as far as is known."""
+        return self._clock.now() >= self._counted_from
 
     def connect(self, litellm: ModuleType) -> None:
         """Use litellm's mapping of parameters from now on."""
@@ -354,7 +360,8 @@ class Parameters:
             return self._explained(failure, sent)
         name = _name_of(failure, sent.params)
         if name == _STREAM_OPTIONS:
-            counted, self.counts_streams = self.counts_streams, False
+            counted = self.counts_streams
+            self._counted_from = self._clock.now() + _FORGOTTEN_AFTER
             return None if counted else failure
         if name is None or self._is_renamed(name, failure):
             return None if name else failure
@@ -521,11 +528,21 @@ def _name_of(failure: Failure, params: Mapping[str, Any]) -> str | None:
     if failure.status not in _REFUSED_UNDER or failure.kind not in _REFUSALS_ARE:
         return None
     path = snake_case(failure.param or "")
-    if _STREAM_OPTIONS in path or _STREAM_OPTIONS in (failure.detail or "")[:400]:
+    if _refuses_stream_options(path, (failure.detail or "")[:400], params):
         return _STREAM_OPTIONS
+    params = _without(params, _STREAM_OPTIONS)  # what else is in it is the caller's own
     first, last = path.partition(".")[0], path.rpartition(".")[2].partition("[")[0]
     words = (last, *_ALIASES.get(last, ()), first, *_ALIASES.get(first, ()))
     return next((name for name in words if name in params), None)
+
+
+def _refuses_stream_options(path: str, words: str, params: Mapping[str, Any]) -> bool:
+    """Whether a vendor does not take `stream_options`, or what the gateway itself puts there."""
+    if path:
+        return path in {_STREAM_OPTIONS, f"{_STREAM_OPTIONS}.{_USAGE}"} and not any(
+            option in words for option in (params.get(_STREAM_OPTIONS) or {}) if option != _USAGE
+        )
+    return bool(_REFUSES_STREAM_OPTIONS.search(words))
 
 
 def _refusal_of(name: str, failure: Failure, params: Mapping[str, Any]) -> _Refusal:

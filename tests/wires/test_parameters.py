@@ -13,6 +13,7 @@ from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import RequestRejectedError
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.simulator import Fault
+from aigateway.testing import FakeClock
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.parameters import HINTS, Parameters
 from tests.wires.calls import asking
@@ -155,6 +156,16 @@ REFUSALS = {
 }
 
 
+STREAM_OPTIONS: dict[str, dict[str, Any]] = {
+    "place": {
+        "detail": [{"loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}]
+    },
+    "param": {"message": "Unknown parameter.", "param": "stream_options"},
+    "words": {"message": "Unrecognized request argument supplied: stream_options"},
+    "value": {"message": "stream_options.include_usage is not supported"},
+}
+
+
 class Server:
     """An OpenAI-compatible server that answers whatever its `refuses` does not refuse."""
 
@@ -247,14 +258,39 @@ class TestRefusals:
             assert server.bodies[-1]["max_completion_tokens"] == 50
         assert len(server.bodies) == 3  # asked twice the first time
 
-    async def test_stream_options(self, server, connect):
-        place = {"loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}
-        error = {"detail": [place]}
-        server.refuses = lambda body: error if "stream_options" in body else None
-        client = connect(server.config)
+    @pytest.mark.parametrize("words", STREAM_OPTIONS)
+    async def test_stream_options(self, server, connect, words):
+        server.refuses = lambda body: STREAM_OPTIONS[words] if "stream_options" in body else None
+        clock = FakeClock()
+        client = connect(server.config, clock=clock)
         for _ in range(2):
             await ask(client, streamed=True)
         assert ["stream_options" in body for body in server.bodies] == [True, False, False]
+        server.refuses = lambda _: None
+        await clock.advance(3601)
+        await ask(client, streamed=True)
+        assert "stream_options" in server.bodies[-1]
+
+    @pytest.mark.parametrize(
+        ("error", "params"),
+        [
+            ({"message": "Invalid 'messages[0]': 'unknown stream_options'"}, {}),
+            (
+                {"message": "Unknown parameter: 'stream_options.foo'."},
+                {"stream_options": {"foo": 1}},
+            ),
+        ],
+        ids=["quoted", "own option"],
+    )
+    async def test_stream_options_stay(self, server, connect, error, params):
+        path = next(iter(params), "messages[0].content")
+        error = error | {"param": f"{path}.foo" if params else path, "code": "unknown_parameter"}
+        server.refuses = lambda body: error if len(server.bodies) == 1 else None
+        client = connect(server.config)
+        with pytest.raises(VendorCallError):
+            await ask(client, streamed=True, **params)
+        await ask(client, streamed=True)
+        assert server.bodies[-1]["stream_options"] == {"include_usage": True}
 
     async def test_shape_stays(self, server, connect, streamed):
         error = {"message": "no", "param": "stop", "code": "unsupported_parameter"}

@@ -119,15 +119,27 @@ _MOST_REFUSALS = 256
 _MOST_PLANS = 512
 
 _REFUSING = (
-    r"deprecated|unknown|unrecognized|not (?:a )?supported|unsupported|extra|extraneous|unexpected"
-    r"|(?:does|do)(?: not|n't) support|not permitted|not allowed|invalid option"
+    r"deprecated|unknown|unrecognized|not (?:a )?supported|unsupported param|extra inputs"
+    r"|extraneous|(?:does|do)(?: not|n't) support|not permitted|not allowed|invalid option"
 )
-_FOR_EVERY_VALUE = re.compile(_REFUSING.replace("unsupported", "unsupported param"), re.IGNORECASE)
+_FOR_EVERY_VALUE = re.compile(_REFUSING, re.IGNORECASE)
 """Words that refuse a parameter, and not one value of it."""
 _REFUSES_STREAM_OPTIONS = re.compile(
-    rf"(?:{_REFUSING}).{{0,40}}\bstream_options\b|\bstream_options\b.{{0,40}}(?:{_REFUSING})",
+    rf"(?:{_REFUSING}|un(?:expected|supported)).{{0,40}}\bstream_options\b"
+    rf"|\bstream_options\b.{{0,40}}(?:{_REFUSING}|un(?:expected|supported))",
     re.DOTALL | re.IGNORECASE,
 )
+_WORD = re.compile(r"\w+")
+_SPEAKS_OF_MESSAGES = re.compile(r"\b(messages?|content|prompt|roles?)\b", re.IGNORECASE)
+"""Such an error is about what the caller has written, and may quote it."""
+_IN_PROSE = frozenset({"prediction", "store", "thinking", "user", "verbosity"})
+"""Hints whose names are words that an error may hold in another sense."""
+_CALLED = (
+    r"""[`'"\[]{0}[`'"\]]"""
+    r"|(?:argument|field|key|model|option|parameter|param|property|support)s?:?\s+{0}"
+    r"(?=\s*(?:[.,;:]|$|is\b|must\b|cannot\b))"
+)
+"""How an error speaks of them as parameters."""
 
 
 _PLAIN = HINTS - {"reasoning_effort", "temperature", "thinking", "top_p"}
@@ -212,6 +224,12 @@ class Draft:
         self.left.pop(was, None)
         self.replaced.add(was)
         self.left[name] = self.instead[name] = value
+
+    def think(self, thinking: Mapping[str, Any]) -> None:
+        """Send this in the place of all that asks for thinking."""
+        self.put("thinking", thinking, was="thinking")
+        if self.left.pop("reasoning_effort", None) is not None:
+            self.replaced.add("reasoning_effort")
 
     def plan(self) -> _Plan:
         """The plan, as it is now."""
@@ -487,7 +505,7 @@ class Parameters:
                 draft.drop(name)
             elif name not in {refusal.name for refusal in self._refusals}:
                 self._free |= {name}
-        if self._wire.fit is None and not self._refusals:
+        if not self._refusals:
             self._free |= self._free_sampling() & trial.keys()
 
     def _free_sampling(self) -> frozenset[str]:
@@ -496,9 +514,15 @@ class Parameters:
             return self._sampling
         thinks = self._mapped(_THINKING) is not None
         samples = [*_SAMPLES, *({**s, **_THINKING} for s in _SAMPLES if thinks)]
-        free = all(self._mapped(sample) is not None for sample in samples)
+        free = all(self._mapped(s) is not None and self._is_in_range(s) for s in samples)
         self._sampling = frozenset({"temperature", "top_p"} if free else ())
         return self._sampling
+
+    def _is_in_range(self, params: Mapping[str, Any]) -> bool:
+        draft = Draft(params)
+        if self._wire.fit is not None:
+            self._wire.fit(draft, self._model, self._mapped)
+        return draft.plan() is _AS_GIVEN
 
     def _speak_as(self, draft: Draft, allowed: list[str]) -> None:
         """Take the words of the model that is behind a deployment, since litellm does not."""
@@ -533,7 +557,22 @@ def _name_of(failure: Failure, params: Mapping[str, Any]) -> str | None:
     params = _without(params, _STREAM_OPTIONS)  # what else is in it is the caller's own
     first, last = path.partition(".")[0], path.rpartition(".")[2].partition("[")[0]
     words = (last, *_ALIASES.get(last, ()), first, *_ALIASES.get(first, ()))
-    return next((name for name in words if name in params), None)
+    if path:
+        return next((name for name in words if name in params), None)
+    return _hint_in((failure.detail or "")[:400], params)
+
+
+def _hint_in(words: str, params: Mapping[str, Any]) -> str | None:
+    """The one hint that a vendor's words name; None if they name none, or several."""
+    if _SPEAKS_OF_MESSAGES.search(words):
+        return None
+    said = {snake_case(word) for word in _WORD.findall(words)}
+    said.update(name for word in said & _ALIASES.keys() for name in _ALIASES[word])
+    named = [n for n in _IN_ORDER if n in said and n in params]
+    named = [
+        n for n in named if n not in _IN_PROSE or re.search(_CALLED.format(n), words, re.IGNORECASE)
+    ]
+    return named[0] if len(named) == 1 or (named and "both" in words) else None
 
 
 def _refuses_stream_options(path: str, words: str, params: Mapping[str, Any]) -> bool:
@@ -552,8 +591,12 @@ def _refusal_of(name: str, failure: Failure, params: Mapping[str, Any]) -> _Refu
         pair = [n for n in _IN_ORDER if n in params and n in words]
         if len(pair) > 1:
             return _Refusal(pair[0], beside=pair[1])
+    refusing = _FOR_EVERY_VALUE.search(words)
+    if refusing and failure.param is None:  # has it been said of this parameter?
+        place = snake_case(words).find(name)
+        refusing = _FOR_EVERY_VALUE.search(words[max(0, place - 60) : place + len(name) + 60])
     whole = failure.code in _CODES_FOR_EVERY_VALUE or (
-        failure.code not in _CODES_FOR_A_VALUE and _FOR_EVERY_VALUE.search(words)
+        failure.code not in _CODES_FOR_A_VALUE and refusing
     )
     return _Refusal(name) if whole else _Refusal(name, repr(params[name]))
 

@@ -48,7 +48,7 @@ def streamed(request):
 
 NOT_TAKEN: dict[str, dict[str, Any]] = {
     "openai": {"top_k": 3, "verbosity": "low"},
-    "azure": {"top_k": 3, "safety_settings": []},
+    "azure": {"top_k": 3, "safety_settings": [], "thinking": {"type": "disabled"}},
     "gemini": {"logit_bias": {"5": 1}, "user": "u", "verbosity": "low"},
     "anthropic": {"seed": 7, "frequency_penalty": 0.5, "service_tier": "flex"},
 }
@@ -121,6 +121,43 @@ class TestRanges:
         assert {name: body.get(name) for name in expected} == expected
         assert left_out == dropped
 
+    @pytest.mark.parametrize(
+        ("model", "params", "budget", "dropped"),
+        [
+            ("gemini-2.5-flash", {"reasoning_effort": "high", "max_tokens": 500}, 250, ()),
+            (
+                "gemini-2.5-flash",
+                {"thinking": {"type": "enabled", "budget_tokens": 900}, "max_tokens": 500},
+                250,
+                (),
+            ),
+            ("gemini-2.5-flash", {"reasoning_effort": "low", "max_tokens": 4000}, 1024, ()),
+            ("gemini-2.5-flash", {"reasoning_effort": "none", "max_tokens": 500}, 0, ()),
+            ("gemini-2.5-flash-lite", {"reasoning_effort": "low", "max_tokens": 400}, 0, ()),
+            ("gemini-2.5-pro", {"reasoning_effort": "none"}, 128, ()),
+            ("gemini-2.5-pro", {"reasoning_effort": "high", "max_completion_tokens": 150}, 128, ()),
+            (
+                "gemini-2.5-pro",
+                {"reasoning_effort": "high", "max_tokens": 100},
+                None,
+                ("reasoning_effort",),
+            ),
+        ],
+    )
+    async def test_gemini(self, simulator, connect, streamed, model, params, budget, dropped):
+        client = connect(simulator.gemini.config(model=model))
+        body, left_out = await sent(simulator.gemini, client, streamed, **params)
+        assert body.get("thinkingConfig", {}).get("thinkingBudget") == budget
+        assert left_out == dropped
+
+    async def test_a_model_that_takes_no_sampling(self, simulator, connect, streamed):
+        params = {"temperature": 0.3, "top_p": 0.9, "top_k": 5}
+        for given in ({"top_k": 5}, params):
+            client = connect(simulator.anthropic.config(model="claude-opus-4-7"))
+            body, dropped = await sent(simulator.anthropic, client, streamed, **given)
+            assert body.keys().isdisjoint(params)
+            assert set(dropped) == given.keys()
+
     async def test_the_limit_has_the_name_that_the_model_wants(self, simulator, connect, streamed):
         config = simulator.azure.config(extra={"base_model": "azure/gpt-5-mini"})
         body, dropped = await sent(
@@ -154,6 +191,34 @@ REFUSALS = {
     },
     "older": {"message": "Unrecognized request argument supplied: temperature"},
 }
+EXTRA = "Extra inputs are not permitted"
+WORDS: dict[str, Any] = {
+    # How vendors refuse a parameter without a field that says which, each with its whole body.
+    "xai": {"code": "x", "error": "Model grok-3 does not support parameter {}."},
+    "xai, older": {"code": "x", "error": "Argument not supported on this model: {}"},
+    "vllm": {
+        "object": "error",
+        "message": "[{{'type': 'extra_forbidden', 'loc': ('body', '{}'), 'msg': '" + EXTRA + "'}}]",
+        "code": 400,
+    },
+    "mistral": {"message": {"detail": [{"loc": ["body", "{}"], "msg": EXTRA}]}},
+    "tgi": {"error": "Input validation error: `{}` must be below 0.1", "error_type": "validation"},
+    "together": {"error": {"message": "Input validation error: `{}` must be below 0.1"}},
+    "ollama": {"error": "invalid option: {}"},
+    "fastapi": {"detail": "Parameter {} is not allowed"},
+    "deepinfra": {"detail": {"error": "Unsupported parameter {}"}},
+    "bedrock": {"message": "Malformed input request: extraneous key [{}] is not permitted"},
+    "short": {"error": {"message": "This model does not support {}."}},
+}
+
+
+def said_of(name, body):
+    """The body of an error that names this parameter."""
+    if isinstance(body, str):
+        return body.format(name)
+    if isinstance(body, dict):
+        return {key: said_of(name, value) for key, value in body.items()}
+    return [said_of(name, each) for each in body] if isinstance(body, list) else body
 
 
 STREAM_OPTIONS: dict[str, dict[str, Any]] = {
@@ -180,7 +245,10 @@ class Server:
         self.bodies.append(body)
         error = self.refuses(body)
         if error is not None:
-            return web.json_response(error if "detail" in error else {"error": error}, status=400)
+            whole = error.keys() & {"detail", "error", "object"} or isinstance(
+                error["message"], dict
+            )
+            return web.json_response(error if whole else {"error": error}, status=400)
         choice = {"index": 0, "finish_reason": "stop"}
         text = {"role": "assistant", "content": "ok"}
         if not body.get("stream"):
@@ -227,6 +295,43 @@ class TestRefusals:
         assert client.dropped({"temperature": 0.2}) == ("temperature",)
         await ask(client, streamed, temperature=0.2)
         assert "temperature" not in server.bodies[-1]
+
+    @pytest.mark.parametrize("words", WORDS)
+    async def test_a_hint_in_words_alone(self, server, connect, streamed, words):
+        given = {"seed": 7, "user": "u", "prompt_cache_key": "k"}
+        for name in given:
+            error = said_of(name, WORDS[words])
+            server.refuses = lambda body, n=name, e=error: e if n in body else None
+            client = connect(server.config)
+            with pytest.raises(VendorCallError) as caught:
+                await ask(client, streamed, **given)
+            assert caught.value.failure.mendable
+            await ask(client, streamed, **given)
+            assert server.bodies[-1].keys() & given.keys() == given.keys() - {name}
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "messages[0].content: 'what does temperature, an unknown word, mean' is bad",
+            "Images are not supported after a user message",
+            "Neither temperature nor seed may be that",
+        ],
+    )
+    async def test_words_about_something_else(self, server, connect, streamed, words):
+        server.refuses = lambda _: {"message": words}
+        client = connect(server.config)
+        given = {"temperature": 0.2, "seed": 7, "user": "u"}
+        with pytest.raises(VendorCallError) as caught:
+            await ask(client, streamed, **given)
+        assert not caught.value.failure.mendable
+        assert client.dropped(given) == ()
+
+    async def test_shape_is_not_read_from_words(self, server, connect, streamed):
+        server.refuses = lambda _: {"message": "This model does not support stop."}
+        client = connect(server.config)
+        with pytest.raises(VendorCallError) as caught:
+            await ask(client, streamed, stop=["x"], seed=7)
+        assert not caught.value.failure.mendable
 
     async def test_one_value_says_nothing_about_others(self, server, connect, streamed):
         error = REFUSALS["unsupported_value"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aigateway.wires.gemini.ends import given
+from aigateway.wires.gemini.parameters import fit
 from aigateway.wires.wire import Wire
 
 if TYPE_CHECKING:
@@ -37,5 +38,6 @@ GEMINI = Wire(
     takes_cache_marks=False,
     like_openai=False,
     foreign_params=frozenset({"cache_control"}),
+    fit=fit,
     embed=_embed,
 )

@@ -87,10 +87,11 @@ LIMITS = ("max_tokens", "max_completion_tokens")
 _STREAM_OPTIONS = "stream_options"
 _USAGE = "include_usage"
 
-_DECIDING = frozenset({*LIMITS, "tool_choice"})
-"""Beside hints, what decides how they fit: a budget has to be below a limit, for example."""
-
 _LONG = frozenset({"extra_body", "extra_headers", "functions", "tools"})
+
+_DECIDING = frozenset({*LIMITS, "functions", "tool_choice", "tools"})
+"""What decides how others fit: a budget has to be below a limit, for example. Of long ones only
+whether they are there."""
 
 _SHAPES: Mapping[str, Any] = {
     "audio": {"voice": "alloy", "format": "wav"},
@@ -268,6 +269,7 @@ class Parameters:
         self._plans: dict[tuple[tuple[str, str], ...], _Plan] = {}
         self._refusals: dict[_Refusal, float] = {}
         self._renamed: dict[str, str] = {}
+        self._not_taken: set[str] = set()
         self._sampling: frozenset[str] | None = None
         self._logged: set[str] = set()
         self._counted_from = 0.0
@@ -301,7 +303,9 @@ class Parameters:
         )
         if self._dropping is True and self._wire.lists_models:
             # A few samples tell which of the others the model does not take.
-            self._free -= {n for n, v in _SHAPES.items() if self._mapped({n: v}) is None}
+            self._not_taken = {n for n, v in _SHAPES.items() if self._mapped({n: v}) is None}
+            # What a wire says of others depends on their values.
+            self._free -= self._not_taken if self._wire.dropped is None else _SHAPES.keys() - _LONG
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
         """Give the request as the provider takes it: the same one, if nothing is to be changed.
@@ -438,7 +442,8 @@ class Parameters:
         if self._refusals:
             self._forget()
         deciding = [n for n in params if n not in self._free or n in _DECIDING]
-        key = tuple([(n, repr(params[n])) for n in deciding])
+        short = self._free & _LONG
+        key = tuple([(n, repr(bool(params[n]) if n in short else params[n])) for n in deciding])
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:
@@ -458,6 +463,8 @@ class Parameters:
                 draft.drop(name)
             if self._wire.fit is not None:
                 self._wire.fit(draft, self._model, self._mapped)
+        if self._dropping is True and self._wire.dropped is not None:
+            draft.drop(self._wire.dropped(ChatRequest((), params=draft.left)) or "")
         if self._map is not None:
             self._obey_litellm(draft)
         return draft.plan()
@@ -469,7 +476,7 @@ class Parameters:
             and refusal.value in {None, value}
             and (refusal.beside is None or refusal.beside in left)
             for refusal in self._refusals
-        ) or (self._dropping is True and name in _SHAPES and name not in self._free)
+        ) or (self._dropping is True and name in self._not_taken)
 
     def _obey_litellm(self, draft: Draft) -> None:
         """Leave out what litellm has no words for, or would leave out without a word."""

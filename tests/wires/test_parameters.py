@@ -83,6 +83,27 @@ class TestHints:
         )
         assert simulator.anthropic.request_count == 0
 
+    async def test_one_call_at_a_time(self, simulator, connect, streamed):
+        vendor, params = simulator.gemini, {"tools": FORCED["tools"], "parallel_tool_calls": False}
+        client = connect(vendor.config())
+        with pytest.raises(VendorCallError) as caught:
+            await sent(vendor, client, streamed, **params)
+        failure = caught.value.failure
+        assert (failure.kind, failure.param) == ("unsupported", "parallel_tool_calls")
+        assert vendor.request_count == 0
+        _, dropped = await sent(vendor, client, streamed, parallel_tool_calls=False)
+        assert dropped == ()  # without tools it means nothing
+        client = connect(vendor.config(), drop_unsupported_params=True)
+        body, dropped = await sent(vendor, client, streamed, **params)
+        assert ("tools" in body, dropped) == (True, ("parallel_tool_calls",))
+
+    async def test_on_demand_a_value_is(self, simulator, connect, streamed):
+        client = connect(simulator.anthropic.config(), drop_unsupported_params=True)
+        for kind, left_out in (("json_object", ("response_format",)), ("text", ())):
+            given = {"response_format": {"type": kind}}
+            _, dropped = await sent(simulator.anthropic, client, streamed, **given)
+            assert dropped == left_out
+
     async def test_on_demand_it_is(self, simulator, connect, streamed):
         client = connect(simulator.anthropic.config(), drop_unsupported_params=True)
         body, dropped = await sent(simulator.anthropic, client, streamed, n=2, seed=7)
@@ -453,6 +474,15 @@ class TestGateway:
             simulator.openai.behave(Fault.status(503))
             reply = await self.reply(gateway, streamed, seed=7)
         assert (reply.provider, reply.attempts[-1].dropped) == (server.config.name, ("seed",))
+
+    async def test_a_provider_that_makes_several_calls_is_passed_over(self, simulator, streamed):
+        first, second = simulator.gemini.config(priority=2), simulator.openai.config(priority=1)
+        params = {"tools": FORCED["tools"], "parallel_tool_calls": False}
+        async with self.gateway(first, second) as gateway:
+            reply = await self.reply(gateway, streamed, **params)
+        assert reply.provider == second.name
+        assert simulator.openai.received[-1].body["parallel_tool_calls"] is False
+        assert simulator.gemini.request_count == 0
 
     async def test_an_error_names_the_parameter_and_who_does_not_take_it(self, simulator):
         simulator.openai.behave(

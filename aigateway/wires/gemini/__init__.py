@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from aigateway.messages import ChatRequest
 from aigateway.wires.gemini.ends import given
 from aigateway.wires.gemini.parameters import fit
 from aigateway.wires.wire import Wire
@@ -12,7 +13,7 @@ from aigateway.wires.wire import Wire
 if TYPE_CHECKING:
     from aigateway.wires.translation import Translation
 
-__all__ = ["GEMINI"]
+__all__ = ["GEMINI", "not_taken"]
 
 
 def _translation() -> type[Translation]:
@@ -27,6 +28,15 @@ def _embed() -> Callable[..., Any]:
     return gemini_embedding
 
 
+def not_taken(request: ChatRequest) -> str | None:
+    """Gemini may always make several calls, and litellm leaves the wish out without a word."""
+    params = request.params
+    has_tools = params.get("tools") or params.get("functions")
+    return (
+        "parallel_tool_calls" if params.get("parallel_tool_calls") is False and has_tools else None
+    )
+
+
 GEMINI = Wire(
     litellm_name="gemini",
     base="https://generativelanguage.googleapis.com/v1beta",
@@ -39,5 +49,6 @@ GEMINI = Wire(
     like_openai=False,
     foreign_params=frozenset({"cache_control"}),
     fit=fit,
+    dropped=not_taken,
     embed=_embed,
 )

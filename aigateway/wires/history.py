@@ -178,12 +178,14 @@ class History:
     Args:
         config: The provider.
         clock: Says when what was learned of fields is to be forgotten.
+        base: The vendor's address, where the provider's configuration gives none.
     """
 
-    def __init__(self, config: LLMConfig, clock: Clock) -> None:
-        self._kind = _kind_of(config)
+    def __init__(self, config: LLMConfig, clock: Clock, base: str | None = None) -> None:
+        host = urlsplit(str(config.api_base or base or "")).hostname or ""
+        self._kind = _kind_of(config, host)
         self._ids = _IDS.get(self._kind, _SAFE)
-        self._is_mistrals = "mistral.ai" in _host(config) or bool(
+        self._is_mistrals = "mistral.ai" in host or bool(
             config.provider in {ProviderType.OPENAI_COMPATIBLE, ProviderType.LITELLM}
             and _MISTRALS.search(config.model.lower())
         )
@@ -567,7 +569,7 @@ def _asked(call: Any) -> str:
     return json.dumps([function.get("name"), arguments], sort_keys=True)
 
 
-def _kind_of(config: LLMConfig) -> _Kind:
+def _kind_of(config: LLMConfig, host: str) -> _Kind:
     kind = _BY_TYPE.get(config.provider)
     if kind is not None:
         return kind
@@ -578,13 +580,8 @@ def _kind_of(config: LLMConfig) -> _Kind:
             if family in model and prefix in hosts:
                 return _Kind.ANTHROPIC if family == "claude" else _Kind.GEMINI
         return _PREFIXES.get(prefix, _Kind.LENIENT)
-    host = _host(config)
     known = (kind for name, kind in _HOSTS.items() if host == name or host.endswith(f".{name}"))
     return next(known, _Kind.LENIENT)
-
-
-def _host(config: LLMConfig) -> str:
-    return (urlsplit(str(config.api_base)).hostname or "") if config.api_base else ""
 
 
 def _asks_to_think(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:

@@ -255,7 +255,7 @@ class Parameters:
         self._wire = wire_of(config)
         self._clock = clock
         self._dropping = dropping
-        self._history = History(config, clock)
+        self._history = History(config, clock, self._wire.base)
         self._model = str(config.extra.get("base_model") or config.model)
         if self._wire.names_deployments:
             self._model = self._model.removeprefix("azure/")

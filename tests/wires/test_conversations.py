@@ -417,9 +417,14 @@ def test_servers_that_are_known_by_their_address(host, has, has_not):
     call = {"id": "call_1", "provider_specific_fields": signed}
     history = told(call, reasoning_content="hm", refusal=None)
     config = LLMConfig(COMPATIBLE, "local", api_base=f"https://{host}")
-    sent = json.dumps(History(config, SYSTEM_CLOCK).fitted(ChatRequest(tuple(history))).messages)
-    assert all(name in sent for name in has)
-    assert not any(name in sent for name in has_not)
+    nowhere = config.model_copy(update={"api_base": None})
+    for rules in (
+        History(config, SYSTEM_CLOCK),
+        History(nowhere, SYSTEM_CLOCK, f"https://{host}"),  # the wire's own address
+    ):
+        sent = json.dumps(rules.fitted(ChatRequest(tuple(history))).messages)
+        assert all(name in sent for name in has)
+        assert not any(name in sent for name in has_not)
 
 
 async def test_calls_that_are_alike_keep_their_results(vendors):

@@ -269,6 +269,7 @@ class Parameters:
         self._plans: dict[tuple[tuple[str, str], ...], _Plan] = {}
         self._refusals: dict[_Refusal, float] = {}
         self._renamed: dict[str, str] = {}
+        self._renamed_at = 0.0
         self._not_taken: set[str] = set()
         self._sampling: frozenset[str] | None = None
         self._logged: set[str] = set()
@@ -403,11 +404,15 @@ class Parameters:
         other, detail = LIMITS[name == LIMITS[0]], failure.detail or ""
         if other not in detail and not _FOR_EVERY_VALUE.search(detail):
             return False
-        if self._renamed.keys() & LIMITS:
-            return False  # tried already
-        self._renamed[name] = other
-        self._free -= {name}
+        if name in self._renamed:
+            return True  # it was sent before that was known
         self._plans.clear()
+        if self._renamed:  # the other name is not taken either
+            self._renamed.clear()
+            return False
+        self._renamed[name] = other
+        self._renamed_at = self._clock.now()
+        self._free -= {name}
         return True
 
     def _note(self, refusal: _Refusal) -> None:
@@ -420,6 +425,9 @@ class Parameters:
 
     def _forget(self) -> None:
         before = self._clock.now() - _FORGOTTEN_AFTER
+        if self._renamed and self._renamed_at <= before:
+            self._renamed.clear()
+            self._plans.clear()
         while self._refusals:
             oldest = next(iter(self._refusals))
             if self._refusals[oldest] > before:
@@ -439,7 +447,7 @@ class Parameters:
     # ── plans ────────────────────────────────────────────────────────────────────────────────
 
     def _plan(self, params: Mapping[str, Any]) -> _Plan:
-        if self._refusals:
+        if self._refusals or self._renamed:
             self._forget()
         deciding = [n for n in params if n not in self._free or n in _DECIDING]
         short = self._free & _LONG

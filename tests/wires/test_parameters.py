@@ -378,11 +378,30 @@ class TestRefusals:
         words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
         error = {"message": f"{words} 'max_completion_tokens' instead.", "param": "max_tokens"}
         server.refuses = lambda body: error if "max_tokens" in body else None
-        client = connect(server.config)
+        clock = FakeClock()
+        client = connect(server.config, clock=clock)
         for _ in range(2):
             await ask(client, streamed, max_tokens=50)
             assert server.bodies[-1]["max_completion_tokens"] == 50
         assert len(server.bodies) == 3  # asked twice the first time
+        await clock.advance(3601)
+        server.refuses = lambda _: None
+        await ask(client, streamed, max_tokens=50)
+        assert server.bodies[-1]["max_tokens"] == 50
+
+    async def test_a_limit_that_is_too_high_renames_none(self, server, connect, streamed):
+        def refuses(body):
+            if "max_completion_tokens" in body:
+                return {"message": "Unknown parameter.", "param": "max_completion_tokens"}
+            high = body["max_tokens"] > 8192
+            return {"message": "That is not supported.", "param": "max_tokens"} if high else None
+
+        server.refuses = refuses
+        client = connect(server.config)
+        with pytest.raises(VendorCallError):
+            await ask(client, streamed, max_tokens=9000)
+        await ask(client, streamed, max_tokens=50)
+        assert server.bodies[-1]["max_tokens"] == 50
 
     @pytest.mark.parametrize("words", STREAM_OPTIONS)
     async def test_stream_options(self, server, connect, words):

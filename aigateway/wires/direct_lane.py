@@ -178,6 +178,7 @@ class DirectClient:
         ):
             return await self._other.stream(request)
         connections = sent = None
+        translation.counts_streams = self._parameters.counts_streams
         try:
             sent = await self._translated_for_a_stream(translation, fitted)
             if sent is not None:
@@ -187,7 +188,6 @@ class DirectClient:
             if judged is not None:
                 error.failure = judged
                 raise
-            translation.counts_streams = self._parameters.counts_streams
         if sent is None:
             return await self._other.stream(request)
         if connections is None:

@@ -587,12 +587,23 @@ def _error_object(parsed: object, *, succeeded: bool) -> Mapping[str, Any]:
         return {}
     inner = parsed.get("error")
     if isinstance(inner, Mapping):
-        return inner
+        return _unwrapped(inner)
     if isinstance(inner, str):  # Ollama
         return {"message": inner}
     if succeeded and parsed.get("object") != "error":
         return {}  # an answer of some kind, and what it says is the model's
-    return parsed  # vLLM, Azure's front door, and bodies that an SDK has already unwrapped
+    # vLLM, Azure's front door, and bodies that an SDK has already unwrapped
+    return _unwrapped(parsed)
+
+
+def _unwrapped(error: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An error whose words are within another object, with its words where they belong."""
+    for name in ("message", "detail"):  # Mistral, DeepInfra
+        inner = error.get(name)
+        if isinstance(inner, Mapping):
+            said = next((inner[n] for n in ("message", "error") if n in inner), None)
+            return {**error, "message": said, "detail": inner.get("detail")}
+    return error
 
 
 def _codes(error: Mapping[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from enum import Enum, auto
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
+from aigateway.clock import Clock
 from aigateway.messages import ChatRequest
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.client import Failure
@@ -39,7 +40,7 @@ class _Kind(Enum):
     OPENAI = auto()
     """Also Azure. It refuses fields that it does not know."""
     STRICT = auto()
-    """As OpenAI, but without `refusal` and `audio`: Groq, Mistral, and who has turned out so."""
+    """As OpenAI, but without `refusal` and `audio`: Groq, Mistral."""
     LENIENT = auto()
     """Other servers. Some of them want `reasoning_content` back."""
     GOOGLES_OPENAI = auto()
@@ -145,11 +146,26 @@ _REFUSES_BLOCKS = re.compile(
     r"signature|thinking`? block|expected `?thinking|thinking.*found", re.IGNORECASE
 )
 _REFUSES_FIELDS = re.compile(
-    r"message.*(additional|extra|unexpected|unknown|unrecognized|unsupported)",
-    re.DOTALL | re.IGNORECASE,
+    r"additional|extra|forbidden|invalid|unexpected|un(known|recognized|supported)"
+    r"|not (be )?(allowed|permitted|supported|valid)|(must|should|can)( ?not|n't)|remove",
+    re.IGNORECASE,
 )
+_MISSES_FIELDS = re.compile(r"missing|must|required|passed back", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
-_MISSES = re.compile(r"missing|must|required|passed back", re.IGNORECASE)
+_OF_MESSAGES = frozenset({"assistant", "messages", "system", "tool", "tool_calls", "user"})
+"""How a path ends that leads to a message or a call, and not to a field of it."""
+
+_OPTIONAL = _REASONING | _NOT_FOR_SERVERS | {"cache_control", "extra_content"}
+"""Fields that may be left out: no caller's words are lost."""
+
+_CONTENT = "reasoning_content"
+
+_FORGOTTEN_AFTER = 3600.0
+"""Seconds for which a field is remembered: what one caller's request has brought about ends."""
+
+_MOST_CHANGES = 4
+_CHANGES_WITHIN = 60.0
+"""Seconds. A server that refuses `reasoning_content` and misses it gets it as it is given."""
 
 _MOST_REFUSED = 1024
 
@@ -161,12 +177,15 @@ class History:
 
     Args:
         config: The provider.
+        clock: Says when what was learned of fields is to be forgotten.
+        base: The vendor's address, where the provider's configuration gives none.
     """
 
-    def __init__(self, config: LLMConfig) -> None:
-        self._kind = _kind_of(config)
+    def __init__(self, config: LLMConfig, clock: Clock, base: str | None = None) -> None:
+        host = urlsplit(str(config.api_base or base or "")).hostname or ""
+        self._kind = _kind_of(config, host)
         self._ids = _IDS.get(self._kind, _SAFE)
-        self._is_mistrals = "mistral.ai" in _host(config) or bool(
+        self._is_mistrals = "mistral.ai" in host or bool(
             config.provider in {ProviderType.OPENAI_COMPATIBLE, ProviderType.LITELLM}
             and _MISTRALS.search(config.model.lower())
         )
@@ -175,14 +194,18 @@ class History:
         self._wants_signatures = bool(_WANTS_SIGNATURES.search(config.model.lower()))
         by_litellm = config.provider is ProviderType.LITELLM
         self._hands_marks_on = (
-            by_litellm or "claude" in config.model.lower() or "openrouter.ai" in _host(config)
+            by_litellm or "claude" in config.model.lower() or "openrouter.ai" in host
         )
         self._wants_tools = self._kind in {_Kind.ANTHROPIC, _Kind.GEMINI} or (
             by_litellm and self._kind is _Kind.LENIENT
         )
         self._defaults = config.extra
         self._refused: dict[bytes, None] = {}  # blocks that Anthropic did not take
+        self._clock = clock
+        self._withheld: dict[str, float] = {}  # fields that the server refused, and when
         self._fills_in_reasoning = False
+        self._filled_since = 0.0
+        self._changes: list[float] = []
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
         """Give the request as the provider takes it: the same one, if nothing is to be changed."""
@@ -198,8 +221,10 @@ class History:
         given = request
         if not (plain and "tools" not in request.params) and not self._takes_marks:
             request = _without_marks(request)
-        if plain:  # texts, and nothing else
+        if plain and not self._fills_in_reasoning:  # texts, and nothing else
             return request
+        if self._withheld or self._fills_in_reasoning:
+            self._forget()
         messages: Sequence[_Message] = request.messages
         if self._wants_tools:
             messages = self._with_tools(messages)
@@ -260,18 +285,50 @@ class History:
         words = f"{failure.param or ''} {failure.detail or ''}"[:1000]
         if self._kind is _Kind.ANTHROPIC:
             return bool(_REFUSES_BLOCKS.search(words)) and self._refuse_blocks(sent.messages)
-        if self._kind is not _Kind.LENIENT:
-            return False
-        answers = [m for m in sent.messages if m.get("role") == "assistant"]
-        if "reasoning_content" in words and _MISSES.search(words):
-            lacking = any("reasoning_content" not in message for message in answers)
-            known, self._fills_in_reasoning = self._fills_in_reasoning, True
-            return lacking and not known
-        more = {name for message in sent.messages for name in message} - _KNOWN
-        if more.intersection(_WORD.findall(words)) or (more and _REFUSES_FIELDS.search(words)):
-            self._kind = _Kind.STRICT
+        return self._kind is _Kind.LENIENT and self._learn_fields(failure, sent.messages)
+
+    def _learn_fields(self, failure: Failure, messages: Sequence[_Message]) -> bool:
+        """Learn which fields a server refuses or misses, as far as it names them."""
+        words = (failure.detail or "")[:1000]
+        named = _named(failure.param or "", words)
+        given = {n for m in messages for n in m}
+        given.update(n for m in messages for c in m.get("tool_calls") or () for n in c)
+        refused, now = named & given, self._clock.now()
+        if refused and _REFUSES_FIELDS.search(words):
+            if _CONTENT in refused and _CONTENT not in self._withheld and not self._may_change():
+                return False
+            self._withheld |= dict.fromkeys(refused, now)
+            self._fills_in_reasoning &= _CONTENT not in refused
             return True
-        return False
+        answers = [m for m in messages if m.get("role") == "assistant"]
+        misses = _CONTENT in named and bool(_MISSES_FIELDS.search(words))
+        if not misses or all(_CONTENT in message for message in answers):
+            return False
+        if not self._fills_in_reasoning:
+            if not self._may_change():
+                return False
+            # At first as it was given, and made up only where that is not enough.
+            self._fills_in_reasoning = self._withheld.pop(_CONTENT, None) is None
+            self._filled_since = now
+        return True
+
+    def _may_change(self) -> bool:
+        """Whether another turn is taken about `reasoning_content`; if not, it goes as given."""
+        now = self._clock.now()
+        self._changes = [at for at in self._changes if at > now - _CHANGES_WITHIN]
+        if len(self._changes) >= _MOST_CHANGES:
+            self._withheld.pop(_CONTENT, None)
+            self._fills_in_reasoning = False
+            return False
+        self._changes.append(now)
+        return True
+
+    def _forget(self) -> None:
+        before = self._clock.now() - _FORGOTTEN_AFTER
+        if any(since <= before for since in self._withheld.values()):
+            self._withheld = {n: since for n, since in self._withheld.items() if since > before}
+        if self._filled_since <= before:
+            self._fills_in_reasoning = False
 
     def name_for(self, given: str) -> str:
         """The id of a tool call as the provider takes it. It depends on nothing but the id."""
@@ -332,7 +389,9 @@ class History:
         changed = {
             name: value
             for name, value in message.items()
-            if (value is not None or name == "content") and (known is None or name in known)
+            if (value is not None or name == "content")
+            and (known is None or name in known)
+            and name not in self._withheld
         }
         if "tool_call_id" in changed:
             changed["tool_call_id"] = names.of_result(changed["tool_call_id"])
@@ -374,6 +433,8 @@ class History:
         known = _ANSWERED.get(self._kind)
         if known is not None:
             return name in known
+        if name in self._withheld:
+            return False
         if name in _REASONING:  # of another vendor, if that has signed it
             beside = message.get("provider_specific_fields")
             return not (message.get("thinking_blocks") or beside or _is_signed(message))
@@ -439,6 +500,7 @@ class History:
             name: value
             for name, value in call.items()
             if (name not in _NOT_OF_A_CALL if lenient else name in _OF_A_CALL)
+            and name not in self._withheld
         }
         function = fitted.get("function")
         if _is_map(function):
@@ -472,6 +534,15 @@ class History:
             return parts
         fitted = list(map(_part_in_words, parts))
         return parts if all(map(_is, fitted, parts)) else fitted
+
+
+def _named(param: str, words: str) -> frozenset[str]:
+    """The fields that an error is about, of those that may be left out."""
+    path = _WORD.findall(param)
+    named = _OPTIONAL.intersection(path)
+    if not named and path and not (path[-1].isdecimal() or path[-1] in _OF_MESSAGES):
+        return named  # it is about something else, and may quote a prompt
+    return named or _OPTIONAL.intersection(_WORD.findall(words))
 
 
 class _Names:
@@ -597,7 +668,7 @@ def _asked(call: Any) -> str:
     return json.dumps([function.get("name"), arguments], sort_keys=True)
 
 
-def _kind_of(config: LLMConfig) -> _Kind:
+def _kind_of(config: LLMConfig, host: str) -> _Kind:
     kind = _BY_TYPE.get(config.provider)
     if kind is not None:
         return kind
@@ -608,13 +679,8 @@ def _kind_of(config: LLMConfig) -> _Kind:
             if family in model and prefix in hosts:
                 return _Kind.ANTHROPIC if family == "claude" else _Kind.GEMINI
         return _PREFIXES.get(prefix, _Kind.LENIENT)
-    host = _host(config)
     known = (kind for name, kind in _HOSTS.items() if host == name or host.endswith(f".{name}"))
     return next(known, _Kind.LENIENT)
-
-
-def _host(config: LLMConfig) -> str:
-    return (urlsplit(str(config.api_base)).hostname or "") if config.api_base else ""
 
 
 def _asks_to_think(params: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:

@@ -85,11 +85,13 @@ LIMITS = ("max_tokens", "max_completion_tokens")
 """Both names of the limit of an answer."""
 
 _STREAM_OPTIONS = "stream_options"
-
-_DECIDING = frozenset({*LIMITS, "tool_choice"})
-"""Beside hints, what decides how they fit: a budget has to be below a limit, for example."""
+_USAGE = "include_usage"
 
 _LONG = frozenset({"extra_body", "extra_headers", "functions", "tools"})
+
+_DECIDING = frozenset({*LIMITS, "functions", "tool_choice", "tools"})
+"""What decides how others fit: a budget has to be below a limit, for example. Of long ones only
+whether they are there."""
 
 _SHAPES: Mapping[str, Any] = {
     "audio": {"voice": "alloy", "format": "wav"},
@@ -117,12 +119,28 @@ _FORGOTTEN_AFTER = 3600.0
 _MOST_REFUSALS = 256
 _MOST_PLANS = 512
 
-_FOR_EVERY_VALUE = re.compile(
-    r"deprecated|unknown|unrecognized|not (a )?supported|unsupported param|extra inputs"
-    r"|(does|do) not support|not permitted|not allowed",
-    re.IGNORECASE,
+_REFUSING = (
+    r"deprecated|unknown|unrecognized|not (?:a )?supported|unsupported param|extra inputs"
+    r"|extraneous|(?:does|do)(?: not|n't) support|not permitted|not allowed|invalid option"
 )
+_FOR_EVERY_VALUE = re.compile(_REFUSING, re.IGNORECASE)
 """Words that refuse a parameter, and not one value of it."""
+_REFUSES_STREAM_OPTIONS = re.compile(
+    rf"(?:{_REFUSING}|un(?:expected|supported)).{{0,40}}\bstream_options\b"
+    rf"|\bstream_options\b.{{0,40}}(?:{_REFUSING}|un(?:expected|supported))",
+    re.DOTALL | re.IGNORECASE,
+)
+_WORD = re.compile(r"\w+")
+_SPEAKS_OF_MESSAGES = re.compile(r"\b(messages?|content|prompt|roles?)\b", re.IGNORECASE)
+"""Such an error is about what the caller has written, and may quote it."""
+_IN_PROSE = frozenset({"prediction", "store", "thinking", "user", "verbosity"})
+"""Hints whose names are words that an error may hold in another sense."""
+_CALLED = (
+    r"""[`'"\[]{0}[`'"\]]"""
+    r"|(?:argument|field|key|model|option|parameter|param|property|support)s?:?\s+{0}"
+    r"(?=\s*(?:[.,;:]|$|is\b|must\b|cannot\b))"
+)
+"""How an error speaks of them as parameters."""
 
 
 _PLAIN = HINTS - {"reasoning_effort", "temperature", "thinking", "top_p"}
@@ -208,6 +226,12 @@ class Draft:
         self.replaced.add(was)
         self.left[name] = self.instead[name] = value
 
+    def think(self, thinking: Mapping[str, Any]) -> None:
+        """Send this in the place of all that asks for thinking."""
+        self.put("thinking", thinking, was="thinking")
+        if self.left.pop("reasoning_effort", None) is not None:
+            self.replaced.add("reasoning_effort")
+
     def plan(self) -> _Plan:
         """The plan, as it is now."""
         names, instead = (
@@ -224,19 +248,14 @@ class Parameters:
         config: The provider.
         clock: Says when a refusal is to be forgotten.
         dropping: Which parameters may be left out.
-
-    Attributes:
-        counts_streams: Whether the server takes `stream_options`, as far as is known.
     """
-
-    counts_streams = True
 
     def __init__(self, config: LLMConfig, clock: Clock, dropping: Dropping) -> None:
         self._config = config
         self._wire = wire_of(config)
         self._clock = clock
         self._dropping = dropping
-        self._history = History(config)
+        self._history = History(config, clock, self._wire.base)
         self._model = str(config.extra.get("base_model") or config.model)
         if self._wire.names_deployments:
             self._model = self._model.removeprefix("azure/")
@@ -250,8 +269,16 @@ class Parameters:
         self._plans: dict[tuple[tuple[str, str], ...], _Plan] = {}
         self._refusals: dict[_Refusal, float] = {}
         self._renamed: dict[str, str] = {}
+        self._renamed_at = 0.0
+        self._not_taken: set[str] = set()
         self._sampling: frozenset[str] | None = None
         self._logged: set[str] = set()
+        self._counted_from = 0.0
+
+    @property
+    def counts_streams(self) -> bool:
+        """Whether the server takes `stream_options`, as far as is known."""
+        return self._clock.now() >= self._counted_from
 
     def connect(self, litellm: ModuleType) -> None:
         """Use litellm's mapping of parameters from now on."""
@@ -277,7 +304,9 @@ class Parameters:
         )
         if self._dropping is True and self._wire.lists_models:
             # A few samples tell which of the others the model does not take.
-            self._free -= {n for n, v in _SHAPES.items() if self._mapped({n: v}) is None}
+            self._not_taken = {n for n, v in _SHAPES.items() if self._mapped({n: v}) is None}
+            # What a wire says of others depends on their values.
+            self._free -= self._not_taken if self._wire.dropped is None else _SHAPES.keys() - _LONG
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
         """Give the request as the provider takes it: the same one, if nothing is to be changed.
@@ -354,7 +383,8 @@ class Parameters:
             return self._explained(failure, sent)
         name = _name_of(failure, sent.params)
         if name == _STREAM_OPTIONS:
-            counted, self.counts_streams = self.counts_streams, False
+            counted = self.counts_streams
+            self._counted_from = self._clock.now() + _FORGOTTEN_AFTER
             return None if counted else failure
         if name is None or self._is_renamed(name, failure):
             return None if name else failure
@@ -374,11 +404,15 @@ class Parameters:
         other, detail = LIMITS[name == LIMITS[0]], failure.detail or ""
         if other not in detail and not _FOR_EVERY_VALUE.search(detail):
             return False
-        if self._renamed.keys() & LIMITS:
-            return False  # tried already
-        self._renamed[name] = other
-        self._free -= {name}
+        if name in self._renamed:
+            return True  # it was sent before that was known
         self._plans.clear()
+        if self._renamed:  # the other name is not taken either
+            self._renamed.clear()
+            return False
+        self._renamed[name] = other
+        self._renamed_at = self._clock.now()
+        self._free -= {name}
         return True
 
     def _note(self, refusal: _Refusal) -> None:
@@ -391,6 +425,9 @@ class Parameters:
 
     def _forget(self) -> None:
         before = self._clock.now() - _FORGOTTEN_AFTER
+        if self._renamed and self._renamed_at <= before:
+            self._renamed.clear()
+            self._plans.clear()
         while self._refusals:
             oldest = next(iter(self._refusals))
             if self._refusals[oldest] > before:
@@ -410,10 +447,11 @@ class Parameters:
     # ── plans ────────────────────────────────────────────────────────────────────────────────
 
     def _plan(self, params: Mapping[str, Any]) -> _Plan:
-        if self._refusals:
+        if self._refusals or self._renamed:
             self._forget()
         deciding = [n for n in params if n not in self._free or n in _DECIDING]
-        key = tuple([(n, repr(params[n])) for n in deciding])
+        short = self._free & _LONG
+        key = tuple([(n, repr(bool(params[n]) if n in short else params[n])) for n in deciding])
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:
@@ -433,6 +471,8 @@ class Parameters:
                 draft.drop(name)
             if self._wire.fit is not None:
                 self._wire.fit(draft, self._model, self._mapped)
+        if self._dropping is True and self._wire.dropped is not None:
+            draft.drop(self._wire.dropped(ChatRequest((), params=draft.left)) or "")
         if self._map is not None:
             self._obey_litellm(draft)
         return draft.plan()
@@ -444,7 +484,7 @@ class Parameters:
             and refusal.value in {None, value}
             and (refusal.beside is None or refusal.beside in left)
             for refusal in self._refusals
-        ) or (self._dropping is True and name in _SHAPES and name not in self._free)
+        ) or (self._dropping is True and name in self._not_taken)
 
     def _obey_litellm(self, draft: Draft) -> None:
         """Leave out what litellm has no words for, or would leave out without a word."""
@@ -480,7 +520,7 @@ class Parameters:
                 draft.drop(name)
             elif name not in {refusal.name for refusal in self._refusals}:
                 self._free |= {name}
-        if self._wire.fit is None and not self._refusals:
+        if not self._refusals:
             self._free |= self._free_sampling() & trial.keys()
 
     def _free_sampling(self) -> frozenset[str]:
@@ -489,9 +529,15 @@ class Parameters:
             return self._sampling
         thinks = self._mapped(_THINKING) is not None
         samples = [*_SAMPLES, *({**s, **_THINKING} for s in _SAMPLES if thinks)]
-        free = all(self._mapped(sample) is not None for sample in samples)
+        free = all(self._mapped(s) is not None and self._is_in_range(s) for s in samples)
         self._sampling = frozenset({"temperature", "top_p"} if free else ())
         return self._sampling
+
+    def _is_in_range(self, params: Mapping[str, Any]) -> bool:
+        draft = Draft(params)
+        if self._wire.fit is not None:
+            self._wire.fit(draft, self._model, self._mapped)
+        return draft.plan() is _AS_GIVEN
 
     def _speak_as(self, draft: Draft, allowed: list[str]) -> None:
         """Take the words of the model that is behind a deployment, since litellm does not."""
@@ -521,11 +567,36 @@ def _name_of(failure: Failure, params: Mapping[str, Any]) -> str | None:
     if failure.status not in _REFUSED_UNDER or failure.kind not in _REFUSALS_ARE:
         return None
     path = snake_case(failure.param or "")
-    if _STREAM_OPTIONS in path or _STREAM_OPTIONS in (failure.detail or "")[:400]:
+    if _refuses_stream_options(path, (failure.detail or "")[:400], params):
         return _STREAM_OPTIONS
+    params = _without(params, _STREAM_OPTIONS)  # what else is in it is the caller's own
     first, last = path.partition(".")[0], path.rpartition(".")[2].partition("[")[0]
     words = (last, *_ALIASES.get(last, ()), first, *_ALIASES.get(first, ()))
-    return next((name for name in words if name in params), None)
+    if path:
+        return next((name for name in words if name in params), None)
+    return _hint_in((failure.detail or "")[:400], params)
+
+
+def _hint_in(words: str, params: Mapping[str, Any]) -> str | None:
+    """The one hint that a vendor's words name; None if they name none, or several."""
+    if _SPEAKS_OF_MESSAGES.search(words):
+        return None
+    said = {snake_case(word) for word in _WORD.findall(words)}
+    said.update(name for word in said & _ALIASES.keys() for name in _ALIASES[word])
+    named = [n for n in _IN_ORDER if n in said and n in params]
+    named = [
+        n for n in named if n not in _IN_PROSE or re.search(_CALLED.format(n), words, re.IGNORECASE)
+    ]
+    return named[0] if len(named) == 1 or (named and "both" in words) else None
+
+
+def _refuses_stream_options(path: str, words: str, params: Mapping[str, Any]) -> bool:
+    """Whether a vendor does not take `stream_options`, or what the gateway itself puts there."""
+    if path:
+        return path in {_STREAM_OPTIONS, f"{_STREAM_OPTIONS}.{_USAGE}"} and not any(
+            option in words for option in (params.get(_STREAM_OPTIONS) or {}) if option != _USAGE
+        )
+    return bool(_REFUSES_STREAM_OPTIONS.search(words))
 
 
 def _refusal_of(name: str, failure: Failure, params: Mapping[str, Any]) -> _Refusal:
@@ -535,8 +606,12 @@ def _refusal_of(name: str, failure: Failure, params: Mapping[str, Any]) -> _Refu
         pair = [n for n in _IN_ORDER if n in params and n in words]
         if len(pair) > 1:
             return _Refusal(pair[0], beside=pair[1])
+    refusing = _FOR_EVERY_VALUE.search(words)
+    if refusing and failure.param is None:  # has it been said of this parameter?
+        place = snake_case(words).find(name)
+        refusing = _FOR_EVERY_VALUE.search(words[max(0, place - 60) : place + len(name) + 60])
     whole = failure.code in _CODES_FOR_EVERY_VALUE or (
-        failure.code not in _CODES_FOR_A_VALUE and _FOR_EVERY_VALUE.search(words)
+        failure.code not in _CODES_FOR_A_VALUE and refusing
     )
     return _Refusal(name) if whole else _Refusal(name, repr(params[name]))
 

@@ -21,8 +21,8 @@ async def connect(request):
     """Make clients of either lane that are closed after the test."""
     clients = []
 
-    def make(config, **options):
-        clients.append(request.param(config, SYSTEM_CLOCK, **options))
+    def make(config, clock=SYSTEM_CLOCK, **options):
+        clients.append(request.param(config, clock, **options))
         return clients[-1]
 
     yield make

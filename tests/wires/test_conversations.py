@@ -10,12 +10,15 @@ from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 
 from aigateway import AsyncGateway
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.messages import ChatRequest, ChatResponse
 from aigateway.settings import LLMConfig
 from aigateway.simulator import Answer
+from aigateway.testing import FakeClock
+from aigateway.wires.client import VendorCallError
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.history import History
 from aigateway.wires.litellm.lane import LiteLLMClient
@@ -436,7 +439,7 @@ def test_a_conversation_in_plain_text_is_not_copied(vendors):
     texts = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "user")]
     request = ChatRequest(tuple(texts))
     for vendor in vendors.values():
-        assert History(vendor.config()).fitted(request) is request
+        assert History(vendor.config(), SYSTEM_CLOCK).fitted(request) is request
 
 
 # ── what an answer says beside its text ──────────────────────────────────────────────────────────
@@ -475,9 +478,14 @@ def test_servers_that_are_known_by_their_address(host, has, has_not):
     call = {"id": "call_1", "provider_specific_fields": signed}
     history = told(call, reasoning_content="hm", refusal=None)
     config = LLMConfig(COMPATIBLE, "local", api_base=f"https://{host}")
-    sent = json.dumps(History(config).fitted(ChatRequest(tuple(history))).messages)
-    assert all(name in sent for name in has)
-    assert not any(name in sent for name in has_not)
+    nowhere = config.model_copy(update={"api_base": None})
+    for rules in (
+        History(config, SYSTEM_CLOCK),
+        History(nowhere, SYSTEM_CLOCK, f"https://{host}"),  # the wire's own address
+    ):
+        sent = json.dumps(rules.fitted(ChatRequest(tuple(history))).messages)
+        assert all(name in sent for name in has)
+        assert not any(name in sent for name in has_not)
 
 
 async def test_calls_that_are_alike_keep_their_results(vendors):
@@ -493,3 +501,119 @@ async def test_calls_that_are_alike_keep_their_results(vendors):
         assert parts.count("function_call") == parts.count("function_response") == count
         assert "5 C" in str(body)
         assert "6 C" in str(body)
+
+
+class Picky(Vendor):
+    """An OpenAI-compatible server that refuses what its rules refuse."""
+
+    def __init__(self, *rules):
+        super().__init__()
+        self.rules = rules
+        answer = {"role": "assistant", "content": "ok"}
+        choices = [{"index": 0, "finish_reason": "stop", "message": answer}]
+        self.whole = {"id": "1", "object": "chat.completion", "choices": choices}
+        self.bodies = []
+
+    async def _answer(self, request):
+        self.bodies.append(await request.json())
+        for rule in self.rules:
+            for place, message in enumerate(self.bodies[-1]["messages"]):
+                error = rule(place, message)
+                if error is not None:
+                    return web.json_response({"error": error}, status=400)
+        return await super()._answer(request)
+
+    async def ask(self, client, history):
+        """What arrived of the answer in this history."""
+        await client.chat(ChatRequest(tuple(history)))
+        return self.bodies[-1]["messages"][1]
+
+
+def misses(place, message):
+    if message.get("tool_calls") and "reasoning_content" not in message:
+        return {"message": f"Missing `reasoning_content` field at message index {place}."}
+    return None
+
+
+def refuses(*names):
+    def rule(place, message):
+        for name in names:
+            if name in message or any(name in call for call in message.get("tool_calls") or ()):
+                words = "Extra inputs are not permitted"
+                return {"message": f"messages.{place}.assistant.{name}: {words}"}
+        return None
+
+    return rule
+
+
+def reads_no_pictures(place, message):
+    if isinstance(message.get("content"), list):
+        words = f"messages[{place}]: unknown variant `image_url`, expected `text`"
+        return {"message": f"Failed to deserialize the JSON body into the target type: {words}"}
+    return None
+
+
+def quotes(place, message):
+    if "quote" in (message.get("content") or ""):
+        words = f"Invalid 'messages[{place}].content': '{message['content']}'"
+        return {"message": words, "param": f"messages[{place}].content"}
+    return None
+
+
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+class TestWhatServersRefuse:
+    """What one caller's request is refused for changes no other caller's."""
+
+    @pytest.mark.parametrize(
+        ("rule", "odd"),
+        [
+            (reads_no_pictures, {"role": "user", "content": ASK[0]["content"]}),
+            (refuses("foo"), {"role": "user", "content": "q", "foo": 1}),
+            (quotes, {"role": "user", "content": "quote: unsupported reasoning_content"}),
+        ],
+        ids=["picture", "own field", "quoted"],
+    )
+    async def test_a_mistake_of_one_caller(self, lane, rule, odd):
+        good = told({"id": "call_1"}, reasoning_content="hm")[1:]
+        good = [{"role": "user", "content": "q"}, *good]
+        async with Picky(rule, misses) as server:
+            client = lane(server.config(COMPATIBLE, model="local"), FakeClock())
+            with pytest.raises(VendorCallError):
+                await server.ask(client, [*good, odd])
+            assert len(server.bodies) == 1
+            assert (await server.ask(client, good))["reasoning_content"] == "hm"
+            await client.aclose()
+
+    async def test_only_the_fields_that_are_named_are_left_out_for_an_hour(self, lane):
+        clock = FakeClock()
+        call = {"id": "call_1", "extra_content": {"google": {}}}
+        history = told(call, reasoning="hm", reasoning_content="hm")[1:]
+        history = [{"role": "user", "content": "q"}, *history]
+        async with Picky(refuses("reasoning", "extra_content"), misses) as server:
+            client = lane(server.config(COMPATIBLE, model="local"), clock)
+            for count in (3, 4):
+                sent = await server.ask(client, history)
+                assert (sent["reasoning_content"], "reasoning" in sent) == ("hm", False)
+                assert "extra_content" not in sent["tool_calls"][0]
+                assert len(server.bodies) == count
+            server.rules = ()
+            await clock.advance(3601)
+            assert (await server.ask(client, history))["reasoning"] == "hm"
+            await client.aclose()
+
+    async def test_a_field_that_is_missed_comes_back(self, lane):
+        history = told({"id": "call_1"}, reasoning_content="hm")[1:]
+        history = [{"role": "user", "content": "q"}, *history]
+        async with Picky(refuses("reasoning_content")) as server:
+            client = lane(server.config(COMPATIBLE, model="local"), FakeClock())
+            assert "reasoning_content" not in await server.ask(client, history)
+            server.rules = (misses,)
+            assert (await server.ask(client, history))["reasoning_content"] == "hm"
+            without = [history[0], told({"id": "call_1"})[1], history[2]]
+            assert (await server.ask(client, without))["reasoning_content"] == " "
+            server.rules = (misses, refuses("reasoning_content"))
+            for _ in range(2):
+                with pytest.raises(VendorCallError):  # and no endless loop
+                    await server.ask(client, history)
+            assert len(server.bodies) < 12
+            await client.aclose()

@@ -13,6 +13,7 @@ from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import RequestRejectedError
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.simulator import Fault
+from aigateway.testing import FakeClock
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.parameters import HINTS, Parameters
 from tests.wires.calls import asking
@@ -47,7 +48,7 @@ def streamed(request):
 
 NOT_TAKEN: dict[str, dict[str, Any]] = {
     "openai": {"top_k": 3, "verbosity": "low"},
-    "azure": {"top_k": 3, "safety_settings": []},
+    "azure": {"top_k": 3, "safety_settings": [], "thinking": {"type": "disabled"}},
     "gemini": {"logit_bias": {"5": 1}, "user": "u", "verbosity": "low"},
     "anthropic": {"seed": 7, "frequency_penalty": 0.5, "service_tier": "flex"},
 }
@@ -81,6 +82,27 @@ class TestHints:
             next(iter(params)),
         )
         assert simulator.anthropic.request_count == 0
+
+    async def test_one_call_at_a_time(self, simulator, connect, streamed):
+        vendor, params = simulator.gemini, {"tools": FORCED["tools"], "parallel_tool_calls": False}
+        client = connect(vendor.config())
+        with pytest.raises(VendorCallError) as caught:
+            await sent(vendor, client, streamed, **params)
+        failure = caught.value.failure
+        assert (failure.kind, failure.param) == ("unsupported", "parallel_tool_calls")
+        assert vendor.request_count == 0
+        _, dropped = await sent(vendor, client, streamed, parallel_tool_calls=False)
+        assert dropped == ()  # without tools it means nothing
+        client = connect(vendor.config(), drop_unsupported_params=True)
+        body, dropped = await sent(vendor, client, streamed, **params)
+        assert ("tools" in body, dropped) == (True, ("parallel_tool_calls",))
+
+    async def test_on_demand_a_value_is(self, simulator, connect, streamed):
+        client = connect(simulator.anthropic.config(), drop_unsupported_params=True)
+        for kind, left_out in (("json_object", ("response_format",)), ("text", ())):
+            given = {"response_format": {"type": kind}}
+            _, dropped = await sent(simulator.anthropic, client, streamed, **given)
+            assert dropped == left_out
 
     async def test_on_demand_it_is(self, simulator, connect, streamed):
         client = connect(simulator.anthropic.config(), drop_unsupported_params=True)
@@ -120,6 +142,43 @@ class TestRanges:
         assert {name: body.get(name) for name in expected} == expected
         assert left_out == dropped
 
+    @pytest.mark.parametrize(
+        ("model", "params", "budget", "dropped"),
+        [
+            ("gemini-2.5-flash", {"reasoning_effort": "high", "max_tokens": 500}, 250, ()),
+            (
+                "gemini-2.5-flash",
+                {"thinking": {"type": "enabled", "budget_tokens": 900}, "max_tokens": 500},
+                250,
+                (),
+            ),
+            ("gemini-2.5-flash", {"reasoning_effort": "low", "max_tokens": 4000}, 1024, ()),
+            ("gemini-2.5-flash", {"reasoning_effort": "none", "max_tokens": 500}, 0, ()),
+            ("gemini-2.5-flash-lite", {"reasoning_effort": "low", "max_tokens": 400}, 0, ()),
+            ("gemini-2.5-pro", {"reasoning_effort": "none"}, 128, ()),
+            ("gemini-2.5-pro", {"reasoning_effort": "high", "max_completion_tokens": 150}, 128, ()),
+            (
+                "gemini-2.5-pro",
+                {"reasoning_effort": "high", "max_tokens": 100},
+                None,
+                ("reasoning_effort",),
+            ),
+        ],
+    )
+    async def test_gemini(self, simulator, connect, streamed, model, params, budget, dropped):
+        client = connect(simulator.gemini.config(model=model))
+        body, left_out = await sent(simulator.gemini, client, streamed, **params)
+        assert body.get("thinkingConfig", {}).get("thinkingBudget") == budget
+        assert left_out == dropped
+
+    async def test_a_model_that_takes_no_sampling(self, simulator, connect, streamed):
+        params = {"temperature": 0.3, "top_p": 0.9, "top_k": 5}
+        for given in ({"top_k": 5}, params):
+            client = connect(simulator.anthropic.config(model="claude-opus-4-7"))
+            body, dropped = await sent(simulator.anthropic, client, streamed, **given)
+            assert body.keys().isdisjoint(params)
+            assert set(dropped) == given.keys()
+
     async def test_the_limit_has_the_name_that_the_model_wants(self, simulator, connect, streamed):
         config = simulator.azure.config(extra={"base_model": "azure/gpt-5-mini"})
         body, dropped = await sent(
@@ -153,6 +212,44 @@ REFUSALS = {
     },
     "older": {"message": "Unrecognized request argument supplied: temperature"},
 }
+EXTRA = "Extra inputs are not permitted"
+WORDS: dict[str, Any] = {
+    # How vendors refuse a parameter without a field that says which, each with its whole body.
+    "xai": {"code": "x", "error": "Model grok-3 does not support parameter {}."},
+    "xai, older": {"code": "x", "error": "Argument not supported on this model: {}"},
+    "vllm": {
+        "object": "error",
+        "message": "[{{'type': 'extra_forbidden', 'loc': ('body', '{}'), 'msg': '" + EXTRA + "'}}]",
+        "code": 400,
+    },
+    "mistral": {"message": {"detail": [{"loc": ["body", "{}"], "msg": EXTRA}]}},
+    "tgi": {"error": "Input validation error: `{}` must be below 0.1", "error_type": "validation"},
+    "together": {"error": {"message": "Input validation error: `{}` must be below 0.1"}},
+    "ollama": {"error": "invalid option: {}"},
+    "fastapi": {"detail": "Parameter {} is not allowed"},
+    "deepinfra": {"detail": {"error": "Unsupported parameter {}"}},
+    "bedrock": {"message": "Malformed input request: extraneous key [{}] is not permitted"},
+    "short": {"error": {"message": "This model does not support {}."}},
+}
+
+
+def said_of(name, body):
+    """The body of an error that names this parameter."""
+    if isinstance(body, str):
+        return body.format(name)
+    if isinstance(body, dict):
+        return {key: said_of(name, value) for key, value in body.items()}
+    return [said_of(name, each) for each in body] if isinstance(body, list) else body
+
+
+STREAM_OPTIONS: dict[str, dict[str, Any]] = {
+    "place": {
+        "detail": [{"loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}]
+    },
+    "param": {"message": "Unknown parameter.", "param": "stream_options"},
+    "words": {"message": "Unrecognized request argument supplied: stream_options"},
+    "value": {"message": "stream_options.include_usage is not supported"},
+}
 
 
 class Server:
@@ -169,7 +266,10 @@ class Server:
         self.bodies.append(body)
         error = self.refuses(body)
         if error is not None:
-            return web.json_response(error if "detail" in error else {"error": error}, status=400)
+            whole = error.keys() & {"detail", "error", "object"} or isinstance(
+                error["message"], dict
+            )
+            return web.json_response(error if whole else {"error": error}, status=400)
         choice = {"index": 0, "finish_reason": "stop"}
         text = {"role": "assistant", "content": "ok"}
         if not body.get("stream"):
@@ -217,6 +317,43 @@ class TestRefusals:
         await ask(client, streamed, temperature=0.2)
         assert "temperature" not in server.bodies[-1]
 
+    @pytest.mark.parametrize("words", WORDS)
+    async def test_a_hint_in_words_alone(self, server, connect, streamed, words):
+        given = {"seed": 7, "user": "u", "prompt_cache_key": "k"}
+        for name in given:
+            error = said_of(name, WORDS[words])
+            server.refuses = lambda body, n=name, e=error: e if n in body else None
+            client = connect(server.config)
+            with pytest.raises(VendorCallError) as caught:
+                await ask(client, streamed, **given)
+            assert caught.value.failure.mendable
+            await ask(client, streamed, **given)
+            assert server.bodies[-1].keys() & given.keys() == given.keys() - {name}
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "messages[0].content: 'what does temperature, an unknown word, mean' is bad",
+            "Images are not supported after a user message",
+            "Neither temperature nor seed may be that",
+        ],
+    )
+    async def test_words_about_something_else(self, server, connect, streamed, words):
+        server.refuses = lambda _: {"message": words}
+        client = connect(server.config)
+        given = {"temperature": 0.2, "seed": 7, "user": "u"}
+        with pytest.raises(VendorCallError) as caught:
+            await ask(client, streamed, **given)
+        assert not caught.value.failure.mendable
+        assert client.dropped(given) == ()
+
+    async def test_shape_is_not_read_from_words(self, server, connect, streamed):
+        server.refuses = lambda _: {"message": "This model does not support stop."}
+        client = connect(server.config)
+        with pytest.raises(VendorCallError) as caught:
+            await ask(client, streamed, stop=["x"], seed=7)
+        assert not caught.value.failure.mendable
+
     async def test_one_value_says_nothing_about_others(self, server, connect, streamed):
         error = REFUSALS["unsupported_value"]
         server.refuses = lambda body: error if body.get("temperature") == 0.2 else None
@@ -241,20 +378,64 @@ class TestRefusals:
         words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
         error = {"message": f"{words} 'max_completion_tokens' instead.", "param": "max_tokens"}
         server.refuses = lambda body: error if "max_tokens" in body else None
-        client = connect(server.config)
+        clock = FakeClock()
+        client = connect(server.config, clock=clock)
         for _ in range(2):
             await ask(client, streamed, max_tokens=50)
             assert server.bodies[-1]["max_completion_tokens"] == 50
         assert len(server.bodies) == 3  # asked twice the first time
+        await clock.advance(3601)
+        server.refuses = lambda _: None
+        await ask(client, streamed, max_tokens=50)
+        assert server.bodies[-1]["max_tokens"] == 50
 
-    async def test_stream_options(self, server, connect):
-        place = {"loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}
-        error = {"detail": [place]}
-        server.refuses = lambda body: error if "stream_options" in body else None
+    async def test_a_limit_that_is_too_high_renames_none(self, server, connect, streamed):
+        def refuses(body):
+            if "max_completion_tokens" in body:
+                return {"message": "Unknown parameter.", "param": "max_completion_tokens"}
+            high = body["max_tokens"] > 8192
+            return {"message": "That is not supported.", "param": "max_tokens"} if high else None
+
+        server.refuses = refuses
         client = connect(server.config)
+        with pytest.raises(VendorCallError):
+            await ask(client, streamed, max_tokens=9000)
+        await ask(client, streamed, max_tokens=50)
+        assert server.bodies[-1]["max_tokens"] == 50
+
+    @pytest.mark.parametrize("words", STREAM_OPTIONS)
+    async def test_stream_options(self, server, connect, words):
+        server.refuses = lambda body: STREAM_OPTIONS[words] if "stream_options" in body else None
+        clock = FakeClock()
+        client = connect(server.config, clock=clock)
         for _ in range(2):
             await ask(client, streamed=True)
         assert ["stream_options" in body for body in server.bodies] == [True, False, False]
+        server.refuses = lambda _: None
+        await clock.advance(3601)
+        await ask(client, streamed=True)
+        assert "stream_options" in server.bodies[-1]
+
+    @pytest.mark.parametrize(
+        ("error", "params"),
+        [
+            ({"message": "Invalid 'messages[0]': 'unknown stream_options'"}, {}),
+            (
+                {"message": "Unknown parameter: 'stream_options.foo'."},
+                {"stream_options": {"foo": 1}},
+            ),
+        ],
+        ids=["quoted", "own option"],
+    )
+    async def test_stream_options_stay(self, server, connect, error, params):
+        path = next(iter(params), "messages[0].content")
+        error = error | {"param": f"{path}.foo" if params else path, "code": "unknown_parameter"}
+        server.refuses = lambda body: error if len(server.bodies) == 1 else None
+        client = connect(server.config)
+        with pytest.raises(VendorCallError):
+            await ask(client, streamed=True, **params)
+        await ask(client, streamed=True)
+        assert server.bodies[-1]["stream_options"] == {"include_usage": True}
 
     async def test_shape_stays(self, server, connect, streamed):
         error = {"message": "no", "param": "stop", "code": "unsupported_parameter"}
@@ -312,6 +493,15 @@ class TestGateway:
             simulator.openai.behave(Fault.status(503))
             reply = await self.reply(gateway, streamed, seed=7)
         assert (reply.provider, reply.attempts[-1].dropped) == (server.config.name, ("seed",))
+
+    async def test_a_provider_that_makes_several_calls_is_passed_over(self, simulator, streamed):
+        first, second = simulator.gemini.config(priority=2), simulator.openai.config(priority=1)
+        params = {"tools": FORCED["tools"], "parallel_tool_calls": False}
+        async with self.gateway(first, second) as gateway:
+            reply = await self.reply(gateway, streamed, **params)
+        assert reply.provider == second.name
+        assert simulator.openai.received[-1].body["parallel_tool_calls"] is False
+        assert simulator.gemini.request_count == 0
 
     async def test_an_error_names_the_parameter_and_who_does_not_take_it(self, simulator):
         simulator.openai.behave(

@@ -24,6 +24,8 @@ _LEAST_BUDGET = 1024
 """Tokens that Anthropic wants a thinking budget to have at least."""
 
 
+_COOL = {"temperature": 0.5}
+"""What a model takes that takes sampling at all."""
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
@@ -43,6 +45,8 @@ def fit(draft: Draft, model: str, mapped: Callable[..., Mapping[str, Any] | None
         draft.put("temperature", 1.0, was="temperature")
     if "temperature" in left and "top_p" in left and _ONE_SAMPLER.search(model):
         draft.drop("top_p")
+    if "top_k" in left and mapped(_COOL) is None:  # litellm finds that out only when it is late
+        draft.drop("top_k")
     _let_it_think(draft, mapped)
 
 
@@ -60,9 +64,7 @@ def _let_it_think(draft: Draft, mapped: Callable[..., Mapping[str, Any] | None])
         return
     if budget >= limit:
         fitting = max(_LEAST_BUDGET, limit // 2)
-        draft.put("thinking", {**thinking, "budget_tokens": fitting}, was="thinking")
-        if left.pop("reasoning_effort", None) is not None:
-            draft.replaced.add("reasoning_effort")
+        draft.think({**thinking, "budget_tokens": fitting})
     if left.get("temperature", 1) != 1:
         draft.drop("temperature")
     if left.get("top_p", 1) < _LEAST_TOP_P:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from aigateway.messages import ChatRequest
 from aigateway.wires.gemini.ends import given
+from aigateway.wires.gemini.parameters import fit
 from aigateway.wires.wire import Wire, part_types
 
 if TYPE_CHECKING:
     from aigateway.wires.translation import Translation
 
-__all__ = ["GEMINI"]
+__all__ = ["GEMINI", "not_taken"]
 
 
 def _translation() -> type[Translation]:
@@ -36,10 +37,19 @@ _CARRIED: Mapping[str, frozenset[str]] = {
 """The parts of messages that every version of litellm translates, by role."""
 
 
+def not_taken(request: ChatRequest) -> str | None:
+    """Gemini may always make several calls, and litellm leaves the wish out without a word."""
+    params = request.params
+    has_tools = params.get("tools") or params.get("functions")
+    return (
+        "parallel_tool_calls" if params.get("parallel_tool_calls") is False and has_tools else None
+    )
+
+
 def _dropped(request: ChatRequest) -> str | None:
     """What litellm leaves out without a word."""
     lost = any(kind not in _CARRIED.get(role, ()) for role, kind in part_types(request))
-    return "messages" if lost else None
+    return "messages" if lost else not_taken(request)
 
 
 GEMINI = Wire(
@@ -53,6 +63,7 @@ GEMINI = Wire(
     takes_cache_marks=False,
     like_openai=False,
     foreign_params=frozenset({"cache_control"}),
+    fit=fit,
     dropped=_dropped,
     embed=_embed,
 )

@@ -39,7 +39,7 @@ OPENAI = Wire(
     ),
     sdk="openai",
     counts_searches=False,
-    foreign_params=frozenset({"cache_control", "safety_settings", "top_k"}),
+    foreign_params=frozenset({"cache_control", "safety_settings", "thinking", "top_k"}),
 )
 OPENAI_COMPATIBLE = replace(
     OPENAI,

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
@@ -29,6 +30,7 @@ from yarl import URL
 
 from aigateway.wires.anthropic.tool_calls import InputKeeper, server_calls_in
 from aigateway.wires.carrying import with_extra_body
+from aigateway.wires.json_bodies import parsed_whole
 from aigateway.wires.litellm.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser
 from aigateway.wires.tool_calls import unify
@@ -51,6 +53,9 @@ _END_OF_BODY = 0.05
 
 _NO_EVENT = 64 * 1024
 """Bytes kept of a body without events, for a look at what it is instead."""
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""A character that may be half of one, escaped or not."""
 
 _BREAKS = (aiohttp.ClientError, httpx.DecodingError, OSError, ValueError)
 """How a request, or the reading of its answer, fails."""
@@ -161,15 +166,16 @@ class StreamedBody(httpx.AsyncByteStream):
         return data if plain else json.dumps(event).encode()
 
 
-def _with_arguments(content: bytes) -> bytes:
-    """A body with all tool calls in the form that litellm knows."""
-    if b'"functionCall"' not in content and b'"custom"' not in content:
+def _readable(content: bytes) -> bytes:
+    """A body in whole characters, with all tool calls in the form that litellm knows."""
+    halves = _HALF.search(content) is not None
+    if not halves and b'"functionCall"' not in content and b'"custom"' not in content:
         return content
     try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
+        body = parsed_whole(content)
+    except ValueError:
         return content
-    return json.dumps(body).encode() if unify(body) else content
+    return json.dumps(body).encode() if unify(body) or halves else content
 
 
 def _is_error(event: object) -> bool:
@@ -292,7 +298,7 @@ class OneShotTransport(httpx.AsyncBaseTransport):
             witness.body = StreamedBody(answer)
             return httpx.Response(answer.status, headers=received, stream=witness.body)
         async with answer:
-            content = _with_arguments(await answer.read())
+            content = _readable(await answer.read())
             return httpx.Response(answer.status, headers=received, content=content)
 
     def _proxy(self, url: httpx.URL) -> str | None:

@@ -22,6 +22,7 @@ from aigateway.messages import ChatRequest
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.client import Failure
 from aigateway.wires.content import IN_ID, signature_of, signed_blocks, text_of
+from aigateway.wires.copying import fresh_copy
 
 __all__ = ["THOUGHT", "History"]
 
@@ -152,6 +153,9 @@ _WORD = re.compile(r"\w+")
 _MISSES = re.compile(r"missing|must|required|passed back", re.IGNORECASE)
 
 _MOST_REFUSED = 1024
+
+_NO_ANSWER = "[no answer]"
+"""Said for an assistant who said nothing, which no vendor takes."""
 
 _PDF = "data:application/pdf;"
 
@@ -307,6 +311,8 @@ class History:
             changed["tool_calls"] = self._calls(changed["tool_calls"], names)
         elif "tool_calls" in changed:
             del changed["tool_calls"]
+        if _is_map(changed.get("function_call")):
+            changed["function_call"] = self._function(changed["function_call"])
         if "thinking_blocks" in changed:
             blocks = self._blocks(message) if thinks else []
             changed |= {"thinking_blocks": blocks}
@@ -342,13 +348,15 @@ class History:
             changed["reasoning_content"] = " "
         if changed.get("content") or changed.keys() & {"tool_calls", "function_call"}:
             return
-        if not changed.keys() & {"audio", "images", "refusal"}:
+        if not any(map(changed.get, ("audio", "images", "refusal"))):
             audio = message.get("audio")
             instead = text_of(message.get("refusal")) or (
                 text_of(audio.get("transcript")) if _is_map(audio) else None
             )
             if instead or message.get("images"):
                 changed["content"] = instead or "[image]"
+            elif changed.get("content") is None and "thinking_blocks" not in changed:
+                changed["content"] = _NO_ANSWER
 
     def _blocks(self, message: _Message) -> list[dict[str, Any]]:
         """The blocks of thinking that go back, as they came."""
@@ -399,9 +407,16 @@ class History:
         }
         function = fitted.get("function")
         if _is_map(function):
-            fitted["function"] = {n: v for n, v in function.items() if n in _OF_A_FUNCTION}
+            function = {n: v for n, v in function.items() if n in _OF_A_FUNCTION}
+            fitted["function"] = self._function(function)
             fitted.setdefault("type", "function")
         return fitted
+
+    def _function(self, function: _Message) -> _Message:
+        """What a call calls, with arguments that are an object where the vendor has no others."""
+        if self._kind not in {_Kind.ANTHROPIC, _Kind.GEMINI}:
+            return function
+        return {**function, "arguments": _as_object(function.get("arguments"))}
 
     def _signature(self, signature: str) -> dict[str, Any]:
         if self._kind is _Kind.GEMINI:
@@ -537,6 +552,21 @@ def _without_thinking(params: Mapping[str, Any], defaults: Mapping[str, Any]) ->
     if "reasoning_effort" in defaults:
         left["reasoning_effort"] = "none"
     return left
+
+
+def _as_object(arguments: Any) -> str:
+    """Arguments in JSON; those that are no object as one that keeps them."""
+    given = arguments
+    if isinstance(arguments, str):
+        try:
+            given = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError):
+            given = None
+        if isinstance(given, dict):
+            return arguments if arguments.strip() else "{}"
+    elif arguments is None:
+        return "{}"
+    return json.dumps(fresh_copy(given if _is_map(given) else {"arguments": arguments}))
 
 
 def _is_signed(message: _Message) -> bool:

@@ -20,7 +20,7 @@ from aigateway.messages import Chunk, ToolCallDelta, Usage
 from aigateway.wires.answers import piece_from, read_calls, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.ends import BrokenOffError, Ending
-from aigateway.wires.json_bodies import parsed
+from aigateway.wires.json_bodies import mend_usage, parsed
 from aigateway.wires.loading import SILENT
 from aigateway.wires.sse import Event
 from aigateway.wires.tool_calls import CallPiece
@@ -124,6 +124,7 @@ class StreamReading(ABC):
             event = parsed(data)
             if not isinstance(event, Mapping):
                 raise CorruptEventError  # noqa: TRY301 - as whatever else cannot be read
+            mend_usage(event)
             self._read(name, event)
         except Exception as problem:
             if self.assembly.finished:

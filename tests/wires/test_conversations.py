@@ -400,7 +400,7 @@ async def test_arguments_that_are_no_object(vendors, name, lane, streamed):
 
 
 async def test_arguments_of_an_old_function_call(vendors):
-    called = {"role": "assistant", "content": None}
+    called: dict[str, Any] = {"role": "assistant", "content": None}
     called["function_call"] = {"name": "weather", "arguments": "{bad"}
     result = {"role": "function", "name": "weather", "content": "5 C"}
     body = await body_of(vendors["gemini"], [*ASK, called, result])
@@ -411,7 +411,8 @@ async def test_arguments_of_an_old_function_call(vendors):
 @pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
 @pytest.mark.parametrize("name", VENDORS)
 async def test_an_assistant_who_said_nothing(vendors, name, lane, streamed):
-    for more in ({}, {"refusal": None, "tool_calls": None, "annotations": []}):
+    nothing: Any = {"refusal": None, "tool_calls": None, "annotations": []}
+    for more in ({}, nothing):
         history = [*ASK, {"role": "assistant", "content": None, **more}, *ASK]
         config = MODELS.get(name)
         body = await body_of(vendors[name], history, lane, config=config, streamed=streamed)

@@ -30,7 +30,7 @@ from yarl import URL
 
 from aigateway.wires.anthropic.tool_calls import InputKeeper, server_calls_in
 from aigateway.wires.carrying import with_extra_body
-from aigateway.wires.json_bodies import parsed_whole
+from aigateway.wires.json_bodies import mend_usage, parsed_whole
 from aigateway.wires.litellm.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser
 from aigateway.wires.tool_calls import unify
@@ -160,22 +160,23 @@ class StreamedBody(httpx.AsyncByteStream):
         self.event = event
         self.is_over = isinstance(event, Mapping) and event.get("type") == "message_stop"
         self.server_calls |= server_calls_in(event)
-        changed = unify(event)
+        changed = unify(event) | mend_usage(event)
         # httpx ends lines at characters that are nothing special in JSON.
         plain = data.isascii() and b"\n" not in data and not changed
         return data if plain else json.dumps(event).encode()
 
 
 def _readable(content: bytes) -> bytes:
-    """A body in whole characters, with all tool calls in the form that litellm knows."""
+    """A body in whole characters, with calls and counts in the form that litellm knows."""
     halves = _HALF.search(content) is not None
-    if not halves and b'"functionCall"' not in content and b'"custom"' not in content:
-        return content
+    if not halves and b'"embedding' in content[:1000]:
+        return content  # it is long
     try:
         body = parsed_whole(content)
     except ValueError:
         return content
-    return json.dumps(body).encode() if unify(body) or halves else content
+    changed = unify(body) | mend_usage(body, whole=True) | halves
+    return json.dumps(body).encode() if changed else content
 
 
 def _is_error(event: object) -> bool:

@@ -23,6 +23,7 @@ from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.litellm.chunks import ChunkReader, End
 from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.processes import PATIENCE
+from tests.wires import bodies
 from tests.wires.calls import asking, ours
 
 WEATHER = {
@@ -613,3 +614,30 @@ async def test_a_vendor_whose_limit_is_used_up(serve, connect):
     await whole(client)
     assert 0 < client.pause() <= 20
     assert client.pause() is None
+
+
+@pytest.mark.parametrize("model", ["llama-2-7b", "llama-3.1-8b"])
+async def test_no_tokenizer_is_fetched(connect, monkeypatch, model):
+    """For models that it takes for Llama, litellm fetches one to count what it could read."""
+    asked = []
+
+    async def count(reader, writer):
+        asked.append(await reader.readline())
+        writer.close()
+
+    proxy = await asyncio.start_server(count, "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, address)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with proxy, bodies.Vendor() as vendor:
+        bodies.openai(vendor, {"content": "4"}, {"content": "4"})
+        client = connect(vendor.config(bodies.COMPATIBLE, model=model))
+        stream = await client.stream(asking())
+        chunks = await bodies.read_out(stream)
+        await stream.aclose()
+        assert "".join(chunk.text for chunk in chunks) == "4"
+        assert (await client.chat(asking())).choices[0].text == "4"
+        await asyncio.sleep(0.05)
+    assert asked == []

@@ -68,7 +68,9 @@ def mend_usage(body: Any, *, whole: bool = False) -> bool:
         return False
     changed = False
     for holder in (body, body.get("message")):  # Anthropic's streams begin with one
-        for name in _USAGES & holder.keys() if isinstance(holder, dict) else ():
+        if not isinstance(holder, dict):
+            continue
+        for name in _USAGES & holder.keys():
             usage = holder[name]
             if isinstance(usage, dict):
                 changed |= _mend(usage)

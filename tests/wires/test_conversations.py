@@ -411,8 +411,8 @@ async def test_arguments_of_an_old_function_call(vendors):
 @pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
 @pytest.mark.parametrize("name", VENDORS)
 async def test_an_assistant_who_said_nothing(vendors, name, lane, streamed):
-    nothing: Any = {"refusal": None, "tool_calls": None, "annotations": []}
-    for more in ({}, nothing):
+    kept: Any = [{}, {"refusal": None, "tool_calls": None, "annotations": []}]
+    for more in kept:
         history = [*ASK, {"role": "assistant", "content": None, **more}, *ASK]
         config = MODELS.get(name)
         body = await body_of(vendors[name], history, lane, config=config, streamed=streamed)

@@ -5,6 +5,8 @@ import gc
 import itertools
 import json
 import logging
+import socketserver
+import threading
 import traceback
 from types import SimpleNamespace
 
@@ -621,23 +623,29 @@ async def test_no_tokenizer_is_fetched(connect, monkeypatch, model):
     """For models that it takes for Llama, litellm fetches one to count what it could read."""
     asked = []
 
-    async def count(reader, writer):
-        asked.append(await reader.readline())
-        writer.close()
+    class Count(socketserver.BaseRequestHandler):
+        def handle(self):
+            asked.append(self.request.recv(1000))
 
-    proxy = await asyncio.start_server(count, "127.0.0.1", 0)
-    address = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    proxy = socketserver.TCPServer(("127.0.0.1", 0), Count)
+    thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
+    thread.start()  # the event loop itself would wait for the answer
+    address = f"http://127.0.0.1:{proxy.server_address[1]}"
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, address)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    async with proxy, bodies.Vendor() as vendor:
-        bodies.openai(vendor, {"content": "4"}, {"content": "4"})
-        client = connect(vendor.config(bodies.COMPATIBLE, model=model))
-        stream = await client.stream(asking())
-        chunks = await bodies.read_out(stream)
-        await stream.aclose()
-        assert "".join(chunk.text for chunk in chunks) == "4"
-        assert (await client.chat(asking())).choices[0].text == "4"
-        await asyncio.sleep(0.05)
+    try:
+        async with bodies.Vendor() as vendor:
+            bodies.openai(vendor, {"content": "4"}, {"content": "4"})
+            client = connect(vendor.config(bodies.COMPATIBLE, model=model))
+            stream = await client.stream(asking())
+            chunks = await bodies.read_out(stream)
+            await stream.aclose()
+            assert "".join(chunk.text for chunk in chunks) == "4"
+            assert (await client.chat(asking())).choices[0].text == "4"
+    finally:
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()
     assert asked == []

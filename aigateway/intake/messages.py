@@ -112,8 +112,10 @@ def _problem(message: Mapping[str, Any], content: Any) -> str | None:
         return None
     if content is not None:
         return _content_problem(content)
-    if role == "assistant" and any(message.get(name) for name in _INSTEAD_OF_CONTENT):
-        return None
+    if role == "assistant" and (
+        "content" in message or any(message.get(name) for name in _INSTEAD_OF_CONTENT)
+    ):
+        return None  # frameworks keep null of an answer that was refused
     return "content is missing; only an assistant's message with tool_calls may have none"
 
 

@@ -290,6 +290,17 @@ class SpokenMessage(TypedDict):
     audio: Annotated[dict[str, Any], Field(min_length=1)]
 
 
+class SilentMessage(TypedDict):
+    """What was answered before, when nothing was kept of it."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    role: Literal["assistant"]
+    content: None
+    name: NotRequired[str | None]
+    refusal: NotRequired[str | None]
+    tool_calls: NotRequired[Few[CalledTool] | None]
+
+
 class ToolMessage(TypedDict):
     """What a called tool gave."""
 
@@ -317,7 +328,8 @@ def _kind(message: Any) -> str | None:
         return "instruction" if role in ("system", "developer") else _text(role)
     if message.get("content") is not None:
         return "assistant"
-    return next((kind for name, kind in _INSTEAD_OF_CONTENT if message.get(name)), "assistant")
+    instead = "silent" if "content" in message else "assistant"
+    return next((kind for name, kind in _INSTEAD_OF_CONTENT if message.get(name)), instead)
 
 
 _INSTEAD_OF_CONTENT = (
@@ -340,6 +352,7 @@ Message = Annotated[
     | Annotated[OldCallingMessage, Tag("old")]
     | Annotated[RefusedMessage, Tag("refused")]
     | Annotated[SpokenMessage, Tag("spoken")]
+    | Annotated[SilentMessage, Tag("silent")]
     | Annotated[ToolMessage, Tag("tool")]
     | Annotated[FunctionMessage, Tag("function")],
     Discriminator(

@@ -11,9 +11,13 @@ from typing import Any
 from aigateway.messages import Audio, Choice, Chunk, Completion, ToolCall, ToolCallDelta, Usage
 from aigateway.wires.content import ThinkTags, joined_sources
 from aigateway.wires.ends import Ending
+from aigateway.wires.json_bodies import whole_characters
 from aigateway.wires.tool_calls import CallPiece, ToolCallReader
 
 __all__ = ["Assembly"]
+
+_LOST = "\ufffd"
+"""Stands for a character of which only half came."""
 
 
 class _Answer:
@@ -75,12 +79,12 @@ class _Answer:
         if "\ud800" <= text[-1] <= "\udbff":
             self.halves[place] = text[-1]
             text = text[:-1]
-        return _joined([text])
+        return whole_characters(text)
 
     def choice(self) -> Choice:
         reason = None if self.ending is None else self.ending.end
         return Choice(
-            text=_joined(self.text),
+            text=whole_characters("".join(self.text)),
             # Some vendors say that a tool call is an ordinary end.
             finish_reason="tool_calls"
             if self.calls and reason in {"stop", "function_call"}
@@ -301,13 +305,26 @@ class Assembly:
 
     @staticmethod
     def _held_back(index: int, answer: _Answer) -> Chunk | None:
-        if answer.tags is None:
+        halves, answer.halves = answer.halves, {}
+        text, reasoning = (_LOST if place in halves else "" for place in ("text", "reasoning"))
+        if answer.tags is not None:
+            said, thought = answer.tags.feed(text)
+            text, more = answer.tags.end()
+            answer.tags = None
+            text, reasoning = said + text, reasoning + thought + more
+        rest = Chunk(
+            text,
+            tuple(
+                ToolCallDelta(place, arguments=_LOST, type=answer.calls[place][0].type)
+                for place in halves
+                if place in answer.calls
+            ),
+            reasoning or None,
+            _LOST if "refusal" in halves else None,
+            index=index,
+        )
+        if rest == Chunk(index=index):
             return None
-        text, reasoning = answer.tags.end()
-        answer.tags = None
-        if not (text or reasoning):
-            return None
-        rest = Chunk(text, reasoning=reasoning or None, index=index)
         answer.add(rest)
         return rest
 
@@ -366,16 +383,6 @@ def _has_half(text: str) -> bool:
     return bool(text) and ("\ud800" <= text[-1] <= "\udfff" or "\ud800" <= text[0] <= "\udfff")
 
 
-def _joined(pieces: list[str]) -> str:
-    """The text. Half a character at the end of one piece and half in the next are one again."""
-    text = "".join(pieces)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
 def _tool_call(deltas: list[ToolCallDelta]) -> ToolCall:
     return ToolCall(
         id=next((delta.id for delta in deltas if delta.id), ""),
@@ -402,6 +409,6 @@ def _audio(pieces: list[Audio]) -> Audio:
     return Audio(
         next((piece.id for piece in pieces if piece.id), ""),
         _base64([piece.data for piece in pieces]),
-        _joined([piece.transcript for piece in pieces]),
+        whole_characters("".join([piece.transcript for piece in pieces])),
         max(piece.expires_at for piece in pieces),
     )

@@ -26,6 +26,7 @@ from aigateway.errors import FailureKind
 from aigateway.intake.params import CHAT_PARAMS
 from aigateway.settings.secrets import masked, tells_a_key
 from aigateway.wires.client import Failure
+from aigateway.wires.json_bodies import whole_characters
 from aigateway.wires.retry_after import retry_after_from_headers, seconds_from_google_delay
 
 __all__ = ["PARAM_NAMES", "classify_response", "kind_of_status", "snake_case", "tame_code"]
@@ -471,7 +472,7 @@ def classify_response(
         retry_after=retry_after,
         code=next((code for code in codes if tame_code(code)), None),
         param=_param(error, said),
-        detail=masked(message[:_LONGEST_DETAIL]) or None,
+        detail=masked(whole_characters(message[:_LONGEST_DETAIL])) or None,
         certain=known in _SET_UP_WRONG,
     )
 

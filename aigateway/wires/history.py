@@ -23,6 +23,7 @@ from aigateway.messages import ChatRequest
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.client import Failure
 from aigateway.wires.content import IN_ID, signature_of, signed_blocks, text_of
+from aigateway.wires.copying import fresh_copy
 
 __all__ = ["THOUGHT", "History"]
 
@@ -169,6 +170,9 @@ _CHANGES_WITHIN = 60.0
 
 _MOST_REFUSED = 1024
 
+_NO_ANSWER = "[no answer]"
+"""Said for an assistant who said nothing, which no vendor takes."""
+
 _PDF = "data:application/pdf;"
 
 
@@ -209,16 +213,7 @@ class History:
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
         """Give the request as the provider takes it: the same one, if nothing is to be changed."""
-        plain = True
-        for message in request.messages:
-            if (
-                len(message) != 2
-                or type(message.get("content")) is not str
-                or message.get("role") not in _TEXT_ROLES
-            ):
-                plain = False
-                break
-        given = request
+        given, plain = request, _is_plain(request.messages)
         if not (plain and "tools" not in request.params) and not self._takes_marks:
             request = _without_marks(request)
         if plain and not self._fills_in_reasoning:  # texts, and nothing else
@@ -409,6 +404,8 @@ class History:
             changed["tool_calls"] = self._calls(changed["tool_calls"], names)
         elif "tool_calls" in changed:
             del changed["tool_calls"]
+        if _is_map(changed.get("function_call")):
+            changed["function_call"] = self._function(changed["function_call"])
         if "thinking_blocks" in changed:
             blocks = self._blocks(message) if thinks else []
             changed |= {"thinking_blocks": blocks}
@@ -446,13 +443,15 @@ class History:
             changed["reasoning_content"] = " "
         if changed.get("content") or changed.keys() & {"tool_calls", "function_call"}:
             return
-        if not changed.keys() & {"audio", "images", "refusal"}:
+        if not any(map(changed.get, ("audio", "images", "refusal"))):
             audio = message.get("audio")
             instead = text_of(message.get("refusal")) or (
                 text_of(audio.get("transcript")) if _is_map(audio) else None
             )
             if instead or message.get("images"):
                 changed["content"] = instead or "[image]"
+            elif changed.get("content") is None and "thinking_blocks" not in changed:
+                changed["content"] = _NO_ANSWER
 
     def _blocks(self, message: _Message) -> list[dict[str, Any]]:
         """The blocks of thinking that go back, as they came."""
@@ -504,9 +503,16 @@ class History:
         }
         function = fitted.get("function")
         if _is_map(function):
-            fitted["function"] = {n: v for n, v in function.items() if n in _OF_A_FUNCTION}
+            function = {n: v for n, v in function.items() if n in _OF_A_FUNCTION}
+            fitted["function"] = self._function(function)
             fitted.setdefault("type", "function")
         return fitted
+
+    def _function(self, function: _Message) -> _Message:
+        """What a call calls, with arguments that are an object where the vendor has no others."""
+        if self._kind not in {_Kind.ANTHROPIC, _Kind.GEMINI}:
+            return function
+        return {**function, "arguments": _as_object(function.get("arguments"))}
 
     def _signature(self, signature: str) -> dict[str, Any]:
         if self._kind is _Kind.GEMINI:
@@ -534,6 +540,18 @@ class History:
             return parts
         fitted = list(map(_part_in_words, parts))
         return parts if all(map(_is, fitted, parts)) else fitted
+
+
+def _is_plain(messages: Sequence[_Message]) -> bool:
+    """Whether they are texts, and nothing else."""
+    for message in messages:
+        if (
+            len(message) != 2
+            or type(message.get("content")) is not str
+            or message.get("role") not in _TEXT_ROLES
+        ):
+            return False
+    return True
 
 
 def _named(param: str, words: str) -> frozenset[str]:
@@ -703,6 +721,21 @@ def _without_thinking(params: Mapping[str, Any], defaults: Mapping[str, Any]) ->
     if "reasoning_effort" in defaults:
         left["reasoning_effort"] = "none"
     return left
+
+
+def _as_object(arguments: Any) -> str:
+    """Arguments in JSON; those that are no object as one that keeps them."""
+    given = arguments
+    if isinstance(arguments, str):
+        try:
+            given = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError):
+            given = None
+        if isinstance(given, dict):
+            return arguments if arguments.strip() else "{}"
+    elif arguments is None:
+        return "{}"
+    return json.dumps(fresh_copy(given if _is_map(given) else {"arguments": arguments}))
 
 
 def _is_signed(message: _Message) -> bool:

@@ -16,17 +16,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import orjson
-
 from aigateway.messages import Chunk, ToolCallDelta, Usage
 from aigateway.wires.answers import piece_from, read_calls, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.ends import BrokenOffError, Ending
+from aigateway.wires.json_bodies import mend_usage, parsed
 from aigateway.wires.loading import SILENT
 from aigateway.wires.sse import Event
 from aigateway.wires.tool_calls import CallPiece
 
-__all__ = ["CorruptEventError", "StreamReading", "counted", "parsed"]
+__all__ = ["CorruptEventError", "StreamReading", "counted"]
 
 
 _MOST_ANSWERS = 256
@@ -125,6 +124,7 @@ class StreamReading(ABC):
             event = parsed(data)
             if not isinstance(event, Mapping):
                 raise CorruptEventError  # noqa: TRY301 - as whatever else cannot be read
+            mend_usage(event)
             self._read(name, event)
         except Exception as problem:
             if self.assembly.finished:
@@ -217,19 +217,3 @@ def counted(usage: Mapping[str, Any], prompt: str, completion: str) -> Usage:
     return usage_from(
         {"prompt_tokens": usage.get(prompt), "completion_tokens": usage.get(completion)}
     )
-
-
-def parsed(data: bytes) -> Any:
-    """Read JSON, also where Python's reader takes what orjson refuses (half an emoji, NaN).
-
-    Raises:
-        ValueError: It is no JSON, or nested too deeply to be read.
-    """
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise ValueError("It is nested too deeply.") from None

@@ -95,7 +95,7 @@ class CallPiece(NamedTuple):
 class _Call:
     """One call, as far as it has come."""
 
-    __slots__ = ("arguments", "hidden", "id", "index", "name", "number", "type")
+    __slots__ = ("arguments", "had_empty", "hidden", "id", "index", "name", "number", "type")
 
     def __init__(self, index: int, number: Any, name: str, kind: str) -> None:
         self.index = index
@@ -103,6 +103,7 @@ class _Call:
         self.id = name  # as the server gave it; may be none
         self.name = ""
         self.arguments: list[str] = []
+        self.had_empty = False  # "{}" came: a placeholder, or all that comes
         self.hidden = False
         self.type = kind
 
@@ -116,6 +117,14 @@ class _Call:
             return bool(text) and isinstance(json.loads(text), dict)
         except (ValueError, RecursionError):
             return False
+
+    def is_followed_by(self, function: str, arguments: str) -> bool:
+        """Whether a piece with this name, but without an id of its own, begins another call."""
+        if not (function and self.name):
+            return False
+        if function != self.name:
+            return self.had_empty or self.is_complete
+        return bool(arguments.strip()) and self.is_complete
 
 
 class ToolCallReader:
@@ -161,8 +170,8 @@ class ToolCallReader:
         if name and not call.id:
             call.id, self._by_id[name] = name, call
         function, call.name = ("", call.name) if call.name else (function, function)
-        if arguments == "{}" and not call.arguments and call.type == "function":
-            arguments = ""
+        if not call.arguments:
+            arguments = self._without_placeholder(call, arguments)
         return self._said(call, "", function, arguments)
 
     def close(self) -> tuple[ToolCallDelta, ...]:
@@ -178,10 +187,13 @@ class ToolCallReader:
         if name and name in self._by_id:
             call = self._by_id[name]
             # Some servers give every call the same id.
-            again = function and arguments and number != call.number and call.is_complete
+            again = number != call.number and call.is_followed_by(function, arguments)
             return None if again else call
         if number is not None and number in self._by_number:
-            return _unless_another(self._by_number[number], name, function, arguments)
+            call = self._by_number[number]
+            if function and name and call.id:
+                return call if name == call.id else None
+            return None if call.is_followed_by(function, arguments) else call
         if function or self._last is None:
             return None
         if name and (number is not None or self._last.is_complete):
@@ -199,9 +211,16 @@ class ToolCallReader:
             self._count += 1
         if not call.hidden and call.type == "function":
             self._open.append(call)
-            # Some servers say so before the arguments come.
-            arguments = "" if arguments == "{}" else arguments
+            arguments = self._without_placeholder(call, arguments)
         return self._said(call, given, function, arguments)
+
+    @staticmethod
+    def _without_placeholder(call: _Call, arguments: str) -> str:
+        """Leave out "{}", which some servers send before the arguments come."""
+        if arguments != "{}" or call.type != "function":
+            return arguments
+        call.had_empty = True
+        return ""
 
     def _said(self, call: _Call, name: str, function: str, arguments: str) -> ToolCallDelta | None:
         if arguments:
@@ -211,17 +230,6 @@ class ToolCallReader:
         if call.hidden or not (name or function or arguments):
             return None
         return ToolCallDelta(call.index, name, function, arguments, call.type)
-
-
-def _unless_another(call: _Call, name: str, function: str, arguments: str) -> _Call | None:
-    """The call under this number, unless the piece begins another under the same one."""
-    if not function:
-        return call
-    if name and call.id:
-        return call if name == call.id else None
-    if call.name and (function != call.name or arguments.strip()) and call.is_complete:
-        return None
-    return call
 
 
 def as_functions(said: Any) -> bool:

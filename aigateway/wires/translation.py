@@ -23,6 +23,7 @@ from aigateway.settings import LLMConfig
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.carrying import with_carried, with_extra_body
 from aigateway.wires.copying import fresh_copy
+from aigateway.wires.json_bodies import mend_usage
 from aigateway.wires.pricing import OWN_OPTIONS
 from aigateway.wires.registry import wire_of
 from aigateway.wires.stream_reading import StreamReading
@@ -189,7 +190,7 @@ class Translation(ABC):
         """Read the vendor's answer into litellm's `ModelResponse`."""
         options = dict(sent.options)
         body = received.json()
-        if unify(body):
+        if unify(body) | mend_usage(body, whole=True):
             content = json.dumps(body).encode()
             received = VendorResponse(received.status_code, received.headers, content)
         return self._reader.transform_response(

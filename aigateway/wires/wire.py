@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +10,7 @@ import orjson
 
 from aigateway.messages import ChatRequest
 from aigateway.wires.ends import Given
+from aigateway.wires.json_bodies import parsed_whole
 
 if TYPE_CHECKING:
     from aigateway.wires.parameters import Draft
@@ -141,12 +141,5 @@ class VendorResponse:
         return self.content.decode("utf-8", "replace")
 
     def json(self) -> Any:
-        """The body as JSON. Raises `ValueError` if it is something else.
-
-        What orjson refuses and Python's own reader takes (half an emoji, a byte order mark, NaN)
-        does come from servers.
-        """
-        try:
-            return orjson.loads(self.content)
-        except orjson.JSONDecodeError:
-            return json.loads(self.content)
+        """The body as JSON. Raises `ValueError` if it is something else."""
+        return parsed_whole(self.content)

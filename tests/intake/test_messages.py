@@ -74,7 +74,7 @@ class Record:
         ([USER, {"role": "user"}], ["messages[1]", "content is missing"]),
         ([{"role": "user", "content": None}], ["content is missing"]),
         ([{"role": "user", "tool_calls": [{}]}], ["content is missing"]),
-        ([{"role": "assistant", "content": None}], ["content is missing"]),
+        ([USER, {"role": "assistant"}], ["messages[1]", "content is missing"]),
         ([{"role": "assistant", "tool_calls": []}], ["content is missing"]),
         ([{"role": "user", "content": 5}], ["content must be"]),
         ([{"role": "user", "content": {"type": "text"}}], ["content must be"]),

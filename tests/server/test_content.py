@@ -1,5 +1,6 @@
 """Pictures, speech, sources and the vendor's counts, through the service to the official SDK."""
 
+import json
 from typing import Any
 
 import httpx
@@ -29,22 +30,47 @@ USAGE = {
 
 
 @pytest.fixture
-async def service():
-    async with bodies.Vendor() as vendor:
-        bodies.openai(vendor, MESSAGE, MESSAGE, usage=USAGE, **BESIDE)
+async def vendor():
+    async with bodies.Vendor() as made:
+        yield made
 
-        class Compatible:
-            def config(self, **more):
-                return vendor.config(bodies.COMPATIBLE, **more)
 
-        async with served(Compatible(), cache_enabled=True) as (_, url):
-            yield url
+@pytest.fixture
+async def service(vendor):
+    bodies.openai(vendor, MESSAGE, MESSAGE, usage=USAGE, **BESIDE)
+
+    class Compatible:
+        def config(self, **more):
+            return vendor.config(bodies.COMPATIBLE, **more)
+
+    async with served(Compatible(), cache_enabled=True) as (_, url):
+        yield url
 
 
 @pytest.fixture
 async def client(service):
     async with openai.AsyncOpenAI(base_url=f"{service}/v1", api_key="any", max_retries=0) as made:
         yield made
+
+
+async def test_half_a_character_is_none(vendor, service):
+    """`max_tokens` may cut an emoji; not every JSON reader takes what is left of it."""
+    deltas = [{"content": text} for text in ("\ud83d", "\ude00", "\ud83d")]
+    bodies.openai(vendor, {"content": "a\ud83d"}, *deltas, finish="length")
+    request = {"model": "auto", "messages": USER, "max_tokens": 5}
+    async with httpx.AsyncClient(base_url=f"{service}/v1") as client:
+        for _ in range(2):  # the second time, remembered
+            said = await client.post("/chat/completions", json=request | {"stream": True})
+            pieces = [json.loads(line[6:]) for line in said.text.splitlines() if "content" in line]
+            texts = [choice["delta"].get("content") for p in pieces for choice in p["choices"]]
+            assert "".join(filter(None, texts)) == "\U0001f600\ufffd"
+            assert "\\ud8" not in said.text
+        whole = await client.post("/chat/completions", json=request | {"max_tokens": 6})
+        assert whole.json()["choices"][0]["message"]["content"] == "a\ufffd"
+        vendor.status, vendor.events = 400, []
+        vendor.whole = {"error": {"message": "You said a\ud83d.", "param": "stop"}}
+        refused = await client.post("/chat/completions", json=request | {"max_tokens": 7})
+        assert refused.json()["error"]["detail"] == "You said a\ufffd."
 
 
 def holds_all(message, answer):

@@ -34,13 +34,14 @@ class Vendor:
         app.router.add_post("/{path:.*}", self._answer)
         self._server = TestServer(app)
         self.whole: dict[str, Any] = {}
+        self.status = 200
         self.events: list[dict[str, Any]] = []
         self.received: Any = None  # the last body
 
     async def _answer(self, request):
         self.received = body = await request.json()
         if not (self.events and (body.get("stream") or "stream" in request.path)):
-            return web.json_response(self.whole)
+            return web.json_response(self.whole, status=self.status)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for event in self.events:

@@ -23,7 +23,7 @@ from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.history import History
 from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.server.services import served
-from tests.wires.bodies import COMPATIBLE, GEMINI, Vendor, gemini
+from tests.wires.bodies import COMPATIBLE, GEMINI, Vendor, gemini, read_out
 
 VENDORS = ("openai", "azure", "gemini", "anthropic", "lenient", "strict")
 MODELS = {"lenient": {"model": "local"}, "strict": {"model": "local"}}
@@ -231,11 +231,17 @@ def told(call, **message):
     return [*ASK, answer, {"role": "tool", "tool_call_id": call["id"], "content": "5 C"}]
 
 
-async def body_of(vendor, messages, lane=DirectClient, *, config=None, **params):
+async def body_of(vendor, messages, lane=DirectClient, *, config=None, streamed=False, **params):
     """What a vendor gets of a history."""
     client = lane(vendor.config(**(config or {})), SYSTEM_CLOCK)
+    request = ChatRequest(tuple(messages), params={"tools": TOOLS, **params})
     try:
-        await client.chat(ChatRequest(tuple(messages), params={"tools": TOOLS, **params}))
+        if streamed:
+            stream = await client.stream(request)
+            await read_out(stream)
+            await stream.aclose()
+        else:
+            await client.chat(request)
     finally:
         await client.aclose()
     return vendor.received[-1].body
@@ -422,8 +428,80 @@ async def test_marks_for_a_cache_go_to_anthropic_alone(vendors, name, lane):
 def test_servers_that_hand_marks_on(config, kept):
     part = {"type": "text", "text": "Hi", **MARK}
     request = ChatRequest(({"role": "user", "content": [part]},))
-    fitted = History(LLMConfig(COMPATIBLE, **{"model": "local"} | config)).fitted(request)
+    server = LLMConfig(COMPATIBLE, **{"model": "local"} | config)
+    fitted = History(server, SYSTEM_CLOCK).fitted(request)
     assert ("cache_control" in str(fitted.messages)) == kept
+
+
+ARGUMENTS = {
+    "": {},
+    " ": {},
+    '{"city": "Oslo"}': {"city": "Oslo"},
+    **{text: {"arguments": text} for text in ('{"bad', "null", "[1]", "3", '"x"', "{}{}")},
+}
+
+
+def sent_calls(body):
+    """The arguments of the calls in a body, on any wire."""
+    parts = [p for c in body.get("contents") or () for p in c["parts"]]
+    given = [p["function_call"]["args"] for p in parts if "function_call" in p]
+    for message in body.get("messages") or ():
+        blocks = message.get("content") or ()
+        given += [b["input"] for b in blocks if isinstance(b, dict) and b["type"] == "tool_use"]
+        given += [c["function"]["arguments"] for c in message.get("tool_calls") or ()]
+    return given
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+@pytest.mark.parametrize("name", VENDORS)
+async def test_arguments_that_are_no_object(vendors, name, lane, streamed):
+    for text, read in ARGUMENTS.items():
+        function = {"name": "weather", "arguments": text}
+        history = told({"id": "call_1", "function": function})
+        config = MODELS.get(name)
+        body = await body_of(vendors[name], history, lane, config=config, streamed=streamed)
+        assert sent_calls(body) == [read if name in {"anthropic", "gemini"} else text]
+
+
+async def test_arguments_of_an_old_function_call(vendors):
+    called: dict[str, Any] = {"role": "assistant", "content": None}
+    called["function_call"] = {"name": "weather", "arguments": "{bad"}
+    result = {"role": "function", "name": "weather", "content": "5 C"}
+    body = await body_of(vendors["gemini"], [*ASK, called, result])
+    assert sent_calls(body) == [{"arguments": "{bad"}]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
+@pytest.mark.parametrize("name", VENDORS)
+async def test_an_assistant_who_said_nothing(vendors, name, lane, streamed):
+    kept: Any = [{}, {"refusal": None, "tool_calls": None, "annotations": []}]
+    for more in kept:
+        history = [*ASK, {"role": "assistant", "content": None, **more}, *ASK]
+        config = MODELS.get(name)
+        body = await body_of(vendors[name], history, lane, config=config, streamed=streamed)
+        said = body.get("messages") or body.get("contents")
+        assert [m["role"] for m in said][1:] == [
+            "model" if name == "gemini" else "assistant",
+            "user",
+        ]
+        assert "[no answer]" in json.dumps(said[1])
+
+
+async def test_an_assistant_who_said_nothing_is_taken(vendors):
+    history = [*ASK, {"role": "assistant", "content": None}, *ASK]
+    async with (
+        AsyncGateway([vendors["openai"].config()]) as gateway,
+        served(vendors["openai"]) as (_, url),
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as sdk,
+    ):
+        assert (await gateway.chat(history)).text
+        history[1]["refusal"] = None
+        reply = await sdk.chat.completions.create(model="auto", messages=history)
+        assert reply.choices[0].message.content
+    bodies = [received.body for received in vendors["openai"].received]
+    assert [body["messages"][1]["content"] for body in bodies] == ["[no answer]"] * 2
 
 
 @pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])

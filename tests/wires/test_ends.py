@@ -19,6 +19,10 @@ WORDS = {
         "content_filter": "content_filter",
         "eos": "stop",
         "end_turn": "stop",
+        "completed": "stop",
+        "done": "stop",
+        "end": "stop",
+        "finished": "stop",
         "MAX_TOKENS": "length",
         "sensitive": "content_filter",
         "error": None,
@@ -156,11 +160,11 @@ async def serve(connect):
     """Make clients of a server that answers with this body, or with these pieces of a stream."""
     runners = []
 
-    async def make(wire, answer, *, stays=False):
+    async def make(wire, answer, *, stays=False, status=200):
         async def handle(request):
             await request.read()
             if isinstance(answer, dict):
-                return web.json_response(answer)
+                return web.json_response(answer, status=status)
             response = web.StreamResponse(headers={"content-type": "text/event-stream"})
             await response.prepare(request)
             for piece in answer:
@@ -387,6 +391,70 @@ async def test_half_a_character_in_arguments_and_reasoning(serve):
     choice = completion.choices[0]
     assert choice.reasoning == "\U0001f600"
     assert choice.tool_calls[0].arguments == '{"a": "\U0001f600"}'
+
+
+CUT_EMOJI = "a\ud83d"
+"""As `max_tokens` leaves it."""
+
+
+@pytest.mark.parametrize("wire", WORDS)
+async def test_half_a_character_in_a_whole_text(serve, wire):
+    client = await serve(wire, WHOLE[shape_of(wire)](CUT_EMOJI, _LENGTH[shape_of(wire)]))
+    completion = await client.chat(asking())
+    assert completion.choices[0].text == "a\ufffd"
+
+
+@pytest.mark.parametrize("wire", WORDS)
+async def test_half_a_character_at_the_end_of_a_stream(serve, wire):
+    client = await serve(wire, STREAMED[shape_of(wire)](CUT_EMOJI, _LENGTH[shape_of(wire)]))
+    chunks, completion = await drained(client)
+    assert "".join(chunk.text for chunk in chunks) == completion.choices[0].text == "a\ufffd"
+
+
+_LENGTH = {"openai": "length", "anthropic": "max_tokens", "gemini": "MAX_TOKENS"}
+
+
+@pytest.mark.parametrize("wire", ["openai", "openai_compatible"])
+async def test_halves_of_characters_beside_the_text(serve, wire):
+    function = {"name": "f", "arguments": json.dumps({"a": "\ud83d", "b": "\ud83d\ude00"})}
+    for arguments in (function["arguments"], '{"a": "\ud83d'):
+        body = openai_whole("a", "length")
+        body["choices"][0]["message"] |= {
+            "reasoning_content": "r\ude00",
+            "refusal": "\ud83dno",
+            "tool_calls": [
+                {"id": "c", "type": "function", "function": function | {"arguments": arguments}}
+            ],
+        }
+        choice = (await (await serve(wire, body)).chat(asking())).choices[0]
+        assert choice.reasoning == "r\ufffd"
+        assert choice.refusal == "\ufffdno"
+        assert choice.tool_calls[0].arguments == arguments.replace("\ud83d", "\ufffd")
+
+
+@pytest.mark.parametrize(
+    ("wire", "reason"), [("anthropic", "tool_use"), ("gemini", "STOP")], ids=["anthropic", "gemini"]
+)
+async def test_half_a_character_in_whole_arguments(serve, wire, reason):
+    body = WHOLE[wire]("a", reason)
+    if wire == "anthropic":
+        call = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": "\ud83d"}}
+        body["content"].append(call)
+    else:
+        call = {"functionCall": {"name": "f", "args": {"a": "\ud83d"}}}
+        body["candidates"][0]["content"]["parts"].append(call)
+    (called,) = (await (await serve(wire, body)).chat(asking())).choices[0].tool_calls
+    assert json.loads(called.arguments) == {"a": "\ufffd"}
+
+
+@pytest.mark.parametrize("wire", WORDS)
+async def test_half_a_character_in_an_error(serve, wire):
+    error = {"error": {"type": "invalid_request_error", "message": "You said a\ud83d."}}
+    client = await serve(wire, error, status=400)
+    assert (await failure_of(client.chat(asking()))).detail == "You said a\ufffd."
+    assert (await failure_of(drained(client))).detail == "You said a\ufffd."
+    client = await serve(wire, [event({"type": "error", **error})])
+    assert (await failure_of(drained(client))).detail == "You said a\ufffd."
 
 
 @pytest.mark.parametrize("garbage", [b"zzz\r\nabc\r\n", b"3\r\nabcdef\r\n"])

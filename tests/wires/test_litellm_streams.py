@@ -5,6 +5,8 @@ import gc
 import itertools
 import json
 import logging
+import socketserver
+import threading
 import traceback
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.litellm.chunks import ChunkReader, End
 from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.processes import PATIENCE
+from tests.wires import bodies
 from tests.wires.calls import asking, ours
 
 WEATHER = {
@@ -613,3 +616,36 @@ async def test_a_vendor_whose_limit_is_used_up(serve, connect):
     await whole(client)
     assert 0 < client.pause() <= 20
     assert client.pause() is None
+
+
+@pytest.mark.parametrize("model", ["llama-2-7b", "llama-3.1-8b"])
+async def test_no_tokenizer_is_fetched(connect, monkeypatch, model):
+    """For models that it takes for Llama, litellm fetches one to count what it could read."""
+    asked = []
+
+    class Count(socketserver.BaseRequestHandler):
+        def handle(self):
+            asked.append(self.request.recv(1000))
+
+    proxy = socketserver.TCPServer(("127.0.0.1", 0), Count)
+    thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
+    thread.start()  # the event loop itself would wait for the answer
+    address = f"http://127.0.0.1:{proxy.server_address[1]}"
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, address)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    try:
+        async with bodies.Vendor() as vendor:
+            bodies.openai(vendor, {"content": "4"}, {"content": "4"})
+            client = connect(vendor.config(bodies.COMPATIBLE, model=model))
+            stream = await client.stream(asking())
+            chunks = await bodies.read_out(stream)
+            await stream.aclose()
+            assert "".join(chunk.text for chunk in chunks) == "4"
+            assert (await client.chat(asking())).choices[0].text == "4"
+    finally:
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()
+    assert asked == []

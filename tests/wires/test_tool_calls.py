@@ -143,6 +143,34 @@ async def test_calls_of_a_stream_are_told_apart(serve, name):
     assert all(0 < len(c.id) <= 40 for c in calls)
 
 
+@pytest.mark.parametrize("call_id", [None, ""])
+@pytest.mark.parametrize(
+    "again",
+    [
+        [call("g", '{"id":7}', None, 0)],
+        [call("g", "", None, 0), call("", '{"id":7}', None, 0)],
+        [call("g", "{}", None, 0), call("", '{"id":7}', None, 0)],
+    ],
+    ids=["at once", "head first", "placeholder first"],
+)
+async def test_a_call_without_arguments_keeps_none_of_the_next(serve, call_id, again):
+    pieces = [call("f", "{}", call_id, 0), *again]
+    calls = await calls_of(await serve("openai_compatible", with_deltas(*pieces)))
+    assert [(c.name, c.arguments) for c in calls] == [("f", "{}"), ("g", '{"id":7}')]
+
+
+async def test_the_same_name_behind_a_placeholder_is_the_same_call(serve):
+    pieces = [call("f", "{}", None, 0), call("f", OSLO, None, 0)]
+    (only,) = await calls_of(await serve("openai_compatible", with_deltas(*pieces)))
+    assert (only.name, only.arguments) == ("f", OSLO)
+
+
+async def test_one_id_for_a_call_without_arguments_and_the_next(serve):
+    pieces = [call("f", "{}", "a", 0), call("g", OSLO, "a", 1)]
+    calls = await calls_of(await serve("openai_compatible", with_deltas(*pieces)))
+    assert [(c.name, c.arguments) for c in calls] == [("f", "{}"), ("g", OSLO)]
+
+
 @pytest.mark.parametrize("ids", [("", ""), (None, None), ("a", "a")])
 async def test_calls_of_a_whole_answer_have_ids_of_their_own(serve, ids):
     client = await serve("openai", with_calls(call("f", OSLO, ids[0]), call("g", "", ids[1])))

@@ -244,3 +244,86 @@ async def test_a_server_that_counts_nothing(vendor):
     vendor.whole["usage"] = vendor.events[-1]["usage"] = None
     async for answer in answers(vendor, COMPATIBLE, extra=OWN):
         assert (answer.usage, answer.cost_usd) == (Usage(), None)
+
+
+NONE, HUGE = Usage(), 10**30
+NO_COUNTS = [[], [1], "none", 7, True, {}]
+
+
+@pytest.mark.parametrize("kind", OPENAI_WIRE)
+@pytest.mark.parametrize(
+    ("usage", "read"),
+    [
+        *((usage, NONE) for usage in NO_COUNTS),
+        ({"total_tokens": 1.5}, NONE),
+        ({**COUNT, "prompt_tokens": HUGE, "total_tokens": HUGE}, Usage(0, 2, 2)),
+        ({**COUNT, "prompt_tokens": "x", "total_tokens": -1}, Usage(0, 2, 2)),
+        ({**COUNT, "prompt_tokens": 30.0, "total_tokens": "32"}, Usage(30, 2, 32)),
+        ({**COUNT, "prompt_tokens_details": []}, Usage(30, 2, 32)),
+        ({**COUNT, "completion_tokens_details": "x"}, Usage(30, 2, 32)),
+        ({**COUNT, "prompt_tokens_details": {"cached_tokens": HUGE}}, Usage(30, 2, 32)),
+    ],
+)
+async def test_openais_counts_that_are_none(vendor, kind, usage, read):
+    says(vendor, USAGE)
+    vendor.whole["usage"] = vendor.events[-1]["usage"] = usage
+    await are_answered(vendor, kind, read)
+
+
+PARTS = {"promptTokenCount": 30, "candidatesTokenCount": 2, "totalTokenCount": 32}
+
+
+@pytest.mark.parametrize(
+    ("usage", "read"),
+    [
+        *((usage, NONE) for usage in [*NO_COUNTS, None, "missing"]),
+        ({"promptTokenCount": 1.5}, NONE),
+        ({"promptTokenCount": HUGE, "candidatesTokenCount": 2}, Usage(0, 2, 2)),
+        ({**PARTS, "promptTokensDetails": "x"}, Usage(30, 2, 32)),
+        ({**PARTS, "promptTokensDetails": [7, {"modality": "TEXT"}]}, Usage(30, 2, 32)),
+        ({**PARTS, "cachedContentTokenCount": "x"}, Usage(30, 2, 32)),
+    ],
+)
+async def test_geminis_counts_that_are_none(vendor, usage, read):
+    gemini(vendor, [{"text": "4"}])
+    counts(vendor.whole, "usageMetadata", usage)
+    await are_answered(vendor, GEMINI, read)
+
+
+@pytest.mark.parametrize(
+    ("usage", "read"),
+    [
+        *((usage, NONE) for usage in [*NO_COUNTS, None, "missing"]),
+        ({"input_tokens": 1.5}, NONE),
+        ({"input_tokens": HUGE, "output_tokens": 2}, Usage(0, 2, 2)),
+        ({"output_tokens": 2}, Usage(0, 2, 2)),
+        (
+            {"input_tokens": 30, "output_tokens": 2, "cache_read_input_tokens": "x"},
+            Usage(30, 2, 32),
+        ),
+        ({"input_tokens": 30, "output_tokens": 2, "cache_creation": "x"}, Usage(30, 2, 32)),
+    ],
+)
+async def test_anthropics_counts_that_are_none(vendor, usage, read):
+    anthropic(vendor, {"type": "text", "text": "4"})
+    for holder in (vendor.whole, vendor.events[0]["message"], vendor.events[-2]):
+        counts(holder, "usage", usage)
+    await are_answered(vendor, ANTHROPIC, read)
+
+
+def counts(holder, name, usage):
+    if usage == "missing":
+        del holder[name]
+    else:
+        holder[name] = usage
+
+
+async def are_answered(vendor, kind, read):
+    count = 0
+    async for answer in answers(vendor, kind, extra=OWN):
+        count += 1
+        assert answer.choices[0].text == "4"
+        assert answer.usage == read
+        cost = read.prompt_tokens + 100 * read.completion_tokens
+        assert answer.cost_usd == (pytest.approx(cost) if read.total_tokens else None)
+    assert count == 4

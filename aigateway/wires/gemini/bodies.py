@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["NOT_LITELLMS", "unify_candidates"]
+__all__ = ["unify_candidates"]
 
 _WITHHOLDING = (
     "SAFETY",
@@ -19,12 +19,6 @@ _WITHHOLDING = (
 """For these ends litellm leaves out what has been said."""
 _LIKE_WITHHOLDING = "MODEL_ARMOR"
 """An end that means the same, for which it does not."""
-
-NOT_LITELLMS = tuple(
-    f'"{word}"'.encode()
-    for word in ("functionCall", "executableCode", "codeExecutionResult", *_WITHHOLDING)
-)
-"""A body without any of these needs no change."""
 
 
 def unify_candidates(body: Any) -> bool:

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
@@ -30,7 +31,7 @@ from yarl import URL
 
 from aigateway.wires.anthropic.tool_calls import InputKeeper, server_calls_in
 from aigateway.wires.carrying import with_extra_body
-from aigateway.wires.gemini.bodies import NOT_LITELLMS
+from aigateway.wires.json_bodies import mend_usage, parsed_whole
 from aigateway.wires.litellm.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser
 from aigateway.wires.tool_calls import unify
@@ -53,6 +54,9 @@ _END_OF_BODY = 0.05
 
 _NO_EVENT = 64 * 1024
 """Bytes kept of a body without events, for a look at what it is instead."""
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""A character that may be half of one, escaped or not."""
 
 _BREAKS = (aiohttp.ClientError, httpx.DecodingError, HttpProcessingError, OSError, ValueError)
 """How a request, or the reading of its answer, fails."""
@@ -157,21 +161,23 @@ class StreamedBody(httpx.AsyncByteStream):
         self.event = event
         self.is_over = isinstance(event, Mapping) and event.get("type") == "message_stop"
         self.server_calls |= server_calls_in(event)
-        changed = unify(event)
+        changed = unify(event) | mend_usage(event)
         # httpx ends lines at characters that are nothing special in JSON.
         plain = data.isascii() and b"\n" not in data and not changed
         return data if plain else json.dumps(event).encode()
 
 
-def _with_arguments(content: bytes) -> bytes:
-    """A body with all tool calls in the form that litellm knows."""
-    if not any(map(content.__contains__, (b'"custom"', *NOT_LITELLMS))):
-        return content
+def _readable(content: bytes) -> bytes:
+    """A body in whole characters, with calls and counts in the form that litellm knows."""
+    halves = _HALF.search(content) is not None
+    if not halves and b'"embedding' in content[:1000]:
+        return content  # it is long
     try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
+        body = parsed_whole(content)
+    except ValueError:
         return content
-    return json.dumps(body).encode() if unify(body) else content
+    changed = unify(body) | mend_usage(body, whole=True) | halves
+    return json.dumps(body).encode() if changed else content
 
 
 def _is_error(event: object) -> bool:
@@ -294,7 +300,7 @@ class OneShotTransport(httpx.AsyncBaseTransport):
             witness.body = StreamedBody(answer)
             return httpx.Response(answer.status, headers=received, stream=witness.body)
         async with answer:
-            content = _with_arguments(await answer.read())
+            content = _readable(await answer.read())
             return httpx.Response(answer.status, headers=received, content=content)
 
     def _proxy(self, url: httpx.URL) -> str | None:

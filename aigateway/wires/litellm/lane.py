@@ -39,6 +39,7 @@ from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.copying import fresh_copy
 from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
+from aigateway.wires.json_bodies import parsed_whole
 from aigateway.wires.loading import load_litellm
 from aigateway.wires.openai.answer import openai_completion
 from aigateway.wires.parameters import Dropping, Parameters
@@ -52,7 +53,6 @@ from aigateway.wires.pricing import (
 )
 from aigateway.wires.quota import Quota
 from aigateway.wires.registry import wire_of
-from aigateway.wires.stream_reading import parsed
 from aigateway.wires.tool_calls import asks_for_custom_tools
 
 if TYPE_CHECKING:
@@ -399,7 +399,7 @@ class LiteLLMClient:
         if response is None or not response.is_success or not self._has_think_tags:
             return None
         try:
-            return openai_completion(parsed(response.content))
+            return openai_completion(parsed_whole(response.content))
         except ValueError:
             return None
 
@@ -450,7 +450,7 @@ class LiteLLMClient:
 def _body(witness: Witness) -> Any:
     """What the vendor sent, if it was seen and is JSON."""
     try:
-        return None if witness.response is None else parsed(witness.response.content)
+        return None if witness.response is None else parsed_whole(witness.response.content)
     except ValueError:
         return None
 

@@ -16,7 +16,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, M
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
+from uuid import uuid4
 
 from aigateway.messages import Chunk, Completion
 from aigateway.wires.answers import kind_of_silence
@@ -58,10 +60,35 @@ class StreamOrigin:
 
 async def opened(acompletion: Callable[..., Coroutine[Any, Any, Any]], **arguments: Any) -> Any:
     """Call `litellm.acompletion`, and see that the request is sent (for Gemini, it waits)."""
-    wrapper = await acompletion(**arguments)
+    wrapper = await acompletion(**_unpriced(arguments))
     if getattr(wrapper, "completion_stream", wrapper) is None:
         await wrapper.fetch_stream()
     return wrapper
+
+
+def _unpriced(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Keep litellm from pricing a stream of which nothing has come.
+
+    It would count the tokens of no text, and fetch a tokenizer from Hugging Face for that if the
+    model's name is one of Llama's, while the event loop waits.
+    """
+    try:
+        from litellm.utils import Rules, function_setup  # noqa: PLC0415 - loaded by now
+
+        call = {"litellm_call_id": str(uuid4()), **arguments}
+        begun = datetime.now()  # noqa: DTZ005 - as litellm's own
+        log, call = function_setup("acompletion", Rules(), begun, **call)
+        cost = log.response_cost_calculator
+        log.response_cost_calculator = lambda *given, **named: (
+            None if _is_open(*given, **named) else cost(*given, **named)
+        )
+    except Exception:  # noqa: BLE001 - another version of litellm does it by itself
+        return arguments
+    return {**call, "litellm_logging_obj": log}
+
+
+def _is_open(result: Any = None, *_: Any, **__: Any) -> bool:
+    return hasattr(result, "completion_stream")
 
 
 class LiteLLMStream:

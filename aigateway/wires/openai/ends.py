@@ -20,6 +20,10 @@ OPENAI_ENDS: Mapping[str, str] = {
     "function_call": "function_call",
     "content_filter": "content_filter",
     "complete": "stop",  # Cohere
+    "completed": "stop",
+    "done": "stop",
+    "end": "stop",
+    "finished": "stop",
     "eos": "stop",  # Together
     "eos_token": "stop",  # Hugging Face
     "stop_token": "stop",

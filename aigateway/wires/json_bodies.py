@@ -1,0 +1,138 @@
+"""JSON as vendors send it: what orjson refuses and Python's own reader takes does come from them.
+
+That is half of a character (an emoji that `max_tokens` has cut), a byte order mark, and NaN.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+__all__ = ["mend_usage", "parsed", "parsed_whole", "whole_characters"]
+
+
+def parsed(data: bytes) -> Any:
+    """Read JSON, half of a character included: its rest may be in the next event of a stream.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("It is nested too deeply.") from None
+
+
+def parsed_whole(data: bytes) -> Any:
+    """Read JSON of which nothing more comes: U+FFFD stands for each half of a character.
+
+    Raises:
+        ValueError: It is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(whole_characters(json.dumps(json.loads(data), ensure_ascii=False)))
+    except RecursionError:
+        raise ValueError("It is nested too deeply.") from None
+
+
+def whole_characters(text: str) -> str:
+    """Join halves of characters that stand side by side, and put U+FFFD for each other one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def mend_usage(body: Any, *, whole: bool = False) -> bool:
+    """Leave out of the vendor's count what is none, so that it costs no answer.
+
+    Args:
+        body: An answer, or an event of a stream. It is changed.
+        whole: It is an answer. Then counts of zero stand for those that litellm cannot do without.
+
+    Returns:
+        Whether anything was changed.
+    """
+    if not isinstance(body, dict):
+        return False
+    changed = False
+    for holder in (body, body.get("message")):  # Anthropic's streams begin with one
+        if not isinstance(holder, dict):
+            continue
+        for name in _USAGES & holder.keys():
+            usage = holder[name]
+            if isinstance(usage, dict):
+                changed |= _mend(usage)
+            elif usage is not None or "choices" not in holder:
+                del holder[name]
+                changed = True
+    if whole:
+        if body.get("type") == "message":
+            changed |= _fill(body, "usage", ("input_tokens", "output_tokens"))
+        elif "candidates" in body:
+            changed |= _fill(body, "usageMetadata", ("promptTokenCount", "totalTokenCount"))
+    return changed
+
+
+_USAGES = frozenset({"usage", "usageMetadata"})
+_COUNTS = ("okens", "Count", "_requests")
+"""How the names of counts end."""
+_DETAILS = {"_details": dict, "Details": list}
+"""How the names of what else is counted end, and what it must be."""
+
+
+def _mend(usage: dict[str, Any], levels: int = 3) -> bool:
+    changed = False
+    for name, count in list(usage.items()):
+        form = next((f for end, f in _DETAILS.items() if name.endswith(end)), None)
+        if name.endswith(_COUNTS) and not isinstance(count, dict | list):
+            if type(count) is int and 0 <= count < _MOST:
+                continue
+            changed = True
+            read = _count(count)
+            if read is None:
+                del usage[name]
+            else:
+                usage[name] = read
+        elif (form is not None and count is not None and not isinstance(count, form)) or (
+            isinstance(count, dict | list) and not levels
+        ):
+            del usage[name]
+            changed = True
+        elif isinstance(count, dict):
+            changed |= _mend(count, levels - 1)
+        elif isinstance(count, list):
+            usage[name] = [part for part in count if isinstance(part, dict)]
+            changed |= len(usage[name]) < len(count)
+            for part in usage[name]:
+                changed |= _mend(part, levels - 1)
+    return changed
+
+
+_MOST = 2**53
+
+
+def _count(given: Any) -> int | None:
+    """A count that a server wrote as 7.0 or "7"; None if it is none."""
+    if isinstance(given, str) and given.isdecimal() and given.isascii() and len(given) < 16:
+        return int(given)
+    whole = isinstance(given, float) and given.is_integer() and 0 <= given < _MOST
+    return int(given) if whole else None
+
+
+def _fill(body: dict[str, Any], name: str, counts: tuple[str, ...]) -> bool:
+    usage = body.setdefault(name, {})
+    lacking = [count for count in counts if count not in usage]
+    usage.update(dict.fromkeys(lacking, 0))
+    return bool(lacking)

@@ -147,6 +147,26 @@ class TestCooldown:
         cooldown = Cooldown(Stopped(), CooldownPolicy(), heard)
         attempt(cooldown, answered())
 
+    def test_an_attempt_that_begins_all_the_same_does_not_end_it(self, cooldown):
+        cooldown.throttle(5)
+        cooldown.begin()
+        assert cooldown.refusal().retry_after == pytest.approx(5)
+
+    def test_it_is_quiet_until_it_begins_and_again_once_an_answer_followed_it(
+        self, cooldown, clock
+    ):
+        assert cooldown.quiet
+        cooldown.throttle(5)
+        cooldown.end(cooldown.begin(), answered())
+        assert not cooldown.quiet, "it is on"
+        clock.tick(5)
+        token = cooldown.begin()
+        assert not cooldown.quiet, "its row is remembered"
+        cooldown.end(token, neutral())
+        assert not cooldown.quiet
+        attempt(cooldown, answered())
+        assert cooldown.quiet
+
 
 class TestClamp:
     """A vendor that asks for a day is left alone for five minutes, and then tried."""
@@ -220,9 +240,22 @@ class TestClamp:
         clock.tick(0.5)
         assert cooldown.refusal() is None
 
+    def test_a_trial_whose_loop_is_gone_lets_the_next_one_go(self, cooldown, clock):
+        self.cut(cooldown, clock)
+        cooldown.begin()
+        cooldown.abandon()
+        assert cooldown.refusal() is None
+
+    def test_a_trial_that_is_answered_makes_it_quiet(self, cooldown, clock):
+        self.cut(cooldown, clock)
+        attempt(cooldown, answered())
+        assert cooldown.quiet
+
     def test_a_trial_that_is_late_keeps_no_last_resort_back(self, cooldown, clock):
         self.cut(cooldown, clock)
         cooldown.begin()
+        assert cooldown.refusal().pending
+        assert cooldown.refusal().last_resort == pytest.approx(1.0)
         clock.tick(0.4)
         refusal = cooldown.refusal()
         assert refusal.pending
@@ -395,6 +428,34 @@ class TestEvidence:
         attempt(setup, answered())
 
 
+class TestQuiet:
+    """While it is, an attempt and an answer change nothing."""
+
+    def test_a_suspicion_ends_it_and_an_answer_brings_it_back(self, setup):
+        assert setup.quiet
+        attempt(setup, misconfigured("one"))
+        assert not setup.quiet
+        for how in (failed, neutral, throttled):
+            attempt(setup, how())
+            assert not setup.quiet
+        attempt(setup, answered())
+        assert setup.quiet
+
+    def test_disabled_it_is_not_before_a_check_is_answered(self, setup, clock):
+        before = setup.begin()
+        attempt(setup, CERTAIN)
+        setup.end(before, answered())
+        assert not setup.quiet
+        clock.tick(300)
+        attempt(setup, answered())
+        assert setup.quiet
+
+    def test_reset_brings_it_back(self, setup):
+        attempt(setup, CERTAIN)
+        setup.reset()
+        assert setup.quiet
+
+
 class TestCheck:
     """One request checks from time to time whether a disabled provider is well again."""
 
@@ -414,6 +475,12 @@ class TestCheck:
         setup.end(check, answered())
         assert (setup.refusal(), setup.reason) == (None, None)
         assert heard.events[-1] == ("enabled",)
+
+    def test_a_check_whose_loop_is_gone_lets_the_next_one_go(self, setup, clock):
+        self.disable(setup, clock)
+        setup.begin()
+        setup.abandon()
+        assert setup.refusal() is None
 
     def test_checks_grow_rare_up_to_an_hour(self, setup, clock):
         pauses = []

@@ -81,6 +81,52 @@ class TestPurse:
         assert purse.wait() == 0
 
 
+class TestQuiet:
+    """While it is, with a closed circuit, an attempt and an answer change nothing."""
+
+    def fill(self, purse):
+        while purse.purse < MOST:
+            assert not purse.quiet
+            attempt(purse, answered(), closed=True)
+
+    def test_it_is_when_the_purse_is_full(self, purse):
+        self.fill(purse)
+        assert purse.quiet
+
+    def test_an_attempt_through_a_circuit_that_is_not_closed_ends_it(self, purse):
+        self.fill(purse)
+        held = purse.begin(closed=False)
+        assert not purse.quiet
+        purse.end(held, failed())
+        assert not purse.quiet, "an answer would pay"
+        attempt(purse, answered(), closed=True)
+        assert purse.quiet
+
+    def test_it_is_not_while_an_attempt_on_an_empty_purse_is_out(self, purse):
+        late = purse.begin(closed=False)
+        while purse.purse < MOST:
+            attempt(purse, answered(), closed=True)
+        assert not purse.quiet, "its end has to be noticed"
+        purse.end(late, failed())
+        attempt(purse, answered(), closed=True)
+        assert purse.quiet
+
+    def test_it_is_not_while_the_ramp_is_on(self, purse, clock):
+        come_back(purse)
+        while purse.purse < MOST:
+            attempt(purse, answered(), closed=True)
+        assert not purse.quiet, "attempts count against the pace"
+        clock.tick(RAMP)
+        assert purse.ramp_wait() == 0
+        attempt(purse, answered(), closed=True)
+        assert purse.quiet
+
+    def test_reset_ends_it(self, purse):
+        self.fill(purse)
+        purse.reset()
+        assert not purse.quiet
+
+
 class TestTrickle:
     def test_the_first_may_go_at_once(self, purse):
         assert purse.wait() == 0
@@ -183,6 +229,14 @@ class TestTrickle:
         purse.end(old, failed())
         purse.begin(closed=False)
         assert purse.wait() == pytest.approx(OVERDUE)
+
+    def test_one_whose_loop_is_gone_keeps_no_other_back(self, purse):
+        assert not purse.pending
+        purse.begin(closed=False)
+        assert purse.pending
+        purse.abandon()
+        assert not purse.pending
+        assert purse.wait() == pytest.approx(TRICKLE)
 
     @given(
         st.lists(

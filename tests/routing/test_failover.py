@@ -94,6 +94,16 @@ class TestFailover:
         assert (await gateway.chat("2")).provider == "b"
         assert vendor.called("a") == 1
 
+    async def test_an_operation_that_is_not_offered_is_off_at_once_and_the_other_is_not(
+        self, make, vendor
+    ):
+        gateway = make("a", "b")
+        vendor.script("a", Failure(K.NOT_OFFERED, 405))
+        assert (await gateway.embed("x")).provider == "b"
+        assert (await gateway.embed("y")).provider == "b"
+        assert vendor.called("a") == 1
+        assert (await gateway.chat("hi")).provider == "a"
+
     async def test_a_disabled_one_is_checked_by_one_request_and_comes_back(
         self, make, vendor, clock
     ):

@@ -503,6 +503,25 @@ class TestNetwork:
         assert all(isinstance(result, AllProvidersFailedError) for result in results)
         assert {p.circuit_state for p in gateway.providers} == {CircuitState.CLOSED}
 
+    async def test_circuits_that_opened_for_it_close_again_and_no_others(self, make, vendor, clock):
+        gateway = make("a", "b", "c", hedge=False, failure_threshold=3)
+        offline = Failure(K.CONNECTION, unreachable=True)
+        vendor.always("a", K.TIMEOUT)
+        vendor.always("b", offline)
+        for turn in range(3):
+            assert (await gateway.chat(f"{turn}")).provider == "c"
+        assert [p.circuit_state for p in gateway.providers] == ["open", "open", "closed"]
+        vendor.always("c", K.TIMEOUT)
+        for turn in range(2):
+            with pytest.raises(AllProvidersFailedError):
+                await gateway.chat(f"c{turn}", model="c")
+        vendor.always("c", offline)
+        clock.tick(70)  # the answers of c are too old to prove anything
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("c alone", model="c")
+        assert [p.circuit_state for p in gateway.providers] == ["open", "closed", "closed"]
+        assert provider(gateway, "c")["consecutive_failures"] == 2, "its own ones still count"
+
     async def test_one_that_refuses_while_others_answer_is_blamed(self, make, vendor):
         gateway = make(hedge=False)
         vendor.always("a", Failure(K.CONNECTION, unreachable=True))
@@ -573,3 +592,29 @@ class TestConcurrency:
             await gateway.chat(f"{turn}")
             clock.tick(1)
         assert bound() > fallen
+
+    @pytest.mark.parametrize(
+        ("failure", "falls"),
+        [
+            (Failure(K.SERVER_ERROR, 529), True),
+            (Failure(K.SERVER_ERROR, 528), False),
+            (Failure(K.SERVER_ERROR, 530), False),
+            (Failure(K.RATE_LIMITED), True),
+            (Failure(K.TIMEOUT), False),
+        ],
+    )
+    async def test_only_what_speaks_of_load_lowers_it(self, make, vendor, failure, falls):
+        gateway = make("a", "b", fields={"max_concurrency": 10}, hedge=False)
+        vendor.script("a", failure)
+        await gateway.chat("hi")
+        assert (state_of(gateway, "a").max_in_flight < 10) is falls
+
+    async def test_a_stream_without_content_in_time_lowers_it(self, make, vendor, clock, recorder):
+        gateway = make("a", "b", fields={"max_concurrency": 10}, hedge=False)
+        vendor.script("a", ScriptedStream(slow(clock, 10**6), "late"))
+        reading = asyncio.create_task(anext(aiter(gateway.stream("hi"))))
+        await clock.advance(60)
+        await reading
+        assert state_of(gateway, "a").max_in_flight < 10
+        (failed,) = recorder.named("provider.failed")
+        assert (failed.kind, failed.code) == (K.TIMEOUT, "first_token_timeout")

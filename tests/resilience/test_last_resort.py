@@ -290,15 +290,32 @@ class TestRamp:
         assert let_through(purse, clock, 1 / 64) == CROWD
         assert not purse.ramping
 
+    def test_a_wait_is_as_long_as_the_pace_says(self, purse, clock):
+        come_back(purse)
+        assert self.burst(purse) == 1
+        assert purse.ramp_wait() == pytest.approx(1 / 8)
+        clock.tick(1 / 16)
+        assert purse.ramp_wait() == pytest.approx(1 / 16)
+
     def test_no_wait_goes_beyond_the_moment_in_which_the_pace_doubles(self, purse, clock):
         come_back(purse)
-        let_through(purse, clock, 0.95)
-        assert purse.ramp_wait() == pytest.approx(0.05, abs=0.02)
+        clock.tick(0.95)
+        assert self.burst(purse) == 1
+        assert purse.ramp_wait() == pytest.approx(0.05)
 
-    def test_those_who_come_late_find_no_saved_burst(self, purse, clock):
+    def burst(self, purse):
+        """How many of a crowd get on the ramp in one moment."""
+        begun = 0
+        while not purse.ramp_wait():
+            purse.begin(closed=True)
+            begun += 1
+        return begun
+
+    @pytest.mark.parametrize(("after", "burst"), [(0.9, 1), (1.9, 2), (4.5, 16)])
+    def test_those_who_come_late_find_no_saved_burst(self, purse, clock, after, burst):
         come_back(purse)
-        clock.tick(4.5)
-        assert let_through(purse, clock, 1 / 64) <= 8 * 2**4 / 8 + 3
+        clock.tick(after)
+        assert self.burst(purse) == burst, "an eighth of a second's"
 
     def test_attempts_outside_of_it_do_not_count_against_it(self, purse, clock):
         for _ in range(50):

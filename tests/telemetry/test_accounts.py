@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from aigateway import AsyncGateway, FailureKind, GatewayError
-from aigateway.events import AttemptEnded, RequestEnded, RequestServed
+from aigateway.events import AnswerDiscarded, AttemptEnded, RequestEnded, RequestServed
+from aigateway.messages import Choice, Completion, Origin, Usage
 from aigateway.testing import ScriptedStream, scripted_configs
 from tests.telemetry.books import Books
 
@@ -21,8 +22,8 @@ def books():
 async def make(clock, vendor, books):
     made = []
 
-    def make_gateway(*names, **settings):
-        configs = scripted_configs(*(names or ("a", "b")))
+    def make_gateway(*names, fields=None, **settings):
+        configs = scripted_configs(*(names or ("a", "b")), **(fields or {}))
         settings = {"retry_rounds": 0} | settings
         made.append(AsyncGateway(configs, clock=clock, vendor=vendor, hooks=[books], **settings))
         return made[-1]
@@ -143,6 +144,94 @@ async def test_overlapping_attempts_count_once_as_waiting(make, vendor, clock, b
     assert (won.failure, won.attempt, won.latency_seconds) == (None, 2, 4)
     (event,) = books.of(RequestEnded)
     assert (event.latency_seconds, event.vendor_seconds, event.attempts) == (5, 5, 2)
+
+
+PRICED = {"input_cost_per_token": 0.0001, "output_cost_per_token": 0.0002}
+
+
+class TestLateAnswer:
+    """An attempt that was outrun or given up brings an answer all the same: that is paid for."""
+
+    @pytest.fixture
+    def stubborn(self, clock):
+        async def answer_all_the_same():
+            try:
+                await clock.sleep(10**6)
+            except asyncio.CancelledError:
+                return "too late"
+
+        return answer_all_the_same
+
+    async def test_what_was_counted_already_is_not_counted_twice(
+        self, make, vendor, clock, books, stubborn
+    ):
+        gateway = make(hedge=True, hedge_delay_seconds=1, fields={"extra": PRICED})
+        paid = []
+        vendor.script("a", stubborn)
+        origin = Origin(on_cost=paid.append)
+        asking = asyncio.create_task(gateway.chat("h" * 400, max_tokens=50, origin=origin))
+        await clock.advance(2)
+        assert (await asking).provider == "b"
+        outrun, _ = books.of(AttemptEnded)
+        prompt = outrun.usage.prompt_tokens
+        assert prompt > 1
+        assert outrun.usage.completion_tokens == 50, "as many as it could have written"
+        assert outrun.cost_usd == pytest.approx(prompt * 0.0001 + 50 * 0.0002)
+        (late,) = books.of(AnswerDiscarded)
+        assert (late.provider, late.usage, late.cost_usd) == ("a", Usage(0, 0, 0), 0)
+        assert paid == [pytest.approx(outrun.cost_usd), pytest.approx(0.001), 0]
+
+    async def test_what_goes_beyond_that_is_counted(self, make, vendor, clock, books):
+        gateway = make(hedge=True, hedge_delay_seconds=1, fields={"extra": PRICED})
+        paid = []
+        answer = Completion("x", "m", (Choice("late", "stop"),), Usage(500, 90, 590), 0.9)
+
+        async def answer_all_the_same():
+            try:
+                await clock.sleep(10**6)
+            except asyncio.CancelledError:
+                return answer
+
+        vendor.script("a", answer_all_the_same)
+        origin = Origin(on_cost=paid.append)
+        asking = asyncio.create_task(gateway.chat("h" * 400, max_tokens=50, origin=origin))
+        await clock.advance(2)
+        await asking
+        outrun, _ = books.of(AttemptEnded)
+        (late,) = books.of(AnswerDiscarded)
+        prompt = outrun.usage.prompt_tokens
+        assert late.usage == Usage(500 - prompt, 40, 540 - prompt)
+        assert late.cost_usd == pytest.approx(0.9 - outrun.cost_usd)
+        assert paid[-1] == late.cost_usd
+        counted = gateway.get_metrics()["providers"]["a"]
+        assert (counted["prompt_tokens"], counted["completion_tokens"]) == (500, 90)
+        assert counted["cost_usd"] == pytest.approx(0.9)
+
+
+async def test_headers_of_a_trace_stand_over_the_callers(vendor, clock):
+    class Trace:
+        headers = {"traceparent": "ours"}
+
+        def attempt(self, *_):
+            return self
+
+        def ended(self, *_):
+            pass
+
+    class Hook:
+        def on_event(self, event):
+            pass
+
+        def trace_request(self, request, *, streamed):
+            return Trace()
+
+    origin = Origin(headers={"TraceParent": "theirs", "X-Own": "1"})
+    async with AsyncGateway(
+        scripted_configs("a"), clock=clock, vendor=vendor, hooks=[Hook()]
+    ) as gateway:
+        await gateway.chat("hi", origin=origin)
+    (_, request) = vendor.calls[0]
+    assert request.headers == {"X-Own": "1", "traceparent": "ours"}
 
 
 async def test_a_stream_tells_its_first_content_and_its_end(make, vendor, clock, books):

@@ -106,6 +106,13 @@ class TestCooldown:
         attempt(cooldown, throttled())
         assert cooldown.refusal().retry_after == pytest.approx(2)
 
+    def test_a_refusal_in_the_moment_of_its_end_begins_the_next_of_the_row(self, cooldown, clock):
+        tokens = [cooldown.begin(), cooldown.begin()]
+        cooldown.end(tokens[0], throttled())
+        clock.tick(1)
+        cooldown.end(tokens[1], throttled())
+        assert cooldown.refusal().retry_after == pytest.approx(2)
+
     def test_survives_ten_thousand_in_a_row(self, cooldown, clock):
         for _ in range(10_000):
             attempt(cooldown, throttled())

@@ -114,6 +114,35 @@ class TestFailover:
         assert (await gateway.chat("2")).provider == "a"
         assert state_of(gateway, "a").disabled_reason is None
 
+    async def test_a_bare_refusal_disables_when_a_second_request_meets_it(self, make, vendor):
+        gateway = make()
+        vendor.always("a", Failure(K.AUTHENTICATION, 401))
+        same = another()
+        for _ in range(3):
+            assert (await gateway.chat(same, cache=False)).provider == "b"
+        assert state_of(gateway, "a").disabled_reason is None
+        await gateway.chat(another())
+        assert state_of(gateway, "a").disabled_reason is K.AUTHENTICATION
+
+    @pytest.mark.parametrize(
+        ("kind", "cools"),
+        [
+            (K.SERVER_ERROR, True),
+            (K.BAD_ANSWER, True),
+            (K.RATE_LIMITED, True),
+            (K.CONNECTION, False),
+            (K.UNKNOWN, False),
+            (K.UNSUPPORTED, False),
+        ],
+    )
+    async def test_a_wish_to_be_left_alone_counts_where_it_can_be_meant(
+        self, make, vendor, kind, cools
+    ):
+        gateway = make()
+        vendor.script("a", Failure(kind, retry_after=9))
+        assert (await gateway.chat("hi")).provider == "b"
+        assert state_of(gateway, "a").retry_after_seconds == (9 if cools else None)
+
     async def test_a_rate_limit_cools_down_and_is_neutral(self, make, vendor, clock):
         gateway = make()
         vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=7))

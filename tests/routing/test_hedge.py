@@ -262,6 +262,29 @@ class TestStream:
         assert stream.response.provider == "b"
         assert vendor.open_streams == 0
 
+    async def test_the_delay_is_that_of_first_contents_however_long_answers_take(
+        self, make, vendor, clock
+    ):
+        gateway = make(hedge_delay_seconds=50)
+
+        async def read(prompt):
+            stream = gateway.stream(prompt)
+            text = "".join([chunk.text async for chunk in stream])
+            return text, stream.response.provider
+
+        def wait(seconds):
+            return lambda: clock.sleep(seconds)
+
+        for turn in range(20):
+            vendor.script("a", ScriptedStream(wait(2), "so", wait(9), "so"))
+            reading = asyncio.create_task(read(f"{turn}"))
+            await clock.advance(12)
+            await reading
+        vendor.script("a", ScriptedStream(wait(60), "late"))
+        reading = asyncio.create_task(read("last"))
+        await clock.advance(2.1)
+        assert await reading == ("ok", "b")
+
     async def test_two_first_contents_in_one_moment(self, make, vendor, clock):
         gateway = make()
         vendor.script("a", ScriptedStream(slow(clock, 2), "first"))
@@ -521,6 +544,24 @@ class TestNetwork:
             await gateway.chat("c alone", model="c")
         assert [p.circuit_state for p in gateway.providers] == ["open", "closed", "closed"]
         assert provider(gateway, "c")["consecutive_failures"] == 2, "its own ones still count"
+
+    async def test_a_refused_key_proves_nothing_as_it_is_not_asked_for_a_while(self, make, vendor):
+        gateway = make(hedge=False, failure_threshold=1)
+        vendor.always("a", K.AUTHENTICATION)
+        for name in "bc":
+            vendor.always(name, Failure(K.CONNECTION, unreachable=True))
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("hi")
+        assert {p.circuit_state for p in gateway.providers} == {CircuitState.CLOSED}
+
+    async def test_any_status_is_a_sign_that_it_was_reached(self, make, vendor):
+        gateway = make(hedge=False, failure_threshold=1)
+        vendor.always("a", Failure(K.RATE_LIMITED, 429))
+        for name in "bc":
+            vendor.always(name, Failure(K.CONNECTION, unreachable=True))
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("hi")
+        assert [p.circuit_state for p in gateway.providers] == ["closed", "open", "open"]
 
     async def test_one_that_refuses_while_others_answer_is_blamed(self, make, vendor):
         gateway = make(hedge=False)

@@ -210,7 +210,8 @@ class TestLateAnswer:
 
 async def test_headers_of_a_trace_stand_over_the_callers(vendor, clock):
     class Trace:
-        headers = {"traceparent": "ours"}
+        def __init__(self):
+            self.headers = {"traceparent": "ours"}
 
         def attempt(self, *_):
             return self

@@ -195,7 +195,6 @@ class Setup:
         self.reason: FailureKind | None = None
         self._suspects: dict[FailureKind | None, Hashable] = {}
         self._in_a_row = 0
-        self._disabled_at = -math.inf
         self._recheck_at = -math.inf
         self.refused_at = -math.inf
         self._check_out_until = -math.inf

@@ -771,3 +771,98 @@ class TestCandidate:
             candidate.note(ProviderFailure(candidate.provider.name, K.CONNECTION))
             candidate.unreachable = value
         assert request.looks_offline is offline
+
+
+class TestRequestState:
+    @pytest.fixture
+    def roster(self, make):
+        return Roster([make("a", priority=5)])
+
+    @pytest.fixture
+    def request_of(self, roster):
+        """A request of any provider there is, and how often it has looked which there are."""
+        looks = []
+
+        def serving():
+            looks.append(1)
+            return roster.candidates(None, "chat")
+
+        return RequestState("id", "chat", serving, 0.0, 60.0, cause=object), looks
+
+    def names(self, request):
+        return [candidate.provider.name for candidate in request.candidates]
+
+    def test_it_takes_providers_that_were_added_since_by_their_priority(
+        self, make, roster, request_of
+    ):
+        request, looks = request_of
+        request.take_new_providers()
+        assert len(looks) == 1, "it has just begun"
+        (first,) = request.candidates
+        first.calls = 1
+        roster.add(make("low", priority=1))
+        roster.add(make("high", priority=9))
+        request.take_new_providers()
+        assert self.names(request) == ["high", "a", "low"]
+        assert request.candidates[1] is first
+
+    def test_where_nothing_has_changed_nothing_is_made_anew(self, make, roster, request_of):
+        request, _ = request_of
+        for added in ([], [make("b")]):
+            for provider in added:
+                roster.add(provider)
+            request.take_new_providers()
+            request.take_new_providers()
+            before = request.candidates
+            request.take_new_providers()
+            assert request.candidates is before
+
+    def test_those_that_were_removed_stay_as_they_are(self, roster, request_of):
+        request, _ = request_of
+        request.take_new_providers()
+        roster.remove("a")
+        request.take_new_providers()
+        assert self.names(request) == ["a"]
+
+    @pytest.mark.parametrize(
+        ("seconds", "timeout", "share"), [(1.0, 60.0, 1.0), (1.0, 4.0, 1.0), (1.0, 2.0, 0.5)]
+    )
+    def test_a_share_of_its_time(self, seconds, timeout, share):
+        request = RequestState("id", "chat", list, 100.0, 100.0 + timeout, cause=object)
+        assert request.share(seconds) == pytest.approx(share)
+
+    def test_those_that_could_go_on_in_the_same_moments_are_of_one_group(self, make, clock):
+        a, b = make("a"), make("b")
+        clock.tick(1)
+
+        def change(**fields):
+            request = request_for(a, b)
+            for name, value in fields.items():
+                setattr(request, name, value)
+            return request
+
+        plain = request_for(a, b).group()
+        assert change().group() == plain
+        assert change(tokens=5).group() == change(tokens=7).group() != plain
+        for fields in (
+            {"overdue": True},
+            {"nearly_over": True},
+            {"model": "m"},
+            {"operation": "embeddings"},
+        ):
+            assert change(**fields).group() != plain
+        asked, asked_twice, tried = (change() for _ in range(3))
+        asked.candidates[0].calls = 1
+        asked_twice.candidates[0].calls = 2
+        tried.candidates[0].tried = True
+        assert asked.group() == asked_twice.group()
+        assert len({plain, asked.group(), tried.group()}) == 3
+
+    def test_a_refusal_parts_those_who_came_before_it_from_those_after(self, make, clock):
+        off = make("off")
+        before = request_for(off)
+        clock.tick(1)
+        disable(off)
+        clock.tick(1)
+        after, later = request_for(off), request_for(off)
+        assert before.group() != after.group() == later.group()

@@ -483,6 +483,17 @@ class TestCheck:
         assert (setup.refusal(), setup.reason) == (None, None)
         assert heard.events[-1] == ("enabled",)
 
+    def test_a_check_as_last_resort_is_waited_for_until_its_lease_ends(self, setup, clock):
+        self.disable(setup, clock, 5)
+        setup.begin()
+        assert setup.refusal().pending
+        clock.tick(59)
+        assert setup.refusal().pending
+        assert setup.refusal().last_resort == pytest.approx(1)
+        clock.tick(1)
+        assert not setup.refusal().pending
+        assert setup.refusal().last_resort == 0
+
     def test_a_check_whose_loop_is_gone_lets_the_next_one_go(self, setup, clock):
         self.disable(setup, clock)
         setup.begin()

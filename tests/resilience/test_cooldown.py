@@ -531,6 +531,13 @@ class TestCheck:
         attempt(setup, CERTAIN)
         assert setup.refusal().retry_after == pytest.approx(600)
 
+    @pytest.mark.parametrize(("later", "known"), [(-1, False), (0, False), (1, True)])
+    def test_only_a_refusal_from_before_a_request_lets_it_try(self, setup, clock, later, known):
+        assert setup.refused_before(clock.now()) == -math.inf, "there was none"
+        attempt(setup, CERTAIN)
+        refused_at = clock.now()
+        assert setup.refused_before(refused_at + later) == (refused_at if known else None)
+
     def test_it_knows_when_it_was_refused_last(self, setup, clock):
         assert setup.refused_at == -math.inf
         attempt(setup, CERTAIN)

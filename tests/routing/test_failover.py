@@ -328,6 +328,61 @@ class TestRounds:
         await fails(gateway, AllProvidersFailedError)
         assert vendor.called() == 1, "once, as last resort"
 
+    @pytest.mark.parametrize(
+        ("kind", "again"),
+        [
+            (K.SERVER_ERROR, True),
+            (K.BAD_ANSWER, True),
+            (K.CONNECTION, True),
+            (K.TIMEOUT, True),
+            (K.UNKNOWN, True),
+            (K.RATE_LIMITED, True),
+            (K.INVALID_OUTPUT, False),
+            (K.UNSUPPORTED, False),
+            (K.AUTHENTICATION, False),
+        ],
+    )
+    async def test_only_what_may_pass_is_asked_again(self, make, vendor, clock, kind, again):
+        gateway = make("a", "b", retry_rounds=1)
+        vendor.script("a", kind)
+        vendor.script("b", Failure(K.RATE_LIMITED, 429, retry_after=3), K.SERVER_ERROR)
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(4)
+        (result,) = await asyncio.gather(asking, return_exceptions=True)
+        assert vendor.called("a") == 1 + again
+        assert isinstance(result, AllProvidersFailedError) is not again
+
+    async def test_a_further_round_is_told_with_its_number_and_the_wait(self, make, vendor, clock):
+        told = []
+
+        class Hook:
+            def on_event(self, event):
+                if event.name == "request.retrying":
+                    told.append((event.round, event.wait_seconds))
+
+        gateway = make("a", retry_rounds=2, hooks=[Hook()])
+        vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=3), K.SERVER_ERROR)
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(5)
+        await asking
+        assert [number for number, _ in told] == [1, 2]
+        assert 3 <= told[0][1] <= 3.25
+        assert 0 <= told[1][1] <= 0.5
+
+    @pytest.mark.parametrize("rounds", [0, 1])
+    async def test_one_that_cools_down_is_waited_for_in_a_further_round(
+        self, make, vendor, clock, rounds
+    ):
+        gateway = make("a", "b", retry_rounds=rounds)
+        gateway._roster.named("a").chat.cooldown.throttle(2)
+        vendor.always("b", K.AUTHENTICATION)
+        asking = asyncio.create_task(gateway.chat(another()))
+        await clock.advance(2.3)
+        if rounds:
+            assert (await asking).provider == "a"
+        else:
+            assert isinstance(asking.exception(), AllProvidersFailedError)
+
 
 class TestTime:
     async def test_a_hang_ends_at_the_attempt_timeout_and_counts(self, make, vendor, clock):

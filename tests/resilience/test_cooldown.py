@@ -483,6 +483,13 @@ class TestCheck:
         assert (setup.refusal(), setup.reason) == (None, None)
         assert heard.events[-1] == ("enabled",)
 
+    def test_a_check_from_before_a_reset_enables_nothing(self, setup, clock, heard):
+        self.disable(setup, clock)
+        check = setup.begin()
+        setup.reset()
+        setup.end(check, answered())
+        assert ("enabled",) not in heard.events
+
     def test_a_check_as_last_resort_is_waited_for_until_its_lease_ends(self, setup, clock):
         self.disable(setup, clock, 5)
         setup.begin()

@@ -948,6 +948,19 @@ class TestLastMoments:
         await waiting
 
 
+@pytest.mark.parametrize(("left", "asks"), [(0.95, False), (1.05, True)])
+async def test_a_turn_of_last_resort_is_taken_with_a_second_left(make, vendor, clock, left, asks):
+    gateway = make("a")
+    vendor.script("a", K.AUTHENTICATION)
+    await fails(gateway, AllProvidersFailedError)  # it may be checked in 5 seconds
+    await clock.advance(0.2 + left)
+    waiting = asyncio.create_task(gateway.chat(another(), timeout=4.8))
+    await clock.advance(4.9)
+    (result,) = await asyncio.gather(waiting, return_exceptions=True)
+    assert isinstance(result, DeadlineExceededError) is not asks
+    assert vendor.called("a") == 1 + asks
+
+
 class TestFullBesideBroken:
     """One healthy provider with one place, which is taken; and one whose circuit is open."""
 

@@ -483,6 +483,15 @@ class TestCheck:
         assert (setup.refusal(), setup.reason) == (None, None)
         assert heard.events[-1] == ("enabled",)
 
+    def test_a_late_answer_to_a_check_enables_it_past_a_later_refusal(self, setup, clock):
+        self.disable(setup, clock)
+        slow = setup.begin()
+        clock.tick(60)  # its lease is over
+        attempt(setup, CERTAIN)
+        clock.tick(1)
+        setup.end(slow, answered())
+        assert setup.reason is None
+
     def test_a_check_from_before_a_reset_enables_nothing(self, setup, clock, heard):
         self.disable(setup, clock)
         check = setup.begin()

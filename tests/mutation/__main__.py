@@ -92,7 +92,7 @@ LIBRARIES = (
 """Loaded before the forks. Nothing of this project is: a fork has to load it from the copy."""
 
 OPTIONS = ("-x", "-q", "--assert=plain", "-p", "no:randomly", "-p", "no:cacheprovider")
-LEAST_SECONDS = 60.0
+LEAST_SECONDS = 20.0
 """A mutant that takes ten times as long as the module's tests, and this long, hangs."""
 
 ROOT = Path(__file__).resolve().parents[2]

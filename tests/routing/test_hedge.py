@@ -157,6 +157,19 @@ class TestChat:
         assert reply.provider == "b"
         await busy
 
+    async def test_and_not_in_a_tight_loop(self, make, vendor, clock):
+        gateway = make("a", "b", fields={"max_concurrency": 1}, hedge_delay_seconds=0.01)
+        vendor.script("b", slow(clock, 0.02))
+        busy = asyncio.create_task(gateway.chat("busy", model="b", hedge=False))
+        await clock.settle()
+        vendor.script("a", slow(clock, 30))
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(0.055)
+        assert busy.done()
+        assert vendor.called("b") == 1
+        await clock.advance(0.01)
+        assert (await asking).provider == "b"
+
     @pytest.mark.parametrize("kind", [K.REJECTED, K.CONTENT_POLICY])
     async def test_a_refusal_by_one_waits_for_the_other(self, make, vendor, clock, kind):
         gateway = make()

@@ -237,8 +237,8 @@ class RequestState:
             return  # all were removed
         if providers is self._providers:
             return
+        known = {candidate.provider for candidate in self.candidates}.union(self._providers)
         self._providers = providers
-        known = {candidate.provider for candidate in self.candidates}
         new = [Candidate(p, self.operation) for p in providers if p not in known]
         ordered = sorted((*self.candidates, *new), key=lambda c: -c.provider.priority)
         self.candidates = tuple(ordered)

@@ -236,6 +236,40 @@ class TestCallersFault:
         await fails(make(), ContextWindowExceededError)
         assert vendor.called() == 1
 
+    @pytest.mark.parametrize(
+        ("kind", "words"),
+        [
+            (K.REJECTED, "The request was rejected as invalid: a: rejected (HTTP 400)."),
+            (
+                K.CONTENT_POLICY,
+                "The content policy refused the request: a: content_policy (HTTP 400).",
+            ),
+            (K.CONTEXT_WINDOW, "The prompt is too long: a: context_window (HTTP 400)."),
+            (
+                K.UNSUPPORTED,
+                (
+                    "No provider supports what this request asks for (drop_unsupported_params"
+                    " leaves out parameters that a model does not take): a: unsupported (HTTP 400)."
+                ),
+            ),
+        ],
+    )
+    async def test_the_error_says_what_is_wrong(self, make, vendor, kind, words):
+        vendor.always("a", Failure(kind, 400))
+        assert str(await fails(make("a"), RequestRejectedError)) == words
+
+    async def test_to_ask_again_without_a_hint_is_no_retry(self, make, vendor):
+        gateway = make("a")
+        vendor.script("a", Failure(K.UNSUPPORTED, 400, mendable=True))
+        await gateway.warmup()
+        while gateway._answering._failovers._budget.take():
+            pass
+        reply = await gateway.chat("hi")
+        assert [(a.provider, a.failure) for a in reply.attempts] == [
+            ("a", K.UNSUPPORTED),
+            ("a", None),
+        ]
+
     async def test_what_no_provider_supports_is_the_callers_to_change(self, make, vendor):
         for name in "abc":
             vendor.always(name, K.UNSUPPORTED)
@@ -382,6 +416,30 @@ class TestRounds:
             assert (await asking).provider == "a"
         else:
             assert isinstance(asking.exception(), AllProvidersFailedError)
+
+    async def test_so_is_an_open_circuit_that_soon_lets_one_through(self, make, vendor, clock):
+        gateway = make("a", "b", retry_rounds=1, reset_timeout_seconds=2)
+        guards = gateway._roster.named("a").chat
+        for _ in range(5):
+            guards.breaker.acquire().failure()
+        guards.cooldown.throttle(1)  # else it would be asked as last resort
+        vendor.always("b", K.AUTHENTICATION)
+        asking = asyncio.create_task(gateway.chat(another()))
+        await clock.advance(2.3)
+        assert (await asking).provider == "a"
+
+    async def test_a_place_that_comes_too_late_hides_no_provider_that_is_back_in_time(
+        self, make, vendor, clock
+    ):
+        full, cools = scripted_configs("full", "cools")
+        full = full.model_copy(update={"rpm": 1})
+        async with AsyncGateway([full, cools], clock=clock, vendor=vendor) as gateway:
+            assert (await gateway.chat(another())).provider == "full"
+            clock.tick(1)
+            vendor.script("cools", Failure(K.RATE_LIMITED, 429, retry_after=4))
+            asking = asyncio.create_task(gateway.chat(another(), timeout=6))
+            await clock.advance(5)
+            assert (await asking).provider == "cools"
 
 
 class TestTime:

@@ -121,10 +121,9 @@ class _Flight(Generic[T]):
         if error is None:
             return self.task.result()
         try:
-            traceback = self._traceback or error.__traceback__
-            raise (_own(error) if joined else error).with_traceback(traceback)
+            raise (_own(error) if joined else error).with_traceback(self._traceback)
         finally:
-            del error, traceback, self  # else the traceback and what it refers to hold each other
+            del error, self  # else the traceback and what it refers to hold each other
 
 
 class Flights(Generic[T]):

@@ -620,6 +620,18 @@ class TestRates:
             await gateway.chat("2")
         assert raised.value.retry_after_seconds == pytest.approx(60, abs=1)
 
+    @pytest.mark.parametrize(
+        ("failure", "served_by"), [(K.SERVER_ERROR, "a"), (K.TIMEOUT, "b"), (K.DEADLINE, "b")]
+    )
+    async def test_tokens_of_a_failure_count_where_the_vendor_may_have_counted_them(
+        self, make, vendor, failure, served_by
+    ):
+        gateway = make("a", "b", fields={"tpm": 1000}, hedge=False)
+        vendor.script("a", failure)
+        assert (await gateway.chat("1", max_tokens=600)).provider == "b"
+        assert (await gateway.chat("2", max_tokens=300)).provider == "a"
+        assert (await gateway.chat("3", max_tokens=700)).provider == served_by
+
     async def test_tokens_are_counted_as_the_vendor_does(self, make, vendor, clock):
         gateway = make("a", "b", fields={"tpm": 1000}, hedge=False)
         vendor.script("a", ScriptedStream("x", usage=Usage(899, 1, 900)))

@@ -5,9 +5,16 @@ import asyncio
 import pytest
 
 from aigateway import AsyncGateway, FailureKind, GatewayError
-from aigateway.events import AnswerDiscarded, AttemptEnded, RequestEnded, RequestServed
+from aigateway.events import (
+    AnswerDiscarded,
+    AttemptEnded,
+    ProviderFailed,
+    RequestEnded,
+    RequestServed,
+)
 from aigateway.messages import Choice, Completion, Origin, Usage
 from aigateway.testing import ScriptedStream, scripted_configs
+from aigateway.wires.client import Failure, VendorCallError
 from tests.telemetry.books import Books
 
 K = FailureKind
@@ -22,10 +29,10 @@ def books():
 async def make(clock, vendor, books):
     made = []
 
-    def make_gateway(*names, fields=None, **settings):
+    def make_gateway(*names, fields=None, also=None, **settings):
         configs = scripted_configs(*(names or ("a", "b")), **(fields or {}))
-        settings = {"retry_rounds": 0} | settings
-        made.append(AsyncGateway(configs, clock=clock, vendor=vendor, hooks=[books], **settings))
+        settings = {"retry_rounds": 0, "hooks": [books, also] if also else [books]} | settings
+        made.append(AsyncGateway(configs, clock=clock, vendor=vendor, **settings))
         return made[-1]
 
     yield make_gateway
@@ -147,6 +154,113 @@ async def test_overlapping_attempts_count_once_as_waiting(make, vendor, clock, b
 
 
 PRICED = {"input_cost_per_token": 0.0001, "output_cost_per_token": 0.0002}
+
+
+class TestUnanswered:
+    """What an attempt comes to that brought nothing, or not all."""
+
+    LONG = "h" * 400
+
+    @pytest.fixture
+    async def ask(self, make, vendor, clock, books):
+        async def ask(step, *, seconds=60.0, leave=False, **options):
+            gateway = make(attempt_timeout=20, fields={"extra": PRICED})
+            vendor.script("a", step)
+            asking = asyncio.create_task(gateway.chat(self.LONG, max_tokens=50, **options))
+            await clock.advance(seconds)
+            if leave:
+                asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            return books.of(AttemptEnded)[0]
+
+        return ask
+
+    @pytest.mark.parametrize(
+        ("how", "kind", "written"),
+        [
+            ({}, K.TIMEOUT, 0),  # silent beyond its own time: it has read the prompt only
+            ({"timeout": 10}, K.DEADLINE, 50),  # half of it is kept for b
+            ({"seconds": 5, "leave": True}, K.CANCELLED, 50),
+        ],
+    )
+    async def test_what_the_vendor_could_have_written_is_counted(
+        self, ask, clock, how, kind, written
+    ):
+        event = await ask(after(clock, 10**6), **how)
+        assert event.failure is kind
+        prompt = event.usage.prompt_tokens
+        assert prompt > 50
+        assert event.usage == Usage(prompt, written, prompt + written)
+        assert event.cost_usd == pytest.approx(prompt * 0.0001 + written * 0.0002)
+
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            Failure(K.SERVER_ERROR, 500),
+            Failure(K.CONNECTION),
+            Failure(K.TIMEOUT, 504),
+            Failure(K.TIMEOUT, unreachable=True),
+            Failure(K.DEADLINE, 408),
+        ],
+    )
+    async def test_what_the_vendor_says_it_did_not_do_costs_nothing(self, ask, failure):
+        event = await ask(failure, seconds=0.1)
+        assert (event.failure, event.usage, event.cost_usd) == (failure.kind, Usage(), None)
+
+    @pytest.mark.parametrize("end", ["left", "broken"])
+    async def test_what_came_of_a_stream_is_counted(self, make, vendor, books, end):
+        gateway = make("a", fields={"extra": PRICED})
+        pieces = ["some words that came"] + [K.SERVER_ERROR] * (end == "broken")
+        vendor.script("a", ScriptedStream(*pieces, "more"))
+        async with gateway.stream(self.LONG) as stream:
+            await anext(stream)
+            if end == "broken":
+                with pytest.raises(GatewayError):
+                    await anext(stream)
+        (event,) = books.of(AttemptEnded)
+        usage = event.usage
+        assert usage.prompt_tokens > 50
+        assert 3 <= usage.completion_tokens <= 10
+        assert event.cost_usd == pytest.approx(
+            usage.prompt_tokens * 0.0001 + usage.completion_tokens * 0.0002
+        )
+
+
+async def test_a_failure_is_told_at_once_with_all_that_is_known(make, vendor, clock, books):
+    told = []
+
+    class Hook:
+        wants = (ProviderFailed,)
+
+        def on_event(self, event):
+            told.append(event)
+
+    gateway = make(failure_threshold=1, attempt_timeout=20, also=Hook())
+
+    async def fail():
+        await clock.sleep(2)
+        raise VendorCallError(Failure(K.SERVER_ERROR, 503, code="overloaded"))
+
+    vendor.script("a", fail)
+    asking = asyncio.create_task(gateway.chat("hi"))
+    await clock.advance(3)
+    reply = await asking
+    vendor.script("a", K.UNSUPPORTED)
+    vendor.script("b", K.UNSUPPORTED)
+    with pytest.raises(GatewayError):
+        await gateway.chat("ho")
+    first, by_b, last = told
+    assert (first.request_id, first.provider, first.kind) == (reply.request_id, "a", K.SERVER_ERROR)
+    assert (first.status, first.code, first.latency_seconds) == (503, "overloaded", 2)
+    assert (first.attempt, first.last_resort) == (1, False)
+    assert (by_b.provider, by_b.attempt, by_b.last_resort) == ("b", 1, False)
+    assert (last.provider, last.attempt, last.last_resort) == ("a", 2, True)
+    assert [(e.status, e.last_resort) for e in books.of(AttemptEnded)] == [
+        (503, False),
+        (None, False),
+        (None, False),
+        (None, True),
+    ]
 
 
 class TestLateAnswer:

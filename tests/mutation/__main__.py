@@ -18,11 +18,13 @@ import compileall
 import contextlib
 import importlib
 import io
+import math
 import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -94,6 +96,15 @@ LIBRARIES = (
 OPTIONS = ("-x", "-q", "--assert=plain", "-p", "no:randomly", "-p", "no:cacheprovider")
 LEAST_SECONDS = 20.0
 """A mutant that takes ten times as long as the module's tests, and this long, hangs."""
+
+IDLE_SECONDS = 4.0
+"""One that has done nothing for so long hangs, too: it waits for what never comes."""
+
+_AT_WORK = 0.002
+"""Seconds of a processor in that time; also a process that others crowd out gets more."""
+
+_HUNG = 99
+"""Exit code of such a one."""
 
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
@@ -225,6 +236,8 @@ def _fate(tests: tuple[str, ...], limit: float) -> str:
         run.kill()
         run.join()
         return "hung"
+    if run.exitcode == _HUNG:
+        return "hung"
     return "killed" if run.exitcode else "survived"
 
 
@@ -232,11 +245,20 @@ def _run(tests: tuple[str, ...]) -> None:
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - the descriptor is what is needed
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
+    threading.Thread(target=_exit_when_idle, daemon=True).start()
     for test in tests:  # one by one: to read all of them takes longer than most mutants live
         failed = pytest.main([*OPTIONS, test], plugins=[Repeatable()])
         if failed:
             os._exit(failed)
     os._exit(0)
+
+
+def _exit_when_idle() -> None:
+    used = -math.inf
+    while time.process_time() - used > _AT_WORK:
+        used = time.process_time()
+        time.sleep(IDLE_SECONDS)
+    os._exit(_HUNG)
 
 
 def _show(title: str, key: Key) -> None:

@@ -20,6 +20,9 @@ from aigateway.events import ProviderDisabled
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import Origin
 from aigateway.resilience.breaker import CircuitState
+from aigateway.routing.attempt import AttemptEnd
+from aigateway.routing.candidates import RequestState
+from aigateway.routing.failover import Work
 from aigateway.routing.provider import Guards
 from aigateway.testing import scripted_configs
 from aigateway.wires.client import Failure, VendorCallError
@@ -194,6 +197,23 @@ class TestFailover:
             ("b", K.UNSUPPORTED, None, False),
             ("c", None, None, True),
         ]
+
+
+    async def test_an_attempt_ends_once(self, make, clock):
+        gateway = make("a")
+        await gateway.chat("hi")
+        now = clock.now()
+        request = RequestState(
+            "id", "chat", lambda: tuple(gateway._roster), now, now + 60, cause=object
+        )
+
+        async def ask(attempt):
+            attempt.end(AttemptEnd.LEFT)
+            return "answer"
+
+        with pytest.raises(AssertionError, match="ended twice"):
+            await gateway._answering._failovers.run(request, Work(ask))
+        assert state_of(gateway, "a").in_flight == 0
 
 
 class TestCallersFault:

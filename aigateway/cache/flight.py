@@ -182,8 +182,10 @@ class Flights(Generic[T]):
                 of its own if the error can be copied.
         """
         flight = self._flights.get(key)
-        joined = flight is not None and not flight.failed
-        if flight is None or not joined:
+        if flight is not None and flight.failed:
+            flight = None
+        joined = flight is not None
+        if flight is None:
             flight = self._begin(key, start, lead)
         try:
             if not flight.task.done():

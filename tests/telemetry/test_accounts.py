@@ -29,10 +29,11 @@ def books():
 async def make(clock, vendor, books):
     made = []
 
-    def make_gateway(*names, fields=None, also=None, **settings):
+    def make_gateway(*names, fields=None, also=(), **settings):
         configs = scripted_configs(*(names or ("a", "b")), **(fields or {}))
-        settings = {"retry_rounds": 0, "hooks": [books, also] if also else [books]} | settings
-        made.append(AsyncGateway(configs, clock=clock, vendor=vendor, **settings))
+        settings = {"retry_rounds": 0} | settings
+        hooks = [books, *also]
+        made.append(AsyncGateway(configs, clock=clock, vendor=vendor, hooks=hooks, **settings))
         return made[-1]
 
     yield make_gateway
@@ -235,7 +236,7 @@ async def test_a_failure_is_told_at_once_with_all_that_is_known(make, vendor, cl
         def on_event(self, event):
             told.append(event)
 
-    gateway = make(failure_threshold=1, attempt_timeout=20, also=Hook())
+    gateway = make(failure_threshold=1, attempt_timeout=20, also=[Hook()])
 
     async def fail():
         await clock.sleep(2)
@@ -280,7 +281,7 @@ class TestLateAnswer:
         self, make, vendor, clock, books, stubborn
     ):
         gateway = make(hedge=True, hedge_delay_seconds=1, fields={"extra": PRICED})
-        paid = []
+        paid: list[float | None] = []
         vendor.script("a", stubborn)
         origin = Origin(on_cost=paid.append)
         asking = asyncio.create_task(gateway.chat("h" * 400, max_tokens=50, origin=origin))
@@ -297,7 +298,7 @@ class TestLateAnswer:
 
     async def test_what_goes_beyond_that_is_counted(self, make, vendor, clock, books):
         gateway = make(hedge=True, hedge_delay_seconds=1, fields={"extra": PRICED})
-        paid = []
+        paid: list[float | None] = []
         answer = Completion("x", "m", (Choice("late", "stop"),), Usage(500, 90, 590), 0.9)
 
         async def answer_all_the_same():

@@ -99,6 +99,32 @@ class TestChat:
         assert provider(gateway, "b")["failures"] == {"outrun": 1}
         assert provider(gateway, "b")["in_flight"] == 0
 
+    async def test_of_two_answers_in_one_moment_one_is_used_and_both_are_good(
+        self, make, vendor, clock
+    ):
+        gateway = make(failure_threshold=2)
+        for name in "ab":
+            vendor.script(name, K.SERVER_ERROR)
+            with pytest.raises(AllProvidersFailedError):
+                await gateway.chat(f"{name} fails", model=name)
+        answer = asyncio.Event()
+        for name in "ab":
+            vendor.script(name, answer.wait)
+        asking = asyncio.create_task(gateway.chat("hi", cache=False))
+        await clock.advance(1.5)
+        answer.set()
+        reply = await asking
+        unused = "b" if reply.provider == "a" else "a"
+        assert [(a.provider, a.failure) for a in reply.attempts] == [
+            (unused, K.OUTRUN),
+            (reply.provider, None),
+        ]
+        told = provider(gateway, unused)
+        assert told["failures"] == {"server_error": 1, "outrun": 1}
+        assert (told["total_tokens"], told["cost_usd"]) == (2, 0.001)
+        for name in "ab":
+            assert provider(gateway, name)["consecutive_failures"] == 0
+
     async def test_none_before_the_delay(self, make, vendor, clock):
         gateway = make()
         vendor.script("a", slow(clock, 0.9))

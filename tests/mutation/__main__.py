@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -113,8 +113,24 @@ Key = tuple[str, str, str, str]
 """A mutant's module, place, old and new text: what stays the same when lines move."""
 
 
+LATEST = 6
+"""Tests that noticed the mutants before are run first: the next one is a few characters away."""
+
+
 class Repeatable:
-    """A pytest plugin: each mutant meets the same examples, and none is searched for a smaller."""
+    """A pytest plugin: each mutant meets the same examples, and none is searched for a smaller.
+
+    Args:
+        noticed: The file that gets the name of the test that fails.
+    """
+
+    def __init__(self, noticed: Path) -> None:
+        self._noticed = noticed
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """With the first failure it is over."""
+        if report.failed:
+            self._noticed.write_text(report.nodeid, encoding="utf-8")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
@@ -207,15 +223,16 @@ def _try_module(module: str, listed: set[Key], fates: Counter[str]) -> set[Key]:
     for bytecode in file.parent.glob(f"__pycache__/{file.stem}.*"):
         bytecode.unlink()
     began = time.perf_counter()
-    if _fate(tests, limit=120.0) != "survived":
+    if _fate(tests, 120.0, {}) != "survived":
         raise SystemExit(f"{module}: its tests fail without any mutant; see to them first.")
     limit = max(LEAST_SECONDS, 10 * (time.perf_counter() - began))
     found = list(mutants(source))
     print(f"{module}: {len(found)} mutants", flush=True)
     survivors: set[Key] = set()
+    latest: dict[str, None] = {}
     for mutant in found:
         file.write_text(mutant.source, encoding="utf-8")
-        fate = _fate(tests, limit)
+        fate = _fate(tests, limit, latest)
         fates[fate] += 1
         key = (module, mutant.place, mutant.old, mutant.new)
         if fate == "survived":
@@ -227,28 +244,44 @@ def _try_module(module: str, listed: set[Key], fates: Counter[str]) -> set[Key]:
     return survivors
 
 
-def _fate(tests: tuple[str, ...], limit: float) -> str:
-    """Run the tests in a fork: "survived", "killed" or "hung"."""
-    run = multiprocessing.get_context("fork").Process(target=_run, args=(tests,))
+def _fate(tests: Sequence[str], limit: float, latest: dict[str, None]) -> str:
+    """Run the tests in a fork: "survived", "killed" or "hung".
+
+    Args:
+        tests: Files.
+        limit: Seconds that it may take.
+        latest: Tests that are run before all others; the one that fails becomes the last.
+    """
+    noticed = Path("noticed.txt").absolute()
+    noticed.unlink(missing_ok=True)
+    first = tuple(reversed(latest))
+    run = multiprocessing.get_context("fork").Process(target=_run, args=(first, tests, noticed))
     run.start()
     run.join(limit)
     if run.is_alive():
         run.kill()
         run.join()
         return "hung"
+    if noticed.exists():
+        test = noticed.read_text(encoding="utf-8")
+        latest.pop(test, None)
+        latest[test] = None
+        for old in list(latest)[:-LATEST]:
+            del latest[old]
     if run.exitcode == _HUNG:
         return "hung"
     return "killed" if run.exitcode else "survived"
 
 
-def _run(tests: tuple[str, ...]) -> None:
+def _run(first: Sequence[str], tests: Sequence[str], noticed: Path) -> None:
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - the descriptor is what is needed
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     threading.Thread(target=_exit_when_idle, daemon=True).start()
-    for test in tests:  # one by one: to read all of them takes longer than most mutants live
-        failed = pytest.main([*OPTIONS, test], plugins=[Repeatable()])
-        if failed:
+    # File by file: to read all of them takes longer than most mutants live.
+    for chosen in ([first] if first else []) + [(test,) for test in tests]:
+        failed = pytest.main([*OPTIONS, *chosen], plugins=[Repeatable(noticed)])
+        if failed and not (chosen is first and failed == pytest.ExitCode.USAGE_ERROR):
             os._exit(failed)
     os._exit(0)
 

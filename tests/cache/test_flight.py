@@ -416,6 +416,10 @@ class TestLead:
         assert await task == ("answer", False)
         assert flights.lead("k") is None
 
+    async def test_without_one_there_is_nothing_to_join(self, flights: Flights[object]) -> None:
+        with pytest.raises(AssertionError, match="nothing to join"):
+            await flights.join("k")
+
     async def test_failed_work_has_none_even_before_the_tidying(
         self, flights: Flights[object]
     ) -> None:

@@ -198,7 +198,6 @@ class TestFailover:
             ("c", None, None, True),
         ]
 
-
     async def test_an_attempt_ends_once(self, make, clock):
         gateway = make("a")
         await gateway.chat("hi")

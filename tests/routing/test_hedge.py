@@ -12,6 +12,9 @@ from aigateway import (
     RequestRejectedError,
     Usage,
 )
+from aigateway.resilience.retry_budget import RetryBudget
+from aigateway.routing.hedge import Hedges
+from aigateway.settings import GatewaySettings
 from aigateway.testing import ScriptedStream, scripted_configs
 from aigateway.wires.client import Failure, VendorCallError
 from tests.gateways import state_of
@@ -283,6 +286,27 @@ class TestChat:
         for turn in range(30):
             await ask(gateway, clock, 1.6, f"{turn}", timeout=60)
         assert vendor.called("b") <= 12
+
+    async def test_a_share_of_the_requests_may_be_hedged(self, make, vendor, clock):
+        gateway = make(hedge_max_percent=30, attempt_timeout=30)
+        for turn in range(40):
+            await gateway.chat(f"quick {turn}", model="b")
+        vendor.always("a", slow(clock, 1.5))
+        for turn in range(15):
+            await ask(gateway, clock, 1.6, f"{turn}")
+        assert vendor.called("b") == 40 + 15
+
+    async def test_each_is_paid_for_out_of_the_retry_budget_too(self, clock):
+        extra = RetryBudget(clock)
+        hedges = Hedges(GatewaySettings(), clock, extra)
+        for _ in range(9):
+            extra.take()
+        assert extra.balance == 1
+        assert hedges.may()
+        assert extra.balance == 0
+        assert not any(hedges.may() for _ in range(5))
+        clock.tick(10)  # and those that were refused have cost nothing
+        assert [hedges.may() for _ in range(10)] == [True] * 9 + [False]
 
 
 class TestStream:

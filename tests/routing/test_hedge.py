@@ -8,6 +8,7 @@ from aigateway import (
     AllProvidersFailedError,
     AsyncGateway,
     CircuitState,
+    ContentPolicyError,
     FailureKind,
     RequestRejectedError,
     Usage,
@@ -205,6 +206,19 @@ class TestChat:
         vendor.script("a", slow(clock, 3))
         vendor.script("b", kind)
         assert (await ask(gateway, clock, 3.1)).provider == "a"
+
+    async def test_a_refusal_that_ends_all_is_raised_if_the_other_fails(self, make, vendor, clock):
+        async def fail():
+            await clock.sleep(2)
+            raise RuntimeError
+
+        gateway = make()
+        vendor.script("a", fail)
+        vendor.script("b", K.CONTENT_POLICY)
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(2.1)
+        assert isinstance(asking.exception(), ContentPolicyError)
+        assert vendor.called("c") == 0
 
     async def test_and_is_raised_if_the_other_fails(self, make, vendor, clock):
         async def fail():

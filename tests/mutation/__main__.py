@@ -69,7 +69,10 @@ MODULES = {
     "aigateway/routing/candidates.py": ("tests/routing/test_select.py", *REQUESTS),
     "aigateway/routing/attempt.py": REQUESTS,
     "aigateway/routing/failover.py": REQUESTS,
-    "aigateway/routing/hedge.py": ("tests/routing/test_hedge.py",),
+    "aigateway/routing/hedge.py": (
+        "tests/routing/test_hedge.py",
+        "tests/telemetry/test_accounts.py",
+    ),
     "aigateway/cache/flight.py": (
         "tests/cache/test_flight.py",
         "tests/test_gateway.py",

@@ -129,6 +129,27 @@ class TestChat:
         for name in "ab":
             assert provider(gateway, name)["consecutive_failures"] == 0
 
+    @pytest.mark.parametrize("fails", ["a", "b"])
+    async def test_one_may_fail_in_the_moment_in_which_the_other_answers(
+        self, make, vendor, clock, caplog, fails
+    ):
+        gateway = make()
+        answer = asyncio.Event()
+
+        async def fail():
+            await answer.wait()
+            raise RuntimeError
+
+        for name in "ab":
+            vendor.script(name, fail if name == fails else answer.wait)
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(1.5)
+        answer.set()
+        assert (await asking).provider == ("b" if fails == "a" else "a")
+        await clock.settle()
+        assert not gateway._answering._failovers._losers, "nothing is kept of those that lost"
+        assert not [record for record in caplog.records if record.name == "asyncio"]
+
     async def test_none_before_the_delay(self, make, vendor, clock):
         gateway = make()
         vendor.script("a", slow(clock, 0.9))
@@ -361,6 +382,24 @@ class TestStream:
         reading = asyncio.create_task(read("last"))
         await clock.advance(2.1)
         assert await reading == ("ok", "b")
+
+    async def test_the_first_content_that_is_not_used_is_closed(self, make, vendor, clock):
+        gateway = make()
+        content = asyncio.Event()
+        for name in "ab":
+            vendor.script(name, ScriptedStream(content.wait, name))
+        stream = gateway.stream("hi")
+
+        async def read():
+            return "".join([chunk.text async for chunk in stream])
+
+        reading = asyncio.create_task(read())
+        await clock.advance(1.5)
+        content.set()
+        assert await reading == stream.response.provider
+        await clock.settle()
+        assert vendor.open_streams == 0
+        assert not gateway._answering._failovers._losers
 
     async def test_two_first_contents_in_one_moment(self, make, vendor, clock):
         gateway = make()

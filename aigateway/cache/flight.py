@@ -121,10 +121,9 @@ class _Flight(Generic[T]):
         if error is None:
             return self.task.result()
         try:
-            traceback = self._traceback or error.__traceback__
-            raise (_own(error) if joined else error).with_traceback(traceback)
+            raise (_own(error) if joined else error).with_traceback(self._traceback)
         finally:
-            del error, traceback, self  # else the traceback and what it refers to hold each other
+            del error, self  # else the traceback and what it refers to hold each other
 
 
 class Flights(Generic[T]):
@@ -183,8 +182,10 @@ class Flights(Generic[T]):
                 of its own if the error can be copied.
         """
         flight = self._flights.get(key)
-        joined = flight is not None and not flight.failed
-        if flight is None or not joined:
+        if flight is not None and flight.failed:
+            flight = None
+        joined = flight is not None
+        if flight is None:
             flight = self._begin(key, start, lead)
         try:
             if not flight.task.done():

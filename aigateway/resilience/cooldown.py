@@ -229,7 +229,6 @@ class Setup:
         self._suspects: dict[FailureKind | None, set[Hashable]] = {}
         self._certain = False
         self._in_a_row = 0
-        self._disabled_at = -math.inf
         self._recheck_at = -math.inf
         self.refused_at = -math.inf
         self._check_out_until = -math.inf

@@ -40,6 +40,9 @@ RAMP = 5.0
 _LEAST_PACE = 8.0
 """Attempts a second at the beginning of the ramp, at least."""
 
+_BURST = 1 / 8
+"""Seconds of the pace that are saved on the ramp: one attempt at the least pace."""
+
 _ABOVE_ARRIVALS = 1.5
 """That pace, as a multiple of the rate at which requests arrive."""
 
@@ -78,7 +81,7 @@ class LastResort:
     def reset(self) -> None:
         """Forget everything."""
         self.quiet = False
-        self._purse = 0.0
+        self._purse = 0.0  # whole attempts
         self._out = 0
         self._failed = 0  # attempts on an empty purse, since the last answer
         self._last = -math.inf
@@ -119,7 +122,7 @@ class LastResort:
 
     def wait(self) -> float:
         """Seconds until an attempt may begin while the circuit is not closed; 0.0 if now."""
-        if self._purse >= 1.0:
+        if self._purse > 0:
             return 0.0
         pause = OVERDUE if self._out else TRICKLE * (1 + (self._failed >= _MANY))
         return max(0.0, self._last + pause - self._clock.now())
@@ -133,7 +136,7 @@ class LastResort:
             return 0.0
         pace = self._ramp_pace * 2.0 ** int(age)
         credit = self._ramp_credit + (now - self._ramp_looked) * pace
-        self._ramp_credit, self._ramp_looked = min(credit, max(1.0, pace / 8)), now
+        self._ramp_credit, self._ramp_looked = min(credit, pace * _BURST), now
         lacking = 1.0 - self._ramp_credit
         if lacking <= _NOTHING:
             return 0.0
@@ -146,13 +149,12 @@ class LastResort:
             closed: Whether the circuit is.
         """
         if closed:
-            if self.ramping:
-                self._ramp_credit -= 1.0
+            self._ramp_credit -= 1.0  # read on a ramp only
             return False
         self.quiet = False
         self._ramp_began = math.inf  # it has gone away again; the next return has its own ramp
         self._last = self._clock.now()
-        if self._purse >= 1.0:
+        if self._purse > 0:
             self._purse -= 1.0
             return False
         self._out += 1
@@ -174,7 +176,7 @@ class LastResort:
     def _begin_ramp(self) -> None:
         now = self._clock.now()
         recent = now - self._seen_since < 2.0
-        arrivals = max(self._seen, self._seen_before) if recent else 0
+        arrivals = max(self._seen, self._seen_before) * recent
         self._ramp_pace = max(_LEAST_PACE, _ABOVE_ARRIVALS * arrivals)
         self._ramp_began = self._ramp_looked = now
         self._ramp_credit = 1.0

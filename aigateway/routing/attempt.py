@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import Enum, auto
 from typing import Protocol, TypeVar, runtime_checkable
 
 from aigateway.clock import Clock
@@ -45,28 +45,29 @@ _BUSY = 529
 
 
 class AttemptEnd(Enum):
-    """How an attempt ends.
+    """How an attempt ends."""
 
-    Attributes:
-        booked: The kind under which an end that brings the caller nothing is booked.
-    """
-
-    ANSWERED = ("answered", None)
+    ANSWERED = auto()
     """Its answer is used (a stream came to its proper end): good for the provider."""
-    UNUSED = ("unused", FailureKind.OUTRUN)
+    UNUSED = auto()
     """It was answered in the same moment as another attempt, which was quicker: good, too."""
-    FAILED = ("failed", None)
+    FAILED = auto()
     """It gave no answer, or none of use: what that means depends on the kind of the failure."""
-    LEFT = ("left", FailureKind.CANCELLED)
+    LEFT = auto()
     """The caller left the stream before its end: neutral."""
-    CANCELLED = ("cancelled", FailureKind.CANCELLED)
+    CANCELLED = auto()
     """The caller went away, or the request's own deadline came: neutral."""
-    OUTRUN = ("outrun", FailureKind.OUTRUN)
+    OUTRUN = auto()
     """Another attempt answered first, and this one was cancelled: see `PendingAttempt._outrun`."""
 
-    def __init__(self, _: str, booked: FailureKind | None) -> None:
-        self.booked = booked
 
+_BOOKED = {
+    AttemptEnd.UNUSED: FailureKind.OUTRUN,
+    AttemptEnd.LEFT: FailureKind.CANCELLED,
+    AttemptEnd.CANCELLED: FailureKind.CANCELLED,
+    AttemptEnd.OUTRUN: FailureKind.OUTRUN,
+}
+"""The kind under which an end that brings the caller nothing is booked."""
 
 _EFFECTS: dict[Gate, Effect] = {
     Gate.NONE: Effect.NEUTRAL,
@@ -232,8 +233,8 @@ class PendingAttempt:
             self._end_well(answer)
             return None
         verdict = None
-        if how.booked is not None:
-            failure = Failure(self._nothing_learned(how, how.booked))
+        if how in _BOOKED:
+            failure = Failure(self._nothing_learned(how))
         elif failure is not None:
             verdict = VERDICTS[failure.kind]
         if how is AttemptEnd.UNUSED:
@@ -376,9 +377,9 @@ class PendingAttempt:
 
     # ── the books ────────────────────────────────────────────────────────────────────────────
 
-    def _nothing_learned(self, how: AttemptEnd, kind: FailureKind) -> FailureKind:
+    def _nothing_learned(self, how: AttemptEnd) -> FailureKind:
         late = how is AttemptEnd.CANCELLED and self._around.clock.now() >= self._request.deadline
-        return FailureKind.DEADLINE if late else kind
+        return FailureKind.DEADLINE if late else _BOOKED[how]
 
     def _unanswered(self, how: AttemptEnd, failure: Failure | None) -> Answer | None:
         """What an attempt comes to that was broken off before anything came; None if nothing.

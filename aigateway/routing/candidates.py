@@ -240,17 +240,16 @@ class RequestState:
             providers = self._serving()
         except (NoProvidersError, UnknownModelError):
             return  # all were removed
-        if providers is self._providers or list(providers) == list(self._providers):
+        if providers is self._providers:
             return
+        known = {candidate.provider for candidate in self.candidates}.union(self._providers)
         self._providers = providers
-        known = {candidate.provider for candidate in self.candidates}
         new = [Candidate(p, self.operation) for p in providers if p not in known]
         ordered = sorted((*self.candidates, *new), key=lambda c: -c.provider.priority)
         self.candidates = tuple(ordered)
 
     def begin_round(self) -> None:
         """Each candidate may be asked again, but for those that it would be wrong to ask."""
-        self._looked = True
         for candidate in self.candidates:
             candidate.begin_round()
 
@@ -262,7 +261,7 @@ class RequestState:
         may be added hangs on the model.
         """
         open_to = [
-            (c.provider, c.calls > 0, c.guards.setup.refused_before(self.began))
+            (c.provider, bool(c.calls), c.guards.setup.refused_before(self.began))
             for c in self.candidates
             if not c.tried
         ]

@@ -677,6 +677,8 @@ class Failovers:
                 continue
             refusal = candidate.provider.refusal(request.operation)
             wait = in_milliseconds(refusal.retry_after) if refusal else None
+            if refusal is None and cause.kind is FailureKind.SATURATED:
+                wait = cause.retry_after_seconds  # its place comes too late for this round
             if refusal is not None and wait and cause.retry_after_seconds is None:
                 told = candidate.provider.refused(refusal).retry_after_seconds
                 candidate.cause = replace(cause, retry_after_seconds=told)

@@ -147,10 +147,7 @@ class Race(Generic[A]):
             self._losers.discard(task)
             late = None if answer is not None else _answer_of(task)
             if late is not None:
-                if call.over:
-                    call.answered_after_its_end(late)
-                else:
-                    call.end(AttemptEnd.UNUSED, answer=late)
+                call.answered_after_its_end(late)
                 self._close(late)
 
         self._losers.add(task)

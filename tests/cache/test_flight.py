@@ -7,8 +7,14 @@ from typing import Any
 
 import pytest
 
-from aigateway.cache.flight import Flights
-from aigateway.errors import GatewayError
+from aigateway.cache.flight import Flights, Lead
+from aigateway.errors import (
+    AllProvidersFailedError,
+    DeadlineExceededError,
+    FailureKind,
+    GatewayError,
+    ProviderFailure,
+)
 from aigateway.testing import FakeClock
 from tests.processes import PATIENCE
 
@@ -391,3 +397,77 @@ async def test_closing_does_not_cancel_twice(flights: Flights[object]) -> None:
 
 def test_having_nothing_to_do_is_not_being_nothing() -> None:
     assert Flights()
+
+
+class TestLead:
+    async def test_those_who_join_find_it_until_the_work_is_over(
+        self, flights: Flights[object]
+    ) -> None:
+        lead, work = Lead(5.0), Work()
+        assert flights.lead("k") is None
+        task = asyncio.create_task(flights.share("k", work, lead))
+        await settle()
+        assert flights.lead("k") is lead
+        assert flights.lead("other") is None
+        joined = asyncio.create_task(flights.join("k"))
+        await settle()
+        work.gate.set()
+        assert await joined == "answer"
+        assert await task == ("answer", False)
+        assert flights.lead("k") is None
+
+    async def test_without_one_there_is_nothing_to_join(self, flights: Flights[object]) -> None:
+        with pytest.raises(AssertionError, match="nothing to join"):
+            await flights.join("k")
+
+    async def test_failed_work_has_none_even_before_the_tidying(
+        self, flights: Flights[object]
+    ) -> None:
+        found: list[Lead | None] = []
+
+        async def fail() -> object:
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_soon(lambda: found.append(flights.lead("k")))
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            await flights.share("k", fail, Lead(5.0))
+        assert found == [None]
+
+    def test_all_share_its_answer_while_it_is_there(self) -> None:
+        lead = Lead(5.0)
+        assert [lead.shares() for _ in range(3)] == [True, True, True]
+
+    def test_when_it_has_left_one_takes_its_place(self) -> None:
+        lead = Lead(5.0)
+        assert lead.shares()
+        lead.left = True
+        assert [lead.shares() for _ in range(3)] == [False, True, True]
+
+    @pytest.mark.parametrize(("deadline", "lacked"), [(9.0, False), (10.0, False), (11.0, True)])
+    def test_its_deadline_was_too_short_for_those_who_have_time_left(
+        self, deadline: float, lacked: bool
+    ) -> None:
+        error = DeadlineExceededError("late", ())
+        assert Lead(10.0).lacked_time(error, 10.0, deadline) is lacked
+
+    @pytest.mark.parametrize(
+        ("retry_after", "deadline", "lacked"),
+        [
+            (None, 60.0, False),
+            (4.0, 60.0, False),  # it could have waited itself
+            (5.0, 60.0, True),
+            (6.0, 60.0, True),
+            (6.0, 11.5, True),
+            (6.0, 11.0, False),  # too late for this one, too
+            (6.0, 9.0, False),
+        ],
+    )
+    def test_or_for_a_provider_that_comes_back_in_time_for_them(
+        self, retry_after: float | None, deadline: float, lacked: bool
+    ) -> None:
+        kind = FailureKind.RATE_LIMITED
+        cause = ProviderFailure("a", kind, retry_after_seconds=retry_after)
+        error = AllProvidersFailedError.of([cause])
+        assert error.retry_after_seconds == retry_after
+        assert Lead(10.0).lacked_time(error, 5.0, deadline) is lacked

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from aigateway.cache.flight import Flights
-from aigateway.errors import AllProvidersFailedError, FailureKind, ProviderFailure
+from aigateway.errors import (
+    AllProvidersFailedError,
+    FailureKind,
+    GatewayError,
+    ProviderFailure,
+)
 
 pytestmark = pytest.mark.usefixtures("complaints")
 
@@ -66,6 +71,31 @@ async def test_who_comes_after_an_error_and_before_the_tidying_begins_anew(
         await flights.share("k", bad)
     assert await arrivals[0] == ("answer", False)
     assert len(flights) == 0
+
+
+async def test_who_comes_after_a_strangers_cancelling_and_before_the_tidying_begins_anew(
+    flights: Flights[object],
+) -> None:
+    async def good() -> str:
+        return "answer"
+
+    arrivals: list[asyncio.Task[tuple[object, bool]]] = []
+
+    async def cancelled() -> str:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            arrivals.append(asyncio.create_task(flights.share("k", good)))
+            raise
+        raise AssertionError
+
+    (task,) = callers(flights, cancelled, 1)
+    await settle()
+    (work,) = [each for each in asyncio.all_tasks() if each.get_name() == "aigateway-flight-k"]
+    work.cancel()
+    with pytest.raises(GatewayError):
+        await task
+    assert await arrivals[0] == ("answer", False)
 
 
 async def test_an_error_reaches_all_as_their_own(flights: Flights[object]) -> None:

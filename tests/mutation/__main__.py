@@ -15,15 +15,19 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import contextlib
 import importlib
+import io
+import math
 import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,34 +35,47 @@ from hypothesis import Phase, settings
 
 from tests.mutation.mutants import mutants
 
+REQUESTS = (
+    "tests/routing/test_guards.py",
+    "tests/routing/test_failover.py",
+    "tests/test_stream.py",
+    "tests/routing/test_hedge.py",
+    "tests/test_gateway.py",
+    "tests/telemetry/test_accounts.py",
+)
+"""How requests fare, from outside; the quick ones first."""
+
 MODULES = {
     "aigateway/resilience/breaker.py": (
         "tests/resilience/test_breaker.py",
         "tests/resilience/test_breaker_model.py",
     ),
-    "aigateway/resilience/cooldown.py": ("tests/resilience/test_cooldown.py",),
-    "aigateway/resilience/health.py": ("tests/resilience/test_health.py",),
-    "aigateway/resilience/last_resort.py": ("tests/resilience/test_last_resort.py",),
+    "aigateway/resilience/cooldown.py": (
+        "tests/resilience/test_cooldown.py",
+        "tests/routing/test_guards.py",
+    ),
+    "aigateway/resilience/health.py": (
+        "tests/resilience/test_health.py",
+        "tests/routing/test_guards.py",
+        "tests/routing/test_hedge.py",
+    ),
+    "aigateway/resilience/last_resort.py": (
+        "tests/resilience/test_last_resort.py",
+        "tests/routing/test_guards.py",
+    ),
     "aigateway/resilience/retry_budget.py": ("tests/resilience/test_retry_budget.py",),
     "aigateway/wires/failures.py": ("tests/wires/test_failures.py",),
-    "aigateway/routing/select.py": ("tests/routing/test_select.py",),
-    "aigateway/routing/candidates.py": (
-        "tests/routing/test_select.py",
-        "tests/routing/test_failover.py",
-    ),
-    "aigateway/routing/attempt.py": (
-        "tests/routing/test_failover.py",
+    "aigateway/routing/select.py": ("tests/routing/test_select.py", *REQUESTS),
+    "aigateway/routing/candidates.py": ("tests/routing/test_select.py", *REQUESTS),
+    "aigateway/routing/attempt.py": REQUESTS,
+    "aigateway/routing/failover.py": REQUESTS,
+    "aigateway/routing/hedge.py": (
         "tests/routing/test_hedge.py",
-        "tests/test_stream.py",
+        "tests/telemetry/test_accounts.py",
     ),
-    "aigateway/routing/failover.py": (
-        "tests/routing/test_failover.py",
-        "tests/routing/test_hedge.py",
-        "tests/test_stream.py",
-    ),
-    "aigateway/routing/hedge.py": ("tests/routing/test_hedge.py",),
     "aigateway/cache/flight.py": (
         "tests/cache/test_flight.py",
+        "tests/test_gateway.py",
         "tests/cache/test_flight_errors.py",
         "tests/cache/test_flight_schedules.py",
     ),
@@ -80,8 +97,17 @@ LIBRARIES = (
 """Loaded before the forks. Nothing of this project is: a fork has to load it from the copy."""
 
 OPTIONS = ("-x", "-q", "--assert=plain", "-p", "no:randomly", "-p", "no:cacheprovider")
-LEAST_SECONDS = 60.0
+LEAST_SECONDS = 20.0
 """A mutant that takes ten times as long as the module's tests, and this long, hangs."""
+
+IDLE_SECONDS = 4.0
+"""One that has done nothing for so long hangs, too: it waits for what never comes."""
+
+_AT_WORK = 0.002
+"""Seconds of a processor in that time; also a process that others crowd out gets more."""
+
+_HUNG = 99
+"""Exit code of such a one."""
 
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
@@ -90,8 +116,24 @@ Key = tuple[str, str, str, str]
 """A mutant's module, place, old and new text: what stays the same when lines move."""
 
 
+LATEST = 6
+"""Tests that noticed the mutants before are run first: the next one is a few characters away."""
+
+
 class Repeatable:
-    """A pytest plugin: each mutant meets the same examples, and none is searched for a smaller."""
+    """A pytest plugin: each mutant meets the same examples, and none is searched for a smaller.
+
+    Args:
+        noticed: The file that gets the name of the test that fails.
+    """
+
+    def __init__(self, noticed: Path) -> None:
+        self._noticed = noticed
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """With the first failure it is over."""
+        if report.failed:
+            self._noticed.write_text(report.nodeid, encoding="utf-8")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
@@ -112,6 +154,7 @@ def main() -> int:
     listed = set(_listed(EQUIVALENT.read_text(encoding="utf-8")))
     for library in LIBRARIES:
         importlib.import_module(library)
+    _load_pytest()
     os.nice(19)  # it takes long, and should be in nobody's way
     began = time.perf_counter()
     fates: Counter[str] = Counter()
@@ -130,6 +173,13 @@ def main() -> int:
         f" {len(survivors & listed)} equivalent, {len(unlisted)} survived"
     )
     return 1 if unlisted or stale else 0
+
+
+def _load_pytest() -> None:
+    """Have pytest load its plugins by a run without tests; each fork would do so again."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        configuration = str(ROOT / "pyproject.toml")
+        pytest.main([*OPTIONS, "--rootdir", folder, "-c", configuration, folder])
 
 
 def _chosen() -> tuple[str, ...]:
@@ -176,15 +226,16 @@ def _try_module(module: str, listed: set[Key], fates: Counter[str]) -> set[Key]:
     for bytecode in file.parent.glob(f"__pycache__/{file.stem}.*"):
         bytecode.unlink()
     began = time.perf_counter()
-    if _fate(tests, limit=120.0) != "survived":
+    if _fate(tests, 120.0, {}) != "survived":
         raise SystemExit(f"{module}: its tests fail without any mutant; see to them first.")
     limit = max(LEAST_SECONDS, 10 * (time.perf_counter() - began))
     found = list(mutants(source))
     print(f"{module}: {len(found)} mutants", flush=True)
     survivors: set[Key] = set()
+    latest: dict[str, None] = {}
     for mutant in found:
         file.write_text(mutant.source, encoding="utf-8")
-        fate = _fate(tests, limit)
+        fate = _fate(tests, limit, latest)
         fates[fate] += 1
         key = (module, mutant.place, mutant.old, mutant.new)
         if fate == "survived":
@@ -196,23 +247,54 @@ def _try_module(module: str, listed: set[Key], fates: Counter[str]) -> set[Key]:
     return survivors
 
 
-def _fate(tests: tuple[str, ...], limit: float) -> str:
-    """Run the tests in a fork: "survived", "killed" or "hung"."""
-    run = multiprocessing.get_context("fork").Process(target=_run, args=(tests,))
+def _fate(tests: Sequence[str], limit: float, latest: dict[str, None]) -> str:
+    """Run the tests in a fork: "survived", "killed" or "hung".
+
+    Args:
+        tests: Files.
+        limit: Seconds that it may take.
+        latest: Tests that are run before all others; the one that fails becomes the last.
+    """
+    noticed = Path("noticed.txt").absolute()
+    noticed.unlink(missing_ok=True)
+    first = tuple(reversed(latest))
+    run = multiprocessing.get_context("fork").Process(target=_run, args=(first, tests, noticed))
     run.start()
     run.join(limit)
     if run.is_alive():
         run.kill()
         run.join()
         return "hung"
+    if noticed.exists():
+        test = noticed.read_text(encoding="utf-8")
+        latest.pop(test, None)
+        latest[test] = None
+        for old in list(latest)[:-LATEST]:
+            del latest[old]
+    if run.exitcode == _HUNG:
+        return "hung"
     return "killed" if run.exitcode else "survived"
 
 
-def _run(tests: tuple[str, ...]) -> None:
+def _run(first: Sequence[str], tests: Sequence[str], noticed: Path) -> None:
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - the descriptor is what is needed
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    os._exit(pytest.main([*OPTIONS, *tests], plugins=[Repeatable()]))
+    threading.Thread(target=_exit_when_idle, daemon=True).start()
+    # File by file: to read all of them takes longer than most mutants live.
+    for chosen in ([first] if first else []) + [(test,) for test in tests]:
+        failed = pytest.main([*OPTIONS, *chosen], plugins=[Repeatable(noticed)])
+        if failed and not (chosen is first and failed == pytest.ExitCode.USAGE_ERROR):
+            os._exit(failed)
+    os._exit(0)
+
+
+def _exit_when_idle() -> None:
+    used = -math.inf
+    while time.process_time() - used > _AT_WORK:
+        used = time.process_time()
+        time.sleep(IDLE_SECONDS)
+    os._exit(_HUNG)
 
 
 def _show(title: str, key: Key) -> None:

@@ -106,6 +106,13 @@ class TestCooldown:
         attempt(cooldown, throttled())
         assert cooldown.refusal().retry_after == pytest.approx(2)
 
+    def test_a_refusal_in_the_moment_of_its_end_begins_the_next_of_the_row(self, cooldown, clock):
+        tokens = [cooldown.begin(), cooldown.begin()]
+        cooldown.end(tokens[0], throttled())
+        clock.tick(1)
+        cooldown.end(tokens[1], throttled())
+        assert cooldown.refusal().retry_after == pytest.approx(2)
+
     def test_survives_ten_thousand_in_a_row(self, cooldown, clock):
         for _ in range(10_000):
             attempt(cooldown, throttled())
@@ -146,6 +153,26 @@ class TestCooldown:
     def test_where_there_was_none_it_does_not_look_at_the_clock(self, heard):
         cooldown = Cooldown(Stopped(), CooldownPolicy(), heard)
         attempt(cooldown, answered())
+
+    def test_an_attempt_that_begins_all_the_same_does_not_end_it(self, cooldown):
+        cooldown.throttle(5)
+        cooldown.begin()
+        assert cooldown.refusal().retry_after == pytest.approx(5)
+
+    def test_it_is_quiet_until_it_begins_and_again_once_an_answer_followed_it(
+        self, cooldown, clock
+    ):
+        assert cooldown.quiet
+        cooldown.throttle(5)
+        cooldown.end(cooldown.begin(), answered())
+        assert not cooldown.quiet, "it is on"
+        clock.tick(5)
+        token = cooldown.begin()
+        assert not cooldown.quiet, "its row is remembered"
+        cooldown.end(token, neutral())
+        assert not cooldown.quiet
+        attempt(cooldown, answered())
+        assert cooldown.quiet
 
 
 class TestClamp:
@@ -220,9 +247,22 @@ class TestClamp:
         clock.tick(0.5)
         assert cooldown.refusal() is None
 
+    def test_a_trial_whose_loop_is_gone_lets_the_next_one_go(self, cooldown, clock):
+        self.cut(cooldown, clock)
+        cooldown.begin()
+        cooldown.abandon()
+        assert cooldown.refusal() is None
+
+    def test_a_trial_that_is_answered_makes_it_quiet(self, cooldown, clock):
+        self.cut(cooldown, clock)
+        attempt(cooldown, answered())
+        assert cooldown.quiet
+
     def test_a_trial_that_is_late_keeps_no_last_resort_back(self, cooldown, clock):
         self.cut(cooldown, clock)
         cooldown.begin()
+        assert cooldown.refusal().pending
+        assert cooldown.refusal().last_resort == pytest.approx(1.0)
         clock.tick(0.4)
         refusal = cooldown.refusal()
         assert refusal.pending
@@ -431,6 +471,34 @@ class TestEvidence:
         attempt(setup, answered())
 
 
+class TestQuiet:
+    """While it is, an attempt and an answer change nothing."""
+
+    def test_a_suspicion_ends_it_and_an_answer_brings_it_back(self, setup):
+        assert setup.quiet
+        attempt(setup, misconfigured("one"))
+        assert not setup.quiet
+        for how in (failed, neutral, throttled):
+            attempt(setup, how())
+            assert not setup.quiet
+        attempt(setup, answered())
+        assert setup.quiet
+
+    def test_disabled_it_is_not_before_a_check_is_answered(self, setup, clock):
+        before = setup.begin()
+        attempt(setup, CERTAIN)
+        setup.end(before, answered())
+        assert not setup.quiet
+        clock.tick(300)
+        attempt(setup, answered())
+        assert setup.quiet
+
+    def test_reset_brings_it_back(self, setup):
+        attempt(setup, CERTAIN)
+        setup.reset()
+        assert setup.quiet
+
+
 class TestCheck:
     """One request checks from time to time whether a disabled provider is well again."""
 
@@ -450,6 +518,39 @@ class TestCheck:
         setup.end(check, answered())
         assert (setup.refusal(), setup.reason) == (None, None)
         assert heard.events[-1] == ("enabled",)
+
+    def test_a_late_answer_to_a_check_enables_it_past_a_later_refusal(self, setup, clock):
+        self.disable(setup, clock)
+        slow = setup.begin()
+        clock.tick(60)  # its lease is over
+        attempt(setup, CERTAIN)
+        clock.tick(1)
+        setup.end(slow, answered())
+        assert setup.reason is None
+
+    def test_a_check_from_before_a_reset_enables_nothing(self, setup, clock, heard):
+        self.disable(setup, clock)
+        check = setup.begin()
+        setup.reset()
+        setup.end(check, answered())
+        assert ("enabled",) not in heard.events
+
+    def test_a_check_as_last_resort_is_waited_for_until_its_lease_ends(self, setup, clock):
+        self.disable(setup, clock, 5)
+        setup.begin()
+        assert setup.refusal().pending
+        clock.tick(59)
+        assert setup.refusal().pending
+        assert setup.refusal().last_resort == pytest.approx(1)
+        clock.tick(1)
+        assert not setup.refusal().pending
+        assert setup.refusal().last_resort == 0
+
+    def test_a_check_whose_loop_is_gone_lets_the_next_one_go(self, setup, clock):
+        self.disable(setup, clock)
+        setup.begin()
+        setup.abandon()
+        assert setup.refusal() is None
 
     def test_checks_grow_rare_up_to_an_hour(self, setup, clock):
         pauses = []
@@ -481,6 +582,13 @@ class TestCheck:
         clock.tick(300)
         attempt(setup, CERTAIN)
         assert setup.refusal().retry_after == pytest.approx(600)
+
+    @pytest.mark.parametrize(("later", "known"), [(-1, False), (0, False), (1, True)])
+    def test_only_a_refusal_from_before_a_request_lets_it_try(self, setup, clock, later, known):
+        assert setup.refused_before(clock.now()) == -math.inf, "there was none"
+        attempt(setup, CERTAIN)
+        refused_at = clock.now()
+        assert setup.refused_before(refused_at + later) == (refused_at if known else None)
 
     def test_it_knows_when_it_was_refused_last(self, setup, clock):
         assert setup.refused_at == -math.inf

@@ -81,6 +81,52 @@ class TestPurse:
         assert purse.wait() == 0
 
 
+class TestQuiet:
+    """While it is, with a closed circuit, an attempt and an answer change nothing."""
+
+    def fill(self, purse):
+        while purse.purse < MOST:
+            assert not purse.quiet
+            attempt(purse, answered(), closed=True)
+
+    def test_it_is_when_the_purse_is_full(self, purse):
+        self.fill(purse)
+        assert purse.quiet
+
+    def test_an_attempt_through_a_circuit_that_is_not_closed_ends_it(self, purse):
+        self.fill(purse)
+        held = purse.begin(closed=False)
+        assert not purse.quiet
+        purse.end(held, failed())
+        assert not purse.quiet, "an answer would pay"
+        attempt(purse, answered(), closed=True)
+        assert purse.quiet
+
+    def test_it_is_not_while_an_attempt_on_an_empty_purse_is_out(self, purse):
+        late = purse.begin(closed=False)
+        while purse.purse < MOST:
+            attempt(purse, answered(), closed=True)
+        assert not purse.quiet, "its end has to be noticed"
+        purse.end(late, failed())
+        attempt(purse, answered(), closed=True)
+        assert purse.quiet
+
+    def test_it_is_not_while_the_ramp_is_on(self, purse, clock):
+        come_back(purse)
+        while purse.purse < MOST:
+            attempt(purse, answered(), closed=True)
+        assert not purse.quiet, "attempts count against the pace"
+        clock.tick(RAMP)
+        assert purse.ramp_wait() == 0
+        attempt(purse, answered(), closed=True)
+        assert purse.quiet
+
+    def test_reset_ends_it(self, purse):
+        self.fill(purse)
+        purse.reset()
+        assert not purse.quiet
+
+
 class TestTrickle:
     def test_the_first_may_go_at_once(self, purse):
         assert purse.wait() == 0
@@ -184,6 +230,14 @@ class TestTrickle:
         purse.begin(closed=False)
         assert purse.wait() == pytest.approx(OVERDUE)
 
+    def test_one_whose_loop_is_gone_keeps_no_other_back(self, purse):
+        assert not purse.pending
+        purse.begin(closed=False)
+        assert purse.pending
+        purse.abandon()
+        assert not purse.pending
+        assert purse.wait() == pytest.approx(TRICKLE)
+
     @given(
         st.lists(
             st.tuples(
@@ -236,15 +290,32 @@ class TestRamp:
         assert let_through(purse, clock, 1 / 64) == CROWD
         assert not purse.ramping
 
+    def test_a_wait_is_as_long_as_the_pace_says(self, purse, clock):
+        come_back(purse)
+        assert self.burst(purse) == 1
+        assert purse.ramp_wait() == pytest.approx(1 / 8)
+        clock.tick(1 / 16)
+        assert purse.ramp_wait() == pytest.approx(1 / 16)
+
     def test_no_wait_goes_beyond_the_moment_in_which_the_pace_doubles(self, purse, clock):
         come_back(purse)
-        let_through(purse, clock, 0.95)
-        assert purse.ramp_wait() == pytest.approx(0.05, abs=0.02)
+        clock.tick(0.95)
+        assert self.burst(purse) == 1
+        assert purse.ramp_wait() == pytest.approx(0.05)
 
-    def test_those_who_come_late_find_no_saved_burst(self, purse, clock):
+    def burst(self, purse):
+        """How many of a crowd get on the ramp in one moment."""
+        begun = 0
+        while not purse.ramp_wait():
+            purse.begin(closed=True)
+            begun += 1
+        return begun
+
+    @pytest.mark.parametrize(("after", "burst"), [(0.9, 1), (1.9, 2), (4.5, 16)])
+    def test_those_who_come_late_find_no_saved_burst(self, purse, clock, after, burst):
         come_back(purse)
-        clock.tick(4.5)
-        assert let_through(purse, clock, 1 / 64) <= 8 * 2**4 / 8 + 3
+        clock.tick(after)
+        assert self.burst(purse) == burst, "an eighth of a second's"
 
     def test_attempts_outside_of_it_do_not_count_against_it(self, purse, clock):
         for _ in range(50):

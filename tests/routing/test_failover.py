@@ -20,6 +20,9 @@ from aigateway.events import ProviderDisabled
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import Origin
 from aigateway.resilience.breaker import CircuitState
+from aigateway.routing.attempt import AttemptEnd
+from aigateway.routing.candidates import RequestState
+from aigateway.routing.failover import Work
 from aigateway.routing.provider import Guards
 from aigateway.testing import scripted_configs
 from aigateway.wires.client import Failure, VendorCallError
@@ -94,6 +97,16 @@ class TestFailover:
         assert (await gateway.chat("2")).provider == "b"
         assert vendor.called("a") == 1
 
+    async def test_an_operation_that_is_not_offered_is_off_at_once_and_the_other_is_not(
+        self, make, vendor
+    ):
+        gateway = make("a", "b")
+        vendor.script("a", Failure(K.NOT_OFFERED, 405))
+        assert (await gateway.embed("x")).provider == "b"
+        assert (await gateway.embed("y")).provider == "b"
+        assert vendor.called("a") == 1
+        assert (await gateway.chat("hi")).provider == "a"
+
     async def test_a_disabled_one_is_checked_by_one_request_and_comes_back(
         self, make, vendor, clock
     ):
@@ -103,6 +116,35 @@ class TestFailover:
         clock.tick(300)
         assert (await gateway.chat("2")).provider == "a"
         assert state_of(gateway, "a").disabled_reason is None
+
+    async def test_a_bare_refusal_disables_when_a_second_request_meets_it(self, make, vendor):
+        gateway = make()
+        vendor.always("a", Failure(K.AUTHENTICATION, 401))
+        same = another()
+        for _ in range(3):
+            assert (await gateway.chat(same, cache=False)).provider == "b"
+        assert state_of(gateway, "a").disabled_reason is None
+        await gateway.chat(another())
+        assert state_of(gateway, "a").disabled_reason is K.AUTHENTICATION
+
+    @pytest.mark.parametrize(
+        ("kind", "cools"),
+        [
+            (K.SERVER_ERROR, True),
+            (K.BAD_ANSWER, True),
+            (K.RATE_LIMITED, True),
+            (K.CONNECTION, False),
+            (K.UNKNOWN, False),
+            (K.UNSUPPORTED, False),
+        ],
+    )
+    async def test_a_wish_to_be_left_alone_counts_where_it_can_be_meant(
+        self, make, vendor, kind, cools
+    ):
+        gateway = make()
+        vendor.script("a", Failure(kind, retry_after=9))
+        assert (await gateway.chat("hi")).provider == "b"
+        assert state_of(gateway, "a").retry_after_seconds == (9 if cools else None)
 
     async def test_a_rate_limit_cools_down_and_is_neutral(self, make, vendor, clock):
         gateway = make()
@@ -156,6 +198,22 @@ class TestFailover:
             ("c", None, None, True),
         ]
 
+    async def test_an_attempt_ends_once(self, make, clock):
+        gateway = make("a")
+        await gateway.chat("hi")
+        now = clock.now()
+        request = RequestState(
+            "id", "chat", lambda: tuple(gateway._roster), now, now + 60, cause=object
+        )
+
+        async def ask(attempt):
+            attempt.end(AttemptEnd.LEFT)
+            return "answer"
+
+        with pytest.raises(AssertionError, match="ended twice"):
+            await gateway._answering._failovers.run(request, Work(ask))
+        assert state_of(gateway, "a").in_flight == 0
+
 
 class TestCallersFault:
     @pytest.mark.parametrize(
@@ -196,6 +254,40 @@ class TestCallersFault:
         vendor.always("a", K.CONTEXT_WINDOW)
         await fails(make(), ContextWindowExceededError)
         assert vendor.called() == 1
+
+    @pytest.mark.parametrize(
+        ("kind", "words"),
+        [
+            (K.REJECTED, "The request was rejected as invalid: a: rejected (HTTP 400)."),
+            (
+                K.CONTENT_POLICY,
+                "The content policy refused the request: a: content_policy (HTTP 400).",
+            ),
+            (K.CONTEXT_WINDOW, "The prompt is too long: a: context_window (HTTP 400)."),
+            (
+                K.UNSUPPORTED,
+                (
+                    "No provider supports what this request asks for (drop_unsupported_params"
+                    " leaves out parameters that a model does not take): a: unsupported (HTTP 400)."
+                ),
+            ),
+        ],
+    )
+    async def test_the_error_says_what_is_wrong(self, make, vendor, kind, words):
+        vendor.always("a", Failure(kind, 400))
+        assert str(await fails(make("a"), RequestRejectedError)) == words
+
+    async def test_to_ask_again_without_a_hint_is_no_retry(self, make, vendor):
+        gateway = make("a")
+        vendor.script("a", Failure(K.UNSUPPORTED, 400, mendable=True))
+        await gateway.warmup()
+        while gateway._answering._failovers._budget.take():
+            pass
+        reply = await gateway.chat("hi")
+        assert [(a.provider, a.failure) for a in reply.attempts] == [
+            ("a", K.UNSUPPORTED),
+            ("a", None),
+        ]
 
     async def test_what_no_provider_supports_is_the_callers_to_change(self, make, vendor):
         for name in "abc":
@@ -288,6 +380,84 @@ class TestRounds:
         vendor.always("a", K.SERVER_ERROR)
         await fails(gateway, AllProvidersFailedError)
         assert vendor.called() == 1, "once, as last resort"
+
+    @pytest.mark.parametrize(
+        ("kind", "again"),
+        [
+            (K.SERVER_ERROR, True),
+            (K.BAD_ANSWER, True),
+            (K.CONNECTION, True),
+            (K.TIMEOUT, True),
+            (K.UNKNOWN, True),
+            (K.RATE_LIMITED, True),
+            (K.INVALID_OUTPUT, False),
+            (K.UNSUPPORTED, False),
+            (K.AUTHENTICATION, False),
+        ],
+    )
+    async def test_only_what_may_pass_is_asked_again(self, make, vendor, clock, kind, again):
+        gateway = make("a", "b", retry_rounds=1)
+        vendor.script("a", kind)
+        vendor.script("b", Failure(K.RATE_LIMITED, 429, retry_after=3), K.SERVER_ERROR)
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(4)
+        assert vendor.called("a") == 1 + again
+        assert isinstance(asking.exception(), AllProvidersFailedError) is not again
+
+    async def test_a_further_round_is_told_with_its_number_and_the_wait(self, make, vendor, clock):
+        told = []
+
+        class Hook:
+            def on_event(self, event):
+                if event.name == "request.retrying":
+                    told.append((event.round, event.wait_seconds))
+
+        gateway = make("a", retry_rounds=2, hooks=[Hook()])
+        vendor.script("a", Failure(K.RATE_LIMITED, 429, retry_after=3), K.SERVER_ERROR)
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(5)
+        await asking
+        assert [number for number, _ in told] == [1, 2]
+        assert 3 <= told[0][1] <= 3.25
+        assert 0 <= told[1][1] <= 0.5
+
+    @pytest.mark.parametrize("rounds", [0, 1])
+    async def test_one_that_cools_down_is_waited_for_in_a_further_round(
+        self, make, vendor, clock, rounds
+    ):
+        gateway = make("a", "b", retry_rounds=rounds)
+        gateway._roster.named("a").chat.cooldown.throttle(2)
+        vendor.always("b", K.AUTHENTICATION)
+        asking = asyncio.create_task(gateway.chat(another()))
+        await clock.advance(2.3)
+        if rounds:
+            assert (await asking).provider == "a"
+        else:
+            assert isinstance(asking.exception(), AllProvidersFailedError)
+
+    async def test_so_is_an_open_circuit_that_soon_lets_one_through(self, make, vendor, clock):
+        gateway = make("a", "b", retry_rounds=1, reset_timeout_seconds=2)
+        guards = gateway._roster.named("a").chat
+        for _ in range(5):
+            guards.breaker.acquire().failure()
+        guards.cooldown.throttle(1)  # else it would be asked as last resort
+        vendor.always("b", K.AUTHENTICATION)
+        asking = asyncio.create_task(gateway.chat(another()))
+        await clock.advance(2.3)
+        assert (await asking).provider == "a"
+
+    async def test_a_place_that_comes_too_late_hides_no_provider_that_is_back_in_time(
+        self, make, vendor, clock
+    ):
+        full, cools = scripted_configs("full", "cools")
+        full = full.model_copy(update={"rpm": 1})
+        async with AsyncGateway([full, cools], clock=clock, vendor=vendor) as gateway:
+            assert (await gateway.chat(another())).provider == "full"
+            clock.tick(1)
+            vendor.script("cools", Failure(K.RATE_LIMITED, 429, retry_after=4))
+            asking = asyncio.create_task(gateway.chat(another(), timeout=6))
+            await clock.advance(5)
+            assert (await asking).provider == "cools"
 
 
 class TestTime:
@@ -852,6 +1022,18 @@ class TestLastMoments:
         await clock.settle()
         assert waiting.done()
         await waiting
+
+
+@pytest.mark.parametrize(("left", "asks"), [(0.95, False), (1.05, True)])
+async def test_a_turn_of_last_resort_is_taken_with_a_second_left(make, vendor, clock, left, asks):
+    gateway = make("a")
+    vendor.script("a", K.AUTHENTICATION)
+    await fails(gateway, AllProvidersFailedError)  # it may be checked in 5 seconds
+    await clock.advance(0.2 + left)
+    waiting = asyncio.create_task(gateway.chat(another(), timeout=4.8))
+    await clock.advance(4.9)
+    assert isinstance(waiting.exception(), DeadlineExceededError) is not asks
+    assert vendor.called("a") == 1 + asks
 
 
 class TestFullBesideBroken:

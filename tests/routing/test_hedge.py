@@ -8,10 +8,14 @@ from aigateway import (
     AllProvidersFailedError,
     AsyncGateway,
     CircuitState,
+    ContentPolicyError,
     FailureKind,
     RequestRejectedError,
     Usage,
 )
+from aigateway.resilience.retry_budget import RetryBudget
+from aigateway.routing.hedge import Hedges
+from aigateway.settings import GatewaySettings
 from aigateway.testing import ScriptedStream, scripted_configs
 from aigateway.wires.client import Failure, VendorCallError
 from tests.gateways import state_of
@@ -99,6 +103,53 @@ class TestChat:
         assert provider(gateway, "b")["failures"] == {"outrun": 1}
         assert provider(gateway, "b")["in_flight"] == 0
 
+    async def test_of_two_answers_in_one_moment_one_is_used_and_both_are_good(
+        self, make, vendor, clock
+    ):
+        gateway = make(failure_threshold=2)
+        for name in "ab":
+            vendor.script(name, K.SERVER_ERROR)
+            with pytest.raises(AllProvidersFailedError):
+                await gateway.chat(f"{name} fails", model=name)
+        answer = asyncio.Event()
+        for name in "ab":
+            vendor.script(name, answer.wait)
+        asking = asyncio.create_task(gateway.chat("hi", cache=False))
+        await clock.advance(1.5)
+        answer.set()
+        reply = await asking
+        unused = "b" if reply.provider == "a" else "a"
+        assert [(a.provider, a.failure) for a in reply.attempts] == [
+            (unused, K.OUTRUN),
+            (reply.provider, None),
+        ]
+        told = provider(gateway, unused)
+        assert told["failures"] == {"server_error": 1, "outrun": 1}
+        assert (told["total_tokens"], told["cost_usd"]) == (2, 0.001)
+        for name in "ab":
+            assert provider(gateway, name)["consecutive_failures"] == 0
+
+    @pytest.mark.parametrize("fails", ["a", "b"])
+    async def test_one_may_fail_in_the_moment_in_which_the_other_answers(
+        self, make, vendor, clock, caplog, fails
+    ):
+        gateway = make()
+        answer = asyncio.Event()
+
+        async def fail():
+            await answer.wait()
+            raise RuntimeError
+
+        for name in "ab":
+            vendor.script(name, fail if name == fails else answer.wait)
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(1.5)
+        answer.set()
+        assert (await asking).provider == ("b" if fails == "a" else "a")
+        await clock.settle()
+        assert not gateway._answering._failovers._losers, "nothing is kept of those that lost"
+        assert not [record for record in caplog.records if record.name == "asyncio"]
+
     async def test_none_before_the_delay(self, make, vendor, clock):
         gateway = make()
         vendor.script("a", slow(clock, 0.9))
@@ -157,12 +208,38 @@ class TestChat:
         assert reply.provider == "b"
         await busy
 
+    async def test_and_not_in_a_tight_loop(self, make, vendor, clock):
+        gateway = make("a", "b", fields={"max_concurrency": 1}, hedge_delay_seconds=0.01)
+        vendor.script("b", slow(clock, 0.02))
+        busy = asyncio.create_task(gateway.chat("busy", model="b", hedge=False))
+        await clock.settle()
+        vendor.script("a", slow(clock, 30))
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(0.055)
+        assert busy.done()
+        assert vendor.called("b") == 1
+        await clock.advance(0.01)
+        assert (await asking).provider == "b"
+
     @pytest.mark.parametrize("kind", [K.REJECTED, K.CONTENT_POLICY])
     async def test_a_refusal_by_one_waits_for_the_other(self, make, vendor, clock, kind):
         gateway = make()
         vendor.script("a", slow(clock, 3))
         vendor.script("b", kind)
         assert (await ask(gateway, clock, 3.1)).provider == "a"
+
+    async def test_a_refusal_that_ends_all_is_raised_if_the_other_fails(self, make, vendor, clock):
+        async def fail():
+            await clock.sleep(2)
+            raise RuntimeError
+
+        gateway = make()
+        vendor.script("a", fail)
+        vendor.script("b", K.CONTENT_POLICY)
+        asking = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(2.1)
+        assert isinstance(asking.exception(), ContentPolicyError)
+        assert vendor.called("c") == 0
 
     async def test_and_is_raised_if_the_other_fails(self, make, vendor, clock):
         async def fail():
@@ -245,6 +322,27 @@ class TestChat:
             await ask(gateway, clock, 1.6, f"{turn}", timeout=60)
         assert vendor.called("b") <= 12
 
+    async def test_a_share_of_the_requests_may_be_hedged(self, make, vendor, clock):
+        gateway = make(hedge_max_percent=30, attempt_timeout=30)
+        for turn in range(40):
+            await gateway.chat(f"quick {turn}", model="b")
+        vendor.always("a", slow(clock, 1.5))
+        for turn in range(15):
+            await ask(gateway, clock, 1.6, f"{turn}")
+        assert vendor.called("b") == 40 + 15
+
+    async def test_each_is_paid_for_out_of_the_retry_budget_too(self, clock):
+        extra = RetryBudget(clock)
+        hedges = Hedges(GatewaySettings(), clock, extra)
+        for _ in range(9):
+            extra.take()
+        assert extra.balance == 1
+        assert hedges.may()
+        assert extra.balance == 0
+        assert not any(hedges.may() for _ in range(5))
+        clock.tick(10)  # and those that were refused have cost nothing
+        assert [hedges.may() for _ in range(10)] == [True] * 9 + [False]
+
 
 class TestStream:
     async def test_the_first_content_wins_and_the_loser_is_closed(self, make, vendor, clock):
@@ -261,6 +359,47 @@ class TestStream:
         assert await reading == "in time"
         assert stream.response.provider == "b"
         assert vendor.open_streams == 0
+
+    async def test_the_delay_is_that_of_first_contents_however_long_answers_take(
+        self, make, vendor, clock
+    ):
+        gateway = make(hedge_delay_seconds=50)
+
+        async def read(prompt):
+            stream = gateway.stream(prompt)
+            text = "".join([chunk.text async for chunk in stream])
+            return text, stream.response.provider
+
+        def wait(seconds):
+            return lambda: clock.sleep(seconds)
+
+        for turn in range(20):
+            vendor.script("a", ScriptedStream(wait(2), "so", wait(9), "so"))
+            reading = asyncio.create_task(read(f"{turn}"))
+            await clock.advance(12)
+            await reading
+        vendor.script("a", ScriptedStream(wait(60), "late"))
+        reading = asyncio.create_task(read("last"))
+        await clock.advance(2.1)
+        assert await reading == ("ok", "b")
+
+    async def test_the_first_content_that_is_not_used_is_closed(self, make, vendor, clock):
+        gateway = make()
+        content = asyncio.Event()
+        for name in "ab":
+            vendor.script(name, ScriptedStream(content.wait, name))
+        stream = gateway.stream("hi")
+
+        async def read():
+            return "".join([chunk.text async for chunk in stream])
+
+        reading = asyncio.create_task(read())
+        await clock.advance(1.5)
+        content.set()
+        assert await reading == stream.response.provider
+        await clock.settle()
+        assert vendor.open_streams == 0
+        assert not gateway._answering._failovers._losers
 
     async def test_two_first_contents_in_one_moment(self, make, vendor, clock):
         gateway = make()
@@ -503,6 +642,43 @@ class TestNetwork:
         assert all(isinstance(result, AllProvidersFailedError) for result in results)
         assert {p.circuit_state for p in gateway.providers} == {CircuitState.CLOSED}
 
+    async def test_circuits_that_opened_for_it_close_again_and_no_others(self, make, vendor, clock):
+        gateway = make("a", "b", "c", hedge=False, failure_threshold=3)
+        offline = Failure(K.CONNECTION, unreachable=True)
+        vendor.always("a", K.TIMEOUT)
+        vendor.always("b", offline)
+        for turn in range(3):
+            assert (await gateway.chat(f"{turn}")).provider == "c"
+        assert [p.circuit_state for p in gateway.providers] == ["open", "open", "closed"]
+        vendor.always("c", K.TIMEOUT)
+        for turn in range(2):
+            with pytest.raises(AllProvidersFailedError):
+                await gateway.chat(f"c{turn}", model="c")
+        vendor.always("c", offline)
+        clock.tick(70)  # the answers of c are too old to prove anything
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("c alone", model="c")
+        assert [p.circuit_state for p in gateway.providers] == ["open", "closed", "closed"]
+        assert provider(gateway, "c")["consecutive_failures"] == 2, "its own ones still count"
+
+    async def test_a_refused_key_proves_nothing_as_it_is_not_asked_for_a_while(self, make, vendor):
+        gateway = make(hedge=False, failure_threshold=1)
+        vendor.always("a", K.AUTHENTICATION)
+        for name in "bc":
+            vendor.always(name, Failure(K.CONNECTION, unreachable=True))
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("hi")
+        assert {p.circuit_state for p in gateway.providers} == {CircuitState.CLOSED}
+
+    async def test_any_status_is_a_sign_that_it_was_reached(self, make, vendor):
+        gateway = make(hedge=False, failure_threshold=1)
+        vendor.always("a", Failure(K.RATE_LIMITED, 429))
+        for name in "bc":
+            vendor.always(name, Failure(K.CONNECTION, unreachable=True))
+        with pytest.raises(AllProvidersFailedError):
+            await gateway.chat("hi")
+        assert [p.circuit_state for p in gateway.providers] == ["closed", "open", "open"]
+
     async def test_one_that_refuses_while_others_answer_is_blamed(self, make, vendor):
         gateway = make(hedge=False)
         vendor.always("a", Failure(K.CONNECTION, unreachable=True))
@@ -547,6 +723,18 @@ class TestRates:
             await gateway.chat("2")
         assert raised.value.retry_after_seconds == pytest.approx(60, abs=1)
 
+    @pytest.mark.parametrize(
+        ("failure", "served_by"), [(K.SERVER_ERROR, "a"), (K.TIMEOUT, "b"), (K.DEADLINE, "b")]
+    )
+    async def test_tokens_of_a_failure_count_where_the_vendor_may_have_counted_them(
+        self, make, vendor, failure, served_by
+    ):
+        gateway = make("a", "b", fields={"tpm": 1000}, hedge=False)
+        vendor.script("a", failure)
+        assert (await gateway.chat("1", max_tokens=600)).provider == "b"
+        assert (await gateway.chat("2", max_tokens=300)).provider == "a"
+        assert (await gateway.chat("3", max_tokens=700)).provider == served_by
+
     async def test_tokens_are_counted_as_the_vendor_does(self, make, vendor, clock):
         gateway = make("a", "b", fields={"tpm": 1000}, hedge=False)
         vendor.script("a", ScriptedStream("x", usage=Usage(899, 1, 900)))
@@ -573,3 +761,29 @@ class TestConcurrency:
             await gateway.chat(f"{turn}")
             clock.tick(1)
         assert bound() > fallen
+
+    @pytest.mark.parametrize(
+        ("failure", "falls"),
+        [
+            (Failure(K.SERVER_ERROR, 529), True),
+            (Failure(K.SERVER_ERROR, 528), False),
+            (Failure(K.SERVER_ERROR, 530), False),
+            (Failure(K.RATE_LIMITED), True),
+            (Failure(K.TIMEOUT), False),
+        ],
+    )
+    async def test_only_what_speaks_of_load_lowers_it(self, make, vendor, failure, falls):
+        gateway = make("a", "b", fields={"max_concurrency": 10}, hedge=False)
+        vendor.script("a", failure)
+        await gateway.chat("hi")
+        assert (state_of(gateway, "a").max_in_flight < 10) is falls
+
+    async def test_a_stream_without_content_in_time_lowers_it(self, make, vendor, clock, recorder):
+        gateway = make("a", "b", fields={"max_concurrency": 10}, hedge=False)
+        vendor.script("a", ScriptedStream(slow(clock, 10**6), "late"))
+        reading = asyncio.create_task(anext(aiter(gateway.stream("hi"))))
+        await clock.advance(60)
+        await reading
+        assert state_of(gateway, "a").max_in_flight < 10
+        (failed,) = recorder.named("provider.failed")
+        assert (failed.kind, failed.code) == (K.TIMEOUT, "first_token_timeout")

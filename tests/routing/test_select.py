@@ -13,7 +13,7 @@ from aigateway.errors import (
 )
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect
-from aigateway.routing.candidates import RequestState, Roster
+from aigateway.routing.candidates import RequestState, Roster, final_error
 from aigateway.routing.provider import Provider
 from aigateway.routing.select import PriorityPolicy, take_turn
 from aigateway.settings import GatewaySettings, LLMConfig
@@ -703,6 +703,28 @@ class TestRoster:
         with pytest.raises(UnknownModelError, match=r"for embeddings: .* chat, two are not"):
             roster.candidates(None, "embeddings")
 
+    def test_what_was_found_for_an_operation_is_looked_for_once(self, make):
+        roster = Roster([make("one"), make("embeds", operations=("embeddings",))])
+        assert roster.candidates(None, "chat") is roster.candidates(None, "chat")
+
+    def test_only_those_that_chat_are_waited_for(self, make):
+        chat, embeds = make("chat"), make("embeds", operations=("embeddings",))
+        roster = Roster([chat, embeds])
+        trip(chat)
+        assert roster.seconds_until_available(None) == 60
+
+    def test_says_why_none_may_be_asked(self, make):
+        one, two, well = make("one"), make("two"), make("well", model="other")
+        roster = Roster([one, two, well])
+        trip(one)
+        two.chat.cooldown.throttle(40)
+        error = roster.refusal_of_all("m")
+        assert [(c.provider, c.kind) for c in error.causes] == [
+            ("one", K.CIRCUIT_OPEN),
+            ("two", K.COOLING_DOWN),
+        ]
+        assert [c.provider for c in roster.refusal_of_all(None).causes] == ["one", "two"]
+
     def test_what_is_learned_later_counts(self, make):
         one, two = make("one"), make("two")
         roster = Roster([one, two])
@@ -740,13 +762,62 @@ class TestCandidate:
         request.begin_round()
         assert [c.tried for c in request.candidates] == [False, True, True]
 
+    @pytest.mark.parametrize(
+        ("calls", "kind", "hopeless"),
+        [
+            (1, K.AUTHENTICATION, True),
+            (1, K.SERVER_ERROR, False),
+            (1, None, False),
+            (0, K.DISABLED, False),
+        ],
+    )
+    def test_a_further_round_leaves_out_what_an_attempt_has_shown_to_be_no_use(
+        self, make, calls, kind, hopeless
+    ):
+        request = request_for(make("a"))
+        (candidate,) = request.candidates
+        candidate.tried, candidate.calls = True, calls
+        candidate.cause = None if kind is None else ProviderFailure("a", kind)
+        request.begin_round()
+        assert candidate.tried is hopeless
+
     def test_what_an_attempt_showed_stands_over_a_mere_refusal(self, make):
         (candidate,) = request_for(make("a")).candidates
-        shown = ProviderFailure("a", K.SERVER_ERROR)
-        candidate.note(shown)
-        candidate.calls = 1
-        candidate.note(ProviderFailure("a", K.CIRCUIT_OPEN))
-        assert candidate.cause is shown
+        refusals = [ProviderFailure("a", kind) for kind in (K.CIRCUIT_OPEN, K.SATURATED)]
+        for refusal in refusals:
+            candidate.note(refusal)
+            assert candidate.cause is refusal, "the latest"
+        candidate.cause, candidate.calls = None, 1
+        candidate.note(refusals[0])
+        candidate.note(refusals[1])
+        assert candidate.cause is refusals[0]
+
+    def test_one_that_refused_a_hint_may_be_asked_again_without_it(self, make):
+        (candidate,) = request_for(make("a")).candidates
+        candidate.tried, candidate.calls = True, 2
+        candidate.may_be_asked_without()
+        assert (candidate.tried, candidate.calls) == (False, 1)
+
+    def test_one_that_may_not_be_asked_as_last_resort_is_not_counted_for_the_ramp(self, make):
+        alone = make("cool")
+        alone.chat.cooldown.throttle(5)
+        first_choice(alone)
+        assert alone.chat.last_resort._seen == 0
+
+    def test_by_default_a_request_asks_for_nothing_special(self):
+        request = RequestState("id", "chat", list, 0.0, 60.0, cause=object)
+        assert (request.tokens, request.hedge, request.background, request.tenant) == (
+            0,
+            False,
+            False,
+            "",
+        )
+        assert (request.begun, request.waited) == (0, 0)
+
+    def test_an_error_speaks_of_the_network_only_where_that_is_known(self):
+        causes = [ProviderFailure("a", K.CONNECTION)]
+        assert "network" not in str(final_error(causes))
+        assert "network" in str(final_error(causes, offline=True))
 
     def test_its_digest_is_worked_out_once_and_only_if_asked_for(self, make):
         worked_out = []
@@ -771,3 +842,106 @@ class TestCandidate:
             candidate.note(ProviderFailure(candidate.provider.name, K.CONNECTION))
             candidate.unreachable = value
         assert request.looks_offline is offline
+
+
+class TestRequestState:
+    @pytest.fixture
+    def roster(self, make):
+        return Roster([make("a", priority=5)])
+
+    @pytest.fixture
+    def request_of(self, roster):
+        """A request of any provider there is, and how often it has looked which there are."""
+        looks = []
+
+        def serving():
+            looks.append(1)
+            return roster.candidates(None, "chat")
+
+        return RequestState("id", "chat", serving, 0.0, 60.0, cause=object), looks
+
+    def names(self, request):
+        return [candidate.provider.name for candidate in request.candidates]
+
+    def test_it_takes_providers_that_were_added_since_by_their_priority(
+        self, make, roster, request_of
+    ):
+        request, looks = request_of
+        request.take_new_providers()
+        assert len(looks) == 1, "it has just begun"
+        (first,) = request.candidates
+        first.calls = 1
+        roster.add(make("low", priority=1))
+        roster.add(make("high", priority=9))
+        request.take_new_providers()
+        assert self.names(request) == ["high", "a", "low"]
+        assert request.candidates[1] is first
+
+    def test_where_nothing_has_changed_nothing_is_made_anew(self, make, roster, request_of):
+        request, _ = request_of
+        for added in ([], [make("b")]):
+            for provider in added:
+                roster.add(provider)
+            request.take_new_providers()
+            request.take_new_providers()
+            before = request.candidates
+            request.take_new_providers()
+            assert request.candidates is before
+
+    def test_those_that_it_has_given_up_do_not_come_back(self, make, roster, request_of):
+        request, _ = request_of
+        request.take_new_providers()
+        request.candidates = ()  # such as those that cannot go on with a stream
+        roster.add(make("b"))
+        request.take_new_providers()
+        assert self.names(request) == ["b"]
+
+    def test_those_that_were_removed_stay_as_they_are(self, roster, request_of):
+        request, _ = request_of
+        request.take_new_providers()
+        roster.remove("a")
+        request.take_new_providers()
+        assert self.names(request) == ["a"]
+
+    @pytest.mark.parametrize(
+        ("seconds", "timeout", "share"), [(1.0, 60.0, 1.0), (1.0, 4.0, 1.0), (1.0, 2.0, 0.5)]
+    )
+    def test_a_share_of_its_time(self, seconds, timeout, share):
+        request = RequestState("id", "chat", list, 100.0, 100.0 + timeout, cause=object)
+        assert request.share(seconds) == pytest.approx(share)
+
+    def test_those_that_could_go_on_in_the_same_moments_are_of_one_group(self, make, clock):
+        a, b = make("a"), make("b")
+        clock.tick(1)
+
+        def change(**fields):
+            request = request_for(a, b)
+            for name, value in fields.items():
+                setattr(request, name, value)
+            return request
+
+        plain = request_for(a, b).group()
+        assert change().group() == plain
+        assert change(tokens=5).group() == change(tokens=7).group() != plain
+        for fields in (
+            {"overdue": True},
+            {"nearly_over": True},
+            {"model": "m"},
+            {"operation": "embeddings"},
+        ):
+            assert change(**fields).group() != plain
+        asked, asked_twice, tried = (change() for _ in range(3))
+        asked.candidates[0].calls = 1
+        asked_twice.candidates[0].calls = 2
+        tried.candidates[0].tried = True
+        assert asked.group() == asked_twice.group()
+        assert len({plain, asked.group(), tried.group()}) == 3
+
+    def test_a_refusal_parts_those_who_came_before_it_from_those_after(self, make, clock):
+        off = make("off")
+        before = request_for(off)
+        clock.tick(1)
+        disable(off)
+        clock.tick(1)
+        after, later = request_for(off), request_for(off)
+        assert before.group() != after.group() == later.group()

@@ -5,8 +5,16 @@ import asyncio
 import pytest
 
 from aigateway import AsyncGateway, FailureKind, GatewayError
-from aigateway.events import AttemptEnded, RequestEnded, RequestServed
+from aigateway.events import (
+    AnswerDiscarded,
+    AttemptEnded,
+    ProviderFailed,
+    RequestEnded,
+    RequestServed,
+)
+from aigateway.messages import Choice, Completion, Origin, Usage
 from aigateway.testing import ScriptedStream, scripted_configs
+from aigateway.wires.client import Failure, VendorCallError
 from tests.telemetry.books import Books
 
 K = FailureKind
@@ -21,10 +29,11 @@ def books():
 async def make(clock, vendor, books):
     made = []
 
-    def make_gateway(*names, **settings):
-        configs = scripted_configs(*(names or ("a", "b")))
+    def make_gateway(*names, fields=None, also=(), **settings):
+        configs = scripted_configs(*(names or ("a", "b")), **(fields or {}))
         settings = {"retry_rounds": 0} | settings
-        made.append(AsyncGateway(configs, clock=clock, vendor=vendor, hooks=[books], **settings))
+        hooks = [books, *also]
+        made.append(AsyncGateway(configs, clock=clock, vendor=vendor, hooks=hooks, **settings))
         return made[-1]
 
     yield make_gateway
@@ -143,6 +152,202 @@ async def test_overlapping_attempts_count_once_as_waiting(make, vendor, clock, b
     assert (won.failure, won.attempt, won.latency_seconds) == (None, 2, 4)
     (event,) = books.of(RequestEnded)
     assert (event.latency_seconds, event.vendor_seconds, event.attempts) == (5, 5, 2)
+
+
+PRICED = {"input_cost_per_token": 0.0001, "output_cost_per_token": 0.0002}
+
+
+class TestUnanswered:
+    """What an attempt comes to that brought nothing, or not all."""
+
+    LONG = "h" * 400
+
+    @pytest.fixture
+    async def ask(self, make, vendor, clock, books):
+        async def ask(step, *, seconds=60.0, leave=False, **options):
+            gateway = make(attempt_timeout=20, fields={"extra": PRICED})
+            vendor.script("a", step)
+            asking = asyncio.create_task(gateway.chat(self.LONG, max_tokens=50, **options))
+            await clock.advance(seconds)
+            if leave:
+                asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            return books.of(AttemptEnded)[0]
+
+        return ask
+
+    @pytest.mark.parametrize(
+        ("how", "kind", "written"),
+        [
+            ({}, K.TIMEOUT, 0),  # silent beyond its own time: it has read the prompt only
+            ({"timeout": 10}, K.DEADLINE, 50),  # half of it is kept for b
+            ({"seconds": 5, "leave": True}, K.CANCELLED, 50),
+        ],
+    )
+    async def test_what_the_vendor_could_have_written_is_counted(
+        self, ask, clock, how, kind, written
+    ):
+        event = await ask(after(clock, 10**6), **how)
+        assert event.failure is kind
+        prompt = event.usage.prompt_tokens
+        assert prompt > 50
+        assert event.usage == Usage(prompt, written, prompt + written)
+        assert event.cost_usd == pytest.approx(prompt * 0.0001 + written * 0.0002)
+
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            Failure(K.SERVER_ERROR, 500),
+            Failure(K.CONNECTION),
+            Failure(K.TIMEOUT, 504),
+            Failure(K.TIMEOUT, unreachable=True),
+            Failure(K.DEADLINE, 408),
+        ],
+    )
+    async def test_what_the_vendor_says_it_did_not_do_costs_nothing(self, ask, failure):
+        event = await ask(failure, seconds=0.1)
+        assert (event.failure, event.usage, event.cost_usd) == (failure.kind, Usage(), None)
+
+    @pytest.mark.parametrize("end", ["left", "broken"])
+    async def test_what_came_of_a_stream_is_counted(self, make, vendor, books, end):
+        gateway = make("a", fields={"extra": PRICED})
+        pieces = ["some words that came"] + [K.SERVER_ERROR] * (end == "broken")
+        vendor.script("a", ScriptedStream(*pieces, "more"))
+        async with gateway.stream(self.LONG) as stream:
+            await anext(stream)
+            if end == "broken":
+                with pytest.raises(GatewayError):
+                    await anext(stream)
+        (event,) = books.of(AttemptEnded)
+        usage = event.usage
+        assert usage.prompt_tokens > 50
+        assert 3 <= usage.completion_tokens <= 10
+        assert event.cost_usd == pytest.approx(
+            usage.prompt_tokens * 0.0001 + usage.completion_tokens * 0.0002
+        )
+
+
+async def test_a_failure_is_told_at_once_with_all_that_is_known(make, vendor, clock, books):
+    told = []
+
+    class Hook:
+        wants = (ProviderFailed,)
+
+        def on_event(self, event):
+            told.append(event)
+
+    gateway = make(failure_threshold=1, attempt_timeout=20, also=[Hook()])
+
+    async def fail():
+        await clock.sleep(2)
+        raise VendorCallError(Failure(K.SERVER_ERROR, 503, code="overloaded"))
+
+    vendor.script("a", fail)
+    asking = asyncio.create_task(gateway.chat("hi"))
+    await clock.advance(3)
+    reply = await asking
+    vendor.script("a", K.UNSUPPORTED)
+    vendor.script("b", K.UNSUPPORTED)
+    with pytest.raises(GatewayError):
+        await gateway.chat("ho")
+    first, by_b, last = told
+    assert (first.request_id, first.provider, first.kind) == (reply.request_id, "a", K.SERVER_ERROR)
+    assert (first.status, first.code, first.latency_seconds) == (503, "overloaded", 2)
+    assert (first.attempt, first.last_resort) == (1, False)
+    assert (by_b.provider, by_b.attempt, by_b.last_resort) == ("b", 1, False)
+    assert (last.provider, last.attempt, last.last_resort) == ("a", 2, True)
+    assert [(e.status, e.last_resort) for e in books.of(AttemptEnded)] == [
+        (503, False),
+        (None, False),
+        (None, False),
+        (None, True),
+    ]
+
+
+class TestLateAnswer:
+    """An attempt that was outrun or given up brings an answer all the same: that is paid for."""
+
+    @pytest.fixture
+    def stubborn(self, clock):
+        async def answer_all_the_same():
+            try:
+                await clock.sleep(10**6)
+            except asyncio.CancelledError:
+                return "too late"
+
+        return answer_all_the_same
+
+    async def test_what_was_counted_already_is_not_counted_twice(
+        self, make, vendor, clock, books, stubborn
+    ):
+        gateway = make(hedge=True, hedge_delay_seconds=1, fields={"extra": PRICED})
+        paid: list[float | None] = []
+        vendor.script("a", stubborn)
+        origin = Origin(on_cost=paid.append)
+        asking = asyncio.create_task(gateway.chat("h" * 400, max_tokens=50, origin=origin))
+        await clock.advance(2)
+        assert (await asking).provider == "b"
+        outrun, _ = books.of(AttemptEnded)
+        prompt = outrun.usage.prompt_tokens
+        assert prompt > 1
+        assert outrun.usage.completion_tokens == 50, "as many as it could have written"
+        assert outrun.cost_usd == pytest.approx(prompt * 0.0001 + 50 * 0.0002)
+        (late,) = books.of(AnswerDiscarded)
+        assert (late.provider, late.usage, late.cost_usd) == ("a", Usage(0, 0, 0), 0)
+        assert paid == [pytest.approx(outrun.cost_usd), pytest.approx(0.001), 0]
+
+    async def test_what_goes_beyond_that_is_counted(self, make, vendor, clock, books):
+        gateway = make(hedge=True, hedge_delay_seconds=1, fields={"extra": PRICED})
+        paid: list[float | None] = []
+        answer = Completion("x", "m", (Choice("late", "stop"),), Usage(500, 90, 590), 0.9)
+
+        async def answer_all_the_same():
+            try:
+                await clock.sleep(10**6)
+            except asyncio.CancelledError:
+                return answer
+
+        vendor.script("a", answer_all_the_same)
+        origin = Origin(on_cost=paid.append)
+        asking = asyncio.create_task(gateway.chat("h" * 400, max_tokens=50, origin=origin))
+        await clock.advance(2)
+        await asking
+        outrun, _ = books.of(AttemptEnded)
+        (late,) = books.of(AnswerDiscarded)
+        prompt = outrun.usage.prompt_tokens
+        assert late.usage == Usage(500 - prompt, 40, 540 - prompt)
+        assert late.cost_usd == pytest.approx(0.9 - outrun.cost_usd)
+        assert paid[-1] == late.cost_usd
+        counted = gateway.get_metrics()["providers"]["a"]
+        assert (counted["prompt_tokens"], counted["completion_tokens"]) == (500, 90)
+        assert counted["cost_usd"] == pytest.approx(0.9)
+
+
+async def test_headers_of_a_trace_stand_over_the_callers(vendor, clock):
+    class Trace:
+        def __init__(self):
+            self.headers = {"traceparent": "ours"}
+
+        def attempt(self, *_):
+            return self
+
+        def ended(self, *_):
+            pass
+
+    class Hook:
+        def on_event(self, event):
+            pass
+
+        def trace_request(self, request, *, streamed):
+            return Trace()
+
+    origin = Origin(headers={"TraceParent": "theirs", "X-Own": "1"})
+    async with AsyncGateway(
+        scripted_configs("a"), clock=clock, vendor=vendor, hooks=[Hook()]
+    ) as gateway:
+        await gateway.chat("hi", origin=origin)
+    (_, request) = vendor.calls[0]
+    assert request.headers == {"X-Own": "1", "traceparent": "ours"}
 
 
 async def test_a_stream_tells_its_first_content_and_its_end(make, vendor, clock, books):

@@ -410,10 +410,10 @@ class TestEvidence:
         assert heard.events[-1] == ("enabled",)
 
     def test_what_is_certain_is_not_taken_back_by_a_call_from_before(self, setup):
-        before = setup.begin()
-        for certain in (True, False):
-            attempt(setup, misconfigured(certain, K.PERMISSION, certain=certain))
-        setup.end(before, answered())
+        before = [setup.begin() for _ in range(3)]
+        setup.end(before[0], misconfigured("one", K.PERMISSION, certain=True))
+        setup.end(before[1], misconfigured("another", K.PERMISSION))
+        setup.end(before[2], answered())
         assert setup.reason is K.PERMISSION
 
     def test_two_different_refusals_are_not(self, setup):

@@ -241,11 +241,8 @@ async def test_cancellation_goes_through(vendor, client):
 
 async def test_an_answer_without_usage(vendor, client):
     vendor.behave(Fault.no_usage())
-    if vendor.name in {"openai", "azure"}:
-        answer = await client.chat(asking())
-        assert (answer.usage.total_tokens, answer.cost_usd) == (0, None)
-    else:  # litellm cannot read these without
-        assert (await failure_of(client)).kind is FailureKind.BAD_ANSWER
+    answer = await client.chat(asking())
+    assert (answer.usage.total_tokens, answer.cost_usd) == (0, None)
     assert vendor.request_count == 1
 
 

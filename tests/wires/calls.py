@@ -1,11 +1,15 @@
 """Requests to make in the tests of the wires."""
 
 import traceback
+from importlib.metadata import version
 
 import pytest
 
 from aigateway.messages import ChatRequest, EmbeddingRequest
 from aigateway.wires.client import VendorCallError
+
+LITELLM = tuple(map(int, version("litellm").split(".")[:2]))
+"""The version that is installed: (1, 110)."""
 
 WIRES = ("openai", "azure", "gemini", "anthropic")
 

@@ -24,6 +24,7 @@ from aigateway.wires.history import History
 from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.server.services import served
 from tests.wires.bodies import COMPATIBLE, GEMINI, Vendor, gemini, read_out
+from tests.wires.calls import LITELLM
 
 VENDORS = ("openai", "azure", "gemini", "anthropic", "lenient", "strict")
 MODELS = {"lenient": {"model": "local"}, "strict": {"model": "local"}}
@@ -153,7 +154,9 @@ def own_signatures(message):
 @pytest.mark.parametrize("first", VENDORS)
 async def test_a_tool_loop_changes_vendors(vendors, clients, first, kept):
     keep = bare if kept == "bare" else dict
-    thinkings = ("shown", "redacted", "omitted") if first == "anthropic" else ("shown",)
+    thinkings = ["shown", *(["redacted", "omitted"] if first == "anthropic" else [])]
+    if LITELLM < (1, 109):  # it drops signed blocks without a text
+        thinkings = thinkings[:2]
     for second in VENDORS:
         for thinking in thinkings:
             for streamed in (False, True):

@@ -26,7 +26,7 @@ from aigateway.wires.litellm.chunks import ChunkReader, End
 from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.processes import PATIENCE
 from tests.wires import bodies
-from tests.wires.calls import asking, ours
+from tests.wires.calls import LITELLM, asking, ours
 
 WEATHER = {
     "type": "function",
@@ -618,6 +618,7 @@ async def test_a_vendor_whose_limit_is_used_up(serve, connect):
     assert client.pause() is None
 
 
+@pytest.mark.skipif(LITELLM < (1, 109), reason="it prices an open stream where we cannot keep it")
 @pytest.mark.parametrize("model", ["llama-2-7b", "llama-3.1-8b"])
 async def test_no_tokenizer_is_fetched(connect, monkeypatch, model):
     """For models that it takes for Llama, litellm fetches one to count what it could read."""

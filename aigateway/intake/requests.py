@@ -56,11 +56,7 @@ def chat_request(
     Raises:
         RequestRejectedError: Something cannot be sent; the message says what, and the fix.
     """
-    _check_options(model, timeout)
-    if origin is not APPLICATION and not isinstance(origin, Origin):
-        refuse(f"origin must be an Origin, not {type(origin).__name__}.")
-    if origin.headers:
-        check_headers("origin.headers", origin.headers)
+    _check_options(model, timeout, origin)
     if agent is not None:
         check_name("agent", agent)
     if cache_ttl is not None:
@@ -116,11 +112,7 @@ def embedding_request(
     Raises:
         RequestRejectedError: Something cannot be sent; the message says what, and the fix.
     """
-    _check_options(model, timeout)
-    if origin is not APPLICATION and not isinstance(origin, Origin):
-        refuse(f"origin must be an Origin, not {type(origin).__name__}.")
-    if origin.headers:
-        check_headers("origin.headers", origin.headers)
+    _check_options(model, timeout, origin)
     if isinstance(inputs, str) or (_is_list(inputs) and inputs and _is_token(inputs[0])):
         inputs = [inputs]
     if not _is_list(inputs) or not inputs:
@@ -176,8 +168,12 @@ def _new_id() -> str:
     return os.urandom(8).hex()
 
 
-def _check_options(model: object, timeout: object) -> None:
+def _check_options(model: object, timeout: object, origin: Origin) -> None:
     if model is not None:
         check_name("model", model)
     if timeout is not None:
         check_seconds("timeout", timeout)
+    if origin is not APPLICATION and not isinstance(origin, Origin):
+        refuse(f"origin must be an Origin, not {type(origin).__name__}.")
+    if origin.headers:
+        check_headers("origin.headers", origin.headers)

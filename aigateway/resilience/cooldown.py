@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
-from aigateway.resilience.guard import AttemptOutcome, Effect, GuardListener, GuardRefusal
+from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect, GuardListener, GuardRefusal
 from aigateway.resilience.last_resort import OVERDUE
 
 __all__ = ["Cooldown", "CooldownPolicy", "Setup", "SetupPolicy"]
@@ -80,10 +80,9 @@ class Cooldown:
         wait = max(self.until, out) - now
         if wait <= 0:
             return None
-        if self._limited_until > now:
-            return GuardRefusal(FailureKind.COOLING_DOWN, wait)
         if self.until > now:
-            return GuardRefusal(FailureKind.COOLING_DOWN, wait, 0.0)
+            last_resort = NEVER if self._limited_until > now else 0.0
+            return GuardRefusal(FailureKind.COOLING_DOWN, wait, last_resort)
         # The trial may hang for a reason of its own. With no other provider left, a request waits
         # for its end, and is the next trial once it is overdue.
         overdue = max(0.0, out - self.policy.lease + OVERDUE - now)

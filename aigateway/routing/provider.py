@@ -221,7 +221,7 @@ class Guards:
             return None if closed else GuardRefusal(FailureKind.CIRCUIT_OPEN, NEVER)
         refusal, cooling = self.setup.refusal(), self.cooldown.refusal()
         if cooling is not None:
-            if cooling.last_resort == 0 and not cooling.pending:
+            if self.cooldown.failing:  # then in doses, as through an open circuit
                 doses = self.last_resort
                 cooling = replace(cooling, last_resort=doses.wait(), pending=doses.pending)
             refusal = _both(refusal, cooling)

@@ -35,14 +35,14 @@ from aigateway.simulator.wires.anthropic import AnthropicWire
 from aigateway.simulator.wires.azure import AzureWire
 from aigateway.simulator.wires.gemini import GeminiWire
 from aigateway.simulator.wires.openai import OpenAIWire
-from aigateway.simulator.wires.wire import Event, Failure, Wire, files_named_in, sse
+from aigateway.simulator.wires.wire import Event, Failure, SimulatedWire, files_named_in, sse
 
 if TYPE_CHECKING:
     from aigateway.settings import LLMConfig
 
 __all__ = ["WIRES", "SimulatedVendor"]
 
-WIRES: Mapping[str, Callable[[], Wire]] = {
+WIRES: Mapping[str, Callable[[], SimulatedWire]] = {
     "openai": OpenAIWire,
     "azure": AzureWire,
     "gemini": GeminiWire,

@@ -150,9 +150,7 @@ class DirectClient:
             received = await self._carry(sent)
             return self._read(translation, fitted, sent, received)
         except VendorCallError as error:
-            judged = self._parameters.judged(error.failure, request, fitted)
-            if judged is not None:
-                error.failure = judged
+            if not self._parameters.mends(error, request, fitted):
                 raise
         finally:
             try:  # noqa: SIM105 - `suppress` costs half a microsecond
@@ -184,9 +182,7 @@ class DirectClient:
             if sent is not None:
                 connections, response = await self._open(sent)
         except VendorCallError as error:
-            judged = self._parameters.judged(error.failure, request, fitted)
-            if judged is not None:
-                error.failure = judged
+            if not self._parameters.mends(error, request, fitted):
                 raise
         if sent is None:
             return await self._other.stream(request)

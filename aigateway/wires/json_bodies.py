@@ -10,27 +10,16 @@ from typing import Any
 
 import orjson
 
-__all__ = ["mend_usage", "parsed", "parsed_whole", "whole_characters"]
+__all__ = ["mend_usage", "parsed", "whole_characters"]
 
 
-def parsed(data: bytes) -> Any:
-    """Read JSON, half of a character included: its rest may be in the next event of a stream.
+def parsed(data: bytes, *, whole: bool = False) -> Any:
+    """Read JSON.
 
-    Raises:
-        ValueError: It is no JSON, or nested too deeply to be read.
-    """
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise ValueError("It is nested too deeply.") from None
-
-
-def parsed_whole(data: bytes) -> Any:
-    """Read JSON of which nothing more comes: U+FFFD stands for each half of a character.
+    Args:
+        data: What came.
+        whole: Nothing more comes, so U+FFFD stands for each half of a character. Else halves are
+            kept: the other one may be in the next event of a stream.
 
     Raises:
         ValueError: It is no JSON, or nested too deeply to be read.
@@ -40,9 +29,12 @@ def parsed_whole(data: bytes) -> Any:
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(whole_characters(json.dumps(json.loads(data), ensure_ascii=False)))
+        read = json.loads(data)
+        if whole:
+            read = json.loads(whole_characters(json.dumps(read, ensure_ascii=False)))
     except RecursionError:
         raise ValueError("It is nested too deeply.") from None
+    return read
 
 
 def whole_characters(text: str) -> str:
@@ -66,17 +58,10 @@ def mend_usage(body: Any, *, whole: bool = False) -> bool:
     """
     if not isinstance(body, dict):
         return False
-    changed = False
-    for holder in (body, body.get("message")):  # Anthropic's streams begin with one
-        if not isinstance(holder, dict):
-            continue
-        for name in _USAGES & holder.keys():
-            usage = holder[name]
-            if isinstance(usage, dict):
-                changed |= _mend(usage)
-            elif usage is not None or "choices" not in holder:
-                del holder[name]
-                changed = True
+    changed = _mend_usage_of(body)
+    message = body.get("message")  # Anthropic's streams begin with one
+    if isinstance(message, dict):
+        changed |= _mend_usage_of(message)
     if whole:
         if body.get("type") == "message":
             changed |= _fill(body, "usage", ("input_tokens", "output_tokens"))
@@ -85,7 +70,21 @@ def mend_usage(body: Any, *, whole: bool = False) -> bool:
     return changed
 
 
-_USAGES = frozenset({"usage", "usageMetadata"})
+def _mend_usage_of(holder: dict[str, Any]) -> bool:
+    changed = False
+    for name in _USAGES:
+        if name not in holder:
+            continue
+        usage = holder[name]
+        if isinstance(usage, dict):
+            changed |= _mend(usage)
+        elif usage is not None or "choices" not in holder:
+            del holder[name]
+            changed = True
+    return changed
+
+
+_USAGES = ("usage", "usageMetadata")
 _COUNTS = ("okens", "Count", "_requests")
 """How the names of counts end."""
 _DETAILS = {"_details": dict, "Details": list}

@@ -14,6 +14,7 @@ nothing for the others.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from aigateway.errors import FailureKind
 from aigateway.intake.params import CHAT_PARAMS
 from aigateway.messages import ChatRequest
 from aigateway.settings import LLMConfig
-from aigateway.wires.client import Failure
+from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.copying import fresh_copy
 from aigateway.wires.error_bodies import snake_case
 from aigateway.wires.history import THOUGHT, History
@@ -226,6 +227,25 @@ class Draft:
         self.replaced.add(was)
         self.left[name] = self.instead[name] = value
 
+    @property
+    def limit(self) -> Any:
+        """Tokens that the answer may have; infinite if nothing is said of it."""
+        return next((self.left[name] for name in LIMITS if name in self.left), math.inf)
+
+    def asks_to_think(self, mapped: Callable[..., Mapping[str, Any] | None]) -> Mapping[str, Any]:
+        """What asks for thinking, in the vendor's words; empty if nothing does.
+
+        Args:
+            mapped: Gives parameters in the vendor's words; None if litellm refuses them.
+        """
+        asked = {name: self.left[name] for name in THOUGHT if name in self.left}
+        return (mapped(asked) if asked else None) or {}
+
+    def do_not_think(self) -> None:
+        """Leave out all that asks for thinking."""
+        for name in THOUGHT:
+            self.drop(name)
+
     def think(self, thinking: Mapping[str, Any]) -> None:
         """Send this in the place of all that asks for thinking."""
         self.put("thinking", thinking, was="thinking")
@@ -306,7 +326,9 @@ class Parameters:
             # A few samples tell which of the others the model does not take.
             self._not_taken = {n for n, v in _SHAPES.items() if self._mapped({n: v}) is None}
             # What a wire says of others depends on their values.
-            self._free -= self._not_taken if self._wire.dropped is None else _SHAPES.keys() - _LONG
+            self._free -= (
+                self._not_taken if self._wire.not_taken is None else _SHAPES.keys() - _LONG
+            )
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
         """Give the request as the provider takes it: the same one, if nothing is to be changed.
@@ -363,20 +385,23 @@ class Parameters:
 
     # ── what the vendor has refused ──────────────────────────────────────────────────────────
 
-    def judged(self, failure: Failure, given: ChatRequest, sent: ChatRequest) -> Failure | None:
+    def mends(self, error: VendorCallError, given: ChatRequest, sent: ChatRequest) -> bool:
         """Learn from a failure what the provider does not take.
 
         Args:
-            failure: What the vendor said.
+            error: What the vendor said. If it stands, it says then what that means.
             given: The request as the caller made it.
             sent: As it was sent.
 
         Returns:
-            What the failure means; None if the request had better be sent again at once.
+            Whether the request had better be sent again at once.
         """
-        if self._history.learn(failure, sent):
-            return None
-        return self._judged(failure, self._history.fitted(given), sent)
+        if self._history.learn(error.failure, sent):
+            return True
+        judged = self._judged(error.failure, self._history.fitted(given), sent)
+        if judged is not None:
+            error.failure = judged
+        return judged is None
 
     def _judged(self, failure: Failure, given: ChatRequest, sent: ChatRequest) -> Failure | None:
         if failure.kind is FailureKind.UNSUPPORTED and failure.status is None:
@@ -471,8 +496,8 @@ class Parameters:
                 draft.drop(name)
             if self._wire.fit is not None:
                 self._wire.fit(draft, self._model, self._mapped)
-        if self._dropping is True and self._wire.dropped is not None:
-            draft.drop(self._wire.dropped(ChatRequest((), params=draft.left)) or "")
+        if self._dropping is True and self._wire.not_taken is not None:
+            draft.drop(self._wire.not_taken(draft.left) or "")
         if self._map is not None:
             self._obey_litellm(draft)
         return draft.plan()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from aigateway.clock import Clock
-from aigateway.wires.wire import Limits
+from aigateway.wires.wire import LimitHeaders
 
 __all__ = ["LONGEST_PAUSE", "Quota", "seconds_of_duration", "seconds_until"]
 
@@ -37,7 +37,7 @@ class Quota:
 
     __slots__ = ("_clock", "_limits", "_over")
 
-    def __init__(self, limits: Limits | None, clock: Clock) -> None:
+    def __init__(self, limits: LimitHeaders | None, clock: Clock) -> None:
         self._limits = limits
         self._clock = clock
         self._over: float | None = None

@@ -124,7 +124,8 @@ class StreamReading(ABC):
             event = parsed(data)
             if not isinstance(event, Mapping):
                 raise CorruptEventError  # noqa: TRY301 - as whatever else cannot be read
-            mend_usage(event)
+            if b'"usage' in data:  # few events have counts
+                mend_usage(event)
             self._read(name, event)
         except Exception as problem:
             if self.assembly.finished:

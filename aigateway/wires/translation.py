@@ -99,22 +99,21 @@ class Translation(ABC):
     _defaults: Mapping[str, Any] | None = None
     counts_streams = True
     """Whether the server takes `stream_options`, as far as is known."""
-    litellm_name: str
-    """litellm's name for the vendor."""
     url: str
     stream_url: str
     streams: bool
-    think_tags = False
 
     def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
         self._litellm = litellm
+        self._wire = wire = wire_of(config)
+        self.think_tags = wire.think_tags
         self._model = config.model
         self._key: str = options["api_key"]
         self._base: str = options["api_base"]
         self._version: str | None = options.get("api_version")
         self._drop = bool(options.get("drop_params"))
         self._extra_headers = dict(config.headers)
-        provider = litellm.LlmProviders(self.litellm_name)
+        provider = litellm.LlmProviders(wire.litellm_name)
         from litellm.utils import ProviderConfigManager, get_optional_params  # noqa: PLC0415
 
         self._config = ProviderConfigManager.get_provider_chat_config(config.model, provider)
@@ -123,7 +122,7 @@ class Translation(ABC):
         self._get_optional_params = get_optional_params
         self.url = self._address()
         self.stream_url = self._stream_address()
-        self.streams = not self._config.should_fake_stream(config.model, True, self.litellm_name)
+        self.streams = not self._config.should_fake_stream(config.model, True, wire.litellm_name)
 
     @abstractmethod
     def _address(self) -> str: ...
@@ -140,11 +139,10 @@ class Translation(ABC):
             request.params.keys() <= (_MAPPED_STREAMED if streamed else _MAPPED)
             and all(_is_plain(message, self._inlines_media) for message in request.messages)
             and not any("cache_control" in tool for tool in request.params.get("tools") or ())
-            and (self._has_custom_tools or not asks_for_custom_tools(request))
+            # What the vendor does not have is the other lane's to refuse.
+            and (self._wire.like_openai or not asks_for_custom_tools(request))
+            and (self._wire.not_taken is None or self._wire.not_taken(request.params) is None)
         )
-
-    _has_custom_tools = False
-    """Whether tools and calls may be of OpenAI's type "custom"; the other lane refuses them."""
 
     _read_plain: Callable[[Any], Completion | None]
     sample: bytes
@@ -244,7 +242,7 @@ class Translation(ABC):
             return dict(self._defaults)
         options: dict[str, Any] = self._get_optional_params(
             model=self._model,
-            custom_llm_provider=self.litellm_name,
+            custom_llm_provider=self._wire.litellm_name,
             messages=messages,
             api_version=self._version,
             drop_params=self._drop,

@@ -10,17 +10,17 @@ import orjson
 
 from aigateway.messages import ChatRequest
 from aigateway.wires.ends import Given
-from aigateway.wires.json_bodies import parsed_whole
+from aigateway.wires.json_bodies import parsed
 
 if TYPE_CHECKING:
     from aigateway.wires.parameters import Draft
     from aigateway.wires.translation import Translation
 
-__all__ = ["Limits", "VendorRequest", "VendorResponse", "Wire", "part_types"]
+__all__ = ["LimitHeaders", "VendorRequest", "VendorResponse", "Wire", "part_types"]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LimitHeaders:
     """The headers in which a vendor says what is left of its limits.
 
     Attributes:
@@ -58,7 +58,9 @@ class Wire:
         names_deployments: Whether the model of a request is the customer's own name for one.
         foreign_params: Parameters of other vendors that litellm would hand on all the same.
         fit: Brings the parameters of a chat into what the vendor documents.
-        dropped: Names what litellm would leave out of a request without a word; None if nothing.
+        has_part: Whether litellm sends a part of this type in a message of this role; all others it
+            would leave out without a word. None: it sends all.
+        not_taken: Names a parameter that litellm would leave out without a word, if there is one.
         embed: Loads what stands in for `litellm.aembedding`; None where that will do.
     """
 
@@ -66,7 +68,7 @@ class Wire:
     base: str | None = None
     translation: Callable[[], type[Translation]] | None = None
     ends: Callable[[Mapping[str, Any]], Given | None] | None = None
-    limits: Limits | None = None
+    limits: LimitHeaders | None = None
     sdk: Literal["openai", "azure", "http"] | None = None
     think_tags: bool = True
     takes_extra_body: bool = True
@@ -77,7 +79,8 @@ class Wire:
     names_deployments: bool = False
     foreign_params: frozenset[str] = frozenset()
     fit: Callable[[Draft, str, Callable[..., Any]], None] | None = None
-    dropped: Callable[[ChatRequest], str | None] | None = None
+    has_part: Callable[[str, str], bool] | None = None
+    not_taken: Callable[[Mapping[str, Any]], str | None] | None = None
     embed: Callable[[], Callable[..., Any]] | None = None
 
 
@@ -142,4 +145,4 @@ class VendorResponse:
 
     def json(self) -> Any:
         """The body as JSON. Raises `ValueError` if it is something else."""
-        return parsed_whole(self.content)
+        return parsed(self.content, whole=True)

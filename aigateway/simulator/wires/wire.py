@@ -27,7 +27,7 @@ __all__ = [
     "Event",
     "Failure",
     "Peek",
-    "Wire",
+    "SimulatedWire",
     "Words",
     "files_named_in",
     "fresh_id",
@@ -84,7 +84,7 @@ class Words:
     param: str | None = None
 
 
-class Wire(Protocol):
+class SimulatedWire(Protocol):
     """One vendor's way to speak HTTP."""
 
     name: str

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from aigateway.messages import ChatRequest
 from aigateway.wires.anthropic.ends import given
 from aigateway.wires.anthropic.parameters import fit
-from aigateway.wires.wire import Limits, Wire, part_types
+from aigateway.wires.wire import LimitHeaders, Wire
 
 if TYPE_CHECKING:
     from aigateway.wires.translation import Translation
@@ -33,16 +32,16 @@ _CARRIED: Mapping[str, frozenset[str]] = {
 """The parts of messages that litellm translates, by role."""
 
 
-def _dropped(request: ChatRequest) -> str | None:
-    """What Anthropic does not have; litellm leaves it out without a word."""
-    for role, kind in part_types(request):
-        own_result = role == "assistant" and kind.endswith("_tool_result")  # of its own tools
-        if kind not in _CARRIED.get(role, ()) and not own_result:
-            return "messages"
-    wanted = request.params.get("response_format")
-    if isinstance(wanted, Mapping) and wanted.get("type") == "json_object":
-        return "response_format"
-    return None
+def _has_part(role: str, kind: str) -> bool:
+    own_result = role == "assistant" and kind.endswith("_tool_result")  # of its own tools
+    return own_result or kind in _CARRIED.get(role, ())
+
+
+def _not_taken(params: Mapping[str, Any]) -> str | None:
+    """Anthropic knows no JSON without a schema."""
+    wanted = params.get("response_format")
+    is_any = isinstance(wanted, Mapping) and wanted.get("type") == "json_object"
+    return "response_format" if is_any else None
 
 
 ANTHROPIC = Wire(
@@ -50,7 +49,7 @@ ANTHROPIC = Wire(
     base="https://api.anthropic.com",
     translation=_translation,
     ends=given,
-    limits=Limits(
+    limits=LimitHeaders(
         tuple(
             (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
             for what in ("requests", "tokens", "input-tokens", "output-tokens")
@@ -63,5 +62,6 @@ ANTHROPIC = Wire(
     like_openai=False,
     foreign_params=frozenset({"safety_settings"}),
     fit=fit,
-    dropped=_dropped,
+    has_part=_has_part,
+    not_taken=_not_taken,
 )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
-
-from aigateway.wires.history import THOUGHT
 
 if TYPE_CHECKING:
     from aigateway.wires.parameters import Draft
@@ -22,11 +19,8 @@ _ONE_SAMPLER = re.compile(
 """Claude models that take `temperature` or `top_p`, and not both."""
 _LEAST_BUDGET = 1024
 """Tokens that Anthropic wants a thinking budget to have at least."""
-
-
 _COOL = {"temperature": 0.5}
 """What a model takes that takes sampling at all."""
-_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 def fit(draft: Draft, model: str, mapped: Callable[..., Mapping[str, Any] | None]) -> None:
@@ -51,16 +45,13 @@ def fit(draft: Draft, model: str, mapped: Callable[..., Mapping[str, Any] | None
 
 
 def _let_it_think(draft: Draft, mapped: Callable[..., Mapping[str, Any] | None]) -> None:
-    left = draft.left
-    asked: dict[str, Any] = {n: left[n] for n in THOUGHT if n in left}
-    thinking = ((asked and mapped(asked)) or {}).get("thinking")
+    left, limit = draft.left, draft.limit
+    thinking = draft.asks_to_think(mapped).get("thinking")
     if not isinstance(thinking, Mapping) or thinking.get("type") not in {"enabled", "adaptive"}:
         return
-    limit: Any = next((left[n] for n in _LIMITS if n in left), math.inf)
     budget = thinking.get("budget_tokens") or 0
     if _is_forced(left.get("tool_choice")) or limit <= min(budget, _LEAST_BUDGET):
-        for name in THOUGHT:
-            draft.drop(name)
+        draft.do_not_think()
         return
     if budget >= limit:
         fitting = max(_LEAST_BUDGET, limit // 2)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from aigateway.messages import ChatRequest
 from aigateway.wires.anthropic.answer import anthropic_completion
 from aigateway.wires.anthropic.stream import AnthropicReading
 from aigateway.wires.assembly import Assembly
@@ -24,20 +23,12 @@ _TOOL_NAMES = "_anthropic_tool_name_map"
 class AnthropicTranslation(Translation):
     """Anthropic's words."""
 
-    litellm_name = "anthropic"
     _read_plain = staticmethod(anthropic_completion)
     sample = (
         b'{"id": "1", "type": "message", "role": "assistant", "model": "m", "content": [{"type":'
         b' "text", "text": "ok"}], "stop_reason": "end_turn", "stop_sequence": null,'
         b' "usage": {"input_tokens": 1, "output_tokens": 1}}'
     )
-
-    def carries(self, request: ChatRequest, *, streamed: bool = False) -> bool:
-        """As every vendor's; `json_object`, which it has not, is the other lane's to refuse."""
-        wanted = request.params.get("response_format")
-        if isinstance(wanted, Mapping) and wanted.get("type") == "json_object":
-            return False
-        return super().carries(request, streamed=streamed)
 
     def _address(self) -> str:
         from litellm.llms.anthropic.chat.handler import ModelResponseIterator  # noqa: PLC0415
@@ -70,10 +61,7 @@ class AnthropicTranslation(Translation):
     ) -> dict[str, Any]:
         without = {name: value for name, value in options.items() if name != "json_mode"}
         without["is_vertex_request"] = False
-        body: dict[str, Any] = self._config.transform_request(
-            self._model, messages, without, notes, headers
-        )
-        return body
+        return super()._body(messages, without, headers, notes)
 
     stream_sample = (
         b'data: {"type": "message_start", "message": {"id": "1", "model": "m", "usage": {'

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from aigateway.messages import ChatRequest
 from aigateway.wires.gemini.ends import given
 from aigateway.wires.gemini.parameters import fit
-from aigateway.wires.wire import Wire, part_types
+from aigateway.wires.wire import Wire
 
 if TYPE_CHECKING:
     from aigateway.wires.translation import Translation
 
-__all__ = ["GEMINI", "not_taken"]
+__all__ = ["GEMINI"]
 
 
 def _translation() -> type[Translation]:
@@ -37,19 +36,15 @@ _CARRIED: Mapping[str, frozenset[str]] = {
 """The parts of messages that every version of litellm translates, by role."""
 
 
-def not_taken(request: ChatRequest) -> str | None:
-    """Gemini may always make several calls, and litellm leaves the wish out without a word."""
-    params = request.params
+def _has_part(role: str, kind: str) -> bool:
+    return kind in _CARRIED.get(role, ())
+
+
+def _not_taken(params: Mapping[str, Any]) -> str | None:
+    """Gemini may always make several calls."""
     has_tools = params.get("tools") or params.get("functions")
-    return (
-        "parallel_tool_calls" if params.get("parallel_tool_calls") is False and has_tools else None
-    )
-
-
-def _dropped(request: ChatRequest) -> str | None:
-    """What litellm leaves out without a word."""
-    lost = any(kind not in _CARRIED.get(role, ()) for role, kind in part_types(request))
-    return "messages" if lost else not_taken(request)
+    only_one = params.get("parallel_tool_calls") is False
+    return "parallel_tool_calls" if only_one and has_tools else None
 
 
 GEMINI = Wire(
@@ -64,6 +59,7 @@ GEMINI = Wire(
     like_openai=False,
     foreign_params=frozenset({"cache_control"}),
     fit=fit,
-    dropped=_dropped,
+    has_part=_has_part,
+    not_taken=_not_taken,
     embed=_embed,
 )

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from aigateway.wires.history import THOUGHT
-
 if TYPE_CHECKING:
     from aigateway.wires.parameters import Draft
 
@@ -24,7 +22,6 @@ whether it always thinks. The others take 0, too.
 
 https://ai.google.dev/gemini-api/docs/thinking#set-budget
 """
-_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 def fit(draft: Draft, model: str, mapped: Callable[..., Mapping[str, Any] | None]) -> None:
@@ -37,21 +34,18 @@ def fit(draft: Draft, model: str, mapped: Callable[..., Mapping[str, Any] | None
         model: Its name.
         mapped: Gives parameters in the vendor's words; None if litellm refuses them.
     """
-    left = draft.left
-    asked = {name: left[name] for name in THOUGHT if name in left}
-    thinking = ((asked and mapped(asked)) or {}).get("thinkingConfig") or {}
+    thinking = draft.asks_to_think(mapped).get("thinkingConfig") or {}
     budget = thinking.get("thinkingBudget")
     if not isinstance(budget, int) or budget < 0:  # the model itself says how much
         return
     least, most, always = next(row[1:] for row in _BUDGETS if row[0] in model)
-    limit: Any = next((left[name] for name in _LIMITS if name in left), math.inf)
+    limit = draft.limit
     fitting: Any = min(max(budget, least), most) if budget or always else 0
     if fitting >= limit:
         fitting = max(least, limit // 2)
     if fitting >= limit:
         if always:
-            for name in THOUGHT:
-                draft.drop(name)
+            draft.do_not_think()
             return
         fitting = 0
     if fitting != budget:

@@ -19,19 +19,12 @@ __all__ = ["GeminiTranslation"]
 class GeminiTranslation(Translation):
     """Gemini's words."""
 
-    litellm_name = "gemini"
     _read_plain = staticmethod(gemini_completion)
     sample = (
         b'{"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": "ok"}]},'
         b' "finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 1,'
         b' "candidatesTokenCount": 1, "totalTokenCount": 2}, "modelVersion": "m"}'
     )
-
-    def carries(self, request: ChatRequest, *, streamed: bool = False) -> bool:
-        """As every vendor's; the other lane refuses what Gemini does not take."""
-        from aigateway.wires.gemini import not_taken  # noqa: PLC0415 - that imports this one
-
-        return not_taken(request) is None and super().carries(request, streamed=streamed)
 
     def _address(self) -> str:
         from litellm.llms.vertex_ai.gemini.transformation import (  # noqa: PLC0415

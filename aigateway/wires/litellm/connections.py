@@ -31,7 +31,7 @@ from yarl import URL
 
 from aigateway.wires.anthropic.tool_calls import InputKeeper, server_calls_in
 from aigateway.wires.carrying import with_extra_body
-from aigateway.wires.json_bodies import mend_usage, parsed_whole
+from aigateway.wires.json_bodies import mend_usage, parsed
 from aigateway.wires.litellm.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser
 from aigateway.wires.tool_calls import unify
@@ -173,7 +173,7 @@ def _readable(content: bytes) -> bytes:
     if not halves and b'"embedding' in content[:1000]:
         return content  # it is long
     try:
-        body = parsed_whole(content)
+        body = parsed(content, whole=True)
     except ValueError:
         return content
     changed = unify(body) | mend_usage(body, whole=True) | halves

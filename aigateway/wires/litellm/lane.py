@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import starmap
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.copying import fresh_copy
 from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
-from aigateway.wires.json_bodies import parsed_whole
+from aigateway.wires.json_bodies import parsed
 from aigateway.wires.loading import load_litellm
 from aigateway.wires.openai.answer import openai_completion
 from aigateway.wires.parameters import Dropping, Parameters
@@ -54,6 +55,7 @@ from aigateway.wires.pricing import (
 from aigateway.wires.quota import Quota
 from aigateway.wires.registry import wire_of
 from aigateway.wires.tool_calls import asks_for_custom_tools
+from aigateway.wires.wire import part_types
 
 if TYPE_CHECKING:
     from aigateway.wires.litellm.connections import Witness
@@ -122,8 +124,6 @@ class LiteLLMClient:
         self._defaults = {k: v for k, v in config.extra.items() if k not in OWN_OPTIONS}
         self._options = call_options(config, drop_unsupported_params=self._drop)
         self._without = None if wire.takes_cache_marks else "cache_control"
-        self._is_like_openai = wire.like_openai
-        self._has_think_tags = wire.think_tags
         self._litellm: ModuleType | None = None
         self._client: SDKClient | None = None
         self._closed = False
@@ -174,9 +174,7 @@ class LiteLLMClient:
         try:
             return await self._chat(litellm, sent)
         except VendorCallError as error:
-            judged = self._parameters.judged(error.failure, request, sent)
-            if judged is not None:
-                error.failure = judged
+            if not self._parameters.mends(error, request, sent):
                 raise
         return await self.chat(request)
 
@@ -195,7 +193,7 @@ class LiteLLMClient:
                 model=self._config.model,
                 status=witness.status,
                 body=_body(witness),
-                think_tags=self._has_think_tags,
+                think_tags=self._wire.think_tags,
                 stops=bool(request.params.get("stop")),
             )
         except BrokenOffError as error:
@@ -215,9 +213,7 @@ class LiteLLMClient:
         try:
             return await self._stream(litellm, sent)
         except VendorCallError as error:
-            judged = self._parameters.judged(error.failure, request, sent)
-            if judged is not None:
-                error.failure = judged
+            if not self._parameters.mends(error, request, sent):
                 raise
         return await self.stream(request)
 
@@ -250,7 +246,7 @@ class LiteLLMClient:
         assembly = Assembly(
             self._config.model,
             expected if isinstance(expected, int) else 1,
-            think_tags=self._has_think_tags,
+            think_tags=self._wire.think_tags,
         )
         return LiteLLMStream(called.result, origin, assembly)
 
@@ -262,7 +258,7 @@ class LiteLLMClient:
         """
         litellm = await self._ready()
         inputs = [each if isinstance(each, str) else list(each) for each in request.inputs]
-        if not self._is_like_openai and not isinstance(inputs[0], str):
+        if not self._wire.like_openai and not isinstance(inputs[0], str):
             refused = Failure(FailureKind.UNSUPPORTED, code="token_arrays", param="input")
             raise VendorCallError(refused)
         called = await self._call(
@@ -292,13 +288,15 @@ class LiteLLMClient:
 
     def _refuse_what_would_be_dropped(self, request: ChatRequest) -> None:
         """Others than OpenAI have no such thing, and litellm leaves it out without a word."""
-        if not self._is_like_openai and asks_for_custom_tools(request):
-            raise VendorCallError(
-                Failure(FailureKind.UNSUPPORTED, code="custom_tools", param="tools")
-            )
-        param = None if self._wire.dropped is None else self._wire.dropped(request)
-        if param == "messages" or (param is not None and not self._drop):
-            raise VendorCallError(Failure(FailureKind.UNSUPPORTED, param=param))
+        wire, param, code = self._wire, None, None
+        if not wire.like_openai and asks_for_custom_tools(request):
+            param, code = "tools", "custom_tools"
+        elif wire.has_part and not all(starmap(wire.has_part, part_types(request))):
+            param = "messages"
+        elif wire.not_taken and not self._drop:
+            param = wire.not_taken(request.params)
+        if param is not None:
+            raise VendorCallError(Failure(FailureKind.UNSUPPORTED, code=code, param=param))
 
     def _connect(self, litellm: ModuleType) -> None:
         # Others may have waited for the same import, or closed this client meanwhile.
@@ -344,7 +342,7 @@ class LiteLLMClient:
             **more,
         }
         choice = arguments.get("tool_choice")
-        if isinstance(choice, Mapping) and "function" not in choice and self._is_like_openai:
+        if isinstance(choice, Mapping) and "function" not in choice and self._wire.like_openai:
             # litellm refuses OpenAI's newer forms ("custom", "allowed_tools").
             extra = arguments.get("extra_body") or {}
             arguments["extra_body"] = {"tool_choice": arguments.pop("tool_choice"), **extra}
@@ -396,10 +394,10 @@ class LiteLLMClient:
     def _unread_answer(self, witness: Witness) -> Completion | None:
         """The answer, where litellm cannot read what is one: content in a list of parts."""
         response = witness.response
-        if response is None or not response.is_success or not self._has_think_tags:
+        if response is None or not response.is_success or not self._wire.think_tags:
             return None
         try:
-            return openai_completion(parsed_whole(response.content))
+            return openai_completion(parsed(response.content, whole=True))
         except ValueError:
             return None
 
@@ -450,7 +448,7 @@ class LiteLLMClient:
 def _body(witness: Witness) -> Any:
     """What the vendor sent, if it was seen and is JSON."""
     try:
-        return None if witness.response is None else parsed_whole(witness.response.content)
+        return None if witness.response is None else parsed(witness.response.content, whole=True)
     except ValueError:
         return None
 

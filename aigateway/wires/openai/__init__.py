@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aigateway.wires.openai.ends import given
-from aigateway.wires.wire import Limits, Wire
+from aigateway.wires.wire import LimitHeaders, Wire
 
 if TYPE_CHECKING:
     from aigateway.wires.translation import Translation
@@ -31,7 +31,7 @@ OPENAI = Wire(
     base="https://api.openai.com/v1",
     translation=_translation,
     ends=given,
-    limits=Limits(
+    limits=LimitHeaders(
         tuple(
             (f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}")
             for what in ("requests", "tokens")

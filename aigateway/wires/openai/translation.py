@@ -24,10 +24,7 @@ __all__ = ["AzureTranslation", "OpenAITranslation"]
 class OpenAITranslation(Translation):
     """OpenAI's words, and those of the servers that imitate it."""
 
-    litellm_name = "openai"
-    think_tags = True
     _inlines_media = False
-    _has_custom_tools = True
     _read_plain = staticmethod(openai_completion)
 
     def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
@@ -105,8 +102,6 @@ class OpenAITranslation(Translation):
 
 class AzureTranslation(OpenAITranslation):
     """Azure's words: other addresses and another header for the key."""
-
-    litellm_name = "azure"
 
     def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
         super().__init__(litellm, config, options)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import aigateway
+from tests.public_face import RECORD, described
 
 ROOT = Path(__file__).parent.parent
 
@@ -12,6 +13,10 @@ def test_every_public_name_is_there():
     for name in aigateway.__all__:
         assert getattr(aigateway, name) is not None
     assert set(aigateway.__all__) <= set(dir(aigateway))
+
+
+def test_no_public_name_argument_default_metric_or_option_is_gone():
+    assert set(RECORD.read_text().splitlines()) <= set(described())
 
 
 def test_an_unknown_name_is_an_attribute_error():

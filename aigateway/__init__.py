@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         UnknownModelError,
     )
     from aigateway.events import Event, Hook
-    from aigateway.facade import call_llm, get_gateway, get_gateway_metrics
     from aigateway.gateway import AsyncGateway
     from aigateway.messages import (
         Attempt,
@@ -47,10 +46,11 @@ if TYPE_CHECKING:
         ToolCallDelta,
         Usage,
     )
+    from aigateway.request.stream import ChatStream
     from aigateway.resilience.breaker import CircuitBreaker, CircuitState
     from aigateway.routing.provider import ProviderStatus
     from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
-    from aigateway.streaming import ChatStream
+    from aigateway.sync import call_llm, get_gateway, get_gateway_metrics
 
 _HOMES = {
     "aigateway.errors": (
@@ -71,7 +71,7 @@ _HOMES = {
         "UnknownModelError",
     ),
     "aigateway.events": ("Event", "Hook"),
-    "aigateway.facade": ("call_llm", "get_gateway", "get_gateway_metrics"),
+    "aigateway.sync": ("call_llm", "get_gateway", "get_gateway_metrics"),
     "aigateway.gateway": ("AsyncGateway",),
     "aigateway.messages": (
         "Attempt",
@@ -91,7 +91,7 @@ _HOMES = {
     "aigateway.resilience.breaker": ("CircuitBreaker", "CircuitState"),
     "aigateway.routing.provider": ("ProviderStatus",),
     "aigateway.settings": ("GatewaySettings", "LLMConfig", "ProviderType"),
-    "aigateway.streaming": ("ChatStream",),
+    "aigateway.request.stream": ("ChatStream",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

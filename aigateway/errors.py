@@ -29,6 +29,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NoReturn
 
 __all__ = [
     "AllProvidersFailedError",
@@ -243,3 +244,8 @@ class OverloadedError(GatewayError):
 def describe(causes: Sequence[ProviderFailure]) -> str:
     """One line that names each provider and what it did."""
     return "; ".join(map(str, causes)) or "no provider could be asked"
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise the refusal; `message` is a whole sentence with the fix in it."""
+    raise RequestRejectedError(message)

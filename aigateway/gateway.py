@@ -1,6 +1,6 @@
 """The gateway: the public face, the providers, and the life of it all.
 
-It wires the rooms together and holds no policy. The way of a request is `answering.py`.
+It wires the rooms together and holds no policy. The way of a request is `request/pipeline.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, get_args
 
-from aigateway import intake
-from aigateway.answering import Answering
+from aigateway.batch.api import ManyRequests
+from aigateway.batch.pacing import Turnstile
 from aigateway.cache.store import AnswerCache
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import (
@@ -23,7 +23,6 @@ from aigateway.errors import (
     RequestRejectedError,
 )
 from aigateway.events import CircuitForced, Hook, LoopStalled
-from aigateway.many import ManyRequests
 from aigateway.messages import (
     APPLICATION,
     CacheMode,
@@ -33,17 +32,18 @@ from aigateway.messages import (
     EmbeddingResponse,
     Origin,
 )
+from aigateway.request.pipeline import Answering
+from aigateway.request.stream import ChatStream, Outcome
+from aigateway.request.validate import chat_request, embedding_request
 from aigateway.resilience import retry
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.network import Reachability
 from aigateway.resilience.stall import StallWatch
-from aigateway.resilience.turnstile import Turnstile
 from aigateway.routing.attempt import Surroundings
 from aigateway.routing.candidates import Roster
 from aigateway.routing.provider import CircuitOrder, Provider, ProviderStatus
 from aigateway.routing.stream import Resume
 from aigateway.settings import GatewaySettings, LLMConfig, load_providers
-from aigateway.streaming import ChatStream, Outcome
 from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.ledger import Ledger
 from aigateway.wires.client import VendorClient, VendorClientFactory
@@ -296,7 +296,7 @@ class AsyncGateway(ManyRequests):
         Raises:
             As `chat`.
         """
-        request = intake.embedding_request(
+        request = embedding_request(
             inputs,
             model=model,
             timeout=timeout,
@@ -345,7 +345,7 @@ class AsyncGateway(ManyRequests):
         **given: Any,
     ) -> ChatRequest:
         """Check what a caller passed. An unknown model is refused before the request counts."""
-        request = intake.chat_request(prompt_or_messages, **given, settings=self.settings)
+        request = chat_request(prompt_or_messages, **given, settings=self.settings)
         if hedge is not None and not isinstance(hedge, bool):
             raise RequestRejectedError("hedge must be True, False or None.")
         if hedge is not None or background:
@@ -353,7 +353,7 @@ class AsyncGateway(ManyRequests):
         self._roster.candidates(request.model, "chat")
         return request
 
-    # ── what asking much needs; see `many.py` ────────────────────────────────────────────────
+    # ── what asking much needs; see `batch/api.py` ────────────────────────────────────────────────
 
     async def _ask(self, prompt: Any, options: Mapping[str, Any]) -> ChatResponse:
         """One request of a batch."""

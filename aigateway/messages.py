@@ -15,6 +15,7 @@ from aigateway.errors import FailureKind
 
 __all__ = [
     "APPLICATION",
+    "CHAT_PARAMS",
     "Attempt",
     "Audio",
     "BatchItem",
@@ -728,3 +729,20 @@ def _blocks(json_list: str | None) -> list[dict[str, Any]]:
 def _parsed(json_object: str | None) -> dict[str, Any]:
     parsed: dict[str, Any] = json.loads(json_object) if json_object else {}
     return parsed
+
+
+# fmt: off
+# One name a line would be a page.
+CHAT_PARAMS = frozenset({
+    # OpenAI's own, from its chat.completions.create, except what the gateway decides itself.
+    "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
+    "max_completion_tokens", "max_tokens", "modalities", "n", "parallel_tool_calls", "prediction",
+    "presence_penalty", "prompt_cache_key", "prompt_cache_retention", "reasoning_effort",
+    "response_format", "safety_identifier", "seed", "service_tier", "stop", "store", "temperature",
+    "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity", "web_search_options",
+    # Other vendors' that litellm translates.
+    "cache_control", "safety_settings", "thinking", "top_k",
+    # The ways to send what is not named here.
+    "extra_body", "extra_headers",
+})
+# fmt: on

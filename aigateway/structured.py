@@ -1,15 +1,18 @@
-"""Answers that must parse as a pydantic model."""
+"""Structured answers: the JSON schema of a pydantic model, and answers that must parse as one."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import re
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
+import orjson
 from pydantic import BaseModel
 
-from aigateway.errors import RequestRejectedError
+from aigateway.errors import RequestRejectedError, refuse
 from aigateway.messages import Completion
 
-__all__ = ["fits", "parse"]
+__all__ = ["fits", "parse", "strict_format"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -48,3 +51,65 @@ def fits(model: type[BaseModel] | None, completion: Completion) -> bool:
     except RequestRejectedError:
         return False
     return True
+
+
+_FORMATS: WeakKeyDictionary[type[BaseModel], bytes] = WeakKeyDictionary()
+
+
+def strict_format(model: type[BaseModel]) -> bytes:
+    """OpenAI's `json_schema` form of a class as JSON, made once for each class."""
+    if model not in _FORMATS:
+        schema = _strict_schema(model)
+        if schema.get("type") != "object":
+            refuse(
+                f"response_format: {model.__name__} is not an object at its top; "
+                "make it a field of another model."
+            )
+        # An open mapping (dict[str, ...]) cannot be promised; a vendor would refuse it as strict.
+        closed = re.search(rb'"additionalProperties":[^f]', orjson.dumps(schema)) is None
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", model.__name__)[:64]
+        form = {"name": name, "strict": closed, "schema": schema}
+        _FORMATS[model] = orjson.dumps({"type": "json_schema", "json_schema": form})
+    return _FORMATS[model]
+
+
+def _strict_schema(model: type[BaseModel]) -> dict[str, Any]:
+    strict: dict[str, Any] = {}
+    problem = None
+    try:
+        schema = model.model_json_schema()
+        reference = schema.pop("$ref", None)
+        if reference is not None:  # a class that refers to itself; the top must be an object
+            schema |= schema["$defs"][reference.rpartition("/")[2]]
+        strict = _strict(schema)
+    except Exception as error:  # noqa: BLE001  # a field's own schema code may raise anything
+        problem = type(error).__name__
+    if problem is not None:  # raised here, so that the other error is not its context
+        refuse(f"response_format: {model.__name__} has no JSON schema ({problem}).")
+    return strict
+
+
+def _strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """What https://platform.openai.com/docs/guides/structured-outputs calls strict.
+
+    Every property is required, so a default would never apply; a choice is `anyOf`, and a
+    reference stands alone.
+    """
+    node = {name: part for name, part in schema.items() if name not in {"default", "discriminator"}}
+    if "oneOf" in node:
+        node["anyOf"] = node.pop("oneOf")
+    if "$ref" in node and len(node) > 1:
+        node["anyOf"] = [{"$ref": node.pop("$ref")}]
+    if node.get("type") == "object":
+        node.setdefault("additionalProperties", False)
+        node["required"] = list(node.setdefault("properties", {}))
+    for name in ("properties", "$defs"):
+        if name in node:
+            node[name] = {key: _strict(part) for key, part in node[name].items()}
+    for name in ("anyOf", "allOf", "prefixItems"):
+        if name in node:
+            node[name] = [_strict(part) for part in node[name]]
+    for name in ("items", "additionalProperties"):
+        if isinstance(node.get(name), dict):
+            node[name] = _strict(node[name])
+    return node

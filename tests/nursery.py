@@ -23,9 +23,9 @@ import typer
 
 from aigateway import AsyncGateway, LLMConfig
 from aigateway.cli import app
-from aigateway.server import serve as serving
-from aigateway.server.app import create_app
-from aigateway.server.configuration import Configuration, read_configuration
+from aigateway.server.http.app import create_app
+from aigateway.server.process import serve as serving
+from aigateway.server.process.configuration import Configuration, read_configuration
 from tests.server.endpoints import with_endpoints
 
 

@@ -188,8 +188,8 @@ def batch_command(
     Ctrl-C finishes what is in flight, twice stops at once; --resume goes on. Exits with 0 if every
     line is answered, 1 if some failed or are left, 2 if IN or an option is wrong.
     """
+    from aigateway.batch.files.lines import Shape  # noqa: PLC0415 - likewise
     from aigateway.cli.batch.run import Order, run_batch  # noqa: PLC0415 - see the docstring
-    from aigateway.jobs.lines import Shape  # noqa: PLC0415 - likewise
 
     shared = {
         "system": system,

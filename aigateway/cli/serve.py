@@ -32,8 +32,8 @@ def run_serve(
         if config is not None:
             # Everything that reads settings finds it there, in every process and at each reload.
             os.environ["AIGATEWAY_CONFIG"] = str(config.absolute())
-        from aigateway.server.logs import write_logs  # noqa: PLC0415 - needs the extra
-        from aigateway.server.serve import Order, serve  # noqa: PLC0415 - likewise
+        from aigateway.server.process.logs import write_logs  # noqa: PLC0415 - needs the extra
+        from aigateway.server.process.serve import Order, serve  # noqa: PLC0415 - likewise
 
         write_logs(as_json=as_json)
         code = serve(Order(overrides, simulate, typer.echo))

@@ -10,12 +10,12 @@ from typing import Any
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.gateway import AsyncGateway
 from aigateway.routing.provider import CircuitOrder
-from aigateway.server.access import Access
-from aigateway.server.complaints import Complaints
-from aigateway.server.events import Turns
-from aigateway.server.status.happenings import Happenings
+from aigateway.server.auth.keys import Access
+from aigateway.server.http.refusal_log import Complaints
+from aigateway.server.http.sse import Turns
+from aigateway.server.process.exchange_files import Workers
+from aigateway.server.status.recent_events import Happenings
 from aigateway.server.status.snapshot import Snapshot, snapshot
-from aigateway.server.workers import Workers
 from aigateway.settings import ServerSettings
 
 __all__ = ["Service"]

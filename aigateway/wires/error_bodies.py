@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aigateway.errors import FailureKind
-from aigateway.intake.params import CHAT_PARAMS
+from aigateway.messages import CHAT_PARAMS
 from aigateway.settings.secrets import masked, tells_a_key
 from aigateway.wires.client import Failure
 from aigateway.wires.json_bodies import whole_characters

@@ -23,7 +23,7 @@ from aigateway.messages import ChatRequest
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.client import Failure
 from aigateway.wires.content import IN_ID, signature_of, signed_blocks, text_of
-from aigateway.wires.copying import fresh_copy
+from aigateway.wires.json_copy import fresh_copy
 
 __all__ = ["THOUGHT", "History"]
 

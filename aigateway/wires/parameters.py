@@ -24,13 +24,12 @@ from typing import Any, Literal, NamedTuple
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
-from aigateway.intake.params import CHAT_PARAMS
-from aigateway.messages import ChatRequest
+from aigateway.messages import CHAT_PARAMS, ChatRequest
 from aigateway.settings import LLMConfig
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.copying import fresh_copy
 from aigateway.wires.error_bodies import snake_case
 from aigateway.wires.history import THOUGHT, History
+from aigateway.wires.json_copy import fresh_copy
 from aigateway.wires.loading import MUTE, SILENT
 from aigateway.wires.registry import wire_of
 

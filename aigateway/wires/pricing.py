@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from aigateway.events import Operation
-from aigateway.intake import answer_bytes, answer_tokens, prompt_size
 from aigateway.messages import (
     ChatRequest,
     Choice,
@@ -26,6 +25,7 @@ from aigateway.messages import (
     Usage,
 )
 from aigateway.settings import LLMConfig
+from aigateway.tokens import answer_bytes, answer_tokens, prompt_size
 from aigateway.wires.loading import loaded_litellm
 from aigateway.wires.registry import wire_of
 

@@ -21,9 +21,9 @@ from typing import Any
 from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.carrying import with_carried, with_extra_body
-from aigateway.wires.copying import fresh_copy
+from aigateway.wires.headers import with_carried, with_extra_body
 from aigateway.wires.json_bodies import mend_usage
+from aigateway.wires.json_copy import fresh_copy
 from aigateway.wires.pricing import OWN_OPTIONS
 from aigateway.wires.registry import wire_of
 from aigateway.wires.stream_reading import StreamReading

@@ -9,11 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from aigateway import intake
 from aigateway.cache import key as key_module
 from aigateway.cache.key import cache_key, prompt_key
 from aigateway.errors import RequestRejectedError
 from aigateway.messages import ChatRequest
+from aigateway.request.validate import chat_request
 from aigateway.settings import GatewaySettings
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -227,9 +227,7 @@ def test_what_json_cannot_hold_is_refused_without_quoting_it() -> None:
 @pytest.mark.parametrize("system", [None, "", "You are terse."])
 @pytest.mark.parametrize("model", [None, "gpt"])
 def test_a_prompt_has_the_key_that_chat_gives_it(system: str | None, model: str | None) -> None:
-    request = intake.chat_request(
-        "hi", system=system, model=model, params={}, settings=GatewaySettings()
-    )
+    request = chat_request("hi", system=system, model=model, params={}, settings=GatewaySettings())
     assert prompt_key(system, "hi", model) == cache_key(request)
 
 
@@ -239,9 +237,7 @@ def test_two_classes_of_one_schema_share_the_vendors_text() -> None:
 
     one, again, other = schema_of("a"), schema_of("a"), schema_of("b")
     keys = [
-        cache_key(
-            intake.chat_request("hi", params={"response_format": model}, settings=GatewaySettings())
-        )
+        cache_key(chat_request("hi", params={"response_format": model}, settings=GatewaySettings()))
         for model in (one, again, other)
     ]
     assert keys[0] == keys[1] != keys[2]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aigateway import AsyncGateway, FailureKind, GatewayError
-from aigateway.intake.params import CHAT_PARAMS
+from aigateway.messages import CHAT_PARAMS
 from aigateway.simulator import Simulator
 from tests.fuzz.json_values import VALUES
 from tests.fuzz.laboratory import Laboratory, check_books, check_reply

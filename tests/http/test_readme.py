@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from aigateway import AsyncGateway, facade
+from aigateway import AsyncGateway, sync
 from aigateway.simulator import Simulator
 from tests.processes import ROOT
 
@@ -81,11 +81,11 @@ def test_a_default_model_takes_every_parameter_of_the_readme(simulator, monkeypa
 
 def test_without_a_loop(simulator, monkeypatch, capsys):
     set_key(monkeypatch, simulator.openai)
-    facade._reset()
+    sync._reset()
     try:
         exec(snippet("import call_llm"), {})
     finally:
-        facade._reset()
+        sync._reset()
     assert "4" in capsys.readouterr().out
 
 

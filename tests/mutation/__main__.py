@@ -38,7 +38,7 @@ from tests.mutation.mutants import mutants
 REQUESTS = (
     "tests/routing/test_guards.py",
     "tests/routing/test_failover.py",
-    "tests/test_stream.py",
+    "tests/request/test_stream.py",
     "tests/routing/test_hedge.py",
     "tests/test_gateway.py",
     "tests/telemetry/test_accounts.py",
@@ -73,11 +73,11 @@ MODULES = {
         "tests/routing/test_hedge.py",
         "tests/telemetry/test_accounts.py",
     ),
-    "aigateway/cache/flight.py": (
-        "tests/cache/test_flight.py",
+    "aigateway/request/coalesce.py": (
+        "tests/request/test_coalesce.py",
         "tests/test_gateway.py",
-        "tests/cache/test_flight_errors.py",
-        "tests/cache/test_flight_schedules.py",
+        "tests/request/test_coalesce_errors.py",
+        "tests/request/test_coalesce_schedules.py",
     ),
     "aigateway/cache/key.py": ("tests/cache/test_key.py",),
 }

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from aigateway.server.app import create_app
-from aigateway.server.connections import protocol_for
+from aigateway.server.http.app import create_app
+from aigateway.server.http.connections import protocol_for
 from aigateway.server.service import Service
 
 

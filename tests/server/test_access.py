@@ -2,8 +2,8 @@
 
 import pytest
 
-from aigateway.server.access import Access, Caller
-from aigateway.server.refusals import Refusal
+from aigateway.server.auth.keys import Access, Caller
+from aigateway.server.http.errors import Refusal
 from aigateway.settings import ServerSettings
 from tests.server.callers import api_key, bearer, digest
 from tests.settings.helpers import refused as setting_refused

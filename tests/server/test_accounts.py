@@ -13,8 +13,8 @@ from aigateway.errors import (
     RequestRejectedError,
     StreamInterruptedError,
 )
-from aigateway.server.accounts import Account, Use
-from aigateway.server.refusals import Refusal
+from aigateway.server.auth.usage import Account, Use
+from aigateway.server.http.errors import Refusal
 from aigateway.testing import FakeClock
 
 DAY = 86_400

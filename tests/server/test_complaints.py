@@ -2,8 +2,8 @@
 
 import logging
 
-from aigateway.server.complaints import Complaints
-from aigateway.server.refusals import Refusal
+from aigateway.server.http.errors import Refusal
+from aigateway.server.http.refusal_log import Complaints
 
 
 def refusal(code=None, caller=None, status=429):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from aigateway.server.connections import _network
+from aigateway.server.http.connections import _network
 from aigateway.settings import ServerSettings
 from tests.server.callers import converse, scripted_service
 from tests.server.running import running

@@ -8,8 +8,8 @@ import resource
 import pytest
 
 from aigateway import LLMConfig
-from aigateway.server.configuration import read_configuration
-from aigateway.server.descriptors import raise_limit
+from aigateway.server.process.configuration import read_configuration
+from aigateway.server.process.descriptors import raise_limit
 
 PROVIDERS = [LLMConfig("openai", "m", api_key="k")]
 FILES = resource.RLIMIT_NOFILE

@@ -4,7 +4,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from aigateway.server.app import create_app
+from aigateway.server.http.app import create_app
 from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer, scripted_service
 from tests.server.running import running

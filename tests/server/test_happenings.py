@@ -18,7 +18,7 @@ from aigateway.events import (
     RequestHedged,
     RequestServed,
 )
-from aigateway.server.status.happenings import KEPT, Happenings
+from aigateway.server.status.recent_events import KEPT, Happenings
 
 
 @pytest.fixture

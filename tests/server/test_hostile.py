@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aigateway.server.shapes import COMPLETION_NAMES, EMBEDDING_NAMES
+from aigateway.server.http.schema import COMPLETION_NAMES, EMBEDDING_NAMES
 from aigateway.simulator import Fault
 from tests.fuzz.raw_server import RawServer
 from tests.processes import PATIENCE

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aigateway.cli import app
-from aigateway.server.access import Access
+from aigateway.server.auth.keys import Access
 from aigateway.settings import ServerSettings
 
 

@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from aigateway.server.presence import CallerGoneError, CancelOnDisconnect
+from aigateway.server.http.cancellation import CallerGoneError, CancelOnDisconnect
 from aigateway.simulator import Fault
 from aigateway.testing import ScriptedVendor
 from tests.gateways import until

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 
 from aigateway.clock import SYSTEM_CLOCK
-from aigateway.server.limits import Limits
+from aigateway.server.http.limits import Limits
 from tests.processes import PATIENCE
 from tests.server.callers import converse, scripted_service
 from tests.server.running import running

@@ -16,7 +16,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
-from aigateway.server.app import create_app
+from aigateway.server.http.app import create_app
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from tests.processes import PATIENCE

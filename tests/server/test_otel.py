@@ -4,7 +4,7 @@ import logging
 
 from opentelemetry.sdk.trace import TracerProvider
 
-from aigateway.server.serving import _traces
+from aigateway.server.process.worker import _traces
 from aigateway.settings import ServerSettings
 from aigateway.telemetry import OpenTelemetry
 

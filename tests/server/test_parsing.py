@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.server.questions import chat_question, completion_question, embedding_question
-from aigateway.server.refusals import Refusal
-from aigateway.server.shapes import CHAT_NAMES, COMPLETION_NAMES, EMBEDDING_NAMES
-from aigateway.server.terms import name_of_request, origin, terms
+from aigateway.server.http.errors import Refusal
+from aigateway.server.http.headers import name_of_request, origin, terms
+from aigateway.server.http.requests import chat_question, completion_question, embedding_question
+from aigateway.server.http.schema import CHAT_NAMES, COMPLETION_NAMES, EMBEDDING_NAMES
 from aigateway.telemetry import wants_prometheus
 
 VALUES = st.recursive(

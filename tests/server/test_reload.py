@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from aigateway import AsyncGateway, CircuitState, GatewayError, RequestRejectedError
-from aigateway.server.configuration import read_configuration
-from aigateway.server.refusals import Refusal
-from aigateway.server.reload import FileWatch, Reloader, watch
+from aigateway.server.http.errors import Refusal
+from aigateway.server.process.configuration import read_configuration
+from aigateway.server.process.exchange_files import Workers
+from aigateway.server.process.reload import FileWatch, Reloader, watch
+from aigateway.server.process.worker import Process
 from aigateway.server.service import Service
-from aigateway.server.serving import Process
-from aigateway.server.workers import Workers
 from aigateway.simulator import Fault, Simulator
 from aigateway.wires.loading import load_litellm
 from tests.server.visitors import Connection, eventually, once

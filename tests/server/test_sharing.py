@@ -12,8 +12,8 @@ import pytest
 
 from aigateway import AsyncGateway
 from aigateway.events import CircuitForced
+from aigateway.server.process.sharing import share
 from aigateway.server.service import Service
-from aigateway.server.sharing import share
 from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault, Simulator
 from aigateway.telemetry.prometheus import Prometheus

@@ -10,7 +10,7 @@ from aigateway import AsyncGateway
 from aigateway.errors import AllProvidersFailedError, RequestRejectedError
 from aigateway.errors import FailureKind as K
 from aigateway.server.service import Service
-from aigateway.server.status.happenings import Happenings
+from aigateway.server.status.recent_events import Happenings
 from aigateway.server.status.snapshot import merged
 from aigateway.settings import ServerSettings
 from aigateway.testing import scripted_configs

@@ -22,7 +22,7 @@ import orjson
 import pytest
 
 from aigateway import AsyncGateway, LLMConfig
-from aigateway.server.events import Turns
+from aigateway.server.http.sse import Turns
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from aigateway.testing import FakeClock
@@ -149,7 +149,7 @@ class Health:
 
 
 @contextlib.asynccontextmanager
-async def watched(url):
+async def watched(url: str) -> AsyncIterator[Health]:
     health = Health(url)
     watching = asyncio.create_task(health.watch())
     try:

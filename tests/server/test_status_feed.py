@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from aigateway.errors import FailureKind as K
-from aigateway.server.access import Access
+from aigateway.server.auth.keys import Access
 from aigateway.testing import ScriptedVendor
 from tests.processes import PATIENCE
 from tests.server.watched import ADMIN, KEYS, USER, serving

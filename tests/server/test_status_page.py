@@ -10,7 +10,7 @@ from playwright.async_api import expect
 from aigateway import AsyncGateway
 from aigateway.clock import SystemClock
 from aigateway.server.service import Service
-from aigateway.server.status.happenings import Happenings
+from aigateway.server.status.recent_events import Happenings
 from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault, Simulator
 from tests.processes import PATIENCE

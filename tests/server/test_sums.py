@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aigateway import AsyncGateway
-from aigateway.server.sums import summed_metrics
+from aigateway.server.process.totals import summed_metrics
 from aigateway.testing import scripted_configs
 
 COUNT = st.integers(0, 1000)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from aigateway.server.configuration import read_configuration
-from aigateway.server.reload import FileWatch
-from aigateway.server.supervisor import Supervisor
+from aigateway.server.process.configuration import read_configuration
+from aigateway.server.process.reload import FileWatch
+from aigateway.server.process.supervisor import Supervisor
 from tests.processes import Running, until
 from tests.server.visitors import eventually, once
 

@@ -17,8 +17,8 @@ from aiohttp.test_utils import RawTestServer
 from uvicorn.server import ServerState
 
 from aigateway import AsyncGateway, LLMConfig
-from aigateway.server.app import create_app
-from aigateway.server.connections import protocol_for
+from aigateway.server.http.app import create_app
+from aigateway.server.http.connections import protocol_for
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from tests.gateways import until

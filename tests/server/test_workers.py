@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.server.workers import MOST_DEPARTED, Shares, Workers
+from aigateway.server.process.exchange_files import MOST_DEPARTED, Shares, Workers
 
 
 @pytest.fixture

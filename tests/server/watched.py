@@ -7,7 +7,7 @@ import httpx
 
 from aigateway import AsyncGateway
 from aigateway.server.service import Service
-from aigateway.server.status.happenings import Happenings
+from aigateway.server.status.recent_events import Happenings
 from aigateway.settings import ApiKey, ServerSettings
 from aigateway.testing import ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE

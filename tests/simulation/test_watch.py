@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 
-from aigateway.cache.flight import Flights
+from aigateway.request.coalesce import Flights
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.cooldown import Cooldown, Setup

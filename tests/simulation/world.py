@@ -14,7 +14,7 @@ from unittest import mock
 from aigateway import AsyncGateway, GatewayError, GatewaySettings, LLMConfig
 from aigateway.events import Event, RequestEnded
 from aigateway.messages import BatchItem, ChatResponse
-from aigateway.streaming import ChatStream
+from aigateway.request.stream import ChatStream
 from tests.simulation import laws
 from tests.simulation.inside import Inside
 from tests.simulation.interrupting import Interrupt, interrupted

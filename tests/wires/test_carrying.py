@@ -10,7 +10,7 @@ from aigateway import AsyncGateway, Origin, RequestRejectedError
 from aigateway.cache.key import cache_key
 from aigateway.messages import ChatRequest, EmbeddingRequest
 from aigateway.simulator import Simulator
-from aigateway.wires.carrying import with_carried
+from aigateway.wires.headers import with_carried
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 HEADERS = {"X-Request-ID": "r-1", "traceparent": TRACE, "tracestate": "a=b"}

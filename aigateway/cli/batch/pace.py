@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aigateway.jobs.totals import Totals
+from aigateway.batch.files.totals import Totals
 
 __all__ = ["Pace", "Rates"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
+from aigateway.batch.files.histogram import Histogram
+from aigateway.batch.files.totals import ProviderTotals
 from aigateway.cli.batch.charts import Bar, Part, bar_chart, histogram_chart, legend, safe
 from aigateway.cli.batch.figures import clock_time, count, dollars, duration, per_second, percent
 from aigateway.cli.batch.style import STYLE
 from aigateway.cli.batch.summary import Summary, counts, provider_cost
-from aigateway.jobs.histogram import Histogram
-from aigateway.jobs.totals import ProviderTotals
 from aigateway.version import __version__
 
 __all__ = ["page"]

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aigateway.intake import USUAL_ANSWER
-from aigateway.jobs.estimate import Estimate
-from aigateway.jobs.survey import Survey
+from aigateway.batch.files.estimate import Estimate
+from aigateway.batch.files.survey import Survey
+from aigateway.tokens import USUAL_ANSWER
 
 __all__ = ["print_quote"]
 

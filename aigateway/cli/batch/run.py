@@ -16,7 +16,14 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from aigateway.batch import Concurrency
+from aigateway.batch.engine import Concurrency
+from aigateway.batch.files.estimate import estimates, refuse_unpriced
+from aigateway.batch.files.index import Index
+from aigateway.batch.files.job import Input, Job, Terms
+from aigateway.batch.files.limits import Limits
+from aigateway.batch.files.lines import Shape, Source
+from aigateway.batch.files.paths import Files, Paths
+from aigateway.batch.files.survey import Survey, survey
 from aigateway.cli.batch.quote import print_quote
 from aigateway.cli.batch.report import check_report_path, write_report
 from aigateway.cli.batch.screen import LiveScreen, PlainScreen, Screen
@@ -26,15 +33,8 @@ from aigateway.cli.simulated import simulated_gateway
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ConfigurationError
 from aigateway.gateway import AsyncGateway
-from aigateway.jobs.estimate import estimates, refuse_unpriced
-from aigateway.jobs.files import Files, Paths
-from aigateway.jobs.index import Index
-from aigateway.jobs.job import Input, Job, Terms
-from aigateway.jobs.limits import Limits
-from aigateway.jobs.lines import Shape, Source
-from aigateway.jobs.survey import Survey, survey
 from aigateway.settings import LLMConfig, load_providers
-from aigateway.wires.litellm.counting import count_prompt_tokens
+from aigateway.wires.litellm.tokens import count_prompt_tokens
 
 __all__ = ["Order", "run_batch"]
 

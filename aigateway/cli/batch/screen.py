@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from aigateway.batch.files.totals import Totals
 from aigateway.cli.batch.figures import (
     clock_time,
     count,
@@ -29,7 +30,6 @@ from aigateway.cli.batch.figures import (
 from aigateway.cli.batch.pace import Pace, Rates
 from aigateway.cli.colours import COLOURS
 from aigateway.clock import SYSTEM_CLOCK, Clock
-from aigateway.jobs.totals import Totals
 from aigateway.routing.condition import Condition, condition
 from aigateway.routing.provider import ProviderStatus
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aigateway.batch.files.histogram import Histogram
+from aigateway.batch.files.totals import ProviderTotals, Totals
 from aigateway.cli.batch.figures import (
     clock_time,
     count,
@@ -21,8 +23,6 @@ from aigateway.cli.batch.figures import (
     per_second,
     printable,
 )
-from aigateway.jobs.histogram import Histogram
-from aigateway.jobs.totals import ProviderTotals, Totals
 from aigateway.messages import Usage
 
 __all__ = ["Summary", "counts", "plain_summary", "print_summary", "provider_cost"]

@@ -2,5 +2,5 @@
 
 What happened (`happenings`), what it all looks like now (`snapshot`), how it gets to the page
 (`feed`), the page itself (`page.html`, served by `page`), and where it all is (`endpoints`).
-Changing something is the affair of `aigateway.server.operator`.
+Changing something is the affair of `aigateway.server.http.operator`.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
 
-from aigateway.server.refusals import Refusal
+from aigateway.server.http.errors import Refusal
 from aigateway.server.service import Service
 from aigateway.server.status.feed import feed
 from aigateway.server.status.page import page

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import orjson
 
 from aigateway.clock import Clock
-from aigateway.server.access import Caller
+from aigateway.server.auth.keys import Caller
 from aigateway.server.service import Service
 
 __all__ = ["feed"]

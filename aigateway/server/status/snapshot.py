@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from aigateway.errors import FailureKind
 from aigateway.routing.condition import Word, condition
 from aigateway.routing.provider import ProviderStatus
-from aigateway.server.status.happenings import KEPT, Happening, Percentiles
+from aigateway.server.status.recent_events import KEPT, Happening, Percentiles
 from aigateway.version import __version__
 
 __all__ = ["ProviderFigures", "Snapshot", "Totals", "merged", "snapshot"]

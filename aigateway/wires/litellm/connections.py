@@ -30,7 +30,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from aigateway.wires.anthropic.tool_calls import InputKeeper, server_calls_in
-from aigateway.wires.carrying import with_extra_body
+from aigateway.wires.headers import with_extra_body
 from aigateway.wires.json_bodies import mend_usage, parsed
 from aigateway.wires.litellm.pools import LONGEST_CALL, ConnectionPool
 from aigateway.wires.sse import EventParser

@@ -30,17 +30,16 @@ from pydantic import SecretStr
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.events import Operation
-from aigateway.intake.params import CHAT_PARAMS
-from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from aigateway.messages import CHAT_PARAMS, ChatRequest, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from, embeddings_from
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.carrying import with_carried
 from aigateway.wires.client import Failure, VendorCallError, VendorStream
-from aigateway.wires.copying import fresh_copy
 from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
+from aigateway.wires.headers import with_carried
 from aigateway.wires.json_bodies import parsed
+from aigateway.wires.json_copy import fresh_copy
 from aigateway.wires.loading import load_litellm
 from aigateway.wires.openai.answer import openai_completion
 from aigateway.wires.parameters import Dropping, Parameters

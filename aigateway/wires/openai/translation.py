@@ -11,7 +11,7 @@ import orjson
 from aigateway.messages import ChatRequest
 from aigateway.settings import LLMConfig, is_token
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.copying import fresh_copy
+from aigateway.wires.json_copy import fresh_copy
 from aigateway.wires.openai.answer import openai_completion
 from aigateway.wires.openai.stream import OpenAIReading
 from aigateway.wires.stream_reading import StreamReading

@@ -1,0 +1,1 @@
+"""Many requests: bounded concurrency, patience during outages, and jobs from file to file."""

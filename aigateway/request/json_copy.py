@@ -1,0 +1,124 @@
+"""The way through JSON: the first half of a deep copy, and the proof that it can be sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from aigateway.errors import refuse
+
+__all__ = ["check_size", "copied", "encoded_json", "json_length", "plain"]
+
+_LONG = 65_536
+"""Bytes of JSON from which texts are shared with the caller, not parsed again."""
+
+_ATOMS = frozenset({bool, float, int, str, type(None)})
+
+
+def encoded_json(value: Any, name: str) -> bytes:
+    """The value as JSON: the first half of a deep copy, and the proof that it can be sent."""
+    encoded, problem = _tried(value)
+    if problem is not None:
+        refuse(f"{name}{_culprit(value)} cannot be written as JSON: {problem}.")
+    return encoded
+
+
+def copied(value: Any, encoded: bytes) -> Any:
+    """The second half of a deep copy.
+
+    A long text takes longer to parse than the caller's other tasks can wait; it cannot change, so
+    the copy has the same one.
+
+    Args:
+        value: What was encoded.
+        encoded: As JSON.
+    """
+    return orjson.loads(encoded) if len(encoded) <= _LONG else _copy(value)
+
+
+def json_length(text: str) -> int:
+    """Bytes that a text takes as JSON, at least. Costs little beside writing it."""
+    return len(text) + (0 if len(text) <= _LONG else sum(map(text.count, ('"', "\\", "\n"))))
+
+
+def _copy(value: Any) -> Any:
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is dict:
+        return {str(name): _copy(item) for name, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_copy(item) for item in value]
+    return orjson.loads(_dumps(value))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: of an enum its value, of a UUID its text. Itself if JSON has none."""
+    if type(value) in _ATOMS or isinstance(value, dict | list | tuple | str):
+        return value
+    try:
+        return orjson.loads(_dumps(value))
+    except orjson.JSONEncodeError:
+        return value
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+
+
+def _tried(value: object) -> tuple[bytes, str | None]:
+    try:
+        encoded = orjson.dumps(value, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+    except orjson.JSONEncodeError as error:
+        return b"", str(error)  # names a type, never a value
+    # orjson writes NaN as null, so without a null there is nothing to look for.
+    if b"null" in encoded and _has_nan(value):
+        return b"", "a number is NaN or infinite"
+    return encoded, None
+
+
+def _plain(value: object) -> object:
+    """What orjson does not know but is plain enough: frozen mappings, numpy's floats."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, float):
+        return float(value)
+    raise TypeError
+
+
+def _has_nan(value: object) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, Mapping):
+        return any(map(_has_nan, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_nan, value))
+
+
+def _culprit(value: object) -> str:
+    """Which item of a list or mapping is at fault, as an index."""
+    if isinstance(value, list | tuple) and len(value) > 1:
+        items: Iterable[tuple[object, object]] = enumerate(value)
+    elif isinstance(value, Mapping):
+        items = value.items()
+    else:
+        return ""
+    return next((f"[{index!r}]" for index, item in items if _tried(item)[1] is not None), "")
+
+
+def check_size(size: int, most: int, what: str = "prompt has", *, or_more: bool = False) -> None:
+    """Refuse a prompt of too many bytes.
+
+    Args:
+        size: Bytes.
+        most: How many it may have.
+        what: Has so many.
+        or_more: Whether there are more that were not counted.
+    """
+    if size > most:
+        refuse(
+            f"The {what} {size:,} bytes{' or more' * or_more}, more than the {most:,} allowed; "
+            "shorten it, or raise GatewaySettings(max_prompt_bytes=...)."
+        )

@@ -1,0 +1,1 @@
+"""API keys, what they may do, and what they have used."""

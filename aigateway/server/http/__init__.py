@@ -1,0 +1,1 @@
+"""The endpoints: what arrives, what is answered, and the errors."""

@@ -1,0 +1,1 @@
+"""Processes of the service: start, drain, reload, several workers."""

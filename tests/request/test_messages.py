@@ -1,0 +1,127 @@
+"""Which prompts are sent, and which are refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from aigateway.messages import ChatRequest
+from aigateway.request.validate import chat_request
+from tests.request.helpers import SECRET, SETTINGS, USER, chat, refused
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "system", "content": "s"},
+        {"role": "developer", "content": "s"},
+        {"role": "user", "content": " ", "name": "n"},
+        {"role": "system", "content": ""},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]},
+        {"role": "assistant", "content": "a"},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "function_call": {"name": "f"}},
+        {"role": "assistant", "content": None, "refusal": "no"},
+        {"role": "tool", "tool_call_id": "1", "content": "42"},
+        {"role": "tool", "tool_call_id": "1", "content": ""},
+        {"role": "function", "name": "f", "content": "42"},
+        MappingProxyType({"role": "user", "content": "frozen"}),
+    ],
+)
+def test_messages_that_are_fine(message: Any) -> None:
+    assert chat([message]).messages == (dict(message),)
+    assert chat((message,)).messages == (dict(message),)
+
+
+class Message(BaseModel):
+    role: str = "user"
+    content: str = SECRET
+
+
+@dataclass
+class Record:
+    role: str = "user"
+    content: str = SECRET
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", ["empty"]),
+        (" \n\t", ["empty"]),
+        ([], ["messages is empty"]),
+        ((), ["messages is empty"]),
+        (None, ["NoneType", "list of messages"]),
+        (5, ["int"]),
+        ({"role": "user", "content": SECRET}, ["dict", "list of messages"]),
+        (iter([USER]), ["list of messages"]),
+        (SECRET.encode(), ["bytes"]),
+        ([SECRET], ["messages[0] is str", "mapping"]),
+        ([USER, None], ["messages[1]", "NoneType"]),
+        ([Message()], ["messages[0] is Message", "model_dump"]),
+        ([Record()], ["messages[0]", "Record"]),
+        ([{}], ["messages[0]", "role"]),
+        ([{"role": SECRET, "content": "x"}], ["messages[0]", "system, developer"]),
+        ([{"role": "usr", "content": "x"}], ['did you mean "user"?']),
+        ([{"role": ["user"], "content": "x"}], ["messages[0]", "role"]),
+        ([{"role": {}, "content": "x"}], ["messages[0]", "role"]),
+        ([USER, {"role": "user"}], ["messages[1]", "content is missing"]),
+        ([{"role": "user", "content": None}], ["content is missing"]),
+        ([{"role": "user", "tool_calls": [{}]}], ["content is missing"]),
+        ([USER, {"role": "assistant"}], ["messages[1]", "content is missing"]),
+        ([{"role": "assistant", "tool_calls": []}], ["content is missing"]),
+        ([{"role": "user", "content": 5}], ["content must be"]),
+        ([{"role": "user", "content": {"type": "text"}}], ["content must be"]),
+        ([{"role": "user", "content": []}], ["messages[0]", "content is empty"]),
+        ([{"role": "user", "content": ""}], ["messages[0]", "content is empty"]),
+        ([USER, {"role": "user", "content": ""}], ["messages[1]", "content is empty"]),
+        ([{"role": "assistant", "content": []}], ["messages[0]", "content is empty"]),
+        ([{"role": "user", "content": [SECRET]}], ["content[0]", "type"]),
+        ([{"role": "user", "content": [{"text": SECRET}]}], ["content[0]", "type"]),
+        ([{"role": "tool", "content": SECRET}], ["tool_call_id"]),
+        ([{"role": "tool", "content": SECRET, "tool_call_id": ""}], ["tool_call_id"]),
+        ([{"role": "tool", "content": SECRET, "tool_call_id": 5}], ["tool_call_id"]),
+    ],
+)
+def test_refused_prompts(prompt: Any, words: list[str]) -> None:
+    message = refused(lambda: chat(prompt))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_two_system_messages_are_ambiguous(role: str) -> None:
+    messages = [{"role": role, "content": SECRET}, USER]
+    assert len(chat(messages).messages) == 2
+    assert "give only one" in refused(lambda: chat(messages, system="b"))
+
+
+@pytest.mark.parametrize("system", [5, ["parts"], "\ud800"])
+def test_refused_systems(system: Any) -> None:
+    assert "system" in refused(lambda: chat(system=system))
+
+
+def test_the_index_is_the_callers_own_with_a_system_too() -> None:
+    assert "messages[0]" in refused(lambda: chat([{"role": "user"}], system="s"))
+
+
+@pytest.mark.parametrize("system", [None, "\N{EURO SIGN}" * 100])
+def test_size_is_counted_in_bytes_with_the_system(system: Any) -> None:
+    settings = SETTINGS.model_copy(update={"max_prompt_bytes": 400})
+
+    def ask(length: int) -> ChatRequest:
+        return chat_request("x" * length, system=system, params={}, settings=settings)
+
+    most = 400 - len('[{"role":"user","content":""}]')
+    if system:
+        most -= 300 + len('{"role":"system","content":""}')
+    assert ask(most).messages
+    message = refused(lambda: ask(most + 1))
+    for word in ("401 bytes", "400 allowed", "max_prompt_bytes"):
+        assert word in message

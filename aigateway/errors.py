@@ -60,10 +60,11 @@ class FailureKind(StrEnum):
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     """The caller's own deadline cut the attempt before the provider's timeout did."""
-    OUTRUN = "outrun"
+    HEDGE_LOST = "outrun"
     """A hedge: another attempt for the same request answered first, and this one was ended."""
+    OUTRUN = HEDGE_LOST
 
-    # This provider cannot serve this request, through nobody's fault.
+    # This provider cannot serve this request, and is not to blame.
     UNSUPPORTED = "unsupported"
     NOT_OFFERED = "not_offered"
     """The provider does not offer this operation at all (HTTP 405 or 501)."""

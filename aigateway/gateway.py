@@ -32,14 +32,14 @@ from aigateway.messages import (
     EmbeddingResponse,
     Origin,
 )
-from aigateway.request.pipeline import Answering
-from aigateway.request.stream import ChatStream, Outcome
+from aigateway.request.pipeline import Pipeline
+from aigateway.request.stream import ChatStream, StreamOutcome
 from aigateway.request.validate import chat_request, embedding_request
 from aigateway.resilience import retry
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.network import Reachability
 from aigateway.resilience.stall import StallWatch
-from aigateway.routing.attempt import Surroundings
+from aigateway.routing.attempt import CallContext
 from aigateway.routing.candidates import Roster
 from aigateway.routing.provider import CircuitOrder, Provider, ProviderStatus
 from aigateway.routing.stream import Resume
@@ -113,7 +113,7 @@ class AsyncGateway(ManyRequests):
         )
         self._limiter: Limiter
         self._turnstile: Turnstile
-        self._answering: Answering
+        self._pipeline: Pipeline
         self._start_afresh()
         configs = load_providers() if providers is None else _checked(providers)
         for config in configs:
@@ -183,7 +183,7 @@ class AsyncGateway(ManyRequests):
             params=params,
         )
         self._enter_loop()
-        return await self._answering.chat(request)
+        return await self._pipeline.chat(request)
 
     def stream(
         self,
@@ -254,11 +254,11 @@ class AsyncGateway(ManyRequests):
             origin=origin or APPLICATION,
             params=_without_stream_options(params),
         )
-        outcome = Outcome()
+        outcome = StreamOutcome()
 
         def begin() -> AsyncGenerator[Chunk, None]:
             self._enter_loop()
-            return self._answering.stream(request, resume, outcome)
+            return self._pipeline.stream(request, resume, outcome)
 
         stream = ChatStream(begin, outcome)
         self._streams.add(stream)
@@ -306,7 +306,7 @@ class AsyncGateway(ManyRequests):
         )
         self._enter_loop()
         self._roster.candidates(request.model, "embeddings")
-        return await self._answering.embed(request)
+        return await self._pipeline.embed(request)
 
     def check(
         self, prompt_or_messages: str | Sequence[Mapping[str, Any]], **options: Any
@@ -359,7 +359,7 @@ class AsyncGateway(ManyRequests):
         """One request of a batch."""
         request = self._request_of(prompt, options, background=True)
         self._enter_loop()
-        return await self._answering.chat(request)
+        return await self._pipeline.chat(request)
 
     def _door(self) -> Turnstile:
         self._enter_loop()
@@ -534,7 +534,7 @@ class AsyncGateway(ManyRequests):
         self._closed = True
         if self._loop is None:
             return
-        await self._answering.stop()
+        await self._pipeline.stop()
         for stream in list(self._streams):
             await stream.shut()
         await asyncio.gather(*self._retiring, *(provider.aclose() for provider in self._roster))
@@ -565,7 +565,7 @@ class AsyncGateway(ManyRequests):
     def _start_afresh(self) -> None:
         self._limiter = Limiter(self.settings.max_concurrency, self.settings.max_queue)
         self._turnstile = Turnstile(self.settings.max_concurrency)
-        around = Surroundings(
+        around = CallContext(
             self._clock,
             self._limiter,
             self._emitter,
@@ -574,7 +574,7 @@ class AsyncGateway(ManyRequests):
             StallWatch(self._clock, _weakly(self._stalled)),
             lambda: self._roster,
         )
-        self._answering = Answering(self.settings, around, self._roster, self.cache, self._ledger)
+        self._pipeline = Pipeline(self.settings, around, self._roster, self.cache, self._ledger)
         self._retiring: set[asyncio.Task[None]] = set()
 
 

@@ -45,7 +45,8 @@ def _described(name: str, value: Any) -> Iterator[str]:
     elif not inspect.isclass(value):
         yield f"{name}: {type(value).__name__}"
     elif issubclass(value, enum.Enum):
-        yield from (f"{name}.{member.name} = {member.value!r}" for member in value)
+        names = value.__members__.items()  # aliases, too
+        yield from (f"{name}.{member} = {each.value!r}" for member, each in names)
     else:
         yield from _of_class(name, value)
 

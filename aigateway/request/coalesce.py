@@ -1,12 +1,12 @@
-"""One call for all who ask the same at the same time.
+"""One call for all identical requests in flight.
 
-The work runs in a task of its own, and each caller waits for a bell of its own (a bare future that
-the work's end rings; it carries nothing). So a caller that is cancelled takes away its own bell and
-nothing else. `asyncio.shield` would do that too, but it does not say when the last caller has gone,
-and an outcome carried by many futures is "never retrieved" by those who left in the same tick.
+The work runs in a task of its own, and each caller waits on a bare future that the end of the work
+sets; it carries no result. So a cancelled caller takes away its own future and nothing else.
+`asyncio.shield` would do that too, but it does not say when the last caller has gone, and a result
+carried by many futures is "never retrieved" by those that left in the same tick.
 
-A cancellation is never swallowed here, so `asyncio.timeout` and `Task.uncancel` work around
-`share` as around any other await.
+A cancellation is never swallowed here, so `asyncio.timeout` and `Task.uncancel` work around `share`
+as around any other await.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any, Generic, TypeVar
 
 from aigateway.errors import AllProvidersFailedError, DeadlineExceededError, GatewayError
 
-__all__ = ["Flights", "Lead"]
+__all__ = ["Coalescer", "Leader"]
 
 T = TypeVar("T")
 
 
-class Lead:
-    """The request that began a flight, as those who join it see it.
+class Leader:
+    """The request that began a call, as those that join it see it.
 
     Attributes:
         deadline: When its time is over, on the clock's own scale.
-        left: It went away and left the flight to the others.
+        left: It went away and left the call to the others.
     """
 
     __slots__ = ("_inherited", "deadline", "left")
@@ -40,10 +40,10 @@ class Lead:
         self._inherited = False
 
     def shares(self) -> bool:
-        """Whether one who joined gets a share of the leader's answer.
+        """Return whether a request that joined shares the leader's answer.
 
-        If the leader has left, the first to ask gets the answer as its own, so that it is counted
-        and paid for once.
+        If the leader has left, the first one to ask gets the answer as its own, so that it is
+        counted and paid for once.
         """
         if self.left and not self._inherited:
             self._inherited = True
@@ -53,28 +53,28 @@ class Lead:
     def lacked_time(
         self, error: AllProvidersFailedError | DeadlineExceededError, now: float, deadline: float
     ) -> bool:
-        """Whether the flight failed for want of time that one with `deadline` has."""
+        """Return whether the call lacked time that a request with `deadline` has."""
         if isinstance(error, DeadlineExceededError):
             return now < deadline
         wait = error.retry_after_seconds
         return wait is not None and self.deadline <= now + wait < deadline
 
 
-class _Flight(Generic[T]):
-    """Work under way, and who waits for it."""
+class _SharedCall(Generic[T]):
+    """Work under way, and the callers that wait for it."""
 
-    __slots__ = ("_cancelled", "_traceback", "bells", "key", "lead", "task")
+    __slots__ = ("_cancelled", "_traceback", "key", "leader", "task", "waiters")
 
     def __init__(
-        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], lead: Lead | None
+        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], leader: Leader | None
     ) -> None:
         self.key = key
-        self.lead = lead
-        self.bells: set[asyncio.Future[None]] = set()
+        self.leader = leader
+        self.waiters: set[asyncio.Future[None]] = set()
         self._cancelled = False
         self._traceback: TracebackType | None = None
         loop = asyncio.get_running_loop()
-        self.task = loop.create_task(self._fly(start), name=f"aigateway-flight-{key[:16]}")
+        self.task = loop.create_task(self._run(start), name=f"aigateway-shared-{key[:16]}")
 
     @property
     def failed(self) -> bool:
@@ -88,33 +88,33 @@ class _Flight(Generic[T]):
             self._cancelled = True
             self.task.cancel()
 
-    async def _fly(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _run(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             result = await start()
-            # The task's end would be heard of one turn of the loop later.
+            # The task's own end would wake them one turn of the loop later.
             self._ring()
             return result
         finally:
             del self  # see `outcome`
 
     def _ring(self) -> None:
-        """Wake everybody who waits: the work is over before they run."""
-        for bell in self.bells:
-            if not bell.done():
-                bell.set_result(None)
-        self.bells.clear()
+        """Wake the waiting callers: the work is over before they run."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self.waiters.clear()
 
-    def land(self) -> None:
-        """Note how the work ended, and wake who still waits."""
+    def settle(self) -> None:
+        """Note how the work ended, and wake callers that still wait."""
         if not self.task.cancelled():
-            # Asking for it also marks it as retrieved, for the case that nobody is left to do so.
+            # Also marks the error as retrieved, in case no caller is left to do so.
             error = self.task.exception()
             # Kept, because the error itself grows a traceback with each frame it passes.
             self._traceback = error.__traceback__ if error is not None else None
         self._ring()
 
     def outcome(self, *, joined: bool) -> T:
-        """What the work came to. Those who joined get the error as an object of their own."""
+        """Return the result. Those that joined get an error as an object of their own."""
         if self.task.cancelled():
             raise GatewayError("The call was cancelled before it had an answer.")
         error = self.task.exception()
@@ -126,51 +126,51 @@ class _Flight(Generic[T]):
             del error, self  # else the traceback and what it refers to hold each other
 
 
-class Flights(Generic[T]):
-    """The calls under way, by key. Belongs to one event loop.
+class Coalescer(Generic[T]):
+    """Calls under way, by key. Belongs to one event loop.
 
     Nothing is remembered: when a call is over, with an answer or an error, the next caller begins
     another one.
     """
 
-    __slots__ = ("_flights", "_tasks")
+    __slots__ = ("_calls", "_tasks")
 
     def __init__(self) -> None:
-        self._flights: dict[str, _Flight[T]] = {}
-        # More than the flights: work that was given up and has not ended yet is here too.
-        self._tasks: dict[asyncio.Task[T], _Flight[T]] = {}
+        self._calls: dict[str, _SharedCall[T]] = {}
+        # More than the calls: work that was given up and has not ended yet is here too.
+        self._tasks: dict[asyncio.Task[T], _SharedCall[T]] = {}
 
     def __len__(self) -> int:
         """Calls under way that a caller could join."""
-        return len(self._flights)
+        return len(self._calls)
 
     def __bool__(self) -> bool:
         return True  # having nothing to do is no reason to be replaced
 
-    def lead(self, key: str) -> Lead | None:
-        """Who leads the work that `join` would join; None if there is none."""
-        flight = self._flights.get(key)
-        return None if flight is None or flight.failed else flight.lead
+    def leader(self, key: str) -> Leader | None:
+        """Return the leader of the work that `join` would join; None if there is none."""
+        call = self._calls.get(key)
+        return None if call is None or call.failed else call.leader
 
     async def join(self, key: str) -> T:
-        """Wait for the work that is under way for this key, and has a lead. As `share` does."""
+        """Wait for the work that is under way for this key, and has a leader. As `share` does."""
         result, _ = await self.share(key, _nothing_to_begin)
         return result
 
     async def share(
-        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], lead: Lead | None = None
+        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], leader: Leader | None = None
     ) -> tuple[T, bool]:
         """Wait for the work that is under way for this key, or begin it.
 
         The work sees the context variables of the caller that began it, and is bounded by no
         caller's time: put a timeout around this call, and it ends the wait of that caller only.
         When every caller has left, the work is cancelled, and the last one to leave waits until
-        it has ended (a second cancellation ends that wait). Whoever comes after that begins anew.
+        it has ended (a second cancellation ends that wait). The next caller begins anew.
 
         Args:
             key: Which work it is; `cache_key`'s for instance.
             start: Makes the work. Called only if none is under way.
-            lead: Whose work it is, for those who join.
+            leader: The request whose work it is, for those that join.
 
         Returns:
             The result, and whether this call joined work that another had begun.
@@ -178,64 +178,64 @@ class Flights(Generic[T]):
         Raises:
             GatewayError: The work was cancelled by something other than its callers, such as
                 `aclose`.
-            BaseException: Whatever the work raised. It reaches all who wait; each gets an object
+            BaseException: Whatever the work raised. It reaches all that wait; each gets an object
                 of its own if the error can be copied.
         """
-        flight = self._flights.get(key)
-        if flight is not None and flight.failed:
-            flight = None
-        joined = flight is not None
-        if flight is None:
-            flight = self._begin(key, start, lead)
+        call = self._calls.get(key)
+        if call is not None and call.failed:
+            call = None
+        joined = call is not None
+        if call is None:
+            call = self._begin(key, start, leader)
         try:
-            if not flight.task.done():
-                await self._wait(flight)
-            # Here too, since whoever was woken may ask again before the task's end is heard of.
-            self._forget(flight)
-            return flight.outcome(joined=joined), joined
+            if not call.task.done():
+                await self._wait(call)
+            # Here too: a caller that was woken may ask again before `_over` runs.
+            self._forget(call)
+            return call.outcome(joined=joined), joined
         finally:
-            del flight  # see `outcome`
+            del call  # see `outcome`
 
     async def aclose(self) -> None:
         """Cancel everything that is under way, and wait until it has ended."""
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]
-        self._flights.clear()
+        self._calls.clear()
         for task in tasks:
             self._tasks[task].cancel()
         if tasks:
             await asyncio.wait(tasks)
 
     def _begin(
-        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], lead: Lead | None
-    ) -> _Flight[T]:
-        flight = self._flights[key] = _Flight(key, start, lead)
-        self._tasks[flight.task] = flight
-        flight.task.add_done_callback(self._over)
-        return flight
+        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], leader: Leader | None
+    ) -> _SharedCall[T]:
+        call = self._calls[key] = _SharedCall(key, start, leader)
+        self._tasks[call.task] = call
+        call.task.add_done_callback(self._over)
+        return call
 
-    async def _wait(self, flight: _Flight[T]) -> None:
-        bell = asyncio.get_running_loop().create_future()
-        flight.bells.add(bell)
+    async def _wait(self, call: _SharedCall[T]) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        call.waiters.add(waiter)
         try:
-            await bell
+            await waiter
         except asyncio.CancelledError:
-            flight.bells.discard(bell)
-            if not flight.bells and not flight.task.done():
-                self._forget(flight)
-                flight.cancel()
-                await asyncio.wait([flight.task])
+            call.waiters.discard(waiter)
+            if not call.waiters and not call.task.done():
+                self._forget(call)
+                call.cancel()
+                await asyncio.wait([call.task])
             raise
 
     def _over(self, task: asyncio.Task[T]) -> None:
-        flight = self._tasks.pop(task)
-        self._forget(flight)
-        flight.land()
+        call = self._tasks.pop(task)
+        self._forget(call)
+        call.settle()
 
-    def _forget(self, flight: _Flight[T]) -> None:
-        # A later flight of the same key is not ours to forget.
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
+    def _forget(self, call: _SharedCall[T]) -> None:
+        # A later call of the same key is not ours to forget.
+        if self._calls.get(call.key) is call:
+            del self._calls[call.key]
 
 
 async def _nothing_to_begin() -> Any:

@@ -1,12 +1,12 @@
-"""The way of a request: the cache, those who ask the same, the providers, the answer.
+"""The way of a request, top to bottom: cache, coalesce, failover, answer.
 
     cache hit               -> answer
     same request in flight  -> wait for that one
     else                    -> ask the providers; settle, price, remember, answer
-    nobody could answer     -> a stale answer, if that is allowed
+    no provider answered    -> a stale answer, if that is allowed
 
-No policy lives here. Who is asked is `routing/`, whether to ask at all is `resilience/`, what is
-remembered is `cache/`, how a vendor is called is `wires/`.
+No policy lives here. Which provider is asked is `routing/`, whether it may be asked is
+`resilience/`, what is remembered is `cache/`, how a vendor is called is `wires/`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Self
 
-from aigateway.cache.key import cache_key, embedding_digest, rough_digest
-from aigateway.cache.store import AnswerCache, Remembered, ttl_for
-from aigateway.errors import (
-    AllProvidersFailedError,
-    DeadlineExceededError,
-    FailureKind,
-)
+from aigateway.cache.key import LONG, cache_key
+from aigateway.cache.store import AnswerCache, ttl_for
+from aigateway.errors import AllProvidersFailedError, DeadlineExceededError
 from aigateway.messages import (
     ChatRequest,
     ChatResponse,
@@ -35,90 +31,101 @@ from aigateway.messages import (
     EmbeddingResponse,
     Opening,
 )
-from aigateway.request.coalesce import Flights, Lead
-from aigateway.request.stream import Outcome, endings, pieces
-from aigateway.routing.attempt import PendingAttempt, Surroundings
+from aigateway.request.coalesce import Coalescer, Leader
+from aigateway.request.stream import StreamOutcome, endings, pieces
+from aigateway.routing.attempt import CallContext
 from aigateway.routing.candidates import RequestState, Roster
-from aigateway.routing.failover import Failovers, Served, Work
-from aigateway.routing.stream import Resume, StreamRun, whole_answer
+from aigateway.routing.failover import Failovers, Served
+from aigateway.routing.stream import Resume, StreamRun
+from aigateway.routing.work import ChatOverStreamWork, ChatWork, EmbeddingWork
 from aigateway.settings import GatewaySettings
 from aigateway.structured import fits, parse
-from aigateway.telemetry.account import Account
 from aigateway.telemetry.ledger import Entry, Ledger
 from aigateway.tokens import estimated_tokens
-from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.parameters import HINTS
 
-__all__ = ["Answering"]
+__all__ = ["Pipeline"]
 
 _TOOLS = frozenset({"functions", "tools"})
-
-_LONG = 262_144
-"""Bytes of a request from which its key is made in a thread: ten million take 0.1 s."""
 
 _PIECES_AT_ONCE = 256
 """Pieces of a remembered answer after which others on the event loop have their turn."""
 
 
-class Answering:
+class Pipeline:
     """Answers the requests of one gateway, on one event loop.
 
     Args:
         settings: The gateway's.
-        around: Clock, places and events.
-        roster: Whom to ask.
-        cache: What is remembered.
+        context: Clock, places and events.
+        roster: The providers.
+        cache: The remembered answers.
         ledger: Where requests are entered.
     """
 
     def __init__(
         self,
         settings: GatewaySettings,
-        around: Surroundings,
+        context: CallContext,
         roster: Roster,
         cache: AnswerCache,
         ledger: Ledger,
     ) -> None:
         self._settings = settings
-        self._clock = around.clock
-        self._emitter = around.emitter
+        self._clock = context.clock
+        self._emitter = context.emitter
         self._roster = roster
         self._cache = cache
         self._ledger = ledger
-        self._failovers = Failovers(settings, around)
-        self._flights: Flights[Served[Completion]] = Flights()
+        self._failovers = Failovers(settings, context)
+        self._coalescer: Coalescer[Served[Completion]] = Coalescer()
 
     async def chat(self, request: ChatRequest) -> ChatResponse:
         """Answer one request."""
         with self._ledger.open(request, request.agent) as entry:
-            return await self._answer(request, entry)
+            deadline = entry.began + (request.timeout or self._settings.timeout)
+            key = await self._key(request)
+            if key is None:
+                served = await self._ask_providers(request, entry, deadline)
+                return self._answered(request, entry, served)
+            hit = self._from_cache(key, request, entry)
+            if hit is not None:
+                return hit
+            try:
+                served, joined = await self._coalesced(key, request, entry, deadline)
+            except (AllProvidersFailedError, DeadlineExceededError):
+                stale = self._from_cache(key, request, entry, stale=True)
+                if stale is None:
+                    raise
+                return stale
+            return self._answered(request, entry, served, joined=joined)
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Embed texts; not cached."""
         with self._ledger.open(request, None) as entry:
-            state = self._state(request, entry)
-            work = Work(lambda attempt: attempt.provider.client.embed(attempt.outgoing(request)))
-            served = await self._failovers.run(state, work)
-            latency = self._clock.now() - entry.began
-            entry.served(
-                served.provider, served.answer, attempts=len(served.attempts), latency=latency
+            deadline = entry.began + (request.timeout or self._settings.timeout)
+            state = RequestState(
+                request, "embeddings", self._roster, entry.began, deadline, account=entry.account
             )
+            served = await self._failovers.run(state, EmbeddingWork(request))
+            answer, provider, attempts = served.answer, served.provider, served.attempts
+            latency = self._clock.now() - entry.began
+            entry.served(provider, answer, attempts=len(attempts), latency=latency)
+            loading = served.loading_seconds
             return EmbeddingResponse(
-                served.answer,
-                served.provider,
-                served.attempts,
-                latency,
-                request.request_id,
-                served.loading_seconds,
+                answer, provider, attempts, latency, request.request_id, loading
             )
 
     async def stream(
-        self, request: ChatRequest, resume: Resume | None, outcome: Outcome
+        self, request: ChatRequest, resume: Resume | None, outcome: StreamOutcome
     ) -> AsyncGenerator[Chunk, None]:
-        """The chunks of one stream; when the content is through, `outcome` has the response."""
+        """Yield the chunks of one stream; once the content is through, `outcome` has the response.
+
+        Streams are not coalesced: each caller reads at its own pace.
+        """
         with self._ledger.open(request, request.agent, streamed=True) as entry:
-            key = self._key(request) if request.size <= _LONG else await self._key_of_long(request)
-            response = self._replayed(key, request, entry)
+            key = await self._key(request)
+            response = self._from_cache(key, request, entry)
             if response is None:
                 run = self._stream_run(request, resume, entry)
                 try:
@@ -126,9 +133,9 @@ class Answering:
                         async for chunk in _ClosedByUs(chunks):
                             outcome.opening = run.opening
                             yield chunk
-                    response = self._run_to_its_end(key, request, entry, run)
+                    response = self._streamed(key, request, entry, run)
                 except (AllProvidersFailedError, DeadlineExceededError):
-                    response = self._replayed(key, request, entry, stale=True)
+                    response = self._from_cache(key, request, entry, stale=True)
                     if response is None:
                         raise
         outcome.response = response
@@ -145,233 +152,30 @@ class Answering:
     async def stop(self) -> None:
         """End what is under way."""
         await self._failovers.stop()
-        await self._flights.aclose()
+        await self._coalescer.aclose()
 
-    async def _answer(self, request: ChatRequest, entry: Entry) -> ChatResponse:
-        key = self._key(request) if request.size <= _LONG else await self._key_of_long(request)
-        if key is None:
-            return self._fresh(request, entry, await self._dispatch(request, entry))
-        # Two classes may share a schema and still judge differently, so each looks for itself.
-        model = request.response_model
-        if request.cache is True:
-            remembered = self._cache.lookup(key)
-            if remembered is not None and fits(model, remembered.completion):
-                return self._from_cache(request, entry, remembered)
-        try:
-            served, joined = await self._share(key, request, entry)
-            if joined and not fits(model, served.answer):
-                served, joined = await self._dispatch(request, entry), False
-        except (AllProvidersFailedError, DeadlineExceededError):
-            stale = self._cache.lookup_stale(key) if request.cache is True else None
-            if stale is None or not fits(model, stale.completion):
-                raise
-            return self._from_cache(request, entry, stale, stale=True)
-        return self._fresh(request, entry, served, coalesced=joined)
+    # ── the cache ────────────────────────────────────────────────────────────────────────────
 
-    async def _share(
-        self, key: str, request: ChatRequest, entry: Entry
-    ) -> tuple[Served[Completion], bool]:
-        """Dispatch, or wait for the same request that is in flight already."""
-        deadline = self._deadline(request, entry.began)
-        while True:
-            flight = self._flight(key, request)
-            lead = self._flights.lead(flight)
-            if lead is None:
-                return await self._lead(flight, key, request, entry)
-            try:
-                return await self._join(flight, deadline, entry.account), lead.shares()
-            except (AllProvidersFailedError, DeadlineExceededError) as error:
-                # The request that began it may have had too little time, where this one has more.
-                if not lead.lacked_time(error, self._clock.now(), deadline):
-                    raise
-            except TimeoutError:
-                raise DeadlineExceededError(
-                    "The request's deadline passed while it waited for an identical one in flight."
-                ) from None
-
-    async def _join(
-        self, flight: str, deadline: float, account: Account | None
-    ) -> Served[Completion]:
-        if account is not None:
-            account.wait()
-        try:
-            async with self._clock.timeout(deadline - self._clock.now()):
-                return await self._flights.join(flight)
-        finally:
-            if account is not None:
-                account.go_on()
-
-    def _flight(self, key: str, request: ChatRequest) -> str:
-        """Which flight this request joins, or begins."""
-        # A refresh must not be answered by a call that began before somebody asked for it.
-        flight = key if request.cache is True else f"refresh:{key}"
-        if request.background and self._flights.lead(flight) is None:
-            # One that lets all others go first must not be what one of those waits for.
-            return f"background:{flight}"
-        return flight
-
-    async def _lead(
-        self, flight: str, key: str, request: ChatRequest, entry: Entry
-    ) -> tuple[Served[Completion], bool]:
-        """Begin a flight; its own dispatch keeps the deadline."""
-
-        async def dispatch_and_remember() -> Served[Completion]:
-            served = await self._dispatch(request, entry)
-            self._remember(key, request, served)
-            return served
-
-        lead = Lead(self._deadline(request, entry.began))
-        try:
-            served, _ = await self._flights.share(flight, dispatch_and_remember, lead)
-        except asyncio.CancelledError:
-            lead.left = True
-            raise
-        return served, False
-
-    async def _dispatch(self, request: ChatRequest, entry: Entry) -> Served[Completion]:
-        model, settings = request.response_model, self._settings
-
-        async def ask(attempt: PendingAttempt) -> Completion:
-            client, sent = attempt.provider.client, attempt.outgoing(request)
-            if settings.chat_over_stream:
-                first, idle = settings.first_token_timeout, settings.idle_timeout
-                completion = await whole_answer(client, sent, first, idle, self._failovers.in_time)
-            else:
-                completion = await client.chat(sent)
-            if not fits(model, completion):
-                # Raised here and not from pydantic's error, which quotes the answer.
-                raise VendorCallError(Failure(FailureKind.INVALID_OUTPUT), completion)
-            return completion
-
-        return await self._failovers.run(self._state(request, entry), Work(ask))
-
-    def _key(self, request: ChatRequest) -> str | None:
-        """The cache key, where the cache is of use."""
+    async def _key(self, request: ChatRequest) -> str | None:
+        """Return the request's cache key; None where neither cache nor coalescing is wanted."""
         if not self._settings.cache_enabled or request.cache is False:
             return None
+        if request.size > LONG:
+            return await asyncio.to_thread(cache_key, request, partition=request.partition)
         return cache_key(request, partition=request.partition)
 
-    async def _key_of_long(self, request: ChatRequest) -> str | None:
-        return await asyncio.to_thread(self._key, request)
-
-    def _replayed(
+    def _from_cache(
         self, key: str | None, request: ChatRequest, entry: Entry, *, stale: bool = False
     ) -> ChatResponse | None:
-        """A remembered answer for a stream, if there is one."""
+        """Return the remembered answer, if there is one that this request may have.
+
+        Two classes may share a schema and still judge differently, so `response_model` is asked.
+        """
         if key is None or request.cache is not True:
             return None
         remembered = self._cache.lookup_stale(key) if stale else self._cache.lookup(key)
         if remembered is None or not fits(request.response_model, remembered.completion):
             return None
-        return self._from_cache(request, entry, remembered, stale=stale)
-
-    def _stream_run(self, request: ChatRequest, resume: Resume | None, entry: Entry) -> StreamRun:
-        state = self._state(request, entry)
-        return StreamRun(
-            self._failovers,
-            request,
-            state,
-            clock=self._clock,
-            idle=self._settings.idle_timeout,
-            time_to_first=state.deadline - entry.began,
-            resume=resume,
-        )
-
-    def _run_to_its_end(
-        self, key: str | None, request: ChatRequest, entry: Entry, run: StreamRun
-    ) -> ChatResponse:
-        served = run.served
-        assert served is not None  # noqa: S101 - its chunks have come to their end
-        if key is not None and not run.resumed:
-            self._remember(key, request, served)
-        response = self._fresh(request, entry, served)
-        first = run.first_content_at
-        return replace(
-            response,
-            resumed=run.resumed,
-            first_content_seconds=None if first is None else first - entry.began,
-        )
-
-    def _remember(self, key: str, request: ChatRequest, served: Served[Completion]) -> None:
-        settings = self._settings
-        ttl = ttl_for(
-            request.agent, request.cache_ttl, settings.agent_ttls, settings.cache_ttl_seconds
-        )
-        self._cache.remember(key, served.answer, served.provider, ttl)
-
-    def _state(self, request: ChatRequest | EmbeddingRequest, entry: Entry) -> RequestState:
-        deadline = self._deadline(request, entry.began)
-        if isinstance(request, EmbeddingRequest):
-            return RequestState(
-                request.request_id,
-                "embeddings",
-                partial(self._roster.candidates, request.model, "embeddings"),
-                entry.began,
-                deadline,
-                cause=lambda: embedding_digest(request),
-                model=request.model,
-                tenant=request.partition,
-                account=entry.account,
-            )
-        hedge = request.hedge
-        if hedge is None:
-            # A tool may do something: two answers might do it twice.
-            hedge = self._settings.hedge and request.params.keys().isdisjoint(_TOOLS)
-        tokens = estimated_tokens(request) if self._roster.counts_tokens else 0
-        return RequestState(
-            request.request_id,
-            "chat",
-            partial(self._roster.candidates, request.model, "chat"),
-            entry.began,
-            deadline,
-            # Without the partition: a prompt is the same, whoever sends it.
-            cause=lambda: cache_key(request) if request.size <= _LONG else rough_digest(request),
-            model=request.model,
-            tokens=tokens,
-            params=None if request.params.keys().isdisjoint(HINTS) else request.params,
-            messages=request.messages,
-            hedge=hedge,
-            background=request.background,
-            tenant=request.partition,
-            account=entry.account,
-        )
-
-    def _deadline(self, request: ChatRequest | EmbeddingRequest, began: float) -> float:
-        return began + (self._settings.timeout if request.timeout is None else request.timeout)
-
-    def _fresh(
-        self,
-        request: ChatRequest,
-        entry: Entry,
-        served: Served[Completion],
-        *,
-        coalesced: bool = False,
-    ) -> ChatResponse:
-        answer, attempts = served.answer, served.attempts
-        parsed = parse(request.response_model, answer)
-        latency = self._clock.now() - entry.began
-        if coalesced:
-            attempts = ()
-            entry.coalesced(served.provider, answer)
-        else:
-            entry.served(served.provider, answer, attempts=len(attempts), latency=latency)
-            if self._settings.log_prompts:
-                texts = [choice.text for choice in answer.choices]
-                self._emitter.log_content(request.request_id, request.messages, texts)
-        return ChatResponse(
-            answer,
-            served.provider,
-            coalesced=coalesced,
-            attempts=attempts,
-            latency_seconds=latency,
-            loading_seconds=0.0 if coalesced else served.loading_seconds,
-            parsed=parsed,
-            request_id=request.request_id,
-        )
-
-    def _from_cache(
-        self, request: ChatRequest, entry: Entry, remembered: Remembered, *, stale: bool = False
-    ) -> ChatResponse:
         parsed = parse(request.response_model, remembered.completion)
         entry.remembered(remembered.provider, remembered.completion, stale=stale)
         return ChatResponse(
@@ -384,9 +188,165 @@ class Answering:
             request_id=request.request_id,
         )
 
+    def _remember(self, key: str, request: ChatRequest, served: Served[Completion]) -> None:
+        settings = self._settings
+        ttl = ttl_for(
+            request.agent, request.cache_ttl, settings.agent_ttls, settings.cache_ttl_seconds
+        )
+        self._cache.remember(key, served.answer, served.provider, ttl)
+
+    # ── coalescing ───────────────────────────────────────────────────────────────────────────
+
+    async def _coalesced(
+        self, key: str, request: ChatRequest, entry: Entry, deadline: float
+    ) -> tuple[Served[Completion], bool]:
+        """Ask the providers, or wait for the same request that is in flight already.
+
+        Returns:
+            What was served, and whether it belongs to another request.
+        """
+        coalescer = self._coalescer
+        while True:
+            # A refresh must not be answered by a call that began before it was asked for.
+            shared_key = key if request.cache is True else f"refresh:{key}"
+            leader = coalescer.leader(shared_key)
+            if leader is None and request.background:
+                # A request that lets all others go first must not hold up one of those.
+                shared_key = f"background:{shared_key}"
+                leader = coalescer.leader(shared_key)
+            if leader is None:
+                start = partial(self._ask_and_remember, key, request, entry, deadline)
+                leader = Leader(deadline)
+                try:
+                    return (await coalescer.share(shared_key, start, leader))[0], False
+                except asyncio.CancelledError:
+                    leader.left = True
+                    raise
+            try:
+                served = await self._join(shared_key, entry, deadline)
+            except (AllProvidersFailedError, DeadlineExceededError) as error:
+                # The request that began it may have had too little time, where this one has more.
+                if not leader.lacked_time(error, self._clock.now(), deadline):
+                    raise
+            else:
+                joined = leader.shares()
+                if joined and not fits(request.response_model, served.answer):
+                    return await self._ask_providers(request, entry, deadline), False
+                return served, joined
+
+    async def _join(self, shared_key: str, entry: Entry, deadline: float) -> Served[Completion]:
+        if entry.account is not None:
+            entry.account.wait()
+        try:
+            async with self._clock.timeout(deadline - self._clock.now()):
+                return await self._coalescer.join(shared_key)
+        except TimeoutError:
+            raise DeadlineExceededError(
+                "The request's deadline passed while it waited for an identical one in flight."
+            ) from None
+        finally:
+            if entry.account is not None:
+                entry.account.go_on()
+
+    async def _ask_and_remember(
+        self, key: str, request: ChatRequest, entry: Entry, deadline: float
+    ) -> Served[Completion]:
+        """Ask for this request and those that join it; its own deadline bounds the call."""
+        served = await self._ask_providers(request, entry, deadline)
+        self._remember(key, request, served)
+        return served
+
+    # ── failover ─────────────────────────────────────────────────────────────────────────────
+
+    def _ask_providers(
+        self, request: ChatRequest, entry: Entry, deadline: float
+    ) -> Awaitable[Served[Completion]]:
+        settings, state = self._settings, self._state(request, entry, deadline)
+        if not settings.chat_over_stream:
+            return self._failovers.run(state, ChatWork(request))
+        first, idle = settings.first_token_timeout, settings.idle_timeout
+        work = ChatOverStreamWork(request, first, idle, self._failovers.in_time)
+        return self._failovers.run(state, work)
+
+    def _state(self, request: ChatRequest, entry: Entry, deadline: float) -> RequestState:
+        names, hedge = request.params.keys(), request.hedge
+        if hedge is None:
+            # A tool may have side effects, and two answers might cause them twice.
+            hedge = self._settings.hedge and names.isdisjoint(_TOOLS)
+        return RequestState(
+            request,
+            "chat",
+            self._roster,
+            entry.began,
+            deadline,
+            tokens=estimated_tokens(request) if self._roster.counts_tokens else 0,
+            params=None if names.isdisjoint(HINTS) else request.params,
+            hedge=hedge,
+            account=entry.account,
+        )
+
+    def _stream_run(self, request: ChatRequest, resume: Resume | None, entry: Entry) -> StreamRun:
+        seconds = request.timeout or self._settings.timeout
+        return StreamRun(
+            self._failovers,
+            request,
+            self._state(request, entry, entry.began + seconds),
+            clock=self._clock,
+            idle=self._settings.idle_timeout,
+            time_to_first=seconds,
+            resume=resume,
+        )
+
+    # ── the answer ───────────────────────────────────────────────────────────────────────────
+
+    def _answered(
+        self,
+        request: ChatRequest,
+        entry: Entry,
+        served: Served[Completion],
+        *,
+        joined: bool = False,
+    ) -> ChatResponse:
+        answer, attempts = served.answer, served.attempts
+        parsed = None if request.response_model is None else parse(request.response_model, answer)
+        latency = self._clock.now() - entry.began
+        if joined:
+            attempts = ()
+            entry.coalesced(served.provider, answer)
+        else:
+            entry.served(served.provider, answer, attempts=len(attempts), latency=latency)
+            if self._settings.log_prompts:
+                texts = [choice.text for choice in answer.choices]
+                self._emitter.log_content(request.request_id, request.messages, texts)
+        return ChatResponse(
+            answer,
+            served.provider,
+            coalesced=joined,
+            attempts=attempts,
+            latency_seconds=latency,
+            loading_seconds=0.0 if joined else served.loading_seconds,
+            parsed=parsed,
+            request_id=request.request_id,
+        )
+
+    def _streamed(
+        self, key: str | None, request: ChatRequest, entry: Entry, run: StreamRun
+    ) -> ChatResponse:
+        """Return the whole answer of a stream that has come to its end."""
+        served = run.served
+        assert served is not None  # noqa: S101 - its chunks have come to their end
+        if key is not None and not run.resumed:
+            self._remember(key, request, served)
+        first = run.first_content_at
+        return replace(
+            self._answered(request, entry, served),
+            resumed=run.resumed,
+            first_content_seconds=None if first is None else first - entry.began,
+        )
+
 
 class _ClosedByUs:
-    """The items of an asynchronous generator of which the event loop does not know.
+    """Iterate over an asynchronous generator without the event loop's knowing of it.
 
     A loop that ends closes all generators at once. One that is being closed by the generator around
     it cannot be closed a second time, and asyncio would report that as an error.
@@ -410,7 +370,7 @@ class _ClosedByUs:
 
 
 def _opening(response: ChatResponse) -> Opening:
-    """What a stream that is whole already, or has no content, is opened with."""
+    """Return the opening of a stream that is whole already, or has no content."""
     completion = response.completion
     return Opening(
         response.provider,

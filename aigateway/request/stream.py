@@ -11,13 +11,13 @@ from typing import Self
 from aigateway.errors import GatewayError
 from aigateway.messages import ChatResponse, Chunk, Completion, Opening, ToolCallDelta
 
-__all__ = ["ChatStream", "Outcome", "endings", "pieces"]
+__all__ = ["ChatStream", "StreamOutcome", "endings", "pieces"]
 
 _PIECE = re.compile(r"\s*\S{1,64}\s?|\s+")
 """About what a vendor sends at a time: a word."""
 
 
-class Outcome:
+class StreamOutcome:
     """Where the whole answer is put, once there is one, and before that who gives it.
 
     It stands apart from the stream, so that what makes the chunks does not hold the stream: one
@@ -53,7 +53,9 @@ class ChatStream:
         "_whole",
     )
 
-    def __init__(self, begin: Callable[[], AsyncGenerator[Chunk, None]], outcome: Outcome) -> None:
+    def __init__(
+        self, begin: Callable[[], AsyncGenerator[Chunk, None]], outcome: StreamOutcome
+    ) -> None:
         self._begin = begin
         self._chunks: AsyncGenerator[Chunk, None] | None = None
         self._outcome = outcome

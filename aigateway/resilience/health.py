@@ -86,11 +86,11 @@ class ResponseTimes:
     __slots__ = (
         "_clock",
         "_fresh",
+        "_hedges_lost",
         "_last_success",
         "_latencies",
         "_next_due",
         "_out",
-        "_outrun",
         "_stale",
         "_threshold",
         "_usual_moved",
@@ -108,7 +108,7 @@ class ResponseTimes:
         self.usual: float | None = None
         self._usual_moved = -math.inf
         self._out: dict[OutstandingCall, None] = {}  # begun since the last success, in that order
-        self._outrun: dict[OutstandingCall, None] = {}  # those of them that were cancelled
+        self._hedges_lost: dict[OutstandingCall, None] = {}  # those of them that were cancelled
         self._last_success = -math.inf
         self._next_due = math.inf  # no cancelled one is due before
 
@@ -141,8 +141,8 @@ class ResponseTimes:
             self._out.pop(call, None)
         else:
             self._out.clear()  # all of them began before it, and it speaks for them
-        if self._outrun:
-            self._settle(list(self._outrun), failed=False)
+        if self._hedges_lost:
+            self._settle(list(self._hedges_lost), failed=False)
         self._latencies.append(seconds)
         self._fresh += 1
         if self._fresh >= _EVERY or len(self._latencies) == ENOUGH:
@@ -162,7 +162,9 @@ class ResponseTimes:
         usual = self.usual
         return usual is not None and seconds > usual * factor and seconds > usual + _FLOOR
 
-    def outrun(self, call: OutstandingCall, until: float, settle: Callable[[bool], None]) -> None:
+    def hedge_lost(
+        self, call: OutstandingCall, until: float, settle: Callable[[bool], None]
+    ) -> None:
         """A call was cancelled, because another provider was quicker.
 
         Whether it would have been answered is unknown. It counts as if it were still out until
@@ -175,14 +177,14 @@ class ResponseTimes:
             settle: Called once, with whether to count a failure.
         """
         call.until, call.settle = until, settle
-        self._outrun[call] = None
+        self._hedges_lost[call] = None
         self._next_due = min(self._next_due, until)
         if self._last_success >= call.began:
             self._settle([call], failed=False)
 
     def seems_to_hang(self) -> bool:
-        """Whether too many calls are out for too long. Settles calls that were outrun, if due."""
-        if self._outrun and self._next_due <= self._clock.now():
+        """Whether too many calls are out for too long. Settles calls that lost their hedge, if due."""
+        if self._hedges_lost and self._next_due <= self._clock.now():
             self._settle_due()
         if len(self._out) < self._threshold or self.p95 is None:
             return False
@@ -198,7 +200,7 @@ class ResponseTimes:
 
     def close(self) -> None:
         """Settle what is open, and blame no provider."""
-        self._settle(list(self._outrun), failed=False)
+        self._settle(list(self._hedges_lost), failed=False)
 
     def _work_out(self) -> None:
         self._fresh = 0
@@ -210,7 +212,7 @@ class ResponseTimes:
 
     def _settle_due(self) -> None:
         now = self._clock.now()
-        until = {call: call.until + call.stood(now) for call in self._outrun}
+        until = {call: call.until + call.stood(now) for call in self._hedges_lost}
         due = [call for call, when in until.items() if when <= now]
         self._next_due = min((when for when in until.values() if when > now), default=math.inf)
         # No request has looked since: what was so a while ago says nothing of now.
@@ -220,7 +222,7 @@ class ResponseTimes:
     def _settle(self, calls: list[OutstandingCall], *, failed: bool) -> None:
         for call in calls:
             self._out.pop(call, None)
-            self._outrun.pop(call, None)
+            self._hedges_lost.pop(call, None)
             settle, call.settle = call.settle, None
             if settle is not None:  # else a listener of the one before has come back here
                 settle(failed)

@@ -31,7 +31,7 @@ from aigateway.telemetry.emitter import Emitter
 from aigateway.wires.client import Failure
 from aigateway.wires.failures import VERDICTS, Gate, Verdict
 
-__all__ = ["FIRST_TOKEN_TIMEOUT", "Answer", "AttemptEnd", "PendingAttempt", "Surroundings"]
+__all__ = ["FIRST_TOKEN_TIMEOUT", "Answer", "AttemptEnd", "CallContext", "PendingAttempt"]
 
 FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 - tokens of a model
 """`Failure.code` of a stream that had no content in time."""
@@ -57,15 +57,15 @@ class AttemptEnd(Enum):
     """The caller left the stream before its end: neutral."""
     CANCELLED = auto()
     """The caller went away, or the request's own deadline came: neutral."""
-    OUTRUN = auto()
-    """Another attempt answered first, and this one was cancelled: see `PendingAttempt._outrun`."""
+    HEDGE_LOST = auto()
+    """Another attempt answered first, and this one was cancelled: see `PendingAttempt._hedge_lost`."""
 
 
 _BOOKED = {
-    AttemptEnd.UNUSED: FailureKind.OUTRUN,
+    AttemptEnd.UNUSED: FailureKind.HEDGE_LOST,
     AttemptEnd.LEFT: FailureKind.CANCELLED,
     AttemptEnd.CANCELLED: FailureKind.CANCELLED,
-    AttemptEnd.OUTRUN: FailureKind.OUTRUN,
+    AttemptEnd.HEDGE_LOST: FailureKind.HEDGE_LOST,
 }
 """The kind under which an end that brings the caller nothing is booked."""
 
@@ -103,7 +103,7 @@ class Unfinished(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class CallContext:
     """What all attempts of one gateway share.
 
     Attributes:
@@ -156,7 +156,7 @@ class PendingAttempt:
         candidate: Candidate,
         held: Pass,
         request: RequestState,
-        around: Surroundings,
+        around: CallContext,
         pace: ResponseTimes,
     ) -> None:
         self.candidate = candidate
@@ -242,8 +242,8 @@ class PendingAttempt:
             self.candidate.guards.end(self._pass, _PROPER_END)
         elif failure is not None and verdict is not None:
             self._failed(failure, verdict)
-        elif how is AttemptEnd.OUTRUN:
-            self._outrun()
+        elif how is AttemptEnd.HEDGE_LOST:
+            self._hedge_lost()
         else:
             outcome = AttemptOutcome(Effect.NEUTRAL, self._request.cause)
             self.candidate.guards.end(self._pass, outcome)
@@ -265,7 +265,7 @@ class PendingAttempt:
         self._leave(None, answer)
 
     def answered_after_its_end(self, answer: Answer) -> None:
-        """It had ended already, as cancelled or outrun, and brought an answer all the same."""
+        """It had ended already, as cancelled or as a lost hedge, and brought an answer all the same."""
         answer = self.counted(answer)
         usage, cost_usd = answer.usage, answer.cost_usd
         if self._estimate is not None:  # which has been counted
@@ -315,7 +315,7 @@ class PendingAttempt:
         self._heed_the_vendors_limits()
         self._pace.ended(self._outstanding)
 
-    def _outrun(self) -> None:
+    def _hedge_lost(self) -> None:
         """Settle an attempt that was cancelled because another was quicker.
 
         Whether it would have answered is unknown. If it was later than this provider is known to
@@ -333,7 +333,7 @@ class PendingAttempt:
         now = self._around.clock.now()
         late = now - self._began - self._around.stalls.stood(self._began, now) >= self.patience
         if late and not held.probe and pace.p95 is not None:
-            pace.outrun(self._outstanding, self._began + self.limit, settle)
+            pace.hedge_lost(self._outstanding, self._began + self.limit, settle)
         else:
             pace.ended(self._outstanding)
             # A probe that is late is judged at once: others wait for its verdict, and with its
@@ -501,6 +501,6 @@ def _beyond(usage: Usage, counted: Usage) -> Usage:
 
 
 _MAY_BE_COUNTED = frozenset(
-    {FailureKind.TIMEOUT, FailureKind.CANCELLED, FailureKind.DEADLINE, FailureKind.OUTRUN}
+    {FailureKind.TIMEOUT, FailureKind.CANCELLED, FailureKind.DEADLINE, FailureKind.HEDGE_LOST}
 )
 """Failures after which the vendor has very likely counted what it was asked."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from aigateway.cache.key import request_digest
 from aigateway.errors import (
     AllProvidersFailedError,
     ConfigurationError,
@@ -21,7 +22,7 @@ from aigateway.errors import (
     describe,
 )
 from aigateway.events import Operation
-from aigateway.messages import Attempt
+from aigateway.messages import Attempt, ChatRequest, EmbeddingRequest
 from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import Ticket
 from aigateway.resilience.guard import NEVER
@@ -140,25 +141,28 @@ class RequestState:
     """One request on its way across providers.
 
     Args:
-        request_id: Names it in events.
-        operation: What is asked for.
-        providers: Gives those that it may ask, best priority first, as they are now.
+        request: What is asked.
+        operation: Which operation that is.
+        roster: The gateway's providers.
         began: When it began, on the clock's own scale.
         deadline: When it has to end, likewise.
-        cause: Gives its digest, which is equal for repeats of it.
-        model: The model that it names: then every provider of that is a candidate. None: any.
         tokens: How many it will use, by estimate; only for providers with a `tpm`.
         params: Its parameters, if it has some that a provider may do without.
-        messages: What is said, which may leave no room for some of them.
         hedge: Whether a second provider may be asked while the first is slow.
-        background: Whether it waits behind every request that is not in the background.
-        tenant: On whose behalf, where places are shared out.
         account: Where its attempts are reported, if anything wants to know.
+
+    Raises:
+        NoProvidersError: There is no provider at all.
+        UnknownModelError: None of them serves the model, or does the operation.
 
     Attributes:
         attempts: Every call made, in the order of their ends.
+        background: Whether it waits behind every request that is not in the background.
         begun: How many calls have begun.
         candidates: One for each provider.
+        messages: What is said, which may leave no room for some of the parameters.
+        model: The model that it names: then every provider of that is a candidate. None: any.
+        tenant: On whose behalf, where places are shared out.
         loading_seconds: How long it waited for litellm to load and clients to be made.
         go_on_when_refused: A rejection by one provider does not keep it from the others.
         nearly_over: It has waited for its turn of a last resort until it was too late for one.
@@ -169,49 +173,46 @@ class RequestState:
     """
 
     begun = 0
-    go_on_when_refused = nearly_over = overdue = False
+    background = go_on_when_refused = nearly_over = overdue = False
+    messages: Sequence[Mapping[str, Any]] = ()
     rejected_by: tuple[str, ...] | None = None
     ticket: Ticket | None = None
     waited = 0.0
     loading_seconds = 0.0
     _digest: Hashable = None
-    _looked = False
 
     def __init__(
         self,
-        request_id: str,
+        request: ChatRequest | EmbeddingRequest,
         operation: Operation,
-        providers: Callable[[], Sequence[Provider]],
+        roster: Roster,
         began: float,
         deadline: float,
         *,
-        cause: Callable[[], Hashable],
-        model: str | None = None,
         tokens: int = 0,
         params: Mapping[str, Any] | None = None,
-        messages: Sequence[Mapping[str, Any]] = (),
         hedge: bool = False,
-        background: bool = False,
-        tenant: str = "",
         account: Account | None = None,
     ) -> None:
-        self.request_id = request_id
+        self._request = request
+        self._roster = roster
+        self._version = roster.version
+        self._providers = roster.candidates(request.model, operation)
+        self.request_id = request.request_id
         self.operation: Operation = operation
-        self._serving = providers
-        self._providers = providers()
         self.candidates = tuple([Candidate(provider, operation) for provider in self._providers])
         self.began = began
         self.deadline = deadline
-        self.model = model
+        self.model = request.model
+        self.tenant = request.partition
         self.tokens = tokens
         self.params = params
-        self.messages = messages
         self.hedge = hedge
-        self.background = background
-        self.tenant = tenant
         self.account = account
-        self._cause = cause
         self.attempts: list[Attempt] = []
+        if isinstance(request, ChatRequest):
+            self.messages = request.messages
+            self.background = request.background
 
     def share(self, seconds: float) -> float:
         """So many seconds, but no more than a quarter of its time."""
@@ -220,7 +221,7 @@ class RequestState:
     def cause(self) -> Hashable:
         """Its digest, worked out at the first failure: most requests never need it."""
         if self._digest is None:
-            self._digest = self._cause()
+            self._digest = request_digest(self._request)
         return self._digest
 
     @property
@@ -229,19 +230,14 @@ class RequestState:
         return tuple(c.cause for c in self.candidates if c.cause is not None)
 
     def take_new_providers(self) -> None:
-        """Make candidates of providers that were added since the request began.
-
-        The first time it has just begun.
-        """
-        if not self._looked:
-            self._looked = True
+        """Make candidates of providers that were added since the last look."""
+        if self._roster.version == self._version:
             return
+        self._version = self._roster.version
         try:
-            providers = self._serving()
+            providers = self._roster.candidates(self.model, self.operation)
         except (NoProvidersError, UnknownModelError):
             return  # all were removed
-        if providers is self._providers:
-            return
         known = {candidate.provider for candidate in self.candidates}.union(self._providers)
         self._providers = providers
         new = [Candidate(p, self.operation) for p in providers if p not in known]
@@ -278,12 +274,14 @@ class RequestState:
 class Roster:
     """The gateway's providers, highest priority first; among equals, in the order given."""
 
-    __slots__ = ("_by_model", "_for_all", "_providers", "counts_tokens")
+    __slots__ = ("_by_model", "_for_all", "_providers", "counts_tokens", "version")
 
     def __init__(self, providers: Iterable[Provider] = ()) -> None:
         self._providers: tuple[Provider, ...] = ()
         self._by_model: dict[str | None, tuple[Provider, ...]] = {}
         self._for_all: dict[Operation, tuple[Provider, ...]] = {}
+        self.version = 0
+        """Grows with every change that a request under way may have to know of."""
         self.counts_tokens = False
         """Whether a provider keeps a rate of tokens, so that requests must be estimated."""
         for provider in providers:
@@ -405,6 +403,7 @@ class Roster:
 
     def _forget_what_was_found(self) -> None:
         self._by_model, self._for_all = {}, {}
+        self.version += 1
 
     def _find(self, model: str | None) -> tuple[Provider, ...]:
         if not self._providers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -33,18 +33,19 @@ from aigateway.routing.attempt import (
     FIRST_TOKEN_TIMEOUT,
     Answer,
     AttemptEnd,
+    CallContext,
     PendingAttempt,
-    Surroundings,
 )
 from aigateway.routing.candidates import MAY_PASS, Candidate, RequestState, final_error, none_offers
 from aigateway.routing.hedge import Hedges, Race
-from aigateway.routing.provider import Guards, Provider, in_milliseconds
+from aigateway.routing.provider import Provider, in_milliseconds
 from aigateway.routing.select import Policy, PriorityPolicy, Selection, take_turn
+from aigateway.routing.work import Work
 from aigateway.settings import GatewaySettings
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.failures import Failover, Verdict
 
-__all__ = ["Failovers", "Served", "Work"]
+__all__ = ["Failovers", "Served"]
 
 _log = logging.getLogger(__name__)
 
@@ -81,25 +82,6 @@ A_co = TypeVar("A_co", bound=Answer, covariant=True)
 
 
 @dataclass(slots=True)
-class Work(Generic[A]):
-    """What is wanted of a provider.
-
-    Attributes:
-        ask: Makes a call. Raises `VendorCallError` for what went wrong at the vendor.
-        streamed: It ends at the first content, and the attempt stays out; else at the answer.
-        discard: Closes what `ask` brought back when it is not used after all.
-    """
-
-    ask: Callable[[PendingAttempt], Awaitable[A]]
-    streamed: bool = False
-    discard: Callable[[A], Coroutine[Any, Any, None]] | None = None
-
-    def pace(self, guards: Guards) -> ResponseTimes:
-        """How quick a provider is in what is wanted."""
-        return guards.first_contents if self.streamed else guards.answers
-
-
-@dataclass(slots=True)
 class Served(Generic[A_co]):
     """An answer, who gave it, and every attempt it took. Of a stream the last is still out.
 
@@ -121,7 +103,7 @@ class Failovers:
         around: What its attempts share.
     """
 
-    def __init__(self, settings: GatewaySettings, around: Surroundings) -> None:
+    def __init__(self, settings: GatewaySettings, around: CallContext) -> None:
         self._around = around
         self._clock = around.clock
         self._limiter = around.limiter
@@ -268,18 +250,30 @@ class Failovers:
                 await self._prepare_candidate(candidate, request)
                 continue  # that may have taken seconds: look again
             if candidate.calls and not self._budget.take():
-                if extra and all(c.tried or c.calls for c in request.candidates):
-                    raise NobodyLeftError(request.causes, None)
-                candidate.tried = True
+                self._pass_over_unpaid(candidate, request, extra=extra)
                 continue
             attempt = self._begin(candidate, request, work, last_resort=choice.last_resort)
             if attempt is None:
-                continue  # a listener of the circuit took the place: `choose` sees it now
-            served = await self._ask(attempt, request, work) or await self._ask_again(
-                candidate, request, work
-            )
+                continue  # a listener of the circuit took the place: `_choose` sees it now
+            if request.hedge:
+                served = await self._race(attempt, request, work)
+            else:
+                answer = await self._attempt(attempt, request, work)
+                served = None if answer is None else self._served(attempt, answer, request, work)
+            served = served or await self._ask_again(candidate, request, work)
             if served is not None:
                 return served
+
+    @staticmethod
+    def _pass_over_unpaid(candidate: Candidate, request: RequestState, *, extra: bool) -> None:
+        """Leave out a candidate that was asked before, since the retry budget is used up.
+
+        Raises:
+            NobodyLeftError: In a further round: only extra calls are left.
+        """
+        if extra and all(c.tried or c.calls for c in request.candidates):
+            raise NobodyLeftError(request.causes, None)
+        candidate.tried = True
 
     async def _wait_for_place(self, request: RequestState, choice: Selection) -> None:
         """Wait for a free place, for the dose of a last resort, or for a provider passed over.
@@ -398,8 +392,7 @@ class Failovers:
             candidate.tried = True
             if again.candidate is None or again.last_resort or not self._budget.take():
                 return None
-            attempt = self._begin(candidate, request, work)
-            served = None if attempt is None else await self._ask(attempt, request, work)
+            served = await self._ask(candidate, request, work)
             if served is not None:
                 return served
         return None
@@ -424,8 +417,7 @@ class Failovers:
             if not candidate.provider.prepared:
                 await self._prepare_candidate(candidate, request)
                 continue
-            attempt = self._begin(candidate, request, work)
-            served = None if attempt is None else await self._ask(attempt, request, work)
+            served = await self._ask(candidate, request, work)
             if served is not None:
                 return served
             break
@@ -471,22 +463,25 @@ class Failovers:
         candidate.tried = True
         candidate.calls += 1
         take_turn(candidate.provider, request.candidates)
-        return PendingAttempt(candidate, held, request, self._around, work.pace(candidate.guards))
+        return PendingAttempt(candidate, held, request, self._around, _times(candidate, work))
 
     async def _ask(
-        self, attempt: PendingAttempt, request: RequestState, work: Work[A]
+        self, candidate: Candidate, request: RequestState, work: Work[A]
     ) -> Served[A] | None:
-        """Make one attempt, or two where the first is slow. None if the next should be asked."""
+        """Make one more attempt at a candidate. None if the next should be asked."""
+        attempt = self._begin(candidate, request, work)
+        if attempt is None:
+            return None
         if request.hedge:
-            won = await self._race(attempt, request, work)
-            if won is None:
-                return None
-            attempt, answer = won
-        else:
-            found = await self._attempt(attempt, request, work)
-            if found is None:
-                return None
-            answer = found
+            return await self._race(attempt, request, work)
+        answer = await self._attempt(attempt, request, work)
+        return None if answer is None else self._served(attempt, answer, request, work)
+
+    @staticmethod
+    def _served(
+        attempt: PendingAttempt, answer: A, request: RequestState, work: Work[A]
+    ) -> Served[A]:
+        """Settle the attempt that won."""
         if work.streamed:
             attempt.first_content()
         else:
@@ -496,9 +491,10 @@ class Failovers:
 
     async def _race(
         self, attempt: PendingAttempt, request: RequestState, work: Work[A]
-    ) -> tuple[PendingAttempt, A] | None:
+    ) -> Served[A] | None:
+        """Make an attempt, and a second one elsewhere if it is slow. None if both failed."""
         first = attempt.candidate
-        delay = attempt.patience = self._hedges.delay(work.pace(first.guards))
+        delay = attempt.patience = self._hedges.delay(_times(first, work))
         for candidate in request.candidates:
             provider = candidate.provider
             if not (provider.prepared or provider.retired):
@@ -508,11 +504,11 @@ class Failovers:
             other = self._policy.choose(
                 self._healthy(request.candidates, prepared=True), request
             ).candidate
-            if other is None or not self._hedges.may():
+            if other is None or not self._hedges.try_acquire():
                 return None
             rival = self._begin(other, request, work)
             if rival is not None:
-                rival.patience = self._hedges.delay(work.pace(other.guards))
+                rival.patience = self._hedges.delay(_times(other, work))
                 name, after = other.provider.name, round(attempt.seconds(), 6)
                 self._emitter.emit(
                     RequestHedged(request.request_id, first.provider.name, name, after)
@@ -520,7 +516,8 @@ class Failovers:
             return rival
 
         race = Race(lambda runner: self._attempt(runner, request, work), work.discard, self._losers)
-        return await race.run(attempt, self._clock, self._around.stalls, delay, second)
+        won = await race.run(attempt, self._clock, self._around.stalls, delay, second)
+        return None if won is None else self._served(*won, request, work)
 
     @staticmethod
     def _healthy(candidates: Sequence[Candidate], *, prepared: bool) -> list[Candidate]:
@@ -561,7 +558,9 @@ class Failovers:
         unusable: Completion | None = None
         try:
             async with self._clock.timeout(limit, more=self._around.stalls.more):
-                return await work.ask(attempt)
+                answer = await work.ask(attempt)
+                work.check(answer)
+                return answer
         except VendorCallError as error:
             failure = error.failure
             unusable = error.answer
@@ -686,6 +685,12 @@ class Failovers:
             if not candidate.barred and (open_again or not candidate.blamed):
                 waits.append(wait or 0.0)
         return NobodyLeftError(request.causes, min(waits, default=None))
+
+
+def _times(candidate: Candidate, work: Work[Any]) -> ResponseTimes:
+    """How long a provider takes for what is wanted."""
+    guards = candidate.guards
+    return guards.first_contents if work.streamed else guards.answers
 
 
 class _WakeUp:

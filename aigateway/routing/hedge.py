@@ -44,8 +44,8 @@ class Hedges:
         """Seconds to wait for a provider before a second one is asked."""
         return hedge_delay(pace.p95, pace.samples, self._delay)
 
-    def may(self) -> bool:
-        """Whether one more hedge is allowed now; if so, it is spent."""
+    def try_acquire(self) -> bool:
+        """Take leave for one more hedge from the budgets. Returns whether there was any."""
         return self._extra.balance >= 1 and self._budget.take() and self._extra.take()
 
 
@@ -141,7 +141,7 @@ class Race(Generic[A]):
             call.end(AttemptEnd.UNUSED, answer=answer)
             self._close(answer)
         elif not call.over:  # settled now, so that response or error can tell of it
-            call.end(AttemptEnd.OUTRUN if lost else AttemptEnd.CANCELLED)
+            call.end(AttemptEnd.HEDGE_LOST if lost else AttemptEnd.CANCELLED)
 
         def ended(task: asyncio.Task[A | None]) -> None:
             self._losers.discard(task)

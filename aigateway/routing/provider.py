@@ -251,7 +251,7 @@ class Guards:
         return self.breaker.state is CircuitState.CLOSED and self.setup.reason is None
 
     def seems_to_hang(self) -> bool:
-        """Whether too many calls are out for too long. Settles calls that were outrun, if due."""
+        """Whether too many calls are out for too long. Settles calls that lost their hedge, if due."""
         answers, contents = self.answers.seems_to_hang(), self.first_contents.seems_to_hang()
         return answers or contents
 
@@ -375,7 +375,7 @@ class Guards:
         self.first_contents.abandon()
 
     def close(self) -> None:
-        """Judge nothing any more of calls that were outrun."""
+        """Judge nothing any more of calls that lost their hedge."""
         self.answers.close()
         self.first_contents.close()
 
@@ -589,7 +589,7 @@ class Provider:
         await self.aclose()
 
     def close_guards(self) -> None:
-        """Judge nothing any more of calls that were outrun."""
+        """Judge nothing any more of calls that lost their hedge."""
         self.chat.close()
         self.embeddings.close()
 

@@ -7,157 +7,29 @@ gateway never restarts the answer silently: a break is raised, or resumed as the
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, StreamInterruptedError
-from aigateway.messages import ChatRequest, Choice, Chunk, Completion, Opening, Usage
-from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, AttemptEnd, PendingAttempt
+from aigateway.messages import ChatRequest, Chunk, Completion, Opening
+from aigateway.routing.attempt import AttemptEnd, PendingAttempt
 from aigateway.routing.candidates import RequestState
-from aigateway.routing.failover import Failovers, Served, Work
+from aigateway.routing.failover import Failovers, Served
+from aigateway.routing.work import Opened, StreamWork, next_content
 from aigateway.structured import fits
-from aigateway.wires.client import Failure, VendorCallError, VendorClient, VendorStream
+from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.content import joined_sources
 from aigateway.wires.failures import Failover, Verdict
 
-__all__ = ["Resume", "StreamRun", "whole_answer"]
+__all__ = ["Resume", "StreamRun"]
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 Resume = Literal["continue", "restart"]
 """What becomes of a stream that breaks: another provider goes on from the partial text, or begins
 anew after a chunk marked `restarted`."""
-
-LINGER = 1.0
-"""Seconds to wait for usage once the vendor has said why the answer ended."""
-
-IDLE_TIMEOUT = "idle_timeout"
-"""`Failure.code` of a stream that fell silent."""
-
-
-class Bounded(Protocol):
-    """Runs something that raises `TimeoutError` if it takes longer."""
-
-    async def __call__(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """Run it."""
-
-
-class Opened:
-    """A stream that has given its first content (or is whole already)."""
-
-    __slots__ = ("first", "stream", "whole")
-
-    def __init__(self, stream: VendorStream, first: Sequence[Chunk], *, whole: bool) -> None:
-        self.stream = stream
-        self.first = first
-        self.whole = whole
-
-    def part(self) -> Completion:
-        """What has come so far."""
-        try:
-            return self.stream.completion()
-        except Exception as error:  # noqa: BLE001 - the call must be settled all the same
-            _log.warning("A stream cannot tell what came: %s.", type(error).__name__)
-            return Completion("", "", (Choice(),))
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens as far as the vendor has counted."""
-        return self.part().usage
-
-    @property
-    def cost_usd(self) -> float | None:
-        """US dollars as far as is known."""
-        return self.part().cost_usd
-
-
-async def _opened(client: VendorClient, request: ChatRequest) -> Opened:
-    """Open a stream and read to its first content. The caller bounds the time."""
-    stream = await client.stream(request)
-    try:
-        while True:
-            chunks = await stream.read()
-            if chunks is None:
-                return Opened(stream, (), whole=True)
-            if chunks:
-                return Opened(stream, chunks, whole=False)
-    except BaseException:
-        await stream.aclose()
-        raise
-
-
-async def whole_answer(
-    client: VendorClient, request: ChatRequest, first: float, idle: float, bounded: Bounded
-) -> Completion:
-    """Ask over a stream, for a caller who wants the answer in one piece.
-
-    Args:
-        client: Whom to ask.
-        request: What.
-        first: Seconds until the first content.
-        idle: Seconds of silence after it.
-        bounded: Runs something with a bound on its seconds.
-
-    Raises:
-        VendorCallError: It failed, at whatever point: nothing has been delivered yet.
-    """
-    try:
-        opened = await bounded(first, _opened(client, request))
-    except TimeoutError:
-        raise VendorCallError(Failure(FailureKind.TIMEOUT, code=FIRST_TOKEN_TIMEOUT)) from None
-    try:
-        whole = opened.whole
-        while not whole:
-            whole = await next_content(opened.stream, idle, bounded) is None
-    except VendorCallError as error:
-        # What came is of no use, but paid for.
-        raise VendorCallError(error.failure, opened.part()) from None
-    finally:
-        await opened.stream.aclose()
-    return opened.stream.completion()
-
-
-async def next_content(
-    stream: VendorStream, idle: float, bounded: Bounded
-) -> Sequence[Chunk] | None:
-    """Wait for the next content of a stream; None at its end.
-
-    What is no content (a ping, a comment) does not count: a vendor may send that for ever. The
-    time that the caller takes between two chunks is not the vendor's.
-
-    Args:
-        stream: Has given its first content.
-        idle: Seconds without content that it may take.
-        bounded: Runs something with a bound on its seconds.
-
-    Raises:
-        VendorCallError: It broke, or fell silent.
-    """
-    while True:
-        finished = stream.finished
-        try:
-            chunks = await bounded(LINGER if finished else idle, _content(stream, finished))
-        except TimeoutError:
-            if stream.finished:
-                return None
-            break
-        if chunks is None or chunks:
-            return chunks
-    raise VendorCallError(Failure(FailureKind.TIMEOUT, code=IDLE_TIMEOUT))
-
-
-async def _content(stream: VendorStream, finished: bool) -> Sequence[Chunk] | None:
-    """Read to the next content or the end; () once the vendor has said why the answer ended."""
-    while True:
-        chunks = await stream.read()
-        if chunks is None or chunks:
-            return chunks
-        if stream.finished and not finished:
-            return ()
 
 
 class _Said:
@@ -301,12 +173,7 @@ class StreamRun:
         return None
 
     async def _open(self, request: ChatRequest) -> Served[Opened]:
-        work = Work(
-            lambda attempt: _opened(attempt.provider.client, attempt.outgoing(request)),
-            streamed=True,
-            discard=_close,
-        )
-        served = await self._failovers.run(self._state, work)
+        served = await self._failovers.run(self._state, StreamWork(request))
         if self.first_content_at is None:
             self.first_content_at = self._clock.now()
         part, attempts = served.answer.part(), len(served.attempts) + 1
@@ -436,7 +303,3 @@ def _part(opened: Opened, attempt: PendingAttempt, *, whole: bool) -> Completion
     """What came of a stream; where it is not the whole, with usage and cost by estimate."""
     part = opened.part()
     return part if whole else attempt.counted_part(part)
-
-
-async def _close(opened: Opened) -> None:
-    await opened.stream.aclose()

@@ -82,7 +82,7 @@ VERDICTS: Mapping[FailureKind, Verdict] = MappingProxyType(
         FailureKind.CONTEXT_WINDOW: Verdict(Failover.LARGER_WINDOW),
         FailureKind.CANCELLED: _RAISE,
         FailureKind.DEADLINE: _ANOTHER,
-        FailureKind.OUTRUN: _ANOTHER,
+        FailureKind.HEDGE_LOST: _ANOTHER,
         FailureKind.UNSUPPORTED: _ANOTHER,
         FailureKind.NOT_OFFERED: Verdict(Failover.ALWAYS, gate=Gate.NOT_OFFERED),
         FailureKind.INVALID_OUTPUT: _ANOTHER,

@@ -25,7 +25,7 @@ class TestHedging:
         async with gateway_for(slow, quick, hedge=True, hedge_delay_seconds=0.05) as gateway:
             reply = await gateway.chat("hi")
             assert reply.provider == name_of(quick)
-            assert [a.failure for a in reply.attempts] == [K.OUTRUN, None]
+            assert [a.failure for a in reply.attempts] == [K.HEDGE_LOST, None]
             await until(lambda: slow.open_connections == 0)
             assert status_of(gateway, slow).in_flight == 0
 

@@ -14,7 +14,7 @@ from aigateway.errors import (
     GatewayError,
     ProviderFailure,
 )
-from aigateway.request.coalesce import Flights, Lead
+from aigateway.request.coalesce import Coalescer, Leader
 from aigateway.testing import FakeClock
 from tests.processes import PATIENCE
 
@@ -45,8 +45,8 @@ class Work:
 
 
 @pytest.fixture
-def flights() -> Flights[object]:
-    return Flights()
+def coalescer() -> Coalescer[object]:
+    return Coalescer()
 
 
 async def settle() -> None:
@@ -55,45 +55,45 @@ async def settle() -> None:
 
 
 def callers(
-    flights: Flights[object], work: Callable[[], Coroutine[Any, Any, object]], number: int
+    coalescer: Coalescer[object], work: Callable[[], Coroutine[Any, Any, object]], number: int
 ) -> list[asyncio.Task[tuple[object, bool]]]:
-    return [asyncio.create_task(flights.share("k", work)) for _ in range(number)]
+    return [asyncio.create_task(coalescer.share("k", work)) for _ in range(number)]
 
 
-async def test_a_hundred_at_once_start_one(flights: Flights[object]) -> None:
+async def test_a_hundred_at_once_start_one(coalescer: Coalescer[object]) -> None:
     work = Work()
-    tasks = callers(flights, work, 100)
+    tasks = callers(coalescer, work, 100)
     await settle()
-    assert (work.started, len(flights)) == (1, 1)
+    assert (work.started, len(coalescer)) == (1, 1)
     work.gate.set()
     results = await asyncio.gather(*tasks)
     assert results == [("answer", False)] + [("answer", True)] * 99
-    assert len(flights) == 0
+    assert len(coalescer) == 0
 
 
-async def test_other_keys_fly_on_their_own(flights: Flights[object]) -> None:
+async def test_other_keys_fly_on_their_own(coalescer: Coalescer[object]) -> None:
     async def answer(text: str) -> str:
         await asyncio.sleep(0)
         return text
 
-    results = await asyncio.gather(*(flights.share(key, partial(answer, key)) for key in "abc"))
+    results = await asyncio.gather(*(coalescer.share(key, partial(answer, key)) for key in "abc"))
     assert results == [("a", False), ("b", False), ("c", False)]
 
 
-async def test_nothing_is_remembered(flights: Flights[object]) -> None:
+async def test_nothing_is_remembered(coalescer: Coalescer[object]) -> None:
     work = Work()
     work.gate.set()
-    assert await flights.share("k", work) == ("answer", False)
-    assert await flights.share("k", work) == ("answer", False)
+    assert await coalescer.share("k", work) == ("answer", False)
+    assert await coalescer.share("k", work) == ("answer", False)
     assert work.started == 2
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
 async def test_a_caller_that_is_cancelled_harms_nobody(
-    flights: Flights[object], victim: int
+    coalescer: Coalescer[object], victim: int
 ) -> None:
     work = Work()
-    tasks = callers(flights, work, 3)
+    tasks = callers(coalescer, work, 3)
     await settle()
     tasks.pop(victim).cancel()
     await settle()
@@ -103,16 +103,16 @@ async def test_a_caller_that_is_cancelled_harms_nobody(
 
 
 async def test_when_all_have_left_the_work_is_cancelled_and_awaited(
-    flights: Flights[object],
+    coalescer: Coalescer[object],
 ) -> None:
     work = Work()
     work.cleaned_up.clear()
-    tasks = callers(flights, work, 3)
+    tasks = callers(coalescer, work, 3)
     await settle()
     for task in tasks:
         task.cancel()
     await settle()
-    assert (work.cancelled, work.ended, len(flights)) == (1, 0, 0)
+    assert (work.cancelled, work.ended, len(coalescer)) == (1, 0, 0)
     assert [task.done() for task in tasks] == [True, True, False]  # the last one waits
     work.cleaned_up.set()
     await asyncio.wait(tasks)
@@ -120,10 +120,10 @@ async def test_when_all_have_left_the_work_is_cancelled_and_awaited(
     assert all(task.cancelled() for task in tasks)
 
 
-async def test_the_last_one_to_leave_can_be_hurried(flights: Flights[object]) -> None:
+async def test_the_last_one_to_leave_can_be_hurried(coalescer: Coalescer[object]) -> None:
     work = Work()
     work.cleaned_up.clear()
-    (task,) = callers(flights, work, 1)
+    (task,) = callers(coalescer, work, 1)
     await settle()
     task.cancel()
     await settle()
@@ -131,7 +131,7 @@ async def test_the_last_one_to_leave_can_be_hurried(flights: Flights[object]) ->
     with pytest.raises(asyncio.CancelledError):
         await task
     assert work.ended == 0
-    closing = asyncio.create_task(flights.aclose())
+    closing = asyncio.create_task(coalescer.aclose())
     await settle()
     assert not closing.done()  # what nobody waits for any more is still waited for here
     work.cleaned_up.set()
@@ -140,20 +140,20 @@ async def test_the_last_one_to_leave_can_be_hurried(flights: Flights[object]) ->
 
 
 async def test_who_comes_while_the_work_is_being_given_up_begins_anew(
-    flights: Flights[object],
+    coalescer: Coalescer[object],
 ) -> None:
     old, new = Work("old"), Work("new")
     old.cleaned_up.clear()
-    (leaver,) = callers(flights, old, 1)
+    (leaver,) = callers(coalescer, old, 1)
     await settle()
     leaver.cancel()
     await settle()
-    (comer,) = callers(flights, new, 1)
+    (comer,) = callers(coalescer, new, 1)
     await settle()
     old.cleaned_up.set()
     await settle()
-    assert len(flights) == 1  # the old one's end does not forget the new one
-    (joiner,) = callers(flights, old, 1)
+    assert len(coalescer) == 1  # the old one's end does not forget the new one
+    (joiner,) = callers(coalescer, old, 1)
     new.gate.set()
     assert await comer == ("new", False)
     assert await joiner == ("new", True)
@@ -161,12 +161,12 @@ async def test_who_comes_while_the_work_is_being_given_up_begins_anew(
 
 
 async def test_who_comes_in_the_tick_of_the_last_ones_leaving_keeps_it_alive(
-    flights: Flights[object],
+    coalescer: Coalescer[object],
 ) -> None:
     work = Work()
-    (leaver,) = callers(flights, work, 1)
+    (leaver,) = callers(coalescer, work, 1)
     await settle()
-    comer = asyncio.create_task(flights.share("k", work))  # runs before the leaver does
+    comer = asyncio.create_task(coalescer.share("k", work))  # runs before the leaver does
     leaver.cancel()
     await settle()
     work.gate.set()
@@ -175,18 +175,18 @@ async def test_who_comes_in_the_tick_of_the_last_ones_leaving_keeps_it_alive(
     assert (work.started, work.cancelled) == (1, 0)
 
 
-async def test_closing_before_the_work_took_its_first_step(flights: Flights[object]) -> None:
+async def test_closing_before_the_work_took_its_first_step(coalescer: Coalescer[object]) -> None:
     work = Work()
-    (task,) = callers(flights, work, 1)
+    (task,) = callers(coalescer, work, 1)
     await asyncio.sleep(0)  # the caller has begun, the work has not
-    await flights.aclose()
+    await coalescer.aclose()
     with pytest.raises(GatewayError):
         await task
-    assert (work.started, len(flights)) == (0, 0)
+    assert (work.started, len(coalescer)) == (0, 0)
 
 
 async def test_whoever_has_the_answer_and_asks_again_begins_anew(
-    flights: Flights[object],
+    coalescer: Coalescer[object],
 ) -> None:
     started = 0
 
@@ -198,7 +198,7 @@ async def test_whoever_has_the_answer_and_asks_again_begins_anew(
         return number
 
     async def twice() -> list[tuple[object, bool]]:
-        return [await flights.share("k", work), await flights.share("k", work)]
+        return [await coalescer.share("k", work), await coalescer.share("k", work)]
 
     results = await asyncio.gather(*(twice() for _ in range(5)))
     assert started == 2
@@ -207,21 +207,21 @@ async def test_whoever_has_the_answer_and_asks_again_begins_anew(
 
 
 async def test_work_that_a_stranger_cancels_before_its_first_step(
-    flights: Flights[object],
+    coalescer: Coalescer[object],
 ) -> None:
     work = Work()
-    (task,) = callers(flights, work, 1)
+    (task,) = callers(coalescer, work, 1)
     await asyncio.sleep(0)
     (flying,) = asyncio.all_tasks() - {task, asyncio.current_task()}
     flying.cancel()
     with pytest.raises(GatewayError):
         await task
-    assert (work.started, len(flights)) == (0, 0)
+    assert (work.started, len(coalescer)) == (0, 0)
 
 
-async def test_cancelled_in_the_tick_of_the_answer(flights: Flights[object]) -> None:
+async def test_cancelled_in_the_tick_of_the_answer(coalescer: Coalescer[object]) -> None:
     work = Work()
-    tasks = callers(flights, work, 2)
+    tasks = callers(coalescer, work, 2)
     await settle()
     work.gate.set()
     await asyncio.sleep(0)
@@ -232,17 +232,17 @@ async def test_cancelled_in_the_tick_of_the_answer(flights: Flights[object]) -> 
 
 
 async def test_who_comes_after_the_answer_and_before_the_tidying_gets_it(
-    flights: Flights[object],
+    coalescer: Coalescer[object],
 ) -> None:
     arrivals: list[asyncio.Task[tuple[object, bool]]] = []
 
     async def work() -> str:
         await asyncio.sleep(0)
         # Runs after this work has returned, and before its end is heard of.
-        arrivals.append(asyncio.create_task(flights.share("k", work)))
+        arrivals.append(asyncio.create_task(coalescer.share("k", work)))
         return f"answer {len(arrivals)}"
 
-    assert await flights.share("k", work) == ("answer 1", False)
+    assert await coalescer.share("k", work) == ("answer 1", False)
     async with asyncio.timeout(PATIENCE):
         assert await arrivals[0] == ("answer 1", True)
 
@@ -252,13 +252,13 @@ async def divide() -> object:
     return 1 / 0
 
 
-async def test_each_caller_has_its_own_deadline(flights: Flights[object]) -> None:
+async def test_each_caller_has_its_own_deadline(coalescer: Coalescer[object]) -> None:
     clock = FakeClock()
     work = Work()
 
     async def within(seconds: float) -> object:
         async with clock.timeout(seconds):
-            return await flights.share("k", work)
+            return await coalescer.share("k", work)
 
     short, long = (asyncio.create_task(within(seconds)) for seconds in (1, 10))
     await clock.advance(2)
@@ -268,14 +268,14 @@ async def test_each_caller_has_its_own_deadline(flights: Flights[object]) -> Non
     assert await long == ("answer", True)
 
 
-async def test_the_last_deadline_cancels_the_work(flights: Flights[object]) -> None:
+async def test_the_last_deadline_cancels_the_work(coalescer: Coalescer[object]) -> None:
     clock = FakeClock()
     work = Work()
 
     async def impatient() -> tuple[int, object]:
         with pytest.raises(TimeoutError):
             async with clock.timeout(1):
-                await flights.share("k", work)
+                await coalescer.share("k", work)
         task = asyncio.current_task()
         assert task is not None
         return task.cancelling(), await asyncio.sleep(0, "goes on")
@@ -283,17 +283,17 @@ async def test_the_last_deadline_cancels_the_work(flights: Flights[object]) -> N
     task = asyncio.create_task(impatient())
     await clock.advance(2)
     assert await task == (0, "goes on")  # the timeout took its cancellation back
-    assert (work.cancelled, work.ended, len(flights)) == (1, 1, 0)
+    assert (work.cancelled, work.ended, len(coalescer)) == (1, 1, 0)
 
 
-async def test_a_cancellation_during_a_timeout_stays_one(flights: Flights[object]) -> None:
+async def test_a_cancellation_during_a_timeout_stays_one(coalescer: Coalescer[object]) -> None:
     clock = FakeClock()
     work = Work()
     work.cleaned_up.clear()
 
     async def impatient() -> object:
         async with clock.timeout(1):
-            return await flights.share("k", work)
+            return await coalescer.share("k", work)
 
     task = asyncio.create_task(impatient())
     await clock.advance(2)
@@ -303,13 +303,13 @@ async def test_a_cancellation_during_a_timeout_stays_one(flights: Flights[object
     work.cleaned_up.set()
 
 
-async def test_in_a_task_group_a_failure_ends_the_others(flights: Flights[object]) -> None:
+async def test_in_a_task_group_a_failure_ends_the_others(coalescer: Coalescer[object]) -> None:
     work = Work()
 
     async def all_or_nothing() -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(flights.share("k", work))
-            group.create_task(flights.share("k", work))
+            group.create_task(coalescer.share("k", work))
+            group.create_task(coalescer.share("k", work))
             group.create_task(divide())
 
     with pytest.raises(ExceptionGroup) as caught:
@@ -318,7 +318,7 @@ async def test_in_a_task_group_a_failure_ends_the_others(flights: Flights[object
     assert (work.cancelled, work.ended) == (1, 1)
 
 
-async def test_the_work_sees_the_context_of_who_began_it(flights: Flights[object]) -> None:
+async def test_the_work_sees_the_context_of_who_began_it(coalescer: Coalescer[object]) -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nobody")
 
     async def read() -> object:
@@ -327,66 +327,66 @@ async def test_the_work_sees_the_context_of_who_began_it(flights: Flights[object
 
     async def caller(name: str) -> tuple[object, bool]:
         variable.set(name)
-        return await flights.share("a-key-that-is-rather-long", read)
+        return await coalescer.share("a-key-that-is-rather-long", read)
 
     (first, _), (second, joined) = await asyncio.gather(caller("first"), caller("second"))
     assert first == second
     assert joined
     assert isinstance(first, tuple)
     assert first[0] == "first"
-    assert first[1].get_name() == "aigateway-flight-a-key-that-is-ra"
+    assert first[1].get_name() == "aigateway-shared-a-key-that-is-ra"
 
 
-async def test_closing_cancels_waits_and_says_so(flights: Flights[object]) -> None:
+async def test_closing_cancels_waits_and_says_so(coalescer: Coalescer[object]) -> None:
     work = Work()
-    tasks = callers(flights, work, 3)
+    tasks = callers(coalescer, work, 3)
     await settle()
-    await flights.aclose()
-    assert (work.cancelled, work.ended, len(flights)) == (1, 1, 0)
+    await coalescer.aclose()
+    assert (work.cancelled, work.ended, len(coalescer)) == (1, 1, 0)
     for caught in await asyncio.gather(*tasks, return_exceptions=True):
         # Not CancelledError: nobody cancelled *them*, and a task group would take it for that.
         assert type(caught) is GatewayError
         assert pickle.loads(pickle.dumps(caught)).args == caught.args
-    await flights.aclose()
+    await coalescer.aclose()
 
 
-async def test_who_comes_during_the_closing_begins_anew(flights: Flights[object]) -> None:
+async def test_who_comes_during_the_closing_begins_anew(coalescer: Coalescer[object]) -> None:
     old, new = Work("old"), Work("new")
     old.cleaned_up.clear()
-    (task,) = callers(flights, old, 1)
+    (task,) = callers(coalescer, old, 1)
     await settle()
-    closing = asyncio.create_task(flights.aclose())
+    closing = asyncio.create_task(coalescer.aclose())
     await settle()
-    assert len(flights) == 0
-    (comer,) = callers(flights, new, 1)
+    assert len(coalescer) == 0
+    (comer,) = callers(coalescer, new, 1)
     await settle()
-    assert len(flights) == 1
+    assert len(coalescer) == 1
     old.cleaned_up.set()
     await closing
     with pytest.raises(GatewayError):
         await task
     new.gate.set()
     assert await comer == ("new", False)
-    assert len(flights) == 0
+    assert len(coalescer) == 0
 
 
 async def test_closing_from_within_the_work_does_not_wait_for_itself(
-    flights: Flights[object],
+    coalescer: Coalescer[object],
 ) -> None:
     async def work() -> str:
-        await flights.aclose()
+        await coalescer.aclose()
         return "closed"
 
     async with asyncio.timeout(PATIENCE):
-        assert await flights.share("k", work) == ("closed", False)
+        assert await coalescer.share("k", work) == ("closed", False)
 
 
-async def test_closing_does_not_cancel_twice(flights: Flights[object]) -> None:
+async def test_closing_does_not_cancel_twice(coalescer: Coalescer[object]) -> None:
     work = Work()
     work.cleaned_up.clear()
-    (task,) = callers(flights, work, 1)
+    (task,) = callers(coalescer, work, 1)
     await settle()
-    closing = asyncio.create_task(flights.aclose())
+    closing = asyncio.create_task(coalescer.aclose())
     await settle()
     task.cancel()
     await settle()
@@ -396,50 +396,50 @@ async def test_closing_does_not_cancel_twice(flights: Flights[object]) -> None:
 
 
 def test_having_nothing_to_do_is_not_being_nothing() -> None:
-    assert Flights()
+    assert Coalescer()
 
 
 class TestLead:
     async def test_those_who_join_find_it_until_the_work_is_over(
-        self, flights: Flights[object]
+        self, coalescer: Coalescer[object]
     ) -> None:
-        lead, work = Lead(5.0), Work()
-        assert flights.lead("k") is None
-        task = asyncio.create_task(flights.share("k", work, lead))
+        lead, work = Leader(5.0), Work()
+        assert coalescer.leader("k") is None
+        task = asyncio.create_task(coalescer.share("k", work, lead))
         await settle()
-        assert flights.lead("k") is lead
-        assert flights.lead("other") is None
-        joined = asyncio.create_task(flights.join("k"))
+        assert coalescer.leader("k") is lead
+        assert coalescer.leader("other") is None
+        joined = asyncio.create_task(coalescer.join("k"))
         await settle()
         work.gate.set()
         assert await joined == "answer"
         assert await task == ("answer", False)
-        assert flights.lead("k") is None
+        assert coalescer.leader("k") is None
 
-    async def test_without_one_there_is_nothing_to_join(self, flights: Flights[object]) -> None:
+    async def test_without_one_there_is_nothing_to_join(self, coalescer: Coalescer[object]) -> None:
         with pytest.raises(AssertionError, match="nothing to join"):
-            await flights.join("k")
+            await coalescer.join("k")
 
     async def test_failed_work_has_none_even_before_the_tidying(
-        self, flights: Flights[object]
+        self, coalescer: Coalescer[object]
     ) -> None:
-        found: list[Lead | None] = []
+        found: list[Leader | None] = []
 
         async def fail() -> object:
             await asyncio.sleep(0)
-            asyncio.get_running_loop().call_soon(lambda: found.append(flights.lead("k")))
+            asyncio.get_running_loop().call_soon(lambda: found.append(coalescer.leader("k")))
             raise LookupError
 
         with pytest.raises(LookupError):
-            await flights.share("k", fail, Lead(5.0))
+            await coalescer.share("k", fail, Leader(5.0))
         assert found == [None]
 
     def test_all_share_its_answer_while_it_is_there(self) -> None:
-        lead = Lead(5.0)
+        lead = Leader(5.0)
         assert [lead.shares() for _ in range(3)] == [True, True, True]
 
     def test_when_it_has_left_one_takes_its_place(self) -> None:
-        lead = Lead(5.0)
+        lead = Leader(5.0)
         assert lead.shares()
         lead.left = True
         assert [lead.shares() for _ in range(3)] == [False, True, True]
@@ -449,7 +449,7 @@ class TestLead:
         self, deadline: float, lacked: bool
     ) -> None:
         error = DeadlineExceededError("late", ())
-        assert Lead(10.0).lacked_time(error, 10.0, deadline) is lacked
+        assert Leader(10.0).lacked_time(error, 10.0, deadline) is lacked
 
     @pytest.mark.parametrize(
         ("retry_after", "deadline", "lacked"),
@@ -470,4 +470,4 @@ class TestLead:
         cause = ProviderFailure("a", kind, retry_after_seconds=retry_after)
         error = AllProvidersFailedError.of([cause])
         assert error.retry_after_seconds == retry_after
-        assert Lead(10.0).lacked_time(error, 5.0, deadline) is lacked
+        assert Leader(10.0).lacked_time(error, 5.0, deadline) is lacked

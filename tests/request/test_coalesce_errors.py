@@ -14,7 +14,7 @@ from aigateway.errors import (
     GatewayError,
     ProviderFailure,
 )
-from aigateway.request.coalesce import Flights
+from aigateway.request.coalesce import Coalescer
 
 pytestmark = pytest.mark.usefixtures("complaints")
 
@@ -39,8 +39,8 @@ async def divide(one: int, other: int) -> object:
 
 
 @pytest.fixture
-def flights() -> Flights[object]:
-    return Flights()
+def coalescer() -> Coalescer[object]:
+    return Coalescer()
 
 
 async def settle() -> None:
@@ -49,13 +49,13 @@ async def settle() -> None:
 
 
 def callers(
-    flights: Flights[object], work: Callable[[], Coroutine[Any, Any, object]], number: int
+    coalescer: Coalescer[object], work: Callable[[], Coroutine[Any, Any, object]], number: int
 ) -> list[asyncio.Task[tuple[object, bool]]]:
-    return [asyncio.create_task(flights.share("k", work)) for _ in range(number)]
+    return [asyncio.create_task(coalescer.share("k", work)) for _ in range(number)]
 
 
 async def test_who_comes_after_an_error_and_before_the_tidying_begins_anew(
-    flights: Flights[object],
+    coalescer: Coalescer[object],
 ) -> None:
     async def good() -> str:
         return "answer"
@@ -64,17 +64,17 @@ async def test_who_comes_after_an_error_and_before_the_tidying_begins_anew(
 
     async def bad() -> str:
         await asyncio.sleep(0)
-        arrivals.append(asyncio.create_task(flights.share("k", good)))
+        arrivals.append(asyncio.create_task(coalescer.share("k", good)))
         raise LookupError
 
     with pytest.raises(LookupError):
-        await flights.share("k", bad)
+        await coalescer.share("k", bad)
     assert await arrivals[0] == ("answer", False)
-    assert len(flights) == 0
+    assert len(coalescer) == 0
 
 
 async def test_who_comes_after_a_strangers_cancelling_and_before_the_tidying_begins_anew(
-    flights: Flights[object],
+    coalescer: Coalescer[object],
 ) -> None:
     async def good() -> str:
         return "answer"
@@ -85,26 +85,26 @@ async def test_who_comes_after_a_strangers_cancelling_and_before_the_tidying_beg
         try:
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
-            arrivals.append(asyncio.create_task(flights.share("k", good)))
+            arrivals.append(asyncio.create_task(coalescer.share("k", good)))
             raise
         raise AssertionError
 
-    (task,) = callers(flights, cancelled, 1)
+    (task,) = callers(coalescer, cancelled, 1)
     await settle()
-    (work,) = [each for each in asyncio.all_tasks() if each.get_name() == "aigateway-flight-k"]
+    (work,) = [each for each in asyncio.all_tasks() if each.get_name() == "aigateway-shared-k"]
     work.cancel()
     with pytest.raises(GatewayError):
         await task
     assert await arrivals[0] == ("answer", False)
 
 
-async def test_an_error_reaches_all_as_their_own(flights: Flights[object]) -> None:
+async def test_an_error_reaches_all_as_their_own(coalescer: Coalescer[object]) -> None:
     cause = ProviderFailure("openai/gpt", FailureKind.SERVER_ERROR, 500)
     error = AllProvidersFailedError.of([cause])
     error.__cause__ = OSError("below")
     error.add_note("a note")
     work = Failing(error)
-    tasks = callers(flights, work, 20)
+    tasks = callers(coalescer, work, 20)
     await settle()
     work.gate.set()
     caught = await asyncio.gather(*tasks, return_exceptions=True)
@@ -121,7 +121,7 @@ async def test_an_error_reaches_all_as_their_own(flights: Flights[object]) -> No
         depths.add(len(frames))
     assert len(depths) == 1  # none has grown by the others' frames
     with pytest.raises(AllProvidersFailedError):
-        await flights.share("k", work)  # not remembered
+        await coalescer.share("k", work)  # not remembered
     assert work.started == 2
 
 
@@ -137,10 +137,10 @@ class Demanding(Exception):  # noqa: N818
 
 @pytest.mark.parametrize("error", [Particular(5), Demanding(code=5)])
 async def test_an_error_that_cannot_be_copied_is_shared(
-    flights: Flights[object], error: Exception
+    coalescer: Coalescer[object], error: Exception
 ) -> None:
     work = Failing(error)
-    tasks = callers(flights, work, 3)
+    tasks = callers(coalescer, work, 3)
     await settle()
     work.gate.set()
     caught = await asyncio.gather(*tasks, return_exceptions=True)
@@ -148,23 +148,23 @@ async def test_an_error_that_cannot_be_copied_is_shared(
     assert len(traceback.extract_tb(error.__traceback__)) < 8
 
 
-async def test_an_error_nobody_waits_for_is_no_complaint(flights: Flights[object]) -> None:
+async def test_an_error_nobody_waits_for_is_no_complaint(coalescer: Coalescer[object]) -> None:
     async def stubborn() -> object:
         try:
             return await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
             raise ValueError("on the way out") from None
 
-    (task,) = callers(flights, stubborn, 1)
+    (task,) = callers(coalescer, stubborn, 1)
     await settle()
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()  # and the fixture looks for complaints
 
 
-async def test_an_error_and_the_leaving_of_all_in_one_tick(flights: Flights[object]) -> None:
+async def test_an_error_and_the_leaving_of_all_in_one_tick(coalescer: Coalescer[object]) -> None:
     work = Failing(ValueError("x"))
-    tasks = callers(flights, work, 3)
+    tasks = callers(coalescer, work, 3)
     await settle()
     work.gate.set()
     await asyncio.sleep(0)
@@ -174,23 +174,23 @@ async def test_an_error_and_the_leaving_of_all_in_one_tick(flights: Flights[obje
     assert all(task.cancelled() for task in tasks)
 
 
-async def test_errors_leave_no_cycles(flights: Flights[object]) -> None:
+async def test_errors_leave_no_cycles(coalescer: Coalescer[object]) -> None:
     gc.collect()
     gc.disable()
     try:
         for _ in range(50):
             with pytest.raises(ZeroDivisionError):
-                await flights.share("k", lambda: divide(1, 0))
+                await coalescer.share("k", lambda: divide(1, 0))
         alive = sum(isinstance(each, ZeroDivisionError) for each in gc.get_objects())
     finally:
         gc.enable()
     assert alive <= 1  # pytest.raises may hold the last
 
 
-async def test_a_start_that_fails_leaves_nothing_behind(flights: Flights[object]) -> None:
+async def test_a_start_that_fails_leaves_nothing_behind(coalescer: Coalescer[object]) -> None:
     def start() -> Coroutine[Any, Any, object]:
         raise RuntimeError("no coroutine")
 
     with pytest.raises(RuntimeError, match="no coroutine"):
-        await flights.share("k", start)
-    assert len(flights) == 0
+        await coalescer.share("k", start)
+    assert len(coalescer) == 0

@@ -1,4 +1,4 @@
-"""Any order of arrivals, departures and ends, against the promises of `Flights`."""
+"""Any order of arrivals, departures and ends, against the promises of `Coalescer`."""
 
 import asyncio
 import gc
@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aigateway.request.coalesce import Flights
+from aigateway.request.coalesce import Coalescer
 from tests.processes import PATIENCE
 
 
@@ -57,7 +57,7 @@ class Run:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.flights: Flights[int] = Flights()
+        self.coalescer: Coalescer[int] = Coalescer()
         self.started = 0
         self.wanted = 0  # works under way that have not been cancelled
         self.most_wanted = 0
@@ -93,7 +93,7 @@ class Run:
         for turn in range(20):
             for caller in self.schedule.callers:
                 if caller.arrives == turn:
-                    task = asyncio.create_task(self.flights.share("k", self.work))
+                    task = asyncio.create_task(self.coalescer.share("k", self.work))
                     tasks.append(task)
                     if caller.leaves_after is not None:
                         leaves = turn + caller.leaves_after
@@ -103,7 +103,7 @@ class Run:
             for task in departures.get(turn, ()):
                 task.cancel()
             if turn == self.schedule.closes_at:
-                tasks.append(asyncio.create_task(self.flights.aclose()))
+                tasks.append(asyncio.create_task(self.coalescer.aclose()))
             await asyncio.sleep(0)
         async with asyncio.timeout(PATIENCE):
             return await asyncio.gather(*tasks, return_exceptions=True)
@@ -129,7 +129,7 @@ async def check(schedule: Schedule) -> Run:
     assert len({id(each) for each in failed}) == len(failed)
     assert run.most_wanted <= 1
     assert not await run.leftovers()
-    assert (run.under_way, len(run.flights), len(run.flights._tasks)) == (0, 0, 0)
+    assert (run.under_way, len(run.coalescer), len(run.coalescer._tasks)) == (0, 0, 0)
     return run
 
 

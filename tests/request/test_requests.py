@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from aigateway.cache.key import embedding_digest
+from aigateway.cache.key import request_digest
 from aigateway.tokens import prompt_size
 from tests.request.helpers import INF, NAN, SECRET, USER, chat, embed, refused
 
@@ -112,8 +112,8 @@ def test_embedding() -> None:
     assert tokens.inputs == ((1, 2), (3,))
     assert embed([7, 2**31 - 1]).inputs == ((7, 2**31 - 1),)
     assert prompt_size(tokens) == (0, 3)
-    assert embedding_digest(tokens) == embedding_digest(embed([[1, 2], [3]]))
-    assert embedding_digest(tokens) != embedding_digest(embed([[1, 2, 3]]))
+    assert request_digest(tokens) == request_digest(embed([[1, 2], [3]]))
+    assert request_digest(tokens) != request_digest(embed([[1, 2, 3]]))
 
 
 @pytest.mark.parametrize(

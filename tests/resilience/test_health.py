@@ -243,15 +243,15 @@ class TestHang:
 class TestOutrun:
     """Calls that were cancelled because another provider was quicker."""
 
-    def outrun(self, pace, clock, verdicts, seconds=30.0):
-        pace.outrun(pace.begin(), clock.now() + seconds, verdicts.append)
+    def lost(self, pace, clock, verdicts, seconds=30.0):
+        pace.hedge_lost(pace.begin(), clock.now() + seconds, verdicts.append)
 
     def test_they_count_as_out_until_their_time_and_then_as_failed(self, clock):
         pace = known(clock, 2)
         clock.tick(1)
         verdicts: list[bool] = []
         for _ in range(2):
-            self.outrun(pace, clock, verdicts)
+            self.lost(pace, clock, verdicts)
         clock.tick(HANG + 0.1)
         assert pace.seems_to_hang()
         assert verdicts == []
@@ -264,7 +264,7 @@ class TestOutrun:
         pace = known(clock, 2)
         clock.tick(1)
         verdicts: list[bool] = []
-        pace.outrun(begun(pace, stalls), clock.now() + 3, verdicts.append)
+        pace.hedge_lost(begun(pace, stalls), clock.now() + 3, verdicts.append)
         await clock.advance(1)
         clock.tick(10)
         for seconds, settled in [(0, []), (1.5, []), (0.5, [True])]:
@@ -278,7 +278,7 @@ class TestOutrun:
         pace = known(clock, 2)
         clock.tick(1)
         verdicts: list[bool] = []
-        self.outrun(pace, clock, verdicts)
+        self.lost(pace, clock, verdicts)
         if end == "close":
             pace.close()
         else:
@@ -296,7 +296,7 @@ class TestOutrun:
         clock.tick(1)
         succeed(pace, 1.0, slow=slow)
         verdicts: list[bool] = []
-        pace.outrun(call, clock.now() + 30, verdicts.append)
+        pace.hedge_lost(call, clock.now() + 30, verdicts.append)
         assert verdicts == [False]
 
     @pytest.mark.parametrize(("late", "failed"), [(STALE, True), (STALE + 0.1, False)])
@@ -304,7 +304,7 @@ class TestOutrun:
         pace = known(clock)
         clock.tick(1)
         verdicts: list[bool] = []
-        self.outrun(pace, clock, verdicts, 1.0)
+        self.lost(pace, clock, verdicts, 1.0)
         clock.tick(1 + late)
         pace.seems_to_hang()
         assert verdicts == [failed]
@@ -319,7 +319,7 @@ class TestOutrun:
             pace.seems_to_hang()
 
         for _ in range(3):
-            pace.outrun(pace.begin(), clock.now() + 1, settle)
+            pace.hedge_lost(pace.begin(), clock.now() + 1, settle)
         clock.tick(2)
         pace.seems_to_hang()
         assert verdicts == [True] * 3
@@ -372,7 +372,7 @@ class HangMachine(RuleBasedStateMachine):
             began, call = self.out.pop(which % len(self.out))
             verdicts: list[bool] = []
             until = self.clock.now() + more
-            self.pace.outrun(call, until, verdicts.append)
+            self.pace.hedge_lost(call, until, verdicts.append)
             self.verdicts.append(verdicts)
             if self.last_success >= began:
                 assert verdicts == [False]

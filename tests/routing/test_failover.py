@@ -18,12 +18,12 @@ from aigateway.errors import (
 )
 from aigateway.events import ProviderDisabled
 from aigateway.gateway import AsyncGateway
-from aigateway.messages import Origin
+from aigateway.messages import ChatRequest, Choice, Completion, Origin
 from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.attempt import AttemptEnd
 from aigateway.routing.candidates import RequestState
-from aigateway.routing.failover import Work
 from aigateway.routing.provider import Guards
+from aigateway.routing.work import ChatWork
 from aigateway.testing import scripted_configs
 from aigateway.wires.client import Failure, VendorCallError
 from tests.gateways import state_of
@@ -202,16 +202,16 @@ class TestFailover:
         gateway = make("a")
         await gateway.chat("hi")
         now = clock.now()
-        request = RequestState(
-            "id", "chat", lambda: tuple(gateway._roster), now, now + 60, cause=object
-        )
+        request = ChatRequest(({"role": "user", "content": "hi"},))
+        state = RequestState(request, "chat", gateway._roster, now, now + 60)
 
-        async def ask(attempt):
-            attempt.end(AttemptEnd.LEFT)
-            return "answer"
+        class Ending(ChatWork):
+            async def ask(self, attempt):
+                attempt.end(AttemptEnd.LEFT)
+                return Completion("", "", (Choice(),))
 
         with pytest.raises(AssertionError, match="ended twice"):
-            await gateway._answering._failovers.run(request, Work(ask))
+            await gateway._pipeline._failovers.run(state, Ending(request))
         assert state_of(gateway, "a").in_flight == 0
 
 
@@ -281,7 +281,7 @@ class TestCallersFault:
         gateway = make("a")
         vendor.script("a", Failure(K.UNSUPPORTED, 400, mendable=True))
         await gateway.warmup()
-        while gateway._answering._failovers._budget.take():
+        while gateway._pipeline._failovers._budget.take():
             pass
         reply = await gateway.chat("hi")
         assert [(a.provider, a.failure) for a in reply.attempts] == [
@@ -822,7 +822,7 @@ class TestProbes:
         vendor.script("b", K.AUTHENTICATION)
         asking = asyncio.create_task(gateway.chat(another()))
         await clock.settle()
-        while gateway._answering._failovers._budget.take():
+        while gateway._pipeline._failovers._budget.take():
             pass
         await clock.advance(0.9)
         assert (await asking).provider == "a"

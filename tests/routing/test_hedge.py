@@ -86,7 +86,10 @@ class TestChat:
         reply = await ask(gateway, clock, 1.1)
         assert (reply.provider, reply.text) == ("b", "ok")
         assert reply.latency_seconds == pytest.approx(1)
-        assert [(a.provider, a.failure) for a in reply.attempts] == [("a", K.OUTRUN), ("b", None)]
+        assert [(a.provider, a.failure) for a in reply.attempts] == [
+            ("a", K.HEDGE_LOST),
+            ("b", None),
+        ]
         await clock.settle()
         assert provider(gateway, "a")["failures"] == {"outrun": 1}
         assert provider(gateway, "a")["in_flight"] == 0
@@ -120,7 +123,7 @@ class TestChat:
         reply = await asking
         unused = "b" if reply.provider == "a" else "a"
         assert [(a.provider, a.failure) for a in reply.attempts] == [
-            (unused, K.OUTRUN),
+            (unused, K.HEDGE_LOST),
             (reply.provider, None),
         ]
         told = provider(gateway, unused)
@@ -147,7 +150,7 @@ class TestChat:
         answer.set()
         assert (await asking).provider == ("b" if fails == "a" else "a")
         await clock.settle()
-        assert not gateway._answering._failovers._losers, "nothing is kept of those that lost"
+        assert not gateway._pipeline._failovers._losers, "nothing is kept of those that lost"
         assert not [record for record in caplog.records if record.name == "asyncio"]
 
     async def test_none_before_the_delay(self, make, vendor, clock):
@@ -337,11 +340,11 @@ class TestChat:
         for _ in range(9):
             extra.take()
         assert extra.balance == 1
-        assert hedges.may()
+        assert hedges.try_acquire()
         assert extra.balance == 0
-        assert not any(hedges.may() for _ in range(5))
+        assert not any(hedges.try_acquire() for _ in range(5))
         clock.tick(10)  # and those that were refused have cost nothing
-        assert [hedges.may() for _ in range(10)] == [True] * 9 + [False]
+        assert [hedges.try_acquire() for _ in range(10)] == [True] * 9 + [False]
 
 
 class TestStream:
@@ -399,7 +402,7 @@ class TestStream:
         assert await reading == stream.response.provider
         await clock.settle()
         assert vendor.open_streams == 0
-        assert not gateway._answering._failovers._losers
+        assert not gateway._pipeline._failovers._losers
 
     async def test_two_first_contents_in_one_moment(self, make, vendor, clock):
         gateway = make()

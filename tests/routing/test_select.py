@@ -1,9 +1,11 @@
 """Who is asked next, and which providers there are."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from aigateway.cache.key import LONG
 from aigateway.errors import (
     ConfigurationError,
     FailureKind,
@@ -11,6 +13,7 @@ from aigateway.errors import (
     ProviderFailure,
     UnknownModelError,
 )
+from aigateway.messages import ChatRequest
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect
 from aigateway.routing.candidates import RequestState, Roster, final_error
@@ -46,12 +49,24 @@ def clock_of(provider):
     return provider.chat.breaker.clock
 
 
+HI = ChatRequest(({"role": "user", "content": "hi"},))
+
+
+class Fixed(Roster):
+    """A roster of these providers, in this order."""
+
+    def __init__(self, *providers):
+        super().__init__()
+        self.found = providers
+
+    def candidates(self, model, operation):
+        return self.found
+
+
 def request_for(*providers, operation="chat", timeout=3600.0):
     """A request that begins now."""
     now = clock_of(providers[0]).now()
-    return RequestState(
-        "id", operation, lambda: providers, now, now + timeout, cause=lambda: "digest"
-    )
+    return RequestState(HI, operation, Fixed(*providers), now, now + timeout)
 
 
 def choose(request, has_place=everywhere, tokens=0):
@@ -805,7 +820,7 @@ class TestCandidate:
         assert alone.chat.last_resort._seen == 0
 
     def test_by_default_a_request_asks_for_nothing_special(self):
-        request = RequestState("id", "chat", list, 0.0, 60.0, cause=object)
+        request = RequestState(HI, "chat", Fixed(), 0.0, 60.0)
         assert (request.tokens, request.hedge, request.background, request.tenant) == (
             0,
             False,
@@ -819,17 +834,15 @@ class TestCandidate:
         assert "network" not in str(final_error(causes))
         assert "network" in str(final_error(causes, offline=True))
 
-    def test_its_digest_is_worked_out_once_and_only_if_asked_for(self, make):
-        worked_out = []
+    def test_its_digest_is_equal_for_repeats_of_any_caller_and_worked_out_once(self, make):
+        def digest(**fields):
+            request = RequestState(replace(HI, **fields), "chat", Fixed(make("a")), 0.0, 0.0)
+            assert request.cause() is request.cause()
+            return request.cause()
 
-        def cause():
-            worked_out.append(1)
-            return "digest"
-
-        request = RequestState("id", "chat", lambda: [make("a")], 0.0, 0.0, cause=cause)
-        assert worked_out == []
-        assert request.cause() == request.cause() == "digest"
-        assert worked_out == [1]
+        assert digest() == digest(partition="x", request_id="y", timeout=9)
+        assert digest() != digest(model="m")
+        assert digest(size=LONG + 1) == digest(size=LONG + 1, tenant="t") != digest(size=LONG + 2)
 
     @pytest.mark.parametrize(
         ("unreachable", "offline"), [((True, True), True), ((True, False), False), ((True,), False)]
@@ -851,14 +864,8 @@ class TestRequestState:
 
     @pytest.fixture
     def request_of(self, roster):
-        """A request of any provider there is, and how often it has looked which there are."""
-        looks = []
-
-        def serving():
-            looks.append(1)
-            return roster.candidates(None, "chat")
-
-        return RequestState("id", "chat", serving, 0.0, 60.0, cause=object), looks
+        """A request of any provider there is."""
+        return RequestState(HI, "chat", roster, 0.0, 60.0)
 
     def names(self, request):
         return [candidate.provider.name for candidate in request.candidates]
@@ -866,9 +873,8 @@ class TestRequestState:
     def test_it_takes_providers_that_were_added_since_by_their_priority(
         self, make, roster, request_of
     ):
-        request, looks = request_of
+        request = request_of
         request.take_new_providers()
-        assert len(looks) == 1, "it has just begun"
         (first,) = request.candidates
         first.calls = 1
         roster.add(make("low", priority=1))
@@ -878,7 +884,7 @@ class TestRequestState:
         assert request.candidates[1] is first
 
     def test_where_nothing_has_changed_nothing_is_made_anew(self, make, roster, request_of):
-        request, _ = request_of
+        request = request_of
         for added in ([], [make("b")]):
             for provider in added:
                 roster.add(provider)
@@ -889,7 +895,7 @@ class TestRequestState:
             assert request.candidates is before
 
     def test_those_that_it_has_given_up_do_not_come_back(self, make, roster, request_of):
-        request, _ = request_of
+        request = request_of
         request.take_new_providers()
         request.candidates = ()  # such as those that cannot go on with a stream
         roster.add(make("b"))
@@ -897,7 +903,7 @@ class TestRequestState:
         assert self.names(request) == ["b"]
 
     def test_those_that_were_removed_stay_as_they_are(self, roster, request_of):
-        request, _ = request_of
+        request = request_of
         request.take_new_providers()
         roster.remove("a")
         request.take_new_providers()
@@ -907,7 +913,7 @@ class TestRequestState:
         ("seconds", "timeout", "share"), [(1.0, 60.0, 1.0), (1.0, 4.0, 1.0), (1.0, 2.0, 0.5)]
     )
     def test_a_share_of_its_time(self, seconds, timeout, share):
-        request = RequestState("id", "chat", list, 100.0, 100.0 + timeout, cause=object)
+        request = RequestState(HI, "chat", Fixed(), 100.0, 100.0 + timeout)
         assert request.share(seconds) == pytest.approx(share)
 
     def test_those_that_could_go_on_in_the_same_moments_are_of_one_group(self, make, clock):

@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 
-from aigateway.request.coalesce import Flights
+from aigateway.request.coalesce import Coalescer
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.cooldown import Cooldown, Setup
@@ -91,7 +91,7 @@ PLANTED = {
     "disabled": (Setup, "refusal", nothing),
     "last_candidate": (Candidate, "last_resort_wait", never),
     "stuck": (StreamRun, "_next", reads_on),
-    "tasks": (Flights, "aclose", leaves),
+    "tasks": (Coalescer, "aclose", leaves),
     "typed_error": (PendingAttempt, "end", raises),
 }
 

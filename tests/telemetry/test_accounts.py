@@ -148,7 +148,7 @@ async def test_overlapping_attempts_count_once_as_waiting(make, vendor, clock, b
     await clock.advance(6)
     await asking
     outrun, won = books.of(AttemptEnded)
-    assert (outrun.failure, outrun.attempt, outrun.latency_seconds) == (K.OUTRUN, 1, 5)
+    assert (outrun.failure, outrun.attempt, outrun.latency_seconds) == (K.HEDGE_LOST, 1, 5)
     assert (won.failure, won.attempt, won.latency_seconds) == (None, 2, 4)
     (event,) = books.of(RequestEnded)
     assert (event.latency_seconds, event.vendor_seconds, event.attempts) == (5, 5, 2)

@@ -183,7 +183,7 @@ class ResponseTimes:
             self._settle([call], failed=False)
 
     def seems_to_hang(self) -> bool:
-        """Whether too many calls are out for too long. Settles calls that lost their hedge, if due."""
+        """Return whether too many calls take too long. Settles lost hedges that are due."""
         if self._hedges_lost and self._next_due <= self._clock.now():
             self._settle_due()
         if len(self._out) < self._threshold or self.p95 is None:

@@ -58,7 +58,7 @@ class AttemptEnd(Enum):
     CANCELLED = auto()
     """The caller went away, or the request's own deadline came: neutral."""
     HEDGE_LOST = auto()
-    """Another attempt answered first, and this one was cancelled: see `PendingAttempt._hedge_lost`."""
+    """Another attempt answered first, and this one was cancelled."""
 
 
 _BOOKED = {
@@ -265,7 +265,7 @@ class PendingAttempt:
         self._leave(None, answer)
 
     def answered_after_its_end(self, answer: Answer) -> None:
-        """It had ended already, as cancelled or as a lost hedge, and brought an answer all the same."""
+        """Count an answer that came although the attempt was cancelled, or had lost its hedge."""
         answer = self.counted(answer)
         usage, cost_usd = answer.usage, answer.cost_usd
         if self._estimate is not None:  # which has been counted

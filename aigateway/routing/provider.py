@@ -251,7 +251,7 @@ class Guards:
         return self.breaker.state is CircuitState.CLOSED and self.setup.reason is None
 
     def seems_to_hang(self) -> bool:
-        """Whether too many calls are out for too long. Settles calls that lost their hedge, if due."""
+        """Return whether too many calls take too long. Settles lost hedges that are due."""
         answers, contents = self.answers.seems_to_hang(), self.first_contents.seems_to_hang()
         return answers or contents
 

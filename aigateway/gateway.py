@@ -15,7 +15,7 @@ from typing import Any, Self, get_args
 
 from aigateway.batch.api import ManyRequests
 from aigateway.batch.pacing import Turnstile
-from aigateway.cache.store import AnswerCache
+from aigateway.cache.memory import AnswerCache
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import (
     ConfigurationError,

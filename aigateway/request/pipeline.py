@@ -20,7 +20,7 @@ from functools import partial
 from typing import Self
 
 from aigateway.cache.key import LONG, cache_key
-from aigateway.cache.store import AnswerCache, ttl_for
+from aigateway.cache.memory import AnswerCache, ttl_for
 from aigateway.errors import AllProvidersFailedError, DeadlineExceededError
 from aigateway.messages import (
     ChatRequest,

@@ -1,6 +1,6 @@
 import pytest
 
-from aigateway.cache.answers import ttl_for, worth_keeping
+from aigateway.cache.memory import ttl_for, worth_keeping
 from aigateway.messages import Choice, Completion, ToolCall
 
 CALL = (ToolCall("c1", "add", "{}"),)

@@ -8,7 +8,7 @@ from aiocache.lock import OptimisticLock, OptimisticLockError, RedLock
 from aiocache.plugins import HitMissRatioPlugin
 from aiocache.serializers import JsonSerializer
 
-from aigateway.cache.store import LRUTTLBackend
+from aigateway.cache.memory import LRUTTLBackend
 from aigateway.errors import ConfigurationError
 from aigateway.testing import FakeClock
 
@@ -145,7 +145,7 @@ class TestWithAiocache:
 
     async def test_as_an_alias(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(caches, "_config", dict(caches.get_config()))
-        caches.add("answers", {"cache": "aigateway.cache.store.LRUTTLBackend", "max_entries": 5})
+        caches.add("answers", {"cache": "aigateway.cache.memory.LRUTTLBackend", "max_entries": 5})
         cache = caches.create("answers")
         assert type(cache).__name__ == "LRUTTLBackend"
         assert cache.entries.max_entries == 5

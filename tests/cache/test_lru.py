@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aigateway.cache.lru import ExpiringLRU
+from aigateway.cache.memory import ExpiringLRU
 from aigateway.errors import ConfigurationError
 from aigateway.testing import FakeClock
 

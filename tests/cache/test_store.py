@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from aigateway.cache.key import prompt_key
-from aigateway.cache.store import AnswerCache
+from aigateway.cache.memory import AnswerCache
 from aigateway.errors import RequestRejectedError
 from aigateway.messages import ChatResponse, Choice, Completion, ToolCall, Usage
 from aigateway.testing import FakeClock

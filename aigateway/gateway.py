@@ -38,7 +38,7 @@ from aigateway.request.validate import chat_request, embedding_request
 from aigateway.resilience import retry
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.network import Reachability
-from aigateway.resilience.stall import StallWatch
+from aigateway.resilience.stall import StallDetector
 from aigateway.routing.attempt import CallContext
 from aigateway.routing.candidates import Roster
 from aigateway.routing.provider import CircuitOrder, Provider, ProviderStatus
@@ -571,7 +571,7 @@ class AsyncGateway(ManyRequests):
             self._emitter,
             self._network,
             # Weakly, so that a timer of the watch does not keep a forgotten gateway alive.
-            StallWatch(self._clock, _weakly(self._stalled)),
+            StallDetector(self._clock, _weakly(self._stalled)),
             lambda: self._roster,
         )
         self._pipeline = Pipeline(self.settings, around, self._roster, self.cache, self._ledger)

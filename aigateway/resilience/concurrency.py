@@ -302,13 +302,13 @@ class Limiter:
         lane.known = True
         lane.turn = served[lane.tenant] = self._grants
         served.move_to_end(lane.tenant)
-        while served[oldest := next(iter(served))] < self._newcomers_turn(lane.background):
+        while served[oldest := next(iter(served))] < self._is_first_in_line(lane.background):
             del served[oldest]
         self._leave(waiter)
         self._woken += 1
         waiter.woken.set_result(True)
 
-    def _newcomers_turn(self, background: bool) -> int:
+    def _is_first_in_line(self, background: bool) -> int:
         """The turn of a lane that was not served lately: about that of the one that is next.
 
         It grows with each grant, so that those who come anew pass no waiter for ever.
@@ -319,7 +319,7 @@ class Limiter:
         background, tenant = ticket.background, ticket.tenant
         lane = self._lanes[background].get(tenant)
         if lane is None:
-            served, turn = self._served[background], self._newcomers_turn(background)
+            served, turn = self._served[background], self._is_first_in_line(background)
             known = tenant in served
             turn = max(turn, served[tenant]) if known else turn
             self._known[background] += known

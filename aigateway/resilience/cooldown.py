@@ -14,7 +14,7 @@ from aigateway.errors import FailureKind
 from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect, GuardListener, GuardRefusal
 from aigateway.resilience.last_resort import OVERDUE
 
-__all__ = ["Cooldown", "CooldownPolicy", "Setup", "SetupPolicy"]
+__all__ = ["Cooldown", "CooldownPolicy", "DisablingPolicy", "Setup"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ _DOUBTFUL_REFUSALS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class SetupPolicy:
+class DisablingPolicy:
     """Durations, in seconds.
 
     Attributes:
@@ -215,7 +215,7 @@ class Setup:
         "refused_at",
     )
 
-    def __init__(self, clock: Clock, policy: SetupPolicy, listener: GuardListener) -> None:
+    def __init__(self, clock: Clock, policy: DisablingPolicy, listener: GuardListener) -> None:
         self._clock = clock
         self.listener = listener
         self.policy = policy

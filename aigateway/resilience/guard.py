@@ -5,7 +5,7 @@ which does no I/O and awaits nothing. `refusal` says why an attempt may not begi
 changes nothing; `begin` notes that one begins, and returns what `end` wants back; `end` notes how
 it ended, exactly once; `reset` forgets everything, as an operator orders. Every guard takes the
 same `AttemptOutcome` and does with it what this table says; no other code decides that. (The
-breaker has its public permits, and the purse of last resort is asked for a dose; `Guards` in
+breaker has its public permits, and the balance of last resort is asked for a dose; `Guards` in
 `routing/provider.py` drives them all.)
 
 =============  ==================  =================  ===================  ======================
@@ -19,7 +19,7 @@ MISCONFIGURED  neutral             unchanged          unchanged            disab
 NEUTRAL        neutral             unchanged          unchanged            unchanged
 =============  ==================  =================  ===================  ======================
 
-An attempt that is answered also pays the purse of last resort (`last_resort.py`).
+An attempt that is answered also pays the balance of last resort (`last_resort.py`).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class GuardRefusal:
             object.__setattr__(self, "changes_in", self.retry_after)
 
     @property
-    def worth_asking_in(self) -> float:
+    def seconds_until_worth_asking(self) -> float:
         """Seconds after which a new request has a chance there, as last resort if need be.
 
         Errors tell this: there is one only where no other provider has answered. The next dose may

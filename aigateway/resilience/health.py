@@ -20,7 +20,7 @@ from typing import Literal
 
 from aigateway.clock import Clock
 from aigateway.resilience.guard import AttemptOutcome, Effect, GuardListener
-from aigateway.resilience.stall import INTERVAL, StallWatch
+from aigateway.resilience.stall import INTERVAL, StallDetector
 
 __all__ = ["HealthPolicy", "HealthWindow", "OutstandingCall", "ResponseTimes"]
 
@@ -52,7 +52,7 @@ class OutstandingCall:
 
     __slots__ = ("_stalls", "began", "settle", "until")
 
-    def __init__(self, began: float, stalls: StallWatch | None) -> None:
+    def __init__(self, began: float, stalls: StallDetector | None) -> None:
         self.began = began
         self.until = math.inf
         self.settle: Callable[[bool], None] | None = None
@@ -117,7 +117,7 @@ class ResponseTimes:
         """How many latencies are known, at most 128."""
         return len(self._latencies)
 
-    def begin(self, stalls: StallWatch | None = None) -> OutstandingCall:
+    def begin(self, stalls: StallDetector | None = None) -> OutstandingCall:
         """A call goes out.
 
         Args:

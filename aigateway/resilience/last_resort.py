@@ -2,12 +2,12 @@
 
 The circuit spares vendors; it must not be the outage. So a request whose other candidates are used
 up may ask through an open circuit, in measured doses: an answer pays for ten such attempts, and an
-empty purse still allows one at a time and four a second. (One that has been out for a second keeps
-no other back.) A provider that fails half of its calls is then asked by every request, and a dead
-one gets a trickle. Envoy calls the idea "panic mode".
+empty balance still allows one at a time and four a second. (One that has been out for a second
+keeps no other back.) A provider that fails half of its calls is then asked by every request, and a
+dead one gets a trickle. Envoy calls the idea "panic mode".
 
-A provider that comes back from an empty purse meets everybody who waited for it. Those are let out
-at a pace that begins just above the rate at which requests arrive, and doubles each second.
+A provider that comes back from an empty balance meets everybody who waited for it. Those are let
+out at a pace that begins just above the rate at which requests arrive, and doubles each second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST = 100.0
 """Attempts that can be saved. They are lost on a provider that dies, once."""
 
 TRICKLE = 0.25
-"""Seconds between two attempts on an empty purse; twice that once many in a row have failed."""
+"""Seconds between two attempts on an empty balance; twice that once many in a row have failed."""
 
 _MANY = 20
 
@@ -51,10 +51,11 @@ _NOTHING = 1e-6
 
 
 class LastResort:
-    """The purse of one operation of one provider. Synchronous, for one event loop.
+    """The balance of one operation of one provider. Synchronous, for one event loop.
 
     Attributes:
-        quiet: The purse is full and nothing is under way: with a closed circuit, an attempt and an
+        quiet: The balance is full and nothing is under way: with a closed circuit, an attempt and
+        an
             answer change nothing.
     """
 
@@ -83,7 +84,7 @@ class LastResort:
         self.quiet = False
         self._purse = 0.0  # whole attempts
         self._out = 0
-        self._failed = 0  # attempts on an empty purse, since the last answer
+        self._failed = 0  # attempts on an empty balance, since the last answer
         self._last = -math.inf
         self._ramp_began = math.inf  # no ramp
         self._ramp_pace = 0.0
@@ -98,13 +99,13 @@ class LastResort:
         self._out = 0
 
     @property
-    def purse(self) -> float:
+    def balance(self) -> float:
         """Attempts that are paid for."""
         return self._purse
 
     @property
     def pending(self) -> bool:
-        """Whether an attempt on an empty purse is out: others may wait for its end."""
+        """Whether an attempt on an empty balance is out: others may wait for its end."""
         return self._out > 0
 
     @property
@@ -143,7 +144,7 @@ class LastResort:
         return min(lacking / pace, max(_NOTHING, 1.0 - age % 1.0))  # then the pace doubles
 
     def begin(self, *, closed: bool) -> bool:
-        """An attempt begins. Returns whether it is on an empty purse, as `end` wants to know.
+        """An attempt begins. Returns whether it is on an empty balance, as `end` wants to know.
 
         Args:
             closed: Whether the circuit is.

@@ -14,12 +14,12 @@ from typing import TypeVar
 from aigateway.clock import Clock
 from aigateway.errors import ProviderFailure
 
-__all__ = ["NobodyLeftError", "RetryPolicy", "load", "retry_rounds"]
+__all__ = ["NoCandidateLeftError", "RetryPolicy", "load", "retry_rounds"]
 
 T = TypeVar("T")
 
 
-class NobodyLeftError(Exception):
+class NoCandidateLeftError(Exception):
     """Every provider was asked or passed over. Stays inside the gateway.
 
     Attributes:
@@ -66,7 +66,7 @@ def load() -> None:
 
 async def retry_rounds(
     run_round: Callable[[], Awaitable[T]],
-    first: NobodyLeftError,
+    first: NoCandidateLeftError,
     *,
     policy: RetryPolicy,
     clock: Clock,
@@ -76,7 +76,7 @@ async def retry_rounds(
     """Run further rounds until one answers or waiting is no use.
 
     Args:
-        run_round: Asks every provider once; raises `NobodyLeftError` if none answered.
+        run_round: Asks every provider once; raises `NoCandidateLeftError` if none answered.
         first: How the first round, which the caller ran, ended.
         policy: How often and how long.
         clock: Sleeps and draws.
@@ -84,16 +84,16 @@ async def retry_rounds(
         before_wait: Told the number of the round to come and the pause before it.
 
     Raises:
-        NobodyLeftError: The last round's.
+        NoCandidateLeftError: The last round's.
     """
     try:
         from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type  # noqa: PLC0415
     except OSError:  # no descriptor is left to read it with
         raise first from None
 
-    def ended_by(state: RetryCallState) -> NobodyLeftError:
+    def ended_by(state: RetryCallState) -> NoCandidateLeftError:
         error = state.outcome.exception() if state.outcome else None
-        return error if isinstance(error, NobodyLeftError) else first
+        return error if isinstance(error, NoCandidateLeftError) else first
 
     def pause(state: RetryCallState) -> float:
         hint = ended_by(state).worth_waiting
@@ -118,7 +118,7 @@ async def retry_rounds(
         return await run_round()
 
     controller = AsyncRetrying(
-        retry=retry_if_exception_type(NobodyLeftError),
+        retry=retry_if_exception_type(NoCandidateLeftError),
         wait=pause,
         stop=no_use,
         before_sleep=announce,

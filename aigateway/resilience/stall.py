@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from aigateway.clock import Clock, Timer
 
-__all__ = ["StallWatch"]
+__all__ = ["StallDetector"]
 
 INTERVAL = 0.25
 """Seconds between two ticks."""
@@ -32,7 +32,7 @@ _KEPT = 256
 """Stalls that are remembered: what a timeout is given again after more than these is less."""
 
 
-class StallWatch:
+class StallDetector:
     """Measures how long the event loop stood still while calls were out. For one event loop.
 
     Args:

@@ -24,7 +24,7 @@ from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import AttemptOutcome, Effect
 from aigateway.resilience.health import ResponseTimes
 from aigateway.resilience.network import Reachability
-from aigateway.resilience.stall import StallWatch
+from aigateway.resilience.stall import StallDetector
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.provider import Pass, Provider
 from aigateway.telemetry.emitter import Emitter
@@ -61,7 +61,7 @@ class AttemptEnd(Enum):
     """Another attempt answered first, and this one was cancelled."""
 
 
-_BOOKED = {
+_KIND_OF_END = {
     AttemptEnd.UNUSED: FailureKind.HEDGE_LOST,
     AttemptEnd.LEFT: FailureKind.CANCELLED,
     AttemptEnd.CANCELLED: FailureKind.CANCELLED,
@@ -119,10 +119,10 @@ class CallContext:
     limiter: Limiter
     emitter: Emitter
     network: Reachability
-    stalls: StallWatch
+    stalls: StallDetector
     providers: Callable[[], Iterable[Provider]]
 
-    def spare_the_circuits(self) -> None:
+    def reset_circuits_opened_offline(self) -> None:
         """Close those that opened only because no provider at all could be reached."""
         for provider in self.providers():
             if provider.name not in self.network.down:
@@ -198,9 +198,9 @@ class PendingAttempt:
             return answer
         if isinstance(answer, _COUNTABLE):
             return self.provider.costs.counted(self._sent, answer)
-        return self.counted_part(answer.part()) if isinstance(answer, Unfinished) else answer
+        return self.partial_with_cost(answer.part()) if isinstance(answer, Unfinished) else answer
 
-    def counted_part(self, part: Completion) -> Completion:
+    def partial_with_cost(self, part: Completion) -> Completion:
         """Likewise what came of a stream that did not come to its end."""
         return part if self._sent is None else self.provider.costs.counted(self._sent, part)
 
@@ -230,11 +230,11 @@ class PendingAttempt:
             raise AssertionError(f"An attempt at {self.provider.name} ended twice.")
         self.over = True
         if how is AttemptEnd.ANSWERED and answer is not None:
-            self._end_well(answer)
+            self._end_answered(answer)
             return None
         verdict = None
-        if how in _BOOKED:
-            failure = Failure(self._nothing_learned(how))
+        if how in _KIND_OF_END:
+            failure = Failure(self._neutral_kind(how))
         elif failure is not None:
             verdict = VERDICTS[failure.kind]
         if how is AttemptEnd.UNUSED:
@@ -255,7 +255,7 @@ class PendingAttempt:
         self._leave(failure, answer)
         return verdict
 
-    def _end_well(self, answer: Answer) -> None:
+    def _end_answered(self, answer: Answer) -> None:
         if not self._pass.answered:
             self._answered()
         self.candidate.guards.end(self._pass, _PROPER_END)
@@ -264,7 +264,7 @@ class PendingAttempt:
         self._book(None, answer)
         self._leave(None, answer)
 
-    def answered_after_its_end(self, answer: Answer) -> None:
+    def count_late_answer(self, answer: Answer) -> None:
         """Count an answer that came although the attempt was cancelled, or had lost its hedge."""
         answer = self.counted(answer)
         usage, cost_usd = answer.usage, answer.cost_usd
@@ -273,7 +273,7 @@ class PendingAttempt:
             if cost_usd is not None:
                 cost_usd = max(0.0, cost_usd - (self._estimate.cost_usd or 0.0))
         self.provider.counters.spent(usage, cost_usd)
-        self._tell_cost(cost_usd)
+        self._report_cost(cost_usd)
         if self._request.account is not None:
             self._request.account.discarded(self.provider.name, usage, cost_usd)
 
@@ -291,13 +291,13 @@ class PendingAttempt:
         if provider.adaptive.fallen:
             provider.adaptive.succeeded(provider.slots.in_flight)
             self._bound(provider.adaptive.limit)
-        self._heed_the_vendors_limits()
+        self._apply_vendor_limits()
         return seconds
 
     def _failed(self, failure: Failure, verdict: Verdict) -> None:
         effect = Effect.FAILED if verdict.counts else _EFFECTS[verdict.gate]
         # A connection that could not be made to any provider is the network's fault.
-        if self._is_the_networks_fault(failure):
+        if self._is_network_fault(failure):
             effect = Effect.NEUTRAL
         if effect is Effect.FAILED:
             self.candidate.blamed = True
@@ -312,7 +312,7 @@ class PendingAttempt:
             effect, self._request.cause, 0.0, failure.kind, failure.status, retry_after, certain
         )
         self.candidate.guards.end(self._pass, outcome)
-        self._heed_the_vendors_limits()
+        self._apply_vendor_limits()
         self._pace.ended(self._outstanding)
 
     def _hedge_lost(self) -> None:
@@ -340,7 +340,7 @@ class PendingAttempt:
             # place given back the next request would probe again.
             settle(held.probe and late)
 
-    def _is_the_networks_fault(self, failure: Failure) -> bool:
+    def _is_network_fault(self, failure: Failure) -> bool:
         around, name = self._around, self.provider.name
         if not failure.unreachable:
             if failure.status is not None:
@@ -348,7 +348,7 @@ class PendingAttempt:
             return False
         if not around.network.unreachable(name):
             return False
-        around.spare_the_circuits()
+        around.reset_circuits_opened_offline()
         return True
 
     def _throttled_by(self, failure: Failure) -> None:
@@ -369,7 +369,7 @@ class PendingAttempt:
             slots.limit = calls
             self._around.limiter.wake()
 
-    def _heed_the_vendors_limits(self) -> None:
+    def _apply_vendor_limits(self) -> None:
         """Stop calls before they are refused, where the vendor says that none is left."""
         pause = self.provider.pause()
         if pause:
@@ -377,9 +377,9 @@ class PendingAttempt:
 
     # ── the books ────────────────────────────────────────────────────────────────────────────
 
-    def _nothing_learned(self, how: AttemptEnd) -> FailureKind:
+    def _neutral_kind(self, how: AttemptEnd) -> FailureKind:
         late = how is AttemptEnd.CANCELLED and self._around.clock.now() >= self._request.deadline
-        return FailureKind.DEADLINE if late else _BOOKED[how]
+        return FailureKind.DEADLINE if late else _KIND_OF_END[how]
 
     def _unanswered(self, how: AttemptEnd, failure: Failure | None) -> Answer | None:
         """What an attempt comes to that was broken off before anything came; None if nothing.
@@ -399,7 +399,7 @@ class PendingAttempt:
         self._estimate = self.provider.costs.unanswered(self._sent, seconds)
         return self._estimate
 
-    def _tell_cost(self, cost_usd: float | None) -> None:
+    def _report_cost(self, cost_usd: float | None) -> None:
         """Tell the account that is kept for the request."""
         if self._sent is not None and self._sent.on_cost is not None:
             self._sent.on_cost(cost_usd)
@@ -409,7 +409,7 @@ class PendingAttempt:
         cost_usd = kind = status = None
         if answer is not None:
             cost_usd = answer.cost_usd
-            self._tell_cost(cost_usd)
+            self._report_cost(cost_usd)
         if failure is None:
             assert answer is not None  # noqa: S101 - it was answered
             provider.counters.succeeded(seconds, answer.usage, cost_usd)
@@ -464,7 +464,7 @@ class PendingAttempt:
         """What the vendor has counted; None where that is not known."""
         if answer is not None and answer is not self._estimate:
             return answer.usage.total_tokens or None
-        if failure is None or failure.kind in _MAY_BE_COUNTED:
+        if failure is None or failure.kind in _POSSIBLY_BILLED:
             return None
         return 0
 
@@ -500,7 +500,7 @@ def _beyond(usage: Usage, counted: Usage) -> Usage:
     return Usage(prompt, answer, prompt + answer)
 
 
-_MAY_BE_COUNTED = frozenset(
+_POSSIBLY_BILLED = frozenset(
     {FailureKind.TIMEOUT, FailureKind.CANCELLED, FailureKind.DEADLINE, FailureKind.HEDGE_LOST}
 )
 """Failures after which the vendor has very likely counted what it was asked."""

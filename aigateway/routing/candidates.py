@@ -29,7 +29,7 @@ from aigateway.resilience.guard import NEVER
 from aigateway.routing.provider import Provider
 from aigateway.telemetry.account import Account
 
-__all__ = ["MAY_PASS", "Candidate", "RequestState", "Roster", "final_error", "none_offers"]
+__all__ = ["TRANSIENT", "Candidate", "RequestState", "Roster", "final_error", "none_offers"]
 
 NO_PROVIDERS = (
     "No provider is configured. Set OPENAI_API_KEY, GEMINI_API_KEY, ANTHROPIC_API_KEY or "
@@ -37,7 +37,7 @@ NO_PROVIDERS = (
     "environment or .env, write [[providers]] in aigateway.toml, or pass LLMConfig objects."
 )
 
-MAY_PASS = frozenset(
+TRANSIENT = frozenset(
     {
         FailureKind.RATE_LIMITED,
         FailureKind.SERVER_ERROR,
@@ -52,7 +52,7 @@ MAY_PASS = frozenset(
 )
 """Failures after which asking the same provider again, a little later, makes sense."""
 
-_CALLERS_OWN = {
+_CALLER_ERRORS = {
     FailureKind.CONTEXT_WINDOW: (ContextWindowExceededError, "The prompt is too long"),
     FailureKind.CONTENT_POLICY: (ContentPolicyError, "The content policy refused the request"),
     FailureKind.REJECTED: (RequestRejectedError, "The request was rejected as invalid"),
@@ -98,14 +98,14 @@ class Candidate:
         To probe a circuit that this request has seen fail would count a second failure of one
         request against it.
         """
-        hopeless = self.calls and self.cause is not None and self.cause.kind not in MAY_PASS
+        hopeless = self.calls and self.cause is not None and self.cause.kind not in TRANSIENT
         self.tried = bool(
             self.barred
             or hopeless
             or (self.blamed and self.guards.breaker.state is not CircuitState.CLOSED)
         )
 
-    def may_be_asked_without(self) -> None:
+    def retry_without_hint(self) -> None:
         """It refused a hint, and may be asked again without it: that is no retry."""
         self.tried = False
         self.calls -= 1
@@ -229,7 +229,7 @@ class RequestState:
         """Why each provider that was asked or passed over gave no answer, in the plan's order."""
         return tuple(c.cause for c in self.candidates if c.cause is not None)
 
-    def take_new_providers(self) -> None:
+    def add_new_providers(self) -> None:
         """Make candidates of providers that were added since the last look."""
         if self._roster.version == self._version:
             return
@@ -306,8 +306,8 @@ class Roster:
         ordered = sorted((*self._providers, provider), key=lambda p: -p.priority)
         self._providers = tuple(ordered)
         self.counts_tokens = self.counts_tokens or provider.config.tpm is not None
-        provider.on_prepared = self._forget_what_was_found
-        self._forget_what_was_found()
+        provider.on_prepared = self._clear_lookups
+        self._clear_lookups()
 
     def remove(self, name: str) -> Provider:
         """Take one out and return it.
@@ -317,7 +317,7 @@ class Roster:
         """
         provider = self.named(name)
         self._providers = tuple(p for p in self._providers if p is not provider)
-        self._forget_what_was_found()
+        self._clear_lookups()
         return provider
 
     def named(self, name: str) -> Provider:
@@ -401,7 +401,7 @@ class Roster:
         except (NoProvidersError, UnknownModelError):
             return ()
 
-    def _forget_what_was_found(self) -> None:
+    def _clear_lookups(self) -> None:
         self._by_model, self._for_all = {}, {}
         self.version += 1
 
@@ -444,9 +444,9 @@ def final_error(
         offline: No connection could be made to any provider.
     """
     kinds = {decided_by} if decided_by else {cause.kind for cause in causes}
-    if kinds and kinds <= _CALLERS_OWN.keys():
-        kind = next(kind for kind in _CALLERS_OWN if kind in kinds)
-        error, what = _CALLERS_OWN[kind]
+    if kinds and kinds <= _CALLER_ERRORS.keys():
+        kind = next(kind for kind in _CALLER_ERRORS if kind in kinds)
+        error, what = _CALLER_ERRORS[kind]
         return error(f"{what}: {describe(causes)}.", causes)
     if offline:
         return AllProvidersFailedError(

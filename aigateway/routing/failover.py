@@ -27,7 +27,7 @@ from aigateway.messages import Attempt as AttemptRecord
 from aigateway.messages import Completion
 from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.health import ResponseTimes
-from aigateway.resilience.retry import NobodyLeftError, RetryPolicy, retry_rounds
+from aigateway.resilience.retry import NoCandidateLeftError, RetryPolicy, retry_rounds
 from aigateway.resilience.retry_budget import RetryBudget
 from aigateway.routing.attempt import (
     FIRST_TOKEN_TIMEOUT,
@@ -36,10 +36,16 @@ from aigateway.routing.attempt import (
     CallContext,
     PendingAttempt,
 )
-from aigateway.routing.candidates import MAY_PASS, Candidate, RequestState, final_error, none_offers
+from aigateway.routing.candidates import (
+    TRANSIENT,
+    Candidate,
+    RequestState,
+    final_error,
+    none_offers,
+)
 from aigateway.routing.hedge import Hedges, Race
 from aigateway.routing.provider import Provider, in_milliseconds
-from aigateway.routing.select import Policy, PriorityPolicy, Selection, take_turn
+from aigateway.routing.select import Policy, PriorityPolicy, Selection, advance_rotation
 from aigateway.routing.work import Work
 from aigateway.settings import GatewaySettings
 from aigateway.wires.client import Failure, VendorCallError
@@ -57,12 +63,12 @@ LAST_RESORT_NEEDS = 1.0
 resort any more. Else the oldest of many that wait would take each turn, and be cut by its deadline
 before a vendor that is well again can answer."""
 
-PLACE_OVERDUE = 1.0
+SLOT_OVERDUE = 1.0
 """Seconds (at most a quarter of a request's time) for which it waits for a place at a healthy one
 before it may take a last resort elsewhere. The calls that hold the places may never end; a short
 queue, though, is better than a provider that fails."""
 
-_PASSED_OVER = frozenset(
+_NOT_ASKED = frozenset(
     {
         FailureKind.CIRCUIT_OPEN,
         FailureKind.COOLING_DOWN,
@@ -72,7 +78,7 @@ _PASSED_OVER = frozenset(
 )
 """Kinds of causes that no attempt has shown."""
 
-_SOON_OVER = MAY_PASS - {FailureKind.TIMEOUT}
+_RETRY_AT_ONCE = TRANSIENT - {FailureKind.TIMEOUT}
 """Failures after which the same provider may be asked at once; one that was silent until its
 timeout would be silent for as long again, while others may answer."""
 
@@ -140,11 +146,11 @@ class Failovers:
                 self._under_way.add(scope)
                 try:
                     return await self._round(request, work)
-                except NobodyLeftError as first:
+                except NoCandidateLeftError as first:
                     return await self._further_rounds(request, work, first)
                 finally:
                     self._under_way.discard(scope)
-        except NobodyLeftError as left:
+        except NoCandidateLeftError as left:
             error = final_error(left.causes, offline=request.looks_offline)
         except TimeoutError:
             error = self._out_of_time(request)
@@ -205,12 +211,12 @@ class Failovers:
     # ── rounds ───────────────────────────────────────────────────────────────────────────────
 
     async def _further_rounds(
-        self, request: RequestState, work: Work[A], first: NobodyLeftError
+        self, request: RequestState, work: Work[A], first: NoCandidateLeftError
     ) -> Served[A]:
         """Ask all again after a wait, where that may help.
 
         Raises:
-            NobodyLeftError: It does not.
+            NoCandidateLeftError: It does not.
         """
         if self._retries.rounds == 0 or first.worth_waiting is None:
             raise first
@@ -240,11 +246,11 @@ class Failovers:
         while True:
             if request.rejected_by is not None:
                 return await self._second_opinion(request, work)
-            request.take_new_providers()
+            request.add_new_providers()
             choice = self._choose(request)
             candidate = choice.candidate
             if candidate is None:
-                await self._wait_for_place(request, choice)
+                await self._wait_for_slot(request, choice)
                 continue
             if not candidate.provider.prepared:
                 await self._prepare_candidate(candidate, request)
@@ -269,32 +275,32 @@ class Failovers:
         """Leave out a candidate that was asked before, since the retry budget is used up.
 
         Raises:
-            NobodyLeftError: In a further round: only extra calls are left.
+            NoCandidateLeftError: In a further round: only extra calls are left.
         """
         if extra and all(c.tried or c.calls for c in request.candidates):
-            raise NobodyLeftError(request.causes, None)
+            raise NoCandidateLeftError(request.causes, None)
         candidate.tried = True
 
-    async def _wait_for_place(self, request: RequestState, choice: Selection) -> None:
+    async def _wait_for_slot(self, request: RequestState, choice: Selection) -> None:
         """Wait for a free place, for the dose of a last resort, or for a provider passed over.
 
         Raises:
-            NobodyLeftError: There is none to wait for, or waiting would only use the time up.
+            NoCandidateLeftError: There is none to wait for, or waiting would only use the time up.
         """
         for candidate, cause in choice.refused:
             candidate.note(cause)
-        if self._is_vain(choice, request):
-            return self._pass_over_late(request, choice)
+        if self._is_hopeless(choice, request):
+            return self._skip_saturated(request, choice)
 
         def may_go_on() -> bool:
-            request.take_new_providers()
+            request.add_new_providers()
             found = self._choose(request)
-            if found.candidate is not None or self._is_vain(found, request):
+            if found.candidate is not None or self._is_hopeless(found, request):
                 return True
-            self._look_again_after(found)
+            self._schedule_wake_up(found)
             return False
 
-        self._look_again_after(choice)
+        self._schedule_wake_up(choice)
         await self._queued(request, choice, may_go_on)
         for candidate, cause in choice.refused:
             if candidate.cause is cause:
@@ -315,7 +321,7 @@ class Failovers:
         if last_resort:
             longest = request.deadline - began - request.share(LAST_RESORT_NEEDS)
         elif blind:
-            longest = request.share(PLACE_OVERDUE) - request.waited
+            longest = request.share(SLOT_OVERDUE) - request.waited
         try:
             async with self._clock.timeout(longest):
                 await self._limiter.wait(request.ticket, request.group(), may_go_on)
@@ -342,26 +348,26 @@ class Failovers:
                     return choice
         return self._policy.choose(candidates, request)
 
-    def _is_vain(self, choice: Selection, request: RequestState) -> bool:
+    def _is_hopeless(self, choice: Selection, request: RequestState) -> bool:
         """Whether there is none to wait for, or none in time; else its deadline ends the wait."""
         if request.nearly_over:
             return all(candidate.tried for candidate in request.candidates)
         left = request.deadline - self._clock.now()
         return all(wait is not None and wait > left for wait in choice.waits)
 
-    def _pass_over_late(self, request: RequestState, choice: Selection) -> None:
+    def _skip_saturated(self, request: RequestState, choice: Selection) -> None:
         """Leave healthy providers that have no place in time to others, and look at the rest.
 
         Raises:
-            NobodyLeftError: There is no rest.
+            NoCandidateLeftError: There is no rest.
         """
         late = [c for c, cause in choice.refused if cause.kind is FailureKind.SATURATED]
         if not late or all(c.tried or c in late for c in request.candidates):
-            raise self._nobody_left(request)
+            raise self._no_candidate_left(request)
         for candidate in late:
             candidate.tried = True
 
-    def _look_again_after(self, choice: Selection) -> None:
+    def _schedule_wake_up(self, choice: Selection) -> None:
         """See that the queue is looked at when the first who was passed over may be asked again."""
         waits = [wait for wait in (*choice.waits, *choice.changes) if wait]
         soonest = min(waits, default=math.inf)
@@ -376,7 +382,7 @@ class Failovers:
         provider, guards = candidate.provider, candidate.guards
         for retry in range(1, self._retries_per_provider + 1):
             cause = candidate.cause
-            if cause is None or cause.kind not in _SOON_OVER or provider.retired:
+            if cause is None or cause.kind not in _RETRY_AT_ONCE or provider.retired:
                 return None
             refusal = guards.refusal()
             if refusal is not None and refusal.kind is not FailureKind.COOLING_DOWN:
@@ -462,7 +468,7 @@ class Failovers:
             return None
         candidate.tried = True
         candidate.calls += 1
-        take_turn(candidate.provider, request.candidates)
+        advance_rotation(candidate.provider, request.candidates)
         return PendingAttempt(candidate, held, request, self._around, _times(candidate, work))
 
     async def _ask(
@@ -498,7 +504,7 @@ class Failovers:
         for candidate in request.candidates:
             provider = candidate.provider
             if not (provider.prepared or provider.retired):
-                self._prepare_meanwhile(provider)
+                self._prepare_in_background(provider)
 
         def second() -> PendingAttempt | None:
             other = self._policy.choose(
@@ -532,7 +538,7 @@ class Failovers:
             and (candidate.provider.prepared or not prepared)
         ]
 
-    def _prepare_meanwhile(self, provider: Provider) -> None:
+    def _prepare_in_background(self, provider: Provider) -> None:
         """Prepare a provider that may be wanted soon; once at a time."""
         name = f"aigateway-prepare-{provider.name}"
         if any(task.get_name() == name for task in self._losers):
@@ -577,7 +583,7 @@ class Failovers:
         if not attempt.over:
             verdict = attempt.end(AttemptEnd.FAILED, failure, unusable)
             if failure.mendable:
-                attempt.candidate.may_be_asked_without()
+                attempt.candidate.retry_without_hint()
             assert verdict is not None  # noqa: S101 - it failed
             await self._go_on(attempt.provider, request, failure, verdict)
         return None
@@ -592,12 +598,12 @@ class Failovers:
         """
         own = provider.first_token_timeout if work.streamed else provider.attempt_timeout
         left = request.deadline - self._clock.now()
-        if own < left or not any(self._may_follow(c, left) for c in request.candidates):
+        if own < left or not any(self._may_be_next(c, left) for c in request.candidates):
             return own, FailureKind.TIMEOUT
         return left / 2, FailureKind.DEADLINE
 
     @staticmethod
-    def _may_follow(candidate: Candidate, left: float) -> bool:
+    def _may_be_next(candidate: Candidate, left: float) -> bool:
         """Whether it may be asked after this attempt, as last resort if need be."""
         if candidate.tried or candidate.provider.retired:
             return False
@@ -639,7 +645,7 @@ class Failovers:
                 candidate.tried = candidate.barred = True
 
     def _out_of_time(self, request: RequestState) -> GatewayError:
-        self._look_again_why(request)
+        self._refresh_causes(request)
         causes = request.causes
         if self._stopped:
             return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")
@@ -658,21 +664,21 @@ class Failovers:
         )
 
     @staticmethod
-    def _look_again_why(request: RequestState) -> None:
+    def _refresh_causes(request: RequestState) -> None:
         """Say of those that were only passed over why they are now: that may have changed."""
         for candidate in request.candidates:
             waits = candidate.cause is None and not candidate.calls
-            if waits or (candidate.cause is not None and candidate.cause.kind in _PASSED_OVER):
+            if waits or (candidate.cause is not None and candidate.cause.kind in _NOT_ASKED):
                 refusal = candidate.provider.refusal(request.operation)
                 if refusal is not None:
                     candidate.cause = candidate.provider.refused(refusal)
 
-    def _nobody_left(self, request: RequestState) -> NobodyLeftError:
-        self._look_again_why(request)
+    def _no_candidate_left(self, request: RequestState) -> NoCandidateLeftError:
+        self._refresh_causes(request)
         waits = []
         for candidate in request.candidates:
             cause = candidate.cause
-            if cause is None or cause.kind not in MAY_PASS:
+            if cause is None or cause.kind not in TRANSIENT:
                 continue
             refusal = candidate.provider.refusal(request.operation)
             wait = in_milliseconds(refusal.retry_after) if refusal else None
@@ -684,7 +690,7 @@ class Failovers:
             open_again = candidate.guards.breaker.state is CircuitState.CLOSED
             if not candidate.barred and (open_again or not candidate.blamed):
                 waits.append(wait or 0.0)
-        return NobodyLeftError(request.causes, min(waits, default=None))
+        return NoCandidateLeftError(request.causes, min(waits, default=None))
 
 
 def _times(candidate: Candidate, work: Work[Any]) -> ResponseTimes:

@@ -14,7 +14,7 @@ from aigateway.clock import Clock
 from aigateway.errors import GatewayError
 from aigateway.resilience.health import ResponseTimes
 from aigateway.resilience.retry_budget import HedgeBudget, RetryBudget, hedge_delay
-from aigateway.resilience.stall import StallWatch
+from aigateway.resilience.stall import StallDetector
 from aigateway.routing.attempt import Answer, AttemptEnd, PendingAttempt
 from aigateway.settings import GatewaySettings
 
@@ -75,7 +75,7 @@ class Race(Generic[A]):
         self,
         call: PendingAttempt,
         clock: Clock,
-        stalls: StallWatch,
+        stalls: StallDetector,
         delay: float,
         second: Callable[[], PendingAttempt | None],
     ) -> tuple[PendingAttempt, A] | None:
@@ -95,7 +95,7 @@ class Race(Generic[A]):
         won = False
         refusal: GatewayError | None = None
         try:
-            while not await self._is_over_within(delay, clock, stalls):
+            while not await self._done_within(delay, clock, stalls):
                 other = second()
                 if other is not None:
                     self._start(other)
@@ -126,7 +126,7 @@ class Race(Generic[A]):
         )
         self._runners[task] = call
 
-    async def _is_over_within(self, delay: float, clock: Clock, stalls: StallWatch) -> bool:
+    async def _done_within(self, delay: float, clock: Clock, stalls: StallDetector) -> bool:
         try:
             async with clock.timeout(delay, more=stalls.more):
                 await asyncio.wait(self._runners)
@@ -136,7 +136,7 @@ class Race(Generic[A]):
 
     def _end(self, task: asyncio.Task[A | None], call: PendingAttempt, lost: bool) -> None:
         """Cancel a call that is not wanted any more; nobody waits for its end."""
-        answer = _answer_of(task)
+        answer = _result_of(task)
         if answer is not None:  # in the same moment as the one that won
             call.end(AttemptEnd.UNUSED, answer=answer)
             self._close(answer)
@@ -145,9 +145,9 @@ class Race(Generic[A]):
 
         def ended(task: asyncio.Task[A | None]) -> None:
             self._losers.discard(task)
-            late = None if answer is not None else _answer_of(task)
+            late = None if answer is not None else _result_of(task)
             if late is not None:
-                call.answered_after_its_end(late)
+                call.count_late_answer(late)
                 self._close(late)
 
         self._losers.add(task)
@@ -162,7 +162,7 @@ class Race(Generic[A]):
         closing.add_done_callback(self._losers.discard)
 
 
-def _answer_of(task: asyncio.Task[A | None]) -> A | None:
+def _result_of(task: asyncio.Task[A | None]) -> A | None:
     if not task.done() or task.cancelled() or task.exception() is not None:
         return None
     return task.result()

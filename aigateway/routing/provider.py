@@ -25,7 +25,7 @@ from aigateway.events import (
 )
 from aigateway.resilience.breaker import MOST_CAUSES, CircuitBreaker, CircuitState, Permit, Rejected
 from aigateway.resilience.concurrency import AdaptiveLimit, Slots
-from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, Setup, SetupPolicy
+from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, DisablingPolicy, Setup
 from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect, GuardRefusal
 from aigateway.resilience.health import HealthPolicy, HealthWindow, OutstandingCall, ResponseTimes
 from aigateway.resilience.last_resort import LastResort
@@ -134,7 +134,7 @@ class Pass:
         last_resort: It was let through although the provider was to be left alone.
         unlocks: Its answer closes the circuit.
         answered: Its success has been counted: a stream's falls at its first content.
-        checked, trial, trickled: What setup, cooldown and the purse of last resort want back.
+        checked, trial, trickled: What setup, cooldown and the balance of last resort want back.
     """
 
     answered = trial = trickled = False
@@ -530,7 +530,7 @@ class Provider:
 
     def refused(self, refusal: GuardRefusal) -> ProviderFailure:
         """A refusal as the cause of an error."""
-        wait = in_milliseconds(refusal.worth_asking_in)
+        wait = in_milliseconds(refusal.seconds_until_worth_asking)
         return ProviderFailure(self.name, refusal.kind, retry_after_seconds=wait)
 
     def force_circuit(self, order: CircuitOrder) -> None:
@@ -673,8 +673,8 @@ def _company(config: LLMConfig) -> tuple[str, ...]:
     return (config.provider,)
 
 
-def _setup_policy(settings: GatewaySettings, lease: float) -> SetupPolicy:
-    return SetupPolicy(
+def _setup_policy(settings: GatewaySettings, lease: float) -> DisablingPolicy:
+    return DisablingPolicy(
         recheck=settings.disabled_recheck_seconds,
         longest_recheck=settings.disabled_recheck_max_seconds,
         lease=lease,

@@ -16,7 +16,7 @@ from aigateway.resilience.guard import NEVER, GuardRefusal
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.provider import Provider, in_milliseconds
 
-__all__ = ["Policy", "PriorityPolicy", "Selection", "take_turn"]
+__all__ = ["Policy", "PriorityPolicy", "Selection", "advance_rotation"]
 
 
 class Selection:
@@ -129,7 +129,7 @@ class PriorityPolicy:
     ) -> None:
         """Pick the least bad of those that are to be left alone, if its dose allows it now.
 
-        A fuller purse has answered of late; a disabled provider comes behind those that fail.
+        A fuller balance has answered of late; a disabled provider comes behind those that fail.
         Healthy ones that only have no place are waited for instead, but not for long if it is not
         known when they will have one.
         """
@@ -150,7 +150,7 @@ class PriorityPolicy:
                     choice.wait_for(busy)
                     continue
                 guards = candidate.guards
-                rank = (guards.setup.reason is not None, -guards.last_resort.purse)
+                rank = (guards.setup.reason is not None, -guards.last_resort.balance)
                 if best is None or rank < best:
                     best, choice.candidate = rank, candidate
             elif refusal.pending:
@@ -163,7 +163,7 @@ class PriorityPolicy:
 _RETIRED = GuardRefusal(FailureKind.DISABLED, NEVER)
 
 
-def take_turn(provider: Provider, candidates: Sequence[Candidate]) -> None:
+def advance_rotation(provider: Provider, candidates: Sequence[Candidate]) -> None:
     """Move a chosen provider back in the rotation, by less the more weight it has.
 
     Stride scheduling (Waldspurger and Weihl, 1995): over time each gets calls in proportion to

@@ -17,7 +17,7 @@ from aigateway.messages import ChatRequest, Chunk, Completion, Opening
 from aigateway.routing.attempt import AttemptEnd, PendingAttempt
 from aigateway.routing.candidates import RequestState
 from aigateway.routing.failover import Failovers, Served
-from aigateway.routing.work import Opened, StreamWork, next_content
+from aigateway.routing.work import OpenedStream, StreamWork, next_content
 from aigateway.structured import fits
 from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.content import joined_sources
@@ -32,7 +32,7 @@ Resume = Literal["continue", "restart"]
 anew after a chunk marked `restarted`."""
 
 
-class _Said:
+class _Delivered:
     """What the caller has been given so far."""
 
     __slots__ = ("_text", "only_text")
@@ -89,7 +89,7 @@ class StreamRun:
         self._idle = idle
         self._time_to_first = time_to_first
         self._resume = resume
-        self._said = _Said()
+        self._delivered = _Delivered()
         self._before: Completion | None = None  # what broken parts came to, for "continue"
         self._overlap = ""
         self.served: Served[Completion] | None = None
@@ -116,7 +116,7 @@ class StreamRun:
                 batch: Sequence[Chunk] | None = opened.first
                 while batch is not None:
                     for chunk in self._trimmed(batch) if self._overlap else batch:
-                        self._said.add(chunk)
+                        self._delivered.add(chunk)
                         yield chunk
                     batch = None if opened.whole else await self._next(opened.stream)
                 whole = True
@@ -138,7 +138,7 @@ class StreamRun:
             served = await self._resumed(broken, so_far)
             restarted = self._resume == "restart"
             if restarted:
-                self._said = _Said()
+                self._delivered = _Delivered()
 
     def _settled(
         self,
@@ -172,7 +172,7 @@ class StreamRun:
         self.served = Served(completion, attempt.provider.name, attempts, attempt)
         return None
 
-    async def _open(self, request: ChatRequest) -> Served[Opened]:
+    async def _open(self, request: ChatRequest) -> Served[OpenedStream]:
         served = await self._failovers.run(self._state, StreamWork(request))
         if self.first_content_at is None:
             self.first_content_at = self._clock.now()
@@ -205,10 +205,12 @@ class StreamRun:
             " What had arrived is in `text`.",
             (failure.of(name),),
             name,
-            self._said.text,
+            self._delivered.text,
         )
 
-    async def _resumed(self, broken: StreamInterruptedError, so_far: Completion) -> Served[Opened]:
+    async def _resumed(
+        self, broken: StreamInterruptedError, so_far: Completion
+    ) -> Served[OpenedStream]:
         """Find another provider for a stream that broke, as the caller has asked for; or raise."""
         request, state = self._request, self._state
         state.deadline = self._clock.now() + self._time_to_first
@@ -231,8 +233,8 @@ class StreamRun:
         """Whether what was said is a text, and a candidate's model goes on from one."""
         params = self._request.params
         if (
-            not self._said.only_text
-            or not self._said.text.strip()
+            not self._delivered.only_text
+            or not self._delivered.text.strip()
             or "response_format" in params
             or params.get("n", 1) != 1
         ):
@@ -259,7 +261,7 @@ class StreamRun:
         Vendors refuse trailing whitespace there; where the model then begins with it, it has been
         delivered already.
         """
-        text = self._said.text
+        text = self._delivered.text
         partial = text.rstrip()
         self._overlap = text[len(partial) :]
         message = {"role": "assistant", "content": partial}
@@ -285,7 +287,7 @@ class StreamRun:
         reasoning = (before.choices[0].reasoning or "") + (choice.reasoning or "")
         choice = replace(
             choice,
-            text=self._said.text,
+            text=self._delivered.text,
             reasoning=reasoning or None,
             sources_json=joined_sources(before.choices[0].sources_json, choice.sources_json),
         )
@@ -299,7 +301,7 @@ class StreamRun:
         )
 
 
-def _part(opened: Opened, attempt: PendingAttempt, *, whole: bool) -> Completion:
+def _part(opened: OpenedStream, attempt: PendingAttempt, *, whole: bool) -> Completion:
     """What came of a stream; where it is not the whole, with usage and cost by estimate."""
     part = opened.part()
-    return part if whole else attempt.counted_part(part)
+    return part if whole else attempt.partial_with_cost(part)

@@ -30,7 +30,7 @@ __all__ = [
     "ChatOverStreamWork",
     "ChatWork",
     "EmbeddingWork",
-    "Opened",
+    "OpenedStream",
     "StreamWork",
     "Work",
     "next_content",
@@ -134,7 +134,7 @@ class ChatOverStreamWork(ChatWork):
         """Stream from the vendor. Whatever breaks fails over: nothing has been delivered yet."""
         client, request = attempt.provider.client, attempt.outgoing(self.request)
         try:
-            opened = await self.bounded(self.first, _opened(client, request))
+            opened = await self.bounded(self.first, _open_stream(client, request))
         except TimeoutError:
             raise VendorCallError(Failure(FailureKind.TIMEOUT, code=FIRST_TOKEN_TIMEOUT)) from None
         try:
@@ -156,19 +156,19 @@ class StreamWork:
     request: ChatRequest
     streamed: ClassVar[bool] = True
 
-    def ask(self, attempt: PendingAttempt) -> Awaitable[Opened]:
+    def ask(self, attempt: PendingAttempt) -> Awaitable[OpenedStream]:
         """Open the stream, and read to its first content."""
-        return _opened(attempt.provider.client, attempt.outgoing(self.request))
+        return _open_stream(attempt.provider.client, attempt.outgoing(self.request))
 
-    def check(self, answer: Opened) -> None:
+    def check(self, answer: OpenedStream) -> None:
         """Accept it: what follows is judged when the stream ends."""
 
-    async def discard(self, answer: Opened) -> None:
+    async def discard(self, answer: OpenedStream) -> None:
         """Close the stream."""
         await answer.stream.aclose()
 
 
-class Opened:
+class OpenedStream:
     """A stream that has given its first content (or is whole already)."""
 
     __slots__ = ("first", "stream", "whole")
@@ -197,16 +197,16 @@ class Opened:
         return self.part().cost_usd
 
 
-async def _opened(client: VendorClient, request: ChatRequest) -> Opened:
+async def _open_stream(client: VendorClient, request: ChatRequest) -> OpenedStream:
     """Open a stream and read to its first content. The caller bounds the time."""
     stream = await client.stream(request)
     try:
         while True:
             chunks = await stream.read()
             if chunks is None:
-                return Opened(stream, (), whole=True)
+                return OpenedStream(stream, (), whole=True)
             if chunks:
-                return Opened(stream, chunks, whole=False)
+                return OpenedStream(stream, chunks, whole=False)
     except BaseException:
         await stream.aclose()
         raise

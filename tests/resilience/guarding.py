@@ -70,7 +70,7 @@ def neutral():
 
 
 def allowance(watch, clock, limit):
-    """What a timeout of so many seconds that begins now asks of a `StallWatch`."""
+    """What a timeout of so many seconds that begins now asks of a `StallDetector`."""
     began = looked = clock.now()
 
     def more():

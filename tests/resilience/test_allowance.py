@@ -2,13 +2,13 @@
 
 import pytest
 
-from aigateway.resilience.stall import StallWatch
+from aigateway.resilience.stall import StallDetector
 from tests.resilience.guarding import allowance
 
 
 @pytest.fixture
 async def watch(clock):
-    watch = StallWatch(clock, lambda seconds: None)
+    watch = StallDetector(clock, lambda seconds: None)
     watch.begin()
     await clock.settle()
     yield watch

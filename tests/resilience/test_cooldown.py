@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aigateway.errors import FailureKind
-from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, Setup, SetupPolicy
+from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, DisablingPolicy, Setup
 from aigateway.resilience.guard import NEVER
 from aigateway.testing import FakeClock
 from tests.resilience.guarding import Heard, answered, failed, misconfigured, neutral, throttled
@@ -31,7 +31,7 @@ def cooldown(clock, heard):
 
 @pytest.fixture
 def setup(clock, heard):
-    return Setup(clock, SetupPolicy(), heard)
+    return Setup(clock, DisablingPolicy(), heard)
 
 
 def attempt(guard, outcome):
@@ -467,7 +467,7 @@ class TestEvidence:
         assert (setup.reason, setup.refusal()) == (None, None)
 
     def test_while_it_is_enabled_it_does_not_look_at_the_clock(self, heard):
-        setup = Setup(Stopped(), SetupPolicy(), heard)
+        setup = Setup(Stopped(), DisablingPolicy(), heard)
         attempt(setup, answered())
 
 
@@ -661,7 +661,7 @@ class TestCheck:
         assert setup.refusal().retry_after == pytest.approx(300)
 
     def test_its_durations_are_the_policys(self, clock, heard):
-        policy = SetupPolicy(recheck=10, longest_recheck=15, lease=2)
+        policy = DisablingPolicy(recheck=10, longest_recheck=15, lease=2)
         setup: Any = Setup(clock, policy, heard)
         assert setup.policy == policy
         attempt(setup, CERTAIN)
@@ -732,7 +732,7 @@ class SetupMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.clock = FakeClock()
-        self.policy = SetupPolicy(recheck=30, longest_recheck=120, lease=8, last_resort=5)
+        self.policy = DisablingPolicy(recheck=30, longest_recheck=120, lease=8, last_resort=5)
         self.heard = Heard()
         self.setup = Setup(self.clock, self.policy, self.heard)
         self.out = []  # [token, whether it began while disabled, in which state's time]

@@ -1,8 +1,8 @@
 """Circuits and doses of last resort together, against vendors that break: brownouts and outages.
 
 The requests are as plain as can be: the first provider that lets one through, best first, each
-once; where none does, the fullest purse; where that is used up, wait. What the gateway does on top
-of that is tested in its own rooms.
+once; where none does, the fullest balance; where that is used up, wait. What the gateway does on
+top of that is tested in its own rooms.
 """
 
 import heapq
@@ -20,7 +20,7 @@ from aigateway.testing import FakeClock
 from tests.resilience.guarding import answered, failed
 
 FAST = 4
-"""Attempts a second on an empty purse, and `SLOW` once twenty of them have failed in a row."""
+"""Attempts a second on an empty balance, and `SLOW` once twenty of them have failed in a row."""
 
 SLOW = 2
 
@@ -35,7 +35,7 @@ class Provider:
         self.last_resort = LastResort(clock)
 
     def fill_purse(self):
-        while self.last_resort.purse < MOST:
+        while self.last_resort.balance < MOST:
             self.last_resort.end(self.last_resort.begin(closed=True), answered())
 
     def ramp_wait(self):
@@ -107,7 +107,7 @@ class World:
         if waits or not self.last_resort:
             return waits
         rest = [p for p in self.providers if p not in request.tried]
-        for provider in sorted(rest, key=lambda p: -p.last_resort.purse):
+        for provider in sorted(rest, key=lambda p: -p.last_resort.balance):
             if provider not in request.seen:
                 request.seen.add(provider)
                 provider.last_resort.seen()

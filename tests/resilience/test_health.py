@@ -19,7 +19,7 @@ from aigateway.resilience.health import (
     HealthWindow,
     ResponseTimes,
 )
-from aigateway.resilience.stall import StallWatch
+from aigateway.resilience.stall import StallDetector
 from aigateway.testing import FakeClock
 from tests.resilience.guarding import (
     Heard,
@@ -172,7 +172,7 @@ class TestHang:
         assert not pace.seems_to_hang(), "what has ended is not out"
 
     async def test_a_stall_of_our_own_makes_no_hang(self, clock):
-        stalls = StallWatch(clock, lambda _: None)
+        stalls = StallDetector(clock, lambda _: None)
         pace = known(clock, 2, seconds=0.02)
         clock.tick(1)
         for _ in range(2):
@@ -260,7 +260,7 @@ class TestOutrun:
         assert verdicts == [True, True]
 
     async def test_a_stall_of_our_own_puts_off_their_time(self, clock):
-        stalls = StallWatch(clock, lambda _: None)
+        stalls = StallDetector(clock, lambda _: None)
         pace = known(clock, 2)
         clock.tick(1)
         verdicts: list[bool] = []

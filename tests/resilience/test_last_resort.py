@@ -1,4 +1,4 @@
-"""The doses of last resort: the purse, the trickle on an empty one, and the ramp after it."""
+"""The doses of last resort: the balance, the trickle on an empty one, and the ramp after it."""
 
 import pytest
 from hypothesis import given
@@ -16,227 +16,227 @@ CROWD = 10**5
 
 
 @pytest.fixture
-def purse(clock):
+def balance(clock):
     return LastResort(clock)
 
 
-def attempt(purse, outcome, *, closed=False):
-    purse.end(purse.begin(closed=closed), outcome)
+def attempt(balance, outcome, *, closed=False):
+    balance.end(balance.begin(closed=closed), outcome)
 
 
-def come_back(purse):
-    """An attempt on an empty purse is answered."""
-    assert purse.purse < 1
-    attempt(purse, answered())
+def come_back(balance):
+    """An attempt on an empty balance is answered."""
+    assert balance.balance < 1
+    attempt(balance, answered())
 
 
-def let_through(purse, clock, seconds, step=1 / 64):
+def let_through(balance, clock, seconds, step=1 / 64):
     """How many of a crowd that waits get on the ramp in so many seconds."""
     begun, end = 0, clock.now() + seconds
     while clock.now() < end:
-        while begun < CROWD and not (purse.ramping and purse.ramp_wait()):
-            purse.begin(closed=True)
+        while begun < CROWD and not (balance.ramping and balance.ramp_wait()):
+            balance.begin(closed=True)
             begun += 1
         clock.tick(step)
     return begun
 
 
 class TestPurse:
-    def test_it_begins_empty_and_an_answer_pays_for_ten(self, purse):
-        assert purse.purse == 0
-        attempt(purse, answered(), closed=True)
-        assert purse.purse == 10
+    def test_it_begins_empty_and_an_answer_pays_for_ten(self, balance):
+        assert balance.balance == 0
+        attempt(balance, answered(), closed=True)
+        assert balance.balance == 10
         for left in range(9, -1, -1):
-            assert purse.wait() == 0
-            attempt(purse, failed())
-            assert purse.purse == left
+            assert balance.wait() == 0
+            attempt(balance, failed())
+            assert balance.balance == left
 
-    def test_an_attempt_through_a_closed_circuit_costs_nothing(self, purse):
-        attempt(purse, answered(), closed=True)
+    def test_an_attempt_through_a_closed_circuit_costs_nothing(self, balance):
+        attempt(balance, answered(), closed=True)
         for _ in range(50):
-            attempt(purse, failed(), closed=True)
-        assert purse.purse == 10
+            attempt(balance, failed(), closed=True)
+        assert balance.balance == 10
 
-    def test_a_hundred_are_saved_at_most(self, purse):
+    def test_a_hundred_are_saved_at_most(self, balance):
         for _ in range(50):
-            attempt(purse, answered(), closed=True)
-        assert purse.purse == MOST == 100
+            attempt(balance, answered(), closed=True)
+        assert balance.balance == MOST == 100
 
     @pytest.mark.parametrize("how", [failed, neutral])
-    def test_only_an_answer_pays(self, purse, how):
-        attempt(purse, how(), closed=True)
-        attempt(purse, how())
-        assert purse.purse == 0
+    def test_only_an_answer_pays(self, balance, how):
+        attempt(balance, how(), closed=True)
+        attempt(balance, how())
+        assert balance.balance == 0
 
-    def test_an_answer_on_the_way_pays_too(self, purse):
-        attempt(purse, answered(), closed=True)
-        attempt(purse, answered())
-        assert purse.purse == 19
+    def test_an_answer_on_the_way_pays_too(self, balance):
+        attempt(balance, answered(), closed=True)
+        attempt(balance, answered())
+        assert balance.balance == 19
 
-    def test_reset_empties_it(self, purse):
-        attempt(purse, answered(), closed=True)
-        purse.begin(closed=False)
-        purse.reset()
-        assert purse.purse == 0
-        assert purse.wait() == 0
+    def test_reset_empties_it(self, balance):
+        attempt(balance, answered(), closed=True)
+        balance.begin(closed=False)
+        balance.reset()
+        assert balance.balance == 0
+        assert balance.wait() == 0
 
 
 class TestQuiet:
     """While it is, with a closed circuit, an attempt and an answer change nothing."""
 
-    def fill(self, purse):
-        while purse.purse < MOST:
-            assert not purse.quiet
-            attempt(purse, answered(), closed=True)
+    def fill(self, balance):
+        while balance.balance < MOST:
+            assert not balance.quiet
+            attempt(balance, answered(), closed=True)
 
-    def test_it_is_when_the_purse_is_full(self, purse):
-        self.fill(purse)
-        assert purse.quiet
+    def test_it_is_when_the_purse_is_full(self, balance):
+        self.fill(balance)
+        assert balance.quiet
 
-    def test_an_attempt_through_a_circuit_that_is_not_closed_ends_it(self, purse):
-        self.fill(purse)
-        held = purse.begin(closed=False)
-        assert not purse.quiet
-        purse.end(held, failed())
-        assert not purse.quiet, "an answer would pay"
-        attempt(purse, answered(), closed=True)
-        assert purse.quiet
+    def test_an_attempt_through_a_circuit_that_is_not_closed_ends_it(self, balance):
+        self.fill(balance)
+        held = balance.begin(closed=False)
+        assert not balance.quiet
+        balance.end(held, failed())
+        assert not balance.quiet, "an answer would pay"
+        attempt(balance, answered(), closed=True)
+        assert balance.quiet
 
-    def test_it_is_not_while_an_attempt_on_an_empty_purse_is_out(self, purse):
-        late = purse.begin(closed=False)
-        while purse.purse < MOST:
-            attempt(purse, answered(), closed=True)
-        assert not purse.quiet, "its end has to be noticed"
-        purse.end(late, failed())
-        attempt(purse, answered(), closed=True)
-        assert purse.quiet
+    def test_it_is_not_while_an_attempt_on_an_empty_purse_is_out(self, balance):
+        late = balance.begin(closed=False)
+        while balance.balance < MOST:
+            attempt(balance, answered(), closed=True)
+        assert not balance.quiet, "its end has to be noticed"
+        balance.end(late, failed())
+        attempt(balance, answered(), closed=True)
+        assert balance.quiet
 
-    def test_it_is_not_while_the_ramp_is_on(self, purse, clock):
-        come_back(purse)
-        while purse.purse < MOST:
-            attempt(purse, answered(), closed=True)
-        assert not purse.quiet, "attempts count against the pace"
+    def test_it_is_not_while_the_ramp_is_on(self, balance, clock):
+        come_back(balance)
+        while balance.balance < MOST:
+            attempt(balance, answered(), closed=True)
+        assert not balance.quiet, "attempts count against the pace"
         clock.tick(RAMP)
-        assert purse.ramp_wait() == 0
-        attempt(purse, answered(), closed=True)
-        assert purse.quiet
+        assert balance.ramp_wait() == 0
+        attempt(balance, answered(), closed=True)
+        assert balance.quiet
 
-    def test_reset_ends_it(self, purse):
-        self.fill(purse)
-        purse.reset()
-        assert not purse.quiet
+    def test_reset_ends_it(self, balance):
+        self.fill(balance)
+        balance.reset()
+        assert not balance.quiet
 
 
 class TestTrickle:
-    def test_the_first_may_go_at_once(self, purse):
-        assert purse.wait() == 0
+    def test_the_first_may_go_at_once(self, balance):
+        assert balance.wait() == 0
 
-    def test_one_at_a_time(self, purse, clock):
-        trickled = purse.begin(closed=False)
+    def test_one_at_a_time(self, balance, clock):
+        trickled = balance.begin(closed=False)
         assert trickled
         clock.tick(0.5)
-        assert purse.wait() == pytest.approx(0.5), "it is out"
-        purse.end(trickled, failed())
-        assert purse.wait() == 0
+        assert balance.wait() == pytest.approx(0.5), "it is out"
+        balance.end(trickled, failed())
+        assert balance.wait() == 0
 
-    def test_and_four_a_second(self, purse, clock):
-        attempt(purse, failed())
-        assert purse.wait() == pytest.approx(0.25)
+    def test_and_four_a_second(self, balance, clock):
+        attempt(balance, failed())
+        assert balance.wait() == pytest.approx(0.25)
         clock.tick(0.2)
-        assert purse.wait() == pytest.approx(0.05)
+        assert balance.wait() == pytest.approx(0.05)
         clock.tick(0.05)
-        assert purse.wait() == 0
+        assert balance.wait() == 0
 
-    def fail(self, purse, clock, times):
+    def fail(self, balance, clock, times):
         for _ in range(times):
-            clock.tick(purse.wait())
-            attempt(purse, failed())
+            clock.tick(balance.wait())
+            attempt(balance, failed())
 
-    def test_and_two_a_second_after_twenty_failures_in_a_row(self, purse, clock):
-        self.fail(purse, clock, 19)
-        assert purse.wait() == pytest.approx(0.25)
-        self.fail(purse, clock, 1)
-        assert purse.wait() == pytest.approx(0.5)
-        self.fail(purse, clock, 100)
-        assert purse.wait() == pytest.approx(0.5), "it stays at that"
+    def test_and_two_a_second_after_twenty_failures_in_a_row(self, balance, clock):
+        self.fail(balance, clock, 19)
+        assert balance.wait() == pytest.approx(0.25)
+        self.fail(balance, clock, 1)
+        assert balance.wait() == pytest.approx(0.5)
+        self.fail(balance, clock, 100)
+        assert balance.wait() == pytest.approx(0.5), "it stays at that"
 
     @pytest.mark.parametrize("closed", [False, True])
-    def test_an_answer_makes_it_quick_again(self, purse, clock, closed):
-        self.fail(purse, clock, 30)
-        attempt(purse, answered(), closed=closed)
-        while purse.purse >= 1:
-            attempt(purse, failed())
-        assert purse.wait() == pytest.approx(0.25)
-        self.fail(purse, clock, 19)
-        assert purse.wait() == pytest.approx(0.25), "and twenty more have to fail"
-        self.fail(purse, clock, 1)
-        assert purse.wait() == pytest.approx(0.5)
+    def test_an_answer_makes_it_quick_again(self, balance, clock, closed):
+        self.fail(balance, clock, 30)
+        attempt(balance, answered(), closed=closed)
+        while balance.balance >= 1:
+            attempt(balance, failed())
+        assert balance.wait() == pytest.approx(0.25)
+        self.fail(balance, clock, 19)
+        assert balance.wait() == pytest.approx(0.25), "and twenty more have to fail"
+        self.fail(balance, clock, 1)
+        assert balance.wait() == pytest.approx(0.5)
 
-    def test_those_that_were_paid_for_are_none_of_the_twenty(self, purse, clock):
+    def test_those_that_were_paid_for_are_none_of_the_twenty(self, balance, clock):
         for _ in range(10):
-            attempt(purse, answered(), closed=True)
+            attempt(balance, answered(), closed=True)
         for _ in range(100):
-            attempt(purse, failed())
-        self.fail(purse, clock, 19)
-        assert purse.wait() == pytest.approx(0.25)
+            attempt(balance, failed())
+        self.fail(balance, clock, 19)
+        assert balance.wait() == pytest.approx(0.25)
 
     @pytest.mark.parametrize("how", [neutral, throttled, misconfigured])
-    def test_only_a_failure_is_one_of_the_twenty(self, purse, clock, how):
-        self.fail(purse, clock, 19)
+    def test_only_a_failure_is_one_of_the_twenty(self, balance, clock, how):
+        self.fail(balance, clock, 19)
         for _ in range(20):
-            clock.tick(purse.wait())
-            attempt(purse, how())
-        assert purse.wait() == pytest.approx(0.25)
-        self.fail(purse, clock, 1)
-        assert purse.wait() == pytest.approx(0.5), "nor does it end the row"
+            clock.tick(balance.wait())
+            attempt(balance, how())
+        assert balance.wait() == pytest.approx(0.25)
+        self.fail(balance, clock, 1)
+        assert balance.wait() == pytest.approx(0.5), "nor does it end the row"
 
-    def test_one_that_is_out_holds_up_no_longer_for_it(self, purse, clock):
-        self.fail(purse, clock, 20)
-        clock.tick(purse.wait())
-        purse.begin(closed=False)
-        assert purse.wait() == pytest.approx(OVERDUE)
+    def test_one_that_is_out_holds_up_no_longer_for_it(self, balance, clock):
+        self.fail(balance, clock, 20)
+        clock.tick(balance.wait())
+        balance.begin(closed=False)
+        assert balance.wait() == pytest.approx(OVERDUE)
 
-    def test_reset_makes_it_quick_again(self, purse, clock):
-        self.fail(purse, clock, 20)
-        purse.reset()
-        attempt(purse, failed())
-        assert purse.wait() == pytest.approx(0.25)
+    def test_reset_makes_it_quick_again(self, balance, clock):
+        self.fail(balance, clock, 20)
+        balance.reset()
+        attempt(balance, failed())
+        assert balance.wait() == pytest.approx(0.25)
 
-    def test_one_that_hangs_keeps_others_back_for_a_second(self, purse, clock):
+    def test_one_that_hangs_keeps_others_back_for_a_second(self, balance, clock):
         for _ in range(5):
-            assert purse.wait() == 0
-            purse.begin(closed=False)
-            assert purse.wait() == pytest.approx(OVERDUE)
+            assert balance.wait() == 0
+            balance.begin(closed=False)
+            assert balance.wait() == pytest.approx(OVERDUE)
             clock.tick(OVERDUE)
 
-    def test_while_any_is_out_a_second_lies_between_two(self, purse, clock):
-        first = purse.begin(closed=False)
+    def test_while_any_is_out_a_second_lies_between_two(self, balance, clock):
+        first = balance.begin(closed=False)
         clock.tick(OVERDUE)
-        purse.end(purse.begin(closed=False), failed())
-        assert purse.wait() == pytest.approx(OVERDUE)
-        purse.end(first, failed())
-        assert purse.wait() == pytest.approx(TRICKLE)
+        balance.end(balance.begin(closed=False), failed())
+        assert balance.wait() == pytest.approx(OVERDUE)
+        balance.end(first, failed())
+        assert balance.wait() == pytest.approx(TRICKLE)
 
-    def test_one_that_was_paid_for_holds_up_only_like_one_that_is_back(self, purse, clock):
-        attempt(purse, answered(), closed=True)
-        trickled = [purse.begin(closed=False) for _ in range(10)]
+    def test_one_that_was_paid_for_holds_up_only_like_one_that_is_back(self, balance, clock):
+        attempt(balance, answered(), closed=True)
+        trickled = [balance.begin(closed=False) for _ in range(10)]
         assert not any(trickled)
-        assert purse.wait() == pytest.approx(TRICKLE)
+        assert balance.wait() == pytest.approx(TRICKLE)
 
-    def test_the_end_of_one_from_before_a_reset_frees_nothing_twice(self, purse, clock):
-        old = purse.begin(closed=False)
-        purse.reset()
-        purse.end(old, failed())
-        purse.begin(closed=False)
-        assert purse.wait() == pytest.approx(OVERDUE)
+    def test_the_end_of_one_from_before_a_reset_frees_nothing_twice(self, balance, clock):
+        old = balance.begin(closed=False)
+        balance.reset()
+        balance.end(old, failed())
+        balance.begin(closed=False)
+        assert balance.wait() == pytest.approx(OVERDUE)
 
-    def test_one_whose_loop_is_gone_keeps_no_other_back(self, purse):
-        assert not purse.pending
-        purse.begin(closed=False)
-        assert purse.pending
-        purse.abandon()
-        assert not purse.pending
-        assert purse.wait() == pytest.approx(TRICKLE)
+    def test_one_whose_loop_is_gone_keeps_no_other_back(self, balance):
+        assert not balance.pending
+        balance.begin(closed=False)
+        assert balance.pending
+        balance.abandon()
+        assert not balance.pending
+        assert balance.wait() == pytest.approx(TRICKLE)
 
     @given(
         st.lists(
@@ -249,107 +249,107 @@ class TestTrickle:
     )
     def test_never_more_than_was_paid_for_and_the_trickle(self, script):
         clock = FakeClock()
-        purse = LastResort(clock)
+        balance = LastResort(clock)
         out, began, answers, elapsed = [], 0, 0, 0.0
         for pause, event in script:
             clock.tick(pause)
             elapsed += pause
             if event == "ask":
-                while purse.wait() == 0:
-                    out.append(purse.begin(closed=False))
+                while balance.wait() == 0:
+                    out.append(balance.begin(closed=False))
                     began += 1
             elif out:
                 good = event == "answer"
                 answers += good
-                purse.end(out.pop(0), answered() if good else failed())
-            assert 0 <= purse.purse <= MOST
+                balance.end(out.pop(0), answered() if good else failed())
+            assert 0 <= balance.balance <= MOST
             assert began <= GAIN * answers + 1 + elapsed / TRICKLE + 1e-6
 
 
 class TestRamp:
-    def test_it_begins_when_an_attempt_on_an_empty_purse_is_answered(self, purse):
-        attempt(purse, failed())
-        assert not purse.ramping
-        come_back(purse)
-        assert purse.ramping
+    def test_it_begins_when_an_attempt_on_an_empty_purse_is_answered(self, balance):
+        attempt(balance, failed())
+        assert not balance.ramping
+        come_back(balance)
+        assert balance.ramping
 
-    def test_not_when_the_attempt_was_paid_for(self, purse):
-        attempt(purse, answered(), closed=True)
-        attempt(purse, answered())
-        assert not purse.ramping
+    def test_not_when_the_attempt_was_paid_for(self, balance):
+        attempt(balance, answered(), closed=True)
+        attempt(balance, answered())
+        assert not balance.ramping
 
     @pytest.mark.parametrize("how", [failed, neutral])
-    def test_and_not_when_it_was_not_answered(self, purse, how):
-        attempt(purse, how())
-        assert not purse.ramping
+    def test_and_not_when_it_was_not_answered(self, balance, how):
+        attempt(balance, how())
+        assert not balance.ramping
 
-    def test_it_doubles_each_second_and_ends_after_five(self, purse, clock):
-        come_back(purse)
-        seen = [let_through(purse, clock, 1) for _ in range(5)]
+    def test_it_doubles_each_second_and_ends_after_five(self, balance, clock):
+        come_back(balance)
+        seen = [let_through(balance, clock, 1) for _ in range(5)]
         assert seen == pytest.approx([8, 16, 32, 64, 128], abs=1)
-        assert let_through(purse, clock, 1 / 64) == CROWD
-        assert not purse.ramping
+        assert let_through(balance, clock, 1 / 64) == CROWD
+        assert not balance.ramping
 
-    def test_a_wait_is_as_long_as_the_pace_says(self, purse, clock):
-        come_back(purse)
-        assert self.burst(purse) == 1
-        assert purse.ramp_wait() == pytest.approx(1 / 8)
+    def test_a_wait_is_as_long_as_the_pace_says(self, balance, clock):
+        come_back(balance)
+        assert self.burst(balance) == 1
+        assert balance.ramp_wait() == pytest.approx(1 / 8)
         clock.tick(1 / 16)
-        assert purse.ramp_wait() == pytest.approx(1 / 16)
+        assert balance.ramp_wait() == pytest.approx(1 / 16)
 
-    def test_no_wait_goes_beyond_the_moment_in_which_the_pace_doubles(self, purse, clock):
-        come_back(purse)
+    def test_no_wait_goes_beyond_the_moment_in_which_the_pace_doubles(self, balance, clock):
+        come_back(balance)
         clock.tick(0.95)
-        assert self.burst(purse) == 1
-        assert purse.ramp_wait() == pytest.approx(0.05)
+        assert self.burst(balance) == 1
+        assert balance.ramp_wait() == pytest.approx(0.05)
 
-    def burst(self, purse):
+    def burst(self, balance):
         """How many of a crowd get on the ramp in one moment."""
         begun = 0
-        while not purse.ramp_wait():
-            purse.begin(closed=True)
+        while not balance.ramp_wait():
+            balance.begin(closed=True)
             begun += 1
         return begun
 
     @pytest.mark.parametrize(("after", "burst"), [(0.9, 1), (1.9, 2), (4.5, 16)])
-    def test_those_who_come_late_find_no_saved_burst(self, purse, clock, after, burst):
-        come_back(purse)
+    def test_those_who_come_late_find_no_saved_burst(self, balance, clock, after, burst):
+        come_back(balance)
         clock.tick(after)
-        assert self.burst(purse) == burst, "an eighth of a second's"
+        assert self.burst(balance) == burst, "an eighth of a second's"
 
-    def test_attempts_outside_of_it_do_not_count_against_it(self, purse, clock):
+    def test_attempts_outside_of_it_do_not_count_against_it(self, balance, clock):
         for _ in range(50):
-            purse.begin(closed=True)
-        come_back(purse)
-        assert purse.ramp_wait() == 0
+            balance.begin(closed=True)
+        come_back(balance)
+        assert balance.ramp_wait() == 0
 
-    def test_a_second_attempt_that_is_answered_does_not_begin_it_anew(self, purse, clock):
-        late = purse.begin(closed=False)
+    def test_a_second_attempt_that_is_answered_does_not_begin_it_anew(self, balance, clock):
+        late = balance.begin(closed=False)
         clock.tick(1)
-        come_back(purse)
-        let_through(purse, clock, 3)
-        purse.end(late, answered())
-        assert let_through(purse, clock, 1) > 50
+        come_back(balance)
+        let_through(balance, clock, 3)
+        balance.end(late, answered())
+        assert let_through(balance, clock, 1) > 50
         clock.tick(1)
-        assert purse.ramp_wait() == 0
-        assert not purse.ramping
+        assert balance.ramp_wait() == 0
+        assert not balance.ramping
 
     @pytest.mark.parametrize("quiet", [0.0, 1.0, RAMP, 3600.0])
-    def test_each_outage_has_a_ramp_of_its_own(self, purse, clock, quiet):
+    def test_each_outage_has_a_ramp_of_its_own(self, balance, clock, quiet):
         """Also one that begins while the ramp of the one before is still on."""
-        come_back(purse)
-        let_through(purse, clock, 2)
-        while purse.purse >= 1:
-            attempt(purse, failed())  # its circuit has opened again
+        come_back(balance)
+        let_through(balance, clock, 2)
+        while balance.balance >= 1:
+            attempt(balance, failed())  # its circuit has opened again
         clock.tick(quiet)
-        come_back(purse)
-        assert purse.ramping
-        assert let_through(purse, clock, 1) == FLOOR
+        come_back(balance)
+        assert balance.ramping
+        assert let_through(balance, clock, 1) == FLOOR
 
-    def test_reset_ends_it(self, purse):
-        come_back(purse)
-        purse.reset()
-        assert not purse.ramping
+    def test_reset_ends_it(self, balance):
+        come_back(balance)
+        balance.reset()
+        assert not balance.ramping
 
     @given(
         rate=st.integers(1, 500),
@@ -358,52 +358,52 @@ class TestRamp:
     )
     def test_the_first_second_is_no_herd(self, rate, outage, phase):
         clock = FakeClock()
-        purse = LastResort(clock)
+        balance = LastResort(clock)
         clock.tick(phase)
         for _ in range(int(outage * rate)):
-            purse.seen()
+            balance.seen()
             clock.tick(1 / rate)
-        come_back(purse)
-        first_second = let_through(purse, clock, 1)
+        come_back(balance)
+        first_second = let_through(balance, clock, 1)
         assert first_second <= max(2 * rate, FLOOR)
         if rate > 5 and outage >= 1.5:
             assert first_second >= rate, "those who come meanwhile must not queue up for ever"
 
-    def test_requests_of_long_ago_say_nothing_of_the_rate(self, purse, clock):
+    def test_requests_of_long_ago_say_nothing_of_the_rate(self, balance, clock):
         for _ in range(500):
-            purse.seen()
+            balance.seen()
         clock.tick(2)
-        come_back(purse)
-        assert let_through(purse, clock, 1) == FLOOR
+        come_back(balance)
+        assert let_through(balance, clock, 1) == FLOOR
 
     @pytest.mark.parametrize("quiet", [2.0, 2.5])
-    def test_a_second_without_any_is_not_hidden_by_the_one_before(self, purse, clock, quiet):
+    def test_a_second_without_any_is_not_hidden_by_the_one_before(self, balance, clock, quiet):
         for _ in range(500):
-            purse.seen()
+            balance.seen()
         clock.tick(quiet)
-        purse.seen()
-        come_back(purse)
-        assert let_through(purse, clock, 1) == FLOOR
+        balance.seen()
+        come_back(balance)
+        assert let_through(balance, clock, 1) == FLOOR
 
-    def test_the_busier_of_the_last_two_seconds_counts(self, purse, clock):
+    def test_the_busier_of_the_last_two_seconds_counts(self, balance, clock):
         for _ in range(40):
-            purse.seen()
+            balance.seen()
         clock.tick(1)
-        purse.seen()
-        come_back(purse)
-        assert let_through(purse, clock, 1) == 60
+        balance.seen()
+        come_back(balance)
+        assert let_through(balance, clock, 1) == 60
 
     @given(st.floats(0, 10**6), st.integers(1, 500))
     def test_a_wait_is_long_enough_to_move_the_clock(self, start, arrivals):
         clock = FakeClock(start)
-        purse = LastResort(clock)
+        balance = LastResort(clock)
         for _ in range(arrivals):
-            purse.seen()
-        come_back(purse)
+            balance.seen()
+        come_back(balance)
         for _ in range(20):
-            purse.begin(closed=True)
+            balance.begin(closed=True)
             looks = 0
-            while (wait := purse.ramp_wait()) > 0:
+            while (wait := balance.ramp_wait()) > 0:
                 before, looks = clock.now(), looks + 1
                 clock.tick(wait)
                 assert clock.now() > before

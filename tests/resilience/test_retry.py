@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from aigateway.errors import FailureKind, ProviderFailure
-from aigateway.resilience.retry import NobodyLeftError, RetryPolicy, load, retry_rounds
+from aigateway.resilience.retry import NoCandidateLeftError, RetryPolicy, load, retry_rounds
 from aigateway.testing import FakeClock
 from tests import descriptors
 
@@ -22,7 +22,7 @@ class InstantClock(FakeClock):
 
 def nobody(worth_waiting):
     causes = [ProviderFailure("p", FailureKind.SERVER_ERROR, 500)]
-    return NobodyLeftError(causes, worth_waiting)
+    return NoCandidateLeftError(causes, worth_waiting)
 
 
 async def run(rounds, first, *, policy=None, left=60.0):
@@ -63,7 +63,7 @@ async def test_waits_at_least_as_long_as_the_first_to_be_free_asks():
 
 async def test_gives_up_after_the_set_rounds_with_the_last_reason():
     last = nobody(0.0)
-    with pytest.raises(NobodyLeftError) as raised:
+    with pytest.raises(NoCandidateLeftError) as raised:
         await run([nobody(0.0), last], nobody(0.0))
     assert raised.value is last
 
@@ -79,7 +79,7 @@ async def test_gives_up_after_the_set_rounds_with_the_last_reason():
     ],
 )
 async def test_does_not_begin_to_wait_when_it_is_no_use(first, policy, left):
-    with pytest.raises(NobodyLeftError) as raised:
+    with pytest.raises(NoCandidateLeftError) as raised:
         await run(["never reached"], first, policy=policy, left=left)
     assert raised.value is first
 
@@ -99,6 +99,6 @@ async def test_rounds_when_no_file_can_be_opened(monkeypatch, warm):
         if warm:
             assert (await run(["answer"], first))[0] == "answer"
         else:  # it cannot be loaded
-            with pytest.raises(NobodyLeftError) as raised:
+            with pytest.raises(NoCandidateLeftError) as raised:
                 await run(["answer"], first)
             assert raised.value is first

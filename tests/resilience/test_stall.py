@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from aigateway.resilience.stall import GRACE, INTERVAL, REPORTED, TOLERANCE, StallWatch
+from aigateway.resilience.stall import GRACE, INTERVAL, REPORTED, TOLERANCE, StallDetector
 from tests.resilience.guarding import allowance
 
 
@@ -15,7 +15,7 @@ def heard():
 
 @pytest.fixture
 async def watch(clock, heard):
-    watch = StallWatch(clock, heard.append)
+    watch = StallDetector(clock, heard.append)
     yield watch
     watch.stop()
 

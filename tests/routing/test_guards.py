@@ -94,18 +94,18 @@ class TestTable:
         assert guards.refusal() is None
 
     def look(self, guards):
-        """(failures in a row, what health has seen, cooldown, reason, purse), as they are."""
+        """(failures in a row, what health has seen, cooldown, reason, balance), as they are."""
         cooling = guards.cooldown.refusal()
         return (
             guards.breaker.consecutive_failures,
             seen_by_health(guards),
             cooling and round(cooling.retry_after, 6),
             guards.setup.reason,
-            guards.last_resort.purse,
+            guards.last_resort.balance,
         )
 
     @pytest.mark.parametrize(
-        ("end", "circuit", "health", "cooldown", "setup", "purse"),
+        ("end", "circuit", "health", "cooldown", "setup", "balance"),
         [
             pytest.param(outcome(E.ANSWERED), 0, (1, 2, 0), None, None, 10, id="answered"),
             pytest.param(outcome(E.FAILED), 3, (0, 3, 0), None, None, 0, id="failed"),
@@ -138,11 +138,11 @@ class TestTable:
         ],
     )
     def test_what_each_effect_does(
-        self, guards, clock, end, circuit, health, cooldown, setup, purse
+        self, guards, clock, end, circuit, health, cooldown, setup, balance
     ):
         self.prepare(guards, clock)
         attempt(guards, end)
-        assert self.look(guards) == (circuit, health, cooldown, setup, purse)
+        assert self.look(guards) == (circuit, health, cooldown, setup, balance)
 
     @pytest.mark.parametrize("effect", E)
     def test_only_an_answer_ends_the_row_of_throttles(self, guards, clock, effect):
@@ -181,7 +181,7 @@ class TestTable:
         elif last_resort or effect is E.FAILED:
             state = CircuitState.OPEN
         assert guards.breaker.state is state
-        assert guards.last_resort.purse == (10 if effect is E.ANSWERED else 0)
+        assert guards.last_resort.balance == (10 if effect is E.ANSWERED else 0)
 
     @pytest.mark.parametrize("effect", E)
     def test_an_attempt_ends_once_for_the_trickle(self, guards, clock, effect):
@@ -258,7 +258,7 @@ class TestStream:
         held = self.begin(guards)
         guards.end(held, outcome(how))
         assert seen_by_health(guards) == (1, 0, 0)
-        assert guards.last_resort.purse == 10
+        assert guards.last_resort.balance == 10
 
     def test_a_break_counts_as_a_failure(self, guards):
         held = self.begin(guards)
@@ -512,4 +512,4 @@ class TestTakeOver:
         later = make(Hook(), **other)
         later.take_over(guards)
         assert later.refusal() is None
-        assert later.last_resort.purse == 0
+        assert later.last_resort.balance == 0

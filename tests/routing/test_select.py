@@ -18,7 +18,7 @@ from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect
 from aigateway.routing.candidates import RequestState, Roster, final_error
 from aigateway.routing.provider import Provider
-from aigateway.routing.select import PriorityPolicy, take_turn
+from aigateway.routing.select import PriorityPolicy, advance_rotation
 from aigateway.settings import GatewaySettings, LLMConfig
 from aigateway.telemetry.emitter import Emitter
 from aigateway.testing import ScriptedVendor
@@ -100,7 +100,7 @@ def spread(providers, calls):
         request = request_for(*providers)
         chosen = choose(request).candidate
         assert chosen is not None
-        take_turn(chosen.provider, request.candidates)
+        advance_rotation(chosen.provider, request.candidates)
         counts[chosen.provider.name] += 1
     return counts
 
@@ -585,19 +585,19 @@ class TestSpread:
     def test_it_starts_one_stride_behind_the_others(self, make, weight, peers, turn):
         provider, peer = make("a", weight=weight), make("b", weight=peers)
         peer.turn = 10.0
-        take_turn(provider, request_for(provider, peer).candidates)
+        advance_rotation(provider, request_for(provider, peer).candidates)
         assert provider.turn == turn
 
     def test_other_priorities_take_turns_of_their_own(self, make):
         provider, backup = make("a", priority=1), make("b")
         backup.turn = 10.0
-        take_turn(provider, request_for(provider, backup).candidates)
+        advance_rotation(provider, request_for(provider, backup).candidates)
         assert provider.turn == 1
 
     def test_alone_it_loses_no_turn(self, make):
         alone, newcomer = make("a"), make("b")
         for _ in range(9):
-            take_turn(alone, request_for(alone).candidates)
+            advance_rotation(alone, request_for(alone).candidates)
         assert chosen_of(alone, newcomer) is alone
 
     def test_a_lower_priority_gets_nothing_while_a_higher_one_is_well(self, make):
@@ -810,7 +810,7 @@ class TestCandidate:
     def test_one_that_refused_a_hint_may_be_asked_again_without_it(self, make):
         (candidate,) = request_for(make("a")).candidates
         candidate.tried, candidate.calls = True, 2
-        candidate.may_be_asked_without()
+        candidate.retry_without_hint()
         assert (candidate.tried, candidate.calls) == (False, 1)
 
     def test_one_that_may_not_be_asked_as_last_resort_is_not_counted_for_the_ramp(self, make):
@@ -874,12 +874,12 @@ class TestRequestState:
         self, make, roster, request_of
     ):
         request = request_of
-        request.take_new_providers()
+        request.add_new_providers()
         (first,) = request.candidates
         first.calls = 1
         roster.add(make("low", priority=1))
         roster.add(make("high", priority=9))
-        request.take_new_providers()
+        request.add_new_providers()
         assert self.names(request) == ["high", "a", "low"]
         assert request.candidates[1] is first
 
@@ -888,25 +888,25 @@ class TestRequestState:
         for added in ([], [make("b")]):
             for provider in added:
                 roster.add(provider)
-            request.take_new_providers()
-            request.take_new_providers()
+            request.add_new_providers()
+            request.add_new_providers()
             before = request.candidates
-            request.take_new_providers()
+            request.add_new_providers()
             assert request.candidates is before
 
     def test_those_that_it_has_given_up_do_not_come_back(self, make, roster, request_of):
         request = request_of
-        request.take_new_providers()
+        request.add_new_providers()
         request.candidates = ()  # such as those that cannot go on with a stream
         roster.add(make("b"))
-        request.take_new_providers()
+        request.add_new_providers()
         assert self.names(request) == ["b"]
 
     def test_those_that_were_removed_stay_as_they_are(self, roster, request_of):
         request = request_of
-        request.take_new_providers()
+        request.add_new_providers()
         roster.remove("a")
-        request.take_new_providers()
+        request.add_new_providers()
         assert self.names(request) == ["a"]
 
     @pytest.mark.parametrize(

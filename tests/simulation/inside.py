@@ -117,7 +117,7 @@ def _could_go_on(ready: Callable[[], bool]) -> bool:
     failovers, request = known["self"], known["request"]
     assert isinstance(failovers, Failovers)
     assert isinstance(request, RequestState)
-    request.take_new_providers()
+    request.add_new_providers()
     kept = [(candidate.canary, candidate.seen) for candidate in request.candidates]
     for candidate in request.candidates:
         candidate.canary, candidate.seen = candidate.canary or False, True

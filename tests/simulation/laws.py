@@ -29,7 +29,7 @@ PURSE = 100
 """Attempts that answers have paid for at most."""
 
 FAST = 4.0
-"""Attempts a second that a provider gets at most on an empty purse."""
+"""Attempts a second that a provider gets at most on an empty balance."""
 
 SLOW = 2.0
 """Likewise, once `MANY` in a row have failed."""
@@ -229,7 +229,7 @@ def overdoses(seen: Seen, log: Sequence[VendorCall]) -> Iterator[str]:
             streak.doses += 1
             seconds = at - streak.opened_at
             trickle = min(FAST * seconds, MANY + SLOW * seconds)
-            most = AT_ONCE + streak.purse + seconds / reset + trickle
+            most = AT_ONCE + streak.balance + seconds / reset + trickle
             if streak.doses > most:
                 yield f"{call.provider} got {streak.doses} calls in {seconds:.3f} s of an outage"
                 streak.begin()
@@ -239,7 +239,7 @@ class _Streak:
     """The failures of a provider in one operation since it last answered."""
 
     def __init__(self) -> None:
-        self.purse = 0
+        self.balance = 0
         self.begin()
 
     def begin(self) -> None:
@@ -250,7 +250,7 @@ class _Streak:
     def ended(self, call: VendorCall, at: float, threshold: int) -> None:
         """Count a call's end. All but a certain failure may be taken for a sign of life."""
         if call.trouble not in _DEADLY or call.how in {"cancelled", "left"}:
-            self.purse = PURSE
+            self.balance = PURSE
             self.begin()
             return
         self.failed.add(call.asks)

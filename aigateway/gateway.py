@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, get_args
 
-from aigateway.batch.api import ManyRequests
-from aigateway.batch.pacing import Turnstile
+from aigateway.batch import engine
+from aigateway.batch.api import Batches
+from aigateway.batch.engine import Concurrency, Requests
+from aigateway.batch.items import row_reader
+from aigateway.batch.pacing import PacedSemaphore
 from aigateway.cache.memory import AnswerCache
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import (
@@ -25,6 +28,9 @@ from aigateway.errors import (
 from aigateway.events import CircuitForced, Hook, LoopStalled
 from aigateway.messages import (
     APPLICATION,
+    BatchItem,
+    BatchProgress,
+    BatchResult,
     CacheMode,
     ChatRequest,
     ChatResponse,
@@ -66,7 +72,7 @@ _OPTIONS = frozenset(
 """What `chat` takes by name; its other options are OpenAI's parameters."""
 
 
-class AsyncGateway(ManyRequests):
+class AsyncGateway:
     """Several LLM vendors as one that answers.
 
     Belongs to one event loop at a time. Use it as an async context manager, or call `aclose()`.
@@ -112,9 +118,18 @@ class AsyncGateway(ManyRequests):
             clock=clock,
         )
         self._limiter: Limiter
-        self._turnstile: Turnstile
+        self._bound_calls: PacedSemaphore
         self._pipeline: Pipeline
         self._start_afresh()
+        self._batches = Batches(
+            self._chat_of_batch,
+            self.check,
+            clock=clock,
+            roster=self._roster,
+            network=self._network,
+            max_concurrency=self.settings.max_concurrency,
+            is_closed=lambda: self._closed,
+        )
         configs = load_providers() if providers is None else _checked(providers)
         for config in configs:
             self.add_provider(config)
@@ -353,21 +368,159 @@ class AsyncGateway(ManyRequests):
         self._roster.candidates(request.model, "chat")
         return request
 
-    # ── what asking much needs; see `batch/api.py` ────────────────────────────────────────────────
+    # ── batches ──────────────────────────────────────────────────────────────────────────────
 
-    async def _ask(self, prompt: Any, options: Mapping[str, Any]) -> ChatResponse:
-        """One request of a batch."""
+    async def batch(
+        self,
+        requests: Requests,
+        *,
+        concurrency: Concurrency = 16,
+        on_progress: Callable[[BatchProgress], object] | None = None,
+        fail_fast: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - what is done by then is returned
+        outage_patience: float | None = 300.0,
+        **shared: Any,
+    ) -> BatchResult:
+        """Send many requests and return every result, in the order of the input.
+
+            result = await gateway.batch(["a", {"prompt": "b", "id": "second"}], temperature=0)
+            for item in result.items:
+                print(item.id, item.response.text if item.ok else item.error)
+
+        A bad request becomes an item with an error; the others are not affected. In the queue
+        these requests stand behind those of `chat` and `stream`. Cancelling this call cancels the
+        requests in flight.
+
+        Args:
+            requests: Prompts, lists of messages, mappings with "prompt" or "messages" (and "id",
+                and any option of `chat`) or `ChatRequest`s, in any mix. A list, a generator or an
+                async iterator; it is read only as far as there is room.
+            concurrency: Requests in flight at once, at most `max_concurrency`. "auto" follows the
+                providers' adaptive limits.
+            on_progress: Called with a `BatchProgress` after each request, on the event loop. An
+                exception of it is logged and has no other effect.
+            fail_fast: Whether the first error cancels the rest and is raised.
+            timeout: Seconds for the whole batch; None sets no bound. Requests that are not done by
+                then have a `DeadlineExceededError`. The rest of an input without a length is not
+                read. (A request's own "timeout", or the setting, bounds each time it is asked.)
+            outage_patience: Seconds for which requests wait during an outage: every circuit is
+                open, every vendor throttles, or the network is down. Counted from the first
+                request that finds no provider until a vendor answers one. Afterwards requests fail
+                at once. 0 disables waiting, None waits without limit. `timeout` bounds it, too.
+            **shared: Options of `chat` for every request; its own take precedence.
+
+        Returns:
+            Every item. If the input raises, the batch ends once the requests before it are done;
+            see `BatchResult.input_error`.
+
+        Raises:
+            RequestRejectedError: An argument, or a shared option, is invalid.
+            UnknownModelError: No provider serves the shared `model`.
+            NoProvidersError: No provider is configured.
+            Exception: With `fail_fast`, the first error, of a request or of the input.
+        """
+        options = self._batches.options(concurrency, on_progress, timeout, outage_patience, shared)
+        return await engine.batch(self._batches.ask, requests, options, fail_fast=fail_fast)
+
+    def as_completed(
+        self,
+        requests: Requests,
+        *,
+        concurrency: Concurrency = 16,
+        on_progress: Callable[[BatchProgress], object] | None = None,
+        timeout: float | None = None,
+        outage_patience: float | None = 300.0,
+        **shared: Any,
+    ) -> AsyncGenerator[BatchItem, None]:
+        """Send many requests and yield each result when it is done.
+
+            async for item in gateway.as_completed(prompts):
+                ...
+
+        Nothing is sent before the first step. At most `concurrency` requests are in flight, or
+        done and not taken yet, so a slow consumer slows the batch down. Leaving early (`break`,
+        `aclose`, an exception, cancellation) cancels the requests in flight; after `break`, once
+        the iterator is garbage-collected. Use `contextlib.aclosing` to cancel at once.
+
+        Args:
+            requests: As for `batch`, like the rest.
+            concurrency: As for `batch`.
+            on_progress: As for `batch`.
+            timeout: As for `batch`; counted from the first step.
+            outage_patience: As for `batch`.
+            **shared: As for `batch`.
+
+        Raises:
+            RequestRejectedError: An argument, or a shared option, is invalid; raised here.
+            UnknownModelError: No provider serves the shared `model`; raised here.
+            NoProvidersError: No provider is configured; raised here.
+            Exception: While iterating, at the end: what the input raised.
+        """
+        options = self._batches.options(concurrency, on_progress, timeout, outage_patience, shared)
+        return engine.as_completed(self._batches.ask, requests, options)
+
+    async def map(
+        self,
+        template: str,
+        rows: Requests,
+        *,
+        concurrency: Concurrency = 16,
+        on_progress: Callable[[BatchProgress], object] | None = None,
+        fail_fast: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - as for `batch`
+        outage_patience: float | None = 300.0,
+        **shared: Any,
+    ) -> BatchResult:
+        """Run a `batch` with one prompt for each row.
+
+            await gateway.map("Translate into French: {text}", [{"text": "cat", "id": 7}, ...])
+
+        Args:
+            template: `{field}` stands for that field of the row, `{{` and `}}` for braces.
+            rows: Mappings; any input that `batch` takes. A row that lacks a field of the template,
+                or has None for it, becomes an item with an error. Its "id", if any, becomes the
+                item's.
+            concurrency: As for `batch`, like the rest.
+            on_progress: As for `batch`.
+            fail_fast: As for `batch`.
+            timeout: As for `batch`.
+            outage_patience: As for `batch`.
+            **shared: As for `batch`.
+
+        Raises:
+            As `batch`; RequestRejectedError also for an invalid template.
+        """
+        options = self._batches.options(concurrency, on_progress, timeout, outage_patience, shared)
+        options = replace(options, read=row_reader(template))
+        return await engine.batch(self._batches.ask, rows, options, fail_fast=fail_fast)
+
+    def bind(self, **defaults: Any) -> Callable[..., Coroutine[Any, Any, ChatResponse]]:
+        """Return `chat` with some options set, for `asyncio.gather` and `asyncio.TaskGroup`.
+
+            ask = gateway.bind(model="fast", system="You are terse.", agent="market")
+            replies = await asyncio.gather(*(ask(prompt) for prompt in prompts))
+
+        At most `max_concurrency` bound calls of this gateway run at once; the others wait in
+        order. Waiting calls take no place in the gateway's queue, and their `timeout` begins when
+        they run. The event loop stays responsive however many calls are begun at once.
+
+        Args:
+            **defaults: Options of `chat`; those of a call take precedence.
+        """
+
+        async def ask(
+            prompt_or_messages: str | Sequence[Mapping[str, Any]], **options: Any
+        ) -> ChatResponse:
+            self._enter_loop()
+            async with self._bound_calls:
+                return await self.chat(prompt_or_messages, **{**defaults, **options})
+
+        return ask
+
+    async def _chat_of_batch(self, prompt: Any, options: Mapping[str, Any]) -> ChatResponse:
         request = self._request_of(prompt, options, background=True)
         self._enter_loop()
         return await self._pipeline.chat(request)
-
-    def _door(self) -> Turnstile:
-        self._enter_loop()
-        return self._turnstile
-
-    def _seconds_until_available(self, model: object) -> float:
-        # Closed, it need not be waited for: the request hears of it.
-        return 0.0 if self._closed else self._roster.seconds_until_available(model)
 
     # ── providers ────────────────────────────────────────────────────────────────────────────
 
@@ -564,7 +717,7 @@ class AsyncGateway(ManyRequests):
 
     def _start_afresh(self) -> None:
         self._limiter = Limiter(self.settings.max_concurrency, self.settings.max_queue)
-        self._turnstile = Turnstile(self.settings.max_concurrency)
+        self._bound_calls = PacedSemaphore(self.settings.max_concurrency)
         around = CallContext(
             self._clock,
             self._limiter,

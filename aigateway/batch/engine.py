@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import math
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -28,11 +27,10 @@ from collections.abc import (
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from aigateway.batch.items import Wanted, read_request
-from aigateway.batch.outage import Patience
+from aigateway.batch.items import Prompt, read_request
+from aigateway.batch.outage import Availability, OutageWait
 from aigateway.clock import Clock
 from aigateway.errors import (
-    AllProvidersFailedError,
     DeadlineExceededError,
     GatewayError,
     RequestRejectedError,
@@ -49,9 +47,9 @@ from aigateway.request.values import check_patience, check_seconds
 
 __all__ = [
     "Ask",
+    "BatchOptions",
     "Concurrency",
     "Requests",
-    "Terms",
     "as_completed",
     "batch",
     "limit_of",
@@ -74,25 +72,20 @@ Ask = Callable[[Any, Mapping[str, Any]], Awaitable[ChatResponse]]
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """How requests are taken through.
+class BatchOptions:
+    """How one batch runs.
 
     Attributes:
         clock: Time.
-        limit: How many may be out (and, of `as_completed`, done and not taken yet); read anew
-            whenever there may be room.
-        timeout: Seconds for all of them; None sets no bound.
-        shared: Options for each request; its own stand over them.
-        on_progress: Is called after each request.
-        read: Makes sense of one element of the input. Raises `RequestRejectedError`.
-        outage_patience: Seconds for which requests are held back while nobody can be asked; 0 not
-            at all, None without end.
-        away: Seconds until somebody who serves a model can be asked; 0 if somebody can be now, or
-            if waiting is no use. Takes whatever stands as "model", and never raises.
-        last_resort: Seconds until one request may go out all the same, as the last resort; infinite
-            if none may. Likewise.
-        refusal: The error for a request that is not asked, since no provider can be. Likewise.
-        offline: Whether no connection can be made to anybody.
+        limit: The most requests in flight (for `as_completed`, in flight or done and not taken
+            yet); read again whenever there may be room.
+        timeout: Seconds for the whole batch; None sets no bound.
+        shared: Options of every request; its own take precedence.
+        on_progress: Called after each request.
+        read: Reads one element of the input. Raises `RequestRejectedError`.
+        outage_patience: Seconds for which requests wait during an outage; 0 disables waiting,
+            None waits without limit.
+        availability: Which providers can be reached.
     """
 
     clock: Clock
@@ -100,12 +93,9 @@ class Terms:
     timeout: float | None = None
     shared: Mapping[str, Any] = field(default_factory=dict)
     on_progress: Callable[[BatchProgress], object] | None = None
-    read: Callable[[Any], Wanted] = read_request
+    read: Callable[[Any], Prompt] = read_request
     outage_patience: float | None = 300.0
-    away: Callable[[object], float] = lambda _: 0.0
-    last_resort: Callable[[object], float] = lambda _: math.inf
-    refusal: Callable[[object], GatewayError] = lambda _: AllProvidersFailedError.of(())
-    offline: Callable[[], bool] = lambda: False
+    availability: Availability = field(default_factory=Availability)
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
@@ -142,7 +132,7 @@ def _check_listener(on_progress: object) -> None:
 
 
 async def batch(
-    ask: Ask, requests: Requests, terms: Terms, *, fail_fast: bool = False
+    ask: Ask, requests: Requests, options: BatchOptions, *, fail_fast: bool = False
 ) -> BatchResult:
     """Take all requests through, and collect what became of them, in their order.
 
@@ -150,7 +140,7 @@ async def batch(
         RequestRejectedError: `requests` is nothing that holds requests.
         Exception: With `fail_fast`, the first error, of a request or of the input.
     """
-    run = _Run(ask, requests, terms)
+    run = _Run(ask, requests, options)
     items: list[BatchItem | None] = []
     async with contextlib.aclosing(run.items()) as finished:
         async for item in finished:
@@ -170,7 +160,9 @@ async def batch(
     )
 
 
-def as_completed(ask: Ask, requests: Requests, terms: Terms) -> AsyncGenerator[BatchItem, None]:
+def as_completed(
+    ask: Ask, requests: Requests, options: BatchOptions
+) -> AsyncGenerator[BatchItem, None]:
     """Take requests through, and hand each out when it is done.
 
     Raises:
@@ -178,7 +170,7 @@ def as_completed(ask: Ask, requests: Requests, terms: Terms) -> AsyncGenerator[B
         DeadlineExceededError: While iterating: the timeout was over before the input was read.
         Exception: While iterating: what the input raised, after what had been read is done.
     """
-    return _Run(ask, requests, terms).items(raising=True)
+    return _Run(ask, requests, options).items(raising=True)
 
 
 # ── one batch under way ──────────────────────────────────────────────────────────────────────
@@ -226,7 +218,7 @@ class _Run:
         input_error: What the input raised, if it did.
     """
 
-    def __init__(self, ask: Ask, requests: Requests, terms: Terms) -> None:
+    def __init__(self, ask: Ask, requests: Requests, options: BatchOptions) -> None:
         if isinstance(requests, str | bytes | Mapping | ChatRequest) or not isinstance(
             requests, Iterable | AsyncIterable
         ):
@@ -236,15 +228,8 @@ class _Run:
             )
         self._ask = ask
         self._requests = requests
-        self._terms = terms
-        self._patience = Patience(
-            terms.clock,
-            terms.outage_patience,
-            terms.away,
-            terms.offline,
-            last_resort=terms.last_resort,
-            refusal=terms.refusal,
-        )
+        self._options = options
+        self._outage = OutageWait(options.clock, options.outage_patience, options.availability)
         self._total = len(requests) if isinstance(requests, Sized) else None
         self._asked: dict[asyncio.Task[ChatResponse], _Begun] = {}
         self._done: deque[BatchItem] = deque()
@@ -267,8 +252,8 @@ class _Run:
         reader = asyncio.create_task(self._read(), name="aigateway-batch-input")
         reader.add_done_callback(self._input_over)
         helpers: list[asyncio.Task[None]] = [reader]
-        if self._terms.timeout is not None:
-            timer = self._end_after(self._terms.timeout, reader)
+        if self._options.timeout is not None:
+            timer = self._end_after(self._options.timeout, reader)
             helpers.append(asyncio.create_task(timer, name="aigateway-batch-timeout"))
         try:
             while True:
@@ -287,7 +272,7 @@ class _Run:
             raise self.input_error
         if raising and not self.complete:
             raise DeadlineExceededError(
-                f"The batch's timeout of {self._terms.timeout:g} s was over before its input was"
+                f"The batch's timeout of {self._options.timeout:g} s was over before its input was"
                 " read to its end."
             )
 
@@ -306,7 +291,7 @@ class _Run:
 
     async def _end_after(self, seconds: float, reader: asyncio.Task[None]) -> None:
         """End what is not done by then. What can be counted is read to its end all the same."""
-        await self._terms.clock.sleep(seconds)
+        await self._options.clock.sleep(seconds)
         self._late = True
         for task in self._asked:
             task.cancel()
@@ -341,15 +326,15 @@ class _Run:
         self._begin(request)
         if self._taken % _AT_ONCE == 0:
             await asyncio.sleep(0)
-        while len(self._asked) + len(self._done) >= self._terms.limit():
+        while len(self._asked) + len(self._done) >= self._options.limit():
             self._room.clear()
             await self._room.wait()
 
     def _begin(self, request: Any) -> None:
-        begun = _Begun(self._taken, str(self._taken), request, self._terms.clock.now())
+        begun = _Begun(self._taken, str(self._taken), request, self._options.clock.now())
         self._taken += 1
         try:
-            wanted = self._terms.read(request)
+            wanted = self._options.read(request)
         except Exception as error:  # noqa: BLE001 - a mapping of the caller's may raise anything
             self._over(begun, error=error)
             return
@@ -364,9 +349,9 @@ class _Run:
 
     # ── one request ──────────────────────────────────────────────────────────────────────────
 
-    async def _answer(self, wanted: Wanted) -> ChatResponse:
-        options = {**self._terms.shared, **wanted.options}
-        return await self._patience.answer(
+    async def _answer(self, wanted: Prompt) -> ChatResponse:
+        options = {**self._options.shared, **wanted.options}
+        return await self._outage.answer(
             options.get("model"), lambda: self._ask(wanted.prompt, options)
         )
 
@@ -401,13 +386,13 @@ class _Run:
             response,
             error,
             () if response is None else response.attempts,
-            self._terms.clock.now() - begun.at,
+            self._options.clock.now() - begun.at,
         )
         self.tally.add(item)
         self._done.append(item)
         self._news.set()
-        if self._terms.on_progress is not None:
-            self._tell(self._terms.on_progress)
+        if self._options.on_progress is not None:
+            self._tell(self._options.on_progress)
 
     def _tell(self, on_progress: Callable[[BatchProgress], object]) -> None:
         tally = self.tally
@@ -421,7 +406,7 @@ class _Run:
 
     def _too_late(self) -> DeadlineExceededError:
         return DeadlineExceededError(
-            f"The batch's timeout of {self._terms.timeout:g} s was over before this request was"
+            f"The batch's timeout of {self._options.timeout:g} s was over before this request was"
             " done. Raise `timeout` or `concurrency`, or ask again for what is missing."
         )
 

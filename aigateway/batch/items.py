@@ -11,11 +11,11 @@ from typing import Any
 from aigateway.errors import RequestRejectedError, refuse
 from aigateway.messages import ChatRequest, Origin
 
-__all__ = ["Wanted", "read_request", "row_reader", "template_fields"]
+__all__ = ["Prompt", "read_request", "row_reader", "template_fields"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Prompt:
     """One request, read.
 
     Attributes:
@@ -29,7 +29,7 @@ class Wanted:
     id: str | None = None
 
 
-def read_request(given: Any) -> Wanted:
+def read_request(given: Any) -> Prompt:
     """Make sense of a prompt, a list of messages, a mapping or a `ChatRequest`.
 
     A mapping has "prompt" or "messages"; "id" is optional, and whatever else it has are options
@@ -41,15 +41,15 @@ def read_request(given: Any) -> Wanted:
     if isinstance(given, ChatRequest):
         return _from_chat_request(given)
     if not isinstance(given, Mapping):
-        return Wanted(given, {})  # who answers says whether that is a prompt
+        return Prompt(given, {})  # who answers says whether that is a prompt
     options = {name: value for name, value in given.items() if value is not None}
     name = _checked_id(options.pop("id", None))
     if ("prompt" in options) == ("messages" in options):
         refuse('A request needs either "prompt" or "messages".')
-    return Wanted(options.pop("prompt" if "prompt" in options else "messages"), options, name)
+    return Prompt(options.pop("prompt" if "prompt" in options else "messages"), options, name)
 
 
-def _from_chat_request(request: ChatRequest) -> Wanted:
+def _from_chat_request(request: ChatRequest) -> Prompt:
     options = dict(request.params)
     for name in ("model", "timeout", "agent", "cache_ttl", "hedge"):
         value = getattr(request, name)
@@ -66,7 +66,7 @@ def _from_chat_request(request: ChatRequest) -> Wanted:
             on_cost=request.on_cost,
             tenant=request.tenant,
         )
-    return Wanted(request.messages, options, request.request_id or None)
+    return Prompt(request.messages, options, request.request_id or None)
 
 
 def _checked_id(given: object) -> str | None:
@@ -75,7 +75,7 @@ def _checked_id(given: object) -> str | None:
     return None if given is None or given == "" else str(given)
 
 
-def row_reader(template: str) -> Callable[[Any], Wanted]:
+def row_reader(template: str) -> Callable[[Any], Prompt]:
     """What makes prompts out of rows: each `{field}` of the template becomes that of the row.
 
     `{{` and `}}` stand for braces. A row's "id", if it has one, becomes the item's. A field that
@@ -87,7 +87,7 @@ def row_reader(template: str) -> Callable[[Any], Wanted]:
     _check_template(template)
     needs = f"The template needs {', '.join(_fields(template)) or 'no field'}; this row"
 
-    def read(row: Any) -> Wanted:
+    def read(row: Any) -> Prompt:
         if not isinstance(row, Mapping):
             refuse(f"A row must be a mapping of field names to values, not {type(row).__name__}.")
         try:
@@ -99,7 +99,7 @@ def row_reader(template: str) -> Callable[[Any], Wanted]:
         except Exception as exc:  # noqa: BLE001 - a value may raise anything when it is formatted
             problem = f"{needs} has a value that cannot be put in ({type(exc).__name__})."
         else:
-            return Wanted(prompt, {}, _checked_id(row.get("id")))
+            return Prompt(prompt, {}, _checked_id(row.get("id")))
         raise RequestRejectedError(problem)
 
     return read

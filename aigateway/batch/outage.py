@@ -1,14 +1,14 @@
-"""How long a request that nobody sits and waits for is held back while nobody can be asked.
+"""During an outage a batch waits: its requests are held back instead of failing at once.
 
-Who calls `chat` wants to know at once that every provider is away. A batch wants its answers: with
-every circuit open it would otherwise turn its whole input into errors within a second. What is
-decided here is only whether a request waits; who is asked, and how a failure is judged, is not.
+A caller of `chat` wants to know immediately that every provider is unavailable. A batch wants its
+answers. This module decides only whether a request waits, not which provider is asked.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from aigateway.clock import Clock
 from aigateway.errors import (
@@ -21,87 +21,95 @@ from aigateway.errors import (
 )
 from aigateway.messages import ChatResponse
 
-__all__ = ["Patience"]
+__all__ = ["Availability", "OutageWait"]
 
 LOOK_AGAIN = 5.0
-"""Seconds after which one who waits looks around: somebody may have come back, or been added."""
+"""Longest wait in seconds before the providers are looked at again."""
 
 _BEHIND = 0.25
-"""Seconds by which a request that has failed comes later than others; doubles each time."""
+"""Seconds by which a request that has failed stands behind the others; doubles each time."""
 
 _LEAST_WAIT = 0.001
-"""Seconds; what is left of a wait by rounding alone must not be waited for again and again."""
+"""Seconds. Rounding can leave a tiny wait, which would otherwise be repeated many times."""
 
-_AWAY = frozenset({FailureKind.RATE_LIMITED, FailureKind.COOLING_DOWN, FailureKind.CIRCUIT_OPEN})
-"""What a provider that is away for a while has to say, whatever the request is."""
+_TEMPORARY = frozenset(
+    {FailureKind.RATE_LIMITED, FailureKind.COOLING_DOWN, FailureKind.CIRCUIT_OPEN}
+)
+"""Failures of a provider that is unavailable for a while, whatever the request is."""
 
 
-class Patience:
-    """The patience of one batch. For one event loop.
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Which providers a batch can reach. Each callable takes any `model` and never raises.
 
-    Nobody to be asked counts from when a request found it so until a vendor answers one: a probe
-    that fails, or a rate that ends in the next refusal, is no end of an outage.
+    Attributes:
+        seconds_until_available: Until a provider of the model may be asked normally. 0 if one may
+            be now, or if waiting would not help.
+        seconds_until_last_resort: Until one request may go out as last resort during an outage;
+            infinite if none may.
+        refusal: The error of a request that no provider may be asked for.
+        network_is_down: Whether no connection can be made to any provider.
+    """
+
+    seconds_until_available: Callable[[object], float] = lambda _: 0.0
+    seconds_until_last_resort: Callable[[object], float] = lambda _: math.inf
+    refusal: Callable[[object], GatewayError] = lambda _: AllProvidersFailedError.of(())
+    network_is_down: Callable[[], bool] = lambda: False
+
+
+class OutageWait:
+    """Holds back the requests of one batch during outages. For one event loop.
+
+    An outage begins when a request finds no provider available, and ends when a vendor answers one.
+    A failed probe, or a rate limit that ends in the next refusal, does not end it.
 
     Args:
         clock: Time.
-        seconds: For how long requests are held back, in one outage and each of them after its
-            first failure; 0 not at all, None without end.
-        away: Seconds until somebody who serves a model can be asked; 0 if somebody can be now, or
-            if waiting is no use.
-        offline: Whether no connection can be made to anybody.
-        last_resort: Seconds until one request may go out during an outage all the same, so that
-            its end is noticed; infinite if none may.
-        refusal: The error for a request that is not asked, since no provider can be.
+        seconds: How long requests are held back, per outage and per request after its first
+            failure. 0 disables waiting; None waits without limit.
+        availability: Which providers can be reached.
     """
 
-    __slots__ = ("_away", "_clock", "_last_resort", "_offline", "_refusal", "_seconds", "_since")
+    __slots__ = ("_availability", "_clock", "_seconds", "_since")
 
-    def __init__(
-        self,
-        clock: Clock,
-        seconds: float | None,
-        away: Callable[[object], float],
-        offline: Callable[[], bool],
-        *,
-        last_resort: Callable[[object], float],
-        refusal: Callable[[object], GatewayError],
-    ) -> None:
+    def __init__(self, clock: Clock, seconds: float | None, availability: Availability) -> None:
         self._clock = clock
         self._seconds = math.inf if seconds is None else seconds
-        self._away = away
-        self._offline = offline
-        self._last_resort = last_resort
-        self._refusal = refusal
-        self._since: dict[object, float] = {}  # by model: when nobody could be asked first
+        self._availability = availability
+        self._since: dict[object, float] = {}  # by model: when its outage began
 
     async def answer(
         self, model: object, ask: Callable[[], Awaitable[ChatResponse]]
     ) -> ChatResponse:
-        """Ask when somebody can be asked, and again if that ended because nobody could be.
+        """Ask when a provider is available, and again if the request failed of the outage alone.
 
         Args:
-            model: Whom it is for; None is everybody.
+            model: The request's model; None stands for any.
             ask: Asks once.
 
         Raises:
-            What `ask` raises, the last time.
+            Exception: Whatever the last `ask` raised.
         """
         failures = 0
         own_end = math.inf
-        held = self._away(model) > 0
+        held = self._is_outage(model)
         while True:
             if held:
                 await self._hold(model, failures, own_end)
-                if self._away(model) > 0 and self._last_resort(model) > 0:
-                    raise self._refusal(model)  # the patience is over
-            in_outage = self._away(model) > 0
+                if (
+                    self._is_outage(model)
+                    and self._availability.seconds_until_last_resort(model) > 0
+                ):
+                    raise self._availability.refusal(model)  # waited long enough
+            in_outage = self._is_outage(model)
             try:
                 response = await ask()
             except (AllProvidersFailedError, DeadlineExceededError, OverloadedError) as error:
-                # A request that is refused for its own sake must not profit from others' answers.
+                # Bounds this request by itself: answers to others extend the wait of all, and one
+                # that only ever fails must not be repeated without end.
                 own_end = min(own_end, self._clock.now() + self._seconds)
-                # What was asked as last resort, and failed, has told nothing of itself either.
-                held = in_outage or self._away(model) > 0 or self._tells_nothing(error)
+                # A failed last-resort attempt says nothing about the request either.
+                held = in_outage or self._is_outage(model) or self._is_outage_only(error)
                 if not held or self._left(model, own_end) <= 0:
                     raise
                 failures += 1
@@ -110,14 +118,20 @@ class Patience:
                     self._since.pop(model, None)
                 return response
 
-    async def _hold(self, model: object, failures: int, own_end: float) -> None:
-        """Wait until somebody can be asked, or until the patience is over.
+    def _is_outage(self, model: object) -> bool:
+        return self._availability.seconds_until_available(model) > 0
 
-        One that has failed comes a little later than others: it may be what the vendor chokes on.
+    async def _hold(self, model: object, failures: int, own_end: float) -> None:
+        """Wait until a provider is available, or the allowed time is over.
+
+        A request that has failed waits a little longer: it may itself be the cause of failures.
         """
         behind = min(_BEHIND * 2.0 ** min(failures - 1, 8), LOOK_AGAIN) if failures else 0.0
         while (left := self._left(model, own_end)) > 0:
-            wait = min(self._away(model), self._last_resort(model))
+            wait = min(
+                self._availability.seconds_until_available(model),
+                self._availability.seconds_until_last_resort(model),
+            )
             if wait <= 0:
                 wait, behind = behind, 0.0
             if wait <= 0:
@@ -125,26 +139,25 @@ class Patience:
             await self._clock.sleep(max(min(wait, left, LOOK_AGAIN), _LEAST_WAIT))
 
     def _left(self, model: object, own_end: float) -> float:
-        """Seconds for which a request is still held back. The first to ask begins the outage."""
+        """Return the seconds a request may still wait. The first call begins the outage."""
         now = self._clock.now()
         return min(own_end, self._since.setdefault(model, now) + self._seconds) - now
 
-    def _tells_nothing(self, error: GatewayError) -> bool:
-        """Whether a request failed that nobody has looked at, though somebody can be asked now.
+    def _is_outage_only(self, error: GatewayError) -> bool:
+        """Whether no provider looked at the request, though one may be available by now.
 
-        What healthy providers could not answer must fail, for it would be asked for ever. But where
-        all said only "later", that may be over in the moment in which the request has failed.
+        A failure at a healthy provider must end the request, or it would be repeated for ever.
         """
         if not isinstance(error, AllProvidersFailedError | DeadlineExceededError):
             return False
-        hopeful = [cause for cause in error.causes if cause.kind is not FailureKind.DISABLED]
-        return bool(hopeful) and all(map(self._comes_back, hopeful))
+        usable = [cause for cause in error.causes if cause.kind is not FailureKind.DISABLED]
+        return bool(usable) and all(map(self._is_temporary, usable))
 
-    def _comes_back(self, cause: ProviderFailure) -> bool:
-        """Whether this provider did not look at the request, but will some time."""
+    def _is_temporary(self, cause: ProviderFailure) -> bool:
+        """Whether the provider did not look at the request, but will be available again."""
         wait = cause.retry_after_seconds
         if cause.kind is FailureKind.CONNECTION:
-            return self._offline()
+            return self._availability.network_is_down()
         if cause.kind is FailureKind.SATURATED:
-            return wait is not None  # its rate is used up, until then
-        return cause.kind in _AWAY and wait != math.inf
+            return wait is not None  # its rate is used up for that long
+        return cause.kind in _TEMPORARY and wait != math.inf

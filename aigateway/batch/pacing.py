@@ -1,4 +1,4 @@
-"""A bound for those who begin thousands of calls in the same moment."""
+"""A semaphore for callers that begin thousands of calls in the same moment."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import asyncio
 from collections import OrderedDict
 from types import TracebackType
 
-__all__ = ["Turnstile"]
+__all__ = ["PacedSemaphore"]
 
-_AT_ONCE = 4
-"""Entries in one turn of the event loop. To begin a call takes some 100 microseconds, so that a
-thousand begun in one go would hold up everybody else."""
+_PER_TURN = 4
+"""Entries in one turn of the event loop. Beginning a call takes some 100 microseconds, so a
+thousand at once would block everything else on the loop."""
 
 
-class Turnstile:
-    """Lets in so many at once, first come, first served, and never a crowd in one go.
-
-    As an async context manager it is what `asyncio.Semaphore` is, but for the second part: of ten
-    thousand who come in the same moment, a few begin at each turn of the event loop, so that
-    others on it are not held up.
+class PacedSemaphore:
+    """`asyncio.Semaphore`, first in first out, that lets in a few waiters per event loop turn.
 
     Args:
-        places: How many may be inside.
+        places: How many may be inside at once.
     """
 
     __slots__ = ("_entered", "_inside", "_places", "_turning", "_waiting")
@@ -31,11 +27,11 @@ class Turnstile:
         self._inside = 0
         self._entered = 0  # in this turn of the event loop
         self._turning = False
-        # Ordered, so that the first can be taken and any can leave in the same short time.
+        # Ordered, so that taking the first and removing any both take constant time.
         self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
 
     async def __aenter__(self) -> None:
-        if self._may_enter():  # then nobody waits: whoever did would have been let in
+        if self._may_enter():  # then no one waits: a waiter would have been let in
             self._enter()
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -58,21 +54,20 @@ class Turnstile:
         self._leave()
 
     def _may_enter(self) -> bool:
-        return self._inside < self._places and self._entered < _AT_ONCE
+        return self._inside < self._places and self._entered < _PER_TURN
 
     def _enter(self) -> None:
         self._inside += 1
         self._entered += 1
         if not self._turning:
             self._turning = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._next_turn)
 
     def _leave(self) -> None:
         self._inside -= 1
         self._let_in()
 
-    def _turn(self) -> None:
-        """The event loop has gone round: the next few may enter."""
+    def _next_turn(self) -> None:
         self._turning = False
         self._entered = 0
         self._let_in()

@@ -28,9 +28,9 @@ from aigateway import (
     RequestRejectedError,
     UnknownModelError,
 )
-from aigateway.batch.engine import Terms, as_completed
+from aigateway.batch.engine import BatchOptions, as_completed
 from aigateway.batch.items import row_reader
-from aigateway.batch.pacing import Turnstile
+from aigateway.batch.pacing import PacedSemaphore
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.messages import ChatRequest, ChatResponse, Choice, Completion, Origin, Usage
 from aigateway.testing import FakeClock, ScriptedVendor, Step, scripted_configs
@@ -425,7 +425,7 @@ async def live_at_most(count):
         return ANSWER
 
     done = 0
-    async for _ in as_completed(ask, requests(), Terms(SYSTEM_CLOCK, lambda: 16)):
+    async for _ in as_completed(ask, requests(), BatchOptions(SYSTEM_CLOCK, lambda: 16)):
         done += 1
     assert done == count
     return peak
@@ -511,7 +511,7 @@ class TestEnds:
             await asyncio.sleep(0)
             return ANSWER
 
-        items = as_completed(ask, ["one", "two"], Terms(AnyMoment(), lambda: 1, timeout=1))
+        items = as_completed(ask, ["one", "two"], BatchOptions(AnyMoment(), lambda: 1, timeout=1))
         assert (await anext(items)).request == "one"
         second = asyncio.ensure_future(anext(items))
         await asyncio.sleep(0)
@@ -556,7 +556,7 @@ class TestEnds:
             await asyncio.sleep(0)
             return ANSWER
 
-        items = await collected(as_completed(ask, ["one", "two"], Terms(clock, lambda: 1)))
+        items = await collected(as_completed(ask, ["one", "two"], BatchOptions(clock, lambda: 1)))
         assert [item.ok for item in items] == [True, False]
         assert "cancelled" in str(items[1].error)
 
@@ -791,27 +791,27 @@ class TestBind:
             await make().bind(model="nobody")("hi")
 
 
-async def all_at_once(turnstile, places):
+async def all_at_once(semaphore, places):
     """Go in with as many as there are places, and out when all of them are in."""
     together = asyncio.Barrier(places)
 
     async def one():
-        async with turnstile:
+        async with semaphore:
             await together.wait()
 
     async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*(one() for _ in range(places)))
 
 
-class TestTurnstile:
+class TestPacedSemaphore:
     async def test_ten_thousand_do_not_begin_at_once(self):
-        turnstile = Turnstile(5000)
+        semaphore = PacedSemaphore(5000)
         begun = 0
         together = asyncio.Event()
 
         async def one():
             nonlocal begun
-            async with turnstile:
+            async with semaphore:
                 begun += 1
                 await together.wait()
 
@@ -830,12 +830,12 @@ class TestTurnstile:
     async def test_random_schedules_lose_nobody_and_break_no_bound(self, seed):
         rng = random.Random(seed)
         places = rng.randint(1, 20)
-        turnstile = Turnstile(places)
+        semaphore = PacedSemaphore(places)
         inside, order = 0, []
 
         async def one(number):
             nonlocal inside
-            async with turnstile:
+            async with semaphore:
                 inside += 1
                 order.append(number)
                 assert inside <= places
@@ -859,18 +859,18 @@ class TestTurnstile:
             assert result is None or task in cancelled
         assert order == sorted(order)
         assert inside == 0
-        await all_at_once(turnstile, places)
+        await all_at_once(semaphore, places)
 
     async def test_one_that_is_let_in_and_cancelled_at_once_passes_the_place_on(self):
-        turnstile = Turnstile(1)
-        async with turnstile:
-            unlucky = asyncio.create_task(all_at_once(turnstile, 1))
+        semaphore = PacedSemaphore(1)
+        async with semaphore:
+            unlucky = asyncio.create_task(all_at_once(semaphore, 1))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         unlucky.cancel()
         with pytest.raises(asyncio.CancelledError):
             await unlucky
-        await all_at_once(turnstile, 1)
+        await all_at_once(semaphore, 1)
 
 
 class TestPriority:

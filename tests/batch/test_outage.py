@@ -1,11 +1,11 @@
-"""Which failure is asked again, by patience alone; `test_engine.py` has whole batches."""
+"""Which failures are asked again during an outage; `test_engine.py` has whole batches."""
 
 import asyncio
 import math
 
 import pytest
 
-from aigateway.batch.outage import Patience
+from aigateway.batch.outage import Availability, OutageWait
 from aigateway.errors import (
     AllProvidersFailedError,
     DeadlineExceededError,
@@ -25,13 +25,23 @@ def cause(kind: FailureKind, retry_after: float | None = None) -> ProviderFailur
     return ProviderFailure("a", kind, retry_after_seconds=retry_after)
 
 
-def never(model: object) -> float:
-    """No last resort allows anything."""
-    return math.inf
+def outage_wait(
+    clock, seconds, until_available, until_last_resort=lambda _: math.inf, network_is_down=bool
+) -> OutageWait:
+    return OutageWait(
+        clock,
+        seconds,
+        Availability(
+            until_available,
+            until_last_resort,
+            lambda _: AllProvidersFailedError("not asked"),
+            network_is_down,
+        ),
+    )
 
 
 class Gateway:
-    """Fails once, and says how long everybody is away."""
+    """Fails once; then every provider is unavailable for `away` seconds."""
 
     def __init__(self, clock, error: GatewayError, away: float = 0.0, offline: bool = False):
         self.clock, self.error, self.offline = clock, error, offline
@@ -51,14 +61,9 @@ class Gateway:
         left: float = self.back_at - self.clock.now()
         return max(0.0, left)
 
-    def patience(self, seconds: float | None = 300.0) -> Patience:
-        return Patience(
-            self.clock,
-            seconds,
-            self.away,
-            lambda: self.offline,
-            last_resort=lambda _: self.last_resort(),
-            refusal=lambda _: AllProvidersFailedError("not asked"),
+    def wait(self, seconds: float | None = 300.0) -> OutageWait:
+        return outage_wait(
+            self.clock, seconds, self.away, lambda _: self.last_resort(), lambda: self.offline
         )
 
     def last_resort(self) -> float:
@@ -68,7 +73,7 @@ class Gateway:
 
 
 async def ended(clock, gateway, seconds=300.0):
-    task = asyncio.ensure_future(gateway.patience(seconds).answer(None, gateway.ask))
+    task = asyncio.ensure_future(gateway.wait(seconds).answer(None, gateway.ask))
     await clock.advance(60)
     assert task.done()
     return task.exception()
@@ -93,7 +98,9 @@ async def ended(clock, gateway, seconds=300.0):
     ids=str,
 )
 @pytest.mark.parametrize("error", [AllProvidersFailedError, DeadlineExceededError])
-async def test_with_somebody_to_ask_only_those_whom_nobody_looked_at(clock, error, causes, again):
+async def test_with_a_provider_available_only_outage_failures_are_asked_again(
+    clock, error, causes, again
+):
     gateway = Gateway(clock, error("failed", causes))
     failure = await ended(clock, gateway)
     assert (failure is None) == again
@@ -109,7 +116,7 @@ async def test_with_somebody_to_ask_only_those_whom_nobody_looked_at(clock, erro
     ],
     ids=repr,
 )
-async def test_with_nobody_to_ask_all_wait_for_them(clock, error):
+async def test_without_a_provider_every_failure_waits(clock, error):
     gateway = Gateway(clock, error, away=40)
     assert await ended(clock, gateway) is None
     first, second = gateway.asked
@@ -118,7 +125,7 @@ async def test_with_nobody_to_ask_all_wait_for_them(clock, error):
 
 
 @pytest.mark.parametrize(("after", "least", "most"), [(0.0, 0, 1), (7.0, 7, 8), (90.0, 40, 41)])
-async def test_with_nobody_to_ask_one_goes_as_last_resort_when_its_dose_allows(
+async def test_a_held_request_goes_out_as_last_resort_when_its_dose_allows(
     clock, after, least, most
 ):
     gateway = Gateway(clock, AllProvidersFailedError("failed", [cause(K.SERVER_ERROR)]), away=40)
@@ -128,34 +135,27 @@ async def test_with_nobody_to_ask_one_goes_as_last_resort_when_its_dose_allows(
     assert least <= second - first < most
 
 
-async def test_what_is_the_requests_own_fault_waits_for_nobody(clock):
+async def test_a_failure_of_the_request_itself_does_not_wait(clock):
     bad, full = RequestRejectedError("bad"), OverloadedError("full")
     assert await ended(clock, Gateway(clock, bad, away=40)) is bad
     assert await ended(clock, Gateway(clock, full)) is full
 
 
-async def test_a_dead_network_is_nobodys_answer(clock):
+async def test_a_network_outage_is_waited_out(clock):
     causes = [cause(K.CONNECTION), ProviderFailure("b", K.CONNECTION)]
     gateway = Gateway(clock, AllProvidersFailedError("failed", causes), offline=True)
     assert await ended(clock, gateway) is None
 
 
-async def test_each_time_that_it_fails_it_comes_later(clock):
+async def test_each_failure_delays_the_next_try(clock):
     asked = []
 
     async def ask():
         asked.append(clock.now())
         raise AllProvidersFailedError("busy", [cause(K.RATE_LIMITED)])
 
-    patience = Patience(
-        clock,
-        20,
-        lambda _: 0.0,
-        lambda: False,
-        last_resort=lambda _: math.inf,
-        refusal=lambda _: AllProvidersFailedError("not asked"),
-    )
-    task = asyncio.ensure_future(patience.answer(None, ask))
+    wait = outage_wait(clock, 20, lambda _: 0.0)
+    task = asyncio.ensure_future(wait.answer(None, ask))
     await clock.advance(30)
     assert isinstance(task.exception(), AllProvidersFailedError)
     began = asked[0]
@@ -163,7 +163,7 @@ async def test_each_time_that_it_fails_it_comes_later(clock):
 
 
 class Outage:
-    """Every provider is away until `over`; one request in each `pause` may ask all the same."""
+    """No provider is available until `over`; one last resort may go out per `pause`."""
 
     def __init__(self, clock, lasts: float, pause: float, first: float = 0.0):
         self.clock, self.pause = clock, pause
@@ -192,19 +192,12 @@ class Outage:
         return max(0.0, left)
 
     def start(self, requests: int, seconds: float = 300.0) -> list[asyncio.Task[ChatResponse]]:
-        patience = Patience(
-            self.clock,
-            seconds,
-            self.away,
-            lambda: False,
-            last_resort=self.last_resort,
-            refusal=lambda _: AllProvidersFailedError("not asked"),
-        )
-        return [asyncio.create_task(patience.answer(None, self.ask)) for _ in range(requests)]
+        wait = outage_wait(self.clock, seconds, self.away, self.last_resort)
+        return [asyncio.create_task(wait.answer(None, self.ask)) for _ in range(requests)]
 
 
 @pytest.mark.parametrize("pause", [0.25, 1.0, 5.0])
-async def test_one_of_those_held_is_let_out_when_the_last_resort_allows_it(clock, pause):
+async def test_one_held_request_goes_out_per_dose(clock, pause):
     outage = Outage(clock, math.inf, pause)
     tasks = outage.start(30)
     await clock.advance(20)
@@ -215,7 +208,7 @@ async def test_one_of_those_held_is_let_out_when_the_last_resort_allows_it(clock
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_so_the_end_of_an_outage_is_noticed_long_before_the_circuits_time(clock):
+async def test_the_end_of_an_outage_is_noticed_before_the_circuit_closes(clock):
     outage = Outage(clock, lasts=10.0, pause=0.25)
     tasks = outage.start(30)
     await clock.advance(16)
@@ -225,7 +218,7 @@ async def test_so_the_end_of_an_outage_is_noticed_long_before_the_circuits_time(
     assert sum(at >= 10 for at in outage.asked) == 30
 
 
-async def test_a_single_request_that_failed_lets_doses_pass_before_it_is_let_out_again(clock):
+async def test_a_request_that_failed_lets_doses_pass(clock):
     outage = Outage(clock, math.inf, pause=0.25)
     (task,) = outage.start(1)
     await clock.advance(8)
@@ -234,7 +227,7 @@ async def test_a_single_request_that_failed_lets_doses_pass_before_it_is_let_out
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_the_first_is_let_out_no_sooner_than_the_last_resort_says(clock):
+async def test_the_first_goes_out_no_sooner_than_its_dose(clock):
     outage = Outage(clock, lasts=0.0, pause=0.25, first=4.0)
     tasks = outage.start(3)
     await clock.advance(3.9)
@@ -244,7 +237,7 @@ async def test_the_first_is_let_out_no_sooner_than_the_last_resort_says(clock):
     assert all(task.done() for task in tasks)
 
 
-async def test_what_the_last_resort_lets_out_ends_with_the_patience_all_the_same(clock):
+async def test_last_resort_requests_end_with_the_wait(clock):
     outage = Outage(clock, math.inf, pause=1.0)
     tasks = outage.start(3, seconds=10.0)
     await clock.advance(9.9)

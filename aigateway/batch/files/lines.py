@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from aigateway.batch.items import Wanted, read_request, row_reader, template_fields
+from aigateway.batch.items import Prompt, read_request, row_reader, template_fields
 from aigateway.errors import ConfigurationError, RequestRejectedError
 
 __all__ = ["Line", "Problem", "Shape", "Source"]
@@ -260,7 +260,7 @@ class Source:
         self,
         number: int,
         row: Mapping[str, Any],
-        read: Callable[[Mapping[str, Any]], Wanted],
+        read: Callable[[Mapping[str, Any]], Prompt],
         id_column: str | None,
     ) -> Line | Problem:
         """A row as a line. Without an `id_column` rows are called by their numbers."""
@@ -311,7 +311,7 @@ def _text(given: object) -> str | None:
     return str(given)
 
 
-def _reader(shape: Shape) -> Callable[[Mapping[str, Any]], Wanted] | None:
+def _reader(shape: Shape) -> Callable[[Mapping[str, Any]], Prompt] | None:
     """What makes prompts of rows, if rows are what is wanted."""
     if shape.template is not None:
         try:
@@ -327,16 +327,16 @@ def _reader(shape: Shape) -> Callable[[Mapping[str, Any]], Wanted] | None:
     if column is None:
         return None
 
-    def read(row: Mapping[str, Any]) -> Wanted:
+    def read(row: Mapping[str, Any]) -> Prompt:
         if row.get(column) is None:
             raise RequestRejectedError(f'it has no "{column}"')
         prompt = row[column]
-        return Wanted(str(prompt) if isinstance(prompt, int | float) else prompt, {})
+        return Prompt(str(prompt) if isinstance(prompt, int | float) else prompt, {})
 
     return read
 
 
-def _read_openai(given: Mapping[str, Any]) -> Wanted:
+def _read_openai(given: Mapping[str, Any]) -> Prompt:
     """A line in the form of https://platform.openai.com/docs/guides/batch."""
     if given.get("method", "POST") != "POST":
         raise RequestRejectedError('its "method" is not "POST"')
@@ -350,7 +350,7 @@ def _read_openai(given: Mapping[str, Any]) -> Wanted:
     options = {k: v for k, v in body.items() if v is not None and k != "stream"}
     if "messages" not in options:
         raise RequestRejectedError('its body has no "messages"')
-    return Wanted(options.pop("messages"), options)
+    return Prompt(options.pop("messages"), options)
 
 
 def _skip_the_rest(file: BinaryIO, text: bytes) -> None:

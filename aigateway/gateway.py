@@ -294,7 +294,7 @@ class AsyncGateway(ManyRequests):
             **params: Other OpenAI embedding parameters (`dimensions`, ...).
 
         Raises:
-            As `chat`.
+            GatewayError: As `chat`.
         """
         request = intake.embedding_request(
             inputs,

@@ -180,7 +180,8 @@ class ManyRequests(ABC):
             **shared: As for `batch`.
 
         Raises:
-            As `batch`; RequestRejectedError also for a template that cannot work.
+            GatewayError: As `batch`.
+            RequestRejectedError: The template cannot work.
         """
         terms = self._terms(concurrency, on_progress, timeout, outage_patience, shared)
         terms = replace(terms, read=intake.row_reader(template))

@@ -9,7 +9,7 @@ import pytest
 from tests.docs.guides import follow
 from tests.processes import ROOT
 
-GUIDES = ("adding-a-policy.md", "adding-a-metric.md")
+GUIDES = ("adding-a-policy.md", "adding-a-metric.md", "adding-an-endpoint.md")
 
 
 @pytest.mark.parametrize("guide", GUIDES)

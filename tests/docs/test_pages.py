@@ -14,7 +14,6 @@ import aigateway
 from aigateway import AsyncGateway, FailureKind, GatewaySettings, LLMConfig, events, testing
 from aigateway.cli import app
 from aigateway.settings import ServerSettings
-from aigateway.settings.server import ApiKey
 from aigateway.telemetry import Prometheus
 from aigateway.testing import ScriptedVendor, scripted_configs
 from aigateway.wires.failures import VERDICTS, Failover, Gate
@@ -25,6 +24,7 @@ from tests.processes import ROOT
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
 SETTINGS = (REFERENCE / "settings.md").read_text()
+(ApiKey, _) = typing.get_args(ServerSettings.model_fields["keys"].annotation)
 OBSERVABILITY = (DOCS / "guides" / "observability.md").read_text()
 
 

@@ -32,7 +32,7 @@ def tests(session: nox.Session) -> None:
 
 AT_BOUNDARIES = (
     "tests/wires",
-    "tests/http/test_readme.py",
+    "tests/docs/test_code_blocks.py",
     "tests/cache/test_backend.py",
     "tests/cache/test_store.py",
     "tests/settings",
@@ -139,6 +139,14 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into build/site; warnings are errors, and it may load nothing from outside."""
+    session.install("--require-hashes", "-r", "requirements/docs.txt")
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("python", "-m", "tests.docs.self_contained", "build/site")
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Two hundred callers, vendors that fail, and nothing may leak; after `--`: `--minutes 60`."""
     install(session)
@@ -164,9 +172,17 @@ def bench(session: nox.Session) -> None:
 def lock(session: nox.Session) -> None:
     """Pin the newest allowed versions anew, with hashes and without download addresses."""
     session.install("uv")
-    pin(session, "dev", "--group=dev")
+    pin(session, "dev", "--group=dev", "pyproject.toml")
     # Measured is what is tested: left alone, the peers would draw other versions of litellm.
-    pin(session, "bench", "--group=bench", "--group=dev", "--constraints=requirements/dev.txt")
+    pin(
+        session,
+        "bench",
+        "--group=bench",
+        "--group=dev",
+        "--constraints=requirements/dev.txt",
+        "pyproject.toml",
+    )
+    pin(session, "docs", "--group=docs")
 
 
 def pin(session: nox.Session, name: str, *choice: str) -> None:
@@ -185,5 +201,4 @@ def pin(session: nox.Session, name: str, *choice: str) -> None:
         "--no-emit-find-links",
         *choice,
         f"--output-file=requirements/{name}.txt",
-        "pyproject.toml",
     )

@@ -309,7 +309,7 @@ class AsyncGateway:
             **params: Other OpenAI embedding parameters (`dimensions`, ...).
 
         Raises:
-            As `chat`.
+            GatewayError: As `chat`.
         """
         request = embedding_request(
             inputs,
@@ -488,7 +488,8 @@ class AsyncGateway:
             **shared: As for `batch`.
 
         Raises:
-            As `batch`; RequestRejectedError also for an invalid template.
+            GatewayError: As `batch`.
+            RequestRejectedError: The template cannot work.
         """
         options = self._batches.options(concurrency, on_progress, timeout, outage_patience, shared)
         options = replace(options, read=row_reader(template))

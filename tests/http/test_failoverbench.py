@@ -2,8 +2,8 @@
 
 A primary misbehaves in one way and a fallback is well (github.com/failoverbench/failoverbench,
 methodology 0.1). The catalogue asks for the whole answer (in S13 for a clean error), and for good
-conduct towards the vendors, advice included. The settings are those of the README. HTTP is real,
-and time is virtual: it passes only while a vendor is silent or the gateway waits.
+conduct towards the vendors, advice included. The settings are those of the failover guide. HTTP is
+real, and time is virtual: it passes only while a vendor is silent or the gateway waits.
 """
 
 import asyncio

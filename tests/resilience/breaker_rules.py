@@ -1,6 +1,6 @@
 """The circuit's rules in their plainest form: a machine that is told every event, and the hour.
 
-Written from what is promised to users (README, "The circuit") and not from the breaker's code, so
+Written from what is promised to users (docs/guides/guards.md) and not from the breaker's code, so
 that the two can be held against each other. Where the promise leaves room (how much jitter), the
 reference says what is allowed and takes over what happened.
 """

@@ -1,0 +1,62 @@
+"""Follow a guide for contributors word by word, in a copy of the tree."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.processes import PATIENCE, ROOT
+
+BLOCKS = re.compile(r"^```(python|diff)\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""A new file, or changes to one; the first line names it."""
+
+
+def follow(guide: str, tree: Path) -> tuple[list[str], str]:
+    """Carry out the steps of a guide, then run its test (the last step) and those of the pages.
+
+    Args:
+        guide: Its name under docs/.
+        tree: An empty folder.
+
+    Returns:
+        The files that the steps touch, in order, and what pytest printed.
+    """
+    for folder in ("aigateway", "tests", "docs"):
+        ignored = shutil.ignore_patterns("__pycache__", "node_modules")
+        shutil.copytree(ROOT / folder, tree / folder, ignore=ignored)
+    for file in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "noxfile.py", "mkdocs.yml"):
+        shutil.copy(ROOT / file, tree)
+    steps = BLOCKS.findall((ROOT / "docs" / guide).read_text())
+    for kind, file, text in steps:
+        _carry_out(kind, tree / file, text)
+    files = list(dict.fromkeys(file for _, file, _ in steps))
+    pages = ["tests/docs/test_pages.py", "--deselect=tests/docs/test_pages.py::TestReadme"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", files[-1], *pages],
+        cwd=tree,
+        env={"PYTHONPATH": str(tree), "PATH": "/usr/bin:/bin", "HOME": str(tree)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return files, run.stdout
+
+
+def _carry_out(kind: str, file: Path, text: str) -> None:
+    if kind == "python":
+        assert not file.exists(), f"{file.name} is there already"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        return
+    for part in text.split("...\n"):
+        lines = part.splitlines(keepends=True)
+        before = "".join(line[1:] for line in lines if line[0] != "+")
+        after = "".join(line[1:] for line in lines if line[0] != "-")
+        content = file.read_text()
+        assert content.count(before) == 1, f"{file.name} does not hold this once: {before}"
+        file.write_text(content.replace(before, after))

@@ -1,0 +1,46 @@
+"""README and the pages of the site, and the blocks of code in them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tests.processes import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(
+    r"^```(?P<language>\w+)\n(?P<text>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of code, and the output that the page shows right below it."""
+
+    page: str
+    number: int
+    language: str
+    text: str
+    output: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.number}"
+
+
+def blocks(language: str, page: str = "") -> list[Block]:
+    """All blocks of a language; on one page, or on all but the guides for contributors.
+
+    Those show parts of files, which tests of their own put together.
+    """
+    found = []
+    for path in PAGES:
+        name = str(path.relative_to(ROOT))
+        if name != page if page else name.startswith("docs/adding-"):
+            continue
+        found += [
+            Block(name, number, match["language"], match["text"], match["output"])
+            for number, match in enumerate(BLOCK.finditer(path.read_text()), 1)
+            if match["language"] == language
+        ]
+    return found

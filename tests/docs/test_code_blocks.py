@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import doctest
+import itertools
 import os
 import shlex
 import subprocess
@@ -75,7 +76,9 @@ def service(launch, tmp_path):
 
     def begin(*arguments):
         if not started:
-            started.append(launch(tmp_path, "serve", *arguments, "--port", "0", env={}))
+            directory = tmp_path / "service"
+            directory.mkdir()
+            started.append(launch(directory, "serve", *arguments, "--port", "0", env={}))
         return started[0].url.removeprefix("http://").rstrip("/")
 
     return begin
@@ -103,49 +106,53 @@ def test_a_test_passes(block, tmp_path):
     (conftest,) = [each for each in blocks("python", block.page) if "pytest_plugins" in each.text]
     (tmp_path / "conftest.py").write_text(conftest.text)
     (tmp_path / "test_my_app.py").write_text(block.text)
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_app.py"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_app.py"]
+    assert f"{block.text.count('def test_')} passed" in run(command, tmp_path)
+
+
+@pytest.mark.usefixtures("all_keys")
+def test_the_tutorials_commands_run(service, launch, tmp_path):
+    for block in TUTORIAL:
+        printed = ""
+        for is_ours, lines in itertools.groupby(
+            block.text.splitlines(keepends=True), lambda line: line.startswith("aigateway ")
+        ):
+            if not is_ours:
+                script = "".join(lines)
+                script = script.replace(SERVICE, service()) if SERVICE in script else script
+                printed += run(["bash", "-euo", "pipefail", "-c", script], tmp_path)
+                continue
+            for line in lines:
+                _, *words = shlex.split(line, comments=True)
+                if words[0] == "serve":
+                    service(*words[1:])
+                else:
+                    printed += run_ours(launch, words, tmp_path)
+        assert_shown(block, printed)
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+
+
+def run(command, folder):
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HOME": str(folder)},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert f"{block.text.count('def test_')} passed" in run.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-@pytest.mark.usefixtures("all_keys")
-def test_the_tutorials_commands_run(service, tmp_path):
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    command = folder / "aigateway"
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m aigateway "$@"\n')
-    command.chmod(0o755)
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
-    answers = tmp_path / "answers.jsonl"
-    for block in TUTORIAL:
-        words = shlex.split(block.text, comments=True)
-        if words[:2] == ["aigateway", "serve"]:
-            service(*words[2:])
-            continue
-        script = block.text
-        if SERVICE in script:
-            script = script.replace(SERVICE, service())
-        run = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert run.returncode == 0, f"{block}\n{run.stdout}{run.stderr}"
-        assert_shown(block, run.stdout)
-    assert len(answers.read_text().splitlines()) == 2
+def run_ours(launch, words, folder):
+    """Run the command line in a process that need not load litellm first; that takes seconds."""
+    for name in ("out", "err", "code", "pid"):
+        (folder / name).unlink(missing_ok=True)
+    process = launch(folder, *words, env=os.environ)
+    assert process.code == 0, process.log
+    return process.read("out")
 
 
 @pytest.mark.parametrize("name", KEYS)

@@ -34,8 +34,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # else each supervisor looks through all that is loaded
     # What the command line starts is the service itself, with a few endpoints more.
-    made = functools.partial(serving.Order, make_app=with_endpoints(create_app))
-    vars(serving)["Order"] = made
+    made = functools.partial(serving.ServeOptions, make_app=with_endpoints(create_app))
+    vars(serving)["ServeOptions"] = made
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for them
     print("loaded", flush=True)
     for line in sys.stdin:

@@ -32,9 +32,12 @@ def run_serve(
         if config is not None:
             # Everything that reads settings finds it there, in every process and at each reload.
             os.environ["AIGATEWAY_CONFIG"] = str(config.absolute())
-        from aigateway.server.process.logs import write_logs  # noqa: PLC0415 - needs the extra
-        from aigateway.server.process.serve import Order, serve  # noqa: PLC0415 - likewise
+        from aigateway.server.process.serve import (  # noqa: PLC0415 - needs the extra
+            ServeOptions,
+            serve,
+        )
+        from aigateway.telemetry.json_logs import configure_service_logs  # noqa: PLC0415 - slow
 
-        write_logs(as_json=as_json)
-        code = serve(Order(overrides, simulate, typer.echo))
+        configure_service_logs(as_json=as_json)
+        code = serve(ServeOptions(overrides, simulate, typer.echo))
     raise typer.Exit(code)

@@ -1,54 +1,59 @@
-"""What the endpoints share: the gateway of the moment, the settings, who may ask."""
+"""What the endpoints of one process share: gateway, settings, access, and the other processes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+import logging
+from collections.abc import Iterator
 from typing import Any
 
+import orjson
+
 from aigateway.clock import SYSTEM_CLOCK, Clock
+from aigateway.errors import ConfigurationError
 from aigateway.gateway import AsyncGateway
 from aigateway.routing.provider import CircuitOrder
 from aigateway.server.auth.keys import Access
 from aigateway.server.http.refusal_log import Complaints
 from aigateway.server.http.sse import Turns
-from aigateway.server.process.exchange_files import Workers
-from aigateway.server.status.recent_events import Happenings
-from aigateway.server.status.snapshot import Snapshot, snapshot
+from aigateway.server.process.shared_directory import SharedDirectory
+from aigateway.server.status.recent_events import RecentEvents
+from aigateway.server.status.snapshot import Report, Snapshot, report, snapshot
 from aigateway.settings import ServerSettings
+from aigateway.telemetry.log import log_event
+from aigateway.telemetry.merge import merge_metrics
+from aigateway.telemetry.prometheus import Prometheus, exposition
 
 __all__ = ["Service"]
 
+_REPORT = "service"
+
 
 class Service:
-    """One process's service.
+    """The service in one process. What it says of itself is the sum of all processes.
 
     Args:
-        gateway: Answers; closed by whoever made it.
+        gateway: Answers requests; its maker closes it.
         settings: Of the service.
         clock: Time.
-        happenings: The hook that the gateway was made with; without it the status page shows
-            figures and nothing that happened.
+        recent_events: A hook of the gateway; without it the status page shows figures only.
+        prometheus: A hook of the gateway; without it there is nothing for a scraper.
+        shared: Reaches the other processes.
 
     Attributes:
-        gateway: The one that answers what comes now; see `in_use`.
-        settings: As given.
-        access: Who may ask.
-        complaints: What was refused.
-        draining: It is told to stop: `/ready` says no, what is under way goes on.
-        stopping: Its time is over, too: a stream that still goes on says so and ends.
-        turns: Shares out the event loop's time among streams.
-        workers: The other processes of the same service.
+        gateway: Answers new requests; see `in_use`.
+        settings: The current ones.
+        access: Knows the keys.
+        complaints: Refused requests.
+        draining: The service is stopping: `/ready` fails, requests in flight go on.
+        stopping: The time to drain is over: streams end with an error.
+        turns: Shares the event loop's time among streams.
+        shared: As given.
         clock: As given.
-        happenings: As given.
-        snapshot: What the status page shows; one of several processes puts the sum of all there.
-        force_circuit: Gives an operator's order for a provider (its name, the order, who gives
-            it); one of several processes passes it on to all. Raises `ConfigurationError` where
-            there is no such provider.
-        figures: The metrics as JSON; likewise.
-        scrape: The metrics for a scraper: from its `Accept` the content type and the body of the
-            answer; None where there are only those in JSON.
+        recent_events: As given.
+        scrape: Returns the content type and the body for a scraper's `Accept` header; None without
+            `prometheus`.
     """
 
     def __init__(
@@ -57,8 +62,9 @@ class Service:
         settings: ServerSettings,
         clock: Clock = SYSTEM_CLOCK,
         *,
-        happenings: Happenings | None = None,
-        workers: Workers | None = None,
+        recent_events: RecentEvents | None = None,
+        prometheus: Prometheus | None = None,
+        shared: SharedDirectory | None = None,
     ) -> None:
         self.gateway = gateway
         self.settings = settings
@@ -67,30 +73,39 @@ class Service:
         self.draining = False
         self.stopping = asyncio.Event()
         self.turns = Turns(clock)
-        self.workers = workers or Workers()
+        self.shared = shared or SharedDirectory()
         self.clock = clock
-        self.happenings = happenings or Happenings(clock)
-        self.snapshot: Callable[[], Snapshot] = self.own_snapshot
-        self.force_circuit: Callable[[str, CircuitOrder, str | None], Awaitable[None]] = (
-            self.force_own_circuit
-        )
-        self.figures: Callable[[], dict[str, Any]] = self.own_figures
-        self.scrape: Callable[[str], tuple[str, bytes]] | None = None
+        self.recent_events = recent_events or RecentEvents(clock)
+        self.scrape = None if prometheus is None else self._scrape
+        self._prometheus = prometheus
         self._uses: dict[AsyncGateway, int] = {}
         self._left = asyncio.Event()
+        if prometheus is not None:
+            prometheus.watch(lambda: self.gateway)
+        self.shared.report(_REPORT, lambda: orjson.dumps(self._report()))
+        self.shared.subscribe(self._carry_out)
 
-    def own_snapshot(self) -> Snapshot:
-        """How this process stands."""
-        return snapshot(
-            self.gateway.providers,
-            self.gateway.get_metrics(),
-            self.happenings.recent,
-            self.happenings.latency(),
-            self.clock.wall(),
-        )
+    # ── figures ──────────────────────────────────────────────────────────────────────────────
 
-    def own_figures(self) -> dict[str, Any]:
-        """The metrics of this process, what it has refused, and what each key has used."""
+    def snapshot(self) -> Snapshot:
+        """Return what the status page shows."""
+        return snapshot(*self._reports())
+
+    def figures(self) -> dict[str, Any]:
+        """Return the metrics as JSON, with refused requests and what each key has used."""
+        running, exited = self._reports()
+        return merge_metrics([r["metrics"] for r in running], [r["metrics"] for r in exited])
+
+    def _scrape(self, accept: str) -> tuple[str, bytes]:
+        running, exited = self._reports()
+        return exposition(accept, [r["scraped"] for r in running], [r["scraped"] for r in exited])
+
+    def _reports(self) -> tuple[list[Report], list[Report]]:
+        collected = self.shared.collect(_REPORT)
+        running, exited = collected.running, collected.exited
+        return [orjson.loads(each) for each in running], [orjson.loads(each) for each in exited]
+
+    def _report(self) -> Report:
         keys = {
             usage.name: {
                 "spent_usd": usage.spent_usd,
@@ -100,20 +115,54 @@ class Service:
             for usage in self.access.usage()
         }
         refused = dict(self.complaints.counts)
-        return {**self.gateway.get_metrics(), "refused": refused, "keys": keys}
+        return report(
+            self.gateway.providers,
+            {**self.gateway.get_metrics(), "refused": refused, "keys": keys},
+            self.recent_events.recent,
+            latency=self.recent_events.latency(),
+            at=self.clock.wall(),
+            scraped=[] if self._prometheus is None else self._prometheus.snapshot(),
+        )
 
-    async def force_own_circuit(self, name: str, order: CircuitOrder, by: str | None) -> None:
-        """Take a circuit of this process in hand; see `AsyncGateway.force_circuit`."""
-        self.gateway.force_circuit(name, order, by=by)
+    # ── orders ───────────────────────────────────────────────────────────────────────────────
+
+    async def force_circuit(self, name: str, order: CircuitOrder, by: str | None) -> None:
+        """Give all processes an operator's order; see `AsyncGateway.force_circuit`.
+
+        Raises:
+            ConfigurationError: There is no such provider.
+        """
+        if not any(provider.name == name for provider in self.gateway.providers):
+            raise ConfigurationError(f"There is no provider named {name!r}.")
+        self.shared.order(name, orjson.dumps({"order": order, "by": by}))
+
+    def _carry_out(self, name: str, content: bytes) -> None:
+        given = orjson.loads(content)
+        for provider in self.gateway.providers:
+            if provider.name == name:
+                current = provider.circuit_state.value if provider.forced else "auto"
+                if current == given["order"]:
+                    return  # carried out before; a reload, for example, repeats all orders
+        try:
+            self.gateway.force_circuit(name, given["order"], by=given["by"])
+        except ConfigurationError:  # removed, or not added yet
+            log_event(
+                logging.INFO,
+                "workers.order_without_provider",
+                "There is no provider {provider} here to force.",
+                provider=name,
+            )
+
+    # ── the gateway ──────────────────────────────────────────────────────────────────────────
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is under way."""
+        """Whether no request is in flight."""
         return not self._uses
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[AsyncGateway]:
-        """The gateway for one request: it is not closed before the request is over."""
+        """Give the gateway to one request: it is not closed before the request has ended."""
         gateway = self.gateway
         self._uses[gateway] = self._uses.get(gateway, 0) + 1
         try:
@@ -125,7 +174,7 @@ class Service:
                 self._left.set()
 
     async def replace(self, gateway: AsyncGateway) -> AsyncGateway:
-        """Let another gateway answer from now on. Returns the old one when nobody uses it."""
+        """Answer with another gateway from now on. Returns the old one when it is not in use."""
         old, self.gateway = self.gateway, gateway
         while self._uses.get(old):
             self._left.clear()

@@ -1,11 +1,11 @@
 """Logs as JSON: one object on one line for each event, on stderr.
 
-For the service, and for applications that have no opinion of their own on logs. Everything that
-the standard library's loggers say (uvicorn's too) goes the same way.
+For the service, and for applications without a logging setup of their own. Records of all loggers
+of the standard library, uvicorn's too, take the same form.
 
-No line holds a prompt, an answer or a key. What an exception says may quote any of them, so of a
-foreign one only its class and where it came from are told; the words of our own errors are safe.
-The one exception is `log_prompts=True`, which is what that setting is for.
+No line holds a prompt, an answer or a key. The message of an exception may quote any of them, so of
+a foreign exception only its class and traceback are logged; our own messages are safe. The one
+exception is `log_prompts=True`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import contextlib
 import datetime as dt
 import json
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -25,21 +24,21 @@ import orjson
 import structlog
 
 from aigateway.errors import GatewayError
+from aigateway.telemetry.log import SERVER_LOGGER
 
-__all__ = ["configure_json_logs", "silence_libraries"]
+__all__ = ["configure_json_logs", "configure_service_logs"]
 
 _SERVERS = ("uvicorn", "uvicorn.access", "uvicorn.error", "uvicorn.asgi")
-"""Loggers that come with handlers of their own, if somebody lets them."""
+"""Loggers that may have handlers of their own."""
 
 _MUTED = frozenset(
     {"LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "anthropic", "httpcore", "httpx", "openai"}
 )
-"""Loggers of libraries below us, which quote what they send; the gateway tells what comes of it."""
+"""Loggers of libraries that quote what they send; the gateway logs the results itself."""
 
 _ACCESS = "uvicorn.access"
-_NAME = re.compile(r"([a-z_]+\.[a-z_]+): (.*)", re.DOTALL)
 _FRAMES = 20
-"""The last of a traceback; that of a framework is long."""
+"""The last frames of a traceback that are logged."""
 
 
 def configure_json_logs(level: int | str = "INFO", stream: TextIO | None = None) -> None:
@@ -52,8 +51,8 @@ def configure_json_logs(level: int | str = "INFO", stream: TextIO | None = None)
     `log_config=None`, so that it leaves them alone.
 
     Args:
-        level: The least to be written: a name or a number of `logging`.
-        stream: Where to; None is stderr, as it is when a line is written.
+        level: The lowest level to write: a name or a number of `logging`.
+        stream: Where to; None is the current `sys.stderr`.
 
     Raises:
         ValueError: There is no such level.
@@ -75,7 +74,7 @@ def configure_json_logs(level: int | str = "INFO", stream: TextIO | None = None)
         logger_factory=lambda *names: _Logger(out, names[0] if names else ""),
         cache_logger_on_first_use=False,
     )
-    silence_libraries()
+    _silence_libraries()
     root = logging.getLogger()
     root.handlers[:] = [_Handler(out)]
     root.setLevel(least)
@@ -86,11 +85,30 @@ def configure_json_logs(level: int | str = "INFO", stream: TextIO | None = None)
         logger.setLevel(logging.NOTSET)
 
 
-def silence_libraries() -> None:
-    """Let no line through of libraries below us, which quote what they send.
+_TEXT = "%(asctime)s %(levelname)-7s [%(process)d] %(message)s"
 
-    litellm's loggers bring handlers of their own with them, which nobody else can bar: so they are
-    silenced themselves, wherever their lines would go.
+
+def configure_service_logs(*, as_json: bool) -> None:
+    """Send the log of `aigateway serve`, and of processes that it forks, to stderr.
+
+    Other loggers write from WARNING on: at lower levels they repeat ours, and may quote secrets.
+    """
+    if as_json:
+        configure_json_logs("INFO")
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter(_TEXT))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+        logging.getLogger("aigateway").setLevel(logging.INFO)
+        _silence_libraries()
+    # Below that it logs requests that are not HTTP, which any port scan sends.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+
+def _silence_libraries() -> None:
+    """Drop the records of libraries that quote what they send.
+
+    litellm's loggers have handlers of their own, so the loggers themselves need a filter.
     """
     for name in _MUTED:
         logging.getLogger(name).addFilter(_nothing)
@@ -118,14 +136,14 @@ class _Lines:
         except TypeError:  # half an emoji, a number beyond 64 bits
             line = json.dumps(told, default=_name_of)
         stream = sys.stderr if self._stream is None else self._stream
-        # Nobody reads any more, and that is no reason to fail a request.
+        # A closed stream must not fail a request.
         with contextlib.suppress(OSError, ValueError):
             stream.write(line + "\n")
             stream.flush()
 
 
 class _Logger:
-    """What structlog's bound loggers hand their finished events to."""
+    """Writes the finished events of structlog's bound loggers."""
 
     def __init__(self, out: _Lines, name: str) -> None:
         self._out = out
@@ -147,7 +165,7 @@ def _with_logger_name(
 def _rendered(
     _logger: Any, _method: str, told: MutableMapping[str, Any]
 ) -> tuple[tuple[dict[str, Any]], dict[str, Any]]:
-    """The finished event, as the one argument of `_Logger`."""
+    """Return the finished event, as the one argument of `_Logger`."""
     error = told.pop("exc_info", None)
     fields = _in_order(told.pop("level"), told.pop("event", ""), told.pop("logger"))
     fields |= told
@@ -156,7 +174,7 @@ def _rendered(
 
 
 class _Handler(logging.Handler):
-    """The same for the standard library's records."""
+    """Writes records of the standard library."""
 
     def __init__(self, out: _Lines) -> None:
         super().__init__()
@@ -166,27 +184,23 @@ class _Handler(logging.Handler):
         if not _may_speak(record):
             return
         try:
-            event, name = _event_of(record)
-            fields = _named(_in_order(record.levelname.lower(), event, name, record.created))
+            level = record.levelname.lower()
+            fields = _in_order(level, _event_of(record), record.name, record.created)
             if record.name == _ACCESS:
                 fields |= _access(record)
+            elif record.name == SERVER_LOGGER:
+                fields |= getattr(record, "fields", {})  # of `log_event`
             fields |= _of_error(record.exc_info)
             self._out.write(fields)
-        except Exception:  # noqa: BLE001 - a line that cannot be written must not fail what it tells of
+        except Exception:  # noqa: BLE001 - a line that cannot be written must not fail its caller
             self.handleError(record)
 
 
-def _event_of(record: logging.LogRecord) -> tuple[str, str]:
-    event = "http.request" if record.name == _ACCESS else record.getMessage()
-    return event, record.name
-
-
-def _named(fields: dict[str, Any]) -> dict[str, Any]:
-    """Of a line of ours that begins with the name of an event (`worker.died: ...`): that name."""
-    named = _NAME.fullmatch(fields["event"]) if fields["logger"].startswith("aigateway") else None
-    if named is None:
-        return fields
-    return fields | {"event": named[1], "message": named[2]}
+def _event_of(record: logging.LogRecord) -> str:
+    if record.name == _ACCESS:
+        return "http.request"
+    event = getattr(record, "event", None) if record.name == SERVER_LOGGER else None
+    return record.getMessage() if event is None else str(event)
 
 
 def _in_order(level: str, event: Any, logger: str, at: float | None = None) -> dict[str, Any]:
@@ -196,7 +210,7 @@ def _in_order(level: str, event: Any, logger: str, at: float | None = None) -> d
 
 
 def _access(record: logging.LogRecord) -> dict[str, Any]:
-    """The five values that uvicorn tells, without the query, in which people put keys."""
+    """Return uvicorn's five values, without the query, which may hold a key."""
     args = record.args
     if not isinstance(args, tuple) or len(args) != 5:
         return {"message": record.getMessage().partition("?")[0]}
@@ -210,7 +224,7 @@ def _access(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _of_error(given: Any) -> dict[str, Any]:
-    """What is told of an exception: its class, where it came from, and the words of ours."""
+    """Return class and traceback of an exception, and the message of one of ours."""
     if isinstance(given, BaseException):
         given = (type(given), given, given.__traceback__)
     if not isinstance(given, tuple) or len(given) != 3 or given[1] is None:

@@ -38,13 +38,16 @@ from aigateway.events import (
 )
 from aigateway.messages import Usage
 
-__all__ = ["LogHook", "report_broken_hook"]
+__all__ = ["SERVER_LOGGER", "LogHook", "log_event", "report_broken_hook"]
 
 LOGGER_NAME = "aigateway"
+SERVER_LOGGER = "aigateway.server"
 
 _stdlib = logging.getLogger(LOGGER_NAME)
 # A library must not print; without this, warnings would reach stderr in an unconfigured process.
 _stdlib.addHandler(logging.NullHandler())
+
+_server = logging.getLogger(SERVER_LOGGER)
 
 _LEVELS: dict[type, int] = {
     CacheHit: logging.DEBUG,
@@ -149,6 +152,26 @@ def report_broken_hook(hook: object) -> None:
     elif _stdlib.isEnabledFor(logging.ERROR):
         told["exception"] = traceback.format_exc().rstrip("\n")
         _write(logging.ERROR, _line("hook.raised", told))
+
+
+def log_event(
+    level: int, event: str, text: str, *, exc_info: bool = False, **fields: object
+) -> None:
+    """Log something that happened to the service itself.
+
+    A text log shows `event: text`; a JSON log has the name, the text and each field by itself.
+
+    Args:
+        level: Of `logging`.
+        event: Its stable name, such as `worker.died`.
+        text: A sentence for people, with `{field}` where a field's value stands.
+        exc_info: Log the exception that is being handled, too.
+        fields: Plain values.
+    """
+    if _server.isEnabledFor(level):
+        message = text.format(**fields)
+        told = {"event": event, "fields": {"message": message, **fields}}
+        _server.log(level, "%s: %s", event, message, exc_info=exc_info, extra=told, stacklevel=2)
 
 
 def _write(level: int, line: str) -> None:

@@ -6,43 +6,46 @@ cancelled, and every attempt as exactly one outcome.
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, deque
 from typing import Any
 
 from aigateway.errors import FailureKind
 from aigateway.messages import Usage
 
-__all__ = ["LatencyWindow", "ProviderCounters", "RequestCounters"]
+__all__ = ["LatencyWindow", "Percentiles", "ProviderCounters", "RequestCounters"]
 
 WINDOW = 512
-"""Latencies kept for each provider; percentiles are of these."""
+"""Latencies that a window keeps."""
+
+Percentiles = dict[str, float]
+"""`{"p50": ..., "p95": ..., "p99": ...}`, in seconds."""
 
 
 class LatencyWindow:
-    """The last `WINDOW` latencies, and their percentiles."""
+    """The last `WINDOW` latencies, each with its time, and their percentiles."""
 
-    __slots__ = ("_next", "_values")
+    __slots__ = ("_latencies",)
 
     def __init__(self) -> None:
-        self._values: list[float] = []
-        self._next = 0
+        self._latencies: deque[tuple[float, float]] = deque(maxlen=WINDOW)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._latencies)
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float, at: float = 0.0) -> None:
         """Note one latency; the oldest goes."""
-        if len(self._values) < WINDOW:
-            self._values.append(seconds)
-        else:
-            self._values[self._next] = seconds
-            self._next = (self._next + 1) % WINDOW
+        self._latencies.append((seconds, at))
 
-    def percentiles(self) -> dict[str, float] | None:
-        """`{"p50": ..., "p95": ..., "p99": ...}` in seconds (nearest rank); None without data."""
-        if not self._values:
+    def percentiles(self, since: float = -math.inf) -> Percentiles | None:
+        """Return the percentiles (nearest rank), or None without data.
+
+        Args:
+            since: Leave out latencies of before.
+        """
+        ordered = sorted(seconds for seconds, at in self._latencies if at >= since)
+        if not ordered:
             return None
-        ordered = sorted(self._values)
         last = len(ordered) - 1
         return {
             f"p{p}": round(ordered[min(last, max(0, -(-p * len(ordered) // 100) - 1))], 6)

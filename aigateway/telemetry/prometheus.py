@@ -29,41 +29,26 @@ from aigateway.events import (
     RequestHedged,
 )
 from aigateway.messages import Usage
+from aigateway.telemetry.merge import CIRCUIT_STATES, merge, merge_metrics
 
-__all__ = ["Prometheus", "Watched", "wants_prometheus"]
+__all__ = ["MetricsSource", "Prometheus", "exposition", "wants_prometheus"]
+
+Families = Sequence[Mapping[str, Any]]
+"""A `Prometheus.snapshot()`."""
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 _SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0)
 """Buckets, in seconds: a model's answer, and what the gateway itself should take."""
 
-_STATES = ("closed", "open", "half_open")
-
-_LEAST = frozenset({"aigateway_providers_active"})
-"""Of several processes the one with the least tells; all else is added up."""
+_FIGURES = "aigateway_figures"
+"""Names the entry of a snapshot that holds `get_metrics()`, from which the gauges are made."""
 
 
-class _Provider(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def active(self) -> bool: ...
-    @property
-    def circuit_state(self) -> Any: ...
-    @property
-    def in_flight(self) -> int: ...
-    @property
-    def max_in_flight(self) -> int: ...
-
-
-class Watched(Protocol):
-    """A gateway, as far as it is looked at when somebody scrapes."""
-
-    @property
-    def providers(self) -> Sequence[_Provider]:
-        """Every provider as it is now."""
+class MetricsSource(Protocol):
+    """A gateway, as far as a scrape looks at it."""
 
     def get_metrics(self) -> dict[str, Any]:
-        """`in_flight`, `waiting`, `providers_active` and `cache`."""
+        """As `AsyncGateway.get_metrics`."""
 
 
 class Prometheus:
@@ -111,11 +96,11 @@ class Prometheus:
         self._state = _State()
         self.registry.register(self._state)
 
-    def watch(self, gateway: Callable[[], Watched]) -> None:
-        """Show what a gateway is doing whenever somebody scrapes.
+    def watch(self, gateway: Callable[[], MetricsSource]) -> None:
+        """Show the state of a gateway in each scrape.
 
         Args:
-            gateway: Gives the one of the moment.
+            gateway: Returns the current one.
         """
         self._state.gateway = gateway
 
@@ -131,31 +116,26 @@ class Prometheus:
             self._hedges.labels(event.provider).inc()
 
     def render(
-        self, accept: str = "", others: Iterable[Sequence[Mapping[str, Any]]] = ()
+        self,
+        accept: str = "",
+        others: Iterable[Sequence[Mapping[str, Any]]] = (),
+        exited: Iterable[Sequence[Mapping[str, Any]]] = (),
     ) -> tuple[str, bytes]:
-        """What a scraper gets.
+        """Return the content type and the body for a scraper.
 
         Args:
             accept: Its `Accept` header: OpenMetrics or Prometheus' own text.
-            others: `snapshot()`s of other processes of the same service, to be told as one.
-
-        Returns:
-            The content type, and the body.
+            others: `snapshot()`s of other processes of the same service, shown as one.
+            exited: The last ones of processes that have exited: their counts stay.
         """
-        source: Collector = self.registry
-        snapshots = list(others)
-        if snapshots:
-            source = _Merged([self.snapshot(), *snapshots])
-        try:
-            encode, content_type = choose_encoder(accept)
-            return content_type, encode(source)
-        except (TypeError, ValueError):  # a version that is no number
-            encode, content_type = choose_encoder("")
-            return content_type, encode(source)
+        running, gone = list(others), list(exited)
+        if running or gone:
+            return exposition(accept, [self.snapshot(), *running], gone)
+        return _encoded(accept, self.registry)
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """All metrics as plain values, fit for JSON, for another process's `render`."""
-        return [
+        """Return all metrics as plain values, fit for JSON, for another process's `render`."""
+        families: list[dict[str, Any]] = [
             {
                 "name": family.name,
                 "help": family.documentation,
@@ -165,7 +145,12 @@ class Prometheus:
                 ],
             }
             for family in self.registry.collect()
+            if not isinstance(family, _Gauge)
         ]
+        if self._state.gateway is not None:
+            figures = self._state.gateway().get_metrics()
+            families.append({"name": _FIGURES, "type": "figures", "figures": figures})
+        return families
 
     def _attempt_ended(self, event: AttemptEnded) -> None:
         outcome = "ok" if event.failure is None else event.failure.value
@@ -204,88 +189,121 @@ class Prometheus:
         return Histogram(name, what, labels, buckets=buckets, registry=self.registry)
 
 
+def exposition(
+    accept: str, running: Sequence[Families], exited: Sequence[Families] = ()
+) -> tuple[str, bytes]:
+    """Return the content type and the body for a scraper, from the snapshots of all processes."""
+    return _encoded(accept, _Merged(running, exited))
+
+
+def _encoded(accept: str, source: Collector) -> tuple[str, bytes]:
+    try:
+        encode, content_type = choose_encoder(accept)
+        return content_type, encode(source)
+    except (TypeError, ValueError):  # a version that is no number
+        encode, content_type = choose_encoder("")
+        return content_type, encode(source)
+
+
 class _State(Collector):
-    """What a gateway is doing now."""
+    """The gauges of this process."""
 
     def __init__(self) -> None:
-        self.gateway: Callable[[], Watched] | None = None
+        self.gateway: Callable[[], MetricsSource] | None = None
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing yet, when it is registered."""
+        """Return nothing: there is no gateway yet when this is registered."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        if self.gateway is None:
-            return
-        gateway = self.gateway()
-        metrics, providers = gateway.get_metrics(), gateway.providers
-        yield _gauge("in_flight", "Calls to vendors that are out.", metrics["in_flight"])
-        yield _gauge("waiting", "Requests that wait for a place.", metrics["waiting"])
-        yield _gauge(
-            "providers_active",
-            "Providers that could take a request now; of several workers, where they are fewest.",
-            metrics["providers_active"],
-        )
-        yield _gauge("cache_entries", "Answers remembered.", metrics["cache"]["entries"])
-        yield from _of_providers(providers)
+        if self.gateway is not None:
+            yield from _gauges(self.gateway().get_metrics())
 
 
-def _of_providers(providers: Sequence[_Provider]) -> Iterator[Metric]:
-    circuits = _gauge(
+class _Gauge(GaugeMetricFamily):
+    """One that is made from `get_metrics()`."""
+
+    def __init__(self, name: str, what: str, *labels: str, value: float | None = None) -> None:
+        super().__init__(f"aigateway_{name}", what, value, labels or None)
+
+
+def _gauges(figures: Mapping[str, Any]) -> Iterator[Metric]:
+    yield _Gauge("in_flight", "Calls to vendors in flight.", value=figures["in_flight"])
+    yield _Gauge("waiting", "Requests that wait for a slot.", value=figures["waiting"])
+    yield _Gauge(
+        "providers_active",
+        "Providers that at least one process could ask now.",
+        value=figures["providers_active"],
+    )
+    yield _Gauge("cache_entries", "Answers in the cache.", value=figures["cache"]["entries"])
+    circuits = _Gauge(
         "circuit_state",
-        "1 for the state that a provider's circuit is in, 0 for the others.",
-        labels=("provider", "state"),
+        "1 for the state of a provider's circuit, 0 for the others; of several processes the worst"
+        " state.",
+        *("provider", "state"),
     )
-    in_flight = _gauge("provider_in_flight", "Calls that are out.", labels=("provider",))
-    bound = _gauge("provider_max_in_flight", "Calls that may be out.", labels=("provider",))
-    active = _gauge(
-        "provider_active", "1 if it could take a request now, else 0.", labels=("provider",)
-    )
-    for provider in providers:
-        for state in _STATES:
-            circuits.add_metric((provider.name, state), float(str(provider.circuit_state) == state))
-        in_flight.add_metric((provider.name,), provider.in_flight)
-        bound.add_metric((provider.name,), provider.max_in_flight)
-        active.add_metric((provider.name,), float(provider.active))
+    in_flight = _Gauge("provider_in_flight", "Calls in flight.", "provider")
+    bound = _Gauge("provider_max_in_flight", "Calls that may be in flight.", "provider")
+    active = _Gauge("provider_active", "1 if it could take a request now, else 0.", "provider")
+    for name, provider in figures["providers"].items():
+        for state in CIRCUIT_STATES:
+            circuits.add_metric((name, state), float(provider["circuit_state"] == state))
+        in_flight.add_metric((name,), provider["in_flight"])
+        bound.add_metric((name,), provider["max_in_flight"])
+        active.add_metric((name,), float(provider["active"]))
     yield from (circuits, in_flight, bound, active)
 
 
-def _gauge(
-    name: str, what: str, value: float | None = None, labels: Sequence[str] = ()
-) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"aigateway_{name}", what, value, labels or None)
-
-
 class _Merged(Collector):
-    """Snapshots of several processes, as one registry would tell them."""
+    """Snapshots of several processes, as one registry would show them."""
 
-    def __init__(self, snapshots: Iterable[Sequence[Mapping[str, Any]]]) -> None:
-        self._families: dict[str, Metric] = {}
-        self._values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-        for snapshot in snapshots:
-            for family in snapshot:
-                self._add(family)
+    def __init__(self, running: Sequence[Families], exited: Sequence[Families]) -> None:
+        self._about = {
+            family["name"]: family
+            for snapshot in (*exited, *running)
+            for family in snapshot
+            if family["name"] != _FIGURES
+        }
+        self._samples = merge(
+            [_samples(snapshot) for snapshot in running],
+            [_samples(snapshot, lasting=True) for snapshot in exited],
+        )
+        self._figures = [_figures_of(running), _figures_of(exited)]
 
     def collect(self) -> Iterator[Metric]:
-        for name, metric in self._families.items():
-            for (sample, labels), value in self._values[name].items():
-                metric.add_sample(sample, dict(labels), value)
+        for name, groups in self._samples.items():
+            metric = Metric(name, self._about[name]["help"], self._about[name]["type"])
+            for labels, samples in groups.items():
+                for sample, value in samples.items():
+                    metric.add_sample(sample, dict(labels), value)
             yield metric
-            metric.samples = []
+        if self._figures[0]:
+            yield from _gauges(merge_metrics(*self._figures))
 
-    def _add(self, family: Mapping[str, Any]) -> None:
-        name = family["name"]
-        if name not in self._families:
-            self._families[name] = Metric(name, family["help"], family["type"])
-        values = self._values.setdefault(name, {})
-        for sample, labels, value in family["samples"]:
-            key = (sample, tuple(labels.items()))
-            if key not in values:
-                values[key] = value
-            elif name in _LEAST or sample.endswith("_created"):
-                values[key] = min(values[key], value)
-            else:
-                values[key] += value
+
+def _samples(snapshot: Families, *, lasting: bool = False) -> dict[str, Any]:
+    """Return the values of a snapshot, by family, labels and sample.
+
+    Args:
+        snapshot: Of one process.
+        lasting: Leave out gauges: they mean nothing once their process has exited.
+    """
+    found: dict[str, Any] = {}
+    for family in snapshot:
+        if family["name"] != _FIGURES and not (lasting and family["type"] == "gauge"):
+            groups = found.setdefault(family["name"], {})
+            for sample, labels, value in family["samples"]:
+                groups.setdefault(tuple(labels.items()), {})[sample] = value
+    return found
+
+
+def _figures_of(snapshots: Sequence[Families]) -> list[Mapping[str, Any]]:
+    return [
+        family["figures"]
+        for snapshot in snapshots
+        for family in snapshot
+        if family["name"] == _FIGURES
+    ]
 
 
 def wants_prometheus(accept: str) -> bool:

@@ -58,22 +58,22 @@ def _add(app: FastAPI, service: Service) -> None:
 
 
 def _add_workers(app: FastAPI, service: Service) -> None:
-    service.workers.share("pid", lambda: str(os.getpid()).encode())
+    service.shared.report("pid", lambda: str(os.getpid()).encode())
     obeyed: dict[str, str] = {}
-    service.workers.obey(lambda subject, order: obeyed.update({subject: order.decode()}))
+    service.shared.subscribe(lambda subject, order: obeyed.update({subject: order.decode()}))
 
     @app.get("/t/pids")
     async def pids() -> dict[str, object]:
-        shares = service.workers.collect("pid")
+        collected = service.shared.collect("pid")
         return {
             "pid": os.getpid(),
-            "living": [int(pid) for pid in shares.living],
-            "departed": [int(pid) for pid in shares.departed],
+            "running": [int(pid) for pid in collected.running],
+            "exited": [int(pid) for pid in collected.exited],
         }
 
     @app.get("/t/order")
     async def order(subject: str, content: str) -> dict[str, object]:
-        service.workers.order(subject, content.encode())
+        service.shared.order(subject, content.encode())
         return {"obeyed": obeyed}
 
     @app.get("/t/obeyed")

@@ -30,11 +30,13 @@ async def test_the_same_is_told_once_a_minute_with_how_often(clock, caplog):
         "service.refused: the key 'ops' got HTTP 429 (rate_limit_exceeded).",
         "service.refused: 192.0.2.7 got HTTP 401 (invalid_api_key).",
         "service.refused: 192.0.2.8 got HTTP 401 (invalid_api_key).",
-        "service.refused: somebody got HTTP 404 (404).",
+        "service.refused: an unknown address got HTTP 404 (404).",
     ]
     await clock.advance(60)
     complaints.note(refusal("rate_limit_exceeded", "web"))
-    assert told(caplog)[-1].endswith("HTTP 429 (rate_limit_exceeded), 4 times more before.")
+    assert told(caplog)[-1].endswith(
+        "HTTP 429 (rate_limit_exceeded), and 4 times since the last such line."
+    )
     assert complaints.counts == {"rate_limit_exceeded": 7, "invalid_api_key": 3, "404": 1}
 
 

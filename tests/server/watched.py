@@ -7,7 +7,7 @@ import httpx
 
 from aigateway import AsyncGateway
 from aigateway.server.service import Service
-from aigateway.server.status.recent_events import Happenings
+from aigateway.server.status.recent_events import RecentEvents
 from aigateway.settings import ApiKey, ServerSettings
 from aigateway.testing import ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE
@@ -25,14 +25,14 @@ KEYS = ServerSettings(keys=(ApiKey(name="team", sha256=digest(USER)),), admin_sh
 
 @asynccontextmanager
 async def serving(settings=None, vendor=None):
-    happenings = Happenings()
+    recent_events = RecentEvents()
     async with AsyncGateway(
         scripted_configs("a/1", "b/2"),
         vendor=vendor or ScriptedVendor(),
-        hooks=[happenings],
+        hooks=[recent_events],
         retry_rounds=0,
     ) as gateway:
-        service = Service(gateway, settings or ServerSettings(), happenings=happenings)
+        service = Service(gateway, settings or ServerSettings(), recent_events=recent_events)
         async with (
             running(service) as url,
             httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from aigateway import AsyncGateway, FailureKind, GatewayError, Origin
 from aigateway.telemetry import configure_json_logs
+from aigateway.telemetry.log import log_event
 from aigateway.testing import scripted_configs
 from tests.gateways import until
 
@@ -175,10 +176,25 @@ def test_a_library_that_brings_its_own_handler_is_silent_too(out, name):
     assert PROMPT not in own.getvalue()
 
 
-def test_a_line_of_ours_that_begins_with_an_event_is_that_event(out):
+def test_an_event_of_the_service_has_fields(out):
     configure_json_logs(stream=out)
-    logging.getLogger("aigateway.server").error("worker.died: process %d died", 1)
-    logging.getLogger("others").error("worker.died: process 1 died")
+    log_event(
+        logging.ERROR, "worker.died", "Worker {worker} died ({reason}).", worker=1, reason="x"
+    )
+    log_event(logging.DEBUG, "worker.idle", "Below the level.")
+    text = "worker.died: Worker 1 died."
+    logging.getLogger("others").error(text, extra={"event": "worker.died", "fields": {"a": PROMPT}})
     ours, theirs = lines(out)
-    assert (ours["event"], ours["message"]) == ("worker.died", "process 1 died")
-    assert theirs["event"] == "worker.died: process 1 died"
+    assert (ours["event"], ours["logger"], ours["level"]) == (
+        "worker.died",
+        "aigateway.server",
+        "error",
+    )
+    assert (ours["message"], ours["worker"], ours["reason"]) == ("Worker 1 died (x).", 1, "x")
+    assert theirs["event"] == text
+    assert "a" not in theirs
+
+
+def test_an_event_of_the_service_as_text(caplog):
+    log_event(logging.ERROR, "worker.died", "Worker {worker} died.", worker=1)
+    assert caplog.messages == ["worker.died: Worker 1 died."]

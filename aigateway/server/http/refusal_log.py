@@ -1,4 +1,4 @@
-"""What the service itself has refused: counted, and told in the log without flooding it."""
+"""Count requests that the service itself refuses, and log them without flooding the log."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections import Counter
 
 from aigateway.clock import Clock
 from aigateway.server.http.errors import Refusal
+from aigateway.telemetry.log import log_event
 
 __all__ = ["Complaints"]
 
-_log = logging.getLogger("aigateway.server")
-
 _LATELY = 60.0
-"""Seconds in which the same refusal of the same key is told once."""
+"""Seconds in which the same refusal of the same key is logged once."""
 
 _MOST = 1000
-"""Kinds that are remembered of addresses, and of keys: a flood of addresses hides no key."""
+"""Refusals remembered of addresses, and of keys: a flood of addresses hides no key."""
 
 
 class Complaints:
-    """Takes note of refusals. For one event loop.
+    """Counts and logs refusals. For one event loop.
 
     Args:
         clock: Time.
@@ -37,11 +36,11 @@ class Complaints:
         self.counts: Counter[str] = Counter()
 
     def note(self, refusal: Refusal, peer: str | None = None) -> None:
-        """Count one, and tell it if the same was not told a moment ago.
+        """Count one, and log it unless the same was logged within a minute.
 
         Args:
-            refusal: What was said.
-            peer: The address that a request came from whose key is not known.
+            refusal: The answer.
+            peer: The address of a caller without a known key.
         """
         code = refusal.code or str(refusal.status)
         self.counts[code] += 1
@@ -58,6 +57,14 @@ class Complaints:
                 return  # so many addresses are a flood; they are counted
             del told[oldest]
         told[kind] = (now, 0)
-        more = f", {silent} times more before" if silent else ""
-        whose = f"the key {refusal.caller!r}" if refusal.caller else peer or "somebody"
-        _log.warning("service.refused: %s got HTTP %d (%s)%s.", whose, refusal.status, code, more)
+        caller = f"the key {refusal.caller!r}" if refusal.caller else peer or "an unknown address"
+        more = ", and {not_logged} times since the last such line" if silent else ""
+        log_event(
+            logging.WARNING,
+            "service.refused",
+            f"{{caller}} got HTTP {{status}} ({{code}}){more}.",
+            caller=caller,
+            status=refusal.status,
+            code=code,
+            not_logged=silent,
+        )

@@ -1,7 +1,10 @@
-"""Everything that is configured, read at once: what a service starts from, and reloads."""
+"""The whole configuration of a service, read at once, and the descriptors that it needs."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,23 +14,30 @@ from aigateway.events import Hook
 from aigateway.gateway import AsyncGateway
 from aigateway.routing.candidates import NO_PROVIDERS
 from aigateway.settings import GatewaySettings, LLMConfig, ServerSettings, load_providers
+from aigateway.telemetry.log import log_event
 
-__all__ = ["MAX_CONCURRENCY", "NEEDS_RESTART", "Configuration", "Read", "read_configuration"]
+__all__ = [
+    "MAX_CONCURRENCY",
+    "NEEDS_RESTART",
+    "Configuration",
+    "Read",
+    "raise_descriptor_limit",
+    "read_configuration",
+]
 
 MAX_CONCURRENCY = 2048
-"""Calls to vendors in flight at once, of one process, where nobody sets it. A service asks for many
-callers, and `max_connections` bounds those: a thousand slow streams must not wait for each other.
-"""
+"""Calls to vendors in flight in one process, unless set. `max_connections` bounds callers: a
+thousand slow streams must not wait for each other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What was read, from every source.
+    """What was read from all sources.
 
     Attributes:
         gateway: `[gateway]`, with the service's own default for `max_concurrency`.
         server: `[server]`.
-        providers: Whom to ask.
+        providers: The providers.
     """
 
     gateway: GatewaySettings
@@ -35,22 +45,22 @@ class Configuration:
     providers: tuple[LLMConfig, ...]
 
     def make_gateway(self, hooks: Iterable[Hook] = ()) -> AsyncGateway:
-        """Make a gateway of it. Opens nothing, so it may be thrown away again.
+        """Make a gateway. It opens nothing before its first request.
 
         Args:
             hooks: Get its events.
 
         Raises:
-            ConfigurationError: The providers cannot be together.
+            ConfigurationError: Two providers conflict.
         """
         return AsyncGateway(self.providers, settings=self.gateway, hooks=hooks)
 
     def beside(self, running: Configuration) -> Configuration:
-        """What of it can be in force in a service that runs with another one.
+        """Return the part of it that a running service can take over without a restart.
 
         Raises:
-            ConfigurationError: It cannot work with what only a restart changes: without keys, say,
-                while it listens where others reach it.
+            ConfigurationError: It conflicts with what only a restart changes, such as no keys while
+                it listens on a public address.
         """
         fields = {
             name: getattr(running.server if name in NEEDS_RESTART else self.server, name)
@@ -60,24 +70,24 @@ class Configuration:
 
 
 NEEDS_RESTART = ("host", "port", "workers", "cors_origins", "otel")
-"""What of `[server]` a socket, a process or the application was made with."""
+"""Fields of `[server]` that a reload cannot change."""
 
 Read = Callable[[], Configuration]
-"""Reads everything anew; raises `ConfigurationError`."""
+"""Reads everything again; raises `ConfigurationError`."""
 
 
 def read_configuration(
     overrides: Mapping[str, Any], providers: Sequence[LLMConfig] | None = None
 ) -> Configuration:
-    """Read everything, and see that it can work together.
+    """Read everything and check that it works together.
 
     Args:
         overrides: Fields of `ServerSettings` from the command line.
-        providers: Whom to ask, whatever is configured; None reads that too.
+        providers: Used in place of the configured ones.
 
     Raises:
         ConfigurationError: Something cannot work.
-        NoProvidersError: There is nobody to ask.
+        NoProvidersError: No provider is configured.
     """
     server = ServerSettings.load(**overrides)
     found = load_providers() if providers is None else tuple(providers)
@@ -93,3 +103,43 @@ def _gateway_settings() -> GatewaySettings:
     if "max_concurrency" in settings.model_fields_set:
         return settings
     return settings.model_copy(update={"max_concurrency": MAX_CONCURRENCY})
+
+
+# ── descriptors ──────────────────────────────────────────────────────────────────────────────────
+
+_OTHER_DESCRIPTORS = 64
+"""Descriptors that are neither a caller's nor a vendor's connection."""
+
+
+def raise_descriptor_limit(configuration: Configuration) -> None:
+    """Raise this process's limit of open files and sockets, and log it if it is still too low.
+
+    Many systems start a process with 1,024. Processes that it forks inherit the limit.
+    """
+    connections = configuration.server.max_connections
+    calls = configuration.gateway.max_concurrency
+    needed = connections + calls + _OTHER_DESCRIPTORS
+    allowed = _raised_limit(needed)
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        log_event(
+            logging.WARNING,
+            "descriptors.few",
+            "This process may open {allowed} files and sockets; max_connections = {max_connections}"
+            " and max_concurrency = {max_concurrency} can need {needed}. Beyond that, connections"
+            " and calls fail. Raise the hard limit (ulimit -Hn, LimitNOFILE=, --ulimit nofile=), or"
+            " lower these settings.",
+            allowed=allowed,
+            max_connections=connections,
+            max_concurrency=calls,
+            needed=needed,
+        )
+
+
+def _raised_limit(needed: int) -> int:
+    """Raise the limit as far as possible and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wish in (hard, needed):  # macOS reports "unlimited" and allows less
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wish, hard))
+            return wish
+    return soft

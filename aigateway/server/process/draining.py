@@ -1,17 +1,16 @@
-"""How a process ends: what is under way is finished, and nobody who asks meanwhile is dropped.
+"""Shut a process down: requests in flight are finished, and no new one is dropped.
 
-    told to stop     `/ready` says no; everything is answered, connections are kept
-    notice is over   the port takes no new connections; those made before are accepted, and the
-                     port is closed
-    port is closed   each answer is the last of its connection (`Connection: close`); connections
-                     without a request are closed when no request is under way any more
-    time is over     streams are told (`Service.stopping`), requests not begun get 503
-    a second later   what is left is cut
+    stop begins      `/ready` fails; everything is answered, connections are kept
+    notice is over   the port takes no new connections; earlier ones are accepted, then it closes
+    port is closed   each answer is the last on its connection (`Connection: close`); idle
+                     connections are closed once no request is in flight
+    time is over     streams end with an error (`Service.stopping`), unanswered requests get 503
+    a second later   the rest is cut
 
-Told a second time, it goes to the end at once.
+A second stop goes to the end at once.
 
-`Connection: close` does not come earlier: a client that is sent away connects again at once, and at
-full load a port cannot answer all of them before it closes.
+`Connection: close` does not come earlier: a client that is sent away connects again at once, and
+under full load the port could not answer all of them before it closes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Any
 from aigateway.server.http.errors import stopping
 from aigateway.server.service import Service
 
-__all__ = ["Ending", "Traffic"]
+__all__ = ["Shutdown", "Traffic"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -36,14 +35,14 @@ _CLOSE = (b"connection", b"close")
 _LOOK_SECONDS = 0.02
 
 
-class Ending:
-    """Whether a process has been told to end, until when, and whether it is in a hurry.
+class Shutdown:
+    """Whether a process is stopping, until when, and whether it hurries.
 
     Args:
-        service: What is to end.
+        service: It stops.
 
     Attributes:
-        begun: It has been told.
+        begun: It is stopping.
         port_closes: No other process goes on accepting at the same port.
     """
 
@@ -57,14 +56,14 @@ class Ending:
 
     @property
     def hurried(self) -> bool:
-        """Whether it was told twice."""
+        """Whether it stops without waiting."""
         return self._hurry.is_set()
 
     def begin(self, *, port_closes: bool = True) -> None:
-        """End in good order. Does nothing the second time, but for learning that the port closes.
+        """Begin to drain. A second call only notes that the port closes.
 
         Args:
-            port_closes: False when other processes go on.
+            port_closes: False if other processes go on accepting.
         """
         self.port_closes |= port_closes
         if not self.begun.is_set():
@@ -73,19 +72,19 @@ class Ending:
             self.begun.set()
 
     def hurry(self) -> None:
-        """End at once."""
+        """Stop without waiting."""
         self.begin()
         self._hurry.set()
 
     def again(self) -> None:
-        """Told by somebody who sits in front of it: first in good order, then at once."""
+        """Drain; the second time, hurry. For Ctrl-C and SIGTERM of a single process."""
         if self.begun.is_set():
             self.hurry()
         else:
             self.begin()
 
     async def notice(self) -> None:
-        """Wait while load balancers find out."""
+        """Wait while load balancers notice."""
         seconds = min(self._service.settings.drain_notice_seconds, self._left())
         try:
             async with self._clock.timeout(seconds):
@@ -94,7 +93,7 @@ class Ending:
             return
 
     async def until(self, over: Callable[[], bool], seconds: float = math.inf) -> None:
-        """Wait until something is over, or the time for it all, or `seconds` if they are given."""
+        """Wait until something is over, for `seconds` or the rest of the time to drain."""
         enough = self._clock.now() + seconds
         while not over() and not (math.isinf(seconds) and (self.hurried or self._left() <= 0)):
             if self._clock.now() >= enough:
@@ -106,13 +105,13 @@ class Ending:
 
 
 class Traffic:
-    """The requests under way: a layer of ASGI around the whole application.
+    """The requests in flight: a layer of ASGI around the whole application.
 
     Args:
         app: The application.
 
     Attributes:
-        closing: Each answer that begins from now on is the last of its connection.
+        closing: Each answer that begins from now on is the last on its connection.
     """
 
     def __init__(self, app: App) -> None:
@@ -138,7 +137,7 @@ class Traffic:
             del self._under_way[task]
 
     def cut(self, *, begun: bool) -> None:
-        """End requests: those whose answer has begun, or those that still wait for one."""
+        """Cancel requests whose answer has begun, or those whose answer has not."""
         for task, request in self._under_way.items():
             if request.begun == begun and not request.cut:
                 request.cut = True
@@ -146,11 +145,11 @@ class Traffic:
 
 
 class _Request:
-    """One request under way.
+    """One request in flight.
 
     Attributes:
-        begun: Whether its answer has begun.
-        cut: Whether it was ended by us.
+        begun: Its answer has begun.
+        cut: It was cancelled here.
     """
 
     __slots__ = ("_send", "_traffic", "begun", "cut")
@@ -162,7 +161,7 @@ class _Request:
         self.cut = False
 
     async def send(self, message: Message) -> None:
-        """Pass on what the application says."""
+        """Pass on a message of the application."""
         if message["type"] == "http.response.start":
             self.begun = True
             if self._traffic.closing:
@@ -170,7 +169,7 @@ class _Request:
         await self._send(message)
 
     async def refuse(self) -> None:
-        """Say that it will not be answered, if nothing has been said."""
+        """Answer 503, unless the answer has begun."""
         if self.begun:
             return
         refusal = stopping()

@@ -1,12 +1,11 @@
-"""The configuration read anew while requests go on.
+"""Reload the configuration while requests go on.
 
-A difference in providers is made at the gateway that runs: those that are the same keep circuit,
-counters and connections, one that changed is taken out and put in anew, and calls that are out end
-as they would have. A difference in `[gateway]` makes a new gateway, which goes on where the old
-one is; that one is closed when its last request is over. `[server]` counts from the next request
-on, but for what a socket or a process hangs on.
+Changed providers are replaced in the running gateway: the others keep circuit, counters and
+connections, and calls in flight end normally. A change in `[gateway]` makes a new gateway that
+takes over; the old one is closed after its last request. `[server]` applies from the next request
+on, except for fields that a socket or a process was made with.
 
-What cannot work changes nothing and is said at level ERROR.
+A configuration that cannot work changes nothing, and is logged at level ERROR.
 """
 
 from __future__ import annotations
@@ -25,23 +24,22 @@ from aigateway.gateway import AsyncGateway
 from aigateway.server.process.configuration import NEEDS_RESTART, Configuration, Read
 from aigateway.server.service import Service
 from aigateway.settings import GatewaySettings, LLMConfig
+from aigateway.telemetry.log import log_event
 
 __all__ = ["FileWatch", "Reloader", "try_to_read", "watch"]
 
-_log = logging.getLogger(__name__)
-
 LOOK_SECONDS = 0.5
-"""Between two looks at the file."""
+"""Between two checks of the file."""
 
 
 class FileWatch:
-    """Whether a file is another one than before, once it has come to rest.
+    """Notices that a file has changed, once it has not changed further between two checks.
 
-    It is looked at, not waited for: a mounted ConfigMap, a network disk and a file that an editor
-    puts in the place of another tell nobody that they changed.
+    It polls: a mounted ConfigMap, a network disk and an editor that replaces the file send no
+    notification.
 
     Args:
-        path: The file. While there is none, nothing has changed: an editor may be at it.
+        path: The file. While it is missing, nothing has changed: an editor may be writing it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +47,7 @@ class FileWatch:
         self._known = self._last = self._look()
 
     def has_changed(self) -> bool:
-        """To be asked every `LOOK_SECONDS`. Says so once for each change."""
+        """Return True once for each change; call it every `LOOK_SECONDS`."""
         seen = self._look()
         at_rest, self._last = seen == self._last, seen
         if not at_rest or seen is None or seen == self._known:
@@ -68,46 +66,40 @@ class FileWatch:
 async def watch(
     file: FileWatch, then: Callable[[], Awaitable[object]], clock: Clock = SYSTEM_CLOCK
 ) -> None:
-    """Call `then` whenever the file is another one, until cancelled."""
+    """Call `then` whenever the file has changed, until cancelled."""
     while True:
         await clock.sleep(LOOK_SECONDS)
-        if await asyncio.to_thread(file.has_changed):  # a dead network disk may take for ever
+        if await asyncio.to_thread(file.has_changed):  # a dead network disk may block
             await then()
 
 
 def try_to_read(read: Read, running: Configuration) -> Configuration | None:
-    """Read the configuration, as far as it can be in force without a restart.
+    """Read the part of the configuration that works without a restart.
 
     Returns:
-        None if it cannot work, which is said in the log.
+        None if it cannot work, which is logged.
     """
     try:
         new = read()
         in_force = new.beside(running)
     except GatewayError as error:  # its message holds no key
-        _log.error(
-            "reload.refused: the new configuration cannot work, the old one stays: %s", error
-        )
-    except Exception as error:  # noqa: BLE001 - whatever it is, the old one goes on
-        # What it says may quote a value, which may be a key.
-        _log.error(
-            "reload.refused: the new configuration cannot be read (%s), the old one stays.",
-            type(error).__name__,
-        )
+        _refuse(str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the old one stays in force
+        _refuse(type(error).__name__)  # its message may quote a key
     else:
-        _say_what_needs_a_restart(running, new)
+        _log_what_needs_a_restart(running, new)
         return in_force
     return None
 
 
 class Reloader:
-    """Puts another configuration in place of the one a service runs with.
+    """Replaces the configuration of a running service.
 
     Args:
-        service: What runs.
-        configuration: What it was made from.
-        read: Reads it anew.
-        hooks: Get the events of the gateways it makes.
+        service: It runs.
+        configuration: It was made from this.
+        read: Reads it again.
+        hooks: Hooks of new gateways.
 
     Attributes:
         configuration: The one in force.
@@ -131,53 +123,61 @@ class Reloader:
         """Read and apply.
 
         Returns:
-            Whether the new configuration is in force. If not, the log says why.
+            Whether the new configuration is in force; if not, the log has the reason.
         """
         async with self._one_at_a_time:
             new = try_to_read(self._read, self.configuration)
             if new is None:
                 return False
             try:
-                told = await self._apply(new)
+                changes = await self._apply(new)
             except Exception as error:  # noqa: BLE001 - whatever it is, the service goes on
-                # As above: only our own words are known to hold no key.
-                _log.error(
-                    "reload.failed: not all of the new configuration is in force (%s).",
-                    error if isinstance(error, GatewayError) else type(error).__name__,
+                # As above: only our own messages are known to hold no key.
+                reason = str(error) if isinstance(error, GatewayError) else type(error).__name__
+                log_event(
+                    logging.ERROR,
+                    "reload.failed",
+                    "Not all of the new configuration is in force: {reason}",
+                    reason=reason,
                 )
                 return False
-            _log.warning("reload.done: %s", "; ".join(told) or "nothing has changed")
+            log_event(
+                logging.WARNING,
+                "reload.done",
+                "{changes}",
+                changes="; ".join(changes) or "nothing has changed",
+            )
             return True
 
     async def aclose(self) -> None:
-        """Close the gateways that are still needed by somebody; to be called at the very end."""
+        """Close the gateways that requests still use; call it last."""
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
     async def _apply(self, new: Configuration) -> list[str]:
         old = self.configuration
-        told = []
+        changes = []
         if new.gateway != old.gateway:
             await self._replace_gateway(new)
             self.configuration = replace(new, server=old.server)
-            told.append(f"[gateway] {_names(old.gateway, new.gateway)}")
+            changes.append(f"[gateway] {_names(old.gateway, new.gateway)}")
         elif new.providers != old.providers:
             self._change_providers(new.providers)
             self.configuration = replace(old, providers=new.providers)
             await self._service.gateway.warmup()
         if new.providers != old.providers:
-            told.append(_difference(old.providers, new.providers))
+            changes.append(_difference(old.providers, new.providers))
         if new.server != old.server:
             self._service.settings = new.server
             self._service.access = self._service.access.successor(new.server)
-            told.append("[server]")
+            changes.append("[server]")
         self.configuration = new
-        self._service.workers.replay()
-        return told
+        self._service.shared.replay()
+        return changes
 
     def _change_providers(self, configs: tuple[LLMConfig, ...]) -> None:
-        """Make the difference at the gateway that runs. No request can come in between."""
+        """Change the running gateway. It awaits nothing, so no request comes in between."""
         gateway = self._service.gateway
         wanted = {config.name: config for config in configs}
         present = {config.name: config for config in self.configuration.providers}
@@ -192,14 +192,14 @@ class Reloader:
         gateway = new.make_gateway(self._hooks)
         gateway.take_over(self._service.gateway)
         try:
-            await gateway.warmup()  # before anybody waits for it
+            await gateway.warmup()  # before it answers requests
         except BaseException:
             await gateway.aclose()
             raise
         task = asyncio.create_task(self._retire(gateway), name="aigateway-retire-gateway")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-        await asyncio.sleep(0)  # by now it has taken its place
+        await asyncio.sleep(0)  # by now it has taken over
 
     async def _retire(self, successor: AsyncGateway) -> None:
         old = self._service.gateway
@@ -227,10 +227,21 @@ def _names(old: GatewaySettings, new: GatewaySettings) -> str:
     return ", ".join(name for name in fields if getattr(new, name) != getattr(old, name))
 
 
-def _say_what_needs_a_restart(old: Configuration, new: Configuration) -> None:
+def _refuse(reason: str) -> None:
+    log_event(
+        logging.ERROR,
+        "reload.refused",
+        "The new configuration cannot work, the old one stays in force: {reason}",
+        reason=reason,
+    )
+
+
+def _log_what_needs_a_restart(old: Configuration, new: Configuration) -> None:
     waiting = [n for n in NEEDS_RESTART if getattr(old.server, n) != getattr(new.server, n)]
     if waiting:
-        _log.warning(
-            "reload.needs_restart: [server] %s cannot change while it runs; restart it for that.",
-            ", ".join(waiting),
+        log_event(
+            logging.WARNING,
+            "reload.needs_restart",
+            "[server] {fields} can only change with a restart.",
+            fields=", ".join(waiting),
         )

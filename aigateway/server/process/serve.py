@@ -1,4 +1,4 @@
-"""`aigateway serve`: one process or several, from the configuration to the last answer."""
+"""`aigateway serve`, with one process or several."""
 
 from __future__ import annotations
 
@@ -22,34 +22,37 @@ from uvicorn import Config
 
 from aigateway.errors import ConfigurationError
 from aigateway.server.http.app import create_app
-from aigateway.server.process.configuration import Configuration, Read, read_configuration
-from aigateway.server.process.descriptors import raise_limit
-from aigateway.server.process.exchange_files import Workers
+from aigateway.server.process.configuration import (
+    Configuration,
+    Read,
+    raise_descriptor_limit,
+    read_configuration,
+)
 from aigateway.server.process.reload import FileWatch, watch
+from aigateway.server.process.shared_directory import SharedDirectory
 from aigateway.server.process.supervisor import DRAIN, READY, RELOAD, STOP, Supervisor
-from aigateway.server.process.worker import Listener, MakeApp, Process
+from aigateway.server.process.worker import ListeningSocket, MakeApp, Process
 from aigateway.settings import LLMConfig, settings_file
 from aigateway.simulator import Simulator
 from aigateway.version import __version__
 
-__all__ = ["Order", "serve"]
+__all__ = ["ServeOptions", "serve"]
 
-
-_MEETING_PLACE = "aigateway-workers-"
-"""How the names of directories begin in which processes meet."""
+_SHARED_DIRECTORY = "aigateway-workers-"
+"""The names of shared directories begin with this."""
 
 _REFUSED = (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL)
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What the command line says.
+class ServeOptions:
+    """The options of the command line.
 
     Attributes:
         overrides: Fields of `ServerSettings`.
-        simulate: Ask four simulated vendors, in this process.
-        announce: Gets the line that says where it listens.
-        make_app: Makes the application; only tests give another.
+        simulate: Use four simulated vendors, in this process.
+        announce: Called with the line that says where the service listens.
+        make_app: Makes the application; only tests use another.
     """
 
     overrides: Mapping[str, Any]
@@ -58,37 +61,37 @@ class Order:
     make_app: MakeApp = create_app
 
 
-def serve(order: Order) -> int:
-    """Serve until told to stop.
+def serve(options: ServeOptions) -> int:
+    """Serve until it is stopped.
 
     Returns:
-        The exit code: 0 when it was told to stop.
+        The exit code: 0 after a stop.
 
     Raises:
-        ConfigurationError: Something cannot work, or the port is taken; nothing listens yet.
-        GatewayError: The gateway cannot be made ready.
+        ConfigurationError: Something cannot work, or the port is taken; nothing listens.
+        GatewayError: The gateway cannot warm up.
     """
     with contextlib.ExitStack() as stack:
-        providers = stack.enter_context(_simulated()) if order.simulate else None
+        providers = stack.enter_context(_simulated()) if options.simulate else None
 
         def read() -> Configuration:
-            return read_configuration(order.overrides, providers)
+            return read_configuration(options.overrides, providers)
 
-        file = FileWatch(settings_file())  # first: what changes while it starts is seen, too
+        file = FileWatch(settings_file())  # first, so that it sees changes during the start
         configuration = read()
         settings = configuration.server
-        if order.simulate and settings.workers > 1:
+        if options.simulate and settings.workers > 1:
             raise ConfigurationError(
                 "--simulate runs the vendors in the one process that serves; use --workers 1, or"
                 " run `aigateway simulate` beside it."
             )
-        raise_limit(configuration)
+        raise_descriptor_limit(configuration)
         listener = stack.enter_context(_bound(settings.host, settings.port))
         where = _address(settings.host, listener)
-        announce = _announcement(order, configuration, where)
+        announce = _announcement(options, configuration, where)
         if settings.workers == 1:
-            return _alone(configuration, read, listener, order.make_app, announce, file=file)
-        return _several(configuration, read, listener, order.make_app, announce, file=file)
+            return _alone(configuration, read, listener, options.make_app, announce, file=file)
+        return _several(configuration, read, listener, options.make_app, announce, file=file)
 
 
 # ── one process ──────────────────────────────────────────────────────────────────────────────────
@@ -107,12 +110,12 @@ def _alone(
         process = Process(configuration, read, listener, make_app=make_app)
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(sign, process.ending.again)
+            loop.add_signal_handler(sign, process.shutdown.again)
         loop.add_signal_handler(signal.SIGHUP, process.reload)
         watching = asyncio.create_task(watch(file, process.reload_when_warm))
 
         def ready() -> None:
-            gc.freeze()  # what is loaded stays: looking through it holds up everybody for 0.3 s
+            gc.freeze()  # a collection of everything loaded would stop all requests for 0.3 s
             announce()
 
         try:
@@ -120,7 +123,7 @@ def _alone(
         finally:
             watching.cancel()
 
-    with _port_taken_in_words(configuration.server.port):
+    with _port_errors_explained(configuration.server.port):
         _run(live())
     return 0
 
@@ -139,17 +142,17 @@ def _several(
 ) -> int:
     asyncio.run(_load(configuration))
 
-    def run(start: Configuration, pipe: socket.socket, workers: Workers) -> int:
+    def run(start: Configuration, pipe: socket.socket, shared: SharedDirectory) -> int:
         async def live() -> None:
-            process = Process(start, read, listener, workers=workers, make_app=make_app)
-            _obey(process, pipe)
+            process = Process(start, read, listener, shared=shared, make_app=make_app)
+            _follow_orders(process, pipe)
             await process.run(lambda: pipe.send(READY))
 
-        with _port_taken_in_words(start.server.port):
+        with _port_errors_explained(start.server.port):
             _run(live())
         return 0
 
-    with _meeting_place() as directory:
+    with _shared_directory() as directory:
         supervisor = Supervisor(
             configuration,
             read,
@@ -163,18 +166,18 @@ def _several(
 
 
 async def _load(configuration: Configuration) -> None:
-    """Load what every process would load."""
+    """Load everything that every worker needs."""
     async with configuration.make_gateway() as gateway:
         await gateway.warmup()
 
 
-def _obey(process: Process, pipe: socket.socket) -> None:
-    """Do what the parent says, and what this process itself is told."""
+def _follow_orders(process: Process, pipe: socket.socket) -> None:
+    """Follow orders of the parent, and signals to this process."""
     loop = asyncio.get_running_loop()
     pipe.setblocking(False)
     actions = {
-        DRAIN[0]: process.ending.begin,
-        STOP[0]: process.ending.hurry,
+        DRAIN[0]: process.shutdown.begin,
+        STOP[0]: process.shutdown.hurry,
         RELOAD[0]: process.reload,
     }
 
@@ -185,23 +188,24 @@ def _obey(process: Process, pipe: socket.socket) -> None:
             return
         except OSError:
             orders = b""
-        if not orders:  # the parent is gone
+        if not orders:  # the parent has died
             loop.remove_reader(pipe)
-            process.ending.begin()
+            process.shutdown.begin()
         for letter in orders:
             actions[letter]()
 
     loop.add_reader(pipe, arrived)
-    # systemd sends a SIGTERM to all at once: once more is no hurry. The parent says that all end.
-    loop.add_signal_handler(signal.SIGTERM, partial(process.ending.begin, port_closes=False))
+    # systemd sends SIGTERM to all at once, so a second one does not mean to hurry. The parent
+    # says if all workers stop.
+    loop.add_signal_handler(signal.SIGTERM, partial(process.shutdown.begin, port_closes=False))
     loop.add_signal_handler(signal.SIGHUP, process.reload)
 
 
-# ── what both need ───────────────────────────────────────────────────────────────────────────────
+# ── common parts ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _run(main: Any) -> None:
-    """Run on the quickest event loop that is installed."""
+    """Run on the fastest event loop that is installed."""
     with asyncio.Runner(
         loop_factory=Config(app=main, log_config=None).get_loop_factory()
     ) as runner:
@@ -217,16 +221,16 @@ def _simulated() -> Iterator[tuple[LLMConfig, ...]]:
 
 
 @contextlib.contextmanager
-def _meeting_place() -> Iterator[Path]:
-    """A directory that only this user can enter, for as long as the processes live.
+def _shared_directory() -> Iterator[Path]:
+    """Make a directory that only this user can enter, and remove it at the end.
 
-    They hold a lock on it: one that is not locked was left by processes that were killed.
+    The processes hold a lock on it: a directory without a lock was left by killed processes.
     """
     try:
         directory, lock = _locked_directory()
     except OSError as error:
         raise ConfigurationError(
-            f"several workers need a directory to meet in, and none can be made"
+            f"several workers need a shared directory, and none can be made"
             f" ({error.strerror}); set TMPDIR to one that can be written, or use --workers 1"
         ) from None
     try:
@@ -238,12 +242,12 @@ def _meeting_place() -> Iterator[Path]:
 
 
 def _locked_directory() -> tuple[Path, int]:
-    """Make a directory and lock it. Every process that is forked holds the lock, too."""
+    """Make a directory and lock it. Forked processes hold the lock, too."""
     while True:
-        directory = Path(tempfile.mkdtemp(prefix=_MEETING_PLACE))  # 0700
-        with contextlib.suppress(FileNotFoundError):  # removed by another start: not locked yet
+        directory = Path(tempfile.mkdtemp(prefix=_SHARED_DIRECTORY))  # 0700
+        with contextlib.suppress(FileNotFoundError):  # another start removed it before the lock
             lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            with contextlib.suppress(OSError):  # without locks nothing is removed, either
+            with contextlib.suppress(OSError):  # without locks nothing is removed either
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if directory.exists():
                 return directory, lock
@@ -251,8 +255,8 @@ def _locked_directory() -> tuple[Path, int]:
 
 
 def _remove_left_behind() -> None:
-    """Remove directories of this user whose processes are all gone."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_MEETING_PLACE}*"):
+    """Remove directories of this user whose processes have all exited."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_SHARED_DIRECTORY}*"):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # in use, or not ours
             lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             stack.callback(os.close, lock)
@@ -263,16 +267,16 @@ def _remove_left_behind() -> None:
 
 @contextlib.contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket at that address. It does not listen yet: nobody is let in before all is ready."""
-    with _port_taken_in_words(port):
+    """Bind a socket to that address. It listens later, when everything is ready."""
+    with _port_errors_explained(port):
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError:
             raise ConfigurationError(
-                f"host {host!r} is no address of this machine, and no name of one."
+                f"host {host!r} is not an address of this machine, nor a name of one."
             ) from None
         family, kind, protocol, _, address = min(found)  # IPv4 first
-        listener = Listener(family, kind, protocol)
+        listener = ListeningSocket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
@@ -284,7 +288,7 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def _port_taken_in_words(port: int) -> Iterator[None]:
+def _port_errors_explained(port: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -292,7 +296,7 @@ def _port_taken_in_words(port: int) -> Iterator[None]:
             raise
         raise ConfigurationError(
             f"cannot listen at port {port} ({os.strerror(error.errno or 0)}); choose another with"
-            " --port, or end what is there."
+            " --port, or stop the process that uses it."
         ) from None
 
 
@@ -301,10 +305,12 @@ def _address(host: str, listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _announcement(order: Order, configuration: Configuration, where: str) -> Callable[[], object]:
+def _announcement(
+    options: ServeOptions, configuration: Configuration, where: str
+) -> Callable[[], object]:
     workers = configuration.server.workers
     names = ", ".join(config.name for config in configuration.providers)
     processes = "" if workers == 1 else f" with {workers} workers"
-    simulated = " (simulated)" if order.simulate else ""
+    simulated = " (simulated)" if options.simulate else ""
     line = f"aigateway {__version__} listens at {where}{processes}, asks {names}{simulated}"
-    return lambda: order.announce(line)
+    return lambda: options.announce(line)

@@ -1,12 +1,12 @@
-"""The parent of several processes that answer: it starts them, replaces them and passes on orders.
+"""The parent of several workers: it forks them, replaces them and passes on orders.
 
-It has loaded everything before it forks, so a process is there in a fraction of a second and shares
-the memory of what was loaded. uvicorn's own supervisor starts each from nothing: seconds and a
-whole litellm for each, and a SIGHUP replaces processes instead of reading the configuration.
+It loads everything before it forks, so a worker starts in a fraction of a second and shares the
+loaded memory. uvicorn's own supervisor spawns each worker from nothing: seconds and a whole litellm
+for each, and its SIGHUP replaces workers instead of reading the configuration again.
 
-It has no event loop and no thread, which could not be forked. Orders are single letters over a pipe
-for each process; when the parent is gone the pipe ends, and they end too. So a SIGTERM may come to
-the parent alone, or to all of them (systemd).
+It has no event loop and no thread, since those cannot be forked. Orders are single letters over a
+pipe to each worker. A worker whose pipe ends, because the parent has died, stops too. A SIGTERM may
+therefore reach the parent alone or all processes (systemd).
 """
 
 from __future__ import annotations
@@ -28,28 +28,27 @@ from typing import NoReturn
 
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.server.process.configuration import Configuration, Read
-from aigateway.server.process.exchange_files import Workers
 from aigateway.server.process.reload import LOOK_SECONDS, FileWatch, try_to_read
+from aigateway.server.process.shared_directory import SharedDirectory
+from aigateway.telemetry.log import log_event
 
 __all__ = ["DRAIN", "RELOAD", "STOP", "Supervisor"]
 
-_log = logging.getLogger(__name__)
-
 DRAIN, STOP, RELOAD = b"d", b"!", b"r"
-"""What a process may be told: end in good order, end at once, read the configuration."""
+"""Orders to a worker: drain, stop at once, read the configuration again."""
 
 READY = b"k"
-"""What it says when it listens."""
+"""A worker sends it when it listens."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 _QUICK_DEATH = 5.0
-"""Seconds: a process that lived shorter is replaced only after a pause, which doubles."""
+"""Seconds: a worker that ran for less is replaced after a pause, which doubles each time."""
 
 _LONGEST_PAUSE = 30.0
 
 _MARGIN = 5.0
-"""Seconds beyond its time to end after which a process is taken for stuck."""
+"""Seconds after its time to drain at which a worker counts as stuck."""
 
 
 @dataclass(slots=True)
@@ -62,7 +61,7 @@ class _Child:
 
 @dataclass(slots=True)
 class _Place:
-    """One of the places for a process."""
+    """A slot for one worker."""
 
     number: int
     child: _Child | None = None
@@ -70,26 +69,26 @@ class _Place:
     start_at: float = 0.0
 
     def wait(self, now: float) -> None:
-        """Stay empty for a pause, longer than the one before."""
+        """Stay empty for a pause, longer than the last one."""
         self.pause = min(max(0.5, self.pause * 2), _LONGEST_PAUSE)
         self.start_at = now + self.pause
 
 
-Run = Callable[[Configuration, socket.socket, Workers], int]
-"""What a process does: gets what it starts from, its end of the pipe and the others; its code."""
+Run = Callable[[Configuration, socket.socket, SharedDirectory], int]
+"""Runs one worker with its configuration and its end of the pipe; returns its exit code."""
 
 
 class Supervisor:
-    """Keeps processes running until it is told to stop.
+    """Keeps workers running until it is stopped.
 
     Args:
-        configuration: What they start from; says how many.
-        read: Reads it anew.
-        run: What each does, in its own process.
+        configuration: What they start from, and how many.
+        read: Reads it again.
+        run: Runs in each worker.
         listener: The bound socket that they share.
-        directory: Where they meet; private.
-        file: The configuration file; its mark is of before `configuration` was read.
-        ready: Called when the first of them listens.
+        directory: Their private shared directory.
+        file: The configuration file, watched since before `configuration` was read.
+        ready: Called when the first worker listens.
     """
 
     def __init__(
@@ -118,13 +117,13 @@ class Supervisor:
         self._failed = False
 
     def run(self) -> int:
-        """Start them, and keep them, until told to stop and all have ended.
+        """Run workers until it is stopped and all have exited.
 
         Returns:
-            The exit code: 0 when it was told to stop, 1 when none could be started.
+            The exit code: 0 after a stop, 1 if no worker could start.
         """
         gc.collect()
-        gc.freeze()  # what is loaded stays where it is, in memory that all share
+        gc.freeze()  # keeps what is loaded in memory that all share
         with self._signals() as arrived:
             while not self._ending or self._children():
                 self._fill_places()
@@ -145,24 +144,26 @@ class Supervisor:
                 self._start(place)
 
     def _start(self, place: _Place) -> None:
-        """Put a process there, or try again later: those that run do not suffer for it."""
+        """Fork a worker, or try again later; running workers are not affected."""
         try:
             place.child = self._fork(place)
         except OSError as error:
             place.wait(self._clock.now())
-            _log.error(
-                "worker.not_started: process %d cannot be started (%s); tried again in %g s. Look"
-                " at the limits of open files, processes and memory.",
-                place.number + 1,
-                error.strerror,
-                place.pause,
+            log_event(
+                logging.ERROR,
+                "worker.not_started",
+                "Worker {worker} cannot start ({reason}); next try in {wait_seconds:g} s. Check"
+                " the limits of open files, processes and memory.",
+                worker=place.number + 1,
+                reason=error.strerror,
+                wait_seconds=place.pause,
             )
             if not self._was_ready and not self._children():
                 self._give_up()
 
     def _fork(self, place: _Place) -> _Child:
         ours, theirs = socket.socketpair()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # it must not act as the parent
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # the child must not act as the parent
         try:
             pid = os.fork()
             if pid == 0:
@@ -178,21 +179,28 @@ class Supervisor:
         return _Child(pid, ours, self._clock.now())
 
     def _become(self, number: int, parents: socket.socket, pipe: socket.socket) -> NoReturn:
-        """Be a process that answers."""
+        """Run the worker, in the forked process."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             for sign in _SIGNALS:
                 signal.signal(sign, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all; the parent says
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             parents.close()
             for sibling in self._children():
-                sibling.pipe.close()  # else nobody would notice that the parent is gone
-            code = self._run(self._configuration, pipe, Workers(self._directory, number))
-        except Exception:  # noqa: BLE001 - whatever it was, the parent must not run on in here
-            _log.exception("worker.failed: process %d (pid %d) failed.", number + 1, os.getpid())
+                sibling.pipe.close()  # else siblings do not notice that the parent has died
+            code = self._run(self._configuration, pipe, SharedDirectory(self._directory, number))
+        except Exception:  # noqa: BLE001 - whatever it was, the parent's code must not go on here
+            log_event(
+                logging.ERROR,
+                "worker.failed",
+                "Worker {worker} (pid {pid}) failed.",
+                exc_info=True,
+                worker=number + 1,
+                pid=os.getpid(),
+            )
         finally:
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
@@ -203,7 +211,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[socket.socket]:
-        """Have signals arrive as bytes, so that nothing happens in the middle of something."""
+        """Receive signals as bytes, so that none interrupts anything."""
         assert threading.current_thread() is threading.main_thread()  # noqa: S101 - of the command
         arrived, wakeup = socket.socketpair()
         arrived.setblocking(False)
@@ -220,7 +228,7 @@ class Supervisor:
             wakeup.close()
 
     def _listen(self, arrived: socket.socket) -> None:
-        """Wait for a signal or a word of a process, and look at the file."""
+        """Wait for a signal or a message of a worker, and check the file."""
         pipes = {child.pipe.fileno(): child for child in self._children()}
         poll = select.poll()
         poll.register(arrived, select.POLLIN)
@@ -241,7 +249,7 @@ class Supervisor:
             word = child.pipe.recv(1)
         except OSError:
             word = b""
-        child.ready = True  # or dead, which SIGCHLD tells
+        child.ready = True  # or dead: then SIGCHLD comes
         if word == READY and not self._was_ready:
             self._was_ready = True
             self._ready()
@@ -253,10 +261,10 @@ class Supervisor:
             self._end(STOP if self._ending else DRAIN)
 
     def _reload(self) -> None:
-        """Read it here first, so that what cannot work is said once and disturbs nobody."""
+        """Read it here first, so that an error is logged once and no worker is disturbed."""
         new = try_to_read(self._read, self._configuration)
         if new is not None:
-            self._configuration = new  # for those that start later
+            self._configuration = new  # for workers that start later
             self._tell(RELOAD)
 
     def _end(self, order: bytes) -> None:
@@ -264,12 +272,12 @@ class Supervisor:
         drain = self._configuration.server.drain_seconds if order == DRAIN else 0.0
         self._kill_at = self._clock.now() + drain + _MARGIN
         self._tell(order)
-        # Else the port would still seem to be open when the last of them has left it.
+        # Else the port would stay open after the last worker has closed it.
         self._listener.close()
 
     def _tell(self, order: bytes) -> None:
         for child in self._children():
-            with contextlib.suppress(OSError):  # it is dead, which SIGCHLD tells
+            with contextlib.suppress(OSError):  # it is dead, and SIGCHLD comes
                 child.pipe.send(order)
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────
@@ -283,7 +291,7 @@ class Supervisor:
             if pid:
                 child.pipe.close()
                 place.child = None
-                Workers.archive_metrics(self._directory, place.number, pid)
+                SharedDirectory.archive_metrics(self._directory, place.number, pid)
                 if not self._ending:
                     self._replace(place, child, os.waitstatus_to_exitcode(status))
 
@@ -292,40 +300,49 @@ class Supervisor:
             return
         self._kill_at = math.inf
         for child in self._children():
-            _log.error("worker.stuck: pid %d does not end in its time; killed.", child.pid)
+            log_event(
+                logging.ERROR,
+                "worker.stuck",
+                "pid {pid} has not exited in time and is killed.",
+                pid=child.pid,
+            )
             os.kill(child.pid, signal.SIGKILL)
 
     def _replace(self, place: _Place, child: _Child, code: int) -> None:
         now = self._clock.now()
         if code == 0:
-            _log.warning(
-                "worker.ended: process %d (pid %d) was told to end by somebody else, and has;"
-                " another one takes its place.",
-                place.number + 1,
-                child.pid,
+            log_event(
+                logging.WARNING,
+                "worker.ended",
+                "Worker {worker} (pid {pid}) was stopped from outside; another one replaces it.",
+                worker=place.number + 1,
+                pid=child.pid,
             )
             return
         if now - child.began < _QUICK_DEATH:
             place.wait(now)
         else:
             place.pause = 0.0
-        reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        _log.error(
-            "worker.died: process %d (pid %d) died of %s; another one takes its place%s. What it"
-            " was answering is lost.",
-            place.number + 1,
-            child.pid,
-            reason,
-            f" in {place.pause:g} s" if place.pause else "",
+        log_event(
+            logging.ERROR,
+            "worker.died",
+            "Worker {worker} (pid {pid}) died ({reason}) with the requests that it was answering;"
+            " another one replaces it in {wait_seconds:g} s.",
+            worker=place.number + 1,
+            pid=child.pid,
+            reason=signal.Signals(-code).name if code < 0 else f"exit code {code}",
+            wait_seconds=place.pause,
         )
         if not self._was_ready and code > 0:
             self._give_up()
 
     def _give_up(self) -> None:
-        _log.error("worker.never_ready: not even the first process could start; giving up.")
+        log_event(
+            logging.ERROR, "worker.never_ready", "Not even the first worker could start; giving up."
+        )
         self._failed = True
         self._end(DRAIN)
 
 
 def _noted(*_: object) -> None:
-    """The wakeup descriptor has it."""
+    """Do nothing: the wakeup descriptor has the signal."""

@@ -1,29 +1,46 @@
-"""Where the status page and its feed are. Neither is part of the documented API."""
+"""The status page and its feed of server-sent events. Neither is part of the documented API."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
+import functools
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
 
+from aigateway.clock import Clock
+from aigateway.server.auth.keys import Caller
 from aigateway.server.http.errors import Refusal
 from aigateway.server.service import Service
-from aigateway.server.status.feed import feed
-from aigateway.server.status.page import page
 
-__all__ = ["router"]
+__all__ = ["Page", "feed", "page", "router"]
 
 router = APIRouter(include_in_schema=False)
+
+EVERY = 1.0
+"""Seconds between two snapshots when nothing happens."""
+
+_SOONEST = 0.2
+"""Seconds between two snapshots however much happens."""
 
 
 @router.get("/")
 async def status_page() -> HTMLResponse:
-    """The page. It needs no key; what it shows does."""
+    """Give the page. It needs no key; its figures do."""
     return HTMLResponse(page().html, headers=dict(page().headers))
 
 
 @router.get("/status/feed")
 async def status_feed(request: Request) -> StreamingResponse:
-    """What the page shows, as server-sent events."""
+    """Give the page its figures, as server-sent events."""
     service: Service = request.app.state.service
     caller = service.access.admit(request.headers)
     if service.draining:
@@ -34,3 +51,79 @@ async def status_feed(request: Request) -> StreamingResponse:
         # Neither a browser nor a proxy may hold back or keep what is over in a second.
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+# ── the feed ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def feed(service: Service, caller: Caller) -> AsyncIterator[bytes]:
+    """Send a snapshot at once, then every second and whenever something happens.
+
+    Ends when the service begins to stop, so that watching does not delay that, and when the keys
+    have changed: a browser connects again.
+
+    Args:
+        service: What is watched.
+        caller: Who watches; the feed says whether it may do more.
+    """
+    access = service.access
+    with service.recent_events.watch() as news:
+        while not service.draining and service.access is access:
+            news.clear()
+            sent = {"admin": caller.is_admin, "snapshot": service.snapshot()}
+            yield b"data: " + orjson.dumps(sent) + b"\n\n"
+            await _news(service.clock, news)
+
+
+async def _news(clock: Clock, news: asyncio.Event) -> None:
+    await clock.sleep(_SOONEST)
+    with contextlib.suppress(TimeoutError):
+        async with clock.timeout(EVERY - _SOONEST):
+            await news.wait()
+
+
+# ── the page ─────────────────────────────────────────────────────────────────────────────────────
+
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What the browser gets."""
+
+    html: str
+    headers: Mapping[str, str]
+
+
+@functools.cache
+def page() -> Page:
+    """Return the page, with a policy that lets a browser run only what is in it.
+
+    It holds no figures: those come over the feed, for callers who may see them.
+    """
+    html = resources.files("aigateway.server.status").joinpath("page.html").read_text("utf-8")
+    return Page(html, {"Content-Security-Policy": _policy(html), **_HEADERS})
+
+
+def _policy(html: str) -> str:
+    return "; ".join((
+        "default-src 'none'",
+        f"script-src {_digests('script', html)}",
+        f"style-src {_digests('style', html)}",
+        "connect-src 'self'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ))  # fmt: skip
+
+
+def _digests(tag: str, html: str) -> str:
+    found = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()) for text in found)
+    return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)

@@ -23,12 +23,12 @@ from aigateway.events import (
     RequestFailed,
     RequestServed,
 )
-from aigateway.telemetry.metrics import LatencyWindow
+from aigateway.telemetry.metrics import LatencyWindow, Percentiles
 
-__all__ = ["KEPT", "Happening", "Happenings", "Kind", "Percentiles"]
+__all__ = ["KEPT", "Kind", "RecentEvent", "RecentEvents"]
 
 KEPT = 40
-"""Happenings that are remembered; the oldest go."""
+"""RecentEvents that are remembered; the oldest go."""
 
 _LATELY = 60.0
 """Seconds within which the same thing again is counted and not told anew; and within which
@@ -40,17 +40,13 @@ _MOST_REQUESTS = 1024
 _MOST_FAILURES = 8
 """Failures of one request that are told."""
 
-_MOST_LATENCIES = 512
-
 Kind = Literal[
     "failover", "failed", "opened", "half_opened", "closed", "cooled_down", "disabled", "enabled",
     "forced",
 ]  # fmt: skip
-Percentiles = dict[str, float]
-"""`{"p50": ..., "p95": ..., "p99": ...}`, in seconds."""
 
 
-class Happening(TypedDict):
+class RecentEvent(TypedDict):
     """Something that happened. Plain values, fit for JSON."""
 
     at: float
@@ -80,8 +76,8 @@ _ENDS = {
 """Errors that are the providers' doing; the others are the caller's."""
 
 
-class Happenings:
-    """A hook of the gateway (`AsyncGateway(hooks=[happenings])`) that remembers a little.
+class RecentEvents:
+    """A hook of the gateway (`AsyncGateway(hooks=[events])`) that remembers a little.
 
     Belongs to the gateway's event loop. Its memory is bounded, whatever happens.
 
@@ -91,27 +87,22 @@ class Happenings:
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
-        self._kept: deque[tuple[object, Happening]] = deque(maxlen=KEPT)  # newest first
+        self._kept: deque[tuple[object, RecentEvent]] = deque(maxlen=KEPT)  # newest first
         self._failures: OrderedDict[str, list[str]] = OrderedDict()  # by request
-        self._latencies: deque[tuple[float, float]] = deque(maxlen=_MOST_LATENCIES)
+        self._latencies = LatencyWindow()
         self._watchers: set[asyncio.Event] = set()
 
     @property
-    def recent(self) -> list[Happening]:
+    def recent(self) -> list[RecentEvent]:
         """The last ones, newest first."""
-        return [happening for _, happening in self._kept]
+        return [event for _, event in self._kept]
 
     def latency(self) -> Percentiles | None:
         """How long the answers of the last minute took (at most the last 512), failover included.
 
         In seconds; None if there was none.
         """
-        since = self._clock.now() - _LATELY
-        window = LatencyWindow()
-        for at, seconds in self._latencies:
-            if at >= since:
-                window.add(seconds)
-        return window.percentiles()
+        return self._latencies.percentiles(since=self._clock.now() - _LATELY)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[asyncio.Event]:
@@ -129,7 +120,7 @@ class Happenings:
             case ProviderFailed():
                 self._note_failure(event)
             case RequestServed():
-                self._latencies.append((self._clock.now(), event.latency_seconds))
+                self._latencies.add(event.latency_seconds, self._clock.now())
                 self._failover(event.request_id, f"{event.provider} answered")
             case CacheHit(stale=True):
                 self._failover(event.request_id, "an older answer was given")
@@ -185,9 +176,9 @@ class Happenings:
         """
         now, times = self._clock.wall(), 1
         name = (kind, text if once is True else once)
-        for index, (other, happening) in enumerate(self._kept):
-            if once and other == name and happening["at"] > now - _LATELY:
-                times += happening["times"]
+        for index, (other, event) in enumerate(self._kept):
+            if once and other == name and event["at"] > now - _LATELY:
+                times += event["times"]
                 del self._kept[index]
                 break
         self._kept.appendleft((name, {"at": now, "kind": kind, "text": text, "times": times}))

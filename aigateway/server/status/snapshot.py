@@ -1,6 +1,7 @@
-"""How it all stands at one moment, as plain values; and the sum of several processes' ones.
+"""The state of the service at one moment, as plain values.
 
-Pure. Whatever is here goes through JSON and back as it is.
+Each process makes a `Report` of itself; `snapshot` turns the reports of all into what the status
+page shows. Pure; everything here survives JSON.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from typing import Any, TypedDict
 from aigateway.errors import FailureKind
 from aigateway.routing.condition import Word, condition
 from aigateway.routing.provider import ProviderStatus
-from aigateway.server.status.recent_events import KEPT, Happening, Percentiles
+from aigateway.server.status.recent_events import KEPT, RecentEvent
+from aigateway.telemetry.merge import merge, merge_metrics
+from aigateway.telemetry.metrics import Percentiles
 from aigateway.version import __version__
 
-__all__ = ["ProviderFigures", "Snapshot", "Totals", "merged", "snapshot"]
+__all__ = ["ProviderFigures", "Report", "ServiceFigures", "Snapshot", "report", "snapshot"]
 
-_CALLERS_SIDE = {
+_NOT_THE_PROVIDERS = {
     str(kind)
     for kind in (
         FailureKind.REJECTED,
@@ -27,21 +30,26 @@ _CALLERS_SIDE = {
         FailureKind.OUTRUN,
     )
 }
-"""Attempts that ended so say nothing about the provider."""
-
-_WORST_FIRST: tuple[Word, ...] = (
-    "disabled",
-    "open",
-    "half-open",
-    "probe is due",
-    "cooling",
-    "degraded",
-    "closed",
-)
+"""Failures that say nothing about the provider."""
 
 
-class Totals(TypedDict):
-    """Of everything together. Counts are since the gateway was made."""
+class Report(TypedDict):
+    """What one process says of itself."""
+
+    version: str
+    at: float
+    metrics: dict[str, Any]
+    """`AsyncGateway.get_metrics()`, and the service's own figures."""
+    providers: dict[str, dict[str, Any]]
+    latency_seconds: Percentiles | None
+    events: list[RecentEvent]
+    """Newest first."""
+    scraped: list[dict[str, Any]]
+    """`Prometheus.snapshot()`."""
+
+
+class ServiceFigures(TypedDict):
+    """Totals. Counts are since the service was started."""
 
     requests: int
     failures: int
@@ -53,7 +61,7 @@ class Totals(TypedDict):
     tokens: int
     cost_usd: float
     latency_seconds: Percentiles | None
-    """Of the answers of the last minute, as callers saw them; of several processes the highest."""
+    """Of the answers of the last minute, with failover; the highest of all processes."""
 
 
 class ProviderFigures(TypedDict):
@@ -66,63 +74,108 @@ class ProviderFigures(TypedDict):
     active: bool
     state: Word
     wait_seconds: float | None
-    """Until it is asked again, where that is known."""
+    """Until it is asked again, if that is known."""
     reason: str | None
-    """Why it is disabled."""
+    """Why it is disabled or degraded."""
     forced: bool
     in_flight: int
     max_in_flight: int
     answered: int
     failed: int
-    """Attempts that failed, those left out that are the caller's doing."""
+    """Failed attempts, without those that are the caller's doing."""
     failures: dict[str, int]
     """The same by kind."""
     latency_seconds: Percentiles | None
-    """Of its last 512 answers; of several processes the highest."""
+    """Of its last 512 answers; the highest of all processes."""
     tokens: int
     cost_usd: float
     processes: int
-    """Those that have it."""
+    """How many have it."""
     in_this_state: int
-    """Those of them that see it in this state: each has a circuit of its own."""
+    """How many of those see it in this state: each has its own circuit."""
 
 
 class Snapshot(TypedDict):
-    """How it all stands."""
+    """What the status page shows."""
 
     version: str
     at: float
     """Seconds since the Unix epoch."""
     processes: int
-    totals: Totals
+    totals: ServiceFigures
     providers: list[ProviderFigures]
     """In the order in which they are asked."""
-    happenings: list[Happening]
+    events: list[RecentEvent]
     """Newest first."""
 
 
-def snapshot(
+def report(
     providers: Iterable[ProviderStatus],
-    metrics: Mapping[str, Any],
-    happenings: Sequence[Happening],
+    metrics: dict[str, Any],
+    events: list[RecentEvent],
+    *,
     latency: Percentiles | None,
     at: float,
-) -> Snapshot:
-    """Put it together for one process.
+    scraped: list[dict[str, Any]],
+) -> Report:
+    """Return the report of one process.
 
     Args:
         providers: `gateway.providers`.
         metrics: `gateway.get_metrics()` of the same moment.
-        happenings: The last ones, newest first.
+        events: The last ones, newest first.
         latency: Of the last minute's answers, if there were any.
         at: Seconds since the Unix epoch.
+        scraped: `Prometheus.snapshot()`.
     """
-    known = metrics["providers"]  # another thread may have taken one out in between
-    figures = [_provider(each, known[each.name]) for each in providers if each.name in known]
     return {
         "version": __version__,
         "at": at,
-        "processes": 1,
+        "metrics": metrics,
+        # Another thread may have removed one between the two.
+        "providers": {
+            each.name: _seen(each) for each in providers if each.name in metrics["providers"]
+        },
+        "latency_seconds": latency,
+        "events": events,
+        "scraped": scraped,
+    }
+
+
+def _seen(status: ProviderStatus) -> dict[str, Any]:
+    state = condition(status)
+    return {
+        "vendor": status.vendor,
+        "model": status.model,
+        "priority": status.priority,
+        "forced": status.forced,
+        "state": state.word,
+        "states": {
+            state.word: {"processes": 1, "wait_seconds": state.wait, "reason": state.reason}
+        },
+    }
+
+
+def snapshot(running: Sequence[Report], exited: Sequence[Report] = ()) -> Snapshot:
+    """Merge what the processes say of themselves.
+
+    Args:
+        running: Of each process that runs; at least one.
+        exited: The last ones of those that have exited: their counts stay.
+    """
+    metrics = merge_metrics(*([each["metrics"] for each in part] for part in (running, exited)))
+    seen = merge([each["providers"] for each in running])
+    providers = [
+        _provider(name, seen[name], figures)
+        for name, figures in metrics["providers"].items()
+        if name in seen
+    ]
+    events = [event for each in running for event in each["events"]]
+    latencies = [{"latency": each["latency_seconds"]} for each in running]
+    return {
+        "version": running[0]["version"],
+        "at": max(each["at"] for each in running),
+        "processes": len(running),
         "totals": {
             "requests": metrics["total_requests"],
             "failures": metrics["failures"],
@@ -130,108 +183,40 @@ def snapshot(
             "cache_hit_rate_percent": metrics["cache_hit_rate_percent"],
             "in_flight": metrics["in_flight"],
             "waiting": metrics["waiting"],
-            "tokens": sum(each["tokens"] for each in figures),
+            "tokens": sum(each["tokens"] for each in providers),
             "cost_usd": metrics["cost_usd"],
-            "latency_seconds": latency,
+            "latency_seconds": merge(latencies)["latency"],
         },
-        "providers": figures,
-        "happenings": list(happenings),
+        "providers": sorted(providers, key=lambda each: -each["priority"]),
+        "events": sorted(events, key=lambda each: -each["at"])[:KEPT],
     }
 
 
-def _provider(status: ProviderStatus, metrics: Mapping[str, Any]) -> ProviderFigures:
-    state = condition(status)
+def _provider(name: str, seen: Mapping[str, Any], metrics: Mapping[str, Any]) -> ProviderFigures:
+    here = seen["states"][seen["state"]]
     failures = {
-        kind: count for kind, count in metrics["failures"].items() if kind not in _CALLERS_SIDE
+        kind: count
+        for kind, count in sorted(metrics["failures"].items())
+        if kind not in _NOT_THE_PROVIDERS
     }
     return {
-        "name": status.name,
-        "vendor": status.vendor,
-        "model": status.model,
-        "priority": status.priority,
-        "active": status.active,
-        "state": state.word,
-        "wait_seconds": state.wait,
-        "reason": state.reason,
-        "forced": status.forced,
-        "in_flight": status.in_flight,
-        "max_in_flight": status.max_in_flight,
+        "name": name,
+        "vendor": seen["vendor"],
+        "model": seen["model"],
+        "priority": seen["priority"],
+        "active": metrics["active"],
+        "state": seen["state"],
+        "wait_seconds": here["wait_seconds"],
+        "reason": here["reason"],
+        "forced": seen["forced"],
+        "in_flight": metrics["in_flight"],
+        "max_in_flight": metrics["max_in_flight"],
         "answered": metrics["successes"],
         "failed": sum(failures.values()),
         "failures": failures,
         "latency_seconds": metrics["latency_seconds"],
         "tokens": metrics["total_tokens"],
         "cost_usd": metrics["cost_usd"],
-        "processes": 1,
-        "in_this_state": 1,
+        "processes": sum(each["processes"] for each in seen["states"].values()),
+        "in_this_state": here["processes"],
     }
-
-
-def merged(snapshots: Sequence[Snapshot]) -> Snapshot:
-    """The sum of what several processes say, of which there is at least one.
-
-    Counts are added. Of latencies the highest is taken: a percentile of all answers together is
-    never above it. A provider is shown in the worst state that a process sees it in.
-    """
-    totals = [each["totals"] for each in snapshots]
-    requests = sum(each["requests"] for each in totals)
-    hits = sum(each["cache_hits"] for each in totals)
-    by_name: dict[str, list[ProviderFigures]] = {}
-    for each in snapshots:
-        for provider in each["providers"]:
-            by_name.setdefault(provider["name"], []).append(provider)
-    happenings = [happening for each in snapshots for happening in each["happenings"]]
-    return {
-        "version": snapshots[0]["version"],
-        "at": max(each["at"] for each in snapshots),
-        "processes": sum(each["processes"] for each in snapshots),
-        "totals": {
-            "requests": requests,
-            "failures": sum(each["failures"] for each in totals),
-            "cache_hits": hits,
-            "cache_hit_rate_percent": round(100 * hits / requests, 2) if requests else 0.0,
-            "in_flight": sum(each["in_flight"] for each in totals),
-            "waiting": sum(each["waiting"] for each in totals),
-            "tokens": sum(each["tokens"] for each in totals),
-            "cost_usd": round(sum(each["cost_usd"] for each in totals), 10),
-            "latency_seconds": _highest(each["latency_seconds"] for each in totals),
-        },
-        "providers": sorted(map(_merged_provider, by_name.values()), key=lambda p: -p["priority"]),
-        "happenings": sorted(happenings, key=lambda each: -each["at"])[:KEPT],
-    }
-
-
-def _merged_provider(parts: Sequence[ProviderFigures]) -> ProviderFigures:
-    state = min((each["state"] for each in parts), key=_WORST_FIRST.index)
-    there = [each for each in parts if each["state"] == state]
-    waits = [each["wait_seconds"] for each in there if each["wait_seconds"] is not None]
-    kinds = sorted({kind for each in parts for kind in each["failures"]})
-    first = there[0]
-    return {
-        "name": first["name"],
-        "vendor": first["vendor"],
-        "model": first["model"],
-        "priority": first["priority"],
-        "active": any(each["active"] for each in parts),
-        "state": state,
-        "wait_seconds": min(waits, default=None),
-        "reason": first["reason"],
-        "forced": any(each["forced"] for each in parts),
-        "in_flight": sum(each["in_flight"] for each in parts),
-        "max_in_flight": sum(each["max_in_flight"] for each in parts),
-        "answered": sum(each["answered"] for each in parts),
-        "failed": sum(each["failed"] for each in parts),
-        "failures": {kind: sum(each["failures"].get(kind, 0) for each in parts) for kind in kinds},
-        "latency_seconds": _highest(each["latency_seconds"] for each in parts),
-        "tokens": sum(each["tokens"] for each in parts),
-        "cost_usd": round(sum(each["cost_usd"] for each in parts), 10),
-        "processes": sum(each["processes"] for each in parts),
-        "in_this_state": sum(each["in_this_state"] for each in there),
-    }
-
-
-def _highest(all_percentiles: Iterable[Percentiles | None]) -> Percentiles | None:
-    known = [each for each in all_percentiles if each is not None]
-    if not known:
-        return None
-    return {name: max(each[name] for each in known) for name in known[0]}

@@ -92,7 +92,7 @@ class TestTheFeed:
                 await service.force_circuit("a/1", "open", "ops")
                 news = await anext(told)
                 assert news["snapshot"]["providers"][0]["forced"]
-                assert "forced open by ops" in news["snapshot"]["happenings"][0]["text"]
+                assert "forced open by ops" in news["snapshot"]["events"][0]["text"]
 
     async def test_failovers_are_told(self):
         vendor = ScriptedVendor()
@@ -100,12 +100,12 @@ class TestTheFeed:
         async with serving(vendor=vendor) as (service, client):
             await service.gateway.chat("hi")
             async with watching(client) as (_, told):
-                [happening] = (await anext(told))["snapshot"]["happenings"]
+                [happening] = (await anext(told))["snapshot"]["events"]
         assert happening["text"] == "a/1 failed (server_error), b/2 answered."
 
     async def test_another_source_can_be_put_in_its_place(self):
         async with serving() as (service, client):
-            service.snapshot = lambda: {**service.own_snapshot(), "processes": 4}
+            service.snapshot = lambda: {"processes": 4}
             async with watching(client) as (_, told):
                 assert (await anext(told))["snapshot"]["processes"] == 4
 
@@ -130,9 +130,9 @@ class TestTheFeed:
         async with serving() as (service, client):
             async with watching(client) as (_, told):
                 await anext(told)
-                assert len(service.happenings._watchers) == 1
+                assert len(service.recent_events._watchers) == 1
             async with asyncio.timeout(PATIENCE):
-                while service.happenings._watchers:  # noqa: ASYNC110 - the server finds out itself
+                while service.recent_events._watchers:  # noqa: ASYNC110 - the server finds out itself
                     await asyncio.sleep(0.01)
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.server.process.exchange_files import MOST_DEPARTED, Shares, Workers
+from aigateway.server.process.shared_directory import MOST_EXITED, Collected, SharedDirectory
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_alone_it_needs_no_directory():
-    alone = Workers()
-    alone.share("metrics", lambda: b"one")
+    alone = SharedDirectory()
+    alone.report("metrics", lambda: b"one")
     heard: list[tuple[str, bytes]] = []
-    alone.obey(lambda subject, order: heard.append((subject, order)))
+    alone.subscribe(lambda subject, order: heard.append((subject, order)))
     alone.order("a", b"open")
-    assert alone.collect("metrics") == Shares((b"one",))
-    assert alone.collect("other") == Shares(())
+    assert alone.collect("metrics") == Collected((b"one",))
+    assert alone.collect("other") == Collected(())
     assert heard == [("a", b"open")]
     alone.replay()
     assert heard == [("a", b"open")] * 2
@@ -36,65 +36,65 @@ def test_alone_it_needs_no_directory():
 
 def test_collecting_asks_this_one_now(directory):
     numbers = iter(range(9))
-    one = Workers(directory, 0)
-    one.share("n", lambda: str(next(numbers)).encode())
-    assert one.collect("n").all == (b"0",)
-    assert one.collect("n").all == (b"1",)
+    one = SharedDirectory(directory, 0)
+    one.report("n", lambda: str(next(numbers)).encode())
+    assert one.collect("n").running == (b"0",)
+    assert one.collect("n").running == (b"1",)
 
 
 def test_the_last_word_of_one_that_is_gone_is_kept(directory):
-    here, gone = Workers(directory, 0), Workers(directory, 1)
+    here, gone = SharedDirectory(directory, 0), SharedDirectory(directory, 1)
     here.publish("n", b"here")
     gone.publish("n", b"gone")
-    assert here.collect("n") == Shares((b"here", b"gone"))
-    Workers.archive_metrics(directory, 1, os.getpid())
-    assert here.collect("n") == Shares((b"here",), (b"gone",))
+    assert here.collect("n") == Collected((b"here", b"gone"))
+    SharedDirectory.archive_metrics(directory, 1, os.getpid())
+    assert here.collect("n") == Collected((b"here",), (b"gone",))
 
 
 def test_not_every_dead_process_is_remembered(directory):
-    for place in range(MOST_DEPARTED + 5):
-        Workers(directory, place).publish("n", b"x")
-        Workers.archive_metrics(directory, place, os.getpid())
-    assert len(Workers(directory, 999).collect("n").departed) == MOST_DEPARTED
+    for place in range(MOST_EXITED + 5):
+        SharedDirectory(directory, place).publish("n", b"x")
+        SharedDirectory.archive_metrics(directory, place, os.getpid())
+    assert len(SharedDirectory(directory, 999).collect("n").exited) == MOST_EXITED
 
 
 def test_the_last_order_counts_also_for_who_comes_later(directory):
-    giver = Workers(directory, 0)
+    giver = SharedDirectory(directory, 0)
     giver.order("a/b", b"open")
     giver.order("a/b", b"closed")
     giver.order("c", b"")
     heard: dict[str, bytes] = {}
-    Workers(directory, 1).obey(heard.__setitem__)
+    SharedDirectory(directory, 1).subscribe(heard.__setitem__)
     assert heard == {"a/b": b"closed", "c": b""}
 
 
 @given(st.text(alphabet=st.characters(blacklist_categories=["Cs"])), st.binary())
 def test_any_subject_and_any_order(tmp_path_factory, subject, content):
     directory = tmp_path_factory.mktemp("meeting")
-    giver = Workers(directory, 0)
+    giver = SharedDirectory(directory, 0)
     if "\n" in subject:
         with pytest.raises(ValueError, match="one line"):
             giver.order(subject, content)
         return
     giver.order(subject, content)
     heard: dict[str, bytes] = {}
-    Workers(directory, 1).obey(heard.__setitem__)
+    SharedDirectory(directory, 1).subscribe(heard.__setitem__)
     assert heard == {subject: content}
 
 
 def test_a_share_has_a_plain_name(directory):
     with pytest.raises(ValueError, match="one word"):
-        Workers(directory, 0).publish("../x", b"")
+        SharedDirectory(directory, 0).publish("../x", b"")
 
 
 async def test_attending_publishes_and_obeys(directory, clock):
-    one, two = Workers(directory, 0, clock), Workers(directory, 1, clock)
-    one.share("n", lambda: b"one")
+    one, two = SharedDirectory(directory, 0, clock), SharedDirectory(directory, 1, clock)
+    one.report("n", lambda: b"one")
     heard: dict[str, bytes] = {}
-    two.obey(heard.__setitem__)
-    tasks = [asyncio.create_task(each.attend()) for each in (one, two)]
+    two.subscribe(heard.__setitem__)
+    tasks = [asyncio.create_task(each.run()) for each in (one, two)]
     await clock.advance(0)
-    assert two.collect("n").all == (b"one",)
+    assert two.collect("n").running == (b"one",)
     one.order("a", b"1")
     assert heard == {}
     await clock.advance(1)
@@ -106,14 +106,14 @@ async def test_attending_publishes_and_obeys(directory, clock):
 
 
 def test_one_broken_handler_harms_no_other(directory, caplog):
-    one = Workers(directory, 0)
+    one = SharedDirectory(directory, 0)
     heard: dict[str, bytes] = {}
 
     def broken(subject: str, order: bytes) -> None:
         raise RuntimeError(subject)
 
-    one.obey(broken)
-    one.obey(heard.__setitem__)
+    one.subscribe(broken)
+    one.subscribe(heard.__setitem__)
     with caplog.at_level(logging.ERROR):
         one.order("a", b"1")
     assert heard == {"a": b"1"}
@@ -121,16 +121,16 @@ def test_one_broken_handler_harms_no_other(directory, caplog):
 
 
 async def test_a_disk_that_fails_is_told_once_and_ends_nothing(directory, clock, caplog):
-    one = Workers(directory / "gone", 0, clock)
-    one.share("n", lambda: b"one")
-    attending = asyncio.create_task(one.attend())
+    one = SharedDirectory(directory / "gone", 0, clock)
+    one.report("n", lambda: b"one")
+    attending = asyncio.create_task(one.run())
     with caplog.at_level(logging.ERROR):
         for _ in range(5):
             await clock.advance(1)
     assert caplog.text.count("workers.silent") == 1
     (directory / "gone").mkdir()
     await clock.advance(1)
-    assert Workers(directory / "gone", 1).collect("n").all == (b"one",)
+    assert SharedDirectory(directory / "gone", 1).collect("n").running == (b"one",)
     await ended(attending)
 
 
@@ -142,16 +142,15 @@ async def ended(task: asyncio.Task[None]) -> None:
 
 def test_where_nothing_can_be_written_each_speaks_for_itself(directory):
     words = iter((b"1", b"2", b"3"))
-    one, other = Workers(directory, 0), Workers(directory, 1)
-    one.share("n", lambda: next(words))
+    one, other = SharedDirectory(directory, 0), SharedDirectory(directory, 1)
+    one.report("n", lambda: next(words))
     other.publish("n", b"other")
-    assert one.collect("n").all == (b"1", b"other")
+    assert one.collect("n").running == (b"1", b"other")
     break_down(directory)
-    assert one.collect("n") == Shares((b"2",))
-    assert one.collect("n", own=False) == Shares(())
+    assert one.collect("n") == Collected((b"2",))
     directory.unlink()
     directory.mkdir()
-    assert one.collect("n") == Shares((b"3",))
+    assert one.collect("n") == Collected((b"3",))
 
 
 def break_down(directory: Path) -> None:
@@ -161,9 +160,9 @@ def break_down(directory: Path) -> None:
 
 
 def test_an_order_that_cannot_be_passed_on_is_obeyed_here_and_the_log_says_so(directory, caplog):
-    one = Workers(directory, 0)
+    one = SharedDirectory(directory, 0)
     heard: list[tuple[str, bytes]] = []
-    one.obey(lambda subject, order: heard.append((subject, order)))
+    one.subscribe(lambda subject, order: heard.append((subject, order)))
     one.order("a", b"closed")
     break_down(directory)
     with caplog.at_level(logging.ERROR):
@@ -175,10 +174,10 @@ def test_an_order_that_cannot_be_passed_on_is_obeyed_here_and_the_log_says_so(di
 
 
 async def test_an_order_is_obeyed_once_until_somebody_gives_another(directory, clock):
-    one, two = Workers(directory, 0, clock), Workers(directory, 1, clock)
+    one, two = SharedDirectory(directory, 0, clock), SharedDirectory(directory, 1, clock)
     heard: list[bytes] = []
-    one.obey(lambda _, order: heard.append(order))
-    attending = asyncio.create_task(one.attend())
+    one.subscribe(lambda _, order: heard.append(order))
+    attending = asyncio.create_task(one.run())
     one.order("a", b"1")
     await clock.advance(1)
     assert heard == [b"1"]
@@ -193,23 +192,23 @@ async def test_an_order_is_obeyed_once_until_somebody_gives_another(directory, c
 
 
 async def test_what_one_cannot_say_keeps_it_from_nothing_else(directory, clock, caplog):
-    one = Workers(directory, 0, clock)
+    one = SharedDirectory(directory, 0, clock)
 
     def broken() -> bytes:
         raise RuntimeError("sk-secret")
 
-    one.share("broken", broken)
-    one.share("n", lambda: b"one")
+    one.report("broken", broken)
+    one.report("n", lambda: b"one")
     heard: dict[str, bytes] = {}
-    one.obey(heard.__setitem__)
+    one.subscribe(heard.__setitem__)
     (directory / "order.a").write_bytes(b"\xff\n")  # not written by one of them
-    attending = asyncio.create_task(one.attend())
+    attending = asyncio.create_task(one.run())
     with caplog.at_level(logging.ERROR):
         await clock.advance(0)
-        Workers(directory, 1).order("b", b"1")
+        SharedDirectory(directory, 1).order("b", b"1")
         for _ in range(5):
             await clock.advance(1)
-    assert Workers(directory, 1).collect("n").all == (b"one",)
+    assert SharedDirectory(directory, 1).collect("n").running == (b"one",)
     assert heard == {"b": b"1"}
     assert "workers.failed" in caplog.text
     assert "RuntimeError" in caplog.text
@@ -219,9 +218,9 @@ async def test_what_one_cannot_say_keeps_it_from_nothing_else(directory, clock, 
 
 
 def test_a_last_word_that_cannot_be_kept_is_told(directory, caplog):
-    Workers(directory, 1).publish("n", b"gone")
-    (directory / f"departed.n.1-{os.getpid()}").mkdir()  # something is in the way
+    SharedDirectory(directory, 1).publish("n", b"gone")
+    (directory / f"exited.n.1-{os.getpid()}").mkdir()  # something is in the way
     with caplog.at_level(logging.ERROR):
-        Workers.archive_metrics(directory, 1, os.getpid())
+        SharedDirectory.archive_metrics(directory, 1, os.getpid())
     assert "workers.not_archived" in caplog.text
     assert f"pid {os.getpid()}" in caplog.text

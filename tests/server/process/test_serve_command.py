@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from aigateway.cli import app
 from tests.processes import PATIENCE, until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
@@ -61,7 +61,7 @@ def test_it_takes_all_the_descriptors_that_it_may_have_and_says_if_these_are_few
     assert service.code == 0
     (line,) = service.log.splitlines()
     assert "descriptors.few" in line
-    assert "may have 1000 files" in line
+    assert "may open 1000 files" in line
     assert "max_connections = 4096 and max_concurrency = 300 can need 4460" in line
 
 

@@ -19,8 +19,8 @@ import pytest
 from aigateway import AsyncGateway, CircuitState, GatewayError, RequestRejectedError
 from aigateway.server.http.errors import Refusal
 from aigateway.server.process.configuration import read_configuration
-from aigateway.server.process.exchange_files import Workers
 from aigateway.server.process.reload import FileWatch, Reloader, watch
+from aigateway.server.process.shared_directory import SharedDirectory
 from aigateway.server.process.worker import Process
 from aigateway.server.service import Service
 from aigateway.simulator import Fault, Simulator
@@ -44,15 +44,18 @@ def provider(vendor, name: str = "one", **fields) -> str:
     return "\n".join(["[[providers]]", *lines, ""])
 
 
+ORDER = b'{"order": "open", "by": null}'
+
+
 class Desk:
     """A service in this process, and its file."""
 
     def __init__(self, text: str) -> None:
         self.write(text)
         configuration = read_configuration({})
-        self.workers = Workers()
+        self.shared = SharedDirectory()
         self.service = Service(
-            configuration.make_gateway(), configuration.server, workers=self.workers
+            configuration.make_gateway(), configuration.server, shared=self.shared
         )
         self.reloader = Reloader(self.service, configuration, lambda: read_configuration({}))
 
@@ -216,7 +219,7 @@ class TestServer:
         async with desk_with(text) as desk:
             with caplog.at_level(logging.WARNING):
                 assert await desk.now("[server]\nport = 1\nworkers = 4\n" + text)
-            assert "[server] port, workers cannot change while it runs" in caplog.text
+            assert "[server] port, workers can only change with a restart" in caplog.text
 
     async def test_the_last_key_does_not_go_while_others_reach_the_service(self, simulator, caplog):
         text = provider(simulator.openai)
@@ -241,10 +244,10 @@ class TestServer:
     async def test_standing_orders_are_obeyed_again(self, simulator):
         async with desk_with(provider(simulator.openai)) as desk:
             heard = []
-            desk.workers.obey(lambda subject, order: heard.append((subject, order)))
-            desk.workers.order("circuit one", b"open")
+            desk.shared.subscribe(lambda subject, order: heard.append((subject, order)))
+            desk.shared.order("other", ORDER)
             assert await desk.now(provider(simulator.openai, weight=3))
-            assert heard == [("circuit one", b"open")] * 2
+            assert heard == [("other", ORDER)] * 2
 
 
 async def test_a_gateway_that_cannot_be_made_ready_is_closed_and_the_old_one_stays(
@@ -322,7 +325,7 @@ async def test_what_changes_while_a_process_gets_ready_is_taken_when_it_is(simul
         await asyncio.sleep(0.01)
         loaded.set()
         await eventually(lambda: process.service.gateway.providers[0].name == "two")
-        process.ending.hurry()
+        process.shutdown.hurry()
         await running
 
 

@@ -12,11 +12,9 @@ import pytest
 
 from aigateway import AsyncGateway
 from aigateway.events import CircuitForced
-from aigateway.server.process.sharing import share
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault, Simulator
-from aigateway.telemetry.prometheus import Prometheus
 from aigateway.testing import ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE
 from tests.server.visitors import eventually
@@ -175,22 +173,21 @@ async def test_orders_that_are_given_again_are_told_only_where_they_change_somet
     orders, configs = Orders(), scripted_configs("a", "b", "c")
     async with AsyncGateway(configs, vendor=ScriptedVendor(), hooks=[orders]) as gateway:
         service = Service(gateway, ServerSettings())
-        share(service, Prometheus())
         await service.force_circuit("a", "open", "ops")
         await service.force_circuit("b", "closed", "ops")
         await service.force_circuit("c", "auto", "ops")  # as it is
         given = [("a", "open", "ops"), ("b", "closed", "ops")]
         assert orders.heard == given
-        service.workers.replay()
+        service.shared.replay()
         assert orders.heard == given
 
         gateway.remove_provider("a")
         gateway.add_provider(configs[0])
-        service.workers.replay()
+        service.shared.replay()
         given.append(("a", "open", "ops"))
         assert orders.heard == given
 
         await service.force_circuit("a", "closed", "me")
         await service.force_circuit("a", "auto", "me")
-        service.workers.replay()
+        service.shared.replay()
         assert orders.heard == [*given, ("a", "closed", "me"), ("a", "auto", "me")]

@@ -33,8 +33,8 @@ async def everybody(port: int, count: int) -> set[int]:
     """The processes, as soon as there are that many."""
     while True:
         _, _, told = await once(port, "/t/pids")
-        if len(told["living"]) == count:
-            return set(told["living"])
+        if len(told["running"]) == count:
+            return set(told["running"])
         await asyncio.sleep(0.02)
 
 
@@ -68,9 +68,9 @@ async def test_one_that_dies_is_replaced_and_what_it_did_still_counts(start):
     assert victim not in after
     assert len(after & before) == 2
     _, _, told = await once(port, "/t/pids")
-    assert told["departed"] == [victim]
+    assert told["exited"] == [victim]
     (line,) = [line for line in service.log.splitlines() if "worker.died" in line]
-    assert f"(pid {victim}) died of SIGKILL" in line
+    assert f"(pid {victim}) died (SIGKILL)" in line
     assert " ERROR " in line
 
 
@@ -185,7 +185,7 @@ async def test_what_a_killed_service_left_is_removed_at_the_next_start(start, tm
         ('[server]\nhost = "0.0.0.0"\n', (), "make a key with `aigateway key`"),
         ("[gateway]\ntimeout = -1\n", (), "timeout"),
         ("", (), "OPENAI_API_KEY"),
-        (KEYED, ("--host", "no.such.host.invalid"), "no address of this machine"),
+        (KEYED, ("--host", "no.such.host.invalid"), "not an address of this machine"),
         ("", ("--simulate", "--workers", "2"), "--workers 1"),
         ("", ("--config", "missing.toml"), "cannot be read"),
     ],
@@ -223,8 +223,8 @@ async def test_one_that_cannot_be_replaced_yet_takes_no_other_along(start):
     os.kill(min(before), signal.SIGKILL)
     await asyncio.to_thread(until, lambda: "worker.not_started" in service.log)
     _, _, told = await once(port, "/t/pids")
-    assert before - {min(before)} <= set(told["living"])
-    assert "cannot be started (Too many open files); tried again in 1 s" in service.log
+    assert before - {min(before)} <= set(told["running"])
+    assert "cannot start (Too many open files); next try in 1 s" in service.log
     resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (most, most))
     while not await pids_seen(port) - before:
         assert not service.read("code")

@@ -8,8 +8,7 @@ import resource
 import pytest
 
 from aigateway import LLMConfig
-from aigateway.server.process.configuration import read_configuration
-from aigateway.server.process.descriptors import raise_limit
+from aigateway.server.process.configuration import raise_descriptor_limit, read_configuration
 
 PROVIDERS = [LLMConfig("openai", "m", api_key="k")]
 FILES = resource.RLIMIT_NOFILE
@@ -29,7 +28,7 @@ def hard():
 
 def test_the_soft_limit_becomes_the_hard_one(hard):
     resource.setrlimit(FILES, (256, hard))
-    raise_limit(read_configuration({"max_connections": 10}, PROVIDERS))
+    raise_descriptor_limit(read_configuration({"max_connections": 10}, PROVIDERS))
     assert resource.getrlimit(FILES) == (hard, hard)
 
 
@@ -41,7 +40,7 @@ def test_it_warns_of_one_too_few(monkeypatch, caplog, fewer, warned):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (50, allowed))
     monkeypatch.setattr(resource, "setrlimit", lambda which, limits: None)
     with caplog.at_level(logging.WARNING):
-        raise_limit(read_configuration({"max_connections": 10}, PROVIDERS))
+        raise_descriptor_limit(read_configuration({"max_connections": 10}, PROVIDERS))
     assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
 
 
@@ -56,7 +55,7 @@ def test_where_the_hard_limit_cannot_be_had_it_takes_what_is_needed(monkeypatch,
     unlimited = resource.RLIM_INFINITY
     monkeypatch.setattr(resource, "getrlimit", lambda which: (256, unlimited))
     monkeypatch.setattr(resource, "setrlimit", macos)
-    raise_limit(read_configuration({"max_connections": 10}, PROVIDERS))
+    raise_descriptor_limit(read_configuration({"max_connections": 10}, PROVIDERS))
     assert asked == [(unlimited, unlimited), (10 + 2048 + 64, unlimited)]
     assert not caplog.records
 
@@ -67,8 +66,8 @@ def test_where_nothing_can_be_had_it_says_what_there_is(monkeypatch, caplog):
 
     monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 100_000))
     monkeypatch.setattr(resource, "setrlimit", no)
-    raise_limit(read_configuration({}, PROVIDERS))
-    assert "may have 256 files" in caplog.text
+    raise_descriptor_limit(read_configuration({}, PROVIDERS))
+    assert "may open 256 files" in caplog.text
 
 
 # ── what it is that may be needed ────────────────────────────────────────────────────────────

@@ -18,12 +18,12 @@ from aigateway.events import (
     RequestHedged,
     RequestServed,
 )
-from aigateway.server.status.recent_events import KEPT, Happenings
+from aigateway.server.status.recent_events import KEPT, RecentEvents
 
 
 @pytest.fixture
-def happenings(clock):
-    return Happenings(clock)
+def recent(clock):
+    return RecentEvents(clock)
 
 
 def failed(provider="a", request="r", kind=K.SERVER_ERROR, status=500):
@@ -38,75 +38,75 @@ def gave_up(error="AllProvidersFailedError", *causes, request="r"):
     return RequestFailed(request, None, error, causes, 0.1)
 
 
-def told(happenings, *events):
+def told(recent, *events):
     for event in events:
-        happenings.on_event(event)
-    return [(each["kind"], each["text"]) for each in happenings.recent]
+        recent.on_event(event)
+    return [(each["kind"], each["text"]) for each in recent.recent]
 
 
 class TestFailovers:
-    def test_who_failed_and_who_answered(self, happenings):
-        assert told(happenings, failed(), served()) == [
+    def test_who_failed_and_who_answered(self, recent):
+        assert told(recent, failed(), served()) == [
             ("failover", "a failed (server_error, HTTP 500), b answered.")
         ]
 
-    def test_each_that_failed_is_named_in_order(self, happenings):
+    def test_each_that_failed_is_named_in_order(self, recent):
         events = failed("a"), failed("b", kind=K.TIMEOUT, status=None), served("c")
-        assert told(happenings, *events) == [
+        assert told(recent, *events) == [
             ("failover", "a failed (server_error, HTTP 500), b failed (timeout), c answered.")
         ]
 
-    def test_requests_are_kept_apart(self, happenings):
+    def test_requests_are_kept_apart(self, recent):
         events = failed("a", "1"), failed("b", "2"), served("c", "2"), served("d", "3")
-        assert told(happenings, *events) == [
+        assert told(recent, *events) == [
             ("failover", "b failed (server_error, HTTP 500), c answered.")
         ]
 
-    def test_a_stale_answer_is_one_too(self, happenings):
+    def test_a_stale_answer_is_one_too(self, recent):
         events = failed(), CacheHit("r", "a", None, stale=True)
-        assert told(happenings, *events) == [
+        assert told(recent, *events) == [
             ("failover", "a failed (server_error, HTTP 500), an older answer was given.")
         ]
 
-    def test_what_went_well_is_no_news(self, happenings):
+    def test_what_went_well_is_no_news(self, recent):
         events = served(), CacheHit("r", "a", None, stale=False), RequestHedged("r", "a", "b", 1.0)
-        assert told(happenings, *events) == []
+        assert told(recent, *events) == []
 
-    def test_the_same_again_is_counted(self, happenings, clock):
+    def test_the_same_again_is_counted(self, recent, clock):
         for number in range(5):
-            told(happenings, failed(request=str(number)), served(request=str(number)))
-            told(happenings, CircuitChanged("circuit.opened", f"c{number}", "closed", "open"))
+            told(recent, failed(request=str(number)), served(request=str(number)))
+            told(recent, CircuitChanged("circuit.opened", f"c{number}", "closed", "open"))
             clock.tick(1)
-        newest, repeated = happenings.recent[:2]
+        newest, repeated = recent.recent[:2]
         assert newest["kind"] == "opened"
         assert (repeated["kind"], repeated["times"], repeated["at"]) == (
             "failover",
             5,
             clock.wall() - 1,
         )
-        assert len(happenings.recent) == 6
+        assert len(recent.recent) == 6
 
-    def test_the_same_much_later_is_told_anew(self, happenings, clock):
-        told(happenings, failed(), served())
+    def test_the_same_much_later_is_told_anew(self, recent, clock):
+        told(recent, failed(), served())
         clock.tick(61)
-        told(happenings, failed(), served())
-        assert [each["times"] for each in happenings.recent] == [1, 1]
+        told(recent, failed(), served())
+        assert [each["times"] for each in recent.recent] == [1, 1]
 
 
 class TestFailures:
-    def test_nobody_answered(self, happenings):
+    def test_nobody_answered(self, recent):
         causes = (
             ProviderFailure("a", K.SERVER_ERROR, 500),
             ProviderFailure("b", K.CIRCUIT_OPEN, retry_after_seconds=3.2),
         )
         events = failed(), gave_up("AllProvidersFailedError", *causes), served()
-        assert told(happenings, *events) == [
+        assert told(recent, *events) == [
             ("failed", "Nobody answered a request (a: server_error, HTTP 500, b: circuit_open).")
         ]
 
-    def test_a_callers_mistake_is_no_news(self, happenings):
+    def test_a_callers_mistake_is_no_news(self, recent):
         rejected = failed(kind=K.REJECTED, status=400)
-        assert told(happenings, rejected, gave_up("RequestRejectedError")) == []
+        assert told(recent, rejected, gave_up("RequestRejectedError")) == []
 
 
 class TestProviders:
@@ -128,65 +128,65 @@ class TestProviders:
             (CircuitForced("a", "auto", "ops"), "forced", "left to itself again by ops."),
         ],
     )
-    def test_each_change_is_told(self, happenings, event, kind, text):
-        [(told_kind, told_text)] = told(happenings, event)
+    def test_each_change_is_told(self, recent, event, kind, text):
+        [(told_kind, told_text)] = told(recent, event)
         assert told_kind == kind
         assert text in told_text
 
-    def test_a_cooldown_that_goes_on_is_one(self, happenings):
+    def test_a_cooldown_that_goes_on_is_one(self, recent):
         for seconds in (1, 2, 4):
-            told(happenings, ProviderCooledDown("a", seconds), ProviderCooledDown("b", seconds))
-        assert [each["times"] for each in happenings.recent] == [3, 3]
-        assert "4 s" in happenings.recent[0]["text"]
+            told(recent, ProviderCooledDown("a", seconds), ProviderCooledDown("b", seconds))
+        assert [each["times"] for each in recent.recent] == [3, 3]
+        assert "4 s" in recent.recent[0]["text"]
 
-    def test_a_circuit_that_flaps_is_told_each_time(self, happenings):
+    def test_a_circuit_that_flaps_is_told_each_time(self, recent):
         for _ in range(3):
-            told(happenings, CircuitChanged("circuit.opened", "a", "closed", "open"))
-        assert len(happenings.recent) == 3
+            told(recent, CircuitChanged("circuit.opened", "a", "closed", "open"))
+        assert len(recent.recent) == 3
 
 
 class TestMemory:
-    def test_is_bounded_whatever_happens(self, happenings):
+    def test_is_bounded_whatever_happens(self, recent):
         for number in range(5000):  # requests that never end, and lines that are all different
-            told(happenings, failed(request=str(number)))
-            told(happenings, ProviderEnabled(f"p{number}"))
+            told(recent, failed(request=str(number)))
+            told(recent, ProviderEnabled(f"p{number}"))
         for _ in range(100):
-            told(happenings, failed(request="many"))
-        assert len(happenings.recent) == KEPT
-        assert len(happenings._failures) <= 1024
-        assert max(map(len, happenings._failures.values())) <= 8
+            told(recent, failed(request="many"))
+        assert len(recent.recent) == KEPT
+        assert len(recent._failures) <= 1024
+        assert max(map(len, recent._failures.values())) <= 8
 
-    def test_the_newest_come_first(self, happenings):
+    def test_the_newest_come_first(self, recent):
         for number in range(KEPT + 5):
-            told(happenings, ProviderEnabled(f"p{number}"))
-        assert happenings.recent[0]["text"].startswith(f"p{KEPT + 4} ")
-        assert happenings.recent[-1]["text"].startswith("p5 ")
+            told(recent, ProviderEnabled(f"p{number}"))
+        assert recent.recent[0]["text"].startswith(f"p{KEPT + 4} ")
+        assert recent.recent[-1]["text"].startswith("p5 ")
 
 
 class TestLatency:
-    def test_is_of_the_last_minute(self, happenings, clock):
-        told(happenings, served(seconds=9.0))
+    def test_is_of_the_last_minute(self, recent, clock):
+        told(recent, served(seconds=9.0))
         clock.tick(61)
-        assert happenings.latency() is None
-        told(happenings, *(served(seconds=n / 100) for n in range(1, 101)))
-        assert happenings.latency() == {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+        assert recent.latency() is None
+        told(recent, *(served(seconds=n / 100) for n in range(1, 101)))
+        assert recent.latency() == {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
-    def test_is_finite_memory_too(self, happenings):
-        told(happenings, *(served(seconds=1.0) for _ in range(600)))
-        latency = happenings.latency()
+    def test_is_finite_memory_too(self, recent):
+        told(recent, *(served(seconds=1.0) for _ in range(600)))
+        latency = recent.latency()
         assert latency is not None
         assert all(math.isclose(value, 1.0) for value in latency.values())
-        assert len(happenings._latencies) == 512
+        assert len(recent._latencies) == 512
 
 
 class TestWatching:
-    def test_every_watcher_is_told_until_it_leaves(self, happenings):
-        with happenings.watch() as first, happenings.watch() as second:
-            told(happenings, served())
+    def test_every_watcher_is_told_until_it_leaves(self, recent):
+        with recent.watch() as first, recent.watch() as second:
+            told(recent, served())
             assert not first.is_set()
-            told(happenings, ProviderEnabled("a"))
+            told(recent, ProviderEnabled("a"))
             assert first.is_set()
             assert second.is_set()
         first.clear()
-        told(happenings, ProviderEnabled("b"))
+        told(recent, ProviderEnabled("b"))
         assert not first.is_set()

@@ -10,7 +10,7 @@ from playwright.async_api import expect
 from aigateway import AsyncGateway
 from aigateway.clock import SystemClock
 from aigateway.server.service import Service
-from aigateway.server.status.recent_events import Happenings
+from aigateway.server.status.recent_events import RecentEvents
 from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault, Simulator
 from tests.processes import PATIENCE
@@ -41,8 +41,8 @@ def clock():
 
 
 @pytest.fixture
-def happenings(clock):
-    return Happenings(clock)
+def recent_events(clock):
+    return RecentEvents(clock)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -52,12 +52,12 @@ async def simulator():
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def gateway(simulator, clock, happenings):
+async def gateway(simulator, clock, recent_events):
     """OpenAI before Anthropic, both simulated; circuits open for a minute after two failures."""
     configs = [simulator.openai.config(priority=2), simulator.anthropic.config(priority=1)]
     async with AsyncGateway(
         configs,
-        hooks=[happenings],
+        hooks=[recent_events],
         clock=clock,
         cache_enabled=False,
         retry_rounds=0,
@@ -68,12 +68,12 @@ async def gateway(simulator, clock, happenings):
 
 
 @pytest.fixture
-def serve(gateway, happenings):
+def serve(gateway, recent_events):
     """Runs a service over the gateway; gives its URL."""
 
     @contextlib.asynccontextmanager
     async def serving(settings=None, port=0):
-        service = Service(gateway, settings or ServerSettings(), happenings=happenings)
+        service = Service(gateway, settings or ServerSettings(), recent_events=recent_events)
         async with running(service, port=port) as url:
             yield url
             service.draining = True
@@ -100,7 +100,7 @@ async def test_shows_a_circuit_open_and_close(browser, serve, gateway, simulator
     async with serve() as url, visiting(browser, url) as visit:
         page = visit.page
         openai, anthropic = provider(page, "openai/"), provider(page, "anthropic/")
-        past = page.locator("#happenings")
+        past = page.locator("#events")
         await expect(linked(page)).to_have_text("Live")
         await expect(openai.locator(".state")).to_have_text("Closed")
 
@@ -187,7 +187,7 @@ async def test_the_admin_forces_a_circuit(browser, serve, gateway):
         await expect(openai.locator(".state")).to_have_text("Open")
         await expect(openai).to_contain_text("by an operator's order")
         await expect(open_it).to_have_attribute("aria-pressed", "true")
-        await expect(page.locator("#happenings")).to_contain_text("forced open by admin.")
+        await expect(page.locator("#events")).to_contain_text("forced open by admin.")
         await expect(page.get_by_role("dialog")).to_be_hidden()
         assert (await gateway.chat("hi")).provider.startswith("anthropic/")
 
@@ -221,7 +221,7 @@ async def test_fits_and_is_readable_on_every_screen(browser, serve, gateway, sim
     async with serve() as url, visiting(browser, url) as visit:
         page = visit.page
         await expect(provider(page, long).locator(".state")).to_have_text("Closed")
-        await expect(page.locator("#happenings")).to_contain_text("failed")
+        await expect(page.locator("#events")).to_contain_text("failed")
         for width in (PHONE["width"], 700, 1000, DESK["width"]):
             await page.set_viewport_size({"width": width, "height": 844})
             assert not await spills(page)
@@ -261,7 +261,7 @@ async def test_what_it_shows_is_text_and_never_markup(browser, serve, gateway, s
     await gateway.chat("hi")
     async with serve() as url, visiting(browser, url) as visit:
         await expect(provider(visit.page, evil).locator(".state")).to_have_text("Closed")
-        await expect(visit.page.locator("#happenings")).to_contain_text(f"{evil} failed")
+        await expect(visit.page.locator("#events")).to_contain_text(f"{evil} failed")
         assert await visit.page.locator("img").count() == 0
         assert visit.errors == []
 

@@ -1,11 +1,10 @@
-"""Many requests at once: bounded, in order or as they come, over any chat callable.
+"""Run many requests at once over any chat callable, in order or as they complete.
 
-`batch` collects everything, `as_completed` hands out what is done. Neither knows of vendors, caches
-or providers: they are given something that answers one request, and see to it that at most so many
-are out, that one bad request harms no other, that none is burnt while nobody can be asked
-(`batch/outage.py`), and that nothing is left behind.
+`batch` collects every item; `as_completed` yields each when it is done. Both bound the requests in
+flight, keep one bad request from harming others, wait during an outage (`batch/outage.py`), and
+leave no task behind. The engine knows nothing of vendors, caches or providers.
 
-Only a window of the requests is in memory: the input is read as far as there is room.
+Memory holds only a window of the requests: the input is read as far as there is room.
 """
 
 from __future__ import annotations
@@ -57,15 +56,17 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE = 16
-"""Calls begun after which others on the event loop have their turn. Beginning one takes about
-100 microseconds, so a thousand begun in one go would hold up everybody else."""
+_PER_TURN = 16
+"""Calls begun in one turn of the event loop. Beginning one takes about 100 microseconds, so a
+thousand at once would block everything else on the loop."""
+
+_CANCELLED = "The task of this request was cancelled from outside the batch."
 
 Concurrency = int | Literal["auto"]
-"""How many requests may be out at once; "auto" follows the providers' own limits."""
+"""Requests in flight at once; "auto" follows the providers' adaptive limits."""
 
 Requests = Iterable[Any] | AsyncIterable[Any]
-"""Prompts, lists of messages, mappings or `ChatRequest`s, from wherever they come."""
+"""Prompts, lists of messages, mappings or `ChatRequest`s."""
 
 Ask = Callable[[Any, Mapping[str, Any]], Awaitable[ChatResponse]]
 """Answers one request, given its prompt (or messages) and its options."""
@@ -105,19 +106,19 @@ class BatchOptions:
         _check_listener(self.on_progress)
 
 
-def limit_of(concurrency: object, most: int, bearable: Callable[[], int]) -> Callable[[], int]:
-    """What `concurrency` means.
+def limit_of(concurrency: object, most: int, adaptive: Callable[[], int]) -> Callable[[], int]:
+    """Return a function that gives the limit on requests in flight.
 
     Args:
         concurrency: A number, or "auto".
-        most: More than that would only stand in a queue.
-        bearable: How many at once are right at the moment, for "auto".
+        most: The upper bound; more would only wait in a queue.
+        adaptive: The current limit for "auto".
 
     Raises:
         RequestRejectedError: It is neither.
     """
     if concurrency == "auto":
-        return lambda: max(1, min(bearable(), most))
+        return lambda: max(1, min(adaptive(), most))
     if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
         raise RequestRejectedError('concurrency must be a whole number from 1, or "auto".')
     bound = min(concurrency, most)
@@ -134,10 +135,10 @@ def _check_listener(on_progress: object) -> None:
 async def batch(
     ask: Ask, requests: Requests, options: BatchOptions, *, fail_fast: bool = False
 ) -> BatchResult:
-    """Take all requests through, and collect what became of them, in their order.
+    """Run all requests and return their items, in the order of the input.
 
     Raises:
-        RequestRejectedError: `requests` is nothing that holds requests.
+        RequestRejectedError: `requests` is not an input of requests.
         Exception: With `fail_fast`, the first error, of a request or of the input.
     """
     run = _Run(ask, requests, options)
@@ -163,21 +164,21 @@ async def batch(
 def as_completed(
     ask: Ask, requests: Requests, options: BatchOptions
 ) -> AsyncGenerator[BatchItem, None]:
-    """Take requests through, and hand each out when it is done.
+    """Run requests and yield each item when it is done.
 
     Raises:
-        RequestRejectedError: `requests` is nothing that holds requests.
-        DeadlineExceededError: While iterating: the timeout was over before the input was read.
-        Exception: While iterating: what the input raised, after what had been read is done.
+        RequestRejectedError: `requests` is not an input of requests.
+        DeadlineExceededError: While iterating: the timeout passed before the input was read.
+        Exception: While iterating: what the input raised, once the requests before it are done.
     """
     return _Run(ask, requests, options).items(raising=True)
 
 
-# ── one batch under way ──────────────────────────────────────────────────────────────────────
+# ── one running batch ──────────────────────────────────────────────────────────────────────
 
 
 class _Tally:
-    """What became of the requests so far."""
+    """Counts of the requests that are done."""
 
     __slots__ = ("cached", "cost_usd", "done", "failed", "usage")
 
@@ -187,7 +188,6 @@ class _Tally:
         self.cost_usd = 0.0
 
     def add(self, item: BatchItem) -> None:
-        """Count one that is done."""
         self.done += 1
         response = item.response
         if response is None:
@@ -201,7 +201,7 @@ class _Tally:
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A request that has been taken from the input."""
+    """A request that was read from the input."""
 
     index: int
     id: str
@@ -210,12 +210,12 @@ class _Begun:
 
 
 class _Run:
-    """One batch under way: a task reads the input, one task each asks, `items` hands out.
+    """One running batch: one task reads the input, one task per request asks, `items` yields.
 
     Attributes:
-        tally: What became of the requests so far.
-        complete: The input was read to its end.
-        input_error: What the input raised, if it did.
+        tally: Counts so far.
+        complete: Whether the input was read to its end.
+        input_error: What the input raised, if anything.
     """
 
     def __init__(self, ask: Ask, requests: Requests, options: BatchOptions) -> None:
@@ -234,23 +234,23 @@ class _Run:
         self._asked: dict[asyncio.Task[ChatResponse], _Begun] = {}
         self._done: deque[BatchItem] = deque()
         self._taken = 0
-        self._read_up = False  # nothing more comes from the input
+        self._read_up = False  # the input is exhausted
         self._late = False
-        self._fatal: BaseException | None = None  # what must not be swallowed
-        self._news = asyncio.Event()  # for `items`: something is done, or nothing more comes
-        self._room = asyncio.Event()  # for who reads the input
+        self._fatal: BaseException | None = None  # KeyboardInterrupt and the like
+        self._news = asyncio.Event()  # for `items`: a request is done, or the input is exhausted
+        self._room = asyncio.Event()  # for the task that reads the input
         self.tally = _Tally()
         self.complete = False
         self.input_error: Exception | None = None
 
     async def items(self, *, raising: bool = False) -> AsyncGenerator[BatchItem, None]:
-        """What is done, as it is done. Leaving it ends everything that is under way.
+        """Yield items as they are done. Leaving the iterator cancels all tasks.
 
         Args:
-            raising: Whether what the input raised is raised, after everything else.
+            raising: Whether to raise the input's error, after everything else.
         """
         reader = asyncio.create_task(self._read(), name="aigateway-batch-input")
-        reader.add_done_callback(self._input_over)
+        reader.add_done_callback(self._input_ended)
         helpers: list[asyncio.Task[None]] = [reader]
         if self._options.timeout is not None:
             timer = self._end_after(self._options.timeout, reader)
@@ -272,25 +272,25 @@ class _Run:
             raise self.input_error
         if raising and not self.complete:
             raise DeadlineExceededError(
-                f"The batch's timeout of {self._options.timeout:g} s was over before its input was"
+                f"The batch's timeout of {self._options.timeout:g} s passed before its input was"
                 " read to its end."
             )
 
     async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
         for task in tasks:
             task.cancel()
-        self._asked.clear()  # whatever they still bring is of no interest
+        self._asked.clear()  # their results are dropped
         interrupted: asyncio.CancelledError | None = None
         while not all(task.done() for task in tasks):
             try:
                 await asyncio.wait(tasks)
-            except asyncio.CancelledError as error:  # a second time: nothing is left all the same
+            except asyncio.CancelledError as error:  # leave no task behind all the same
                 interrupted = error
         if interrupted is not None:
             raise interrupted
 
     async def _end_after(self, seconds: float, reader: asyncio.Task[None]) -> None:
-        """End what is not done by then. What can be counted is read to its end all the same."""
+        """Cancel what is not done by then. An input with a length is still read to its end."""
         await self._options.clock.sleep(seconds)
         self._late = True
         for task in self._asked:
@@ -301,7 +301,6 @@ class _Run:
     # ── the input ────────────────────────────────────────────────────────────────────────────
 
     async def _read(self) -> None:
-        """Take requests from the input, as far as there is room for them."""
         if isinstance(self._requests, AsyncIterable):
             async for request in self._requests:
                 await self._take(request)
@@ -309,7 +308,7 @@ class _Run:
             for request in self._requests:
                 await self._take(request)
 
-    def _input_over(self, reader: asyncio.Task[None]) -> None:
+    def _input_ended(self, reader: asyncio.Task[None]) -> None:
         self._read_up = True
         self._news.set()
         error = None if reader.cancelled() else reader.exception()
@@ -322,9 +321,9 @@ class _Run:
             self._fatal = error
 
     async def _take(self, request: Any) -> None:
-        """Begin one request, and come back when there is room for the next."""
+        """Begin one request, and return when there is room for the next."""
         self._begin(request)
-        if self._taken % _AT_ONCE == 0:
+        if self._taken % _PER_TURN == 0:
             await asyncio.sleep(0)
         while len(self._asked) + len(self._done) >= self._options.limit():
             self._room.clear()
@@ -335,13 +334,13 @@ class _Run:
         self._taken += 1
         try:
             wanted = self._options.read(request)
-        except Exception as error:  # noqa: BLE001 - a mapping of the caller's may raise anything
-            self._over(begun, error=error)
+        except Exception as error:  # noqa: BLE001 - a mapping of the caller may raise anything
+            self._finish(begun, error=error)
             return
         if wanted.id is not None:
             begun = _Begun(begun.index, wanted.id, request, begun.at)
         if self._late:
-            self._over(begun, error=self._too_late())
+            self._finish(begun, error=self._timed_out())
             return
         task = asyncio.create_task(self._answer(wanted))
         self._asked[task] = begun
@@ -359,20 +358,20 @@ class _Run:
         begun = self._asked.pop(task, None)
         error = None if task.cancelled() else task.exception()
         if begun is None:
-            return  # everything was left meanwhile
+            return  # the batch was left meanwhile
         if task.cancelled():
-            self._over(begun, error=self._too_late() if self._late else _cancelled())
+            self._finish(begun, error=self._timed_out() if self._late else GatewayError(_CANCELLED))
         elif isinstance(error, GatewayError):
-            self._over(begun, error=_without_frames(error))
+            self._finish(begun, error=_without_frames(error))
         elif isinstance(error, Exception):
-            self._over(begun, error=error)
+            self._finish(begun, error=error)
         elif error is None:
-            self._over(begun, response=task.result())
-        else:  # Ctrl-C and the like, which are nobody's answer
+            self._finish(begun, response=task.result())
+        else:  # KeyboardInterrupt and the like: not an answer
             self._fatal = error
             self._news.set()
 
-    def _over(
+    def _finish(
         self,
         begun: _Begun,
         *,
@@ -392,31 +391,27 @@ class _Run:
         self._done.append(item)
         self._news.set()
         if self._options.on_progress is not None:
-            self._tell(self._options.on_progress)
+            self._report(self._options.on_progress)
 
-    def _tell(self, on_progress: Callable[[BatchProgress], object]) -> None:
+    def _report(self, on_progress: Callable[[BatchProgress], object]) -> None:
         tally = self.tally
         progress = BatchProgress(
             tally.done, tally.failed, tally.cached, self._total, tally.usage, tally.cost_usd
         )
         try:
             on_progress(progress)
-        except Exception as exc:  # noqa: BLE001 - who watches must not change what happens
+        except Exception as exc:  # noqa: BLE001 - a listener must not change what happens
             _log.warning("on_progress raised %s; the batch goes on.", type(exc).__name__)
 
-    def _too_late(self) -> DeadlineExceededError:
+    def _timed_out(self) -> DeadlineExceededError:
         return DeadlineExceededError(
-            f"The batch's timeout of {self._options.timeout:g} s was over before this request was"
-            " done. Raise `timeout` or `concurrency`, or ask again for what is missing."
+            f"The batch's timeout of {self._options.timeout:g} s passed before this request was"
+            " done. Raise `timeout` or `concurrency`, or send the missing requests again."
         )
 
 
 def _without_frames(error: GatewayError) -> GatewayError:
-    """Its words say all; its traceback would keep the whole request in memory."""
+    """Drop the traceback, which would keep the whole request in memory."""
     if error.__suppress_context__:
         error.__context__ = None
     return error.with_traceback(None)
-
-
-def _cancelled() -> GatewayError:
-    return GatewayError("The task that asked for this was cancelled, and not by the batch.")

@@ -1,4 +1,4 @@
-"""One element of a batch's input, as a prompt and its options. The prompt is not judged here."""
+"""Read one element of a batch's input as a prompt and its options. The prompt is not checked."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Prompt", "read_request", "row_reader", "template_fields"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request, read.
+    """One request as it was read.
 
     Attributes:
         prompt: A prompt, or messages.
-        options: Everything else, as keywords of `chat`.
-        id: What the caller calls it, if anything.
+        options: Keywords of `chat`.
+        id: The caller's name for it, if any.
     """
 
     prompt: Any
@@ -30,18 +30,18 @@ class Prompt:
 
 
 def read_request(given: Any) -> Prompt:
-    """Make sense of a prompt, a list of messages, a mapping or a `ChatRequest`.
+    """Read a prompt, a list of messages, a mapping or a `ChatRequest`.
 
-    A mapping has "prompt" or "messages"; "id" is optional, and whatever else it has are options
-    of `chat`. None counts as not given.
+    A mapping has "prompt" or "messages" and optionally an "id"; its other fields are options of
+    `chat`. A field that is None counts as absent.
 
     Raises:
-        RequestRejectedError: It is a mapping with neither of them, or both.
+        RequestRejectedError: A mapping has neither or both of "prompt" and "messages".
     """
     if isinstance(given, ChatRequest):
         return _from_chat_request(given)
     if not isinstance(given, Mapping):
-        return Prompt(given, {})  # who answers says whether that is a prompt
+        return Prompt(given, {})
     options = {name: value for name, value in given.items() if value is not None}
     name = _checked_id(options.pop("id", None))
     if ("prompt" in options) == ("messages" in options):
@@ -76,13 +76,14 @@ def _checked_id(given: object) -> str | None:
 
 
 def row_reader(template: str) -> Callable[[Any], Prompt]:
-    """What makes prompts out of rows: each `{field}` of the template becomes that of the row.
+    """Return a function that fills the template from a row.
 
-    `{{` and `}}` stand for braces. A row's "id", if it has one, becomes the item's. A field that
-    is None (or, as `{a[b]}` and `{a.b}`, leads to None) is as good as none: nobody means the word.
+    `{field}` stands for that field of the row, `{{` and `}}` for braces. A row's "id" becomes the
+    item's. A field that is None counts as missing (as does `{a[b]}` or `{a.b}` that leads to None),
+    so that no prompt contains the word "None".
 
     Raises:
-        RequestRejectedError: The template itself cannot work.
+        RequestRejectedError: The template is invalid.
     """
     _check_template(template)
     needs = f"The template needs {', '.join(_fields(template)) or 'no field'}; this row"
@@ -97,7 +98,7 @@ def row_reader(template: str) -> Callable[[Any], Prompt]:
         except _NoneError as none:
             problem = f"{needs} has None for {str(none)[:64]!r}."
         except Exception as exc:  # noqa: BLE001 - a value may raise anything when it is formatted
-            problem = f"{needs} has a value that cannot be put in ({type(exc).__name__})."
+            problem = f"{needs} has a value that cannot be formatted ({type(exc).__name__})."
         else:
             return Prompt(prompt, {}, _checked_id(row.get("id")))
         raise RequestRejectedError(problem)
@@ -106,11 +107,11 @@ def row_reader(template: str) -> Callable[[Any], Prompt]:
 
 
 class _NoneError(Exception):
-    """A field of a row is None; says which."""
+    """A field of a row is None; names the field."""
 
 
 class _Filler(Formatter):
-    """What `str.format_map` does, but that it puts no None in."""
+    """`str.format_map` that refuses None."""
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         found = super().get_field(field_name, args, kwargs)
@@ -127,7 +128,7 @@ def _fields(template: str) -> list[str]:
 
 
 def template_fields(template: str) -> list[str]:
-    """The fields of a row that a template needs; of `{a.b}` and `{a[b]}` it is `a`."""
+    """Return the fields of a row that a template needs; for `{a.b}` and `{a[b]}` that is `a`."""
     return list(
         dict.fromkeys(re.split(r"[.\[]", name, maxsplit=1)[0] for name in _fields(template))
     )
@@ -142,8 +143,8 @@ def _check_template(template: object) -> None:
     except ValueError:
         names = None
     if names is None:
-        refuse(f"The template's braces do not pair up; {fix}.")
+        refuse(f"The template's braces are not balanced; {fix}.")
     if any(not name or name[0].isdigit() for name in names):
         refuse(f"The template has a field without a name; {fix}.")
     if any("._" in name for name in names):
-        refuse(f"The template asks for what is inside a value; {fix}.")
+        refuse(f"The template reads a private attribute of a value; {fix}.")

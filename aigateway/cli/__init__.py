@@ -1,6 +1,6 @@
-"""The command `aigateway`: what can be asked for, and its help. Each command lives beside this.
+"""The command `aigateway`: its commands, their options and help.
 
-Commands import what they need when they run, so that `aigateway --help` does not wait for it.
+Each command imports its code when it runs, so that `aigateway --help` is fast.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["app"]
 
 
 class LogFormat(StrEnum):
-    """How the service writes its log."""
+    """The format of the service's log."""
 
     JSON = "json"
     TEXT = "text"
@@ -44,37 +44,37 @@ def main(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print it, and exit."
+            "--version", callback=_print_version, is_eager=True, help="Print the version, and exit."
         ),
     ] = False,
 ) -> None:
     """Several LLM vendors behind one call: priority routing, failover, circuits and caching."""
-    del version  # its callback has dealt with it
+    del version  # handled by its callback
 
 
 @app.command("chat")
 def chat_command(
-    prompt: Annotated[str, typer.Argument(help='What to ask; "-" reads standard input.')],
+    prompt: Annotated[str, typer.Argument(help='The prompt; "-" reads standard input.')],
     *,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="A provider's model, name or alias; else the best one.")
+        str | None, typer.Option(help="A provider's model, name or alias; default: any.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="From 0 to 2.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest answer.")] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds for everything, failover included.")
+        float | None, typer.Option(help="Seconds for the request, failover included.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object instead of the text.")
     ] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor fill it.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do not use the cache.")] = False,
     simulate: Annotated[
-        bool, typer.Option("--simulate", help="Ask four simulated vendors; needs no key.")
+        bool, typer.Option("--simulate", help="Use four simulated vendors; needs no key.")
     ] = False,
 ) -> None:
-    """Ask one question. The answer goes to stdout; who gave it, and its price, to stderr."""
-    from aigateway.cli.chat import Question, run_chat  # noqa: PLC0415 - see the module docstring
+    """Send one prompt. Prints the answer to stdout, and its provider and price to stderr."""
+    from aigateway.cli.commands import run_chat  # noqa: PLC0415 - see the module docstring
 
     options = {
         "system": system,
@@ -84,7 +84,7 @@ def chat_command(
         "timeout": timeout,
         "cache": not no_cache,
     }
-    run_chat(Question(prompt, options), as_json=as_json, simulate=simulate)
+    run_chat(prompt, options, as_json=as_json, simulate=simulate)
 
 
 @app.command("providers")
@@ -92,13 +92,13 @@ def providers_command(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Ask each for a few words. This may cost a little.")
+        bool, typer.Option("--check", help="Send each a short request, which may cost a little.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds each may take to answer --check.")
+        float, typer.Option(min=0.1, help="Seconds for each request of --check.")
     ] = 20.0,
 ) -> None:
-    """Show who is configured, and whether they answer. Keys are never shown."""
+    """Show the configured providers, and whether they answer. Never shows keys."""
     from aigateway.cli.providers import run_providers  # noqa: PLC0415 - see the module docstring
 
     run_providers(as_json=as_json, check_seconds=timeout if check else None)
@@ -110,86 +110,96 @@ def batch_command(
         Path, typer.Argument(metavar="IN", help="Requests: .jsonl, .csv, .tsv or .parquet.")
     ],
     output: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="Answers, as lines of JSON.")
+        Path | None, typer.Argument(metavar="OUT", help="For the answers, as lines of JSON.")
     ] = None,
     *,
     errors: Annotated[
-        Path | None, typer.Option(help="Lines that got no answer; else OUT with .errors in it.")
+        Path | None,
+        typer.Option(help="For the lines without an answer; default: OUT with .errors in it."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from what is in OUT, if there is anything.")
+        bool, typer.Option("--resume", help="Continue from the answers in OUT, if any.")
     ] = False,
     ask_failed: Annotated[
         bool,
-        typer.Option("--ask-failed", help="With --resume: ask even requests that were refused."),
+        typer.Option(
+            "--ask-failed", help="With --resume: repeat even requests that were rejected."
+        ),
     ] = False,
     skip_bad_lines: Annotated[
         bool,
-        typer.Option("--skip-bad-lines", help="Count bad lines as failed, instead of refusing IN."),
+        typer.Option(
+            "--skip-bad-lines", help="Count invalid lines as failed instead of rejecting IN."
+        ),
     ] = False,
     prompt_column: Annotated[
         str | None,
-        typer.Option(help='The column with the prompt; of tables "prompt" if not given.'),
+        typer.Option(help='The column with the prompt; default for tables: "prompt".'),
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help='Or a prompt of columns: "Translate {text} into {language}".')
+        str | None, typer.Option(help='A prompt with columns: "Translate {text} into {language}".')
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="The column with the id; else id or custom_id, or the row.")
+        str | None,
+        typer.Option(help="The column with the id; default: id, custom_id or the row number."),
     ] = None,
     delimiter: Annotated[
-        str | None, typer.Option(help="What stands between the fields of a .csv; else a comma.")
+        str | None, typer.Option(help="Separates the fields of a .csv; default: a comma.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="A system message for every line.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="For lines without one: a provider's model, name or alias.")
+        str | None,
+        typer.Option(help="For lines without a model: a provider's model, name or alias."),
     ] = None,
     ignore_model: Annotated[
-        bool, typer.Option("--ignore-model", help="Leave the lines' own models aside.")
+        bool, typer.Option("--ignore-model", help="Ignore the models of the lines.")
     ] = False,
     temperature: Annotated[float | None, typer.Option(help="From 0 to 2.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest answer.")] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds for one line, failover included.")
     ] = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Ask every line, even one that repeats another.")
+        bool, typer.Option("--no-cache", help="Send every line, even if it repeats another one.")
     ] = False,
     concurrency: Annotated[
-        str, typer.Option(help='Requests out at once, or "auto": what the providers bear.')
+        str, typer.Option(help='Requests in flight at once; "auto" follows the providers\' limits.')
     ] = "16",
     outage_patience: Annotated[
         float,
-        typer.Option(min=0, help="Seconds to wait while no provider can be asked; inf waits."),
+        typer.Option(min=0, help="Seconds to wait while no provider is available; inf: no limit."),
     ] = 300.0,
     max_cost: Annotated[
-        float | None, typer.Option(help="US dollars after which nothing new is asked.")
+        float | None, typer.Option(help="US dollars after which no new request begins.")
     ] = None,
     max_failures: Annotated[
-        int | None, typer.Option(help="Failed lines after which nothing new is asked.")
+        int | None, typer.Option(help="Failed lines after which no new request begins.")
     ] = None,
-    rpm: Annotated[int | None, typer.Option(help="Requests per minute, at most.")] = None,
-    tpm: Annotated[int | None, typer.Option(help="Tokens per minute, at most.")] = None,
+    rpm: Annotated[int | None, typer.Option(help="The most requests per minute.")] = None,
+    tpm: Annotated[int | None, typer.Option(help="The most tokens per minute.")] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Also write the figures to a .html or .json file.")
+        Path | None, typer.Option(help="Write a report to a .html or .json file.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check IN and estimate the cost; ask nobody.")
+        bool, typer.Option("--dry-run", help="Check IN and estimate the cost; send nothing.")
     ] = False,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Lines instead of a progress bar, as when piped.")
+        bool, typer.Option("--plain", help="Print lines instead of a progress bar.")
     ] = False,
     simulate: Annotated[
-        bool, typer.Option("--simulate", help="Ask four simulated vendors; needs no key.")
+        bool, typer.Option("--simulate", help="Use four simulated vendors; needs no key.")
     ] = False,
 ) -> None:
-    """Answer every line of a file, into a file that survives being killed.
+    """Answer every line of a file. The job can be killed at any time and resumed.
 
-    Ctrl-C finishes what is in flight, twice stops at once; --resume goes on. Exits with 0 if every
-    line is answered, 1 if some failed or are left, 2 if IN or an option is wrong.
+    Ctrl-C finishes the requests in flight; a second one stops at once. --resume continues. Exits
+    with 0 if all lines are answered, 1 if some failed or are left, 2 if IN or an option is invalid.
     """
-    from aigateway.batch.files.lines import Shape  # noqa: PLC0415 - likewise
-    from aigateway.cli.batch.run import Order, run_batch  # noqa: PLC0415 - see the docstring
+    from aigateway.batch.files.lines import RowFormat  # noqa: PLC0415 - see the module docstring
+    from aigateway.cli.batch.run import (  # noqa: PLC0415 - see the module docstring
+        BatchCommand,
+        run_batch,
+    )
 
     shared = {
         "system": system,
@@ -200,11 +210,11 @@ def batch_command(
         "cache": False if no_cache else None,
     }
     run_batch(
-        Order(
+        BatchCommand(
             source=source,
             output=output,
             errors=errors,
-            shape=Shape(prompt_column, template, id_column, ignore_model, delimiter),
+            row_format=RowFormat(prompt_column, template, id_column, ignore_model, delimiter),
             shared={name: value for name, value in shared.items() if value is not None},
             concurrency=concurrency,
             outage_patience=outage_patience,
@@ -229,28 +239,28 @@ def batch_command(
 def serve_command(
     *,
     host: Annotated[
-        str | None, typer.Option(help="The address; any but loopback needs keys.")
+        str | None, typer.Option(help="The address; any other than loopback needs keys.")
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="The file to read instead of aigateway.toml.")
+        Path | None, typer.Option(help="Read this file instead of aigateway.toml.")
     ] = None,
     simulate: Annotated[
-        bool, typer.Option("--simulate", help="Ask four simulated vendors; needs no key.")
+        bool, typer.Option("--simulate", help="Use four simulated vendors; needs no key.")
     ] = False,
     log_format: Annotated[
-        LogFormat, typer.Option(help="Of the log, which goes to stderr.")
+        LogFormat, typer.Option(help="The format of the log on stderr.")
     ] = LogFormat.TEXT,
 ) -> None:
-    """Serve OpenAI's API and the gateway's own over HTTP. Everything else is in the settings.
+    """Serve OpenAI's API and the gateway's own over HTTP. The settings hold all other options.
 
-    SIGTERM or Ctrl-C lets what is under way end, twice stops at once. SIGHUP, or a change of the
-    file, reads the configuration anew. Exits with 2 if it cannot work.
+    SIGTERM or Ctrl-C lets running requests end; a second one stops at once. SIGHUP, or a change of
+    the file, reloads the configuration. Exits with 2 if the configuration is invalid.
     """
-    from aigateway.cli.serve import run_serve  # noqa: PLC0415 - see the module docstring
+    from aigateway.cli.commands import run_serve  # noqa: PLC0415 - see the module docstring
 
     given = {"host": host, "port": port, "workers": workers}
     run_serve(
@@ -265,21 +275,24 @@ def serve_command(
 def simulate_command(
     *,
     port: Annotated[
-        int, typer.Option(min=0, max=65531, help="The first of five in a row; 0 takes free ones.")
+        int,
+        typer.Option(
+            min=0, max=65531, help="The first of five consecutive ports; 0 takes free ones."
+        ),
     ] = 9000,
     latency: Annotated[
         float, typer.Option(min=0, help="Seconds before each healthy answer.")
     ] = 0.0,
     timeline: Annotated[
         str | None,
-        typer.Option(help='What breaks when: "openai:2s=status:500,openai:5s=ok", or a file.'),
+        typer.Option(help='Faults by time: "openai:2s=status:500,openai:5s=ok", or a file.'),
     ] = None,
 ) -> None:
     """Run simulated OpenAI, Azure OpenAI, Gemini and Anthropic on loopback until Ctrl-C.
 
-    Prints the variables that point an application (or another `aigateway`) at them.
+    Prints the environment variables that point an application at them.
     """
-    from aigateway.cli.simulate import run_simulate  # noqa: PLC0415 - see the module docstring
+    from aigateway.cli.commands import run_simulate  # noqa: PLC0415 - see the module docstring
 
     run_simulate(port, latency=latency, timeline=timeline)
 
@@ -287,10 +300,10 @@ def simulate_command(
 @app.command("demo")
 def demo_command(
     *,
-    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long it takes.")] = 12.0,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Its length.")] = 12.0,
     rate: Annotated[float, typer.Option(min=5, max=200, help="Requests per second.")] = 20.0,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Lines instead of a live table, as when piped.")
+        bool, typer.Option("--plain", help="Print lines instead of a live table.")
     ] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same traffic.")] = 0,
 ) -> None:
@@ -306,14 +319,12 @@ def demo_command(
 @app.command("key")
 def key_command(
     *,
-    name: Annotated[
-        str, typer.Option(help="Whose it is; /metrics tells what it has used.")
-    ] = "team",
+    name: Annotated[str, typer.Option(help="The name of its owner in /metrics.")] = "team",
     admin: Annotated[
-        bool, typer.Option("--admin", help="The one key that may force circuits open and closed.")
+        bool, typer.Option("--admin", help="Make the admin key, which may force circuits.")
     ] = False,
 ) -> None:
-    """Make a key for the service: print it once, and the lines for aigateway.toml."""
-    from aigateway.cli.key import run_key  # noqa: PLC0415 - see the module docstring
+    """Make a key for the service. Prints the key once, and its lines for aigateway.toml."""
+    from aigateway.cli.commands import run_key  # noqa: PLC0415 - see the module docstring
 
     run_key(name, admin=admin)

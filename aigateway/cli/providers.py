@@ -1,4 +1,4 @@
-"""`aigateway providers`: who is configured, and do they answer."""
+"""`aigateway providers`: show the configured providers, and check whether they answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aigateway.cli.outcome import FAILED, WRONG_INPUT, advise, explained
+from aigateway.cli.output import FAILED, WRONG_INPUT, advise, errors_as_exit_codes
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ConfigurationError, GatewayError, ProviderFailure
 from aigateway.gateway import AsyncGateway
@@ -24,57 +24,57 @@ __all__ = ["run_providers"]
 _CHECK_PROMPT = "Reply with the word ok."
 _CHECK_MAX_TOKENS = 32
 _PIPED_WIDTH = 240
-"""Columns, where no terminal says how many: a cut name is of no use to `grep`."""
+"""Columns without a terminal, so that no name is cut."""
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
-    """How one provider took the check; `problem` is None if it answered."""
+class CheckResult:
+    """The result of one provider's check; `problem` is None if it answered."""
 
     problem: str | None
     latency_seconds: float
 
 
 def run_providers(*, as_json: bool, check_seconds: float | None) -> None:
-    """Print the configured providers; with `check_seconds`, ask each of them first."""
-    with explained():
+    """Print the configured providers; with `check_seconds`, check each of them first."""
+    with errors_as_exit_codes():
         configs = sorted(load_providers(), key=lambda config: -config.priority)
         if not configs:
             advise()
             raise typer.Exit(WRONG_INPUT)
-        healths = None
+        checks = None
         if check_seconds is not None:
-            healths = asyncio.run(_check_all(configs, check_seconds))
+            checks = asyncio.run(_check_all(configs, check_seconds))
     if as_json:
-        typer.echo(json.dumps(_plain(configs, healths), indent=2))
+        typer.echo(json.dumps(_plain(configs, checks), indent=2))
     else:
         console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-        console.print(_table(configs, healths))
-    if healths is not None and any(health.problem for health in healths):
+        console.print(_table(configs, checks))
+    if checks is not None and any(check.problem for check in checks):
         raise typer.Exit(FAILED)
 
 
-async def _check_all(configs: Sequence[LLMConfig], seconds: float) -> list[Health]:
+async def _check_all(configs: Sequence[LLMConfig], seconds: float) -> list[CheckResult]:
     return list(await asyncio.gather(*(_check(config, seconds) for config in configs)))
 
 
-async def _check(config: LLMConfig, seconds: float) -> Health:
-    """Ask this one alone: another provider may answer to the same model or alias."""
+async def _check(config: LLMConfig, seconds: float) -> CheckResult:
+    """Ask this provider alone: another one may serve the same model or alias."""
     try:
         async with AsyncGateway(
             [config], cache_enabled=False, retry_rounds=0, attempt_timeout=seconds
         ) as gateway:
-            await gateway.warmup()  # else the first check would count what loading litellm takes
+            await gateway.warmup()  # so that the check does not include loading litellm
             began = SYSTEM_CLOCK.now()
             problem = await _problem(gateway, seconds)
-            return Health(problem, SYSTEM_CLOCK.now() - began)
+            return CheckResult(problem, SYSTEM_CLOCK.now() - began)
     except ConfigurationError as error:
-        return Health(str(error), 0.0)
+        return CheckResult(str(error), 0.0)
 
 
 async def _problem(gateway: AsyncGateway, seconds: float) -> str | None:
     try:
-        # A second more than the attempt may take, so that its timeout is told as one.
+        # A second more than the attempt may take, so that its timeout is reported as one.
         await gateway.chat(_CHECK_PROMPT, max_tokens=_CHECK_MAX_TOKENS, timeout=seconds + 1)
     except GatewayError as error:
         causes: Sequence[ProviderFailure] = getattr(error, "causes", ())
@@ -85,7 +85,7 @@ async def _problem(gateway: AsyncGateway, seconds: float) -> str | None:
     return None
 
 
-def _table(configs: Sequence[LLMConfig], healths: Sequence[Health] | None) -> Table:
+def _table(configs: Sequence[LLMConfig], checks: Sequence[CheckResult] | None) -> Table:
     table = Table()
     for heading in ("name", "vendor", "model"):
         table.add_column(heading, overflow="fold")
@@ -93,7 +93,7 @@ def _table(configs: Sequence[LLMConfig], healths: Sequence[Health] | None) -> Ta
     table.add_column("api_base", overflow="fold")
     table.add_column("key")
     table.add_column("aliases", overflow="fold")
-    if healths is not None:
+    if checks is not None:
         table.add_column("check", overflow="fold")
         table.add_column("latency", justify="right")
     for index, config in enumerate(configs):
@@ -106,16 +106,16 @@ def _table(configs: Sequence[LLMConfig], healths: Sequence[Health] | None) -> Ta
             Text("yes", "green") if config.api_key else Text("no", "yellow"),
             Text(", ".join(config.aliases)),
         ]
-        if healths is not None:
-            health = healths[index]
-            cells.append(Text(health.problem or "ok", "red" if health.problem else "green"))
-            cells.append(Text(f"{health.latency_seconds:.2f} s"))
+        if checks is not None:
+            check = checks[index]
+            cells.append(Text(check.problem or "ok", "red" if check.problem else "green"))
+            cells.append(Text(f"{check.latency_seconds:.2f} s"))
         table.add_row(*cells)
     return table
 
 
 def _plain(
-    configs: Sequence[LLMConfig], healths: Sequence[Health] | None
+    configs: Sequence[LLMConfig], checks: Sequence[CheckResult] | None
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for index, config in enumerate(configs):
@@ -128,7 +128,7 @@ def _plain(
             "key_present": config.api_key is not None,
             "aliases": list(config.aliases),
         }
-        if healths is not None:
-            row["check"] = {"ok": healths[index].problem is None, **asdict(healths[index])}
+        if checks is not None:
+            row["check"] = {"ok": checks[index].problem is None, **asdict(checks[index])}
         rows.append(row)
     return rows

@@ -707,7 +707,7 @@ class TestMap:
         ("row", "says"),
         [
             ({"n": 1}, r"The template needs name, n; this row has no 'name'"),
-            ({"name": "Ann", "n": "secret"}, r"cannot be put in \(ValueError\)"),
+            ({"name": "Ann", "n": "secret"}, r"cannot be formatted \(ValueError\)"),
             ({"name": "Ann", "n": 1, "id": []}, '"id" must be'),
             (["Ann", 1], "A row must be a mapping .* not list"),
             ({"name": None, "n": 1}, "this row has None for 'name'"),

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import aigateway
 from aigateway import errors
 from aigateway.cli import app
-from aigateway.cli.outcome import explained
+from aigateway.cli.output import errors_as_exit_codes
 from aigateway.simulator import Fault, Simulator
 from tests.processes import PATIENCE
 
@@ -172,7 +172,7 @@ class TestChat:
     ],
 )
 def test_errors_are_said_in_lines(capsys, error, lines):
-    with pytest.raises(Exception, match="1"), explained():
+    with pytest.raises(Exception, match="1"), errors_as_exit_codes():
         raise error
     assert capsys.readouterr().err.splitlines() == lines
 

@@ -6,11 +6,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from aigateway.cli import app, demo
-from aigateway.cli.demo.ledger import Chronicle, Ledger, Outcome, percentile
-from aigateway.cli.demo.report import print_report
-from aigateway.cli.demo.screen import LiveScreen
-from aigateway.cli.demo.stage import Stage
-from aigateway.cli.demo.story import apply_phase, calls, phases
+from aigateway.cli.demo.screen import LiveDemoScreen, print_results
+from aigateway.cli.demo.story import (
+    Demo,
+    DemoEvents,
+    DemoResult,
+    DemoResults,
+    apply_phase,
+    calls,
+    percentile,
+    phases,
+)
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.events import (
     CircuitChanged,
@@ -39,7 +45,7 @@ def number_after(label, text):
     return int(found[1])
 
 
-def test_nobody_who_asks_sees_a_failure():
+def test_no_caller_gets_an_error():
     done = CliRunner().invoke(
         app, ["demo", "--plain", "--seconds", "2.5", "--rate", "40", "--seed", "1"]
     )
@@ -56,19 +62,19 @@ def test_nobody_who_asks_sees_a_failure():
         "== openai: hangs, azure: HTTP 429, gemini: resets ==",
         "openai: circuit opened",
         "openai: circuit closed",
-        "azure: asks to be left alone",
+        "azure: rate-limited for",
     ):
         assert event in text
     assert "failover after a timeout" in text
 
 
-def test_a_caller_who_sees_one_makes_it_exit_with_one(monkeypatch):
+def test_an_error_of_a_caller_exits_with_one(monkeypatch):
     async def perform(*_args):
-        stage = a_stage(ScriptedVendor())
-        stage.ledger.add(Outcome(0, 1.0, 0.5, None))
-        return stage
+        made = a_demo(ScriptedVendor())
+        made.results.add(DemoResult(0, 1.0, 0.5, None))
+        return made
 
-    monkeypatch.setattr(demo, "_perform", perform)
+    monkeypatch.setattr(demo, "_run", perform)
     done = CliRunner().invoke(app, ["demo"])
     assert done.exit_code == 1
     assert number_after("failures the callers saw", done.stdout) == 1
@@ -80,11 +86,11 @@ class TestStory:
     def test_takes_the_time_it_is_given(self, seconds):
         assert sum(phase.seconds for phase in phases(seconds)) == pytest.approx(seconds)
 
-    def test_somebody_is_always_well_and_all_are_at_both_ends(self):
+    def test_a_vendor_is_always_healthy_and_all_are_at_both_ends(self):
         story = phases(12)
-        assert all("anthropic" not in phase.troubles for phase in story)
-        assert not story[0].troubles
-        assert not story[-1].troubles
+        assert all("anthropic" not in phase.faults for phase in story)
+        assert not story[0].faults
+        assert not story[-1].faults
 
     def test_the_same_seed_gives_the_same_calls(self):
         assert list(calls(3, 20, 7)) == list(calls(3, 20, 7))
@@ -97,35 +103,35 @@ class TestStory:
         assert 20 <= sum(call.cache for call in made) <= 60
         assert len({call.prompt for call in made if call.cache}) == 3
 
-    async def test_a_phase_breaks_some_and_mends_the_rest(self):
+    async def test_a_phase_breaks_some_and_repairs_the_rest(self):
         async with Simulator() as simulator:
             for phase in phases(12):
                 apply_phase(phase, simulator)
                 broken = {vendor.name for vendor in simulator.vendors if vendor.fault}
-                assert broken == set(phase.troubles)
+                assert broken == set(phase.faults)
 
 
 def attempt(provider, failure=None):
     return Attempt(provider, "m", failure, None, 0.1)
 
 
-class TestLedger:
+class TestResults:
     def test_figures(self):
-        ledger = Ledger()
+        results = DemoResults()
         failed = attempt("openai", FailureKind.TIMEOUT)
-        ledger.add(Outcome(0, 1.0, 0.1, "openai", attempts=(attempt("openai"),)))
-        ledger.add(Outcome(0, 2.0, 0.0, "openai", from_cache=True))
-        ledger.add(Outcome(1, 3.0, 0.3, "azure", attempts=(failed, attempt("azure"))))
-        ledger.add(Outcome(1, 4.0, 0.4, None, attempts=(failed,)))
-        assert (len(ledger), ledger.failures, ledger.cache_hits) == (4, 1, 1)
-        assert ledger.absorbed() == {FailureKind.TIMEOUT: 1}
-        assert ledger.served(ledger.of_phase(1)) == {"azure": 1}
-        assert ledger.recently_served(2.5) == {"azure": 1}
-        moved = ledger.outcomes[2]
+        results.add(DemoResult(0, 1.0, 0.1, "openai", attempts=(attempt("openai"),)))
+        results.add(DemoResult(0, 2.0, 0.0, "openai", from_cache=True))
+        results.add(DemoResult(1, 3.0, 0.3, "azure", attempts=(failed, attempt("azure"))))
+        results.add(DemoResult(1, 4.0, 0.4, None, attempts=(failed,)))
+        assert (len(results), results.failures, results.cache_hits) == (4, 1, 1)
+        assert results.absorbed() == {FailureKind.TIMEOUT: 1}
+        assert results.served(results.of_phase(1)) == {"azure": 1}
+        assert results.recently_served(2.5) == {"azure": 1}
+        moved = results.all[2]
         assert moved.failed_over
         assert moved.timed_out
         assert moved.between_attempts == pytest.approx(0.1)
-        assert [outcome.undisturbed for outcome in ledger.outcomes] == [True, False, False, False]
+        assert [result.undisturbed for result in results.all] == [True, False, False, False]
 
     def test_percentile_is_the_nearest_rank(self):
         values = [float(value) for value in range(100, 0, -1)]
@@ -134,12 +140,12 @@ class TestLedger:
         assert percentile([], 50) is None
 
 
-class TestChronicle:
-    def test_tells_what_matters_once(self):
+class TestEvents:
+    def test_each_matter_is_shown_once(self):
         clock = FakeClock()
-        chronicle = Chronicle(clock)
-        told = []
-        chronicle.listener = lambda happening: told.append(happening.text)
+        events = DemoEvents(clock)
+        shown = []
+        events.listener = lambda event: shown.append(event.text)
         failure = ProviderFailure("a", FailureKind.TIMEOUT)
         for event in (
             CircuitChanged("circuit.opened", "a", "closed", "open"),
@@ -152,30 +158,30 @@ class TestChronicle:
             RequestRetrying("r", 1, 0.25),
             RequestFailed("r", None, "AllProvidersFailedError", (failure,), 0.1),
         ):
-            chronicle.on_event(event)
+            events.on_event(event)
         clock.tick(1.0)
-        chronicle.on_event(ProviderCooledDown("b", 1.0))
-        assert told == [
+        events.on_event(ProviderCooledDown("b", 1.0))
+        assert shown == [
             "a: circuit opened",
             "a: circuit half-open, one probe goes out",
             "a: circuit closed",
-            "b: asks to be left alone for 1.0 s",
-            "b: set aside, authentication",
-            "b: answers again",
-            "nobody left to ask: a caller waits 0.2 s",
-            "a caller got AllProvidersFailedError",
-            "b: asks to be left alone for 1.0 s",
+            "b: rate-limited for 1.0 s",
+            "b: disabled, authentication",
+            "b: enabled",
+            "no provider left: a request waits 0.2 s",
+            "a request failed: AllProvidersFailedError",
+            "b: rate-limited for 1.0 s",
         ]
-        assert (chronicle.opened, chronicle.closed) == ({"a": 1}, {"a": 1})
+        assert (events.opened, events.closed) == ({"a": 1}, {"a": 1})
 
 
-def a_stage(vendor, clock=None):
+def a_demo(vendor, clock=None):
     clock = clock or FakeClock()
-    chronicle = Chronicle(clock)
+    events = DemoEvents(clock)
     gateway = AsyncGateway(
-        scripted_configs(*NAMES, failure_threshold=1), vendor=vendor, hooks=[chronicle], clock=clock
+        scripted_configs(*NAMES, failure_threshold=1), vendor=vendor, hooks=[events], clock=clock
     )
-    return Stage(Simulator(), gateway, chronicle, phases(12), clock)
+    return Demo(Simulator(), gateway, events, phases(12), clock)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -184,17 +190,17 @@ async def test_the_live_table_shows_every_state(width):
     vendor.script("openai", FailureKind.SERVER_ERROR)
     vendor.script("azure", FailureKind.RATE_LIMITED)
     vendor.script("gemini", FailureKind.AUTHENTICATION)
-    stage = a_stage(vendor, clock)
-    stage.current, stage.over = 4, True
-    stage.ledger.add(Outcome(4, clock.now(), 0.1, "anthropic", attempts=(attempt("anthropic"),)))
+    made = a_demo(vendor, clock)
+    made.current, made.over = 4, True
+    made.results.add(DemoResult(4, clock.now(), 0.1, "anthropic", attempts=(attempt("anthropic"),)))
     screen = io.StringIO()
     console = Console(file=screen, width=width, height=40, force_terminal=True, color_system=None)
-    async with stage.gateway as gateway:
+    async with made.gateway as gateway:
         await gateway.chat("x")
-        await LiveScreen(console).show(stage)
+        await LiveDemoScreen(console).show(made)
         clock.tick(60)
-        await LiveScreen(console).show(stage)
-    print_report(console, stage)
+        await LiveDemoScreen(console).show(made)
+    print_results(console, made)
     shown = screen.getvalue()
     for words in (
         r"openai +hangs +● open 60\.0 s",

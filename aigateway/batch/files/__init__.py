@@ -1,8 +1,6 @@
-"""A batch from a file to a file, that can be killed at any moment and goes on where it was.
+"""Jobs: a batch from a file to a file. A job can be killed at any moment and resumed later.
 
-`lines` reads the input, `records` says what is written, `journal` writes it so that it survives,
-`index` remembers what is done without holding it in memory, `limits` says when enough is enough,
-`totals` adds up, `estimate` says beforehand what it would cost, and `job` puts them together.
-
-How it looks on a screen, and what the options are called, is the command line's affair.
+`lines` reads the input, `survey` checks it and estimates the cost, `records` writes results,
+`index` finds them again, `totals` adds them up and applies limits, `paths` ties the files together,
+and `job` runs it all. The command line stands in `aigateway/cli/batch`.
 """

@@ -1,7 +1,7 @@
-"""Which lines are done, and where their records are, without holding a million of them in memory.
+"""Which lines are done and where their records are, on disk instead of in memory.
 
-A private database on disk (SQLite's, which deletes it by itself), made anew at each start from the
-input and the records: they are the truth, this only finds things in them.
+A private SQLite database, deleted by SQLite itself. Each start builds it anew from the input and
+the records, which are the only truth.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import sqlite3
 
 from aigateway.errors import GatewayError
 
-__all__ = ["NOWHERE", "Index"]
+__all__ = ["NO_RECORD", "Index"]
 
 _CACHE_KIB = 8192
-NOWHERE = -1
-"""The place of a line that is done and has no record to copy: it failed for good."""
+NO_RECORD = -1
+"""The offset of a line that is done and has no record to copy: it failed for good."""
 
 _SCHEMA = (
     f"PRAGMA cache_size = -{_CACHE_KIB}",
@@ -28,7 +28,7 @@ _SCHEMA = (
 
 
 class Index:
-    """Lines by id, and answers by what was asked. Close it after use.
+    """Lines by id, and answers by request. Close it after use.
 
     Raises:
         GatewayError: From any method: its disk is full.
@@ -40,46 +40,46 @@ class Index:
             self._execute(statement)
 
     def close(self) -> None:
-        """Give the disk space back."""
+        """Free the disk space."""
         self._base.close()
 
     def enter(self, line_id: str, number: int) -> int | None:
-        """Enter a line of the input; returns the number of the line that has this id already."""
+        """Enter a line. Return the number of the earlier line with this id, if there is one."""
         key = _name(line_id)
         fresh = self._execute("INSERT OR IGNORE INTO lines VALUES (?, ?, NULL)", key, number)
         if fresh.rowcount:
             return None
         return int(self._execute("SELECT number FROM lines WHERE id = ?", key).fetchone()[0])
 
-    def finish(self, line_id: str, place: int = NOWHERE) -> bool:
-        """Note that a line is done; returns whether it is one of the input and was not yet."""
+    def finish(self, line_id: str, place: int = NO_RECORD) -> bool:
+        """Mark a line as done. Return whether it is in the input and was not done yet."""
         changed = self._execute(
             "UPDATE lines SET place = ? WHERE id = ? AND place IS NULL", place, _name(line_id)
         )
         return bool(changed.rowcount)
 
     def find(self, line_id: str) -> tuple[int, int | None]:
-        """The number of the line with this id, and where its record begins.
+        """Return the number of a line and the offset of its record.
 
-        The number is 0 where no line is called so. The place is `NOWHERE` for a line that failed
+        The number is 0 if no line has this id. The offset is `NO_RECORD` for a line that failed
         for good, and None for one that is not done.
         """
         found = self._execute("SELECT number, place FROM lines WHERE id = ?", _name(line_id))
         number, place = found.fetchone() or (0, None)
         return number, place
 
-    def first(self, asked: bytes) -> bool:
-        """Whether this is asked for the first time (and note that it is)."""
-        fresh = self._execute("INSERT OR IGNORE INTO answers VALUES (?, NULL)", _digest(asked))
+    def first(self, request: bytes) -> bool:
+        """Note a request, and return whether it is new."""
+        fresh = self._execute("INSERT OR IGNORE INTO answers VALUES (?, NULL)", _digest(request))
         return bool(fresh.rowcount)
 
-    def answered(self, asked: bytes, place: int) -> None:
-        """Note where the answer to this is."""
-        self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", _digest(asked), place)
+    def answered(self, request: bytes, place: int) -> None:
+        """Note the offset of a request's answer."""
+        self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", _digest(request), place)
 
-    def answer(self, asked: bytes) -> int | None:
-        """Where the answer to this is, if there is one."""
-        found = self._execute("SELECT place FROM answers WHERE asked = ?", _digest(asked))
+    def answer(self, request: bytes) -> int | None:
+        """Return the offset of a request's answer, if there is one."""
+        found = self._execute("SELECT place FROM answers WHERE asked = ?", _digest(request))
         row = found.fetchone()
         return None if row is None else int(row[0])
 
@@ -89,8 +89,8 @@ class Index:
         except sqlite3.Error as error:
             problem = str(error)
         raise GatewayError(
-            f"The index of the lines cannot be kept in the temporary folder ({problem}). Make room"
-            " there, or name another folder in SQLITE_TMPDIR."
+            f"The index of the lines cannot be written to the temporary folder ({problem}). Free"
+            " disk space there, or name another folder in SQLITE_TMPDIR."
         )
 
 

@@ -1,13 +1,13 @@
-"""One job under way: lines in, records out, and an end that can be gone on from.
+"""Run one job: lines in, records out, resumable after any end.
 
-    line done already     -> passed over
-    same as one answered  -> its record again, under this line's id
-    same as one under way -> waits for that one
-    limit reached, or told to stop -> nothing new begins, what is out is finished
-    else                  -> asked; its record is written before anything else happens
+    line already done               -> skipped
+    same as an answered line        -> its record again, under this line's id
+    same as a line in flight        -> waits for that one
+    limit reached, or stopped       -> nothing new begins; requests in flight finish
+    else                            -> sent; its record is written before anything else happens
 
-The records are the only truth. What is out when the process is killed has no record, and is asked
-again next time; what has one never is.
+The records are the only truth. A request in flight when the process is killed has no record and is
+sent again by the next run. A line with a record never is.
 """
 
 from __future__ import annotations
@@ -20,14 +20,27 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from aigateway.batch.engine import Concurrency, Requests
-from aigateway.batch.files.index import NOWHERE, Index
-from aigateway.batch.files.journal import Journal, JournalError
-from aigateway.batch.files.limits import Governor, Limits
-from aigateway.batch.files.lines import Line, Problem, Source
-from aigateway.batch.files.paths import Files
-from aigateway.batch.files.records import Record, copied, item_record, problem_record
-from aigateway.batch.files.requests import BREATH, asked_of, judged, name_of, repeated
-from aigateway.batch.files.totals import Totals
+from aigateway.batch.files.index import NO_RECORD, Index
+from aigateway.batch.files.lines import (
+    LINES_PER_TURN,
+    Line,
+    Problem,
+    Source,
+    checked,
+    problem_name,
+    repeated_id,
+    same_answer_key,
+)
+from aigateway.batch.files.paths import JobFiles
+from aigateway.batch.files.records import (
+    Journal,
+    JournalError,
+    Record,
+    copied,
+    item_record,
+    problem_record,
+)
+from aigateway.batch.files.totals import JobLimiter, JobLimits, JobTotals
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import (
     AllProvidersFailedError,
@@ -40,47 +53,47 @@ from aigateway.resilience.rates import Entry
 from aigateway.routing.provider import ProviderStatus
 from aigateway.tokens import estimated_tokens
 
-__all__ = ["Input", "Job", "Terms"]
+__all__ = ["Job", "JobInput", "JobOptions"]
 
-_FOLLOWERS = 1000
-"""Lines that may wait for answers to what others have asked; then no more is read meanwhile."""
+_MOST_FOLLOWERS = 1000
+"""Lines that may wait for the answer to an identical line before reading pauses."""
 
-_DISTANT = 3600.0
-"""Seconds; whoever waits for an answer looks again after that at the latest."""
+_LONGEST_WAIT = 3600.0
+"""Seconds. A longer wait is divided."""
 
 _SYNC_SECONDS = 5.0
-"""Between two times that the disk itself is made to keep what was written."""
+"""Between two syncs of the output to the disk."""
 
 _RELEASE_SECONDS = 0.2
-"""Between two looks at whether what is still out only waits for providers that are away."""
+"""Between two checks whether a stopped job only waits for unavailable providers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """How a job is done.
+class JobOptions:
+    """How a job runs.
 
     Attributes:
-        shared: Options of `chat` for every line; its own stand over them.
-        concurrency: Requests out at once, or "auto".
+        shared: Options of `chat` for every line; its own take precedence.
+        concurrency: Requests in flight at once, or "auto".
         outage_patience: Seconds without an answer of any provider after which the job ends; None
-            waits without end, 0 ends as soon as nobody can be asked.
+            waits without limit, 0 ends as soon as no provider is available.
         limits: When it ends early.
     """
 
     shared: Mapping[str, Any] = field(default_factory=dict)
     concurrency: Concurrency = 16
     outage_patience: float | None = 300.0
-    limits: Limits = field(default_factory=Limits)
+    limits: JobLimits = field(default_factory=JobLimits)
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
-    """A source that has been surveyed.
+class JobInput:
+    """A source that was surveyed.
 
     Attributes:
         source: The file.
-        index: With every line of it.
-        total: How many lines there are.
+        index: Contains every line of it.
+        total: Number of lines.
     """
 
     source: Source
@@ -89,17 +102,17 @@ class Input:
 
 
 @dataclass(slots=True)
-class _Out:
-    """A request that is under way, and the lines that wait for its answer too."""
+class _InFlight:
+    """A request in flight, and the identical lines that wait for its answer."""
 
     line_id: str
-    asked: bytes | None
+    key: bytes | None
     entry: Entry
     followers: list[Line] = field(default_factory=list)
 
 
 class Gateway(Protocol):
-    """The part of `AsyncGateway` that a job needs; the gateway stands above this room."""
+    """The part of `AsyncGateway` that a job needs; this room does not import the gateway."""
 
     @property
     def providers(self) -> tuple[ProviderStatus, ...]: ...
@@ -116,31 +129,31 @@ class Gateway(Protocol):
 
 
 class Job:
-    """Takes the lines of an input through a gateway, and writes what becomes of each.
+    """Sends the lines of an input through a gateway, and writes a record of each.
 
     Args:
-        gateway: Answers.
-        given: The lines.
+        gateway: Answers the requests.
+        given: The input.
         files: Where the records go.
-        terms: How.
-        totals: Of the earlier runs; see `Job.open`.
+        options: How it runs.
+        totals: Sums of the earlier runs; see `Job.open`.
         clock: Time.
 
     Attributes:
         gateway: As given.
-        totals: What has become of the lines so far.
-        total: How many lines there are.
-        stopping: Why nothing new is begun, in words for who watches; None as long as it is.
-        lost: Answers that came and could not be written.
+        totals: Sums so far.
+        total: Number of lines.
+        stopping: Why no new request begins, as a message; None while they do.
+        lost: Answers that could not be written.
     """
 
     def __init__(
         self,
         gateway: Gateway,
-        given: Input,
-        files: Files,
-        terms: Terms,
-        totals: Totals,
+        given: JobInput,
+        files: JobFiles,
+        options: JobOptions,
+        totals: JobTotals,
         *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -152,14 +165,14 @@ class Job:
         self._source = given.source
         self._files = files
         self._index = given.index
-        self._terms = terms
+        self._options = options
         self._clock = clock
-        self._governor = Governor(terms.limits, totals, clock)
+        self._limiter = JobLimiter(options.limits, totals, clock)
         self._begun = 0
-        self._out: dict[int, _Out] = {}  # by the place in what `_requests` gives
-        self._leaders: dict[bytes, _Out] = {}
+        self._in_flight: dict[int, _InFlight] = {}  # by index in the batch's input
+        self._leaders: dict[bytes, _InFlight] = {}
         self._following = 0
-        self._again: deque[tuple[Line, list[Line]]] = deque()  # with those that wait for it
+        self._again: deque[tuple[Line, list[Line]]] = deque()  # with their own followers
         self._news = asyncio.Event()
         self._stopped = asyncio.Event()
         self._unwritten: list[tuple[Journal, Record]] = []
@@ -169,24 +182,24 @@ class Job:
     async def open(
         cls,
         gateway: Gateway,
-        given: Input,
-        files: Files,
-        terms: Terms,
+        given: JobInput,
+        files: JobFiles,
+        options: JobOptions,
         *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
-        """Make a job that goes on from what is in its files.
+        """Make a job that continues from the records in its files.
 
         Raises:
-            ConfigurationError: They hold something else.
+            ConfigurationError: They belong to another input.
         """
         totals = await _earlier(given, files)
-        return cls(gateway, given, files, terms, totals, clock=clock)
+        return cls(gateway, given, files, options, totals, clock=clock)
 
     @property
     def in_flight(self) -> int:
-        """Requests that are under way."""
-        return len(self._out)
+        """Requests in flight."""
+        return len(self._in_flight)
 
     @property
     def elapsed(self) -> float:
@@ -195,7 +208,7 @@ class Job:
 
     @property
     def waiting(self) -> bool:
-        """Whether there is nobody who could be asked just now."""
+        """Whether no provider is available now."""
         return not any(provider.active for provider in self.gateway.providers)
 
     @property
@@ -204,53 +217,53 @@ class Job:
         return self.totals.done >= self.total
 
     def stop(self, why: str) -> None:
-        """Begin nothing new; what is under way is finished."""
+        """Begin nothing new; requests in flight finish."""
         if self.stopping is None:
             self.stopping = why
         self._stopped.set()
         self._news.set()
 
     async def run(self) -> None:
-        """Take everything through. Cancelling it ends at once what is under way.
+        """Run the job to its end. Cancelling it cancels the requests in flight.
 
         Raises:
-            ConfigurationError: The input cannot be read any further; what was read is done.
-            JournalError: Answers came that could not be written.
+            ConfigurationError: The rest of the input cannot be read; what was read is done.
+            JournalError: Answers could not be written.
             GatewayError: The index has no room on the disk.
         """
         working = asyncio.create_task(self._work(), name="aigateway-job")
-        beside = [
-            asyncio.create_task(self._sync_now_and_then(), name="aigateway-job-sync"),
+        helpers = [
+            asyncio.create_task(self._sync_periodically(), name="aigateway-job-sync"),
             asyncio.create_task(self._release(working), name="aigateway-job-release"),
         ]
         try:
             await asyncio.wait([working])
         finally:
-            for task in (working, *beside):
+            for task in (working, *helpers):
                 task.cancel()
-            await asyncio.wait([working, *beside])
-            self._write_what_could_not_be()
+            await asyncio.wait([working, *helpers])
+            self._retry_writes()
         if not working.cancelled():
             working.result()
         if self.lost:
             raise JournalError(
-                f"{self.lost} answers came that could not be written to {self._files.answers.path}."
-                " Make room on the disk, and go on with --resume."
+                f"{self.lost} answers could not be written to {self._files.answers.path}. Free"
+                " disk space, and continue with --resume."
             )
 
     async def _work(self) -> None:
         items = self.gateway.as_completed(
             self._requests(),
-            concurrency=self._terms.concurrency,
-            outage_patience=self._terms.outage_patience,
-            **self._terms.shared,
+            concurrency=self._options.concurrency,
+            outage_patience=self._options.outage_patience,
+            **self._options.shared,
         )
         async with contextlib.aclosing(items) as finished:
             async for item in finished:
                 self._finish(item)
 
     async def _release(self, working: asyncio.Task[None]) -> None:
-        """Told to stop, do not wait for providers that are away: nothing is out at any of them."""
+        """End a stopped job whose requests only wait for unavailable providers."""
         await self._stopped.wait()
         while True:
             metrics = self.gateway.get_metrics()
@@ -259,7 +272,7 @@ class Job:
                 return
             await self._clock.sleep(_RELEASE_SECONDS)
 
-    async def _sync_now_and_then(self) -> None:
+    async def _sync_periodically(self) -> None:
         while True:
             await self._clock.sleep(_SYNC_SECONDS)
             try:
@@ -270,116 +283,116 @@ class Job:
     # ── lines ────────────────────────────────────────────────────────────────────────────────
 
     async def _requests(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The lines that have to be asked, each when its time has come."""
-        for passed, line in enumerate(self._source.lines()):
-            if passed % BREATH == 0:
-                await self._breathe()
-            async for again in self._asking_for_themselves(_FOLLOWERS):
+        """Yield the lines that have to be sent, each when it may begin."""
+        for number, line in enumerate(self._source.lines()):
+            if number % LINES_PER_TURN == 0:
+                await asyncio.sleep(0)
+                if self._source.has_changed:
+                    self._stop_changed()
+            async for again in self._followers_to_send(_MOST_FOLLOWERS):
                 yield again
             request = await self._request(line)
             if self.stopping is not None:
                 return
             if request is not None:
                 yield request
-        async for again in self._asking_for_themselves(1):
+        async for again in self._followers_to_send(1):
             yield again
 
-    async def _asking_for_themselves(self, most: int) -> AsyncGenerator[dict[str, Any], None]:
-        """Until fewer than so many lines wait for others: those that need wait no more."""
+    async def _followers_to_send(self, most: int) -> AsyncGenerator[dict[str, Any], None]:
+        """Wait until fewer than `most` lines wait for others; yield those that have to be sent."""
         while (self._again or self._following >= most) and self.stopping is None:
             if self._again:
-                yield self._asked_again()
+                yield self._begin_follower()
             else:
-                await self._wait(_DISTANT)
+                await self._wait(_LONGEST_WAIT)
 
     async def _request(self, line: Line | Problem) -> dict[str, Any] | None:
-        """What to ask for a line, when its turn has come; None if there is no need, or no use."""
-        judgement = self._judged(line)
-        if judgement is None:
+        """Return the request of a line when it may begin; None if none is needed, or stopping."""
+        found = self._checked(line)
+        if found is None:
             return None
-        asking, request, place = judgement
-        asked = asked_of(asking, self._terms.shared)
-        if self._is_dealt_with(asking, asked, place):
+        line, request, place = found
+        key = same_answer_key(line, self._options.shared)
+        if self._is_settled(line, key, place):
             return None
         tokens = estimated_tokens(request)
-        await self._turn(tokens)
-        return None if self.stopping is not None else self._begin(asking, asked, tokens)
+        await self._wait_for_limits(tokens)
+        return None if self.stopping is not None else self._begin(line, key, tokens)
 
-    async def _breathe(self) -> None:
-        await asyncio.sleep(0)
-        if self._source.has_changed:
-            self.stop(f"{self._source.path} has changed while it was read")
+    def _stop_changed(self) -> None:
+        self.stop(f"{self._source.path} has changed while it was read")
 
-    def _judged(self, line: Line | Problem) -> tuple[Line, ChatRequest, int | None] | None:
-        """A line that may be asked, its request, and where its record is if it is done.
+    def _checked(self, line: Line | Problem) -> tuple[Line, ChatRequest, int | None] | None:
+        """Return a valid line, its request, and the offset of its record if it is done.
 
-        None for one that may not be asked, which is written down once.
+        A bad line gets a record, once, and None is returned.
         """
-        judgement = judged(line, self.gateway.check, self._terms.shared)
-        if not isinstance(judgement, Problem):
-            line, request = judgement
-            number, place = self._index.find(line.id)
-            if number == line.number:
-                return line, request, place
-            judgement = repeated(line, number)
-        name = name_of(judgement, self._index)
+        found = checked(line, self.gateway.check, self._options.shared)
+        if not isinstance(found, Problem):
+            valid, request = found
+            number, place = self._index.find(valid.id)
+            if number == valid.number:
+                return valid, request, place
+            found = repeated_id(valid, number)
+        name = problem_name(found, self._index)
         number, place = self._index.find(name)
         if not number:
-            self.stop(f"{self._source.path} has changed while it was read")
+            self._stop_changed()
         elif place is None:
-            self._write(self._files.errors, problem_record(name, judgement))
+            self._write(self._files.errors, problem_record(name, found))
         return None
 
-    def _is_dealt_with(self, line: Line, asked: bytes | None, place: int | None) -> bool:
-        """Whether there is no need to ask: it is done, or its answer is there or on its way."""
+    def _is_settled(self, line: Line, key: bytes | None, place: int | None) -> bool:
+        """Whether a line need not be sent: it is done, or its answer exists or is in flight."""
         if place is not None:
-            if place != NOWHERE and asked is not None:
-                self._index.answered(asked, place)
+            if place != NO_RECORD and key is not None:
+                self._index.answered(key, place)
             return True
-        if asked is None:
+        if key is None:
             return False
-        place = self._index.answer(asked)
+        place = self._index.answer(key)
         if place is not None:
             self._write(self._files.answers, copied(self._files.answers.at(place), line.id))
             return True
-        leader = self._leaders.get(asked)
+        leader = self._leaders.get(key)
         if leader is None:
             return False
         leader.followers.append(line)
         self._following += 1
         return True
 
-    def _begin(self, line: Line, asked: bytes | None, tokens: int) -> dict[str, Any]:
-        out = _Out(line.id, asked, self._governor.begin(tokens))
-        self._out[self._begun] = out
+    def _begin(
+        self, line: Line, key: bytes | None, tokens: int, followers: list[Line] | None = None
+    ) -> dict[str, Any]:
+        begun = _InFlight(line.id, key, self._limiter.begin(tokens), followers or [])
+        self._in_flight[self._begun] = begun
         self._begun += 1
-        if asked is not None:
-            self._leaders[asked] = out
+        if key is not None:
+            self._leaders[key] = begun
         name = "prompt" if isinstance(line.prompt, str) else "messages"
         return {**line.options, name: line.prompt, "id": line.id}
 
-    def _asked_again(self) -> dict[str, Any]:
-        """The first of the lines that waited for one whose own time was over."""
+    def _begin_follower(self) -> dict[str, Any]:
+        """Send the first of the lines whose leader ran out of time."""
         line, followers = self._again.popleft()
         self._following -= 1
-        request = self._begin(line, asked_of(line, self._terms.shared), 0)
-        self._out[self._begun - 1].followers = followers
-        return request
+        return self._begin(line, same_answer_key(line, self._options.shared), 0, followers)
 
-    async def _turn(self, tokens: int) -> None:
-        """Wait until the next request may begin, or none should any more."""
+    async def _wait_for_limits(self, tokens: int) -> None:
+        """Wait until the next request may begin, or the job stops."""
         while self.stopping is None:
-            reached = self._governor.reached(len(self._out))
+            reached = self._limiter.reached(len(self._in_flight))
             if reached is not None:
                 self.stop(reached)
                 return
-            wait = self._governor.wait(len(self._out), tokens)
+            wait = self._limiter.wait(len(self._in_flight), tokens)
             if not wait:
                 return
-            await self._wait(min(wait, _DISTANT))
+            await self._wait(min(wait, _LONGEST_WAIT))
 
     async def _wait(self, seconds: float) -> None:
-        """Wait for so long, or until something has come."""
+        """Wait that long, or until a request is done."""
         self._news.clear()
         with contextlib.suppress(TimeoutError):
             async with self._clock.timeout(seconds):
@@ -388,34 +401,34 @@ class Job:
     # ── records ──────────────────────────────────────────────────────────────────────────────
 
     def _finish(self, item: BatchItem) -> None:
-        """Write what became of a request, for its line and for those that wait with it."""
-        out = self._out.pop(item.index)
-        if out.asked is not None:
-            self._leaders.pop(out.asked, None)
-        record = item_record(out.line_id, item)
+        """Write the records of a finished request: its line's, and those of its followers."""
+        done = self._in_flight.pop(item.index)
+        if done.key is not None:
+            self._leaders.pop(done.key, None)
+        record = item_record(done.line_id, item)
         journal = self._files.errors if item.response is None else self._files.answers
         place = self._write(journal, record)
         if item.response is not None:
-            out.entry.settle(item.response.usage.total_tokens)
+            done.entry.settle(item.response.usage.total_tokens)
             if not item.response.cached:
                 self._answered = self._clock.now()
-            if place is not None and out.asked is not None:
-                self._index.answered(out.asked, place)
-        if isinstance(item.error, DeadlineExceededError) and out.followers:
-            # It may have had less time than they have.
-            first, *others = out.followers
+            if place is not None and done.key is not None:
+                self._index.answered(done.key, place)
+        if isinstance(item.error, DeadlineExceededError) and done.followers:
+            # A follower may have a longer timeout.
+            first, *others = done.followers
             self._again.append((first, others))
         else:
-            self._following -= len(out.followers)
-            for line in out.followers:
+            self._following -= len(done.followers)
+            for line in done.followers:
                 self._write(journal, copied(record, line.id))
-        if isinstance(item.error, AllProvidersFailedError) and self._nobody_answers():
-            self.stop(f"nobody can be asked any more ({_reason(item.error)})")
+        if isinstance(item.error, AllProvidersFailedError) and self._is_hopeless():
+            self.stop(f"no provider is available any more ({_reason(item.error)})")
         self._news.set()
 
-    def _nobody_answers(self) -> bool:
-        """Whether there is no use in going on: a request has just failed everywhere."""
-        patience = self._terms.outage_patience
+    def _is_hopeless(self) -> bool:
+        """Whether the job should end, now that a request has failed at every provider."""
+        patience = self._options.outage_patience
         if self.waiting and all(p.disabled_reason is not None for p in self.gateway.providers):
             return True
         if not patience:
@@ -423,36 +436,36 @@ class Job:
         return self._clock.now() - self._answered >= patience
 
     def _write(self, journal: Journal, record: Record) -> int | None:
-        """Write a record and count it; None if it cannot be written now."""
+        """Write a record and count it. Return its offset; None if it cannot be written now."""
         try:
             place = journal.append(record)
         except JournalError as error:
             self._unwritten.append((journal, record))
             self.stop(str(error).rstrip("."))
             return None
-        self._index.finish(record["custom_id"], NOWHERE if record["error"] else place)
+        self._index.finish(record["custom_id"], NO_RECORD if record["error"] else place)
         self.totals.add(record)
         return place
 
-    def _write_what_could_not_be(self) -> None:
+    def _retry_writes(self) -> None:
         unwritten, self._unwritten = self._unwritten, []
         for journal, record in unwritten:
             self._write(journal, record)
         self.lost = sum(record["error"] is None for _, record in self._unwritten)
 
 
-async def _earlier(given: Input, files: Files) -> Totals:
-    """What earlier runs have done: into the index, and added up."""
-    totals = Totals()
+async def _earlier(given: JobInput, files: JobFiles) -> JobTotals:
+    """Enter the records of earlier runs into the index, and add them up."""
+    totals = JobTotals()
     for journal in (files.answers, files.errors):
         for number, (place, record) in enumerate(journal.records()):
-            if number % BREATH == 0:
+            if number % LINES_PER_TURN == 0:
                 await asyncio.sleep(0)
             name = record["custom_id"]
-            if not given.index.finish(name, place if journal is files.answers else NOWHERE):
+            if not given.index.finish(name, place if journal is files.answers else NO_RECORD):
                 raise ConfigurationError(
-                    f"{journal.path} has records that are not of {given.source.path}, or twice."
-                    " Name another output."
+                    f"{journal.path} has records that do not belong to {given.source.path}, or"
+                    " repeated ones. Name another output."
                 )
             totals.add(record)
             totals.earlier += 1

@@ -1,8 +1,7 @@
-"""The input of a job: lines of JSON, or rows of a table, one request each.
+"""The input of a job: lines of JSON or rows of a table, one request each.
 
-A line that makes no sense is a `Problem` and not an exception, so that all of them can be told at
-once. Nothing is held but the line at hand. Whether a vendor would take the request is not judged
-here.
+A bad line becomes a `Problem` and no exception, so that one run reports all of them. Memory holds
+one line at a time.
 """
 
 from __future__ import annotations
@@ -17,21 +16,44 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from aigateway.batch.files.index import Index
 from aigateway.batch.items import Prompt, read_request, row_reader, template_fields
 from aigateway.errors import ConfigurationError, RequestRejectedError
+from aigateway.messages import ChatRequest
 
-__all__ = ["Line", "Problem", "Shape", "Source"]
+__all__ = [
+    "LINES_PER_TURN",
+    "OPTIONS_WITHOUT_EFFECT",
+    "Check",
+    "Line",
+    "Problem",
+    "RowFormat",
+    "Source",
+    "checked",
+    "problem_name",
+    "repeated_id",
+    "same_answer_key",
+]
 
-_NOT_UTF_8 = "is not UTF-8; convert the file first, say with iconv -f WINDOWS-1252 -t UTF-8"
+Check = Callable[..., ChatRequest]
+"""`AsyncGateway.check`."""
+
+LINES_PER_TURN = 256
+"""Lines handled in one turn of the event loop while no request has to be sent."""
+
+OPTIONS_WITHOUT_EFFECT = ("agent", "cache", "cache_ttl", "hedge", "timeout")
+"""Options that do not change the answer itself."""
+
+_NOT_UTF_8 = "is not UTF-8; convert the file first, e.g. with iconv -f WINDOWS-1252 -t UTF-8"
 _ENDPOINT = "/v1/chat/completions"
 _ID_COLUMNS = ("id", "custom_id")
-_ROWS_AT_ONCE = 256
-"""Rows of a Parquet file that are in memory together."""
+_PARQUET_ROWS = 256
+"""Rows of a Parquet file in memory at once."""
 
-_BLOCK = 1 << 22
+_BLOCK_BYTES = 1 << 22
 
-_SPARE = 1_000_000
-"""Bytes that a line may have beyond the longest prompt: its id, tools, a schema."""
+_SPARE_BYTES = 1_000_000
+"""A line may be that much longer than the longest prompt: its id, tools, a schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +61,10 @@ class Line:
     """One request of the input.
 
     Attributes:
-        number: Its line (of a table: its row, the heading not counted), from 1.
-        id: What it is called; unique in the input.
+        number: Its line from 1; in a table its row, without the heading.
+        id: Unique in the input.
         prompt: A prompt, or messages.
-        options: Everything else, as keywords of `chat`.
+        options: Keywords of `chat`.
     """
 
     number: int
@@ -53,12 +75,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A line that is none.
+    """A line that cannot be sent.
 
     Attributes:
-        number: As of a `Line`.
-        what: What is wrong with it; quotes nothing but names of fields.
-        id: As of a `Line`, if it has one.
+        number: As in `Line`.
+        what: What is wrong; quotes only names of fields.
+        id: As in `Line`, if it has one.
     """
 
     number: int
@@ -67,15 +89,15 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class RowFormat:
     """How a row becomes a request.
 
     Attributes:
-        prompt_column: The field that holds the prompt.
+        prompt_column: The field with the prompt.
         template: Or a prompt with `{field}`s in it.
-        id_column: The field that holds the id.
-        ignore_model: Whether the lines' own `model` is left aside.
-        delimiter: What stands between the fields of a .csv or .tsv; None is the usual.
+        id_column: The field with the id.
+        ignore_model: Whether to ignore the `model` of the lines.
+        delimiter: Separates the fields of a .csv or .tsv; None takes the usual one.
     """
 
     prompt_column: str | None = None
@@ -86,42 +108,42 @@ class Shape:
 
 
 class Source:
-    """A file of requests. JSON lines, unless its name ends in .csv, .tsv or .parquet.
+    """A file of requests: .csv, .tsv or .parquet by its name, else lines of JSON.
 
     Args:
         path: The file.
-        shape: How a row becomes a request.
+        row_format: How a row becomes a request.
         max_prompt_bytes: As in the settings; a line may be a little longer.
 
     Raises:
-        ConfigurationError: The file cannot be read, or the shape does not fit it.
+        ConfigurationError: The file cannot be read, or does not have that format.
     """
 
-    def __init__(self, path: Path, shape: Shape, max_prompt_bytes: int) -> None:
+    def __init__(self, path: Path, row_format: RowFormat, max_prompt_bytes: int) -> None:
         self.path = path
-        self._shape = shape
-        self._longest = max_prompt_bytes + _SPARE
-        if shape.delimiter is not None and len(shape.delimiter) != 1:
+        self._format = row_format
+        self._longest = max_prompt_bytes + _SPARE_BYTES
+        if row_format.delimiter is not None and len(row_format.delimiter) != 1:
             raise ConfigurationError("--delimiter must be one character.")
-        if shape.template is not None and shape.prompt_column is not None:
+        if row_format.template is not None and row_format.prompt_column is not None:
             raise ConfigurationError("Give either --template or --prompt-column, not both.")
-        self._read_row = _reader(shape)
+        self._read_row = _reader(row_format)
         rows = {".csv": self._csv, ".tsv": self._csv, ".parquet": self._parquet}
         self._rows = rows.get(path.suffix.lower())
         try:
             self._state = _state(path)
             if not path.is_file():
                 raise ConfigurationError(
-                    f"{path} is no ordinary file; it must be one that can be read more than once."
+                    f"{path} is not a regular file; the input is read more than once."
                 )
             with path.open("rb") as file:
                 if not file.read(1):
-                    raise ConfigurationError(f"{path} is empty; there is nothing to ask.")
+                    raise ConfigurationError(f"{path} is empty.")
         except OSError as error:
             raise _unreadable(path, error) from None
 
     async def fingerprint(self) -> str:
-        """What is another after any change of the file.
+        """Return a digest of the file.
 
         Raises:
             ConfigurationError: It cannot be read.
@@ -129,7 +151,7 @@ class Source:
         digest = hashlib.sha256()
         try:
             with self.path.open("rb") as file:
-                while block := file.read(_BLOCK):
+                while block := file.read(_BLOCK_BYTES):
                     digest.update(block)
                     await asyncio.sleep(0)
         except OSError as error:
@@ -138,7 +160,7 @@ class Source:
 
     @property
     def has_changed(self) -> bool:
-        """Whether the file is another than when this was made."""
+        """Whether the file has changed since this object was made."""
         try:
             return _state(self.path) != self._state
         except OSError:
@@ -148,7 +170,7 @@ class Source:
         """Read the file from its beginning.
 
         Raises:
-            ConfigurationError: It cannot be read any further.
+            ConfigurationError: The rest of the file cannot be read.
         """
         try:
             yield from self._json_lines() if self._rows is None else self._rows()
@@ -177,10 +199,10 @@ class Source:
         except orjson.JSONDecodeError as error:
             if not _is_utf_8(text):
                 return Problem(number, f"it {_NOT_UTF_8}")
-            return Problem(number, f"it is no JSON ({error.msg}, column {error.colno})")
+            return Problem(number, f"it is not JSON ({error.msg}, column {error.colno})")
         if not isinstance(given, dict):
-            hint = "; a list is made lines by jq -c '.[]'" if isinstance(given, list) else ""
-            return Problem(number, f'it is no object like {{"id": ..., "prompt": ...}}{hint}')
+            hint = "; jq -c '.[]' turns a list into lines" if isinstance(given, list) else ""
+            return Problem(number, f'it is not an object like {{"id": ..., "prompt": ...}}{hint}')
         if self._read_row is not None:
             return self._line(number, given, self._read_row, self._id_column(given) or "id")
         if "custom_id" in given or "body" in given:
@@ -191,7 +213,7 @@ class Source:
 
     def _csv(self) -> Iterator[Line | Problem]:
         csv.field_size_limit(self._longest)
-        delimiter = self._shape.delimiter or ("\t" if self.path.suffix.lower() == ".tsv" else ",")
+        delimiter = self._format.delimiter or ("\t" if self.path.suffix.lower() == ".tsv" else ",")
         number = 0
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)
@@ -202,14 +224,14 @@ class Source:
                 read = self._table_reader(columns)
                 for number, row in enumerate(reader, 1):
                     if None in row or None in row.values():
-                        yield Problem(number, "it has not as many fields as the heading")
+                        yield Problem(number, "its number of fields differs from the heading's")
                     else:
                         yield read(number, row)
             except (csv.Error, UnicodeDecodeError) as error:
                 what = str(error)
                 if isinstance(error, UnicodeDecodeError):
                     what = f"it {_NOT_UTF_8}"
-                yield Problem(number + 1, f"it cannot be read, nor what follows: {what}")
+                yield Problem(number + 1, f"it and the rest cannot be read: {what}")
 
     def _parquet(self) -> Iterator[Line | Problem]:
         try:
@@ -222,7 +244,7 @@ class Source:
             with parquet.ParquetFile(self.path) as file:
                 read = self._table_reader(list(file.schema_arrow.names))
                 number = 0
-                for rows in file.iter_batches(_ROWS_AT_ONCE):
+                for rows in file.iter_batches(_PARQUET_ROWS):
                     for row in rows.to_pylist():
                         number += 1
                         yield read(number, row)
@@ -234,13 +256,17 @@ class Source:
     def _table_reader(
         self, columns: list[str]
     ) -> Callable[[int, Mapping[str, Any]], Line | Problem]:
-        """What makes lines of the rows of a table with these columns."""
-        shape = self._shape
+        """Return a function that makes lines of the rows of a table with these columns."""
+        row_format = self._format
         if self._read_row is None:
-            shape = replace(shape, prompt_column="prompt")
-        read_row = self._read_row or _reader(shape)
-        assert read_row is not None  # noqa: S101 - a table always has one
-        needed = [shape.prompt_column, shape.id_column, *template_fields(shape.template or "")]
+            row_format = replace(row_format, prompt_column="prompt")
+        read_row = self._read_row or _reader(row_format)
+        assert read_row is not None  # noqa: S101 - a table always has a prompt column
+        needed = [
+            row_format.prompt_column,
+            row_format.id_column,
+            *template_fields(row_format.template or ""),
+        ]
         for column in needed:
             if column is not None and column not in columns:
                 raise ConfigurationError(
@@ -251,8 +277,7 @@ class Source:
         return lambda number, row: self._line(number, row, read_row, id_column)
 
     def _id_column(self, columns: Collection[str]) -> str | None:
-        """Where the id stands, of the columns there are."""
-        return self._shape.id_column or next((c for c in _ID_COLUMNS if c in columns), None)
+        return self._format.id_column or next((c for c in _ID_COLUMNS if c in columns), None)
 
     # ── either ───────────────────────────────────────────────────────────────────────────────
 
@@ -263,28 +288,74 @@ class Source:
         read: Callable[[Mapping[str, Any]], Prompt],
         id_column: str | None,
     ) -> Line | Problem:
-        """A row as a line. Without an `id_column` rows are called by their numbers."""
+        """Make a line of a row. Without an `id_column` the row's number is its id."""
         line_id = str(number) if id_column is None else _text(row.get(id_column))
         if not line_id:
             missing = row.get(id_column or "") in (None, "")
             what = f'it has no "{id_column}"'
             return Problem(
-                number, what if missing else f'its "{id_column}" is no text and no whole number'
+                number, what if missing else f'its "{id_column}" is not a text or a whole number'
             )
         try:
-            wanted = read(row)
+            prompt = read(row)
         except RequestRejectedError as error:
             return Problem(number, str(error).rstrip("."), line_id)
-        options = wanted.options
-        if self._shape.ignore_model:
+        options = prompt.options
+        if self._format.ignore_model:
             options = {name: value for name, value in options.items() if name != "model"}
-        return Line(number, line_id, wanted.prompt, options)
+        return Line(number, line_id, prompt.prompt, options)
+
+
+# ── a line as a request ──────────────────────────────────────────────────────────────────────
+
+
+def checked(
+    line: Line | Problem, check: Check, shared: Mapping[str, Any]
+) -> tuple[Line, ChatRequest] | Problem:
+    """Check a line with its options; those of the line take precedence over `shared`."""
+    if isinstance(line, Problem):
+        return line
+    try:
+        return line, check(line.prompt, **{**shared, **line.options})
+    except RequestRejectedError as error:
+        what = str(error).rstrip(".")
+    except TypeError:  # a field of the line that cannot be a keyword
+        what = "it has a field that is not an option of chat"
+    return Problem(line.number, what, line.id)
+
+
+def same_answer_key(line: Line, shared: Mapping[str, Any]) -> bytes | None:
+    """Return a key that checked lines share if one answer serves all; None without sharing."""
+    options = {**shared, **line.options}
+    if options.get("cache", True) is not True:
+        return None
+    for name in OPTIONS_WITHOUT_EFFECT:
+        options.pop(name, None)
+    prompt = line.prompt
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    return orjson.dumps([prompt, options], option=orjson.OPT_SORT_KEYS)
+
+
+def problem_name(problem: Problem, index: Index) -> str:
+    """Return the id of a bad line: its own, unless another line has it."""
+    name = problem.id
+    if name is None or index.find(name)[0] not in {0, problem.number}:
+        name = f"(line {problem.number})"
+    while index.find(name)[0] not in {0, problem.number}:
+        name += "'"
+    return name
+
+
+def repeated_id(line: Line, first: int) -> Problem:
+    """Return the problem of a line with the id of an earlier one. It then has no id of its own."""
+    return Problem(line.number, f"its id is already that of line {first}")
 
 
 def _hint(columns: list[str]) -> str:
     if len(columns) == 1 and ";" in columns[0]:
-        return "It seems to be separated by semicolons: give --delimiter ';'."
-    return "Name the one with the prompt by --prompt-column, or put several into a --template."
+        return "Its fields seem to be separated by semicolons: give --delimiter ';'."
+    return "Name the prompt's column with --prompt-column, or combine several with --template."
 
 
 def _is_utf_8(text: bytes) -> bool:
@@ -305,25 +376,24 @@ def _unreadable(path: Path, error: OSError) -> ConfigurationError:
 
 
 def _text(given: object) -> str | None:
-    """An id as text; None if it cannot be one."""
     if isinstance(given, bool) or not isinstance(given, str | int):
         return None
     return str(given)
 
 
-def _reader(shape: Shape) -> Callable[[Mapping[str, Any]], Prompt] | None:
-    """What makes prompts of rows, if rows are what is wanted."""
-    if shape.template is not None:
+def _reader(row_format: RowFormat) -> Callable[[Mapping[str, Any]], Prompt] | None:
+    """Return a function that makes prompts of rows; None if the lines are requests."""
+    if row_format.template is not None:
         try:
-            read_row = row_reader(shape.template)
+            read_row = row_reader(row_format.template)
         except RequestRejectedError as error:
             raise ConfigurationError(f"--template: {error}") from None
-        if not template_fields(shape.template):
+        if not template_fields(row_format.template):
             raise ConfigurationError(
-                "--template: it has no field, so all rows would ask the same; write {name} for one."
+                "--template: it has no field, so all rows would be the same; write {name} for one."
             )
         return read_row
-    column = shape.prompt_column
+    column = row_format.prompt_column
     if column is None:
         return None
 
@@ -337,16 +407,18 @@ def _reader(shape: Shape) -> Callable[[Mapping[str, Any]], Prompt] | None:
 
 
 def _read_openai(given: Mapping[str, Any]) -> Prompt:
-    """A line in the form of https://platform.openai.com/docs/guides/batch."""
+    """Read a line in the form of https://platform.openai.com/docs/guides/batch."""
     if given.get("method", "POST") != "POST":
         raise RequestRejectedError('its "method" is not "POST"')
     if given.get("url", _ENDPOINT) != _ENDPOINT:
-        raise RequestRejectedError(f'its "url" is not "{_ENDPOINT}", and nothing else is asked')
+        raise RequestRejectedError(
+            f'its "url" is not "{_ENDPOINT}", and no other endpoint is supported'
+        )
     body = given.get("body")
     if not isinstance(body, dict):
         raise RequestRejectedError('it has no "body"')
     if body.get("stream"):
-        raise RequestRejectedError('its body asks for a "stream", which a file cannot take')
+        raise RequestRejectedError('its body asks for a "stream", which a file cannot hold')
     options = {k: v for k, v in body.items() if v is not None and k != "stream"}
     if "messages" not in options:
         raise RequestRejectedError('its body has no "messages"')
@@ -354,6 +426,5 @@ def _read_openai(given: Mapping[str, Any]) -> Prompt:
 
 
 def _skip_the_rest(file: BinaryIO, text: bytes) -> None:
-    """Read on to the end of a line that is too long."""
     while text and not text.endswith(b"\n"):
         text = file.readline(1 << 20)

@@ -1,33 +1,37 @@
-"""The files of one job: answers, lines that got none, and the note of what they belong to."""
+"""The files of one job: answers, errors, and the manifest that ties them to an input.
+
+Without the manifest a resumed job could mix the answers of two prompts under one id.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from aigateway.batch.files import manifest
-from aigateway.batch.files.atomic_file import written_anew
-from aigateway.batch.files.journal import Journal
-from aigateway.batch.files.lines import Source
-from aigateway.batch.files.records import encoded
-from aigateway.batch.files.requests import WITHOUT_EFFECT
+import orjson
+
+from aigateway.batch.files.lines import OPTIONS_WITHOUT_EFFECT, Source
+from aigateway.batch.files.records import Journal, encoded
 from aigateway.errors import ConfigurationError
 
-__all__ = ["Files", "Paths"]
+__all__ = ["JobFiles", "JobPaths", "check_manifest", "manifest_path", "write_manifest"]
+
+_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Paths:
+class JobPaths:
     """Where the files are.
 
     Attributes:
         source: The input.
         output: For the answers.
-        errors: For the lines that got none.
+        errors: For the lines without an answer.
     """
 
     source: Path
@@ -35,8 +39,8 @@ class Paths:
     errors: Path
 
     @classmethod
-    def of(cls, source: Path, output: Path, errors: Path | None) -> Paths:
-        """Those that were named, and the usual name for what was not.
+    def of(cls, source: Path, output: Path, errors: Path | None) -> JobPaths:
+        """Return the given paths, with the usual name for an errors file that is None.
 
         Raises:
             ConfigurationError: They cannot be the files of a job.
@@ -46,47 +50,44 @@ class Paths:
         errors = errors or output.with_name(f"{output.stem}.errors{output.suffix}")
         paths = cls(source, output, errors)
         if len({path.resolve() for path in paths.all}) < len(paths.all):
-            raise ConfigurationError("The input, the output and the file of errors must be three.")
+            raise ConfigurationError(
+                "The input, the output and the errors file must be three different files."
+            )
         for path in (output, errors):
             if path.exists() and not path.is_file():
-                raise ConfigurationError(f"{path} is no ordinary file; name one that is.")
+                raise ConfigurationError(f"{path} is not a regular file.")
             if not path.parent.is_dir():
                 raise ConfigurationError(
-                    f"{path} cannot be written: there is no folder {path.parent}."
+                    f"{path} cannot be written: the folder {path.parent} does not exist."
                 )
         return paths
 
     @property
-    def manifest(self) -> Path:
-        """Of the note."""
-        return manifest.manifest_of(self.output)
-
-    @property
     def all(self) -> tuple[Path, ...]:
-        """The four of them."""
-        return self.source, self.output, self.errors, self.manifest
+        """The three of them and the manifest."""
+        return self.source, self.output, self.errors, manifest_path(self.output)
 
     @property
     def errors_from_output(self) -> str:
-        """Where the errors are, as seen from the output: both may be moved together."""
+        """The errors file relative to the output, so that both can be moved together."""
         return os.path.relpath(self.errors, self.output.parent)
 
     def begun(self, *, resume: bool) -> bool:
-        """Whether there is something to go on from.
+        """Return whether there are records to resume from.
 
         Raises:
-            ConfigurationError: There is, and it should not be gone on from.
+            ConfigurationError: There are, and `resume` is False.
         """
         written = [path for path in (self.output, self.errors) if _has_content(path)]
         if written and not resume:
             raise ConfigurationError(
-                f"{written[0]} is there already. Go on from it with --resume, or name another file."
+                f"{written[0]} already exists. Continue it with --resume, or name another file."
             )
         return bool(written)
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class JobFiles:
     """The open files of a job."""
 
     answers: Journal
@@ -95,36 +96,38 @@ class Files:
     @classmethod
     async def open(
         cls,
-        paths: Paths,
+        paths: JobPaths,
         source: Source,
         options: Mapping[str, Any],
         *,
         resume: bool,
         ask_failed: bool = False,
-    ) -> Files:
-        """Open the files of a job that begins, or goes on.
+    ) -> JobFiles:
+        """Open the files of a new or resumed job.
 
         Args:
             paths: Where they are.
             source: The input.
-            options: What must be the same when the job goes on, but for what has no effect on
-                an answer.
-            resume: Whether to go on from what is there, if there is anything.
-            ask_failed: When going on, ask even those again whose request was at fault.
+            options: Must be the same when a job is resumed, except for those without an effect on
+                the answers.
+            resume: Whether to continue from existing records.
+            ask_failed: On resume, also repeat requests that were rejected.
 
         Raises:
-            ConfigurationError: One of them cannot be written, or does not belong to the input.
+            ConfigurationError: A file cannot be written, or belongs to another input.
         """
         begun = paths.begun(resume=resume)
-        same = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
+        same = {
+            name: value for name, value in options.items() if name not in OPTIONS_WITHOUT_EFFECT
+        }
         same["errors"] = paths.errors_from_output
         fingerprint = await source.fingerprint()
         if begun:
-            manifest.resume(paths.output, paths.source, fingerprint, same)
+            check_manifest(paths, fingerprint, same)
         with contextlib.ExitStack() as opened:
             answers = opened.enter_context(Journal(paths.output))  # locked from here on
             if not begun:
-                manifest.begin(paths.output, fingerprint, same)
+                write_manifest(paths.output, fingerprint, same)
             elif paths.errors.exists():
                 _keep_final(paths.errors, ask_failed=ask_failed)
             files = cls(answers, opened.enter_context(Journal(paths.errors)))
@@ -132,14 +135,95 @@ class Files:
             return files
 
     def close(self) -> None:
-        """Close both; a file of errors without any is taken away.
+        """Close both files, and remove an empty errors file.
 
         Raises:
-            JournalError: The disk does not keep what was written.
+            JournalError: The disk refuses to keep the records.
         """
         with contextlib.closing(self.answers), contextlib.closing(self.errors):
             if self.errors.is_empty:
                 self.errors.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write that replaces `path` if the block ends without an error.
+
+    Raises:
+        OSError: It cannot be written, or moved.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def manifest_path(output: Path) -> Path:
+    """Return the path of an output's manifest."""
+    return output.with_name(f"{output.name}.job")
+
+
+def write_manifest(output: Path, fingerprint: str, options: Mapping[str, Any]) -> None:
+    """Write the manifest of a new output.
+
+    Raises:
+        ConfigurationError: It cannot be written.
+    """
+    path = manifest_path(output)
+    manifest = {"format": _FORMAT, "input_sha256": fingerprint, "options": _digests(options)}
+    text = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    try:
+        with _atomic_write(path) as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def check_manifest(paths: JobPaths, fingerprint: str, options: Mapping[str, Any]) -> None:
+    """Check that an output belongs to this input and these options.
+
+    Raises:
+        ConfigurationError: It does not, or the manifest is missing.
+    """
+    path = manifest_path(paths.output)
+    try:
+        found = orjson.loads(path.read_bytes())
+        known = (
+            (found["input_sha256"], dict(found["options"])) if found["format"] == _FORMAT else None
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if known is None:
+        raise ConfigurationError(
+            f"{path} is missing or cannot be read, so the input of {paths.output} is unknown."
+            " Name another output to start again."
+        )
+    if known[0] != fingerprint:
+        raise ConfigurationError(
+            f"{paths.source} has changed since {paths.output} was begun, so answers could belong"
+            " to other prompts. Restore it, or name another output."
+        )
+    now, then = _digests(options), known[1]
+    changed = sorted(name for name in now | then if then.get(name) != now.get(name))
+    if changed:
+        raise ConfigurationError(
+            f"{paths.output} was begun with a different {', '.join(changed)}. Give the same value,"
+            " or name another output."
+        )
+
+
+def _digests(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return digests of the options that are not None: a template may be confidential."""
+    return {
+        name: hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+        for name, value in options.items()
+        if value is not None
+    }
 
 
 def _has_content(path: Path) -> bool:
@@ -147,9 +231,9 @@ def _has_content(path: Path) -> bool:
 
 
 def _keep_final(errors: Path, *, ask_failed: bool) -> None:
-    """Of the lines that failed keep those that asking again is no use for."""
+    """Keep only the errors of lines that are not sent again."""
     try:
-        with Journal(errors) as old, written_anew(errors) as kept:
+        with Journal(errors) as old, _atomic_write(errors) as kept:
             for _, record in old.records():
                 if record["aigateway"].get("final") and not ask_failed:
                     kept.write(encoded(record))

@@ -1,4 +1,4 @@
-"""A first look through the whole input, before anybody is asked and anything is spent."""
+"""Read the whole input before anything is sent: what is wrong with it, and what it would cost."""
 
 from __future__ import annotations
 
@@ -11,35 +11,47 @@ from typing import Any
 import orjson
 
 from aigateway.batch.files.index import Index
-from aigateway.batch.files.lines import Line, Problem, Source
-from aigateway.batch.files.requests import BREATH, Check, asked_of, judged, name_of, repeated
+from aigateway.batch.files.lines import (
+    LINES_PER_TURN,
+    Check,
+    Line,
+    Problem,
+    Source,
+    checked,
+    problem_name,
+    repeated_id,
+    same_answer_key,
+)
+from aigateway.errors import ConfigurationError
 from aigateway.messages import ChatRequest
+from aigateway.settings import LLMConfig
 from aigateway.tokens import USUAL_ANSWER, answer_tokens, prompt_tokens
+from aigateway.wires.pricing import Price, price_of
 
-__all__ = ["Counter", "Survey", "Tally", "survey"]
+__all__ = ["Estimate", "Survey", "Tally", "TokenCounter", "estimates", "refuse_unpriced", "survey"]
 
-Counter = Callable[[Sequence[Mapping[str, Any]]], int | None]
+TokenCounter = Callable[[Sequence[Mapping[str, Any]]], int | None]
 """Counts the tokens of messages; None where it cannot."""
 
-_TOLD = 20
-"""Problems that are kept; of the others only the number."""
+_KEPT_PROBLEMS = 20
+"""Further problems are only counted."""
 
-_COUNTED = 500
-"""Prompts that are counted token by token, the first ones; the others are estimated after them."""
+_COUNTED_PROMPTS = 500
+"""The first prompts are counted token by token; the others are scaled by the result."""
 
-_CHARACTERS = 4
-"""For each token of what is sent beside the messages: tools, a schema."""
+_CHARACTERS_PER_TOKEN = 4
+"""For what is sent with the messages: tools, a schema."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What is asked of one model.
+    """The requests for one model.
 
     Attributes:
         requests: How many.
-        prompt_tokens: In their prompts, by estimate.
-        answer_tokens: In the answers: as many as each allows, or a usual number.
-        unbounded: Requests that do not say how long an answer may be.
+        prompt_tokens: Estimated tokens of their prompts.
+        answer_tokens: Tokens of their answers: as many as each allows, or a usual number.
+        unbounded: Requests that do not limit their answer.
     """
 
     requests: int = 0
@@ -50,16 +62,16 @@ class Tally:
 
 @dataclass(slots=True)
 class Survey:
-    """What is in an input.
+    """The content of an input.
 
     Attributes:
-        total: Lines, the ones with a problem included.
-        problems: The first of those.
-        wrong: How many there are.
-        repeated: Lines that ask what an earlier one asks; only where that was looked for.
-        tallies: What is asked, by model; None stands for "any". Repeated lines are left out.
-        counted: Prompts whose tokens were counted one by one.
-        factor: What the estimate was multiplied by after that.
+        total: Lines, including those with a problem.
+        problems: The first problems.
+        wrong: Lines with a problem.
+        repeated: Lines that repeat an earlier one; counted only for an estimate.
+        tallies: Requests by model; None stands for any. Repeated lines are left out.
+        counted: Prompts whose tokens were counted.
+        factor: The correction that these made to the estimate.
     """
 
     total: int = 0
@@ -71,9 +83,9 @@ class Survey:
     factor: float = 1.0
 
     def note(self, problem: Problem) -> None:
-        """Enter a line that is none."""
+        """Count a problem."""
         self.wrong += 1
-        if len(self.problems) < _TOLD:
+        if len(self.problems) < _KEPT_PROBLEMS:
             self.problems.append(problem)
 
 
@@ -83,18 +95,18 @@ async def survey(
     shared: Mapping[str, Any],
     index: Index,
     *,
-    count: Counter | None = None,
-    tell: Callable[[int], object] | None = None,
+    count: TokenCounter | None = None,
+    on_progress: Callable[[int], object] | None = None,
 ) -> Survey:
-    """Read the input once: every line's id into the index, and what is wrong with it.
+    """Read the input once, and enter every line's id into the index.
 
     Args:
         source: The input.
-        check: Refuses what no vendor should be asked.
-        shared: Options for every line; its own stand over them.
-        index: Empty.
-        count: For an estimate of the cost: also look for repeated lines, and count tokens.
-        tell: Is told now and then how many lines have been read.
+        check: Checks a request (`AsyncGateway.check`).
+        shared: Options of every line; its own take precedence.
+        index: An empty index.
+        count: For a cost estimate: count tokens, and look for repeated lines.
+        on_progress: Called now and then with the number of lines read.
 
     Raises:
         ConfigurationError: The file cannot be read to its end.
@@ -104,15 +116,15 @@ async def survey(
     scale = _Scale(count)
     for line in source.lines():
         found.total += 1
-        if found.total % BREATH == 0:
+        if found.total % LINES_PER_TURN == 0:
             await asyncio.sleep(0)
-            if tell is not None:
-                tell(found.total)
-        judgement = _entered(judged(line, check, shared), index)
-        if isinstance(judgement, Problem):
-            found.note(judgement)
-        elif count is not None and _is_new(judgement[0], shared, index):
-            _add(found, judgement[1], scale)
+            if on_progress is not None:
+                on_progress(found.total)
+        entered = _entered(checked(line, check, shared), index)
+        if isinstance(entered, Problem):
+            found.note(entered)
+        elif count is not None and _is_new(entered[0], shared, index):
+            _add(found, entered[1], scale)
         elif count is not None:
             found.repeated += 1
     scale.apply(found)
@@ -120,15 +132,15 @@ async def survey(
 
 
 class _Scale:
-    """What the estimate of the prompts is off by, from those that were counted."""
+    """The ratio of counted to estimated prompt tokens."""
 
-    def __init__(self, count: Counter | None) -> None:
+    def __init__(self, count: TokenCounter | None) -> None:
         self._count = count
         self._counted = self._estimated = self._exact = 0
 
     def weigh(self, request: ChatRequest, estimate: int) -> None:
-        """Count one of the first prompts."""
-        if self._count is None or self._counted >= _COUNTED:
+        """Count the tokens of one of the first prompts."""
+        if self._count is None or self._counted >= _COUNTED_PROMPTS:
             return
         tokens = self._count(request.messages)
         if tokens is not None:
@@ -137,7 +149,7 @@ class _Scale:
             self._exact += tokens
 
     def apply(self, found: Survey) -> None:
-        """Correct the whole after them."""
+        """Correct all prompt tokens by the ratio."""
         if not self._estimated:
             return
         found.counted, found.factor = self._counted, self._exact / self._estimated
@@ -146,37 +158,90 @@ class _Scale:
 
 
 def _entered(
-    judgement: tuple[Line, ChatRequest] | Problem, index: Index
+    line: tuple[Line, ChatRequest] | Problem, index: Index
 ) -> tuple[Line, ChatRequest] | Problem:
-    """Enter a line into the index. One whose id is taken is a problem, too."""
-    if not isinstance(judgement, Problem):
-        line, _ = judgement
-        first = index.enter(line.id, line.number)
+    """Enter a line into the index. A line whose id is taken is a problem, too."""
+    if not isinstance(line, Problem):
+        first = index.enter(line[0].id, line[0].number)
         if first is None:
-            return judgement
-        judgement = repeated(line, first)
-    index.enter(name_of(judgement, index), judgement.number)
-    return judgement
+            return line
+        line = repeated_id(line[0], first)
+    index.enter(problem_name(line, index), line.number)
+    return line
 
 
 def _is_new(line: Line, shared: Mapping[str, Any], index: Index) -> bool:
-    """Whether no earlier line asks the same."""
-    asked = asked_of(line, shared)
-    return asked is None or index.first(asked)
+    key = same_answer_key(line, shared)
+    return key is None or index.first(key)
 
 
 def _add(found: Survey, request: ChatRequest, scale: _Scale) -> None:
     tally = found.tallies[request.model]
     prompt, bound = prompt_tokens(request), answer_tokens(request)
     scale.weigh(request, prompt)
-    many = request.params.get("n") or 1
     tally.requests += 1
-    tally.prompt_tokens += prompt + _beside(request)
-    tally.answer_tokens += (USUAL_ANSWER if bound is None else bound) * many
+    tally.prompt_tokens += prompt + _extra_tokens(request)
+    tally.answer_tokens += (USUAL_ANSWER if bound is None else bound) * (
+        request.params.get("n") or 1
+    )
     tally.unbounded += bound is None
 
 
-def _beside(request: ChatRequest) -> int:
-    """Tokens of what is sent beside the messages."""
+def _extra_tokens(request: ChatRequest) -> int:
     sent = [request.params[name] for name in ("tools", "response_format") if name in request.params]
-    return len(orjson.dumps(sent)) // _CHARACTERS if sent else 0
+    return len(orjson.dumps(sent)) // _CHARACTERS_PER_TOKEN if sent else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The cost of a job if one provider answered all requests that it can.
+
+    Attributes:
+        config: The provider.
+        tally: The requests whose model it serves.
+        price: US dollars per token; None if unknown.
+    """
+
+    config: LLMConfig
+    tally: Tally
+    price: Price | None
+
+    @property
+    def cost_usd(self) -> float | None:
+        """US dollars; None if the price is unknown."""
+        if self.price is None:
+            return None
+        tally = self.tally
+        return tally.prompt_tokens * self.price.input + tally.answer_tokens * self.price.output
+
+
+def estimates(tallies: Mapping[str | None, Tally], configs: Sequence[LLMConfig]) -> list[Estimate]:
+    """Return an estimate per provider, highest priority first. Loads litellm."""
+    ordered = sorted(configs, key=lambda config: -config.priority)
+    return [Estimate(config, _served(tallies, config), price_of(config)) for config in ordered]
+
+
+def refuse_unpriced(configs: Sequence[LLMConfig]) -> None:
+    """Check that every provider has a price. Loads litellm.
+
+    Raises:
+        ConfigurationError: A provider has none.
+    """
+    for config in configs:
+        if price_of(config) is None:
+            raise ConfigurationError(
+                f"--max-cost cannot be enforced: the price of {config.name} is unknown. Give it"
+                ' extra = {"input_cost_per_token": ..., "output_cost_per_token": ...}, or leave'
+                " --max-cost out."
+            )
+
+
+def _served(tallies: Mapping[str | None, Tally], config: LLMConfig) -> Tally:
+    names = {None, config.name, config.model, *config.aliases}
+    mine = [tally for model, tally in tallies.items() if model in names]
+    return Tally(
+        sum(tally.requests for tally in mine),
+        sum(tally.prompt_tokens for tally in mine),
+        sum(tally.answer_tokens for tally in mine),
+        sum(tally.unbounded for tally in mine),
+    )

@@ -1,30 +1,95 @@
-"""What has become of a job's lines so far: the figures for the screen, the summary and the report.
+"""Sums over a job's records, and the limits that end or slow the job.
 
-They are made from the records alone, so a job that goes on tomorrow counts what it did today.
+The sums come from the records alone, so a resumed job includes its earlier runs.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from aigateway.batch.files.histogram import Histogram
+from aigateway.clock import Clock
+from aigateway.errors import ConfigurationError
 from aigateway.messages import Usage
+from aigateway.resilience.rates import Entry, RateLimits
 
-__all__ = ["ProviderTotals", "Totals"]
+__all__ = ["Histogram", "JobLimiter", "JobLimits", "JobTotals", "ProviderTotals"]
+
+_LEAST_SECONDS = 0.0001
+"""Shorter durations count as this."""
+
+_STEP = math.log(1.05)
+"""Each bucket ends 5 % above its beginning, so a percentile is at most 5 % too high."""
+
+
+class Histogram:
+    """Durations in seconds, counted in buckets that grow by 5 %. Its size does not grow."""
+
+    __slots__ = ("_buckets", "count", "highest", "total")
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+        self.count = 0
+        self.total = 0.0
+        self.highest = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one duration."""
+        self._buckets[_bucket(seconds)] += 1
+        self.count += 1
+        self.total += seconds
+        self.highest = max(self.highest, seconds)
+
+    @property
+    def mean(self) -> float | None:
+        """Seconds; None without values."""
+        return self.total / self.count if self.count else None
+
+    def percentile(self, percent: float) -> float | None:
+        """Return seconds (nearest rank), at most 5 % too high; None without values."""
+        if not self.count:
+            return None
+        rank = max(1, math.ceil(percent / 100 * self.count))
+        for bucket in sorted(self._buckets):
+            rank -= self._buckets[bucket]
+            if rank <= 0:
+                return min(self.highest, _end(bucket))
+        return self.highest
+
+    def bars(self, most: int = 40) -> Sequence[tuple[float, float, int]]:
+        """Return at most `most` bars (from seconds, to seconds, count), empty ones included."""
+        if not self.count:
+            return ()
+        first, last = min(self._buckets), max(self._buckets)
+        width = -(-(last - first + 1) // most)
+        bars = []
+        for low in range(first, last + 1, width):
+            inside = sum(self._buckets[bucket] for bucket in range(low, low + width))
+            bars.append((_end(low - 1), _end(low + width - 1), inside))
+        return bars
+
+
+def _bucket(seconds: float) -> int:
+    return math.ceil(math.log(max(seconds, _LEAST_SECONDS) / _LEAST_SECONDS) / _STEP)
+
+
+def _end(bucket: int) -> float:
+    return _LEAST_SECONDS * math.exp(bucket * _STEP)
 
 
 class ProviderTotals:
-    """What one provider did for a job.
+    """One provider's share of a job.
 
     Attributes:
         answers: Lines that it answered.
-        failures: Its calls that brought no answer, by kind (`FailureKind` values).
-        latency: Seconds of the calls that were answered.
+        failures: Its calls without an answer, by kind (`FailureKind` values).
+        latency: Seconds of its answered calls.
         usage: Tokens of its answers.
         cost_usd: US dollars of its answers, as far as prices are known.
-        unpriced: Answers whose price is not known.
+        unpriced: Answers without a known price.
     """
 
     __slots__ = ("answers", "cost_usd", "failures", "latency", "unpriced", "usage")
@@ -38,20 +103,20 @@ class ProviderTotals:
         self.unpriced = 0
 
 
-class Totals:
+class JobTotals:
     """The sums over a job's records.
 
     Attributes:
-        answered: Lines with an answer, those of earlier runs included.
+        answered: Lines with an answer, earlier runs included.
         failed: Lines with an error.
-        earlier: Those of both that earlier runs of the same job have dealt with.
-        cached: Answers that no vendor was asked for in their own right: from the cache, shared
-            with an identical request in flight, or copied from an identical line.
-        unpriced: Answers of vendors whose price is not known.
-        usage: Tokens of the answers that vendors were asked for.
-        cost_usd: US dollars of these, as far as prices are known.
-        latency: Seconds from the gateway's being asked to its answer, of the same.
-        errors: Lines that failed, by the code in their record.
+        earlier: Lines that earlier runs of the job have finished, either way.
+        cached: Answers without a vendor call of their own: from the cache, shared with an
+            identical request in flight, or copied from an identical line.
+        unpriced: Answers of vendors without a known price.
+        usage: Tokens of the answers of vendors.
+        cost_usd: US dollars of these answers, as far as prices are known.
+        latency: Seconds of the gateway for each of these answers.
+        errors: Failed lines by the code in their record.
         providers: By name.
     """
 
@@ -69,11 +134,11 @@ class Totals:
 
     @property
     def done(self) -> int:
-        """Lines that are over, however they ended."""
+        """Finished lines, answered or failed."""
         return self.answered + self.failed
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Count one record, as `records` makes it."""
+        """Count one record (see `records.py`)."""
         about: Mapping[str, Any] = record["aigateway"]
         for attempt in about["attempts"]:
             self._count_attempt(attempt)
@@ -117,3 +182,81 @@ def _usage(counted: Mapping[str, Any]) -> Usage:
         counted["prompt_tokens_details"]["cached_tokens"],
         counted["completion_tokens_details"]["reasoning_tokens"],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """The limits of a job; None sets none.
+
+    Attributes:
+        max_cost: US dollars, over all runs of the job.
+        max_failures: Failed lines in one run.
+        rpm: Requests begun in any 60 seconds.
+        tpm: Tokens in any 60 seconds; estimated until the vendor has counted.
+
+    Raises:
+        ConfigurationError: A limit is not above 0.
+    """
+
+    max_cost: float | None = None
+    max_failures: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_cost", "max_failures", "rpm", "tpm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigurationError(f"--{name.replace('_', '-')} must be above 0.")
+
+
+class JobLimiter:
+    """Decides when the next request may begin, and when the job ends early."""
+
+    def __init__(self, limits: JobLimits, totals: JobTotals, clock: Clock) -> None:
+        self._limits = limits
+        self._totals = totals
+        self._rates = RateLimits(clock, limits.rpm, limits.tpm)
+        self._failed_before = totals.failed
+
+    def reached(self, in_flight: int) -> str | None:
+        """Return the limit that ends the job, as a message; None while there is none.
+
+        Args:
+            in_flight: Requests whose cost is not known yet.
+        """
+        limits, totals = self._limits, self._totals
+        failures = totals.failed - self._failed_before
+        if limits.max_failures is not None and failures >= limits.max_failures:
+            return f"--max-failures {limits.max_failures} is reached"
+        if limits.max_cost is not None and not in_flight and self._may_exceed_cost(in_flight):
+            spent = _dollars(totals.cost_usd)
+            return f"--max-cost {_dollars(limits.max_cost)} is reached ({spent} spent)"
+        return None
+
+    def wait(self, in_flight: int, tokens: int) -> float:
+        """Return seconds until a request may begin; infinite until another one ends."""
+        if self._limits.max_cost is not None and in_flight and self._may_exceed_cost(in_flight):
+            return math.inf  # the requests in flight may cost all that is left
+        return self._rates.wait(tokens)
+
+    def begin(self, tokens: int) -> Entry:
+        """Count a request that begins."""
+        return self._rates.begin(tokens)
+
+    def _may_exceed_cost(self, in_flight: int) -> bool:
+        """Whether one more request, at the mean price, might exceed the cost limit.
+
+        Until a first price is known, requests go out one at a time.
+        """
+        totals = self._totals
+        assert self._limits.max_cost is not None  # noqa: S101 - both callers have checked
+        priced = totals.latency.count - totals.unpriced
+        if not priced:
+            return in_flight > 0
+        mean = totals.cost_usd / priced
+        return totals.cost_usd + (in_flight + 1) * mean > self._limits.max_cost
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:.8f}".rstrip("0").rstrip(".")

@@ -1,6 +1,7 @@
-"""Charts as inline SVG that fits any width: places are percentages, letters keep their size.
+"""Charts as inline SVG, and the style sheet of the report.
 
-Colours are classes: the page's style sheet decides about them, in the light and in the dark.
+A chart fits any width: positions are percentages, and text keeps its size. Colours are classes of
+the style sheet, which has a light and a dark scheme.
 """
 
 from __future__ import annotations
@@ -9,27 +10,106 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from aigateway.cli.batch.figures import count, duration, printable
+from aigateway.cli.batch.summary import count, duration, printable
 
-__all__ = ["Bar", "Part", "bar_chart", "histogram_chart", "legend", "safe"]
+__all__ = ["STYLE", "Bar", "Part", "bar_chart", "histogram_chart", "legend", "safe"]
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #f6f6f4; --card: #ffffff; --line: #e3e3df; --text: #1d2024; --quiet: #666c75;
+  --answers: #4a78a8; --failures: #c8553d; --cost: #5f8f6e;
+  --p50: #9dbad6; --p95: #4a78a8; --p99: #2c4a6b; --good: #3c7a4f; --warn: #96650f;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #15171a; --card: #1d2024; --line: #31353b; --text: #e4e5e7; --quiet: #9aa1ab;
+    --answers: #6f9fd0; --failures: #e07a63; --cost: #7fb592;
+    --p50: #45607d; --p95: #6f9fd0; --p99: #b4d2f0; --good: #7fbf93; --warn: #d9a84e;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--page); color: var(--text);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+  font-variant-numeric: tabular-nums; -webkit-text-size-adjust: 100%;
+}
+main { max-width: 64rem; margin: 0 auto; padding: 2rem 1rem 3rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .25rem; letter-spacing: -.01em; }
+h2 { font-size: 1rem; margin: 0 0 .75rem; }
+p { margin: 0 0 .25rem; }
+.quiet { color: var(--quiet); }
+.good { color: var(--good); } .warn { color: var(--warn); } .bad { color: var(--failures); }
+.tiles {
+  display: grid; gap: .75rem; margin: 1.5rem 0 .75rem; padding: 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(12rem, 46%), 1fr));
+}
+.tiles div, section {
+  background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+}
+.tiles div { padding: .6rem .85rem; }
+.tiles dt { color: var(--quiet); font-size: .8rem; }
+.tiles dd { margin: 0; font-size: 1.3rem; line-height: 1.35; font-weight: 600; }
+.tiles small { display: block; color: var(--quiet); font-size: .75rem; font-weight: 400; }
+.cards {
+  display: grid; gap: .75rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
+}
+.wide { grid-column: 1 / -1; }
+.stack { display: grid; gap: .75rem; align-content: start; min-width: 0; }
+section { padding: 1rem; min-width: 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .875rem; }
+th, td {
+  padding: .35rem .9rem .35rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line);
+}
+th { font-weight: 500; } thead th { color: var(--quiet); font-weight: 400; font-size: .8rem; }
+tbody tr:last-child > * { border-bottom: 0; }
+th:last-child, td:last-child { padding-right: 0; }
+.n { text-align: right; white-space: nowrap; }
+.providers th[scope=row] { overflow-wrap: anywhere; min-width: 9rem; }
+.providers td:last-child { min-width: 13rem; }
+.files th:first-child { white-space: nowrap; width: 6rem; }
+.files td { overflow-wrap: anywhere; }
+svg { display: block; overflow: visible; margin-bottom: .5rem; }
+svg text { fill: var(--quiet); font-size: 12px; }
+svg .label { fill: var(--text); }
+.answers { fill: var(--answers); background: var(--answers); }
+.failures { fill: var(--failures); background: var(--failures); }
+.cost { fill: var(--cost); background: var(--cost); }
+.p50 { fill: var(--p50); background: var(--p50); }
+.p95 { fill: var(--p95); background: var(--p95); }
+.p99 { fill: var(--p99); background: var(--p99); }
+.axis { stroke: var(--line); } .mark { stroke: var(--text); stroke-dasharray: 2 3; }
+.legend {
+  display: flex; flex-wrap: wrap; gap: .15rem 1rem; list-style: none; margin: 0 0 .5rem;
+  padding: 0; color: var(--quiet); font-size: .8rem;
+}
+.legend i {
+  display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-right: .35rem;
+}
+footer { color: var(--quiet); font-size: .8rem; margin-top: 1rem; }
+@media print { body { background: none; } section, .tiles div { break-inside: avoid; } }
+"""
 
 _ROW = 22
 """Pixels for a label, and for each bar below it."""
 _BAR = 12
 _BASELINE = 10
-"""Pixels from the top of a bar to the foot of the letters beside it."""
+"""Pixels from the top of a bar to the baseline of the text next to it."""
 _BARS_SHARE = 68.0
-"""Percent of the width for the longest bar; the rest is for its figures."""
+"""Percent of the width for the longest bar; its figures take the rest."""
 _LONGEST_LABEL = 44
 _PLOT_TOP, _PLOT, _AXIS = 34, 150, 22
-"""Pixels of the histogram: for its marks, its bars and its axis."""
+"""Pixels of the histogram's marks, bars and axis."""
 _LEAST_APART = 8.0
-"""Percent of the width between the names of two marks."""
+"""Percent of the width between the labels of two marks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of a bar: how long, and which class has its colour."""
+    """A part of a bar; `kind` is the class with its colour."""
 
     value: float
     kind: str
@@ -37,13 +117,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar of one or more parts.
-
-    Attributes:
-        label: Above it; the same label is written once.
-        parts: From left to right.
-        figures: Beside it.
-    """
+    """A bar of parts from left to right, a label above it (not repeated) and figures beside it."""
 
     label: str
     parts: Sequence[Part]
@@ -51,12 +125,12 @@ class Bar:
 
 
 def safe(text: str) -> str:
-    """Text as it may stand in HTML and in XML, between tags and in attributes."""
+    """Escape text for HTML and XML content and attributes."""
     return escape(printable(text))
 
 
 def bar_chart(title: str, bars: Sequence[Bar]) -> str:
-    """Horizontal bars on one common scale that begins at nothing."""
+    """Draw horizontal bars on a common scale from 0."""
     longest = max((sum(part.value for part in bar.parts) for bar in bars), default=0.0)
     scale = _BARS_SHARE / longest if longest > 0 else 0.0
     drawn, top, label = [], 0, None
@@ -73,11 +147,11 @@ def bar_chart(title: str, bars: Sequence[Bar]) -> str:
 def histogram_chart(
     title: str, bars: Sequence[tuple[float, float, int]], marks: Iterable[tuple[str, float]]
 ) -> str:
-    """How durations are spread, with some of them marked.
+    """Draw a histogram of durations with marks.
 
     Args:
-        title: What it shows, for those who cannot see it.
-        bars: From (seconds), to (seconds), how many; each begins where the one before ends.
+        title: A description for screen readers.
+        bars: From seconds, to seconds, count; adjacent.
         marks: A name and seconds.
     """
     most = max((number for _, _, number in bars), default=0)
@@ -86,10 +160,10 @@ def histogram_chart(
     drawn = [f'<line class="axis" x1="0" x2="100%" y1="{foot}" y2="{foot}"/>']
     for place, (low, high, number) in enumerate(bars):
         height = max(1.0, _PLOT * number / most) if number else 0.0
-        told = f"{duration(low)} to {duration(high)}: {count(number)}"
+        label = f"{duration(low)} to {duration(high)}: {count(number)}"
         drawn.append(
             f'<rect class="answers" x="{place * width:.2f}%" width="{width * 0.86:.2f}%"'
-            f' y="{foot - height:.1f}" height="{height:.1f}"><title>{safe(told)}</title></rect>'
+            f' y="{foot - height:.1f}" height="{height:.1f}"><title>{safe(label)}</title></rect>'
         )
     drawn.extend(_marks(bars, marks))
     drawn.extend(_axis(bars, foot + 16))
@@ -97,7 +171,7 @@ def histogram_chart(
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
-    """What the colours mean: class and words."""
+    """List what the colours mean: class and words."""
     items = (f'<li><i class="{kind}"></i>{safe(words)}</li>' for kind, words in entries)
     return f'<ul class="legend">{"".join(items)}</ul>'
 
@@ -144,7 +218,7 @@ def _marks(
 
 
 def _place(bars: Sequence[tuple[float, float, int]], seconds: float) -> float:
-    """Percent from the left. Inside a bar it is linear, which is near enough."""
+    """Return percent from the left; linear inside a bar."""
     for place, (low, high, _) in enumerate(bars):
         if seconds <= high:
             return 100 * (place + max(0.0, (seconds - low) / (high - low))) / len(bars)

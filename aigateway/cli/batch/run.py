@@ -1,4 +1,4 @@
-"""`aigateway batch`: check the input, ask, show how far it has come, and say how it ended."""
+"""`aigateway batch`: check the input, run the job, show its progress, and print how it ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 import math
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,64 +17,43 @@ import typer
 from rich.console import Console
 
 from aigateway.batch.engine import Concurrency
-from aigateway.batch.files.estimate import estimates, refuse_unpriced
 from aigateway.batch.files.index import Index
-from aigateway.batch.files.job import Input, Job, Terms
-from aigateway.batch.files.limits import Limits
-from aigateway.batch.files.lines import Shape, Source
-from aigateway.batch.files.paths import Files, Paths
-from aigateway.batch.files.survey import Survey, survey
-from aigateway.cli.batch.quote import print_quote
+from aigateway.batch.files.job import Job, JobInput, JobOptions
+from aigateway.batch.files.lines import RowFormat, Source
+from aigateway.batch.files.paths import JobFiles, JobPaths
+from aigateway.batch.files.survey import Survey, estimates, refuse_unpriced, survey
+from aigateway.batch.files.totals import JobLimits
 from aigateway.cli.batch.report import check_report_path, write_report
-from aigateway.cli.batch.screen import LiveScreen, PlainScreen, Screen
-from aigateway.cli.batch.summary import Summary, print_summary
-from aigateway.cli.outcome import FAILED, WRONG_INPUT, explained, note
-from aigateway.cli.simulated import simulated_gateway
+from aigateway.cli.batch.screen import JobScreen, LiveJobScreen, PlainJobScreen
+from aigateway.cli.batch.summary import Summary, print_estimates, print_summary
+from aigateway.cli.commands import open_gateway
+from aigateway.cli.output import FAILED, WRONG_INPUT, errors_as_exit_codes, is_live, note
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ConfigurationError
 from aigateway.gateway import AsyncGateway
-from aigateway.settings import LLMConfig, load_providers
+from aigateway.settings import LLMConfig
 from aigateway.wires.litellm.tokens import count_prompt_tokens
 
-__all__ = ["Order", "run_batch"]
+__all__ = ["BatchCommand", "run_batch"]
 
 _PIPED_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
-class _Eyes:
-    """What somebody looks at: the console on stderr, and what moves on it."""
-
-    console: Console
-    screen: Screen
-    lively: bool
-
-    @contextlib.contextmanager
-    def busy(self, words: str) -> Iterator[Callable[[int], object]]:
-        """Say what takes a while before anybody is asked, and how many lines it has come."""
-        if not self.lively:
-            note(f"{words} ...")
-            yield lambda _: None
-            return
-        with self.console.status(words) as status:
-            yield lambda lines: status.update(f"{words}: {lines:,} lines")
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What was asked for on the command line.
+class BatchCommand:
+    """The options of the command line.
 
     Attributes:
         source: The input.
         output: For the answers; None only with a dry run.
-        errors: For the lines without one; None is beside the output.
-        shape: How a row becomes a request.
+        errors: For the lines without an answer; None stands for a file next to the output.
+        row_format: How a row becomes a request.
         shared: Options of `chat` for every line.
         concurrency: A number, or "auto".
         outage_patience: Seconds.
-        limits: Fields of `Limits`.
-        resume: Go on from what is there.
-        ask_failed: Ask again what was refused.
+        limits: Fields of `JobLimits`.
+        resume: Continue from existing records.
+        ask_failed: Repeat requests that were rejected.
         skip_bad_lines: Count bad lines as failed.
         report: For the figures; None writes none.
     """
@@ -82,7 +61,7 @@ class Order:
     source: Path
     output: Path | None
     errors: Path | None
-    shape: Shape
+    row_format: RowFormat
     shared: Mapping[str, Any]
     concurrency: str
     outage_patience: float
@@ -93,71 +72,92 @@ class Order:
     report: Path | None
 
 
-def run_batch(order: Order, *, dry_run: bool, plain: bool, simulate: bool) -> None:
-    """Do it, and exit with a code that says how it went."""
-    with explained():
-        code = asyncio.run(_answer(order, _eyes(plain=plain), dry_run=dry_run, simulate=simulate))
+class _Display:
+    """The console on stderr, and the screen on it."""
+
+    def __init__(self, *, plain: bool) -> None:
+        self.console = Console(stderr=True)
+        if not self.console.is_terminal:
+            self.console = Console(stderr=True, width=_PIPED_WIDTH)
+        self._live = is_live(self.console, plain=plain)
+        screen = LiveJobScreen if self._live else PlainJobScreen
+        self.screen: JobScreen = screen(self.console)
+
+    @contextlib.contextmanager
+    def busy(self, words: str) -> Iterator[Callable[[int], object]]:
+        """Show a step that takes a while. Gives a function for the number of lines so far."""
+        if not self._live:
+            note(f"{words} ...")
+            yield lambda _: None
+            return
+        with self.console.status(words) as status:
+            yield lambda lines: status.update(f"{words}: {lines:,} lines")
+
+
+def run_batch(command: BatchCommand, *, dry_run: bool, plain: bool, simulate: bool) -> None:
+    """Run the command, and exit with its code."""
+    display = _Display(plain=plain)
+    with errors_as_exit_codes():
+        code = asyncio.run(_run(command, display, dry_run=dry_run, simulate=simulate))
     raise typer.Exit(code)
 
 
-def _eyes(*, plain: bool) -> _Eyes:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console = Console(stderr=True, width=_PIPED_WIDTH)
-    lively = console.is_terminal and not console.is_dumb_terminal and not plain
-    return _Eyes(console, LiveScreen(console) if lively else PlainScreen(console), lively)
-
-
-async def _answer(order: Order, eyes: _Eyes, *, dry_run: bool, simulate: bool) -> int:
-    async with _gateway(simulate=simulate) as (gateway, configs):
-        source = Source(order.source, order.shape, gateway.settings.max_prompt_bytes)
-        gateway.check("any prompt", **order.shared)  # what is wrong for all is told once
+async def _run(command: BatchCommand, display: _Display, *, dry_run: bool, simulate: bool) -> int:
+    async with open_gateway(simulate=simulate) as (gateway, configs):
+        source = Source(command.source, command.row_format, gateway.settings.max_prompt_bytes)
+        gateway.check("any prompt", **command.shared)  # an error of all lines is reported once
         with contextlib.closing(Index()) as index:
             if dry_run:
-                return await _quote(order, eyes, source, gateway, configs, index)
-            paths, terms = _paths(order), _terms(order)
-            with eyes.busy(f"checking {order.source}") as tell:
-                found = await survey(source, gateway.check, order.shared, index, tell=tell)
-            _refuse_nothing(order.source, found)
-            if found.wrong and not order.skip_bad_lines:
-                _complain(order.source, found)
+                return await _dry_run(command, display, source, gateway, configs, index)
+            paths, options = _paths(command), _job_options(command)
+            with display.busy(f"checking {command.source}") as on_progress:
+                found = await survey(
+                    source, gateway.check, command.shared, index, on_progress=on_progress
+                )
+            _refuse_an_empty_input(command.source, found)
+            if found.wrong and not command.skip_bad_lines:
+                _print_problems(command.source, found)
                 return WRONG_INPUT
             await gateway.warmup()
-            if terms.limits.max_cost is not None:
+            if options.limits.max_cost is not None:
                 refuse_unpriced(configs)
-            given = Input(source, index, found.total)
-            return await _ask(order, eyes, gateway, given, paths, terms)
+            given = JobInput(source, index, found.total)
+            return await _run_job(command, display, gateway, given, paths, options)
 
 
-async def _ask(  # noqa: PLR0917 - each of another kind
-    order: Order, eyes: _Eyes, gateway: AsyncGateway, given: Input, paths: Paths, terms: Terms
+async def _run_job(  # noqa: PLR0917 - each of another kind
+    command: BatchCommand,
+    display: _Display,
+    gateway: AsyncGateway,
+    given: JobInput,
+    paths: JobPaths,
+    options: JobOptions,
 ) -> int:
-    files = await Files.open(
+    files = await JobFiles.open(
         paths,
         given.source,
-        {**order.shared, **asdict(order.shape)},
-        resume=order.resume,
-        ask_failed=order.ask_failed,
+        {**command.shared, **asdict(command.row_format)},
+        resume=command.resume,
+        ask_failed=command.ask_failed,
     )
     with contextlib.closing(files):
-        with eyes.busy(f"reading {paths.output}"):
-            job = await Job.open(gateway, given, files, terms)
+        with display.busy(f"reading {paths.output}"):
+            job = await Job.open(gateway, given, files, options)
         if given.source.has_changed:
-            raise ConfigurationError(f"{paths.source} has changed while it was read; begin anew.")
+            raise ConfigurationError(f"{paths.source} has changed while it was read; start again.")
         if job.totals.earlier:
-            note(f"going on: {job.totals.earlier} of {job.total} lines are done already")
+            note(f"resuming: {job.totals.earlier} of {job.total} lines are already done")
         try:
-            await _watched(job, eyes.screen)
+            await _show_and_run(job, display.screen)
         finally:
-            _tell(order, eyes.console, job, files)
+            _print_end(command, display.console, job, files)
     if not job.complete:
         limit = " and a higher limit" if (job.stopping or "").startswith("--max") else ""
-        note(f"The rest is asked with the same command and --resume{limit}.")
+        note(f"To continue, run the same command with --resume{limit}.")
     return 0 if job.complete and not job.totals.failed else FAILED
 
 
-async def _watched(job: Job, screen: Screen) -> None:
-    """Run the job before everybody's eyes. Interrupted twice, it ends at once."""
+async def _show_and_run(job: Job, screen: JobScreen) -> None:
     over = asyncio.Event()
     showing = asyncio.create_task(screen.show(job, over))
     working = asyncio.create_task(job.run())
@@ -173,10 +173,11 @@ async def _watched(job: Job, screen: Screen) -> None:
 
 @contextlib.contextmanager
 def _interruptible(job: Job, working: asyncio.Task[None]) -> Iterator[None]:
+    """Stop the job on a first signal, and cancel it on a second one."""
     loop = asyncio.get_running_loop()
 
-    def told(why: str) -> None:
-        if job.stopping is not None:  # for whatever reason: now it is meant
+    def interrupt(why: str) -> None:
+        if job.stopping is not None:  # for whatever reason
             working.cancel()
         job.stop(why)
 
@@ -184,9 +185,9 @@ def _interruptible(job: Job, working: asyncio.Task[None]) -> Iterator[None]:
     if sys.platform != "win32":
         reasons[signal.SIGHUP] = "terminal closed"
     try:
-        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C ends it at once
+        with contextlib.suppress(NotImplementedError):  # on Windows Ctrl-C ends it at once
             for number, why in reasons.items():
-                loop.add_signal_handler(number, told, why)
+                loop.add_signal_handler(number, interrupt, why)
         yield
     finally:
         with contextlib.suppress(NotImplementedError):
@@ -194,26 +195,26 @@ def _interruptible(job: Job, working: asyncio.Task[None]) -> Iterator[None]:
                 loop.remove_signal_handler(number)
 
 
-def _tell(order: Order, console: Console, job: Job, files: Files) -> None:
+def _print_end(command: BatchCommand, console: Console, job: Job, files: JobFiles) -> None:
     summary = Summary(
         totals=job.totals,
         total=job.total,
         elapsed=job.elapsed,
         stopped=job.stopping,
-        input_path=order.source,
+        input_path=command.source,
         output_path=files.answers.path,
         errors_path=None if files.errors.is_empty else files.errors.path,
-        report_path=order.report,
+        report_path=command.report,
         finished_at=SYSTEM_CLOCK.wall(),
     )
     print_summary(console, summary)
-    if order.report is not None:
-        write_report(order.report, summary)
+    if command.report is not None:
+        write_report(command.report, summary)
 
 
-async def _quote(  # noqa: PLR0917 - each of another kind
-    order: Order,
-    eyes: _Eyes,
+async def _dry_run(  # noqa: PLR0917 - each of another kind
+    command: BatchCommand,
+    display: _Display,
     source: Source,
     gateway: AsyncGateway,
     configs: list[LLMConfig],
@@ -221,66 +222,58 @@ async def _quote(  # noqa: PLR0917 - each of another kind
 ) -> int:
     await gateway.warmup()  # loads the prices
     count = functools.partial(count_prompt_tokens, configs[0].model)
-    with eyes.busy(f"reading {order.source}") as tell:
-        found = await survey(source, gateway.check, order.shared, index, count=count, tell=tell)
-    _refuse_nothing(order.source, found)
+    with display.busy(f"reading {command.source}") as on_progress:
+        found = await survey(
+            source, gateway.check, command.shared, index, count=count, on_progress=on_progress
+        )
+    _refuse_an_empty_input(command.source, found)
     console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-    print_quote(console, found, estimates(found.tallies, configs))
+    print_estimates(console, found, estimates(found.tallies, configs))
     if found.wrong:
-        _complain(order.source, found)
-    return WRONG_INPUT if found.wrong and not order.skip_bad_lines else 0
+        _print_problems(command.source, found)
+    return WRONG_INPUT if found.wrong and not command.skip_bad_lines else 0
 
 
-def _refuse_nothing(source: Path, found: Survey) -> None:
+def _refuse_an_empty_input(source: Path, found: Survey) -> None:
     if not found.total:
-        raise ConfigurationError(f"{source} has no line to ask.")
+        raise ConfigurationError(f"{source} has no requests.")
 
 
-def _complain(source: Path, found: Survey) -> None:
-    lines = "1 line" if found.wrong == 1 else f"{found.wrong} lines"
-    typer.secho(f"error: {source} has {lines} that cannot be asked.", fg="red", err=True)
+def _print_problems(source: Path, found: Survey) -> None:
+    lines = "1 invalid line" if found.wrong == 1 else f"{found.wrong} invalid lines"
+    typer.secho(f"error: {source} has {lines}.", fg="red", err=True)
     for problem in found.problems:
         typer.echo(f"  line {problem.number}: {problem.what}", err=True)
     if found.wrong > len(found.problems):
         typer.echo(f"  and {found.wrong - len(found.problems)} more", err=True)
     if any("No provider serves" in problem.what for problem in found.problems):
-        typer.echo("--ignore-model leaves the lines' own models aside.", err=True)
+        typer.echo("--ignore-model ignores the models of the lines.", err=True)
     typer.echo(
-        "Mend them, or give --skip-bad-lines: each is then failed, and in the file of errors.",
+        "Correct them, or give --skip-bad-lines to count them as failed and list them in the"
+        " errors file.",
         err=True,
     )
 
 
-def _paths(order: Order) -> Paths:
-    """The job's files, and what can be known to be wrong with them before anything is read."""
-    if order.output is None:
-        raise ConfigurationError("Where to? Name a file for the answers after the input.")
-    paths = Paths.of(order.source, order.output, order.errors)
-    paths.begun(resume=order.resume)
-    if order.report is not None:
-        check_report_path(order.report, taken=paths.all)
+def _paths(command: BatchCommand) -> JobPaths:
+    """Return the job's files, checked as far as possible before the input is read."""
+    if command.output is None:
+        raise ConfigurationError("No output: name a file for the answers after the input.")
+    paths = JobPaths.of(command.source, command.output, command.errors)
+    paths.begun(resume=command.resume)
+    if command.report is not None:
+        check_report_path(command.report, taken=paths.all)
     return paths
 
 
-def _terms(order: Order) -> Terms:
+def _job_options(command: BatchCommand) -> JobOptions:
     concurrency: Concurrency = "auto"
-    if order.concurrency != "auto":
+    if command.concurrency != "auto":
         try:
-            concurrency = int(order.concurrency)
+            concurrency = int(command.concurrency)
         except ValueError:
             concurrency = 0
         if concurrency < 1:
             raise ConfigurationError('--concurrency must be a whole number from 1, or "auto".')
-    patience = None if math.isinf(order.outage_patience) else order.outage_patience
-    return Terms(order.shared, concurrency, patience, Limits(**order.limits))
-
-
-@contextlib.asynccontextmanager
-async def _gateway(*, simulate: bool) -> AsyncIterator[tuple[AsyncGateway, list[LLMConfig]]]:
-    if simulate:
-        async with simulated_gateway() as (gateway, configs):
-            yield gateway, configs
-        return
-    configs = sorted(load_providers(), key=lambda config: -config.priority)
-    async with AsyncGateway() as gateway:
-        yield gateway, configs
+    patience = None if math.isinf(command.outage_patience) else command.outage_patience
+    return JobOptions(command.shared, concurrency, patience, JobLimits(**command.limits))

@@ -1,7 +1,6 @@
-"""What people see while a batch from a file runs: a picture that is drawn anew, or plain lines.
+"""The display of a running job on stderr: a redrawn picture, or plain lines.
 
-Both are for stderr. Neither is needed for the job: if nobody can look any more (a closed pipe, a
-lost terminal), the job goes on unseen.
+The job does not depend on it. If the terminal or pipe is closed, the job goes on.
 """
 
 from __future__ import annotations
@@ -9,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,8 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aigateway.batch.files.totals import Totals
-from aigateway.cli.batch.figures import (
+from aigateway.batch.files.job import Job
+from aigateway.batch.files.totals import JobTotals
+from aigateway.cli.batch.summary import (
     clock_time,
     count,
     dollars,
@@ -27,98 +29,57 @@ from aigateway.cli.batch.figures import (
     percent,
     printable,
 )
-from aigateway.cli.batch.pace import Pace, Rates
-from aigateway.cli.colours import COLOURS
+from aigateway.cli.output import COLOURS
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.routing.condition import Condition, condition
 from aigateway.routing.provider import ProviderStatus
 
-__all__ = ["LiveScreen", "PlainScreen", "Screen", "View", "Watched"]
+__all__ = ["JobScreen", "LiveJobScreen", "Pace", "PlainJobScreen", "Rates"]
 
 _FRAME_SECONDS = 0.2
 _LINE_SECONDS = 5.0
 _LINE_SHARE = 60
-"""A job that has run for an hour gets a line a minute: it is its log that must stay readable."""
+"""A job that has run for an hour prints a line a minute, so that its log stays readable."""
 _LONGEST_SILENCE = 60.0
 _STEPS = 10
-"""A plain line is due each time another tenth of the lines is over."""
+"""A plain line is due at each tenth of the lines."""
 _BAR_WIDTH = 60
 _MANY = 8
-"""Of more providers than these, only those that are not well are named."""
+"""Of more providers than these, only those with a problem are named."""
 _GAP = "   "
-_WAITING = "waiting: no provider can be asked just now"
+_WAITING = "waiting: no provider is available now"
+_WINDOW = 10.0
+"""Seconds over which rates are measured, when enough happens in them."""
+_ENOUGH = 20
+"""Lines. With fewer in the window the rate would jump, so the window grows."""
+_LONGEST = 60.0
+"""The longest window in seconds."""
 
 
-class Watched(Protocol):
-    """What is looked at in a gateway."""
+class JobScreen(Protocol):
+    """Shows a job until it ends."""
 
-    @property
-    def providers(self) -> tuple[ProviderStatus, ...]:
-        """What each provider is doing now."""
-
-
-class View(Protocol):
-    """What is looked at in a job."""
-
-    @property
-    def totals(self) -> Totals:
-        """What has become of its lines so far."""
-
-    @property
-    def total(self) -> int:
-        """How many lines there are in all."""
-
-    @property
-    def stopping(self) -> str | None:
-        """Why it begins nothing new any more, in a few words; else None."""
-
-    @property
-    def waiting(self) -> bool:
-        """Whether nobody can be asked just now."""
-
-    @property
-    def in_flight(self) -> int:
-        """Lines that are being asked now."""
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since it began."""
-
-    @property
-    def gateway(self) -> Watched:
-        """Who is asked."""
+    async def show(self, job: Job, over: asyncio.Event) -> None:
+        """Return soon after the event is set. May be cancelled."""
 
 
-class Screen(Protocol):
-    """Shows a job until it is over."""
-
-    async def show(self, view: View, over: asyncio.Event) -> None:
-        """Return soon after the event is set. May be cancelled; the last look is true as well."""
-
-
-class LiveScreen:
-    """A picture that is drawn anew five times a second, for a terminal.
-
-    Args:
-        console: On stderr.
-        clock: Times the frames.
-    """
+class LiveJobScreen:
+    """A display on a terminal, redrawn five times a second."""
 
     def __init__(self, console: Console, clock: Clock = SYSTEM_CLOCK) -> None:
         self._console = console
         self._clock = clock
 
-    async def show(self, view: View, over: asyncio.Event) -> None:
-        """Draw until the job is over, and once more."""
+    async def show(self, job: Job, over: asyncio.Event) -> None:
+        """Draw until the job ends, and once more."""
         pace = Pace()
 
         def picture() -> RenderableType:
-            return _picture(view, pace, self._console.width)
+            return _picture(job, pace, self._console.width)
 
-        # Live draws once more when it is left, however it is left. It would also send stdout here,
-        # which may be where the answers go.
+        # Live draws once more on exit. By default it would also redirect stdout to stderr.
         with (
-            _unseen_if_need_be(self._console),
+            _ignoring_a_closed_terminal(self._console),
             Live(
                 console=self._console,
                 get_renderable=picture,
@@ -131,35 +92,31 @@ class LiveScreen:
                 live.refresh()
 
 
-class PlainScreen:
-    """Lines, for pipes and logs: no colours, and each can be read by itself.
+class PlainJobScreen:
+    """Lines without colours, for pipes and logs.
 
-    A line comes every five seconds at most, at each tenth of the way, and when something happens.
-
-    Args:
-        console: On stderr.
-        clock: Times the looks.
+    A line comes every five seconds at most, at each tenth of the lines, and on events.
     """
 
     def __init__(self, console: Console, clock: Clock = SYSTEM_CLOCK) -> None:
         self._console = console
         self._clock = clock
 
-    async def show(self, view: View, over: asyncio.Event) -> None:
-        """Print lines until the job is over, and one that says where it ended."""
-        pace, events = Pace(), _Events(view)
-        due, step = _LINE_SECONDS, _step(view)
-        with _unseen_if_need_be(self._console):
+    async def show(self, job: Job, over: asyncio.Event) -> None:
+        """Print lines until the job ends, and a last one."""
+        pace, events = Pace(), _Events(job)
+        due, step = _LINE_SECONDS, _step(job)
+        with _ignoring_a_closed_terminal(self._console):
             try:
-                pace.look(view.elapsed, view.totals)
+                pace.look(job.elapsed, job.totals)
                 while not await _is_over(over, self._clock):
                     self._print(*events.new())
-                    rates = pace.look(view.elapsed, view.totals)
-                    if view.elapsed >= due or _step(view) > step:
-                        self._print(_line(view, rates))
-                        due, step = view.elapsed + _silence(view.elapsed), _step(view)
+                    rates = pace.look(job.elapsed, job.totals)
+                    if job.elapsed >= due or _step(job) > step:
+                        self._print(_line(job, rates))
+                        due, step = job.elapsed + _silence(job.elapsed), _step(job)
             finally:
-                self._print(*events.new(), _line(view, pace.look(view.elapsed, view.totals)))
+                self._print(*events.new(), _line(job, pace.look(job.elapsed, job.totals)))
 
     def _print(self, *lines: str) -> None:
         for line in lines:
@@ -167,14 +124,14 @@ class PlainScreen:
 
 
 @contextlib.contextmanager
-def _unseen_if_need_be(console: Console) -> Iterator[None]:
-    """Stop showing, and nothing else, when whoever looked has gone."""
+def _ignoring_a_closed_terminal(console: Console) -> Iterator[None]:
+    """Stop the display, and nothing else, when the terminal or pipe is closed."""
     try:
         yield
     except OSError:
         return
     except SystemExit:
-        # Rich's answer to a broken pipe; it makes the console quiet first.
+        # Rich raises it on a broken pipe, after it has made the console quiet.
         if not console.quiet:
             raise
 
@@ -187,8 +144,8 @@ async def _is_over(over: asyncio.Event, clock: Clock) -> bool:
     return over.is_set()
 
 
-def _step(view: View) -> int:
-    return _STEPS * view.totals.done // view.total if view.total else _STEPS
+def _step(job: Job) -> int:
+    return _STEPS * job.totals.done // job.total if job.total else _STEPS
 
 
 def _silence(elapsed: float) -> float:
@@ -196,95 +153,95 @@ def _silence(elapsed: float) -> float:
 
 
 class _Events:
-    """What has changed since the last look, and is worth a line."""
+    """Changes since the last look that deserve a line."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._stopping: str | None = None
         self._waiting = False
         self._words: dict[str, str] = {}
 
     def new(self) -> Iterator[str]:
-        """A line for each change."""
-        view = self._view
-        for status in view.gateway.providers:
+        """Yield a line for each change."""
+        job = self._job
+        for status in job.gateway.providers:
             state = condition(status)
             if state.word != self._words.get(status.name, "closed"):
                 yield f"{status.name}: now {_words(state)}"
             self._words[status.name] = state.word
-        if view.waiting != self._waiting:
-            yield _WAITING if view.waiting else "providers can be asked again"
-        self._waiting = view.waiting
-        if view.stopping is not None and view.stopping != self._stopping:
-            yield _stopping(view)
-        self._stopping = view.stopping
+        if job.waiting != self._waiting:
+            yield _WAITING if job.waiting else "a provider is available again"
+        self._waiting = job.waiting
+        if job.stopping is not None and job.stopping != self._stopping:
+            yield _stopping(job)
+        self._stopping = job.stopping
 
 
-def _line(view: View, rates: Rates) -> str:
-    totals = view.totals
-    circuits = ", ".join(text for text, _ in _circuits(view.gateway.providers))
+def _line(job: Job, rates: Rates) -> str:
+    totals = job.totals
+    circuits = ", ".join(text for text, _ in _circuits(job.gateway.providers))
     parts = [
-        f"{totals.done}/{view.total} ({percent(totals.done, view.total)})",
+        f"{totals.done}/{job.total} ({percent(totals.done, job.total)})",
         f"{totals.failed} failed",
         f"{totals.cached} cached",
         f"{totals.earlier} from earlier runs" if totals.earlier else "",
         f"{per_second(rates.tokens)} tokens/s",
         f"{per_second(rates.lines)} lines/s",
         _cost(totals),
-        _time_left(view, rates),
+        _time_left(job, rates),
         f"circuits: {circuits or 'none'}",
     ]
     return ", ".join(part for part in parts if part)
 
 
-def _picture(view: View, pace: Pace, width: int) -> RenderableType:
-    total, done = (view.total, view.totals.done) if view.total else (1, 1)
-    circuits = (Text(text, style) for text, style in _circuits(view.gateway.providers))
-    bar = Table.grid()  # by itself it would not end its line
+def _picture(job: Job, pace: Pace, width: int) -> RenderableType:
+    total, done = (job.total, job.totals.done) if job.total else (1, 1)
+    circuits = (Text(text, style) for text, style in _circuits(job.gateway.providers))
+    bar = Table.grid()  # alone it would not end its line
     bar.add_row(ProgressBar(total, done, min(width, _BAR_WIDTH)))
     return Group(
         bar,
-        *_flow(_figures(view, pace.look(view.elapsed, view.totals)), width),
+        *_flow(_figures(job, pace.look(job.elapsed, job.totals)), width),
         *_flow(circuits, width),
-        *_notes(view),
+        *_notes(job),
     )
 
 
-def _figures(view: View, rates: Rates) -> Iterator[Text]:
-    totals = view.totals
-    share = percent(totals.done, view.total)
-    yield Text(f"{count(totals.done)} of {count(view.total)} lines ({share})", "bold")
-    yield Text(_time_left(view, rates), "cyan")
-    yield Text(f"{clock_time(view.elapsed)} so far", "dim")
+def _figures(job: Job, rates: Rates) -> Iterator[Text]:
+    totals = job.totals
+    share = percent(totals.done, job.total)
+    yield Text(f"{count(totals.done)} of {count(job.total)} lines ({share})", "bold")
+    yield Text(_time_left(job, rates), "cyan")
+    yield Text(f"{clock_time(job.elapsed)} so far", "dim")
     yield Text(f"{count(totals.failed)} failed", "bold red" if totals.failed else "green")
     yield Text(f"{count(totals.cached)} cached")
     yield Text(f"{count(totals.earlier)} from earlier runs" if totals.earlier else "")
-    yield Text(f"{count(view.in_flight)} in flight")
+    yield Text(f"{count(job.in_flight)} in flight")
     yield Text(f"{per_second(rates.lines)} lines/s")
     yield Text(f"{per_second(rates.tokens)} tokens/s")
     yield Text(_cost(totals), "bold")
 
 
-def _notes(view: View) -> Iterator[Text]:
-    if view.waiting:
+def _notes(job: Job) -> Iterator[Text]:
+    if job.waiting:
         yield Text(_WAITING, "yellow")
-    if view.stopping is not None:
-        yield Text(_stopping(view), "bold yellow")
+    if job.stopping is not None:
+        yield Text(_stopping(job), "bold yellow")
 
 
-def _stopping(view: View) -> str:
-    return f"stopping ({view.stopping}): finishing {view.in_flight} in flight; Ctrl-C stops at once"
+def _stopping(job: Job) -> str:
+    return f"stopping ({job.stopping}): finishing {job.in_flight} in flight; Ctrl-C stops at once"
 
 
-def _cost(totals: Totals) -> str:
+def _cost(totals: JobTotals) -> str:
     unpriced = f" ({totals.unpriced} unpriced)" if totals.unpriced else ""
     return dollars(totals.cost_usd) + unpriced
 
 
-def _time_left(view: View, rates: Rates) -> str:
-    """When it will be done if it goes on like this; nothing where it will not go on."""
-    left = view.total - view.totals.done
-    if left <= 0 or view.stopping is not None:
+def _time_left(job: Job, rates: Rates) -> str:
+    """Return the time left at the current rate; empty if the job stops."""
+    left = job.total - job.totals.done
+    if left <= 0 or job.stopping is not None:
         return ""
     if not rates.lines:
         return "ETA -"
@@ -292,7 +249,7 @@ def _time_left(view: View, rates: Rates) -> str:
 
 
 def _circuits(providers: Sequence[ProviderStatus]) -> Iterator[tuple[str, str]]:
-    """Each provider and how it is, with the colour; of many, those that are not well."""
+    """Yield each provider's condition and colour; of many, only those with a problem."""
     states = [(printable(status.name), condition(status)) for status in providers]
     well = sum(state.word == "closed" for _, state in states)
     for name, state in states:
@@ -308,7 +265,7 @@ def _words(state: Condition) -> str:
 
 
 def _flow(pieces: Iterable[Text], width: int) -> list[Text]:
-    """The pieces on as few lines as they need, none of them broken where that can be helped."""
+    """Join pieces into as few lines as possible, without breaking a piece."""
     lines: list[Text] = []
     for piece in pieces:
         if not piece:
@@ -318,3 +275,45 @@ def _flow(pieces: Iterable[Text], width: int) -> list[Text]:
         else:
             lines.append(piece)
     return lines
+
+
+class _Sample(NamedTuple):
+    at: float
+    lines: int
+    tokens: int
+    earlier: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Finished lines and tokens (in and out) per second; None before they can be measured."""
+
+    lines: float | None = None
+    tokens: float | None = None
+
+
+class Pace:
+    """Measures a job's current speed, without earlier runs."""
+
+    def __init__(self) -> None:
+        self._samples: deque[_Sample] = deque()
+
+    def look(self, elapsed: float, totals: JobTotals) -> Rates:
+        """Note the job's totals after that many seconds, and return its speed."""
+        tokens = totals.usage.total_tokens
+        now = _Sample(elapsed, totals.done - totals.earlier, tokens, totals.earlier)
+        if self._samples and self._samples[-1].earlier != now.earlier:
+            self._samples.clear()  # the records of an earlier run are being read
+        self._samples.append(now)
+        while self._samples[0].at < elapsed - _LONGEST:
+            self._samples.popleft()
+        since = next(self._far_enough(now), self._samples[0])
+        seconds = now.at - since.at
+        if seconds <= 0:
+            return Rates()
+        return Rates((now.lines - since.lines) / seconds, (now.tokens - since.tokens) / seconds)
+
+    def _far_enough(self, now: _Sample) -> Iterator[_Sample]:
+        for sample in reversed(self._samples):
+            if now.at - sample.at >= _WINDOW and now.lines - sample.lines >= _ENOUGH:
+                yield sample

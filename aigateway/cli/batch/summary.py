@@ -1,9 +1,10 @@
-"""The figures of a job that is over: as tables for people, and as plain values for programs."""
+"""The figures of a job in words: its summary, its estimate, and how numbers are formatted."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,44 +14,109 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aigateway.batch.files.histogram import Histogram
-from aigateway.batch.files.totals import ProviderTotals, Totals
-from aigateway.cli.batch.figures import (
-    clock_time,
-    count,
-    dollars,
-    duration,
-    per_second,
-    printable,
-)
+from aigateway.batch.files.survey import Estimate, Survey
+from aigateway.batch.files.totals import Histogram, JobTotals, ProviderTotals
 from aigateway.messages import Usage
+from aigateway.tokens import USUAL_ANSWER
 
-__all__ = ["Summary", "counts", "plain_summary", "print_summary", "provider_cost"]
+__all__ = [
+    "PERCENTILES",
+    "Summary",
+    "clock_time",
+    "count",
+    "counts",
+    "dollars",
+    "duration",
+    "per_second",
+    "percent",
+    "plain_summary",
+    "print_estimates",
+    "print_summary",
+    "printable",
+    "provider_cost",
+]
 
-_PERCENTS = (50, 95, 99)
+PERCENTILES = (50, 95, 99)
 _WIDE = 100
-"""Columns from which on there is room for a provider's tokens too."""
+"""Columns with room for a provider's tokens."""
 _NARROW = 72
-"""Columns below which a provider's figures do not fit into one row."""
+"""With fewer columns, a provider's figures do not fit into one row."""
+_MILLION = 1_000_000
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_SMALL_DOLLARS = 100
+"""Below this, cost is shown to a hundredth of a cent."""
+
+
+def count(number: int) -> str:
+    """Format as 1,234,567."""
+    return f"{number:,}"
+
+
+def percent(part: int, whole: int) -> str:
+    """Format as 6.0 %; rounded down, so that 100.0 % means all."""
+    share = math.floor(1000 * part / whole) / 10 if whole else 100.0
+    return f"{share:.1f} %" if share or not part else "<0.1 %"
+
+
+def dollars(cost: float) -> str:
+    """Format as $0.0123 or $1,234.50."""
+    return f"${cost:,.4f}" if cost < _SMALL_DOLLARS else f"${cost:,.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Format a call's time as 0.4 ms, 12 ms, 1.23 s or 95 s; "-" for None."""
+    if seconds is None:
+        return "-"
+    if seconds < 0.0095:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    return f"{seconds:,.1f} s" if seconds < 99.95 else f"{seconds:,.0f} s"
+
+
+def clock_time(seconds: float) -> str:
+    """Format a job's time as 3:12, 1:05:00 or 2 d 3:00:00."""
+    whole = round(seconds)
+    days, rest = divmod(whole, _DAY)
+    hours, rest = divmod(rest, _HOUR)
+    minutes, rest = divmod(rest, _MINUTE)
+    text = f"{hours}:{minutes:02}:{rest:02}" if days or hours else f"{minutes}:{rest:02}"
+    return f"{days} d {text}" if days else text
+
+
+def per_second(rate: float | None) -> str:
+    """Format a rate as 0.05, 3.2 or 512; "-" for None."""
+    if rate is None:
+        return "-"
+    if rate < 0.995:
+        return f"{rate:.2f}"
+    return f"{rate:.1f}" if rate < 99.95 else f"{rate:.0f}"
+
+
+def printable(text: str) -> str:
+    """Replace control characters, which could move the cursor or break a page."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a job ended.
+    """The end of a job.
 
     Attributes:
-        totals: What has become of its lines, in this run and earlier ones.
-        total: How many lines there are in all.
-        elapsed: Seconds that this run took.
-        stopped: Why it ended before all was done ("interrupted", "--max-cost reached"), else None.
-        input_path: What was asked.
-        output_path: Where the answers are.
-        errors_path: Where the errors are; None if no such file was written.
-        report_path: Where the report will be; None without one.
-        finished_at: When it ended, in seconds since the Unix epoch; None leaves the date out.
+        totals: Sums over its lines, in this run and earlier ones.
+        total: Number of lines.
+        elapsed: Seconds of this run.
+        stopped: Why it ended early ("interrupted", "--max-cost reached"), else None.
+        input_path: The input.
+        output_path: The answers.
+        errors_path: The errors; None without any.
+        report_path: The report; None without one.
+        finished_at: Seconds since the Unix epoch; None leaves the date out.
     """
 
-    totals: Totals
+    totals: JobTotals
     total: int
     elapsed: float
     stopped: str | None
@@ -62,25 +128,25 @@ class Summary:
 
     @property
     def left(self) -> int:
-        """Lines that nothing has been written for yet."""
+        """Lines without a record."""
         return max(0, self.total - self.totals.done)
 
     @property
     def lines_per_second(self) -> float | None:
-        """What this run did; None if it took no time."""
+        """The rate of this run; None if it took no time."""
         fresh = self.totals.done - self.totals.earlier
         return fresh / self.elapsed if self.elapsed > 0 else None
 
     @property
     def outcome(self) -> str:
-        """In a few words."""
+        """The end in a few words."""
         if self.stopped is not None:
             return f"stopped: {self.stopped}"
         return "complete" if not self.left else "not complete"
 
     @property
     def files(self) -> Iterator[tuple[str, Path]]:
-        """What was written, and what it holds."""
+        """The files that were written, by content."""
         yield "answers", self.output_path
         if self.errors_path is not None:
             yield "errors", self.errors_path
@@ -90,17 +156,17 @@ class Summary:
 
 def print_summary(console: Console, summary: Summary) -> None:
     """Print the figures; the console should be on stderr."""
-    console.print(_in_all(summary))
+    console.print(_overview(summary))
     if console.width < _NARROW:
-        console.print(_one_below_the_other(summary.totals))
+        console.print(_providers_as_text(summary.totals))
     elif summary.totals.providers:
-        console.print(_by_provider(summary.totals, wide=console.width >= _WIDE))
+        console.print(_provider_table(summary.totals, wide=console.width >= _WIDE))
     if summary.totals.errors:
-        console.print(_by_code(summary.totals.errors))
+        console.print(_error_table(summary.totals.errors))
 
 
 def plain_summary(summary: Summary) -> dict[str, Any]:
-    """The same figures as plain values, fit for JSON. No prompt and no answer is among them."""
+    """Return the figures as plain values, fit for JSON, without prompts and answers."""
     totals = summary.totals
     errors_path, finished_at = summary.errors_path, summary.finished_at
     return {
@@ -129,7 +195,7 @@ def plain_summary(summary: Summary) -> dict[str, Any]:
 
 
 def counts(numbers: Mapping[str, int]) -> str:
-    """`timeout 3, rate_limited 1`, most frequent first; "-" without any."""
+    """Format as `timeout 3, rate_limited 1`, most frequent first; "-" without any."""
     most = Counter(numbers).most_common()
     return ", ".join(f"{name} {count(number)}" for name, number in most) or "-"
 
@@ -147,7 +213,7 @@ def _plain_usage(usage: Usage) -> dict[str, int]:
 def _plain_latency(latency: Histogram) -> dict[str, float | None]:
     return {
         "mean": latency.mean,
-        **{f"p{percent}": latency.percentile(percent) for percent in _PERCENTS},
+        **{f"p{percent}": latency.percentile(percent) for percent in PERCENTILES},
         "highest": latency.highest if latency.count else None,
     }
 
@@ -163,7 +229,7 @@ def _plain_provider(provider: ProviderTotals) -> dict[str, Any]:
     }
 
 
-def _in_all(summary: Summary) -> Table:
+def _overview(summary: Summary) -> Table:
     totals = summary.totals
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
@@ -174,7 +240,7 @@ def _in_all(summary: Summary) -> Table:
     failed = Text(count(totals.failed), "bold red" if totals.failed else "bold green")
     table.add_row("failed", failed)
     if summary.left:
-        table.add_row("left", Text(f"{count(summary.left)} (--resume goes on with them)", "yellow"))
+        table.add_row("left", Text(f"{count(summary.left)} (continue with --resume)", "yellow"))
     table.add_row("cached", count(totals.cached))
     if totals.earlier:
         table.add_row("earlier runs", f"{count(totals.earlier)} of these lines")
@@ -192,21 +258,23 @@ def _in_all(summary: Summary) -> Table:
 
 
 def provider_cost(provider: ProviderTotals) -> str:
-    """US dollars; "-" if no answer's price is known."""
+    """Return US dollars; "-" if no answer's price is known."""
     known = provider.cost_usd or provider.unpriced < provider.answers or not provider.answers
     return dollars(provider.cost_usd) if known else "-"
 
 
-def _cost(totals: Totals) -> str:
+def _cost(totals: JobTotals) -> str:
     unknown = f" and {count(totals.unpriced)} answers without a price" if totals.unpriced else ""
     return dollars(totals.cost_usd) + unknown
 
 
 def _percentiles(latency: Histogram) -> str:
-    return ", ".join(f"p{percent} {duration(latency.percentile(percent))}" for percent in _PERCENTS)
+    return ", ".join(
+        f"p{percent} {duration(latency.percentile(percent))}" for percent in PERCENTILES
+    )
 
 
-def _by_provider(totals: Totals, *, wide: bool) -> Table:
+def _provider_table(totals: JobTotals, *, wide: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("provider", overflow="fold")
     for heading in ("answers", "p50", "p95", "p99"):
@@ -222,7 +290,7 @@ def _by_provider(totals: Totals, *, wide: bool) -> Table:
         table.add_row(
             Text(printable(name), "bold"),
             count(provider.answers),
-            *(duration(provider.latency.percentile(percent)) for percent in _PERCENTS),
+            *(duration(provider.latency.percentile(percent)) for percent in PERCENTILES),
             *tokens,
             provider_cost(provider),
             Text(counts(provider.failures), "red" if provider.failures else ""),
@@ -230,7 +298,7 @@ def _by_provider(totals: Totals, *, wide: bool) -> Table:
     return table
 
 
-def _one_below_the_other(totals: Totals) -> Text:
+def _providers_as_text(totals: JobTotals) -> Text:
     text = Text()
     for name, provider in totals.providers.items():
         text.append(f"\n{printable(name)}\n", "bold")
@@ -241,10 +309,56 @@ def _one_below_the_other(totals: Totals) -> Text:
     return text
 
 
-def _by_code(errors: Mapping[str, int]) -> Table:
+def _error_table(errors: Mapping[str, int]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("error", overflow="fold")
     table.add_column("lines", justify="right")
     for code, number in Counter(errors).most_common():
         table.add_row(Text(code), count(number))
     return table
+
+
+def print_estimates(console: Console, found: Survey, each: Sequence[Estimate]) -> None:
+    """Print the result of a dry run: each provider's cost if it answered all that it serves."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("provider", overflow="fold")
+    for heading in ("requests", "prompt tokens", "answer tokens", "$ per 1M in / out", "cost"):
+        table.add_column(heading, justify="right")
+    for estimate in each:
+        tally, price, cost = estimate.tally, estimate.price, estimate.cost_usd
+        table.add_row(
+            Text(estimate.config.name),
+            f"{tally.requests:,}",
+            f"{tally.prompt_tokens:,}",
+            f"{tally.answer_tokens:,}",
+            "unknown"
+            if price is None
+            else f"{price.input * _MILLION:.2f} / {price.output * _MILLION:.2f}",
+            "unknown" if cost is None else f"${cost:,.4f}",
+        )
+    console.print(table)
+    for line in _estimate_notes(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _estimate_notes(found: Survey) -> Iterator[str]:
+    yield (
+        f"{found.total:,} lines: {found.total - found.wrong - found.repeated:,} requests,"
+        f" {found.repeated:,} repeat another line, {found.wrong:,} are invalid."
+    )
+    if found.counted:
+        yield (
+            f"Prompt tokens: {found.counted:,} prompts counted with litellm's tokenizer for the"
+            " first provider's model, the others scaled by the result."
+        )
+    else:
+        yield "Prompt tokens: estimated, one for every 4 characters."
+    unbounded = sum(tally.unbounded for tally in found.tallies.values())
+    if unbounded:
+        yield (
+            f"Answer tokens: as many as a line allows; {unbounded:,} requests set no limit and"
+            f" count as {USUAL_ANSWER} each."
+        )
+    else:
+        yield "Answer tokens: as many as each line allows, so the costs are upper bounds."
+    yield "No request was sent. The first healthy provider gets the requests; the others stand by."

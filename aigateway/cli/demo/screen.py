@@ -1,7 +1,9 @@
-"""What the audience sees while the demo runs: a live table, or plain lines."""
+"""The display of the demo: a live table or plain lines, and the figures at the end."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from rich.box import SIMPLE_HEAD
@@ -11,127 +13,126 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aigateway.cli.colours import COLOURS
-from aigateway.cli.demo.ledger import Happening
-from aigateway.cli.demo.stage import Stage
+from aigateway.cli.demo.story import Demo, DemoEvent, DemoResult, DemoResults, percentile
+from aigateway.cli.output import COLOURS
 from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.condition import Condition, condition
 
-__all__ = ["LiveScreen", "PlainScreen", "Screen", "milliseconds"]
+__all__ = ["DemoScreen", "LiveDemoScreen", "PlainDemoScreen", "print_results"]
 
 _FRAME_SECONDS = 0.1
 _SHARE_SECONDS = 2.0
-"""Who serves now is judged by the answers of this long."""
+"""The shares of the providers are measured over this long."""
 _SHARE_WIDTH = 8
 _WIDE = 110
-"""Columns from which on there is room for the kinds of failure."""
+"""Columns with room for the kinds of failure."""
 _EVENTS = 6
 
 
-class Screen(Protocol):
-    """Shows a stage until it is over."""
+class DemoScreen(Protocol):
+    """Shows a demo until it is over."""
 
-    async def show(self, stage: Stage) -> None:
-        """Return when the last caller has gone."""
+    async def show(self, demo: Demo) -> None:
+        """Return when the last request has ended."""
 
 
-class PlainScreen:
+class PlainDemoScreen:
     """A line for each event and each second. ASCII, for pipes and logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    async def show(self, stage: Stage) -> None:
-        """Print lines until the stage is over."""
-        stage.chronicle.listener = lambda happening: self._event(stage, happening)
-        second = 0
-        while not stage.over:
-            if stage.elapsed >= second + 1:
-                second += 1
-                self._line(stage.elapsed, _digest(stage))
-            await stage.clock.sleep(_FRAME_SECONDS / 2)
+    async def show(self, demo: Demo) -> None:
+        """Print lines until the demo is over."""
 
-    def _event(self, stage: Stage, happening: Happening) -> None:
-        self._line(happening.at - stage.began, happening.text)
+        def show_event(event: DemoEvent) -> None:
+            self._line(event.at - demo.began, event.text)
+
+        demo.events.listener = show_event
+        second = 0
+        while not demo.over:
+            if demo.elapsed >= second + 1:
+                second += 1
+                self._line(demo.elapsed, _digest(demo))
+            await demo.clock.sleep(_FRAME_SECONDS / 2)
 
     def _line(self, at: float, text: str) -> None:
         self._console.print(f"{at:6.2f} s  {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-class LiveScreen:
-    """A table that is drawn anew ten times a second."""
+class LiveDemoScreen:
+    """A table, redrawn ten times a second."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    async def show(self, stage: Stage) -> None:
-        """Draw until the stage is over, and once more."""
+    async def show(self, demo: Demo) -> None:
+        """Draw until the demo is over, and once more."""
         with Live(console=self._console, auto_refresh=False) as live:
             while True:
                 wide = self._console.width >= _WIDE
-                live.update(_picture(stage, wide=wide), refresh=True)
-                if stage.over:
+                live.update(_picture(demo, wide=wide), refresh=True)
+                if demo.over:
                     return
-                await stage.clock.sleep(_FRAME_SECONDS)
+                await demo.clock.sleep(_FRAME_SECONDS)
 
 
-def milliseconds(seconds: float | None, *, digits: int = 0) -> str:
-    """A duration as the demo writes it."""
+def _milliseconds(seconds: float | None, *, digits: int = 0) -> str:
     return "-" if seconds is None else f"{seconds * 1000:.{digits}f} ms"
 
 
-def _digest(stage: Stage) -> str:
-    now = stage.clock.now()
-    served = stage.ledger.recently_served(now - 1.0)
-    serving = ", ".join(f"{name} {count}" for name, count in served.most_common()) or "nobody"
+def _digest(demo: Demo) -> str:
+    now = demo.clock.now()
+    served = demo.results.recently_served(now - 1.0)
+    serving = ", ".join(f"{name} {count}" for name, count in served.most_common()) or "none"
     troubled = [
         f"{status.name} {_words(condition(status))}"
-        for status in stage.gateway.providers
+        for status in demo.gateway.providers
         if status.circuit_state is not CircuitState.CLOSED or not status.active
     ]
     return (
-        f"{len(stage.ledger)} answered, {stage.ledger.failures} failed; last second: {serving}"
+        f"{len(demo.results)} answered, {demo.results.failures} failed; last second: {serving}"
         + (f"; {', '.join(troubled)}" if troubled else "")
     )
 
 
-def _picture(stage: Stage, *, wide: bool) -> RenderableType:
-    elapsed = min(stage.elapsed, stage.seconds)
+def _picture(demo: Demo, *, wide: bool) -> RenderableType:
+    elapsed = min(demo.elapsed, demo.seconds)
     head = Table.grid(padding=(0, 2))
     head.add_row(
-        ProgressBar(total=stage.seconds, completed=elapsed, width=40),
-        Text(f"{elapsed:.1f} of {stage.seconds:.0f} s"),
+        ProgressBar(total=demo.seconds, completed=elapsed, width=40),
+        Text(f"{elapsed:.1f} of {demo.seconds:.0f} s"),
     )
-    title = Text(stage.phase.title, "bold red" if stage.phase.troubles else "bold green")
-    ledger = stage.ledger
-    count = Text(f"{len(ledger)} requests, {ledger.cache_hits} from the cache, ")
-    failures = ledger.failures
+    title = Text(demo.phase.title, "bold red" if demo.phase.faults else "bold green")
+    results = demo.results
+    count = Text(f"{len(results)} requests, {results.cache_hits} from the cache, ")
+    failures = results.failures
     count.append(f"{failures} failed", "bold red" if failures else "bold green")
-    return Group(head, title, _providers(stage, wide=wide), count, *_events(stage))
+    return Group(head, title, _providers(demo, wide=wide), count, *_events(demo))
 
 
-def _providers(stage: Stage, *, wide: bool) -> Table:
+def _providers(demo: Demo, *, wide: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("provider", "vendor", "circuit", "serving"):
         table.add_column(heading, no_wrap=True)
     for heading in ("out", "p50", "asked"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("failures" if wide else "failed")
-    metrics = stage.gateway.get_metrics()["providers"]
-    recent = stage.ledger.recently_served(stage.clock.now() - _SHARE_SECONDS)
-    for status in stage.gateway.providers:
+    metrics = demo.gateway.get_metrics()["providers"]
+    recent = demo.results.recently_served(demo.clock.now() - _SHARE_SECONDS)
+    for status in demo.gateway.providers:
         numbers = metrics[status.name]
-        trouble = stage.phase.troubles.get(status.name)
+        fault = demo.phase.faults.get(status.name)
         state = condition(status)
         latency, failures = numbers["latency_seconds"], numbers["failures"]
         kinds = ", ".join(f"{kind} {count}" for kind, count in failures.items())
         table.add_row(
             Text(status.name, "bold"),
-            Text(trouble.what, "red") if trouble else Text("healthy", "green"),
+            Text(fault.what, "red") if fault else Text("healthy", "green"),
             Text(f"● {_words(state)}", COLOURS[state.word]),
             _share(recent[status.name], recent.total()),
             str(status.in_flight),
-            milliseconds(latency["p50"] if latency else None),
+            _milliseconds(latency["p50"] if latency else None),
             str(numbers["attempts"]),
             Text(kinds if wide else str(sum(failures.values()))),
         )
@@ -149,9 +150,107 @@ def _share(count: int, total: int) -> Text:
     return Text(f"{bar} {share:4.0%}", "cyan" if count else "dim")
 
 
-def _events(stage: Stage) -> list[Text]:
+def _events(demo: Demo) -> list[Text]:
     lines = [
-        Text(f"{happening.at - stage.began:6.2f} s  {happening.text}", happening.style)
-        for happening in list(stage.chronicle.happenings)[-_EVENTS:]
+        Text(f"{event.at - demo.began:6.2f} s  {event.text}", event.style)
+        for event in list(demo.events.latest)[-_EVENTS:]
     ]
     return lines + [Text()] * (_EVENTS - len(lines))
+
+
+# ── the figures at the end ───────────────────────────────────────────────────────────────────
+
+
+def print_results(console: Console, demo: Demo) -> None:
+    """Print the figures of each phase, and of the whole."""
+    console.print(_phase_table(demo))
+    console.print(_overview(demo))
+
+
+def _phase_table(demo: Demo) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("phase", no_wrap=True)
+    for heading in ("requests", "failed", "p50", "p95", "failovers"):
+        table.add_column(heading, justify="right")
+    table.add_column("served by")
+    for index, phase in enumerate(demo.phases):
+        results = demo.results.of_phase(index)
+        latencies = [r.latency for r in results if not r.from_cache]
+        table.add_row(
+            phase.label,
+            str(len(results)),
+            str(sum(r.provider is None for r in results)),
+            _milliseconds(percentile(latencies, 50)),
+            _milliseconds(percentile(latencies, 95)),
+            str(sum(r.failed_over for r in results)),
+            _counts(_served_with_cache(results)),
+        )
+    return table
+
+
+def _served_with_cache(results: list[DemoResult]) -> Counter[str]:
+    served = DemoResults.served(results)
+    cached = sum(r.from_cache for r in results)
+    if cached:
+        served["cache"] = cached
+    return served
+
+
+def _overview(demo: Demo) -> Table:
+    results, events = demo.results, demo.events
+    absorbed = results.absorbed()
+    kinds = Counter({str(kind): count for kind, count in absorbed.items()})
+    longest = max((result.latency for result in results.all), default=0.0)
+    failures = results.failures
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_row("requests", str(len(results)))
+    verdict = Text(str(failures), "bold red" if failures else "bold green")
+    table.add_row("failures the callers saw", verdict)
+    table.add_row("vendor failures absorbed", _with_details(absorbed.total(), kinds))
+    for name, figures in _failover(results):
+        table.add_row(name, figures)
+    table.add_row("longest wait of any caller", _milliseconds(longest))
+    table.add_row("served by", _counts(results.served(results.all)))
+    table.add_row("answered by the cache", str(results.cache_hits))
+    table.add_row("circuits opened", _with_details(events.opened.total(), events.opened))
+    table.add_row("circuits closed", _with_details(events.closed.total(), events.closed))
+    return table
+
+
+def _failover(results: DemoResults) -> Iterator[tuple[str, str]]:
+    """Yield the waits of callers whose first provider failed, by kind of failure."""
+    moved = [result for result in results.all if result.failed_over]
+    healthy = percentile([r.latency for r in results.all if r.undisturbed], 50)
+    if not moved or healthy is None:
+        yield "failover", "no request needed it"
+        return
+    timed_out = [result for result in moved if result.timed_out]
+    failed = [result for result in moved if not result.timed_out]
+    own = _milliseconds(percentile([r.between_attempts for r in moved], 50), digits=1)
+    yield "a call without failover", f"median {_milliseconds(healthy)}"
+    for name, some in (
+        ("failover, all", moved),
+        ("failover after an error", failed),
+        ("failover after a timeout", timed_out),
+    ):
+        waits = [result.latency for result in some]
+        median = percentile(waits, 50)
+        if median is not None:
+            yield (
+                name,
+                (
+                    f"{len(waits)} requests, median {_milliseconds(median)}"
+                    f" (added {_milliseconds(median - healthy)}),"
+                    f" p95 {_milliseconds(percentile(waits, 95))}"
+                ),
+            )
+    yield "  of it between attempts", f"median {own}"
+
+
+def _with_details(total: int, details: Counter[str]) -> str:
+    return f"{total} ({_counts(details)})" if total else "0"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(counts).most_common()) or "-"

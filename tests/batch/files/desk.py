@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from aigateway import AsyncGateway
 from aigateway.batch.files.index import Index
-from aigateway.batch.files.job import Input, Job, Terms
-from aigateway.batch.files.lines import Shape, Source
-from aigateway.batch.files.paths import Files, Paths
+from aigateway.batch.files.job import Job, JobInput, JobOptions
+from aigateway.batch.files.lines import RowFormat, Source
+from aigateway.batch.files.paths import JobFiles, JobPaths
 from aigateway.batch.files.survey import survey
 
 
@@ -16,8 +16,8 @@ class Desk:
     """Runs jobs of one input and one output.
 
     Attributes:
-        vendor: Who is asked.
-        problems: What the survey of the latest run complained of.
+        vendor: Answers the requests.
+        problems: Those that the survey of the latest run found.
         job: The latest.
     """
 
@@ -34,24 +34,24 @@ class Desk:
         self.input.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     @contextlib.asynccontextmanager
-    async def opened(self, *, resume=True, ask_failed=False, settings=None, **terms):
-        how = replace(Terms(concurrency=4, outage_patience=0.0), **terms)
+    async def opened(self, *, resume=True, ask_failed=False, settings=None, **options):
+        how = replace(JobOptions(concurrency=4, outage_patience=0.0), **options)
         settings = {"retry_rounds": 0} | (settings or {})
-        source = Source(self.input, Shape(), 10_000)
+        source = Source(self.input, RowFormat(), 10_000)
         async with AsyncGateway([self.vendor.config()], **settings) as gateway:
             await gateway.warmup()
             with contextlib.closing(Index()) as index:
                 found = await survey(source, gateway.check, how.shared, index)
                 self.problems = found.problems
-                files = await Files.open(
-                    Paths.of(self.input, self.output, self.errors),
+                files = await JobFiles.open(
+                    JobPaths.of(self.input, self.output, self.errors),
                     source,
                     how.shared,
                     resume=resume,
                     ask_failed=ask_failed,
                 )
                 with contextlib.closing(files):
-                    given = Input(source, index, found.total)
+                    given = JobInput(source, index, found.total)
                     self.job = await Job.open(gateway, given, files, how)
                     yield self.job
 

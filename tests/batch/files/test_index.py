@@ -1,4 +1,4 @@
-"""What is done and where, for lines by their ids and for answers by what was asked."""
+"""What is done and where, for lines by their ids and for answers by what was request."""
 
 import contextlib
 import os
@@ -39,16 +39,16 @@ class Model(RuleBasedStateMachine):
         if can:
             self.places[name] = place
 
-    @rule(asked=ASKED, place=st.integers(0, 9))
-    def answered(self, asked, place):
-        self.index.answered(asked, place)
-        self.answers.setdefault(asked, place)
+    @rule(request=ASKED, place=st.integers(0, 9))
+    def answered(self, request, place):
+        self.index.answered(request, place)
+        self.answers.setdefault(request, place)
 
-    @rule(name=IDS, asked=ASKED)
-    def look(self, name, asked):
+    @rule(name=IDS, request=ASKED)
+    def look(self, name, request):
         assert self.index.find(name) == (self.numbers.get(name, 0), self.places.get(name))
         assert (self.index.find(name)[1] is not None) == (name in self.places)
-        assert self.index.answer(asked) == self.answers.get(asked)
+        assert self.index.answer(request) == self.answers.get(request)
 
     def teardown(self):
         self.index.close()
@@ -57,9 +57,9 @@ class Model(RuleBasedStateMachine):
 TestIndex = Model.TestCase
 
 
-def test_it_says_what_is_asked_for_the_first_time():
+def test_a_request_is_new_once():
     with contextlib.closing(Index()) as index:
-        assert [index.first(asked) for asked in (b"x", b"y", b"x")] == [True, True, False]
+        assert [index.first(request) for request in (b"x", b"y", b"x")] == [True, True, False]
 
 
 @pytest.mark.parametrize("count", [20_000])
@@ -95,5 +95,7 @@ def test_a_temporary_folder_without_room_is_told():
         timeout=PATIENCE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.stdout.startswith("The index of the lines cannot be kept in the temporary folder (")
+    assert done.stdout.startswith(
+        "The index of the lines cannot be written to the temporary folder ("
+    )
     assert "SQLITE_TMPDIR" in done.stdout

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from aigateway import AsyncGateway
-from aigateway.batch.files.journal import Journal
-from aigateway.batch.files.limits import Limits
-from aigateway.batch.files.manifest import manifest_of
+from aigateway.batch.files.paths import manifest_path
+from aigateway.batch.files.records import Journal, JournalError
+from aigateway.batch.files.totals import JobLimits
 from aigateway.errors import ConfigurationError
 from aigateway.simulator import Fault
 from tests.batch.files.desk import records
@@ -107,7 +107,7 @@ class TestDuplicates:
 
     async def test_a_copy_after_going_on_is_of_the_earlier_run_s_answer(self, desk):
         desk.ask([*lines(3), {"id": "far", "prompt": "p0"}])
-        await desk.run(limits=Limits(max_cost=1e-9))
+        await desk.run(limits=JobLimits(max_cost=1e-9))
         assert list(desk.answers()) == ["r0"]
         await desk.run()
         assert desk.answers() == expected(3) | {"far": "answer to p0"}
@@ -178,7 +178,7 @@ class TestGoingOn:
         desk.ask(lines(3))
         await desk.run(shared={"system": "a", "timeout": 30})
         for others in ({"system": "b"}, {}, {"system": "a", "seed": 1}):
-            with pytest.raises(ConfigurationError, match=r"with another (system|seed)"):
+            with pytest.raises(ConfigurationError, match=r"with a different (system|seed)"):
                 await desk.run(shared=others)
         await desk.run(shared={"system": "a", "timeout": 60, "agent": "x"})
         assert len(desk.asked()) == 3
@@ -188,7 +188,7 @@ class TestGoingOn:
         desk.ask(lines(3))
         await desk.run()
         assert len(desk.failures()) == 3
-        with pytest.raises(ConfigurationError, match="is there already"):
+        with pytest.raises(ConfigurationError, match="already exists"):
             await desk.run(resume=False)
         await desk.run()
         assert len(desk.asked()) == 3
@@ -203,13 +203,13 @@ class TestGoingOn:
         desk.output.write_bytes(b"")
         desk.errors = desk.errors.with_name("other.jsonl")
         desk.errors.write_text(json.dumps(records(desk.output.with_name("out.errors.jsonl"))[0]))
-        with pytest.raises(ConfigurationError, match="with another errors"):
+        with pytest.raises(ConfigurationError, match="with a different errors"):
             await desk.run()
 
     async def test_without_being_told_so_it_does_not_go_on(self, desk):
         desk.ask(lines(3))
         await desk.run(resume=False)
-        with pytest.raises(ConfigurationError, match=r"already\. Go on from it with --resume"):
+        with pytest.raises(ConfigurationError, match=r"already exists\. Continue it with --resume"):
             await desk.run(resume=False)
 
     async def test_records_of_something_else_are_refused(self, desk):
@@ -219,14 +219,14 @@ class TestGoingOn:
         for more in (stranger, records(desk.output)[0]):  # not of the input, or twice
             whole = desk.output.read_text()
             desk.output.write_text(whole + json.dumps(more) + "\n")
-            with pytest.raises(ConfigurationError, match=r"not of .*, or twice"):
+            with pytest.raises(ConfigurationError, match=r"do not belong to .*, or repeated"):
                 await desk.run()
             desk.output.write_text(whole)
 
     async def test_an_output_without_its_note_is_refused(self, desk):
         desk.ask(lines(3))
         await desk.run()
-        manifest_of(desk.output).unlink()
+        manifest_path(desk.output).unlink()
         with pytest.raises(ConfigurationError, match="missing or cannot be read"):
             await desk.run()
 
@@ -239,7 +239,7 @@ class TestGoingOn:
     async def test_three_files_must_be_three(self, desk):
         desk.ask(lines(1))
         desk.errors = desk.output
-        with pytest.raises(ConfigurationError, match="must be three"):
+        with pytest.raises(ConfigurationError, match="must be three different files"):
             await desk.run()
 
 
@@ -248,21 +248,21 @@ class TestLimits:
         desk.ask(lines(30))
         job = await desk.run(concurrency=1)
         each = job.totals.cost_usd / 30
-        for path in (desk.output, manifest_of(desk.output)):
+        for path in (desk.output, manifest_path(desk.output)):
             path.unlink()
         bound = 10.5 * each
-        job = await desk.run(limits=Limits(max_cost=bound))
+        job = await desk.run(limits=JobLimits(max_cost=bound))
         assert job.stopping.startswith("--max-cost $")
         assert job.totals.cost_usd <= bound
         assert job.totals.answered == 10
-        assert (await desk.run(limits=Limits(max_cost=bound))).totals.answered == 10
+        assert (await desk.run(limits=JobLimits(max_cost=bound))).totals.answered == 10
         job = await desk.run()
         assert desk.answers() == expected(30)
         assert job.totals.cost_usd == pytest.approx(30 * each)
 
     async def test_cost_with_many_at_once(self, desk):
         desk.ask(lines(60))
-        job = await desk.run(limits=Limits(max_cost=0.00005), concurrency=16)
+        job = await desk.run(limits=JobLimits(max_cost=0.00005), concurrency=16)
         assert job.stopping.startswith("--max-cost $0.00005 is reached")
         assert 3 <= job.totals.answered < 60
         assert job.totals.cost_usd <= 0.00005
@@ -270,13 +270,13 @@ class TestLimits:
     async def test_failures(self, desk):
         desk.vendor.behave(*[Fault.content_policy()] * 30)
         desk.ask(lines(30))
-        job = await desk.run(concurrency=1, limits=Limits(max_failures=3))
+        job = await desk.run(concurrency=1, limits=JobLimits(max_failures=3))
         assert (job.stopping, job.totals.failed) == ("--max-failures 3 is reached", 3)
         assert len(desk.asked()) == 3
 
     async def test_requests_per_minute_hold_the_rest_back(self, desk):
         desk.ask(lines(10))
-        async with desk.opened(limits=Limits(rpm=4)) as job:
+        async with desk.opened(limits=JobLimits(rpm=4)) as job:
             running = asyncio.create_task(job.run())
             await until(lambda: job.totals.done == 4)
             await asyncio.sleep(0.05)
@@ -288,7 +288,7 @@ class TestLimits:
     async def test_tokens_per_minute_hold_the_rest_back(self, desk):
         desk.vendor.latency = 0.02  # until the vendor has counted, the estimate holds them back
         desk.ask(lines(10, max_tokens=100))
-        async with desk.opened(limits=Limits(tpm=202), concurrency=10) as job:
+        async with desk.opened(limits=JobLimits(tpm=202), concurrency=10) as job:
             running = asyncio.create_task(job.run())
             await until(lambda: desk.vendor.request_count >= 2)
             assert job.in_flight == 2
@@ -300,7 +300,7 @@ class TestLimits:
         desk.vendor.behave(None, None, *[Fault.bad_key()] * 10)
         desk.ask(lines(100))
         job = await desk.run(concurrency=2)
-        assert job.stopping.startswith("nobody can be asked any more (openai/gpt-4o-mini: ")
+        assert job.stopping.startswith("no provider is available any more (openai/gpt-4o-mini: ")
         assert job.totals.failed <= 4
         desk.vendor.recover()
         await desk.run()
@@ -325,7 +325,7 @@ class TestNobodyAnswers:
         desk.vendor.behave(Fault.refuse())
         desk.ask(lines(300))
         job = await desk.run(outage_patience=0.3, concurrency=2)
-        assert job.stopping.startswith("nobody can be asked any more (")
+        assert job.stopping.startswith("no provider is available any more (")
         assert job.totals.failed <= 10
         desk.vendor.recover()
         await desk.run()
@@ -387,7 +387,7 @@ class TestBadLines:
         with desk.input.open("a") as file:
             file.write('no json\n{"id": "half \\ud83d", "prompt": "x"}\n')
         for _ in range(2):
-            job = await desk.run(limits=Limits(tpm=tpm))
+            job = await desk.run(limits=JobLimits(tpm=tpm))
             assert job.complete
         assert expected(3).items() <= desk.answers().items()
         assert {"model", "deep", "(line 9)'"} <= desk.failures().keys()
@@ -425,9 +425,7 @@ class TestBadLines:
 
 class TestDisk:
     async def test_what_cannot_be_written_is_told_and_asked_again(self, desk, monkeypatch):
-        """The disk is full for a while; see test_journal.py for what a real one leaves."""
-        from aigateway.batch.files.journal import JournalError
-
+        """The disk is full for a while; see test_records.py for what a real one leaves."""
         whole = Journal.append
         full = [False]
 
@@ -443,7 +441,7 @@ class TestDisk:
             running = asyncio.create_task(job.run())
             await until(lambda: job.totals.done >= 5)
             full[0] = True
-            with pytest.raises(JournalError, match=r"\d answers came that could not be written"):
+            with pytest.raises(JournalError, match=r"\d answers could not be written"):
                 await running
             assert "No space left on device" in job.stopping
             assert 1 <= job.lost <= 8
@@ -457,7 +455,7 @@ async def test_nothing_of_a_prompt_is_in_a_file_of_errors_or_a_note(desk):
     desk.ask([{"id": 1, "prompt": "secret one"}, {"id": 2, "prompt": "secret two"}])
     await desk.run(shared={"system": "secret three"}, concurrency=1)
     assert "secret" not in desk.errors.read_text()
-    assert "secret" not in manifest_of(desk.output).read_text()
+    assert "secret" not in manifest_path(desk.output).read_text()
 
 
 async def test_the_gateway_s_own_check_asks_nobody(desk):

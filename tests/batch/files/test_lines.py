@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.batch.files.lines import Line, Problem, Shape, Source
+from aigateway.batch.files.lines import Line, Problem, RowFormat, Source
 from aigateway.errors import ConfigurationError
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -19,7 +19,7 @@ def read(tmp_path):
     def read_lines(content, name="in.jsonl", longest=10_000_000, **shape):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return list(Source(path, Shape(**shape), longest).lines())
+        return list(Source(path, RowFormat(**shape), longest).lines())
 
     return read_lines
 
@@ -62,15 +62,15 @@ class TestJson:
     @pytest.mark.parametrize(
         ("line", "says"),
         [
-            ('{"id": "a", "prompt"', "it is no JSON"),
+            ('{"id": "a", "prompt"', "it is not JSON"),
             (b'{"id": "a", "prompt": "\xff"}', "it is not UTF-8; convert the file first"),
-            ("[1, 2]", "it is no object"),
-            ('"secret"', "it is no object"),
+            ("[1, 2]", "it is not an object"),
+            ('"secret"', "it is not an object"),
             ('{"prompt": "secret"}', 'it has no "id"'),
             ('{"id": "", "prompt": "secret"}', 'it has no "id"'),
-            ('{"id": 1.5, "prompt": "secret"}', 'its "id" is no text and no whole number'),
-            ('{"id": ["secret"], "prompt": "x"}', 'its "id" is no text and no whole number'),
-            ('{"id": true, "prompt": "secret"}', 'its "id" is no text and no whole number'),
+            ('{"id": 1.5, "prompt": "secret"}', 'its "id" is not a text or a whole number'),
+            ('{"id": ["secret"], "prompt": "x"}', 'its "id" is not a text or a whole number'),
+            ('{"id": true, "prompt": "secret"}', 'its "id" is not a text or a whole number'),
             ('{"id": "a"}', 'either "prompt" or "messages"'),
             ('{"id": "a", "prompt": "secret", "messages": []}', 'either "prompt" or "messages"'),
             ('{"body": {"messages": []}}', 'it has no "custom_id"'),
@@ -78,10 +78,10 @@ class TestJson:
             ('{"custom_id": "a", "body": {"prompt": "secret"}}', 'no "messages"'),
             ('{"custom_id": "a", "method": "GET", "body": {}}', '"method" is not "POST"'),
             ('{"custom_id": "a", "url": "/v1/embeddings", "body": {}}', '"url" is not'),
-            ('{"custom_id": "a", "body": {"messages": [], "stream": true}}', "cannot take"),
+            ('{"custom_id": "a", "body": {"messages": [], "stream": true}}', "cannot hold"),
         ],
     )
-    def test_what_is_no_request_is_a_problem_in_words(self, read, line, says):
+    def test_a_bad_line_is_a_problem(self, read, line, says):
         line = line if isinstance(line, bytes) else line.encode()
         bad, good = read(line + b'\n{"id": "b", "prompt": "hi"}\n')
         assert isinstance(bad, Problem)
@@ -99,7 +99,7 @@ class TestJson:
     def test_whatever_is_in_it_each_line_is_one_or_the_other(self, tmp_path_factory, lines):
         path = tmp_path_factory.mktemp("any") / "in.jsonl"
         path.write_bytes(b"{}\n" + b"\n".join(lines))
-        found = list(Source(path, Shape(), 1000).lines())
+        found = list(Source(path, RowFormat(), 1000).lines())
         filled = [n for n, line in enumerate(lines, 2) if line.strip()]
         assert [line.number for line in found] == [1, *filled]
 
@@ -107,7 +107,7 @@ class TestJson:
     def test_nothing_but_none_is_a_problem(self, tmp_path_factory, fields):
         path = tmp_path_factory.mktemp("none") / "in.jsonl"
         path.write_text(json.dumps(fields))
-        (found,) = Source(path, Shape(), 1000).lines()
+        (found,) = Source(path, RowFormat(), 1000).lines()
         assert isinstance(found, Problem)
 
 
@@ -130,11 +130,11 @@ class TestTables:
         found = read("id,prompt\n,secret\nb\nc,hi,secret\nd,hi\n", "in.csv")
         assert [type(line) for line in found] == [Problem, Problem, Problem, Line]
         assert found[0].what == 'it has no "id"'
-        assert found[1].what == found[2].what == "it has not as many fields as the heading"
+        assert found[1].what == found[2].what == "its number of fields differs from the heading's"
 
     def test_a_file_that_is_not_utf_8_says_so(self, read):
         (found,) = read(b"id,prompt\na,caf\xe9\n", "in.csv")
-        assert found.what.startswith("it cannot be read, nor what follows: it is not UTF-8")
+        assert found.what.startswith("it and the rest cannot be read: it is not UTF-8")
 
     def test_an_unknown_column_is_refused_with_those_there_are(self, read):
         with pytest.raises(ConfigurationError, match=r'no column "prompt"; it has: a, b\.'):
@@ -171,7 +171,7 @@ class TestTables:
             {"id": [f"r{n}" for n in range(600)], "prompt": [*["hi"] * 599, None], "n": [1] * 600}
         )
         parquet.write_table(table, tmp_path / "in.parquet")
-        found = list(Source(tmp_path / "in.parquet", Shape(), 1000).lines())
+        found = list(Source(tmp_path / "in.parquet", RowFormat(), 1000).lines())
         assert found[:-1] == [Line(n + 1, f"r{n}", "hi", {}) for n in range(599)]
         assert found[-1] == Problem(600, 'it has no "prompt"', "r599")
 
@@ -186,14 +186,14 @@ class TestTables:
 
 class TestFiles:
     def test_an_empty_file_is_refused(self, read):
-        with pytest.raises(ConfigurationError, match="is empty; there is nothing to ask"):
+        with pytest.raises(ConfigurationError, match="is empty"):
             read("")
 
     def test_a_missing_file_and_a_folder_are_refused(self, tmp_path):
         missing = "cannot be read: No such file"
-        for path, says in ((tmp_path / "no.jsonl", missing), (tmp_path, "is no ordinary file")):
+        for path, says in ((tmp_path / "no.jsonl", missing), (tmp_path, "is not a regular file")):
             with pytest.raises(ConfigurationError, match=says):
-                Source(path, Shape(), 1000)
+                Source(path, RowFormat(), 1000)
 
     def test_shapes_that_cannot_work_are_refused(self, read):
         with pytest.raises(ConfigurationError, match="either --template or --prompt-column"):
@@ -204,7 +204,7 @@ class TestFiles:
     async def test_any_change_changes_the_fingerprint(self, tmp_path):
         path = tmp_path / "in.jsonl"
         path.write_text('{"id": 1}')
-        source = Source(path, Shape(), 1000)
+        source = Source(path, RowFormat(), 1000)
         before = await source.fingerprint()
         assert (await source.fingerprint(), source.has_changed) == (before, False)
         path.write_text('{"id": 23}')

@@ -5,10 +5,9 @@ import json
 
 import pytest
 
-from aigateway.batch.files.estimate import estimates, refuse_unpriced
 from aigateway.batch.files.index import Index
-from aigateway.batch.files.lines import Shape, Source
-from aigateway.batch.files.survey import survey
+from aigateway.batch.files.lines import RowFormat, Source
+from aigateway.batch.files.survey import estimates, refuse_unpriced, survey
 from aigateway.errors import ConfigurationError
 from aigateway.gateway import AsyncGateway
 from aigateway.settings import LLMConfig, ProviderType
@@ -24,7 +23,7 @@ def look(tmp_path, vendor):
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         configs = scripted_configs("a", "b")
         gateway = AsyncGateway(configs, vendor=vendor, max_prompt_bytes=1000)
-        source = Source(path, Shape(), 1000)
+        source = Source(path, RowFormat(), 1000)
         with contextlib.closing(Index()) as index:
             return await survey(source, gateway.check, shared, index, count=count)
 
@@ -56,7 +55,7 @@ async def test_everything_wrong_is_found_at_once_and_nobody_is_asked(look, vendo
         (8, "8"),
         (9, "9"),
     ]
-    assert found.problems[1].what == "its id is that of line 1 already"
+    assert found.problems[1].what == "its id is already that of line 1"
     assert vendor.calls == []
 
 
@@ -105,7 +104,7 @@ async def test_an_estimate_counts_what_repeats_once_and_prompts_by_the_counter(l
     assert first.cost_usd == pytest.approx(60e-6 + 519 * 2e-6)
     assert (second.tally.requests, second.cost_usd) == (4, None)
     refuse_unpriced(configs[:1])
-    with pytest.raises(ConfigurationError, match="no price is known for b"):
+    with pytest.raises(ConfigurationError, match="the price of b is unknown"):
         refuse_unpriced(configs)
 
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from aigateway.batch.files.records import answer_record, copied, error_record
-from aigateway.batch.files.totals import Totals
+from aigateway.batch.files.totals import JobTotals
 from aigateway.errors import FailureKind, GatewayError
 from aigateway.messages import Attempt, ChatResponse, Choice, Completion, Usage
 from aigateway.resilience.breaker import CircuitState
@@ -33,7 +33,7 @@ def add(totals, record, times=1):
 
 def mixed_totals(provider=OPENAI):
     """100 answers, 3 errors: of every kind something."""
-    totals = Totals()
+    totals = JobTotals()
     for number in range(1, 91):
         totals.add(answer(provider, seconds=number / 10))
     add(totals, answer(LONG, cost=None, failed=[FailureKind.TIMEOUT]), 6)
@@ -55,7 +55,7 @@ class Gateway:
 @dataclass
 class Job:
     clock: FakeClock
-    totals: Totals = field(default_factory=Totals)
+    totals: JobTotals = field(default_factory=JobTotals)
     total: int = 200
     stopping: str | None = None
     waiting: bool = False

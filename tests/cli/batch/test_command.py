@@ -79,9 +79,9 @@ class TestWrongInput:
         lines = '{"id": 1, "prompt": "a"}\nno json\n{"id": 1, "prompt": "b"}\n{"prompt": "c"}\n'
         done = ask(lines)
         assert (done.stdout, done.exit_code) == ("", 2)
-        assert "error: in.jsonl has 3 lines that cannot be asked." in done.stderr
-        assert "  line 2: it is no JSON (" in done.stderr
-        assert "  line 3: its id is that of line 1 already\n" in done.stderr
+        assert "error: in.jsonl has 3 invalid lines." in done.stderr
+        assert "  line 2: it is not JSON (" in done.stderr
+        assert "  line 3: its id is already that of line 1\n" in done.stderr
         assert '  line 4: it has no "id"\n' in done.stderr
         assert simulator.openai.request_count == 0
         assert not Path("out.jsonl").exists()
@@ -101,17 +101,17 @@ class TestWrongInput:
     @pytest.mark.parametrize(
         ("lines", "options", "says"),
         [
-            ("", (), "in.jsonl is empty; there is nothing to ask."),
-            ("\n\n", (), "in.jsonl has no line to ask."),
+            ("", (), "in.jsonl is empty."),
+            ("\n\n", (), "in.jsonl has no requests."),
             (None, (), "in.jsonl cannot be read: No such file"),
             ("{}", ("--concurrency", "many"), "--concurrency must be a whole number"),
             ("{}", ("--concurrency", "0"), "--concurrency must be a whole number"),
             ("{}", ("--rpm", "0"), "--rpm must be above 0"),
             ("{}", ("--max-cost", "-1"), "--max-cost must be above 0"),
             ("{}", ("--template", "{a", "--prompt-column", "b"), "not both"),
-            ("{}", ("--template", "{a"), "--template: The template's braces do not pair up"),
+            ("{}", ("--template", "{a"), "--template: The template's braces are not balanced"),
             ("{}", ("--report", "report.pdf"), "The report report.pdf ends in .pdf"),
-            ("{}", ("--report", "no/report.html"), "There is no folder no for the report"),
+            ("{}", ("--report", "no/report.html"), "The folder no for the report does not exist"),
             ('{"id": 1, "prompt": "a"}', ("--model", "nobody"), "No provider serves the model"),
             ('{"id": 1, "prompt": "a"}', ("--temperature", "9"), "temperature must be"),
         ],
@@ -127,11 +127,15 @@ class TestWrongInput:
     @pytest.mark.parametrize(
         ("output", "options", "says"),
         [
-            ("no/out.jsonl", (), "no/out.jsonl cannot be written: there is no folder no."),
-            ("out.jsonl", ("--errors", "no/e.jsonl"), "no/e.jsonl cannot be written: there is no"),
+            ("no/out.jsonl", (), "no/out.jsonl cannot be written: the folder no does not exist."),
+            (
+                "out.jsonl",
+                ("--errors", "no/e.jsonl"),
+                "no/e.jsonl cannot be written: the folder no",
+            ),
             (".", (), ". is a folder; name a file in it."),
-            ("folder", (), "folder is no ordinary file"),
-            ("/dev/full", (), "/dev/full is no ordinary file"),
+            ("folder", (), "folder is not a regular file"),
+            ("/dev/full", (), "/dev/full is not a regular file"),
             ("out.jsonl", ("--errors", "in.jsonl"), "must be three"),
             ("out.json", ("--report", "out.errors.json"), "one of the job's own files"),
         ],
@@ -150,14 +154,14 @@ class TestWrongInput:
         Path("notes.txt").write_text("mine")
         done = ask(prompts(1), "--errors", "notes.txt")
         assert done.exit_code == 2
-        assert "notes.txt is there already" in done.stderr
+        assert "notes.txt already exists" in done.stderr
         assert Path("notes.txt").read_text() == "mine"
 
     def test_what_can_be_read_only_once(self, simulator):
         os.mkfifo("pipe.jsonl")
         done = CliRunner().invoke(app, ["batch", "pipe.jsonl", "out.jsonl"])
         assert done.exit_code == 2
-        assert "pipe.jsonl is no ordinary file" in done.stderr
+        assert "pipe.jsonl is not a regular file" in done.stderr
 
     def test_what_is_wrong_for_all_is_told_once(self, simulator, ask):
         done = ask(prompts(50), "--timeout", "-1")
@@ -168,7 +172,7 @@ class TestWrongInput:
         write("in.jsonl", prompts(1))
         done = CliRunner().invoke(app, ["batch", "in.jsonl"])
         assert done.exit_code == 2
-        assert "Name a file for the answers" in done.stderr
+        assert "name a file for the answers" in done.stderr
 
     def test_without_providers_it_says_what_to_do(self, ask):
         done = ask(prompts(1))
@@ -181,25 +185,25 @@ class TestGoingOn:
         assert ask(prompts(3)).exit_code == 0
         done = ask(None)
         assert done.exit_code == 2
-        assert "out.jsonl is there already. Go on from it with --resume" in done.stderr
+        assert "out.jsonl already exists. Continue it with --resume" in done.stderr
 
     def test_after_a_limit(self, simulator, ask):
         done = ask(prompts(20), "--max-cost", "0.0000001")
         assert done.exit_code == 1
         assert "--max-cost $0.0000001 is reached" in done.stderr
-        assert "the same command and --resume and a higher limit." in done.stderr
+        assert "the same command with --resume and a higher limit." in done.stderr
         some = len(answers())
         assert some == 1
         done = ask(None, "--resume")
         assert done.exit_code == 0
-        assert f"going on: {some} of 20 lines are done already" in done.stderr
+        assert f"resuming: {some} of 20 lines are already done" in done.stderr
         assert (len(answers()), simulator.openai.request_count) == (20, 20)
 
     def test_not_with_another_input_or_other_options(self, simulator, ask):
         ask(prompts(3))
         done = ask(None, "--resume", "--system", "secret")
         assert done.exit_code == 2
-        assert "was begun with another system" in done.stderr
+        assert "was begun with a different system" in done.stderr
         done = ask(prompts(4), "--resume")
         assert done.exit_code == 2
         assert "in.jsonl has changed since out.jsonl was begun" in done.stderr
@@ -221,7 +225,7 @@ class TestForms:
         done = ask(lines)
         assert done.exit_code == 2
         assert "No provider serves the model 'gpt-unknown'" in done.stderr
-        assert "--ignore-model leaves" in done.stderr
+        assert "--ignore-model ignores" in done.stderr
         assert ask(None, "--ignore-model").exit_code == 0
         assert answers() == {"a": "hi"}
 
@@ -237,9 +241,9 @@ class TestDryRun:
         assert done.exit_code == 0
         words = " ".join(done.stdout.split())
         assert "openai/gpt-4o-mini 10 " in words
-        assert "11 lines: 10 requests, 1 repeat another one, 0 cannot be asked." in words
+        assert "11 lines: 10 requests, 1 repeat another line, 0 are invalid." in words
         assert "10 prompts counted with litellm's tokenizer" in words
-        assert "10 requests set no bound and are taken for 256 each" in words
+        assert "10 requests set no limit and count as 256 each" in words
         assert "0.15 / 0.60 $0.0015" in words  # most of it 10 answers of 256 tokens
         assert simulator.openai.request_count == 0
         assert not Path("out.jsonl").exists()
@@ -249,7 +253,7 @@ class TestDryRun:
         done = CliRunner().invoke(app, ["batch", "in.jsonl", "--dry-run"])
         assert done.exit_code == 2
         assert "2 lines: 1 requests" in done.stdout
-        assert "line 2: it is no JSON" in done.stderr
+        assert "line 2: it is not JSON" in done.stderr
 
     def test_simulated(self):
         write("in.jsonl", prompts(2))
@@ -336,7 +340,7 @@ class TestInterrupted:
     def test_told_to_stop_it_does_not_wait_for_those_who_are_away(self, simulator, running):
         simulator.openai.behave(Fault.rate_limited(600))
         process = running(prompts(500))
-        until(lambda: "waiting: no provider can be asked" in process.log)
+        until(lambda: "waiting: no provider is available" in process.log)
         process.signal(signal.SIGINT)
         assert process.code == 1
         words = process.log

@@ -1,6 +1,6 @@
 import pytest
 
-from aigateway.cli.batch import figures
+from aigateway.cli.batch import summary as figures
 
 
 @pytest.mark.parametrize(

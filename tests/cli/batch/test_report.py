@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aigateway.batch.files.totals import Totals
-from aigateway.cli.batch.page import page
+from aigateway.batch.files.totals import JobTotals
+from aigateway.cli.batch.report import _page as page
 from aigateway.cli.batch.report import check_report_path, write_report
 from aigateway.cli.batch.summary import Summary, plain_summary
 from aigateway.errors import ConfigurationError
@@ -29,7 +29,7 @@ SUMMARY = Summary(
     Path("report.html"),
     1_790_000_000.0,
 )
-EMPTY = Summary(Totals(), 0, 0.0, None, Path("in.jsonl"), Path("out.jsonl"))
+EMPTY = Summary(JobTotals(), 0, 0.0, None, Path("in.jsonl"), Path("out.jsonl"))
 
 
 class Reader(HTMLParser):
@@ -131,7 +131,7 @@ class TestPage:
         assert charts(page(EMPTY)) == {}
 
     def test_one_answer_is_enough_for_every_chart(self):
-        totals = Totals()
+        totals = JobTotals()
         add(totals, answer())
         assert len(charts(page(replace(SUMMARY, totals=totals)))) == 4
 
@@ -203,11 +203,11 @@ class TestCheck:
             check_report_path(tmp_path / "report.html")
 
     def test_a_folder_that_is_not_there(self, tmp_path):
-        with pytest.raises(ConfigurationError, match="make it first"):
+        with pytest.raises(ConfigurationError, match="does not exist"):
             check_report_path(tmp_path / "missing" / "report.html")
 
     def test_a_name_that_the_disk_refuses(self, tmp_path):
-        with pytest.raises(ConfigurationError, match=r"cannot be written .* give another place"):
+        with pytest.raises(ConfigurationError, match=r"cannot be written .* name another file"):
             check_report_path(tmp_path / f"{'x' * 300}.html")
 
     def test_the_job_s_own_files_are_safe(self, tmp_path):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from aigateway.cli.batch.screen import LiveScreen, PlainScreen
+from aigateway.cli.batch.screen import LiveJobScreen, PlainJobScreen
 from aigateway.errors import FailureKind
 from aigateway.resilience.breaker import CircuitState
 from aigateway.testing import FakeClock
@@ -83,7 +83,7 @@ def last_frame(showing):
 class TestPlain:
     async def test_a_line_says_everything(self, job):
         job.totals, job.total = mixed_totals(), 1100
-        showing = Showing(PlainScreen, job)
+        showing = Showing(PlainJobScreen, job)
         await showing.second(lines=10, seconds=5)
         await showing.end()
         assert showing.lines[-1] == (
@@ -93,7 +93,7 @@ class TestPlain:
 
     async def test_a_line_every_five_seconds_and_at_each_tenth(self, job):
         job.total = 1000
-        showing = Showing(PlainScreen, job)
+        showing = Showing(PlainJobScreen, job)
         await showing.second(lines=1, seconds=17)
         done = [int(line.split("/")[0]) for line in showing.lines]
         assert len(done) == 3
@@ -104,7 +104,7 @@ class TestPlain:
         await showing.end()
 
     async def test_less_often_when_it_takes_long(self, job):
-        showing = Showing(PlainScreen, job)
+        showing = Showing(PlainJobScreen, job)
         job.began -= 3600
         await showing.second()
         assert len(showing.lines) == 1
@@ -113,7 +113,7 @@ class TestPlain:
         await showing.end()
 
     async def test_what_happens_is_told_once(self, job):
-        showing = Showing(PlainScreen, job)
+        showing = Showing(PlainJobScreen, job)
         job.gateway = Gateway((status(state=CircuitState.OPEN, wait=11.2),))
         job.waiting = True
         await showing.second()
@@ -125,16 +125,16 @@ class TestPlain:
         await showing.second(seconds=2)
         assert showing.lines == [
             "openai/gpt-4o-mini: now open (12 s)",
-            "waiting: no provider can be asked just now",
+            "waiting: no provider is available now",
             "openai/gpt-4o-mini: now half-open",
-            "providers can be asked again",
+            "a provider is available again",
             "openai/gpt-4o-mini: now closed",
             "stopping (interrupted): finishing 7 in flight; Ctrl-C stops at once",
         ]
         await showing.end()
 
     async def test_whatever_it_stops_for_it_says_how_to_stop_at_once(self, job):
-        showing = Showing(PlainScreen, job)
+        showing = Showing(PlainJobScreen, job)
         job.stopping = "--max-cost reached"
         await showing.second()
         assert showing.lines == [
@@ -144,7 +144,7 @@ class TestPlain:
 
     @pytest.mark.parametrize("leave", [Showing.end, Showing.cancel])
     async def test_the_last_line_is_true(self, job, leave):
-        showing = Showing(PlainScreen, job)
+        showing = Showing(PlainJobScreen, job)
         await showing.second(lines=10)
         add(job.totals, answer(), 5)
         job.stopping = "interrupted"
@@ -156,7 +156,7 @@ class TestPlain:
     async def test_no_control_characters_even_on_a_terminal(self, job):
         job.gateway = Gateway((status(name="a\x1b[2J\rb"),))
         job.totals.earlier = 3
-        showing = Showing(PlainScreen, job, terminal())
+        showing = Showing(PlainJobScreen, job, terminal())
         await showing.end()
         assert showing.text.count("\n") == 1
         assert showing.text.rstrip("\n").isprintable()
@@ -179,7 +179,7 @@ class TestLive:
                 status(LONG, CircuitState.OPEN, math.inf),
             )
         )
-        showing = Showing(LiveScreen, job, terminal(width))
+        showing = Showing(LiveJobScreen, job, terminal(width))
         await showing.second(lines=10, seconds=5)
         await showing.end()
         shown = " ".join(last_frame(showing).split())
@@ -207,7 +207,7 @@ class TestLive:
 
     async def test_the_bar_grows(self, job):
         job.total = 10
-        showing = Showing(LiveScreen, job, terminal())
+        showing = Showing(LiveJobScreen, job, terminal())
         filled = []
         for lines in (0, 5, 5):
             await showing.second(lines)
@@ -219,10 +219,10 @@ class TestLive:
         assert "ETA" not in last_frame(showing)
 
     async def test_says_that_it_stops_or_waits(self, job):
-        showing = Showing(LiveScreen, job, terminal())
+        showing = Showing(LiveJobScreen, job, terminal())
         job.waiting = True
         await showing.second()
-        assert "waiting: no provider can be asked" in last_frame(showing)
+        assert "waiting: no provider is available" in last_frame(showing)
         job.waiting, job.stopping = False, "interrupted"
         await showing.second()
         assert "waiting" not in last_frame(showing)
@@ -232,14 +232,14 @@ class TestLive:
     async def test_of_many_providers_names_those_that_are_not_well(self, job):
         well = [status(f"p{number}") for number in range(20)]
         job.gateway = Gateway((*well, status("ill", CircuitState.OPEN, 3.0)))
-        showing = Showing(LiveScreen, job, terminal())
+        showing = Showing(LiveJobScreen, job, terminal())
         await showing.end()
         assert "ill open (3 s)   20 closed" in last_frame(showing)
         assert "p1" not in last_frame(showing)
 
     @pytest.mark.parametrize("leave", [Showing.end, Showing.cancel])
     async def test_leaves_the_terminal_in_order(self, job, leave):
-        showing = Showing(LiveScreen, job, terminal())
+        showing = Showing(LiveJobScreen, job, terminal())
         await showing.second()
         add(job.totals, answer(), 9)
         await leave(showing)
@@ -247,7 +247,7 @@ class TestLive:
         assert showing.text.endswith(SHOW_CURSOR)
 
     async def test_leaves_it_in_order_when_it_fails_itself(self, job):
-        showing = Showing(LiveScreen, job, terminal())
+        showing = Showing(LiveJobScreen, job, terminal())
         await showing.second()
         job.gateway = None
         await job.clock.advance(1)
@@ -256,7 +256,7 @@ class TestLive:
         assert showing.text.endswith(SHOW_CURSOR)
 
     async def test_what_goes_to_stdout_stays_there(self, job, capsys):
-        showing = Showing(LiveScreen, job, terminal())
+        showing = Showing(LiveJobScreen, job, terminal())
         await showing.second()
         print("an answer")
         await showing.end()
@@ -265,7 +265,7 @@ class TestLive:
 
     async def test_an_empty_job_is_a_whole_one(self, job):
         job.total, job.gateway = 0, Gateway(())
-        showing = Showing(LiveScreen, job, terminal())
+        showing = Showing(LiveJobScreen, job, terminal())
         await showing.end()
         assert "0 of 0 lines (100.0 %)" in last_frame(showing)
 
@@ -277,7 +277,7 @@ class Gone(io.StringIO):
         raise OSError(5, "Input/output error")
 
 
-@pytest.mark.parametrize("kind", [LiveScreen, PlainScreen])
+@pytest.mark.parametrize("kind", [LiveJobScreen, PlainJobScreen])
 async def test_a_lost_terminal_does_not_end_the_job(kind):
     clock = FakeClock()
     console = Console(file=Gone(), width=80, force_terminal=True)
@@ -300,7 +300,7 @@ class Broken(io.StringIO):
         raise BrokenPipeError
 
 
-@pytest.mark.parametrize("kind", [LiveScreen, PlainScreen])
+@pytest.mark.parametrize("kind", [LiveJobScreen, PlainJobScreen])
 async def test_a_broken_pipe_does_not_end_the_job(kind):
     clock = FakeClock()
     console = QuietlyLeaving(file=Broken(), width=80, force_terminal=True)

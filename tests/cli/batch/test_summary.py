@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aigateway.batch.files.totals import Totals
+from aigateway.batch.files.totals import JobTotals
 from aigateway.cli.batch.summary import Summary, plain_summary, print_summary
 from tests.cli.batch.jobs import ANSWER, LONG, OPENAI, mixed_totals, widest
 
@@ -36,7 +36,7 @@ def test_the_figures():
         r"job +stopped: interrupted",
         r"answered +100 of 1,103 lines",
         r"failed +3\b",
-        r"left +1,000 \(--resume goes on",
+        r"left +1,000 \(continue with --resume",
         r"cached +4\b",
         r"tokens +960 in, 1,920 out",
         r"cost +\$0\.0900 and 6 answers without a price",
@@ -61,7 +61,7 @@ def test_a_whole_job_says_so():
 
 
 def test_a_job_that_did_not_stop_and_is_not_done():
-    unfinished = Summary(Totals(), 2, 0.0, None, Path("in"), Path("out"))
+    unfinished = Summary(JobTotals(), 2, 0.0, None, Path("in"), Path("out"))
     assert re.search(r"job +not complete", printed(unfinished))
 
 
@@ -112,7 +112,7 @@ def test_plain_values_are_the_same_figures():
 
 
 def test_plain_values_of_nothing():
-    plain = plain_summary(Summary(Totals(), 0, 0.0, None, Path("in"), Path("out")))
+    plain = plain_summary(Summary(JobTotals(), 0, 0.0, None, Path("in"), Path("out")))
     assert plain["latency_seconds"] == dict.fromkeys(("mean", "p50", "p95", "p99", "highest"))
     assert plain["lines_per_second"] is None
     assert plain["errors"] is None

@@ -88,7 +88,7 @@ def test_the_log_as_json(start, workers):
 def test_only_the_service_loads_the_frameworks():
     heavy = ("fastapi", "uvicorn", "prometheus_client", "opentelemetry")
     code = (
-        "import sys, aigateway.cli, aigateway.cli.serve, aigateway.gateway;"
+        "import sys, aigateway.cli, aigateway.cli.commands, aigateway.gateway;"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run(

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.batch.files.journal import Journal
-from aigateway.batch.files.records import encoded, error_record
+from aigateway.batch.files.records import Journal, encoded, error_record
 from aigateway.errors import ConfigurationError, GatewayError
 from tests.processes import PATIENCE
 
@@ -67,7 +66,10 @@ def test_a_torn_line_longer_than_any_buffer_is_cut_off(path):
 def test_a_file_of_something_else_is_refused_and_left_as_it_is(path, line):
     content = encoded(RECORDS[0]) + line
     path.write_bytes(content)
-    with Journal(path) as journal, pytest.raises(ConfigurationError, match="line 2 is no record"):
+    with (
+        Journal(path) as journal,
+        pytest.raises(ConfigurationError, match="2 is not a record"),
+    ):
         ids(journal)
     assert path.read_bytes() == content
 
@@ -87,12 +89,15 @@ def test_half_a_character_is_written_and_read_again(path):
 
 
 def test_a_device_is_no_file_of_records():
-    with pytest.raises(ConfigurationError, match="/dev/full is no file"):
+    with pytest.raises(ConfigurationError, match="/dev/full is not a regular file"):
         Journal(Path("/dev/full"))
 
 
 def test_a_folder_and_a_missing_one_are_refused(tmp_path):
-    for path, says in ((tmp_path, "is no file"), (tmp_path / "no" / "out.jsonl", "cannot be")):
+    for path, says in (
+        (tmp_path, "is not a regular file"),
+        (tmp_path / "no" / "out.jsonl", "cannot be"),
+    ):
         with pytest.raises(ConfigurationError, match=says):
             Journal(path)
 
@@ -103,8 +108,7 @@ def test_a_full_disk_leaves_whole_records_only(path):
         import resource, sys
         from pathlib import Path
         from aigateway.errors import GatewayError
-        from aigateway.batch.files.journal import Journal, JournalError
-        from aigateway.batch.files.records import error_record
+        from aigateway.batch.files.records import Journal, JournalError, error_record
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         with Journal(Path(sys.argv[1])) as journal:

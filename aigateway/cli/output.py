@@ -1,4 +1,4 @@
-"""How a command says that it could not do what it was asked: words on stderr, and an exit code."""
+"""What all commands share: messages on stderr, exit codes, consoles and colours."""
 
 from __future__ import annotations
 
@@ -16,11 +16,23 @@ from aigateway.errors import (
     RequestRejectedError,
     describe,
 )
+from aigateway.routing.condition import Word
 
-__all__ = ["FAILED", "WRONG_INPUT", "advise", "complain", "explained", "note"]
+__all__ = ["COLOURS", "FAILED", "WRONG_INPUT", "advise", "errors_as_exit_codes", "is_live", "note"]
 
 FAILED = 1
 WRONG_INPUT = 2
+
+COLOURS: dict[Word, str] = {
+    "closed": "green",
+    "degraded": "yellow",
+    "half-open": "yellow",
+    "probe is due": "yellow",
+    "cooling": "magenta",
+    "open": "red",
+    "disabled": "red",
+}
+"""Rich's colour for each condition of a provider."""
 
 _ADVICE = """\
 Set one or more of these, in the environment or in a file named .env:
@@ -30,14 +42,14 @@ Set one or more of these, in the environment or in a file named .env:
   ANTHROPIC_API_KEY
   AZURE_OPENAI_API_KEY with AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_DEPLOYMENT
 
-or write [[providers]] in aigateway.toml. To try it without any key:
+or write [[providers]] in aigateway.toml. To try it without a key:
 
   aigateway chat --simulate "What is 2+2?"
   aigateway demo"""
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def errors_as_exit_codes() -> Iterator[None]:
     """Turn the gateway's errors into a message and an exit code, without a traceback."""
     try:
         yield
@@ -45,7 +57,7 @@ def explained() -> Iterator[None]:
         advise()
         code = WRONG_INPUT
     except GatewayError as error:
-        complain(error)
+        _print_error(error)
         wrong = isinstance(error, ConfigurationError | RequestRejectedError)
         code = WRONG_INPUT if wrong else FAILED
     else:
@@ -54,18 +66,17 @@ def explained() -> Iterator[None]:
 
 
 def advise() -> None:
-    """Say how providers are configured."""
+    """Print how to configure providers."""
     typer.secho("No provider is configured.", fg="red", err=True)
     typer.echo(_ADVICE, err=True)
 
 
-def complain(error: GatewayError) -> None:
-    """Say what went wrong: the error on one line, then each provider on its own."""
+def _print_error(error: GatewayError) -> None:
+    """Print the error on one line, then each provider's failure on its own line."""
     causes: tuple[ProviderFailure, ...] = getattr(error, "causes", ())
     message = str(error) or type(error).__name__
     if causes:
-        # The message has them all on one line; here each gets its own.
-        together = describe(causes)
+        together = describe(causes)  # part of the message; each cause gets its own line instead
         for enclosed in (f": {together}", f" ({together})"):
             message = message.replace(enclosed, "")
     typer.secho(f"error: {message.rstrip('.')}.", fg="red", err=True)
@@ -74,6 +85,11 @@ def complain(error: GatewayError) -> None:
 
 
 def note(text: str) -> None:
-    """Say something by the way, on stderr."""
+    """Print a remark on stderr."""
     console = Console(stderr=True, soft_wrap=True)
     console.print(text, style="dim", markup=False, highlight=False)
+
+
+def is_live(console: Console, *, plain: bool) -> bool:
+    """Whether a display may redraw itself on this console."""
+    return console.is_terminal and not console.is_dumb_terminal and not plain

@@ -11,7 +11,7 @@ from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.gateway import AsyncGateway
 from aigateway.routing.provider import CircuitOrder
 from aigateway.server.auth.keys import Access
-from aigateway.server.http.refusal_log import Complaints
+from aigateway.server.http.errors import RefusalLog
 from aigateway.server.http.sse import Turns
 from aigateway.server.process.exchange_files import Workers
 from aigateway.server.status.recent_events import Happenings
@@ -63,7 +63,7 @@ class Service:
         self.gateway = gateway
         self.settings = settings
         self.access = Access(settings, clock)
-        self.complaints = Complaints(clock)
+        self.complaints = RefusalLog(clock)
         self.draining = False
         self.stopping = asyncio.Event()
         self.turns = Turns(clock)

@@ -37,10 +37,10 @@ AT_BOUNDARIES = (
     "tests/cache/test_store.py",
     "tests/settings",
     "tests/telemetry",
-    "tests/server/test_bodies.py",
-    "tests/server/test_connections.py",
-    "tests/server/test_endpoints.py",
-    "tests/server/test_openai_sdk.py",
+    "tests/server/http/test_bodies.py",
+    "tests/server/http/test_connections.py",
+    "tests/server/http/test_endpoints.py",
+    "tests/server/http/test_openai_sdk.py",
 )
 """Tests of what depends on other packages: litellm, aiohttp, aiocache, pydantic, fastapi, ..."""
 

@@ -151,7 +151,7 @@ class _FromProvidersError(GatewayError):
         """One entry per provider that was asked or passed over, in the order of the plan."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (str(self), self.causes))
+        return (type(self), (str(self), self.causes), self.__dict__)
 
     @property
     def retry_after_seconds(self) -> float | None:
@@ -164,6 +164,20 @@ class _FromProvidersError(GatewayError):
 
 class RequestRejectedError(_FromProvidersError, ValueError):
     """The request itself is at fault; no other provider would take it either."""
+
+    def __init__(
+        self,
+        message: str,
+        causes: Sequence[ProviderFailure] = (),
+        *,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, causes)
+        self.param = param
+        """The field at fault, such as `messages[0].content`, where the gateway itself found it."""
+        self.code = code
+        """OpenAI's code of the mistake, likewise."""
 
 
 class UnknownModelError(RequestRejectedError):

@@ -42,7 +42,7 @@ from aigateway.messages import (
     ChatResponse,
     Usage,
 )
-from aigateway.request.values import check_patience, check_seconds
+from aigateway.request.checks import check_patience, check_seconds
 
 __all__ = [
     "Ask",

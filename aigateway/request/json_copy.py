@@ -10,7 +10,7 @@ import orjson
 
 from aigateway.errors import refuse
 
-__all__ = ["check_size", "copied", "encoded_json", "json_length", "plain"]
+__all__ = ["check_size", "copied", "encoded_json", "is_plain", "json_length"]
 
 _LONG = 65_536
 """Bytes of JSON from which texts are shared with the caller, not parsed again."""
@@ -55,14 +55,12 @@ def _copy(value: Any) -> Any:
     return orjson.loads(_dumps(value))
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it: of an enum its value, of a UUID its text. Itself if JSON has none."""
-    if type(value) in _ATOMS or isinstance(value, dict | list | tuple | str):
-        return value
-    try:
-        return orjson.loads(_dumps(value))
-    except orjson.JSONEncodeError:
-        return value
+def is_plain(value: Any) -> bool:
+    """Whether a value is what a JSON parser returns: no tuple, no enum, no mapping of another."""
+    kind = type(value)
+    if kind is dict:
+        return all(map(is_plain, value.values()))
+    return kind in _ATOMS or (kind is list and all(map(is_plain, value)))
 
 
 def _dumps(value: Any) -> bytes:

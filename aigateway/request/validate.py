@@ -1,23 +1,60 @@
-"""One request out of everything that one call was given."""
+"""Check what a call was given, and copy it into one request."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Set as AbstractSet
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel
 
 from aigateway.errors import refuse
 from aigateway.messages import APPLICATION, CacheMode, ChatRequest, EmbeddingRequest, Origin
-from aigateway.request.json_copy import check_size, copied, encoded_json
-from aigateway.request.messages import copied_messages
-from aigateway.request.params import copied_chat_params, copied_embedding_params
-from aigateway.request.values import check_headers, check_name, check_seconds
+from aigateway.request.checks import (
+    check_extra_body,
+    check_extra_headers,
+    check_headers,
+    check_inputs,
+    check_messages,
+    check_name,
+    check_seconds,
+    fit_fields,
+    refuse_field,
+    refuse_unknown,
+)
+from aigateway.request.json_copy import check_size, copied, encoded_json, json_length
+from aigateway.request.schema import CHAT_FIELDS, EMBEDDING_FIELDS
 from aigateway.settings import GatewaySettings
+from aigateway.structured import strict_format
 
 __all__ = ["chat_request", "embedding_request"]
 
-_TOKENS_END = 2**31
-"""No vocabulary has so many tokens; a greater number is a mistake."""
+_CHAT_OPTIONS = ("system", "model", "timeout", "agent", "cache", "cache_ttl")
+_CHAT_NAMES = CHAT_FIELDS.keys() - {"model", "stream", "stream_options"}
+
+_BY_CONFIG = "it belongs to a provider: set it in LLMConfig"
+_BY_GATEWAY = "the gateway itself decides that"
+_ELSEWHERE = {
+    **dict.fromkeys(("api_base", "base_url"), f"{_BY_CONFIG}(api_base=...)"),
+    **dict.fromkeys(("max_retries", "num_retries"), "use GatewaySettings(retry_rounds=...)"),
+    **dict.fromkeys(("request_timeout", "stream_timeout"), "use timeout="),
+    **dict.fromkeys(
+        ("stream", "stream_options"), "leave it out; gateway.stream() streams, chat() does not"
+    ),
+    **{name: f"{_BY_CONFIG}({name}=...)" for name in ("api_key", "api_version")},
+    "caching": 'use cache=True, False or "refresh"',
+    "client": f"{_BY_GATEWAY}; it keeps its own connections",
+    "custom_llm_provider": f"{_BY_CONFIG}(provider=...)",
+    "drop_params": "use GatewaySettings(drop_unsupported_params=True)",
+    "fallbacks": f"{_BY_GATEWAY}; give it more providers, in order of LLMConfig(priority=...)",
+    "headers": "use extra_headers=, or LLMConfig(headers=...) for every call",
+    "input_cost_per_token": "a request does not set prices; leave it out",
+    "messages": "pass it as the first argument",
+    "mock_response": "use a fake vendor in tests",
+    "model_list": f"{_BY_GATEWAY}; give it a list of LLMConfig",
+}
 
 
 def chat_request(
@@ -64,13 +101,13 @@ def chat_request(
     if not isinstance(cache, bool) and cache != "refresh":
         refuse('cache must be True, False or "refresh".')
     most = settings.max_prompt_bytes
-    messages, size = copied_messages(prompt_or_messages, system, most)
+    messages, size = _copied_messages(prompt_or_messages, system, most)
     given = {name: value for name, value in params.items() if value is not None}
     if temperature is not None:
         given["temperature"] = temperature
     if max_tokens is not None:
         given["max_tokens"] = max_tokens
-    own, response_model, more = copied_chat_params(given, most) if given else (given, None, 0)
+    own, response_model, more = _copied_chat_fields(given, most) if given else (given, None, 0)
     return ChatRequest(
         messages,
         model,
@@ -113,20 +150,18 @@ def embedding_request(
         RequestRejectedError: Something cannot be sent; the message says what, and the fix.
     """
     _check_options(model, timeout, origin)
-    if isinstance(inputs, str) or (_is_list(inputs) and inputs and _is_token(inputs[0])):
-        inputs = [inputs]
-    if not _is_list(inputs) or not inputs:
-        refuse("inputs must be a text or a list of at least one text, or tokens in their place.")
     most = settings.max_prompt_bytes
-    as_tokens = _is_list(inputs[0])
-    _check_inputs(inputs, most, as_tokens=as_tokens)
+    inputs = check_inputs(inputs, "inputs", most)
     encoded = encoded_json(inputs, "inputs")
     check_size(len(encoded), most)
     own_inputs = copied(inputs, encoded)
     given = {name: value for name, value in params.items() if value is not None}
-    own = copied_embedding_params(given, most)
+    _check_fields("embedding", given, EMBEDDING_FIELDS.keys() - {"model"}, ("model", "timeout"))
+    if given.pop("encoding_format", "float") != "float":
+        refuse_field("encoding_format", 'must be "float" or left out: vectors come as numbers')
+    own = _copied_fields(given, most)[0]
     return EmbeddingRequest(
-        tuple(map(tuple, own_inputs) if as_tokens else own_inputs),
+        tuple(tuple(i) if isinstance(i, list) else i for i in own_inputs),
         model,
         own,
         timeout,
@@ -138,29 +173,84 @@ def embedding_request(
     )
 
 
-def _check_inputs(inputs: Sequence[Any], most: int, *, as_tokens: bool) -> None:
-    size = 0
-    check_size(len(inputs), most, or_more=True)
-    for index, given in enumerate(inputs):
-        if as_tokens:
-            if not _is_list(given) or not given:
-                refuse(f"inputs[{index}] must be a list of at least one token.")
-            size += 2 * len(given)  # a digit and a comma, at least
-        elif not isinstance(given, str) or not given:
-            refuse(f"inputs[{index}] must be a text that is not empty.")
-        else:
-            size += len(given)
-        check_size(size, most, or_more=True)
-        if as_tokens and not all(map(_is_token, given)):
-            refuse(f"inputs[{index}] must hold tokens only: integers from 0 to 2^31 - 1.")
+def _copied_messages(
+    prompt: object, system: object, max_bytes: int
+) -> tuple[tuple[dict[str, Any], ...], int]:
+    """Check a prompt, put the system message in front, and return both with their bytes as JSON."""
+    if system is not None and not isinstance(system, str):
+        refuse("system must be a text; pass a message with parts inside the list of messages.")
+    if system:
+        check_size(json_length(system), max_bytes, or_more=True)
+    messages = _checked_messages(prompt, max_bytes)
+    front: dict[str, Any] = {"role": "system", "content": system} if system else {}
+    if front and messages[0].get("role") in {"system", "developer"}:
+        refuse("system= is given and the messages begin with a system message; give only one.")
+    encoded = encoded_json(messages, "The prompt" if isinstance(prompt, str) else "messages")
+    encoded_front = encoded_json(front, "system") if front else b""
+    size = len(encoded_front) + len(encoded)
+    if size > max_bytes:
+        check_size(size, max_bytes)
+    if type(prompt) is not str:  # a text cannot change: JSON would give the same again
+        messages = copied(messages, encoded)
+    if front:
+        return (copied(front, encoded_front), *messages), size
+    return tuple(messages), size
 
 
-def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, list | tuple)
+def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
+    """Check a prompt without copying it."""
+    if isinstance(prompt, str):
+        check_size(json_length(prompt), max_bytes, or_more=True)
+        if not prompt or prompt.isspace():
+            refuse("The prompt is empty.")
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list | tuple):
+        refuse(f"The prompt must be a text or a list of messages, not {type(prompt).__name__}.")
+    check_messages(prompt, max_bytes)
+    return prompt
 
 
-def _is_token(value: object) -> bool:
-    return type(value) is int and 0 <= value < _TOKENS_END
+def _copied_chat_fields(
+    given: dict[str, Any], max_bytes: int
+) -> tuple[dict[str, Any], type[BaseModel] | None, int]:
+    """Return the copy, the class if `response_format` was one, and the copy's bytes as JSON."""
+    if given.get("stream") is False:
+        del given["stream"]  # `chat` does not stream anyway
+    response_format, response_model = given.get("response_format"), None
+    if isinstance(response_format, type) and issubclass(response_format, BaseModel):
+        response_model = given.pop("response_format")
+    elif response_format is not None and not isinstance(response_format, Mapping):
+        problem = "must be an object, or in Python a pydantic model class"
+        refuse_field("response_format", problem)
+    _check_fields("chat", given, _CHAT_NAMES, _CHAT_OPTIONS)
+    given.pop("metadata", None)  # for the service's clients; no vendor gets it
+    if response_model is not None:
+        given["response_format"] = orjson.Fragment(strict_format(response_model))
+    own, size = _copied_fields(given, max_bytes)
+    return own, response_model, size
+
+
+def _check_fields(
+    form: Literal["chat", "embedding"],
+    given: dict[str, Any],
+    names: AbstractSet[str],
+    options: Sequence[str],
+) -> None:
+    for name in given:
+        if name not in names:
+            otherwise = "if a vendor knows it, put it into extra_body={...}, else leave it out"
+            refuse_unknown(name, (*names, *options), _ELSEWHERE, otherwise)
+    fit_fields(form, given)
+    if "extra_headers" in given:
+        check_extra_headers("extra_headers", given["extra_headers"])
+    if "extra_body" in given:
+        check_extra_body("extra_body", given["extra_body"])
+
+
+def _copied_fields(given: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
+    encoded = encoded_json(given, "params")
+    check_size(len(encoded), max_bytes, "parameters have")
+    return copied(given, encoded), len(encoded)
 
 
 def _new_id() -> str:

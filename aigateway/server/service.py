@@ -15,7 +15,7 @@ from aigateway.errors import ConfigurationError
 from aigateway.gateway import AsyncGateway
 from aigateway.routing.provider import CircuitOrder
 from aigateway.server.auth.keys import Access
-from aigateway.server.http.refusal_log import Complaints
+from aigateway.server.http.errors import RefusalLog
 from aigateway.server.http.sse import Turns
 from aigateway.server.process.shared_directory import SharedDirectory
 from aigateway.server.status.recent_events import RecentEvents
@@ -69,7 +69,7 @@ class Service:
         self.gateway = gateway
         self.settings = settings
         self.access = Access(settings, clock)
-        self.complaints = Complaints(clock)
+        self.complaints = RefusalLog(clock)
         self.draining = False
         self.stopping = asyncio.Event()
         self.turns = Turns(clock)

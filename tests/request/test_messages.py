@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,13 @@ from pydantic import BaseModel
 from aigateway.messages import ChatRequest
 from aigateway.request.validate import chat_request
 from tests.request.helpers import SECRET, SETTINGS, USER, chat, refused
+
+NO_CONTENT = 'must have "content"'
+CALL = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
+
+
+class Role(enum.Enum):
+    USER = "user"
 
 
 @pytest.mark.parametrize(
@@ -24,9 +32,9 @@ from tests.request.helpers import SECRET, SETTINGS, USER, chat, refused
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]},
         {"role": "assistant", "content": "a"},
         {"role": "assistant", "content": ""},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
-        {"role": "assistant", "tool_calls": [{"id": "1"}]},
-        {"role": "assistant", "function_call": {"name": "f"}},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "tool_calls": [{**CALL, "type": "function"}]},
+        {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
         {"role": "assistant", "content": None, "refusal": "no"},
         {"role": "tool", "tool_call_id": "1", "content": "42"},
         {"role": "tool", "tool_call_id": "1", "content": ""},
@@ -55,14 +63,14 @@ class Record:
     [
         ("", ["empty"]),
         (" \n\t", ["empty"]),
-        ([], ["messages is empty"]),
-        ((), ["messages is empty"]),
+        ([], ["messages must have at least one message"]),
+        ((), ["messages must have at least one message"]),
         (None, ["NoneType", "list of messages"]),
         (5, ["int"]),
         ({"role": "user", "content": SECRET}, ["dict", "list of messages"]),
         (iter([USER]), ["list of messages"]),
         (SECRET.encode(), ["bytes"]),
-        ([SECRET], ["messages[0] is str", "mapping"]),
+        ([SECRET], ["messages[0] is str", "object"]),
         ([USER, None], ["messages[1]", "NoneType"]),
         ([Message()], ["messages[0] is Message", "model_dump"]),
         ([Record()], ["messages[0]", "Record"]),
@@ -71,17 +79,17 @@ class Record:
         ([{"role": "usr", "content": "x"}], ['did you mean "user"?']),
         ([{"role": ["user"], "content": "x"}], ["messages[0]", "role"]),
         ([{"role": {}, "content": "x"}], ["messages[0]", "role"]),
-        ([USER, {"role": "user"}], ["messages[1]", "content is missing"]),
-        ([{"role": "user", "content": None}], ["content is missing"]),
-        ([{"role": "user", "tool_calls": [{}]}], ["content is missing"]),
-        ([USER, {"role": "assistant"}], ["messages[1]", "content is missing"]),
-        ([{"role": "assistant", "tool_calls": []}], ["content is missing"]),
+        ([USER, {"role": "user"}], ["messages[1]", NO_CONTENT]),
+        ([{"role": "user", "content": None}], ["messages[0].content must be"]),
+        ([{"role": "user", "tool_calls": [{}]}], [NO_CONTENT]),
+        ([USER, {"role": "assistant"}], ["messages[1]", NO_CONTENT]),
+        ([{"role": "assistant", "tool_calls": []}], [NO_CONTENT]),
         ([{"role": "user", "content": 5}], ["content must be"]),
         ([{"role": "user", "content": {"type": "text"}}], ["content must be"]),
-        ([{"role": "user", "content": []}], ["messages[0]", "content is empty"]),
-        ([{"role": "user", "content": ""}], ["messages[0]", "content is empty"]),
-        ([USER, {"role": "user", "content": ""}], ["messages[1]", "content is empty"]),
-        ([{"role": "assistant", "content": []}], ["messages[0]", "content is empty"]),
+        ([{"role": "user", "content": []}], ["messages[0]", "content must not be empty"]),
+        ([{"role": "user", "content": ""}], ["messages[0]", "content must not be empty"]),
+        ([USER, {"role": "user", "content": ""}], ["messages[1]", "content must not be empty"]),
+        ([{"role": "assistant", "content": []}], ["messages[0]", "content must not be empty"]),
         ([{"role": "user", "content": [SECRET]}], ["content[0]", "type"]),
         ([{"role": "user", "content": [{"text": SECRET}]}], ["content[0]", "type"]),
         ([{"role": "tool", "content": SECRET}], ["tool_call_id"]),
@@ -93,6 +101,14 @@ def test_refused_prompts(prompt: Any, words: list[str]) -> None:
     message = refused(lambda: chat(prompt))
     for word in words:
         assert word in message
+
+
+def test_messages_of_other_types_are_read_as_json() -> None:
+    parts = ({"type": "text", "text": "a"}, MappingProxyType({"type": "text", "text": "b"}))
+    (message,) = chat([MappingProxyType({"role": Role.USER, "content": parts})]).messages
+    assert message == {"role": "user", "content": [dict(part) for part in parts]}
+    wrong = [{"role": Role.USER, "content": (parts[0], {"type": "text"})}]
+    assert 'messages[0].content[1] must have "text"' in refused(lambda: chat(wrong))
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])

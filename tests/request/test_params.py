@@ -33,8 +33,8 @@ def test_params_that_are_fine(params: dict[str, Any]) -> None:
     assert chat(**params).params == params
 
 
-def test_not_streaming_need_not_be_said() -> None:
-    assert chat(stream=False).params == {}
+def test_what_is_accepted_but_not_sent() -> None:
+    assert chat(stream=False, metadata={"a": "b"}).params == {}
 
 
 class Message(BaseModel):
@@ -56,7 +56,7 @@ class Message(BaseModel):
         ({"stream": True}, ["stream", "leave it out"]),
         ({"stream": 0}, ["stream", "leave it out"]),
         ({"stream_options": {}}, ["leave it out"]),
-        ({"metadata": {"a": "b"}}, ["metadata", "agent="]),
+        ({"metadata": "a"}, ["metadata must be an object"]),
         ({"max_retries": 2}, ["retry_rounds"]),
         ({"num_retries": 2}, ["retry_rounds"]),
         ({"fallbacks": []}, ["priority"]),

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from aigateway import GatewaySettings
-from aigateway.request.messages import MOST_MESSAGES
+from aigateway.request.schema import MOST_MESSAGES
 from aigateway.request.validate import chat_request
 from tests.request.helpers import SECRET, USER, chat, embed, refused
+
+CALL = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
 
 
 class Counted(dict[str, Any]):
@@ -42,12 +44,12 @@ def test_a_mistake_at_the_beginning_is_found_at_once(messages: list[Any]) -> Non
     [
         (lambda: chat([USER] * (MOST_MESSAGES + 1)), "10,001 messages"),
         (
-            lambda: chat([{"role": "user", "content": [{"type": "text"}] * 10_001}]),
-            "10,001 parts",
+            lambda: chat([{"role": "user", "content": [{"type": "text", "text": "a"}] * 10_001}]),
+            "messages[0].content must have at most 10000 items",
         ),
         (
-            lambda: chat([USER, *[{"role": "assistant", "tool_calls": [{}] * 500}] * 5]),
-            "more than 2,048 tool calls",
+            lambda: chat([USER, *[{"role": "assistant", "tool_calls": [CALL] * 500}] * 5]),
+            "at most 2,048 tool calls",
         ),
         (lambda: chat(" " * 20_000), "20,000 bytes or more"),
         (lambda: chat(system="x" * 20_000), "20,000 bytes or more"),

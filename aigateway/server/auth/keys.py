@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.server.auth.usage import Account, Use
+from aigateway.server.http.bodies import AUTO
 from aigateway.server.http.errors import Refusal
-from aigateway.server.http.requests import AUTO
 from aigateway.settings import ApiKey, ServerSettings
 
 __all__ = ["Access", "Caller", "KeyUsage", "Use"]

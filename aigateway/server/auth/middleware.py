@@ -9,9 +9,8 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from aigateway.server.http.errors import Refusal
-from aigateway.server.http.limits import Limits
-from aigateway.server.http.responses import refused
+from aigateway.server.http.errors import Refusal, answer_error
+from aigateway.server.http.limits import RequestLimits
 from aigateway.server.service import Service
 
 __all__ = ["Gate", "protect"]
@@ -40,7 +39,7 @@ def protect(app: FastAPI, service: Service) -> None:
         service: Has the keys and the settings.
     """
     app.add_middleware(Gate, service=service)
-    app.add_middleware(Limits, settings=lambda: service.settings, clock=service.clock)
+    app.add_middleware(RequestLimits, settings=lambda: service.settings, clock=service.clock)
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -75,12 +74,11 @@ class Gate:
         try:
             self._check(scope["path"], Headers(scope=scope))
         except Refusal as refusal:
-            peer = scope.get("client")
-            self._service.complaints.note(refusal, None if peer is None else str(peer[0]))
+            response = answer_error(scope, refusal)
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
-            await refused(refusal)(scope, receive, send)
+            await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

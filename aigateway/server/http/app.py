@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.routing import Route
 
 from aigateway import __version__
 from aigateway.errors import GatewayError
 from aigateway.server.auth.middleware import protect
-from aigateway.server.http import openai_endpoints, operator, own_endpoints
-from aigateway.server.http.errors import Refusal, refusal_of
-from aigateway.server.http.openapi import completed
-from aigateway.server.http.request_ids import Guard
-from aigateway.server.http.responses import refused
+from aigateway.server.http import embeddings, openai_chat, own
+from aigateway.server.http.errors import ErrorBoundary, Refusal, handle
+from aigateway.server.http.openapi import DocumentedApp
 from aigateway.server.service import Service
 from aigateway.server.status import endpoints as status
 
 __all__ = ["create_app"]
+
+_HOT = [
+    Route(route.path, route.endpoint, methods=route.methods)
+    for router in (openai_chat.router, embeddings.router)
+    for route in router.routes
+    if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+]
+"""The busiest endpoints as plain routes, in front: as FastAPI's they would cost 70 us more each."""
 
 
 def create_app(service: Service) -> FastAPI:
     """Make the application.
 
     Args:
-        service: What its endpoints share; `app.state.service`.
+        service: Shared by the endpoints as `app.state.service`.
     """
-    app = _Application(
+    app = DocumentedApp(
         title="aigateway",
         version=__version__,
         summary="Several LLM vendors as one that answers.",
@@ -38,42 +43,11 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    app.router.routes[:0] = (
-        *openai_endpoints.ROUTES,
-        *own_endpoints.ROUTES,
-    )  # what is asked most is first
-    for error in (Refusal, GatewayError):
-        app.add_exception_handler(error, _refused)
-    app.add_exception_handler(HTTPException, _not_here)
-    app.include_router(status.router)
-    app.include_router(operator.router)
+    app.router.routes[:0] = _HOT
+    for router in (openai_chat.router, embeddings.router, own.router, status.router):
+        app.include_router(router)
+    for error in (Refusal, GatewayError, HTTPException):
+        app.add_exception_handler(error, handle)
     protect(app, service)
-    app.add_middleware(Guard)  # the last one added is the outermost
+    app.add_middleware(ErrorBoundary)  # the last one added is the outermost
     return app
-
-
-class _Application(FastAPI):
-    """Documents what is written by hand, too."""
-
-    def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document."""
-        if self.openapi_schema is None:
-            self.openapi_schema = completed(super().openapi())
-        return self.openapi_schema
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    refusal = refusal_of(error)
-    if refusal is error:  # what the gateway refuses is in its own books
-        peer = None if request.client is None else request.client.host
-        request.app.state.service.complaints.note(refusal, peer)
-    return refused(refusal)
-
-
-async def _not_here(_: Request, error: Exception) -> Response:
-    """What the router refuses: an unknown path, or a method that a path does not take."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
-    words = {404: "There is nothing at this path.", 405: "This path does not take this method."}
-    response = refused(Refusal(error.status_code, words.get(error.status_code, error.detail)))
-    response.headers.update(error.headers or {})
-    return response

@@ -1,7 +1,7 @@
-"""Bodies of requests: JSON of the right form, or a refusal that says what is wrong with them.
+"""Read bodies of requests: JSON of the right form, or a refusal that names the mistake.
 
 No body may hold up the other requests of the process. The number of JSON values is bounded before
-a body is parsed, the first error ends the check, and a long body is read in a thread: one at a
+a body is parsed, the first mistake ends the check, and a long body is read in a thread: one at a
 time, so that the event loop waits for no more than one call that holds the interpreter's lock.
 """
 
@@ -9,30 +9,53 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
-from aigateway.server.http.errors import Refusal
-from aigateway.settings import suggestion
+from aigateway.errors import RequestRejectedError
+from aigateway.request.checks import (
+    check_inputs,
+    check_messages,
+    fit_fields,
+    refuse_field,
+    refuse_unknown,
+)
+from aigateway.request.schema import CHAT_FIELDS, EMBEDDING_FIELDS, PLAIN_FIELDS
+from aigateway.server.http.errors import Refusal, refusal_of
 
-__all__ = ["MOST_VALUES", "checked", "json_body"]
+__all__ = [
+    "AUTO",
+    "COMPLETION_NAMES",
+    "EMBEDDING_NAMES",
+    "MOST_VALUES",
+    "PLAIN_NAMES",
+    "ChatBody",
+    "EmbeddingBody",
+    "json_body",
+    "read_chat",
+    "read_completion",
+    "read_embedding",
+]
 
 _Read = TypeVar("_Read")
+
+AUTO = "auto"
+"""The model of a client that has to name one and means any."""
 
 MOST_VALUES = 100_000
 """JSON values in a body, about. A chat of 10,000 messages has 30,000."""
 
 _SHORT = 65_536
-"""Bytes of a body that is read at once: a few milliseconds, whatever is in it."""
+"""Bytes of a body that is read at once: a few milliseconds at most."""
 
 _WINDOW = 65_536
-"""Bytes that are looked at in one go."""
+"""Bytes of one step of the count."""
 
 _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
@@ -74,12 +97,13 @@ async def json_body(request: Request, read: Callable[[dict[str, Any]], _Read]) -
     """Read a body.
 
     Args:
-        request: Whose body it is.
-        read: Makes of the JSON object what the endpoint wants. May raise a `Refusal`; of a long
-            body it runs in a thread.
+        request: The request.
+        read: Turns the JSON object into what the endpoint wants, or raises a
+            `RequestRejectedError`. For a long body it runs in a thread.
 
     Raises:
-        Refusal: 415, it is not said to be JSON; 400, it is no JSON object, or has too many values.
+        Refusal: 415, the content type is not JSON; 400, it is no JSON object, has too many values,
+            or `read` rejects it.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -87,10 +111,13 @@ async def json_body(request: Request, read: Callable[[dict[str, Any]], _Read]) -
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "The body must not be compressed: send no Content-Encoding.")
     raw = await request.body()
-    if len(raw) <= _SHORT:
-        return read(_parsed(raw))
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_readers, lambda: read(_parsed(raw)))
+    try:
+        if len(raw) <= _SHORT:
+            return read(_parsed(raw))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_readers, lambda: read(_parsed(raw)))
+    except RequestRejectedError as error:
+        raise refusal_of(error) from None  # the service counts it: the gateway has not seen it
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -152,69 +179,128 @@ def _after_string(raw: bytes, at: int) -> int:
     return len(raw)
 
 
-def checked(body: dict[str, Any], form: TypeAdapter[Any], known: frozenset[str]) -> dict[str, Any]:
-    """See that a body has its form.
+# ── what a body asks ─────────────────────────────────────────────────────────────────────────
 
-    Args:
-        body: As it came.
-        form: What it must look like.
-        known: The names that may stand at its top.
+_NOT_SENT = ("metadata", "model", "stream", "stream_options")
 
-    Returns:
-        The body, its numbers of the right kind.
+
+@dataclass(frozen=True, slots=True)
+class ChatBody:
+    """The body of a chat.
+
+    Attributes:
+        prompt: A text, or messages.
+        model: As the caller named it.
+        options: Keywords of `chat`.
+        stream: Whether the answer is streamed.
+        with_usage: Whether the stream ends with usage.
+    """
+
+    prompt: Any
+    model: str | None
+    options: dict[str, Any]
+    stream: bool = False
+    with_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingBody:
+    """The body of an embedding request.
+
+    Attributes:
+        inputs: A text, or several, or tokens in their place.
+        model: As the caller named it.
+        options: Keywords of `embed`.
+        in_base64: Whether vectors go out in base64.
+    """
+
+    inputs: Any
+    model: str | None
+    options: dict[str, Any]
+    in_base64: bool
+
+
+_LIBRARY = {"extra_body", "extra_headers"}  # in a body they would say where the request goes
+COMPLETION_NAMES = CHAT_FIELDS.keys() - _LIBRARY | {"messages"}
+PLAIN_NAMES = PLAIN_FIELDS.keys() | {"message", "messages"}
+EMBEDDING_NAMES = EMBEDDING_FIELDS.keys() - _LIBRARY | {"input"}
+
+
+def read_completion(body: dict[str, Any]) -> ChatBody:
+    """Read the body of `/v1/chat/completions`.
 
     Raises:
-        Refusal: 400 that names the place.
+        RequestRejectedError: Names the fault.
     """
+    _check_names(body, COMPLETION_NAMES)
+    messages = _messages(body)
+    fields = _without(body, ("messages",))
+    fit_fields("chat", fields)
+    stream_options = fields.get("stream_options")  # which means nothing without a stream
+    return ChatBody(
+        messages,
+        fields.get("model"),
+        _without(fields, _NOT_SENT),
+        bool(fields.get("stream")),
+        bool(stream_options and stream_options.get("include_usage")),
+    )
+
+
+def read_chat(body: dict[str, Any]) -> ChatBody:
+    """Read the body of `/chat`.
+
+    Raises:
+        RequestRejectedError: Names the fault.
+    """
+    _check_names(body, PLAIN_NAMES)
+    if ("message" in body) == ("messages" in body):
+        refuse_field("message", "must be given, or messages in its place, and not both")
+    if "messages" in body:
+        if "system" in body:
+            refuse_field("system", "goes with message; put it into messages as the first of them")
+        prompt = _messages(body)
+    else:
+        prompt = body["message"]
+        if not isinstance(prompt, str) or not prompt or prompt.isspace():
+            refuse_field("message", "must be a text that is not empty")
+    fields = _without(body, ("message", "messages"))
+    fit_fields("plain", fields)
+    if fields.get("stream"):
+        refuse_field("stream", "must be false here: use /v1/chat/completions for a stream")
+    return ChatBody(prompt, fields.get("model"), _without(fields, _NOT_SENT))
+
+
+def read_embedding(body: dict[str, Any]) -> EmbeddingBody:
+    """Read the body of `/v1/embeddings`.
+
+    Raises:
+        RequestRejectedError: Names the fault.
+    """
+    _check_names(body, EMBEDDING_NAMES)
+    inputs = check_inputs(body.get("input"), "input")
+    fields = _without(body, ("input",))
+    fit_fields("embedding", fields)
+    return EmbeddingBody(
+        inputs,
+        fields.get("model"),
+        _without(fields, ("encoding_format", "model")),
+        fields.get("encoding_format") == "base64",
+    )
+
+
+def _check_names(body: Mapping[str, Any], names: AbstractSet[str]) -> None:
     for name in body:
-        if name not in known:
-            raise _unknown(name, known)
-    try:
-        fit: dict[str, Any] = form.validate_python(body)
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)
-    else:
-        return fit
-    raise _misfit(body, details)
+        if name not in names:
+            refuse_unknown(name, names, _ELSEWHERE, "leave it out")
 
 
-def _misfit(body: dict[str, Any], details: list[ErrorDetails]) -> Refusal:
-    """The refusal of a body. Of a choice of forms, the one that fits best says what is wrong."""
-    places = [_place(body, detail["loc"]) for detail in details]
-    best = max(range(len(places)), key=lambda index: len(places[index]))
-    place = places[best]
-    what = details[best]["msg"]
-    if details[best]["type"] == "missing":
-        what = f"{details[best]['loc'][-1]} is missing"
-    elif details[best]["type"] == "union_tag_invalid":  # its own words quote what was given
-        what = "{discriminator} must be one of {expected_tags}".format_map(details[best]["ctx"])
-    path = _path(place)
-    return Refusal(400, f"{path}: {what}." if path else f"{what}.", param=path or None)
+def _messages(body: dict[str, Any]) -> list[Any]:
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        refuse_field("messages", "must be a list of messages")
+    check_messages(messages)
+    return messages
 
 
-def _unknown(name: str, known: frozenset[str]) -> Refusal:
-    text = name[:64]
-    hint = _ELSEWHERE.get(text)
-    if hint is not None:
-        message = f'"{text}" cannot be given in a request: {hint}.'
-    else:
-        message = f'There is no parameter "{text}"{suggestion(text, known) or "; leave it out."}'
-    return Refusal(400, message, code="unknown_parameter", param=text)
-
-
-def _place(body: object, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The part of pydantic's location that is in the body; the rest names branches of a choice."""
-    place: list[int | str] = []
-    here: Any = body
-    for step in loc:
-        in_list = isinstance(here, list) and isinstance(step, int) and step < len(here)
-        if in_list or (isinstance(here, dict) and step in here):
-            here = here[step]
-            place.append(step)
-    return tuple(place)
-
-
-def _path(place: tuple[int | str, ...]) -> str:
-    """`messages[0].content`. Names that are the caller's own are cut short."""
-    parts = [f"[{step}]" if isinstance(step, int) else f".{step[:64]}" for step in place]
-    return "".join(parts).removeprefix(".")
+def _without(body: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if value is not None and name not in names}

@@ -1,16 +1,28 @@
-"""How the service says no: a status, and OpenAI's form of an error.
+"""The one writer of errors: status, OpenAI's form of an error, headers, counter and log line.
 
 https://platform.openai.com/docs/guides/error-codes. Messages are those of our own errors, which
 hold no key, no prompt, no answer and no vendor's text. The vendor's text is in `detail`: it goes to
-whoever made the request, and nowhere else.
+the caller of the request, and nowhere else.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import re
+import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from aigateway.clock import Clock
 from aigateway.errors import (
     AllProvidersFailedError,
     BudgetExceededError,
@@ -26,21 +38,37 @@ from aigateway.errors import (
     StreamInterruptedError,
     UnknownModelError,
 )
+from aigateway.server.http.cancel import CallerGoneError
+from aigateway.server.http.responses import encoded, json_response
+from aigateway.telemetry.log import log_event
 
-__all__ = ["Refusal", "refusal_of", "stopping"]
+__all__ = [
+    "ErrorBoundary",
+    "Refusal",
+    "RefusalLog",
+    "answer_error",
+    "error_event",
+    "handle",
+    "refusal_of",
+    "request_id_of",
+    "stopping",
+]
+
+_log = logging.getLogger("aigateway.server")
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer
-    """An error as it goes to whoever asked.
+    """An error as the caller gets it.
 
     Args:
-        status: Of HTTP.
-        message: For a person.
+        status: HTTP status.
+        message: A sentence for a person.
         kind: OpenAI's `type`.
         code: OpenAI's `code`; None where there is none.
-        param: Which parameter is at fault, where that is known.
-        retry_after: Seconds after which to ask again; None says nothing.
-        cause: What a provider said, where that decided: its code stands for a missing `code`.
+        param: The parameter at fault, where that is known.
+        retry_after: Seconds after which to ask again; None sends no header.
+        cause: The provider's failure that decided: its code stands for a missing `code`.
+        headers: Further headers of the response.
     """
 
     def __init__(
@@ -53,6 +81,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
         param: str | None = None,
         retry_after: float | None = None,
         cause: ProviderFailure | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -62,12 +91,13 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
         self.param = param
         self.retry_after = retry_after
         self.cause = cause
+        self._headers = headers or {}
         self.caller: str | None = None
         """The name of the key that was refused, where that is known."""
 
     @property
     def body(self) -> dict[str, Any]:
-        """OpenAI's form of it."""
+        """The body, in OpenAI's form."""
         error = {
             "message": self.message,
             "type": self.kind,
@@ -84,10 +114,10 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What goes with it: `Retry-After` in whole seconds, never too early."""
+        """Those given, and `Retry-After` in whole seconds, never too early."""
         if self.retry_after is None or not math.isfinite(self.retry_after):
-            return {}
-        return {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
+            return self._headers
+        return {**self._headers, "Retry-After": str(max(1, math.ceil(self.retry_after)))}
 
 
 _FORMS: tuple[tuple[type[GatewayError], int, str, str | None], ...] = (
@@ -109,38 +139,44 @@ _PARAMS: dict[type[GatewayError], str] = {
 }
 
 
+_ROUTER_MESSAGES = {
+    404: "There is nothing at this path.",
+    405: "This path does not take this method.",
+}
+
+
 def stopping() -> Refusal:
-    """What is said to whoever is not answered to the end because the service stops."""
+    """Return the refusal of a request that the service does not finish because it stops."""
     return Refusal(
         503, "The service is stopping; ask again.", "server_error", "stopping", retry_after=1.0
     )
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """What an error of the gateway is to whoever asked. One that is not foreseen says nothing."""
+    """Return the refusal that stands for an error. An unforeseen error reveals nothing."""
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, HTTPException):
+        message = _ROUTER_MESSAGES.get(error.status_code, error.detail)
+        return Refusal(error.status_code, message, headers=error.headers)
     if isinstance(error, AllProvidersFailedError):
         return _of_providers(error)
     if isinstance(error, StreamInterruptedError):
-        what = "" if error.cause is None else f" ({error.cause.kind})"
-        message = f"The stream from {error.provider} broke after its first content{what}."
+        reason = "" if error.cause is None else f" ({error.cause.kind})"
+        message = f"The stream from {error.provider} broke after its first content{reason}."
         return Refusal(502, message, "server_error", "stream_interrupted", cause=error.cause)
-    for kind, status, what, code in _FORMS:
-        if isinstance(error, kind):
-            after = 1.0 if kind is OverloadedError else None
-            param = _PARAMS.get(kind)
-            causes = getattr(error, "causes", ())
+    for form, status, kind, code in _FORMS:
+        if isinstance(error, form):
             return Refusal(
                 status,
                 str(error),
-                what,
-                code,
-                param=param,
-                retry_after=after,
-                cause=_telling(causes),
+                kind,
+                code or getattr(error, "code", None),
+                param=getattr(error, "param", None) or _PARAMS.get(form),
+                retry_after=1.0 if form is OverloadedError else None,
+                cause=_most_telling(getattr(error, "causes", ())),
             )
-    return Refusal(500, "Something is broken here; the log says what.", "server_error", "internal")
+    return Refusal(500, "The service failed; its log has the details.", "server_error", "internal")
 
 
 _THROTTLED = {FailureKind.RATE_LIMITED, FailureKind.COOLING_DOWN, FailureKind.SATURATED}
@@ -149,7 +185,7 @@ _THROTTLED = {FailureKind.RATE_LIMITED, FailureKind.COOLING_DOWN, FailureKind.SA
 def _of_providers(error: AllProvidersFailedError) -> Refusal:
     message = str(error)
     after = error.retry_after_seconds
-    if error.causes and all(map(_is_our_own_lack, error.causes)):
+    if error.causes and all(map(_is_local_exhaustion, error.causes)):
         return Refusal(503, message, "server_error", "overloaded", retry_after=1.0)
     if error.causes and all(cause.kind in _THROTTLED for cause in error.causes):
         return Refusal(
@@ -158,7 +194,7 @@ def _of_providers(error: AllProvidersFailedError) -> Refusal:
             "rate_limit_error",
             "rate_limit_exceeded",
             retry_after=after or 1.0,
-            cause=_telling(error.causes),
+            cause=_most_telling(error.causes),
         )
     return Refusal(
         503,
@@ -166,16 +202,156 @@ def _of_providers(error: AllProvidersFailedError) -> Refusal:
         "server_error",
         "all_providers_failed",
         retry_after=after,
-        cause=_telling(error.causes),
+        cause=_most_telling(error.causes),
     )
 
 
-def _telling(causes: Sequence[ProviderFailure]) -> ProviderFailure | None:
-    """The cause that says most of what to mend: one about a parameter, else one with words."""
+def _most_telling(causes: Sequence[ProviderFailure]) -> ProviderFailure | None:
+    """Return the cause that helps most: one about a parameter, else one with the vendor's text."""
     about = next((cause for cause in causes if cause.param is not None), None)
     return about or next((cause for cause in causes if cause.detail is not None), None)
 
 
-def _is_our_own_lack(cause: ProviderFailure) -> bool:
-    """Whether there was no place or no descriptor here; a rate that is used up says until when."""
+def _is_local_exhaustion(cause: ProviderFailure) -> bool:
+    """Whether concurrency or descriptors ran out here; a used-up rate has a time to wait."""
     return cause.kind is FailureKind.SATURATED and cause.retry_after_seconds is None
+
+
+# ── the writer ───────────────────────────────────────────────────────────────────────────────
+
+
+def answer_error(scope: Scope, error: Exception) -> Response:
+    """Turn an error into its response; count it and log it.
+
+    An error of the gateway's is in its own metrics already, and is not counted again. Of an
+    unforeseen error the log gets the type and the place, but not the text: it may quote a request.
+    """
+    refusal = refusal_of(error)
+    if isinstance(error, Refusal | HTTPException):
+        if "app" in scope:
+            peer = scope.get("client")
+            log: RefusalLog = scope["app"].state.service.complaints
+            log.note(refusal, None if peer is None else str(peer[0]))
+    elif not isinstance(error, GatewayError):
+        places = "".join(traceback.format_tb(error.__traceback__))
+        request_id = scope.get("state", {}).get("request_id")
+        _log.error("Request %s: %s\n%s", request_id, type(error).__name__, places)
+    return json_response(refusal.body, refusal.status, refusal.headers)
+
+
+async def handle(request: Request, error: Exception) -> Response:
+    """Answer an error of an endpoint: the handler of every exception that the service knows."""
+    return answer_error(request.scope, error)
+
+
+def error_event(error: Exception) -> bytes:
+    """Return the event with which a stream that has begun ends after an error."""
+    return b"data: " + encoded(refusal_of(error).body) + b"\n\n"
+
+
+_LOG_SECONDS = 60.0
+"""Within this time the same refusal of the same key or address is logged once."""
+
+_MOST_LOGGED = 1000
+"""Kinds remembered of addresses, and as many of keys: a flood of addresses hides no key."""
+
+_Logged = dict[tuple[str | None, str], tuple[float, int]]
+
+
+class RefusalLog:
+    """Counts the refusals of the service itself, and logs them without flooding the log.
+
+    Args:
+        clock: Time.
+
+    Attributes:
+        counts: The refusals so far, by code (or status, where there is none).
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._of_keys: _Logged = {}  # the oldest first, here and there
+        self._of_peers: _Logged = {}
+        self.counts: Counter[str] = Counter()
+
+    def note(self, refusal: Refusal, peer: str | None = None) -> None:
+        """Count a refusal, and log it unless the same was logged a moment ago.
+
+        Args:
+            refusal: What was refused.
+            peer: The caller's address, for a request without a known key.
+        """
+        code = refusal.code or str(refusal.status)
+        self.counts[code] += 1
+        kind, now = (refusal.caller or peer, code), self._clock.now()
+        logged = self._of_keys if refusal.caller else self._of_peers
+        since, silent = logged.get(kind, (None, 0))
+        if since is not None and now - since < _LOG_SECONDS:
+            logged[kind] = (since, silent + 1)
+            return
+        logged.pop(kind, None)
+        while len(logged) >= _MOST_LOGGED:
+            oldest = next(iter(logged))
+            if now - logged[oldest][0] < _LOG_SECONDS:
+                return  # a flood: it is counted, and that is enough
+            del logged[oldest]
+        logged[kind] = (now, 0)
+        more = ", and {not_logged} times since the last such line" if silent else ""
+        log_event(
+            logging.WARNING,
+            "service.refused",
+            f"{{caller}} got HTTP {{status}} ({{code}}){more}.",
+            caller=f"the key {refusal.caller!r}" if refusal.caller else peer or "an unknown caller",
+            status=refusal.status,
+            code=code,
+            not_logged=silent,
+        )
+
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+
+
+def request_id_of(given: str | None) -> str:
+    """Return the caller's id of a request if it is fit for logs and headers, else a new one."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return os.urandom(16).hex()
+
+
+class ErrorBoundary:
+    """The outermost ASGI middleware: gives each request an id, and answers unforeseen errors.
+
+    `request.state.request_id` is the request's id, sent as `x-request-id`.
+
+    Args:
+        app: The application within.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = request_id_of(Headers(scope=scope).get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        begun = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except (ClientDisconnect, CallerGoneError):
+            if not begun:  # the caller is gone, but uvicorn wants a response
+                await Response(status_code=499)(scope, receive, send_with_id)
+        except Exception as error:  # noqa: BLE001 - the last place that can answer
+            response = answer_error(scope, error)
+            if not begun:
+                await response(scope, receive, send_with_id)

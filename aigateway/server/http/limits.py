@@ -13,11 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aigateway.clock import Clock, Timeout
-from aigateway.server.http.errors import Refusal
-from aigateway.server.http.responses import refused
+from aigateway.server.http.errors import Refusal, answer_error
 from aigateway.settings import ServerSettings
 
-__all__ = ["UNTIL", "Limits"]
+__all__ = ["UNTIL", "RequestLimits"]
 
 UNTIL = "aigateway.until"
 """Where the scope says when the request is given up, on the clock's scale."""
@@ -34,7 +33,7 @@ _NEVER = 1e9
 """Seconds."""
 
 
-class Limits:
+class RequestLimits:
     """Bounds the size of a body, the time until it is there, and the time of the whole request.
 
     Args:
@@ -54,11 +53,11 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._settings(), self._clock)
-        await exchange.run(self._app)
+        limited = _LimitedRequest(scope, receive, send, self._settings(), self._clock)
+        await limited.run(self._app)
 
 
-class _Exchange:
+class _LimitedRequest:
     """One request and its answer."""
 
     def __init__(
@@ -85,7 +84,7 @@ class _Exchange:
         refusal = self._refused_at_once() or await self._ask(app)
         if refusal is not None and not self._started:
             self._refusal = None
-            await refused(refusal)(self._scope, self._receive, self.send)
+            await answer_error(self._scope, refusal)(self._scope, self._receive, self.send)
 
     async def _ask(self, app: ASGIApp) -> Refusal | None:
         self._scope[UNTIL] = self._began + self._settings.request_timeout

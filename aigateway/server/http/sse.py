@@ -1,4 +1,4 @@
-"""A stream of answers on its way out, as server-sent events."""
+"""Send a stream as server-sent events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aigateway.clock import Clock
-from aigateway.server.http.cancellation import CancelOnDisconnect, StoppingError, WhileServing
+from aigateway.server.http.cancel import (
+    StoppingError,
+    cancel_on_disconnect,
+    cancel_on_shutdown,
+)
 
 __all__ = ["EventStream", "Turns"]
 
@@ -75,7 +79,7 @@ class EventStream(Response):
         headers: Of the response.
         ping: Sent when nothing else was for `ping_seconds`.
         ping_seconds: How long a silence may be.
-        farewell: Sent as the last when the service's time is over.
+        last_event: Sent as the last when the service stops.
         stopping: Is set then.
         turns: When the next event may be sent.
         clock: Time.
@@ -91,7 +95,7 @@ class EventStream(Response):
         *,
         ping: bytes,
         ping_seconds: float,
-        farewell: bytes,
+        last_event: bytes,
         stopping: asyncio.Event,
         turns: Turns,
         clock: Clock,
@@ -104,7 +108,7 @@ class EventStream(Response):
         self._closing = closing
         self._ping = ping
         self._ping_seconds = ping_seconds
-        self._farewell = farewell
+        self._last_event = last_event
         self._stopping = stopping
         self._turns = turns
         self._clock = clock
@@ -114,20 +118,20 @@ class EventStream(Response):
         """Send all of it."""
         async with (
             self._closing,
-            CancelOnDisconnect(receive),
+            cancel_on_disconnect(receive),
             contextlib.aclosing(self._events) as events,
         ):
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
             pings = asyncio.create_task(self._send_pings(send), name="aigateway-pings")
             try:
-                async with WhileServing(self._stopping):
+                async with cancel_on_shutdown(self._stopping):
                     async for event in events:
                         self._quiet = False
                         await _send(send, event)
                         await self._turns.take()
             except StoppingError:
-                await _send(send, self._farewell)
+                await _send(send, self._last_event)
             finally:
                 pings.cancel()
             await send({"type": "http.response.body", "body": b"", "more_body": False})

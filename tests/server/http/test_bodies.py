@@ -152,7 +152,7 @@ WRONG: tuple[tuple[dict[str, object], str], ...] = (
     ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
     ({"tool_choice": 5}, "tool_choice"),
     ({"response_format": "json"}, "response_format"),
-    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": ""}}, "response_format"),
     ({"response_format": {"type": "json_schema"}}, "response_format"),
     ({"logit_bias": {"5": "much"}}, "logit_bias.5"),
     ({"metadata": 5}, "metadata"),

@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from aigateway.server.http.cancellation import CallerGoneError, CancelOnDisconnect
+from aigateway.server.http.cancel import CallerGoneError, cancel_on_disconnect
 from aigateway.simulator import Fault
 from aigateway.testing import ScriptedVendor
 from tests.gateways import until
@@ -127,7 +127,7 @@ async def test_the_block_ends_when_the_caller_has_gone():
     line = Line()
     asyncio.get_running_loop().call_soon(line.close)
     with pytest.raises(CallerGoneError):
-        async with CancelOnDisconnect(line.receive):
+        async with cancel_on_disconnect(line.receive):
             await asyncio.Event().wait()
     task = asyncio.current_task()
     assert task is not None
@@ -139,7 +139,7 @@ async def test_a_cancellation_from_elsewhere_stays_one():
     line = Line()
 
     async def work():
-        async with CancelOnDisconnect(line.receive):
+        async with cancel_on_disconnect(line.receive):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(work())
@@ -152,10 +152,10 @@ async def test_a_cancellation_from_elsewhere_stays_one():
 
 async def test_the_block_lets_through_what_it_holds():
     line = Line()
-    async with CancelOnDisconnect(line.receive):
+    async with cancel_on_disconnect(line.receive):
         await asyncio.sleep(0)
     with pytest.raises(KeyError):
-        async with CancelOnDisconnect(line.receive):
+        async with cancel_on_disconnect(line.receive):
             raise KeyError
     line.close()
     await asyncio.sleep(0)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 
 from aigateway.clock import SYSTEM_CLOCK
-from aigateway.server.http.limits import Limits
+from aigateway.server.http.limits import RequestLimits
 from tests.processes import PATIENCE
 from tests.server.callers import converse, scripted_service
 from tests.server.running import running
@@ -43,7 +43,7 @@ def reader():
 
 
 def limited(service, app):
-    return Limits(app, lambda: service.settings, service.clock)
+    return RequestLimits(app, lambda: service.settings, service.clock)
 
 
 def error_of(raw):
@@ -164,7 +164,7 @@ async def test_a_body_that_keeps_coming_may_take_longer(clock):
         said.append(message)
 
     async with scripted_service(header_timeout=2) as service:
-        app = Limits(reader, lambda: service.settings, clock)
+        app = RequestLimits(reader, lambda: service.settings, clock)
         scope = {"type": "http", "method": "POST", "headers": [(b"content-length", b"1000000")]}
         serving = asyncio.create_task(app(scope | {"http_version": "1.1"}, receive, send))
         await clock.advance(11)

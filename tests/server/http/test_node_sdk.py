@@ -16,7 +16,7 @@ from aigateway.simulator import Fault
 from tests.gateways import until
 from tests.server.services import served
 
-FOLDER = Path(__file__).parent / "node"
+FOLDER = Path(__file__).parents[1] / "node"
 
 
 @pytest.fixture

@@ -293,7 +293,7 @@ async def test_a_service_that_drains_is_not_ready(client):
     client.service.draining = True
     answer = await client.get("/ready")
     assert answer.status_code == 503
-    assert "told to stop" in answer.json()["reason"]
+    assert "stopping" in answer.json()["reason"]
 
 
 async def test_metrics(client):

@@ -1,4 +1,4 @@
-"""Whatever a request says: it is read, or refused in words, and nothing else happens."""
+"""Any request is read, or refused with a message, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.server.http.errors import Refusal
-from aigateway.server.http.headers import name_of_request, origin, terms
-from aigateway.server.http.requests import chat_question, completion_question, embedding_question
-from aigateway.server.http.schema import CHAT_NAMES, COMPLETION_NAMES, EMBEDDING_NAMES
+from aigateway.errors import RequestRejectedError
+from aigateway.server.http.bodies import (
+    COMPLETION_NAMES,
+    EMBEDDING_NAMES,
+    PLAIN_NAMES,
+    read_chat,
+    read_completion,
+    read_embedding,
+)
+from aigateway.server.http.call import origin, read_headers
+from aigateway.server.http.errors import Refusal, refusal_of, request_id_of
 from aigateway.telemetry import wants_prometheus
 
 VALUES = st.recursive(
@@ -34,31 +41,31 @@ def outcome(read, given_value):
     """What a reader makes of a value: a result, or the refusal that it raises."""
     try:
         return read(given_value)
-    except Refusal as refusal:
-        return refusal
+    except (Refusal, RequestRejectedError) as error:
+        return refusal_of(error)
 
 
 READERS = {
-    completion_question: COMPLETION_NAMES,
-    chat_question: CHAT_NAMES,
-    embedding_question: EMBEDDING_NAMES,
+    read_completion: COMPLETION_NAMES,
+    read_chat: PLAIN_NAMES,
+    read_embedding: EMBEDDING_NAMES,
 }
 
 
 @pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
 @given(data=st.data())
-def test_any_body_is_a_question_or_a_refusal(read, data):
+def test_any_body_is_read_or_refused(read, data):
     body = data.draw(st.dictionaries(st.sampled_from(sorted(READERS[read])), VALUES, max_size=4))
     if "messages" in READERS[read] and data.draw(st.booleans()):
         body["messages"] = data.draw(MESSAGES)
     before = repr(body)
-    question = outcome(read, body)
-    if isinstance(question, Refusal):
-        assert question.status == 400
-        assert orjson.dumps(question.body)
+    read_body = outcome(read, body)
+    if isinstance(read_body, Refusal):
+        assert read_body.status == 400
+        assert orjson.dumps(read_body.body)
     else:
-        assert None not in question.options.values()
-        assert not question.options.keys() & {"messages", "model", "stream", "metadata", "input"}
+        assert None not in read_body.options.values()
+        assert not read_body.options.keys() & {"messages", "model", "stream", "metadata", "input"}
     assert repr(body) == before
 
 
@@ -66,8 +73,8 @@ HEADERS = ("cache", "cache-ttl", "timeout", "agent", "other")
 
 
 @given(st.dictionaries(st.sampled_from([f"x-aigateway-{name}" for name in HEADERS]), st.text()))
-def test_any_headers_are_terms_or_a_refusal(headers):
-    read = outcome(terms, headers)
+def test_any_headers_are_read_or_refused(headers):
+    read = outcome(read_headers, headers)
     if isinstance(read, Refusal):
         assert read.status == 400
         assert read.param in headers
@@ -79,9 +86,9 @@ def test_any_headers_are_terms_or_a_refusal(headers):
 
 @given(st.none() | st.text() | st.text(string.ascii_letters + "-._", min_size=1, max_size=130))
 def test_any_request_id_is_fit_for_a_log(given_id):
-    name = name_of_request(given_id)
+    name = request_id_of(given_id)
     assert re.fullmatch(r"[!-~]{1,128}", name)
-    assert name == name_of_request(name)
+    assert name == request_id_of(name)
 
 
 @given(st.text(), st.text())

@@ -1,0 +1,482 @@
+"""The one schema of requests: messages, tools, parameters of a chat, and of embeddings.
+
+The library and the service check requests by it, and the service's OpenAPI document is generated
+from it. See https://platform.openai.com/docs/api-reference.
+
+It is as strict as OpenAI where all vendors agree, and open where they differ: an object may have
+more fields than are named here (`cache_control`, say), and a part, tool or response format of a
+vendor's own kind passes. Top-level names are closed, so that nothing in a request of the service
+decides where it goes or with which key.
+
+`checks` reads the table and words the mistakes.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from types import GenericAlias
+from typing import Annotated, Any, Literal, NotRequired, TypeGuard
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+__all__ = [
+    "CHAT_FIELDS",
+    "EMBEDDING_FIELDS",
+    "FORMS",
+    "MOST_MESSAGES",
+    "PLAIN_FIELDS",
+    "ROLES",
+    "ROLE_PROBLEM",
+    "TOKENS_END",
+    "json_schemas",
+    "whole",
+]
+
+MOST_MESSAGES = 10_000
+"""Messages of a request, and parts of a message."""
+
+_FEW = 1024
+"""Tools, calls of one message, words to stop at: several times what any vendor takes."""
+
+TOKENS_END = 2**31
+"""No vocabulary has so many tokens."""
+
+_LONGEST_TYPE = 64
+
+
+# ── the language of the table ────────────────────────────────────────────────────────────────
+
+_typed_dict: Any = TypedDict  # a checker takes no form that is put together while it runs
+
+
+def _object(
+    name: str,
+    must: Mapping[str, Any],
+    may: Mapping[str, Any] | None = None,
+    *,
+    closed: bool = False,
+    schema: dict[str, Any] | None = None,
+) -> Any:
+    """Declare a JSON object.
+
+    Args:
+        name: In the OpenAPI document.
+        must: Fields that have to be there, and their types.
+        may: Fields that may be missing or null.
+        closed: Whether it may have no other fields.
+        schema: More for its JSON schema.
+    """
+    fields = {**must, **{field: NotRequired[kind | None] for field, kind in (may or {}).items()}}
+    made: Any = _typed_dict(name, fields)
+    extra: Literal["forbid", "allow"] = "forbid" if closed else "allow"
+    made.__pydantic_config__ = ConfigDict(
+        extra=extra, strict=True, allow_inf_nan=False, json_schema_extra=schema
+    )
+    return made
+
+
+def _choice(kind: Callable[[Any], str | None], problem: str, **forms: Any) -> Any:
+    """Declare a choice: `kind` names the form of a value, or returns None for `problem`."""
+    tagged = [Annotated[form, Tag(tag)] for tag, form in forms.items()]
+    how = Discriminator(
+        lambda value: tag if (tag := kind(value)) in forms else None,
+        custom_error_type="choice",
+        custom_error_message=problem,
+    )
+    return Annotated[functools.reduce(operator.or_, tagged), how]
+
+
+def _kind_of(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    return "list" if isinstance(value, list) else "object" if isinstance(value, dict) else None
+
+
+def _type_in(value: Any) -> Any:
+    return value.get("type") if isinstance(value, dict) else None
+
+
+def _is_type(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_TYPE
+
+
+def whole(value: Any) -> Any:
+    """Return 5 for 5.0: to JSON both are integers, and some clients write the latter."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _few_items(value: Any) -> Any:
+    """Count first: pydantic looks at every item of a mapping before it counts them."""
+    if isinstance(value, dict) and len(value) > _FEW:
+        raise PydanticCustomError("choice", f"must have at most {_FEW} items")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _few(item: Any) -> Any:
+    # The first wrong item ends the check: an error for each of millions takes minutes.
+    return Annotated[GenericAlias(list, item), Field(max_length=_FEW, fail_fast=True)]
+
+
+def _many(item: Any) -> Any:
+    how = Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
+    return Annotated[GenericAlias(list, item), how]
+
+
+def _whole_from(least: int, most: int = 2**53) -> Any:
+    return Annotated[int, Field(ge=least, le=most), BeforeValidator(whole)]
+
+
+def _number(least: float, most: float) -> Any:
+    return Annotated[float, Field(ge=least, le=most)]
+
+
+def _not_typed(*kinds: str, more: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    known = {"properties": {"type": {"enum": list(kinds)}}, "required": ["type"]}
+    return {"not": {"anyOf": [known, *more]}}
+
+
+# ── messages ─────────────────────────────────────────────────────────────────────────────────
+
+_url = _object("Link", {"url": Text})
+_PARTS: dict[str, Any] = {
+    "text": _object("TextPart", {"type": Literal["text"], "text": str}),
+    "refusal": _object("RefusalPart", {"type": Literal["refusal"], "refusal": str}),
+    "image_url": _object(
+        "ImagePart",
+        {
+            "type": Literal["image_url"],
+            "image_url": _choice(
+                _kind_of,
+                "must be an object with a url",
+                text=Text,  # litellm's users give the address itself, too
+                object=_object("ImageLink", {"url": Text}, {"detail": str}),
+            ),
+        },
+    ),
+    "input_audio": _object(
+        "AudioPart",
+        {
+            "type": Literal["input_audio"],
+            "input_audio": _object("AudioData", {"data": str, "format": str}),
+        },
+    ),
+    "file": _object("FilePart", {"type": Literal["file"], "file": dict[str, Any]}),
+    "video_url": _object("VideoPart", {"type": Literal["video_url"], "video_url": _url}),
+}
+
+
+def _part_kind(part: Any) -> str | None:
+    kind = _type_in(part)
+    return None if not _is_type(kind) else kind if kind in _PARTS else "other"
+
+
+_TYPE_NAME = Annotated[str, Field(min_length=1, max_length=_LONGEST_TYPE)]
+_parts = _many(
+    _choice(
+        _part_kind,
+        'must be an object with a "type", such as "text"',
+        **_PARTS,
+        other=_object("OtherPart", {"type": _TYPE_NAME}, schema=_not_typed(*_PARTS)),
+    )
+)
+
+
+def _content(text: Any) -> Any:
+    problem = "must be a text or a list of parts"
+    return _choice(_kind_of, problem, text=text, list=_parts)
+
+
+_called_function = _object("CalledFunction", {"name": Text, "arguments": str})
+_called_tools = _few(
+    _choice(
+        lambda call: "custom" if _type_in(call) == "custom" else "function",
+        "must be a tool call",
+        function=_object(
+            "FunctionCall",
+            {"id": Text, "function": _called_function},
+            {"type": Literal["function"]},
+        ),
+        custom=_object(
+            "CustomToolCall",
+            {
+                "id": Text,
+                "type": Literal["custom"],
+                "custom": _object("CustomToolInput", {"name": Text, "input": str}),
+            },
+        ),
+    )
+)
+
+_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", "audio")
+
+
+def _has_content(message: Any) -> Any:
+    if (
+        isinstance(message, dict)
+        and "content" not in message  # null is fine: frameworks keep it of a refusal
+        and not any(message.get(name) for name in _INSTEAD_OF_CONTENT)
+    ):
+        raise PydanticCustomError("missing", 'must have "content"', {"field": "content"})
+    return message
+
+
+_ASSISTANT_HAS = [
+    {"required": ["content"]},
+    {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array", "minItems": 1}}},
+    {"required": ["function_call"], "properties": {"function_call": {"type": "object"}}},
+    {"required": ["refusal"], "properties": {"refusal": {"type": "string", "minLength": 1}}},
+    {"required": ["audio"], "properties": {"audio": {"type": "object", "minProperties": 1}}},
+]
+
+_assistant: Any = Annotated[
+    _object(
+        "AssistantMessage",
+        {"role": Literal["assistant"]},
+        {
+            "content": _content(str),
+            "name": str,
+            "refusal": str,
+            "tool_calls": _called_tools,
+            "function_call": _called_function,
+            "audio": dict[str, Any],
+        },
+        schema={"anyOf": _ASSISTANT_HAS},
+    ),
+    BeforeValidator(_has_content),
+]
+
+_MESSAGES: dict[str, Any] = {
+    "instruction": _object(
+        "InstructionMessage",
+        {"role": Literal["system", "developer"], "content": _content(str)},
+        {"name": str},
+    ),
+    "user": _object(
+        "UserMessage", {"role": Literal["user"], "content": _content(Text)}, {"name": str}
+    ),
+    "assistant": _assistant,
+    "tool": _object(
+        "ToolMessage", {"role": Literal["tool"], "tool_call_id": Text, "content": _content(str)}
+    ),
+    "function": _object(
+        "FunctionMessage", {"role": Literal["function"], "name": Text, "content": str}
+    ),
+}
+ROLES = {"system": "instruction", "developer": "instruction"}
+ROLES |= {role: role for role in ("user", "assistant", "tool", "function")}
+ROLE_PROBLEM = f"must have a role: {', '.join(ROLES)}"
+
+
+def _role_in(message: Any) -> str | None:
+    role = message.get("role") if isinstance(message, dict) else None
+    return ROLES.get(role) if isinstance(role, str) else None
+
+
+_message = _choice(_role_in, ROLE_PROBLEM, **_MESSAGES)
+
+
+# ── tools and parameters ─────────────────────────────────────────────────────────────────────
+
+_declared_function = _object(
+    "DeclaredFunction",
+    {"name": Text},
+    {"description": str, "parameters": dict[str, Any], "strict": bool},
+)
+
+
+def _tool_kind(tool: Any) -> str | None:
+    kind = _type_in(tool)
+    if kind in ("function", "custom"):
+        return str(kind)
+    if not tool or not isinstance(tool, dict) or ("type" in tool and not _is_type(kind)):
+        return None
+    return "function" if kind is None and "function" in tool else "other"
+
+
+_tool = _choice(
+    _tool_kind,
+    'must be an object with a "type", such as "function"',
+    function=_object(
+        "FunctionTool", {"function": _declared_function}, {"type": Literal["function"]}
+    ),
+    custom=_object(
+        "CustomTool",
+        {"type": Literal["custom"], "custom": _object("DeclaredCustomTool", {"name": Text})},
+    ),
+    other=_object(  # a vendor's own: {"type": "web_search_20250305", ...}, {"googleSearch": {}}
+        "VendorTool",
+        {},
+        {"type": _TYPE_NAME},
+        schema={
+            **_not_typed("function", "custom", more=[{"required": ["function"]}]),
+            "minProperties": 1,
+        },
+    ),
+)
+
+_response_format = _choice(
+    lambda form: (
+        None if not _is_type(kind := _type_in(form)) else kind if kind == "json_schema" else "other"
+    ),
+    'must be an object with a "type", such as "json_object"',
+    json_schema=_object(
+        "JsonSchemaFormat",
+        {
+            "type": Literal["json_schema"],
+            "json_schema": _object(
+                "JsonSchema",
+                {"name": Text},
+                {"description": str, "schema": dict[str, Any], "strict": bool},
+            ),
+        },
+    ),
+    other=_object("OtherFormat", {"type": _TYPE_NAME}, schema=_not_typed("json_schema")),
+)
+
+CHAT_FIELDS: Mapping[str, Any] = {
+    "audio": dict[str, Any],
+    "cache_control": dict[str, Any],
+    "extra_body": dict[str, Any],
+    "extra_headers": dict[str, Any],
+    "frequency_penalty": _number(-2, 2),
+    "function_call": _choice(
+        _kind_of,
+        "must be a text or an object",
+        text=str,
+        object=_object("ChosenFunction", {"name": Text}),
+    ),
+    "functions": _few(_declared_function),
+    "logit_bias": Annotated[dict[str, float], BeforeValidator(_few_items)],
+    "logprobs": bool,
+    "max_completion_tokens": _whole_from(1),
+    "max_tokens": _whole_from(1),
+    "metadata": dict[str, Any],
+    "modalities": _few(str),
+    "model": str,
+    "n": _whole_from(1, 128),
+    "parallel_tool_calls": bool,
+    "prediction": dict[str, Any],
+    "presence_penalty": _number(-2, 2),
+    "prompt_cache_key": str,
+    "prompt_cache_retention": str,
+    "reasoning_effort": str,
+    "response_format": _response_format,
+    "safety_identifier": str,
+    "safety_settings": _few(dict[str, Any]),
+    "seed": _whole_from(1 - 2**63, 2**63 - 1),
+    "service_tier": str,
+    "stop": _choice(
+        _kind_of,
+        "must be a text or a list of texts",
+        text=str,
+        list=_few(str),
+    ),
+    "store": bool,
+    "stream": bool,
+    "stream_options": _object("StreamOptions", {}, {"include_usage": bool}),
+    "temperature": _number(0, 2),
+    "thinking": dict[str, Any],
+    "tool_choice": _choice(
+        _kind_of,
+        "must be a text or an object",
+        text=str,
+        object=_object("ChosenTool", {"type": Text}),
+    ),
+    "tools": _few(_tool),
+    "top_k": _whole_from(-1, 2**31),  # vLLM: -1 is all
+    "top_logprobs": _whole_from(0, 20),
+    "top_p": _number(0, 1),
+    "user": str,
+    "verbosity": str,
+    "web_search_options": dict[str, Any],
+}
+"""The top-level fields of a chat beside its messages, for the library and the service together."""
+
+EMBEDDING_FIELDS: Mapping[str, Any] = {
+    "dimensions": _whole_from(1),
+    "encoding_format": Literal["float", "base64"],
+    "extra_body": dict[str, Any],
+    "extra_headers": dict[str, Any],
+    "model": str,
+    "user": str,
+}
+"""The top-level fields of an embedding request beside its inputs, likewise."""
+
+_token_list = Annotated[list[Annotated[int, Field(ge=0, lt=TOKENS_END)]], Field(min_length=1)]
+_INPUTS = (
+    Text
+    | Annotated[list[Text], Field(min_length=1)]
+    | _token_list
+    | Annotated[list[_token_list], Field(min_length=1)]
+)
+"""For the document; `check_inputs` checks them."""
+
+
+_ONLY_LIBRARY = {"extra_body", "extra_headers"}
+_CHAT_SERVICE = {n: form for n, form in CHAT_FIELDS.items() if n not in _ONLY_LIBRARY}
+
+PLAIN_FIELDS: Mapping[str, Any] = {
+    **{n: form for n, form in _CHAT_SERVICE.items() if n != "stream_options"},
+    "n": _whole_from(1, 1),
+    "stream": Annotated[bool, WithJsonSchema({"const": False})],
+    "agent": Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[ -~]+$")],
+    "cache": bool | Literal["refresh"],
+    "cache_ttl": Annotated[float, Field(gt=0, le=1e9)],
+    "system": str,
+    "timeout": Annotated[float, Field(gt=0, le=1e9)],
+}
+"""The fields of the service's own `/chat` beside its message or messages."""
+
+
+FORMS: Mapping[str, Any] = {
+    "message": _message,
+    "chat": _object("ChatFields", {}, CHAT_FIELDS, closed=True),
+    "plain": _object("PlainFields", {}, PLAIN_FIELDS, closed=True),
+    "embedding": _object("EmbeddingFields", {}, EMBEDDING_FIELDS, closed=True),
+}
+"""What is checked at once: a message, or all fields of a request beside messages or inputs."""
+
+
+# ── the OpenAPI document ─────────────────────────────────────────────────────────────────────
+
+
+def json_schemas(ref_template: str) -> dict[str, Any]:
+    """Return the JSON schemas of the service's bodies, by name, with all that they refer to.
+
+    Args:
+        ref_template: Where a reference points, such as "#/components/schemas/{model}".
+    """
+    messages = {"messages": _many(_message)}
+    message = {"message": Annotated[str, Field(pattern=r"\S")]}
+    dialogue = {n: form for n, form in PLAIN_FIELDS.items() if n != "system"}
+    embedding = {n: form for n, form in EMBEDDING_FIELDS.items() if n not in _ONLY_LIBRARY}
+    bodies = {
+        "ChatCompletionRequest": (messages, _CHAT_SERVICE),
+        "PromptRequest": (message, PLAIN_FIELDS),
+        "MessagesRequest": (messages, dialogue),
+        "EmbeddingRequest": ({"input": _INPUTS}, embedding),
+    }
+    adapters: list[Any] = [
+        (name, "validation", TypeAdapter(_object(name, *fields, closed=True)))
+        for name, fields in bodies.items()
+    ]
+    schemas: dict[str, Any] = TypeAdapter.json_schemas(adapters, ref_template=ref_template)[1][
+        "$defs"
+    ]
+    either = [{"$ref": ref_template.format(model=n)} for n in ("PromptRequest", "MessagesRequest")]
+    return {**schemas, "ChatRequest": {"oneOf": either}}

@@ -1,0 +1,268 @@
+"""The service's own endpoints: a plain chat, health, readiness, metrics, and forced circuits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from typing import Annotated, Any, Literal, NotRequired
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from aigateway.errors import ConfigurationError
+from aigateway.messages import Attempt, ChatResponse, openai_beside, openai_media
+from aigateway.resilience.breaker import CircuitState
+from aigateway.routing.provider import CircuitOrder, ProviderStatus
+from aigateway.server.auth.keys import Caller
+from aigateway.server.http.bodies import json_body, read_chat
+from aigateway.server.http.call import AdmittedRequest, service_of
+from aigateway.server.http.cancel import cancel_on_disconnect
+from aigateway.server.http.errors import Refusal
+from aigateway.server.http.openai_chat import CalledTool, MediaFields, TokenCounts, called_tool
+from aigateway.server.http.openapi import asking, body_of, refusals, watching
+from aigateway.server.http.responses import headers_of, json_response
+from aigateway.server.service import Service
+from aigateway.telemetry.prometheus import wants_prometheus
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+
+# ── POST /chat ───────────────────────────────────────────────────────────────────────────────
+
+
+class _AllTokenCounts(TokenCounts):
+    cached_tokens: int
+    reasoning_tokens: int
+    cache_write_tokens: int
+
+
+class _AttemptEntry(TypedDict):
+    provider: str
+    model: str
+    failure: str | None
+    status: int | None
+    latency_seconds: float
+    cost_usd: float | None
+
+
+class ChatAnswer(MediaFields):
+    """An answer, and how it came about."""
+
+    response: str
+    provider: str
+    model: str
+    cached: bool
+    stale: bool
+    coalesced: bool
+    usage: _AllTokenCounts
+    cost_usd: float | None
+    latency_seconds: float
+    attempts: list[_AttemptEntry]
+    request_id: str
+    finish_reason: str | None
+    refusal: str | None
+    tool_calls: list[CalledTool]
+    system_fingerprint: NotRequired[str]
+    service_tier: NotRequired[str]
+
+
+@router.post("/chat", summary="Answer a message", **asking("ChatRequest", ChatAnswer))
+async def chat(request: Request) -> Response:
+    """Answer a message or a conversation, whole."""
+    admitted = AdmittedRequest.admit(request)
+    body = await json_body(request, read_chat)
+    options = {**admitted.asked.options(), **body.options}
+    async with contextlib.AsyncExitStack() as stack:
+        gateway, own = admitted.enter_gateway(stack, body.model, options.get("timeout"))
+        options |= own
+        async with cancel_on_disconnect(request.receive):
+            response = await gateway.chat(body.prompt, **options)
+        word = admitted.cache_word(response, gateway, options)
+    # Half a character, which a vendor may have sent, is nothing that FastAPI could write.
+    return json_response(_chat_answer(response), headers=headers_of(response, word))
+
+
+def _chat_answer(response: ChatResponse) -> dict[str, Any]:
+    usage = response.usage
+    answer: ChatAnswer = {
+        "response": response.text,
+        "provider": response.provider,
+        "model": response.model,
+        "cached": response.cached,
+        "stale": response.stale,
+        "coalesced": response.coalesced,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        },
+        "cost_usd": response.cost_usd,
+        "latency_seconds": response.latency_seconds,
+        "attempts": [_attempt(attempt) for attempt in response.attempts],
+        "request_id": response.request_id,
+        "finish_reason": response.finish_reason,
+        "refusal": response.choices[0].refusal,
+        "tool_calls": list(map(called_tool, response.tool_calls)),
+    }
+    return {**answer, **openai_media(response.choices[0]), **openai_beside(response.completion)}
+
+
+def _attempt(attempt: Attempt) -> _AttemptEntry:
+    return {
+        "provider": attempt.provider,
+        "model": attempt.model,
+        "failure": attempt.failure,
+        "status": attempt.status,
+        "latency_seconds": attempt.latency_seconds,
+        "cost_usd": attempt.cost_usd,
+    }
+
+
+# ── health, readiness, metrics ───────────────────────────────────────────────────────────────
+
+
+class Health(TypedDict):
+    """The process is alive."""
+
+    status: Literal["ok"]
+
+
+class Ready(TypedDict):
+    """A request would find a provider."""
+
+    status: Literal["ready"]
+
+
+class NotReady(TypedDict):
+    """A request would not find a provider."""
+
+    status: Literal["unavailable"]
+    reason: str
+
+
+@router.get("/health", summary="Whether the process is alive", **watching(Health, with_key=False))
+async def health() -> Health:
+    """Report that the process is alive. Needs no key."""
+    return {"status": "ok"}
+
+
+@router.get(
+    "/ready",
+    summary="Whether a request would find a provider",
+    **watching(Ready, with_key=False, not_ready=NotReady),
+)
+async def ready(request: Request) -> Any:
+    """Report whether a request would find a provider. Needs no key, and names none."""
+    service = service_of(request)
+    if service.draining:
+        return _not_ready("The service is stopping; it takes no new requests.")
+    with service.in_use() as gateway:
+        providers = gateway.providers
+    if any(provider.active for provider in providers):
+        return Ready(status="ready")
+    if not providers:
+        return _not_ready("No provider is configured.")
+    states = Counter(map(_state, providers))
+    listed = ", ".join(f"{count} {state}" for state, count in states.items())
+    return _not_ready(f"No provider could take a request now: {listed}.")
+
+
+def _not_ready(reason: str) -> Response:
+    return JSONResponse(NotReady(status="unavailable", reason=reason), 503)
+
+
+def _state(provider: ProviderStatus) -> str:
+    if provider.disabled_reason is not None:
+        return f"disabled ({provider.disabled_reason})"
+    if provider.circuit_state is CircuitState.CLOSED:
+        return "cooling down"
+    return f"with a circuit that is {str(provider.circuit_state).replace('_', '-')}"
+
+
+@router.get(
+    "/metrics",
+    summary="The metrics, as JSON or for Prometheus",
+    **watching(dict[str, Any], texts=("text/plain", "application/openmetrics-text")),
+)
+async def metrics(request: Request) -> Response:
+    """Return the metrics: JSON, unless a scraper's `Accept` asks for its own form.
+
+    A key sees its own account, the admin's key sees all.
+    """
+    service = service_of(request)
+    caller = service.access.admit(request.headers)
+    accept = request.headers.get("accept", "")
+    if service.scrape is not None and wants_prometheus(accept):
+        kind, body = service.scrape(accept)
+        return Response(body, headers={"content-type": kind})
+    figures = service.figures()
+    if not caller.is_admin:
+        keys = figures["keys"]
+        figures["keys"] = {name: keys[name] for name in (caller.name,) if name in keys}
+    return json_response(figures)
+
+
+# ── forced circuits ──────────────────────────────────────────────────────────────────────────
+
+_ORDERS: dict[object, CircuitOrder] = {"open": "open", "closed": "closed", "auto": "auto"}
+
+
+class CircuitRequest(TypedDict):
+    """The state to force, or "auto" to end that."""
+
+    state: CircuitOrder
+
+
+class ForcedCircuit(CircuitRequest):
+    """What is in force now."""
+
+    provider: Annotated[str, Field(description="The provider's name.")]
+
+
+@router.post(
+    "/admin/providers/{name:path}/circuit",
+    summary="Force a provider's circuit open or closed",
+    responses=refusals(400, 401, 403, 404, 415, 500),
+    openapi_extra=body_of("CircuitRequest"),
+)
+async def force_circuit(name: str, request: Request) -> ForcedCircuit:
+    """Force a provider's circuit open or closed, or leave it to itself again ("auto")."""
+    service = service_of(request)
+    caller = _admin(service, request)
+    # The type JSON matters: a page of another site may not send it unasked.
+    state = await json_body(request, _order)
+    try:
+        await service.force_circuit(name, state, caller.name)
+    except ConfigurationError as error:
+        raise Refusal(404, str(error), code="provider_not_found", param="name") from None
+    return {"provider": name, "state": state}
+
+
+def _admin(service: Service, request: Request) -> Caller:
+    caller = service.access.admit(request.headers)
+    if not caller.is_admin:
+        raise Refusal(
+            403, "Only the admin key may do this.", "permission_error", "admin_key_required"
+        )
+    # Without keys, a page from elsewhere could do it with a browser of this machine.
+    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+        raise Refusal(
+            403, "A page of another site may not do this.", "permission_error", "other_site"
+        )
+    return caller
+
+
+def _order(body: dict[str, Any]) -> CircuitOrder:
+    state = body.get("state")
+    if not isinstance(state, str) or state not in _ORDERS or len(body) > 1:
+        raise Refusal(400, 'The body must be {"state": "open"}, "closed" or "auto".', param="state")
+    return _ORDERS[state]

@@ -27,7 +27,7 @@ def test_the_least_recently_used_goes_first(clock: FakeClock) -> None:
     assert lru.evictions == 1
 
 
-def test_looking_protects_nobody(clock: FakeClock) -> None:
+def test_looking_does_not_protect(clock: FakeClock) -> None:
     lru: ExpiringLRU[int] = ExpiringLRU(2, clock=clock)
     lru.put("a", 1)
     lru.put("b", 2)
@@ -92,18 +92,16 @@ def test_no_lifetime_means_not_held(clock: FakeClock, lifetime: float) -> None:
     assert lru.get_stale("a") is None
 
 
-def test_replacing_keeps_the_deadline_and_expiring_changes_it(clock: FakeClock) -> None:
+def test_expiring_changes_the_deadline(clock: FakeClock) -> None:
     lru: ExpiringLRU[int] = ExpiringLRU(clock=clock)
     lru.put("a", 1, 10)
-    lru.replace("a", 2)
     clock.tick(9)
-    assert lru.get("a") == 2
     assert lru.expire("a", 10)
     clock.tick(9)
-    assert lru.get("a") == 2
+    assert lru.get("a") == 1
     assert lru.expire("a", math.inf)
     clock.tick(1e9)
-    assert lru.get("a") == 2
+    assert lru.get("a") == 1
     assert not lru.expire("b", 1)
 
 
@@ -225,15 +223,6 @@ class AgainstAModel(RuleBasedStateMachine):
             del self.model[key]
         elif held:
             self.model[key] = (self.model[key][0], self.clock.now() + lifetime, self.writes)
-            self.model.move_to_end(key)
-
-    @rule(key=KEYS)
-    def replace(self, key: str) -> None:
-        if self.fresh(key):
-            self.writes += 1
-            self.lru.replace(key, self.writes)
-            _, deadline, written = self.model[key]
-            self.model[key] = (self.writes, deadline, written)
             self.model.move_to_end(key)
 
     @rule(key=KEYS)

@@ -162,7 +162,7 @@ class _FromProvidersError(GatewayError):
 
 
 class RequestRejectedError(_FromProvidersError, ValueError):
-    """The request itself is at fault; no other provider would accept it either."""
+    """The request itself is at fault; no other provider would take it either."""
 
 
 class UnknownModelError(RequestRejectedError):

@@ -412,7 +412,7 @@ class AsyncGateway(ManyRequests):
             ConfigurationError: There is no such provider, or no such state.
         """
         if state not in get_args(CircuitOrder):
-            raise ConfigurationError('A circuit is forced "open" or "closed", or left to "auto".')
+            raise ConfigurationError('state must be "open", "closed" or "auto".')
         provider = self._roster.named(name)
 
         def force() -> None:

@@ -74,46 +74,12 @@ def test_a_stale_value_can_be_had_only_by_asking_for_it(clock: FakeClock) -> Non
     assert lru.stale_hits == 2
 
 
-def test_stale_values_make_room_for_fresh_ones(clock: FakeClock) -> None:
-    lru: ExpiringLRU[int] = ExpiringLRU(2, clock=clock, stale_seconds=1000)
-    lru.put("stale", 1, 1)
-    lru.put("fresh", 2, 100)
-    clock.tick(5)
-    lru.put("more", 3, 100)
-    assert lru.get_stale("stale") is None
-    assert "fresh" in lru
-
-
 @pytest.mark.parametrize("lifetime", [0, -1, -math.inf, math.nan])
 def test_no_lifetime_means_not_held(clock: FakeClock, lifetime: float) -> None:
     lru: ExpiringLRU[int] = ExpiringLRU(clock=clock, stale_seconds=60)
     lru.put("a", 1)
     lru.put("a", 2, lifetime)
     assert lru.get_stale("a") is None
-
-
-def test_expiring_changes_the_deadline(clock: FakeClock) -> None:
-    lru: ExpiringLRU[int] = ExpiringLRU(clock=clock)
-    lru.put("a", 1, 10)
-    clock.tick(9)
-    assert lru.expire("a", 10)
-    clock.tick(9)
-    assert lru.get("a") == 1
-    assert lru.expire("a", math.inf)
-    clock.tick(1e9)
-    assert lru.get("a") == 1
-    assert not lru.expire("b", 1)
-
-
-def test_dropping_says_whether_something_fresh_was_there(clock: FakeClock) -> None:
-    lru: ExpiringLRU[int] = ExpiringLRU(clock=clock, stale_seconds=60)
-    lru.put("a", 1, 1)
-    clock.tick(2)
-    assert not lru.discard("a")
-    assert lru.get_stale("a") is None
-    lru.put("a", 1)
-    assert lru.discard("a")
-    assert not lru.discard("a")
 
 
 def test_writing_one_key_for_ever_takes_no_memory(clock: FakeClock) -> None:

@@ -371,12 +371,7 @@ class AsyncGateway(ManyRequests):
         self._roster.add(
             Provider(config, self.settings, self._clock, self._emitter, self._make_client)
         )
-        if self._loop is not None and not self._loop.is_closed():
-            wake = self._limiter.wake  # waiting requests may use it
-            if _running_loop() is self._loop:
-                wake()
-            else:
-                self._loop.call_soon_threadsafe(wake)
+        self._on_loop(self._limiter.wake)  # waiting requests may use it
 
     def remove_provider(self, name: str) -> None:
         """Remove a provider. Its calls in flight continue.
@@ -387,12 +382,7 @@ class AsyncGateway(ManyRequests):
         provider = self._roster.remove(name)
         provider.retired = True
         self._network.forget(name)
-        if self._loop is None or self._loop.is_closed():
-            return
-        if _running_loop() is self._loop:
-            self._retire(provider)
-        else:
-            self._loop.call_soon_threadsafe(self._retire, provider)
+        self._on_loop(lambda: self._retire(provider))
 
     def force_circuit(self, name: str, state: CircuitOrder, *, by: str | None = None) -> None:
         """Force a provider's circuits open or closed, or end that.
@@ -423,12 +413,18 @@ class AsyncGateway(ManyRequests):
             force()
             self._limiter.wake()  # the candidates of waiting requests have changed
 
-        if self._loop is None or self._loop.is_closed():
+        if not self._on_loop(force_and_wake):
             force()
-        elif _running_loop() is self._loop:
-            force_and_wake()
+
+    def _on_loop(self, call: Callable[[], object]) -> bool:
+        """Make a call in the gateway's event loop, at once or soon; return False without a loop."""
+        if self._loop is None or self._loop.is_closed():
+            return False
+        if _running_loop() is self._loop:
+            call()
         else:
-            self._loop.call_soon_threadsafe(force_and_wake)
+            self._loop.call_soon_threadsafe(call)
+        return True
 
     def _retire(self, provider: Provider) -> None:
         self._limiter.wake()  # requests that wait for this provider must choose another

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from aigateway.errors import FailureKind
@@ -692,17 +692,8 @@ def openai_media(said: Choice | Chunk) -> dict[str, Any]:
             for index, url in enumerate(said.images)
         ]
     if said.audio is not None:
-        audio = said.audio
-        whole = isinstance(said, Choice)
-        given = {
-            "id": audio.id,
-            "data": audio.data,
-            "transcript": audio.transcript,
-            "expires_at": audio.expires_at,
-        }
-        if not audio.id:
-            del given["id"]
-        fields["audio"] = given if whole else {name: v for name, v in given.items() if v}
+        required = {"data", "transcript", "expires_at"} if isinstance(said, Choice) else ()
+        fields["audio"] = {n: v for n, v in asdict(said.audio).items() if v or n in required}
     return fields
 
 

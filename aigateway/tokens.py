@@ -38,7 +38,7 @@ def estimated_tokens(request: ChatRequest) -> int:
 
 def prompt_tokens(request: ChatRequest) -> int:
     """Estimate the tokens of the prompt."""
-    return sum(map(_of_message, request.messages))
+    return sum(_part_tokens(part) for message in request.messages for part in _parts(message))
 
 
 def answer_tokens(request: ChatRequest) -> int | None:
@@ -59,9 +59,8 @@ def prompt_size(request: ChatRequest | EmbeddingRequest) -> tuple[int, int]:
         return sum(map(_bytes, texts)), sum(map(len, request.inputs)) * (not texts)
     size, other = 0, 0
     for message in request.messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list | tuple) else (content,):
-            text = part.get("text") if isinstance(part, Mapping) else part
+        for part in _parts(message):
+            text = _text(part)
             if isinstance(text, str):
                 size += _bytes(text)
             elif text is not None or isinstance(part, Mapping):
@@ -95,13 +94,17 @@ def _json_bytes(value: Any) -> int:
     return len(orjson.dumps(value, default=str))
 
 
-def _of_message(message: Mapping[str, Any]) -> int:
+def _parts(message: Mapping[str, Any]) -> Iterable[Any]:
     content = message.get("content")
-    if isinstance(content, str):
-        return len(content) // _CHARACTERS + 1
-    return sum(map(_of_part, content)) if isinstance(content, list | tuple) else 1
+    return content if isinstance(content, list | tuple) else (content,)
 
 
-def _of_part(part: Any) -> int:
-    text = part.get("text") if isinstance(part, Mapping) else part
-    return len(text) // _CHARACTERS + 1 if isinstance(text, str) else _PART
+def _text(part: Any) -> Any:
+    return part.get("text") if isinstance(part, Mapping) else part
+
+
+def _part_tokens(part: Any) -> int:
+    text = _text(part)
+    if isinstance(text, str):
+        return len(text) // _CHARACTERS + 1
+    return 1 if part is None else _PART  # None: the message has only tool calls

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from aigateway.settings.fields import Count, CountOrZero, Percent, Positive, Seconds, SecondsOrZero
-from aigateway.settings.sources import PREFIX, TableSettings, table_config
+from aigateway.settings.sources import PREFIX, TableSettings
 
 __all__ = ["GatewaySettings"]
 
@@ -24,7 +25,8 @@ class GatewaySettings(TableSettings):
     """
 
     table = "gateway"
-    model_config = table_config(PREFIX)
+    broken_json = f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     timeout: Seconds = 60.0
     """Seconds for a whole request, failover and waiting included."""
@@ -113,10 +115,6 @@ class GatewaySettings(TableSettings):
     """Longest prompt, in bytes of its messages as UTF-8 JSON."""
     log_prompts: bool = False
     """Whether prompts and answers are written to the log."""
-
-    @classmethod
-    def _broken_json(cls) -> str:
-        return f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
 
     @model_validator(mode="after")
     def _leave_room_for_failover(self) -> Self:

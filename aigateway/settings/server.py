@@ -8,9 +8,10 @@ import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from aigateway.settings.fields import Count, Frozen, Label, Positive, Seconds, SecondsOrZero
-from aigateway.settings.sources import SERVER_PREFIX, TableSettings, table_config
+from aigateway.settings.sources import SERVER_PREFIX, TableSettings
 
 __all__ = ["ApiKey", "ServerSettings"]
 
@@ -62,7 +63,8 @@ class ServerSettings(TableSettings):
     """
 
     table = "server"
-    model_config = table_config(SERVER_PREFIX)
+    broken_json = f"{SERVER_PREFIX}KEYS, _CORS_ORIGINS must be JSON lists"
+    model_config = SettingsConfigDict(env_prefix=SERVER_PREFIX)
 
     host: str = "127.0.0.1"
     """The address to listen on. An address other than loopback needs `keys`."""
@@ -107,10 +109,6 @@ class ServerSettings(TableSettings):
     otel: bool = False
     """Whether requests and attempts become spans and metrics of OpenTelemetry (extra `[otel]`). The
     process needs OpenTelemetry providers: run it as `opentelemetry-instrument aigateway serve`."""
-
-    @classmethod
-    def _broken_json(cls) -> str:
-        return f"{SERVER_PREFIX}KEYS, _CORS_ORIGINS must be JSON lists"
 
     @property
     def is_local(self) -> bool:

@@ -32,7 +32,6 @@ __all__ = [
     "TableSettings",
     "load_providers",
     "settings_file",
-    "table_config",
 ]
 
 PREFIX = "AIGATEWAY_"
@@ -163,21 +162,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
     raise ConfigurationError(f"{path} {problem}.")
 
 
-def table_config(prefix: str) -> SettingsConfigDict:
-    """Return how pydantic reads settings whose variables begin with `prefix`."""
-    return SettingsConfigDict(
-        frozen=True,
-        env_prefix=prefix,
-        env_file=".env",
-        env_file_encoding="utf-8",
-        env_ignore_empty=True,
-        dotenv_filtering="only_existing",
-        extra="ignore",  # unknown names are rejected below, with the place they were read from
-        hide_input_in_errors=True,
-        use_attribute_docstrings=True,
-    )
-
-
 class TableSettings(Frozen, BaseSettings):
     """The base: each field may be a keyword, a variable, or a key in `[table]` of the file.
 
@@ -186,8 +170,20 @@ class TableSettings(Frozen, BaseSettings):
             in the table is not known; the message names it, where it was read, and the fix.
     """
 
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        dotenv_filtering="only_existing",
+        extra="ignore",  # unknown names are rejected below, with the place they were read from
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
     table: ClassVar[str]
     """The table of `aigateway.toml`."""
+    broken_json: ClassVar[str]
+    """The message for a variable that must be JSON and is not."""
 
     if not TYPE_CHECKING:  # type checkers see the fields themselves
 
@@ -200,7 +196,7 @@ class TableSettings(Frozen, BaseSettings):
                 except ValidationError as error:
                     problem = explain(error, self._places(values))
                 except (SettingsError, RecursionError):
-                    problem = self._broken_json()
+                    problem = self.broken_json
             if problem is not None:  # raised here, so that pydantic's error is not its context
                 raise ConfigurationError(f"{type(self).__name__}: {problem}")
 
@@ -228,7 +224,7 @@ class TableSettings(Frozen, BaseSettings):
         """Order the sources, and reject unknown names in them."""
         variables = _Variables()
         file = _File(variables)
-        variables.refuse_unknown(cls.model_fields, cls._prefix())
+        variables.refuse_unknown(cls.model_fields, cls.model_config["env_prefix"])
         values = file.tables[cls.table]
         problem = unknown_name("setting", values, cls.model_fields)
         if problem is not None:
@@ -237,20 +233,11 @@ class TableSettings(Frozen, BaseSettings):
         return init_settings, env_settings, dotenv_settings, table
 
     @classmethod
-    def _prefix(cls) -> str:
-        return cls.model_config["env_prefix"]
-
-    @classmethod
-    def _broken_json(cls) -> str:
-        """Return the message for a variable that must be JSON and is not."""
-        return "a variable must be JSON and is not"
-
-    @classmethod
     def _places(cls, keywords: Iterable[str]) -> dict[str, str]:
         """Return where each setting that is not a default was read."""
         variables = _Variables()
         file = _File(variables)
-        prefix = cls._prefix()
+        prefix = cls.model_config["env_prefix"]
         places = dict.fromkeys(file.tables[cls.table], str(file.path))
         for name in variables.with_prefix(prefix):
             places[name[len(prefix) :].lower()] = f"{name} in the environment or .env"

@@ -53,7 +53,7 @@ __all__ = ["AsyncGateway"]
 
 
 class AsyncGateway(ManyRequests):
-    """Several LLM providers behind one call that fails over.
+    """Several LLM vendors as one that answers.
 
     It belongs to one event loop at a time. Use it as an async context manager, or call `aclose()`.
 

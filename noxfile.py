@@ -34,7 +34,7 @@ AT_BOUNDARIES = (
     "tests/wires",
     "tests/docs/test_code_blocks.py",
     "tests/cache/test_backend.py",
-    "tests/cache/test_store.py",
+    "tests/cache/test_memory.py",
     "tests/settings",
     "tests/telemetry",
     "tests/server/http/test_bodies.py",

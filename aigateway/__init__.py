@@ -1,7 +1,7 @@
-"""aigateway: several LLM vendors behind one async call.
+"""Several LLM vendors behind one async call that fails over.
 
-The public names are loaded when they are first used, so that `import aigateway` costs next to
-nothing; litellm is loaded only when a vendor is about to be called.
+`__all__` is the one list of public names. Each is loaded when it is first used, so that
+`import aigateway` costs next to nothing. litellm is loaded only before the first call to a vendor.
 """
 
 from __future__ import annotations
@@ -12,88 +12,28 @@ from typing import TYPE_CHECKING, Any
 from aigateway.version import __version__
 
 if TYPE_CHECKING:
-    from aigateway.errors import (
-        AllProvidersFailedError,
-        BudgetExceededError,
-        CircuitOpenError,
-        ConfigurationError,
-        ContentPolicyError,
-        ContextWindowExceededError,
-        DeadlineExceededError,
-        FailureKind,
-        GatewayError,
-        NoProvidersError,
-        OverloadedError,
-        ProviderFailure,
-        RequestRejectedError,
-        StreamInterruptedError,
-        UnknownModelError,
-    )
-    from aigateway.events import Event, Hook
-    from aigateway.gateway import AsyncGateway
-    from aigateway.messages import (
-        Attempt,
-        Audio,
-        BatchItem,
-        BatchProgress,
-        BatchResult,
-        ChatResponse,
-        Choice,
-        Chunk,
-        EmbeddingResponse,
-        Origin,
-        ToolCall,
-        ToolCallDelta,
-        Usage,
-    )
-    from aigateway.request.stream import ChatStream
-    from aigateway.resilience.breaker import CircuitBreaker, CircuitState
-    from aigateway.routing.provider import ProviderStatus
-    from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
-    from aigateway.sync import call_llm, get_gateway, get_gateway_metrics
+    from aigateway.errors import *
+    from aigateway.events import *
+    from aigateway.gateway import *
+    from aigateway.messages import *
+    from aigateway.request.stream import *
+    from aigateway.resilience.breaker import *
+    from aigateway.routing.provider import *
+    from aigateway.settings import *
+    from aigateway.sync import *
 
-_HOMES = {
-    "aigateway.errors": (
-        "AllProvidersFailedError",
-        "BudgetExceededError",
-        "CircuitOpenError",
-        "ConfigurationError",
-        "ContentPolicyError",
-        "ContextWindowExceededError",
-        "DeadlineExceededError",
-        "FailureKind",
-        "GatewayError",
-        "NoProvidersError",
-        "OverloadedError",
-        "ProviderFailure",
-        "RequestRejectedError",
-        "StreamInterruptedError",
-        "UnknownModelError",
-    ),
-    "aigateway.events": ("Event", "Hook"),
-    "aigateway.sync": ("call_llm", "get_gateway", "get_gateway_metrics"),
-    "aigateway.gateway": ("AsyncGateway",),
-    "aigateway.messages": (
-        "Attempt",
-        "Audio",
-        "BatchItem",
-        "BatchProgress",
-        "BatchResult",
-        "ChatResponse",
-        "Choice",
-        "Chunk",
-        "EmbeddingResponse",
-        "Origin",
-        "ToolCall",
-        "ToolCallDelta",
-        "Usage",
-    ),
-    "aigateway.resilience.breaker": ("CircuitBreaker", "CircuitState"),
-    "aigateway.routing.provider": ("ProviderStatus",),
-    "aigateway.settings": ("GatewaySettings", "LLMConfig", "ProviderType"),
-    "aigateway.request.stream": ("ChatStream",),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOMES = (
+    "aigateway.errors",
+    "aigateway.messages",
+    "aigateway.events",
+    "aigateway.resilience.breaker",
+    "aigateway.settings",
+    "aigateway.request.stream",
+    "aigateway.routing.provider",
+    "aigateway.gateway",
+    "aigateway.sync",
+)
+"""Where public names are looked for, one after another: what loads fastest comes first."""
 
 __all__ = [
     "AllProvidersFailedError",
@@ -142,12 +82,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
+    if name in __all__:
+        for home in map(importlib.import_module, _HOMES):
+            if name in home.__all__:
+                value = globals()[name] = getattr(home, name)
+                return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,10 @@
-"""The only place that knows time, sleep and randomness.
+"""Time, sleep and randomness. Everything else takes a `Clock`.
 
-Everything else takes a `Clock`, so that a test (or a simulation) can let hours pass in a
-millisecond. Durations are seconds. `now` is monotonic: a change of the wall clock moves nothing.
+So a test or a simulation can let hours pass in a millisecond. Durations are in seconds. `now` is
+monotonic: changes of the wall clock do not affect it.
 
-Nearly every timeout is left long before it is due, so they share one timer of the event loop,
-which is set anew only for one that is due earlier. `asyncio.timeout` sets and cancels a timer for
+Nearly every timeout ends long before it is due. So all timeouts of an event loop share one timer,
+which is reset only for one that is due earlier. `asyncio.timeout` sets and cancels a timer for
 each, which costs three times as much.
 """
 
@@ -24,58 +24,58 @@ from typing import Any, Protocol, Self
 __all__ = ["SYSTEM_CLOCK", "Clock", "PutOff", "SystemClock", "Timeout", "Timer"]
 
 PutOff = Callable[[float, float, float], float]
-"""Asked when a timeout is due: seconds by which to put it off, or 0.0. It is given the seconds of
-the timeout, when it began, and when this was asked before (else when it began)."""
+"""Called when a timeout is due; returns the seconds by which to put it off, or 0.0. The arguments:
+the timeout in seconds, when it began, and when this was last called (at first: when it began)."""
 
 
 class Timeout(Protocol):
-    """A block with a bound on its time, as `asyncio.Timeout` is one."""
+    """A block with a time limit, like `asyncio.Timeout`."""
 
     def reschedule(self, when: float) -> None:
-        """Have it due at another moment, on the event loop's scale."""
+        """Change when it is due, in the event loop's time."""
 
     def expired(self) -> bool:
-        """Whether its time was over before it was left."""
+        """Return whether it was due before the block ended."""
 
 
 class Timer(Protocol):
-    """A call that is to come, as `asyncio.TimerHandle` is one."""
+    """A scheduled call, like `asyncio.TimerHandle`."""
 
     def cancel(self) -> None:
-        """Do not make it. A second time does nothing."""
+        """Cancel the call; repeating this has no effect."""
 
 
 class Clock(Protocol):
     """Time, sleep and randomness, as the gateway needs them."""
 
     def now(self) -> float:
-        """Seconds on a clock that never goes back; only differences mean anything."""
+        """Return the seconds of a monotonic clock; only differences have a meaning."""
 
     def wall(self) -> float:
-        """Seconds since the Unix epoch; only for reading dates that vendors send."""
+        """Return the seconds since the Unix epoch; only to interpret dates of vendors."""
 
     def random(self) -> float:
-        """A random number in [0, 1)."""
+        """Return a random number in [0, 1)."""
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Call something on the running event loop after so long."""
+        """Call something on the running event loop after this time."""
 
     def timeout(
         self, seconds: float, *, more: PutOff | None = None
     ) -> AbstractAsyncContextManager[Timeout]:
-        """A block that raises `TimeoutError` if it takes longer, or when it is told to.
+        """Return a context manager that raises `TimeoutError` if its block takes longer.
 
         Args:
-            seconds: That.
-            more: Asked when they are over whether to put the timeout off.
+            seconds: The time limit.
+            more: Called when the timeout is due, and may put it off.
         """
 
 
 _GARBAGE = 256
-"""Timeouts that were left and may stay in the heap, so that it is seldom tidied up."""
+"""Timeouts no longer waited for that the heap may always hold, so that it is seldom rebuilt."""
 
 
 class _Alarm:
@@ -86,20 +86,19 @@ class _Alarm:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._due: list[tuple[float, int, _Timeout]] = []  # a heap
-        self._left = 0  # how many of these are waited for no more
+        self._left = 0  # how many of these are no longer waited for
         self._serial = 0  # so that the heap need not compare timeouts
         self._timer: asyncio.TimerHandle | None = None
         self._when = math.inf  # what the timer is set to
 
     def add(self, timeout: _Timeout, when: float) -> None:
-        """Have the timeout told at that moment."""
         self._serial += 1
         heapq.heappush(self._due, (when, self._serial, timeout))
         if when < self._when:
             self._set(when)
 
     def leave(self) -> None:
-        """One that was added need not be told."""
+        """Note that one of the timeouts is no longer waited for."""
         self._left += 1
         if self._left > _GARBAGE and self._left > len(self._due) // 2:
             self._due = [entry for entry in self._due if entry[2].waits_for(entry[0])]
@@ -131,7 +130,7 @@ class _Alarm:
 
 
 class _Alarms(threading.local):
-    """A thread runs one event loop at a time, so each keeps its latest at hand."""
+    """The latest of each thread, which runs one event loop at a time."""
 
     latest: _Alarm | None = None
 
@@ -140,12 +139,12 @@ _alarms = _Alarms()
 
 
 class _Timeout:
-    """What `asyncio.Timeout` is and does, but for the timer."""
+    """Like `asyncio.Timeout`, but with the shared timer."""
 
     _task: asyncio.Task[Any] | None = None
     _waiting = False  # inside, and not expired
     _expired = False
-    _looked = 0.0  # when it was put off; not yet
+    _looked = 0.0  # when it was last put off; 0.0: never
 
     def __init__(self, seconds: float, more: PutOff | None) -> None:
         self._seconds = seconds
@@ -171,11 +170,11 @@ class _Timeout:
         traceback: TracebackType | None,
     ) -> None:
         task, self._task = self._task, None
-        self._more = None  # the heap may keep this for a while, and it holds its caller
+        self._more = None  # it refers to the caller, and the heap may keep this for a while
         if self._waiting:
             self._waiting = False
             self._alarm.leave()
-        # If somebody else has cancelled the task too, that must go on outwards.
+        # Another cancellation of the task must propagate.
         elif (
             task is not None
             and task.uncancel() <= self._cancelling
@@ -194,11 +193,10 @@ class _Timeout:
         return self._expired
 
     def waits_for(self, when: float) -> bool:
-        """Whether this is when it wants to be told."""
         return self._waiting and self._when == when
 
     def put_off(self, now: float) -> float:
-        """The moment to which the timeout is put off, or 0.0."""
+        """Return the moment to which the timeout is put off, or 0.0."""
         if self._more is None:
             return 0.0
         if self._looked == 0.0:  # due for the first time
@@ -211,14 +209,13 @@ class _Timeout:
         return self._when
 
     def expire(self) -> None:
-        """Its time is over."""
         self._waiting, self._expired = False, True
         assert self._task is not None  # noqa: S101 - it was inside
         self._task.cancel()
 
 
 class SystemClock:
-    """The real one."""
+    """The real clock."""
 
     __slots__ = ()
 

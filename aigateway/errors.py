@@ -1,6 +1,6 @@
-"""What can go wrong, as one tree.
+"""The errors of the gateway, as one tree.
 
-Every exception that leaves the public face is one of these::
+Every exception that the public functions raise is one of these::
 
     GatewayError
     ├── ConfigurationError             settings that cannot work (also a ValueError)
@@ -9,18 +9,17 @@ Every exception that leaves the public face is one of these::
     │   ├── UnknownModelError          no provider has that model, name or alias
     │   ├── ContextWindowExceededError the prompt is longer than the models take
     │   └── ContentPolicyError         the vendor's content policy refused it
-    ├── AllProvidersFailedError        everybody who could be asked failed
-    ├── DeadlineExceededError          the request's own time ran out (also a TimeoutError)
-    ├── CircuitOpenError               a guarded call was refused by its breaker
-    ├── StreamInterruptedError         a stream broke after its first words; holds what came
+    ├── AllProvidersFailedError        every provider that could be asked failed
+    ├── DeadlineExceededError          the request's deadline passed (also a TimeoutError)
+    ├── CircuitOpenError               a circuit breaker rejected a guarded call
+    ├── StreamInterruptedError         a stream broke after its first content; has the text so far
     ├── BudgetExceededError            a spending limit was reached
     └── OverloadedError                the gateway's own queue is full
 
-Messages name the provider, the kind of failure and the HTTP status. They never hold a key,
-a prompt, an answer or the vendor's own text, so they may be logged as they are. Two attributes
-do, and are in no message and no repr: `StreamInterruptedError.text` is what the caller has been
-given already, and `ProviderFailure.detail` is the vendor's own text. Every error
-can be pickled, so it crosses a process boundary whole.
+Messages name the provider, the kind of failure and the HTTP status. They never contain a key, a
+prompt, an answer or the vendor's own text, so they may be logged. Two attributes do, and are in no
+message and no repr: `StreamInterruptedError.text`, which the caller has received already, and
+`ProviderFailure.detail`, the vendor's own text. Every error can be pickled.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ __all__ = [
 
 
 class FailureKind(StrEnum):
-    """Why a provider gave no answer. The values are stable: metrics and logs use them."""
+    """Why a provider gave no answer. The values are stable, because metrics and logs use them."""
 
     # The caller's side.
     REJECTED = "rejected"
@@ -59,17 +58,17 @@ class FailureKind(StrEnum):
     CONTENT_POLICY = "content_policy"
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
-    """The caller's own deadline cut the attempt before the provider's timeout did."""
+    """The request's deadline ended the attempt before the provider's timeout."""
     HEDGE_LOST = "outrun"
-    """A hedge: another attempt for the same request answered first, and this one was ended."""
+    """Another attempt for the same request answered first, and this one was cancelled."""
     OUTRUN = HEDGE_LOST
 
-    # This provider cannot serve this request, and is not to blame.
+    # This provider cannot serve this request; its health is not affected.
     UNSUPPORTED = "unsupported"
     NOT_OFFERED = "not_offered"
     """The provider does not offer this operation at all (HTTP 405 or 501)."""
     INVALID_OUTPUT = "invalid_output"
-    """An answer came, but it does not parse as the requested `response_format`."""
+    """The answer does not parse as the requested `response_format`."""
 
     # The provider's configuration.
     AUTHENTICATION = "authentication"
@@ -81,7 +80,7 @@ class FailureKind(StrEnum):
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
     BAD_ANSWER = "bad_answer"
-    """HTML, nothing, half an answer or broken JSON under a success status."""
+    """HTML, an empty or incomplete answer, or broken JSON with a success status."""
     CONNECTION = "connection"
     TIMEOUT = "timeout"
     UNKNOWN = "unknown"
@@ -91,8 +90,8 @@ class FailureKind(StrEnum):
     COOLING_DOWN = "cooling_down"
     DISABLED = "disabled"
     SATURATED = "saturated"
-    """Our own limit of concurrent calls (or connection pool) was full, or this process had no
-    file descriptor left for a connection."""
+    """The gateway's own limit of concurrent calls or its connection pool was full, or the process
+    had no file descriptor left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +102,12 @@ class ProviderFailure:
         provider: The provider's name.
         kind: What happened.
         status: The vendor's HTTP status, if an answer came at all.
-        retry_after_seconds: When asking again makes sense, if that is known: when it would be asked
-            as last resort, if that is earlier than as of right.
+        retry_after_seconds: Seconds until the provider can be asked again, if that is known; as
+            last resort, if that is sooner.
         code: The vendor's machine-readable code, if it sent a plain one.
-        param: The parameter that the vendor's error is about, if it names one.
-        detail: The vendor's own words, with keys masked. They may quote the prompt: show them to
-            the caller whose request it was, and do not log them.
+        param: The parameter that the vendor's error names, if any.
+        detail: The vendor's own text, with keys masked. It may quote the prompt: show it only to
+            the caller of this request, and do not log it.
     """
 
     provider: str
@@ -135,27 +134,27 @@ class GatewayError(Exception):
 
 
 class ConfigurationError(GatewayError, ValueError):
-    """Settings that cannot work. The message names the field and the fix."""
+    """A setting cannot work. The message names the field and the fix."""
 
 
 class NoProvidersError(ConfigurationError):
-    """No provider is configured, so there is nobody to ask."""
+    """No provider is configured."""
 
 
 class _FromProvidersError(GatewayError):
-    """An error that says what each provider did."""
+    """An error with the failure of each provider."""
 
     def __init__(self, message: str, causes: Sequence[ProviderFailure] = ()) -> None:
         super().__init__(message)
         self.causes = tuple(causes)
-        """One entry per provider that was asked or passed over, in the order of the plan."""
+        """One entry for each provider that was asked or skipped, in order."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (str(self), self.causes), self.__dict__)
 
     @property
     def retry_after_seconds(self) -> float | None:
-        """The soonest moment, in seconds from the failure, at which a provider may answer again."""
+        """The fewest seconds, from the failure on, until a provider can be asked again."""
         return min(
             (c.retry_after_seconds for c in self.causes if c.retry_after_seconds is not None),
             default=None,
@@ -185,7 +184,7 @@ class UnknownModelError(RequestRejectedError):
 
 
 class ContextWindowExceededError(RequestRejectedError):
-    """The prompt is longer than every provider that could be asked accepts."""
+    """The prompt is too long for every provider that could be asked."""
 
 
 class ContentPolicyError(RequestRejectedError):
@@ -197,19 +196,19 @@ class AllProvidersFailedError(_FromProvidersError):
 
     @classmethod
     def of(cls, causes: Sequence[ProviderFailure]) -> AllProvidersFailedError:
-        """Build the error with the message that operators grep for."""
+        """Make the error with the message that operators search for."""
         return cls(f"All LLM providers failed: {describe(causes)}", causes)
 
 
 class DeadlineExceededError(_FromProvidersError, TimeoutError):
-    """The request's own deadline ran out before a provider answered."""
+    """The request's deadline passed before a provider answered."""
 
 
 class CircuitOpenError(GatewayError):
-    """A call guarded by a circuit breaker was refused because the circuit is not closed.
+    """A circuit breaker rejected a call because its circuit is not closed.
 
     Attributes:
-        retry_after_seconds: When the breaker will let a probe through; 0 while one is out.
+        retry_after_seconds: Seconds until the breaker allows a probe; 0 while one is in flight.
     """
 
     def __init__(self, message: str, retry_after_seconds: float = 0.0) -> None:
@@ -221,11 +220,11 @@ class CircuitOpenError(GatewayError):
 
 
 class StreamInterruptedError(_FromProvidersError):
-    """A stream broke after its first words were delivered.
+    """A stream broke after its first content was delivered.
 
     Attributes:
-        provider: Who was answering.
-        text: What had arrived of the first answer's text. Not part of the message.
+        provider: The provider that was answering.
+        text: The first answer's text so far. Not part of the message.
     """
 
     def __init__(
@@ -244,7 +243,7 @@ class StreamInterruptedError(_FromProvidersError):
 
     @property
     def cause(self) -> ProviderFailure | None:
-        """What broke it; the last of `causes`."""
+        """The failure that broke it: the last of `causes`."""
         return self.causes[-1] if self.causes else None
 
 
@@ -253,14 +252,14 @@ class BudgetExceededError(GatewayError):
 
 
 class OverloadedError(GatewayError):
-    """The gateway's own queue is full; the request was not sent anywhere."""
+    """The gateway's own queue is full; the request was not sent."""
 
 
 def describe(causes: Sequence[ProviderFailure]) -> str:
-    """One line that names each provider and what it did."""
+    """Return one line with each provider's failure."""
     return "; ".join(map(str, causes)) or "no provider could be asked"
 
 
 def refuse(message: str) -> NoReturn:
-    """Raise the refusal; `message` is a whole sentence with the fix in it."""
+    """Raise `RequestRejectedError`; `message` is a sentence that contains the fix."""
     raise RequestRejectedError(message)

@@ -1,11 +1,12 @@
-"""The gateway: the public face, the providers, and the life of it all.
+"""`AsyncGateway`: the public class, its providers, and opening and closing.
 
-It wires the rooms together and holds no policy. The way of a request is `request/pipeline.py`.
+It composes the other parts and has no policy of its own. `request/pipeline.py` answers a request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -56,38 +57,23 @@ from aigateway.wires.client import VendorClient, VendorClientFactory
 
 __all__ = ["AsyncGateway"]
 
-_OPTIONS = frozenset(
-    {
-        "system",
-        "model",
-        "temperature",
-        "max_tokens",
-        "timeout",
-        "agent",
-        "cache",
-        "cache_ttl",
-        "origin",
-    }
-)
-"""What `chat` takes by name; its other options are OpenAI's parameters."""
-
 
 class AsyncGateway:
     """Several LLM vendors as one that answers.
 
-    Belongs to one event loop at a time. Use it as an async context manager, or call `aclose()`.
+    It belongs to one event loop at a time. Use it as an async context manager, or call `aclose()`.
 
     Args:
-        providers: Whom to ask; None reads `aigateway.toml`, the environment and `.env`.
+        providers: The providers; None reads `aigateway.toml`, the environment and `.env`.
         settings: Everything else; None reads the same places.
-        hooks: Get every event (`aigateway.events`).
-        clock: Time and randomness; only tests give another.
-        vendor: Makes the connection to a vendor; only tests give another.
-        **overrides: Any field of `GatewaySettings`; stands over `settings`.
+        hooks: Receive every event (`aigateway.events`).
+        clock: The source of time and randomness; for tests.
+        vendor: Makes a provider's client; for tests.
+        **overrides: Any field of `GatewaySettings`; takes precedence over `settings`.
 
     Raises:
         ConfigurationError: A setting cannot work.
-        NoProvidersError: `providers` is None and nothing is configured anywhere.
+        NoProvidersError: `providers` is None and none is configured.
     """
 
     def __init__(
@@ -134,9 +120,9 @@ class AsyncGateway:
         for config in configs:
             self.add_provider(config)
         if providers is None:
-            self._roster.serving(None)  # nothing configured is an error now, not at 3 a.m.
+            self._roster.serving(None)  # raises if none is configured
 
-    # ── asking ───────────────────────────────────────────────────────────────────────────────
+    # ── requests ─────────────────────────────────────────────────────────────────────────────
 
     async def chat(
         self,
@@ -154,38 +140,37 @@ class AsyncGateway:
         origin: Origin | None = None,
         **params: Any,
     ) -> ChatResponse:
-        """Get an answer from the best provider that gives one, or from the cache.
+        """Get an answer from the best provider that answers, or from the cache.
 
         Args:
             prompt_or_messages: A prompt, or OpenAI chat messages.
-            system: A system message put in front.
+            system: A system message to put in front.
             model: A provider's model, name or alias; None leaves the choice to the gateway.
             temperature: From 0 to 2.
-            max_tokens: Upper bound of the answer's length.
+            max_tokens: Most tokens of the answer.
             timeout: Seconds for everything, failover and waiting included; None takes the setting.
             agent: Selects a time to live from `agent_ttls`, and labels logs.
             cache: True reads and fills the cache, False does neither, "refresh" only fills it.
-            cache_ttl: Seconds to remember this answer; None takes the agent's, then the setting.
-            hedge: Whether a second provider is asked when the first is slower than usual; None
-                takes the setting, which leaves requests with tools alone.
-            origin: On whose behalf, where many share this gateway.
+            cache_ttl: Seconds to cache this answer; None takes the agent's, then the setting.
+            hedge: Whether a second provider is asked if the first is slower than usual; None takes
+                the setting, which does not hedge requests with tools.
+            origin: The caller, if several share this gateway.
             **params: Other OpenAI chat parameters (`tools`, `response_format`, `seed`, ...),
-                passed through untouched. `response_format` may be a pydantic model class; the
-                answer then has an instance of it as `.parsed`.
+                passed on unchanged. `response_format` may be a pydantic model class; the answer
+                then has an instance of it as `.parsed`.
 
         Returns:
-            The answer, with who gave it, its usage and its price.
+            The answer, with its provider, usage and price.
 
         Raises:
-            RequestRejectedError: The request is at fault; says what to change.
+            RequestRejectedError: The request is at fault; the message says what to change.
             UnknownModelError: No provider serves `model`.
-            AllProvidersFailedError: Nobody could answer; one cause for each.
-            DeadlineExceededError: `timeout` was over first.
+            AllProvidersFailedError: No provider could answer; `causes` has one entry for each.
+            DeadlineExceededError: `timeout` passed first.
             OverloadedError: Too many requests are waiting already.
         """
         request = self._request(
             prompt_or_messages,
-            hedge,
             system=system,
             model=model,
             temperature=temperature,
@@ -194,7 +179,8 @@ class AsyncGateway:
             agent=agent,
             cache=cache,
             cache_ttl=cache_ttl,
-            origin=origin or APPLICATION,
+            hedge=hedge,
+            origin=origin,
             params=params,
         )
         self._enter_loop()
@@ -217,47 +203,47 @@ class AsyncGateway:
         origin: Origin | None = None,
         **params: Any,
     ) -> ChatStream:
-        """Get an answer piece by piece, from the best provider that begins one.
+        """Stream an answer from the best provider that begins one.
 
             async with gateway.stream("Tell me a story.") as stream:
                 async for chunk in stream:
                     print(chunk.text, end="")
             print(stream.response.usage)
 
-        Until the first content, providers that fail or keep silent for `first_token_timeout` are
-        passed over unseen. After it nothing is silently begun anew: a break raises, or is resumed.
-        Leaving early (`break`, `aclose`, cancellation) closes the vendor's connection.
+        Before the first content, the gateway fails over from providers that fail or send nothing
+        for `first_token_timeout`. After it, the gateway never restarts the answer silently: a break
+        raises, or the stream is resumed. Leaving early (`break`, `aclose`, cancellation) closes the
+        vendor's connection.
 
         Args:
-            prompt_or_messages: As for `chat`, like the rest but for these:
+            prompt_or_messages: As for `chat`.
             system: As for `chat`.
             model: As for `chat`.
             temperature: As for `chat`.
             max_tokens: As for `chat`.
             timeout: Seconds until the first content, failover and waiting included; None takes
-                the setting. After it `idle_timeout` rules, however long the answer is.
+                the setting. After it `idle_timeout` applies, however long the answer is.
             agent: As for `chat`.
-            cache: As for `chat`. What is remembered is streamed at once.
+            cache: As for `chat`. A cached answer is streamed at once.
             cache_ttl: As for `chat`.
-            hedge: As for `chat`; what counts is the first content.
+            hedge: As for `chat`; the first content decides.
             resume: What to do when the stream breaks after its first content. None raises.
-                "restart" begins anew at the next provider, after a chunk marked `restarted`.
-                "continue" lets another provider go on from the partial text, where its model is
-                known to do so; never after tool calls or with a `response_format`.
+                "restart" starts over at the next provider, after a chunk marked `restarted`.
+                "continue" lets another provider continue the partial text, if its model is known
+                to do so; never after tool calls or with a `response_format`.
             origin: As for `chat`.
             **params: As for `chat`.
 
         Raises:
             RequestRejectedError: The request is at fault; raised here, before anything is sent.
-            UnknownModelError: No provider serves `model`; likewise.
-            StreamInterruptedError: While iterating: it broke after its first content.
+            UnknownModelError: No provider serves `model`; raised here.
+            StreamInterruptedError: While iterating: the stream broke after its first content.
             GatewayError: While iterating, before the first content: as `chat`.
         """
         if resume is not None and resume not in ("continue", "restart"):
             raise RequestRejectedError('resume must be None, "continue" or "restart".')
         request = self._request(
             prompt_or_messages,
-            hedge,
             system=system,
             model=model,
             temperature=temperature,
@@ -266,7 +252,8 @@ class AsyncGateway:
             agent=agent,
             cache=cache,
             cache_ttl=cache_ttl,
-            origin=origin or APPLICATION,
+            hedge=hedge,
+            origin=origin,
             params=_without_stream_options(params),
         )
         outcome = StreamOutcome()
@@ -282,7 +269,7 @@ class AsyncGateway:
     async def call_llm(
         self, *, system: str | None = None, user: str, temperature: float | None = None
     ) -> str:
-        """`chat`, for callers that only want the text. Raises what `chat` raises."""
+        """Call `chat`, and return only the text. Raises what `chat` raises."""
         return (await self.chat(user, system=system, temperature=temperature)).text
 
     async def embed(
@@ -294,18 +281,18 @@ class AsyncGateway:
         origin: Origin | None = None,
         **params: Any,
     ) -> EmbeddingResponse:
-        """Turn texts into vectors, with the same failover as `chat`. Not cached.
+        """Embed texts, with the same failover as `chat`. Answers are not cached.
 
         Vectors of different models cannot be compared: name a `model` that only equal providers
-        serve (an alias does it), or give the gateway providers of one embedding model only.
+        serve (an alias, for example), or configure providers of one embedding model only.
 
         Args:
-            inputs: One text, or several. In place of a text, the tokens that the model's own
-                tokenizer makes of it; only OpenAI, Azure and OpenAI-compatible servers take them,
-                others are passed over.
-            model: A provider's model, name or alias; None leaves every provider a candidate.
+            inputs: One text, or several. Instead of a text, its tokens by the model's tokenizer;
+                only OpenAI, Azure and OpenAI-compatible servers accept tokens, and other providers
+                are skipped.
+            model: A provider's model, name or alias; None makes every provider a candidate.
             timeout: Seconds for everything; None takes the setting.
-            origin: On whose behalf, where many share this gateway.
+            origin: The caller, if several share this gateway.
             **params: Other OpenAI embedding parameters (`dimensions`, ...).
 
         Raises:
@@ -326,17 +313,17 @@ class AsyncGateway:
     def check(
         self, prompt_or_messages: str | Sequence[Mapping[str, Any]], **options: Any
     ) -> ChatRequest:
-        """See whether `chat` would take a request, without asking anybody.
+        """Check whether `chat` would accept a request, without calling a vendor.
 
         Args:
             prompt_or_messages: As for `chat`.
-            **options: Likewise.
+            **options: As for `chat`.
 
         Returns:
-            The request, checked and copied; `batch` takes it as it is.
+            The request, checked and copied; `batch` accepts it.
 
         Raises:
-            RequestRejectedError: The request is at fault; says what to change.
+            RequestRejectedError: The request is at fault; the message says what to change.
             UnknownModelError: No provider serves its `model`.
         """
         return self._request_of(prompt_or_messages, options)
@@ -345,22 +332,21 @@ class AsyncGateway:
         self, prompt: Any, options: Mapping[str, Any], *, background: bool = False
     ) -> ChatRequest:
         params = dict(options)
-        hedge = params.pop("hedge", None)
-        if params.get("origin") is None:
-            params["origin"] = APPLICATION
         named = {name: params.pop(name) for name in _OPTIONS & params.keys()}
-        return self._request(prompt, hedge, background=background, params=params, **named)
+        return self._request(prompt, background=background, params=params, **named)
 
     def _request(
         self,
         prompt_or_messages: str | Sequence[Mapping[str, Any]],
-        hedge: bool | None,
         *,
+        hedge: bool | None = None,
+        origin: Origin | None = None,
         background: bool = False,
         **given: Any,
     ) -> ChatRequest:
-        """Check what a caller passed. An unknown model is refused before the request counts."""
-        request = chat_request(prompt_or_messages, **given, settings=self.settings)
+        request = chat_request(
+            prompt_or_messages, **given, origin=origin or APPLICATION, settings=self.settings
+        )
         if hedge is not None and not isinstance(hedge, bool):
             raise RequestRejectedError("hedge must be True, False or None.")
         if hedge is not None or background:
@@ -527,60 +513,50 @@ class AsyncGateway:
 
     @property
     def providers(self) -> tuple[ProviderStatus, ...]:
-        """Every provider as it is now, highest priority first."""
+        """The current state of every provider, highest priority first."""
         return tuple(provider.status() for provider in self._roster)
 
     def add_provider(self, config: LLMConfig) -> None:
-        """Add a provider; it takes requests from now on.
+        """Add a provider, for requests from now on.
 
         Raises:
-            ConfigurationError: Its name is taken.
+            ConfigurationError: Another provider has its name.
         """
         self._roster.add(
             Provider(config, self.settings, self._clock, self._emitter, self._make_client)
         )
-        if self._loop is not None and not self._loop.is_closed():
-            wake = self._limiter.wake  # requests that wait may go to it
-            if _running_loop() is self._loop:
-                wake()
-            else:
-                self._loop.call_soon_threadsafe(wake)
+        self._on_loop(self._limiter.wake)  # waiting requests may use it
 
     def remove_provider(self, name: str) -> None:
-        """Ask a provider no more. Calls that are out end as they would have.
+        """Remove a provider. Its calls in flight continue.
 
         Raises:
-            ConfigurationError: There is none of that name.
+            ConfigurationError: No provider has this name.
         """
         provider = self._roster.remove(name)
         provider.retired = True
         self._network.forget(name)
-        if self._loop is None or self._loop.is_closed():
-            return
-        if _running_loop() is self._loop:
-            self._retire(provider)
-        else:
-            self._loop.call_soon_threadsafe(self._retire, provider)
+        self._on_loop(lambda: self._retire(provider))
 
     def force_circuit(self, name: str, state: CircuitOrder, *, by: str | None = None) -> None:
-        """Take a provider's circuits in hand, or leave them to themselves again.
+        """Force a provider's circuits open or closed, or end that.
 
-        It holds for every operation. Calls that are out end as they would have. From another
-        thread than the gateway's it takes effect at the next turn of the gateway's event loop.
+        This applies to every operation. Calls in flight continue. Called from another thread than
+        the gateway's, it takes effect in the next iteration of the gateway's event loop.
 
         Args:
-            name: The provider's.
-            state: "open" asks it no more, whatever it would answer, not as last resort either;
-                "closed" asks it, however often it fails, and ends a cooldown and a disabled state;
-                both hold until the next order. "auto" lets the circuit decide
-                by itself again, and begin closed; it changes nothing where nothing is forced.
-            by: Who wants it; for the event `operator.circuit_forced`.
+            name: The provider's name.
+            state: "open" stops all requests to it, also as last resort. "closed" allows requests
+                however often it fails, and ends a cooldown and a disabled state. Both hold until
+                the next call. "auto" lets the circuit decide again, closed at first; it has no
+                effect if nothing is forced.
+            by: The operator, for the event `operator.circuit_forced`.
 
         Raises:
             ConfigurationError: There is no such provider, or no such state.
         """
         if state not in get_args(CircuitOrder):
-            raise ConfigurationError('A circuit is forced "open" or "closed", or left to "auto".')
+            raise ConfigurationError('state must be "open", "closed" or "auto".')
         provider = self._roster.named(name)
 
         def force() -> None:
@@ -589,34 +565,39 @@ class AsyncGateway:
 
         def force_and_wake() -> None:
             force()
-            self._limiter.wake()  # whoever waits may have somebody to go to now, or nobody
+            self._limiter.wake()  # the candidates of waiting requests have changed
 
-        if self._loop is None or self._loop.is_closed():
+        if not self._on_loop(force_and_wake):
             force()
-        elif _running_loop() is self._loop:
-            force_and_wake()
+
+    def _on_loop(self, call: Callable[[], object]) -> bool:
+        """Make a call in the gateway's event loop, at once or soon; return False without a loop."""
+        if self._loop is None or self._loop.is_closed():
+            return False
+        if _running_loop() is self._loop:
+            call()
         else:
-            self._loop.call_soon_threadsafe(force_and_wake)
+            self._loop.call_soon_threadsafe(call)
+        return True
 
     def _retire(self, provider: Provider) -> None:
-        self._limiter.wake()  # whoever waits for a place there had better look elsewhere
+        self._limiter.wake()  # requests that wait for this provider must choose another
         task = asyncio.create_task(provider.retire(), name=f"aigateway-retire-{provider.name}")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
     def take_over(self, other: AsyncGateway) -> None:
-        """Go on where another gateway is, to put this one in its place with other settings.
+        """Take over the state of another gateway, to replace it with other settings.
 
-        Counters go on. Answers are remembered on if the settings of the cache are the same. A
-        provider that is configured in the same way goes on with its rates, and with its circuit
-        and gates if what governs them is the same, too; else they begin anew. What was learned of
-        latencies, and of how many calls a vendor bears, is learned again. The other gateway may
-        end its requests meanwhile; what they find out counts here.
+        Counters continue, and so does the cache if its settings are the same. A provider with the
+        same configuration keeps its rates, and its circuit and cooldowns if the settings for them
+        are the same; otherwise they start fresh. Latencies and adaptive limits are learned again.
+        The other gateway may finish its requests meanwhile; their results count here.
 
-        To be called before this gateway is used. Events of both go to this one's hooks.
+        Call this before this gateway is used. Events of both go to this gateway's hooks.
 
         Args:
-            other: The one to be replaced.
+            other: The gateway to replace.
 
         Raises:
             GatewayError: This gateway is in use.
@@ -641,7 +622,7 @@ class AsyncGateway:
         return all(getattr(self.settings, name) == getattr(settings, name) for name in names)
 
     async def warmup(self) -> None:
-        """Load litellm (and tenacity) and open the clients now, instead of at the first request.
+        """Load litellm and tenacity and open the clients now, not at the first request.
 
         Raises:
             GatewayError: The gateway is closed, or in use on another running event loop.
@@ -652,11 +633,11 @@ class AsyncGateway:
             await provider.prepare()
 
     def get_metrics(self) -> dict[str, Any]:
-        """What happened so far, as plain values fit for JSON.
+        """Return counters and gauges as plain values fit for JSON.
 
         `total_requests`, `cache_hits`, `cache_hit_rate_percent` (two decimals), `failures`
-        (requests whose caller got an error), `providers_active` (could take a request now), and
-        more; under `providers`, for each one: attempts, failures by kind, circuit state, latency
+        (requests that ended in an error), `providers_active` (can take a request now), and more.
+        Under `providers`, for each one: attempts, failures by kind, circuit state, latency
         percentiles (seconds, last 512 answers), tokens, cost (US dollars).
         """
         return {
@@ -669,7 +650,7 @@ class AsyncGateway:
             "providers": {p.name: p.metrics() for p in self._roster},
         }
 
-    # ── life ─────────────────────────────────────────────────────────────────────────────────
+    # ── opening and closing ──────────────────────────────────────────────────────────────────
 
     async def __aenter__(self) -> Self:
         self._enter_loop()
@@ -684,7 +665,7 @@ class AsyncGateway:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End what is in flight and close every connection. Later calls are refused."""
+        """Cancel requests in flight and close every connection. Later calls raise."""
         self._closed = True
         if self._loop is None:
             return
@@ -694,7 +675,7 @@ class AsyncGateway:
         await asyncio.gather(*self._retiring, *(provider.aclose() for provider in self._roster))
 
     def _enter_loop(self) -> None:
-        """Bind to the running loop, or move to it if the one before is over."""
+        """Bind to the running event loop, or move to it if the previous one is closed."""
         if self._closed:
             raise GatewayError("This gateway is closed; make another one.")
         loop = asyncio.get_running_loop()
@@ -706,7 +687,7 @@ class AsyncGateway:
                     "This gateway is in use on another event loop. Make one gateway for each loop"
                     " (connections belong to the loop that opened them)."
                 )
-            # What was opened there went down with it; circuits, cache and counters go on.
+            # Connections and tasks are gone with it; circuits, cache and counters continue.
             self._start_afresh()
             for provider in self._roster:
                 provider.abandon()
@@ -724,7 +705,7 @@ class AsyncGateway:
             self._limiter,
             self._emitter,
             self._network,
-            # Weakly, so that a timer of the watch does not keep a forgotten gateway alive.
+            # A weak reference, so that the detector's timer does not keep the gateway alive.
             StallDetector(self._clock, _weakly(self._stalled)),
             lambda: self._roster,
         )
@@ -732,8 +713,16 @@ class AsyncGateway:
         self._retiring: set[asyncio.Task[None]] = set()
 
 
+_OPTIONS = frozenset(
+    name
+    for name, parameter in inspect.signature(AsyncGateway.chat).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+)
+"""The named options of `chat`; its other options are OpenAI's parameters."""
+
+
 def _without_stream_options(params: dict[str, Any]) -> dict[str, Any]:
-    """What callers of other libraries add to get a stream with usage, which this one is anyway."""
+    """Drop what callers of OpenAI's SDK add for a stream with usage, which is the default here."""
     kept = dict(params)
     if kept.pop("stream", True) is not True:
         raise RequestRejectedError("stream() streams: leave `stream` out, or call chat().")
@@ -781,7 +770,7 @@ def _checked(providers: Iterable[LLMConfig]) -> list[LLMConfig]:
 
 def _litellm_clients(settings: GatewaySettings) -> VendorClientFactory:
     def make(config: LLMConfig, clock: Clock) -> VendorClient:
-        # Not at the top: it is the first step towards litellm, and nobody may ever ask for it.
+        # Not at the top: importing the package must not load the HTTP client.
         from aigateway.wires.changing_key import ChangingKeyClient  # noqa: PLC0415
         from aigateway.wires.direct_lane import DirectClient  # noqa: PLC0415
 

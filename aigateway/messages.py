@@ -1,14 +1,14 @@
-"""The records that travel: a request in, an answer out.
+"""Requests and answers as records, and answers in OpenAI's form.
 
-All of them are frozen and hold only immutable values, so a cached answer can be handed to a
-thousand callers and none can change it for the next. Nothing here validates or sends.
+The records are frozen and hold only immutable values, so that callers who share a cached answer
+cannot change it. Nothing here validates or sends.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from aigateway.errors import FailureKind
@@ -16,6 +16,7 @@ from aigateway.errors import FailureKind
 __all__ = [
     "APPLICATION",
     "CHAT_PARAMS",
+    "TOOL_INPUTS",
     "Attempt",
     "Audio",
     "BatchItem",
@@ -36,6 +37,7 @@ __all__ = [
     "ToolCallDelta",
     "Usage",
     "openai_beside",
+    "openai_call",
     "openai_media",
     "openai_signature",
     "openai_usage",
@@ -72,18 +74,19 @@ class Usage:
 
 
 TOOL_INPUTS = {"function": "arguments", "custom": "input"}
-"""What OpenAI calls the input of a tool of each type."""
+"""OpenAI's name for the input of a tool, by the tool's type."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """What the model wants called.
+    """A call of a tool that the model requests.
 
     Attributes:
-        id: The result names it.
-        name: The tool's.
-        arguments: JSON text, just as the model wrote it; free text where `type` is "custom".
+        id: The message with the tool's result refers to it.
+        name: The tool's name.
+        arguments: JSON text exactly as the model wrote it; free text if `type` is "custom".
         type: "function", or "custom" for one of OpenAI's custom tools.
+        thought_signature: Gemini's; it must be sent back with the call.
     """
 
     id: str
@@ -91,20 +94,18 @@ class ToolCall:
     arguments: str
     type: str = "function"
     thought_signature: str | None = field(default=None, repr=False)
-    """Gemini's, which it wants back with the call."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A piece of a tool call. `id` and `name` come whole, with the first piece of each call.
+    """A part of a tool call in a stream. Attributes not named here are as in `ToolCall`.
 
     Attributes:
-        index: Which of the answer's tool calls, from 0.
-        id: As in `ToolCall`; empty in later pieces.
-        name: Likewise.
-        arguments: The next piece of the JSON text, or of a custom tool's input.
-        type: As in `ToolCall`, in every piece.
-        thought_signature: As in `ToolCall`; it comes whole.
+        index: Index of the tool call in the answer, from 0.
+        id: Complete in the first part of a call, empty in later ones.
+        name: Like `id`.
+        arguments: The next part.
+        type: Set in every part.
     """
 
     index: int
@@ -117,14 +118,14 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """Speech, or a piece of it.
+    """Speech, or in a chunk the next part of it.
 
     Attributes:
-        id: Names it in a later turn, at OpenAI: `{"role": "assistant", "audio": {"id": ...}}`.
-            "" where the vendor gives none; `to_openai()` leaves it out then.
-        data: Base64, in the format that was asked for; in a chunk the next piece.
-        transcript: What is said; in a chunk the next piece.
-        expires_at: Unix time in seconds until which `id` is known; 0 where the vendor says none.
+        id: Refers to it in a later turn at OpenAI: `{"role": "assistant", "audio": {"id": ...}}`.
+            "" if the vendor sends none; `to_openai()` then leaves it out.
+        data: Base64, in the requested format.
+        transcript: The spoken text.
+        expires_at: Unix time in seconds until which `id` is valid; 0 if the vendor sends none.
     """
 
     id: str = ""
@@ -135,22 +136,22 @@ class Audio:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer, as it comes. Its fields say what is added, not what there is.
+    """A part of a streamed answer: what is added to the fields of `Choice`.
 
     Attributes:
-        text: The next piece of the text; often a word.
-        tool_calls: The next pieces of tool calls.
-        reasoning: The next piece of visible reasoning.
-        refusal: The next piece of a refusal.
-        finish_reason: Why the answer ended; only on its last chunk.
-        usage: Tokens as the vendor counted them; only on the stream's last chunk.
-        index: Which of the `n` answers this belongs to.
-        restarted: The answer begins anew with the chunks that follow; forget what came before.
-        images: Pictures that came: see `Choice`. Each comes whole.
-        audio: The next piece of speech.
-        sources_json: Further sources of the text: see `Choice`.
-        thinking_json: Further blocks of thinking: see `Choice`. Each comes whole, at its end.
-        thought_signatures: Further signatures: see `Choice`.
+        text: The next part of the text; often a word.
+        tool_calls: The next parts of tool calls.
+        reasoning: The next part of visible reasoning.
+        refusal: The next part of a refusal.
+        finish_reason: Why the answer ended; only in its last chunk.
+        usage: Tokens as the vendor counted them; only in the stream's last chunk.
+        index: Index of the answer among the `n` answers.
+        restarted: The answer starts over with the next chunk; discard everything before.
+        images: Further pictures, each complete.
+        audio: The next part of speech.
+        sources_json: Further sources of the text.
+        thinking_json: Further thinking blocks, each complete.
+        thought_signatures: Further signatures.
     """
 
     text: str = ""
@@ -169,13 +170,30 @@ class Chunk:
 
     @property
     def thinking_blocks(self) -> list[dict[str, Any]]:
-        """Further blocks of thinking, each whole; a fresh list."""
+        """Further thinking blocks, each complete; a fresh list."""
         return _blocks(self.thinking_json)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of the `n` answers."""
+    """One of the `n` answers.
+
+    Attributes:
+        text: The text; empty if the model only calls tools.
+        finish_reason: Why it ended: "stop", "length", "tool_calls", "content_filter", ...
+        tool_calls: The tool calls.
+        reasoning: Visible reasoning, if the vendor shows any.
+        refusal: The model's refusal, if it refused.
+        logprobs_json: OpenAI's `logprobs` object, as immutable JSON text.
+        images: Pictures that the model made: URLs, mostly `data:` ones with the picture itself.
+        audio: Speech.
+        sources_json: Sources of the text, as a JSON object with the vendor's own keys:
+            `annotations` (OpenAI, Gemini), `citations` (Anthropic), `grounding_metadata` (Gemini),
+            `references` (Mistral), ...
+        thinking_json: Anthropic's signed thinking blocks, as JSON text; they must be sent back
+            unchanged.
+        thought_signatures: Gemini's signatures of the text; those of tool calls are in `ToolCall`.
+    """
 
     text: str = ""
     finish_reason: str | None = None
@@ -183,18 +201,11 @@ class Choice:
     reasoning: str | None = None
     refusal: str | None = None
     logprobs_json: str | None = None
-    """The OpenAI `logprobs` object as JSON text (text, because text cannot be changed)."""
     images: tuple[str, ...] = field(default=(), repr=False)
-    """Pictures that the model made: URLs, mostly `data:` ones that hold the picture itself."""
     audio: Audio | None = None
-    """What the model speaks."""
     sources_json: str | None = field(default=None, repr=False)
-    """Where the text comes from, as a JSON object in the vendor's own words: `annotations` (OpenAI,
-    Gemini), `citations` (Anthropic), `grounding_metadata` (Gemini), `references` (Mistral), ..."""
     thinking_json: str | None = field(default=None, repr=False)
-    """Anthropic's signed blocks of thinking, as JSON text: it wants them back, exactly."""
     thought_signatures: tuple[str, ...] = field(default=(), repr=False)
-    """Gemini's signatures of the text; those of tool calls are in `ToolCall`."""
 
     @property
     def thinking_blocks(self) -> list[dict[str, Any]]:
@@ -204,32 +215,40 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a vendor answered, in one form for all vendors."""
+    """A vendor's answer to a chat, in one form for all vendors.
+
+    Attributes:
+        id: The vendor's name for the answer.
+        model: The model that answered, as the vendor names it.
+        choices: The `n` answers.
+        usage: Tokens as the vendor counted them.
+        cost_usd: Price of this call in US dollars; None if the model's price is not known.
+        created: Unix time in seconds, from the vendor.
+        system_fingerprint: OpenAI's name for the configuration of the model.
+        service_tier: The tier that served the request at OpenAI; prices depend on it.
+        sources_json: Sources of all choices (Perplexity's `citations`, `search_results`), as in
+            `Choice`.
+    """
 
     id: str
     model: str
     choices: tuple[Choice, ...]
     usage: Usage = Usage()
     cost_usd: float | None = None
-    """Price of this call in US dollars; None where the model's price is not known."""
     created: int = 0
-    """Unix time in seconds, as the vendor says."""
     system_fingerprint: str | None = None
-    """Of the OpenAI wire: which configuration of the model answered."""
     service_tier: str | None = None
-    """Of the OpenAI wire: which tier served the request; prices depend on it."""
     sources_json: str | None = field(default=None, repr=False)
-    """Sources of all choices (Perplexity's `citations`, `search_results`), as in `Choice`."""
 
     def price(self, cost_usd: float | None) -> Self:
-        """Note the price of an answer that has just been read, and that nobody else holds yet."""
+        """Set the price of a new answer that only the caller holds yet."""
         object.__setattr__(self, "cost_usd", cost_usd)
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """What a vendor answered to an embedding request; `vectors` are in input order."""
+    """A vendor's answer to an embedding request; `vectors` are in input order."""
 
     model: str
     vectors: tuple[tuple[float, ...], ...]
@@ -243,15 +262,15 @@ class Attempt:
 
     Attributes:
         provider: The provider's name.
-        model: The model asked.
+        model: The requested model.
         failure: None for the attempt that answered, else why it did not.
-        status: The vendor's HTTP status where one came with a failure.
+        status: The vendor's HTTP status, if one came with a failure.
         latency_seconds: From sending to answer or failure.
-        cost_usd: US dollars, where this attempt's price is known.
-        last_resort: The provider was asked although its circuit was not closed, or although it
-            was disabled, since no other was left.
-        dropped: The parameters that were left out, since the model does not take them; of an
-            attempt that answered.
+        cost_usd: US dollars, if this attempt's price is known.
+        last_resort: The provider was asked although its circuit was not closed or it was disabled,
+            because no other was left.
+        dropped: The parameters that were left out, because the model does not support them; only
+            of an attempt that answered.
     """
 
     provider: str
@@ -265,26 +284,26 @@ class Attempt:
 
     @property
     def ok(self) -> bool:
-        """Whether this attempt answered."""
+        """Return whether this attempt answered."""
         return self.failure is None
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """On whose behalf a request is made. A service that many share says so; nobody else need.
+    """The caller of a request, for services that several callers share.
 
     Attributes:
-        request_id: Names the request in logs and events; "" takes a fresh one.
-        partition: Answers are shared (cached, coalesced) only among requests of the same one, and
-            partitions whose requests wait for a free place get it in turn.
-        headers: Go to the vendor (`traceparent`, `X-Request-ID`, ...), but for those that are not
-            the caller's to set: who asks (`Authorization`, `x-api-key`, ...), how it is sent
-            (`Host`, `Content-Type`, ...), and what the provider has in its own `headers`. They do
-            not count when requests are compared.
-        on_cost: Gets the US dollars of each call that was made for the request, when the call ends:
-            of failed ones, of hedges that lost, and of those that the caller left, too. None where
-            the price is not known. Calls that others joined may end after the request.
-        tenant: Names the one who asks in logs and events, before the agent if there is one.
+        request_id: Names the request in logs and events; "" takes a new one.
+        partition: Answers are shared (cached, coalesced) only within a partition, and partitions
+            take turns when their requests wait for a free slot.
+        headers: Sent to the vendor (`traceparent`, `X-Request-ID`, ...). Not sent are credentials
+            (`Authorization`, `x-api-key`, ...), headers of the transport (`Host`, `Content-Type`,
+            ...), and those in the provider's own `headers`. They are ignored when requests are
+            compared.
+        on_cost: Called with the US dollars of each call made for the request, when the call ends,
+            including failed ones, hedges that lost and calls that the caller cancelled. None if the
+            price is not known. Calls that others have joined may end after the request.
+        tenant: Names the caller in logs and events, in front of the agent.
     """
 
     request_id: str = ""
@@ -295,31 +314,26 @@ class Origin:
 
 
 APPLICATION = Origin()
-"""The application itself asks."""
+"""The application itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What the caller asked once: validated, and the same whichever provider gets it.
+    """A validated request, the same for every provider. Its other fields are those of `Origin`.
 
     Attributes:
-        messages: OpenAI chat messages. They are the gateway's own copy.
-        model: A provider's model, name or alias; None leaves every provider a candidate.
-        params: The other OpenAI chat parameters, untouched.
+        messages: OpenAI chat messages, copied.
+        model: A provider's model, name or alias; None makes every provider a candidate.
+        params: The other OpenAI chat parameters, unchanged.
         timeout: Seconds for the whole request; None takes the setting.
-        agent: Which of `agent_ttls` applies, and a label in metrics; never sent.
+        agent: Selects one of `agent_ttls`, and labels metrics; never sent.
         cache: See `CacheMode`.
-        cache_ttl: Seconds this answer may be remembered; None takes the setting.
-        response_model: A pydantic model class the answer must parse as.
-        request_id: Names this request in logs and events.
+        cache_ttl: Seconds this answer may be cached; None takes the setting.
+        response_model: A pydantic model class that the answer must parse as.
         hedge: Whether a second provider may be asked while the first is slow; None takes the
             setting.
-        background: It waits for a free place behind every request that is not in the background.
-        partition: See `Origin`.
-        headers: See `Origin`.
-        on_cost: See `Origin`.
-        tenant: See `Origin`.
-        size: Bytes of the messages and parameters as JSON; 0 is not counted.
+        background: Wait for a free slot behind all requests that are not in the background.
+        size: Bytes of the messages and parameters as JSON; 0 if not counted.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -342,7 +356,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """Texts, or texts as tokens, to turn into vectors. Attributes as in `ChatRequest`."""
+    """A validated request to embed texts, or texts as tokens. Attributes as in `ChatRequest`."""
 
     inputs: tuple[str, ...] | tuple[tuple[int, ...], ...]
     model: str | None = None
@@ -357,24 +371,24 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatResponse:
-    """An answer, and who gave it, why, and for how much.
+    """An answer, with its provider, its attempts and its price.
 
     Attributes:
         completion: The vendor's answer.
-        provider: Name of the provider that answered (also for a cached answer).
-        cached: Came from the cache: no vendor was called for it.
-        stale: Came from the cache after its time, because every provider failed.
-        coalesced: Shared with an identical request that was already in flight.
-        attempts: Every call made for this request, in the order of their ends; the last one
+        provider: Name of the provider that answered, also for a cached answer.
+        cached: Whether it came from the cache, without a call to a vendor.
+        stale: Whether it came from the cache after it expired, because every provider failed.
+        coalesced: Whether it is shared with an identical request that was already in flight.
+        attempts: Every call made for this request, in the order in which they ended; the last one
             answered.
-        resumed: Put together from a stream that broke and what another provider added to it.
+        resumed: Whether another provider continued it after a stream broke.
         latency_seconds: From `chat()` to the answer; for a stream, to its end.
         first_content_seconds: For a stream: to its first content.
         parsed: An instance of the pydantic model given as `response_format`, else None.
         request_id: As in logs and events.
-        loading_seconds: How much of `latency_seconds` the request waited for litellm to load and
-            for its providers' clients to be made: 0.0 once that is done, for cached answers, and
-            for coalesced ones. No attempt's `latency_seconds` has it.
+        loading_seconds: The part of `latency_seconds` for which the request waited for litellm to
+            load and for clients to be made; not part of any attempt's `latency_seconds`. 0.0 once
+            that is done, and for cached and coalesced answers.
     """
 
     completion: Completion
@@ -397,7 +411,7 @@ class ChatResponse:
 
     @property
     def text(self) -> str:
-        """The first answer's text; empty when the model only calls tools."""
+        """The first answer's text; empty if the model only calls tools."""
         return self.completion.choices[0].text
 
     @property
@@ -412,30 +426,30 @@ class ChatResponse:
 
     @property
     def reasoning(self) -> str | None:
-        """The first answer's visible reasoning, where the vendor shows any."""
+        """The first answer's visible reasoning, if the vendor shows any."""
         return self.completion.choices[0].reasoning
 
     @property
     def thinking_blocks(self) -> list[dict[str, Any]]:
-        """The first answer's signed blocks of thinking (Anthropic); a fresh list."""
+        """The first answer's signed thinking blocks (Anthropic); a fresh list."""
         return self.completion.choices[0].thinking_blocks
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Pictures of the first answer: URLs, mostly `data:` ones that hold the picture itself."""
+        """Pictures of the first answer: URLs, mostly `data:` ones with the picture itself."""
         return self.completion.choices[0].images
 
     @property
     def audio(self) -> Audio | None:
-        """What the first answer speaks."""
+        """The first answer's speech."""
         return self.completion.choices[0].audio
 
     @property
     def sources(self) -> dict[str, Any]:
-        """Where the first answer's text comes from, in the vendor's own words; a fresh dict.
+        """Sources of the first answer's text; a fresh dict.
 
-        The keys are those that vendors use: `annotations` (OpenAI, Gemini), `citations`
-        (Anthropic, Perplexity), `search_results`, `grounding_metadata` (Gemini), `references`, ...
+        The keys are the vendor's own: `annotations` (OpenAI, Gemini), `citations` (Anthropic,
+        Perplexity), `search_results`, `grounding_metadata` (Gemini), `references`, ...
         """
         own = self.completion.choices[0].sources_json
         return _parsed(self.completion.sources_json) | _parsed(own)
@@ -452,11 +466,11 @@ class ChatResponse:
 
     @property
     def cost_usd(self) -> float | None:
-        """US dollars spent on this answer: 0.0 for a cached or coalesced one, None if unpriced."""
+        """US dollars spent on this answer: 0.0 if cached or coalesced, None if not known."""
         return 0.0 if self.cached or self.coalesced else self.completion.cost_usd
 
     def to_openai(self) -> dict[str, Any]:
-        """The answer as an OpenAI `chat.completion` object; a fresh dict at each call."""
+        """Return the answer as an OpenAI `chat.completion` object; a fresh dict each time."""
         return {
             "id": self.completion.id,
             "object": "chat.completion",
@@ -478,16 +492,14 @@ class ChatResponse:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What is known of a streamed answer when its first chunk comes.
+    """What is known of a streamed answer at its first chunk. The rest is as in `ChatResponse`.
 
     Attributes:
         provider: Name of the provider that answers.
         model: The model that answers, as the vendor names it.
-        id: As the vendor names the answer; "" where it has not said.
-        created: Unix time in seconds, as the vendor says; 0 where it has not said.
-        attempts: Calls made so far, the one that answers included; 0 from the cache.
-        cached: As in `ChatResponse`.
-        stale: Likewise.
+        id: The vendor's name for the answer; "" if not known yet.
+        created: Unix time in seconds, from the vendor; 0 if not known yet.
+        attempts: Calls made so far, including the one that answers; 0 from the cache.
     """
 
     provider: str
@@ -501,7 +513,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingResponse:
-    """Vectors in input order, and who made them. Attributes as in `ChatResponse`."""
+    """Vectors in input order, and their provider. Attributes as in `ChatResponse`."""
 
     embeddings: Embeddings
     provider: str
@@ -527,24 +539,22 @@ class EmbeddingResponse:
 
     @property
     def cost_usd(self) -> float | None:
-        """US dollars; None where the model's price is not known."""
+        """US dollars; None if the model's price is not known."""
         return self.embeddings.cost_usd
 
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """What became of one request of a batch. It has a response or an error.
+    """The result of one request of a batch: a response or an error.
 
     Attributes:
-        index: Its place in the input, from 0. No two items of a batch share it.
-        id: As the caller named it; else its index as text. It is the caller's: nobody sees to it
-            that two items have different ones.
+        index: Position in the input, from 0; unique within a batch.
+        id: The caller's id, not necessarily unique; else the index as text.
         request: As the caller gave it.
         response: The answer, if there is one.
-        error: Else why not; a `GatewayError`, unless something is broken.
-        attempts: The calls that the answer took. Of an error, `causes` says what each provider did.
-        latency_seconds: From being taken from the input to its end, waiting included, also for
-            providers that were away.
+        error: Otherwise the error: a `GatewayError`, except for defects.
+        attempts: The calls that the answer took. An error has `causes` instead.
+        latency_seconds: From reading the request to its end, including all waiting.
     """
 
     index: int
@@ -557,19 +567,19 @@ class BatchItem:
 
     @property
     def ok(self) -> bool:
-        """Whether it was answered."""
+        """Return whether it was answered."""
         return self.response is not None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """How far a batch has come.
+    """The progress of a batch.
 
     Attributes:
-        done: Requests that are over, however they ended.
-        failed: Those of them that ended in an error.
-        cached: Those of them that were answered from the cache.
-        total: How many there are, where the input says so.
+        done: Requests that have ended.
+        failed: Requests that ended in an error.
+        cached: Requests that were answered from the cache.
+        total: The number of requests, if the input has a length.
         usage: Tokens of the answers so far; cached and coalesced ones took none.
         cost_usd: US dollars of the answers so far, as far as prices are known.
     """
@@ -584,17 +594,17 @@ class BatchProgress:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What became of every request of a batch.
+    """The results of all requests of a batch.
 
     Attributes:
-        items: In the order of the input.
+        items: The results, in the order of the input.
         usage: Tokens of all answers; cached and coalesced ones took none.
         cost_usd: US dollars of all answers, as far as prices are known.
         complete: Whether the input was read to its end. A timeout leaves the rest of a generator
             unread, and an error of the input itself ends it.
-        input_error: What the input raised, if it did; every request before that is in `items`.
-        responses: Those of the items that have one, in order.
-        failed: The items that have an error, in order.
+        input_error: The exception of the input, if it raised; all requests before are in `items`.
+        responses: The responses, in order.
+        failed: The items with an error, in order.
         errors: Their errors.
     """
 
@@ -608,7 +618,7 @@ class BatchResult:
     errors: tuple[Exception, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Once, and not at each look: `result.responses[i]` in a loop is what people write.
+        # Once, and not at each access, because of loops with `result.responses[i]`.
         responses = tuple(item.response for item in self.items if item.response is not None)
         errors = tuple(item.error for item in self.items if item.error is not None)
         object.__setattr__(self, "responses", responses)
@@ -622,11 +632,10 @@ class BatchResult:
         return iter(self.items)
 
     def raise_for_errors(self) -> None:
-        """Raise if anything went wrong.
+        """Raise if there was any error.
 
         Raises:
-            ExceptionGroup: Of all errors, in order, as `asyncio.TaskGroup` raises them; that of
-                the input itself is the last.
+            ExceptionGroup: All errors, in order; the input's own is the last.
         """
         errors = self.errors
         if self.input_error is not None:
@@ -654,22 +663,22 @@ def _openai_message(choice: Choice) -> dict[str, Any]:
 
 
 def openai_call(call: ToolCall) -> dict[str, Any]:
-    """A tool call as an OpenAI message has it."""
+    """Return a tool call as in an OpenAI message."""
     written = {"name": call.name, TOOL_INPUTS[call.type]: call.arguments}
     return {"id": call.id, "type": call.type, call.type: written, **openai_signature(call)}
 
 
 def openai_signature(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
-    """What a tool call has beside its function: Gemini's signature, where litellm puts it."""
+    """Return the fields of a tool call beside its function: Gemini's signature, as in litellm."""
     if call.thought_signature is None:
         return {}
     return {"provider_specific_fields": {"thought_signature": call.thought_signature}}
 
 
 def openai_media(said: Choice | Chunk) -> dict[str, Any]:
-    """What an OpenAI message or delta has beside text and tool calls.
+    """Return the other fields of an OpenAI message or delta, beside text and tool calls.
 
-    Pictures, speech, sources, and what the vendor wants back in the next turn.
+    Pictures, speech, sources, and what must be sent back to the vendor in the next turn.
     """
     fields = _parsed(said.sources_json)
     if said.thinking_json is not None:
@@ -683,22 +692,13 @@ def openai_media(said: Choice | Chunk) -> dict[str, Any]:
             for index, url in enumerate(said.images)
         ]
     if said.audio is not None:
-        audio = said.audio
-        whole = isinstance(said, Choice)
-        given = {
-            "id": audio.id,
-            "data": audio.data,
-            "transcript": audio.transcript,
-            "expires_at": audio.expires_at,
-        }
-        if not audio.id:
-            del given["id"]
-        fields["audio"] = given if whole else {name: v for name, v in given.items() if v}
+        required = {"data", "transcript", "expires_at"} if isinstance(said, Choice) else ()
+        fields["audio"] = {n: v for n, v in asdict(said.audio).items() if v or n in required}
     return fields
 
 
 def openai_beside(completion: Completion) -> dict[str, Any]:
-    """What an OpenAI answer has beside choices and usage, as far as the vendor said it."""
+    """Return the other fields of an OpenAI answer, beside choices and usage, if known."""
     fields = _parsed(completion.sources_json)
     if completion.system_fingerprint is not None:
         fields["system_fingerprint"] = completion.system_fingerprint
@@ -708,7 +708,7 @@ def openai_beside(completion: Completion) -> dict[str, Any]:
 
 
 def openai_usage(usage: Usage) -> dict[str, Any]:
-    """Tokens as OpenAI counts them."""
+    """Return `usage` in OpenAI's form."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -732,17 +732,17 @@ def _parsed(json_object: str | None) -> dict[str, Any]:
 
 
 # fmt: off
-# One name a line would be a page.
 CHAT_PARAMS = frozenset({
-    # OpenAI's own, from its chat.completions.create, except what the gateway decides itself.
+    # OpenAI's own, of its chat.completions.create, except those that the gateway sets itself.
     "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
     "max_completion_tokens", "max_tokens", "modalities", "n", "parallel_tool_calls", "prediction",
     "presence_penalty", "prompt_cache_key", "prompt_cache_retention", "reasoning_effort",
     "response_format", "safety_identifier", "seed", "service_tier", "stop", "store", "temperature",
     "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity", "web_search_options",
-    # Other vendors' that litellm translates.
+    # Other vendors' parameters that litellm translates.
     "cache_control", "safety_settings", "thinking", "top_k",
-    # The ways to send what is not named here.
+    # For everything that is not named here.
     "extra_body", "extra_headers",
 })
 # fmt: on
+"""The OpenAI parameters of a chat that `chat` passes on to a vendor."""

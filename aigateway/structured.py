@@ -1,4 +1,4 @@
-"""Structured answers: the JSON schema of a pydantic model, and answers that must parse as one."""
+"""Structured answers: a pydantic model's JSON schema, and parsing answers as that model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def parse(model: type[M] | None, completion: Completion) -> M | None:
-    """The first answer as an instance of `model`: a new one for each caller, to keep and change.
+    """Return the first answer as a new instance of `model`.
 
-    None without a model, and where the vendor refused or called tools instead of answering.
+    None without a model, and for a refusal or tool calls instead of text.
 
     Raises:
-        RequestRejectedError: The text is something else; after `fits`, only if the model's
-            validators do not always say the same.
+        RequestRejectedError: The text does not parse; after `fits`, only if the model's validators
+            are not deterministic.
     """
     if model is None:
         return None
@@ -35,15 +35,12 @@ def parse(model: type[M] | None, completion: Completion) -> M | None:
         return model.model_validate_json(choice.text)
     except Exception as error:  # noqa: BLE001 - validators are the application's own code
         problem = type(error).__name__
-    # Out here, because pydantic's message quotes the answer.
+    # Not in the handler: pydantic's message would be the context, and it quotes the answer.
     raise RequestRejectedError(f"response_format: {model.__name__} refused the answer ({problem}).")
 
 
 def fits(model: type[BaseModel] | None, completion: Completion) -> bool:
-    """Whether `parse` would succeed. Without a model everything does, at no cost.
-
-    A validator of the application's that raises something else refuses the answer, too.
-    """
+    """Return whether `parse` succeeds; always without a model."""
     if model is None:
         return True
     try:
@@ -57,7 +54,7 @@ _FORMATS: WeakKeyDictionary[type[BaseModel], bytes] = WeakKeyDictionary()
 
 
 def strict_format(model: type[BaseModel]) -> bytes:
-    """OpenAI's `json_schema` form of a class as JSON, made once for each class."""
+    """Return a class in OpenAI's `json_schema` form as JSON, made once for each class."""
     if model not in _FORMATS:
         schema = _strict_schema(model)
         if schema.get("type") != "object":
@@ -65,7 +62,7 @@ def strict_format(model: type[BaseModel]) -> bytes:
                 f"response_format: {model.__name__} is not an object at its top; "
                 "make it a field of another model."
             )
-        # An open mapping (dict[str, ...]) cannot be promised; a vendor would refuse it as strict.
+        # Vendors reject an open mapping (dict[str, ...]) in a strict schema.
         closed = re.search(rb'"additionalProperties":[^f]', orjson.dumps(schema)) is None
         name = re.sub(r"[^A-Za-z0-9_-]", "_", model.__name__)[:64]
         form = {"name": name, "strict": closed, "schema": schema}
@@ -84,16 +81,16 @@ def _strict_schema(model: type[BaseModel]) -> dict[str, Any]:
         strict = _strict(schema)
     except Exception as error:  # noqa: BLE001  # a field's own schema code may raise anything
         problem = type(error).__name__
-    if problem is not None:  # raised here, so that the other error is not its context
+    if problem is not None:  # not in the handler, so that the other error is not its context
         refuse(f"response_format: {model.__name__} has no JSON schema ({problem}).")
     return strict
 
 
 def _strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """What https://platform.openai.com/docs/guides/structured-outputs calls strict.
+    """Make a schema strict, see https://platform.openai.com/docs/guides/structured-outputs.
 
-    Every property is required, so a default would never apply; a choice is `anyOf`, and a
-    reference stands alone.
+    Every property is required, so defaults are dropped; alternatives are `anyOf`, and a reference
+    stands alone.
     """
     node = {name: part for name, part in schema.items() if name not in {"default", "discriminator"}}
     if "oneOf" in node:

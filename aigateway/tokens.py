@@ -1,4 +1,4 @@
-"""How many tokens a request may use, before anybody has counted."""
+"""Estimates of the tokens and bytes of a request, before the vendor counts them."""
 
 from __future__ import annotations
 
@@ -19,50 +19,48 @@ __all__ = [
 ]
 
 _CHARACTERS = 4
-"""For each token: OpenAI's rule of thumb for English, and near enough for a rate."""
+"""Characters of a token: OpenAI's rule of thumb for English, good enough for a rate."""
 
 USUAL_ANSWER = 256
-"""Tokens of an answer whose length the request does not bound."""
+"""Tokens assumed for an answer whose length the request does not limit."""
 
 _PART = 256
-"""Tokens of a message part that is no text: what a small picture costs."""
-
+"""Tokens of a message part that is not text: the cost of a small picture."""
 
 _SENT_AS_TEXT = frozenset({"functions", "response_format", "tools"})
-"""Parameters that vendors put into the prompt, and count."""
+"""Parameters that vendors put into the prompt and count."""
 
 
 def estimated_tokens(request: ChatRequest) -> int:
-    """An estimate for keeping a rate; what the vendor counts replaces it."""
+    """Estimate all tokens of a request; the vendor's count replaces this."""
     return prompt_tokens(request) + (answer_tokens(request) or USUAL_ANSWER)
 
 
 def prompt_tokens(request: ChatRequest) -> int:
-    """An estimate of the prompt's part."""
-    return sum(map(_of_message, request.messages))
+    """Estimate the tokens of the prompt."""
+    return sum(_part_tokens(part) for message in request.messages for part in _parts(message))
 
 
 def answer_tokens(request: ChatRequest) -> int | None:
-    """How many the answer may have at most, if the request says so."""
+    """Return the most tokens that the answer may have, or None if the request sets no limit."""
     bound = request.params.get("max_completion_tokens") or request.params.get("max_tokens")
     return bound if isinstance(bound, int) else None
 
 
 def prompt_size(request: ChatRequest | EmbeddingRequest) -> tuple[int, int]:
-    """How much goes to the vendor.
+    """Measure the prompt.
 
     Returns:
-        Bytes of all text, tools and schemas included, and tokens of what is no text, or is
-        tokens already.
+        Bytes of all text, including tools and schemas, and tokens of the parts that are not text
+        or are given as tokens.
     """
     if isinstance(request, EmbeddingRequest):
         texts = [each for each in request.inputs if isinstance(each, str)]
         return sum(map(_bytes, texts)), sum(map(len, request.inputs)) * (not texts)
     size, other = 0, 0
     for message in request.messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list | tuple) else (content,):
-            text = part.get("text") if isinstance(part, Mapping) else part
+        for part in _parts(message):
+            text = _text(part)
             if isinstance(text, str):
                 size += _bytes(text)
             elif text is not None or isinstance(part, Mapping):
@@ -75,7 +73,7 @@ def prompt_size(request: ChatRequest | EmbeddingRequest) -> tuple[int, int]:
 
 
 def answer_bytes(choices: Iterable[Choice]) -> int:
-    """Bytes of all that was said: text, visible reasoning, refusals, tool calls."""
+    """Return the bytes of all text, visible reasoning, refusals and tool calls."""
     size = 0
     for choice in choices:
         size += _bytes(choice.text)
@@ -96,13 +94,17 @@ def _json_bytes(value: Any) -> int:
     return len(orjson.dumps(value, default=str))
 
 
-def _of_message(message: Mapping[str, Any]) -> int:
+def _parts(message: Mapping[str, Any]) -> Iterable[Any]:
     content = message.get("content")
-    if isinstance(content, str):
-        return len(content) // _CHARACTERS + 1
-    return sum(map(_of_part, content)) if isinstance(content, list | tuple) else 1
+    return content if isinstance(content, list | tuple) else (content,)
 
 
-def _of_part(part: Any) -> int:
-    text = part.get("text") if isinstance(part, Mapping) else part
-    return len(text) // _CHARACTERS + 1 if isinstance(text, str) else _PART
+def _text(part: Any) -> Any:
+    return part.get("text") if isinstance(part, Mapping) else part
+
+
+def _part_tokens(part: Any) -> int:
+    text = _text(part)
+    if isinstance(text, str):
+        return len(text) // _CHARACTERS + 1
+    return 1 if part is None else _PART  # None: the message has only tool calls

@@ -19,7 +19,6 @@ from aigateway import (
     FailureKind,
     GatewayError,
     GatewaySettings,
-    LLMConfig,
     NoProvidersError,
     UnknownModelError,
 )
@@ -67,23 +66,6 @@ class TestCache:
         assert second.text == first.text
         assert (second.provider, second.cost_usd, second.attempts) == ("a", 0.0, ())
         assert vendor.called() == 1
-
-    async def test_what_changes_the_answer_is_another_request(self, make, vendor):
-        gateway = make()
-        await gateway.chat("hi")
-        await gateway.chat("hi", temperature=0.5)
-        await gateway.chat("hi", system="Be terse.")
-        await gateway.chat("hi", model="simulated")
-        await gateway.chat("hi", seed=7)
-        assert vendor.called() == 5
-
-    async def test_expires(self, make, vendor, clock):
-        gateway = make(cache_ttl_seconds=10)
-        await gateway.chat("hi")
-        clock.tick(9.9)
-        assert (await gateway.chat("hi")).cached
-        clock.tick(0.2)
-        assert not (await gateway.chat("hi")).cached
 
     async def test_per_call_and_per_agent_lifetimes(self, make, clock):
         gateway = make(cache_ttl_seconds=1000, agent_ttls={"market": 60})
@@ -228,7 +210,7 @@ class TestCoalescing:
         release.set()
         assert (await long).text == "ok"
 
-    async def test_one_with_less_time_leaves_and_harms_nobody(self, make, vendor, clock):
+    async def test_one_with_less_time_leaves_and_harms_none(self, make, vendor, clock):
         gateway = make("a")
         release = asyncio.Event()
         vendor.always("a", release.wait)
@@ -284,7 +266,7 @@ class TestCoalescing:
 
 
 class TestStale:
-    async def test_stands_in_when_everybody_fails(self, make, vendor, clock):
+    async def test_stands_in_when_every_provider_fails(self, make, vendor, clock):
         gateway = make("a", cache_ttl_seconds=10, stale_if_error_seconds=100)
         await gateway.chat("hi")
         clock.tick(50)
@@ -328,7 +310,7 @@ class TestStructuredOutput:
         assert reply.attempts[0].failure is K.INVALID_OUTPUT
         assert gateway.get_metrics()["providers"]["a"]["consecutive_failures"] == 0
 
-    async def test_a_validator_with_a_bug_blames_nobody_and_the_books_balance(self, make, vendor):
+    async def test_a_validator_with_a_bug_blames_none_and_the_books_balance(self, make, vendor):
         class Broken(BaseModel):
             total: int
 
@@ -651,7 +633,7 @@ class TestForcedCircuits:
         assert vendor.called("a") == 5 + 2
         assert gateway.providers[0].circuit_state == "open"
 
-    async def test_auto_leaves_a_circuit_alone_that_nobody_forced(self, make, vendor):
+    async def test_auto_leaves_a_circuit_alone_that_was_not_forced(self, make, vendor):
         gateway = make(failure_threshold=1)
         vendor.script("a", K.SERVER_ERROR)
         await gateway.chat("hi")
@@ -693,7 +675,7 @@ class TestForcedCircuits:
         assert gateway.providers[0].forced
         assert gateway.providers[0].circuit_state == "open"
 
-    async def test_each_order_is_told_with_who_gave_it(self, make, caplog):
+    async def test_each_order_is_an_event_with_who_gave_it(self, make, caplog):
         recorder = Recorder()
         gateway = make(hooks=[recorder])
         with caplog.at_level(logging.WARNING, "aigateway"):
@@ -771,11 +753,6 @@ class TestLife:
         assert reply.provider == "b"
         assert reply.vectors == ((3.0, 1.0), (5.0, 1.0))
         assert balanced(gateway.get_metrics())
-
-
-def test_configs_show_no_key():
-    config = LLMConfig("openai", "m", api_key=SECRET, headers={"x-token": SECRET})
-    assert SECRET not in repr(config) + str(config)
 
 
 async def test_request_failed_carries_the_causes(make, vendor):

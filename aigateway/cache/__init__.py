@@ -1,1 +1,1 @@
-"""Remembered answers: what makes two requests the same, who waits for whom, what is kept."""
+"""The cache of answers: its keys and its store."""

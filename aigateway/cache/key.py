@@ -1,7 +1,7 @@
-"""What makes two requests the same.
+"""The cache key: equal for two requests that one answer serves.
 
-Pure: a request in, a text out. The rule for doubtful cases is that a needless miss costs one call
-and a wrong hit gives somebody the wrong answer, so everything unknown is part of the key.
+A needless miss costs one call, a wrong hit gives a caller the wrong answer. So everything unknown
+is part of the key.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ from aigateway.messages import ChatRequest, EmbeddingRequest
 __all__ = ["LONG", "cache_key", "prompt_key", "request_digest"]
 
 LONG = 262_144
-"""Bytes of a request from which its key is made in a thread: ten million take 0.1 s."""
+"""Bytes of a request above which its key is made in a thread: ten million take 0.1 s."""
 
 _FORMAT = 1
-"""Goes into every key. Raise it with any change here, and no entry of the old form is read."""
+"""Part of every key. Raise it with any change here, so that no old entry is read."""
 
 _NEUTRAL = frozenset(
     {
-        # Say who asks, for the vendor's abuse checks and books.
+        # Identify the caller to the vendor.
         "metadata",
         "safety_identifier",
         "store",
         "user",
-        # Change what the call costs or how long it takes, not which model answers or how.
+        # Change the cost or the latency, not the model or its answer.
         "prompt_cache_key",
         "prompt_cache_retention",
         "service_tier",
-        # Change how the answer travels.
+        # Change how the answer is transported.
         "stream",
         "stream_options",
     }
 )
 
-_EXACT = 2**53  # above, a float no longer tells neighbouring whole numbers apart
+_EXACT = 2**53  # above, floats cannot represent every whole number
 
 
 def cache_key(request: ChatRequest, *, partition: str = "") -> str:
-    """The name of the request's answer: equal for two requests if one answer serves both.
+    """Return the key of the request's answer: equal for two requests if one answer serves both.
 
     It covers the model, the messages in their order, and every parameter that can change the
     answer. The order of a mapping's keys does not count, None is the same as absent (for a
     parameter and for a message's field), and a parameter of 1 is the same as 1.0 but not as True.
 
     Not covered: `timeout`, `agent`, `cache`, `cache_ttl` and `request_id`, which the vendor never
-    sees; parameters that only say who asks, at what price, or how the answer travels (`user`,
-    `metadata`, `store`, `safety_identifier`, `service_tier`, `prompt_cache_key`, `stream`, ...);
-    and `response_model`, because its schema is in `params["response_format"]` and what is
-    remembered is the vendor's text, which each caller parses with its own class.
+    sees; parameters that only identify the caller or change cost or transport (`user`, `metadata`,
+    `store`, `safety_identifier`, `service_tier`, `prompt_cache_key`, `stream`, ...); and
+    `response_model`, because its schema is in `params["response_format"]` and each caller parses
+    the cached text with its own class.
 
     Args:
-        request: What is asked.
-        partition: Keeps groups of callers apart that must not share answers, such as tenants.
+        request: The request.
+        partition: Separates groups of callers that must not share answers, such as tenants.
 
     Returns:
-        64 hexadecimal digits (SHA-256): the prompt cannot be read from it.
+        64 hexadecimal digits (SHA-256), which do not reveal the prompt.
 
     Raises:
-        RequestRejectedError: The request holds something that JSON cannot. `chat()` has refused
-            such a request before it comes here.
+        RequestRejectedError: The request cannot be written as JSON. `chat()` rejects such a
+            request before.
     """
     identity = (
         _FORMAT,
@@ -98,10 +98,9 @@ def request_digest(request: ChatRequest | EmbeddingRequest) -> str | int:
 
 
 def _rough_digest(request: ChatRequest) -> int:
-    """Equal for two requests that ask the same, and hardly ever for others; cheap for long ones.
+    """Return a digest that is cheap for long requests: of all texts, and the size of the rest.
 
-    Texts count, and of everything else the size: Python hashes ten million characters in
-    milliseconds, and each text once.
+    Python hashes ten million characters in milliseconds, and each text only once.
     """
     contents = (message.get("content") for message in request.messages)
     texts = tuple([content for content in contents if isinstance(content, str)])
@@ -111,7 +110,7 @@ def _rough_digest(request: ChatRequest) -> int:
 def prompt_key(
     system: str | None, user: str, model: str | None = None, *, partition: str = ""
 ) -> str:
-    """The `cache_key` of `chat(user, system=system, model=model)` with nothing else given.
+    """Return the `cache_key` of `chat(user, system=system, model=model)`.
 
     Args:
         system: Text of the system message; None or "" stands for none.
@@ -128,11 +127,6 @@ def prompt_key(
 
 
 def _embedding_digest(request: EmbeddingRequest) -> str:
-    """Equal for two embedding requests that ask the same. They are not cached.
-
-    Returns:
-        64 hexadecimal digits (SHA-256): no text can be read from it.
-    """
     identity = (_FORMAT, request.model, request.inputs, dict(request.params))
     canonical = orjson.dumps(identity, default=_mapping, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(canonical, usedforsecurity=False).hexdigest()
@@ -145,10 +139,10 @@ def _without_none(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _same_number(value: Any) -> Any:
-    """A whole float as an int: `temperature=0.0` is `temperature=0`.
+    """Return a whole float as an int: `temperature=0.0` is `temperature=0`.
 
-    Only for parameters themselves, not within them: walking through every tool's schema would
-    cost more than all the rest, to spare a miss that hardly ever comes.
+    Only for parameters themselves: walking through every tool's schema would cost more than the
+    rare miss that it saves.
     """
     if isinstance(value, float) and value.is_integer() and -_EXACT <= value <= _EXACT:
         return int(value)
@@ -156,7 +150,7 @@ def _same_number(value: Any) -> Any:
 
 
 def _mapping(value: object) -> dict[Any, Any]:
-    """Mappings that are no dict, such as frozen ones."""
+    """Convert a mapping that is not a dict, such as a frozen one."""
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError

@@ -1,8 +1,7 @@
-"""Remembered answers: which are worth keeping, for how long, and where. The one user of aiocache.
+"""The cache of answers, in memory. Only this module imports aiocache.
 
 Top to bottom: the policy (`worth_keeping`, `ttl_for`), the structure (`ExpiringLRU`), the aiocache
-backend over it, and `AnswerCache`, which the gateway holds. What makes two requests the same is
-`key.py`; requests in flight that share one call are `request/coalesce.py`.
+backend over it, and `AnswerCache`, which the gateway holds.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ _WHOLE = frozenset({"stop", "tool_calls", "function_call"})
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """An answer, and the name of the provider that gave it."""
+    """A cached answer and the name of its provider."""
 
     completion: Completion
     provider: str
 
 
 def worth_keeping(completion: Completion) -> bool:
-    """Whether asking again could not plausibly do better.
+    """Return whether an answer may be cached.
 
-    Every choice must have ended by itself (`stop`, `tool_calls`) and say something. Not worth
-    keeping are answers that a content filter cut, refusals and blanks (sampling may well give
-    another next time), and those that do not say how they ended (what is there may be half).
-    One that reached its limit (`length`) is kept if it is text, because the limit is part of the
-    key; with tool calls it is not, since their arguments are broken off.
+    Every choice must be complete (`stop`, `tool_calls`) and not empty. Answers that a content
+    filter cut, refusals and empty ones are not kept, because another try may do better; nor are
+    answers without a finish reason, which may be half. An answer that reached its limit (`length`)
+    is kept if it is text, because the limit is part of the key, but not with tool calls, whose
+    arguments are incomplete.
     """
     return bool(completion.choices) and all(map(_is_whole, completion.choices))
 
@@ -59,60 +58,41 @@ def _is_whole(choice: Choice) -> bool:
 def ttl_for(
     agent: str | None, cache_ttl: float | None, agent_ttls: Mapping[str, float], default: float
 ) -> float:
-    """How many seconds an answer stays fresh: the call's word, else the agent's, else the default.
-
-    Args:
-        agent: Who asked, if the call says.
-        cache_ttl: What the call says, if anything.
-        agent_ttls: Seconds by agent.
-        default: Seconds for everybody else.
-    """
+    """Return the seconds an answer stays fresh: the call's, else the agent's, else the default."""
     if cache_ttl is not None:
         return cache_ttl
     return default if agent is None else agent_ttls.get(agent, default)
 
 
-def written_by_hand(text: str, model: str | None, key: str, created: int) -> Completion:
-    """A text that no vendor gave, as an answer that cost nothing."""
-    return Completion(
-        id=f"cache-{key[:16]}",
-        model=model or "",
-        choices=(Choice(text, "stop"),),
-        cost_usd=0.0,
-        created=created,
-    )
-
-
 V = TypeVar("V")
 
 _GARBAGE = 64
-"""Outdated deadlines that are always tolerated, so that a small cache does not tidy up all day."""
+"""Outdated deadlines that the heap may always hold, so that small caches seldom rebuild it."""
 
 
 class _Entry(NamedTuple, Generic[V]):
     value: V
-    deadline: float  # on the clock's `now`; infinite for a value that does not expire
-    serial: int  # tells this entry's deadline in the heap from those of its predecessors
+    deadline: float  # as `Clock.now`; infinite for a value that does not expire
+    serial: int  # which deadline in the heap is this entry's
 
 
 class ExpiringLRU(Generic[V]):
-    """A bounded mapping that forgets what is over first, and then what was unused longest.
+    """A bounded mapping that evicts expired entries first, then the least recently used.
 
-    Every operation is O(log n) amortised, and O(1) for reads. Room is made only when it is
-    needed: expired entries go first (in the order of their deadlines, the stale ones among them
-    too, since a fresh value is worth more), and only then the least recently used.
+    Reads are O(1), other operations O(log n) amortised. Entries are evicted only when room is
+    needed, expired ones in the order of their deadlines, stale ones included.
 
     Args:
-        max_entries: How many values are held at most, expired ones that nobody asked for included.
-        stale_seconds: How long after its deadline a value can still be had from `get_stale`.
-        clock: Where the time comes from.
+        max_entries: Values held at most, including expired ones.
+        stale_seconds: Seconds after its deadline for which `get_stale` still returns a value.
+        clock: The source of time.
 
     Attributes:
         hits: Reads that found a fresh value.
         misses: Reads that did not.
         stale_hits: Reads by `get_stale` that found a value.
         evictions: Fresh values dropped to make room.
-        expirations: Values dropped because their time was over.
+        expirations: Values dropped after their deadline.
 
     Raises:
         ConfigurationError: `max_entries` is below 1, or `stale_seconds` below 0.
@@ -143,25 +123,25 @@ class ExpiringLRU(Generic[V]):
         self.stale_seconds = stale_seconds
         self.hits = self.misses = self.stale_hits = self.evictions = self.expirations = 0
         self._clock = clock
-        # Not a dict: finding the oldest entry of one that is used as a queue costs O(n).
+        # Not a dict: finding the oldest entry of a dict used as a queue costs O(n).
         self._entries: OrderedDict[Hashable, _Entry[V]] = OrderedDict()
         self._heap: list[tuple[float, int, Hashable]] = []
         self._serial = 0
 
     def __len__(self) -> int:
-        """Values that can still be had, the stale ones included."""
+        """Return the number of values that are not over, stale ones included."""
         over = self._clock.now() - self.stale_seconds
         while self._drop_expired(over):
             pass
         return len(self._entries)
 
     def __contains__(self, key: Hashable) -> bool:
-        """Whether there is a fresh value. Counts as no read."""
+        """Return whether there is a fresh value. Does not count as a read."""
         entry = self._entries.get(key)
         return entry is not None and entry.deadline > self._clock.now()
 
     def get(self, key: Hashable) -> V | None:
-        """The fresh value, or None. A read: it is counted, and it protects from eviction."""
+        """Return the fresh value or None, count the read, and mark the entry as used."""
         entry = self._entries.get(key)
         if entry is None:
             self.misses += 1
@@ -176,7 +156,7 @@ class ExpiringLRU(Generic[V]):
         return None
 
     def get_stale(self, key: Hashable) -> V | None:
-        """The value, fresh or not more than `stale_seconds` past its deadline, or None."""
+        """Return the value up to `stale_seconds` past its deadline, or None."""
         entry = self._entries.get(key)
         if entry is None or self._drop_if_over(key, entry, self._clock.now()):
             return None
@@ -184,11 +164,11 @@ class ExpiringLRU(Generic[V]):
         return entry.value
 
     def look(self, key: Hashable) -> V | None:
-        """The fresh value, or None, without counting as a read."""
+        """Return the fresh value or None, without counting a read."""
         return self._entries[key].value if key in self else None
 
     def put(self, key: Hashable, value: V, lifetime: float = math.inf) -> None:
-        """Hold a value for `lifetime` seconds. With 0 or less (or NaN), only drop the old one."""
+        """Store a value for `lifetime` seconds. With 0 or less (or NaN), only drop the old one."""
         if not lifetime > 0:
             self.discard(key)
             return
@@ -204,30 +184,21 @@ class ExpiringLRU(Generic[V]):
             heapq.heappush(self._heap, (deadline, serial, key))
             self._tidy_up()
 
-    def replace(self, key: Hashable, value: V) -> None:
-        """Change the value of a key that is held, and leave its deadline alone.
-
-        Raises:
-            KeyError: Nothing is held for it.
-        """
-        self._entries[key] = self._entries[key]._replace(value=value)
-        self._entries.move_to_end(key)
-
     def expire(self, key: Hashable, lifetime: float) -> bool:
-        """Give a fresh value a new lifetime in seconds from now. False if there is none."""
+        """Give a fresh value a new lifetime in seconds from now; return whether there is one."""
         if key not in self:
             return False
         self.put(key, self._entries[key].value, lifetime)
         return True
 
     def discard(self, key: Hashable) -> bool:
-        """Drop a value, stale or fresh. Says whether there was a fresh one."""
+        """Drop a value, stale or fresh; return whether it was fresh."""
         fresh = key in self
         self._entries.pop(key, None)
         return fresh
 
     def clear(self, prefix: str = "") -> None:
-        """Drop everything, or what has a text that begins with `prefix` as its key."""
+        """Drop everything, or the entries whose key is a text that begins with `prefix`."""
         if not prefix:
             self._entries.clear()
             self._heap.clear()
@@ -237,8 +208,8 @@ class ExpiringLRU(Generic[V]):
                 del self._entries[key]
 
     def stats(self) -> dict[str, int]:
-        """The counters, and `entries` (as `len`), as plain numbers."""
-        entries = len(self)  # first: it counts what is over
+        """Return the counters, and `entries` (as `len`), as plain numbers."""
+        entries = len(self)  # first, because it drops and counts what is over
         return {
             "hits": self.hits,
             "misses": self.misses,
@@ -256,7 +227,7 @@ class ExpiringLRU(Generic[V]):
                 self.evictions += 1
 
     def _drop_expired(self, until: float) -> bool:
-        """Drop the entry with the earliest deadline, if that is not after `until`."""
+        """Drop the entry with the earliest deadline unless that is after `until`."""
         while self._heap:
             deadline, serial, key = self._heap[0]
             entry = self._entries.get(key)
@@ -279,7 +250,7 @@ class ExpiringLRU(Generic[V]):
         return True
 
     def _tidy_up(self) -> None:
-        """Bound the heap: a key that is written again and again leaves a deadline each time."""
+        """Bound the heap: each new write of a key leaves an outdated deadline in it."""
         if len(self._heap) <= 2 * len(self._entries) + _GARBAGE:
             return
         self._heap = [
@@ -291,26 +262,21 @@ class ExpiringLRU(Generic[V]):
 
 
 class LRUTTLBackend(BaseCache):  # type: ignore[misc]  # aiocache ships no types
-    """An aiocache backend in memory, bounded in entries as well as in time.
+    """An aiocache backend in memory, bounded in entries and in time.
 
-    It takes the place of aiocache's `SimpleMemoryCache` anywhere (`Cache(LRUTTLBackend, ...)`,
-    `@cached(cache=LRUTTLBackend, ...)`, plugins, locks), which is unbounded and keeps a timer on
-    the event loop for each key. A `ttl` is in seconds as everywhere in aiocache: None and 0 stand
-    for no expiry; a negative one is over already. `clear()` keeps to the namespace, if one is set.
-
-    The `peek` methods are the same reads and writes without the coroutine around them. aiocache's
-    decorators (timeout, plugins, switch) cost more than everything else a cache hit needs, and a
-    dictionary lookup can neither block nor time out. They apply namespace and `key_builder` like
-    `get` and `set`; they skip plugins, serializer and the `AIOCACHE_DISABLE` variable.
+    It replaces aiocache's `SimpleMemoryCache`, which is unbounded and keeps a timer on the event
+    loop for each key: in `Cache(LRUTTLBackend, ...)`, under `@cached`, `@multi_cached` and
+    `@cached_stampede`, with plugins and namespaces. A `ttl` is in seconds; as everywhere in
+    aiocache, None and 0 mean no expiry. `increment`, `raw` and compare-and-set are not supported.
 
     Args:
-        max_entries: How many values are held; the least recently used goes first.
-        stale_seconds: How long after its ttl a value can still be had from `peek_stale`.
-        clock: Where the time comes from.
+        max_entries: Values held at most; the least recently used is evicted first.
+        stale_seconds: Seconds after its ttl for which `entries.get_stale` still returns a value.
+        clock: The source of time.
         serializer: As in aiocache; the default keeps the objects themselves.
-        timeout: As in aiocache, but None by default: here, nothing takes time, and a timeout
+        timeout: As in aiocache, but None by default: nothing here takes time, and a timeout
             costs a task for each call.
-        **options: The rest of aiocache's: `plugins`, `namespace`, `key_builder`, `ttl`.
+        **options: aiocache's other options: `plugins`, `namespace`, `key_builder`, `ttl`.
 
     Raises:
         ConfigurationError: `max_entries` is below 1, or `stale_seconds` below 0.
@@ -333,77 +299,35 @@ class LRUTTLBackend(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             max_entries, stale_seconds=stale_seconds, clock=clock
         )
 
-    def peek(self, key: str) -> Any:
-        """The fresh value, or None."""
-        return self.entries.get(self.build_key(key, namespace=self.namespace))
-
-    def peek_stale(self, key: str) -> Any:
-        """The value, fresh or not more than `stale_seconds` past its ttl, or None."""
-        return self.entries.get_stale(self.build_key(key, namespace=self.namespace))
-
-    def poke(self, key: str, value: Any, ttl: float | None = None) -> None:
-        """Hold a value for `ttl` seconds, with aiocache's reading of None and 0."""
-        self.entries.put(self.build_key(key, namespace=self.namespace), value, _lifetime(ttl))
-
-    def drop(self, key: str) -> bool:
-        """Forget a value, stale or fresh. Says whether there was a fresh one."""
-        return self.entries.discard(self.build_key(key, namespace=self.namespace))
-
-    # What follows implements `BaseCache`; `_options` takes aiocache's `encoding` and `_conn`,
-    # which are for backends that speak with a server.
+    # `_options` takes aiocache's `encoding` and `_conn`, which are for backends with a server.
 
     async def _get(self, key: str, **_options: Any) -> Any:
-        return self.entries.get(key)
-
-    async def _gets(self, key: str, **_options: Any) -> Any:
         return self.entries.get(key)
 
     async def _multi_get(self, keys: Iterable[str], **_options: Any) -> list[Any]:
         return [self.entries.get(key) for key in keys]
 
-    async def _set(
-        self,
-        key: str,
-        value: Any,
-        ttl: float | None = None,
-        _cas_token: Any = None,
-        **_options: Any,
-    ) -> int:
-        if _cas_token is not None and _cas_token != self.entries.look(key):
-            return 0
-        self.entries.put(key, value, _lifetime(ttl))
+    async def _set(self, key: str, value: Any, ttl: float | None = None, **_options: Any) -> bool:
+        self.entries.put(key, value, ttl or math.inf)
         return True
 
     async def _multi_set(
         self, pairs: Iterable[tuple[str, Any]], ttl: float | None = None, **_options: Any
     ) -> bool:
         for key, value in pairs:
-            self.entries.put(key, value, _lifetime(ttl))
+            self.entries.put(key, value, ttl or math.inf)
         return True
 
     async def _add(self, key: str, value: Any, ttl: float | None = None, **_options: Any) -> bool:
         if key in self.entries:
             raise ValueError(f"Key {key} already exists, use .set to update the value")
-        self.entries.put(key, value, _lifetime(ttl))
-        return True
+        return await self._set(key, value, ttl)
 
     async def _exists(self, key: str, **_options: Any) -> bool:
         return key in self.entries
 
-    async def _increment(self, key: str, delta: int, **_options: Any) -> int:
-        value = self.entries.look(key)
-        if value is None:
-            self.entries.put(key, delta)
-            return delta
-        try:
-            total = int(value) + delta
-        except ValueError:
-            raise TypeError("Value is not an integer") from None
-        self.entries.replace(key, total)
-        return total
-
     async def _expire(self, key: str, ttl: float | None, **_options: Any) -> bool:
-        return self.entries.expire(key, _lifetime(ttl))
+        return self.entries.expire(key, ttl or math.inf)
 
     async def _delete(self, key: str, **_options: Any) -> int:
         return int(self.entries.discard(key))
@@ -412,34 +336,24 @@ class LRUTTLBackend(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         self.entries.clear((self.namespace if namespace is None else namespace) or "")
         return True
 
-    async def _raw(self, command: str, *args: Any, **options: Any) -> Any:
-        if command.startswith("_"):
-            raise AttributeError(f"There is no command {command!r}")
-        for option in ("encoding", "_conn"):
-            options.pop(option, None)
-        return getattr(self.entries, command)(*args, **options)
-
     async def _redlock_release(self, key: str, value: Any) -> int:
         return int(self.entries.look(key) == value and self.entries.discard(key))
 
-    async def _close(self, *_args: Any, **_options: Any) -> None:
-        """Nothing is open. The values stay: aiocache allows commands after closing."""
-
 
 class AnswerCache:
-    """The gateway's memory of answers; public as `gateway.cache`.
+    """The gateway's cache of answers; public as `gateway.cache`.
 
-    The gateway uses the synchronous methods, by key. The public face is asynchronous and takes
-    the prompt, so that it need not change when a backend that must be awaited comes.
+    The gateway uses the synchronous methods, by key. The asynchronous ones are the public face and
+    take the prompt; they are async so that a backend that must be awaited can follow.
 
     Args:
-        max_entries: How many answers are held; the least recently used goes first.
-        ttl_seconds: How long an answer is fresh if nothing else is said.
-        stale_seconds: How much longer it stays for `lookup_stale`.
-        clock: Where the time comes from.
+        max_entries: Answers held at most; the least recently used is evicted first.
+        ttl_seconds: Seconds an answer is fresh by default.
+        stale_seconds: Seconds after that for which `lookup_stale` still returns it.
+        clock: The source of time.
     """
 
-    __slots__ = ("_clock", "_ttl_seconds", "backend")
+    __slots__ = ("_clock", "_entries", "_ttl_seconds", "backend")
 
     def __init__(
         self,
@@ -452,62 +366,62 @@ class AnswerCache:
         self._clock = clock
         self._ttl_seconds = ttl_seconds
         self.backend = LRUTTLBackend(max_entries, stale_seconds=stale_seconds, clock=clock)
-        """The aiocache backend underneath."""
+        """The aiocache backend."""
+        # Not through aiocache: its decorators cost more than the rest of a cache hit.
+        self._entries: ExpiringLRU[Remembered] = self.backend.entries
 
     def __len__(self) -> int:
-        """Answers that are held, the stale ones included."""
-        return len(self.backend.entries)
+        """Return the number of answers held, stale ones included."""
+        return len(self._entries)
 
     def __bool__(self) -> bool:
-        return True  # empty, but there
+        return True  # also when it is empty
 
     def stats(self) -> dict[str, int]:
-        """Hits, misses, stale_hits, evictions, expirations, entries and max_entries."""
-        return self.backend.entries.stats()
+        """Return hits, misses, stale_hits, evictions, expirations, entries and max_entries."""
+        return self._entries.stats()
 
     def lookup(self, key: str) -> Remembered | None:
-        """The fresh answer for a `cache_key`, or None."""
-        found: Remembered | None = self.backend.peek(key)
-        return found
+        """Return the fresh answer for a `cache_key`, or None."""
+        return self._entries.get(key)
 
     def lookup_stale(self, key: str) -> Remembered | None:
-        """The answer for a `cache_key`, even up to `stale_seconds` after its time, or None."""
-        found: Remembered | None = self.backend.peek_stale(key)
-        return found
+        """Return the answer for a `cache_key` up to `stale_seconds` after its time, or None."""
+        return self._entries.get_stale(key)
 
     def remember(
         self, key: str, completion: Completion, provider: str, ttl_seconds: float | None = None
     ) -> bool:
-        """Keep an answer, if it is worth keeping.
+        """Store an answer if it is worth keeping.
 
         Args:
             key: The request's `cache_key`.
-            completion: What the vendor answered.
-            provider: The name of the provider that answered.
-            ttl_seconds: How long it is fresh; None takes the default, infinity lasts for ever,
-                and with 0 or less it is not kept.
+            completion: The vendor's answer.
+            provider: The provider's name.
+            ttl_seconds: Seconds it is fresh; None takes the default, infinity never expires. With
+                0 or less it is not stored.
 
         Returns:
-            Whether it was kept. If not, an older answer stays.
+            Whether it was stored. If not, an older answer stays.
         """
         ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
         if not ttl > 0 or not worth_keeping(completion):
             return False
-        self.backend.poke(key, Remembered(completion, provider), ttl)
+        self._entries.put(key, Remembered(completion, provider), ttl)
         return True
 
     async def get(
         self, system: str | None, user: str, model: str | None = None, *, partition: str = ""
     ) -> ChatResponse | None:
-        """The fresh answer to `chat(user, system=system, model=model)`, or None.
+        """Return the fresh answer to `chat(user, system=system, model=model)`, or None.
 
         Raises:
-            RequestRejectedError: A text cannot be sent, so no answer can have come.
+            RequestRejectedError: A text cannot be sent, so there can be no answer to it.
         """
         found = self.lookup(prompt_key(system, user, model, partition=partition))
-        return (
-            None if found is None else ChatResponse(found.completion, found.provider, cached=True)
-        )
+        if found is None:
+            return None
+        return ChatResponse(found.completion, found.provider, cached=True)
 
     async def set(
         self,
@@ -519,16 +433,16 @@ class AnswerCache:
         *,
         partition: str = "",
     ) -> None:
-        """Have `chat(user, system=system, model=model)` answer this, until it is over.
+        """Store the answer to `chat(user, system=system, model=model)`.
 
-        It is kept as given, also if the gateway would not have remembered it by itself.
+        It is stored as given, even if the gateway would not keep it.
 
         Args:
             system: Text of the system message; None or "" stands for none.
             user: Text of the user's message.
             model: As given to `chat()`; None for a call that names no model.
-            response: The answer; a text counts as whole, with no usage and no price.
-            ttl_seconds: How long it is fresh; None takes the gateway's `cache_ttl_seconds`.
+            response: The answer; a text is a complete answer without usage that cost nothing.
+            ttl_seconds: Seconds it is fresh; None takes the gateway's `cache_ttl_seconds`.
             partition: As for `cache_key`.
 
         Raises:
@@ -543,21 +457,21 @@ class AnswerCache:
             record = Remembered(response.completion, response.provider)
         elif isinstance(response, str):
             created = int(self._clock.wall())
-            record = Remembered(written_by_hand(response, model, key, created), "cache")
+            choices = (Choice(response, "stop"),)
+            completion = Completion(
+                f"cache-{key[:16]}", model or "", choices, cost_usd=0.0, created=created
+            )
+            record = Remembered(completion, "cache")
         else:
             raise TypeError(f"response must be a ChatResponse or a str, not {type(response)}")
-        self.backend.poke(key, record, ttl)
+        self._entries.put(key, record, ttl)
 
     async def delete(
         self, system: str | None, user: str, model: str | None = None, *, partition: str = ""
     ) -> bool:
-        """Forget the answer to `chat(user, system=system, model=model)`. Says if one was fresh."""
-        return self.backend.drop(prompt_key(system, user, model, partition=partition))
+        """Drop the answer to `chat(user, system=system, model=model)`; return if it was fresh."""
+        return self._entries.discard(prompt_key(system, user, model, partition=partition))
 
     async def clear(self) -> None:
-        """Forget every answer. The counters go on."""
-        self.backend.entries.clear()
-
-
-def _lifetime(ttl: float | None) -> float:
-    return ttl or math.inf
+        """Drop every answer. The counters continue."""
+        self._entries.clear()

@@ -1,13 +1,17 @@
-"""What both records are made of: checked kinds of values, and a base that cannot be changed."""
+"""Checked kinds of values, the frozen base of all settings, and the texts of configuration errors.
+
+A message names the field, where it was read, and what was probably meant. It never quotes a value.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any, Never, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationError
 
 from aigateway.errors import ConfigurationError
 from aigateway.settings.secrets import keep_secret
@@ -21,17 +25,21 @@ __all__ = [
     "KeyFunction",
     "Label",
     "Percent",
+    "Positive",
     "Seconds",
     "SecondsOrZero",
     "Url",
     "checked_key",
+    "explain",
     "is_token",
+    "suggestion",
+    "unknown_name",
 ]
 
 
 def _label(text: str) -> str:
     if not text or text != text.strip() or not text.isprintable():
-        raise ValueError("must be visible text with no whitespace at its ends")
+        raise ValueError("must be visible text without whitespace at its ends")
     return text
 
 
@@ -41,12 +49,12 @@ def _key(key: SecretStr) -> SecretStr:
         raise ValueError("is empty; give the key, or None where none is needed")
     if not text.isascii() or not text.isprintable() or " " in text:
         # It could not be sent as a header. A line break at the end is the usual case.
-        raise ValueError("holds whitespace or a character no key has; read it with .strip()")
+        raise ValueError("has whitespace or a character that keys do not have; use .strip()")
     return key
 
 
 def checked_key(given: object) -> SecretStr:
-    """Check what a function has given as a key, and see that no log or error quotes it.
+    """Check a key that a function returned, and keep it out of logs and errors.
 
     Raises:
         TypeError: It is no text.
@@ -60,13 +68,13 @@ def checked_key(given: object) -> SecretStr:
 
 
 def is_token(key: str) -> bool:
-    """Whether a key is a JSON Web Token, as Entra ID gives them, and no key of a vendor's own."""
+    """Return whether a key is a JSON Web Token, as Entra ID issues them."""
     return key.startswith("eyJ") and key.count(".") == 2
 
 
 def _header(value: str) -> str:
     if not value.isascii() or not value.isprintable():
-        raise ValueError("holds a line break or another character no header can carry")
+        raise ValueError("has a line break or another character that headers cannot carry")
     return value
 
 
@@ -85,19 +93,20 @@ def _url(url: str) -> str:
     if not sound or not url.isprintable() or " " in url:
         raise ValueError('must be a URL like "https://host/v1"')
     if parts.username is not None or parts.password is not None:
-        raise ValueError("must hold no user or password; use api_key or headers")
+        raise ValueError("must not contain a user or password; use api_key or headers")
     if parts.query or parts.fragment:
-        raise ValueError('must have nothing from "?" or "#" on; a key is for api_key')
+        raise ValueError('must end before "?" or "#"; give a key as api_key')
     return url.rstrip("/?#")
 
 
 Label = Annotated[str, AfterValidator(_label)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
 KeyFunction = Callable[[], str | Awaitable[str]]
-"""Gives the key as it is now. One that is not async is called in a thread."""
+"""Returns the current key. A function that is not async is called in a thread."""
 Url = Annotated[str, AfterValidator(_url)]
 Header = Annotated[str, AfterValidator(_header)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Positive
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -105,10 +114,10 @@ CountOrZero = Annotated[int, Field(ge=0)]
 
 
 class Frozen(BaseModel):
-    """Refuses changes, and validates any mapping, with our own error."""
+    """Rejects changes, and validates any mapping; raises `ConfigurationError`."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        del value  # no traceback printed with its locals shows it, should it be a key
+        del value  # it may be a key, and a traceback printed with its locals would show it
         self._refuse_change(name)
 
     def __delattr__(self, name: str) -> None:
@@ -130,3 +139,29 @@ class Frozen(BaseModel):
         if not isinstance(obj, Mapping):
             raise ConfigurationError(f"{cls.__name__} is made from a mapping of its fields.")
         return cls(**{str(name): value for name, value in obj.items()})
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean "..."?` if a known name resembles `name`, else an empty text."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def unknown_name(kind: str, given: Iterable[str], known: Iterable[str]) -> str | None:
+    """Return a message about the first name that is not known, or None if all are."""
+    for name in given:
+        if name not in known:
+            return f'there is no {kind} "{name}"{suggestion(name, known)}'
+    return None
+
+
+def explain(error: ValidationError, places: Mapping[str, str] | None = None) -> str:
+    """Return all problems that pydantic found on one line, without the values."""
+    problems = []
+    for detail in error.errors(include_url=False, include_input=False, include_context=False):
+        message = detail["msg"].removeprefix("Value error, ")
+        field = ".".join(map(str, detail["loc"]))
+        place = (places or {}).get(field.partition(".")[0])
+        given = f" ({place})" if place else ""
+        problems.append(f"{field}{given}: {message}" if field else message)
+    return "; ".join(problems)

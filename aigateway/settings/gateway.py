@@ -1,14 +1,14 @@
-"""Everything about the gateway that is not one provider."""
+"""The settings of the gateway as a whole."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
-from aigateway.settings.fields import Count, CountOrZero, Percent, Seconds, SecondsOrZero
-from aigateway.settings.sources import PREFIX
-from aigateway.settings.table import TableSettings, table_config
+from aigateway.settings.fields import Count, CountOrZero, Percent, Positive, Seconds, SecondsOrZero
+from aigateway.settings.sources import PREFIX, TableSettings
 
 __all__ = ["GatewaySettings"]
 
@@ -25,106 +25,103 @@ class GatewaySettings(TableSettings):
     """
 
     table = "gateway"
-    model_config = table_config(PREFIX)
+    broken_json = f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     timeout: Seconds = 60.0
     """Seconds for a whole request, failover and waiting included."""
     attempt_timeout: Seconds = 30.0
-    """Seconds for one call to one provider; the request's deadline may cut it sooner. When it is
-    set nowhere and `timeout` is less than twice the default, it is half of `timeout`: a provider
-    that hangs must leave time to ask another one."""
+    """Seconds for one call to one provider; the request's deadline may end it sooner. If it is not
+    set and `timeout` is less than twice the default, it is half of `timeout`: a provider that hangs
+    must leave time to ask another one."""
     first_token_timeout: Seconds = 10.0
-    """Seconds a stream may take until its first content; roles and pings are none. Where an
-    attempt's own timeout is shorter, that one counts. When it is set nowhere, it is at most half
-    of `timeout`."""
+    """Seconds a stream may take until its first content; roles and pings do not count as content.
+    A shorter timeout of the attempt takes precedence. If it is not set, it is at most half of
+    `timeout`."""
     idle_timeout: Seconds = 15.0
-    """Seconds a stream may go without content after its first; pings are none."""
+    """Seconds a stream may go without content after its first; pings do not count as content."""
     chat_over_stream: bool = False
-    """Whether `chat` asks for a stream behind the scenes, so that `first_token_timeout` and
-    `idle_timeout` notice a stuck vendor long before `attempt_timeout` does."""
+    """Whether `chat` requests a stream internally, so that `first_token_timeout` and `idle_timeout`
+    detect a stuck vendor long before `attempt_timeout` does."""
     retries_per_provider: CountOrZero = 0
-    """How many more times a provider is tried before the next one is; 0 fails over at once."""
+    """How often a provider is retried before the next one is asked; 0 fails over at once."""
     hedge: bool = False
-    """Whether a second provider is asked when the first is slower than its own 95th percentile,
-    and the quicker answer is taken. Requests with tools are hedged only where the call asks."""
+    """Whether a second provider is asked when the first is slower than its own 95th percentile.
+    The faster answer is taken. Requests with tools are hedged only if the call asks for it."""
     hedge_delay_seconds: Seconds = 5.0
-    """Seconds after which to hedge while a provider has answered fewer than 20 times."""
+    """Seconds before a hedge while a provider has answered fewer than 20 times."""
     hedge_max_percent: Percent = 5.0
-    """Most hedges, in percent of the requests of the last minute (ten are let through anyway)."""
+    """Most hedges, in percent of the requests of the last minute; ten are always allowed."""
     failure_threshold: Count = 5
     """Failures in a row, of distinct requests, that open a provider's circuit."""
     reset_timeout_seconds: Seconds = 60.0
     """Seconds a circuit stays open the first time; each opening in a row doubles it."""
     max_open_seconds: Seconds = 120.0
     """Longest time in seconds that a circuit stays open; at least `reset_timeout_seconds`, to
-    which it is raised where it is set nowhere."""
+    which it is raised if it is not set."""
     probe_lease_seconds: Seconds = 60.0
-    """Seconds after which a half-open circuit's probe that never settled counts as lost."""
+    """Seconds after which a probe of a half-open circuit that was never settled counts as lost."""
     retry_rounds: CountOrZero = 2
-    """How many more times all providers are tried when nobody answered; 0 is never."""
+    """How often all providers are tried again when none answered; 0 is never."""
     max_retry_wait_seconds: SecondsOrZero = 10.0
-    """Longest wait in seconds before another round; where a longer one is needed, fail at once."""
+    """Longest wait in seconds before another round; if a longer one is needed, fail at once."""
     max_cooldown_seconds: Seconds = 300.0
-    """Longest time in seconds for which a provider is left alone after a rate limit, whatever
-    `Retry-After` says; then one request tries it."""
+    """Longest cooldown in seconds after a rate limit, whatever `Retry-After` says; then one request
+    tries the provider."""
     degraded_window_seconds: Seconds = 30.0
-    """Seconds of the sliding window by which a provider is found degraded."""
+    """Seconds of the sliding window that decides whether a provider is degraded."""
     degraded_min_attempts: Count = 20
-    """Attempts below which that window says nothing."""
-    degraded_error_percent: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 50.0
+    """Attempts that this window needs before it decides anything."""
+    degraded_error_percent: Annotated[Percent, Field(gt=0)] = 50.0
     """Failed attempts, in percent of the window, from which a provider is asked after the healthy
     ones."""
-    degraded_latency_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 5.0
-    """Multiple of a provider's own usual latency; while most answers take longer, it is asked
+    degraded_latency_factor: Annotated[Positive, Field(gt=1)] = 5.0
+    """Multiple of a provider's own usual latency. While most answers take longer, it is asked
     after the healthy ones."""
     degraded_canary_percent: Percent = 5.0
-    """Requests, in percent, that a degraded provider keeps, so that its recovery is noticed."""
+    """Requests, in percent, that a degraded provider keeps, so that its recovery is detected."""
     disabled_recheck_seconds: Seconds = 300.0
     """Seconds until a misconfigured provider (bad key, no such model) is tried again."""
     disabled_recheck_max_seconds: Seconds = 3600.0
-    """Longest time in seconds between such tries; at least `disabled_recheck_seconds`."""
+    """Longest time in seconds between these tries; at least `disabled_recheck_seconds`."""
     failover_on_rejection: bool | Literal["once"] = "once"
-    """Whether a request that one vendor calls invalid is offered to further providers. "once" asks
-    one provider of another vendor for a second opinion, out of the budget for extra calls."""
+    """Whether a request that one vendor rejects as invalid is offered to further providers. "once"
+    asks one provider of another vendor for a second opinion, within the retry budget."""
     failover_on_content_policy: bool = False
-    """Whether a request that one vendor's content policy refuses goes on to the next provider."""
+    """Whether a request that a vendor's content policy refuses goes on to the next provider."""
     drop_unsupported_params: Literal["hints"] | bool = "hints"
-    """Which parameters are left out for a provider that does not take them. "hints" leaves out
-    those that only influence an answer (`temperature`, `seed`, ...), and only where no provider is
-    left that takes them; True leaves out any; False none. Where a parameter may not be left out,
+    """Which parameters are left out for a provider that does not support them. "hints" leaves out
+    those that only influence an answer (`temperature`, `seed`, ...), and only if no provider is
+    left that supports them; True leaves out any; False none. If a parameter may not be left out,
     the next provider is asked."""
     cache_enabled: bool = True
-    """Whether answers are remembered."""
+    """Whether answers are cached."""
     cache_ttl_seconds: Seconds = 3600.0
-    """Seconds an answer is remembered."""
+    """Seconds an answer stays in the cache."""
     cache_max_entries: Count = 1000
-    """Answers remembered at once; the least recently used goes first."""
+    """Answers in the cache; the least recently used is evicted first."""
     agent_ttls: dict[str, Seconds] = Field(default_factory=dict)
-    """Seconds an answer is remembered, by agent name; in the environment a JSON object. The
-    entries of all sources are put together."""
+    """Seconds an answer stays in the cache, by agent name; in the environment a JSON object. The
+    entries of all sources are merged."""
     stale_if_error_seconds: SecondsOrZero = 0.0
-    """Seconds past its time for which a remembered answer may stand in when every provider
-    failed; 0 is never."""
+    """Seconds past its expiry during which a cached answer may be used when every provider failed;
+    0 is never."""
     max_concurrency: Count = 256
-    """Calls to vendors in flight at once. Where it is not set, `aigateway serve` lets 2048 out."""
+    """Calls to vendors in flight at once. If it is not set, `aigateway serve` uses 2048."""
     max_queue: CountOrZero = 10_000
-    """Requests that may wait for a place among those; more are refused with `OverloadedError`.
-    Those of batches count only for batches."""
+    """Requests that may wait for a free slot; more are rejected with `OverloadedError`. Requests of
+    batches count only for batches."""
     max_prompt_bytes: Count = 10_000_000
     """Longest prompt, in bytes of its messages as UTF-8 JSON."""
     log_prompts: bool = False
     """Whether prompts and answers are written to the log."""
-
-    @classmethod
-    def _broken_json(cls) -> str:
-        return f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
 
     @model_validator(mode="after")
     def _leave_room_for_failover(self) -> Self:
         for name in ("attempt_timeout", "first_token_timeout"):
             if name not in self.model_fields_set:
                 most = min(getattr(self, name), self.timeout / 2)
-                object.__setattr__(self, name, most)  # still being made; stays "not set"
+                object.__setattr__(self, name, most)  # not frozen yet; it stays "not set"
         if "max_open_seconds" not in self.model_fields_set:
             longest = max(self.max_open_seconds, self.reset_timeout_seconds)
             object.__setattr__(self, "max_open_seconds", longest)
@@ -137,5 +134,5 @@ class GatewaySettings(TableSettings):
             ("disabled_recheck_seconds", "disabled_recheck_max_seconds"),
         ):
             if getattr(self, least) > getattr(self, most):
-                raise ValueError(f"{most}: is less than {least}; raise it to at least that")
+                raise ValueError(f"{most}: is less than {least}; raise it at least to that")
         return self

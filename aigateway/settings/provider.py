@@ -1,4 +1,4 @@
-"""One provider: which API it speaks, and what is needed to reach it."""
+"""The settings of one provider: its API, its model, and how to reach it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,19 @@ from pydantic import (
 
 from aigateway.errors import ConfigurationError
 from aigateway.events import Operation
-from aigateway.settings.explain import explain, unknown_name
-from aigateway.settings.fields import Count, Frozen, Header, Key, KeyFunction, Label, Seconds, Url
+from aigateway.settings.fields import (
+    Count,
+    Frozen,
+    Header,
+    Key,
+    KeyFunction,
+    Label,
+    Positive,
+    Seconds,
+    Url,
+    explain,
+    unknown_name,
+)
 from aigateway.settings.secrets import keep_secret
 
 __all__ = ["VENDORS", "LLMConfig", "ProviderType", "Vendor"]
@@ -41,11 +52,11 @@ class ProviderType(StrEnum):
     OPENAI_COMPATIBLE = "openai_compatible"
     """vLLM, Ollama, llama.cpp and the like; `api_base` is needed."""
     LITELLM = "litellm"
-    """The model is litellm's own string ("bedrock/..."), so any vendor litellm knows."""
+    """Any vendor litellm supports; the model is litellm's own string ("bedrock/...")."""
 
 
 class Vendor(NamedTuple):
-    """A vendor that can be set up from the environment alone."""
+    """A vendor that can be configured from the environment alone."""
 
     prefix: str
     model: str | None
@@ -67,7 +78,7 @@ _BASE_EXAMPLES = {
 
 
 def _unmasked(values: Any) -> Any:
-    """What `model_dump` has masked, so that a config can be made of it again."""
+    """Undo the masks of `model_dump`, so that its result makes an equal config."""
     if not isinstance(values, Mapping):
         return values
     return {
@@ -77,7 +88,7 @@ def _unmasked(values: Any) -> Any:
 
 
 class LLMConfig(Frozen):
-    """One configured way to get an answer: vendor, model, key and place in the order.
+    """One configured way to get an answer: vendor, model, key and priority.
 
     Raises:
         ConfigurationError: A field is unknown or cannot work; the message names it and the fix.
@@ -88,53 +99,54 @@ class LLMConfig(Frozen):
     )
 
     provider: ProviderType
-    """Which API is spoken; also accepted as its value ("openai")."""
+    """The vendor's API; also accepted as its value ("openai")."""
     model: Label
     """The vendor's model name; for Azure the deployment, for LITELLM litellm's own string."""
     api_key: Key | KeyFunction | None = None
-    """Required except for OPENAI_COMPATIBLE and LITELLM. Where it changes (tokens that expire,
-    secrets that are rotated) a function, which may be async: it is asked with the first call, again
-    after a minute and after a 401. A token of Entra ID (a JWT) goes to AZURE as a bearer token."""
+    """Required except for OPENAI_COMPATIBLE and LITELLM. For keys that change (tokens that expire,
+    secrets that are rotated) give a function, which may be async: it is called before the first
+    request, again after a minute and after a 401. AZURE gets a token of Entra ID (a JWT) as a
+    bearer token."""
     priority: int = 0
-    """Higher is tried first; equal ones share the load."""
+    """Providers with higher priority are asked first; equal ones share the load."""
     name: Label = ""
-    """Names the provider in metrics, logs and errors. Default `provider/model`, for LITELLM the
+    """Names the provider in metrics, logs and errors. Default: `provider/model`; for LITELLM the
     model string."""
     aliases: tuple[Label, ...] = ()
     """Other names by which a caller may ask for this model."""
     operations: Annotated[frozenset[Operation], Field(min_length=1)] | None = None
-    """What the model does: "chat", "embeddings" or both. None takes what litellm's model map says;
-    where that does not know the model, both."""
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
+    """What the model can do: "chat", "embeddings" or both. None takes what litellm's model map says
+    and, for unknown models, both."""
+    weight: Positive = 1
     """Share of the load among providers of equal priority."""
     api_base: Url | None = None
     """Base URL. Required for AZURE (the resource's endpoint) and OPENAI_COMPATIBLE (with `/v1`).
-    None is the vendor's own."""
+    None takes the vendor's own."""
     api_version: Label | None = None
-    """Azure's `api-version`; default "2024-10-21", or "v1" when `api_base` ends in `/openai/v1`."""
+    """Azure's `api-version`; default "2024-10-21", or "v1" if `api_base` ends in `/openai/v1`."""
     timeout: Seconds | None = None
     """Seconds for one attempt; None takes `attempt_timeout`."""
     max_concurrency: Count | None = None
-    """Calls in flight at once to this provider; None is bounded only by the gateway's own limit."""
+    """Calls in flight at once to this provider; None leaves only the gateway's own limit."""
     rpm: Count | None = None
-    """Requests begun in any 60 seconds, at most; None is no bound of ours."""
+    """Most requests begun in any 60 seconds; None is no limit."""
     tpm: Count | None = None
-    """Tokens used in any 60 seconds, at most, by the vendor's count and, for calls that are out, by
-    an estimate; None is no bound of ours."""
+    """Most tokens used in any 60 seconds: by the vendor's count and, for calls in flight, by an
+    estimate; None is no limit."""
     failure_threshold: Count | None = None
     """Failures in a row that open the circuit; None takes the setting."""
     reset_timeout_seconds: Seconds | None = None
-    """Seconds the circuit stays open at first; None takes the setting."""
+    """Seconds the circuit stays open the first time; None takes the setting."""
     headers: Annotated[dict[Label, Header], BeforeValidator(_unmasked)] = Field(
         default_factory=dict, repr=False
     )
-    """Sent with every call. Not shown in repr, and masked in dumps: they may hold a token."""
+    """Sent with every call. Hidden in repr and masked in dumps, because they may hold a token."""
     extra: Annotated[dict[str, Any], BeforeValidator(_unmasked)] = Field(
         default_factory=dict, repr=False
     )
-    """Vendor-specific options, handed to its wire as they are. A chat's parameters among them are
-    fitted to the model as a caller's, which stand over them. Not shown in repr, and masked in
-    dumps."""
+    """Vendor-specific options, passed to its wire unchanged. Chat parameters among them are
+    defaults: they are adapted to the model like a caller's, and the caller's take precedence.
+    Hidden in repr and masked in dumps."""
 
     if TYPE_CHECKING:
 
@@ -164,10 +176,10 @@ class LLMConfig(Frozen):
     else:
 
         def __init__(self, /, provider: Any = None, model: Any = None, **fields: Any) -> None:
-            # None here is absent: pydantic then says so among its other complaints.
+            # Leave out None: pydantic then reports the field as missing, with other problems.
             given = {"provider": provider, "model": model}
             fields |= {name: value for name, value in given.items() if value is not None}
-            # From here on no frame's locals show the key, should they be printed.
+            # From here on a traceback printed with its locals does not show the key.
             if isinstance(fields.get("api_key"), str):
                 fields["api_key"] = SecretStr(fields["api_key"])
             if fields.get("name") is None:
@@ -210,14 +222,14 @@ class LLMConfig(Frozen):
         name = self.name or (self.model if litellm else f"{self.provider}/{self.model}")
         base, version = _address(self)
         for field, value in (("name", name), ("api_base", base), ("api_version", version)):
-            object.__setattr__(self, field, value)  # still being made, so not yet frozen
+            object.__setattr__(self, field, value)  # not frozen yet
         if isinstance(self.api_key, SecretStr):
             keep_secret((self.api_key.get_secret_value(),))
         keep_secret(value.rpartition(" ")[2] for value in self.headers.values())
         return self
 
 
-_RULED_BY_THE_GATEWAY = frozenset(
+_SET_BY_THE_GATEWAY = frozenset(
     {
         "context_window_fallback_dict",
         "fallbacks",
@@ -229,32 +241,32 @@ _RULED_BY_THE_GATEWAY = frozenset(
         "stream",
     }
 )
-"""What `extra` cannot hold, because litellm would then break what the gateway promises."""
+"""Options that `extra` cannot hold, because litellm would then bypass the gateway."""
 
 
 def _misfit(config: LLMConfig) -> str | None:
-    """What the fields of one provider, taken together, lack."""
+    """Return the problem with this combination of fields, or None."""
     vendor = config.provider
-    ruled = sorted(_RULED_BY_THE_GATEWAY & config.extra.keys())
+    ruled = sorted(_SET_BY_THE_GATEWAY & config.extra.keys())
     if ruled:
-        return f"extra: cannot hold {', '.join(ruled)}, which the gateway rules; leave it out"
+        return f"extra: cannot hold {', '.join(ruled)}, which the gateway sets; leave it out"
     if "azure_ad_token_provider" in config.extra and vendor is not ProviderType.LITELLM:
         return "extra: cannot hold azure_ad_token_provider; give the function as api_key"
     if vendor in VENDORS and config.api_key is None:
         variable = f"{VENDORS[vendor].prefix}API_KEY"
         return (
-            f"api_key: is missing for {vendor}; pass it (from os.environ[{variable!r}], say), or "
-            f"set {variable} and give no list of providers"
+            f"api_key: is missing for {vendor}; pass it (for example os.environ[{variable!r}]), "
+            f"or set {variable} and give no list of providers"
         )
     if vendor in VENDORS and config.model.startswith(f"{vendor}/"):
-        return f'model: leave off the "{vendor}/" in front; the provider says it'
+        return f'model: leave off the "{vendor}/" in front; `provider` already says it'
     if config.api_base is None and vendor in _BASE_EXAMPLES:
         return f'api_base: is missing for {vendor}; give one like "{_BASE_EXAMPLES[vendor]}"'
     return None
 
 
 def _address(config: LLMConfig) -> tuple[str | None, str | None]:
-    """The base URL as litellm needs it to make the right one, and Azure's API version."""
+    """Return the base URL in the form that litellm extends, and Azure's API version."""
     base, version = config.api_base, config.api_version
     if base is None:
         return None, version

@@ -1,6 +1,6 @@
-"""Keys that must not be told on: those that are configured, and what has the shape of one.
+"""Find and mask keys in texts: configured ones, and words that look like one.
 
-A vendor, or a proxy in front of it, may repeat a key anywhere in what it answers.
+A vendor, or a proxy in front of it, may repeat a key anywhere in its answer.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from collections.abc import Iterable
 __all__ = ["has_a_key", "keep_secret", "masked", "tells_a_key"]
 
 _SHORTEST = 8
-"""Characters of a key that is looked for within a text; a shorter one must be all of it."""
+"""Characters of a key that is searched for within a text; a shorter one must be the whole text."""
 
 _MOST = 10_000
 
 _SHORT = 128
-"""Characters of a text of which the verdict is remembered."""
+"""Characters of a text whose result is cached."""
 
 _BEGINNING = re.compile(
     r"(sk|pk|rk)[-_]|(gsk|hf|ghp|gho|r8|glpat|xox[abp])[-_]|(xai|nvapi|pplx|csk|key)-"
     r"|AIza|(AKIA|ASIA)[0-9A-Z]|eyJ[\w-]"
 )
-"""Of keys of vendors, and of tokens."""
+"""How the keys of vendors begin, and tokens."""
 
 _RANDOM = re.compile(r"(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{16,}")
-"""Digits among letters, and no word ends: most keys without a beginning of their own."""
+"""Letters and digits mixed, at length: most keys without a typical beginning."""
 
 _WORD = re.compile(r"[A-Za-z0-9_*.\-+/=~]{6,}")
-"""What could be a key, among other words. Vendors mask some with asterisks, and not all of it."""
+"""A word that could be a key. Vendors mask some of a key's characters with asterisks."""
 
 _kept: dict[str, None] = {}
 
 
 def keep_secret(texts: Iterable[str]) -> None:
-    """Remember keys of this process. The oldest is forgotten when there are too many."""
+    """Add keys of this process; beyond a limit the oldest is dropped."""
     _remembered.cache_clear()
     for text in texts:
         _kept[text] = None
@@ -44,12 +44,12 @@ def keep_secret(texts: Iterable[str]) -> None:
 
 
 def has_a_key(text: str) -> bool:
-    """Whether a text is a configured key, or has one in it."""
+    """Return whether a text is a configured key or contains one."""
     return text in _kept or any(len(key) >= _SHORTEST and key in text for key in _kept)
 
 
 def masked(text: str) -> str:
-    """The text with "***" for each configured key, and for each word that looks like a key."""
+    """Return the text with "***" for each configured key and each word that looks like a key."""
     found = [key for key in _kept if len(key) >= _SHORTEST and key in text]
     for key in sorted(found, key=len, reverse=True):  # one may be the beginning of another
         text = text.replace(key, "***")
@@ -57,7 +57,7 @@ def masked(text: str) -> str:
 
 
 def tells_a_key(text: str) -> bool:
-    """Whether a text has a configured key in it, or looks like a key."""
+    """Return whether a text contains a configured key or looks like a key."""
     return _remembered(text) if len(text) <= _SHORT else _tells_a_key(text)
 
 

@@ -1,4 +1,4 @@
-"""Everything about the service that is not the gateway: where it listens, who may ask."""
+"""The settings of the service: where it listens, which keys may use it, and its limits."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
 
-from aigateway.settings.fields import Count, Frozen, Label, Seconds, SecondsOrZero
-from aigateway.settings.sources import SERVER_PREFIX
-from aigateway.settings.table import TableSettings, table_config
+from aigateway.settings.fields import Count, Frozen, Label, Positive, Seconds, SecondsOrZero
+from aigateway.settings.sources import SERVER_PREFIX, TableSettings
 
 __all__ = ["ApiKey", "ServerSettings"]
 
@@ -24,30 +24,30 @@ def _digest(text: str) -> str:
 
 def _not_admin(name: str) -> str:
     if name == "admin":
-        raise ValueError("is how the key of admin_sha256 is called; take another name")
+        raise ValueError("is the name of the key in admin_sha256; choose another name")
     return name
 
 
 Digest = Annotated[str, AfterValidator(_digest)]
-"""The SHA-256 of a key, in hexadecimal digits: the key itself stands nowhere."""
+"""The SHA-256 of a key, in hexadecimal digits, so that the key itself is stored nowhere."""
 
 
 class ApiKey(Frozen):
-    """One who may ask.
+    """One key of the service, and its limits.
 
     Attributes:
-        name: Whose it is; `/metrics` tells what it has used.
-        sha256: Of the key.
-        budget_usd: US dollars that its requests may cost in a day (UTC); None is no bound.
-        rpm: Requests that it may begin in any 60 seconds; None is no bound.
-        models: Models, names and aliases that it may ask for; None is all.
+        name: Names the key's owner, also in `/metrics`.
+        sha256: The SHA-256 of the key.
+        budget_usd: US dollars that its requests may cost in a day (UTC); None is no limit.
+        rpm: Requests that it may begin in any 60 seconds; None is no limit.
+        models: Models, names and aliases that it may request; None is all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: Annotated[Label, AfterValidator(_not_admin)]
     sha256: Digest
-    budget_usd: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    budget_usd: Positive | None = None
     rpm: Count | None = None
     models: tuple[Label, ...] | None = None
 
@@ -63,57 +63,56 @@ class ServerSettings(TableSettings):
     """
 
     table = "server"
-    model_config = table_config(SERVER_PREFIX)
+    broken_json = f"{SERVER_PREFIX}KEYS, _CORS_ORIGINS must be JSON lists"
+    model_config = SettingsConfigDict(env_prefix=SERVER_PREFIX)
 
     host: str = "127.0.0.1"
-    """The address to listen at. Any but loopback needs `keys`."""
+    """The address to listen on. An address other than loopback needs `keys`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    """The port to listen at; 0 takes a free one."""
+    """The port to listen on; 0 takes a free one."""
     workers: Count = 1
-    """Processes that answer."""
+    """Worker processes."""
     keys: tuple[ApiKey, ...] = ()
-    """Who may ask; in the environment a JSON list. Without any, everybody on this machine may."""
+    """Keys that may use the service; in the environment a JSON list. Without keys, every process on
+    this machine may."""
     admin_sha256: Digest | None = None
     """SHA-256 of the key that may also force circuits open and closed."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may ask from a browser; "*" is every one."""
+    """Origins whose pages may call the service from a browser; "*" is all."""
     max_body_bytes: Count = 20_000_000
-    """Longest body of a request; a longer one is refused with 413."""
+    """Longest body of a request in bytes; a longer one is rejected with 413."""
     request_timeout: Seconds = 120.0
-    """Seconds for one request, its arrival included, whatever it asks for; of a stream, until its
-    first content."""
+    """Seconds for one request, its arrival included, whatever timeout it asks for; for a stream,
+    until its first content."""
     header_timeout: Seconds = 10.0
     """Seconds for a request to arrive: its head, and then its body. A body that keeps coming at
     64 kB/s or more may take longer."""
     max_connections: Count = 4096
-    """Connections open at once, of one worker; more are turned away with 503."""
+    """Open connections of one worker; more are rejected with 503."""
     max_connections_per_address: Count = 2048
-    """Those of one client address (of IPv6, of one /64); more are turned away with 429. Behind a
-    proxy all connections have its address."""
+    """Open connections of one client address (with IPv6, of one /64); more are rejected with 429.
+    Behind a proxy all connections have its address."""
     keep_alive_timeout: Seconds = 75.0
-    """Seconds for which a connection is kept without a request. Clients should let go first: give a
-    proxy in front a shorter time."""
+    """Seconds a connection stays open without a request. Clients should close first: configure a
+    shorter time in a proxy in front."""
     stream_resume: Literal["none", "continue", "restart"] = "none"
-    """What becomes of a stream that breaks after its first content, where the request does not say
-    (`x-aigateway-resume`): it ends with an error; another provider goes on from the partial text,
-    where its model can; or another begins anew, after a chunk with `aigateway.restarted`."""
+    """What happens to a stream that breaks after its first content, unless the request's header
+    `x-aigateway-resume` decides. "none" ends it with an error. "continue" lets another provider
+    continue the partial text, if its model can. "restart" starts over at another provider, after a
+    chunk with `aigateway.restarted`."""
     drain_seconds: SecondsOrZero = 30.0
-    """Seconds for what is under way when it is told to stop; then streams are told and cut."""
+    """Seconds that requests in flight may take after a stop signal; then streams get an error and
+    are closed."""
     drain_notice_seconds: SecondsOrZero = 1.0
-    """The first of those, in which `/ready` says no and new requests are still answered: as long
-    as a load balancer takes to notice."""
-
+    """The first part of `drain_seconds`: `/ready` reports 503 and new requests are still answered,
+    until a load balancer has noticed."""
     otel: bool = False
     """Whether requests and attempts become spans and metrics of OpenTelemetry (extra `[otel]`). The
-    process must have providers for them: run it as `opentelemetry-instrument aigateway serve`."""
-
-    @classmethod
-    def _broken_json(cls) -> str:
-        return f"{SERVER_PREFIX}KEYS, _CORS_ORIGINS must be JSON lists"
+    process needs OpenTelemetry providers: run it as `opentelemetry-instrument aigateway serve`."""
 
     @property
     def is_local(self) -> bool:
-        """Whether it listens where only this machine reaches it."""
+        """Return whether only this machine can reach the service."""
         if self.host == "localhost":
             return True
         try:
@@ -138,21 +137,21 @@ class ServerSettings(TableSettings):
     @model_validator(mode="after")
     def _check_otel(self) -> Self:
         if self.otel and importlib.util.find_spec("opentelemetry") is None:
-            raise ValueError('otel: needs what is not installed: pip install "aigateway[otel]"')
+            raise ValueError('otel: needs packages that are missing; pip install "aigateway[otel]"')
         return self
 
     @model_validator(mode="after")
     def _check_access(self) -> Self:
         if not self.keys and not self.is_local:
             raise ValueError(
-                "host: without keys everybody who reaches it could spend your money, so it may"
-                " only be 127.0.0.1; make a key with `aigateway key` and put it under"
-                " [[server.keys]], or leave host out"
+                "host: without keys everybody who can reach this address could spend your money;"
+                " make a key with `aigateway key` and put it under [[server.keys]], or leave host"
+                " out to listen on 127.0.0.1"
             )
         for what in ("name", "sha256"):
             values = [getattr(key, what) for key in self.keys]
             if len(set(values)) < len(values):
                 raise ValueError(f"keys: two have the same {what}; give each its own")
         if any(key.sha256 == self.admin_sha256 for key in self.keys):
-            raise ValueError("admin_sha256: is one of keys, too; make a key of its own for it")
+            raise ValueError("admin_sha256: is also one of keys; make a separate key for it")
         return self

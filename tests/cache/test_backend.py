@@ -1,10 +1,10 @@
-"""Our backend, as aiocache and those who use aiocache see it."""
+"""The backend as aiocache and its users see it."""
 
 import asyncio
 
 import pytest
 from aiocache import Cache, cached, caches, multi_cached
-from aiocache.lock import OptimisticLock, OptimisticLockError, RedLock
+from aiocache.lock import RedLock
 from aiocache.plugins import HitMissRatioPlugin
 from aiocache.serializers import JsonSerializer
 
@@ -68,16 +68,6 @@ class TestBackend:
         clock.tick(5)
         assert await backend.multi_get(["a", "b"]) == [None, None]
 
-    async def test_increment_keeps_the_ttl(self, backend: LRUTTLBackend, clock: FakeClock) -> None:
-        assert await backend.increment("n", 3) == 3
-        await backend.expire("n", 10)
-        assert await backend.increment("n", -1) == 2
-        clock.tick(10)
-        assert await backend.increment("n") == 1
-        await backend.set("text", "x")
-        with pytest.raises(TypeError, match="integer"):
-            await backend.increment("text")
-
     async def test_expire(self, backend: LRUTTLBackend, clock: FakeClock) -> None:
         await backend.set("a", 1, ttl=5)
         assert await backend.expire("a", 0)  # aiocache: 0 switches expiry off
@@ -107,28 +97,16 @@ class TestBackend:
         await backend.clear()
         assert len(backend.entries) == 0
 
-    async def test_raw_reaches_the_structure_but_not_its_inside(
-        self, backend: LRUTTLBackend
-    ) -> None:
-        await backend.set("a", 1)
-        assert await backend.raw("look", "a") == 1
-        with pytest.raises(AttributeError, match="_make_room"):
-            await backend.raw("_make_room", 0)
-
     async def test_closing_loses_nothing(self, backend: LRUTTLBackend) -> None:
         async with backend:
             await backend.set("a", 1)
         assert await backend.get("a") == 1
 
-    async def test_peeking_is_getting(self, clock: FakeClock) -> None:
-        backend = LRUTTLBackend(clock=clock, namespace="ns:", stale_seconds=5)
+    async def test_a_stale_value_is_had_from_the_structure(self, clock: FakeClock) -> None:
+        backend = LRUTTLBackend(clock=clock, stale_seconds=5)
         await backend.set("a", 1, ttl=1)
-        backend.poke("b", 2, 1)
-        assert (backend.peek("a"), await backend.get("b")) == (1, 2)
         clock.tick(1)
-        assert (backend.peek("a"), backend.peek_stale("a")) == (None, 1)
-        assert not backend.drop("a")
-        assert backend.peek_stale("a") is None
+        assert (await backend.get("a"), backend.entries.get_stale("a")) == (None, 1)
 
     def test_no_room_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="max_entries"):
@@ -179,16 +157,6 @@ class TestWithAiocache:
         await backend.get("a")
         await backend.get("b")
         assert backend.hit_miss_ratio == {"total": 2, "hits": 1, "hit_ratio": 0.5}
-
-    async def test_with_an_optimistic_lock(self, backend: LRUTTLBackend) -> None:
-        await backend.set("a", 1)
-        async with OptimisticLock(backend, "a") as lock:
-            await lock.cas(2)
-        async with OptimisticLock(backend, "a") as lock:
-            await backend.set("a", 3)
-            with pytest.raises(OptimisticLockError):
-                await lock.cas(4)
-        assert await backend.get("a") == 3
 
     async def test_with_a_redlock(self, backend: LRUTTLBackend) -> None:
         calls = []

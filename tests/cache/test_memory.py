@@ -1,4 +1,4 @@
-"""The gateway's memory of answers."""
+"""Which answers are kept, for how long, and the gateway's cache of them."""
 
 import math
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from aigateway.cache.key import prompt_key
-from aigateway.cache.memory import AnswerCache
+from aigateway.cache.memory import AnswerCache, ttl_for, worth_keeping
 from aigateway.errors import RequestRejectedError
 from aigateway.messages import ChatResponse, Choice, Completion, ToolCall, Usage
 from aigateway.testing import FakeClock
 
+CALL = (ToolCall("c1", "add", "{}"),)
 ANSWER = Completion("id-1", "gpt", (Choice("4", "stop"),), Usage(1, 2, 3), cost_usd=0.5)
 
 
@@ -141,3 +142,49 @@ class TestPublicFace:
         reply = await cache.get(None, "a")
         assert reply is not None
         assert reply.tool_calls == (call,)
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [
+        (Choice("4", "stop"), True),
+        (Choice("", "tool_calls", CALL), True),
+        (Choice("", "stop", CALL), True),
+        (Choice("", "function_call", CALL), True),
+        (Choice("a long story", "length"), True),
+        (Choice("", "length"), False),
+        (Choice("so: ", "length", CALL), False),
+        (Choice("", "stop"), False),
+        (Choice("half", "content_filter"), False),
+        (Choice("half", None), False),
+        (Choice("half", "insufficient_system_resource"), False),
+        (Choice("", "stop", refusal="I cannot help with that."), False),
+        (Choice("well", "stop", refusal="no"), False),
+    ],
+)
+def test_worth_keeping(choice: Choice, kept: bool) -> None:
+    assert worth_keeping(Completion("1", "gpt", (choice,))) is kept
+
+
+def test_every_choice_counts() -> None:
+    good, bad = Choice("4", "stop"), Choice("4", "content_filter")
+    assert worth_keeping(Completion("1", "gpt", (good, good)))
+    assert not worth_keeping(Completion("1", "gpt", (good, bad)))
+    assert not worth_keeping(Completion("1", "gpt", ()))
+
+
+@pytest.mark.parametrize(
+    ("agent", "cache_ttl", "expected"),
+    [
+        (None, None, 3600),
+        ("news", None, 60),
+        ("other", None, 3600),
+        ("news", 5, 5),
+        (None, 5, 5),
+        ("news", 0, 0),
+    ],
+)
+def test_the_closest_word_counts(
+    agent: str | None, cache_ttl: float | None, expected: float
+) -> None:
+    assert ttl_for(agent, cache_ttl, {"news": 60}, 3600) == expected

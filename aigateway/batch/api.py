@@ -22,7 +22,7 @@ from aigateway.messages import (
     ChatRequest,
     ChatResponse,
 )
-from aigateway.resilience.network import Reachability
+from aigateway.resilience.local_faults import Reachability
 from aigateway.routing.candidates import Roster
 from aigateway.settings import GatewaySettings
 

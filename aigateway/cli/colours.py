@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aigateway.routing.condition import Word
+from aigateway.routing.provider import Word
 
 __all__ = ["COLOURS"]
 

@@ -71,12 +71,16 @@ class Ticket:
 
 
 class _Waiter:
-    __slots__ = ("lane", "number", "ready", "woken")
+    __slots__ = ("number", "queue", "ready", "woken")
 
     def __init__(
-        self, lane: _Lane, number: int, ready: Callable[[], bool], woken: asyncio.Future[bool]
+        self,
+        queue: _TenantQueue,
+        number: int,
+        ready: Callable[[], bool],
+        woken: asyncio.Future[bool],
     ) -> None:
-        self.lane = lane
+        self.queue = queue
         self.number = number
         self.ready = ready
         self.woken = woken  # True: go; False: another tenant's request took its place
@@ -86,18 +90,17 @@ class _Waiter:
 
     @property
     def turn(self) -> tuple[bool, int, int]:
-        """The least goes first: background last, then by the lane's turn, then by arrival."""
-        return self.lane.background, self.lane.turn, self.number
+        """The least goes first: background last, then by the queue's turn, then by arrival."""
+        return self.queue.background, self.queue.turn, self.number
 
 
-class _Lane:
+class _TenantQueue:
     """One tenant's waiting requests, in the background or not; exists only while there are any.
 
     Attributes:
         tenant: Whose they are.
         background: Whether they are in the background.
-        turn: The number of the latest grant to this lane: the lane with the least is next. It only
-            grows.
+        turn: The number of the latest grant to this queue; the queue with the least is next.
         known: A place was granted to it lately.
         waiters: All of them, in the order in which they began to wait.
     """
@@ -116,52 +119,52 @@ class _Group:
     """Waiters that can all go, or none of them. Those that left stay until they come up.
 
     Attributes:
-        by_lane: A heap by order of arrival for each lane.
+        by_queue: A heap by order of arrival for each queue.
     """
 
-    __slots__ = ("_lanes", "_pushed", "by_lane")
+    __slots__ = ("_pushed", "_queues", "by_queue")
 
     def __init__(self) -> None:
-        self.by_lane: dict[_Lane, list[_Waiter]] = {}
+        self.by_queue: dict[_TenantQueue, list[_Waiter]] = {}
         # By turn. An entry may show a turn that has passed; it is put right when it comes up.
-        self._lanes: list[tuple[bool, int, int, _Lane]] = []
+        self._queues: list[tuple[bool, int, int, _TenantQueue]] = []
         self._pushed = 0
 
     def push(self, waiter: _Waiter) -> None:
         """Add one."""
-        lane = waiter.lane
-        heap = self.by_lane.get(lane)
+        queue = waiter.queue
+        heap = self.by_queue.get(queue)
         if heap is None:
-            heap = self.by_lane[lane] = []
-            heapq.heappush(self._lanes, self._entry(lane))
+            heap = self.by_queue[queue] = []
+            heapq.heappush(self._queues, self._entry(queue))
         heapq.heappush(heap, waiter)
 
     def first(self) -> _Waiter | None:
         """The one whose turn it is; None if all have left."""
-        lanes = self._lanes
-        while lanes:
-            _, turn, _, lane = lanes[0]
-            heap = self.by_lane[lane]
+        queues = self._queues
+        while queues:
+            _, turn, _, queue = queues[0]
+            heap = self.by_queue[queue]
             while heap and heap[0].woken.done():
                 heapq.heappop(heap)
             if not heap:
-                heapq.heappop(lanes)
-                del self.by_lane[lane]
-            elif turn < lane.turn:
-                heapq.heapreplace(lanes, self._entry(lane))
+                heapq.heappop(queues)
+                del self.by_queue[queue]
+            elif turn < queue.turn:
+                heapq.heapreplace(queues, self._entry(queue))
             else:
                 return heap[0]
         return None
 
     def clear(self) -> None:
         """Take those out that have left."""
-        for heap in self.by_lane.values():
+        for heap in self.by_queue.values():
             heap[:] = [waiter for waiter in heap if not waiter.woken.done()]
             heapq.heapify(heap)
 
-    def _entry(self, lane: _Lane) -> tuple[bool, int, int, _Lane]:
-        self._pushed += 1  # between equals; and two lanes cannot be compared
-        return lane.background, lane.turn, self._pushed, lane
+    def _entry(self, queue: _TenantQueue) -> tuple[bool, int, int, _TenantQueue]:
+        self._pushed += 1  # between equals; and two queues cannot be compared
+        return queue.background, queue.turn, self._pushed, queue
 
 
 class Limiter:
@@ -181,8 +184,8 @@ class Limiter:
         "_grants",
         "_groups",
         "_known",
-        "_lanes",
         "_max_queue",
+        "_queues",
         "_served",
         "_slots",
         "_tickets",
@@ -197,7 +200,7 @@ class Limiter:
         self._grants = 0
         self._groups: dict[Hashable, _Group] = {}
         # By tenant; first those not in the background, then those in it.
-        self._lanes: tuple[dict[str, _Lane], dict[str, _Lane]] = {}, {}
+        self._queues: tuple[dict[str, _TenantQueue], dict[str, _TenantQueue]] = {}, {}
         self._known = [0, 0]  # likewise: how many of them are
         # Likewise: tenants granted a place lately and the number of the grant, the oldest first.
         self._served: tuple[OrderedDict[str, int], OrderedDict[str, int]]
@@ -266,7 +269,7 @@ class Limiter:
             ticket.waited = True
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[bool] = loop.create_future()
-        waiter = _Waiter(self._lane(ticket), ticket.number, ready, woken)
+        waiter = _Waiter(self._queue(ticket), ticket.number, ready, woken)
         self._groups.setdefault(group, _Group()).push(waiter)
         self._join(waiter)
         try:
@@ -294,52 +297,52 @@ class Limiter:
             self._grant(best)
 
     def _grant(self, waiter: _Waiter) -> None:
-        """Tell a waiter to go; its lane's next turn comes after those of all others."""
-        lane = waiter.lane
-        served = self._served[lane.background]
+        """Tell a waiter to go; its queue's next turn comes after those of all others."""
+        queue = waiter.queue
+        served = self._served[queue.background]
         self._grants += 1
-        self._known[lane.background] += not lane.known
-        lane.known = True
-        lane.turn = served[lane.tenant] = self._grants
-        served.move_to_end(lane.tenant)
-        while served[oldest := next(iter(served))] < self._is_first_in_line(lane.background):
+        self._known[queue.background] += not queue.known
+        queue.known = True
+        queue.turn = served[queue.tenant] = self._grants
+        served.move_to_end(queue.tenant)
+        while served[oldest := next(iter(served))] < self._is_first_in_line(queue.background):
             del served[oldest]
         self._leave(waiter)
         self._woken += 1
         waiter.woken.set_result(True)
 
     def _is_first_in_line(self, background: bool) -> int:
-        """The turn of a lane that was not served lately: about that of the one that is next.
+        """The turn of a queue that was not served lately: about that of the one that is next.
 
         It grows with each grant, so that those who come anew pass no waiter for ever.
         """
         return self._grants - self._known[background]
 
-    def _lane(self, ticket: Ticket) -> _Lane:
+    def _queue(self, ticket: Ticket) -> _TenantQueue:
         background, tenant = ticket.background, ticket.tenant
-        lane = self._lanes[background].get(tenant)
-        if lane is None:
+        queue = self._queues[background].get(tenant)
+        if queue is None:
             served, turn = self._served[background], self._is_first_in_line(background)
             known = tenant in served
             turn = max(turn, served[tenant]) if known else turn
             self._known[background] += known
-            lane = _Lane(tenant, turn, background=background, known=known)
-            self._lanes[background][tenant] = lane
-        return lane
+            queue = _TenantQueue(tenant, turn, background=background, known=known)
+            self._queues[background][tenant] = queue
+        return queue
 
     def _join(self, waiter: _Waiter) -> None:
-        waiter.lane.waiters[waiter] = None
+        waiter.queue.waiters[waiter] = None
         self._waiting += 1
-        self._background += waiter.lane.background
+        self._background += waiter.queue.background
 
     def _leave(self, waiter: _Waiter) -> None:
-        lane = waiter.lane
-        del lane.waiters[waiter]
-        if not lane.waiters:
-            self._known[lane.background] -= lane.known
-            del self._lanes[lane.background][lane.tenant]
+        queue = waiter.queue
+        del queue.waiters[waiter]
+        if not queue.waiters:
+            self._known[queue.background] -= queue.known
+            del self._queues[queue.background][queue.tenant]
         self._waiting -= 1
-        self._background -= lane.background
+        self._background -= queue.background
 
     def _make_room(self, ticket: Ticket) -> None:
         """See that the queue has room for one more.
@@ -351,12 +354,12 @@ class Limiter:
         ahead = self._waiting if background else self._waiting - self._background
         if ahead < self._max_queue:
             return
-        lanes = self._lanes[background]
-        own = lanes.get(ticket.tenant)
-        share = (self._background if background else ahead) // (len(lanes) + (own is None))
+        queues = self._queues[background]
+        own = queues.get(ticket.tenant)
+        share = (self._background if background else ahead) // (len(queues) + (own is None))
         if (0 if own is None else len(own.waiters)) >= share:
             raise self._full(ahead)
-        longest = max(lanes.values(), key=lambda lane: len(lane.waiters))
+        longest = max(queues.values(), key=lambda queue: len(queue.waiters))
         newest = next(reversed(longest.waiters))
         self._leave(newest)
         newest.woken.set_result(False)

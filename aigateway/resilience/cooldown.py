@@ -14,7 +14,7 @@ from aigateway.errors import FailureKind
 from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect, GuardListener, GuardRefusal
 from aigateway.resilience.last_resort import OVERDUE
 
-__all__ = ["Cooldown", "CooldownPolicy", "DisablingPolicy", "Setup"]
+__all__ = ["Cooldown", "CooldownPolicy", "Disabling", "DisablingPolicy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class DisablingPolicy:
     last_resort: float = 5.0
 
 
-class Setup:
+class Disabling:
     """Disables a provider that is set up wrong; a guard (`guard.py`).
 
     Its token is when an attempt began.

@@ -20,7 +20,7 @@ from typing import Literal
 
 from aigateway.clock import Clock
 from aigateway.resilience.guard import AttemptOutcome, Effect, GuardListener
-from aigateway.resilience.stall import INTERVAL, StallDetector
+from aigateway.resilience.local_faults import INTERVAL, StallDetector
 
 __all__ = ["HealthPolicy", "HealthWindow", "OutstandingCall", "ResponseTimes"]
 

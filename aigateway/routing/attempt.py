@@ -23,15 +23,15 @@ from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import AttemptOutcome, Effect
 from aigateway.resilience.health import ResponseTimes
-from aigateway.resilience.network import Reachability
-from aigateway.resilience.stall import StallDetector
+from aigateway.resilience.local_faults import Reachability, StallDetector
 from aigateway.routing.candidates import Candidate, RequestState
-from aigateway.routing.provider import Pass, Provider
+from aigateway.routing.guards import GuardPass
+from aigateway.routing.provider import Provider
 from aigateway.telemetry.emitter import Emitter
 from aigateway.wires.client import Failure
 from aigateway.wires.failures import VERDICTS, Gate, Verdict
 
-__all__ = ["FIRST_TOKEN_TIMEOUT", "Answer", "AttemptEnd", "CallContext", "PendingAttempt"]
+__all__ = ["FIRST_TOKEN_TIMEOUT", "AttemptEnd", "Billable", "CallContext", "PendingAttempt"]
 
 FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 - tokens of a model
 """`Failure.code` of a stream that had no content in time."""
@@ -82,7 +82,7 @@ _PROPER_END = AttemptOutcome(Effect.ANSWERED, lambda: None)
 """What `end` says of an attempt whose answer `answered` has told of."""
 
 
-class Answer(Protocol):
+class Billable(Protocol):
     """What any operation brings back."""
 
     @property
@@ -148,29 +148,29 @@ class PendingAttempt:
     limit = patience = math.inf
     over = False
     _sent: ChatRequest | EmbeddingRequest | None = None
-    _estimate: Answer | None = None  # what it was counted for, without an answer
+    _estimate: Billable | None = None  # what it was counted for, without an answer
     _first_content: float | None = None
 
     def __init__(
         self,
         candidate: Candidate,
-        held: Pass,
+        held: GuardPass,
         request: RequestState,
-        around: CallContext,
+        context: CallContext,
         pace: ResponseTimes,
     ) -> None:
         self.candidate = candidate
         self.provider = provider = candidate.provider
         self._pass = held
         self._request = request
-        self._around = around
+        self._context = context
         self._pace = pace
         self._slots = provider.slots
         self._rated = provider.rates.begin(request.tokens) if provider.rates else None
-        self._outstanding = pace.begin(around.stalls)
+        self._outstanding = pace.begin(context.stalls)
         self._began = self._outstanding.began
-        around.stalls.begin()
-        around.limiter.take(self._slots)
+        context.stalls.begin()
+        context.limiter.take(self._slots)
         request.begun = self.number = request.begun + 1
         account = request.account
         self._trace = (
@@ -181,7 +181,7 @@ class PendingAttempt:
 
     def seconds(self) -> float:
         """How long it has taken so far."""
-        return self._around.clock.now() - self._began
+        return self._context.clock.now() - self._began
 
     def outgoing(self, request: R) -> R:
         """The request as it goes to the vendor: with the headers of whatever traces this call."""
@@ -192,7 +192,7 @@ class PendingAttempt:
         kept = {name: v for name, v in request.headers.items() if name.lower() not in own}
         return replace(request, headers=kept | own)
 
-    def counted(self, answer: Answer) -> Answer:
+    def counted(self, answer: Billable) -> Billable:
         """An answer as far as it came, with its usage and cost: as counted, else by estimate."""
         if self._sent is None:
             return answer
@@ -211,10 +211,10 @@ class PendingAttempt:
         self._first_content = seconds
         if self._request.account is not None:
             self._request.account.first_content()
-        self._around.limiter.wake()  # another request may have waited for this verdict
+        self._context.limiter.wake()  # another request may have waited for this verdict
 
     def end(
-        self, how: AttemptEnd, failure: Failure | None = None, answer: Answer | None = None
+        self, how: AttemptEnd, failure: Failure | None = None, answer: Billable | None = None
     ) -> Verdict | None:
         """Give back what the attempt holds, tell the guards, and book it.
 
@@ -255,7 +255,7 @@ class PendingAttempt:
         self._leave(failure, answer)
         return verdict
 
-    def _end_answered(self, answer: Answer) -> None:
+    def _end_answered(self, answer: Billable) -> None:
         if not self._pass.answered:
             self._answered()
         self.candidate.guards.end(self._pass, _PROPER_END)
@@ -264,7 +264,7 @@ class PendingAttempt:
         self._book(None, answer)
         self._leave(None, answer)
 
-    def count_late_answer(self, answer: Answer) -> None:
+    def count_late_answer(self, answer: Billable) -> None:
         """Count an answer that came although the attempt was cancelled, or had lost its hedge."""
         answer = self.counted(answer)
         usage, cost_usd = answer.usage, answer.cost_usd
@@ -281,11 +281,11 @@ class PendingAttempt:
 
     def _answered(self) -> float:
         """The provider has shown that it is well; returns how long that took, in seconds."""
-        provider, around, began = self.provider, self._around, self._began
-        now = around.clock.now()
+        provider, context, began = self.provider, self._context, self._began
+        now = context.clock.now()
         seconds = now - began
-        around.network.reached(provider.name)
-        own = seconds - around.stalls.stood(began, now)
+        context.network.reached(provider.name)
+        own = seconds - context.stalls.stood(began, now)
         outcome = AttemptOutcome(Effect.ANSWERED, self._request.cause, own)
         self.candidate.guards.answered(self._pass, outcome, self._pace, self._outstanding)
         if provider.adaptive.fallen:
@@ -302,7 +302,7 @@ class PendingAttempt:
         if effect is Effect.FAILED:
             self.candidate.blamed = True
         elif effect is Effect.MISCONFIGURED:
-            self._around.network.forget(self.provider.name)  # not asked for a while
+            self._context.network.forget(self.provider.name)  # not asked for a while
         self._throttled_by(failure)
         retry_after = failure.retry_after
         if effect is Effect.FAILED and verdict.gate is not Gate.COOLDOWN:
@@ -330,8 +330,8 @@ class PendingAttempt:
             effect = Effect.FAILED if failed else Effect.NEUTRAL
             guards.end(held, AttemptOutcome(effect, request.cause))
 
-        now = self._around.clock.now()
-        late = now - self._began - self._around.stalls.stood(self._began, now) >= self.patience
+        now = self._context.clock.now()
+        late = now - self._began - self._context.stalls.stood(self._began, now) >= self.patience
         if late and not held.probe and pace.p95 is not None:
             pace.hedge_lost(self._outstanding, self._began + self.limit, settle)
         else:
@@ -341,14 +341,14 @@ class PendingAttempt:
             settle(held.probe and late)
 
     def _is_network_fault(self, failure: Failure) -> bool:
-        around, name = self._around, self.provider.name
+        context, name = self._context, self.provider.name
         if not failure.unreachable:
             if failure.status is not None:
-                around.network.reached(name)
+                context.network.reached(name)
             return False
-        if not around.network.unreachable(name):
+        if not context.network.unreachable(name):
             return False
-        around.reset_circuits_opened_offline()
+        context.reset_circuits_opened_offline()
         return True
 
     def _throttled_by(self, failure: Failure) -> None:
@@ -367,7 +367,7 @@ class PendingAttempt:
         slots = self.provider.slots
         if slots.limit != calls:
             slots.limit = calls
-            self._around.limiter.wake()
+            self._context.limiter.wake()
 
     def _apply_vendor_limits(self) -> None:
         """Stop calls before they are refused, where the vendor says that none is left."""
@@ -378,10 +378,10 @@ class PendingAttempt:
     # ── the books ────────────────────────────────────────────────────────────────────────────
 
     def _neutral_kind(self, how: AttemptEnd) -> FailureKind:
-        late = how is AttemptEnd.CANCELLED and self._around.clock.now() >= self._request.deadline
+        late = how is AttemptEnd.CANCELLED and self._context.clock.now() >= self._request.deadline
         return FailureKind.DEADLINE if late else _KIND_OF_END[how]
 
-    def _unanswered(self, how: AttemptEnd, failure: Failure | None) -> Answer | None:
+    def _unanswered(self, how: AttemptEnd, failure: Failure | None) -> Billable | None:
         """What an attempt comes to that was broken off before anything came; None if nothing.
 
         A provider that is silent beyond its own time is taken to have read the prompt only.
@@ -404,7 +404,7 @@ class PendingAttempt:
         if self._sent is not None and self._sent.on_cost is not None:
             self._sent.on_cost(cost_usd)
 
-    def _book(self, failure: Failure | None, answer: Answer | None) -> None:
+    def _book(self, failure: Failure | None, answer: Billable | None) -> None:
         provider, request, seconds = self.provider, self._request, self.seconds()
         cost_usd = kind = status = None
         if answer is not None:
@@ -439,7 +439,7 @@ class PendingAttempt:
         return () if params is None else tuple(self.provider.dropped(params, messages))
 
     def _tell(self, failure: Failure) -> None:
-        self._around.emitter.emit(
+        self._context.emitter.emit(
             ProviderFailed(
                 self._request.request_id,
                 self.provider.name,
@@ -452,15 +452,15 @@ class PendingAttempt:
             )
         )
 
-    def _leave(self, failure: Failure | None, answer: Answer | None) -> None:
+    def _leave(self, failure: Failure | None, answer: Billable | None) -> None:
         if self._rated is not None:
             self._rated.settle(self._tokens(failure, answer))
-        self._around.stalls.end()
-        self._around.limiter.give_back(self._slots)
+        self._context.stalls.end()
+        self._context.limiter.give_back(self._slots)
         if self._request.account is not None:
             self._report(failure, answer)
 
-    def _tokens(self, failure: Failure | None, answer: Answer | None) -> int | None:
+    def _tokens(self, failure: Failure | None, answer: Billable | None) -> int | None:
         """What the vendor has counted; None where that is not known."""
         if answer is not None and answer is not self._estimate:
             return answer.usage.total_tokens or None
@@ -468,7 +468,7 @@ class PendingAttempt:
             return None
         return 0
 
-    def _report(self, failure: Failure | None, answer: Answer | None) -> None:
+    def _report(self, failure: Failure | None, answer: Billable | None) -> None:
         """Tell whatever follows each attempt how this one ended."""
         provider, account = self.provider, self._request.account
         assert account is not None  # noqa: S101 - the caller has looked

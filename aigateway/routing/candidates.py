@@ -129,7 +129,7 @@ class Candidate:
             began: When the request began, on the clock's own scale.
         """
         # What the vendor has said since then of key, model or billing holds for this request, too.
-        if wait == NEVER or self.calls or self.guards.setup.refused_before(began) is None:
+        if wait == NEVER or self.calls or self.guards.disabling.refused_before(began) is None:
             return NEVER
         if not self.seen:
             self.seen = True
@@ -257,7 +257,7 @@ class RequestState:
         may be added hangs on the model.
         """
         open_to = [
-            (c.provider, bool(c.calls), c.guards.setup.refused_before(self.began))
+            (c.provider, bool(c.calls), c.guards.disabling.refused_before(self.began))
             for c in self.candidates
             if not c.tried
         ]

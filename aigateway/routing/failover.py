@@ -27,12 +27,11 @@ from aigateway.messages import Attempt as AttemptRecord
 from aigateway.messages import Completion
 from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.health import ResponseTimes
-from aigateway.resilience.retry import NoCandidateLeftError, RetryPolicy, retry_rounds
-from aigateway.resilience.retry_budget import RetryBudget
+from aigateway.resilience.retry import NoCandidateLeftError, RetryBudget, RetryPolicy, retry_rounds
 from aigateway.routing.attempt import (
     FIRST_TOKEN_TIMEOUT,
-    Answer,
     AttemptEnd,
+    Billable,
     CallContext,
     PendingAttempt,
 )
@@ -43,8 +42,9 @@ from aigateway.routing.candidates import (
     final_error,
     none_offers,
 )
+from aigateway.routing.guards import in_milliseconds
 from aigateway.routing.hedge import Hedges, Race
-from aigateway.routing.provider import Provider, in_milliseconds
+from aigateway.routing.provider import Provider
 from aigateway.routing.select import Policy, PriorityPolicy, Selection, advance_rotation
 from aigateway.routing.work import Work
 from aigateway.settings import GatewaySettings
@@ -83,8 +83,8 @@ _RETRY_AT_ONCE = TRANSIENT - {FailureKind.TIMEOUT}
 timeout would be silent for as long again, while others may answer."""
 
 T = TypeVar("T")
-A = TypeVar("A", bound=Answer)
-A_co = TypeVar("A_co", bound=Answer, covariant=True)
+A = TypeVar("A", bound=Billable)
+A_co = TypeVar("A_co", bound=Billable, covariant=True)
 
 
 @dataclass(slots=True)
@@ -106,16 +106,16 @@ class Failovers:
 
     Args:
         settings: Timeouts, retries, hedging.
-        around: What its attempts share.
+        context: What its attempts share.
     """
 
-    def __init__(self, settings: GatewaySettings, around: CallContext) -> None:
-        self._around = around
-        self._clock = around.clock
-        self._limiter = around.limiter
-        self._emitter = around.emitter
-        self._policy: Policy = PriorityPolicy(around.limiter.has_place)
-        self._alarm = _WakeUp(self._clock, around.limiter.wake)
+    def __init__(self, settings: GatewaySettings, context: CallContext) -> None:
+        self._context = context
+        self._clock = context.clock
+        self._limiter = context.limiter
+        self._emitter = context.emitter
+        self._policy: Policy = PriorityPolicy(context.limiter.has_place)
+        self._alarm = _WakeUp(self._clock, context.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)
         self._retries_per_provider = settings.retries_per_provider
@@ -142,7 +142,7 @@ class Failovers:
                 self._hedges.request()
         left = request.deadline - self._clock.now()
         try:
-            async with self._clock.timeout(left, more=self._around.stalls.more) as scope:
+            async with self._clock.timeout(left, more=self._context.stalls.more) as scope:
                 self._under_way.add(scope)
                 try:
                     return await self._round(request, work)
@@ -161,7 +161,7 @@ class Failovers:
 
         Time in which our own event loop stood still does not count.
         """
-        async with self._clock.timeout(seconds, more=self._around.stalls.more):
+        async with self._clock.timeout(seconds, more=self._context.stalls.more):
             return await work
 
     async def bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
@@ -173,7 +173,7 @@ class Failovers:
             work.close()
             self.refuse_if_stopped()
         try:
-            async with self._clock.timeout(seconds, more=self._around.stalls.more) as scope:
+            async with self._clock.timeout(seconds, more=self._context.stalls.more) as scope:
                 self._under_way.add(scope)
                 try:
                     return await work
@@ -196,7 +196,7 @@ class Failovers:
     async def stop(self) -> None:
         """End every request that is under way with an error that says so, and wait for it."""
         self._stopped = True
-        self._around.stalls.stop()  # first, else it would give timeouts more time
+        self._context.stalls.stop()  # first, else it would give timeouts more time
         self._alarm.stop()
         while self._under_way:
             for scope in self._under_way:
@@ -205,7 +205,7 @@ class Failovers:
             await asyncio.sleep(0)
         if self._losers:
             await asyncio.wait(self._losers)
-        for provider in self._around.providers():
+        for provider in self._context.providers():
             provider.close_guards()
 
     # ── rounds ───────────────────────────────────────────────────────────────────────────────
@@ -469,7 +469,7 @@ class Failovers:
         candidate.tried = True
         candidate.calls += 1
         advance_rotation(candidate.provider, request.candidates)
-        return PendingAttempt(candidate, held, request, self._around, _times(candidate, work))
+        return PendingAttempt(candidate, held, request, self._context, _times(candidate, work))
 
     async def _ask(
         self, candidate: Candidate, request: RequestState, work: Work[A]
@@ -522,7 +522,7 @@ class Failovers:
             return rival
 
         race = Race(lambda runner: self._attempt(runner, request, work), work.discard, self._losers)
-        won = await race.run(attempt, self._clock, self._around.stalls, delay, second)
+        won = await race.run(attempt, self._clock, self._context.stalls, delay, second)
         return None if won is None else self._served(*won, request, work)
 
     @staticmethod
@@ -563,7 +563,7 @@ class Failovers:
         failure: Failure
         unusable: Completion | None = None
         try:
-            async with self._clock.timeout(limit, more=self._around.stalls.more):
+            async with self._clock.timeout(limit, more=self._context.stalls.more):
                 answer = await work.ask(attempt)
                 work.check(answer)
                 return answer

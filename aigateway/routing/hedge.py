@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 from aigateway.clock import Clock
 from aigateway.errors import GatewayError
 from aigateway.resilience.health import ResponseTimes
-from aigateway.resilience.retry_budget import HedgeBudget, RetryBudget, hedge_delay
-from aigateway.resilience.stall import StallDetector
-from aigateway.routing.attempt import Answer, AttemptEnd, PendingAttempt
+from aigateway.resilience.local_faults import StallDetector
+from aigateway.resilience.retry import HedgeBudget, RetryBudget, hedge_delay
+from aigateway.routing.attempt import AttemptEnd, Billable, PendingAttempt
 from aigateway.settings import GatewaySettings
 
 __all__ = ["Hedges", "Race"]
@@ -23,7 +23,7 @@ __all__ = ["Hedges", "Race"]
 _ASK_AGAIN = 0.05
 """Least seconds between two looks for somebody to ask meanwhile."""
 
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=Billable)
 
 
 class Hedges:

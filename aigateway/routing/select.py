@@ -14,7 +14,8 @@ from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.resilience.concurrency import Slots
 from aigateway.resilience.guard import NEVER, GuardRefusal
 from aigateway.routing.candidates import Candidate, RequestState
-from aigateway.routing.provider import Provider, in_milliseconds
+from aigateway.routing.guards import in_milliseconds
+from aigateway.routing.provider import Provider
 
 __all__ = ["Policy", "PriorityPolicy", "Selection", "advance_rotation"]
 
@@ -150,7 +151,7 @@ class PriorityPolicy:
                     choice.wait_for(busy)
                     continue
                 guards = candidate.guards
-                rank = (guards.setup.reason is not None, -guards.last_resort.balance)
+                rank = (guards.disabling.reason is not None, -guards.last_resort.balance)
                 if best is None or rank < best:
                     best, choice.candidate = rank, candidate
             elif refusal.pending:

@@ -21,7 +21,7 @@ from aigateway.messages import (
     Embeddings,
     Usage,
 )
-from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, Answer, PendingAttempt
+from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, Billable, PendingAttempt
 from aigateway.structured import fits
 from aigateway.wires.client import Failure, VendorCallError, VendorClient, VendorStream
 
@@ -45,7 +45,7 @@ IDLE_TIMEOUT = "idle_timeout"
 """`Failure.code` of a stream that fell silent."""
 
 T = TypeVar("T")
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=Billable)
 
 
 class Work(Protocol[A]):

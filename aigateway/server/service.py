@@ -9,7 +9,7 @@ from typing import Any
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.gateway import AsyncGateway
-from aigateway.routing.provider import CircuitOrder
+from aigateway.routing.guards import CircuitOrder
 from aigateway.server.auth.keys import Access
 from aigateway.server.http.refusal_log import Complaints
 from aigateway.server.http.sse import Turns

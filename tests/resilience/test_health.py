@@ -19,7 +19,7 @@ from aigateway.resilience.health import (
     HealthWindow,
     ResponseTimes,
 )
-from aigateway.resilience.stall import StallDetector
+from aigateway.resilience.local_faults import StallDetector
 from aigateway.testing import FakeClock
 from tests.resilience.guarding import (
     Heard,

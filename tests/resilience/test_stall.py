@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from aigateway.resilience.stall import GRACE, INTERVAL, REPORTED, TOLERANCE, StallDetector
+from aigateway.resilience.local_faults import GRACE, INTERVAL, REPORTED, TOLERANCE, StallDetector
 from tests.resilience.guarding import allowance
 
 

@@ -115,7 +115,7 @@ def trip(provider):
 
 
 def disable(provider):
-    setup = provider.chat.setup
+    setup = provider.chat.disabling
     setup.end(setup.begin(), outcome(Effect.MISCONFIGURED, kind=K.AUTHENTICATION, certain=True))
 
 

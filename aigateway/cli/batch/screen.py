@@ -30,8 +30,7 @@ from aigateway.cli.batch.figures import (
 from aigateway.cli.batch.pace import Pace, Rates
 from aigateway.cli.colours import COLOURS
 from aigateway.clock import SYSTEM_CLOCK, Clock
-from aigateway.routing.condition import Condition, condition
-from aigateway.routing.provider import ProviderStatus
+from aigateway.routing.provider import Condition, ProviderStatus, condition
 
 __all__ = ["LiveScreen", "PlainScreen", "Screen", "View", "Watched"]
 

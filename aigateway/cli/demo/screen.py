@@ -15,7 +15,7 @@ from aigateway.cli.colours import COLOURS
 from aigateway.cli.demo.ledger import Happening
 from aigateway.cli.demo.stage import Stage
 from aigateway.resilience.breaker import CircuitState
-from aigateway.routing.condition import Condition, condition
+from aigateway.routing.provider import Condition, condition
 
 __all__ = ["LiveScreen", "PlainScreen", "Screen", "milliseconds"]
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from aigateway.errors import ConfigurationError
-from aigateway.routing.provider import CircuitOrder
+from aigateway.routing.guards import CircuitOrder
 from aigateway.server.auth.keys import Caller
 from aigateway.server.http.bodies import json_body
 from aigateway.server.http.errors import Refusal

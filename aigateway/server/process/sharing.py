@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from aigateway.errors import ConfigurationError
-from aigateway.routing.provider import CircuitOrder
+from aigateway.routing.guards import CircuitOrder
 from aigateway.server.process.totals import summed_metrics
 from aigateway.server.service import Service
 from aigateway.server.status.snapshot import Snapshot, merged

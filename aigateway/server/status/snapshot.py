@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from aigateway.errors import FailureKind
-from aigateway.routing.condition import Word, condition
-from aigateway.routing.provider import ProviderStatus
+from aigateway.routing.provider import ProviderStatus, Word, condition
 from aigateway.server.status.recent_events import KEPT, Happening, Percentiles
 from aigateway.version import __version__
 

@@ -17,14 +17,14 @@ from aigateway.clock import Clock, Timer
 __all__ = ["Reachability", "StallDetector"]
 
 RECENT = 60.0
-"""Seconds for which an answer proves that the network is up. One from before proves nothing."""
+"""Seconds for which an answer proves that the network is up."""
 
 
 class Reachability:
-    """Who could be connected to the last time it was tried. Synchronous, for one event loop.
+    """The providers that could and could not be connected to. Synchronous, for one event loop.
 
-    A provider that was never tried counts neither way: it will be, by the very request that finds
-    the others unreachable, and if it answers the network is up again.
+    A provider that was never tried does not count: the request that finds the others unreachable
+    tries it, and if it answers the network is up again.
     """
 
     __slots__ = ("_clock", "_down", "_up")
@@ -36,29 +36,29 @@ class Reachability:
 
     @property
     def down(self) -> frozenset[str]:
-        """Names of those to whom no connection could be made."""
+        """Names of providers to which no connection could be made."""
         return frozenset(self._down)
 
     @property
     def network_is_down(self) -> bool:
-        """Whether two or more could not be connected to, and nobody has answered of late."""
+        """Whether two or more could not be connected to, and none has answered recently."""
         since = self._clock.now() - RECENT
         return len(self._down) > 1 and not any(at > since for at in self._up.values())
 
     def reached(self, name: str) -> None:
-        """It answered something."""
+        """Record that a provider answered."""
         self._up[name] = self._clock.now()
         if self._down:
             self._down.discard(name)
 
     def unreachable(self, name: str) -> bool:
-        """No connection could be made; says whether that is the network's fault."""
+        """Record that no connection could be made; return whether the network is at fault."""
         self._up.pop(name, None)
         self._down.add(name)
         return self.network_is_down
 
     def forget(self, name: str) -> None:
-        """It is a provider no more."""
+        """Forget a provider that is removed or disabled."""
         self._up.pop(name, None)
         self._down.discard(name)
 
@@ -67,53 +67,52 @@ INTERVAL = 0.25
 """Seconds between two ticks."""
 
 TOLERANCE = 0.1
-"""Seconds by which a tick may be late on a busy machine; less counts for nothing."""
+"""Seconds by which a tick may be late on a busy machine; less does not count."""
 
 GRACE = 0.1
-"""Seconds to read what came during a stall, where no other time is left."""
+"""Seconds to read what came during a stall, if no other time is left."""
 
 REPORTED = 0.5
 """Seconds of a stall that is worth an event."""
 
 
 _KEPT = 256
-"""Stalls that are remembered: what a timeout is given again after more than these is less."""
+"""Stalls that are remembered; a timeout is not extended by older ones."""
 
 
 class StallDetector:
-    """Measures how long the event loop stood still while calls were out. For one event loop.
+    """Measures how long the event loop stood still while calls were in flight.
 
     Args:
         clock: The gateway's.
         on_stall: Called with the seconds of each longer stall.
+
+    Attributes:
+        calls: Calls in flight.
     """
 
-    __slots__ = ("_calls", "_clock", "_due", "_on_stall", "_stalls", "_stopped", "_timer")
+    __slots__ = ("_clock", "_due", "_on_stall", "_stalls", "_stopped", "_timer", "calls")
 
     def __init__(self, clock: Clock, on_stall: Callable[[float], None]) -> None:
         self._clock = clock
         self._on_stall = on_stall
-        self._calls = 0
-        self._stalls: deque[tuple[float, float]] = deque(maxlen=_KEPT)  # ends, and seconds
+        self.calls = 0
+        self._stalls: deque[tuple[float, float]] = deque(maxlen=_KEPT)  # end and seconds of each
         self._due = math.inf
         self._timer: Timer | None = None
         self._stopped = False
 
     def begin(self) -> None:
-        """A call goes out."""
-        self._calls += 1
+        """Count a call that begins. Its end subtracts one from `calls`."""
+        self.calls += 1
         if self._timer is None and not self._stopped:
-            self._tick_later()
+            self._schedule_tick()
 
-    def end(self) -> None:
-        """It is back."""
-        self._calls -= 1
-
-    def stood(self, since: float, now: float) -> float:
-        """Seconds for which the loop has stood still, the present stall included.
+    def stalled(self, since: float, now: float) -> float:
+        """Return the seconds for which the loop has stood still, a present stall included.
 
         Args:
-            since: The beginning of the time that is looked at, on the clock's own scale.
+            since: The beginning of the measured time, on the clock's own scale.
             now: Its end.
         """
         late = now - self._due
@@ -125,45 +124,42 @@ class StallDetector:
         return seconds
 
     def more(self, limit: float, began: float, looked: float) -> float:
-        """Give a timeout that is due the time again in which the loop stood still.
+        """Return the seconds by which to extend a timeout that is due, or 0.0.
 
-        After each stall that is what is left of its limit, with a moment to read what came
-        meanwhile.
+        It gets back the time of a stall, up to the rest of its limit, and at least a moment to read
+        what came meanwhile.
 
         Args:
             limit: Seconds of the timeout.
             began: When it began, on the clock's own scale.
-            looked: When it was given time before, else as `began`.
-
-        Returns:
-            Seconds by which to put the timeout off, or 0.0.
+            looked: When it was extended before, else as `began`.
         """
         now = self._clock.now()
-        new = self.stood(looked, now)
+        new = self.stalled(looked, now)
         if new <= TOLERANCE or self._stopped:
             return 0.0
-        return min(new, max(GRACE, began + limit + self.stood(began, now) - now))
+        return min(new, max(GRACE, began + limit + self.stalled(began, now) - now))
 
     def stop(self) -> None:
-        """Tick no more, and give no timeout any time."""
+        """Stop the ticks, and extend no more timeouts."""
         timer, self._timer = self._timer, None
         self._due = math.inf
         self._stopped = True
         if timer is not None:
             timer.cancel()
 
-    def _tick_later(self) -> None:
+    def _schedule_tick(self) -> None:
         self._due = self._clock.now() + INTERVAL
         self._timer = self._clock.call_later(INTERVAL, self._tick)
 
     def _tick(self) -> None:
         now = self._clock.now()
         late = now - self._due
-        if self._calls:
-            self._tick_later()
-        else:  # the tick after the last call: the next one often comes soon
+        if self.calls:
+            self._schedule_tick()
+        else:  # one tick after the last call: the next call often comes soon
             self._timer, self._due = None, math.inf
         if late > TOLERANCE:
             self._stalls.append((now, late))
-            if late >= REPORTED and self._calls:
+            if late >= REPORTED and self.calls:
                 self._on_stall(late)

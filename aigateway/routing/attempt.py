@@ -285,7 +285,7 @@ class PendingAttempt:
         now = context.clock.now()
         seconds = now - began
         context.network.reached(provider.name)
-        own = seconds - context.stalls.stood(began, now)
+        own = seconds - context.stalls.stalled(began, now)
         outcome = AttemptOutcome(Effect.ANSWERED, self._request.cause, own)
         self.candidate.guards.answered(self._pass, outcome, self._pace, self._outstanding)
         if provider.adaptive.fallen:
@@ -331,7 +331,7 @@ class PendingAttempt:
             guards.end(held, AttemptOutcome(effect, request.cause))
 
         now = self._context.clock.now()
-        late = now - self._began - self._context.stalls.stood(self._began, now) >= self.patience
+        late = now - self._began - self._context.stalls.stalled(self._began, now) >= self.patience
         if late and not held.probe and pace.p95 is not None:
             pace.hedge_lost(self._outstanding, self._began + self.limit, settle)
         else:
@@ -455,7 +455,7 @@ class PendingAttempt:
     def _leave(self, failure: Failure | None, answer: Billable | None) -> None:
         if self._rated is not None:
             self._rated.settle(self._tokens(failure, answer))
-        self._context.stalls.end()
+        self._context.stalls.calls -= 1
         self._context.limiter.give_back(self._slots)
         if self._request.account is not None:
             self._report(failure, answer)

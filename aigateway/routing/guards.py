@@ -238,7 +238,7 @@ class Guards:
         if not self.cooldown.quiet:
             self.cooldown.end(held.trial, outcome)
         if slow or self.health.degraded is not None:
-            self.health.end(None, outcome, slow=slow)
+            self.health.end(outcome, slow=slow)
         else:
             self.health.good()
         if not self.last_resort.quiet:
@@ -266,7 +266,7 @@ class Guards:
         proven = effect is Effect.MISCONFIGURED and self.health.has_answered()
         self.disabling.end(held.checked, outcome, proven=proven)
         self.cooldown.end(held.trial, outcome)
-        self.health.end(None, outcome)
+        self.health.end(outcome)
         self.last_resort.end(held.trickled, outcome)
 
     def _evidence(self, cause: Hashable) -> Hashable:

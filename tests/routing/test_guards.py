@@ -192,7 +192,7 @@ class TestTable:
     @pytest.mark.parametrize("effect", E)
     def test_a_degraded_provider_recovers_by_answers_alone(self, guards, clock, effect):
         for _ in range(10):
-            guards.health.end(None, outcome(E.FAILED))
+            guards.health.end(outcome(E.FAILED))
         assert guards.is_degraded()
         for _ in range(RUN):
             attempt(guards, outcome(effect))
@@ -431,7 +431,7 @@ class TestForce:
         attempt(guards, outcome(E.MISCONFIGURED, kind=K.AUTHENTICATION, certain=True))
         guards.cooldown.throttle(86_400)
         for _ in range(10):
-            guards.health.end(None, outcome(E.FAILED))
+            guards.health.end(outcome(E.FAILED))
         fail_beside = guards.breaker
         for _ in range(5):
             fail_beside.acquire().failure()
@@ -462,7 +462,7 @@ class TestEvents:
         clock.tick(60)
         attempt(guards, outcome(E.ANSWERED))
         for _ in range(10):
-            guards.health.end(None, outcome(E.FAILED))
+            guards.health.end(outcome(E.FAILED))
         for _ in range(RUN):
             attempt(guards, outcome(E.ANSWERED))
         assert self.kinds(hook) == {

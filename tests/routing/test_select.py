@@ -126,7 +126,7 @@ def pay(provider, answers=1):
 
 def degrade(provider):
     for _ in range(10):
-        provider.chat.health.end(None, outcome(Effect.FAILED))
+        provider.chat.health.end(outcome(Effect.FAILED))
 
 
 def make_hang(provider, clock):

@@ -28,23 +28,24 @@ _MOST_GONE = 256
 class Slots:
     """The slots of one provider. `limit=None` means no limit."""
 
-    __slots__ = ("_emptied", "in_flight", "limit")
+    __slots__ = ("emptied", "in_flight", "limit")
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
         self.in_flight = 0
-        self._emptied: asyncio.Future[None] | None = None
+        self.emptied: asyncio.Future[None] | None = None
 
     async def empty(self) -> None:
         """Wait until no call is in flight."""
         while self.in_flight:
-            self._emptied = asyncio.get_running_loop().create_future()
-            await self._emptied
+            self.emptied = asyncio.get_running_loop().create_future()
+            await self.emptied
 
     def notify_empty(self) -> None:
-        """Wake what waits for the end of all calls."""
-        if self._emptied is not None and not self._emptied.done():
-            self._emptied.set_result(None)
+        """Wake the waiter of `empty`, if it still waits."""
+        waiter, self.emptied = self.emptied, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 @dataclass(slots=True, eq=False)
@@ -223,7 +224,7 @@ class Limiter:
         """Free the slot, and wake the first waiter that can use what is free now."""
         self._slots.in_flight -= 1
         slots.in_flight -= 1
-        if not slots.in_flight:
+        if slots.emptied is not None and not slots.in_flight:
             slots.notify_empty()
         if self._waiting:
             self.wake()

@@ -32,7 +32,7 @@ from aigateway.telemetry.emitter import Emitter
 __all__ = ["CircuitOrder", "GuardPass", "Guards", "OperationStatus", "in_milliseconds"]
 
 CircuitOrder = Literal["open", "closed", "auto"]
-"""What an operator wants of a circuit; "auto" leaves it to itself."""
+"""An operator's order for a circuit; "auto" ends an order."""
 
 _CIRCUIT_EVENTS = {
     CircuitState.OPEN: "circuit.opened",
@@ -43,15 +43,15 @@ _CIRCUIT_EVENTS = {
 
 @dataclass(frozen=True, slots=True)
 class OperationStatus:
-    """What one operation of a provider is doing now.
+    """The present state of one operation of a provider.
 
     Attributes:
         active: Whether it could take a request now.
         circuit_state: As of the last request that looked.
-        retry_after_seconds: When it is asked again as of right, beside others that answer; a
-            request that has no other may ask it earlier, as last resort. None if it can be asked
-            now, infinite while its circuit is forced open.
-        disabled_reason: Why it is set up wrong, if it is.
+        retry_after_seconds: Seconds until it gets requests again; a request that has no other
+            provider may call it earlier, as last resort. None if it can be called now, infinite
+            while its circuit is forced open.
+        disabled_reason: Why it is misconfigured, if it is.
         degraded: "errors" or "latency" while it works worse than it should, else None.
     """
 
@@ -63,45 +63,42 @@ class OperationStatus:
 
 
 _REPEATS_COUNT_AGAIN = 60.0
-"""Seconds after which a repeat of a failed request is one more failure in a row."""
+"""Seconds after which a repeat of a failed request counts as one more failure in a row."""
 
 
 class GuardPass:
-    """What an attempt holds of its provider's guards, from `Guards.begin` to its end.
+    """The tokens of all guards for one attempt, from `Guards.begin` to its end.
 
     Attributes:
-        permit: Of the circuit; None where it is settled and a new one was refused.
-        last_resort: It was let through although the provider was to be left alone.
+        permit: The circuit's; None if it is settled.
+        last_resort: The guards refused it, and it began nevertheless.
         unlocks: Its answer closes the circuit.
-        answered: Its success has been counted: a stream's falls at its first content.
-        checked, trial, trickled: What setup, cooldown and the balance of last resort want back.
+        answered: Its success has been counted, for a stream at its first content.
+        checked, trial, trickled: The tokens of disabling, cooldown and last resort.
     """
 
-    answered = trial = trickled = False
+    # Defaults of the class: an ordinary attempt sets the permit only.
+    permit: Permit | None
+    last_resort = unlocks = answered = trial = trickled = False
     checked = -math.inf
-
-    def __init__(self, permit: Permit, last_resort: bool) -> None:
-        self.permit: Permit | None = permit
-        self.last_resort = last_resort
-        self.unlocks = permit.probe or permit.last_resort
 
     @property
     def probe(self) -> bool:
-        """Whether the state of a half-open circuit hangs on this attempt."""
+        """Whether the state of a half-open circuit depends on this attempt."""
         return self.permit is not None and self.permit.probe
 
 
 class Guards:
-    """All guards of one operation of one provider, as one.
+    """All guards of one operation of one provider.
 
     Attributes:
-        breaker: Stops us asking a provider that keeps failing.
-        disabling: Whether it is disabled.
-        cooldown: Whether it asked to be left alone.
+        breaker: The circuit.
+        disabling: Whether the provider is disabled.
+        cooldown: Whether it has asked for a pause.
         health: Whether it is degraded.
-        last_resort: How many attempts it gets while its circuit is not closed.
-        answers: How quick its whole answers are.
-        first_contents: How quick the first content of its streams is.
+        last_resort: The doses while its circuit is not closed.
+        answers: The latencies of whole answers.
+        first_contents: The latencies of the first content of streams.
     """
 
     __slots__ = (
@@ -129,11 +126,11 @@ class Guards:
         self._provider = config.name
         self._operation: Operation = operation
         self._emitter = emitter
-        # Of the requests that failed in a row: when each counted first, and how often again.
+        # For each request that failed in a row: when it counted first, and how often again.
         self._repeats: dict[Hashable, tuple[float, int]] = {}
         threshold = config.failure_threshold or settings.failure_threshold
         reset_timeout = config.reset_timeout_seconds or settings.reset_timeout_seconds
-        # A probe may use its whole attempt timeout; only one that never settles is lost.
+        # A probe may use its whole attempt timeout; only one that is never settled is lost.
         lease = (config.timeout or settings.attempt_timeout) + 1
         self.breaker = CircuitBreaker(
             threshold,
@@ -153,22 +150,16 @@ class Guards:
         self.first_contents = ResponseTimes(clock, threshold, stale=reset_timeout)
 
     def refusal(self) -> GuardRefusal | None:
-        """Why an attempt may not begin now, or None."""
-        if (
-            self.disabling.quiet
-            and self.cooldown.quiet
-            and self.breaker.state is CircuitState.CLOSED
-        ):
-            return None
-        if self.breaker.forced:  # the operator's order stands over all else
+        """Return why an attempt may not begin now, or None."""
+        if self.breaker.forced:  # the operator's order comes first
             closed = self.breaker.state is CircuitState.CLOSED
             return None if closed else GuardRefusal(FailureKind.CIRCUIT_OPEN, NEVER)
         refusal, cooling = self.disabling.refusal(), self.cooldown.refusal()
         if cooling is not None:
-            if self.cooldown.failing:  # then in doses, as through an open circuit
+            if self.cooldown.failing:  # in doses, as with an open circuit
                 doses = self.last_resort
                 cooling = replace(cooling, last_resort=doses.wait(), pending=doses.pending)
-            refusal = _both(refusal, cooling)
+            refusal = _combined(refusal, cooling)
         if self.breaker.state is CircuitState.CLOSED:
             return refusal
         rejected = self.breaker.refusal()
@@ -176,22 +167,41 @@ class Guards:
             return refusal
         doses, wait = self.last_resort, rejected.retry_after
         circuit = FailureKind.CIRCUIT_OPEN
-        return _both(refusal, GuardRefusal(circuit, wait, doses.wait(), pending=doses.pending))
+        return _combined(refusal, GuardRefusal(circuit, wait, doses.wait(), pending=doses.pending))
+
+    def is_healthy(self) -> bool:
+        """Return whether all is well: no refusal, not degraded, no limit by a ramp.
+
+        The short form of `refusal`, `is_degraded` and `ramp_wait` for most requests. False means
+        that these have to be asked.
+        """
+        answers, contents = self.answers, self.first_contents
+        return (
+            self.breaker.state is CircuitState.CLOSED
+            and self.disabling.quiet
+            and self.cooldown.quiet
+            and self.last_resort.quiet
+            and self.health.degraded is None
+            and not answers.hedges_lost
+            and not contents.hedges_lost
+            and len(answers.outstanding) < answers.threshold
+            and len(contents.outstanding) < contents.threshold
+        )
 
     def ramp_wait(self) -> float:
-        """Seconds until a provider that has just come back takes one more call; 0.0 if now."""
+        """Return the seconds until a recovered provider takes one more call; 0.0 if now."""
         if not self.last_resort.ramping or self.breaker.state is not CircuitState.CLOSED:
             return 0.0
         return self.last_resort.ramp_wait()
 
     def is_degraded(self) -> bool:
-        """Whether others had better be asked first: degraded, or it seems to hang."""
+        """Return whether others are to be preferred: degraded, or it seems to hang."""
         if self.health.degraded is not None and self.health.is_degraded():
             return True
         return self.seems_to_hang()
 
     def is_in_service(self) -> bool:
-        """Whether to ask it is neither a probe nor a check: circuit closed, and not disabled."""
+        """Return whether a call is neither a probe nor a check: circuit closed, not disabled."""
         return self.breaker.state is CircuitState.CLOSED and self.disabling.reason is None
 
     def seems_to_hang(self) -> bool:
@@ -200,7 +210,7 @@ class Guards:
         return answers or contents
 
     def begin(self, *, last_resort: bool) -> GuardPass | None:
-        """An attempt begins; None if the circuit has changed meanwhile and refuses it.
+        """Begin an attempt. Return None if the circuit has changed meanwhile and refuses it.
 
         Args:
             last_resort: The request has no other provider left.
@@ -209,8 +219,11 @@ class Guards:
         permit = breaker.acquire_last_resort() if last_resort else breaker.acquire()
         if isinstance(permit, Rejected):
             return None
-        held = GuardPass(permit, last_resort)
-        dosed = held.unlocks
+        held = GuardPass()
+        held.permit = permit
+        dosed = permit.probe or permit.last_resort
+        if last_resort or dosed:
+            held.last_resort, held.unlocks = last_resort, dosed
         if not (self.disabling.quiet and self.cooldown.quiet):
             dosed = dosed or (last_resort and self.cooldown.failing)
             held.checked, held.trial = self.disabling.begin(), self.cooldown.begin()
@@ -224,14 +237,21 @@ class Guards:
         outcome: AttemptOutcome,
         pace: ResponseTimes,
         outstanding: OutstandingCall,
+        *,
+        whole: bool = False,
     ) -> None:
-        """A stream has given its first content, or an attempt its answer.
+        """Record a success: the whole answer, or the first content of a stream.
 
-        The verdict on the provider falls here. What may break later is counted by `end`; where
-        the state of the circuit hung on this attempt, under a permit of its own.
+        A stream that breaks later is a failure of its own, which `end` records; if its first
+        content has closed the circuit, under a new permit.
         """
-        slow = pace.is_slow(outcome.seconds, self.health.policy.latency)
-        pace.succeeded(outstanding, outcome.seconds, slow=slow)
+        seconds, usual = outcome.seconds, pace.usual
+        slow = (
+            usual is not None
+            and seconds > usual
+            and pace.is_slow(seconds, self.health.policy.latency)
+        )
+        pace.succeeded(outstanding, seconds, slow=slow)
         held.answered = True
         if not self.disabling.quiet:
             self.disabling.end(held.checked, outcome)
@@ -245,17 +265,17 @@ class Guards:
             self.last_resort.end(held.trickled, outcome)
             held.trickled = False
         held.trial = False
-        if held.unlocks and held.permit is not None:
+        if held.permit is not None and (whole or held.unlocks):
             held.permit.success()
             held.permit = None
-            if self.breaker.state is CircuitState.CLOSED:
+            if not whole and self.breaker.state is CircuitState.CLOSED:
                 again = self.breaker.acquire()
                 held.permit = None if isinstance(again, Rejected) else again
 
     def end(self, held: GuardPass, outcome: AttemptOutcome) -> None:
-        """An attempt ended; every guard does with it what the table in `guard.py` says."""
+        """Record how an attempt ended, as the table in `resilience/guard.py` says."""
         effect, permit = outcome.effect, held.permit
-        if effect is Effect.ANSWERED:  # `answered` has told the others
+        if effect is Effect.ANSWERED:  # all but the permit is done by `answered`
             if permit is not None:
                 permit.success()
             return
@@ -270,9 +290,9 @@ class Guards:
         self.last_resort.end(held.trickled, outcome)
 
     def _evidence(self, cause: Hashable) -> Hashable:
-        """What tells one failure of a row from another.
+        """Return what distinguishes this failure from others in a row.
 
-        Repeats of a request are one, but a vendor that fails the same request all day is left, too.
+        Repeats of a request count once a minute: a vendor may fail the same request all day.
         """
         breaker, repeats = self.breaker, self._repeats
         if not breaker.consecutive_failures or len(repeats) >= MOST_CAUSES:
@@ -285,9 +305,9 @@ class Guards:
         return (cause, times)
 
     def force(self, order: CircuitOrder) -> None:
-        """Take the circuit in hand, or leave it to itself again.
+        """Force the circuit open or closed, or end that.
 
-        "closed" ends whatever keeps requests away: a cooldown and a disabled state, too.
+        "closed" ends all that stops requests: a cooldown and a disabled state, too.
         """
         if order == "open":
             self.breaker.force_open()
@@ -295,11 +315,11 @@ class Guards:
             self.breaker.force_closed()
             for guard in (self.disabling, self.cooldown, self.health, self.last_resort):
                 guard.reset()
-        elif self.breaker.forced:  # else it is left to itself already, and knows what it does
+        elif self.breaker.forced:  # else the circuit is automatic already, and keeps its state
             self.breaker.reset()
 
     def take_over(self, other: Guards) -> None:
-        """Go on where those of the same provider in another gateway are, as far as they agree."""
+        """Take over the state of the same provider's guards elsewhere, where the policies agree."""
         if self.disabling.policy == other.disabling.policy:
             self.disabling = other.disabling
             self.disabling.listener = self
@@ -317,18 +337,18 @@ class Guards:
             self.first_contents = other.first_contents
 
     def abandon(self) -> None:
-        """Forget what is out: its event loop is gone."""
+        """Forget the attempts in flight: their event loop is gone."""
         for part in (self.disabling, self.cooldown, self.last_resort, self.answers):
             part.abandon()
         self.first_contents.abandon()
 
     def close(self) -> None:
-        """Judge nothing any more of calls that lost their hedge."""
+        """Settle lost hedges without a failure."""
         self.answers.close()
         self.first_contents.close()
 
     def status(self) -> OperationStatus:
-        """What the operation is doing now."""
+        """Return the present state of the operation."""
         refusal = self.refusal()
         return OperationStatus(
             active=refusal is None,
@@ -338,31 +358,31 @@ class Guards:
             degraded=self.health.degraded if self.health.is_degraded() else None,
         )
 
-    # ── what the guards decide, as events ────────────────────────────────────────────────────
+    # ── events ───────────────────────────────────────────────────────────────────────────────
 
     def cooled_down(self, seconds: float, *, limited: bool) -> None:
-        """As `GuardListener`."""
+        """See `GuardListener`."""
         self._emitter.emit(
             ProviderCooledDown(self._provider, round(seconds, 3), self._operation, limited)
         )
 
     def disabled(self, reason: FailureKind, status: int | None, seconds: float) -> None:
-        """As `GuardListener`."""
+        """See `GuardListener`."""
         self._emitter.emit(
             ProviderDisabled(self._provider, reason, status, round(seconds, 3), self._operation)
         )
 
     def enabled(self) -> None:
-        """As `GuardListener`."""
+        """See `GuardListener`."""
         self._emitter.emit(ProviderEnabled(self._provider, self._operation))
 
     def degraded(self, reason: Literal["errors", "latency"], share: float) -> None:
-        """As `GuardListener`."""
+        """See `GuardListener`."""
         event = ProviderDegraded(self._provider, reason, round(share, 3), self._operation)
         self._emitter.emit(event)
 
     def recovered(self) -> None:
-        """As `GuardListener`."""
+        """See `GuardListener`."""
         self._emitter.emit(ProviderRecovered(self._provider, self._operation))
 
     def _circuit_changed(self, old: CircuitState, new: CircuitState) -> None:
@@ -373,8 +393,8 @@ class Guards:
         )
 
 
-def _both(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
-    """What two guards say that refuse: the first one's reason, and the longer waits."""
+def _combined(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
+    """Combine the refusals of two guards: the reason of the first, and the longer waits."""
     if one is None:
         return other
     return GuardRefusal(
@@ -387,7 +407,7 @@ def _both(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
 
 
 def in_milliseconds(seconds: float) -> float:
-    """Rounded up, so that a wait is never taken for none."""
+    """Return seconds rounded up to milliseconds, so that a short wait does not become 0."""
     return seconds if math.isinf(seconds) else math.ceil(seconds * 1000) / 1000
 
 

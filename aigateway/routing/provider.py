@@ -33,28 +33,28 @@ OPERATIONS: tuple[Operation, ...] = ("chat", "embeddings")
 
 @dataclass(frozen=True, slots=True)
 class ProviderStatus:
-    """What a provider is doing now.
+    """The present state of a provider.
 
     `active`, `circuit_state`, `retry_after_seconds`, `disabled_reason` and `degraded` are those of
     its main operation: chat, or embeddings where it only embeds.
 
     Attributes:
-        name: Its one name.
+        name: Its unique name.
         vendor: `ProviderType` value.
         model: The model it serves.
-        priority: Higher is asked first.
+        priority: Higher is called first.
         active: Whether it could take a request now.
         circuit_state: As of the last request that looked.
-        retry_after_seconds: When it is asked again as of right, beside others that answer; a
-            request that has no other may ask it earlier, as last resort. None if it can be asked
-            now, infinite while its circuit is forced open.
-        disabled_reason: Why it is set up wrong, if it is.
-        in_flight: Calls that are out now.
-        max_in_flight: Calls that may be out at once; falls when the vendor throttles, and recovers.
-        forced: Whether its circuit stays as it is because an operator ordered it.
-        aliases: Other names by which it may be asked for.
+        retry_after_seconds: Seconds until it gets requests again; a request that has no other
+            provider may call it earlier, as last resort. None if it can be called now, infinite
+            while its circuit is forced open.
+        disabled_reason: Why it is misconfigured, if it is.
+        in_flight: Calls in flight now.
+        max_in_flight: Most calls in flight; falls when the vendor throttles, and recovers.
+        forced: Whether an operator has forced its circuit open or closed.
+        aliases: Other names by which a request may ask for it.
         degraded: "errors" or "latency" while it works worse than it should, else None.
-        operations: Each of its operations by itself.
+        operations: The state of each of its operations.
     """
 
     name: str
@@ -78,11 +78,11 @@ Word = Literal["closed", "degraded", "half-open", "open", "probe is due", "cooli
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How a provider is.
+    """The state of a provider in one word.
 
     Attributes:
-        word: That.
-        wait: Seconds until it is asked again, where that is known and tells something.
+        word: The state.
+        wait: Seconds until it is called again, if known.
         reason: Why it is disabled or degraded, else None.
     """
 
@@ -92,14 +92,14 @@ class Condition:
 
 
 def condition(status: ProviderStatus) -> Condition:
-    """How this one is."""
+    """Return the state of a provider in one word."""
     wait = status.retry_after_seconds or None
     if wait is not None and math.isinf(wait):
         wait = None  # forced open
     if status.circuit_state is CircuitState.HALF_OPEN:
         return Condition("half-open")
     if status.circuit_state is CircuitState.OPEN:
-        # No timer turns it: the next caller that gets this far is the probe.
+        # An open circuit has no timer: the next call becomes the probe.
         if not status.retry_after_seconds:
             return Condition("probe is due")
         return Condition("open", wait)
@@ -114,16 +114,16 @@ class Provider:
     """The run-time side of an `LLMConfig`. Belongs to one gateway and one event loop at a time.
 
     Attributes:
-        adaptive: How many calls the vendor bears at once; rules `slots.limit`.
+        adaptive: Adapts `slots.limit` to the vendor's load.
         chat: The guards of chat; `embeddings` likewise.
-        company: Whose API it is; servers of the same type at other addresses are others.
-        costs: What its calls come to where the vendor has not counted.
+        company: Identifies the vendor, or the server of an OpenAI-compatible provider.
+        costs: Estimates the cost of calls whose tokens the vendor has not counted.
         first_contents_seen: Percentiles of the time to the first content of streams, for metrics.
-        known_operations: What its model is known to do; None where that is not known (yet).
+        known_operations: The operations of its model; None if not known (yet).
         on_prepared: Called when `known_operations` may have changed.
-        rates: Its `rpm` and `tpm`, if it has such.
-        retired: Taken out of the gateway; requests on their way pass it over.
-        turn: Where it stands in the rotation among providers of equal priority (`select.py`).
+        rates: Its `rpm` and `tpm` limits, if any.
+        retired: Removed from the gateway; requests in progress pass it over.
+        turn: Its position in the rotation among providers of equal priority (`select.py`).
     """
 
     __slots__ = (
@@ -200,38 +200,34 @@ class Provider:
         return self.chat if self.offers("chat") else self.embeddings
 
     def guards(self, operation: Operation) -> Guards:
-        """Those of one operation."""
+        """Return the guards of one operation."""
         return self.chat if operation == "chat" else self.embeddings
 
     def offers(self, operation: Operation) -> bool:
-        """Whether its model does that, as far as is known."""
+        """Return whether its model offers an operation, as far as is known."""
         return self.known_operations is None or operation in self.known_operations
 
     def refusal(self, operation: Operation) -> GuardRefusal | None:
-        """Why this provider should not be asked now, or None. Its places are a separate matter."""
+        """Return why this provider must not be called now, or None; its slots are not looked at."""
         if self.retired:
             return GuardRefusal(FailureKind.DISABLED, math.inf)
         return self.guards(operation).refusal()
 
     def refused(self, refusal: GuardRefusal) -> ProviderFailure:
-        """A refusal as the cause of an error."""
+        """Return a refusal as the cause of an error."""
         wait = in_milliseconds(refusal.seconds_until_worth_asking)
         return ProviderFailure(self.name, refusal.kind, retry_after_seconds=wait)
 
     def force_circuit(self, order: CircuitOrder) -> None:
-        """Take its circuits in hand, or leave them to themselves again."""
+        """Force its circuits open or closed, or end that."""
         self.chat.force(order)
         self.embeddings.force(order)
 
     def dropped(
         self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
     ) -> Sequence[str]:
-        """Name the parameters of a chat that would be left out here, as far as is known."""
+        """Return the parameters of a chat that this provider would drop, as far as is known."""
         return self._client.dropped(params, messages) if self.prepared and self._client else ()
-
-    def pause(self) -> float | None:
-        """Seconds until the vendor's own limits allow a call again, if it has just said so."""
-        return None if self._client is None else self._client.pause()
 
     @property
     def client(self) -> VendorClient:
@@ -241,10 +237,10 @@ class Provider:
         return self._client
 
     async def prepare(self) -> None:
-        """Load what the first attempt would otherwise wait for.
+        """Load in advance what the first attempt needs.
 
         Raises:
-            GatewayError: It has been removed, before or meanwhile.
+            GatewayError: The provider has been removed.
         """
         if not self.retired:
             client = self.client
@@ -256,10 +252,9 @@ class Provider:
             raise GatewayError(f"The provider {self.name} was removed or closed.")
 
     def take_over(self, other: Provider) -> None:
-        """Go on where the run-time side of the same configuration in another gateway is.
+        """Take over the state of the same configuration in another gateway.
 
-        Both then have the same guards (where what governs them is the same), rates and counters:
-        what calls of the other find out is true of this one's vendor, too.
+        Both then share guards (of equal policies), rates and counters: the vendor is the same.
         """
         self.counters = other.counters
         self.first_contents_seen = other.first_contents_seen
@@ -268,33 +263,33 @@ class Provider:
         self.embeddings.take_over(other.embeddings)
 
     async def retire(self) -> None:
-        """Let the calls that are out end, then close the connections."""
+        """Wait for the calls in flight, then close the connections."""
         await self.slots.empty()
         self.close_guards()
         await self.aclose()
 
     def close_guards(self) -> None:
-        """Judge nothing any more of calls that lost their hedge."""
+        """Settle lost hedges without a failure."""
         self.chat.close()
         self.embeddings.close()
 
     async def aclose(self) -> None:
-        """Close the connections. The next attempt would open new ones."""
+        """Close the connections. The next attempt opens new ones."""
         client, self._client = self._client, None
         self.prepared = False
         if client is not None:
             await client.aclose()
 
     def abandon(self) -> None:
-        """Let go of the connections without closing them: their event loop is gone."""
+        """Drop the connections without closing them: their event loop is gone."""
         self._client = None
         self.prepared = False
         self.chat.abandon()
         self.embeddings.abandon()
-        self.slots = Slots(self.adaptive.limit)  # what was out settles with the old one
+        self.slots = Slots(self.adaptive.limit)  # calls in flight release the old ones
 
     def status(self) -> ProviderStatus:
-        """What it is doing now."""
+        """Return the present state."""
         operations = {name: self.guards(name).status() for name in OPERATIONS if self.offers(name)}
         main = operations["chat" if self.offers("chat") else "embeddings"]
         return ProviderStatus(
@@ -315,7 +310,7 @@ class Provider:
         )
 
     def metrics(self) -> dict[str, Any]:
-        """Counters and state as plain values, fit for JSON."""
+        """Return counters and state as plain values for JSON."""
         status, breaker = self.status(), self.main.breaker
         return {
             **self.counters.snapshot(),
@@ -332,7 +327,7 @@ class Provider:
 
 
 def _company(config: LLMConfig) -> tuple[str, ...]:
-    """Equal for two providers that are the same vendor's."""
+    """Return what is equal for two providers of the same vendor."""
     if config.provider is ProviderType.OPENAI_COMPATIBLE:
         return (config.provider, urlsplit(config.api_base or "").netloc)
     if config.provider is ProviderType.LITELLM:

@@ -1,10 +1,10 @@
-"""Time, sleep and randomness. Everything else takes a `Clock`.
+"""The only place that knows time, sleep and randomness.
 
-So a test or a simulation can let hours pass in a millisecond. Durations are in seconds. `now` is
-monotonic: changes of the wall clock do not affect it.
+Everything else takes a `Clock`, so that a test (or a simulation) can let hours pass in a
+millisecond. Durations are seconds. `now` is monotonic: a change of the wall clock moves nothing.
 
-Nearly every timeout ends long before it is due. So all timeouts of an event loop share one timer,
-which is reset only for one that is due earlier. `asyncio.timeout` sets and cancels a timer for
+Nearly every timeout is left long before it is due, so they share one timer of the event loop,
+which is set anew only for one that is due earlier. `asyncio.timeout` sets and cancels a timer for
 each, which costs three times as much.
 """
 
@@ -24,35 +24,35 @@ from typing import Any, Protocol, Self
 __all__ = ["SYSTEM_CLOCK", "Clock", "PutOff", "SystemClock", "Timeout", "Timer"]
 
 PutOff = Callable[[float, float, float], float]
-"""Called when a timeout is due; returns the seconds by which to put it off, or 0.0. The arguments:
-the timeout in seconds, when it began, and when this was last called (at first: when it began)."""
+"""Called when a timeout is due, with its seconds, when it began, and when this was called before
+(else when it began). Returns the seconds by which to extend the timeout, or 0.0."""
 
 
 class Timeout(Protocol):
-    """A block with a time limit, like `asyncio.Timeout`."""
+    """A block with a bound on its time, like `asyncio.Timeout`."""
 
     def reschedule(self, when: float) -> None:
-        """Change when it is due, in the event loop's time."""
+        """Make it due at another moment, on the event loop's scale."""
 
     def expired(self) -> bool:
-        """Return whether it was due before the block ended."""
+        """Return whether the time was over before the block ended."""
 
 
 class Timer(Protocol):
     """A scheduled call, like `asyncio.TimerHandle`."""
 
     def cancel(self) -> None:
-        """Cancel the call; repeating this has no effect."""
+        """Cancel it. A second time does nothing."""
 
 
 class Clock(Protocol):
     """Time, sleep and randomness, as the gateway needs them."""
 
     def now(self) -> float:
-        """Return the seconds of a monotonic clock; only differences have a meaning."""
+        """Return seconds on a clock that never goes back; only differences mean anything."""
 
     def wall(self) -> float:
-        """Return the seconds since the Unix epoch; only to interpret dates of vendors."""
+        """Return seconds since the Unix epoch; only for reading dates that vendors send."""
 
     def random(self) -> float:
         """Return a random number in [0, 1)."""
@@ -61,57 +61,57 @@ class Clock(Protocol):
         """Wait."""
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Call something on the running event loop after this time."""
+        """Call `callback` on the running event loop after this time."""
 
     def timeout(
         self, seconds: float, *, more: PutOff | None = None
     ) -> AbstractAsyncContextManager[Timeout]:
-        """Return a context manager that raises `TimeoutError` if its block takes longer.
+        """Bound a block: it raises `TimeoutError` if it takes longer, or once rescheduled to now.
 
         Args:
-            seconds: The time limit.
-            more: Called when the timeout is due, and may put it off.
+            seconds: The bound.
+            more: Called when the time is over; may extend it.
         """
 
 
 _GARBAGE = 256
-"""Timeouts no longer waited for that the heap may always hold, so that it is seldom rebuilt."""
+"""Timeouts that have ended and may stay in the heap, so that it is seldom tidied up."""
 
 
-class _Alarm:
+class _SharedTimer:
     """The timeouts of one event loop, on one timer."""
 
-    __slots__ = ("_due", "_left", "_serial", "_timer", "_when", "loop")
+    __slots__ = ("_due", "_serial", "_timer", "_when", "ended", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._due: list[tuple[float, int, _Timeout]] = []  # a heap
-        self._left = 0  # how many of these are no longer waited for
+        self.ended = 0  # how many of these have ended
         self._serial = 0  # so that the heap need not compare timeouts
         self._timer: asyncio.TimerHandle | None = None
         self._when = math.inf  # what the timer is set to
 
     def add(self, timeout: _Timeout, when: float) -> None:
+        """Have the timeout expire at that moment."""
         self._serial += 1
         heapq.heappush(self._due, (when, self._serial, timeout))
         if when < self._when:
             self._set(when)
 
-    def leave(self) -> None:
-        """Note that one of the timeouts is no longer waited for."""
-        self._left += 1
-        if self._left > _GARBAGE and self._left > len(self._due) // 2:
+    def tidy_up(self) -> None:
+        """Take timeouts that have ended out of the heap, if they are the larger part of it."""
+        if self.ended > len(self._due) // 2:
             self._due = [entry for entry in self._due if entry[2].waits_for(entry[0])]
             heapq.heapify(self._due)
-            self._left = 0
+            self.ended = 0
 
     def _set(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._when = when
-        self._timer = self.loop.call_at(when, self._ring)
+        self._timer = self.loop.call_at(when, self._fire)
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         self._timer, self._when = None, math.inf
         now = self.loop.time()
         while self._due:
@@ -122,31 +122,31 @@ class _Alarm:
                 return
             heapq.heappop(self._due)
             if not waited_for:
-                self._left -= 1
-            elif more := timeout.put_off(now):
+                self.ended -= 1
+            elif more := timeout.extend(now):
                 self.add(timeout, more)
             else:
                 timeout.expire()
 
 
-class _Alarms(threading.local):
-    """The latest of each thread, which runs one event loop at a time."""
+class _SharedTimers(threading.local):
+    """A thread runs one event loop at a time, so each keeps its latest at hand."""
 
-    latest: _Alarm | None = None
+    latest: _SharedTimer | None = None
 
 
-_alarms = _Alarms()
+_timers = _SharedTimers()
 
 
 class _Timeout:
-    """Like `asyncio.Timeout`, but with the shared timer."""
+    """`asyncio.Timeout`, but for the timer."""
 
     _task: asyncio.Task[Any] | None = None
     _waiting = False  # inside, and not expired
     _expired = False
-    _looked = 0.0  # when it was last put off; 0.0: never
+    _looked = 0.0  # when it was extended; not yet
 
-    def __init__(self, seconds: float, more: PutOff | None) -> None:
+    def __init__(self, seconds: float, *, more: PutOff | None = None) -> None:
         self._seconds = seconds
         self._more = more
 
@@ -154,13 +154,13 @@ class _Timeout:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         if task is None:
             raise RuntimeError("A timeout can be used inside a task only.")
-        alarm = _alarms.latest
-        if alarm is None or alarm.loop is not loop:
-            alarm = _alarms.latest = _Alarm(loop)
-        self._task, self._alarm, self._waiting = task, alarm, True
+        timer = _timers.latest
+        if timer is None or timer.loop is not loop:
+            timer = _timers.latest = _SharedTimer(loop)
+        self._task, self._timer, self._waiting = task, timer, True
         self._cancelling = task.cancelling()
         self._when = when = loop.time() + self._seconds
-        alarm.add(self, when)
+        timer.add(self, when)
         return self
 
     async def __aexit__(
@@ -170,11 +170,13 @@ class _Timeout:
         traceback: TracebackType | None,
     ) -> None:
         task, self._task = self._task, None
-        self._more = None  # it refers to the caller, and the heap may keep this for a while
+        self._more = None  # the heap may keep this for a while, and it holds its caller
         if self._waiting:
             self._waiting = False
-            self._alarm.leave()
-        # Another cancellation of the task must propagate.
+            self._timer.ended += 1
+            if self._timer.ended > _GARBAGE:
+                self._timer.tidy_up()
+        # A cancellation that did not come from this timeout must go on outwards.
         elif (
             task is not None
             and task.uncancel() <= self._cancelling
@@ -186,17 +188,18 @@ class _Timeout:
         if not self._waiting:
             raise RuntimeError("Only a timeout that is entered and not over can be moved.")
         self._when = when
-        self._alarm.leave()
-        self._alarm.add(self, when)
+        self._timer.ended += 1
+        self._timer.add(self, when)
 
     def expired(self) -> bool:
         return self._expired
 
     def waits_for(self, when: float) -> bool:
+        """Return whether it is to expire at that moment."""
         return self._waiting and self._when == when
 
-    def put_off(self, now: float) -> float:
-        """Return the moment to which the timeout is put off, or 0.0."""
+    def extend(self, now: float) -> float:
+        """Return the moment to which the timeout is extended, or 0.0."""
         if self._more is None:
             return 0.0
         if self._looked == 0.0:  # due for the first time
@@ -209,17 +212,19 @@ class _Timeout:
         return self._when
 
     def expire(self) -> None:
+        """Cancel the block: its time is over."""
         self._waiting, self._expired = False, True
         assert self._task is not None  # noqa: S101 - it was inside
         self._task.cancel()
 
 
 class SystemClock:
-    """The real clock."""
+    """The system's clock."""
 
     __slots__ = ()
 
-    now = staticmethod(time.monotonic)  # asked ten times for each request
+    now = staticmethod(time.monotonic)  # without a call of our own: it is read often
+    timeout = _Timeout
 
     def wall(self) -> float:
         return time.time()
@@ -232,11 +237,6 @@ class SystemClock:
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         return asyncio.get_running_loop().call_later(seconds, callback)
-
-    def timeout(
-        self, seconds: float, *, more: PutOff | None = None
-    ) -> AbstractAsyncContextManager[Timeout]:
-        return _Timeout(seconds, more)
 
 
 SYSTEM_CLOCK = SystemClock()

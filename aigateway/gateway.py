@@ -44,11 +44,11 @@ from aigateway.request.stream import ChatStream, StreamOutcome
 from aigateway.request.validate import chat_request, embedding_request
 from aigateway.resilience import retry
 from aigateway.resilience.concurrency import Limiter
-from aigateway.resilience.network import Reachability
-from aigateway.resilience.stall import StallDetector
+from aigateway.resilience.local_faults import Reachability, StallDetector
 from aigateway.routing.attempt import CallContext
 from aigateway.routing.candidates import Roster
-from aigateway.routing.provider import CircuitOrder, Provider, ProviderStatus
+from aigateway.routing.guards import CircuitOrder
+from aigateway.routing.provider import Provider, ProviderStatus
 from aigateway.routing.stream import Resume
 from aigateway.settings import GatewaySettings, LLMConfig, load_providers
 from aigateway.telemetry.emitter import Emitter

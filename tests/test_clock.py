@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aigateway.clock import SYSTEM_CLOCK, Timeout, _alarms
+from aigateway.clock import SYSTEM_CLOCK, Timeout, _timers
 from aigateway.testing import FakeClock
 
 Scope = Callable[[float], AbstractAsyncContextManager[Timeout]]
@@ -156,15 +156,15 @@ def test_timeouts_that_are_left_leave_little_behind() -> None:
             for _ in range(5000):
                 async with SYSTEM_CLOCK.timeout(30):
                     pass
-        alarm = _alarms.latest
-        assert alarm is not None
-        assert len(alarm._due) < 600
+        timer = _timers.latest
+        assert timer is not None
+        assert len(timer._due) < 600
         loop: Any = asyncio.get_running_loop()
         assert len(loop._scheduled) <= 2
         # The work that they were around is not held until they would have been due.
         task = asyncio.create_task(asyncio.sleep(0))
         await task
-        assert all(timeout._task is None for _, _, timeout in alarm._due)
+        assert all(timeout._task is None for _, _, timeout in timer._due)
 
     on_leaping_loop(main)
 
@@ -325,9 +325,9 @@ def test_one_that_was_put_off_may_end_well() -> None:
             await asyncio.sleep(7)
         assert not scope.expired()
         await asyncio.sleep(10)
-        alarm = _alarms.latest
-        assert alarm is not None
-        assert alarm._left == len(alarm._due)
+        timer = _timers.latest
+        assert timer is not None
+        assert timer.ended == len(timer._due)
 
     on_leaping_loop(main)
 

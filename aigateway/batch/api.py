@@ -12,7 +12,7 @@ from aigateway.batch.engine import Ask, BatchOptions, Concurrency, limit_of
 from aigateway.batch.outage import Availability
 from aigateway.clock import Clock
 from aigateway.messages import BatchProgress, ChatRequest
-from aigateway.resilience.network import Reachability
+from aigateway.resilience.local_faults import Reachability
 from aigateway.routing.candidates import Roster
 
 __all__ = ["Batches"]

@@ -16,7 +16,7 @@ from aigateway.errors import (
     RequestRejectedError,
     describe,
 )
-from aigateway.routing.condition import Word
+from aigateway.routing.provider import Word
 
 __all__ = ["COLOURS", "FAILED", "WRONG_INPUT", "advise", "errors_as_exit_codes", "is_live", "note"]
 

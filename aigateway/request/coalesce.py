@@ -1,9 +1,9 @@
 """One call for all identical requests in flight.
 
-The work runs in a task of its own, and each caller waits on a bare future that the end of the work
-sets; it carries no result. So a cancelled caller takes away its own future and nothing else.
-`asyncio.shield` would do that too, but it does not say when the last caller has gone, and a result
-carried by many futures is "never retrieved" by those that left in the same tick.
+The work runs in a task of its own. Each caller waits on a future without a result, which the end of
+the work sets; so a cancelled caller removes its own future only. (`asyncio.shield` does not show
+when the last caller has left, and asyncio reports a result in many futures as "never retrieved" for
+callers that left in the same tick.)
 
 A cancellation is never swallowed here, so `asyncio.timeout` and `Task.uncancel` work around `share`
 as around any other await.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -24,26 +25,23 @@ __all__ = ["Coalescer", "Leader"]
 T = TypeVar("T")
 
 
+@dataclass(slots=True, eq=False)
 class Leader:
-    """The request that began a call, as those that join it see it.
+    """The request that began a shared call.
 
     Attributes:
-        deadline: When its time is over, on the clock's own scale.
-        left: It went away and left the call to the others.
+        deadline: Its deadline, on the clock's own scale.
+        left: It was cancelled, and others still wait for the call.
     """
 
-    __slots__ = ("_inherited", "deadline", "left")
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.left = False
-        self._inherited = False
+    deadline: float
+    left: bool = False
+    _inherited: bool = False
 
     def shares(self) -> bool:
         """Return whether a request that joined shares the leader's answer.
 
-        If the leader has left, the first one to ask gets the answer as its own, so that it is
-        counted and paid for once.
+        If the leader has left, the first other request owns the answer: it is counted once.
         """
         if self.left and not self._inherited:
             self._inherited = True
@@ -61,7 +59,7 @@ class Leader:
 
 
 class _SharedCall(Generic[T]):
-    """Work under way, and the callers that wait for it."""
+    """Work in progress, and the callers that wait for it."""
 
     __slots__ = ("_cancelled", "_traceback", "key", "leader", "task", "waiters")
 
@@ -78,12 +76,12 @@ class _SharedCall(Generic[T]):
 
     @property
     def failed(self) -> bool:
-        """Whether the work is over and has nothing to give."""
+        """Whether the work has ended without a result."""
         task = self.task
         return task.done() and (task.cancelled() or task.exception() is not None)
 
     def cancel(self) -> None:
-        """Cancel the work, once: a second time would break into its cleaning up."""
+        """Cancel the work, once: a second time would interrupt its cleanup."""
         if not self._cancelled:
             self._cancelled = True
             self.task.cancel()
@@ -91,61 +89,61 @@ class _SharedCall(Generic[T]):
     async def _run(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             result = await start()
-            # The task's own end would wake them one turn of the loop later.
-            self._ring()
+            # The end of the task would wake them one turn of the loop later.
+            self._wake()
             return result
         finally:
             del self  # see `outcome`
 
-    def _ring(self) -> None:
-        """Wake the waiting callers: the work is over before they run."""
+    def _wake(self) -> None:
+        """Wake the waiting callers: the work ends before they run."""
         for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_result(None)
         self.waiters.clear()
 
     def settle(self) -> None:
-        """Note how the work ended, and wake callers that still wait."""
+        """Keep the traceback of an error, and wake callers that still wait."""
         if not self.task.cancelled():
-            # Also marks the error as retrieved, in case no caller is left to do so.
+            # This also marks the error as retrieved, if no caller is left.
             error = self.task.exception()
-            # Kept, because the error itself grows a traceback with each frame it passes.
+            # The error's own traceback grows with each frame that it passes.
             self._traceback = error.__traceback__ if error is not None else None
-        self._ring()
+        if self.waiters:
+            self._wake()
 
     def outcome(self, *, joined: bool) -> T:
-        """Return the result. Those that joined get an error as an object of their own."""
+        """Return the result or raise the error, for those that joined as a copy."""
         if self.task.cancelled():
             raise GatewayError("The call was cancelled before it had an answer.")
         error = self.task.exception()
         if error is None:
             return self.task.result()
         try:
-            raise (_own(error) if joined else error).with_traceback(self._traceback)
+            raise (_copied(error) if joined else error).with_traceback(self._traceback)
         finally:
-            del error, self  # else the traceback and what it refers to hold each other
+            del error, self  # breaks a reference cycle with the traceback
 
 
 class Coalescer(Generic[T]):
-    """Calls under way, by key. Belongs to one event loop.
+    """Shared calls in progress, by key. Belongs to one event loop.
 
-    Nothing is remembered: when a call is over, with an answer or an error, the next caller begins
-    another one.
+    Results are not kept: after the end of a call, the next caller begins another one.
     """
 
     __slots__ = ("_calls", "_tasks")
 
     def __init__(self) -> None:
         self._calls: dict[str, _SharedCall[T]] = {}
-        # More than the calls: work that was given up and has not ended yet is here too.
+        # Also work that was cancelled and has not ended yet.
         self._tasks: dict[asyncio.Task[T], _SharedCall[T]] = {}
 
     def __len__(self) -> int:
-        """Calls under way that a caller could join."""
+        """Return the number of calls that a caller could join."""
         return len(self._calls)
 
     def __bool__(self) -> bool:
-        return True  # having nothing to do is no reason to be replaced
+        return True  # also without calls
 
     def leader(self, key: str) -> Leader | None:
         """Return the leader of the work that `join` would join; None if there is none."""
@@ -153,51 +151,56 @@ class Coalescer(Generic[T]):
         return None if call is None or call.failed else call.leader
 
     async def join(self, key: str) -> T:
-        """Wait for the work that is under way for this key, and has a leader. As `share` does."""
+        """Wait, like `share`, for the work of this key, which is in progress and has a leader."""
         result, _ = await self.share(key, _nothing_to_begin)
         return result
 
     async def share(
         self, key: str, start: Callable[[], Coroutine[Any, Any, T]], leader: Leader | None = None
     ) -> tuple[T, bool]:
-        """Wait for the work that is under way for this key, or begin it.
+        """Wait for the work of this key, or begin it.
 
-        The work sees the context variables of the caller that began it, and is bounded by no
-        caller's time: put a timeout around this call, and it ends the wait of that caller only.
-        When every caller has left, the work is cancelled, and the last one to leave waits until
-        it has ended (a second cancellation ends that wait). The next caller begins anew.
+        The work has the context variables of the caller that began it. A timeout around this call
+        ends the wait of one caller only. When every caller has left, the work is cancelled, and the
+        last one waits until it has ended (a second cancellation ends that wait). The next caller
+        begins the work again.
 
         Args:
-            key: Which work it is; `cache_key`'s for instance.
-            start: Makes the work. Called only if none is under way.
-            leader: The request whose work it is, for those that join.
+            key: Identifies the work; for example from `cache_key`.
+            start: Makes the work. Called only if none is in progress.
+            leader: The request that begins the work.
 
         Returns:
-            The result, and whether this call joined work that another had begun.
+            The result, and whether another caller had begun the work.
 
         Raises:
-            GatewayError: The work was cancelled by something other than its callers, such as
+            GatewayError: The work was cancelled by something else than its callers, such as
                 `aclose`.
-            BaseException: Whatever the work raised. It reaches all that wait; each gets an object
-                of its own if the error can be copied.
+            BaseException: The error of the work. Each caller gets a copy, if it can be copied.
         """
         call = self._calls.get(key)
         if call is not None and call.failed:
             call = None
         joined = call is not None
         if call is None:
-            call = self._begin(key, start, leader)
+            call = self._calls[key] = _SharedCall(key, start, leader)
+            self._tasks[call.task] = call
+            call.task.add_done_callback(self._ended)
+        task = call.task
         try:
-            if not call.task.done():
+            if not task.done():
                 await self._wait(call)
-            # Here too: a caller that was woken may ask again before `_over` runs.
-            self._forget(call)
-            return call.outcome(joined=joined), joined
+            # Here too: a caller that was woken may call again before `_ended` runs.
+            if self._calls.get(key) is call:
+                del self._calls[key]
+            if task.cancelled() or task.exception() is not None:
+                return call.outcome(joined=joined), joined
+            return task.result(), joined
         finally:
-            del call  # see `outcome`
+            del call, task  # see `outcome`
 
     async def aclose(self) -> None:
-        """Cancel everything that is under way, and wait until it has ended."""
+        """Cancel all work, and wait until it has ended."""
         current = asyncio.current_task()
         tasks = [task for task in self._tasks if task is not current]
         self._calls.clear()
@@ -205,14 +208,6 @@ class Coalescer(Generic[T]):
             self._tasks[task].cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-    def _begin(
-        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], leader: Leader | None
-    ) -> _SharedCall[T]:
-        call = self._calls[key] = _SharedCall(key, start, leader)
-        self._tasks[call.task] = call
-        call.task.add_done_callback(self._over)
-        return call
 
     async def _wait(self, call: _SharedCall[T]) -> None:
         waiter = asyncio.get_running_loop().create_future()
@@ -222,30 +217,27 @@ class Coalescer(Generic[T]):
         except asyncio.CancelledError:
             call.waiters.discard(waiter)
             if not call.waiters and not call.task.done():
-                self._forget(call)
+                if self._calls.get(call.key) is call:
+                    del self._calls[call.key]
                 call.cancel()
                 await asyncio.wait([call.task])
             raise
 
-    def _over(self, task: asyncio.Task[T]) -> None:
+    def _ended(self, task: asyncio.Task[T]) -> None:
         call = self._tasks.pop(task)
-        self._forget(call)
-        call.settle()
-
-    def _forget(self, call: _SharedCall[T]) -> None:
-        # A later call of the same key is not ours to forget.
-        if self._calls.get(call.key) is call:
+        if self._calls.get(call.key) is call:  # and not a later one of the same key
             del self._calls[call.key]
+        call.settle()
 
 
 async def _nothing_to_begin() -> Any:
     raise AssertionError("There was nothing to join.")
 
 
-def _own(error: BaseException) -> BaseException:
-    """A copy of an error, or the error itself where a copy would not say the same.
+def _copied(error: BaseException) -> BaseException:
+    """Return a copy of an error, or the error itself if a copy would differ.
 
-    Python copies an exception by calling its class with its `args`, which not every class bears.
+    Python copies an exception by calling its class with its `args`, which not every class allows.
     """
     try:
         twin = copy.copy(error)

@@ -5,8 +5,8 @@
     else                    -> ask the providers; settle, price, remember, answer
     no provider answered    -> a stale answer, if that is allowed
 
-No policy lives here. Which provider is asked is `routing/`, whether it may be asked is
-`resilience/`, what is remembered is `cache/`, how a vendor is called is `wires/`.
+No policy is here: `routing/` chooses the provider, `resilience/` decides whether it may be called,
+`cache/` keeps answers, `wires/` calls the vendor.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["Pipeline"]
 _TOOLS = frozenset({"functions", "tools"})
 
 _PIECES_AT_ONCE = 256
-"""Pieces of a remembered answer after which others on the event loop have their turn."""
+"""Pieces of a remembered answer after which the event loop runs other tasks."""
 
 
 class Pipeline:
@@ -57,10 +57,10 @@ class Pipeline:
 
     Args:
         settings: The gateway's.
-        context: Clock, places and events.
+        context: Clock, slots and events.
         roster: The providers.
         cache: The remembered answers.
-        ledger: Where requests are entered.
+        ledger: Records requests.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Pipeline:
             deadline = entry.began + (request.timeout or self._settings.timeout)
             key = await self._key(request)
             if key is None:
-                served = await self._ask_providers(request, entry, deadline)
+                served = await self._call_providers(None, request, entry, deadline)
                 return self._answered(request, entry, served)
             hit = self._from_cache(key, request, entry)
             if hit is not None:
@@ -119,7 +119,7 @@ class Pipeline:
     async def stream(
         self, request: ChatRequest, resume: Resume | None, outcome: StreamOutcome
     ) -> AsyncGenerator[Chunk, None]:
-        """Yield the chunks of one stream; once the content is through, `outcome` has the response.
+        """Yield the chunks of one stream; after the content, `outcome` has the response.
 
         Streams are not coalesced: each caller reads at its own pace.
         """
@@ -150,14 +150,14 @@ class Pipeline:
             yield chunk
 
     async def stop(self) -> None:
-        """End what is under way."""
+        """End the requests in progress."""
         await self._failovers.stop()
         await self._coalescer.aclose()
 
     # ── the cache ────────────────────────────────────────────────────────────────────────────
 
     async def _key(self, request: ChatRequest) -> str | None:
-        """Return the request's cache key; None where neither cache nor coalescing is wanted."""
+        """Return the cache key; None without cache and coalescing."""
         if not self._settings.cache_enabled or request.cache is False:
             return None
         if request.size > LONG:
@@ -167,9 +167,9 @@ class Pipeline:
     def _from_cache(
         self, key: str | None, request: ChatRequest, entry: Entry, *, stale: bool = False
     ) -> ChatResponse | None:
-        """Return the remembered answer, if there is one that this request may have.
+        """Return the remembered answer, if there is one for this request.
 
-        Two classes may share a schema and still judge differently, so `response_model` is asked.
+        It must parse as `response_model`: two models may share a schema and validate differently.
         """
         if key is None or request.cache is not True:
             return None
@@ -200,22 +200,22 @@ class Pipeline:
     async def _coalesced(
         self, key: str, request: ChatRequest, entry: Entry, deadline: float
     ) -> tuple[Served[Completion], bool]:
-        """Ask the providers, or wait for the same request that is in flight already.
+        """Call the providers, or wait for the same request in flight.
 
         Returns:
-            What was served, and whether it belongs to another request.
+            The answer, and whether it belongs to another request.
         """
         coalescer = self._coalescer
         while True:
-            # A refresh must not be answered by a call that began before it was asked for.
+            # A refresh must not get the answer of a call that began before it.
             shared_key = key if request.cache is True else f"refresh:{key}"
             leader = coalescer.leader(shared_key)
             if leader is None and request.background:
-                # A request that lets all others go first must not hold up one of those.
+                # A background request may wait long, and others must not wait for it.
                 shared_key = f"background:{shared_key}"
                 leader = coalescer.leader(shared_key)
             if leader is None:
-                start = partial(self._ask_and_remember, key, request, entry, deadline)
+                start = partial(self._call_providers, key, request, entry, deadline)
                 leader = Leader(deadline)
                 try:
                     return (await coalescer.share(shared_key, start, leader))[0], False
@@ -225,13 +225,13 @@ class Pipeline:
             try:
                 served = await self._join(shared_key, entry, deadline)
             except (AllProvidersFailedError, DeadlineExceededError) as error:
-                # The request that began it may have had too little time, where this one has more.
+                # The leader may have had too little time, and this request has more.
                 if not leader.lacked_time(error, self._clock.now(), deadline):
                     raise
             else:
                 joined = leader.shares()
                 if joined and not fits(request.response_model, served.answer):
-                    return await self._ask_providers(request, entry, deadline), False
+                    return await self._call_providers(None, request, entry, deadline), False
                 return served, joined
 
     async def _join(self, shared_key: str, entry: Entry, deadline: float) -> Served[Completion]:
@@ -248,30 +248,26 @@ class Pipeline:
             if entry.account is not None:
                 entry.account.go_on()
 
-    async def _ask_and_remember(
-        self, key: str, request: ChatRequest, entry: Entry, deadline: float
-    ) -> Served[Completion]:
-        """Ask for this request and those that join it; its own deadline bounds the call."""
-        served = await self._ask_providers(request, entry, deadline)
-        self._remember(key, request, served)
-        return served
-
     # ── failover ─────────────────────────────────────────────────────────────────────────────
 
-    def _ask_providers(
-        self, request: ChatRequest, entry: Entry, deadline: float
-    ) -> Awaitable[Served[Completion]]:
+    async def _call_providers(
+        self, key: str | None, request: ChatRequest, entry: Entry, deadline: float
+    ) -> Served[Completion]:
+        """Get an answer by failover, and remember it under the key, if there is one."""
         settings, state = self._settings, self._state(request, entry, deadline)
-        if not settings.chat_over_stream:
-            return self._failovers.run(state, ChatWork(request))
-        first, idle = settings.first_token_timeout, settings.idle_timeout
-        work = ChatOverStreamWork(request, first, idle, self._failovers.in_time)
-        return self._failovers.run(state, work)
+        work = ChatWork(request)
+        if settings.chat_over_stream:
+            first, idle = settings.first_token_timeout, settings.idle_timeout
+            work = ChatOverStreamWork(request, first, idle, self._failovers.in_time)
+        served = await self._failovers.run(state, work)
+        if key is not None:
+            self._remember(key, request, served)
+        return served
 
     def _state(self, request: ChatRequest, entry: Entry, deadline: float) -> RequestState:
         names, hedge = request.params.keys(), request.hedge
         if hedge is None:
-            # A tool may have side effects, and two answers might cause them twice.
+            # A tool may have side effects, which two answers may cause twice.
             hedge = self._settings.hedge and names.isdisjoint(_TOOLS)
         return RequestState(
             request,
@@ -332,7 +328,7 @@ class Pipeline:
     def _streamed(
         self, key: str | None, request: ChatRequest, entry: Entry, run: StreamRun
     ) -> ChatResponse:
-        """Return the whole answer of a stream that has come to its end."""
+        """Return the whole answer of a stream at its end."""
         served = run.served
         assert served is not None  # noqa: S101 - its chunks have come to their end
         if key is not None and not run.resumed:
@@ -346,9 +342,9 @@ class Pipeline:
 
 
 class _ClosedByUs:
-    """Iterate over an asynchronous generator without the event loop's knowing of it.
+    """Iterates over an asynchronous generator that the event loop does not register.
 
-    A loop that ends closes all generators at once. One that is being closed by the generator around
+    A loop that ends closes all registered generators. A generator that is closed by the one around
     it cannot be closed a second time, and asyncio would report that as an error.
     """
 

@@ -1,4 +1,4 @@
-"""What `gateway.stream` gives: chunks while they come, and the whole answer afterwards."""
+"""The result of `gateway.stream`: chunks as they arrive, and the whole answer afterwards."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from aigateway.messages import ChatResponse, Chunk, Completion, Opening, ToolCal
 __all__ = ["ChatStream", "StreamOutcome", "endings", "pieces"]
 
 _PIECE = re.compile(r"\s*\S{1,64}\s?|\s+")
-"""About what a vendor sends at a time: a word."""
+"""A word: about what a vendor sends at a time."""
 
 
 class StreamOutcome:
-    """Where the whole answer is put, once there is one, and before that who gives it.
+    """The whole answer of a stream, once there is one, and before that its opening.
 
-    It stands apart from the stream, so that what makes the chunks does not hold the stream: one
-    that the caller drops is then closed at once, and not by the next garbage collection.
+    Apart from the stream, so that the generator of the chunks does not refer to the stream: one
+    that the caller drops is closed at once, and not by the next garbage collection.
     """
 
     __slots__ = ("opening", "response")
@@ -32,12 +32,12 @@ class StreamOutcome:
 
 
 class ChatStream:
-    """An answer that is being given. Iterate it once; best inside `async with`.
+    """A streamed answer. Iterate it once; best inside `async with`.
 
-    Nothing is asked before the first chunk is wanted.
+    The vendor is called when the first chunk is read.
 
-    Leaving it before its end closes the vendor's connection: at once at the end of `async with`
-    or by `aclose()`, and soon after `break`, when nothing refers to the stream any more.
+    Leaving it before its end closes the vendor's connection: at once at the end of `async with` or
+    by `aclose()`, and after `break` when nothing refers to the stream any more.
     """
 
     __slots__ = (
@@ -47,9 +47,9 @@ class ChatStream:
         "_closing",
         "_left",
         "_outcome",
+        "_read_ended",
         "_reader",
         "_shut",
-        "_step_over",
         "_whole",
     )
 
@@ -64,7 +64,7 @@ class ChatStream:
         self._shut = False  # by the gateway
         self._reader: asyncio.Task[object] | None = None
         self._whole = False
-        self._step_over: asyncio.Event | None = None  # for those who wait for the reader
+        self._read_ended: asyncio.Event | None = None  # for `aclose` in another task
 
     def __aiter__(self) -> Self:
         return self
@@ -73,7 +73,7 @@ class ChatStream:
         if self._reader is not None:
             raise GatewayError("Another task is reading this stream; one at a time can.")
         if self._closing or (self._left and self._chunks is None):
-            self._refuse_half_an_answer()
+            self._raise_if_cut()
             raise StopAsyncIteration
         if self._chunks is None:
             self._chunks = self._begin()
@@ -82,22 +82,22 @@ class ChatStream:
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
-            self._refuse_half_an_answer()
+            self._raise_if_cut()
             raise
         except asyncio.CancelledError:
             if not self._left or self._reader is None or self._reader.uncancel():
                 raise
         finally:
             self._reader = None
-            if self._step_over is not None:
-                self._step_over.set()
+            if self._read_ended is not None:
+                self._read_ended.set()
         if chunk is None:
             raise StopAsyncIteration  # another task has called `aclose`
-        self._whole = chunk.usage is not None  # which only the last one has
+        self._whole = chunk.usage is not None  # only the last chunk has it
         return chunk
 
-    def _refuse_half_an_answer(self) -> None:
-        """Let nobody take a stream that was cut for one that has come to its end."""
+    def _raise_if_cut(self) -> None:
+        """Raise if the stream was cut: its end must not look like the end of the answer."""
         if not (self._whole or self._left):
             why = "was closed" if self._shut else "lost this stream: its reader was cancelled"
             raise GatewayError(f"The gateway {why} while it streamed.") from None
@@ -120,14 +120,14 @@ class ChatStream:
         """
         self._left = True
         if self._reader is not None and self._reader is not asyncio.current_task():
-            self._step_over = asyncio.Event()
+            self._read_ended = asyncio.Event()
             self._reader.cancel()
-            await self._step_over.wait()
+            await self._read_ended.wait()
         else:
             await self._close()
 
     async def shut(self) -> None:
-        """Close it because the gateway closes: whoever reads it gets an error."""
+        """Close it because the gateway closes: its reader gets an error."""
         self._shut = True
         if self._reader is None:
             await self._close()
@@ -139,15 +139,15 @@ class ChatStream:
 
     @property
     def opening(self) -> Opening | None:
-        """Who answers, from the first chunk on; None before. A resumed stream names the last."""
+        """The provider that answers; None before the first chunk. A resumed stream has its last."""
         return self._outcome.opening
 
     @property
     def response(self) -> ChatResponse:
-        """The whole answer, as `chat` would have given it, once the stream has come to its end.
+        """The whole answer, as from `chat`, once the stream has come to its end.
 
         Raises:
-            GatewayError: It has not, or never will.
+            GatewayError: It has not come to its end.
         """
         if self._outcome.response is None:
             raise GatewayError("The stream has not come to its end; there is no whole answer.")
@@ -155,7 +155,7 @@ class ChatStream:
 
 
 def pieces(completion: Completion) -> Iterator[Chunk]:
-    """The content of a whole answer, in chunks as a vendor might have sent it."""
+    """Yield the content of a whole answer in chunks, as a vendor would send it."""
     for index, choice in enumerate(completion.choices):
         if choice.reasoning:
             yield Chunk(reasoning=choice.reasoning, index=index)
@@ -180,7 +180,7 @@ def pieces(completion: Completion) -> Iterator[Chunk]:
 
 
 def endings(completion: Completion) -> Iterator[Chunk]:
-    """The last chunks of a stream: why each answer ended, and on the very last the usage."""
+    """Yield the last chunks of a stream: the finish reasons, and on the very last the usage."""
     last = len(completion.choices) - 1
     for index, choice in enumerate(completion.choices):
         usage = completion.usage if index == last else None

@@ -1,4 +1,4 @@
-"""The circuit breaker: it stops us asking a provider that keeps failing.
+"""The circuit breaker: it stops calls to a provider that keeps failing.
 
 Plain synchronous state for one event loop: no I/O, no task, no timer, no lock. The states::
 
@@ -11,9 +11,8 @@ Plain synchronous state for one event loop: no I/O, no task, no timer, no lock. 
 Failures with the same cause (one request and its repeats) count once in a streak: one prompt that
 the provider chokes on must not open the circuit for all other callers.
 
-What does not belong here: rate limits and bad keys (`cooldown.py`), how many last-resort attempts
-may be made (`last_resort.py`), and whether a failure is the provider's at all
-(`wires/failures.py`).
+Not here: rate limits and bad keys (`cooldown.py`), the number of last-resort attempts
+(`last_resort.py`), and whether a failure is the provider's fault (`wires/failures.py`).
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 JITTER = 0.1
-"""Share of the open time that is added at random, so that many processes do not probe at once."""
+"""Share of the open time that is added at random: many processes must not probe at once."""
 
 MOST_CAUSES = 1000
-"""Distinct causes of one streak that are remembered; beyond it, each failure counts."""
+"""Distinct causes of one streak that are remembered; beyond these, each failure counts."""
 
 _log = logging.getLogger(__name__)
 
 
 class CircuitState(StrEnum):
-    """What a breaker does with the next caller."""
+    """How a breaker treats the next caller."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -50,11 +49,11 @@ class CircuitState(StrEnum):
 
 
 class Permit:
-    """Leave to make one attempt. Settle it exactly once; what comes after that is ignored.
+    """The right to make one attempt. Settle it exactly once; later calls are ignored.
 
     Attributes:
-        probe: Whether the state of a half-open circuit hangs on this attempt.
-        last_resort: Whether it was given although the circuit is not closed.
+        probe: The state of a half-open circuit depends on this attempt.
+        last_resort: It was given although the circuit is not closed.
     """
 
     __slots__ = ("_breaker", "_generation", "_number", "_settled", "last_resort", "probe")
@@ -76,34 +75,38 @@ class Permit:
         self.last_resort = last_resort
 
     def success(self) -> None:
-        """The provider answered."""
+        """Report that the provider answered."""
         if not self._settled:
             self._settled = True
-            self._breaker._succeeded(self, self._generation, self._number)  # noqa: SLF001
+            breaker, generation = self._breaker, self._generation
+            same = generation == breaker._generation  # noqa: SLF001
+            if same and breaker.state is CircuitState.CLOSED and not breaker._streak:  # noqa: SLF001
+                return  # nothing to change
+            breaker._succeeded(self, generation, self._number)  # noqa: SLF001
 
     def failure(self, cause: Hashable = None) -> None:
-        """The provider failed, through its own fault.
+        """Report that the provider failed, through its own fault.
 
         Args:
-            cause: What was asked. Failures with an equal cause count once in a streak; None always
-                counts.
+            cause: Identifies the request. Failures with an equal cause count once in a streak; None
+                always counts.
         """
         if not self._settled:
             self._settled = True
             self._breaker._failed(self, self._generation, cause)  # noqa: SLF001
 
     def release(self) -> None:
-        """Nothing was learned: cancelled, or the caller's own mistake. Frees a probe's place."""
+        """Report an end that says nothing: cancelled, or the caller's mistake. Frees a probe."""
         if not self._settled:
             self._settled = True
             self._breaker._released(self, self._generation)  # noqa: SLF001
 
 
 class Rejected:
-    """The breaker's refusal: a value, because a refused call is the ordinary case of an outage.
+    """The breaker's refusal. It is a value: in an outage a refused call is the ordinary case.
 
     Attributes:
-        retry_after: Seconds until the breaker lets a probe through; 0 while a probe is out (its
+        retry_after: Seconds until the breaker allows a probe; 0 while a probe is in flight (its
             result may come at any moment), infinite while the circuit is forced open.
     """
 
@@ -121,16 +124,16 @@ _FORCED = Rejected(math.inf)
 
 
 class CircuitBreaker:
-    """A circuit breaker for one provider (or for anything else that can fail).
+    """A circuit breaker for one provider, or for anything else that can fail.
 
     Args:
         failure_threshold: Consecutive failures, of distinct causes, that open the circuit.
-        reset_timeout_seconds: How long it stays open before one probe is let through. Each
-            further opening without a close in between doubles this and adds up to 10 % jitter.
-        max_open_seconds: The doubling ends here (never below `reset_timeout_seconds`).
-        probe_lease_seconds: A probe that has not settled by then counts as failed.
-        clock: Where time and randomness come from.
-        on_change: Called as `on_change(old, new)` after each change of state is complete.
+        reset_timeout_seconds: How long it stays open before it allows one probe. Each further
+            opening without a close in between doubles this and adds up to 10 % jitter.
+        max_open_seconds: The limit of the doubling (never below `reset_timeout_seconds`).
+        probe_lease_seconds: A probe that is not settled by then counts as failed.
+        clock: The source of time and randomness.
+        on_change: Called as `on_change(old, new)` after each change of state.
 
     Raises:
         ConfigurationError: A number is not positive and finite.
@@ -145,7 +148,6 @@ class CircuitBreaker:
         "_open_until",
         "_openings",
         "_probe",
-        "_state",
         "_streak",
         "_streak_began",
         "clock",
@@ -155,6 +157,7 @@ class CircuitBreaker:
         "on_change",
         "probe_lease_seconds",
         "reset_timeout_seconds",
+        "state",
     )
 
     def __init__(
@@ -178,30 +181,26 @@ class CircuitBreaker:
         self.clock = clock
         self.on_change = on_change
         self.late_results = 0
-        """Results that came after the state they belonged to was over; they changed nothing."""
+        """Results of permits from before the latest change of state; they changed nothing."""
         self._issued = 0  # permits ever given; numbers them in the order they began
         self._generation = 0  # counts changes of state; a permit of an older one is late
         self._forced = False
         self._openings = 0  # in a row, without a close in between
-        self._state = CircuitState.CLOSED
+        self.state = CircuitState.CLOSED
+        """The state as of the last caller: an open circuit whose time is over is still "open"."""
         self._streak = 0  # consecutive failures of distinct causes
         self._causes: set[Hashable] = set()  # those of the streak
-        self._streak_began = 0  # how many permits had been given when its first one came
+        self._streak_began = 0  # how many permits had been given at its first failure
         self._open_until = math.inf
         self._probe: Permit | None = None
         self._lease_ends = math.inf
 
     def __repr__(self) -> str:
-        return f"CircuitBreaker({self._state}, failures={self._streak}/{self.failure_threshold})"
-
-    @property
-    def state(self) -> CircuitState:
-        """The state as of the last caller: an open circuit whose time is over still says open."""
-        return self._state
+        return f"CircuitBreaker({self.state}, failures={self._streak}/{self.failure_threshold})"
 
     @property
     def terms(self) -> tuple[int, float, float, float]:
-        """What governs it: threshold, reset timeout, longest open time, a probe's lease."""
+        """Its settings: threshold, reset timeout, longest open time, lease of a probe."""
         return (
             self.failure_threshold,
             self.reset_timeout_seconds,
@@ -216,12 +215,12 @@ class CircuitBreaker:
 
     @property
     def forced(self) -> bool:
-        """Whether the state was ordered and stays as it is."""
+        """Whether an operator has set the state, which then does not change."""
         return self._forced
 
     def acquire(self) -> Permit | Rejected:
-        """Ask to make one attempt. Settle the permit, or give it back with `release()`."""
-        if self._state is CircuitState.CLOSED:
+        """Ask to make one attempt. Settle the permit, or return it with `release()`."""
+        if self.state is CircuitState.CLOSED:
             self._issued += 1
             return Permit(self, self._generation, self._issued)
         refusal = self.refusal()
@@ -233,8 +232,8 @@ class CircuitBreaker:
         """Ask to make one attempt although the circuit is not closed.
 
         A success closes the circuit. A failure changes nothing. For callers that have no other
-        provider left; how many such attempts are made is theirs to limit. An open circuit whose
-        time is over gives a probe instead. Rejects only while the circuit is forced open.
+        provider left; they limit the number of such attempts. An open circuit whose time is over
+        gives a probe instead. Rejects only while the circuit is forced open.
         """
         permit = self.acquire()
         if isinstance(permit, Permit) or self._forced:
@@ -243,13 +242,13 @@ class CircuitBreaker:
         return Permit(self, self._generation, self._issued, last_resort=True)
 
     def refusal(self) -> Rejected | None:
-        """What `acquire` would answer now if it refused, else None. Takes no probe's place."""
-        if self._state is CircuitState.CLOSED:
+        """Return the refusal that `acquire` would give now, else None. Begins no probe."""
+        if self.state is CircuitState.CLOSED:
             return None
         if self._forced:
             return _FORCED
         now = self.clock.now()
-        if self._state is CircuitState.HALF_OPEN:
+        if self.state is CircuitState.HALF_OPEN:
             if self._probe is None:
                 return None
             if now < self._lease_ends:
@@ -270,7 +269,7 @@ class CircuitBreaker:
         permit = self.acquire()
         if isinstance(permit, Rejected):
             raise CircuitOpenError(
-                f"The circuit is {self._state}; retry in {permit.retry_after:.1f} s.",
+                f"The circuit is {self.state}; retry in {permit.retry_after:.1f} s.",
                 permit.retry_after,
             )
         try:
@@ -290,18 +289,18 @@ class CircuitBreaker:
         self._change(CircuitState.OPEN)
 
     def force_closed(self) -> None:
-        """Let every call through, whatever fails, until `force_open()` or `reset()`."""
+        """Allow every call, whatever fails, until `force_open()` or `reset()`."""
         self._forced = True
         self._openings = 0
         self._change(CircuitState.CLOSED)
 
     def reset(self) -> None:
-        """Forget everything: closed, no failures, nothing forced."""
+        """Return to the initial state: closed, no failures, not forced."""
         self._forced = False
         self._openings = 0
         self._change(CircuitState.CLOSED)
 
-    # ── what permits report ──────────────────────────────────────────────────────────────────
+    # ── reports of permits ───────────────────────────────────────────────────────────────────
 
     def _succeeded(self, permit: Permit, generation: int, number: int) -> None:
         if generation != self._generation:
@@ -310,7 +309,7 @@ class CircuitBreaker:
             self._openings = 0
             self._change(CircuitState.CLOSED)
         elif self._streak and number > self._streak_began:
-            # A call that began before the streak tells nothing about the provider since then.
+            # A call that began before the streak says nothing about the provider since then.
             self._streak = 0
             self._causes.clear()
 
@@ -337,15 +336,15 @@ class CircuitBreaker:
     # ── changes of state ─────────────────────────────────────────────────────────────────────
 
     def _send_probe(self) -> Permit:
-        old = self._state
+        old = self.state
         if old is CircuitState.OPEN:
             self._start(CircuitState.HALF_OPEN)
         self._issued += 1
         probe = Permit(self, self._generation, self._issued, probe=True)
         self._probe = probe
         self._lease_ends = self.clock.now() + self.probe_lease_seconds
-        # Told only now: a listener that asks for a permit must find the probe's place taken.
-        self._tell(old)
+        # Only now: a listener that asks for a permit must find that a probe is in flight.
+        self._notify(old)
         return probe
 
     def _open(self) -> None:
@@ -353,25 +352,25 @@ class CircuitBreaker:
         open_time = self._open_time(self._openings)
         if self._openings > 1:
             jitter = open_time * JITTER * self.clock.random()
-            # At the upper end it is taken off, so that there, too, processes drift apart.
+            # At the upper limit it is subtracted, so that processes differ there, too.
             longer = open_time + jitter
             open_time = longer if longer <= self.max_open_seconds else open_time - jitter
-        old = self._state
+        old = self.state
         self._start(CircuitState.OPEN)
         self._open_until = self.clock.now() + open_time
-        self._tell(old)
+        self._notify(old)
 
     def _open_time(self, openings: int) -> float:
         # The exponent is bounded: 2.0 ** 1024 would overflow after a long outage.
         return min(self.reset_timeout_seconds * 2.0 ** min(openings - 1, 60), self.max_open_seconds)
 
     def _change(self, new: CircuitState) -> None:
-        old = self._state
+        old = self.state
         self._start(new)
-        self._tell(old)
+        self._notify(old)
 
     def _start(self, state: CircuitState) -> None:
-        self._state = state
+        self.state = state
         self._generation += 1
         self._streak = 0
         if self._causes:
@@ -381,13 +380,13 @@ class CircuitBreaker:
         self._lease_ends = math.inf
         self._open_until = math.inf
 
-    def _tell(self, old: CircuitState) -> None:
-        if self.on_change is None or old is self._state:
+    def _notify(self, old: CircuitState) -> None:
+        if self.on_change is None or old is self.state:
             return
         try:
-            self.on_change(old, self._state)
+            self.on_change(old, self.state)
         except Exception:  # noqa: BLE001 - a listener's fault must not look like the provider's
-            _log.exception("A circuit's listener raised; the circuit itself is in order.")
+            _log.exception("A circuit's listener raised; the circuit itself is not affected.")
 
 
 def _require_positive(name: str, value: float) -> None:

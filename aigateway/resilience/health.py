@@ -1,11 +1,11 @@
-"""How well a provider works: its error rate, its latency against its own usual, and hangs.
+"""The health of a provider: its error rate, its latency against its own usual one, and hangs.
 
-Between a closed and an open circuit there is "degraded": the provider works, but worse than it
-should. It is asked after the healthy ones, and keeps a small share of requests as canaries, so that
-its recovery is noticed. Nothing here opens a circuit.
+Between a closed and an open circuit there is "degraded": the provider works, but worse than usual.
+It is called after the healthy ones, and keeps a small share of requests as canaries, which show its
+recovery. Nothing here opens a circuit.
 
-- `ResponseTimes`: how long one kind of answer takes (whole answers, first contents of streams),
-  what is usual, and whether calls that are out take suspiciously long.
+- `ResponseTimes`: the latencies of one kind of answer (whole answers, first contents of streams),
+  the usual one, and whether calls in flight take suspiciously long.
 - `HealthWindow`: the sliding window, and whether the provider is degraded.
 """
 
@@ -20,133 +20,141 @@ from typing import Literal
 
 from aigateway.clock import Clock
 from aigateway.resilience.guard import AttemptOutcome, Effect, GuardListener
-from aigateway.resilience.stall import INTERVAL, StallDetector
+from aigateway.resilience.local_faults import INTERVAL, StallDetector
 
 __all__ = ["HealthPolicy", "HealthWindow", "OutstandingCall", "ResponseTimes"]
 
 ENOUGH = 20
-"""Latencies below which a percentile means nothing: the 95th would be the worst one seen."""
+"""Fewest latencies for a percentile: of less, the 95th would be the worst one."""
 
 _KEPT = 128
-"""Latencies kept. Few enough that yesterday's are gone after a minute of traffic."""
+"""Latencies kept: few enough that old ones are gone after a minute of traffic."""
 
 _EVERY = 16
-"""New latencies after which the percentile is worked out again."""
+"""New latencies after which the percentile is computed again."""
 
 _STEP = 0.01
 """Share by which `usual` moves towards a new latency, once a second at most."""
 
 _STEP_SLOW = 0.0005
-"""The same while answers are slow: one that stays twenty times slower is taken for usual after
-some three quarters of an hour."""
+"""The same while answers are slow: a latency that stays twenty times higher becomes the usual one
+after about three quarters of an hour."""
 
 _FLOOR = 0.1
-"""Seconds above the usual that an answer must take to count as slow at all."""
+"""An answer must take so many seconds more than usual to count as slow."""
 
 HANG = 4.0
-"""Times the 95th percentile after which a call that is out is overdue."""
+"""A call in flight is overdue after this multiple of the 95th percentile."""
 
 
+@dataclass(slots=True, eq=False)
 class OutstandingCall:
-    """A call that is out, or would be, had it not been cancelled for a quicker one."""
+    """A call in flight, or one that was cancelled for a quicker one and is not judged yet.
 
-    __slots__ = ("_stalls", "began", "settle", "until")
+    Attributes:
+        began: When it began.
+        stalls: Knows the stalls of our own event loop.
+        until: When the timeout of a cancelled one would have come.
+        settle: Called once with whether a cancelled one counts as a failure.
+    """
 
-    def __init__(self, began: float, stalls: StallDetector | None) -> None:
-        self.began = began
-        self.until = math.inf
-        self.settle: Callable[[bool], None] | None = None
-        self._stalls = stalls
+    began: float
+    stalls: StallDetector | None
+    until: float = math.inf
+    settle: Callable[[bool], None] | None = None
 
-    def stood(self, now: float) -> float:
-        """Seconds for which our own event loop has stood still since it began, at most."""
-        stood = 0.0 if self._stalls is None else self._stalls.stood(self.began, now)
-        return stood + INTERVAL if stood else 0.0  # a stall begins up to a tick before it is seen
+    def stalled(self, now: float) -> float:
+        """Return the most seconds for which our own event loop has stood still since it began."""
+        seconds = 0.0 if self.stalls is None else self.stalls.stalled(self.began, now)
+        return seconds + INTERVAL if seconds else 0.0  # a stall is seen up to one tick late
 
 
 class ResponseTimes:
-    """How long one kind of answer of one provider takes. Synchronous, for one event loop.
+    """The latencies of one kind of answer of one provider. Synchronous, for one event loop.
 
-    A hang costs most: each caller waits out the whole timeout to learn what the one before it is
-    just learning. So when enough calls are out for much longer than usual, and none came back
-    meanwhile, new requests go elsewhere first.
+    A hang is the most expensive fault: each caller would wait for the whole timeout. So when enough
+    calls are in flight for much longer than usual, and none was answered meanwhile, new requests
+    prefer other providers.
 
     Args:
         clock: The gateway's.
         threshold: Overdue calls that make a hang; the circuit's threshold.
-        stale: Seconds after which it does not matter any more that a call would have failed: the
-            circuit's open time.
+        stale: Seconds after which the failure of a cancelled call counts no more; the circuit's
+            open time.
 
     Attributes:
+        hedges_lost: Calls in flight that were cancelled for a quicker one.
+        outstanding: Calls begun since the latest success, oldest first.
         p95: The 95th percentile (nearest rank) in seconds, as of a few latencies ago; None below
             `ENOUGH`.
-        usual: The longer-run median in seconds; None below `ENOUGH`.
+        threshold: Overdue calls that make a hang.
+        usual: The long-term median in seconds; None below `ENOUGH`.
     """
 
     __slots__ = (
         "_clock",
         "_fresh",
-        "_hedges_lost",
         "_last_success",
         "_latencies",
         "_next_due",
-        "_out",
         "_stale",
-        "_threshold",
         "_usual_moved",
+        "hedges_lost",
+        "outstanding",
         "p95",
+        "threshold",
         "usual",
     )
 
     def __init__(self, clock: Clock, threshold: int, *, stale: float = 60.0) -> None:
         self._clock = clock
         self._stale = stale
-        self._threshold = threshold
+        self.threshold = threshold
         self._latencies: deque[float] = deque(maxlen=_KEPT)
         self._fresh = 0
         self.p95: float | None = None
         self.usual: float | None = None
         self._usual_moved = -math.inf
-        self._out: dict[OutstandingCall, None] = {}  # begun since the last success, in that order
-        self._hedges_lost: dict[OutstandingCall, None] = {}  # those of them that were cancelled
+        self.outstanding: dict[OutstandingCall, None] = {}
+        self.hedges_lost: dict[OutstandingCall, None] = {}
         self._last_success = -math.inf
-        self._next_due = math.inf  # no cancelled one is due before
+        self._next_due = math.inf  # no cancelled call is due before
 
     @property
     def samples(self) -> int:
-        """How many latencies are known, at most 128."""
+        """The number of known latencies, at most 128."""
         return len(self._latencies)
 
     def begin(self, stalls: StallDetector | None = None) -> OutstandingCall:
-        """A call goes out.
+        """Record that a call begins.
 
         Args:
-            stalls: Knows how long our own event loop stands still meanwhile: no answer can be read
-                then, so that time counts for nothing here.
+            stalls: Knows the stalls of our own event loop: no answer can be read then, so that
+                time does not count.
         """
         call = OutstandingCall(self._clock.now(), stalls)
-        self._out[call] = None
+        self.outstanding[call] = None
         return call
 
     def succeeded(self, call: OutstandingCall, seconds: float, *, slow: bool = False) -> None:
-        """A call brought something: the provider is alive.
+        """Record an answer.
 
         Args:
             call: From `begin`.
-            seconds: What it took.
-            slow: That is much longer than usual: it says nothing good of the calls still out.
+            seconds: Its latency.
+            slow: It took much longer than usual, and says nothing about the calls in flight.
         """
         now = self._last_success = self._clock.now()
         if slow:
-            self._out.pop(call, None)
+            self.outstanding.pop(call, None)
         else:
-            self._out.clear()  # all of them began before it, and it speaks for them
-        if self._hedges_lost:
-            self._settle(list(self._hedges_lost), failed=False)
+            self.outstanding.clear()  # a provider that answers does not hang
+        if self.hedges_lost:
+            self._settle(list(self.hedges_lost), failed=False)
         self._latencies.append(seconds)
         self._fresh += 1
         if self._fresh >= _EVERY or len(self._latencies) == ENOUGH:
-            self._work_out()
+            self._compute()
         usual = self.usual
         if usual is not None and now - self._usual_moved >= 1.0:
             self._usual_moved = now
@@ -154,55 +162,54 @@ class ResponseTimes:
             self.usual = usual * (1.0 + step if seconds > usual else 1.0 - step)
 
     def ended(self, call: OutstandingCall) -> None:
-        """A call ended in another way. May be called after `succeeded`."""
-        self._out.pop(call, None)
+        """Record that a call ended in another way. May be called after `succeeded`."""
+        self.outstanding.pop(call, None)
 
     def is_slow(self, seconds: float, factor: float) -> bool:
-        """Whether that is more than `factor` times what is usual here."""
+        """Return whether a latency is more than `factor` times the usual one."""
         usual = self.usual
         return usual is not None and seconds > usual * factor and seconds > usual + _FLOOR
 
     def hedge_lost(
         self, call: OutstandingCall, until: float, settle: Callable[[bool], None]
     ) -> None:
-        """A call was cancelled, because another provider was quicker.
+        """Record that a call was cancelled, because another provider was quicker.
 
-        Whether it would have been answered is unknown. It counts as if it were still out until
-        its timeout would have come, and then as a failure, unless the provider has answered
-        another call in the meantime.
+        Its result is unknown. It counts as in flight until its timeout would have come, and then
+        as a failure, unless the provider has answered another call in the meantime.
 
         Args:
             call: From `begin`.
-            until: When its timeout would have come, on the clock's own scale; a stall puts it off.
+            until: When its timeout would have come, on the clock's own scale; a stall extends it.
             settle: Called once, with whether to count a failure.
         """
         call.until, call.settle = until, settle
-        self._hedges_lost[call] = None
+        self.hedges_lost[call] = None
         self._next_due = min(self._next_due, until)
         if self._last_success >= call.began:
             self._settle([call], failed=False)
 
     def seems_to_hang(self) -> bool:
         """Return whether too many calls take too long. Settles lost hedges that are due."""
-        if self._hedges_lost and self._next_due <= self._clock.now():
+        if self.hedges_lost and self._next_due <= self._clock.now():
             self._settle_due()
-        if len(self._out) < self._threshold or self.p95 is None:
+        if len(self.outstanding) < self.threshold or self.p95 is None:
             return False
-        oldest = next(islice(self._out, self._threshold - 1, None))
+        oldest = next(islice(self.outstanding, self.threshold - 1, None))
         now = self._clock.now()
         overdue = now - HANG * self.p95
-        return oldest.began < overdue and oldest.began + oldest.stood(now) < overdue
+        return oldest.began < overdue and oldest.began + oldest.stalled(now) < overdue
 
     def abandon(self) -> None:
-        """Forget the calls that are out: their event loop is gone."""
+        """Forget the calls in flight: their event loop is gone."""
         self.close()
-        self._out.clear()
+        self.outstanding.clear()
 
     def close(self) -> None:
-        """Settle what is open, and blame no provider."""
-        self._settle(list(self._hedges_lost), failed=False)
+        """Settle lost hedges without a failure."""
+        self._settle(list(self.hedges_lost), failed=False)
 
-    def _work_out(self) -> None:
+    def _compute(self) -> None:
         self._fresh = 0
         if len(self._latencies) >= ENOUGH:
             ordered = sorted(self._latencies)
@@ -212,33 +219,33 @@ class ResponseTimes:
 
     def _settle_due(self) -> None:
         now = self._clock.now()
-        until = {call: call.until + call.stood(now) for call in self._hedges_lost}
+        until = {call: call.until + call.stalled(now) for call in self.hedges_lost}
         due = [call for call, when in until.items() if when <= now]
         self._next_due = min((when for when in until.values() if when > now), default=math.inf)
-        # No request has looked since: what was so a while ago says nothing of now.
+        # Long ago, because no request has looked since: that says nothing about now.
         self._settle([call for call in due if now - until[call] > self._stale], failed=False)
         self._settle([call for call in due if now - until[call] <= self._stale], failed=True)
 
     def _settle(self, calls: list[OutstandingCall], *, failed: bool) -> None:
         for call in calls:
-            self._out.pop(call, None)
-            self._hedges_lost.pop(call, None)
+            self.outstanding.pop(call, None)
+            self.hedges_lost.pop(call, None)
             settle, call.settle = call.settle, None
-            if settle is not None:  # else a listener of the one before has come back here
+            if settle is not None:  # else a listener of the call before has settled this one
                 settle(failed)
 
 
 @dataclass(frozen=True, slots=True)
 class HealthPolicy:
-    """When a provider is degraded, and what it keeps.
+    """When a provider is degraded, and which share of requests it keeps then.
 
     Attributes:
-        window: Seconds that are looked at.
-        least: Attempts below which a window says nothing.
+        window: Seconds of the sliding window.
+        least: Fewest attempts in a window to judge by.
         errors: Share of failed attempts from which the provider is degraded, from 0 to 1.
         latency: Multiple of its own usual latency; degraded while most answers take longer.
         canaries: Share of requests that a degraded provider keeps, from 0 to 1. Each good answer
-            doubles it until the next bad or slow one, so that a well provider is back soon.
+            doubles it until the next bad or slow one, so that a recovered provider is back soon.
     """
 
     window: float = 30.0
@@ -249,37 +256,35 @@ class HealthPolicy:
 
 
 QUICK = 10
-"""Attempts of the view beside the window that makes it quick: the last ones, if they ended within
-`QUICK_SECONDS`."""
+"""The latest attempts, which are judged on their own if they ended within `QUICK_SECONDS`: a busy
+provider is degraded before the window is full."""
 
 QUICK_SECONDS = 5.0
 
 _QUICK_SHARE = 0.9
-"""Share of them that must be bad, or slow: ten attempts are few, so less would often be chance. (Of
-a provider that fails 30 % at random, 8 of 10 are bad once in a minute at 20 attempts a second.)"""
+"""Share of them that must be bad, or slow: of ten attempts, less would often be chance. (At 20
+attempts a second, 8 of 10 fail once a minute where 30 % fail at random.)"""
 
 RUN = 10
-"""Good answers in a row after which a degraded provider is healthy again. One that fails half of
-its calls has so many once in two thousand; five would be one in sixty."""
+"""Good answers in a row after which a degraded provider is healthy again. Where half of the calls
+fail, ten good ones in a row are one case in two thousand; five would be one in sixty."""
 
 _MOST_CAUSES = 4096
-"""Distinct failing requests that a window remembers; beyond it, each failure counts."""
+"""Distinct failing requests that a window remembers; beyond these, each failure counts."""
 
 
+@dataclass(slots=True)
 class _Second:
-    """What ended in one second."""
+    """The attempts that ended in one second."""
 
-    __slots__ = ("bad", "began", "good", "slow")
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.good = 0
-        self.bad = 0
-        self.slow = 0
+    began: float
+    good: int = 0
+    bad: int = 0
+    slow: int = 0
 
 
 class HealthWindow:
-    """Whether one operation of a provider is degraded; a guard that never refuses."""
+    """The guard that decides whether a provider's operation is degraded; it never refuses."""
 
     __slots__ = (
         "_canary",
@@ -302,49 +307,43 @@ class HealthWindow:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: healthy."""
+        """Return to the initial state: healthy."""
         self.degraded: Literal["errors", "latency"] | None = None
         self._seconds: deque[_Second] = deque()
         self._latest: deque[tuple[float, bool, bool]] = deque(maxlen=QUICK)  # when, bad, slow
-        self._causes: dict[Hashable, float] = {}  # of what failed or was slow, in that order
+        self._causes: dict[Hashable, float] = {}  # of failed and slow attempts, oldest first
         self._run = 0
         self._canary = 0.0
         self._share = self.policy.canaries
         self._ended_at = self._clock.now()
 
     def is_degraded(self) -> bool:
-        """Whether healthy providers had better be asked first."""
+        """Return whether healthy providers are to be preferred."""
         if self.degraded is None:
             return False
         if self._clock.now() - self._ended_at > self.policy.window:
-            self._recover()  # no call has come back for so long: what is known is too old
+            self._recover()  # no call has ended for so long: the window is outdated
         return self.degraded is not None
 
     def has_answered(self) -> bool:
-        """Whether there is an answer in the window."""
+        """Return whether there is an answer in the window."""
         since = self._clock.now() - self.policy.window
         return any(s.good or s.slow for s in self._seconds if s.began + 1.0 > since)
 
     def draw_canary(self) -> bool:
-        """Whether this request is one of those that a degraded provider keeps."""
+        """Return whether a degraded provider keeps this request."""
         self._canary += self._share
         if self._canary < 1.0:
             return False
         self._canary -= 1.0
         return True
 
-    def refusal(self) -> None:
-        """Degraded is no reason to refuse."""
-
-    def begin(self) -> None:
-        """An attempt begins."""
-
-    def end(self, _: None, outcome: AttemptOutcome, *, slow: bool = False) -> None:
-        """An attempt ended.
+    def end(self, outcome: AttemptOutcome, *, slow: bool = False) -> None:
+        """Record how an attempt ended.
 
         Args:
-            outcome: How.
-            slow: It was answered, but took much longer than is usual.
+            outcome: Its end.
+            slow: It was answered, but took much longer than usual.
         """
         bad = outcome.effect is Effect.FAILED
         if not bad and outcome.effect is not Effect.ANSWERED:
@@ -371,13 +370,16 @@ class HealthWindow:
                 self._recover()
 
     def good(self) -> None:
-        """An attempt was answered in good time, while all is well: `end` without its questions."""
+        """Record an answer in good time of a healthy provider: a short form of `end`."""
         now = self._ended_at = self._clock.now()
-        self._second(now).good += 1
+        seconds = self._seconds
+        same = seconds and now < seconds[-1].began + 1.0
+        second = seconds[-1] if same else self._second(now)
+        second.good += 1
         self._latest.append((now, False, False))
 
     def _is_repeated(self, cause: Hashable, now: float) -> bool:
-        """Whether this request has counted in the window already."""
+        """Return whether this request has already counted in the window."""
         causes = self._causes
         while causes:
             oldest = next(iter(causes))

@@ -1,13 +1,13 @@
-"""How many attempts a provider gets whose circuit is not closed, when no other provider is left.
+"""Attempts through a circuit that is not closed, when a request has no other provider left.
 
-The circuit spares vendors; it must not be the outage. So a request whose other candidates are used
-up may ask through an open circuit, in measured doses: an answer pays for ten such attempts, and an
-empty balance still allows one at a time and four a second. (One that has been out for a second
-keeps no other back.) A provider that fails half of its calls is then asked by every request, and a
-dead one gets a trickle. Envoy calls the idea "panic mode".
+The circuit spares vendors; it must not be the outage. So a request without another candidate may
+call through an open circuit, in measured doses: an answer pays for ten such attempts, and an empty
+balance still allows one at a time and four a second. (One that takes longer than a second no longer
+blocks the next.) So a provider that fails half of its calls gets every request, and a dead one gets
+a trickle. Envoy calls the idea "panic mode".
 
-A provider that comes back from an empty balance meets everybody who waited for it. Those are let
-out at a pace that begins just above the rate at which requests arrive, and doubles each second.
+When a provider recovers from an empty balance, all waiting requests want to call it. They begin at
+a pace just above the rate at which requests arrive, which doubles each second (the ramp).
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ GAIN = 10.0
 """Attempts that one answer pays for."""
 
 MOST = 100.0
-"""Attempts that can be saved. They are lost on a provider that dies, once."""
+"""Most attempts in the balance: a provider that dies costs so many failures, once."""
 
 TRICKLE = 0.25
-"""Seconds between two attempts on an empty balance; twice that once many in a row have failed."""
+"""Seconds between two attempts on an empty balance; twice that after many failures in a row."""
 
 _MANY = 20
 
 OVERDUE = 1.0
-"""Seconds after which an attempt that is out keeps no other back: a vendor that hangs would
-otherwise be asked once in each attempt timeout, and be found well that much too late."""
+"""Seconds after which an attempt in flight no longer blocks the next: a vendor that hangs would
+otherwise be called once in each attempt timeout, and its recovery noticed that much later."""
 
 RAMP = 5.0
-"""Seconds after which a provider that came back is asked without a bound again."""
+"""Seconds after which a recovered provider is called without limit again."""
 
 _LEAST_PACE = 8.0
 """Attempts a second at the beginning of the ramp, at least."""
 
 _BURST = 1 / 8
-"""Seconds of the pace that are saved on the ramp: one attempt at the least pace."""
+"""Seconds of unused pace that the ramp keeps: one attempt at the least pace."""
 
 _ABOVE_ARRIVALS = 1.5
 """That pace, as a multiple of the rate at which requests arrive."""
 
 _NOTHING = 1e-6
-"""Share of an attempt that is not waited for: so short a wait might not move the clock."""
+"""Share of an attempt that needs no wait: so short a wait might not move the clock."""
 
 
 class LastResort:
     """The balance of one operation of one provider. Synchronous, for one event loop.
 
     Attributes:
-        quiet: The balance is full and nothing is under way: with a closed circuit, an attempt and
-        an
-            answer change nothing.
+        balance: Attempts that are paid for.
+        quiet: The balance is full and nothing is in flight: while the circuit is closed, attempts
+            and answers change nothing.
     """
 
     __slots__ = (
@@ -64,7 +64,6 @@ class LastResort:
         "_failed",
         "_last",
         "_out",
-        "_purse",
         "_ramp_began",
         "_ramp_credit",
         "_ramp_looked",
@@ -72,6 +71,7 @@ class LastResort:
         "_seen",
         "_seen_before",
         "_seen_since",
+        "balance",
         "quiet",
     )
 
@@ -80,41 +80,36 @@ class LastResort:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Return to the initial state."""
         self.quiet = False
-        self._purse = 0.0  # whole attempts
-        self._out = 0
+        self.balance = 0.0
+        self._out = 0  # attempts in flight on an empty balance
         self._failed = 0  # attempts on an empty balance, since the last answer
         self._last = -math.inf
         self._ramp_began = math.inf  # no ramp
         self._ramp_pace = 0.0
         self._ramp_credit = 0.0
         self._ramp_looked = 0.0
-        self._seen = 0  # requests in this second that had no other provider left
+        self._seen = 0  # requests of this second that had no other provider left
         self._seen_before = 0  # and in the one before
         self._seen_since = -math.inf
 
     def abandon(self) -> None:
-        """Forget the attempts that are out: their event loop is gone."""
+        """Forget the attempts in flight: their event loop is gone."""
         self._out = 0
 
     @property
-    def balance(self) -> float:
-        """Attempts that are paid for."""
-        return self._purse
-
-    @property
     def pending(self) -> bool:
-        """Whether an attempt on an empty balance is out: others may wait for its end."""
+        """Whether an attempt on an empty balance is in flight: others may wait for its end."""
         return self._out > 0
 
     @property
     def ramping(self) -> bool:
-        """Whether the provider has come back and is asked at a measured pace."""
+        """Whether the provider has recovered and is called at a measured pace."""
         return self._ramp_began < math.inf
 
     def seen(self) -> None:
-        """A request has come that has no other provider left; each request counts once."""
+        """Count a request that has no other provider left; once for each request."""
         now = self._clock.now()
         if now - self._seen_since >= 1.0:
             self._seen_before = self._seen if now - self._seen_since < 2.0 else 0
@@ -122,14 +117,14 @@ class LastResort:
         self._seen += 1
 
     def wait(self) -> float:
-        """Seconds until an attempt may begin while the circuit is not closed; 0.0 if now."""
-        if self._purse > 0:
+        """Return the seconds until an attempt may begin with the circuit not closed; 0.0 if now."""
+        if self.balance > 0:
             return 0.0
         pause = OVERDUE if self._out else TRICKLE * (1 + (self._failed >= _MANY))
         return max(0.0, self._last + pause - self._clock.now())
 
     def ramp_wait(self) -> float:
-        """Seconds until an attempt may begin on the ramp, with the circuit closed; 0.0 if now."""
+        """Return the seconds until an attempt may begin on the ramp; 0.0 if now."""
         now = self._clock.now()
         age = now - self._ramp_began
         if age >= RAMP:
@@ -144,25 +139,25 @@ class LastResort:
         return min(lacking / pace, max(_NOTHING, 1.0 - age % 1.0))  # then the pace doubles
 
     def begin(self, *, closed: bool) -> bool:
-        """An attempt begins. Returns whether it is on an empty balance, as `end` wants to know.
+        """Record that an attempt begins; return whether it is on an empty balance, for `end`.
 
         Args:
-            closed: Whether the circuit is.
+            closed: Whether the circuit is closed.
         """
         if closed:
-            self._ramp_credit -= 1.0  # read on a ramp only
+            self._ramp_credit -= 1.0  # used on a ramp only
             return False
         self.quiet = False
-        self._ramp_began = math.inf  # it has gone away again; the next return has its own ramp
+        self._ramp_began = math.inf  # it fails again; the next recovery has its own ramp
         self._last = self._clock.now()
-        if self._purse > 0:
-            self._purse -= 1.0
+        if self.balance > 0:
+            self.balance -= 1.0
             return False
         self._out += 1
         return True
 
     def end(self, trickled: bool, outcome: AttemptOutcome) -> None:
-        """An attempt ended."""
+        """Record how an attempt ended."""
         if trickled and self._out:
             self._out -= 1
         if outcome.effect is not Effect.ANSWERED:
@@ -171,8 +166,8 @@ class LastResort:
         self._failed = 0
         if trickled and not self.ramping:
             self._begin_ramp()
-        self._purse = min(MOST, self._purse + GAIN)
-        self.quiet = self._purse == MOST and not self._out and not self.ramping
+        self.balance = min(MOST, self.balance + GAIN)
+        self.quiet = self.balance == MOST and not self._out and not self.ramping
 
     def _begin_ramp(self) -> None:
         now = self._clock.now()

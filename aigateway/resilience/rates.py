@@ -1,30 +1,29 @@
-"""Requests and tokens per minute, kept on our side, so that the vendor need not refuse."""
+"""Requests and tokens per minute, limited by the gateway before the vendor refuses."""
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 from aigateway.clock import Clock
 
 __all__ = ["Entry", "RateLimits"]
 
 WINDOW = 60.0
-"""Seconds. Vendors' windows begin when they like; a sliding one is within all of them."""
+"""Seconds. The window slides, so it fits a vendor's window wherever that begins."""
 
 _BUCKET = 1.0
-"""Seconds whose tokens are counted together; they are all held until the last of them is old."""
+"""Seconds whose tokens are counted together, until the last of them leaves the window."""
 
 
+@dataclass(slots=True)
 class _Bucket:
-    __slots__ = ("began", "tokens")
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.tokens = 0
+    began: float
+    tokens: int = 0
 
 
 class Entry:
-    """One call's part in the rates."""
+    """The share of one call in the rates."""
 
     __slots__ = ("_bucket", "_estimate", "_limits")
 
@@ -34,10 +33,10 @@ class Entry:
         self._estimate = estimate
 
     def settle(self, tokens: int | None) -> None:
-        """Put what the vendor counted in the place of the estimate. A second time does nothing.
+        """Replace the estimate by the vendor's count. A second time does nothing.
 
         Args:
-            tokens: None where it did not say: the estimate stands.
+            tokens: None if the vendor did not count: the estimate stays.
         """
         bucket, self._bucket = self._bucket, None
         if bucket is not None and tokens is not None:
@@ -49,8 +48,8 @@ class RateLimits:
 
     Args:
         clock: The gateway's.
-        rpm: Calls begun in any 60 seconds, at most; None is no bound.
-        tpm: Tokens of the calls begun in any 60 seconds, at most; None is no bound.
+        rpm: Most calls begun in any 60 seconds; None is no limit.
+        tpm: Most tokens of the calls begun in any 60 seconds; None is no limit.
     """
 
     __slots__ = ("_buckets", "_calls", "_clock", "_rpm", "_tokens", "_tpm")
@@ -64,16 +63,16 @@ class RateLimits:
         self._tokens = 0
 
     def wait(self, tokens: int) -> float:
-        """Seconds until a call of so many tokens may begin; 0.0 if it may now.
+        """Return the seconds until a call of so many tokens may begin; 0.0 if now.
 
-        One that is larger than a whole minute's tokens may begin when nothing else was used, or it
-        never could.
+        A call larger than a whole minute's tokens may begin when the window is empty; else it never
+        could.
         """
         now = self._clock.now()
         return max(self._wait_for_call(now), self._wait_for_tokens(now, tokens))
 
     def begin(self, tokens: int) -> Entry:
-        """A call of about so many tokens begins."""
+        """Record that a call of about so many tokens begins."""
         now = self._clock.now()
         if self._rpm is not None:
             self._calls.append(now)
@@ -85,7 +84,7 @@ class RateLimits:
         return Entry(self, bucket, tokens)
 
     def correct(self, bucket: _Bucket, by: int) -> None:
-        """Change what a second's calls have used. One that is out of the window counts no more."""
+        """Change the tokens of one second, if it is still in the window."""
         bucket.tokens += by
         if self._buckets and bucket.began >= self._buckets[0].began:
             self._tokens += by

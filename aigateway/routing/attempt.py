@@ -1,9 +1,9 @@
-"""One attempt: one call to one provider, what it holds while it is out, and its one end.
+"""One attempt: one call to one provider, with its resources and its one end.
 
-From its making to `end` an attempt holds a pass of its provider's guards, a place of the limiter
-and an entry of the rates. `end` gives all of them back, once. What each end says about the provider
-is written at `AttemptEnd`, of failures at the verdict of their kind (`wires/failures.py`); what
-that does to each guard is the table in `resilience/guard.py`.
+An attempt holds a pass of its provider's guards, a slot of the limiter and an entry of the rates.
+`end` releases all of them, once. `AttemptEnd` says what each end means for the provider; for
+failures, that is the verdict of their kind (`wires/failures.py`). What that does to each guard is
+the table in `resilience/guard.py`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import AttemptOutcome, Effect
 from aigateway.resilience.health import ResponseTimes
-from aigateway.resilience.network import Reachability
-from aigateway.resilience.stall import StallDetector
+from aigateway.resilience.local_faults import Reachability, StallDetector
 from aigateway.routing.candidates import Candidate, RequestState
-from aigateway.routing.provider import Pass, Provider
+from aigateway.routing.guards import GuardPass
+from aigateway.routing.provider import Provider
 from aigateway.telemetry.emitter import Emitter
 from aigateway.wires.client import Failure
 from aigateway.wires.failures import VERDICTS, Gate, Verdict
 
-__all__ = ["FIRST_TOKEN_TIMEOUT", "Answer", "AttemptEnd", "CallContext", "PendingAttempt"]
+__all__ = ["FIRST_TOKEN_TIMEOUT", "AttemptEnd", "Billable", "CallContext", "PendingAttempt"]
 
 FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 - tokens of a model
-"""`Failure.code` of a stream that had no content in time."""
+"""`Failure.code` of a stream without content in time."""
 
 R = TypeVar("R", ChatRequest, EmbeddingRequest)
 
@@ -45,18 +45,18 @@ _BUSY = 529
 
 
 class AttemptEnd(Enum):
-    """How an attempt ends."""
+    """The end of an attempt."""
 
     ANSWERED = auto()
-    """Its answer is used (a stream came to its proper end): good for the provider."""
+    """Its answer is used (of a stream, all of it): a success of the provider."""
     UNUSED = auto()
-    """It was answered in the same moment as another attempt, which was quicker: good, too."""
+    """It was answered at the same moment as another attempt, which was used: a success, too."""
     FAILED = auto()
-    """It gave no answer, or none of use: what that means depends on the kind of the failure."""
+    """It has no answer, or no usable one; the meaning depends on the kind of the failure."""
     LEFT = auto()
     """The caller left the stream before its end: neutral."""
     CANCELLED = auto()
-    """The caller went away, or the request's own deadline came: neutral."""
+    """The caller cancelled, or the request's deadline passed: neutral."""
     HEDGE_LOST = auto()
     """Another attempt answered first, and this one was cancelled."""
 
@@ -67,7 +67,7 @@ _KIND_OF_END = {
     AttemptEnd.CANCELLED: FailureKind.CANCELLED,
     AttemptEnd.HEDGE_LOST: FailureKind.HEDGE_LOST,
 }
-"""The kind under which an end that brings the caller nothing is booked."""
+"""The failure kind that is recorded for an end without a used answer."""
 
 _EFFECTS: dict[Gate, Effect] = {
     Gate.NONE: Effect.NEUTRAL,
@@ -75,15 +75,14 @@ _EFFECTS: dict[Gate, Effect] = {
     Gate.DISABLE: Effect.MISCONFIGURED,
     Gate.NOT_OFFERED: Effect.MISCONFIGURED,
 }
-"""What a failure says about the provider that does not count as its own fault."""
-
+"""The meaning of a failure that does not count as the provider's fault."""
 
 _PROPER_END = AttemptOutcome(Effect.ANSWERED, lambda: None)
-"""What `end` says of an attempt whose answer `answered` has told of."""
+"""The end of a stream whose success was recorded at its first content."""
 
 
-class Answer(Protocol):
-    """What any operation brings back."""
+class Billable(Protocol):
+    """An answer of any operation, or a part of one, with its usage and cost."""
 
     @property
     def usage(self) -> Usage:
@@ -91,28 +90,28 @@ class Answer(Protocol):
 
     @property
     def cost_usd(self) -> float | None:
-        """US dollars as far as is known."""
+        """US dollars as far as known."""
 
 
 @runtime_checkable
 class Unfinished(Protocol):
-    """An answer that is still coming."""
+    """An answer that is still arriving."""
 
     def part(self) -> Completion:
-        """What has come so far."""
+        """Return what has arrived so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What all attempts of one gateway share.
+    """The parts that all attempts of one gateway share.
 
     Attributes:
         clock: Time and randomness.
-        limiter: The gateway's places.
-        emitter: Is told what happens.
-        network: Whether any provider at all can be reached.
-        stalls: Whether our own event loop stood still.
-        providers: Gives all of them, as they are now.
+        limiter: The gateway's slots.
+        emitter: Emits events.
+        network: Knows whether any provider can be reached.
+        stalls: Measures stalls of our own event loop.
+        providers: Returns the present providers.
     """
 
     clock: Clock
@@ -123,7 +122,7 @@ class CallContext:
     providers: Callable[[], Iterable[Provider]]
 
     def reset_circuits_opened_offline(self) -> None:
-        """Close those that opened only because no provider at all could be reached."""
+        """Close the circuits that opened only because no provider could be reached."""
         for provider in self.providers():
             if provider.name not in self.network.down:
                 continue
@@ -134,43 +133,46 @@ class CallContext:
 
 
 class PendingAttempt:
-    """One call under way. Made when it begins; `end` is called exactly once.
+    """One call in flight. Created when it begins; `end` is called exactly once.
 
     Attributes:
-        candidate: Whom it asks, as the request knows it.
-        provider: Whom it asks.
+        candidate: The provider and what the request knows about it.
+        provider: The provider that is called.
+        client: The provider's connection.
         limit: Seconds it may take.
-        patience: Seconds after which the provider is slower than it usually is.
-        number: Which of its request's attempts it is, from 1.
+        times: The latencies to compare it with.
+        patience: Seconds after which the provider is slower than usual.
+        number: Its number among the request's attempts, from 1.
         over: It has ended.
     """
 
     limit = patience = math.inf
     over = False
     _sent: ChatRequest | EmbeddingRequest | None = None
-    _estimate: Answer | None = None  # what it was counted for, without an answer
+    _estimate: Billable | None = None  # what was counted for it without an answer
     _first_content: float | None = None
 
     def __init__(
         self,
         candidate: Candidate,
-        held: Pass,
+        held: GuardPass,
         request: RequestState,
-        around: CallContext,
-        pace: ResponseTimes,
+        context: CallContext,
+        times: ResponseTimes,
     ) -> None:
         self.candidate = candidate
         self.provider = provider = candidate.provider
+        self.client = provider.client
         self._pass = held
         self._request = request
-        self._around = around
-        self._pace = pace
+        self._context = context
+        self.times = times
         self._slots = provider.slots
         self._rated = provider.rates.begin(request.tokens) if provider.rates else None
-        self._outstanding = pace.begin(around.stalls)
+        self._outstanding = times.begin(context.stalls)
         self._began = self._outstanding.began
-        around.stalls.begin()
-        around.limiter.take(self._slots)
+        context.stalls.begin()
+        context.limiter.take(self._slots)
         request.begun = self.number = request.begun + 1
         account = request.account
         self._trace = (
@@ -180,11 +182,11 @@ class PendingAttempt:
         )
 
     def seconds(self) -> float:
-        """How long it has taken so far."""
-        return self._around.clock.now() - self._began
+        """Return the seconds since it began."""
+        return self._context.clock.now() - self._began
 
     def outgoing(self, request: R) -> R:
-        """The request as it goes to the vendor: with the headers of whatever traces this call."""
+        """Return the request as the vendor gets it, with headers for tracing."""
         self._sent = request
         if self._trace is None or not self._trace.headers:
             return request
@@ -192,8 +194,8 @@ class PendingAttempt:
         kept = {name: v for name, v in request.headers.items() if name.lower() not in own}
         return replace(request, headers=kept | own)
 
-    def counted(self, answer: Answer) -> Answer:
-        """An answer as far as it came, with its usage and cost: as counted, else by estimate."""
+    def counted(self, answer: Billable) -> Billable:
+        """Return an answer or the part that came, with usage and cost as counted or estimated."""
         if self._sent is None:
             return answer
         if isinstance(answer, _COUNTABLE):
@@ -201,45 +203,51 @@ class PendingAttempt:
         return self.partial_with_cost(answer.part()) if isinstance(answer, Unfinished) else answer
 
     def partial_with_cost(self, part: Completion) -> Completion:
-        """Likewise what came of a stream that did not come to its end."""
+        """Return the part that came of a broken stream, with usage and cost."""
         return part if self._sent is None else self.provider.costs.counted(self._sent, part)
 
     def first_content(self) -> None:
-        """A stream has given its first content: the verdict on the provider falls here."""
-        seconds = self._answered()
+        """Record the first content of a stream: the provider's success is counted here."""
+        seconds = self._succeeded()
         self.provider.first_contents_seen.add(seconds)
         self._first_content = seconds
         if self._request.account is not None:
             self._request.account.first_content()
-        self._around.limiter.wake()  # another request may have waited for this verdict
+        self._context.limiter.wake()  # another request may wait for this result
 
     def end(
-        self, how: AttemptEnd, failure: Failure | None = None, answer: Answer | None = None
+        self, how: AttemptEnd, failure: Failure | None = None, answer: Billable | None = None
     ) -> Verdict | None:
-        """Give back what the attempt holds, tell the guards, and book it.
+        """Release what the attempt holds, report to the guards, and record it.
 
         Args:
             how: How it ended.
-            failure: What happened; for `AttemptEnd.FAILED` only.
-            answer: What came: the answer, or the part of one that has to be paid for.
+            failure: The failure; for `AttemptEnd.FAILED` only.
+            answer: The answer, or the part of one that has to be paid for.
 
         Returns:
-            For `AttemptEnd.FAILED`: what the failure leads to.
+            For `AttemptEnd.FAILED`: the verdict on the failure.
         """
         if self.over:
             raise AssertionError(f"An attempt at {self.provider.name} ended twice.")
         self.over = True
-        if how is AttemptEnd.ANSWERED and answer is not None:
-            self._end_answered(answer)
-            return None
         verdict = None
+        if how is AttemptEnd.ANSWERED:
+            assert answer is not None  # noqa: S101 - it was answered
+            if self._pass.answered:
+                self.candidate.guards.end(self._pass, _PROPER_END)
+            else:
+                self._succeeded(whole=True)
+            if self._sent is not None and isinstance(answer, _COUNTABLE):
+                answer = self.provider.costs.whole(self._sent, answer)
+            self._record(None, answer)
+            return None
         if how in _KIND_OF_END:
             failure = Failure(self._neutral_kind(how))
         elif failure is not None:
             verdict = VERDICTS[failure.kind]
         if how is AttemptEnd.UNUSED:
-            self._answered()
-            self.candidate.guards.end(self._pass, _PROPER_END)
+            self._succeeded(whole=True)
         elif failure is not None and verdict is not None:
             self._failed(failure, verdict)
         elif how is AttemptEnd.HEDGE_LOST:
@@ -247,29 +255,17 @@ class PendingAttempt:
         else:
             outcome = AttemptOutcome(Effect.NEUTRAL, self._request.cause)
             self.candidate.guards.end(self._pass, outcome)
-            self._pace.ended(self._outstanding)
+            self.times.ended(self._outstanding)
         answer = self._unanswered(how, failure) if answer is None else self.counted(answer)
-        self._book(failure, answer)
-        if failure is not None and verdict is not None:
-            self._tell(failure)
-        self._leave(failure, answer)
+        self._record(failure, answer, failed=verdict is not None)
         return verdict
 
-    def _end_answered(self, answer: Answer) -> None:
-        if not self._pass.answered:
-            self._answered()
-        self.candidate.guards.end(self._pass, _PROPER_END)
-        if self._sent is not None and isinstance(answer, _COUNTABLE):
-            answer = self.provider.costs.whole(self._sent, answer)
-        self._book(None, answer)
-        self._leave(None, answer)
-
-    def count_late_answer(self, answer: Answer) -> None:
-        """Count an answer that came although the attempt was cancelled, or had lost its hedge."""
+    def count_late_answer(self, answer: Billable) -> None:
+        """Count an answer that came although the attempt was cancelled or had lost its hedge."""
         answer = self.counted(answer)
         usage, cost_usd = answer.usage, answer.cost_usd
-        if self._estimate is not None:  # which has been counted
-            usage = _beyond(usage, self._estimate.usage)
+        if self._estimate is not None:  # it has been counted
+            usage = _excess(usage, self._estimate.usage)
             if cost_usd is not None:
                 cost_usd = max(0.0, cost_usd - (self._estimate.cost_usd or 0.0))
         self.provider.counters.spent(usage, cost_usd)
@@ -279,30 +275,33 @@ class PendingAttempt:
 
     # ── the guards ───────────────────────────────────────────────────────────────────────────
 
-    def _answered(self) -> float:
-        """The provider has shown that it is well; returns how long that took, in seconds."""
-        provider, around, began = self.provider, self._around, self._began
-        now = around.clock.now()
+    def _succeeded(self, *, whole: bool = False) -> float:
+        """Report the provider's success; return the seconds that it took."""
+        provider, context, began = self.provider, self._context, self._began
+        now = context.clock.now()
         seconds = now - began
-        around.network.reached(provider.name)
-        own = seconds - around.stalls.stood(began, now)
+        context.network.reached(provider.name)
+        own = seconds - context.stalls.stalled(began, now)
         outcome = AttemptOutcome(Effect.ANSWERED, self._request.cause, own)
-        self.candidate.guards.answered(self._pass, outcome, self._pace, self._outstanding)
+        self.candidate.guards.answered(
+            self._pass, outcome, self.times, self._outstanding, whole=whole
+        )
         if provider.adaptive.fallen:
             provider.adaptive.succeeded(provider.slots.in_flight)
-            self._bound(provider.adaptive.limit)
-        self._apply_vendor_limits()
+            self._limit_calls(provider.adaptive.limit)
+        if pause := self.client.pause():
+            self.candidate.guards.cooldown.throttle(pause)
         return seconds
 
     def _failed(self, failure: Failure, verdict: Verdict) -> None:
         effect = Effect.FAILED if verdict.counts else _EFFECTS[verdict.gate]
-        # A connection that could not be made to any provider is the network's fault.
+        # If no provider can be connected to, it is the network's fault.
         if self._is_network_fault(failure):
             effect = Effect.NEUTRAL
         if effect is Effect.FAILED:
             self.candidate.blamed = True
         elif effect is Effect.MISCONFIGURED:
-            self._around.network.forget(self.provider.name)  # not asked for a while
+            self._context.network.forget(self.provider.name)  # it is not called for a while
         self._throttled_by(failure)
         retry_after = failure.retry_after
         if effect is Effect.FAILED and verdict.gate is not Gate.COOLDOWN:
@@ -312,17 +311,17 @@ class PendingAttempt:
             effect, self._request.cause, 0.0, failure.kind, failure.status, retry_after, certain
         )
         self.candidate.guards.end(self._pass, outcome)
-        self._apply_vendor_limits()
-        self._pace.ended(self._outstanding)
+        if pause := self.client.pause():
+            self.candidate.guards.cooldown.throttle(pause)
+        self.times.ended(self._outstanding)
 
     def _hedge_lost(self) -> None:
         """Settle an attempt that was cancelled because another was quicker.
 
-        Whether it would have answered is unknown. If it was later than this provider is known to
-        be, and the provider answers no other until its time would have been over, it counts as
-        a failure after all.
+        Its result is unknown. If it took longer than usual here, and the provider answers no other
+        call until its timeout would have come, it counts as a failure after all.
         """
-        guards, request, held, pace = self.candidate.guards, self._request, self._pass, self._pace
+        guards, request, held, times = self.candidate.guards, self._request, self._pass, self.times
 
         def settle(failed: bool) -> None:
             if failed:
@@ -330,29 +329,29 @@ class PendingAttempt:
             effect = Effect.FAILED if failed else Effect.NEUTRAL
             guards.end(held, AttemptOutcome(effect, request.cause))
 
-        now = self._around.clock.now()
-        late = now - self._began - self._around.stalls.stood(self._began, now) >= self.patience
-        if late and not held.probe and pace.p95 is not None:
-            pace.hedge_lost(self._outstanding, self._began + self.limit, settle)
+        now = self._context.clock.now()
+        late = now - self._began - self._context.stalls.stalled(self._began, now) >= self.patience
+        if late and not held.probe and times.p95 is not None:
+            times.hedge_lost(self._outstanding, self._began + self.limit, settle)
         else:
-            pace.ended(self._outstanding)
-            # A probe that is late is judged at once: others wait for its verdict, and with its
-            # place given back the next request would probe again.
+            times.ended(self._outstanding)
+            # A late probe is judged at once: others wait for its result, and if its permit were
+            # released, the next request would probe again.
             settle(held.probe and late)
 
     def _is_network_fault(self, failure: Failure) -> bool:
-        around, name = self._around, self.provider.name
+        context, name = self._context, self.provider.name
         if not failure.unreachable:
             if failure.status is not None:
-                around.network.reached(name)
+                context.network.reached(name)
             return False
-        if not around.network.unreachable(name):
+        if not context.network.unreachable(name):
             return False
-        around.reset_circuits_opened_offline()
+        context.reset_circuits_opened_offline()
         return True
 
     def _throttled_by(self, failure: Failure) -> None:
-        """Let fewer calls out at once, if that is what the vendor says."""
+        """Lower the limit of calls in flight, if the vendor is overloaded."""
         if (
             failure.kind is FailureKind.RATE_LIMITED
             or failure.status == _BUSY
@@ -360,31 +359,25 @@ class PendingAttempt:
         ):
             provider = self.provider
             provider.adaptive.throttled(provider.slots.in_flight, self._began)
-            self._bound(provider.adaptive.limit)
+            self._limit_calls(provider.adaptive.limit)
 
-    def _bound(self, calls: int) -> None:
-        """Set how many calls may be out; a higher bound may be what a request waits for."""
+    def _limit_calls(self, calls: int) -> None:
+        """Limit the calls in flight; a request may wait for a higher limit."""
         slots = self.provider.slots
         if slots.limit != calls:
             slots.limit = calls
-            self._around.limiter.wake()
+            self._context.limiter.wake()
 
-    def _apply_vendor_limits(self) -> None:
-        """Stop calls before they are refused, where the vendor says that none is left."""
-        pause = self.provider.pause()
-        if pause:
-            self.candidate.guards.cooldown.throttle(pause)
-
-    # ── the books ────────────────────────────────────────────────────────────────────────────
+    # ── accounting ───────────────────────────────────────────────────────────────────────────
 
     def _neutral_kind(self, how: AttemptEnd) -> FailureKind:
-        late = how is AttemptEnd.CANCELLED and self._around.clock.now() >= self._request.deadline
+        late = how is AttemptEnd.CANCELLED and self._context.clock.now() >= self._request.deadline
         return FailureKind.DEADLINE if late else _KIND_OF_END[how]
 
-    def _unanswered(self, how: AttemptEnd, failure: Failure | None) -> Answer | None:
-        """What an attempt comes to that was broken off before anything came; None if nothing.
+    def _unanswered(self, how: AttemptEnd, failure: Failure | None) -> Billable | None:
+        """Estimate what an attempt without an answer costs; None if nothing.
 
-        A provider that is silent beyond its own time is taken to have read the prompt only.
+        After a timeout the vendor is assumed to have read the prompt only.
         """
         if self._sent is None:
             return None
@@ -400,16 +393,20 @@ class PendingAttempt:
         return self._estimate
 
     def _report_cost(self, cost_usd: float | None) -> None:
-        """Tell the account that is kept for the request."""
         if self._sent is not None and self._sent.on_cost is not None:
             self._sent.on_cost(cost_usd)
 
-    def _book(self, failure: Failure | None, answer: Answer | None) -> None:
-        provider, request, seconds = self.provider, self._request, self.seconds()
+    def _record(
+        self, failure: Failure | None, answer: Billable | None, *, failed: bool = False
+    ) -> None:
+        """Count the attempt, emit its events, and release its slot."""
+        provider, request, context = self.provider, self._request, self._context
+        seconds = context.clock.now() - self._began
         cost_usd = kind = status = None
         if answer is not None:
             cost_usd = answer.cost_usd
-            self._report_cost(cost_usd)
+            if self._sent is not None and self._sent.on_cost is not None:
+                self._sent.on_cost(cost_usd)
         if failure is None:
             assert answer is not None  # noqa: S101 - it was answered
             provider.counters.succeeded(seconds, answer.usage, cost_usd)
@@ -430,46 +427,40 @@ class PendingAttempt:
                 seconds,
                 cost_usd,
                 self._pass.last_resort,
-                self._dropped() if failure is None else (),
+                ()
+                if failure is not None or request.params is None
+                else tuple(provider.dropped(request.params, request.messages)),
             )
         )
-
-    def _dropped(self) -> tuple[str, ...]:
-        params, messages = self._request.params, self._request.messages
-        return () if params is None else tuple(self.provider.dropped(params, messages))
-
-    def _tell(self, failure: Failure) -> None:
-        self._around.emitter.emit(
-            ProviderFailed(
-                self._request.request_id,
-                self.provider.name,
+        if failure is not None and failed:
+            event = ProviderFailed(
+                request.request_id,
+                provider.name,
                 failure.kind,
                 failure.status,
                 failure.code,
-                self.seconds(),
+                seconds,
                 self.number,
                 self._pass.last_resort,
             )
-        )
-
-    def _leave(self, failure: Failure | None, answer: Answer | None) -> None:
+            context.emitter.emit(event)
         if self._rated is not None:
             self._rated.settle(self._tokens(failure, answer))
-        self._around.stalls.end()
-        self._around.limiter.give_back(self._slots)
-        if self._request.account is not None:
+        context.stalls.calls -= 1
+        context.limiter.give_back(self._slots)
+        if request.account is not None:
             self._report(failure, answer)
 
-    def _tokens(self, failure: Failure | None, answer: Answer | None) -> int | None:
-        """What the vendor has counted; None where that is not known."""
+    def _tokens(self, failure: Failure | None, answer: Billable | None) -> int | None:
+        """Return the tokens that the vendor has counted; None if not known."""
         if answer is not None and answer is not self._estimate:
             return answer.usage.total_tokens or None
         if failure is None or failure.kind in _POSSIBLY_BILLED:
             return None
         return 0
 
-    def _report(self, failure: Failure | None, answer: Answer | None) -> None:
-        """Tell whatever follows each attempt how this one ended."""
+    def _report(self, failure: Failure | None, answer: Billable | None) -> None:
+        """Report the end to the request's account."""
         provider, account = self.provider, self._request.account
         assert account is not None  # noqa: S101 - the caller has looked
         others = self._request.attempts[:-1]  # the last one is this
@@ -493,8 +484,8 @@ class PendingAttempt:
         account.attempt_ended(event, self._trace, answer)
 
 
-def _beyond(usage: Usage, counted: Usage) -> Usage:
-    """What a usage is beyond what was counted already."""
+def _excess(usage: Usage, counted: Usage) -> Usage:
+    """Return the part of a usage that has not been counted yet."""
     prompt = max(0, usage.prompt_tokens - counted.prompt_tokens)
     answer = max(0, usage.completion_tokens - counted.completion_tokens)
     return Usage(prompt, answer, prompt + answer)
@@ -503,4 +494,4 @@ def _beyond(usage: Usage, counted: Usage) -> Usage:
 _POSSIBLY_BILLED = frozenset(
     {FailureKind.TIMEOUT, FailureKind.CANCELLED, FailureKind.DEADLINE, FailureKind.HEDGE_LOST}
 )
-"""Failures after which the vendor has very likely counted what it was asked."""
+"""Failures after which the vendor has very likely counted the request's tokens."""

@@ -1,10 +1,11 @@
-"""The gateway's providers, and what one request has met at each that may serve it."""
+"""The gateway's providers, and the state of one request at each of its candidates."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 from aigateway.cache.key import request_digest
@@ -50,7 +51,7 @@ TRANSIENT = frozenset(
         FailureKind.SATURATED,
     }
 )
-"""Failures after which asking the same provider again, a little later, makes sense."""
+"""Failures after which the same provider may answer a little later."""
 
 _CALLER_ERRORS = {
     FailureKind.CONTEXT_WINDOW: (ContextWindowExceededError, "The prompt is too long"),
@@ -62,41 +63,41 @@ _CALLER_ERRORS = {
         " parameters that a model does not take)",
     ),
 }
-"""Failures that another try cannot mend, and the error each becomes; the first listed wins."""
+"""Failures that a retry cannot repair, and their errors; the first one listed wins."""
 
 
 class Candidate:
-    """A provider that may serve one request, and what the request has met there.
+    """A provider that may serve one request, and the state of the request there.
 
     Attributes:
         provider: The provider.
         guards: Its guards for the request's operation.
-        tried: It was asked in this round, or passed over for good.
-        calls: How often it was asked: to ask it again is an extra call.
-        barred: It is not asked in any round.
+        tried: It was called in this round, or is excluded from the round.
+        calls: The number of calls; each further one is an extra call.
+        barred: It is excluded from all rounds.
         broke: Its stream broke after its first content.
-        blamed: This request has seen it fail through its own fault.
+        blamed: It has failed this request through its own fault.
         unreachable: No connection could be made to it.
-        cause: Why it has not answered, as far as is known.
-        canary: Whether this request asks it although it is degraded; None until that is drawn.
-        seen: The request has come to it as its last resort.
+        cause: Why it has not answered, as far as known.
+        canary: Whether this request calls it although it is degraded; None until that is drawn.
+        seen: The request has counted as one with no other provider left.
     """
 
     tried = barred = blamed = unreachable = seen = broke = False
     calls = 0
     cause: ProviderFailure | None = None
     canary: bool | None = None
-    # Defaults of the class: what most requests never touch costs them nothing.
+    # Defaults of the class: most requests change few of them.
 
     def __init__(self, provider: Provider, operation: Operation) -> None:
         self.provider = provider
-        self.guards = provider.guards(operation)
+        self.guards = provider.chat if operation == "chat" else provider.embeddings
 
     def begin_round(self) -> None:
-        """It may be asked again, unless it would be wrong to.
+        """Allow it in the next round, if a call can help.
 
-        To probe a circuit that this request has seen fail would count a second failure of one
-        request against it.
+        A request does not probe a circuit after its own failure there: a second failure of the same
+        request must not count.
         """
         hopeless = self.calls and self.cause is not None and self.cause.kind not in TRANSIENT
         self.tried = bool(
@@ -106,30 +107,30 @@ class Candidate:
         )
 
     def retry_without_hint(self) -> None:
-        """It refused a hint, and may be asked again without it: that is no retry."""
+        """Allow another call without the hint that it refused; that is no retry."""
         self.tried = False
         self.calls -= 1
 
     def note(self, cause: ProviderFailure) -> None:
-        """Remember why it gave no answer. What an attempt showed stands over a mere refusal."""
+        """Remember why it gave no answer; the failure of an attempt is kept."""
         if self.cause is None or not self.calls:
             self.cause = cause
 
     def is_canary(self) -> bool:
-        """Whether this request asks it although it is degraded; drawn once."""
+        """Return whether this request calls it although it is degraded; drawn once."""
         if self.canary is None:
             self.canary = self.guards.health.draw_canary()
         return self.canary
 
     def last_resort_wait(self, wait: float, began: float) -> float:
-        """Seconds until this request may ask it as last resort; `NEVER` if it may not.
+        """Return the seconds until this request may call it as last resort, or `NEVER`.
 
         Args:
-            wait: What its guards say.
+            wait: `GuardRefusal.last_resort`.
             began: When the request began, on the clock's own scale.
         """
-        # What the vendor has said since then of key, model or billing holds for this request, too.
-        if wait == NEVER or self.calls or self.guards.setup.refused_before(began) is None:
+        # If the vendor has refused key, model or billing since then, it would do so again.
+        if wait == NEVER or self.calls or self.guards.disabling.refused_before(began) is None:
             return NEVER
         if not self.seen:
             self.seen = True
@@ -138,38 +139,38 @@ class Candidate:
 
 
 class RequestState:
-    """One request on its way across providers.
+    """The state of one request on its way across providers.
 
     Args:
-        request: What is asked.
-        operation: Which operation that is.
+        request: The request.
+        operation: Its operation.
         roster: The gateway's providers.
         began: When it began, on the clock's own scale.
         deadline: When it has to end, likewise.
-        tokens: How many it will use, by estimate; only for providers with a `tpm`.
-        params: Its parameters, if it has some that a provider may do without.
-        hedge: Whether a second provider may be asked while the first is slow.
-        account: Where its attempts are reported, if anything wants to know.
+        tokens: Its estimated tokens; only for providers with a `tpm`.
+        params: Its parameters, if it has some that a provider may drop.
+        hedge: Whether it may be hedged.
+        account: Where its attempts are reported, if anywhere.
 
     Raises:
         NoProvidersError: There is no provider at all.
         UnknownModelError: None of them serves the model, or does the operation.
 
     Attributes:
-        attempts: Every call made, in the order of their ends.
+        attempts: Its calls, in the order of their ends.
         background: Whether it waits behind every request that is not in the background.
-        begun: How many calls have begun.
+        begun: The number of calls begun.
         candidates: One for each provider.
-        messages: What is said, which may leave no room for some of the parameters.
-        model: The model that it names: then every provider of that is a candidate. None: any.
-        tenant: On whose behalf, where places are shared out.
-        loading_seconds: How long it waited for litellm to load and clients to be made.
-        go_on_when_refused: A rejection by one provider does not keep it from the others.
-        nearly_over: It has waited for its turn of a last resort until it was too late for one.
-        overdue: It has waited so long for a free place that it takes a last resort instead.
-        rejected_by: The company that called it invalid, while another is asked for its opinion.
-        ticket: Its place in the queue for free providers; None until it has to wait.
-        waited: Seconds for which it has waited for a place, while none could say how long to wait.
+        messages: Its messages; some of them exclude some parameters.
+        model: The model that it names; every provider of it is a candidate. None: any model.
+        tenant: Its tenant.
+        loading_seconds: How long it waited until litellm was loaded and clients were open.
+        go_on_when_refused: A rejection by one provider does not end it.
+        nearly_over: It has waited for a last resort until the rest of its time was too short.
+        overdue: It has waited so long for a free slot that it may use a last resort instead.
+        rejected_by: The company that rejected it, while another one gives a second opinion.
+        ticket: Its place in the queue for free slots; None until it has to wait.
+        waited: Seconds of waiting for a slot without a known end.
     """
 
     begun = 0
@@ -195,12 +196,12 @@ class RequestState:
         account: Account | None = None,
     ) -> None:
         self._request = request
-        self._roster = roster
-        self._version = roster.version
+        self.roster = roster
+        self.version = roster.version
         self._providers = roster.candidates(request.model, operation)
         self.request_id = request.request_id
         self.operation: Operation = operation
-        self.candidates = tuple([Candidate(provider, operation) for provider in self._providers])
+        self.candidates = tuple(map(Candidate, self._providers, repeat(operation)))
         self.began = began
         self.deadline = deadline
         self.model = request.model
@@ -215,27 +216,27 @@ class RequestState:
             self.background = request.background
 
     def share(self, seconds: float) -> float:
-        """So many seconds, but no more than a quarter of its time."""
+        """Return `seconds`, but at most a quarter of the request's time."""
         return min(seconds, (self.deadline - self.began) / 4)
 
     def cause(self) -> Hashable:
-        """Its digest, worked out at the first failure: most requests never need it."""
+        """Return its digest, computed at the first failure."""
         if self._digest is None:
             self._digest = request_digest(self._request)
         return self._digest
 
     @property
     def causes(self) -> tuple[ProviderFailure, ...]:
-        """Why each provider that was asked or passed over gave no answer, in the plan's order."""
+        """Why each provider that was called or passed over gave no answer, in their order."""
         return tuple(c.cause for c in self.candidates if c.cause is not None)
 
     def add_new_providers(self) -> None:
-        """Make candidates of providers that were added since the last look."""
-        if self._roster.version == self._version:
+        """Add candidates for providers that were added since the last look."""
+        if self.roster.version == self.version:
             return
-        self._version = self._roster.version
+        self.version = self.roster.version
         try:
-            providers = self._roster.candidates(self.model, self.operation)
+            providers = self.roster.candidates(self.model, self.operation)
         except (NoProvidersError, UnknownModelError):
             return  # all were removed
         known = {candidate.provider for candidate in self.candidates}.union(self._providers)
@@ -245,19 +246,18 @@ class RequestState:
         self.candidates = tuple(ordered)
 
     def begin_round(self) -> None:
-        """Each candidate may be asked again, but for those that it would be wrong to ask."""
+        """Allow each candidate in the next round, if a call can help."""
         for candidate in self.candidates:
             candidate.begin_round()
 
     def group(self) -> Hashable:
-        """Equal for requests that could go on in the same moments, while they wait for a place.
+        """Return what is equal for waiting requests that could go on at the same moments.
 
-        What a vendor has refused for its setup holds for requests that were there before; and a
-        provider that was removed is another than the one that has its name now. Which providers
-        may be added hangs on the model.
+        A refusal of key, model or billing holds for requests that began before it. Providers, not
+        their names: a removed one differs from a new one of its name.
         """
         open_to = [
-            (c.provider, bool(c.calls), c.guards.setup.refused_before(self.began))
+            (c.provider, bool(c.calls), c.guards.disabling.refused_before(self.began))
             for c in self.candidates
             if not c.tried
         ]
@@ -266,7 +266,7 @@ class RequestState:
 
     @property
     def looks_offline(self) -> bool:
-        """Whether none could be connected to, which says more of the way than of them."""
+        """Whether no provider could be connected to: the network is probably down."""
         known = [c for c in self.candidates if c.cause is not None]
         return len(known) > 1 and all(c.unreachable for c in known)
 
@@ -281,7 +281,7 @@ class Roster:
         self._by_model: dict[str | None, tuple[Provider, ...]] = {}
         self._for_all: dict[Operation, tuple[Provider, ...]] = {}
         self.version = 0
-        """Grows with every change that a request under way may have to know of."""
+        """Grows with every change that a request in progress may have to know."""
         self.counts_tokens = False
         """Whether a provider keeps a rate of tokens, so that requests must be estimated."""
         for provider in providers:
@@ -294,7 +294,7 @@ class Roster:
         return len(self._providers)
 
     def add(self, provider: Provider) -> None:
-        """Add one.
+        """Add a provider.
 
         Raises:
             ConfigurationError: The name is taken.
@@ -310,7 +310,7 @@ class Roster:
         self._clear_lookups()
 
     def remove(self, name: str) -> Provider:
-        """Take one out and return it.
+        """Remove a provider and return it.
 
         Raises:
             ConfigurationError: There is none of that name.
@@ -321,7 +321,7 @@ class Roster:
         return provider
 
     def named(self, name: str) -> Provider:
-        """The one of that name.
+        """Return the provider of a name.
 
         Raises:
             ConfigurationError: There is none.
@@ -334,14 +334,14 @@ class Roster:
         )
 
     def serving(self, model: str | None) -> tuple[Provider, ...]:
-        """The providers of that model, name or alias (None: all), best priority first.
+        """Return the providers of a model, name or alias (None: all), best priority first.
 
         Raises:
             NoProvidersError: There is no provider at all.
             UnknownModelError: None of them serves it.
         """
-        # Taken before looking: should another thread add a provider meanwhile, what is found goes
-        # into the mapping that it threw away.
+        # Read first: if another thread adds a provider meanwhile, the result goes into the old
+        # mapping, which is dropped.
         by_model = self._by_model
         found = by_model.get(model)
         if found is None:
@@ -350,14 +350,14 @@ class Roster:
         return found
 
     def candidates(self, model: str | None, operation: Operation) -> Sequence[Provider]:
-        """Who may serve a request. Without a model, only those whose model does the operation.
+        """Return the providers for a request; without a model, those that offer the operation.
 
         Raises:
             NoProvidersError: There is no provider at all.
             UnknownModelError: None of them serves the model, or does the operation.
         """
         if model is not None:
-            return self.serving(model)  # named: the caller knows better
+            return self.serving(model)  # the caller has chosen it
         for_all = self._for_all
         found = for_all.get(operation)
         if found is None:
@@ -369,10 +369,10 @@ class Roster:
         return found
 
     def seconds_until_available(self, model: object) -> float:
-        """Seconds until a chat for that model can be asked as of right.
+        """Return the seconds until the guards allow a chat for that model.
 
-        0 if it can be now, or if a probe is out, whose result may come at any moment; and 0 if
-        waiting is no use: no provider serves it, or those that do are set up wrong or shut off.
+        0 if they allow it now, or if the result of a probe may come at any moment; and 0 if waiting
+        cannot help: no provider serves the model, or all are disabled or forced open.
         """
         soonest = math.inf
         for provider in self._asked_for(model):
@@ -384,12 +384,12 @@ class Roster:
         return 0.0 if soonest == math.inf else soonest
 
     def seconds_until_last_resort(self, model: object) -> float:
-        """Seconds until one chat for that model may be asked as last resort; `NEVER` if none."""
+        """Return the seconds until one chat for that model may use a last resort, or `NEVER`."""
         waits = [p.refusal("chat") for p in self._asked_for(model)]
         return min((r.last_resort for r in waits if r is not None), default=NEVER)
 
     def refusal_of_all(self, model: object) -> AllProvidersFailedError:
-        """The error for a chat for that model while no provider may be asked as of right."""
+        """Return the error for a chat for that model while the guards of all providers refuse."""
         refusals = [(p, p.refusal("chat")) for p in self._asked_for(model)]
         return AllProvidersFailedError.of(
             [provider.refused(refusal) for provider, refusal in refusals if refusal is not None]
@@ -422,11 +422,11 @@ class Roster:
 
 
 def none_offers(operation: Operation, providers: Sequence[Provider]) -> UnknownModelError:
-    """The error for an operation that no provider's model is known for."""
+    """Return the error for an operation that no provider offers."""
     return UnknownModelError(
-        f"No provider is for {operation}: litellm's model map (or `operations`) says that"
-        f" {_names(providers)} {'is' if len(providers) == 1 else 'are'} not. Add a provider whose"
-        f" model is, name one with `model=`, or set `operations` in its LLMConfig."
+        f"No provider offers {operation}: litellm's model map (or `operations`) says that"
+        f" {_names(providers)} {'does' if len(providers) == 1 else 'do'} not. Add a provider whose"
+        f" model does, name one with `model=`, or set `operations` in its LLMConfig."
     )
 
 
@@ -436,11 +436,11 @@ def final_error(
     *,
     offline: bool = False,
 ) -> GatewayError:
-    """The error for a request that got no answer: the caller's own fault, or the providers'.
+    """Return the error for a request without an answer: the caller's fault, or the providers'.
 
     Args:
         causes: One for each provider.
-        decided_by: The kind that ended it, where one did.
+        decided_by: The kind of the failure that ended it, if one did.
         offline: No connection could be made to any provider.
     """
     kinds = {decided_by} if decided_by else {cause.kind for cause in causes}

@@ -1,8 +1,8 @@
-"""One request across providers: ask, judge, go on, and give up in the right words.
+"""One request across providers: call, judge, go on, and raise the right error.
 
-Everything that decides is elsewhere: who is next (`select.py`), what the end of an attempt means
-(`attempt.py`), whose fault a failure is (`wires/failures.py`), whether a second provider is asked
-meanwhile (`hedge.py`), whether waiting helps (`resilience/retry.py`). This file does the walking.
+The decisions are elsewhere: the next provider (`select.py`), the meaning of an attempt's end
+(`attempt.py`) and of a failure (`wires/failures.py`), hedges (`hedge.py`), pauses
+(`resilience/retry.py`). This file carries them out.
 """
 
 from __future__ import annotations
@@ -26,13 +26,11 @@ from aigateway.events import RequestHedged, RequestRetrying
 from aigateway.messages import Attempt as AttemptRecord
 from aigateway.messages import Completion
 from aigateway.resilience.breaker import CircuitState
-from aigateway.resilience.health import ResponseTimes
-from aigateway.resilience.retry import NoCandidateLeftError, RetryPolicy, retry_rounds
-from aigateway.resilience.retry_budget import RetryBudget
+from aigateway.resilience.retry import NoCandidateLeftError, RetryBudget, RetryPolicy, retry_rounds
 from aigateway.routing.attempt import (
     FIRST_TOKEN_TIMEOUT,
-    Answer,
     AttemptEnd,
+    Billable,
     CallContext,
     PendingAttempt,
 )
@@ -43,8 +41,9 @@ from aigateway.routing.candidates import (
     final_error,
     none_offers,
 )
+from aigateway.routing.guards import in_milliseconds
 from aigateway.routing.hedge import Hedges, Race
-from aigateway.routing.provider import Provider, in_milliseconds
+from aigateway.routing.provider import Provider
 from aigateway.routing.select import Policy, PriorityPolicy, Selection, advance_rotation
 from aigateway.routing.work import Work
 from aigateway.settings import GatewaySettings
@@ -56,17 +55,17 @@ __all__ = ["Failovers", "Served"]
 _log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 3600.0
-"""Seconds after which a waiting request looks around again, if nothing else wakes it."""
+"""Seconds after which a waiting request looks again, if nothing else wakes it."""
 
 LAST_RESORT_NEEDS = 1.0
-"""Seconds of a request's time (at most a quarter of it) below which it takes no turn of the last
-resort any more. Else the oldest of many that wait would take each turn, and be cut by its deadline
-before a vendor that is well again can answer."""
+"""Seconds before its deadline (at most a quarter of its time) from which a request takes no last
+resort. Else the oldest of many waiting requests would take each dose, and reach its deadline before
+a recovered vendor can answer."""
 
 SLOT_OVERDUE = 1.0
-"""Seconds (at most a quarter of a request's time) for which it waits for a place at a healthy one
-before it may take a last resort elsewhere. The calls that hold the places may never end; a short
-queue, though, is better than a provider that fails."""
+"""Seconds (at most a quarter of its time) after which a request that waits for a slot of a healthy
+provider may use a last resort. The calls that hold the slots may never end; but a short queue is
+better than a provider that fails."""
 
 _NOT_ASKED = frozenset(
     {
@@ -76,22 +75,22 @@ _NOT_ASKED = frozenset(
         FailureKind.SATURATED,
     }
 )
-"""Kinds of causes that no attempt has shown."""
+"""Kinds of causes without an attempt."""
 
 _RETRY_AT_ONCE = TRANSIENT - {FailureKind.TIMEOUT}
-"""Failures after which the same provider may be asked at once; one that was silent until its
-timeout would be silent for as long again, while others may answer."""
+"""Failures after which the same provider may be called at once. After a timeout it would probably
+use as much time again, while others may answer."""
 
 T = TypeVar("T")
-A = TypeVar("A", bound=Answer)
-A_co = TypeVar("A_co", bound=Answer, covariant=True)
+A = TypeVar("A", bound=Billable)
+A_co = TypeVar("A_co", bound=Billable, covariant=True)
 
 
 @dataclass(slots=True)
 class Served(Generic[A_co]):
-    """An answer, who gave it, and every attempt it took. Of a stream the last is still out.
+    """An answer, its provider, and its attempts; of a stream the last one is still in flight.
 
-    `loading_seconds` is how long the request waited for providers to be prepared.
+    `loading_seconds` is the time in which the request waited for providers to be prepared.
     """
 
     answer: A_co
@@ -102,20 +101,20 @@ class Served(Generic[A_co]):
 
 
 class Failovers:
-    """Takes requests across providers. One for each gateway and event loop.
+    """Serves requests across providers. One for each gateway and event loop.
 
     Args:
         settings: Timeouts, retries, hedging.
-        around: What its attempts share.
+        context: The parts that its attempts share.
     """
 
-    def __init__(self, settings: GatewaySettings, around: CallContext) -> None:
-        self._around = around
-        self._clock = around.clock
-        self._limiter = around.limiter
-        self._emitter = around.emitter
-        self._policy: Policy = PriorityPolicy(around.limiter.has_place)
-        self._alarm = _WakeUp(self._clock, around.limiter.wake)
+    def __init__(self, settings: GatewaySettings, context: CallContext) -> None:
+        self._context = context
+        self._clock = context.clock
+        self._limiter = context.limiter
+        self._emitter = context.emitter
+        self._policy: Policy = PriorityPolicy(context.limiter.has_place)
+        self._timer = _WakeUpTimer(self._clock, context.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)
         self._retries_per_provider = settings.retries_per_provider
@@ -127,22 +126,23 @@ class Failovers:
         self._on_content_policy = settings.failover_on_content_policy
 
     async def run(self, request: RequestState, work: Work[A]) -> Served[A]:
-        """Get an answer from the best provider that gives one, within the deadline.
+        """Return an answer from the best provider that gives one, within the deadline.
 
         Raises:
-            RequestRejectedError: The request is at fault (or one of its subclasses).
-            AllProvidersFailedError: Every provider was asked or passed over.
-            DeadlineExceededError: The request's time ran out first.
-            OverloadedError: The queue for free providers is full.
+            RequestRejectedError: The request is at fault (or a subclass of it).
+            AllProvidersFailedError: Every provider was called or passed over.
+            DeadlineExceededError: The deadline passed first.
+            OverloadedError: The queue for free slots is full.
         """
-        self.refuse_if_stopped()
+        if self._stopped:
+            self.refuse_if_stopped()
         if not request.attempts:  # else a stream is resumed: the same request
             self._budget.request()
             if request.hedge:
                 self._hedges.request()
         left = request.deadline - self._clock.now()
         try:
-            async with self._clock.timeout(left, more=self._around.stalls.more) as scope:
+            async with self._clock.timeout(left, more=self._context.stalls.more) as scope:
                 self._under_way.add(scope)
                 try:
                     return await self._round(request, work)
@@ -157,23 +157,23 @@ class Failovers:
         raise error
 
     async def in_time(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """Run something that ends with `TimeoutError` after so long.
+        """Run a coroutine with a timeout.
 
-        Time in which our own event loop stood still does not count.
+        Stalls of our own event loop do not count.
         """
-        async with self._clock.timeout(seconds, more=self._around.stalls.more):
+        async with self._clock.timeout(seconds, more=self._context.stalls.more):
             return await work
 
     async def bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """Run something that ends with `TimeoutError` after so long, or when the gateway closes.
+        """Run a coroutine with a timeout, which also ends when the gateway closes.
 
-        Time in which our own event loop stood still does not count.
+        Stalls of our own event loop do not count.
         """
         if self._stopped:
             work.close()
             self.refuse_if_stopped()
         try:
-            async with self._clock.timeout(seconds, more=self._around.stalls.more) as scope:
+            async with self._clock.timeout(seconds, more=self._context.stalls.more) as scope:
                 self._under_way.add(scope)
                 try:
                     return await work
@@ -185,19 +185,15 @@ class Failovers:
         raise GatewayError("The gateway was closed while it streamed.")
 
     def refuse_if_stopped(self) -> None:
-        """Raise if the gateway is closed.
-
-        Raises:
-            GatewayError: It is.
-        """
+        """Raise `GatewayError` if the gateway is closed."""
         if self._stopped:
             raise GatewayError("This gateway is closed; make another one.")
 
     async def stop(self) -> None:
-        """End every request that is under way with an error that says so, and wait for it."""
+        """End every request in progress with an error, and wait for that."""
         self._stopped = True
-        self._around.stalls.stop()  # first, else it would give timeouts more time
-        self._alarm.stop()
+        self._context.stalls.stop()  # first, else it would extend timeouts
+        self._timer.stop()
         while self._under_way:
             for scope in self._under_way:
                 if not scope.expired():
@@ -205,7 +201,7 @@ class Failovers:
             await asyncio.sleep(0)
         if self._losers:
             await asyncio.wait(self._losers)
-        for provider in self._around.providers():
+        for provider in self._context.providers():
             provider.close_guards()
 
     # ── rounds ───────────────────────────────────────────────────────────────────────────────
@@ -213,11 +209,7 @@ class Failovers:
     async def _further_rounds(
         self, request: RequestState, work: Work[A], first: NoCandidateLeftError
     ) -> Served[A]:
-        """Ask all again after a wait, where that may help.
-
-        Raises:
-            NoCandidateLeftError: It does not.
-        """
+        """Run further rounds after a wait, if that may help; else raise `NoCandidateLeftError`."""
         if self._retries.rounds == 0 or first.worth_waiting is None:
             raise first
 
@@ -236,17 +228,15 @@ class Failovers:
     async def _round(
         self, request: RequestState, work: Work[A], *, extra: bool = False
     ) -> Served[A]:
-        """Ask every candidate that can be asked, best first, until one answers.
+        """Call every candidate that may be called, best first, until one answers.
 
-        To ask one again is an extra call, which is budgeted: where many requests fail, more calls
-        would not mend it.
+        A second call of the same candidate is an extra call and needs the retry budget.
         """
         if extra or request.begun:
             request.begin_round()
         while True:
             if request.rejected_by is not None:
                 return await self._second_opinion(request, work)
-            request.add_new_providers()
             choice = self._choose(request)
             candidate = choice.candidate
             if candidate is None:
@@ -254,13 +244,13 @@ class Failovers:
                 continue
             if not candidate.provider.prepared:
                 await self._prepare_candidate(candidate, request)
-                continue  # that may have taken seconds: look again
+                continue  # that may have taken seconds: choose again
             if candidate.calls and not self._budget.take():
                 self._pass_over_unpaid(candidate, request, extra=extra)
                 continue
             attempt = self._begin(candidate, request, work, last_resort=choice.last_resort)
             if attempt is None:
-                continue  # a listener of the circuit took the place: `_choose` sees it now
+                continue  # a listener of the circuit took the permit: choose again
             if request.hedge:
                 served = await self._race(attempt, request, work)
             else:
@@ -272,7 +262,7 @@ class Failovers:
 
     @staticmethod
     def _pass_over_unpaid(candidate: Candidate, request: RequestState, *, extra: bool) -> None:
-        """Leave out a candidate that was asked before, since the retry budget is used up.
+        """Exclude a candidate that was called before, since the retry budget is used up.
 
         Raises:
             NoCandidateLeftError: In a further round: only extra calls are left.
@@ -282,10 +272,10 @@ class Failovers:
         candidate.tried = True
 
     async def _wait_for_slot(self, request: RequestState, choice: Selection) -> None:
-        """Wait for a free place, for the dose of a last resort, or for a provider passed over.
+        """Wait for a free slot, for the dose of a last resort, or for a provider passed over.
 
         Raises:
-            NoCandidateLeftError: There is none to wait for, or waiting would only use the time up.
+            NoCandidateLeftError: There is none to wait for, or none before the deadline.
         """
         for candidate, cause in choice.refused:
             candidate.note(cause)
@@ -293,7 +283,6 @@ class Failovers:
             return self._skip_saturated(request, choice)
 
         def may_go_on() -> bool:
-            request.add_new_providers()
             found = self._choose(request)
             if found.candidate is not None or self._is_hopeless(found, request):
                 return True
@@ -310,7 +299,7 @@ class Failovers:
     async def _queued(
         self, request: RequestState, choice: Selection, may_go_on: Callable[[], bool]
     ) -> None:
-        """Wait in the queue until woken, or until the request may ask others than before."""
+        """Wait in the queue until woken, or until the request may call others than before."""
         if request.ticket is None:
             request.ticket = self._limiter.ticket(
                 background=request.background, tenant=request.tenant
@@ -331,16 +320,18 @@ class Failovers:
         finally:
             request.waited += (self._clock.now() - began) * blind
             if not self._limiter.waiting:
-                self._alarm.stop()
+                self._timer.stop()
 
     def _choose(self, request: RequestState) -> Selection:
-        """Look for whom to ask now; a request whose time is nearly over asks proven ones alone."""
+        """Choose the next candidate; near its deadline a request calls proven ones only."""
+        if request.roster.version != request.version:
+            request.add_new_providers()
         candidates: Sequence[Candidate] = request.candidates
         if request.nearly_over:
             candidates = [c for c in candidates if c.guards.is_in_service()]
         params = request.params
         if params is not None and len(candidates) > 1:
-            # Those that take every parameter go first, as long as one can be asked now.
+            # Those that take every parameter come first, if one of them may be called now.
             taking = [c for c in candidates if not c.provider.dropped(params)]
             if len(taking) < len(candidates):
                 choice = self._policy.choose(taking, request)
@@ -349,17 +340,17 @@ class Failovers:
         return self._policy.choose(candidates, request)
 
     def _is_hopeless(self, choice: Selection, request: RequestState) -> bool:
-        """Whether there is none to wait for, or none in time; else its deadline ends the wait."""
+        """Return whether there is none to wait for, or none before the deadline."""
         if request.nearly_over:
             return all(candidate.tried for candidate in request.candidates)
         left = request.deadline - self._clock.now()
         return all(wait is not None and wait > left for wait in choice.waits)
 
     def _skip_saturated(self, request: RequestState, choice: Selection) -> None:
-        """Leave healthy providers that have no place in time to others, and look at the rest.
+        """Exclude healthy providers without a slot in time, so that the others are looked at.
 
         Raises:
-            NoCandidateLeftError: There is no rest.
+            NoCandidateLeftError: There are no others.
         """
         late = [c for c, cause in choice.refused if cause.kind is FailureKind.SATURATED]
         if not late or all(c.tried or c in late for c in request.candidates):
@@ -368,21 +359,21 @@ class Failovers:
             candidate.tried = True
 
     def _schedule_wake_up(self, choice: Selection) -> None:
-        """See that the queue is looked at when the first who was passed over may be asked again."""
+        """Have the queue woken when the first one that was passed over may be called."""
         waits = [wait for wait in (*choice.waits, *choice.changes) if wait]
         soonest = min(waits, default=math.inf)
         if soonest < math.inf:
-            # Rounded up: what rings a hair too early finds nothing and would ring for ever.
-            self._alarm.within(in_milliseconds(soonest))
+            # Rounded up: a timer that fires too early finds nothing and would fire for ever.
+            self._timer.within(in_milliseconds(soonest))
 
     async def _ask_again(
         self, candidate: Candidate, request: RequestState, work: Work[A]
     ) -> Served[A] | None:
-        """Try the same provider again, where `retries_per_provider` allows it."""
+        """Call the same provider again, if `retries_per_provider` allows it."""
         provider, guards = candidate.provider, candidate.guards
         for retry in range(1, self._retries_per_provider + 1):
             cause = candidate.cause
-            if cause is None or cause.kind not in _RETRY_AT_ONCE or provider.retired:
+            if cause is None or cause.kind not in _RETRY_AT_ONCE or not provider.prepared:
                 return None
             refusal = guards.refusal()
             if refusal is not None and refusal.kind is not FailureKind.COOLING_DOWN:
@@ -404,9 +395,9 @@ class Failovers:
         return None
 
     async def _second_opinion(self, request: RequestState, work: Work[A]) -> Served[A]:
-        """Ask one healthy provider of another vendor what it says to a rejected request.
+        """Call one healthy provider of another vendor for a rejected request.
 
-        It has to be free now, and is paid for out of the retry budget.
+        It must have a free slot now, and the call needs the retry budget.
 
         Raises:
             RequestRejectedError: There is none, or it gave no answer either.
@@ -432,7 +423,7 @@ class Failovers:
     # ── one provider ─────────────────────────────────────────────────────────────────────────
 
     async def _prepare_candidate(self, candidate: Candidate, request: RequestState) -> None:
-        """Prepare its provider; what cannot be prepared, or is for something else, is left out."""
+        """Prepare its provider; exclude it if that fails, or if it lacks the operation."""
         provider = candidate.provider
         if not await self._prepare(provider, request):
             candidate.tried = True
@@ -447,7 +438,7 @@ class Failovers:
         began = self._clock.now()
         try:
             await provider.prepare()
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the others may still answer
+        except Exception as exc:  # noqa: BLE001 - the others may still answer
             _log.warning("Provider %s cannot be prepared: %s.", provider.name, type(exc).__name__)
             return False
         finally:
@@ -469,12 +460,14 @@ class Failovers:
         candidate.tried = True
         candidate.calls += 1
         advance_rotation(candidate.provider, request.candidates)
-        return PendingAttempt(candidate, held, request, self._around, _times(candidate, work))
+        guards = candidate.guards
+        times = guards.first_contents if work.streamed else guards.answers
+        return PendingAttempt(candidate, held, request, self._context, times)
 
     async def _ask(
         self, candidate: Candidate, request: RequestState, work: Work[A]
     ) -> Served[A] | None:
-        """Make one more attempt at a candidate. None if the next should be asked."""
+        """Make one more attempt at a candidate. None means: go on to the next."""
         attempt = self._begin(candidate, request, work)
         if attempt is None:
             return None
@@ -487,7 +480,7 @@ class Failovers:
     def _served(
         attempt: PendingAttempt, answer: A, request: RequestState, work: Work[A]
     ) -> Served[A]:
-        """Settle the attempt that won."""
+        """Settle the attempt whose answer is used."""
         if work.streamed:
             attempt.first_content()
         else:
@@ -498,9 +491,9 @@ class Failovers:
     async def _race(
         self, attempt: PendingAttempt, request: RequestState, work: Work[A]
     ) -> Served[A] | None:
-        """Make an attempt, and a second one elsewhere if it is slow. None if both failed."""
+        """Make an attempt, and a hedge if it is slow. None if both failed."""
         first = attempt.candidate
-        delay = attempt.patience = self._hedges.delay(_times(first, work))
+        delay = attempt.patience = self._hedges.delay(attempt.times)
         for candidate in request.candidates:
             provider = candidate.provider
             if not (provider.prepared or provider.retired):
@@ -514,7 +507,7 @@ class Failovers:
                 return None
             rival = self._begin(other, request, work)
             if rival is not None:
-                rival.patience = self._hedges.delay(_times(other, work))
+                rival.patience = self._hedges.delay(rival.times)
                 name, after = other.provider.name, round(attempt.seconds(), 6)
                 self._emitter.emit(
                     RequestHedged(request.request_id, first.provider.name, name, after)
@@ -522,12 +515,12 @@ class Failovers:
             return rival
 
         race = Race(lambda runner: self._attempt(runner, request, work), work.discard, self._losers)
-        won = await race.run(attempt, self._clock, self._around.stalls, delay, second)
+        won = await race.run(attempt, self._clock, self._context.stalls, delay, second)
         return None if won is None else self._served(*won, request, work)
 
     @staticmethod
     def _healthy(candidates: Sequence[Candidate], *, prepared: bool) -> list[Candidate]:
-        """Those that could be asked without a probe, a check or a wait."""
+        """Return those that may be called without a probe, a check or a wait."""
         return [
             candidate
             for candidate in candidates
@@ -539,7 +532,7 @@ class Failovers:
         ]
 
     def _prepare_in_background(self, provider: Provider) -> None:
-        """Prepare a provider that may be wanted soon; once at a time."""
+        """Prepare a provider for a possible hedge; once at a time."""
         name = f"aigateway-prepare-{provider.name}"
         if any(task.get_name() == name for task in self._losers):
             return
@@ -550,20 +543,20 @@ class Failovers:
     async def _attempt(
         self, attempt: PendingAttempt, request: RequestState, work: Work[A]
     ) -> A | None:
-        """Wait for one attempt. What it brings is not settled yet.
+        """Wait for one attempt; a success is settled by the caller.
 
         Returns:
-            The answer, or None if the next provider should be asked.
+            The answer, or None to go on to the next provider.
 
         Raises:
-            GatewayError: No other should be asked.
+            GatewayError: No other provider is to be called.
         """
         limit, cut = self._time_for(attempt.provider, request, work)
         attempt.limit = limit
         failure: Failure
         unusable: Completion | None = None
         try:
-            async with self._clock.timeout(limit, more=self._around.stalls.more):
+            async with self._clock.timeout(limit, more=self._context.stalls.more):
                 answer = await work.ask(attempt)
                 work.check(answer)
                 return answer
@@ -573,11 +566,11 @@ class Failovers:
         except TimeoutError:
             slow_start = work.streamed and cut is FailureKind.TIMEOUT
             failure = Failure(cut, code=FIRST_TOKEN_TIMEOUT if slow_start else None)
-        except Exception as exc:  # noqa: BLE001 - none should come through; go on
+        except Exception as exc:  # noqa: BLE001 - a wire raises `VendorCallError` only
             _log.warning("Provider %s raised %s.", attempt.provider.name, type(exc).__name__)
             failure = Failure(FailureKind.UNKNOWN)
         except BaseException:
-            if not attempt.over:  # else a race that it has lost has settled it
+            if not attempt.over:  # else the race has settled it
                 attempt.end(AttemptEnd.CANCELLED)
             raise
         if not attempt.over:
@@ -591,10 +584,10 @@ class Failovers:
     def _time_for(
         self, provider: Provider, request: RequestState, work: Work[Any]
     ) -> tuple[float, FailureKind]:
-        """How long an attempt may take, and what it means if that is not enough.
+        """Return the timeout of an attempt, and the failure kind if it is reached.
 
-        Where the provider's own timeout would use up all that is left of the request, half of it
-        is kept for the next one. A provider that was cut for that reason is not to blame.
+        If the provider's own timeout would use the rest of the request's time, half of that is kept
+        for the next one. That timeout is not the provider's fault.
         """
         own = provider.first_token_timeout if work.streamed else provider.attempt_timeout
         left = request.deadline - self._clock.now()
@@ -604,7 +597,7 @@ class Failovers:
 
     @staticmethod
     def _may_be_next(candidate: Candidate, left: float) -> bool:
-        """Whether it may be asked after this attempt, as last resort if need be."""
+        """Return whether it may be called after this attempt, possibly as last resort."""
         if candidate.tried or candidate.provider.retired:
             return False
         refusal = candidate.guards.refusal()
@@ -615,14 +608,14 @@ class Failovers:
     async def _go_on(
         self, provider: Provider, request: RequestState, failure: Failure, verdict: Verdict
     ) -> None:
-        """Raise if no other provider should be asked after this failure."""
+        """Raise if no other provider is to be called after this failure."""
         if verdict.failover is Failover.LARGER_WINDOW:
             await self._keep_larger_windows(provider, request)
         elif verdict.failover is Failover.ALWAYS or request.go_on_when_refused:
             return
         elif verdict.failover is Failover.SECOND_OPINION and self._on_rejection:
             if self._on_rejection == "once":
-                # A second one of the same company is no second opinion: both may have been out.
+                # Two concurrent attempts at the same company are no second opinion.
                 if request.rejected_by not in {None, provider.company}:
                     raise final_error(request.causes, FailureKind.REJECTED)
                 request.rejected_by = provider.company
@@ -630,7 +623,7 @@ class Failovers:
             raise final_error(request.causes, failure.kind)
 
     async def _keep_larger_windows(self, provider: Provider, request: RequestState) -> None:
-        """Leave out the candidates that are not known to take more input than `provider` does."""
+        """Exclude the candidates that are not known to take more input than `provider`."""
         limit = provider.client.max_input_tokens or math.inf
         larger = [
             candidate
@@ -665,7 +658,7 @@ class Failovers:
 
     @staticmethod
     def _refresh_causes(request: RequestState) -> None:
-        """Say of those that were only passed over why they are now: that may have changed."""
+        """Update the causes of candidates without an attempt: they may have changed."""
         for candidate in request.candidates:
             waits = candidate.cause is None and not candidate.calls
             if waits or (candidate.cause is not None and candidate.cause.kind in _NOT_ASKED):
@@ -685,50 +678,43 @@ class Failovers:
             if refusal is None and cause.kind is FailureKind.SATURATED:
                 wait = cause.retry_after_seconds  # its place comes too late for this round
             if refusal is not None and wait and cause.retry_after_seconds is None:
-                told = candidate.provider.refused(refusal).retry_after_seconds
-                candidate.cause = replace(cause, retry_after_seconds=told)
+                seconds = candidate.provider.refused(refusal).retry_after_seconds
+                candidate.cause = replace(cause, retry_after_seconds=seconds)
             open_again = candidate.guards.breaker.state is CircuitState.CLOSED
             if not candidate.barred and (open_again or not candidate.blamed):
                 waits.append(wait or 0.0)
         return NoCandidateLeftError(request.causes, min(waits, default=None))
 
 
-def _times(candidate: Candidate, work: Work[Any]) -> ResponseTimes:
-    """How long a provider takes for what is wanted."""
-    guards = candidate.guards
-    return guards.first_contents if work.streamed else guards.answers
+class _WakeUpTimer:
+    """Wakes the queue once, at the earliest of the requested moments.
 
-
-class _WakeUp:
-    """Wakes the queue once, at the earliest moment that it was asked for.
-
-    With a timer for each of ten thousand waiters, all would wake for the one place that is free
-    then, and all but one in vain.
+    With a timer for each of ten thousand waiters, all would wake for one free slot.
 
     Args:
         clock: The gateway's.
-        ring: Called then; it may ask for another moment.
+        wake: Called then; it may request another moment.
     """
 
-    __slots__ = ("_clock", "_ring", "_task", "_when")
+    __slots__ = ("_clock", "_task", "_wake", "_when")
 
-    def __init__(self, clock: Clock, ring: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, wake: Callable[[], None]) -> None:
         self._clock = clock
-        self._ring = ring
+        self._wake = wake
         self._task: asyncio.Task[None] | None = None
         self._when = math.inf
 
     def within(self, seconds: float) -> None:
-        """Ring in so many seconds, or earlier if that was asked for before."""
+        """Wake the queue in so many seconds, or earlier if requested before."""
         when = self._clock.now() + seconds
         if when >= self._when:
             return
         self.stop()
         self._when = when
-        self._task = asyncio.create_task(self._wait(seconds), name="aigateway-alarm")
+        self._task = asyncio.create_task(self._wait(seconds), name="aigateway-wake-up")
 
     def stop(self) -> None:
-        """Ring no more, unless asked again."""
+        """Cancel the timer."""
         self._when = math.inf
         task, self._task = self._task, None
         if task is not None:
@@ -737,4 +723,4 @@ class _WakeUp:
     async def _wait(self, seconds: float) -> None:
         await self._clock.sleep(seconds)
         self._task, self._when = None, math.inf
-        self._ring()
+        self._wake()

@@ -1,7 +1,7 @@
-"""Two providers at once, when the first is slower than it usually is.
+"""Hedges: a second call at another provider, when the first is slower than usual.
 
-The idea and the bound on extra load are those of Dean and Barroso, "The Tail at Scale" (2013):
-a second call after the 95th percentile costs at most 5 % more calls and cuts the tail off.
+The idea and the limit of extra load are those of Dean and Barroso, "The Tail at Scale" (2013): a
+second call after the 95th percentile costs at most 5 % more calls and shortens the slowest answers.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any, Generic, TypeVar
 from aigateway.clock import Clock
 from aigateway.errors import GatewayError
 from aigateway.resilience.health import ResponseTimes
-from aigateway.resilience.retry_budget import HedgeBudget, RetryBudget, hedge_delay
-from aigateway.resilience.stall import StallDetector
-from aigateway.routing.attempt import Answer, AttemptEnd, PendingAttempt
+from aigateway.resilience.local_faults import StallDetector
+from aigateway.resilience.retry import HedgeBudget, RetryBudget, hedge_delay
+from aigateway.routing.attempt import AttemptEnd, Billable, PendingAttempt
 from aigateway.settings import GatewaySettings
 
 __all__ = ["Hedges", "Race"]
 
 _ASK_AGAIN = 0.05
-"""Least seconds between two looks for somebody to ask meanwhile."""
+"""Least seconds between two tries to begin a hedge."""
 
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=Billable)
 
 
 class Hedges:
-    """When to ask a second provider, and how often at most. One for each gateway."""
+    """Decides when to hedge, and how often at most. One for each gateway."""
 
     __slots__ = ("_budget", "_delay", "_extra")
 
@@ -37,25 +37,25 @@ class Hedges:
         self._extra = extra
 
     def request(self) -> None:
-        """A request has come in."""
+        """Count a request."""
         self._budget.request()
 
-    def delay(self, pace: ResponseTimes) -> float:
-        """Seconds to wait for a provider before a second one is asked."""
-        return hedge_delay(pace.p95, pace.samples, self._delay)
+    def delay(self, times: ResponseTimes) -> float:
+        """Return the seconds to wait for a provider before a hedge."""
+        return hedge_delay(times.p95, times.samples, self._delay)
 
     def try_acquire(self) -> bool:
-        """Take leave for one more hedge from the budgets. Returns whether there was any."""
+        """Take one more hedge from the budgets; return whether they allow it."""
         return self._extra.balance >= 1 and self._budget.take() and self._extra.take()
 
 
 class Race(Generic[A]):
-    """One call, and perhaps a second one, of which the first to bring something wins.
+    """One call, and perhaps a second one: the first answer wins.
 
     Args:
-        attempt: Waits for a call: its answer, None if it has failed, or an error that ends all.
+        attempt: Waits for a call: returns its answer, None if it has failed, or raises.
         discard: Closes an answer that came too late.
-        losers: Where the tasks of calls that lost are, until they have ended.
+        losers: Holds the tasks of calls that lost, until they have ended.
     """
 
     __slots__ = ("_attempt", "_discard", "_losers", "_runners")
@@ -84,9 +84,9 @@ class Race(Generic[A]):
         Args:
             call: The first one; it runs from now on.
             clock: For the delay.
-            stalls: How long our own event loop stands still, which is no part of the delay.
-            delay: Seconds after which `second` is asked for another call, and asked again.
-            second: Begins it, or says None: nobody is free just now, or the budget is used up.
+            stalls: Extends the delay by stalls of our own event loop.
+            delay: Seconds after which `second` is called, and called again.
+            second: Begins the second call; None if no provider or no budget is free now.
 
         Returns:
             The call that won and its answer, not settled yet; None if all failed.
@@ -107,7 +107,7 @@ class Race(Generic[A]):
                     runner = self._runners.pop(task)
                     try:
                         answer = task.result()
-                    except GatewayError as error:  # the other may take what this one refuses
+                    except GatewayError as error:  # the other may still answer
                         refusal = error
                         continue
                     if answer is not None:
@@ -135,12 +135,12 @@ class Race(Generic[A]):
         return True
 
     def _end(self, task: asyncio.Task[A | None], call: PendingAttempt, lost: bool) -> None:
-        """Cancel a call that is not wanted any more; nobody waits for its end."""
+        """Cancel a call without waiting for its end."""
         answer = _result_of(task)
         if answer is not None:  # in the same moment as the one that won
             call.end(AttemptEnd.UNUSED, answer=answer)
             self._close(answer)
-        elif not call.over:  # settled now, so that response or error can tell of it
+        elif not call.over:  # settled now, so that the response or error lists it
             call.end(AttemptEnd.HEDGE_LOST if lost else AttemptEnd.CANCELLED)
 
         def ended(task: asyncio.Task[A | None]) -> None:

@@ -1,7 +1,7 @@
-"""Who is asked next. No I/O, no waiting: it looks at the candidates as they are this instant.
+"""The choice of the next provider: no I/O, no waiting.
 
-The order is not fixed when a request begins: while it waits for one provider, another may open
-its circuit or run full. So each step asks the policy anew.
+The order is not fixed when a request begins: while it waits for one provider, another may open its
+circuit or use all its slots. So each step asks the policy again.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.resilience.concurrency import Slots
 from aigateway.resilience.guard import NEVER, GuardRefusal
 from aigateway.routing.candidates import Candidate, RequestState
-from aigateway.routing.provider import Provider, in_milliseconds
+from aigateway.routing.guards import in_milliseconds
+from aigateway.routing.provider import Provider
 
 __all__ = ["Policy", "PriorityPolicy", "Selection", "advance_rotation"]
 
 
 class Selection:
-    """What a policy found.
+    """The result of a policy.
 
     Attributes:
-        candidate: Whom to ask, or None.
-        last_resort: No other is left than those that are to be left alone, or none that has had
-            a place for too long: one of them is asked all the same, or waited for.
-        refused: Those that were passed over, and why.
-        waits: Seconds after which those that are worth waiting for may be asked: they have no free
-            place, or they are a last resort whose dose is used up. None: that is not known, since
-            it hangs on the end of a call that is out.
-        changes: Seconds after which a guard that refuses says otherwise.
+        candidate: The one to call, or None.
+        last_resort: All candidates that are left are refused by their guards (or have had no free
+            slot for too long): one of them is called nevertheless, or waited for.
+        refused: Candidates that were passed over, and why.
+        waits: Seconds until candidates that are worth waiting for may be called: they have no free
+            slot, or are a last resort without a dose now. None: unknown, since it depends on the
+            end of a call in flight.
+        changes: Seconds after which a guard that refuses changes.
     """
 
     candidate: Candidate | None = None
@@ -40,46 +41,46 @@ class Selection:
     changes: Sequence[float] = ()
 
     def pass_over(self, candidate: Candidate, cause: ProviderFailure) -> None:
-        """It is not asked now, and why."""
+        """Note a candidate that is not called now, and why."""
         self.refused = [*self.refused, (candidate, cause)]
 
     def wait_for(self, seconds: float | None) -> None:
-        """One that was passed over is worth waiting for."""
+        """Note that a candidate is worth waiting for."""
         self.waits = [*self.waits, seconds]
 
     def look_again_in(self, seconds: float) -> None:
-        """A guard that refuses says otherwise then."""
+        """Note when a guard that refuses changes."""
         self.changes = [*self.changes, seconds]
 
 
 class Policy(Protocol):
-    """Picks the candidate that a request asks next."""
+    """Chooses the candidate that a request calls next."""
 
     def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Selection:
-        """Look at the candidates as they are now.
+        """Choose by the present state of the candidates.
 
         Args:
             candidates: Best priority first; those `tried` are passed over.
-            request: Whose they are.
+            request: The request.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class PriorityPolicy:
-    """The highest priority that can be asked; among equals the least loaded for its weight.
+    """Chooses the highest priority; among equals the least loaded for its weight.
 
-    In this order: healthy providers; degraded ones, and those that seem to hang; and if none of
-    them may be asked, the last resort: the least bad of those that are to be left alone, in
-    measured doses. A degraded provider keeps a small share of the requests that it would have had.
+    In this order: healthy providers; degraded ones, and those that seem to hang; if none of them
+    may be called, the last resort: the best of those that their guards refuse, in measured doses. A
+    degraded provider keeps a small share of its requests.
 
     Attributes:
-        has_place: Whether one more call may go out to a provider with these places.
+        has_place: Returns whether one more call may begin at a provider with these slots.
     """
 
     has_place: Callable[[Slots], bool]
 
     def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Selection:
-        """Pick the candidate to ask now."""
+        """Choose the candidate to call now."""
         choice = Selection()
         best: Candidate | None = None
         degraded: Candidate | None = None
@@ -90,13 +91,16 @@ class PriorityPolicy:
                 break
             if candidate.tried:
                 continue
-            refusal = _RETIRED if provider.retired else candidate.guards.refusal()
-            if refusal is not None:
-                refusals.append((candidate, refusal))
-            elif (wait := self.seconds_busy(candidate, request.tokens)) != 0:
-                choice.pass_over(candidate, _saturated(provider, wait))
-                choice.wait_for(wait)
-            elif not candidate.guards.is_degraded():
+            guards = candidate.guards
+            well = (
+                not provider.retired
+                and provider.rates is None
+                and guards.is_healthy()
+                and self.has_place(provider.slots)
+            )
+            if not (well or self._is_available(candidate, request, choice, refusals)):
+                continue
+            if well or not guards.is_degraded():
                 if best is None or _rank(provider) < _rank(best.provider):
                     best = candidate
             elif candidate.is_canary():
@@ -109,10 +113,29 @@ class PriorityPolicy:
             self._choose_last_resort(choice, refusals, request)
         return choice
 
-    def seconds_busy(self, candidate: Candidate, tokens: int) -> float | None:
-        """Seconds until it can take one more call, if it may be asked; 0 if now, None if unknown.
+    def _is_available(
+        self,
+        candidate: Candidate,
+        request: RequestState,
+        choice: Selection,
+        refusals: list[tuple[Candidate, GuardRefusal]],
+    ) -> bool:
+        """Return whether it may be called now; note in `choice` or `refusals` why not."""
+        provider = candidate.provider
+        refusal = _RETIRED if provider.retired else candidate.guards.refusal()
+        if refusal is not None:
+            refusals.append((candidate, refusal))
+            return False
+        wait = self.seconds_busy(candidate, request.tokens)
+        if wait != 0:
+            choice.pass_over(candidate, _saturated(provider, wait))
+            choice.wait_for(wait)
+        return wait == 0
 
-        A provider that has just come back takes them at a measured pace.
+    def seconds_busy(self, candidate: Candidate, tokens: int) -> float | None:
+        """Return the seconds until it can take one more call; 0 if now, None if unknown.
+
+        A provider that has just recovered takes them at a measured pace.
         """
         provider = candidate.provider
         if not self.has_place(provider.slots):
@@ -127,11 +150,11 @@ class PriorityPolicy:
         refusals: Sequence[tuple[Candidate, GuardRefusal]],
         request: RequestState,
     ) -> None:
-        """Pick the least bad of those that are to be left alone, if its dose allows it now.
+        """Choose the best of those that their guards refuse, if it has a dose now.
 
-        A fuller balance has answered of late; a disabled provider comes behind those that fail.
-        Healthy ones that only have no place are waited for instead, but not for long if it is not
-        known when they will have one.
+        A fuller balance shows recent answers; a disabled provider comes behind those that fail.
+        Healthy ones without a free slot are waited for instead, but not for long if it is unknown
+        when they will have one.
         """
         for candidate, refusal in refusals:
             choice.pass_over(candidate, candidate.provider.refused(refusal))
@@ -150,7 +173,7 @@ class PriorityPolicy:
                     choice.wait_for(busy)
                     continue
                 guards = candidate.guards
-                rank = (guards.setup.reason is not None, -guards.last_resort.balance)
+                rank = (guards.disabling.reason is not None, -guards.last_resort.balance)
                 if best is None or rank < best:
                     best, choice.candidate = rank, candidate
             elif refusal.pending:
@@ -164,10 +187,10 @@ _RETIRED = GuardRefusal(FailureKind.DISABLED, NEVER)
 
 
 def advance_rotation(provider: Provider, candidates: Sequence[Candidate]) -> None:
-    """Move a chosen provider back in the rotation, by less the more weight it has.
+    """Move a chosen provider back in the rotation: the more weight, the less far.
 
-    Stride scheduling (Waldspurger and Weihl, 1995): over time each gets calls in proportion to
-    its weight. One that was away does not get all it missed: it starts where the others stand.
+    Stride scheduling (Waldspurger and Weihl, 1995): over time each gets calls in proportion to its
+    weight. A provider that was not available does not catch up: it starts where the others are.
     """
     if len(candidates) == 1:
         return
@@ -175,7 +198,7 @@ def advance_rotation(provider: Provider, candidates: Sequence[Candidate]) -> Non
     for candidate in candidates:
         peer = candidate.provider
         if peer.priority == provider.priority:
-            # While both are asked, no two are further apart than the longest stride.
+            # While both are called, no two are further apart than the longest stride.
             start = max(start, peer.turn - max(1.0 / peer.weight, 1.0 / provider.weight))
     provider.turn = start + 1.0 / provider.weight
 
@@ -186,7 +209,7 @@ def _saturated(provider: Provider, wait: float | None) -> ProviderFailure:
 
 
 def _better(first: Candidate, second: Candidate) -> Candidate:
-    """Which of two degraded ones is asked; the first one's priority is not the lower one."""
+    """Return which of two degraded candidates to call; the priority of the first is not lower."""
     one, other = first.provider, second.provider
     equal = one.priority == other.priority
     return second if equal and _rank(other) < _rank(one) else first

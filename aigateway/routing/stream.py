@@ -1,7 +1,7 @@
-"""One stream across providers: one clean answer for the caller, whatever happens behind it.
+"""One stream across providers.
 
 Before the first content a stream fails over like any request. Once content has been delivered, the
-gateway never restarts the answer silently: a break is raised, or resumed as the caller has asked.
+gateway never restarts the answer silently: a break is raised, or resumed if the caller wants that.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ __all__ = ["Resume", "StreamRun"]
 _log = logging.getLogger(__name__)
 
 Resume = Literal["continue", "restart"]
-"""What becomes of a stream that breaks: another provider goes on from the partial text, or begins
-anew after a chunk marked `restarted`."""
+"""How to resume a broken stream: another provider continues the partial text, or starts again after
+a chunk marked `restarted`."""
 
 
 class _Delivered:
-    """What the caller has been given so far."""
+    """The content that the caller has got so far."""
 
     __slots__ = ("_text", "only_text")
 
@@ -53,22 +53,22 @@ class _Delivered:
 
 
 class StreamRun:
-    """One stream, from the first provider asked to the last.
+    """One stream, from its first provider to its last.
 
     Args:
         failovers: Finds a provider.
-        request: What is asked.
-        state: Its way so far.
+        request: The request.
+        state: Its state across providers.
         clock: The gateway's.
-        idle: Seconds it may be silent after the first content.
-        time_to_first: Seconds that a further search for a first content may take.
-        resume: What to do when it breaks; None raises.
+        idle: Most seconds without content after the first content.
+        time_to_first: Seconds to the first content after a break.
+        resume: How to resume a broken stream; None raises.
 
     Attributes:
-        served: The whole answer and who gave it (or its last part), once `chunks` is through.
-        resumed: Whether it was put together from two parts.
+        served: The whole answer and its (last) provider, at the end of `chunks`.
+        resumed: Whether the answer has parts of several providers.
         first_content_at: On the clock's own scale.
-        opening: Who answers now; None before the first content.
+        opening: The provider that answers now; None before the first content.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class StreamRun:
         self._time_to_first = time_to_first
         self._resume = resume
         self._delivered = _Delivered()
-        self._before: Completion | None = None  # what broken parts came to, for "continue"
+        self._before: Completion | None = None  # the broken parts so far, for "continue"
         self._overlap = ""
         self.served: Served[Completion] | None = None
         self.resumed = False
@@ -98,11 +98,11 @@ class StreamRun:
         self.opening: Opening | None = None
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """The content, as it comes.
+        """Yield the content as it arrives.
 
         Raises:
             StreamInterruptedError: It broke after the first content.
-            GatewayError: As `Failovers.run`, before it.
+            GatewayError: As `Failovers.run`, before the first content.
         """
         served = await self._open(self._request)
         restarted = False
@@ -124,11 +124,11 @@ class StreamRun:
                 failure = error.failure
             except GatewayError:
                 raise
-            except Exception as error:  # noqa: BLE001 - none should come through
+            except Exception as error:  # noqa: BLE001 - a wire raises `VendorCallError` only
                 _log.warning("Provider %s raised %s.", attempt.provider.name, type(error).__name__)
                 failure = Failure(FailureKind.UNKNOWN)
             finally:
-                # Settled before the first await, for that may be cancelled.
+                # Settled before the first await, which may be cancelled.
                 part = _part(opened, attempt, whole=whole)
                 so_far = self._joined(part)
                 broken = self._settled(attempt, part, so_far, failure, whole=whole)
@@ -149,13 +149,13 @@ class StreamRun:
         *,
         whole: bool,
     ) -> StreamInterruptedError | None:
-        """End an attempt by what became of its stream: a break, an answer, or left by the caller.
+        """End an attempt by the end of its stream: a break, the whole answer, or left.
 
         Args:
-            attempt: Is still out.
-            part: What it brought.
-            completion: That, with what other attempts had brought before it.
-            failure: What broke it, if something did.
+            attempt: The attempt, still in flight.
+            part: Its content.
+            completion: Its content after that of the attempts before it.
+            failure: The failure that broke it, if any.
             whole: It came to its end.
         """
         if whole and failure is None and not fits(self._request.response_model, completion):
@@ -190,14 +190,14 @@ class StreamRun:
     def _broken(
         self, attempt: PendingAttempt, verdict: Verdict, failure: Failure
     ) -> StreamInterruptedError:
-        """What the caller is told, unless the stream is resumed."""
+        """Return the error of a broken stream, for the case that it is not resumed."""
         name = attempt.provider.name
         candidate = attempt.candidate
-        # The only provider there is may begin anew itself, once.
+        # A single provider may restart its own stream, once.
         alone = self._resume == "restart" and len(self._state.candidates) == 1
         candidate.barred = candidate.broke or not alone
         candidate.broke = True
-        # A vendor that has begun to answer has taken the request: what it says then is its own.
+        # A failure that no other provider may answer (a content policy, say) is not resumed.
         if verdict.failover is Failover.NEVER:
             self._resume = None
         return StreamInterruptedError(
@@ -211,10 +211,10 @@ class StreamRun:
     async def _resumed(
         self, broken: StreamInterruptedError, so_far: Completion
     ) -> Served[OpenedStream]:
-        """Find another provider for a stream that broke, as the caller has asked for; or raise."""
+        """Find another provider for a broken stream, or raise."""
         request, state = self._request, self._state
         state.deadline = self._clock.now() + self._time_to_first
-        # One vendor has taken this request already, so a rejection by another is that one's own.
+        # One vendor has accepted this request, so a rejection by another one does not end it.
         state.go_on_when_refused = True
         if self._resume is None or (self._resume == "continue" and not await self._can_continue()):
             raise broken
@@ -230,7 +230,7 @@ class StreamRun:
         raise broken
 
     async def _can_continue(self) -> bool:
-        """Whether what was said is a text, and a candidate's model goes on from one."""
+        """Return whether a plain text was delivered, and a candidate's model can continue one."""
         params = self._request.params
         if (
             not self._delivered.only_text
@@ -247,8 +247,8 @@ class StreamRun:
                 continue
             try:
                 await self._failovers.bounded(self._time_to_first, provider.prepare())
-            except Exception as error:  # noqa: BLE001 - whatever it is, another may still go on
-                _log.warning("Provider %s is left out: %s.", provider.name, type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - another one may still continue
+                _log.warning("Provider %s is skipped: %s.", provider.name, type(error).__name__)
             else:
                 if provider.client.accepts_prefill:
                     willing.append(candidate)
@@ -256,10 +256,10 @@ class StreamRun:
         return bool(willing)
 
     def _continuation(self) -> ChatRequest:
-        """The request, with the partial text as a trailing message of the assistant.
+        """Return the request with the partial text as its last message, by the assistant.
 
-        Vendors refuse trailing whitespace there; where the model then begins with it, it has been
-        delivered already.
+        Vendors refuse trailing whitespace there. If the model then begins with it, it is removed:
+        the caller has it already.
         """
         text = self._delivered.text
         partial = text.rstrip()
@@ -268,7 +268,7 @@ class StreamRun:
         return replace(self._request, messages=(*self._request.messages, message))
 
     def _trimmed(self, batch: Sequence[Chunk]) -> Iterator[Chunk]:
-        """The chunks, without whitespace that the caller has already."""
+        """Yield the chunks without whitespace that the caller has already."""
         for chunk in batch:
             text = chunk.text
             while text and self._overlap and text[0] == self._overlap[0]:
@@ -279,7 +279,7 @@ class StreamRun:
                 yield replace(chunk, text=text)
 
     def _joined(self, completion: Completion) -> Completion:
-        """A completion together with the broken part that it goes on from."""
+        """Join a completion with the broken parts that it continues."""
         before = self._before
         if before is None:
             return completion
@@ -302,6 +302,6 @@ class StreamRun:
 
 
 def _part(opened: OpenedStream, attempt: PendingAttempt, *, whole: bool) -> Completion:
-    """What came of a stream; where it is not the whole, with usage and cost by estimate."""
+    """Return the content of a stream; if it is not whole, with estimated usage and cost."""
     part = opened.part()
     return part if whole else attempt.partial_with_cost(part)

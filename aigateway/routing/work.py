@@ -1,7 +1,7 @@
-"""What a request wants of a provider: a chat, a chat over a stream, a stream, or embeddings.
+"""The kinds of work for a provider: a chat, a chat over a stream, a stream, or embeddings.
 
-Each kind knows which call of the wire it is and how its answer is judged. Who is asked, for how
-long, and what a failure means is decided by `failover.py`, which is the same for all of them.
+Each kind knows its call of the wire and how to check its answer. `failover.py` is the same for all:
+it decides which provider is called, for how long, and what a failure means.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aigateway.messages import (
     Embeddings,
     Usage,
 )
-from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, Answer, PendingAttempt
+from aigateway.routing.attempt import FIRST_TOKEN_TIMEOUT, Billable, PendingAttempt
 from aigateway.structured import fits
 from aigateway.wires.client import Failure, VendorCallError, VendorClient, VendorStream
 
@@ -39,36 +39,37 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 LINGER = 1.0
-"""Seconds to wait for usage once the vendor has said why the answer ended."""
+"""Seconds to wait for usage after the finish reason."""
 
 IDLE_TIMEOUT = "idle_timeout"
-"""`Failure.code` of a stream that fell silent."""
+"""`Failure.code` of a stream that stopped sending content."""
 
 T = TypeVar("T")
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A", bound=Billable)
 
 
 class Work(Protocol[A]):
-    """What is wanted of a provider.
+    """One kind of work.
 
     Attributes:
-        streamed: The attempt ends at the first content, and the call stays out; else at the answer.
+        streamed: The attempt is served at the first content, with the call in flight; else at the
+            whole answer.
     """
 
     streamed: ClassVar[bool]
 
     def ask(self, attempt: PendingAttempt) -> Awaitable[A]:
-        """Make the call. It raises `VendorCallError` for what went wrong at the vendor."""
+        """Call the vendor; raises `VendorCallError` for a failure."""
 
     def check(self, answer: A) -> None:
-        """Raise `VendorCallError` for an answer that is of no use."""
+        """Raise `VendorCallError` for an answer that cannot be used."""
 
     async def discard(self, answer: A) -> None:
         """Close an answer that is not used after all."""
 
 
-class _Whole:
-    """An answer that comes in one piece, and leaves nothing open."""
+class _WholeAnswer:
+    """Work whose answer comes in one piece, and leaves nothing open."""
 
     __slots__ = ()
     streamed: ClassVar[bool] = False
@@ -77,18 +78,18 @@ class _Whole:
         """Accept it."""
 
     async def discard(self, answer: Any) -> None:
-        """Leave it to the garbage collector."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class ChatWork(_Whole):
-    """An answer to a chat."""
+class ChatWork(_WholeAnswer):
+    """A chat."""
 
     request: ChatRequest
 
     def ask(self, attempt: PendingAttempt) -> Awaitable[Completion]:
         """Call the vendor."""
-        return attempt.provider.client.chat(attempt.outgoing(self.request))
+        return attempt.client.chat(attempt.outgoing(self.request))
 
     def check(self, answer: Completion) -> None:
         """Refuse an answer that does not parse as the request's `response_model`."""
@@ -99,18 +100,18 @@ class ChatWork(_Whole):
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingWork(_Whole):
-    """Embeddings of some texts."""
+class EmbeddingWork(_WholeAnswer):
+    """Embeddings of texts."""
 
     request: EmbeddingRequest
 
     def ask(self, attempt: PendingAttempt) -> Awaitable[Embeddings]:
         """Call the vendor."""
-        return attempt.provider.client.embed(attempt.outgoing(self.request))
+        return attempt.client.embed(attempt.outgoing(self.request))
 
 
 class Bounded(Protocol):
-    """Runs something that raises `TimeoutError` if it takes longer."""
+    """A function that runs a coroutine and raises `TimeoutError` if it takes longer."""
 
     async def __call__(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
         """Run it."""
@@ -118,12 +119,12 @@ class Bounded(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ChatOverStreamWork(ChatWork):
-    """An answer in one piece that the vendor is asked to stream, so that silence is noticed.
+    """A chat over a stream of the vendor, so that an idle timeout applies.
 
     Attributes:
         first: Seconds until the first content.
-        idle: Seconds of silence after it.
-        bounded: Runs something with a bound on its seconds.
+        idle: Seconds without content after it.
+        bounded: Runs a coroutine with a bound on its seconds.
     """
 
     first: float
@@ -131,8 +132,8 @@ class ChatOverStreamWork(ChatWork):
     bounded: Bounded
 
     async def ask(self, attempt: PendingAttempt) -> Completion:
-        """Stream from the vendor. Whatever breaks fails over: nothing has been delivered yet."""
-        client, request = attempt.provider.client, attempt.outgoing(self.request)
+        """Stream from the vendor. Any break fails over: nothing has been delivered yet."""
+        client, request = attempt.client, attempt.outgoing(self.request)
         try:
             opened = await self.bounded(self.first, _open_stream(client, request))
         except TimeoutError:
@@ -142,7 +143,7 @@ class ChatOverStreamWork(ChatWork):
             while not whole:
                 whole = await next_content(opened.stream, self.idle, self.bounded) is None
         except VendorCallError as error:
-            # What came is of no use, but paid for.
+            # What came cannot be used, but costs money.
             raise VendorCallError(error.failure, opened.part()) from None
         finally:
             await opened.stream.aclose()
@@ -157,11 +158,11 @@ class StreamWork:
     streamed: ClassVar[bool] = True
 
     def ask(self, attempt: PendingAttempt) -> Awaitable[OpenedStream]:
-        """Open the stream, and read to its first content."""
-        return _open_stream(attempt.provider.client, attempt.outgoing(self.request))
+        """Open the stream and read to its first content."""
+        return _open_stream(attempt.client, attempt.outgoing(self.request))
 
     def check(self, answer: OpenedStream) -> None:
-        """Accept it: what follows is judged when the stream ends."""
+        """Accept it: the rest is checked when the stream ends."""
 
     async def discard(self, answer: OpenedStream) -> None:
         """Close the stream."""
@@ -169,7 +170,7 @@ class StreamWork:
 
 
 class OpenedStream:
-    """A stream that has given its first content (or is whole already)."""
+    """A stream with its first content, or one that is whole already."""
 
     __slots__ = ("first", "stream", "whole")
 
@@ -179,7 +180,7 @@ class OpenedStream:
         self.whole = whole
 
     def part(self) -> Completion:
-        """Return what has come so far."""
+        """Return what has arrived so far."""
         try:
             return self.stream.completion()
         except Exception as error:  # noqa: BLE001 - the call must be settled all the same
@@ -193,7 +194,7 @@ class OpenedStream:
 
     @property
     def cost_usd(self) -> float | None:
-        """US dollars as far as is known."""
+        """US dollars as far as known."""
         return self.part().cost_usd
 
 
@@ -217,16 +218,16 @@ async def next_content(
 ) -> Sequence[Chunk] | None:
     """Wait for the next content of a stream; None at its end.
 
-    Pings and comments are not content: a vendor may send those for ever. The time that the caller
-    takes between two chunks does not count.
+    Pings and comments are not content. The time that the caller takes between two chunks does not
+    count.
 
     Args:
-        stream: Has given its first content.
-        idle: Seconds without content that it may take.
-        bounded: Runs something with a bound on its seconds.
+        stream: An open stream, after its first content.
+        idle: Most seconds without content.
+        bounded: Runs a coroutine with a bound on its seconds.
 
     Raises:
-        VendorCallError: It broke, or fell silent.
+        VendorCallError: The stream broke, or sent no content in time.
     """
     while True:
         finished = stream.finished
@@ -242,7 +243,7 @@ async def next_content(
 
 
 async def _content(stream: VendorStream, finished: bool) -> Sequence[Chunk] | None:
-    """Read to the next content or the end; () once the vendor has said why the answer ended."""
+    """Read to the next content or the end; () at the finish reason."""
     while True:
         chunks = await stream.read()
         if chunks is None or chunks:

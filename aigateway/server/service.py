@@ -13,7 +13,7 @@ import orjson
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import ConfigurationError
 from aigateway.gateway import AsyncGateway
-from aigateway.routing.provider import CircuitOrder
+from aigateway.routing.guards import CircuitOrder
 from aigateway.server.auth.keys import Access
 from aigateway.server.http.errors import RefusalLog
 from aigateway.server.http.sse import Turns

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aigateway.resilience.stall import StallDetector
+from aigateway.resilience.local_faults import StallDetector
 from tests.resilience.guarding import allowance
 
 

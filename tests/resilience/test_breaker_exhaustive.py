@@ -209,7 +209,7 @@ class World:
         return (
             (rules.state, rules.forced, min(rules.failures, most), self._row(rules.openings)),
             (self._left(rules.open_until), self._left(rules.lease_ends, rules.probe)),
-            (breaker._state, breaker._forced, min(breaker._streak, most)),
+            (breaker.state, breaker._forced, min(breaker._streak, most)),
             (frozenset(rules.causes), frozenset(breaker._causes)),
             (self._row(breaker._openings), breaker._probe is None, probe_is_out),
             (self._left(breaker._open_until), self._left(breaker._lease_ends, breaker._probe)),

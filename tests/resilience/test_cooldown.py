@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aigateway.errors import FailureKind
-from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, DisablingPolicy, Setup
+from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, Disabling, DisablingPolicy
 from aigateway.resilience.guard import NEVER
 from aigateway.testing import FakeClock
 from tests.resilience.guarding import Heard, answered, failed, misconfigured, neutral, throttled
@@ -31,7 +31,7 @@ def cooldown(clock, heard):
 
 @pytest.fixture
 def setup(clock, heard):
-    return Setup(clock, DisablingPolicy(), heard)
+    return Disabling(clock, DisablingPolicy(), heard)
 
 
 def attempt(guard, outcome):
@@ -467,7 +467,7 @@ class TestEvidence:
         assert (setup.reason, setup.refusal()) == (None, None)
 
     def test_while_it_is_enabled_it_does_not_look_at_the_clock(self, heard):
-        setup = Setup(Stopped(), DisablingPolicy(), heard)
+        setup = Disabling(Stopped(), DisablingPolicy(), heard)
         attempt(setup, answered())
 
 
@@ -662,7 +662,7 @@ class TestCheck:
 
     def test_its_durations_are_the_policys(self, clock, heard):
         policy = DisablingPolicy(recheck=10, longest_recheck=15, lease=2)
-        setup: Any = Setup(clock, policy, heard)
+        setup: Any = Disabling(clock, policy, heard)
         assert setup.policy == policy
         attempt(setup, CERTAIN)
         assert wait_of(setup) == pytest.approx(10)
@@ -734,7 +734,7 @@ class SetupMachine(RuleBasedStateMachine):
         self.clock = FakeClock()
         self.policy = DisablingPolicy(recheck=30, longest_recheck=120, lease=8, last_resort=5)
         self.heard = Heard()
-        self.setup = Setup(self.clock, self.policy, self.heard)
+        self.disabling = Disabling(self.clock, self.policy, self.heard)
         self.out = []  # [token, whether it began while disabled, in which state's time]
         self.suspects = {}
         self.disabled = False
@@ -758,7 +758,7 @@ class SetupMachine(RuleBasedStateMachine):
         self.begin(last=False)
 
     def begin(self, *, last):
-        now, refusal = self.clock.now(), self.setup.refusal()
+        now, refusal = self.clock.now(), self.disabling.refusal()
         if not self.disabled:
             assert refusal is None
         elif refusal is not None and not (last and refusal.last_resort == 0):
@@ -770,7 +770,7 @@ class SetupMachine(RuleBasedStateMachine):
                 told = max(self.last_began, self.refused_at)
                 assert now - told >= self.policy.last_resort, "too often"
             self.check_began, self.check_out, self.last_began = now, True, now
-        self.out.append((self.setup.begin(), self.disabled, self.era))
+        self.out.append((self.disabling.begin(), self.disabled, self.era))
 
     @precondition(lambda self: self.out)
     @rule(
@@ -779,7 +779,7 @@ class SetupMachine(RuleBasedStateMachine):
     )
     def end(self, which, how):
         token, check, era = self.out.pop(which % len(self.out))
-        self.setup.end(token, how())
+        self.disabling.end(token, how())
         checked = check and era == self.era
         if checked:
             self.check_out = False
@@ -801,7 +801,7 @@ class SetupMachine(RuleBasedStateMachine):
     )
     def refuse(self, which, cause, kind, certain, proven):
         token, check, era = self.out.pop(which % len(self.out))
-        self.setup.end(token, misconfigured(cause, kind, certain=certain), proven=proven)
+        self.disabling.end(token, misconfigured(cause, kind, certain=certain), proven=proven)
         if check and era == self.era:
             self.check_out = False
         if self.disabled:
@@ -819,9 +819,9 @@ class SetupMachine(RuleBasedStateMachine):
 
     @invariant()
     def agree(self):
-        assert (self.setup.reason is not None) is self.disabled
-        assert self.setup.refused_at == self.refused_at
-        refusal = self.setup.refusal()
+        assert (self.disabling.reason is not None) is self.disabled
+        assert self.disabling.refused_at == self.refused_at
+        refusal = self.disabling.refusal()
         if refusal is not None:
             assert self.disabled
             assert 0 < refusal.retry_after <= self.policy.longest_recheck

@@ -19,7 +19,7 @@ from aigateway.resilience.health import (
     HealthWindow,
     ResponseTimes,
 )
-from aigateway.resilience.stall import StallDetector
+from aigateway.resilience.local_faults import StallDetector
 from aigateway.testing import FakeClock
 from tests.resilience.guarding import (
     Heard,
@@ -415,7 +415,7 @@ def health(clock, heard):
 
 def feed(health, clock, outcomes, pause=0.0, *, slow=False):
     for item in outcomes:
-        health.end(health.begin(), item, slow=slow)
+        health.end(item, slow=slow)
         clock.tick(pause)
 
 
@@ -546,7 +546,7 @@ class TestLatency:
         def serve(seconds):
             slow = pace.is_slow(seconds, policy.latency)
             succeed(pace, seconds, slow=slow)
-            health.end(None, answered(seconds), slow=slow)
+            health.end(answered(seconds), slow=slow)
             clock.tick(0.05)
 
         for _ in range(1200):
@@ -728,10 +728,6 @@ class TestRecovery:
         assert not health.is_degraded()
         feed(health, clock, bads(9))
         assert not health.is_degraded()
-
-    def test_it_never_refuses(self, health, clock):
-        self.degrade(health, clock)
-        assert health.refusal() is None
 
     @pytest.mark.parametrize(("rate", "within"), [(1, 45), (2, 25), (20, 5)])
     def test_with_canaries_alone_it_is_back_soon(self, health, clock, rate, within):

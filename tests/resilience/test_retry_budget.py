@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aigateway.resilience.rates import RateLimits
-from aigateway.resilience.retry_budget import (
+from aigateway.resilience.retry import (
     HEDGE_FLOOR,
     HEDGE_WINDOW,
     MOST,

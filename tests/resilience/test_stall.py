@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from aigateway.resilience.stall import GRACE, INTERVAL, REPORTED, TOLERANCE, StallDetector
+from aigateway.resilience.local_faults import GRACE, INTERVAL, REPORTED, TOLERANCE, StallDetector
 from tests.resilience.guarding import allowance
 
 
@@ -41,17 +41,17 @@ class TestMeasuring:
     async def test_a_loop_that_runs_has_not_stood_still(self, watch, clock, heard):
         mark = begin(watch, clock)
         await clock.advance(60)
-        assert watch.stood(mark, clock.now()) == 0
+        assert watch.stalled(mark, clock.now()) == 0
         assert heard == []
 
     async def test_a_stall_is_measured_and_told(self, watch, clock, heard):
         mark = begin(watch, clock)
         await clock.advance(1)
         await stall(clock, 2.5)
-        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
+        assert watch.stalled(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
         assert heard == [pytest.approx(2.5, abs=INTERVAL)]
         await clock.advance(10)
-        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL), "counted once"
+        assert watch.stalled(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL), "counted once"
         assert len(heard) == 1
 
     async def test_it_counts_before_the_tick_has_run(self, watch, clock):
@@ -59,23 +59,23 @@ class TestMeasuring:
         mark = begin(watch, clock)
         await clock.advance(1)
         clock.tick(2.5)
-        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
+        assert watch.stalled(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
         await clock.advance(0)
-        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
+        assert watch.stalled(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
 
     async def test_a_stall_in_the_moment_in_which_the_first_call_goes_out(self, watch, clock):
         mark = begin(watch, clock)
         clock.tick(2.5)  # the watch's own task has not run yet
-        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
+        assert watch.stalled(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
         await clock.advance(1)
-        assert watch.stood(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
+        assert watch.stalled(mark, clock.now()) == pytest.approx(2.5, abs=INTERVAL)
 
     async def test_several_add_up(self, watch, clock, heard):
         mark = begin(watch, clock)
         for _ in range(4):
             await clock.advance(1)
             await stall(clock, 1.0)
-        assert watch.stood(mark, clock.now()) == pytest.approx(4.0, abs=4 * INTERVAL)
+        assert watch.stalled(mark, clock.now()) == pytest.approx(4.0, abs=4 * INTERVAL)
         assert len(heard) == 4
 
     async def test_a_busy_machine_is_no_stall(self, watch, clock, heard):
@@ -84,14 +84,14 @@ class TestMeasuring:
         for _ in range(100):
             clock.tick(INTERVAL + TOLERANCE - 0.01)
             await clock.advance(0)
-        assert watch.stood(mark, clock.now()) == 0
+        assert watch.stalled(mark, clock.now()) == 0
         assert heard == []
 
     async def test_a_short_one_counts_and_is_not_told(self, watch, clock, heard):
         mark = begin(watch, clock)
         await clock.advance(0)
         await stall(clock, INTERVAL + REPORTED - 0.1)
-        assert watch.stood(mark, clock.now()) == pytest.approx(REPORTED - 0.1)
+        assert watch.stalled(mark, clock.now()) == pytest.approx(REPORTED - 0.1)
         assert heard == []
 
     async def test_each_call_has_its_own_mark(self, watch, clock):
@@ -99,21 +99,21 @@ class TestMeasuring:
         await clock.advance(1)
         await stall(clock, 2.0)
         second = begin(watch, clock)
-        assert watch.stood(second, clock.now()) == 0
+        assert watch.stalled(second, clock.now()) == 0
         await clock.advance(1)
         await stall(clock, 1.0)
-        assert watch.stood(second, clock.now()) == pytest.approx(1.0, abs=INTERVAL)
-        assert watch.stood(first, clock.now()) == pytest.approx(3.0, abs=2 * INTERVAL)
+        assert watch.stalled(second, clock.now()) == pytest.approx(1.0, abs=INTERVAL)
+        assert watch.stalled(first, clock.now()) == pytest.approx(3.0, abs=2 * INTERVAL)
 
     async def test_while_no_call_is_out_nothing_is_measured(self, watch, clock, heard):
         watch.begin()
         await clock.advance(1)
-        watch.end()
+        watch.calls -= 1
         await clock.advance(1)
         await stall(clock, 100)
         mark = begin(watch, clock)
         await clock.advance(1)
-        assert watch.stood(mark, clock.now()) == 0
+        assert watch.stalled(mark, clock.now()) == 0
         assert heard == []
 
 
@@ -125,7 +125,7 @@ class TestTask:
         await clock.advance(1)
         assert len(ticking(watch)) == 1
         for _ in range(5):
-            watch.end()
+            watch.calls -= 1
         await clock.advance(1)
         assert ticking(watch) == []
 
@@ -133,7 +133,7 @@ class TestTask:
         watch.begin()
         await clock.advance(0.1)
         (timer,) = ticking(watch)
-        watch.end()
+        watch.calls -= 1
         watch.begin()
         assert ticking(watch) == [timer], "no second one"
         await clock.advance(1)
@@ -147,7 +147,7 @@ class TestTask:
         watch.stop()
         assert ticking(watch) == []
         clock.tick(100)
-        assert watch.stood(0.0, clock.now()) == 0, "and nothing is measured any more"
+        assert watch.stalled(0.0, clock.now()) == 0, "and nothing is measured any more"
 
     async def test_after_stop_nothing_is_measured_and_no_timeout_is_put_off(
         self, watch, clock, heard
@@ -219,7 +219,7 @@ class TestAllowance:
             except TimeoutError:
                 outcomes.append("timeout")
             finally:
-                watch.end()
+                watch.calls -= 1
 
         calls = [asyncio.create_task(call()) for _ in range(20)]
         await clock.advance(0.1)
@@ -246,4 +246,4 @@ class TestAllowance:
         await clock.advance(1.5)
         assert isinstance(waiting.exception(), TimeoutError)
         assert clock.now() - began <= 5.2
-        watch.end()
+        watch.calls -= 1

@@ -22,7 +22,7 @@ from aigateway.messages import ChatRequest, Choice, Completion, Origin
 from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.attempt import AttemptEnd
 from aigateway.routing.candidates import RequestState
-from aigateway.routing.provider import Guards
+from aigateway.routing.guards import Guards
 from aigateway.routing.work import ChatWork
 from aigateway.testing import scripted_configs
 from aigateway.wires.client import Failure, VendorCallError

@@ -16,7 +16,7 @@ from aigateway.events import (
 from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect
 from aigateway.resilience.health import RUN
-from aigateway.routing.provider import Guards
+from aigateway.routing.guards import Guards
 from aigateway.settings import GatewaySettings, LLMConfig
 from aigateway.telemetry.emitter import Emitter
 
@@ -100,7 +100,7 @@ class TestTable:
             guards.breaker.consecutive_failures,
             seen_by_health(guards),
             cooling and round(cooling.retry_after, 6),
-            guards.setup.reason,
+            guards.disabling.reason,
             guards.last_resort.balance,
         )
 
@@ -159,7 +159,7 @@ class TestTable:
         attempt(guards, outcome(effect, "x", self.AUTH))
         clock.tick(2)
         attempt(guards, outcome(E.MISCONFIGURED, "y", self.AUTH))
-        assert (guards.setup.reason is None) is (effect is E.ANSWERED)
+        assert (guards.disabling.reason is None) is (effect is E.ANSWERED)
 
     @pytest.mark.parametrize("effect", E)
     def test_a_check_of_a_disabled_provider(self, guards, clock, effect):
@@ -167,7 +167,7 @@ class TestTable:
         clock.tick(300)
         attempt(guards, outcome(effect, "x", K.NO_CREDIT))
         kept = {E.ANSWERED: None, E.MISCONFIGURED: K.NO_CREDIT}
-        assert guards.setup.reason is kept.get(effect, self.AUTH)
+        assert guards.disabling.reason is kept.get(effect, self.AUTH)
 
     @pytest.mark.parametrize("effect", E)
     @pytest.mark.parametrize("last_resort", [False, True])
@@ -192,7 +192,7 @@ class TestTable:
     @pytest.mark.parametrize("effect", E)
     def test_a_degraded_provider_recovers_by_answers_alone(self, guards, clock, effect):
         for _ in range(10):
-            guards.health.end(None, outcome(E.FAILED))
+            guards.health.end(outcome(E.FAILED))
         assert guards.is_degraded()
         for _ in range(RUN):
             attempt(guards, outcome(effect))
@@ -398,8 +398,8 @@ class TestRefusal:
 
     def test_a_disabled_one_whose_circuit_is_open_keeps_both_doses(self, guards, clock):
         fail(guards, 5)
-        guards.setup.end(
-            guards.setup.begin(), outcome(E.MISCONFIGURED, kind=K.AUTHENTICATION, certain=True)
+        guards.disabling.end(
+            guards.disabling.begin(), outcome(E.MISCONFIGURED, kind=K.AUTHENTICATION, certain=True)
         )
         assert guards.refusal().last_resort == pytest.approx(5)
         clock.tick(5)
@@ -431,7 +431,7 @@ class TestForce:
         attempt(guards, outcome(E.MISCONFIGURED, kind=K.AUTHENTICATION, certain=True))
         guards.cooldown.throttle(86_400)
         for _ in range(10):
-            guards.health.end(None, outcome(E.FAILED))
+            guards.health.end(outcome(E.FAILED))
         fail_beside = guards.breaker
         for _ in range(5):
             fail_beside.acquire().failure()
@@ -462,7 +462,7 @@ class TestEvents:
         clock.tick(60)
         attempt(guards, outcome(E.ANSWERED))
         for _ in range(10):
-            guards.health.end(None, outcome(E.FAILED))
+            guards.health.end(outcome(E.FAILED))
         for _ in range(RUN):
             attempt(guards, outcome(E.ANSWERED))
         assert self.kinds(hook) == {
@@ -492,8 +492,8 @@ class TestTakeOver:
         later.take_over(guards)
         before = len(hook.events)
         later.cooldown.throttle(9)
-        later.setup.end(
-            later.setup.begin(), outcome(E.MISCONFIGURED, kind=K.AUTHENTICATION, certain=True)
+        later.disabling.end(
+            later.disabling.begin(), outcome(E.MISCONFIGURED, kind=K.AUTHENTICATION, certain=True)
         )
         later.breaker.force_open()
         kinds = [type(event) for event in hook_of_later.events]

@@ -13,7 +13,7 @@ from aigateway import (
     RequestRejectedError,
     Usage,
 )
-from aigateway.resilience.retry_budget import RetryBudget
+from aigateway.resilience.retry import RetryBudget
 from aigateway.routing.hedge import Hedges
 from aigateway.settings import GatewaySettings
 from aigateway.testing import ScriptedStream, scripted_configs

@@ -115,7 +115,7 @@ def trip(provider):
 
 
 def disable(provider):
-    setup = provider.chat.setup
+    setup = provider.chat.disabling
     setup.end(setup.begin(), outcome(Effect.MISCONFIGURED, kind=K.AUTHENTICATION, certain=True))
 
 
@@ -126,7 +126,7 @@ def pay(provider, answers=1):
 
 def degrade(provider):
     for _ in range(10):
-        provider.chat.health.end(None, outcome(Effect.FAILED))
+        provider.chat.health.end(outcome(Effect.FAILED))
 
 
 def make_hang(provider, clock):
@@ -715,7 +715,7 @@ class TestRoster:
 
     def test_where_none_does_it_the_error_says_what_to_do(self, make):
         roster = Roster([make("chat", operations=("chat",)), make("two", operations=("chat",))])
-        with pytest.raises(UnknownModelError, match=r"for embeddings: .* chat, two are not"):
+        with pytest.raises(UnknownModelError, match=r"offers embeddings: .* chat, two do not"):
             roster.candidates(None, "embeddings")
 
     def test_what_was_found_for_an_operation_is_looked_for_once(self, make):

@@ -92,7 +92,7 @@ class Inside:
         limiter = gateway._limiter
         if not limiter.waiting or until - self._watch.time() <= 2 * SLACK:
             return
-        heaps = [heap for group in limiter._groups.values() for heap in group.by_lane.values()]
+        heaps = [heap for group in limiter._groups.values() for heap in group.by_queue.values()]
         for heap in heaps:
             for waiter in heap[:MOST_LOOKED_AT]:
                 if not waiter.woken.done() and _could_go_on(waiter.ready):

@@ -8,13 +8,13 @@ import pytest
 from aigateway.request.coalesce import Coalescer
 from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit
 from aigateway.resilience.concurrency import Limiter
-from aigateway.resilience.cooldown import Cooldown, Setup
+from aigateway.resilience.cooldown import Cooldown, Disabling
 from aigateway.resilience.guard import NEVER
 from aigateway.resilience.last_resort import LastResort
-from aigateway.resilience.retry_budget import RetryBudget
+from aigateway.resilience.retry import RetryBudget
 from aigateway.routing.attempt import PendingAttempt
 from aigateway.routing.candidates import Candidate
-from aigateway.routing.provider import Guards
+from aigateway.routing.guards import Guards
 from aigateway.routing.stream import StreamRun
 from aigateway.telemetry.account import Account
 from aigateway.telemetry.ledger import Entry
@@ -88,7 +88,7 @@ PLANTED = {
     "open_circuit": (CircuitBreaker, "refusal", nothing),
     "permits": (Permit, "release", nothing),
     "cooldown": (Cooldown, "refusal", nothing),
-    "disabled": (Setup, "refusal", nothing),
+    "disabled": (Disabling, "refusal", nothing),
     "last_candidate": (Candidate, "last_resort_wait", never),
     "stuck": (StreamRun, "_next", reads_on),
     "tasks": (Coalescer, "aclose", leaves),

@@ -31,8 +31,7 @@ from aigateway.cli.batch.summary import (
 )
 from aigateway.cli.output import COLOURS
 from aigateway.clock import SYSTEM_CLOCK, Clock
-from aigateway.routing.condition import Condition, condition
-from aigateway.routing.provider import ProviderStatus
+from aigateway.routing.provider import Condition, ProviderStatus, condition
 
 __all__ = ["JobScreen", "LiveJobScreen", "Pace", "PlainJobScreen", "Rates"]
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from aigateway.cli.demo.story import Demo, DemoEvent, DemoResult, DemoResults, percentile
 from aigateway.cli.output import COLOURS
 from aigateway.resilience.breaker import CircuitState
-from aigateway.routing.condition import Condition, condition
+from aigateway.routing.provider import Condition, condition
 
 __all__ = ["DemoScreen", "LiveDemoScreen", "PlainDemoScreen", "print_results"]
 

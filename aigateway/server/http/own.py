@@ -16,7 +16,8 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from aigateway.errors import ConfigurationError
 from aigateway.messages import Attempt, ChatResponse, openai_beside, openai_media
 from aigateway.resilience.breaker import CircuitState
-from aigateway.routing.provider import CircuitOrder, ProviderStatus
+from aigateway.routing.guards import CircuitOrder
+from aigateway.routing.provider import ProviderStatus
 from aigateway.server.auth.keys import Caller
 from aigateway.server.http.bodies import json_body, read_chat
 from aigateway.server.http.call import AdmittedRequest, service_of

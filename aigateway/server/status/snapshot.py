@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from aigateway.errors import FailureKind
-from aigateway.routing.condition import Word, condition
-from aigateway.routing.provider import ProviderStatus
+from aigateway.routing.provider import ProviderStatus, Word, condition
 from aigateway.server.status.recent_events import KEPT, RecentEvent
 from aigateway.telemetry.merge import merge, merge_metrics
 from aigateway.telemetry.metrics import Percentiles

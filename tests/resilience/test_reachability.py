@@ -1,6 +1,6 @@
 """A dead network told from a dead provider."""
 
-from aigateway.resilience.network import Reachability
+from aigateway.resilience.local_faults import Reachability
 from aigateway.testing import FakeClock
 
 

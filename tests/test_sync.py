@@ -222,8 +222,8 @@ def test_a_call_that_the_end_overtakes_hears_of_it(vendor):
 
 def test_after_the_end_there_is_a_clear_refusal(vendor):
     sync.call_llm(user_prompt="x")
-    sync._close_for_good()
-    sync._close_for_good()
+    sync._close_at_exit()
+    sync._close_at_exit()
     with pytest.raises(GatewayError, match="closed"):
         sync.call_llm(user_prompt="x")
     assert not any(thread.name == "aigateway" for thread in threading.enumerate())

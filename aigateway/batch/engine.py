@@ -401,7 +401,7 @@ class _Run:
         try:
             on_progress(progress)
         except Exception as exc:  # noqa: BLE001 - a listener must not change what happens
-            _log.warning("on_progress raised %s; the batch goes on.", type(exc).__name__)
+            _log.warning("on_progress raised %s; the batch continues.", type(exc).__name__)
 
     def _timed_out(self) -> DeadlineExceededError:
         return DeadlineExceededError(

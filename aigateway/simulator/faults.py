@@ -15,8 +15,8 @@ __all__ = ["Fault", "RefusedError", "fault_from"]
 class Fault:
     """One fault. Build it with the class methods.
 
-    `retry_after` is seconds as a number, or text sent as it is: an HTTP date, say. Text that ends
-    in "ms" ("1500ms") goes out as `retry-after-ms`, the way OpenAI and Azure do.
+    `retry_after` is seconds as a number, or text sent unchanged, for example an HTTP date. Text
+    that ends in "ms" ("1500ms") goes out as `retry-after-ms`, as OpenAI and Azure do.
 
     Stream faults (`error_event`, `cut_stream`, `stall_stream`) count pieces of content: `after=0`
     stops right behind the response headers. They leave a request that is not streamed alone.
@@ -63,7 +63,7 @@ class Fault:
         """Whether it applies to any request."""
         return self.name in _BLIND
 
-    # What the vendor says with an error body of its own.
+    # Error answers of the vendor.
 
     @classmethod
     def status(
@@ -196,7 +196,7 @@ class Fault:
         """503 (Anthropic: 529): the vendor is too busy."""
         return cls("overloaded", retry_after=retry_after)
 
-    # What happens to the connection.
+    # Faults of the connection.
 
     @classmethod
     def hang(cls) -> Self:
@@ -231,7 +231,7 @@ class Fault:
         """Less body than `Content-Length` promised, then a clean close."""
         return cls("cut_body")
 
-    # What is wrong with an answer that says 200.
+    # Faults of an answer with status 200.
 
     @classmethod
     def html(cls, code: int = 200) -> Self:
@@ -268,7 +268,7 @@ class Fault:
         """A redirect, by default to another path of the same server."""
         return cls("redirect", location=location, code=code)
 
-    # What happens to a stream.
+    # Faults of a stream.
 
     @classmethod
     def error_event(cls, after: int = 0) -> Self:

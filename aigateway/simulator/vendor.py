@@ -78,7 +78,7 @@ class SimulatedVendor:
         latency: Seconds before a healthy answer.
         chunk_delay: Seconds before each piece of a stream.
         files: Ids of the files it has; a prompt that names another one is refused.
-        headers: Sent with every response that the vendor itself makes: rate limits, say.
+        headers: Sent with every response of the vendor itself, for example rate limits.
         request_count: How many requests ever arrived; `clear` does not touch it.
     """
 
@@ -181,7 +181,7 @@ class SimulatedVendor:
 
         Args:
             *faults: What happens. Several take turns, request by request; None is healthy.
-            times: Only to this many requests; None goes on until `recover`.
+            times: Only to this many requests; None lasts until `recover`.
 
         Raises:
             ValueError: No fault, or `refuse` with company or `times`.

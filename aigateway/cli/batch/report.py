@@ -201,7 +201,7 @@ def _part_of(tokens: int, what: str) -> str:
 
 def _latency(latency: Histogram) -> str:
     if not latency.count:
-        return _section("Latency", '<p class="quiet">No vendor gave an answer.</p>')
+        return _section("Latency", '<p class="quiet">No vendor answered.</p>')
     marks = [
         (f"p{p}", seconds) for p in PERCENTILES if (seconds := latency.percentile(p)) is not None
     ]

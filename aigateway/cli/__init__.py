@@ -98,7 +98,7 @@ def providers_command(
     timeout: Annotated[float, _option("Seconds for each request of --check.", min=0.1)] = 20.0,
 ) -> None:
     """Show the configured providers, and whether they answer. Never shows keys."""
-    from aigateway.cli.providers import run_providers  # noqa: PLC0415 - see the module docstring
+    from aigateway.cli.commands import run_providers  # noqa: PLC0415 - see the module docstring
 
     run_providers(as_json=as_json, check_seconds=timeout if check else None)
 

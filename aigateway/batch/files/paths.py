@@ -176,11 +176,7 @@ def manifest_path(output: Path) -> Path:
 
 
 def write_manifest(output: Path, fingerprint: str, options: Mapping[str, Any]) -> None:
-    """Write the manifest of a new output.
-
-    Raises:
-        ConfigurationError: It cannot be written.
-    """
+    """Write the manifest of a new output. Raises `ConfigurationError` if it cannot be written."""
     path = manifest_path(output)
     manifest = {"format": _FORMAT, "input_sha256": fingerprint, "options": _digests(options)}
     text = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

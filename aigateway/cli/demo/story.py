@@ -42,7 +42,7 @@ _RETRY_AFTER_SECONDS = 1.0
 _KEPT_EVENTS = 100
 
 
-# ── faults and calls ─────────────────────────────────────────────────────────────────────────
+# ── faults and calls ─────────────────────────────────────────────────────────────────────────────
 
 
 class PhaseFault(NamedTuple):
@@ -121,7 +121,7 @@ def calls(seconds: float, rate: float, seed: int) -> Iterator[DemoCall]:
             yield DemoCall(due, f"Question {number}: how are you?", cache=False)
 
 
-# ── results ──────────────────────────────────────────────────────────────────────────────────
+# ── results ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +291,7 @@ class DemoEvents:
         self._cool_until[provider] = now + seconds
 
 
-# ── one run ──────────────────────────────────────────────────────────────────────────────────
+# ── one run ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
-"""The one-line face for scripts and threads: no `await`, no setting up, one gateway per process.
+"""The synchronous interface for scripts and threads: one gateway per process, no `await`.
 
-A thread of its own runs one event loop, and on it the gateway that the environment describes. Both
-begin at the first use and end with the process. No policy lives here: every request is `chat`.
+A background thread runs an event loop with the gateway that the environment configures. Both start
+at the first use and end with the process. Every request is a `chat`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["call_llm", "get_gateway", "get_gateway_metrics"]
 T = TypeVar("T")
 
 _CLOSING_SECONDS = 5.0
-"""How long the end of the process may wait for connections to close."""
+"""The longest wait for connections to close at the end of the process."""
 
 
 def call_llm(
@@ -40,28 +40,28 @@ def call_llm(
     cache_ttl: float | None = None,
     **params: Any,
 ) -> str:
-    """Ask the process's gateway, wait, and get the answer's text.
+    """Send a prompt through the process's gateway, and return the answer's text.
 
     May be called from any number of threads at once. Ctrl-C cancels the request.
 
     Args:
         system_prompt: A system message; None sends none.
-        user_prompt: What is asked. Needed.
-        temperature: From 0 to 2; None leaves it to the vendor.
-        model: A provider's model, name or alias; None leaves the choice to the gateway.
+        user_prompt: The prompt. Required.
+        temperature: From 0 to 2; None takes the vendor's default.
+        model: A provider's model, name or alias; None lets the gateway choose.
         max_tokens: Upper bound of the answer's length.
-        timeout: Seconds for everything, failover and waiting included; None takes the setting.
+        timeout: Seconds in total, failover and waiting included; None takes the setting.
         agent: Selects a time to live from `agent_ttls`, and labels logs.
         cache: True reads and fills the cache, False does neither, "refresh" only fills it.
-        cache_ttl: Seconds to remember this answer; None takes the agent's, then the setting.
-        **params: Other OpenAI chat parameters, passed through untouched.
+        cache_ttl: Seconds to keep this answer; None takes the agent's, then the setting.
+        **params: Other OpenAI chat parameters, passed on unchanged.
 
     Returns:
         The answer's text.
 
     Raises:
-        ConfigurationError: The environment does not describe a gateway that can work.
-        GatewayError: Called where an event loop runs, or whatever `AsyncGateway.chat` raises.
+        ConfigurationError: The configuration in the environment is invalid.
+        GatewayError: Called on a running event loop; or as `AsyncGateway.chat`.
     """
     _refuse_on_a_loop()
     if user_prompt is None:
@@ -94,27 +94,27 @@ def _refuse_on_a_loop() -> None:
 
 
 def get_gateway() -> AsyncGateway:
-    """Get the process's gateway: the same object each time, made from the environment.
+    """Return the process's gateway, the same object each time, configured by the environment.
 
-    It belongs to the event loop of a background thread. Use it to look (`providers`, `settings`)
-    and to set up (`add_provider`, `remove_provider`); ask it through `call_llm`. From an event loop
-    of your own, make your own `AsyncGateway` and `await gateway.chat()`.
+    It belongs to the event loop of a background thread. Use it to read (`providers`, `settings`)
+    and to configure (`add_provider`, `remove_provider`); send requests through `call_llm`. On your
+    own event loop, create your own `AsyncGateway` and `await gateway.chat()`.
 
     Raises:
-        ConfigurationError: The environment does not describe a gateway that can work.
-        NoProvidersError: It describes no provider.
+        ConfigurationError: The configuration in the environment is invalid.
+        NoProvidersError: No provider is configured.
     """
     return _started().gateway
 
 
 def get_gateway_metrics() -> dict[str, Any]:
-    """Get what `AsyncGateway.get_metrics` tells about the process's gateway.
+    """Return `AsyncGateway.get_metrics` of the process's gateway.
 
     Raises:
-        ConfigurationError: As `get_gateway`, which this makes if need be.
+        ConfigurationError: As `get_gateway`.
     """
     background = _started()
-    if background.is_here:  # a hook asks: waiting for this very thread would never end
+    if background.is_here:  # called by a hook: waiting for its own thread would deadlock
         return background.gateway.get_metrics()
 
     async def read() -> dict[str, Any]:
@@ -124,7 +124,7 @@ def get_gateway_metrics() -> dict[str, Any]:
 
 
 class _Background:
-    """The gateway, and the thread whose event loop it belongs to."""
+    """The gateway, and the thread with its event loop."""
 
     def __init__(self, gateway: AsyncGateway) -> None:
         self.gateway = gateway
@@ -140,8 +140,8 @@ class _Background:
         return threading.current_thread() is self._thread
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it over there, and wait. Whatever ends the waiting early also ends the work."""
-        outcome: Future[T] = Future()  # before anything runs: from here on Ctrl-C may come
+        """Run work on the thread's loop, and wait. An interrupted wait cancels the work."""
+        outcome: Future[T] = Future()  # created first: Ctrl-C may come at any time from here on
         try:
             with self._submitting:
                 if self._closing:
@@ -152,10 +152,10 @@ class _Background:
         except CancelledError:
             raise GatewayError("The process's gateway was closed during this call.") from None
         finally:
-            outcome.cancel()  # changes nothing when it is done
+            outcome.cancel()  # no effect when it is done
 
     def _begin(self, work: Coroutine[Any, Any, T], outcome: Future[T]) -> None:
-        """On the loop: run the work, and bind its end and the caller's to each other."""
+        """Run the work on the loop; the end of either side ends the other."""
         if outcome.cancelled():
             work.close()
             return
@@ -170,7 +170,7 @@ class _Background:
             if task.cancelled():
                 outcome.cancel()
             elif not outcome.cancelled():
-                with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
+                with contextlib.suppress(InvalidStateError):  # cancelled in the same moment
                     if error is not None:
                         outcome.set_exception(error)
                     else:
@@ -180,8 +180,8 @@ class _Background:
         task.add_done_callback(ended)
 
     def close(self) -> None:
-        """End what is in flight, close the connections, and stop the thread; bounded in time."""
-        with self._submitting:  # what was let in before is on the loop before it stops
+        """Cancel requests, close connections, and stop the thread, within a time limit."""
+        with self._submitting:  # earlier work reaches the loop before it stops
             already, self._closing = self._closing, True
         if not already:
             self._loop.call_soon_threadsafe(self._stop.set)
@@ -190,11 +190,11 @@ class _Background:
 
     def _live(self) -> None:
         try:
-            asyncio.run(self._serve())  # it cancels what is in flight when `_serve` is over
+            asyncio.run(self._serve())  # cancels requests in flight when `_serve` ends
         except BaseException as error:
             if self._ready.done():
                 raise
-            self._ready.set_exception(error)  # for whoever waits for the thread to be ready
+            self._ready.set_exception(error)  # raised by the constructor
 
     async def _serve(self) -> None:
         stop = asyncio.Event()
@@ -205,11 +205,11 @@ class _Background:
 
 _lock = threading.Lock()
 _background: _Background | None = None
-_of_the_parent: list[_Background] = []
+_parents: list[_Background] = []
 
 
 def _started() -> _Background:
-    global _background  # noqa: PLW0603 - one for the process is what this module is about
+    global _background  # noqa: PLW0603 - one per process
     background = _background
     if background is not None:
         return background
@@ -220,7 +220,7 @@ def _started() -> _Background:
 
 
 def _reset() -> None:
-    """Close the process's gateway, if there is one; the next use makes another."""
+    """Close the process's gateway, if any; the next use makes another one."""
     global _background
     with _lock:
         background, _background = _background, None
@@ -228,21 +228,21 @@ def _reset() -> None:
         background.close()
 
 
-def _close_for_good() -> None:
+def _close_at_exit() -> None:
     if _background is not None:
-        _background.close()  # kept: late callers hear that it is closed
+        _background.close()  # kept, so that later calls are refused
 
 
-def _forget_the_parents() -> None:
-    """In a forked child: threads do not come along, so neither loop nor gateway works here."""
+def _drop_the_parents_gateway() -> None:
+    """Drop the gateway in a forked child, which does not inherit threads."""
     global _background, _lock  # noqa: PLW0603 - as above
-    _lock = threading.Lock()  # a thread that is not here may have held the old one
+    _lock = threading.Lock()  # a thread of the parent may have held the old one
     if _background is not None:
-        # Kept alive: a loop that is collected closes its selector, and that is the parent's too.
-        _of_the_parent.append(_background)
+        # Kept alive: a collected loop closes its selector, which the parent still uses.
+        _parents.append(_background)
         _background = None
 
 
-atexit.register(_close_for_good)
+atexit.register(_close_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_the_parents)
+    os.register_at_fork(after_in_child=_drop_the_parents_gateway)

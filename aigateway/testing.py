@@ -1,11 +1,9 @@
-"""What you import to test your own application.
+"""Test doubles for your own application, from the most realistic to the fastest.
 
-Three ways in, from the most real to the quickest:
-
-- the `simulator` fixture: loopback servers that speak the vendors' wires over real HTTP and break
-  on command. Put `pytest_plugins = ["aigateway.testing"]` into your `conftest.py`.
+- the `simulator` fixture: loopback servers that speak the vendors' protocols over real HTTP and
+  break on command. Put `pytest_plugins = ["aigateway.testing"]` into your `conftest.py`.
 - `ScriptedVendor`: answers and failures from a list, without any HTTP.
-- `FakeClock`: lets a minute pass in a microsecond, for circuits, cooldowns, deadlines and caches.
+- `FakeClock`: a minute passes in a microsecond; for circuits, cooldowns, deadlines and caches.
 """
 
 from __future__ import annotations
@@ -54,17 +52,17 @@ with contextlib.suppress(ImportError):  # pytest-asyncio is needed for the fixtu
 __all__ = ["FakeClock", "ScriptedStream", "ScriptedVendor", "Step", "scripted_configs"]
 
 Piece = str | Chunk | Failure | FailureKind | Callable[[], Awaitable[object]]
-"""What happens next in a scripted stream: content, a failure, or something that is awaited."""
+"""One step of a scripted stream: content, a failure, or something to await."""
 
 
 class ScriptedStream:
-    """A step that is streamed piece by piece.
+    """A step that is streamed in pieces.
 
     Args:
-        *pieces: In order. After the last one the stream ends properly, unless it was a failure.
-        usage: What the vendor counts at the end.
+        *pieces: In order. After the last one the stream ends, unless it was a failure.
+        usage: The vendor's token counts at the end.
         cost_usd: The price.
-        finish_reason: Why it ended.
+        finish_reason: The finish reason.
     """
 
     def __init__(
@@ -89,9 +87,9 @@ Step = (
     | BaseException
     | Callable[[], Awaitable[object]]
 )
-"""What a scripted provider does with one call: answer (text, whole, or piece by piece), fail (with
-a kind, which the vendor's own words confirm, a whole failure or an exception), or first await
-something (and then answer "ok")."""
+"""What a scripted provider does with one call: answer (text, a completion or a stream), fail (with
+a kind, which the vendor's words confirm, a failure or an exception), or await something and then
+answer "ok"."""
 
 
 class _FakeTimer:
@@ -107,14 +105,14 @@ class _FakeTimer:
 
 
 class FakeClock:
-    """A clock that moves only when it is told to.
+    """A clock that only tests move.
 
-    Timers set through it (`sleep`, `timeout`) go off in order while `advance` passes them, and
-    whoever waited for them runs before the next one goes off.
+    Its timers (`sleep`, `timeout`) expire in order while `advance` passes them. The tasks that wait
+    for one run before the next one expires.
 
     Args:
-        start: What `now` says first.
-        wall: What `wall` says first, as seconds since the Unix epoch.
+        start: The first value of `now`.
+        wall: The first value of `wall`, in seconds since the Unix epoch.
         seed: For `random`.
     """
 
@@ -180,16 +178,16 @@ class FakeClock:
                 over = True
 
     def set_wall(self, wall: float) -> None:
-        """Move the wall clock, forward or back, as an administrator would; `now` does not move."""
+        """Set the wall clock; `now` does not change."""
         self._wall = wall
 
     def tick(self, seconds: float) -> None:
-        """Let time pass for synchronous code: no waiting task gets to run."""
+        """Let time pass for synchronous code; no waiting task runs."""
         self._now += seconds
         self._wall += seconds
 
     async def advance(self, seconds: float) -> None:
-        """Let time pass, and everybody who waited for a moment on the way run at that moment."""
+        """Let time pass; every waiting task runs at its moment."""
         end = self._now + seconds
         await self.settle()
         while self._timers and self._timers[0][0] <= end:
@@ -200,7 +198,7 @@ class FakeClock:
         self.tick(end - self._now)
 
     async def settle(self) -> None:
-        """Let every task that can run do so, until only time (or I/O) could move them further."""
+        """Run all tasks until they wait for time or I/O."""
         for _ in range(50):
             await asyncio.sleep(0)
 
@@ -211,8 +209,8 @@ class FakeClock:
 class ScriptedVendor:
     """Vendors without HTTP: pass it as `AsyncGateway(..., vendor=ScriptedVendor())`.
 
-    Each provider follows its own script, step by step; when that is used up (or was never given),
-    it answers "ok".
+    Each provider follows its own script, step by step. Without one, or after its end, it answers
+    "ok".
 
         vendor = ScriptedVendor()
         vendor.script("openai/gpt-4o-mini", FailureKind.SERVER_ERROR, "an answer")
@@ -223,15 +221,15 @@ class ScriptedVendor:
         self._always: dict[str, Step] = {}
         self._clients: list[_ScriptedClient] = []
         self.calls: list[tuple[str, ChatRequest | EmbeddingRequest]] = []
-        """Every call that was made, as (provider name, request)."""
+        """Every call, as (provider name, request)."""
         self.max_input_tokens: dict[str, int] = {}
         """Known context windows, by provider name."""
         self.operations: dict[str, frozenset[Operation]] = {}
-        """What models are known to do, by provider name."""
+        """Known operations, by provider name."""
         self.accepts_prefill: set[str] = set()
-        """Names of providers whose model goes on from a trailing message of the assistant."""
+        """Names of providers whose model continues a trailing assistant message."""
         self.open_streams = 0
-        """Streams that were opened, and neither closed nor read to their end."""
+        """Streams that are open: neither closed nor read to their end."""
         self.streams: list[_ScriptedVendorStream] = []
         """Every stream that was opened."""
 
@@ -245,19 +243,19 @@ class ScriptedVendor:
         self._scripts.setdefault(provider, []).extend(steps)
 
     def always(self, provider: str, step: Step | None) -> None:
-        """What a provider does when its script is used up; None makes it healthy again."""
+        """Set what a provider does after its script; None makes it healthy again."""
         if step is None:
             self._always.pop(provider, None)
         else:
             self._always[provider] = step
 
     def called(self, provider: str | None = None) -> int:
-        """How many calls were made, to one provider or to all."""
+        """Return the number of calls, to one provider or to all."""
         return sum(provider in {None, name} for name, _ in self.calls)
 
     @property
     def open_clients(self) -> int:
-        """Clients that were made and not closed."""
+        """Clients that are not closed."""
         return sum(not client.closed for client in self._clients)
 
     def _next(self, provider: str) -> Step:
@@ -327,7 +325,7 @@ class _ScriptedClient:
     ) -> str | Completion | ScriptedStream:
         self._vendor.calls.append((self._config.name, request))
         await asyncio.sleep(0)
-        step = self._vendor._next(self._config.name)  # noqa: SLF001 - two halves of one thing
+        step = self._vendor._next(self._config.name)  # noqa: SLF001 - two halves of one class
         if isinstance(step, FailureKind):
             step = Failure(step, certain=True)
         if isinstance(step, Failure):
@@ -365,7 +363,7 @@ class _ScriptedVendorStream:
         return self._assembly.finished
 
     def finish(self, reason: str) -> None:
-        """The vendor says why the answer ended, though its stream goes on."""
+        """Give the finish reason, though the stream continues."""
         self._assembly.add(Chunk())
         self._assembly.finish(0, Ending(reason, reason))
 
@@ -401,7 +399,7 @@ class _ScriptedVendorStream:
 
 
 def scripted_configs(*names: str, **fields: object) -> list[LLMConfig]:
-    """Providers for a `ScriptedVendor`: the first name has the highest priority."""
+    """Return providers for a `ScriptedVendor`; the first name has the highest priority."""
     return [
         LLMConfig.model_validate(
             {

@@ -100,7 +100,7 @@ async def test_refuses_to_block_an_event_loop(vendor):
     assert await asyncio.to_thread(sync.call_llm, user_prompt="x") == "ok"
 
 
-async def test_its_gateway_says_that_it_belongs_elsewhere(vendor):
+async def test_its_gateway_refuses_another_loop(vendor):
     gateway = sync.get_gateway()
     with pytest.raises(GatewayError, match="another event loop"):
         await gateway.chat("x")
@@ -149,7 +149,7 @@ def test_an_environment_without_providers_is_an_error_until_it_has_one(monkeypat
     assert sync.get_gateway_metrics()["providers_active"] == 1
 
 
-def test_a_wrong_setting_is_told_as_such(monkeypatch):
+def test_a_wrong_setting_is_reported(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     monkeypatch.setenv("AIGATEWAY_TIMEOUT", "soon")
     with pytest.raises(ConfigurationError, match="AIGATEWAY_TIMEOUT"):
@@ -222,8 +222,8 @@ def test_a_call_that_the_end_overtakes_hears_of_it(vendor):
 
 def test_after_the_end_there_is_a_clear_refusal(vendor):
     sync.call_llm(user_prompt="x")
-    sync._close_for_good()
-    sync._close_for_good()
+    sync._close_at_exit()
+    sync._close_at_exit()
     with pytest.raises(GatewayError, match="closed"):
         sync.call_llm(user_prompt="x")
     assert not any(thread.name == "aigateway" for thread in threading.enumerate())

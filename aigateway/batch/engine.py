@@ -174,7 +174,7 @@ def as_completed(
     return _Run(ask, requests, options).items(raising=True)
 
 
-# ── one running batch ──────────────────────────────────────────────────────────────────────
+# ── one running batch ────────────────────────────────────────────────────────────────────────────
 
 
 class _Tally:
@@ -298,7 +298,7 @@ class _Run:
         if self._total is None or isinstance(self._requests, AsyncIterable):
             reader.cancel()
 
-    # ── the input ────────────────────────────────────────────────────────────────────────────
+    # ── the input ────────────────────────────────────────────────────────────────────────────────
 
     async def _read(self) -> None:
         if isinstance(self._requests, AsyncIterable):
@@ -346,7 +346,7 @@ class _Run:
         self._asked[task] = begun
         task.add_done_callback(self._answered)
 
-    # ── one request ──────────────────────────────────────────────────────────────────────────
+    # ── one request ──────────────────────────────────────────────────────────────────────────────
 
     async def _answer(self, wanted: Prompt) -> ChatResponse:
         options = {**self._options.shared, **wanted.options}
@@ -401,7 +401,7 @@ class _Run:
         try:
             on_progress(progress)
         except Exception as exc:  # noqa: BLE001 - a listener must not change what happens
-            _log.warning("on_progress raised %s; the batch goes on.", type(exc).__name__)
+            _log.warning("on_progress raised %s; the batch continues.", type(exc).__name__)
 
     def _timed_out(self) -> DeadlineExceededError:
         return DeadlineExceededError(

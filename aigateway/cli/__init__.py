@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,13 @@ class LogFormat(StrEnum):
 
     JSON = "json"
     TEXT = "text"
+
+
+def _option(text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, **more)
+
+
+_Simulate = Annotated[bool, _option("Use four simulated vendors; needs no key.", "--simulate")]
 
 
 app = typer.Typer(
@@ -43,8 +50,8 @@ def main(
     *,
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version, and exit."
+        _option(
+            "Print the version, and exit.", "--version", callback=_print_version, is_eager=True
         ),
     ] = False,
 ) -> None:
@@ -56,22 +63,16 @@ def main(
 def chat_command(
     prompt: Annotated[str, typer.Argument(help='The prompt; "-" reads standard input.')],
     *,
-    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    system: Annotated[str | None, _option("A system message.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="A provider's model, name or alias; default: any.")
+        str | None, _option("A provider's model, name or alias; default: any.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="From 0 to 2.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="The longest answer.")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds for the request, failover included.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON object instead of the text.")
-    ] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Do not use the cache.")] = False,
-    simulate: Annotated[
-        bool, typer.Option("--simulate", help="Use four simulated vendors; needs no key.")
-    ] = False,
+    temperature: Annotated[float | None, _option("From 0 to 2.")] = None,
+    max_tokens: Annotated[int | None, _option("The longest answer.")] = None,
+    timeout: Annotated[float | None, _option("Seconds for the request, failover included.")] = None,
+    as_json: Annotated[bool, _option("Print a JSON object instead of the text.", "--json")] = False,
+    no_cache: Annotated[bool, _option("Do not use the cache.", "--no-cache")] = False,
+    simulate: _Simulate = False,
 ) -> None:
     """Send one prompt. Prints the answer to stdout, and its provider and price to stderr."""
     from aigateway.cli.commands import run_chat  # noqa: PLC0415 - see the module docstring
@@ -90,16 +91,14 @@ def chat_command(
 @app.command("providers")
 def providers_command(
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, _option("Print JSON instead of a table.", "--json")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Send each a short request, which may cost a little.")
+        bool, _option("Send each a short request, which may cost a little.", "--check")
     ] = False,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for each request of --check.")
-    ] = 20.0,
+    timeout: Annotated[float, _option("Seconds for each request of --check.", min=0.1)] = 20.0,
 ) -> None:
     """Show the configured providers, and whether they answer. Never shows keys."""
-    from aigateway.cli.providers import run_providers  # noqa: PLC0415 - see the module docstring
+    from aigateway.cli.commands import run_providers  # noqa: PLC0415 - see the module docstring
 
     run_providers(as_json=as_json, check_seconds=timeout if check else None)
 
@@ -114,81 +113,62 @@ def batch_command(
     ] = None,
     *,
     errors: Annotated[
-        Path | None,
-        typer.Option(help="For the lines without an answer; default: OUT with .errors in it."),
+        Path | None, _option("For the lines without an answer; default: OUT with .errors in it.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the answers in OUT, if any.")
+        bool, _option("Continue from the answers in OUT, if any.", "--resume")
     ] = False,
     ask_failed: Annotated[
-        bool,
-        typer.Option(
-            "--ask-failed", help="With --resume: repeat even requests that were rejected."
-        ),
+        bool, _option("With --resume: repeat even requests that were rejected.", "--ask-failed")
     ] = False,
     skip_bad_lines: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad-lines", help="Count invalid lines as failed instead of rejecting IN."
-        ),
+        bool, _option("Count invalid lines as failed instead of rejecting IN.", "--skip-bad-lines")
     ] = False,
     prompt_column: Annotated[
-        str | None,
-        typer.Option(help='The column with the prompt; default for tables: "prompt".'),
+        str | None, _option('The column with the prompt; default for tables: "prompt".')
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help='A prompt with columns: "Translate {text} into {language}".')
+        str | None, _option('A prompt with columns: "Translate {text} into {language}".')
     ] = None,
     id_column: Annotated[
-        str | None,
-        typer.Option(help="The column with the id; default: id, custom_id or the row number."),
+        str | None, _option("The column with the id; default: id, custom_id or the row number.")
     ] = None,
     delimiter: Annotated[
-        str | None, typer.Option(help="Separates the fields of a .csv; default: a comma.")
+        str | None, _option("Separates the fields of a .csv; default: a comma.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="A system message for every line.")] = None,
+    system: Annotated[str | None, _option("A system message for every line.")] = None,
     model: Annotated[
-        str | None,
-        typer.Option(help="For lines without a model: a provider's model, name or alias."),
+        str | None, _option("For lines without a model: a provider's model, name or alias.")
     ] = None,
     ignore_model: Annotated[
-        bool, typer.Option("--ignore-model", help="Ignore the models of the lines.")
+        bool, _option("Ignore the models of the lines.", "--ignore-model")
     ] = False,
-    temperature: Annotated[float | None, typer.Option(help="From 0 to 2.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="The longest answer.")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds for one line, failover included.")
-    ] = None,
+    temperature: Annotated[float | None, _option("From 0 to 2.")] = None,
+    max_tokens: Annotated[int | None, _option("The longest answer.")] = None,
+    timeout: Annotated[float | None, _option("Seconds for one line, failover included.")] = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Send every line, even if it repeats another one.")
+        bool, _option("Send every line, even if it repeats another one.", "--no-cache")
     ] = False,
     concurrency: Annotated[
-        str, typer.Option(help='Requests in flight at once; "auto" follows the providers\' limits.')
+        str, _option('Requests in flight at once; "auto" follows the providers\' limits.')
     ] = "16",
     outage_patience: Annotated[
-        float,
-        typer.Option(min=0, help="Seconds to wait while no provider is available; inf: no limit."),
+        float, _option("Seconds to wait while no provider is available; inf: no limit.", min=0)
     ] = 300.0,
     max_cost: Annotated[
-        float | None, typer.Option(help="US dollars after which no new request begins.")
+        float | None, _option("US dollars after which no new request begins.")
     ] = None,
     max_failures: Annotated[
-        int | None, typer.Option(help="Failed lines after which no new request begins.")
+        int | None, _option("Failed lines after which no new request begins.")
     ] = None,
-    rpm: Annotated[int | None, typer.Option(help="The most requests per minute.")] = None,
-    tpm: Annotated[int | None, typer.Option(help="The most tokens per minute.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Write a report to a .html or .json file.")
-    ] = None,
+    rpm: Annotated[int | None, _option("The most requests per minute.")] = None,
+    tpm: Annotated[int | None, _option("The most tokens per minute.")] = None,
+    report: Annotated[Path | None, _option("Write a report to a .html or .json file.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check IN and estimate the cost; send nothing.")
+        bool, _option("Check IN and estimate the cost; send nothing.", "--dry-run")
     ] = False,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Print lines instead of a progress bar.")
-    ] = False,
-    simulate: Annotated[
-        bool, typer.Option("--simulate", help="Use four simulated vendors; needs no key.")
-    ] = False,
+    plain: Annotated[bool, _option("Print lines instead of a progress bar.", "--plain")] = False,
+    simulate: _Simulate = False,
 ) -> None:
     """Answer every line of a file. The job can be killed at any time and resumed.
 
@@ -238,22 +218,12 @@ def batch_command(
 @app.command("serve")
 def serve_command(
     *,
-    host: Annotated[
-        str | None, typer.Option(help="The address; any other than loopback needs keys.")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Read this file instead of aigateway.toml.")
-    ] = None,
-    simulate: Annotated[
-        bool, typer.Option("--simulate", help="Use four simulated vendors; needs no key.")
-    ] = False,
-    log_format: Annotated[
-        LogFormat, typer.Option(help="The format of the log on stderr.")
-    ] = LogFormat.TEXT,
+    host: Annotated[str | None, _option("The address; any other than loopback needs keys.")] = None,
+    port: Annotated[int | None, _option("The port; 0 takes a free one.", min=0, max=65535)] = None,
+    workers: Annotated[int | None, _option("Worker processes.", min=1)] = None,
+    config: Annotated[Path | None, _option("Read this file instead of aigateway.toml.")] = None,
+    simulate: _Simulate = False,
+    log_format: Annotated[LogFormat, _option("The format of the log on stderr.")] = LogFormat.TEXT,
 ) -> None:
     """Serve OpenAI's API and the gateway's own over HTTP. The settings hold all other options.
 
@@ -275,17 +245,11 @@ def serve_command(
 def simulate_command(
     *,
     port: Annotated[
-        int,
-        typer.Option(
-            min=0, max=65531, help="The first of five consecutive ports; 0 takes free ones."
-        ),
+        int, _option("The first of five consecutive ports; 0 takes free ones.", min=0, max=65531)
     ] = 9000,
-    latency: Annotated[
-        float, typer.Option(min=0, help="Seconds before each healthy answer.")
-    ] = 0.0,
+    latency: Annotated[float, _option("Seconds before each healthy answer.", min=0)] = 0.0,
     timeline: Annotated[
-        str | None,
-        typer.Option(help='Faults by time: "openai:2s=status:500,openai:5s=ok", or a file.'),
+        str | None, _option('Faults by time: "openai:2s=status:500,openai:5s=ok", or a file.')
     ] = None,
 ) -> None:
     """Run simulated OpenAI, Azure OpenAI, Gemini and Anthropic on loopback until Ctrl-C.
@@ -300,12 +264,10 @@ def simulate_command(
 @app.command("demo")
 def demo_command(
     *,
-    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Its length.")] = 12.0,
-    rate: Annotated[float, typer.Option(min=5, max=200, help="Requests per second.")] = 20.0,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Print lines instead of a live table.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same traffic.")] = 0,
+    seconds: Annotated[float, _option("Its length.", min=1, max=3600)] = 12.0,
+    rate: Annotated[float, _option("Requests per second.", min=5, max=200)] = 20.0,
+    plain: Annotated[bool, _option("Print lines instead of a live table.", "--plain")] = False,
+    seed: Annotated[int, _option("The same seed gives the same traffic.")] = 0,
 ) -> None:
     """Watch four simulated vendors fail over real HTTP while every caller gets an answer.
 
@@ -319,9 +281,9 @@ def demo_command(
 @app.command("key")
 def key_command(
     *,
-    name: Annotated[str, typer.Option(help="The name of its owner in /metrics.")] = "team",
+    name: Annotated[str, _option("The name of its owner in /metrics.")] = "team",
     admin: Annotated[
-        bool, typer.Option("--admin", help="Make the admin key, which may force circuits.")
+        bool, _option("Make the admin key, which may force circuits.", "--admin")
     ] = False,
 ) -> None:
     """Make a key for the service. Prints the key once, and its lines for aigateway.toml."""

@@ -1,4 +1,4 @@
-"""The small commands: `aigateway chat`, `key`, `serve` and `simulate`."""
+"""The small commands: `aigateway chat`, `providers`, `key`, `serve` and `simulate`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,34 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
 from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from aigateway.cli.output import errors_as_exit_codes, note
-from aigateway.errors import ConfigurationError
+from aigateway.cli.output import FAILED, WRONG_INPUT, advise, errors_as_exit_codes, note
+from aigateway.clock import SYSTEM_CLOCK
+from aigateway.errors import ConfigurationError, GatewayError, ProviderFailure
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import ChatResponse
 from aigateway.settings import ApiKey, LLMConfig, load_providers
 
-__all__ = ["open_gateway", "run_chat", "run_key", "run_serve", "run_simulate"]
+__all__ = ["open_gateway", "run_chat", "run_key", "run_providers", "run_serve", "run_simulate"]
 
 _KEY_PREFIX = "sk-aigw-"
 """Lets secret scanners recognise a leaked key."""
 
 _KEY_BYTES = 32
+_CHECK_PROMPT = "Reply with the word ok."
+_CHECK_MAX_TOKENS = 32
+_PIPED_WIDTH = 240
+"""Columns without a terminal, so that no name is cut."""
 _SERVER_PACKAGES = ("fastapi", "prometheus_client", "uvicorn")
 
 
@@ -53,7 +61,7 @@ async def open_gateway(*, simulate: bool) -> AsyncIterator[tuple[AsyncGateway, l
             yield gateway, configs
 
 
-# ── chat ─────────────────────────────────────────────────────────────────────────────────────
+# ── chat ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def run_chat(prompt: str, options: Mapping[str, Any], *, as_json: bool, simulate: bool) -> None:
@@ -114,7 +122,117 @@ def _plain(reply: ChatResponse) -> dict[str, Any]:
     }
 
 
-# ── key ──────────────────────────────────────────────────────────────────────────────────────
+# ── providers ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The result of one provider's check; `problem` is None if it answered."""
+
+    problem: str | None
+    latency_seconds: float
+
+
+def run_providers(*, as_json: bool, check_seconds: float | None) -> None:
+    """Print the configured providers; with `check_seconds`, check each of them first."""
+    with errors_as_exit_codes():
+        configs = sorted(load_providers(), key=lambda config: -config.priority)
+        if not configs:
+            advise()
+            raise typer.Exit(WRONG_INPUT)
+        checks = None
+        if check_seconds is not None:
+            checks = asyncio.run(_check_all(configs, check_seconds))
+    if as_json:
+        typer.echo(json.dumps(_plain_providers(configs, checks), indent=2))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+        console.print(_provider_table(configs, checks))
+    if checks is not None and any(check.problem for check in checks):
+        raise typer.Exit(FAILED)
+
+
+async def _check_all(configs: Sequence[LLMConfig], seconds: float) -> list[CheckResult]:
+    return list(await asyncio.gather(*(_check_one(config, seconds) for config in configs)))
+
+
+async def _check_one(config: LLMConfig, seconds: float) -> CheckResult:
+    """Ask this provider alone: another one may serve the same model or alias."""
+    try:
+        async with AsyncGateway(
+            [config], cache_enabled=False, retry_rounds=0, attempt_timeout=seconds
+        ) as gateway:
+            await gateway.warmup()  # so that the check does not include loading litellm
+            began = SYSTEM_CLOCK.now()
+            problem = await _problem(gateway, seconds)
+            return CheckResult(problem, SYSTEM_CLOCK.now() - began)
+    except ConfigurationError as error:
+        return CheckResult(str(error), 0.0)
+
+
+async def _problem(gateway: AsyncGateway, seconds: float) -> str | None:
+    try:
+        # A second more than the attempt may take, so that its timeout is reported as one.
+        await gateway.chat(_CHECK_PROMPT, max_tokens=_CHECK_MAX_TOKENS, timeout=seconds + 1)
+    except GatewayError as error:
+        causes: Sequence[ProviderFailure] = getattr(error, "causes", ())
+        if not causes:
+            return str(error)
+        status = f" (HTTP {causes[0].status})" if causes[0].status is not None else ""
+        return f"{causes[0].kind}{status}"
+    return None
+
+
+def _provider_table(configs: Sequence[LLMConfig], checks: Sequence[CheckResult] | None) -> Table:
+    table = Table()
+    for heading in ("name", "vendor", "model"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("priority", justify="right")
+    table.add_column("api_base", overflow="fold")
+    table.add_column("key")
+    table.add_column("aliases", overflow="fold")
+    if checks is not None:
+        table.add_column("check", overflow="fold")
+        table.add_column("latency", justify="right")
+    for index, config in enumerate(configs):
+        cells = [
+            Text(config.name),
+            Text(str(config.provider)),
+            Text(config.model),
+            Text(str(config.priority)),
+            Text(config.api_base or "the vendor's own"),
+            Text("yes", "green") if config.api_key else Text("no", "yellow"),
+            Text(", ".join(config.aliases)),
+        ]
+        if checks is not None:
+            check = checks[index]
+            cells.append(Text(check.problem or "ok", "red" if check.problem else "green"))
+            cells.append(Text(f"{check.latency_seconds:.2f} s"))
+        table.add_row(*cells)
+    return table
+
+
+def _plain_providers(
+    configs: Sequence[LLMConfig], checks: Sequence[CheckResult] | None
+) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for index, config in enumerate(configs):
+        row: dict[str, object] = {
+            "name": config.name,
+            "vendor": str(config.provider),
+            "model": config.model,
+            "priority": config.priority,
+            "api_base": config.api_base,
+            "key_present": config.api_key is not None,
+            "aliases": list(config.aliases),
+        }
+        if checks is not None:
+            row["check"] = {"ok": checks[index].problem is None, **asdict(checks[index])}
+        rows.append(row)
+    return rows
+
+
+# ── key ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def run_key(name: str, *, admin: bool) -> None:
@@ -136,7 +254,7 @@ def run_key(name: str, *, admin: bool) -> None:
     typer.echo(f'\n[server]\nadmin_sha256 = "{digest}"' if admin else f"\n{lines}")
 
 
-# ── serve ────────────────────────────────────────────────────────────────────────────────────
+# ── serve ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def run_serve(
@@ -164,7 +282,7 @@ def run_serve(
     raise typer.Exit(code)
 
 
-# ── simulate ─────────────────────────────────────────────────────────────────────────────────
+# ── simulate ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def run_simulate(port: int, *, latency: float, timeline: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Loopback servers that speak the vendors' wires truly, and break on command.
+"""Loopback servers that speak the vendors' protocols, and break on command.
 
 The demo, the tests and the benchmarks run against this package, and so can yours::
 
@@ -10,7 +10,9 @@ Everything binds to 127.0.0.1 only. Nothing here knows litellm or the gateway, a
 `LLMConfig` that `SimulatedVendor.config` builds.
 """
 
-from aigateway.simulator.answers import Answer, Received, ToolCall
+from aigateway.simulator.answers import Received
+from aigateway.simulator.answers import SimulatedAnswer as Answer
+from aigateway.simulator.answers import SimulatedToolCall as ToolCall
 from aigateway.simulator.faults import Fault
 from aigateway.simulator.server import Simulator
 from aigateway.simulator.vendor import SimulatedVendor

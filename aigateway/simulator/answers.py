@@ -1,7 +1,7 @@
-"""What a simulated vendor says, in a form that belongs to no vendor.
+"""The answers of a simulated vendor, independent of any wire.
 
-A wire turns an HTTP request into a `ChatCall` (or one of its siblings), this module finds the
-`Answer`, and the wire writes that down in its vendor's words.
+A wire turns an HTTP request into a `ChatCall` (or another call), this module finds the answer, and
+the wire writes it in its vendor's form.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 from aigateway.simulator.schema import minimal_instance
 
 __all__ = [
-    "Answer",
     "AnswerSource",
     "Call",
     "ChatCall",
@@ -25,7 +24,8 @@ __all__ = [
     "ModelsCall",
     "Received",
     "Reply",
-    "ToolCall",
+    "SimulatedAnswer",
+    "SimulatedToolCall",
     "count_tokens",
     "default_answer",
     "embed",
@@ -57,8 +57,8 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A function the model wants called; `arguments` is a mapping, or JSON text sent as it is."""
+class SimulatedToolCall:
+    """A call of a tool by the model; `arguments` is a mapping, or JSON text sent unchanged."""
 
     name: str
     arguments: Mapping[str, Any] | str = ""
@@ -78,24 +78,24 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model says, written down by each wire in its vendor's form.
+class SimulatedAnswer:
+    """The answer of the model; each wire writes it in its vendor's form.
 
     Attributes:
-        text: The words.
-        tool_calls: `ToolCall`s, mappings with `name`, `arguments` and maybe `id`, or pairs of
+        text: The content.
+        tool_calls: Tool calls, mappings with `name`, `arguments` and maybe `id`, or pairs of
             name and arguments.
         finish_reason: In OpenAI's words: "stop", "length", "tool_calls" or "content_filter".
             None gives "tool_calls" if there are any, else "stop".
-        usage: `prompt_tokens`, `completion_tokens`, `cached_tokens`, `reasoning_tokens`; what is
-            missing is counted in words.
-        reasoning: Visible thoughts.
+        usage: `prompt_tokens`, `completion_tokens`, `cached_tokens`, `reasoning_tokens`; missing
+            ones are counted in words.
+        reasoning: Visible reasoning.
         chunks: How a stream cuts the text; None cuts it into words.
-        thinking: How Anthropic gives its thoughts: "shown", "redacted" or "omitted".
+        thinking: How Anthropic shows reasoning: "shown", "redacted" or "omitted".
     """
 
     text: str = ""
-    tool_calls: Sequence[ToolCall | Mapping[str, Any] | tuple[str, Any]] = ()
+    tool_calls: Sequence[SimulatedToolCall | Mapping[str, Any] | tuple[str, Any]] = ()
     finish_reason: str | None = None
     usage: Mapping[str, int] | None = None
     reasoning: str | None = None
@@ -103,16 +103,16 @@ class Answer:
     thinking: str = "shown"
 
 
-AnswerSource = Answer | str | Callable[[Received], Answer | str] | None
+AnswerSource = SimulatedAnswer | str | Callable[[Received], SimulatedAnswer | str] | None
 """What `SimulatedVendor.answer` takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """A chat request in no vendor's words.
+    """A chat request, independent of any wire.
 
     Attributes:
-        prompt: The last thing the user said, as text.
+        prompt: The last user message, as text.
         prompt_tokens: Words in all messages.
         logprobs: How many alternatives to each token are wanted; None if no logprobs are.
         json_array: Stream one JSON array instead of events (Gemini without `alt=sse`).
@@ -151,7 +151,7 @@ class EmbeddingCall:
 
 @dataclass(frozen=True, slots=True)
 class ModelsCall:
-    """Which models there are."""
+    """A request for the list of models."""
 
     model: str = ""
     stream: bool = False
@@ -162,7 +162,7 @@ Call = ChatCall | EmbeddingCall | ModelsCall
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A finished answer: nothing in it is left to decide, only to write down.
+    """A complete answer, ready to be written.
 
     Attributes:
         n: How many equal choices are sent.
@@ -172,7 +172,7 @@ class Reply:
 
     text: str
     pieces: tuple[str, ...]
-    tool_calls: tuple[ToolCall, ...]
+    tool_calls: tuple[SimulatedToolCall, ...]
     finish_reason: str
     reasoning: str | None
     prompt_tokens: int
@@ -191,12 +191,12 @@ class Reply:
 
 
 def count_tokens(text: str) -> int:
-    """A plausible number of tokens: the words."""
+    """Return a plausible number of tokens: the words."""
     return len(text.split())
 
 
-def reply_for(answer: Answer, call: ChatCall) -> Reply:
-    """Fill in everything an `Answer` leaves open."""
+def reply_for(answer: SimulatedAnswer, call: ChatCall) -> Reply:
+    """Complete an answer with defaults."""
     tool_calls = tuple(_tool_call(index, given) for index, given in enumerate(answer.tool_calls))
     pieces = tuple(answer.chunks) if answer.chunks is not None else _words(answer.text)
     text = answer.text or "".join(pieces)
@@ -218,21 +218,23 @@ def reply_for(answer: Answer, call: ChatCall) -> Reply:
     )
 
 
-def default_answer(call: ChatCall) -> Answer:
-    """What a vendor says that was told nothing: an echo, or the smallest thing that fits."""
+def default_answer(call: ChatCall) -> SimulatedAnswer:
+    """Return the answer of a vendor without a script: an echo, or a minimal valid answer."""
     if call.forced_tool:
         name, parameters = call.forced_tool
-        return Answer(tool_calls=(ToolCall(name, minimal_instance(parameters) or {}),))
+        return SimulatedAnswer(
+            tool_calls=(SimulatedToolCall(name, minimal_instance(parameters) or {}),)
+        )
     if call.schema is not None:
-        return Answer(text=json.dumps(minimal_instance(call.schema)))
+        return SimulatedAnswer(text=json.dumps(minimal_instance(call.schema)))
     if call.json_mode:
-        return Answer(text="{}")
+        return SimulatedAnswer(text="{}")
     said = "4" if "2+2" in call.prompt.replace(" ", "") else call.prompt
-    return _within_limits(said or "ok", call)  # a picture alone is a prompt, too
+    return _within_limits(said or "ok", call)  # the prompt may be an image alone
 
 
 def embed(text: str, dimensions: int | None) -> list[float]:
-    """A unit vector that depends on nothing but the text and the size."""
+    """Return a unit vector that depends only on the text and the size."""
     size = dimensions or DEFAULT_DIMENSIONS
     numbers: list[float] = []
     block = 0
@@ -245,24 +247,26 @@ def embed(text: str, dimensions: int | None) -> list[float]:
     return [number / length for number in numbers]
 
 
-def _within_limits(text: str, call: ChatCall) -> Answer:
+def _within_limits(text: str, call: ChatCall) -> SimulatedAnswer:
     for stop in call.stop:
         text = text.split(stop, 1)[0]
     words = _words(text)
     if call.max_tokens is not None and len(words) > call.max_tokens:
-        return Answer(text="".join(words[: call.max_tokens]), finish_reason="length")
-    return Answer(text=text)
+        return SimulatedAnswer(text="".join(words[: call.max_tokens]), finish_reason="length")
+    return SimulatedAnswer(text=text)
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\s*\S+\s*?|\s+", text))
 
 
-def _tool_call(index: int, given: ToolCall | Mapping[str, Any] | tuple[str, Any]) -> ToolCall:
+def _tool_call(
+    index: int, given: SimulatedToolCall | Mapping[str, Any] | tuple[str, Any]
+) -> SimulatedToolCall:
     if isinstance(given, Mapping):
-        call = ToolCall(given["name"], given.get("arguments", ""), given.get("id"))
+        call = SimulatedToolCall(given["name"], given.get("arguments", ""), given.get("id"))
     elif isinstance(given, tuple):
-        call = ToolCall(*given)
+        call = SimulatedToolCall(*given)
     else:
         call = given
     return call if call.id else replace(call, id=f"call_{index}")

@@ -1,4 +1,4 @@
-"""The control endpoint: break and mend a running simulator over HTTP.
+"""The control endpoint: break and repair a running simulator over HTTP.
 
 - `GET /_simulator`: every vendor's state and counts.
 - `POST /_simulator/fault`: `{"vendor": "openai", "fault": "status", "args": {"code": 503},
@@ -64,7 +64,7 @@ class ControlPanel:
             raise _AskedWrongError(400, "args must be an object")
         try:
             for vendor in self._chosen(order):
-                # Made anew for each: a random fault has dice of its own.
+                # One per vendor: a random fault has its own random numbers.
                 fault = fault_from(str(order.get("fault", "")), args)
                 if fault is None:
                     vendor.recover()
@@ -99,7 +99,7 @@ class ControlPanel:
 
 
 async def _order(request: web.BaseRequest) -> Mapping[str, Any]:
-    # A web page cannot send this type here without asking first, so it cannot break things.
+    # A web page cannot send this type without a preflight, so it cannot break anything.
     if request.content_type != "application/json":
         raise _AskedWrongError(415, "send application/json")
     try:

@@ -1,4 +1,4 @@
-"""How an answer, or what is left of it after a fault, gets onto the socket."""
+"""Write an answer, or what a fault leaves of it, to the socket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 from aiohttp import web
 
 from aigateway.simulator.faults import Fault
-from aigateway.simulator.wires.wire import Event, Failure
+from aigateway.simulator.wires.wire import Event, SimulatedFailure
 
 __all__ = [
     "send_broken",
@@ -30,7 +30,7 @@ _HTML = b"""<!DOCTYPE html>
 """
 
 
-async def send_failure(request: web.BaseRequest, failure: Failure) -> web.StreamResponse:
+async def send_failure(request: web.BaseRequest, failure: SimulatedFailure) -> web.StreamResponse:
     """The vendor's error answer."""
     del request
     return web.Response(
@@ -44,7 +44,7 @@ async def send_failure(request: web.BaseRequest, failure: Failure) -> web.Stream
 async def send_broken(
     request: web.BaseRequest, fault: Fault, headers: Mapping[str, str]
 ) -> web.StreamResponse:
-    """Faults that need to know nothing about the request."""
+    """Apply faults that do not depend on the request."""
     match fault.name:
         case "hang":
             await wait_for_ever()
@@ -76,7 +76,7 @@ async def send_plain(
 
 @dataclass(frozen=True, slots=True)
 class _Stop:
-    """How a stream ends before its time."""
+    """A premature end of a stream."""
 
     how: str
 
@@ -90,7 +90,7 @@ async def send_stream(
     error_event: bytes,
     delay: float,
 ) -> web.StreamResponse:
-    """Events one by one, up to where the fault strikes.
+    """Yield events up to the fault.
 
     Args:
         request: What is answered.
@@ -103,7 +103,7 @@ async def send_stream(
     defaults = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
     response = web.StreamResponse(headers=defaults | dict(headers))
     await response.prepare(request)
-    with contextlib.suppress(ConnectionResetError):  # the client has left: what people do
+    with contextlib.suppress(ConnectionResetError):  # the client has left
         for event in _struck(events, fault, error_event):
             if isinstance(event, _Stop):
                 await _end(request, event.how)
@@ -116,14 +116,14 @@ async def send_stream(
 
 
 async def wait_for_ever() -> None:
-    """Until the client leaves or the server closes; both cancel the handler."""
+    """Wait until the client leaves or the server closes; both cancel the handler."""
     await asyncio.Event().wait()
 
 
 def _struck(
     events: Iterable[Event], fault: Fault | None, error_event: bytes
 ) -> Iterator[Event | _Stop]:
-    """The stream as the fault leaves it."""
+    """Send the stream, changed by the fault."""
     name = fault.name if fault else ""
     if fault is None or name not in _STRIKES:
         yield from events
@@ -182,15 +182,15 @@ async def _end(request: web.BaseRequest, how: str) -> None:
 
 
 async def _hang_up(request: web.BaseRequest) -> None:
-    """Close after what was written, in the middle of the body."""
+    """Close in the middle of the body."""
     if request.transport is not None:
         request.transport.close()
     await wait_for_ever()
 
 
 async def _reset(request: web.BaseRequest) -> None:
-    """Close with RST: what a crashed process or an impatient firewall does."""
-    # What was written should leave first, and be read: a reset drops it on some systems.
+    """Close with RST, as a crashed process or a firewall does."""
+    # Let written data be read first: a reset drops it on some systems.
     await asyncio.sleep(0.005)
     transport = request.transport
     if transport is not None:

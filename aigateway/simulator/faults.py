@@ -1,4 +1,4 @@
-"""How a vendor can break. A `Fault` names the trouble; each wire has its vendor's words for it."""
+"""The faults of a vendor. Each wire answers a `Fault` in its vendor's own words."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Fault", "RefusedError", "fault_from"]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way to break. Build it with the class methods.
+    """One fault. Build it with the class methods.
 
-    `retry_after` is seconds as a number, or text sent as it is: an HTTP date, say. Text that ends
-    in "ms" ("1500ms") goes out as `retry-after-ms`, the way OpenAI and Azure do.
+    `retry_after` is seconds as a number, or text sent unchanged, for example an HTTP date. Text
+    that ends in "ms" ("1500ms") goes out as `retry-after-ms`, as OpenAI and Azure do.
 
     Stream faults (`error_event`, `cut_stream`, `stall_stream`) count pieces of content: `after=0`
     stops right behind the response headers. They leave a request that is not streamed alone.
@@ -38,7 +38,7 @@ class Fault:
     _dice: random.Random | None = field(default=None, compare=False, repr=False)
 
     def roll(self, body: Any = None) -> Fault | None:
-        """The fault that one request meets, if it meets any.
+        """Return the fault for one request, if any.
 
         Args:
             body: The request's, for the faults that look at it (`bad_prompt`, `no_tools`).
@@ -55,15 +55,15 @@ class Fault:
 
     @property
     def is_error(self) -> bool:
-        """Whether the vendor answers with an error of its own, and nothing else happens."""
+        """Whether it is just an error answer of the vendor."""
         return self.name not in _BLIND | _IN_ANSWER
 
     @property
     def is_blind(self) -> bool:
-        """Whether it strikes without a look at the request."""
+        """Whether it applies to any request."""
         return self.name in _BLIND
 
-    # What the vendor says with an error body of its own.
+    # Error answers of the vendor.
 
     @classmethod
     def status(
@@ -74,7 +74,7 @@ class Fault:
         code_name: str | None = None,
         message: str | None = None,
     ) -> Self:
-        """This HTTP status, with a body as the vendor would write it.
+        """This HTTP status, with the body that the vendor sends.
 
         A message of your own comes without the vendor's usual code for that status.
         """
@@ -196,11 +196,11 @@ class Fault:
         """503 (Anthropic: 529): the vendor is too busy."""
         return cls("overloaded", retry_after=retry_after)
 
-    # What happens to the connection.
+    # Faults of the connection.
 
     @classmethod
     def hang(cls) -> Self:
-        """The request is read and never answered."""
+        """The request is read but never answered."""
         return cls("hang")
 
     @classmethod
@@ -210,7 +210,7 @@ class Fault:
 
     @classmethod
     def refuse(cls) -> Self:
-        """Nobody listens: open connections are dropped, new ones refused.
+        """The server is down: open connections are dropped, new ones refused.
 
         A client that takes a pooled connection in the same moment finds it closed instead.
         """
@@ -231,7 +231,7 @@ class Fault:
         """Less body than `Content-Length` promised, then a clean close."""
         return cls("cut_body")
 
-    # What is wrong with an answer that says 200.
+    # Faults of an answer with status 200.
 
     @classmethod
     def html(cls, code: int = 200) -> Self:
@@ -268,7 +268,7 @@ class Fault:
         """A redirect, by default to another path of the same server."""
         return cls("redirect", location=location, code=code)
 
-    # What happens to a stream.
+    # Faults of a stream.
 
     @classmethod
     def error_event(cls, after: int = 0) -> Self:
@@ -308,7 +308,7 @@ class Fault:
 
     @classmethod
     def bad_prompt(cls, marker: str, fault: Fault | None = None) -> Self:
-        """`fault` for the requests whose texts hold a marker, the others healthy.
+        """`fault` for the requests whose texts contain a marker, the others healthy.
 
         Args:
             marker: Looked for in every text of the body.
@@ -322,7 +322,7 @@ class Fault:
 
 
 def _holds(body: Any, marker: str) -> bool:
-    """Whether a text anywhere in a body holds the marker."""
+    """Whether any text in a body contains the marker."""
     waiting = [body]
     while waiting:
         value = waiting.pop()
@@ -354,7 +354,7 @@ _IN_ANSWER = frozenset(
 
 
 class RefusedError(Exception):
-    """A wire's word for "the vendor would not take this request"."""
+    """Raised by a wire for a request that the vendor rejects."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.name)
@@ -369,7 +369,7 @@ _CONSTRUCTORS = tuple(
 
 
 def fault_from(text: str, args: Mapping[str, Any] | None = None) -> Fault | None:
-    """Build a fault from words, for the command line and the control endpoint.
+    """Build a fault from text, for the command line and the control endpoint.
 
     Args:
         text: A constructor's name and its arguments after colons, in order or by name:
@@ -398,7 +398,7 @@ def fault_from(text: str, args: Mapping[str, Any] | None = None) -> Fault | None
 
 
 _AROUND_ANOTHER = {"random": ("probability", "0.3"), "bad_prompt": ("marker", "BAD")}
-"""Faults that hold another: what they take before it, and an example."""
+"""Faults that contain another one: their other arguments, and an example."""
 
 
 def _around_another(name: str, given: list[str], named: dict[str, Any]) -> Fault:

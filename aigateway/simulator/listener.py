@@ -1,4 +1,4 @@
-"""A loopback port that can be closed and opened again at any moment, and leaves nothing behind."""
+"""A loopback server that can be closed and reopened at any moment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
-__all__ = ["MAX_BODY_BYTES", "Listener"]
+__all__ = ["MAX_BODY_BYTES", "LoopbackServer"]
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 _HOST = "127.0.0.1"
@@ -21,8 +21,8 @@ _CLOSING_TURNS = 50
 _CLOSING_SECONDS = 1.0
 
 
-class Listener:
-    """HTTP on 127.0.0.1, by a handler.
+class LoopbackServer:
+    """An HTTP server on 127.0.0.1.
 
     Opening and refusing are immediate and synchronous: when the call returns, the kernel already
     accepts (or refuses) connections.
@@ -50,7 +50,7 @@ class Listener:
         return sum(handler.transport is not None for handler in self._http.connections)
 
     async def start(self) -> None:
-        """Open the port and wait until it is served."""
+        """Open the port, and return when it is served."""
         self.accept()
         if self._serving:
             await self._serving
@@ -67,7 +67,7 @@ class Listener:
         self._serving = self._loop.create_task(self._serve(sock, self._serving))
 
     def refuse(self) -> None:
-        """Drop every connection and let new ones be refused. The port stays ours."""
+        """Drop every connection and refuse new ones. The port stays reserved."""
         if self._socket is None:
             return
         sock, self._socket = self._socket, None
@@ -77,15 +77,15 @@ class Listener:
         if self._server is not None:
             self._server.close()
             self._server = None
-        # else `_serve` has not come to the end with this socket yet, and will close it there
+        # else `_serve` is not done with this socket yet, and closes it
         for handler in self._http.connections:
             if handler.transport is not None:
                 handler.transport.abort()
         with contextlib.suppress(OSError):
-            self._held = _bound(self.port)  # bound but not listening: refused, and not lent out
+            self._held = _bound(self.port)  # bound but not listening: connections are refused
 
     async def close(self) -> None:
-        """Close the port and end every request, hanging ones too."""
+        """Close the port and end every request, even hanging ones."""
         self.refuse()
         self._release()
         if self._serving:
@@ -100,7 +100,7 @@ class Listener:
         if before is not None:
             await before
         if sock is not self._socket:
-            sock.close()  # refused again before it came to that
+            sock.close()  # refused again meanwhile
             return
         server = await self._loop.create_server(self._http, sock=sock, backlog=_BACKLOG)
         if sock is self._socket:

@@ -28,7 +28,7 @@ _FORMATS = {
 
 
 class _EndlessError(Exception):
-    """This branch recurses for ever; another one may not."""
+    """This branch recurses without end; another one may not."""
 
 
 def minimal_instance(schema: Mapping[str, Any]) -> Any:

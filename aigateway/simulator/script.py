@@ -1,4 +1,4 @@
-"""Which fault the next request meets: a rule, a rule for a few requests, or a timeline."""
+"""The fault of the next request: a rule, a rule for a few requests, or a timeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Step = tuple[float, Fault | None]
 
 
 class Script:
-    """What a vendor was told to do. No I/O; time comes from the clock it is given."""
+    """The script of one vendor. No I/O; time comes from the given clock."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -30,7 +30,7 @@ class Script:
         self._begin = 0.0
 
     def behave(self, faults: Sequence[Fault | None], times: int | None) -> None:
-        """Meet requests with these faults in turn, for ever or for `times` requests."""
+        """Apply these faults in turn, without end or for `times` requests."""
         refusing = any(fault is not None and fault.name == "refuse" for fault in faults)
         if not faults:
             raise ValueError("behave() needs a fault; recover() makes the vendor healthy")
@@ -55,7 +55,7 @@ class Script:
         return ordered
 
     def current(self) -> Fault | None:
-        """The rule that holds now, without using it up (nothing is rolled)."""
+        """The current rule, without using it up or drawing a random number."""
         if self._faults:
             return self._faults[self._turn % len(self._faults)]
         fault = None
@@ -66,7 +66,7 @@ class Script:
         return fault
 
     def take(self, body: Any = None) -> Fault | None:
-        """The fault for one request that has arrived, whose body this is."""
+        """Return the fault for a request with this body."""
         fault = self.current()
         if self._faults:
             self._turn += 1

@@ -1,4 +1,4 @@
-"""The simulator on fixed ports, until it is cancelled: what `aigateway simulate` runs."""
+"""The simulator on fixed ports, for `aigateway simulate`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def serve_forever(
     timeline: str | Path | None = None,
     latency: float = 0.0,
 ) -> None:
-    """Serve OpenAI, Azure, Gemini and Anthropic on `port` and the next three, control behind them.
+    """Serve OpenAI, Azure, Gemini and Anthropic on `port` and the next three, control after them.
 
     Args:
         port: The first of five in a row; 0 takes any free ones.
@@ -48,7 +48,7 @@ async def serve_forever(
 
 
 def environment(simulator: Simulator) -> Iterator[tuple[str, str]]:
-    """The variables that point an application at a running simulator."""
+    """Return the environment variables that point an application at the simulator."""
     for vendor, prefix in (
         (simulator.openai, "OPENAI"),
         (simulator.azure, "AZURE_OPENAI"),
@@ -67,7 +67,7 @@ def environment(simulator: Simulator) -> Iterator[tuple[str, str]]:
 
 @contextlib.asynccontextmanager
 async def _in_a_row(port: int) -> AsyncIterator[Simulator]:
-    """A simulator whose ports are in a row; says so plainly when one of them is taken."""
+    """Start a simulator on consecutive ports; report a port that is taken."""
     if not 0 <= port <= _HIGHEST_PORT - 4:
         raise ConfigurationError(f"port must be 0 to {_HIGHEST_PORT - 4}, not {port}")
     ports = [port + offset if port else 0 for offset in range(5)]

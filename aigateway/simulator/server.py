@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aigateway.simulator.control import ControlPanel
-from aigateway.simulator.listener import Listener
+from aigateway.simulator.listener import LoopbackServer
 from aigateway.simulator.vendor import SimulatedVendor
 
 __all__ = ["Simulator"]
@@ -38,7 +38,7 @@ class Simulator:
         control_port: int | None = None,
         received_limit: int = 50_000,
     ) -> None:
-        """Prepare; nothing listens yet.
+        """Prepare the vendors; nothing listens yet.
 
         Args:
             ports: For OpenAI, Azure, Gemini, Anthropic; 0 takes a free one.
@@ -51,21 +51,21 @@ class Simulator:
         self._control_port = control_port
         self._received_limit = received_limit
         self._vendors: list[SimulatedVendor] = []
-        self._control: Listener | None = None
+        self._control: LoopbackServer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def vendors(self) -> tuple[SimulatedVendor, ...]:
-        """All of them, in the order they were started."""
+        """All vendors, in the order they were started."""
         return tuple(self._vendors)
 
     @property
     def control_url(self) -> str | None:
-        """Where the control endpoint is, if there is one."""
+        """The URL of the control endpoint, if there is one."""
         return f"http://127.0.0.1:{self._control.port}/_simulator" if self._control else None
 
     def vendor(self, name: str) -> SimulatedVendor:
-        """The vendor of that name; KeyError if there is none."""
+        """Return a vendor by name; KeyError if there is none."""
         for vendor in self._vendors:
             if vendor.name == name:
                 return vendor
@@ -77,7 +77,7 @@ class Simulator:
             for wire, port in zip(_FIRST_FOUR, self._ports, strict=True):
                 setattr(self, wire, await self._start(wire, wire, port))
             if self._control_port is not None:
-                self._control = Listener(ControlPanel(self).handle, self._control_port)
+                self._control = LoopbackServer(ControlPanel(self).handle, self._control_port)
                 await self._control.start()
         except BaseException:
             await self.aclose()
@@ -128,7 +128,7 @@ class Simulator:
     @classmethod
     @contextlib.contextmanager
     def in_thread(cls, **options: Any) -> Iterator[Self]:
-        """Run a simulator in a thread with a loop of its own, for synchronous code.
+        """Run a simulator in a thread with its own loop, for synchronous code.
 
         Its vendors are used as usual; more of them come from `add_from_thread`.
 
@@ -149,7 +149,7 @@ class Simulator:
         def body() -> None:
             try:
                 asyncio.run(run())
-            except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
                 problem.append(error)
             finally:
                 started.set()

@@ -1,4 +1,4 @@
-"""A simulation's script as text: `openai:2s=status:500,openai:5s=ok`.
+"""The script of a simulation as text: `openai:2s=status:500,openai:5s=ok`.
 
 An entry is `vendor:time=fault`: the vendor's name (or `all`), when (seconds by default; `ms`, `s`
 and `m` may follow), and a fault as in `aigateway.simulator.faults.fault_from`. Entries stand

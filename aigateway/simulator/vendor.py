@@ -1,4 +1,4 @@
-"""One simulated vendor: a wire behind a loopback port, and the face that tests talk to."""
+"""One simulated vendor: a wire behind a loopback port, and its interface for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from aiohttp import web
 
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.simulator.answers import (
-    Answer,
     AnswerSource,
     Call,
     ChatCall,
@@ -24,18 +23,25 @@ from aigateway.simulator.answers import (
     ModelsCall,
     Received,
     Reply,
+    SimulatedAnswer,
     default_answer,
     reply_for,
 )
 from aigateway.simulator.delivery import send_broken, send_failure, send_plain, send_stream
 from aigateway.simulator.faults import Fault, RefusedError
-from aigateway.simulator.listener import Listener
+from aigateway.simulator.listener import LoopbackServer
 from aigateway.simulator.script import Script, Step
 from aigateway.simulator.wires.anthropic import AnthropicWire
 from aigateway.simulator.wires.azure import AzureWire
 from aigateway.simulator.wires.gemini import GeminiWire
 from aigateway.simulator.wires.openai import OpenAIWire
-from aigateway.simulator.wires.wire import Event, Failure, SimulatedWire, files_named_in, sse
+from aigateway.simulator.wires.wire import (
+    Event,
+    SimulatedFailure,
+    SimulatedWire,
+    files_named_in,
+    sse,
+)
 
 if TYPE_CHECKING:
     from aigateway.settings import LLMConfig
@@ -72,7 +78,7 @@ class SimulatedVendor:
         latency: Seconds before a healthy answer.
         chunk_delay: Seconds before each piece of a stream.
         files: Ids of the files it has; a prompt that names another one is refused.
-        headers: Sent with every response that the vendor itself makes: rate limits, say.
+        headers: Sent with every response of the vendor itself, for example rate limits.
         request_count: How many requests ever arrived; `clear` does not touch it.
     """
 
@@ -94,7 +100,7 @@ class SimulatedVendor:
         self._timers: list[asyncio.TimerHandle] = []
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._listener = Listener(self._handle, port)
+        self._listener = LoopbackServer(self._handle, port)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -102,7 +108,7 @@ class SimulatedVendor:
 
     @property
     def strict(self) -> bool:
-        """Whether fields of messages that it does not know are refused."""
+        """Whether unknown fields of messages are rejected."""
         return bool(getattr(self._wire, "strict", True))
 
     @strict.setter
@@ -112,7 +118,7 @@ class SimulatedVendor:
 
     @property
     def wire(self) -> str:
-        """Which vendor's HTTP it speaks."""
+        """The name of its wire."""
         return self._wire.name
 
     @property
@@ -122,7 +128,7 @@ class SimulatedVendor:
 
     @property
     def api_base(self) -> str:
-        """The base URL as clients of this wire want it."""
+        """The base URL for clients of this wire."""
         return self.url + _BASE_PATHS.get(self.wire, "")
 
     @property
@@ -147,11 +153,11 @@ class SimulatedVendor:
 
     @property
     def fault(self) -> Fault | None:
-        """The rule that the next request would meet; None if healthy."""
+        """The fault of the next request; None if healthy."""
         return self._script.current()
 
     def config(self, **fields: Any) -> LLMConfig:
-        """A provider that calls this vendor.
+        """Return a provider that calls this vendor.
 
         Args:
             **fields: Any of `LLMConfig`'s fields, over the right address, key and model.
@@ -175,7 +181,7 @@ class SimulatedVendor:
 
         Args:
             *faults: What happens. Several take turns, request by request; None is healthy.
-            times: Only to this many requests; None goes on until `recover`.
+            times: Only to this many requests; None lasts until `recover`.
 
         Raises:
             ValueError: No fault, or `refuse` with company or `times`.
@@ -183,7 +189,7 @@ class SimulatedVendor:
         self._in_loop(lambda: self._behave(faults, times))
 
     def recover(self) -> None:
-        """Be healthy from now on. What hangs already goes on hanging."""
+        """Be healthy from now on. Requests that hang keep hanging."""
         self._in_loop(self._recover)
 
     def timeline(self, steps: Iterable[Step]) -> None:
@@ -192,7 +198,7 @@ class SimulatedVendor:
         self._in_loop(lambda: self._follow(chosen))
 
     def answer(self, answer: AnswerSource) -> None:
-        """Say this from now on: an `Answer`, its text, or a function of the request.
+        """Give this answer from now on: an `Answer`, its text, or a function of the request.
 
         None goes back to the default: an echo of the user's last words, "4" for "2+2", and the
         smallest valid instance where a schema or a tool is demanded.
@@ -200,15 +206,15 @@ class SimulatedVendor:
         self._answer = answer
 
     def clear(self) -> None:
-        """Forget what was received."""
+        """Clear the received requests."""
         self._received.clear()
 
     async def start(self) -> None:
-        """Listen. `Simulator` does it."""
+        """Listen; called by `Simulator`."""
         await self._listener.start()
 
     async def close(self) -> None:
-        """Stop at once, whatever still hangs. `Simulator` does it."""
+        """Stop at once, even with hanging requests; called by `Simulator`."""
         self._closed = True
         self._drop_timers()
         await self._listener.close()
@@ -244,7 +250,7 @@ class SimulatedVendor:
         self._timers.clear()
 
     def _in_loop(self, action: Callable[[], None]) -> None:
-        """Run `action` where the server lives, and come back when it is done."""
+        """Run `action` on the server's loop, and return when it is done."""
         if self._closed or threading.get_ident() == self._thread:
             action()
             return
@@ -274,7 +280,7 @@ class SimulatedVendor:
     async def _answer_to(
         self, request: web.BaseRequest, received: Received, fault: Fault | None
     ) -> web.StreamResponse:
-        """Judge the request and answer it, with the fault in the answer if there is one."""
+        """Check the request and answer it, with the fault if there is one."""
         try:
             send = self._sender(self._read(received), received, fault)
         except RefusedError as refused:
@@ -285,7 +291,7 @@ class SimulatedVendor:
         return await send(request)
 
     def _sender(self, call: Call, received: Received, fault: Fault | None) -> _Sender:
-        """The answer, ready to go."""
+        """Return the answer, ready to send."""
         headers = self._headers()
         if isinstance(call, EmbeddingCall):
             body = self._wire.embeddings(call)
@@ -319,13 +325,13 @@ class SimulatedVendor:
         try:
             call = self._wire.read(received, self.keys)
         except (AttributeError, KeyError, TypeError, ValueError):
-            # A wire checks what people get wrong; here is a body of another shape altogether.
+            # Wires check common mistakes; this body has an entirely different shape.
             raise RefusedError(Fault.bad_request()) from None
         self._check_abilities(call, received)
         return call
 
     def _check_abilities(self, call: Call, received: Received) -> None:
-        """Refuse what this model or server does not do, where names tell."""
+        """Reject what this model or server cannot do, as far as names show."""
         if isinstance(call, EmbeddingCall):
             # Compatible servers embed with any model.
             if self.wire != "openai_compatible" and _ONLY_CHATS.match(call.model):
@@ -350,19 +356,19 @@ class SimulatedVendor:
                 error_event=b"",
                 delay=0.0,
             )
-        return await send_failure(request, Failure(failure.status, failure.body, headers))
+        return await send_failure(request, SimulatedFailure(failure.status, failure.body, headers))
 
     def _reply(self, call: ChatCall, received: Received, fault: Fault | None) -> Reply:
         source = self._answer
         said = source(received) if callable(source) else source
         if isinstance(said, str):
-            said = Answer(text=said)
+            said = SimulatedAnswer(text=said)
         reply = reply_for(_default(call) if said is None else said, call)
         name = fault.name if fault else ""
         return replace(reply, show_usage=name != "no_usage", show_choices=name != "no_choices")
 
 
-def _default(call: ChatCall) -> Answer:
+def _default(call: ChatCall) -> SimulatedAnswer:
     try:
         return default_answer(call)
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -370,7 +376,7 @@ def _default(call: ChatCall) -> Answer:
 
 
 async def _receive(request: web.BaseRequest) -> tuple[Received, Fault | None]:
-    """The request as it arrived, and a complaint if it was too big to read."""
+    """Return the request as it arrived, and an error if it was too big."""
     complaint = None
     body: Any = None
     try:

@@ -72,7 +72,7 @@ def test_the_command_line_loads_nothing_it_may_not_need():
 
 
 class TestChat:
-    def test_without_providers_says_what_to_do(self):
+    def test_without_providers_it_prints_advice(self):
         done = run("chat", "What is 2+2?")
         assert done.exit_code == 2
         assert done.stdout == ""
@@ -100,7 +100,7 @@ class TestChat:
         simulator.openai.answer(text)
         assert run("chat", "x").stdout == text + "\n"
 
-    def test_tells_of_a_failover(self, simulator):
+    def test_reports_a_failover(self, simulator):
         simulator.openai.behave(Fault.status(500))
         done = run("chat", "hi")
         assert (done.stdout, done.exit_code) == ("hi\n", 0)
@@ -171,7 +171,7 @@ class TestChat:
         (errors.GatewayError(), ["error: GatewayError."]),
     ],
 )
-def test_errors_are_said_in_lines(capsys, error, lines):
+def test_errors_are_printed_in_lines(capsys, error, lines):
     with pytest.raises(Exception, match="1"), errors_as_exit_codes():
         raise error
     assert capsys.readouterr().err.splitlines() == lines
@@ -204,7 +204,7 @@ class TestProviders:
         assert done.stdout.count(" ok ") == 2
         assert (simulator.openai.request_count, simulator.anthropic.request_count) == (1, 1)
 
-    def test_check_asks_each_alone_and_says_what_is_wrong(self, simulator):
+    def test_check_asks_each_alone_and_reports_problems(self, simulator):
         simulator.openai.behave(Fault.status(503))
         done = run("providers", "--check", "--json", "--timeout", str(PATIENCE))
         assert done.exit_code == 1
@@ -213,14 +213,14 @@ class TestProviders:
         assert [check["ok"] for check in checks] == [False, True]
         assert (simulator.openai.request_count, simulator.anthropic.request_count) == (1, 1)
 
-    def test_check_gives_up_one_that_does_not_answer(self, simulator):
+    def test_check_times_out(self, simulator):
         simulator.anthropic.behave(Fault.hang())
         done = run("providers", "--check", "--json", "--timeout", "0.2")
         assert done.exit_code == 1
         silent = json.loads(done.stdout)[1]["check"]
         assert (silent["ok"], silent["problem"]) == (False, "timeout")
 
-    def test_an_option_that_cannot_be_is_said_at_once(self, tmp_path, monkeypatch):
+    def test_an_invalid_option_is_reported_at_once(self, tmp_path, monkeypatch):
         file = tmp_path / "aigateway.toml"
         file.write_text(
             '[[providers]]\nprovider = "openai"\nmodel = "m"\nextra = { stream = true }\n'

@@ -39,7 +39,7 @@ async def test_a_mixed_batch_over_vendors_that_fail_on_the_way(simulator):
     assert result.usage.total_tokens == sum(r.usage.total_tokens for r in result.responses)
 
 
-async def test_each_answer_stands_beside_its_question(simulator):
+async def test_each_answer_belongs_to_its_request(simulator):
     vendor = simulator.openai
     vendor.answer(echo)
     async with gateway_for(vendor) as gateway:
@@ -56,7 +56,7 @@ async def test_one_that_the_vendor_refuses_harms_no_other(simulator):
     assert ends == [type(None), type(None), ContentPolicyError, type(None)]
 
 
-async def test_an_outage_of_everybody_loses_nothing(simulator):
+async def test_an_outage_of_all_vendors_loses_nothing(simulator):
     first, second = simulator.openai, simulator.anthropic
     first.timeline([(0, Fault.server_error()), (0.6, None)])
     second.timeline([(0, Fault.rate_limited(1)), (0.6, None)])
@@ -85,7 +85,7 @@ async def test_leaving_early_closes_the_connections_that_are_out(simulator):
     assert asyncio.all_tasks() == before
 
 
-async def test_a_timeout_gives_back_what_is_done(simulator):
+async def test_a_timeout_returns_finished_items(simulator):
     vendor = simulator.openai
     vendor.behave(*[None] * 5, Fault.hang())
     async with gateway_for(vendor) as gateway:
@@ -94,7 +94,7 @@ async def test_a_timeout_gives_back_what_is_done(simulator):
         assert [item.ok for item in result] == [True] * 5 + [False] * 3
 
 
-async def test_one_who_asks_now_passes_a_batch_that_waits(simulator):
+async def test_a_chat_passes_a_waiting_batch(simulator):
     vendor = simulator.openai
     vendor.latency = 0.02
     async with gateway_for(vendor, fields={"max_concurrency": 1}) as gateway:

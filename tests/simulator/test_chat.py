@@ -73,7 +73,7 @@ async def test_a_stream_carries_the_same_text_in_pieces(vendor, ask):
     assert streamed_text(vendor.wire, reply.data) == "one two three"
 
 
-async def test_chunks_are_cut_where_the_answer_says(vendor, ask):
+async def test_chunks_follow_the_answer(vendor, ask):
     vendor.answer(Answer(chunks=["He", "ll", "o"]))
     data = (await ask.chat(vendor, stream=True)).data
     assert streamed_text(vendor.wire, data) == "Hello"
@@ -147,7 +147,7 @@ async def test_anthropic_frames_a_stream_as_it_does(sim: Simulator, ask):
     assert reply.data[-2]["usage"]["output_tokens"] == 2
 
 
-async def test_usage_is_counted_or_as_told(vendor, ask):
+async def test_usage_is_counted_or_as_given(vendor, ask):
     counted = (await ask.chat(vendor, "one two three")).json
     told = {"prompt_tokens": 50, "completion_tokens": 9, "cached_tokens": 30, "reasoning_tokens": 4}
     vendor.answer(Answer("x", usage=told))
@@ -275,7 +275,7 @@ async def test_a_forced_tool_is_called_with_an_instance(vendor, ask):
     assert '"people":1' in raw.replace(" ", "")
 
 
-async def test_a_tool_nobody_offered_cannot_be_forced(vendor, ask):
+async def test_a_tool_that_was_not_offered_cannot_be_forced(vendor, ask):
     body = forced(vendor.wire)
     del body["tools"]
     assert (await ask.chat(vendor, **body)).status == 400
@@ -314,7 +314,7 @@ async def test_logprobs_when_asked(sim: Simulator, ask):
     assert (await ask.chat(sim.openai)).json["choices"][0]["logprobs"] is None
 
 
-async def test_a_withheld_answer_says_so(vendor, ask):
+async def test_a_withheld_answer(vendor, ask):
     vendor.answer(Answer(finish_reason="content_filter"))
     raw = (await ask.chat(vendor)).raw.decode()
     expected = {"gemini": '"SAFETY"', "anthropic": '"refusal"'}

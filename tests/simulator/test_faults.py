@@ -178,7 +178,7 @@ class TestBadPrompt:
             await ask.chat(vendor, "BAD")
         assert (await ask.chat(vendor, "good")).status == 200
 
-    async def test_a_hang_beside_healthy_answers(self, vendor, ask, until):
+    async def test_a_hang_does_not_affect_healthy_answers(self, vendor, ask, until):
         vendor.behave(Fault.bad_prompt("BAD", Fault.hang()))
         asking = asyncio.create_task(ask.chat(vendor, "BAD"))
         await until(lambda: vendor.received)
@@ -196,7 +196,7 @@ class TestBadPrompt:
         sim.openai.behave(Fault.bad_prompt("BAD"))
         assert (await ask.post(sim.openai, "/v1/chat/completions", b"BAD")).status == 400
 
-    def test_what_cannot_be(self):
+    def test_impossible_faults_are_refused(self):
         with pytest.raises(ValueError, match="marker"):
             Fault.bad_prompt("")
         with pytest.raises(ValueError, match="refuse"):
@@ -413,7 +413,7 @@ async def test_random_hits_its_share_and_repeats_with_a_seed(sim: Simulator, ask
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1])
-def test_random_refuses_what_is_no_probability(probability):
+def test_random_refuses_an_invalid_probability(probability):
     with pytest.raises(ValueError, match="between 0 and 1"):
         Fault.random(probability, Fault.hang())
 
@@ -463,7 +463,7 @@ def test_random_from_text():
         ("random:often:hang", "probability"),
     ],
 )
-def test_wrong_texts_say_why(text, complaint):
+def test_invalid_texts_are_refused(text, complaint):
     with pytest.raises(ValueError, match=complaint.replace("(", r"\(")):
         fault_from(text)
 

@@ -37,7 +37,7 @@ class Tree(BaseModel):
     optional: int | None = None
 
 
-def test_what_pydantic_writes_parses_as_itself():
+def test_pydantic_schemas_give_valid_instances():
     tree = Tree.model_validate(minimal_instance(Tree.model_json_schema()))
     assert len(tree.leaves) == 2
     assert tree.note == "nothing"

@@ -46,7 +46,7 @@ async def test_state(controlled: Simulator, ask):
     assert second["fault"] == "hang"
 
 
-async def test_break_and_mend(controlled: Simulator, ask):
+async def test_break_and_repair(controlled: Simulator, ask):
     wanted = {"vendor": "openai", "fault": "status", "args": {"code": 503}, "times": 2}
     status, state = await order(controlled, ask, "fault", wanted)
     assert (status, "vendors" in state) == (200, True)
@@ -131,7 +131,7 @@ async def test_follow(sim: Simulator):
         follow(parse_timeline("cohere:0=hang"), sim.vendors)
 
 
-async def test_serve_prints_what_to_export_and_stops_when_cancelled(ask, until):
+async def test_serve_prints_the_environment_and_stops_when_cancelled(ask, until):
     lines: list[str] = []
     port = five_free_ports()
     serving = asyncio.create_task(

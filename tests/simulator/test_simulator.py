@@ -143,7 +143,7 @@ def test_in_a_thread():
     assert threading.active_count() == before
 
 
-def test_a_thread_hands_on_what_went_wrong():
+def test_a_thread_passes_errors_on():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match="in use"), Simulator.in_thread(ports=(port, 0, 0, 0)):

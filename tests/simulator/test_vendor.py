@@ -40,7 +40,7 @@ async def test_several_faults_take_turns(sim: Simulator, ask):
     assert await statuses(sim.openai, ask, 4) == [500, 429, 500, 200]
 
 
-async def test_one_vendors_fault_is_nobody_elses(sim: Simulator, ask):
+async def test_a_fault_affects_one_vendor(sim: Simulator, ask):
     sim.openai.behave(Fault.status(500))
     backup = await sim.add("openai", name="backup")
     assert await statuses(backup, ask, 1) == await statuses(sim.azure, ask, 1) == [200]

@@ -1,7 +1,7 @@
 """Which lines are done and where their records are, on disk instead of in memory.
 
-A private SQLite database, deleted by SQLite itself. Each start builds it anew from the input and
-the records, which are the only truth.
+A private SQLite database, deleted by SQLite itself. Each start rebuilds it from the input and the
+records, which are the only truth.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ class Job:
             except JournalError as error:
                 self.stop(str(error).rstrip("."))
 
-    # ── lines ────────────────────────────────────────────────────────────────────────────────
+    # ── lines ────────────────────────────────────────────────────────────────────────────────────
 
     async def _requests(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the lines that have to be sent, each when it may begin."""
@@ -398,7 +398,7 @@ class Job:
             async with self._clock.timeout(seconds):
                 await self._news.wait()
 
-    # ── records ──────────────────────────────────────────────────────────────────────────────
+    # ── records ──────────────────────────────────────────────────────────────────────────────────
 
     def _finish(self, item: BatchItem) -> None:
         """Write the records of a finished request: its line's, and those of its followers."""

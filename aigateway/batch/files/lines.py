@@ -143,11 +143,7 @@ class Source:
             raise _unreadable(path, error) from None
 
     async def fingerprint(self) -> str:
-        """Return a digest of the file.
-
-        Raises:
-            ConfigurationError: It cannot be read.
-        """
+        """Return a digest of the file. Raises `ConfigurationError` if it cannot be read."""
         digest = hashlib.sha256()
         try:
             with self.path.open("rb") as file:
@@ -177,7 +173,7 @@ class Source:
         except OSError as error:
             raise _unreadable(self.path, error) from None
 
-    # ── lines of JSON ────────────────────────────────────────────────────────────────────────
+    # ── lines of JSON ────────────────────────────────────────────────────────────────────────────
 
     def _json_lines(self) -> Iterator[Line | Problem]:
         with self.path.open("rb") as file:
@@ -209,7 +205,7 @@ class Source:
             return self._line(number, given, _read_openai, "custom_id")
         return self._line(number, given, read_request, "id")
 
-    # ── rows of a table ──────────────────────────────────────────────────────────────────────
+    # ── rows of a table ──────────────────────────────────────────────────────────────────────────
 
     def _csv(self) -> Iterator[Line | Problem]:
         csv.field_size_limit(self._longest)
@@ -279,7 +275,7 @@ class Source:
     def _id_column(self, columns: Collection[str]) -> str | None:
         return self._format.id_column or next((c for c in _ID_COLUMNS if c in columns), None)
 
-    # ── either ───────────────────────────────────────────────────────────────────────────────
+    # ── either ───────────────────────────────────────────────────────────────────────────────────
 
     def _line(
         self,
@@ -306,7 +302,7 @@ class Source:
         return Line(number, line_id, prompt.prompt, options)
 
 
-# ── a line as a request ──────────────────────────────────────────────────────────────────────
+# ── a line as a request ──────────────────────────────────────────────────────────────────────────
 
 
 def checked(

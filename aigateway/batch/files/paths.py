@@ -19,7 +19,14 @@ from aigateway.batch.files.lines import OPTIONS_WITHOUT_EFFECT, Source
 from aigateway.batch.files.records import Journal, encoded
 from aigateway.errors import ConfigurationError
 
-__all__ = ["JobFiles", "JobPaths", "check_manifest", "manifest_path", "write_manifest"]
+__all__ = [
+    "JobFiles",
+    "JobPaths",
+    "atomic_write",
+    "check_manifest",
+    "manifest_path",
+    "write_manifest",
+]
 
 _FORMAT = 1
 
@@ -146,7 +153,7 @@ class JobFiles:
 
 
 @contextlib.contextmanager
-def _atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write that replaces `path` if the block ends without an error.
 
     Raises:
@@ -169,16 +176,12 @@ def manifest_path(output: Path) -> Path:
 
 
 def write_manifest(output: Path, fingerprint: str, options: Mapping[str, Any]) -> None:
-    """Write the manifest of a new output.
-
-    Raises:
-        ConfigurationError: It cannot be written.
-    """
+    """Write the manifest of a new output. Raises `ConfigurationError` if it cannot be written."""
     path = manifest_path(output)
     manifest = {"format": _FORMAT, "input_sha256": fingerprint, "options": _digests(options)}
     text = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     try:
-        with _atomic_write(path) as file:
+        with atomic_write(path) as file:
             file.write(text)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
@@ -233,7 +236,7 @@ def _has_content(path: Path) -> bool:
 def _keep_final(errors: Path, *, ask_failed: bool) -> None:
     """Keep only the errors of lines that are not sent again."""
     try:
-        with Journal(errors) as old, _atomic_write(errors) as kept:
+        with Journal(errors) as old, atomic_write(errors) as kept:
             for _, record in old.records():
                 if record["aigateway"].get("final") and not ask_failed:
                     kept.write(encoded(record))

@@ -65,7 +65,7 @@ _CODES: tuple[tuple[type[GatewayError], str], ...] = (
 _TAIL_BYTES = 1 << 16
 
 
-# ── records ──────────────────────────────────────────────────────────────────────────────────
+# ── records ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def item_record(line_id: str, item: BatchItem) -> Record:
@@ -183,7 +183,7 @@ def _decoded(text: bytes) -> Record | None:
     return record if whole else None
 
 
-# ── their file ───────────────────────────────────────────────────────────────────────────────
+# ── their file ───────────────────────────────────────────────────────────────────────────────────
 
 
 class JournalError(GatewayError):
@@ -246,11 +246,7 @@ class Journal:
         return place
 
     def at(self, place: int) -> Record:
-        """Return the record at a byte offset.
-
-        Raises:
-            JournalError: It cannot be read.
-        """
+        """Return the record at a byte offset. Raises `JournalError` if it cannot be read."""
         with self._naming_errors("read"), self.path.open("rb") as file:
             file.seek(place)
             record: Record = orjson.loads(file.readline())

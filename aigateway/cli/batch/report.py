@@ -10,10 +10,12 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 
+from aigateway.batch.files.paths import atomic_write
 from aigateway.batch.files.totals import Histogram, ProviderTotals
-from aigateway.cli.batch.charts import STYLE, Bar, Part, bar_chart, histogram_chart, legend, safe
+from aigateway.cli.batch.charts import Bar, Part, bar_chart, histogram_chart, legend, safe
 from aigateway.cli.batch.summary import (
     PERCENTILES,
     Summary,
@@ -46,11 +48,13 @@ def check_report_path(path: Path, taken: Sequence[Path] = ()) -> None:
         ConfigurationError: It cannot be written, or is one of the other files.
     """
     _form(path)
-    with _replacing(path) as draft:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _naming_errors(path):
         problem = _problem(path, taken)
         if problem is not None:
             raise ConfigurationError(problem)
         draft.touch()
+        draft.unlink()
 
 
 def write_report(path: Path, summary: Summary) -> None:
@@ -60,9 +64,8 @@ def write_report(path: Path, summary: Summary) -> None:
         ConfigurationError: It cannot be written.
     """
     text = _form(path)(summary)
-    with _replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+    with _naming_errors(path), atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def _problem(path: Path, taken: Sequence[Path]) -> str | None:
@@ -93,24 +96,21 @@ def _json(summary: Summary) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+def _naming_errors(path: Path) -> Iterator[None]:
     try:
-        yield draft
+        yield
     except OSError as error:
         raise ConfigurationError(
-            f"The report {path} cannot be written ({error.strerror}); name another file, or"
-            " make this one writable."
+            f"The report {path} cannot be written ({error.strerror}); name another file, or make"
+            " this one writable."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
-# ── the page ─────────────────────────────────────────────────────────────────────────────────
+# ── the page ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _page(summary: Summary) -> str:
+    style = resources.files("aigateway.cli.batch").joinpath("report.css").read_text("utf-8")
     title = f"Batch report: {safe(summary.input_path.name)}"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -119,7 +119,8 @@ def _page(summary: Summary) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{title}</title>
-<style>{STYLE}</style>
+<style>
+{style}</style>
 </head>
 <body>
 <main>
@@ -200,7 +201,7 @@ def _part_of(tokens: int, what: str) -> str:
 
 def _latency(latency: Histogram) -> str:
     if not latency.count:
-        return _section("Latency", '<p class="quiet">No vendor gave an answer.</p>')
+        return _section("Latency", '<p class="quiet">No vendor answered.</p>')
     marks = [
         (f"p{p}", seconds) for p in PERCENTILES if (seconds := latency.percentile(p)) is not None
     ]
@@ -224,7 +225,7 @@ def _served(providers: _Providers) -> str:
         bars.append(Bar(name, [Part(each.answers, "answers"), Part(failed, "failures")], figures))
     chart = bar_chart("Answers and failed calls of each provider", bars)
     words = legend([("answers", "answers"), ("failures", "calls without an answer")])
-    return _section("Who answered", words, chart)
+    return _section("Answers by provider", words, chart)
 
 
 def _latencies(providers: _Providers) -> str:

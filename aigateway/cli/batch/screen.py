@@ -1,6 +1,6 @@
 """The display of a running job on stderr: a redrawn picture, or plain lines.
 
-The job does not depend on it. If the terminal or pipe is closed, the job goes on.
+The job does not depend on it. If the terminal or pipe is closed, the job continues.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def _events(demo: Demo) -> list[Text]:
     return lines + [Text()] * (_EVENTS - len(lines))
 
 
-# ── the figures at the end ───────────────────────────────────────────────────────────────────
+# ── the figures at the end ───────────────────────────────────────────────────────────────────────
 
 
 def print_results(console: Console, demo: Demo) -> None:

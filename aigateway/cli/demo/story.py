@@ -1,4 +1,4 @@
-"""The demo itself: which vendors break when, who calls, and what happened."""
+"""The course of the demo: its faults, its calls and their results."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _RETRY_AFTER_SECONDS = 1.0
 _KEPT_EVENTS = 100
 
 
-# ── what breaks, and who calls ───────────────────────────────────────────────────────────────
+# ── faults and calls ─────────────────────────────────────────────────────────────────────────────
 
 
 class PhaseFault(NamedTuple):
-    """What is wrong with a vendor, in words and for the simulator."""
+    """A fault of a vendor, in words and for the simulator."""
 
     what: str
     fault: Fault
@@ -68,7 +68,7 @@ class Phase:
 
     @property
     def title(self) -> str:
-        """What happens, in full."""
+        """A full description."""
         return ", ".join(f"{name}: {each.what}" for name, each in self.faults.items()) or self.label
 
 
@@ -121,7 +121,7 @@ def calls(seconds: float, rate: float, seed: int) -> Iterator[DemoCall]:
             yield DemoCall(due, f"Question {number}: how are you?", cache=False)
 
 
-# ── what happened ────────────────────────────────────────────────────────────────────────────
+# ── results ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +291,7 @@ class DemoEvents:
         self._cool_until[provider] = now + seconds
 
 
-# ── how it runs ──────────────────────────────────────────────────────────────────────────────
+# ── one run ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)

@@ -18,8 +18,8 @@ from aigateway.simulator.answers import (
 from aigateway.simulator.faults import Fault, RefusedError
 from aigateway.simulator.wires.wire import (
     Event,
-    Failure,
     Peek,
+    SimulatedFailure,
     Words,
     fresh_id,
     json_body,
@@ -51,12 +51,12 @@ class AnthropicWire:
         self.default_model = "claude-haiku-4-5"
 
     def peek(self, received: Received) -> Peek:
-        """Model and streaming, as far as the body says."""
+        """Return the model and whether to stream, as far as the body shows."""
         body = received.body if isinstance(received.body, Mapping) else {}
         return Peek(str(body.get("model") or self.default_model), body.get("stream") is True)
 
     def read(self, received: Received, keys: frozenset[str] | None) -> Call:
-        """Judge path, key, version header and body."""
+        """Check path, key, version header and body."""
         if received.path not in {"/v1/messages", "/v1/models"}:
             raise RefusedError(Fault("wrong_path"))
         if received.method != ("POST" if received.path == "/v1/messages" else "GET"):
@@ -100,11 +100,11 @@ class AnthropicWire:
         yield _event("message_stop")
 
     def embeddings(self, call: EmbeddingCall) -> dict[str, Any]:
-        """Anthropic has none; no request is ever read as one."""
+        """Anthropic has none; no request is read as one."""
         raise NotImplementedError
 
     def models(self, call: ModelsCall) -> dict[str, Any]:
-        """A list with the one model this server says it has."""
+        """Return a list with one model."""
         del call
         model = {
             "type": "model",
@@ -115,7 +115,7 @@ class AnthropicWire:
         first = last = self.default_model
         return {"data": [model], "has_more": False, "first_id": first, "last_id": last}
 
-    def failure(self, fault: Fault, model: str) -> Failure:
+    def failure(self, fault: Fault, model: str) -> SimulatedFailure:
         """`{"type": "error", "error": {"type", "message"}, "request_id"}`."""
         words = words_for(fault, _ERRORS, _BY_STATUS, model)
         kind = words.code or words.kind
@@ -127,14 +127,14 @@ class AnthropicWire:
             "request_id": request_id,
         }
         headers = {"request-id": request_id} | retry_headers(fault.retry_after)
-        return Failure(words.status, body, headers)
+        return SimulatedFailure(words.status, body, headers)
 
     def error_event(self, model: str) -> bytes:
-        """The `error` event that the documentation warns of: overloaded in mid-stream."""
+        """Return the documented `error` event: overloaded in mid-stream."""
         return sse(self.failure(Fault.overloaded(), model).body, "error")
 
     def headers(self) -> dict[str, str]:
-        """The request id that support asks for."""
+        """Return the header with the request id."""
         return {"request-id": fresh_id("req_"), "anthropic-organization-id": "org-simulated"}
 
 
@@ -195,7 +195,7 @@ _FIELDS_OF_THOUGHTS = frozenset({"data", "signature", "thinking", "type"})
 
 
 def _check_turns(messages: list[Any], *, thinks: bool) -> None:
-    """Refuse what does not fit what was said before: tools and their results, thoughts."""
+    """Reject what does not fit the messages before: tools and their results, reasoning."""
     used: set[str] = set()
     waiting: set[str] = set()
     turn: list[Any] = []
@@ -258,7 +258,7 @@ def _check_thought(where: str, block: Mapping[str, Any]) -> None:
 
 
 def _said(content: Any) -> str:
-    """The user's words; a tool's result is a user message without any."""
+    """Return the user's text; a tool's result is a user message without text."""
     if isinstance(content, str):
         return content
     return plain_text([block for block in content if block.get("type") == "text"])

@@ -16,8 +16,8 @@ from aigateway.simulator.wires.openai import (
 )
 from aigateway.simulator.wires.wire import (
     Event,
-    Failure,
     Peek,
+    SimulatedFailure,
     Words,
     fresh_id,
     json_body,
@@ -54,7 +54,7 @@ class AzureWire(OpenAIWire):
         return Peek(found["model"], peek.stream) if found else peek
 
     def read(self, received: Received, keys: frozenset[str] | None) -> Call:
-        """Judge key, path, api-version and body."""
+        """Check key, path, api-version and body."""
         self._check_key(received, keys)
         deployed = _DEPLOYMENT.fullmatch(received.path)
         found = deployed or _VERSIONLESS.fullmatch(received.path)
@@ -85,18 +85,18 @@ class AzureWire(OpenAIWire):
         yield Event(sse(first | {"prompt_filter_results": [results]}))
         yield from super().events(call, reply)
 
-    def failure(self, fault: Fault, model: str) -> Failure:
-        """Mostly `{"error": {"code", "message"}}`; what the model itself says is OpenAI's form."""
+    def failure(self, fault: Fault, model: str) -> SimulatedFailure:
+        """Mostly `{"error": {"code", "message"}}`; errors of the model have OpenAI's form."""
         if fault.name == "content_policy":
             return _filtered(fault)
         if fault.name in _OPENAI_FORM or (fault.name == "bad_request" and fault.message):
             return super().failure(fault, model)
         words = words_for(fault, _ERRORS, _BY_STATUS, model)
         error = {"code": words.code or str(words.status), "message": words.message}
-        return Failure(words.status, {"error": error}, retry_headers(fault.retry_after))
+        return SimulatedFailure(words.status, {"error": error}, retry_headers(fault.retry_after))
 
     def headers(self) -> dict[str, str]:
-        """What the gateway in front of Azure adds."""
+        """Return the headers of the gateway in front of Azure."""
         return {"apim-request-id": fresh_id(""), "x-ms-region": "Loopback"}
 
     def _check_key(self, received: Received, keys: frozenset[str] | None) -> None:
@@ -112,7 +112,7 @@ class AzureWire(OpenAIWire):
         return choice
 
 
-def _filtered(fault: Fault) -> Failure:
+def _filtered(fault: Fault) -> SimulatedFailure:
     results: Mapping[str, Any] = _SAFE_PROMPT | {"hate": {"filtered": True, "severity": "high"}}
     error = {
         "message": fault.message
@@ -126,7 +126,7 @@ def _filtered(fault: Fault) -> Failure:
         "status": 400,
         "innererror": {"code": "ResponsibleAIPolicyViolation", "content_filter_result": results},
     }
-    return Failure(400, {"error": error})
+    return SimulatedFailure(400, {"error": error})
 
 
 _OPENAI_FORM = frozenset(

@@ -22,8 +22,8 @@ from aigateway.simulator.faults import Fault, RefusedError
 from aigateway.simulator.wires.gemini_errors import failure
 from aigateway.simulator.wires.wire import (
     Event,
-    Failure,
     Peek,
+    SimulatedFailure,
     fresh_id,
     json_body,
     plain_text,
@@ -73,7 +73,7 @@ class GeminiWire:
         return Peek(found["model"], found["what"] == "streamGenerateContent")
 
     def read(self, received: Received, keys: frozenset[str] | None) -> Call:
-        """Judge path, key and body."""
+        """Check path, key and body."""
         found = _METHOD.fullmatch(received.path)
         lists_models = received.path in {"/v1beta/models", "/v1/models"}
         if received.method != ("GET" if lists_models else "POST"):
@@ -113,18 +113,20 @@ class GeminiWire:
         return {"embeddings": vectors} if call.batch else {"embedding": vectors[0]}
 
     def models(self, call: ModelsCall) -> dict[str, Any]:
-        """A list with the one model this server says it has."""
+        """Return a list with one model."""
         del call
         methods = ["generateContent", "streamGenerateContent", "embedContent"]
         name = f"models/{self.default_model}"
         return {"models": [{"name": name, "supportedGenerationMethods": methods}]}
 
-    def failure(self, fault: Fault, model: str) -> Failure:
+    def failure(self, fault: Fault, model: str) -> SimulatedFailure:
         """A `google.rpc.Status`; a refused prompt is a 200 without candidates."""
         if fault.name == "content_policy":
             tokens = {"promptTokenCount": 1, "totalTokenCount": 1}
             feedback = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
-            return Failure(200, feedback | {"usageMetadata": tokens, "modelVersion": model})
+            return SimulatedFailure(
+                200, feedback | {"usageMetadata": tokens, "modelVersion": model}
+            )
         return failure(fault, model)
 
     def error_event(self, model: str) -> bytes:
@@ -132,7 +134,7 @@ class GeminiWire:
         return sse(self.failure(Fault.overloaded(), model).body)
 
     def headers(self) -> dict[str, str]:
-        """What Google's front end adds."""
+        """Return the headers of Google's front end."""
         return {"server": "scaffolding on HTTPServer2", "x-content-type-options": "nosniff"}
 
     @staticmethod
@@ -260,7 +262,7 @@ def _read_embeddings(model: str, requests: list[Any], *, batch: bool) -> Embeddi
 
 
 def _camel(name: str) -> str:
-    """Google takes both spellings of a field."""
+    """Return a field in either spelling."""
     return re.sub(r"_([a-z])", lambda match: match[1].upper(), name)
 
 

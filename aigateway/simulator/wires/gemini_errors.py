@@ -1,11 +1,11 @@
-"""What Gemini says when something is wrong, as a `google.rpc.Status` with its details."""
+"""Gemini's errors as a `google.rpc.Status` with details."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from aigateway.simulator.faults import Fault
-from aigateway.simulator.wires.wire import Failure, Words, retry_headers, words_for
+from aigateway.simulator.wires.wire import SimulatedFailure, Words, retry_headers, words_for
 
 __all__ = ["failure"]
 
@@ -15,8 +15,8 @@ _PRECONDITION = "FAILED_PRECONDITION"
 _EXHAUSTED = "RESOURCE_EXHAUSTED"
 
 
-def failure(fault: Fault, model: str) -> Failure:
-    """Write an error down; `retry_after` goes into `RetryInfo` and into the header."""
+def failure(fault: Fault, model: str) -> SimulatedFailure:
+    """Return an error; `retry_after` goes into `RetryInfo` and into the header."""
     words = words_for(fault, _ERRORS, _BY_STATUS, model)
     error: dict[str, Any] = {
         "code": words.status,
@@ -26,7 +26,7 @@ def failure(fault: Fault, model: str) -> Failure:
     details = _details(fault, words, model)
     if details:
         error["details"] = details
-    return Failure(words.status, {"error": error}, retry_headers(fault.retry_after))
+    return SimulatedFailure(words.status, {"error": error}, retry_headers(fault.retry_after))
 
 
 def _details(fault: Fault, words: Words, model: str) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def _details(fault: Fault, words: Words, model: str) -> list[dict[str, Any]]:
 
 
 def _delay(value: float | str | None) -> str | None:
-    """A protobuf duration; a date has no such form and stays in the header only."""
+    """Return a protobuf duration; a date stays in the header only."""
     try:
         return None if value is None else f"{float(value):g}s"
     except ValueError:

@@ -1,4 +1,4 @@
-"""OpenAI's wire, which half the world speaks: chat completions, embeddings, models."""
+"""OpenAI's wire: chat completions, embeddings, models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from aigateway.simulator.faults import Fault, RefusedError
 from aigateway.simulator.wires.openai_errors import BY_STATUS, COMPATIBLE, ERRORS
 from aigateway.simulator.wires.wire import (
     Event,
-    Failure,
     Peek,
+    SimulatedFailure,
     fresh_id,
     json_body,
     plain_text,
@@ -41,7 +41,7 @@ _DONE = Event(b"data: [DONE]\n\n")
 
 
 class OpenAIWire:
-    """OpenAI itself, and with `compatible=True` the many servers that imitate it without a key.
+    """OpenAI itself, and with `compatible=True` compatible servers, which need no key.
 
     Attributes:
         strict: Fields of messages that it does not know are refused.
@@ -55,12 +55,12 @@ class OpenAIWire:
         self._errors = COMPATIBLE if compatible else ERRORS
 
     def peek(self, received: Received) -> Peek:
-        """Model and streaming, as far as the body says."""
+        """Return the model and whether to stream, as far as the body shows."""
         body = received.body if isinstance(received.body, Mapping) else {}
         return Peek(str(body.get("model") or self.default_model), body.get("stream") is True)
 
     def read(self, received: Received, keys: frozenset[str] | None) -> Call:
-        """Judge key, path, method and body, in the vendor's order."""
+        """Check key, path, method and body, in the vendor's order."""
         self._check_key(received, keys)
         match received.method, received.path:
             case "POST", "/v1/chat/completions":
@@ -114,12 +114,12 @@ class OpenAIWire:
         }
 
     def models(self, call: ModelsCall) -> dict[str, Any]:
-        """A list with the one model this server says it has."""
+        """Return a list with one model."""
         del call
         model = {"id": self.default_model, "object": "model", "created": 0, "owned_by": "system"}
         return {"object": "list", "data": [model]}
 
-    def failure(self, fault: Fault, model: str) -> Failure:
+    def failure(self, fault: Fault, model: str) -> SimulatedFailure:
         """`{"error": {"message", "type", "param", "code"}}`."""
         words = words_for(fault, self._errors, BY_STATUS, model)
         kind = words.kind or ("server_error" if words.status >= 500 else "invalid_request_error")
@@ -129,14 +129,14 @@ class OpenAIWire:
             "param": words.param,
             "code": words.code,
         }
-        return Failure(words.status, {"error": error}, retry_headers(fault.retry_after))
+        return SimulatedFailure(words.status, {"error": error}, retry_headers(fault.retry_after))
 
     def error_event(self, model: str) -> bytes:
         """An `error` object where a chunk should be."""
         return sse(self.failure(Fault("server_error"), model).body)
 
     def headers(self) -> dict[str, str]:
-        """The request id that support asks for."""
+        """Return the header with the request id."""
         return {"x-request-id": fresh_id("req_")}
 
     def _check_key(self, received: Received, keys: frozenset[str] | None) -> None:
@@ -157,12 +157,12 @@ class OpenAIWire:
         }
 
     def _decorated(self, choice: dict[str, Any]) -> dict[str, Any]:
-        """A place for what Azure adds to each streamed choice."""
+        """Hook for what Azure adds to each streamed choice."""
         return choice
 
 
 def read_chat(body: Mapping[str, Any], model: str) -> ChatCall:
-    """Judge a chat body; shared with Azure, whose model is in the path."""
+    """Check a chat body; shared with Azure, whose model is in the path."""
     messages = body.get("messages")
     _check_messages(messages)
     _check_numbers(body)
@@ -188,7 +188,7 @@ def read_chat(body: Mapping[str, Any], model: str) -> ChatCall:
 
 
 def read_embeddings(body: Mapping[str, Any], model: str) -> EmbeddingCall:
-    """Judge an embeddings body. Token arrays are taken for texts of numbers."""
+    """Check an embeddings body. Token arrays count as texts of numbers."""
     given = body.get("input")
     if isinstance(given, str):
         inputs: Sequence[Any] = [given]
@@ -239,7 +239,7 @@ _LONGEST_ID = 40
 
 
 def check_fields(body: Any, known: frozenset[str] = _KNOWN) -> None:
-    """Refuse messages with fields or ids that the vendor does not take."""
+    """Reject messages with fields or ids that the vendor does not accept."""
     messages = body.get("messages") if isinstance(body, Mapping) else None
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         where = f"messages[{index}]"
@@ -272,7 +272,7 @@ def _check_id(where: str, given: Any) -> None:
 
 
 def _check_results(messages: list[Any]) -> None:
-    """Refuse results of tools that answer no call, and calls without a result."""
+    """Reject tool results without a call, and calls without a result."""
     waiting: dict[str, None] = {}
     for message in [*messages, {}]:
         if message.get("role") == "tool":

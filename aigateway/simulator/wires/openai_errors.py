@@ -1,4 +1,4 @@
-"""What OpenAI says when something is wrong: statuses, types, codes and messages as it sends them.
+"""OpenAI's errors: statuses, types, codes and messages.
 
 402 is not OpenAI's own (it says 429 `insufficient_quota`), but vendors that imitate its wire send
 it, in DeepSeek's words.
@@ -150,7 +150,7 @@ COMPATIBLE = ERRORS | {
         "https://openrouter.ai/docs/provider-routing",
     ),
 }
-"""What some of the imitators say in other words."""
+"""Different words of some compatible servers."""
 
 BY_STATUS = {
     400: "bad_request",

@@ -1,4 +1,4 @@
-"""What every wire offers to the server, and the reading and wording they share."""
+"""The interface of all wires, and what they share."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from aigateway.simulator.faults import Fault, RefusedError
 
 __all__ = [
     "Event",
-    "Failure",
     "Peek",
+    "SimulatedFailure",
     "SimulatedWire",
     "Words",
     "files_named_in",
@@ -48,8 +48,8 @@ class Event(NamedTuple):
 
     Attributes:
         data: As sent.
-        content: They carry a piece of the answer.
-        ending: They say that the answer is complete.
+        content: They contain a part of the answer.
+        ending: They mark the end of the answer.
     """
 
     data: bytes
@@ -58,15 +58,15 @@ class Event(NamedTuple):
 
 
 class Peek(NamedTuple):
-    """What can be known of a request without judging it; wrong requests have this too."""
+    """What is known of a request before it is checked."""
 
     model: str
     stream: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """An error answer in the vendor's own form."""
+class SimulatedFailure:
+    """An error answer in the vendor's form."""
 
     status: int
     body: Mapping[str, Any]
@@ -75,7 +75,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a vendor says about one kind of trouble. `message` may hold `{model}` and `{retry}`."""
+    """The vendor's words for one kind of error. `message` may contain `{model}` and `{retry}`."""
 
     status: int
     kind: str | None
@@ -85,20 +85,20 @@ class Words:
 
 
 class SimulatedWire(Protocol):
-    """One vendor's way to speak HTTP."""
+    """One vendor's protocol."""
 
     name: str
     default_model: str
 
     def peek(self, received: Received) -> Peek:
-        """Model and streaming, as far as the request says."""
+        """Return the model and whether to stream, as far as the request shows."""
 
     def read(self, received: Received, keys: frozenset[str] | None) -> Call:
-        """Judge a request; raises `RefusedError` with the fault the vendor would find.
+        """Check a request; raises `RefusedError` with the fault that the vendor would report.
 
         Args:
             received: The request.
-            keys: The keys that exist; None takes any.
+            keys: The valid keys; None takes any.
         """
 
     def chat(self, call: ChatCall, reply: Reply) -> dict[str, Any]:
@@ -113,18 +113,18 @@ class SimulatedWire(Protocol):
     def models(self, call: ModelsCall) -> dict[str, Any]:
         """The list of models."""
 
-    def failure(self, fault: Fault, model: str) -> Failure:
-        """The answer for trouble."""
+    def failure(self, fault: Fault, model: str) -> SimulatedFailure:
+        """Return the answer for a fault."""
 
     def error_event(self, model: str) -> bytes:
-        """What comes in the middle of a stream when the server fails."""
+        """Return what a failing server sends in the middle of a stream."""
 
     def headers(self) -> dict[str, str]:
         """Headers on every answer."""
 
 
 def signature(vendor: str, text: str) -> str:
-    """What a vendor signs a thought with, and knows again."""
+    """Return a signature for reasoning, which the vendor recognises."""
     return base64.b64encode(hashlib.sha512(f"{vendor}:{text}".encode()).digest()).decode()
 
 
@@ -160,7 +160,7 @@ def files_named_in(body: Any) -> set[str]:
                 found.add(uri.rpartition("/")[2])
             if isinstance(value.get("file_id"), str):
                 found.add(value["file_id"])
-            # The rest is not the prompt's: arguments of a tool may be called anything.
+            # Nothing else belongs to the prompt: arguments of a tool may have any name.
             nested = ("content", "parts", "file", "source", "fileData", "file_data")
             waiting.extend(value.get(name) for name in nested)
     return found
@@ -178,7 +178,7 @@ def plain_text(content: Any) -> str:
 
 
 def text_tokens(contents: Any) -> int:
-    """Plausible prompt tokens of several messages' contents; never none."""
+    """Return plausible prompt tokens of several contents; at least one."""
     return max(1, sum(count_tokens(plain_text(content)) for content in contents))
 
 
@@ -198,12 +198,12 @@ def texts(value: Any) -> tuple[str, ...]:
 def words_for(
     fault: Fault, table: Mapping[str, Words], by_status: Mapping[int, str], model: str
 ) -> Words:
-    """Find the vendor's words for a fault, with the fault's own message and code in them."""
+    """Return the vendor's words for a fault, with its own message and code."""
     if fault.name == "status":
         status = fault.code or 500
         plain = Words(status, None, _phrase(status))
         words = replace(table.get(by_status.get(status, ""), plain), status=status)
-        if fault.message is not None:  # the code would say something else
+        if fault.message is not None:  # the code would not fit
             words = replace(words, code=None)
     elif fault.name in table:
         words = table[fault.name]

@@ -72,7 +72,7 @@ def test_many(count):
         assert index.enter("id 123", 9) == 123
 
 
-def test_a_temporary_folder_without_room_is_told():
+def test_a_full_temporary_folder_is_reported():
     """A limit on the size of files stands for the disk; what does not fit into memory meets it."""
     child = textwrap.dedent("""
         import resource

@@ -50,7 +50,7 @@ async def test_the_official_sdk_reads_the_records(desk):
     assert ChatCompletion.model_validate(body).choices[0].message.content == "answer to p0"
 
 
-async def test_what_fails_has_a_file_of_its_own(desk):
+async def test_failures_have_their_own_file(desk):
     desk.vendor.behave(None, Fault.content_policy(), None, Fault.bad_request())
     desk.ask(lines(4))
     job = await desk.run(concurrency=1)
@@ -64,7 +64,7 @@ async def test_what_fails_has_a_file_of_its_own(desk):
 
 
 class TestDuplicates:
-    async def test_they_are_asked_once_near_and_far_and_in_other_words(self, desk):
+    async def test_they_are_sent_once_near_and_far_and_in_either_form(self, desk):
         desk.vendor.latency = 0.02
         messages = [{"role": "user", "content": "same"}]
         near: list[object] = [{"id": f"n{n}", "prompt": "same"} for n in range(5)]
@@ -105,7 +105,7 @@ class TestDuplicates:
         assert len(desk.asked()) == 1
         assert len(desk.answers()) == 3000
 
-    async def test_a_copy_after_going_on_is_of_the_earlier_run_s_answer(self, desk):
+    async def test_a_copy_after_resuming_is_of_the_earlier_run_s_answer(self, desk):
         desk.ask([*lines(3), {"id": "far", "prompt": "p0"}])
         await desk.run(limits=JobLimits(max_cost=1e-9))
         assert list(desk.answers()) == ["r0"]
@@ -114,14 +114,14 @@ class TestDuplicates:
         assert sorted(desk.asked()) == ["p0", "p1", "p2"]
 
 
-class TestGoingOn:
-    async def test_nothing_is_asked_twice(self, desk):
+class TestResuming:
+    async def test_nothing_is_sent_twice(self, desk):
         desk.vendor.latency = 0.03
         desk.ask(lines(20))
         async with desk.opened() as job:
             running = asyncio.create_task(job.run())
             await until(lambda: job.totals.done >= 5)
-            job.stop("told to")
+            job.stop("test")
             await running
         done = set(desk.answers())
         assert 5 <= len(done) < 20
@@ -135,7 +135,7 @@ class TestGoingOn:
         await desk.run()
         assert len(desk.asked()) == 20
 
-    async def test_cancelled_it_leaves_nothing_behind_and_can_go_on(self, desk):
+    async def test_a_cancelled_job_leaves_nothing_behind_and_can_be_resumed(self, desk):
         desk.vendor.behave(None, None, *[Fault.hang()] * 10)
         desk.ask(lines(10))
         before = asyncio.all_tasks()
@@ -150,7 +150,7 @@ class TestGoingOn:
         await desk.run()
         assert desk.answers() == expected(10)
 
-    async def test_what_a_vendor_failed_is_asked_again_and_what_was_refused_is_not(self, desk):
+    async def test_vendor_failures_are_repeated_and_rejections_are_not(self, desk):
         desk.vendor.behave(Fault.content_policy(), Fault.server_error(), None)
         desk.ask(lines(3))
         await desk.run(concurrency=1)
@@ -206,7 +206,7 @@ class TestGoingOn:
         with pytest.raises(ConfigurationError, match="with a different errors"):
             await desk.run()
 
-    async def test_without_being_told_so_it_does_not_go_on(self, desk):
+    async def test_without_resume_existing_files_are_refused(self, desk):
         desk.ask(lines(3))
         await desk.run(resume=False)
         with pytest.raises(ConfigurationError, match=r"already exists\. Continue it with --resume"):
@@ -223,7 +223,7 @@ class TestGoingOn:
                 await desk.run()
             desk.output.write_text(whole)
 
-    async def test_an_output_without_its_note_is_refused(self, desk):
+    async def test_an_output_without_its_manifest_is_refused(self, desk):
         desk.ask(lines(3))
         await desk.run()
         manifest_path(desk.output).unlink()
@@ -281,7 +281,7 @@ class TestLimits:
             await until(lambda: job.totals.done == 4)
             await asyncio.sleep(0.05)
             assert len(desk.asked()) == 4
-            job.stop("told to")
+            job.stop("test")
             await running
         assert len(desk.answers()) == 4
 
@@ -292,11 +292,11 @@ class TestLimits:
             running = asyncio.create_task(job.run())
             await until(lambda: desk.vendor.request_count >= 2)
             assert job.in_flight == 2
-            job.stop("told to")
+            job.stop("test")
             await running
         assert sorted(desk.asked()) == ["p0", "p1"]
 
-    async def test_with_every_provider_away_it_ends_and_can_go_on(self, desk):
+    async def test_without_a_provider_it_ends_and_can_be_resumed(self, desk):
         desk.vendor.behave(None, None, *[Fault.bad_key()] * 10)
         desk.ask(lines(100))
         job = await desk.run(concurrency=2)
@@ -320,7 +320,7 @@ async def test_an_outage_is_waited_out(desk):
     assert desk.answers() == expected(150)
 
 
-class TestNobodyAnswers:
+class TestOutages:
     async def test_without_a_network_the_job_ends(self, desk):
         desk.vendor.behave(Fault.refuse())
         desk.ask(lines(300))
@@ -337,13 +337,13 @@ class TestNobodyAnswers:
         job = await desk.run(outage_patience=5.0, concurrency=1)
         assert (job.stopping, job.totals.answered) == (None, 20)
 
-    async def test_told_to_stop_it_lets_go_of_what_is_only_held_back(self, desk):
+    async def test_a_stopped_job_drops_requests_that_only_wait(self, desk):
         desk.vendor.behave(Fault.rate_limited(600))
         desk.ask(lines(30))
         async with desk.opened(outage_patience=None) as job:
             running = asyncio.create_task(job.run())
             await until(lambda: job.waiting)
-            job.stop("told to")
+            job.stop("test")
             await running
         assert (desk.answers(), desk.failures()) == ({}, {})
         assert job.in_flight == 4
@@ -424,7 +424,7 @@ class TestBadLines:
 
 
 class TestDisk:
-    async def test_what_cannot_be_written_is_told_and_asked_again(self, desk, monkeypatch):
+    async def test_lost_answers_are_reported_and_requested_again(self, desk, monkeypatch):
         """The disk is full for a while; see test_records.py for what a real one leaves."""
         whole = Journal.append
         full = [False]
@@ -450,7 +450,7 @@ class TestDisk:
         assert desk.answers() == expected(30)
 
 
-async def test_nothing_of_a_prompt_is_in_a_file_of_errors_or_a_note(desk):
+async def test_no_prompt_is_in_the_errors_file_or_the_manifest(desk):
     desk.vendor.behave(Fault.bad_request("secret from the vendor"), Fault.server_error())
     desk.ask([{"id": 1, "prompt": "secret one"}, {"id": 2, "prompt": "secret two"}])
     await desk.run(shared={"system": "secret three"}, concurrency=1)
@@ -458,7 +458,7 @@ async def test_nothing_of_a_prompt_is_in_a_file_of_errors_or_a_note(desk):
     assert "secret" not in manifest_path(desk.output).read_text()
 
 
-async def test_the_gateway_s_own_check_asks_nobody(desk):
+async def test_check_sends_nothing(desk):
     async with AsyncGateway([desk.vendor.config()]) as gateway:
         request = gateway.check("hi", system="s", temperature=0, timeout=3)
         assert (request.messages[-1]["content"], request.timeout) == ("hi", 3)

@@ -89,7 +89,7 @@ class TestJson:
         assert "secret" not in bad.what
         assert good == Line(2, "b", "hi", {})
 
-    def test_a_line_that_is_too_long_is_told_and_the_next_is_read(self, read):
+    def test_a_line_that_is_too_long_is_reported_and_the_next_is_read(self, read):
         long = '{"id": "a", "prompt": "' + "x" * 11_000_000 + '"}\n'
         bad, good = read(long + '{"id": "b", "prompt": "hi"}\n')
         assert (bad.number, bad.what) == (1, "it has more than 11,000,000 bytes")
@@ -132,7 +132,7 @@ class TestTables:
         assert found[0].what == 'it has no "id"'
         assert found[1].what == found[2].what == "its number of fields differs from the heading's"
 
-    def test_a_file_that_is_not_utf_8_says_so(self, read):
+    def test_a_file_that_is_not_utf_8_is_reported(self, read):
         (found,) = read(b"id,prompt\na,caf\xe9\n", "in.csv")
         assert found.what.startswith("it and the rest cannot be read: it is not UTF-8")
 
@@ -142,7 +142,7 @@ class TestTables:
         with pytest.raises(ConfigurationError, match='no column "c"'):
             read("a,b\n1,2\n", "in.csv", prompt_column="a", id_column="c")
 
-    def test_a_template_s_unknown_column_is_told_once(self, read):
+    def test_a_template_s_unknown_column_is_reported_once(self, read):
         with pytest.raises(ConfigurationError, match=r'has no column "b"; it has: a\.'):
             read("a\nsecret\n", "in.csv", template="{a} {b.c} {a[0]}")
         (found,) = read('{"id": 1, "a": "secret"}', template="{a} {b}")
@@ -179,7 +179,7 @@ class TestTables:
         with pytest.raises(ConfigurationError, match="two columns of the same name"):
             read("id,prompt,prompt\n1,a,b\n", "in.csv")
 
-    def test_what_is_no_parquet_says_so(self, read):
+    def test_a_file_that_is_not_parquet_is_refused(self, read):
         with pytest.raises(ConfigurationError, match="cannot be read as Parquet"):
             read("nothing of the kind", "in.parquet")
 

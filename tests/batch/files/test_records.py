@@ -28,7 +28,7 @@ def path(tmp_path):
     return tmp_path / "out.jsonl"
 
 
-def test_what_is_written_is_found_again_and_where_it_was_said_to_be(path):
+def test_records_are_found_again_at_their_offsets(path):
     with Journal(path) as journal:
         places = [journal.append(record) for record in RECORDS]
         assert list(journal.records()) == list(zip(places, RECORDS, strict=True))
@@ -88,7 +88,7 @@ def test_half_a_character_is_written_and_read_again(path):
         assert ids(journal) == ["half"]
 
 
-def test_a_device_is_no_file_of_records():
+def test_a_device_is_refused():
     with pytest.raises(ConfigurationError, match="/dev/full is not a regular file"):
         Journal(Path("/dev/full"))
 

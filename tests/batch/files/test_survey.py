@@ -30,7 +30,7 @@ def look(tmp_path, vendor):
     return look_at
 
 
-async def test_everything_wrong_is_found_at_once_and_nobody_is_asked(look, vendor):
+async def test_all_problems_are_found_and_nothing_is_sent(look, vendor):
     found = await look(
         [
             {"id": 1, "prompt": "fine"},

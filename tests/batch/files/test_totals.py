@@ -83,14 +83,14 @@ class TestCost:
         totals.add(answer(0.1))
         assert limiter.wait(1, 0) == 0
 
-    def test_what_is_out_counts_at_the_usual_price(self, limit):
+    def test_requests_in_flight_count_at_the_mean_price(self, limit):
         totals = JobTotals()
         limiter = limit(totals, max_cost=1.0)
         totals.add(answer(0.25))
         assert [limiter.wait(out, 0) > 0 for out in range(5)] == [False, False, False, True, True]
         assert limiter.reached(3) is None  # their answers may be cheaper
 
-    def test_it_is_reached_when_one_more_would_be_too_dear(self, limit):
+    def test_it_is_reached_when_one_more_would_exceed_it(self, limit):
         totals = JobTotals()
         limiter = limit(totals, max_cost=1.0)
         for _ in range(3):
@@ -104,7 +104,7 @@ class TestCost:
         totals.add(answer(2.0))
         assert limit(totals, max_cost=1.0).reached(0) is not None
 
-    def test_answers_that_cost_nothing_do_not_lower_the_usual_price(self, limit):
+    def test_free_answers_do_not_lower_the_mean_price(self, limit):
         totals = JobTotals()
         limiter = limit(totals, max_cost=1.0)
         totals.add(answer(0.4))

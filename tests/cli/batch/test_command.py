@@ -1,4 +1,4 @@
-"""`aigateway batch` as somebody types it: exit codes, words, files, Ctrl-C."""
+"""`aigateway batch` from the command line: exit codes, messages, files, Ctrl-C."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_all_answered_is_0(simulator, ask):
     assert "secret" not in done.stderr
 
 
-def test_some_failed_is_1_and_says_where_they_are(simulator, ask):
+def test_failed_lines_are_1_and_the_errors_file_is_named(simulator, ask):
     simulator.openai.behave(Fault.content_policy(), times=1)
     done = ask(prompts(3), "--concurrency", "1")
     assert done.exit_code == 1
@@ -75,7 +75,7 @@ def test_some_failed_is_1_and_says_where_they_are(simulator, ask):
 
 
 class TestWrongInput:
-    def test_bad_lines_are_2_and_nobody_is_asked(self, simulator, ask):
+    def test_bad_lines_are_2_and_nothing_is_sent(self, simulator, ask):
         lines = '{"id": 1, "prompt": "a"}\nno json\n{"id": 1, "prompt": "b"}\n{"prompt": "c"}\n'
         done = ask(lines)
         assert (done.stdout, done.exit_code) == ("", 2)
@@ -93,7 +93,7 @@ class TestWrongInput:
         (failed,) = map(json.loads, Path("out.errors.jsonl").read_text().splitlines())
         assert (failed["custom_id"], failed["error"]["code"]) == ("(line 2)", "bad_line")
 
-    def test_only_the_first_of_many_are_told(self, simulator, ask):
+    def test_only_the_first_of_many_are_listed(self, simulator, ask):
         done = ask("x\n" * 100)
         assert done.stderr.count("  line ") == 20
         assert "  and 80 more\n" in done.stderr
@@ -117,7 +117,7 @@ class TestWrongInput:
         ],
         ids=str,
     )
-    def test_and_what_cannot_work(self, simulator, ask, lines, options, says):
+    def test_invalid_input_and_options(self, simulator, ask, lines, options, says):
         done = ask(lines, *options)
         assert (done.stdout, done.exit_code) == ("", 2)
         assert says in done.stderr
@@ -150,20 +150,20 @@ class TestWrongInput:
         assert sorted(Path().iterdir()) == before
         assert simulator.openai.request_count == 0
 
-    def test_a_file_of_somebody_else_is_left_alone(self, simulator, ask):
+    def test_a_foreign_file_is_left_alone(self, simulator, ask):
         Path("notes.txt").write_text("mine")
         done = ask(prompts(1), "--errors", "notes.txt")
         assert done.exit_code == 2
         assert "notes.txt already exists" in done.stderr
         assert Path("notes.txt").read_text() == "mine"
 
-    def test_what_can_be_read_only_once(self, simulator):
+    def test_a_pipe_as_input(self, simulator):
         os.mkfifo("pipe.jsonl")
         done = CliRunner().invoke(app, ["batch", "pipe.jsonl", "out.jsonl"])
         assert done.exit_code == 2
         assert "pipe.jsonl is not a regular file" in done.stderr
 
-    def test_what_is_wrong_for_all_is_told_once(self, simulator, ask):
+    def test_an_error_of_all_lines_is_reported_once(self, simulator, ask):
         done = ask(prompts(50), "--timeout", "-1")
         assert done.exit_code == 2
         assert done.stderr.count("timeout") == 1
@@ -174,14 +174,14 @@ class TestWrongInput:
         assert done.exit_code == 2
         assert "name a file for the answers" in done.stderr
 
-    def test_without_providers_it_says_what_to_do(self, ask):
+    def test_without_providers_it_prints_advice(self, ask):
         done = ask(prompts(1))
         assert done.exit_code == 2
         assert "OPENAI_API_KEY" in done.stderr
 
 
-class TestGoingOn:
-    def test_not_without_being_told(self, simulator, ask):
+class TestResuming:
+    def test_not_without_resume(self, simulator, ask):
         assert ask(prompts(3)).exit_code == 0
         done = ask(None)
         assert done.exit_code == 2
@@ -236,7 +236,7 @@ class TestForms:
 
 
 class TestDryRun:
-    def test_it_tells_the_price_and_asks_nobody(self, simulator, ask):
+    def test_it_prints_the_price_and_sends_nothing(self, simulator, ask):
         done = ask([*prompts(10), {"id": "again", "prompt": "p3", "max_tokens": None}], "--dry-run")
         assert done.exit_code == 0
         words = " ".join(done.stdout.split())
@@ -248,7 +248,7 @@ class TestDryRun:
         assert simulator.openai.request_count == 0
         assert not Path("out.jsonl").exists()
 
-    def test_it_needs_no_output_and_tells_bad_lines_too(self, simulator):
+    def test_it_needs_no_output_and_lists_bad_lines_too(self, simulator):
         write("in.jsonl", '{"id": 1, "prompt": "a"}\nno json\n')
         done = CliRunner().invoke(app, ["batch", "in.jsonl", "--dry-run"])
         assert done.exit_code == 2
@@ -293,7 +293,7 @@ def running(simulator, launch):
 
 
 class TestInterrupted:
-    def test_once_it_finishes_what_is_in_flight(self, simulator, running):
+    def test_once_it_finishes_requests_in_flight(self, simulator, running):
         simulator.openai.latency = 0.05
         process = running(prompts(500))
         until(lambda: simulator.openai.request_count >= 8)
@@ -337,7 +337,7 @@ class TestInterrupted:
         words = process.log
         assert "Traceback" not in words
 
-    def test_told_to_stop_it_does_not_wait_for_those_who_are_away(self, simulator, running):
+    def test_a_stopped_job_does_not_wait_for_unavailable_providers(self, simulator, running):
         simulator.openai.behave(Fault.rate_limited(600))
         process = running(prompts(500))
         until(lambda: "waiting: no provider is available" in process.log)
@@ -348,7 +348,7 @@ class TestInterrupted:
         assert not Path("out.errors.jsonl").exists()
         assert "Traceback" not in words
 
-    def test_terminated_it_finishes_what_is_in_flight(self, simulator, running):
+    def test_sigterm_finishes_requests_in_flight(self, simulator, running):
         simulator.openai.latency = 0.05
         process = running(prompts(500))
         until(lambda: simulator.openai.request_count >= 8)

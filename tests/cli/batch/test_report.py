@@ -124,10 +124,10 @@ class TestPage:
             assert tag not in {"script", "link", "img", "iframe", "object"}
             assert not any(name.startswith("on") or name == "src" for name in attributes)
 
-    def test_says_that_there_was_nothing(self):
+    def test_without_answers(self):
         text = Reader(page(EMPTY)).text
         assert "Complete" in text
-        assert "No vendor gave an answer." in text
+        assert "No vendor answered." in text
         assert charts(page(EMPTY)) == {}
 
     def test_one_answer_is_enough_for_every_chart(self):
@@ -179,7 +179,7 @@ class TestFile:
         assert json.loads((tmp_path / "report.json").read_text())["input"] == "in\udcff.jsonl"
         assert "in?.jsonl" in (tmp_path / "report.html").read_text()
 
-    def test_what_cannot_be_written_leaves_the_old_one_and_nothing_else(self, tmp_path):
+    def test_a_failed_write_leaves_only_the_old_report(self, tmp_path):
         (tmp_path / "report.html").mkdir()
         with pytest.raises(ConfigurationError, match="cannot be written"):
             write_report(tmp_path / "report.html", SUMMARY)

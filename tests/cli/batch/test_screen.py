@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from aigateway.cli.batch.screen import LiveJobScreen, PlainJobScreen
+from aigateway.batch.files.totals import JobTotals
+from aigateway.cli.batch.screen import LiveJobScreen, Pace, PlainJobScreen, Rates
 from aigateway.errors import FailureKind
 from aigateway.resilience.breaker import CircuitState
 from aigateway.testing import FakeClock
@@ -81,7 +82,7 @@ def last_frame(showing):
 
 
 class TestPlain:
-    async def test_a_line_says_everything(self, job):
+    async def test_a_line_has_every_figure(self, job):
         job.totals, job.total = mixed_totals(), 1100
         showing = Showing(PlainJobScreen, job)
         await showing.second(lines=10, seconds=5)
@@ -112,7 +113,7 @@ class TestPlain:
         assert len(showing.lines) == 4
         await showing.end()
 
-    async def test_what_happens_is_told_once(self, job):
+    async def test_events_are_printed_once(self, job):
         showing = Showing(PlainJobScreen, job)
         job.gateway = Gateway((status(state=CircuitState.OPEN, wait=11.2),))
         job.waiting = True
@@ -133,7 +134,7 @@ class TestPlain:
         ]
         await showing.end()
 
-    async def test_whatever_it_stops_for_it_says_how_to_stop_at_once(self, job):
+    async def test_a_stop_names_the_way_to_stop_at_once(self, job):
         showing = Showing(PlainJobScreen, job)
         job.stopping = "--max-cost reached"
         await showing.second()
@@ -218,7 +219,7 @@ class TestLive:
         assert "10 of 10 lines (100.0 %)" in last_frame(showing)
         assert "ETA" not in last_frame(showing)
 
-    async def test_says_that_it_stops_or_waits(self, job):
+    async def test_a_stop_and_a_wait_are_shown(self, job):
         showing = Showing(LiveJobScreen, job, terminal())
         job.waiting = True
         await showing.second()
@@ -255,7 +256,7 @@ class TestLive:
             await showing.end()
         assert showing.text.endswith(SHOW_CURSOR)
 
-    async def test_what_goes_to_stdout_stays_there(self, job, capsys):
+    async def test_stdout_is_not_redirected(self, job, capsys):
         showing = Showing(LiveJobScreen, job, terminal())
         await showing.second()
         print("an answer")
@@ -308,3 +309,45 @@ async def test_a_broken_pipe_does_not_end_the_job(kind):
     await clock.advance(10)
     assert showing.done()
     assert showing.exception() is None
+
+
+def test_one_look_gives_no_rate():
+    assert Pace().look(0.0, JobTotals()) == Rates(None, None)
+    assert Pace().look(3.0, JobTotals()) == Rates(None, None)
+
+
+def test_a_rate_is_that_of_the_last_ten_seconds():
+    pace, totals = Pace(), JobTotals()
+    for second in range(31):
+        rates = pace.look(float(second), totals)
+        add(totals, answer(), 10 if second < 20 else 4)
+    assert rates.lines == pytest.approx(4)
+    assert rates.tokens == pytest.approx(4 * 30)
+
+
+def test_the_window_of_a_slow_job_is_longer():
+    pace, totals = Pace(), JobTotals()
+    for second in range(51):
+        if second % 10 == 5:
+            add(totals, answer())
+        rates = pace.look(float(second), totals)
+    assert rates.lines == pytest.approx(0.1)
+
+
+def test_the_window_is_bounded():
+    pace, totals = Pace(), JobTotals()
+    pace.look(0.0, totals)
+    add(totals, answer(), 1000)
+    for second in range(1, 70):
+        rates = pace.look(float(second), totals)
+    assert rates.lines == 0
+
+
+def test_earlier_runs_do_not_count_as_speed():
+    pace, totals = Pace(), JobTotals()
+    pace.look(0.0, totals)
+    add(totals, answer(), 500)
+    totals.earlier = 500
+    assert pace.look(1.0, totals) == Rates(None, None)
+    add(totals, answer(), 3)
+    assert pace.look(2.0, totals) == Rates(3.0, 90.0)

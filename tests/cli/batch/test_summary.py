@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from aigateway.batch.files.totals import JobTotals
+from aigateway.cli.batch import summary
 from aigateway.cli.batch.summary import Summary, plain_summary, print_summary
 from tests.cli.batch.jobs import ANSWER, LONG, OPENAI, mixed_totals, widest
 
@@ -24,9 +25,9 @@ STOPPED = Summary(
 )
 
 
-def printed(summary, width=120):
+def printed(ended, width=120):
     out = io.StringIO()
-    print_summary(Console(file=out, width=width), summary)
+    print_summary(Console(file=out, width=width), ended)
     return out.getvalue()
 
 
@@ -53,7 +54,7 @@ def test_the_figures():
         assert re.search(words, text), (words, text)
 
 
-def test_a_whole_job_says_so():
+def test_a_complete_job():
     text = printed(WHOLE)
     assert re.search(r"job +complete", text)
     assert "left" not in text
@@ -122,3 +123,67 @@ def test_plain_values_of_nothing():
 def test_no_answer_is_in_it():
     assert ANSWER not in printed(STOPPED)
     assert ANSWER not in json.dumps(plain_summary(STOPPED))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0.0004, "0.4 ms"),
+        (0.0123, "12 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1.00 s"),
+        (1.234, "1.23 s"),
+        (12.34, "12.3 s"),
+        (99.96, "100 s"),
+        (1234.0, "1,234 s"),
+    ],
+)
+def test_durations(seconds, text):
+    assert summary.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (59.6, "1:00"),
+        (192, "3:12"),
+        (3900, "1:05:00"),
+        (86_400 * 2 + 3, "2 d 0:00:03"),
+    ],
+)
+def test_clock_times(seconds, text):
+    assert summary.clock_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (0, 0, "100.0 %"),
+        (0, 10, "0.0 %"),
+        (1, 20_000, "<0.1 %"),
+        (1200, 20_000, "6.0 %"),
+        (19_999, 20_000, "99.9 %"),
+        (3, 3, "100.0 %"),
+    ],
+)
+def test_a_hundred_percent_is_all(part, whole, text):
+    assert summary.percent(part, whole) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(None, "-"), (0.0, "0.00"), (0.05, "0.05"), (3.21, "3.2"), (99.97, "100"), (1234.0, "1234")],
+)
+def test_rates(rate, text):
+    assert summary.per_second(rate) == text
+
+
+def test_dollars():
+    assert summary.dollars(0.01234) == "$0.0123"
+    assert summary.dollars(1234.5) == "$1,234.50"
+
+
+def test_a_name_cannot_move_the_cursor():
+    assert summary.printable("a\x1b[2J\r\nb é") == "a?[2J??b é"

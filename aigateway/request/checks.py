@@ -247,7 +247,8 @@ def _is_token_like(value: object) -> bool:
 
 def refuse_field(path: str, problem: str) -> NoReturn:
     """Refuse a request for a field: `temperature must be a number.`."""
-    raise RequestRejectedError(f"{path} {problem}.", param=path)
+    end = "" if problem.endswith("?") else "."
+    raise RequestRejectedError(f"{path} {problem}{end}", param=path)
 
 
 def refuse_unknown(

@@ -188,4 +188,4 @@ async def test_nothing_is_left_of_connections_that_are_gone():
         loop: Any = asyncio.get_running_loop()
         await asyncio.sleep(0.02)
         waiting = [timer for timer in loop._scheduled if not timer.cancelled()]
-        assert not [timer for timer in waiting if "_head_is_late" in repr(timer)]
+        assert not [timer for timer in waiting if "_head_timed_out" in repr(timer)]

@@ -35,7 +35,7 @@ class Service:
         gateway: The one that answers what comes now; see `in_use`.
         settings: As given.
         access: Who may ask.
-        complaints: What was refused.
+        refusal_log: What was refused.
         draining: It is told to stop: `/ready` says no, what is under way goes on.
         stopping: Its time is over, too: a stream that still goes on says so and ends.
         turns: Shares out the event loop's time among streams.
@@ -63,7 +63,7 @@ class Service:
         self.gateway = gateway
         self.settings = settings
         self.access = Access(settings, clock)
-        self.complaints = RefusalLog(clock)
+        self.refusal_log = RefusalLog(clock)
         self.draining = False
         self.stopping = asyncio.Event()
         self.turns = Turns(clock)
@@ -99,7 +99,7 @@ class Service:
             }
             for usage in self.access.usage()
         }
-        refused = dict(self.complaints.counts)
+        refused = dict(self.refusal_log.counts)
         return {**self.gateway.get_metrics(), "refused": refused, "keys": keys}
 
     async def force_own_circuit(self, name: str, order: CircuitOrder, by: str | None) -> None:

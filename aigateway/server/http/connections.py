@@ -49,7 +49,7 @@ def protocol_for(
     return type("GuardedProtocol", (GuardedProtocol,), fields)
 
 
-class _Connection(h11.Connection):
+class _BoundedH11(h11.Connection):
     """h11's connection for HTTP 1.0 and 1.1 only, which returns a body in portions.
 
     Attributes:
@@ -103,7 +103,7 @@ class GuardedProtocol(H11Protocol):
     addresses: Counter[str]
     """Open connections of each."""
 
-    conn: _Connection
+    conn: _BoundedH11
     flow: _Flow
 
     def __init__(
@@ -114,7 +114,7 @@ class GuardedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = _Connection()
+        self.conn = _BoundedH11()
         self.timeout_keep_alive = self.service.settings.keep_alive_timeout  # type: ignore[assignment]
         self._address: str | None = None
         self._late: asyncio.TimerHandle | None = None
@@ -287,7 +287,7 @@ class GuardedProtocol(H11Protocol):
         """Send a refusal, unless an answer has begun, and close."""
         self._head_arrived()
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            self.service.complaints.note(refusal, None if self.client is None else self.client[0])
+            self.service.refusal_log.note(refusal, None if self.client is None else self.client[0])
             self.transport.write(_on_the_wire(refusal))
         cycle = self._unanswered
         if cycle is not None:

@@ -123,6 +123,7 @@ PROBES: tuple[tuple[dict[str, Any], str | None], ...] = (
     # formats and tools
     ({"response_format": {"type": "json_object"}}, ACCEPTED),
     ({"response_format": {"type": "grammar", "grammar": "root ::= 'a'"}}, ACCEPTED),
+    ({"response_format": "json"}, 'response_format must be an object with a "type", such as "json'),
     ({"response_format": {}}, 'response_format must be an object with a "type", such as "json'),
     ({"response_format": {"type": "json_schema"}}, 'response_format must have "json_schema".'),
     (
@@ -142,6 +143,7 @@ PROBES: tuple[tuple[dict[str, Any], str | None], ...] = (
         "tools[1].function.name must not be empty.",
     ),
     ({"tool_choice": "auto"}, ACCEPTED),
+    ({"tool_choice": 5}, "tool_choice must be a text or an object."),
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, ACCEPTED),
     ({"tool_choice": {}}, 'tool_choice must have "type".'),
     ({"functions": [{}]}, 'functions[0] must have "name".'),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
@@ -216,10 +216,10 @@ async def metrics(request: Request) -> Response:
 _ORDERS: dict[object, CircuitOrder] = {"open": "open", "closed": "closed", "auto": "auto"}
 
 
+@with_config(ConfigDict(extra="forbid"))
 class CircuitRequest(TypedDict):
     """The state to force, or "auto" to end that."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
     state: CircuitOrder
 
 

@@ -40,7 +40,9 @@ AT_BOUNDARIES = (
     "tests/server/http/test_bodies.py",
     "tests/server/http/test_connections.py",
     "tests/server/http/test_endpoints.py",
+    "tests/server/http/test_one_schema.py",
     "tests/server/http/test_openai_sdk.py",
+    "tests/server/http/test_openapi.py",
 )
 """Tests of what depends on other packages: litellm, aiohttp, aiocache, pydantic, fastapi, ..."""
 

@@ -1,4 +1,4 @@
-"""The way through JSON: the first half of a deep copy, and the proof that it can be sent."""
+"""Deep copies by way of JSON, which also prove that a value can be sent."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from aigateway.errors import refuse
 __all__ = ["check_size", "copied", "encoded_json", "is_plain", "json_length"]
 
 _LONG = 65_536
-"""Bytes of JSON from which texts are shared with the caller, not parsed again."""
+"""Bytes of JSON above which a copy shares its texts with the caller."""
 
 _ATOMS = frozenset({bool, float, int, str, type(None)})
 
 
 def encoded_json(value: Any, name: str) -> bytes:
-    """The value as JSON: the first half of a deep copy, and the proof that it can be sent."""
+    """Return a value as JSON, or refuse what JSON cannot say."""
     encoded, problem = _tried(value)
     if problem is not None:
         refuse(f"{name}{_culprit(value)} cannot be written as JSON: {problem}.")
@@ -27,20 +27,16 @@ def encoded_json(value: Any, name: str) -> bytes:
 
 
 def copied(value: Any, encoded: bytes) -> Any:
-    """The second half of a deep copy.
+    """Return a deep copy of a value, given also as JSON.
 
-    A long text takes longer to parse than the caller's other tasks can wait; it cannot change, so
-    the copy has the same one.
-
-    Args:
-        value: What was encoded.
-        encoded: As JSON.
+    Parsing a long text would hold up the caller's other tasks. It cannot change, so the copy
+    shares it.
     """
     return orjson.loads(encoded) if len(encoded) <= _LONG else _copy(value)
 
 
 def json_length(text: str) -> int:
-    """Bytes that a text takes as JSON, at least. Costs little beside writing it."""
+    """Return the bytes that a text takes as JSON, at least, without writing it."""
     return len(text) + (0 if len(text) <= _LONG else sum(map(text.count, ('"', "\\", "\n"))))
 
 
@@ -79,7 +75,7 @@ def _tried(value: object) -> tuple[bytes, str | None]:
 
 
 def _plain(value: object) -> object:
-    """What orjson does not know but is plain enough: frozen mappings, numpy's floats."""
+    """Convert types unknown to orjson that are plain enough: frozen mappings, numpy's floats."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, float):
@@ -96,7 +92,7 @@ def _has_nan(value: object) -> bool:
 
 
 def _culprit(value: object) -> str:
-    """Which item of a list or mapping is at fault, as an index."""
+    """Return the item of a list or mapping that is at fault, as an index."""
     if isinstance(value, list | tuple) and len(value) > 1:
         items: Iterable[tuple[object, object]] = enumerate(value)
     elif isinstance(value, Mapping):
@@ -110,10 +106,10 @@ def check_size(size: int, most: int, what: str = "prompt has", *, or_more: bool 
     """Refuse a prompt of too many bytes.
 
     Args:
-        size: Bytes.
-        most: How many it may have.
-        what: Has so many.
-        or_more: Whether there are more that were not counted.
+        size: Its bytes.
+        most: The bytes allowed.
+        what: The subject of the message, with "has".
+        or_more: Whether counting stopped early.
     """
     if size > most:
         refuse(

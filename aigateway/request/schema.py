@@ -90,11 +90,7 @@ def _object(
 def _choice(kind: Callable[[Any], str | None], problem: str, **forms: Any) -> Any:
     """Declare a choice: `kind` names the form of a value, or returns None for `problem`."""
     tagged = [Annotated[form, Tag(tag)] for tag, form in forms.items()]
-    how = Discriminator(
-        lambda value: tag if (tag := kind(value)) in forms else None,
-        custom_error_type="choice",
-        custom_error_message=problem,
-    )
+    how = Discriminator(kind, custom_error_type="choice", custom_error_message=problem)
     return Annotated[functools.reduce(operator.or_, tagged), how]
 
 
@@ -303,7 +299,7 @@ def _tool_kind(tool: Any) -> str | None:
     kind = _type_in(tool)
     if kind in ("function", "custom"):
         return str(kind)
-    if not tool or not isinstance(tool, dict) or ("type" in tool and not _is_type(kind)):
+    if not tool or not isinstance(tool, dict) or (kind is not None and not _is_type(kind)):
         return None
     return "function" if kind is None and "function" in tool else "other"
 
@@ -333,7 +329,7 @@ _response_format = _choice(
     lambda form: (
         None if not _is_type(kind := _type_in(form)) else kind if kind == "json_schema" else "other"
     ),
-    'must be an object with a "type", such as "json_object"',
+    'must be an object with a "type", such as "json_object"; in Python also a pydantic model class',
     json_schema=_object(
         "JsonSchemaFormat",
         {

@@ -1,4 +1,4 @@
-"""Check what a call was given, and copy it into one request."""
+"""Check the arguments of a call, and copy them into one request."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from aigateway.errors import refuse
 from aigateway.messages import APPLICATION, CacheMode, ChatRequest, EmbeddingRequest, Origin
 from aigateway.request.checks import (
+    CheckedMessages,
     check_extra_body,
-    check_extra_headers,
     check_headers,
     check_inputs,
     check_messages,
@@ -33,6 +33,8 @@ __all__ = ["chat_request", "embedding_request"]
 
 _CHAT_OPTIONS = ("system", "model", "timeout", "agent", "cache", "cache_ttl")
 _CHAT_NAMES = CHAT_FIELDS.keys() - {"model", "stream", "stream_options"}
+
+_NEVER_CHANGED = (str, CheckedMessages)
 
 _BY_CONFIG = "it belongs to a provider: set it in LLMConfig"
 _BY_GATEWAY = "the gateway itself decides that"
@@ -72,7 +74,7 @@ def chat_request(
     params: Mapping[str, Any],
     settings: GatewaySettings,
 ) -> ChatRequest:
-    """Check what a caller of `chat()` passed, and copy it.
+    """Check the arguments of `chat()`, and copy them.
 
     Args:
         prompt_or_messages: Text, or a list of OpenAI chat messages.
@@ -82,16 +84,16 @@ def chat_request(
         temperature: From 0 to 2.
         max_tokens: Longest answer, at least 1.
         timeout: Seconds for the whole request.
-        agent: Whose request this is.
+        agent: A label for logs and `agent_ttls`.
         cache: See `CacheMode`.
         cache_ttl: Seconds the answer may be remembered.
         origin: On whose behalf.
         params: The other OpenAI chat parameters. None counts as not given. `response_format` may
             be a pydantic model class: the answer is then asked for as strict JSON of its schema.
-        settings: Gives `max_prompt_bytes`, for the messages and again for the parameters.
+        settings: `max_prompt_bytes` bounds the messages, and again the parameters.
 
     Raises:
-        RequestRejectedError: Something cannot be sent; the message says what, and the fix.
+        RequestRejectedError: The message names the mistake, and the fix.
     """
     _check_options(model, timeout, origin)
     if agent is not None:
@@ -135,7 +137,7 @@ def embedding_request(
     params: Mapping[str, Any],
     settings: GatewaySettings,
 ) -> EmbeddingRequest:
-    """Check what a caller of `embed()` passed, and copy it.
+    """Check the arguments of `embed()`, and copy them.
 
     Args:
         inputs: A text or a list of texts, or the same as tokens: a list of integers, or a list of
@@ -144,10 +146,10 @@ def embedding_request(
         timeout: Seconds for the whole request.
         origin: On whose behalf.
         params: `dimensions`, `user`, `extra_body`, `extra_headers`. None counts as not given.
-        settings: Gives `max_prompt_bytes`, here for all the inputs together.
+        settings: `max_prompt_bytes` bounds all inputs together.
 
     Raises:
-        RequestRejectedError: Something cannot be sent; the message says what, and the fix.
+        RequestRejectedError: The message names the mistake, and the fix.
     """
     _check_options(model, timeout, origin)
     most = settings.max_prompt_bytes
@@ -160,8 +162,9 @@ def embedding_request(
     if given.pop("encoding_format", "float") != "float":
         refuse_field("encoding_format", 'must be "float" or left out: vectors come as numbers')
     own = _copied_fields(given, most)[0]
+    as_tokens = isinstance(own_inputs[0], list)
     return EmbeddingRequest(
-        tuple(tuple(i) if isinstance(i, list) else i for i in own_inputs),
+        tuple(map(tuple, own_inputs) if as_tokens else own_inputs),
         model,
         own,
         timeout,
@@ -190,7 +193,7 @@ def _copied_messages(
     size = len(encoded_front) + len(encoded)
     if size > max_bytes:
         check_size(size, max_bytes)
-    if type(prompt) is not str:  # a text cannot change: JSON would give the same again
+    if type(prompt) not in _NEVER_CHANGED:
         messages = copied(messages, encoded)
     if front:
         return (copied(front, encoded_front), *messages), size
@@ -206,7 +209,8 @@ def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list | tuple):
         refuse(f"The prompt must be a text or a list of messages, not {type(prompt).__name__}.")
-    check_messages(prompt, max_bytes)
+    if type(prompt) is not CheckedMessages:
+        check_messages(prompt, max_bytes)
     return prompt
 
 
@@ -219,9 +223,6 @@ def _copied_chat_fields(
     response_format, response_model = given.get("response_format"), None
     if isinstance(response_format, type) and issubclass(response_format, BaseModel):
         response_model = given.pop("response_format")
-    elif response_format is not None and not isinstance(response_format, Mapping):
-        problem = "must be an object, or in Python a pydantic model class"
-        refuse_field("response_format", problem)
     _check_fields("chat", given, _CHAT_NAMES, _CHAT_OPTIONS)
     given.pop("metadata", None)  # for the service's clients; no vendor gets it
     if response_model is not None:
@@ -236,13 +237,13 @@ def _check_fields(
     names: AbstractSet[str],
     options: Sequence[str],
 ) -> None:
-    for name in given:
-        if name not in names:
-            otherwise = "if a vendor knows it, put it into extra_body={...}, else leave it out"
-            refuse_unknown(name, (*names, *options), _ELSEWHERE, otherwise)
+    if not given.keys() <= names:
+        unknown = next(name for name in given if name not in names)
+        otherwise = "if a vendor knows it, put it into extra_body={...}, else leave it out"
+        refuse_unknown(unknown, (*names, *options), _ELSEWHERE, otherwise)
     fit_fields(form, given)
     if "extra_headers" in given:
-        check_extra_headers("extra_headers", given["extra_headers"])
+        check_headers("extra_headers", given["extra_headers"])
     if "extra_body" in given:
         check_extra_body("extra_body", given["extra_body"])
 
@@ -254,7 +255,7 @@ def _copied_fields(given: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any
 
 
 def _new_id() -> str:
-    """Unique across processes, forked ones too, and a third of a UUID's cost."""
+    # Unique across processes, forked ones too, at a third of a UUID's cost.
     return os.urandom(8).hex()
 
 

@@ -45,7 +45,7 @@ class Service:
         gateway: Answers new requests; see `in_use`.
         settings: The current ones.
         access: Knows the keys.
-        complaints: Refused requests.
+        refusal_log: Refused requests.
         draining: The service is stopping: `/ready` fails, requests in flight go on.
         stopping: The time to drain is over: streams end with an error.
         turns: Shares the event loop's time among streams.
@@ -69,7 +69,7 @@ class Service:
         self.gateway = gateway
         self.settings = settings
         self.access = Access(settings, clock)
-        self.complaints = RefusalLog(clock)
+        self.refusal_log = RefusalLog(clock)
         self.draining = False
         self.stopping = asyncio.Event()
         self.turns = Turns(clock)
@@ -114,7 +114,7 @@ class Service:
             }
             for usage in self.access.usage()
         }
-        refused = dict(self.complaints.counts)
+        refused = dict(self.refusal_log.counts)
         return report(
             self.gateway.providers,
             {**self.gateway.get_metrics(), "refused": refused, "keys": keys},

@@ -1,4 +1,4 @@
-"""What becomes a request, and what is refused before anybody is asked."""
+"""Arguments that become a request, and arguments that are refused before a vendor is asked."""
 
 from __future__ import annotations
 

@@ -62,6 +62,8 @@ def test_tools_may_be_a_tuple_of_frozen_mappings() -> None:
         ({"extra_body": {"stream": True}}, ["extra_body", "stream"]),
         ({"extra_headers": [SECRET]}, ["extra_headers"]),
         ({"extra_headers": {"X": SECRET + "\r\nY: z"}}, ["extra_headers", "line breaks"]),
+        ({"extra_headers": {"": "x"}}, ["extra_headers", "name"]),
+        ({"extra_headers": {"X Y": "x"}}, ["extra_headers", "name"]),
         ({"extra_headers": {"X": 5}}, ["extra_headers"]),
         ({"extra_headers": {"X": "\N{EURO SIGN}"}}, ["extra_headers", "ASCII"]),
         ({"presence_penalty": -2.1}, ["presence_penalty must be at least -2."]),

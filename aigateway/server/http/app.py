@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from aigateway import __version__
 from aigateway.errors import GatewayError
+from aigateway.request.checks import build_validators
 from aigateway.server.auth.middleware import protect
 from aigateway.server.http import embeddings, openai_chat, own
 from aigateway.server.http.errors import ErrorBoundary, Refusal, handle
@@ -33,6 +34,7 @@ def create_app(service: Service) -> FastAPI:
     Args:
         service: Shared by the endpoints as `app.state.service`.
     """
+    build_validators()
     app = DocumentedApp(
         title="aigateway",
         version=__version__,

@@ -20,6 +20,7 @@ from starlette.requests import Request
 
 from aigateway.errors import RequestRejectedError
 from aigateway.request.checks import (
+    CheckedMessages,
     check_inputs,
     check_messages,
     fit_fields,
@@ -289,17 +290,17 @@ def read_embedding(body: dict[str, Any]) -> EmbeddingBody:
 
 
 def _check_names(body: Mapping[str, Any], names: AbstractSet[str]) -> None:
-    for name in body:
-        if name not in names:
-            refuse_unknown(name, names, _ELSEWHERE, "leave it out")
+    if not body.keys() <= names:
+        unknown = next(name for name in body if name not in names)
+        refuse_unknown(unknown, names, _ELSEWHERE, "leave it out")
 
 
-def _messages(body: dict[str, Any]) -> list[Any]:
+def _messages(body: dict[str, Any]) -> CheckedMessages:
     messages = body.get("messages")
     if not isinstance(messages, list):
         refuse_field("messages", "must be a list of messages")
     check_messages(messages)
-    return messages
+    return CheckedMessages(messages)
 
 
 def _without(body: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

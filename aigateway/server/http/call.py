@@ -85,6 +85,8 @@ class CallHeaders:
 
     def options(self) -> dict[str, Any]:
         """Return them as keywords of `chat`."""
+        if self is _NO_HEADERS:
+            return {}
         names = ("cache", "cache_ttl", "timeout", "agent")
         given = ((name, getattr(self, name)) for name in names)
         return {name: value for name, value in given if value is not None}

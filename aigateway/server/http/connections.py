@@ -1,8 +1,7 @@
-"""What a connection may do before it is a request: below ASGI, in uvicorn's protocol.
+"""Bounds on connections, below ASGI, in uvicorn's protocol.
 
-uvicorn waits without end for the head of a request and for a caller who does not read, and accepts
-connections without end. It also has answers of its own to what is no HTTP; here they have OpenAI's
-form.
+uvicorn waits without end for the head of a request and for a caller that does not read, and accepts
+connections without end. It also answers malformed HTTP itself; here the answer has OpenAI's form.
 """
 
 from __future__ import annotations
@@ -28,35 +27,34 @@ __all__ = ["GuardedProtocol", "protocol_for"]
 _MOST_HEAD = 32_768
 """Bytes of the line and the headers of a request."""
 
-
 _PIECES = 200
-"""Pieces of a body that are taken in one go: a body of tiny chunks holds up nothing else."""
+"""Pieces of a body that are read in one go: a body of tiny chunks holds up nothing else."""
 
 _STALL_SECONDS = 60.0
-"""For a caller to take something of an answer that waits for it."""
+"""For a caller to read something of an answer that waits for it."""
 
 
 def protocol_for(
     service: Service, *, stall_seconds: float = _STALL_SECONDS
 ) -> type[GuardedProtocol]:
-    """The protocol for `uvicorn.Config(http=...)`.
+    """Return the protocol for `uvicorn.Config(http=...)`.
 
     Args:
-        service: Gives the settings of the moment: `header_timeout`, `keep_alive_timeout`,
+        service: Has the current settings: `header_timeout`, `keep_alive_timeout`,
             `max_connections`, `max_connections_per_address`.
-        stall_seconds: Who takes nothing of an answer for that long is cut off, so that the
-            vendor's call behind it is not held for ever.
+        stall_seconds: A caller that reads nothing of an answer for that long is disconnected, so
+            that the vendor's call behind it is not held for ever.
     """
     fields = {"service": service, "stall_seconds": stall_seconds, "addresses": Counter()}
     return type("GuardedProtocol", (GuardedProtocol,), fields)
 
 
-class _Connection(h11.Connection):
-    """h11's, but it speaks no HTTP that is yet to come, and gives pieces of a body in portions.
+class _BoundedH11(h11.Connection):
+    """h11's connection for HTTP 1.0 and 1.1 only, which returns a body in portions.
 
     Attributes:
-        refusal: Why a request is not taken, if that is so.
-        has_more: The portion is over, and more is there.
+        refusal: Why a request is refused, if it is.
+        has_more: The portion is over, and more has arrived.
     """
 
     def __init__(self) -> None:
@@ -66,11 +64,11 @@ class _Connection(h11.Connection):
         self._left = 0
 
     def begin_portion(self) -> None:
-        """Give so many pieces again."""
+        """Allow the next pieces."""
         self.has_more, self._left = False, _PIECES
 
     def next_event(self) -> Any:
-        """What has come, or that nothing has."""
+        """Return the next event, or that more data is needed."""
         if self._left <= 0:
             self.has_more = True
             return h11.NEED_DATA
@@ -79,13 +77,13 @@ class _Connection(h11.Connection):
             self._left -= 1
         elif isinstance(event, h11.Request) and event.http_version not in {b"1.0", b"1.1"}:
             version = event.http_version.decode()
-            self.refusal = Refusal(505, f"HTTP/{version} is not spoken here; use HTTP/1.1.")
+            self.refusal = Refusal(505, f"HTTP/{version} is not supported; use HTTP/1.1.")
             raise h11.RemoteProtocolError("not HTTP/1")
         return event
 
 
 class _Flow(FlowControl):
-    """uvicorn's, but nothing is read while what has come already is not taken."""
+    """uvicorn's flow control, which reads nothing while portions wait."""
 
     held = False
 
@@ -95,9 +93,9 @@ class _Flow(FlowControl):
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's, but a head has to be small and to come soon, and connections are counted.
+    """uvicorn's protocol, with small and timely heads and a bound on connections.
 
-    An answer has to be read, too, however slowly.
+    A caller has to read its answer, however slowly.
     """
 
     service: Service
@@ -105,7 +103,7 @@ class GuardedProtocol(H11Protocol):
     addresses: Counter[str]
     """Open connections of each."""
 
-    conn: _Connection
+    conn: _BoundedH11
     flow: _Flow
 
     def __init__(
@@ -116,7 +114,7 @@ class GuardedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = _Connection()
+        self.conn = _BoundedH11()
         self.timeout_keep_alive = self.service.settings.keep_alive_timeout  # type: ignore[assignment]
         self._address: str | None = None
         self._late: asyncio.TimerHandle | None = None
@@ -125,17 +123,17 @@ class GuardedProtocol(H11Protocol):
         self._quiet_since = self.service.clock.now()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Somebody has connected."""
+        """Count a new connection, and wait for a head."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
-        refusal = self._refused_at_once()
+        refusal = self._over_limit()
         if refusal is None:
             self._await_head()
         else:
-            self._turn_away(refusal)
+            self._refuse(refusal)
 
-    def _refused_at_once(self) -> Refusal | None:
-        """Count the connection, and say whether there are too many."""
+    def _over_limit(self) -> Refusal | None:
+        """Count the connection, and refuse it if there are too many."""
         settings = self.service.settings
         if self.client is not None:
             self._address = _network(self.client[0])
@@ -159,9 +157,9 @@ class GuardedProtocol(H11Protocol):
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
-        self._head_is_there()
-        self._is_taken()
+        """Forget the connection."""
+        self._head_arrived()
+        self._reader_goes_on()
         if self._address is not None:
             self.addresses[self._address] -= 1
             if not self.addresses[self._address]:
@@ -169,17 +167,17 @@ class GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The caller does not keep up: the application waits, but not for ever."""
+        """Wait for a caller that does not keep up, but not for ever."""
         super().pause_writing()
-        self._await_taking()
+        self._watch_reader()
 
     def resume_writing(self) -> None:
-        """The caller has taken what waited."""
-        self._is_taken()
+        """Go on when the caller has read."""
+        self._reader_goes_on()
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Something has come."""
+        """Take data, of a head no more than allowed."""
         if self.transport.is_closing():
             return
         if self._is_idle:
@@ -190,15 +188,15 @@ class GuardedProtocol(H11Protocol):
                 super().data_received(data[:room])
             data = data[room:]
             if data and self._is_idle:
-                self._turn_away(Refusal(431, f"The head of a request may have {_MOST_HEAD} bytes."))
+                self._refuse(Refusal(431, f"The head of a request may have {_MOST_HEAD} bytes."))
                 return
         if data and not self.transport.is_closing():
             super().data_received(data)
         if not self._is_idle:
-            self._head_is_there()
+            self._head_arrived()
 
     def handle_events(self) -> None:
-        """Take what has come, a portion at a time."""
+        """Take events, a portion at a time."""
         if self.flow.held:
             return  # the next portion is on its way
         self.conn.begin_portion()
@@ -219,18 +217,18 @@ class GuardedProtocol(H11Protocol):
             self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
-        """An answer has gone out."""
+        """Wait for the next request."""
         self._quiet_since = self.service.clock.now()
         super().on_response_complete()
         if not self._is_idle:  # the next request was here already
-            self._head_is_there()
+            self._head_arrived()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP."""
-        self._turn_away(self.conn.refusal or Refusal(400, msg))
+        """Answer malformed HTTP."""
+        self._refuse(self.conn.refusal or Refusal(400, msg))
 
     def is_quiet(self, seconds: float) -> bool:
-        """Whether neither a request nor an answer is here, nor was in the last seconds."""
+        """Whether neither a request nor an answer has been here in the last seconds."""
         return (
             self._is_idle
             and not self._head_bytes
@@ -253,52 +251,53 @@ class GuardedProtocol(H11Protocol):
     def _await_head(self) -> None:
         if self._late is None:
             seconds = self.service.settings.header_timeout
-            self._late = self.loop.call_later(seconds, self._head_is_late)
+            self._late = self.loop.call_later(seconds, self._head_timed_out)
 
-    def _head_is_there(self) -> None:
+    def _head_arrived(self) -> None:
         self._head_bytes = 0
         if self._late is not None:
             self._late.cancel()
             self._late = None
 
-    def _head_is_late(self) -> None:
+    def _head_timed_out(self) -> None:
         self._late = None
         if self._head_bytes:
-            self._turn_away(Refusal(408, "The request did not arrive in time."))
+            self._refuse(Refusal(408, "The request did not arrive in time."))
         else:
             self.transport.close()
 
-    def _await_taking(self) -> None:
+    def _watch_reader(self) -> None:
         waiting = self.transport.get_write_buffer_size()
-        self._stalled = self.loop.call_later(self.stall_seconds, self._look_at_taking, waiting)
+        self._stalled = self.loop.call_later(self.stall_seconds, self._check_reader, waiting)
 
-    def _look_at_taking(self, waited: int) -> None:
-        """Cut it off if as much waits as before; while writing is paused nothing is added."""
+    def _check_reader(self, waited: int) -> None:
+        """Disconnect if as much waits as before; while writing is paused nothing is added."""
         if self.transport.get_write_buffer_size() < waited:
-            self._await_taking()
+            self._watch_reader()
         else:
             self._stalled = None
             self.transport.abort()  # to close it would wait for the caller as well
 
-    def _is_taken(self) -> None:
+    def _reader_goes_on(self) -> None:
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
 
-    def _turn_away(self, refusal: Refusal) -> None:
-        """Say no, where nothing else has been said, and close."""
-        self._head_is_there()
+    def _refuse(self, refusal: Refusal) -> None:
+        """Send a refusal, unless an answer has begun, and close."""
+        self._head_arrived()
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.service.refusal_log.note(refusal, None if self.client is None else self.client[0])
             self.transport.write(_on_the_wire(refusal))
         cycle = self._unanswered
         if cycle is not None:
-            cycle.disconnected = True  # what the application still says goes nowhere
+            cycle.disconnected = True  # the application sends nothing more
             cycle.message_event.set()
         self.transport.close()
 
 
 def _network(address: str) -> str:
-    """Whose connections count together: of IPv6 a caller has a whole /64."""
+    """Return the network whose connections count together: of IPv6 a caller has a whole /64."""
     try:
         whole = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -230,7 +230,7 @@ def answer_error(scope: Scope, error: Exception) -> Response:
     if isinstance(error, Refusal | HTTPException):
         if "app" in scope:
             peer = scope.get("client")
-            log: RefusalLog = scope["app"].state.service.complaints
+            log: RefusalLog = scope["app"].state.service.refusal_log
             log.note(refusal, None if peer is None else str(peer[0]))
     elif not isinstance(error, GatewayError):
         places = "".join(traceback.format_tb(error.__traceback__))

@@ -67,9 +67,9 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _REFUSALS[status], "model": ErrorBody} for status in statuses}
 
 
-def body_of(form: str) -> Documented:
-    """Document a body by the name of its form; for `openapi_extra`."""
-    content = {"application/json": {"schema": {"$ref": _REFS.format(model=form)}}}
+def body_of(schema: Mapping[str, Any]) -> Documented:
+    """Document a body by its JSON schema; for `openapi_extra`."""
+    content = {"application/json": {"schema": schema}}
     return {"requestBody": {"required": True, "content": content}, **_KEY}
 
 
@@ -96,7 +96,7 @@ def asking(form: str, answer: Any, texts: Mapping[str, str] | None = None) -> Do
     return {
         "response_model": answer,
         "responses": {200: answered, **refusals(*_REFUSALS)},
-        "openapi_extra": {"parameters": parameters, **body_of(form)},
+        "openapi_extra": {"parameters": parameters, **body_of({"$ref": _REFS.format(model=form)})},
     }
 
 

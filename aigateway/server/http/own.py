@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
@@ -131,7 +131,7 @@ def _attempt(attempt: Attempt) -> _AttemptEntry:
 # ── health, readiness, metrics ───────────────────────────────────────────────────────────────
 
 
-class Health(TypedDict):
+class Alive(TypedDict):
     """The process is alive."""
 
     status: Literal["ok"]
@@ -150,8 +150,8 @@ class NotReady(TypedDict):
     reason: str
 
 
-@router.get("/health", summary="Whether the process is alive", **watching(Health, with_key=False))
-async def health() -> Health:
+@router.get("/health", summary="Whether the process is alive", **watching(Alive, with_key=False))
+async def health() -> Alive:
     """Report that the process is alive. Needs no key."""
     return {"status": "ok"}
 
@@ -217,6 +217,7 @@ async def metrics(request: Request) -> Response:
 _ORDERS: dict[object, CircuitOrder] = {"open": "open", "closed": "closed", "auto": "auto"}
 
 
+@with_config(ConfigDict(extra="forbid"))
 class CircuitRequest(TypedDict):
     """The state to force, or "auto" to end that."""
 
@@ -233,7 +234,7 @@ class ForcedCircuit(CircuitRequest):
     "/admin/providers/{name:path}/circuit",
     summary="Force a provider's circuit open or closed",
     responses=refusals(400, 401, 403, 404, 415, 500),
-    openapi_extra=body_of("CircuitRequest"),
+    openapi_extra=body_of(TypeAdapter(CircuitRequest).json_schema()),
 )
 async def force_circuit(name: str, request: Request) -> ForcedCircuit:
     """Force a provider's circuit open or closed, or leave it to itself again ("auto")."""

@@ -20,18 +20,18 @@ from aigateway.server.http.cancel import (
 __all__ = ["EventStream", "Turns"]
 
 _TURN_SECONDS = 0.004
-"""Of one turn of the event loop, for all streams together."""
+"""Time in one turn of the event loop for all streams together."""
 
 _AT_ONCE = 8
-"""Streams that have waited and send an event in one turn. Each event takes 0.03 to 1 ms."""
+"""Waiting streams that send an event in one turn. Each event takes 0.03 to 1 ms."""
 
 
 class Turns:
     """Shares out the event loop's time, so that fast streams hold up nothing else.
 
     A stream whose vendor is faster than the service never waits, and two hundred of them make one
-    turn of the loop take seconds. Each asks here before its next event, and those that
-    have to wait go on in their order, some in each turn.
+    turn of the loop take seconds. Each takes a turn here before its next event. Those that have to
+    wait go on in their order, some in each turn of the loop.
 
     Args:
         clock: Time.
@@ -56,7 +56,7 @@ class Turns:
         asyncio.get_running_loop().call_soon(self._next)
 
     def _next(self) -> None:
-        """A turn of the loop is over: let the first of those that wait go on."""
+        """Let the first of the waiting streams go on: a turn of the loop is over."""
         self._ends = None
         let_go = 0
         while self._waiting and let_go < _AT_ONCE:
@@ -69,19 +69,19 @@ class Turns:
 
 
 class EventStream(Response):
-    """Sends events while they come, and comments while none does.
+    """Sends events as they come, and comments during silence.
 
     When the caller closes the connection, `events` is closed at once.
 
     Args:
         events: Each is sent as it is.
         closing: Is left when the response is over, however it ends.
-        headers: Of the response.
-        ping: Sent when nothing else was for `ping_seconds`.
-        ping_seconds: How long a silence may be.
+        headers: Headers of the response.
+        ping: The comment.
+        ping_seconds: Silence before each comment.
         last_event: Sent as the last when the service stops.
         stopping: Is set then.
-        turns: When the next event may be sent.
+        turns: Bounds the events of all streams together.
         clock: Time.
     """
 
@@ -102,7 +102,7 @@ class EventStream(Response):
     ) -> None:
         self.status_code = 200
         self.background = None
-        # Proxies would collect the pieces otherwise.
+        # Otherwise proxies would collect the pieces.
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
         self._events = events
         self._closing = closing
@@ -115,7 +115,7 @@ class EventStream(Response):
         self._quiet = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Send all of it."""
+        """Send the whole stream."""
         async with (
             self._closing,
             cancel_on_disconnect(receive),

@@ -96,7 +96,7 @@ async def test_what_is_no_http_is_refused_in_the_form_of_the_rest(junk):
         assert status_of(await converse(url, junk)) == 400
 
 
-async def test_a_broken_chunk_in_the_midst_of_a_body_harms_nobody(caplog):
+async def test_a_broken_chunk_within_a_body_closes_only_its_connection(caplog):
     head = b"POST /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     caplog.set_level(logging.ERROR)
     async with scripted_service() as service, running(service) as url:
@@ -188,4 +188,4 @@ async def test_nothing_is_left_of_connections_that_are_gone():
         loop: Any = asyncio.get_running_loop()
         await asyncio.sleep(0.02)
         waiting = [timer for timer in loop._scheduled if not timer.cancelled()]
-        assert not [timer for timer in waiting if "_head_is_late" in repr(timer)]
+        assert not [timer for timer in waiting if "_head_timed_out" in repr(timer)]

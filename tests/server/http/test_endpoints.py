@@ -216,7 +216,7 @@ async def test_a_stale_answer_comes_in_time(simulator):
     assert (answer.status_code, answer.json()["stale"]) == (200, True)
 
 
-async def test_nobody_waits_longer_than_the_service_allows(vendor):
+async def test_no_request_takes_longer_than_the_service_allows(vendor):
     async with (
         scripted(vendor, server={"request_timeout": 3}) as (_, url),
         httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
@@ -265,7 +265,7 @@ async def test_health(client):
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
-async def test_ready_while_somebody_could_answer(client, vendor):
+async def test_ready_while_a_provider_could_answer(client, vendor):
     assert (await client.get("/ready")).json() == {"status": "ready"}
     vendor.always("a", FailureKind.SERVER_ERROR)
     for number in range(5):

@@ -307,7 +307,7 @@ async def test_pictures_are_not_fetched_from_inside(simulator, vendor):
     assert simulator.vendor(vendor).request_count == 0
 
 
-async def test_models_that_nobody_has(front):
+async def test_unknown_models(front):
     names = ["gpt-9", "openai/gpt-9", "../../etc/passwd", "x" * 100_000, "\x00", "a\r\nb: c", "*"]
     for name in (*names, "' OR 1=1 --", "\u202e", "gpt\ud800", " "):
         for path, body in ((CHAT, {"messages": HI}), (PLAIN, {"message": "hi"})):
@@ -420,7 +420,7 @@ SMUGGLED = POST + LENGTH % len(BODY) + b"\r\n" + BODY
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000,
     ],
 )
-async def test_shapes_of_smuggling_reach_nobody(simulator, request_bytes):
+async def test_smuggled_requests_reach_no_vendor(simulator, request_bytes):
     """One refusal at the most, and then the connection is closed: what follows is no request."""
     async with served(simulator.openai, server={"header_timeout": 0.2}) as (_, url):
         raw = await converse(url, request_bytes)
@@ -458,7 +458,7 @@ async def test_a_hundred_megabytes(front, path, chunked):
     assert not front.problem(answer.status_code, answer.text, (413,))
 
 
-async def test_prompts_that_are_too_long_go_to_nobody(simulator):
+async def test_prompts_that_are_too_long_reach_no_vendor(simulator):
     async with (
         served(simulator.openai, max_prompt_bytes=1000) as (_, url),
         httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,

@@ -8,6 +8,7 @@ bodies must be taken, broken ones refused, and nothing may be a 500.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 
 import pytest
@@ -95,6 +96,44 @@ def test_every_endpoint_is_in_the_document(url):
     paths = requests.get(f"{url}/openapi.json", timeout=PATIENCE).json()["paths"]
     assert all("get" in paths[path] for path in LOOKING)
     assert all("post" in paths[path] for path in ASKING)
+
+
+def test_every_reference_in_the_document_leads_somewhere(url):
+    answer = requests.get(f"{url}/openapi.json", timeout=PATIENCE)
+    document = answer.json()
+    places = set(re.findall(r'"#/([^"]*)"', answer.text))
+    assert len(places) > 30
+    for place in places:
+        here = document
+        for step in place.split("/"):
+            here = here[step]
+        assert here
+
+
+def test_what_the_document_says_of_an_endpoint(url):
+    document = requests.get(f"{url}/openapi.json", timeout=PATIENCE).json()
+    operations = {
+        (path, method): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert {path for path, _ in operations} == {
+        *LOOKING,
+        *ASKING,
+        "/admin/providers/{name}/circuit",
+    }
+    for (path, method), operation in operations.items():
+        assert operation["summary"]
+        assert "422" not in operation["responses"]  # FastAPI's own form of a refusal
+        assert "500" in operation["responses"]
+        assert ("security" in operation) == (path not in {"/health", "/ready"})
+        assert ("requestBody" in operation) == (method == "post")
+    asked = operations["/v1/chat/completions", "post"]
+    assert {parameter["name"] for parameter in asked["parameters"]} == {
+        f"x-aigateway-{name}" for name in ("agent", "cache", "cache-ttl", "resume", "timeout")
+    }
+    assert asked["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
+    assert "x-aigateway-provider" in asked["responses"]["200"]["headers"]
 
 
 def test_the_document_needs_no_network():

@@ -258,7 +258,7 @@ async def test_no_translation_holds_up_others(simulator, name, wire, allowed):
     assert await measured(attempt, allowed) < allowed
 
 
-async def test_a_body_in_tiny_chunks_holds_up_nobody(allowed):
+async def test_a_body_in_tiny_chunks_holds_up_no_request(allowed):
     chunks = b"1\r\n{\r\n" * 60_000 + b"0\r\n\r\n"
     for path, status in (("/v1/chat/completions", 400), ("/health", 405)):
         head = head_of("Transfer-Encoding: chunked", path)
@@ -319,7 +319,7 @@ async def talker() -> AsyncIterator[str]:
         await process.wait()
 
 
-async def test_fast_streams_that_nobody_reads_hold_up_nobody(allowed):
+async def test_fast_streams_that_are_not_read_hold_up_no_request(allowed):
     # The callers' ends, and both ends of each connection's making, are work of this process, too.
     # Without turns thirty answers take minutes.
     allowed *= 3

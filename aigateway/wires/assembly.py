@@ -1,4 +1,4 @@
-"""The pieces of a streamed answer, put together again."""
+"""Join the pieces of a streamed answer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from aigateway.messages import Audio, Choice, Chunk, Completion, ToolCall, ToolCallDelta, Usage
 from aigateway.wires.content import ThinkTags, joined_sources
-from aigateway.wires.ends import Ending
 from aigateway.wires.json_bodies import whole_characters
 from aigateway.wires.tool_calls import CallPiece, ToolCallReader
+from aigateway.wires.wire import AnswerEnd
 
 __all__ = ["Assembly"]
 
@@ -57,7 +57,7 @@ class _Answer:
         self.calls: dict[int, list[ToolCallDelta]] = {}
         self.reader: ToolCallReader | None = None
         self.halves: dict[Any, str] = {}  # of characters whose rest has not come
-        self.ending: Ending | None = None
+        self.ending: AnswerEnd | None = None
         self.is_sure = False  # it came alone, so that nothing may follow
         self.is_last = False  # no content has come behind it
         self.goes_on = False  # content has come behind an end: this server says it with each piece
@@ -72,7 +72,7 @@ class _Answer:
         return self.has_ended and self.is_sure and not self.goes_on
 
     def joined(self, place: Any, piece: str) -> str:
-        """A piece that comes at this place of the answer, in whole characters."""
+        """Join a piece to the half character before it, and hold back the half at its end."""
         if not piece:
             return piece
         text = self.halves.pop(place, "") + piece
@@ -121,7 +121,7 @@ class _Answer:
             self.signatures += chunk.thought_signatures
 
     def parted(self, chunk: Chunk, tags: ThinkTags) -> Chunk | None:
-        """The chunk with its reasoning apart from its text; None if nothing of it is left."""
+        """Separate the chunk's reasoning from its text; None if nothing is left."""
         if chunk.reasoning:  # the server parts them itself
             self.tags = None
             text, reasoning = tags.end()
@@ -138,19 +138,9 @@ class _Answer:
 class Assembly:
     """Collects what a stream brings.
 
-    Args:
-        model: Named where the vendor names none.
-        expected: How many answers were asked for. They may come one after the other, so that all
-            that have begun have ended, and there is more to come.
-        think_tags: Whether texts may begin with reasoning: see `ThinkTags`.
-
-    Attributes:
-        id: As the vendor names the answer.
-        model: As the vendor names the model.
-        created: Unix time in seconds; 0 where the vendor says none.
-        usage: None until the vendor has counted.
-        cost_usd: What the vendor itself says that the answer cost; None where it says nothing.
-        not_for_the_caller: Ids of tool calls that the vendor makes itself.
+    The `expected` answers may come one after the other: all that have begun may have ended, with
+    more to come. `usage` is None until the vendor has counted. `not_for_the_caller` holds the ids
+    of tool calls that the vendor makes itself.
     """
 
     __slots__ = (
@@ -186,7 +176,7 @@ class Assembly:
         )
 
     def is_whole(self, *, closed: bool, broken: bool = False) -> bool:
-        """Whether every answer that was begun has ended, and there is one.
+        """Return whether there is an answer, and each that was begun has ended.
 
         Some vendors give fewer answers than they were asked for.
 
@@ -206,16 +196,13 @@ class Assembly:
         )
 
     @property
-    def broken_off(self) -> Ending | None:
+    def broken_off(self) -> AnswerEnd | None:
         """How an answer broke off, if the vendor gave a reason for that."""
         endings = (answer.ending for answer in self._answers.values())
         return next((e for e in endings if e is not None and e.end is None), None)
 
     def _in_whole_characters(self, chunk: Chunk) -> Chunk | None:
-        """Give a piece before it is added, without the half of a character that it may end with.
-
-        The half comes with the next piece. None if nothing else is in it.
-        """
+        """Hold back the half of a character at the end of a chunk for the next one."""
         answer = self._answers.get(chunk.index)
         if answer is None or not answer.halves:
             if chunk.text.isascii() and not (chunk.tool_calls or chunk.reasoning or chunk.refusal):
@@ -237,11 +224,7 @@ class Assembly:
         return None if chunk == Chunk(index=chunk.index) else chunk
 
     def add(self, chunk: Chunk) -> Chunk | None:
-        """Take in a piece of content.
-
-        Returns:
-            What to hand on of it; None if nothing yet.
-        """
+        """Take in a piece of content; return what to hand on of it, if anything yet."""
         whole = self._in_whole_characters(chunk)
         if whole is None:
             return None
@@ -258,12 +241,7 @@ class Assembly:
         return chunk
 
     def read_calls(self, index: int, pieces: Iterable[CallPiece]) -> tuple[ToolCallDelta, ...]:
-        """Tell the calls of an answer apart, before they are added.
-
-        Args:
-            index: Of the answer.
-            pieces: Of its calls.
-        """
+        """Assign pieces of tool calls to the calls of an answer."""
         deltas = []
         for piece in pieces:
             answer = self._answers.get(index) or self._answer(index)
@@ -275,7 +253,7 @@ class Assembly:
         return tuple(deltas)
 
     def last_pieces(self) -> list[Chunk]:
-        """What was held back, and what calls lack, once nothing more comes."""
+        """Return what was held back, and what calls lack, once nothing more comes."""
         chunks = []
         for index, answer in self._answers.items():
             rest = self._held_back(index, answer)
@@ -288,16 +266,11 @@ class Assembly:
                 chunks.append(Chunk(tool_calls=deltas, index=index))
         return chunks
 
-    def finish(self, index: int, ending: Ending, *, sure: bool = True) -> Chunk | None:
-        """Note why one of the answers ended.
+    def finish(self, index: int, ending: AnswerEnd, *, sure: bool = True) -> Chunk | None:
+        """Note why one of the answers ended; return what was held back of it.
 
-        Args:
-            index: Which.
-            ending: The reason; another may follow, and counts instead.
-            sure: It came without content. Some servers say "stop" with each piece.
-
-        Returns:
-            What was held back of it and is to be handed on.
+        Another reason may follow, and counts instead. `sure`: it came without content; some servers
+        say "stop" with each piece.
         """
         answer = self._answer(index)
         answer.ending, answer.is_sure, answer.is_last = ending, sure, True
@@ -334,18 +307,18 @@ class Assembly:
             answer.is_sure = True
 
     def note(self, said: dict[str, Any]) -> None:
-        """Take in what stands beside the choices: some fields of `Completion`, by name."""
+        """Add fields of `Completion` from beside the choices."""
         sources = joined_sources(self._beside.get("sources_json"), said.get("sources_json"))
         self._beside |= said
         if sources:
             self._beside["sources_json"] = sources
 
     def add_logprobs(self, index: int, logprobs_json: str) -> None:
-        """Note the OpenAI `logprobs` object of one of the answers, as JSON text."""
+        """Add the OpenAI `logprobs` object of an answer, as JSON text."""
         self._answer(index).logprobs_json = logprobs_json
 
     def completion(self) -> Completion:
-        """What has come so far. It has no price but the vendor's own."""
+        """Return what has come so far, without a price but the vendor's own."""
         return Completion(
             id=self.id,
             model=self.model,
@@ -379,7 +352,6 @@ def _texts(chunk: Chunk) -> Iterator[str]:
 
 
 def _has_half(text: str) -> bool:
-    """Whether a text begins or ends with half a character."""
     return bool(text) and ("\ud800" <= text[-1] <= "\udfff" or "\ud800" <= text[0] <= "\udfff")
 
 
@@ -395,7 +367,7 @@ def _tool_call(deltas: list[ToolCallDelta]) -> ToolCall:
 
 
 def _base64(pieces: list[str]) -> str:
-    """The data. Where each piece was encoded by itself, it is padded in the middle."""
+    """Join base64 pieces; where each was encoded by itself, there is padding in the middle."""
     joined = "".join(pieces)
     if "=" not in joined.rstrip("="):
         return joined

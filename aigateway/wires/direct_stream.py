@@ -10,10 +10,9 @@ from aigateway.messages import Choice, Chunk, Completion, ToolCallDelta
 from aigateway.wires.answers import chunk_of, kind_of_silence
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import Content
-from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
-from aigateway.wires.sse import LONGEST_EVENT, EventParser
-from aigateway.wires.stream_reading import StreamReading
+from aigateway.wires.stream_reading import LONGEST_EVENT, EventParser, StreamReading
+from aigateway.wires.wire import BrokenOffError
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, StreamReader
@@ -48,13 +47,7 @@ class StreamOwner:
 
 
 class DirectStream:
-    """A `VendorStream` over one response.
-
-    Args:
-        response: Its headers have come, and say success.
-        reading: Of its wire.
-        owner: Judges, prices and closes.
-    """
+    """A `VendorStream` over one response, whose headers say success."""
 
     __slots__ = (
         "_begun",
@@ -91,15 +84,11 @@ class DirectStream:
 
     @property
     def finished(self) -> bool:
-        """Whether the vendor has said why the answer ended: what is missing is not content."""
+        """See `VendorStream`."""
         return self._reading.assembly.finished or (self._ended and self._failure is None)
 
     async def read(self) -> Sequence[Chunk] | None:
-        """Wait for what comes next over the wire. See `VendorStream.read`.
-
-        Raises:
-            VendorCallError: It broke, is no answer, or ended without a finish reason.
-        """
+        """See `VendorStream.read`."""
         chunks = () if self._ended else await self._next()
         if self._ended and not chunks:
             # Raised where nothing that came can be seen.
@@ -110,7 +99,7 @@ class DirectStream:
         return chunks
 
     def completion(self) -> Completion:
-        """What has come so far, as one answer, with its price as far as usage has come."""
+        """See `VendorStream`."""
         if self._completion is not None:
             return self._completion
         reading = self._reading
@@ -123,7 +112,7 @@ class DirectStream:
         return completion
 
     async def aclose(self) -> None:
-        """Close the connection, unless the answer was read to its end. May be called twice."""
+        """See `VendorStream`."""
         if not self._left:
             self._left = True
             self._owner.leave(kept=self._reading.over or self._content.at_eof())
@@ -136,7 +125,7 @@ class DirectStream:
             unread = _unread(self._content)
             chunks = self._take(unread) if unread and self._whole is None else ()
             if not self._ended:
-                # The connection may break after the answer, and harm nobody.
+                # A connection that breaks after the answer does no harm.
                 whole = self._reading.assembly.is_whole(closed=False, broken=True)
                 self._end(self._judged() if whole else failure)
                 chunks = [*chunks, *self._last_pieces()]
@@ -168,7 +157,7 @@ class DirectStream:
         return self._reading.assembly.last_pieces() if self._failure is None else []
 
     def _take_whole(self, body: bytearray, received: bytes) -> Sequence[Chunk]:
-        """Some servers give the whole answer, whatever they were asked for."""
+        """Collect an answer that comes in one piece: some servers never stream."""
         body += received
         if len(body) > LONGEST_EVENT:
             self._end(self._no_answer(None))
@@ -188,7 +177,7 @@ class DirectStream:
         self._failure = failure
 
     def _judged(self) -> Failure | None:
-        """What is wrong with an answer that came to its end."""
+        """Return what is wrong with an answer that came to its end."""
         assembly = self._reading.assembly
         if not assembly.is_whole(closed=self._reading.over):
             ending = assembly.broken_off
@@ -204,7 +193,7 @@ class DirectStream:
 
 
 def _unread(content: StreamReader) -> bytes:
-    """What came before the connection broke: aiohttp gives none of it to one who reads later."""
+    """Return what came before the connection broke. aiohttp does not hand it on by itself."""
     content.set_exception(None)  # type: ignore[arg-type]  # which takes an earlier one back
     return content.read_nowait()
 

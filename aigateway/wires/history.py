@@ -1,9 +1,9 @@
-"""A conversation, in the form that the next provider takes it.
+"""Fit a conversation to the provider that is asked next.
 
-The turns of a conversation may have been answered by several vendors. What a vendor wants back with
-its own answers (signatures, blocks of thinking) goes back to it as it came; others refuse it, as
-they refuse fields that they do not know and ids of tool calls that are too long. All of this is
-read from the messages: each turn may meet another process.
+Several vendors may have answered the turns of a conversation. What a vendor wants back with its own
+answers (signatures, blocks of thinking) goes back to it as it came. Others refuse it, as they
+refuse unknown fields and long ids of tool calls. All of this is read from the messages, because
+each turn may meet another process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aigateway.messages import ChatRequest
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.client import Failure
 from aigateway.wires.content import IN_ID, signature_of, signed_blocks, text_of
-from aigateway.wires.json_copy import fresh_copy
+from aigateway.wires.json_bodies import fresh_copy
 
 __all__ = ["THOUGHT", "History"]
 
@@ -179,10 +179,8 @@ _PDF = "data:application/pdf;"
 class History:
     """Fits conversations to one provider.
 
-    Args:
-        config: The provider.
-        clock: Says when what was learned of fields is to be forgotten.
-        base: The vendor's address, where the provider's configuration gives none.
+    `base` is the vendor's address, where the configuration gives none. What was learned about
+    fields is forgotten after an hour.
     """
 
     def __init__(self, config: LLMConfig, clock: Clock, base: str | None = None) -> None:
@@ -212,7 +210,7 @@ class History:
         self._changes: list[float] = []
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
-        """Give the request as the provider takes it: the same one, if nothing is to be changed."""
+        """Return the request as the provider takes it: the same one if nothing changes."""
         given, plain = request, _is_plain(request.messages)
         if not (plain and "tools" not in request.params) and not self._takes_marks:
             request = _without_marks(request)
@@ -242,7 +240,7 @@ class History:
         return replace(request, messages=fitted, params=params)
 
     def thinks(self, messages: Sequence[_Message], params: Mapping[str, Any]) -> bool:
-        """Whether the model may think, if the parameters ask for it.
+        """Return whether the model may think, if the parameters ask for it.
 
         Anthropic wants each turn of an assistant who thinks to begin with a thought of its own. A
         turn is everything since the user has spoken, results of tools included.
@@ -266,15 +264,7 @@ class History:
         return within or bool(self._blocks(begun))
 
     def learn(self, failure: Failure, sent: ChatRequest) -> bool:
-        """Learn from a failure how the provider takes conversations.
-
-        Args:
-            failure: What the vendor said.
-            sent: The request as it was sent.
-
-        Returns:
-            Whether the request had better be sent again at once.
-        """
+        """Learn how the provider takes conversations; return whether to send again."""
         if failure.status not in _REFUSED_UNDER:
             return False
         words = f"{failure.param or ''} {failure.detail or ''}"[:1000]
@@ -308,7 +298,7 @@ class History:
         return True
 
     def _may_change(self) -> bool:
-        """Whether another turn is taken about `reasoning_content`; if not, it goes as given."""
+        """Return whether the handling of `reasoning_content` may change; else it goes as given."""
         now = self._clock.now()
         self._changes = [at for at in self._changes if at > now - _CHANGES_WITHIN]
         if len(self._changes) >= _MOST_CHANGES:
@@ -326,12 +316,12 @@ class History:
             self._fills_in_reasoning = False
 
     def name_for(self, given: str) -> str:
-        """The id of a tool call as the provider takes it. It depends on nothing but the id."""
+        """Return the id of a tool call as the provider takes it, which depends on the id alone."""
         name = given.partition(IN_ID)[0]
         return name if self._ids.fullmatch(name) else self.hashed(given)
 
     def hashed(self, given: str) -> str:
-        """An id that the provider takes, for one that it would not."""
+        """Return an id that the provider takes, for one that it would refuse."""
         digest = hashlib.sha256(given.encode("utf-8", "surrogatepass"), usedforsecurity=False)
         if not self._is_mistrals:
             return f"call_{digest.hexdigest()[:32]}"
@@ -353,7 +343,7 @@ class History:
         return self._kind is _Kind.ANTHROPIC
 
     def _with_tools(self, messages: Sequence[_Message]) -> Sequence[_Message]:
-        """The messages with calls of functions, as OpenAI had them until 2023, as calls of tools.
+        """Turn calls of functions, as OpenAI had them until 2023, into calls of tools.
 
         litellm gives such a call and its result two different ids.
         """
@@ -438,7 +428,7 @@ class History:
         return name not in _NOT_FOR_SERVERS
 
     def _fill(self, changed: dict[str, Any], message: _Message) -> None:
-        """Say in words what would else be nothing, since fields were left out."""
+        """Replace by words what left-out fields said, where nothing else would remain."""
         if self._fills_in_reasoning and "reasoning_content" not in changed:
             changed["reasoning_content"] = " "
         if changed.get("content") or changed.keys() & {"tool_calls", "function_call"}:
@@ -454,7 +444,7 @@ class History:
                 changed["content"] = _NO_ANSWER
 
     def _blocks(self, message: _Message) -> list[dict[str, Any]]:
-        """The blocks of thinking that go back, as they came."""
+        """Return the blocks of thinking that go back, as they came."""
         blocks = signed_blocks(message.get("thinking_blocks"))
         if self._refused and any(_digest(block) in self._refused for block in blocks):
             return []
@@ -509,7 +499,7 @@ class History:
         return fitted
 
     def _function(self, function: _Message) -> _Message:
-        """What a call calls, with arguments that are an object where the vendor has no others."""
+        """Turn arguments into an object where the vendor knows no others."""
         if self._kind not in {_Kind.ANTHROPIC, _Kind.GEMINI}:
             return function
         return {**function, "arguments": _as_object(function.get("arguments"))}
@@ -520,14 +510,14 @@ class History:
         return {"extra_content": {"google": {"thought_signature": signature}}}
 
     def _parts(self, parts: Sequence[Any]) -> Sequence[Any]:
-        """The parts of a question, with documents where pictures are expected as documents."""
+        """Turn PDFs in the place of pictures into documents."""
         if self._kind not in {_Kind.ANTHROPIC, _Kind.OPENAI}:
             return parts
         fitted = [_document(part) for part in parts]
         return parts if all(map(_is, fitted, parts)) else fitted
 
     def _said_parts(self, parts: Sequence[Any], *, thinks: bool) -> Sequence[Any]:
-        """The parts of an answer, without thoughts where they are foreign."""
+        """Leave out the thoughts of other vendors."""
         own = self._kind is _Kind.ANTHROPIC or self._is_mistrals
         if own and thinks:
             return parts
@@ -535,7 +525,7 @@ class History:
         return parts if len(left) == len(parts) else left or ""
 
     def _in_words(self, parts: Sequence[Any]) -> Sequence[Any]:
-        """The parts of an answer, with text for what a vendor without such parts would miss."""
+        """Turn parts that the vendor does not have into text."""
         if self._kind not in {_Kind.ANTHROPIC, _Kind.GEMINI}:
             return parts
         fitted = list(map(_part_in_words, parts))
@@ -543,7 +533,7 @@ class History:
 
 
 def _is_plain(messages: Sequence[_Message]) -> bool:
-    """Whether they are texts, and nothing else."""
+    """Return whether each message is a role and a text, and nothing else."""
     for message in messages:
         if (
             len(message) != 2
@@ -555,7 +545,7 @@ def _is_plain(messages: Sequence[_Message]) -> bool:
 
 
 def _named(param: str, words: str) -> frozenset[str]:
-    """The fields that an error is about, of those that may be left out."""
+    """Return the optional fields that an error is about."""
     path = _WORD.findall(param)
     named = _OPTIONAL.intersection(path)
     if not named and path and not (path[-1].isdecimal() or path[-1] in _OF_MESSAGES):
@@ -594,7 +584,7 @@ class _Names:
 
 
 def _without_alike(messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
-    """The messages with each call once, and with the results of calls that are alike in one.
+    """Merge equal calls of a message, and their results.
 
     For older models of Gemini's, which have no ids of calls, litellm sends such calls once, and
     all the results.
@@ -630,7 +620,7 @@ _MARK = "cache_control"
 
 
 def _without_marks(request: ChatRequest) -> ChatRequest:
-    """The request without marks for Anthropic's cache, which other vendors refuse."""
+    """Remove the marks for Anthropic's cache, which other vendors refuse."""
     messages = tuple(map(_unmarked, request.messages))
     tools = request.params.get("tools")
     params = request.params
@@ -644,7 +634,7 @@ def _without_marks(request: ChatRequest) -> ChatRequest:
 
 
 def _unmarked(holder: Any, *within: str) -> Any:
-    """A message, a part or a tool without its mark, and without those in these fields of it."""
+    """Remove the mark of a message, a part or a tool, and those within these fields of it."""
     if not _is_map(holder):
         return holder
     changed = {name: value for name, value in holder.items() if name != _MARK}
@@ -660,7 +650,7 @@ def _unmarked(holder: Any, *within: str) -> Any:
 
 
 def _fit_speech(changed: dict[str, Any], spoken: _Message) -> None:
-    """Name speech to the one vendor that knows it again; to others say its words."""
+    """Send OpenAI the id of its own speech, and other vendors its transcript."""
     name = spoken.get("id")
     if "audio" in changed and isinstance(name, str) and name.startswith(_OPENAIS_SPEECH):
         changed["audio"] = {"id": name}
@@ -677,7 +667,7 @@ _OPENAIS_SPEECH = "audio_"
 
 
 def _asked(call: Any) -> str:
-    """What a call asks for, the same for calls that are alike."""
+    """Return what a call asks for: the same for equal calls."""
     function = call.get("function") or {}
     try:
         arguments = json.loads(function.get("arguments") or "{}")
@@ -724,7 +714,7 @@ def _without_thinking(params: Mapping[str, Any], defaults: Mapping[str, Any]) ->
 
 
 def _as_object(arguments: Any) -> str:
-    """Arguments in JSON; those that are no object as one that keeps them."""
+    """Return arguments as a JSON object; other values are wrapped in one."""
     given = arguments
     if isinstance(arguments, str):
         try:
@@ -744,7 +734,6 @@ def _is_signed(message: _Message) -> bool:
 
 
 def _document(part: Any) -> Any:
-    """A part; a PDF in the place of a picture as the file that it is."""
     if not _is_map(part) or part.get("type") != "image_url":
         return part
     picture = part.get("image_url")
@@ -756,7 +745,6 @@ def _document(part: Any) -> Any:
 
 
 def _part_in_words(part: Any) -> Any:
-    """A part of an answer; as text if it is a refusal, speech or a picture."""
     kind = part.get("type") if _is_map(part) else None
     if kind == "refusal":
         return {"type": "text", "text": text_of(part.get("refusal")) or ""}

@@ -15,7 +15,7 @@ from aigateway.settings import LLMConfig, ProviderType
 from aigateway.simulator import Fault
 from aigateway.testing import FakeClock
 from aigateway.wires.client import VendorCallError
-from aigateway.wires.parameters import HINTS, Parameters
+from aigateway.wires.parameters import HINTS, ParameterRules
 from tests.wires.calls import asking
 
 FORCED = {
@@ -523,7 +523,7 @@ class TestGateway:
 
 
 async def test_an_endless_variety_of_values_is_not_kept(simulator):
-    rules = Parameters(simulator.anthropic.config(), SYSTEM_CLOCK, "hints")
+    rules = ParameterRules(simulator.anthropic.config(), SYSTEM_CLOCK, "hints")
     for number in range(2000):
         rules.dropped({"temperature": number / 2000})
     assert len(rules._plans) <= 512

@@ -143,6 +143,7 @@ async def test_whatever_comes(provider):
     translation = translation_for(litellm, config, options)
     assert translation is not None
     sent = translation.request(asking(), streamed=True)
+    assert sent is not None
 
     @settings(max_examples=150)
     @given(st.lists(spoilt(EVENTS[provider]), min_size=1, max_size=4))

@@ -1,16 +1,15 @@
 """The lane through `litellm.acompletion` and `litellm.aembedding`.
 
-litellm translates; everything else is kept in our own hands: the connections (one request per
-call, whatever happens), the judgement of failures (from what really came over the wire), the
-secrets (no exception of litellm's, which may hold prompt and key, leaves this module), and the
-process around us (no global of litellm's is set).
+litellm translates. The gateway keeps control of the connections (one request per call), the
+classification of failures (from what really came over the wire), the secrets (no exception of
+litellm's, which may hold prompt and key, leaves this module) and the process (no global of
+litellm's is set).
 
-For `ProviderType.LITELLM` the connections are litellm's own pools: it picks the client by the
-model string, so it may re-send once after a refused or dropped connection, and its pools stay open
-when this client is closed, until their event loop ends. Nobody watches what goes over them, so of a
-stream litellm's word is taken: a Gemini stream that ends early but in good order passes for a whole
-answer. The same holds for the few OpenAI and Azure models that litellm bridges to the Responses
-API.
+For `ProviderType.LITELLM` the connections are litellm's own pools: it picks the client by the model
+string, so it may re-send once after a refused or dropped connection, and its pools stay open when
+this client is closed, until their event loop ends. The gateway does not see what goes over them and
+believes litellm: a Gemini stream that ends early but in good order passes for a whole answer. The
+same holds for the few OpenAI and Azure models that litellm bridges to the Responses API.
 """
 
 from __future__ import annotations
@@ -35,14 +34,12 @@ from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from, embeddings_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError, VendorStream
-from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
-from aigateway.wires.headers import with_carried
-from aigateway.wires.json_bodies import parsed
-from aigateway.wires.json_copy import fresh_copy
+from aigateway.wires.json_bodies import fresh_copy, parsed
+from aigateway.wires.limits import Quota
 from aigateway.wires.loading import load_litellm
-from aigateway.wires.openai.answer import openai_completion
-from aigateway.wires.parameters import Dropping, Parameters
+from aigateway.wires.openai.translation import openai_completion
+from aigateway.wires.parameters import Dropping, ParameterRules
 from aigateway.wires.pricing import (
     OWN_OPTIONS,
     Tariff,
@@ -51,16 +48,15 @@ from aigateway.wires.pricing import (
     operations_of,
     own_price_of,
 )
-from aigateway.wires.quota import Quota
 from aigateway.wires.registry import wire_of
 from aigateway.wires.tool_calls import asks_for_custom_tools
-from aigateway.wires.wire import part_types
+from aigateway.wires.wire import BrokenOffError, part_types, with_caller_headers
 
 if TYPE_CHECKING:
     from aigateway.wires.litellm.connections import Witness
     from aigateway.wires.litellm.sdk_clients import SDKClient
 
-__all__ = ["LiteLLMClient", "call_options"]
+__all__ = ["LiteLLMClient", "call_options", "retrieve_exception"]
 
 
 _NO_KEY = "not-needed"
@@ -95,13 +91,7 @@ class _Called:
 class LiteLLMClient:
     """One provider, asked through litellm, on one event loop.
 
-    Args:
-        config: The provider.
-        clock: Reads dates in `Retry-After`.
-        drop_unsupported_params: What is left out of a request if the model does not take it:
-            hints, anything (True), or nothing (False). Else the request fails as `UNSUPPORTED`,
-            as a rule before anything is sent.
-        parameters: The rules for that, where another lane shares them.
+    `drop_unsupported_params` is as for `DirectClient`, which shares its `parameters` and `quota`.
     """
 
     def __init__(
@@ -110,16 +100,17 @@ class LiteLLMClient:
         clock: Clock,
         *,
         drop_unsupported_params: Dropping = "hints",
-        parameters: Parameters | None = None,
+        parameters: ParameterRules | None = None,
+        quota: Quota | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
         self._price = own_price_of(config)
         self._tariff: Tariff | None = None
         self._wire = wire = wire_of(config)
-        self._quota = Quota(wire.limits, clock)
+        self._quota = quota or Quota(wire.limits, clock)
         self._drop = drop_unsupported_params is True
-        self._parameters = parameters or Parameters(config, clock, drop_unsupported_params)
+        self._parameters = parameters or ParameterRules(config, clock, drop_unsupported_params)
         self._defaults = {k: v for k, v in config.extra.items() if k not in OWN_OPTIONS}
         self._options = call_options(config, drop_unsupported_params=self._drop)
         self._without = None if wire.takes_cache_marks else "cache_control"
@@ -129,24 +120,21 @@ class LiteLLMClient:
 
     @property
     def max_input_tokens(self) -> int | None:
-        """The model's context window for input, if it is known. Asked only after `prepare`."""
+        """See `VendorClient`."""
         return max_input_tokens(self._config)
 
     @property
     def operations(self) -> frozenset[Operation] | None:
-        """What the model does; None where nothing is known. Asked only after `prepare`."""
+        """See `VendorClient`."""
         return operations_of(self._config)
 
     @property
     def accepts_prefill(self) -> bool:
-        """Whether the model goes on from a trailing message of the assistant, if that is known.
-
-        Asked only after `prepare`.
-        """
+        """See `VendorClient`."""
         return accepts_prefill(self._config)
 
     def learn_from(self, other: LiteLLMClient) -> None:
-        """Go on with what another client of this provider has learned of it."""
+        """Take over what another client of this provider has learned."""
         self._parameters, self._quota = other._parameters, other._quota
 
     async def prepare(self) -> None:
@@ -159,21 +147,17 @@ class LiteLLMClient:
     def dropped(
         self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
     ) -> tuple[str, ...]:
-        """Name the parameters of a chat that would be left out. Asked only after `prepare`."""
+        """See `VendorClient`."""
         return self._parameters.dropped(params, messages)
 
     async def chat(self, request: ChatRequest) -> Completion:
-        """Ask for an answer.
-
-        Raises:
-            VendorCallError: Whatever went wrong at the vendor or on the way to it.
-        """
+        """Ask for an answer."""
         litellm = await self._ready()
         sent = self._parameters.fitted(request)
         try:
             return await self._chat(litellm, sent)
         except VendorCallError as error:
-            if not self._parameters.mends(error, request, sent):
+            if not self._parameters.should_retry(error, request, sent):
                 raise
         return await self.chat(request)
 
@@ -185,7 +169,7 @@ class LiteLLMClient:
         )
         response, witness = called.result, called.witness
         if isinstance(response, Completion):
-            return response.price(self._own_cost(response))
+            return response.price(self._unread_cost(response))
         try:
             completion = completion_from(
                 response,
@@ -202,17 +186,13 @@ class LiteLLMClient:
         raise VendorCallError(failure)
 
     async def stream(self, request: ChatRequest) -> VendorStream:
-        """Ask for an answer piece by piece. Returns when the vendor has begun to answer.
-
-        Raises:
-            VendorCallError: Whatever went wrong at the vendor or on the way to it.
-        """
+        """Ask for an answer piece by piece. Return when the vendor has begun to answer."""
         litellm = await self._ready()
         sent = self._parameters.fitted(request)
         try:
             return await self._stream(litellm, sent)
         except VendorCallError as error:
-            if not self._parameters.mends(error, request, sent):
+            if not self._parameters.should_retry(error, request, sent):
                 raise
         return await self.stream(request)
 
@@ -250,11 +230,7 @@ class LiteLLMClient:
         return LiteLLMStream(called.result, origin, assembly)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """Ask for vectors.
-
-        Raises:
-            VendorCallError: Whatever went wrong at the vendor or on the way to it.
-        """
+        """Ask for vectors."""
         litellm = await self._ready()
         inputs = [each if isinstance(each, str) else list(each) for each in request.inputs]
         if not self._wire.like_openai and not isinstance(inputs[0], str):
@@ -269,7 +245,7 @@ class LiteLLMClient:
         return replace(embeddings, cost_usd=self._cost(response, embeddings))
 
     def pause(self) -> float | None:
-        """Seconds until the vendor's limits allow a call again, if none is left now. Said once."""
+        """See `VendorClient.pause`."""
         return self._quota.pause()
 
     async def aclose(self) -> None:
@@ -286,7 +262,7 @@ class LiteLLMClient:
         return self._litellm
 
     def _refuse_what_would_be_dropped(self, request: ChatRequest) -> None:
-        """Others than OpenAI have no such thing, and litellm leaves it out without a word."""
+        """Refuse what only OpenAI has, and litellm would leave out silently."""
         wire, param, code = self._wire, None, None
         if not wire.like_openai and asks_for_custom_tools(request):
             param, code = "tools", "custom_tools"
@@ -301,14 +277,11 @@ class LiteLLMClient:
         # Others may have waited for the same import, or closed this client meanwhile.
         if self._litellm is None and not self._closed:
             # All that calls will need: then there may be no descriptor to load it with.
-            from aigateway.wires.litellm import (  # noqa: PLC0415 - they need litellm
-                own_call,  # noqa: F401
-                streams,  # noqa: F401
-            )
-            from aigateway.wires.litellm.pools import (  # noqa: PLC0415 - likewise
+            from aigateway.wires.litellm import streams  # noqa: F401, PLC0415 - needs litellm
+            from aigateway.wires.litellm.sdk_clients import (  # noqa: PLC0415 - likewise
                 close_litellms_pools_with_the_loop,
+                sdk_client,
             )
-            from aigateway.wires.litellm.sdk_clients import sdk_client  # noqa: PLC0415 - likewise
 
             if self._wire.embed is not None:
                 self._wire.embed()
@@ -325,7 +298,7 @@ class LiteLLMClient:
         return function
 
     def _arguments(self, request: ChatRequest | EmbeddingRequest, **more: Any) -> dict[str, Any]:
-        """The caller's parameters stand over `extra`, and what the gateway rules over both.
+        """Return the arguments: the caller's parameters override `extra`, and the gateway's both.
 
         In a chat, those of a chat in `extra` have been fitted to the model with the caller's.
         """
@@ -347,7 +320,7 @@ class LiteLLMClient:
             arguments["extra_body"] = {"tool_choice": arguments.pop("tool_choice"), **extra}
         if request.headers:
             own = arguments.get("extra_headers") or {}
-            arguments["extra_headers"] = with_carried(own, request.headers)
+            arguments["extra_headers"] = with_caller_headers(own, request.headers)
         return arguments
 
     async def _call(
@@ -358,15 +331,15 @@ class LiteLLMClient:
         *,
         streamed: bool = False,
     ) -> _Called:
-        """Let litellm send: its response and what came over the wire, or a failure of ours."""
-        from aigateway.wires.litellm.own_call import own_call  # noqa: PLC0415 - needs httpx
+        """Let litellm send; return its response and what came over the wire."""
+        from aigateway.wires.litellm.connections import own_call  # noqa: PLC0415 - needs httpx
 
         with own_call(litellm, streamed=streamed) as witness:
             if not self._wire.takes_extra_body:
                 witness.extra = arguments.pop("extra_body", None)
             context = contextvars.copy_context()
-        # A task of its own, so that what the caller may be handling just now is not linked
-        # behind litellm's exceptions.
+        # A task of its own, so that an exception that the caller is handling is not linked behind
+        # litellm's.
         task = asyncio.create_task(function(**arguments), context=context)
         try:
             await _settled(task, witness if self._client else None)
@@ -391,7 +364,7 @@ class LiteLLMClient:
         raise VendorCallError(failure)
 
     def _unread_answer(self, witness: Witness) -> Completion | None:
-        """The answer, where litellm cannot read what is one: content in a list of parts."""
+        """Read an answer that litellm cannot read: content in a list of parts."""
         response = witness.response
         if response is None or not response.is_success or not self._wire.think_tags:
             return None
@@ -400,8 +373,12 @@ class LiteLLMClient:
         except ValueError:
             return None
 
-    def _own_cost(self, completion: Completion) -> float | None:
-        return None if self._tariff is None else self._tariff.cost(None, completion)
+    def _unread_cost(self, completion: Completion) -> float | None:
+        """Return the price of an answer that has no object of litellm's."""
+        tariff = self._tariff
+        return (
+            tariff.cost(None, completion) if tariff and tariff.is_flat(completion.usage) else None
+        )
 
     def _judge(self, error: BaseException | None, witness: Witness) -> Failure:
         now_wall = self._clock.wall()
@@ -445,7 +422,7 @@ class LiteLLMClient:
 
 
 def _body(witness: Witness) -> Any:
-    """What the vendor sent, if it was seen and is JSON."""
+    """Return what the vendor sent, if it was seen and is JSON."""
     try:
         return None if witness.response is None else parsed(witness.response.content, whole=True)
     except ValueError:
@@ -453,7 +430,7 @@ def _body(witness: Witness) -> Any:
 
 
 def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, Any]:
-    """The arguments that are the same for every call of one provider."""
+    """Return the arguments that are the same for every call of one provider."""
     wire = wire_of(config)
     key = _NO_KEY if wire.litellm_name else None
     if isinstance(config.api_key, SecretStr):
@@ -476,14 +453,14 @@ def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[st
 async def _settled(task: asyncio.Task[Any], witness: Witness | None) -> None:
     """Wait for litellm's call, and keep a cancellation away from its hop through a thread.
 
-    The thread makes a coroutine which, if nobody waits for it any more, is never awaited: Python
-    says so on stderr. So as long as nothing has been sent, nothing may be sent from now on, and
-    the call comes to its end within milliseconds. Without a witness that cannot be arranged.
+    The thread makes a coroutine that, after a cancellation, is never awaited: Python reports that
+    on stderr. So if nothing has been sent, the witness bars sending, and the call ends by itself
+    within milliseconds.
     """
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
-        task.add_done_callback(_seen)
+        task.add_done_callback(retrieve_exception)
         if witness is not None and not witness.requests:
             witness.bar()
             await asyncio.wait([task], timeout=_HOP)
@@ -492,7 +469,7 @@ async def _settled(task: asyncio.Task[Any], witness: Witness | None) -> None:
         raise
 
 
-def _seen(task: asyncio.Task[Any]) -> None:
-    """Look at a failure that interests nobody, so that asyncio does not report it."""
+def retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Retrieve the exception of a cancelled call, so that asyncio does not report it."""
     if not task.cancelled():
         task.exception()

@@ -1,44 +1,61 @@
-"""Pools of connections that end with their event loop, however it ends.
+"""Connections of both lanes, which end with their event loop, however it ends.
 
 A gateway outlives the loops it is used on: one `asyncio.run` after another uses a module-level
-gateway, and nothing tells it that a loop is about to close. What is open is closed by
+gateway, without notice before a loop closes. What is open is closed by
 
 - the end of the loop: `asyncio.run` closes the asynchronous generators of a loop before it closes
   the loop, so each pool waits in such a generator;
 - the next pool, if a loop was closed by hand. A transport closes its socket in a callback, which a
   closed loop does not run, so the socket is closed without it;
 - the garbage collector or the end of the process.
+
+All providers of the direct lane share one pool for each event loop. The gateway's limiter bounds
+the connections, and the caller the time. No redirect is followed and no cookie kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
+import ssl
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from types import ModuleType
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import httpx
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
 
-__all__ = ["LONGEST_CALL", "ConnectionPool", "close_litellms_pools_with_the_loop"]
+from aigateway.version import __version__
+
+__all__ = [
+    "LONGEST_CALL",
+    "ConnectionPool",
+    "LoopEnd",
+    "SharedSession",
+    "drop_session",
+    "environment_proxy",
+    "tls_context",
+]
 
 LONGEST_CALL = 600.0
-"""Seconds after which a call that nobody bounds ends."""
+"""Seconds after which a call without any other bound ends."""
 
 _KEEP_ALIVE = 60.0
 """Seconds an idle connection is kept."""
 
 _lock = threading.Lock()
-_ends: weakref.WeakSet[_LoopEnd] = weakref.WeakSet()
-_litellms: dict[int, _LoopEnd] = {}
+_ends: weakref.WeakSet[LoopEnd] = weakref.WeakSet()
 
 
 class ConnectionPool:
@@ -57,7 +74,7 @@ class ConnectionPool:
 
     def __init__(self, **options: Any) -> None:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE)
-        make: Any = partial(_Connection, loop=asyncio.get_running_loop())
+        make: Any = partial(_VendorConnection, loop=asyncio.get_running_loop())
         connector._factory = make  # noqa: SLF001 - there is no public way
         self.session = session = aiohttp.ClientSession(
             connector=connector,
@@ -65,28 +82,28 @@ class ConnectionPool:
             timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
             **options,
         )
-        self._end = _LoopEnd(partial(_close_session, session), partial(_drop_session, session))
+        self._end = LoopEnd(partial(_close_session, session), partial(drop_session, session))
 
     async def aclose(self) -> None:
         """Close every connection. May be called twice."""
         await self._end.bring_about()
 
 
-class _Connection(ResponseHandler):
+class _VendorConnection(ResponseHandler):
     """One that tells the reader of a body at once that what came is no HTTP.
 
     aiohttp closes the connection then, and lets the reader wait until its time is over.
     """
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
-        """Note why the connection is of no use."""
+        """Pass the error on to the reader."""
         body = self._payload
         super().set_exception(exc, *cause)
         if isinstance(exc, HttpProcessingError) and body is not None and not body.is_eof():
             body.set_exception(exc)
 
 
-class _LoopEnd:
+class LoopEnd:
     """Closes something before the running event loop closes, or after it has.
 
     Args:
@@ -159,12 +176,12 @@ async def _close_session(session: aiohttp.ClientSession) -> None:
 
 
 def _acquired(connector: aiohttp.BaseConnector | None) -> list[Any]:
-    """The protocols of connections that are in use."""
+    """Return the protocols of connections that are in use."""
     return [] if connector is None else list(connector._acquired)  # noqa: SLF001 - nothing public lists them
 
 
 def _take_back(acquired: list[Any]) -> None:
-    """Take back from a closed connector what is in use: it complains when it is collected.
+    """Release the connections of a closed connector, which complains when it is collected.
 
     A loop seldom ends while calls are out, so they are looked for then, and not noted for each.
     """
@@ -174,7 +191,8 @@ def _take_back(acquired: list[Any]) -> None:
                 connection.release()
 
 
-def _drop_session(session: aiohttp.ClientSession) -> None:
+def drop_session(session: aiohttp.ClientSession) -> None:
+    """Close a session without its event loop, which is closed or does not run."""
     connector = session.connector
     if connector is None or connector.closed:
         return
@@ -202,59 +220,117 @@ def _close_socket(transport: Any) -> None:
         close(None)
 
 
-def close_litellms_pools_with_the_loop(litellm: ModuleType) -> None:
-    """See that what litellm opens on the running event loop is closed with it.
+_LAST_BYTES = 0.25
+"""Seconds that the end of a body may take once its content is whole. A connection that ends its
+body in time is used again; opening another takes two or three journeys to the vendor."""
 
-    litellm keeps its clients for an hour, a set for each loop. The connections below them are
-    closed, which would be opened again where a caller of litellm has such a client, too, and
-    litellm forgets the clients, which would keep the loop.
+_UNBOUNDED = aiohttp.ClientTimeout(total=None)
+
+
+class _Shared:
+    __slots__ = ("__weakref__", "loop", "pool", "users")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop  # kept, so that no other loop has its id
+        self.pool: ConnectionPool | None = None
+        self.users: weakref.WeakSet[SharedSession] = weakref.WeakSet()
+
+
+_shared: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary()
+"""By the id of the event loop. The users keep an entry, which keeps its loop."""
+
+
+class SharedSession:
+    """A provider's share in the running loop's pool. The last to be closed closes the connections.
+
+    Args:
+        url: Where the provider is; what depends on it is worked out once.
+        stream_url: Where its streams are; None if it is the same.
     """
-    loop = asyncio.get_running_loop()
-    if id(loop) in _litellms:
-        return
 
-    async def close() -> None:
-        _litellms.pop(id(loop), None)
-        for transport in _litellms_transports(litellm, loop):
-            with contextlib.suppress(Exception):
-                await transport.aclose()
-        _forget_litellms_clients(litellm, loop)
+    __slots__ = ("__weakref__", "_open", "_proxy", "_shared", "_stream_url", "_tls", "_url")
 
-    def drop() -> None:
-        _litellms.pop(id(loop), None)
-        for transport in _litellms_transports(litellm, loop):
-            session = getattr(transport, "client", None)
-            if isinstance(session, aiohttp.ClientSession):
-                _drop_session(session)
-        _forget_litellms_clients(litellm, loop)
+    def __init__(self, url: str, stream_url: str | None = None) -> None:
+        self._url = URL(url, encoded=True)
+        self._stream_url = URL(stream_url or url, encoded=True)
+        self._open: set[aiohttp.ClientResponse] = set()
+        self._tls = tls_context() if self._url.scheme == "https" else True
+        self._proxy = environment_proxy(self._url.scheme, self._url.host or "", self._url.port)
+        loop = asyncio.get_running_loop()
+        shared = _shared.setdefault(id(loop), _Shared(loop))
+        shared.users.add(self)
+        self._shared: _Shared | None = shared
 
-    # Not kept by a client: litellm's connections stay open when ours is closed.
-    _litellms[id(loop)] = _LoopEnd(close, drop)
+    def post(
+        self, headers: Mapping[str, str], body: bytes
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send one request. Raises `RuntimeError` if this share is closed."""
+        return self._session().post(
+            self._url,
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+            proxy=self._proxy,
+            ssl=self._tls,
+        )
+
+    async def stream(self, headers: Mapping[str, str], body: bytes) -> aiohttp.ClientResponse:
+        """Send one request, and return its response as soon as it begins; `leave` it afterwards."""
+        response = await self._session().post(
+            self._stream_url,
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+            proxy=self._proxy,
+            ssl=self._tls,
+            timeout=_UNBOUNDED,
+        )
+        self._open.add(response)
+        return response
+
+    def leave(self, response: aiohttp.ClientResponse, *, kept: bool) -> None:
+        """Finish with a stream's response; `kept` if the connection can be used again."""
+        if kept and not response.content.at_eof():
+            asyncio.get_running_loop().call_later(_LAST_BYTES, self._close, response)
+        else:
+            self._close(response)
+
+    def _close(self, response: aiohttp.ClientResponse) -> None:
+        # At the end of a body aiohttp has taken the connection back by itself.
+        self._open.discard(response)
+        response.close()
+
+    def _session(self) -> aiohttp.ClientSession:
+        shared = self._shared
+        if shared is None:
+            raise RuntimeError("This vendor client is closed.")
+        if shared.pool is None or shared.pool.session.closed:
+            shared.pool = ConnectionPool(headers={"User-Agent": f"aigateway/{__version__}"})
+        return shared.pool.session
+
+    async def aclose(self) -> None:
+        """Give up the share. May be called twice."""
+        shared, self._shared = self._shared, None
+        if shared is None:
+            return
+        for response in tuple(self._open):
+            self._close(response)
+        shared.users.discard(self)
+        if not shared.users and shared.pool is not None:
+            pool, shared.pool = shared.pool, None
+            await pool.aclose()
 
 
-def _litellms_transports(litellm: ModuleType, loop: asyncio.AbstractEventLoop) -> list[Any]:
-    """What litellm's own clients send through on this loop."""
-    cached = dict(getattr(litellm.in_memory_llm_clients_cache, "cache_dict", {}))
-    transports = []
-    for key, client in (*cached.items(), ("", getattr(litellm, "module_level_aclient", None))):
-        http = getattr(client, "_client", None) or getattr(client, "client", None)
-        for transport in (
-            getattr(http, "_transport", None),
-            *getattr(http, "_mounts", {}).values(),
-        ):
-            session = getattr(transport, "client", None)
-            if isinstance(session, aiohttp.ClientSession):
-                is_of_the_loop = session._loop is loop  # noqa: SLF001 - its public name is deprecated
-            else:
-                is_of_the_loop = str(key).endswith(f"-{id(loop)}")
-            if transport is not None and is_of_the_loop:
-                transports.append(transport)
-    return transports
+def environment_proxy(scheme: str, host: str, port: int | None) -> str | None:
+    """Return the proxy that the environment sets for this server, if any."""
+    proxies: Mapping[str, str] = getproxies()
+    proxy = proxies.get(scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(host if port is None else f"{host}:{port}"):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
-def _forget_litellms_clients(litellm: ModuleType, loop: asyncio.AbstractEventLoop) -> None:
-    cache = litellm.in_memory_llm_clients_cache
-    for key in tuple(getattr(cache, "cache_dict", ())):
-        if str(key).endswith(f"-{id(loop)}"):
-            with contextlib.suppress(Exception):
-                cache.delete_cache(key)
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """Return the certificates that httpx trusts: certifi, or SSL_CERT_FILE and SSL_CERT_DIR."""
+    return httpx.create_ssl_context()

@@ -28,7 +28,7 @@ from aigateway.wires.content import (
     Content,
     content_of,
     fields_beside_choices,
-    parted,
+    separated,
     signature_of,
     text_of,
 )
@@ -43,9 +43,9 @@ __all__ = [
     "completion_from",
     "counted_usage",
     "embeddings_from",
-    "is_nothing",
+    "empty_answer_kind",
+    "is_absent",
     "is_plain_text",
-    "kind_of_silence",
     "piece_from",
     "read_calls",
     "stated_cost",
@@ -83,7 +83,7 @@ def completion_from(
         )
         for place, choice in enumerate(getattr(response, "choices", None) or ())
     )
-    silence = kind_of_silence(choices, stops=stops)
+    silence = empty_answer_kind(choices, stops=stops)
     if silence is not None:
         raise VendorCallError(Failure(silence, status))
     return Completion(
@@ -97,7 +97,7 @@ def completion_from(
     )
 
 
-def kind_of_silence(choices: Iterable[Choice], *, stops: bool) -> FailureKind | None:
+def empty_answer_kind(choices: Iterable[Choice], *, stops: bool) -> FailureKind | None:
     """Return the failure if none of the answers says anything or a tool call is cut; else None.
 
     With `stop` in the request an answer may be empty: it would have begun with such a text.
@@ -105,7 +105,7 @@ def kind_of_silence(choices: Iterable[Choice], *, stops: bool) -> FailureKind | 
     choices = tuple(choices)
     if any(map(_has_cut_call, choices)):
         return FailureKind.BAD_ANSWER
-    if any(map(_says_something, choices)):
+    if any(map(_has_content, choices)):
         return None
     if stops and any(choice.finish_reason == "stop" for choice in choices):
         return None
@@ -127,18 +127,7 @@ def chunk_of(content: Content, index: int, calls: tuple[ToolCallDelta, ...] = ()
     """Make a chunk of what a delta says; None if it says nothing."""
     if not (calls or any(content)):
         return None
-    return Chunk(
-        content.text,
-        calls,
-        content.reasoning,
-        content.refusal,
-        index=index,
-        images=content.images,
-        audio=content.audio,
-        sources_json=content.sources_json,
-        thinking_json=content.thinking_json,
-        thought_signatures=content.thought_signatures,
-    )
+    return Chunk(tool_calls=calls, index=index, **content._asdict())
 
 
 def read_calls(delta: Any) -> list[CallPiece]:
@@ -203,7 +192,7 @@ def _has_cut_call(choice: Choice) -> bool:
     )
 
 
-def _says_something(choice: Choice) -> bool:
+def _has_content(choice: Choice) -> bool:
     # Hidden reasoning may use up all the tokens that the caller allowed: an answer, if a short one.
     return bool(
         choice.text or choice.tool_calls or choice.refusal or choice.images or choice.audio
@@ -221,19 +210,12 @@ def _choice(
 ) -> Choice:
     calls = tuple(cleaned(_tool_calls(getattr(choice, "message", None)), own))
     if think_tags:
-        content = parted(content)
+        content = separated(content)
     return Choice(
-        text=content.text,
         finish_reason=_end(choice, place, endings, has_calls=bool(calls)),
         tool_calls=calls,
-        reasoning=content.reasoning,
-        refusal=content.refusal,
         logprobs_json=_logprobs(getattr(choice, "logprobs", None)),
-        images=content.images,
-        audio=content.audio,
-        sources_json=content.sources_json,
-        thinking_json=content.thinking_json,
-        thought_signatures=content.thought_signatures,
+        **content._asdict(),
     )
 
 
@@ -338,7 +320,7 @@ def is_plain_text(text: Any) -> bool:
     return isinstance(text, str) and bool(text) and "<think" not in text
 
 
-def is_nothing(count: Any) -> bool:
+def is_absent(count: Any) -> bool:
     """Return whether a count of something special says that there was none."""
     return not any(count.values()) if isinstance(count, Mapping) else not count
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aigateway.messages import Audio, Choice, Chunk, Completion, ToolCall, ToolCallDelta, Usage
@@ -20,48 +20,28 @@ _LOST = "\ufffd"
 """Stands for a character of which only half came."""
 
 
+@dataclass(slots=True)
 class _Answer:
     """One of the `n` answers, as far as it has come."""
 
-    __slots__ = (
-        "audio",
-        "calls",
-        "ending",
-        "goes_on",
-        "halves",
-        "images",
-        "is_last",
-        "is_sure",
-        "logprobs_json",
-        "reader",
-        "reasoning",
-        "refusal",
-        "signatures",
-        "sources_json",
-        "tags",
-        "text",
-        "thinking",
-    )
-
-    def __init__(self, tags: ThinkTags | None) -> None:
-        self.tags = tags
-        """None once nothing but text can come."""
-        self.images: list[str] = []
-        self.audio: list[Audio] = []
-        self.sources_json: str | None = None
-        self.thinking: list[dict[str, Any]] = []
-        self.signatures: list[str] = []
-        self.text: list[str] = []
-        self.reasoning: list[str] = []
-        self.refusal: list[str] = []
-        self.calls: dict[int, list[ToolCallDelta]] = {}
-        self.reader: ToolCallReader | None = None
-        self.halves: dict[Any, str] = {}  # of characters whose rest has not come
-        self.ending: AnswerEnd | None = None
-        self.is_sure = False  # it came alone, so that nothing may follow
-        self.is_last = False  # no content has come behind it
-        self.goes_on = False  # content has come behind an end: this server says it with each piece
-        self.logprobs_json: str | None = None
+    tags: ThinkTags | None
+    """None once nothing but text can come."""
+    images: list[str] = field(default_factory=list)
+    audio: list[Audio] = field(default_factory=list)
+    sources_json: str | None = None
+    thinking: list[dict[str, Any]] = field(default_factory=list)
+    signatures: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    refusal: list[str] = field(default_factory=list)
+    calls: dict[int, list[ToolCallDelta]] = field(default_factory=dict)
+    reader: ToolCallReader | None = None
+    halves: dict[Any, str] = field(default_factory=dict)  # of characters whose rest has not come
+    ending: AnswerEnd | None = None
+    is_sure: bool = False  # it came alone, so that nothing may follow
+    is_last: bool = False  # no content has come behind it
+    goes_on: bool = False  # content came behind an end: this server sends one with each piece
+    logprobs_json: str | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -120,7 +100,7 @@ class _Answer:
         if chunk.thought_signatures:
             self.signatures += chunk.thought_signatures
 
-    def parted(self, chunk: Chunk, tags: ThinkTags) -> Chunk | None:
+    def separated(self, chunk: Chunk, tags: ThinkTags) -> Chunk | None:
         """Separate the chunk's reasoning from its text; None if nothing is left."""
         if chunk.reasoning:  # the server parts them itself
             self.tags = None
@@ -142,19 +122,6 @@ class Assembly:
     more to come. `usage` is None until the vendor has counted. `not_for_the_caller` holds the ids
     of tool calls that the vendor makes itself.
     """
-
-    __slots__ = (
-        "_answers",
-        "_beside",
-        "_expected",
-        "_think_tags",
-        "cost_usd",
-        "created",
-        "id",
-        "model",
-        "not_for_the_caller",
-        "usage",
-    )
 
     def __init__(self, model: str, expected: int = 1, *, think_tags: bool = False) -> None:
         self._beside: dict[str, Any] = {}
@@ -178,13 +145,10 @@ class Assembly:
     def is_whole(self, *, closed: bool, broken: bool = False) -> bool:
         """Return whether there is an answer, and each that was begun has ended.
 
-        Some vendors give fewer answers than they were asked for.
-
-        Args:
-            closed: The vendor has said that nothing more comes. Else the end of each answer must
-                be the last that came of it.
-            broken: The stream did not end in good order. Then the ends of a server that says
-                "stop" with each piece count for nothing, and all answers must have begun.
+        Some vendors give fewer answers than they were asked for. Unless the vendor has said that
+        nothing more comes (`closed`), the end of each answer must be the last that came of it. If
+        the stream is `broken`, the ends of a server that says "stop" with each piece count for
+        nothing, and all answers must have begun.
         """
         answers = self._answers.values()
         return (
@@ -231,10 +195,10 @@ class Assembly:
         chunk = whole
         answer = self._answers.get(chunk.index) or self._answer(chunk.index)
         if answer.tags is not None:
-            parted = answer.parted(chunk, answer.tags)
-            if parted is None:
+            separated = answer.separated(chunk, answer.tags)
+            if separated is None:
                 return None
-            chunk = parted
+            chunk = separated
         if answer.ending is not None:
             answer.goes_on, answer.is_last = True, False
         answer.add(chunk)

@@ -21,7 +21,7 @@ __all__ = [
     "content_of",
     "fields_beside_choices",
     "joined_sources",
-    "parted",
+    "separated",
     "signature_of",
     "signed_blocks",
     "speech_in",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Content(NamedTuple):
-    """What one message, or one delta, says. The fields are those of `Choice`."""
+    """The content of a message or a delta. The fields are those of `Choice`."""
 
     text: str = ""
     reasoning: str | None = None
@@ -114,7 +114,7 @@ def signature_of(call: Any) -> str | None:
 
 
 class ThinkingKeeper:
-    """Puts Anthropic's streamed blocks of thinking together."""
+    """Joins Anthropic's streamed blocks of thinking."""
 
     __slots__ = ("_block",)
 
@@ -186,7 +186,7 @@ def text_of(value: Any) -> str | None:
 
 
 class _Parts:
-    """Collects what the parts of a message say."""
+    """Collects the content of a message's parts."""
 
     def __init__(self) -> None:
         self.refusal: list[str] = []
@@ -302,7 +302,7 @@ def _plain(value: Any) -> Any:
 
 
 class ThinkTags:
-    """Parts reasoning from text where a server leaves both in one: `<think>...</think>answer`.
+    """Separates reasoning from text where a server sends both in one: `<think>...</think>answer`.
 
     Only tags at the very beginning count; a later one is what the answer speaks of. Reasoning that
     is never closed is reasoning to its end.
@@ -319,10 +319,10 @@ class ThinkTags:
         self._held = ""  # what may be the beginning of a tag
         self._thinks = False
         self.done = False
-        """The rest is text."""
+        """Whether the rest is text."""
 
     @classmethod
-    def parted(cls, text: str) -> tuple[str, str]:
+    def separated(cls, text: str) -> tuple[str, str]:
         """Separate a whole answer into its text and its reasoning."""
         tags = cls()
         text, reasoning = tags.feed(text)
@@ -367,9 +367,9 @@ class ThinkTags:
         return reasoning
 
 
-def parted(content: Content) -> Content:
+def separated(content: Content) -> Content:
     """Separate the reasoning from the text of a whole message, where the vendor did not."""
     if content.reasoning or not content.text.lstrip().startswith("<"):
         return content
-    text, reasoning = ThinkTags.parted(content.text)
+    text, reasoning = ThinkTags.separated(content.text)
     return content._replace(text=text, reasoning=reasoning or None)

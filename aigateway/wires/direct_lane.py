@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
-from aigateway.events import Operation
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from
@@ -28,7 +27,7 @@ from aigateway.wires.direct_stream import DirectStream, StreamOwner
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.json_bodies import parsed
 from aigateway.wires.limits import Quota
-from aigateway.wires.litellm.lane import LiteLLMClient, call_options
+from aigateway.wires.litellm.lane import LiteLLMClient, ProviderFacts, call_options
 from aigateway.wires.loading import SILENT, load_litellm
 from aigateway.wires.parameters import Dropping, ParameterRules
 from aigateway.wires.pricing import ORDINARY_TIERS, Tariff
@@ -55,7 +54,7 @@ _translators = ThreadPoolExecutor(2, "aigateway-translate")
 _TRIAL = ChatRequest(messages=({"role": "user", "content": "hi"},))
 
 
-class DirectClient:
+class DirectClient(ProviderFacts):
     """One provider, asked over our own connections, on one event loop.
 
     `drop_unsupported_params` says what is left out of a request if the model does not take it:
@@ -87,21 +86,6 @@ class DirectClient:
         self._streams = False
         self._closed = False
 
-    @property
-    def max_input_tokens(self) -> int | None:
-        """See `VendorClient`."""
-        return self._other.max_input_tokens
-
-    @property
-    def operations(self) -> frozenset[Operation] | None:
-        """See `VendorClient`."""
-        return self._other.operations
-
-    @property
-    def accepts_prefill(self) -> bool:
-        """See `VendorClient`."""
-        return self._other.accepts_prefill
-
     def learn_from(self, other: DirectClient) -> None:
         """Take over what another client of this provider has learned."""
         self._parameters, self._quota = other._parameters, other._quota
@@ -115,12 +99,6 @@ class DirectClient:
         self._connect(litellm)
         if self._translation is None:
             await self._other.prepare()
-
-    def dropped(
-        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
-    ) -> tuple[str, ...]:
-        """See `VendorClient`."""
-        return self._parameters.dropped(params, messages)
 
     async def chat(self, request: ChatRequest) -> Completion:
         """Ask for an answer."""
@@ -208,10 +186,6 @@ class DirectClient:
         finally:
             SILENT.reset(token)
 
-    def pause(self) -> float | None:
-        """See `VendorClient.pause`."""
-        return self._quota.pause()
-
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Ask for vectors, through the other lane. Raises `VendorCallError`."""
         return await self._other.embed(request)
@@ -235,7 +209,7 @@ class DirectClient:
         self._litellm = litellm
         self._parameters.connect(litellm)
         self._has_callbacks = partial(has_callbacks, litellm)
-        self._translation = _tried(litellm, self._config, self._options)
+        self._translation = _tried_translation(litellm, self._config, self._options)
         if self._translation is not None:
             self._tariff = Tariff(litellm, self._config)
             self._connections = SharedSession(self._translation.url, self._translation.stream_url)
@@ -360,7 +334,7 @@ class DirectClient:
         return tariff.cost(response, completion)
 
 
-def _tried(
+def _tried_translation(
     litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]
 ) -> Translation | None:
     """Make a provider's translation and try it; warn once and return None if it fails."""

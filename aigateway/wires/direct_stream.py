@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aigateway.messages import Choice, Chunk, Completion, ToolCallDelta
-from aigateway.wires.answers import chunk_of, kind_of_silence
+from aigateway.wires.answers import chunk_of, empty_answer_kind
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import Content
 from aigateway.wires.failures import classify, classify_response
@@ -30,13 +30,9 @@ _NO_EVENTS = (b"{", b"[", b"<")
 class StreamOwner:
     """What a stream needs of the client that opened it.
 
-    Attributes:
-        wall: Seconds since the Unix epoch, for `Retry-After` dates.
-        cost: US dollars, as far as is known, for what has come with its usage; for litellm's
-            `Usage` where the plain figures do not price it, else None.
-        whole: Reads an answer that came in one piece. Raises `VendorCallError` if it is none.
-        leave: Is done with the connection; `kept` where it can be used again.
-        stops: Whether the request has `stop`.
+    `wall` is for `Retry-After` dates. `cost` prices what has come, from litellm's `Usage` where
+    plain figures do not do. `whole` reads an answer that came in one piece. `leave` gives up the
+    connection; `kept` where it can be used again. `stops` says whether the request has `stop`.
     """
 
     wall: Callable[[], float]
@@ -48,22 +44,6 @@ class StreamOwner:
 
 class DirectStream:
     """A `VendorStream` over one response, whose headers say success."""
-
-    __slots__ = (
-        "_begun",
-        "_completion",
-        "_content",
-        "_ended",
-        "_events",
-        "_failure",
-        "_headers",
-        "_is_silent",
-        "_left",
-        "_owner",
-        "_reading",
-        "_status",
-        "_whole",
-    )
 
     def __init__(
         self, response: ClientResponse, reading: StreamReading, owner: StreamOwner
@@ -78,7 +58,7 @@ class DirectStream:
         self._whole: bytearray | None = None  # a body that is no stream
         self._completion: Completion | None = None
         self._failure: Failure | None = None
-        self._is_silent = False
+        self._is_empty_answer = False
         self._ended = False
         self._left = False
 
@@ -93,8 +73,10 @@ class DirectStream:
         if self._ended and not chunks:
             # Raised where nothing that came can be seen.
             if self._failure is not None:
-                # What says nothing has been counted all the same.
-                raise VendorCallError(self._failure, self.completion() if self._is_silent else None)
+                # An empty answer has its price all the same.
+                raise VendorCallError(
+                    self._failure, self.completion() if self._is_empty_answer else None
+                )
             return None
         return chunks
 
@@ -182,8 +164,8 @@ class DirectStream:
         if not assembly.is_whole(closed=self._reading.over):
             ending = assembly.broken_off
             return self._no_answer(None if ending is None else BrokenOffError(ending.body))
-        silence = kind_of_silence(assembly.completion().choices, stops=self._owner.stops)
-        self._is_silent = silence is not None
+        silence = empty_answer_kind(assembly.completion().choices, stops=self._owner.stops)
+        self._is_empty_answer = silence is not None
         return None if silence is None else Failure(silence, self._status)
 
     def _no_answer(self, problem: Exception | None) -> Failure:
@@ -205,14 +187,5 @@ def _chunk(index: int, choice: Choice) -> Chunk:
         )
         for position, call in enumerate(choice.tool_calls)
     )
-    said = Content(
-        choice.text,
-        choice.reasoning,
-        choice.refusal,
-        choice.images,
-        choice.audio,
-        choice.sources_json,
-        choice.thinking_json,
-        choice.thought_signatures,
-    )
-    return chunk_of(said, index, calls) or Chunk(index=index)
+    content = Content(*(getattr(choice, name) for name in Content._fields))
+    return chunk_of(content, index, calls) or Chunk(index=index)

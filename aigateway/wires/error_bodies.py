@@ -404,8 +404,8 @@ _CANNOT_UNDER_500 = re.compile(
     r"|failed to parse messages: unsupported content part type",
     re.IGNORECASE,
 )
-"""What llama.cpp says so under 500. Only at the beginning, or a prompt could keep a sick provider's
-circuit closed."""
+"""Words with which llama.cpp says so under 500. They count only at the beginning, or a prompt could
+keep a sick provider's circuit closed."""
 
 _LARGER_THAN_THE_LIMIT = re.compile(
     r"request too large\b.{0,300}?\btokens per (min|day)", re.IGNORECASE | re.DOTALL

@@ -42,7 +42,7 @@ class Failover(StrEnum):
 
 
 class Gate(StrEnum):
-    """What closes in front of the provider, beside its breaker."""
+    """What takes the provider out of rotation, beside its breaker."""
 
     NONE = "none"
     COOLDOWN = "cooldown"

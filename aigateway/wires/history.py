@@ -211,7 +211,7 @@ class History:
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
         """Return the request as the provider takes it: the same one if nothing changes."""
-        given, plain = request, _is_plain(request.messages)
+        given, plain = request, _is_text_only(request.messages)
         if not (plain and "tools" not in request.params) and not self._takes_marks:
             request = _without_marks(request)
         if plain and not self._fills_in_reasoning:  # texts, and nothing else
@@ -227,10 +227,10 @@ class History:
             thinks = self.thinks(messages, params)
             if not thinks:
                 params = _without_thinking(params, self._defaults)
-        names = _Names(self)
+        names = _CallIds(self)
         fitted = tuple([self._fitted(m, names, thinks=thinks) for m in messages])
         if self._kind is _Kind.GEMINI and not self._wants_signatures:
-            fitted = _without_alike(fitted)
+            fitted = _merged_calls(fitted)
         if (
             params is given.params
             and len(fitted) == len(given.messages)
@@ -315,12 +315,12 @@ class History:
         if self._filled_since <= before:
             self._fills_in_reasoning = False
 
-    def name_for(self, given: str) -> str:
+    def id_for(self, given: str) -> str:
         """Return the id of a tool call as the provider takes it, which depends on the id alone."""
         name = given.partition(IN_ID)[0]
-        return name if self._ids.fullmatch(name) else self.hashed(given)
+        return name if self._ids.fullmatch(name) else self.hashed_id(given)
 
-    def hashed(self, given: str) -> str:
+    def hashed_id(self, given: str) -> str:
         """Return an id that the provider takes, for one that it would refuse."""
         digest = hashlib.sha256(given.encode("utf-8", "surrogatepass"), usedforsecurity=False)
         if not self._is_mistrals:
@@ -356,7 +356,7 @@ class History:
                 fitted.append({"role": "tool", "tool_call_id": name, **left})
                 name = None
             elif _is_map(call) and not message.get("tool_calls"):
-                name = self.hashed(f"function_call {place}")
+                name = self.hashed_id(f"function_call {place}")
                 left = {n: v for n, v in message.items() if n != "function_call"}
                 made = {"id": name, "type": "function", "function": call}
                 fitted.append({**left, "tool_calls": [made]})
@@ -367,7 +367,7 @@ class History:
 
     # ── messages ─────────────────────────────────────────────────────────────────────────────
 
-    def _fitted(self, message: _Message, names: _Names, *, thinks: bool) -> _Message:
+    def _fitted(self, message: _Message, names: _CallIds, *, thinks: bool) -> _Message:
         if message.get("role") == "assistant":
             return self._answer(message, names, thinks=thinks)
         known = _KNOWN_TO.get(self._kind)
@@ -384,7 +384,7 @@ class History:
             changed["content"] = self._parts(changed["content"])
         return message if changed == message else changed
 
-    def _answer(self, message: _Message, names: _Names, *, thinks: bool) -> _Message:
+    def _answer(self, message: _Message, names: _CallIds, *, thinks: bool) -> _Message:
         changed = {
             name: value
             for name, value in message.items()
@@ -411,8 +411,8 @@ class History:
         if _is_map(message.get("audio")):
             _fit_speech(changed, message["audio"])
         if isinstance(changed.get("content"), list | tuple):
-            said = self._said_parts(changed["content"], thinks=thinks)
-            changed["content"] = said if isinstance(said, str) else self._in_words(said)
+            said = self._without_thoughts(changed["content"], thinks=thinks)
+            changed["content"] = said if isinstance(said, str) else self._as_text(said)
         self._fill(changed, message)
         return message if changed == message else changed
 
@@ -465,7 +465,7 @@ class History:
 
     # ── parts of messages ────────────────────────────────────────────────────────────────────
 
-    def _calls(self, calls: Sequence[Any], names: _Names) -> list[Any]:
+    def _calls(self, calls: Sequence[Any], names: _CallIds) -> list[Any]:
         ids = names.of_calls([c.get("id") if _is_map(c) else None for c in calls])
         fitted = [
             {**self._call(call), **({} if name is None else {"id": name})}
@@ -516,7 +516,7 @@ class History:
         fitted = [_document(part) for part in parts]
         return parts if all(map(_is, fitted, parts)) else fitted
 
-    def _said_parts(self, parts: Sequence[Any], *, thinks: bool) -> Sequence[Any]:
+    def _without_thoughts(self, parts: Sequence[Any], *, thinks: bool) -> Sequence[Any]:
         """Leave out the thoughts of other vendors."""
         own = self._kind is _Kind.ANTHROPIC or self._is_mistrals
         if own and thinks:
@@ -524,15 +524,15 @@ class History:
         left = [p for p in parts if not (_is_map(p) and p.get("type") in _THOUGHTS)]
         return parts if len(left) == len(parts) else left or ""
 
-    def _in_words(self, parts: Sequence[Any]) -> Sequence[Any]:
+    def _as_text(self, parts: Sequence[Any]) -> Sequence[Any]:
         """Turn parts that the vendor does not have into text."""
         if self._kind not in {_Kind.ANTHROPIC, _Kind.GEMINI}:
             return parts
-        fitted = list(map(_part_in_words, parts))
+        fitted = list(map(_part_as_text, parts))
         return parts if all(map(_is, fitted, parts)) else fitted
 
 
-def _is_plain(messages: Sequence[_Message]) -> bool:
+def _is_text_only(messages: Sequence[_Message]) -> bool:
     """Return whether each message is a role and a text, and nothing else."""
     for message in messages:
         if (
@@ -553,7 +553,7 @@ def _named(param: str, words: str) -> frozenset[str]:
     return named or _OPTIONAL.intersection(_WORD.findall(words))
 
 
-class _Names:
+class _CallIds:
     """The ids of one conversation's tool calls."""
 
     __slots__ = ("_history", "_names", "_taken")
@@ -569,21 +569,21 @@ class _Names:
     def of_result(self, given: Any) -> Any:
         if not isinstance(given, str):
             return given
-        return self._names.get(given) or self._history.name_for(given)
+        return self._names.get(given) or self._history.id_for(given)
 
     def _of_call(self, given: str) -> str:
-        name = self._history.name_for(given)
+        name = self._history.id_for(given)
         if self._taken.setdefault(name, given) != given:
-            name = self._history.hashed(given)  # they differ in what was cut off
+            name = self._history.hashed_id(given)  # they differ in what was cut off
         elif given in self._names and self._history.wants_each_id_once:
             # Some servers count their calls anew in each turn.
-            name = self._history.hashed(f"{given} {len(self._taken)}")
+            name = self._history.hashed_id(f"{given} {len(self._taken)}")
             self._taken[name] = given
         self._names[given] = name
         return name
 
 
-def _without_alike(messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
+def _merged_calls(messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
     """Merge equal calls of a message, and their results.
 
     For older models of Gemini's, which have no ids of calls, litellm sends such calls once, and
@@ -596,7 +596,7 @@ def _without_alike(messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
         calls = message.get("tool_calls")
         if calls:
             first: dict[str, Any] = {}
-            same = {c.get("id"): first.setdefault(_asked(c), c.get("id")) for c in calls}
+            same = {c.get("id"): first.setdefault(_call_key(c), c.get("id")) for c in calls}
             results = {}
             kept = [c for c in calls if same[c.get("id")] == c.get("id")]
             left.append(message if len(kept) == len(calls) else {**message, "tool_calls": kept})
@@ -666,7 +666,7 @@ _OPENAIS_SPEECH = "audio_"
 """How the ids of speech begin at OpenAI."""
 
 
-def _asked(call: Any) -> str:
+def _call_key(call: Any) -> str:
     """Return what a call asks for: the same for equal calls."""
     function = call.get("function") or {}
     try:
@@ -744,7 +744,7 @@ def _document(part: Any) -> Any:
     return {"type": "file", "file": {"filename": "document.pdf", "file_data": url}, **more}
 
 
-def _part_in_words(part: Any) -> Any:
+def _part_as_text(part: Any) -> Any:
     kind = part.get("type") if _is_map(part) else None
     if kind == "refusal":
         return {"type": "text", "text": text_of(part.get("refusal")) or ""}

@@ -59,15 +59,9 @@ _ends: weakref.WeakSet[LoopEnd] = weakref.WeakSet()
 
 
 class ConnectionPool:
-    """Connections of the running event loop, closed with it at the latest.
+    """A session of the running event loop, closed with it at the latest.
 
-    As both lanes want them: without a limit of connections, cookies or a short timeout.
-
-    Args:
-        **options: For `aiohttp.ClientSession`.
-
-    Attributes:
-        session: Sends requests.
+    It has no limit of connections, no cookies and no short timeout.
     """
 
     __slots__ = ("_end", "session")
@@ -86,7 +80,7 @@ class ConnectionPool:
 
     async def aclose(self) -> None:
         """Close every connection. May be called twice."""
-        await self._end.bring_about()
+        await self._end.close()
 
 
 class _VendorConnection(ResponseHandler):
@@ -104,11 +98,9 @@ class _VendorConnection(ResponseHandler):
 
 
 class LoopEnd:
-    """Closes something before the running event loop closes, or after it has.
+    """Closes a resource before the running event loop closes, or after it has (`drop`).
 
-    Args:
-        close: Closes on the running loop. It and `drop` must not refer to the owner of this object.
-        drop: Closes without the loop, which is closed or does not run.
+    `close` and `drop` must not refer to the owner of this object.
     """
 
     __slots__ = ("__weakref__", "_drop", "_waiting", "loop")
@@ -116,13 +108,13 @@ class LoopEnd:
     def __init__(self, close: Callable[[], Awaitable[Any]], drop: Callable[[], None]) -> None:
         _drop_what_closed_loops_left()
         self.loop = asyncio.get_running_loop()
-        self._waiting = _waiting_for_the_end(close)
+        self._waiting = _close_at_the_end(close)
         _step(self._waiting.__anext__())
         self._drop = weakref.finalize(self, _drop, self.loop, self._waiting, drop, os.getpid())
         with _lock:
             _ends.add(self)
 
-    async def bring_about(self) -> None:
+    async def close(self) -> None:
         """Close now, on the loop."""
         # The loop's own end may be under way in the same generator.
         with contextlib.suppress(RuntimeError):
@@ -134,7 +126,7 @@ class LoopEnd:
         self._drop()
 
 
-async def _waiting_for_the_end(close: Callable[[], Awaitable[Any]]) -> AsyncGenerator[None, None]:
+async def _close_at_the_end(close: Callable[[], Awaitable[Any]]) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
@@ -172,7 +164,7 @@ def _drop_what_closed_loops_left() -> None:
 async def _close_session(session: aiohttp.ClientSession) -> None:
     acquired = _acquired(session.connector)
     await session.close()
-    _take_back(acquired)
+    _release(acquired)
 
 
 def _acquired(connector: aiohttp.BaseConnector | None) -> list[Any]:
@@ -180,7 +172,7 @@ def _acquired(connector: aiohttp.BaseConnector | None) -> list[Any]:
     return [] if connector is None else list(connector._acquired)  # noqa: SLF001 - nothing public lists them
 
 
-def _take_back(acquired: list[Any]) -> None:
+def _release(acquired: list[Any]) -> None:
     """Release the connections of a closed connector, which complains when it is collected.
 
     A loop seldom ends while calls are out, so they are looked for then, and not noted for each.
@@ -203,7 +195,7 @@ def drop_session(session: aiohttp.ClientSession) -> None:
             if getattr(protocol, "transport", None) is not None:
                 _close_socket(protocol.transport)
     connector._close()  # noqa: SLF001 - the public way needs a loop that runs
-    _take_back(acquired)
+    _release(acquired)
 
 
 def _close_socket(transport: Any) -> None:
@@ -241,12 +233,7 @@ _shared: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary
 
 
 class SharedSession:
-    """A provider's share in the running loop's pool. The last to be closed closes the connections.
-
-    Args:
-        url: Where the provider is; what depends on it is worked out once.
-        stream_url: Where its streams are; None if it is the same.
-    """
+    """A provider's share in the running loop's pool. The last to be closed closes the pool."""
 
     __slots__ = ("__weakref__", "_open", "_proxy", "_shared", "_stream_url", "_tls", "_url")
 

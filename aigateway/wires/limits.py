@@ -43,12 +43,7 @@ _NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?", re.ASCII)
 
 
 class Quota:
-    """What one provider's latest response said about its limits.
-
-    Args:
-        limits: The vendor's headers; None if it sends none.
-        clock: Reads dates, and lets a pause that has been noted grow shorter.
-    """
+    """What one provider's latest response said about its limits."""
 
     __slots__ = ("_clock", "_limits", "_over")
 

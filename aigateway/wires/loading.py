@@ -96,7 +96,7 @@ def _importing() -> Future[ModuleType]:
 
 def _import_litellm() -> ModuleType:
     spared = "litellm" in sys.modules  # also while another thread still imports it
-    with _environment(), contextlib.nullcontext() if spared else _as_it_was():
+    with _environment(), contextlib.nullcontext() if spared else _loggers_kept():
         import litellm  # noqa: PLC0415 - the point of this module
         import openai.resources  # noqa: F401, PLC0415 - else the first call waits for it
         from litellm import anthropic_beta_headers_manager  # noqa: PLC0415
@@ -140,7 +140,7 @@ def _environment() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_it_was() -> Iterator[None]:
+def _loggers_kept() -> Iterator[None]:
     """Undo what importing litellm does to other libraries' loggers."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger, logger.level, list(logger.filters)) for logger in loggers]
@@ -176,17 +176,17 @@ def _place_log_filter() -> None:
     """
     for name in _TALKATIVE_LOGGERS:
         logger = logging.getLogger(name)
-        if _unless_silent not in logger.filters:
-            logger.addFilter(_unless_silent)
+        if _is_wanted not in logger.filters:
+            logger.addFilter(_is_wanted)
 
 
-def _unless_silent(record: logging.LogRecord) -> bool:
+def _is_wanted(record: logging.LogRecord) -> bool:
     if MUTE.get():
         return False
-    return record.levelno >= logging.WARNING or not SILENT.get() or _asked_for(record.name)
+    return record.levelno >= logging.WARNING or not SILENT.get() or _has_own_level(record.name)
 
 
-def _asked_for(name: str) -> bool:
+def _has_own_level(name: str) -> bool:
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None and logger is not logging.root:
         if logger.level != logging.NOTSET:

@@ -362,7 +362,7 @@ class ParameterRules:
             own = {name: value for name, value in own.items() if name not in LIMITS}
         return {**own, **params}
 
-    # ── what the vendor has refused ──────────────────────────────────────────────────────────
+    # ── refusals ─────────────────────────────────────────────────────────────────────────────
 
     def should_retry(self, error: VendorCallError, given: ChatRequest, sent: ChatRequest) -> bool:
         """Learn from a failure what the provider refuses; return whether to send again at once.

@@ -56,8 +56,8 @@ OWN_OPTIONS = frozenset(
 """Keys of `LLMConfig.extra` that end here."""
 
 WRITING_SPEED = 100
-"""Tokens that a model writes in a second, for an answer of which nothing is known but how long the
-vendor worked on it. Large models write 50 to 150."""
+"""Tokens that a model writes in a second, where only the time of the call is known. Large models
+write 50 to 150."""
 
 _FIRST_ANSWERS, _EVERY = 32, 32
 """Answers from which the length of tokens is learned: the first ones, then one of so many."""
@@ -315,19 +315,19 @@ class CostEstimator:
         return None
 
 
+_MEDIA = ("audio", "image")
+
+
 def _is_ordinary(response: Any) -> bool:
     """Return whether nothing in a response has a price of its own."""
     counted = getattr(response, "usage", None)
     prompt = getattr(counted, "prompt_tokens_details", None)
     answer = getattr(counted, "completion_tokens_details", None)
+    searches = ("web_search_requests", "google_maps_grounding_requests")
     return not (
         getattr(counted, "server_tool_use", None)
-        or getattr(prompt, "web_search_requests", None)
-        or getattr(prompt, "google_maps_grounding_requests", None)
-        or getattr(prompt, "audio_tokens", None)
-        or getattr(prompt, "image_tokens", None)
-        or getattr(answer, "audio_tokens", None)
-        or getattr(answer, "image_tokens", None)
+        or any(getattr(prompt, name, None) for name in searches)
+        or any(getattr(d, f"{kind}_tokens", None) for d in (prompt, answer) for kind in _MEDIA)
     )
 
 

@@ -46,17 +46,6 @@ class StreamReading(ABC):
         problem: Why the rest cannot be read: a `BrokenOffError` or a `CorruptEventError`.
     """
 
-    __slots__ = (
-        "_chunks",
-        "_counted",
-        "_logprobs",
-        "_make_parser",
-        "_parser",
-        "assembly",
-        "over",
-        "problem",
-    )
-
     def __init__(self, assembly: Assembly, make_parser: Callable[[], Any]) -> None:
         self.assembly = assembly
         self.over = False
@@ -127,29 +116,29 @@ class StreamReading(ABC):
         if isinstance(usage, Mapping):
             _add_counts(self._counted, usage)
 
-    def _say(self, chunk: Chunk) -> None:
-        if type(chunk.text) is not str or not _is_place(chunk.index):
+    def _emit(self, chunk: Chunk) -> None:
+        if type(chunk.text) is not str or not _is_valid_index(chunk.index):
             raise CorruptEventError
         said = self.assembly.add(chunk)
         if said is not None:
             self._chunks.append(said)
 
     def _read_calls(self, index: int, pieces: list[CallPiece]) -> tuple[ToolCallDelta, ...]:
-        if pieces and not _is_place(index):
+        if pieces and not _is_valid_index(index):
             raise CorruptEventError
         return self.assembly.read_calls(index, pieces) if pieces else ()
 
     def _finish(self, index: int, ending: AnswerEnd | None, *, sure: bool) -> None:
         if ending is None:
             return
-        if not _is_place(index):
+        if not _is_valid_index(index):
             raise CorruptEventError
         rest = self.assembly.finish(index, ending, sure=sure)
         if rest is not None:
             self._chunks.append(rest)
 
     def _add_logprobs(self, index: int, logprobs: Mapping[str, Any]) -> None:
-        if not _is_place(index):
+        if not _is_valid_index(index):
             raise CorruptEventError
         collected = self._logprobs.setdefault(index, {})
         for name, tokens in logprobs.items():
@@ -175,7 +164,7 @@ class StreamReading(ABC):
         deltas = self._read_calls(index, read_calls(choice.delta))
         chunk = piece_from(choice, index, deltas, beside)
         if chunk is not None:
-            self._say(chunk)
+            self._emit(chunk)
         logprobs = getattr(choice, "logprobs", None)
         if logprobs:
             dump = getattr(logprobs, "model_dump", None)
@@ -193,7 +182,7 @@ def _add_counts(so_far: dict[str, Any], more: Mapping[str, Any]) -> None:
             so_far[name] = count
 
 
-def _is_place(index: Any) -> bool:
+def _is_valid_index(index: Any) -> bool:
     """Return whether this can be the index of an answer. It bounds how many are kept."""
     return type(index) is int and 0 <= index < _MOST_ANSWERS
 

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _BY_THE_VENDOR = "srvtoolu_"
-"""How Anthropic's ids begin of calls that it makes itself: they are none for the caller."""
+"""The prefix of ids of calls that Anthropic makes itself. The caller does not get them."""
 
 
 def cleaned(calls: Iterable[ToolCall], not_for_the_caller: frozenset[str]) -> Iterator[ToolCall]:
@@ -152,7 +152,7 @@ class ToolCallReader:
         call = self._known(number, name, function, arguments)
         if call is None:
             kind = "custom" if kind == "custom" else "function"
-            return self._begun(_Call(self._count, number, name, kind), function, arguments)
+            return self._begin(_Call(self._count, number, name, kind), function, arguments)
         self._last = call
         if number is not None:
             self._by_number[number] = call
@@ -161,7 +161,7 @@ class ToolCallReader:
         function, call.name = ("", call.name) if call.name else (function, function)
         if not call.arguments:
             arguments = self._without_placeholder(call, arguments)
-        return self._said(call, "", function, arguments)
+        return self._delta(call, "", function, arguments)
 
     def close(self) -> tuple[ToolCallDelta, ...]:
         """Return empty arguments for calls that have none, since nothing more comes."""
@@ -189,7 +189,7 @@ class ToolCallReader:
             return None
         return self._last  # the tail of a call whose head came under another number, or none
 
-    def _begun(self, call: _Call, function: str, arguments: str) -> ToolCallDelta | None:
+    def _begin(self, call: _Call, function: str, arguments: str) -> ToolCallDelta | None:
         call.name, name, number = function, call.id, call.number
         call.hidden = name in self._hidden or name.startswith(_BY_THE_VENDOR)
         given = name if name and name not in self._by_id else _new_id()
@@ -201,7 +201,7 @@ class ToolCallReader:
         if not call.hidden and call.type == "function":
             self._open.append(call)
             arguments = self._without_placeholder(call, arguments)
-        return self._said(call, given, function, arguments)
+        return self._delta(call, given, function, arguments)
 
     @staticmethod
     def _without_placeholder(call: _Call, arguments: str) -> str:
@@ -211,7 +211,7 @@ class ToolCallReader:
         call.had_empty = True
         return ""
 
-    def _said(self, call: _Call, name: str, function: str, arguments: str) -> ToolCallDelta | None:
+    def _delta(self, call: _Call, name: str, function: str, arguments: str) -> ToolCallDelta | None:
         if arguments:
             call.arguments.append(arguments)
             if call in self._open:

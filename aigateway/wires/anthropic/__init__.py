@@ -107,7 +107,7 @@ def _is_forced(tool_choice: object) -> bool:
 
 
 class InputKeeper:
-    """Says what Anthropic's tool calls hold whose input comes with the start of their block."""
+    """Keeps the input of Anthropic's tool calls that comes with the start of their block."""
 
     __slots__ = ("_inputs",)
 

@@ -13,7 +13,7 @@ from aigateway.messages import Choice, Chunk, Completion, Usage
 from aigateway.wires.answers import (
     UnusualError,
     counted_usage,
-    is_nothing,
+    is_absent,
     is_plain_text,
     usage_from,
 )
@@ -40,7 +40,7 @@ def anthropic_completion(body: Any) -> Completion | None:
         if not (body["type"] == "message" and block["type"] == "text" and is_plain_text(text)):
             return None
         if block.get("citations") or not all(
-            is_nothing(usage[name]) for name in usage.keys() - _USAGE
+            is_absent(usage[name]) for name in usage.keys() - _USAGE
         ):
             return None
         counted = counted_usage(usage["input_tokens"], usage["output_tokens"])
@@ -54,18 +54,12 @@ _USAGE = frozenset({"input_tokens", "output_tokens", "service_tier"})
 
 
 class AnthropicReading(StreamReading):
-    """Messages in blocks.
+    """Streams of blocks.
 
-    litellm's reader remembers the block that is open, so from the first block that is not a text
-    it is given everything but pieces of text, of which it takes no notice. It is there from the
-    beginning where an answer was asked for as a tool call, because it turns that into text.
-
-    Args:
-        args: As for every `StreamReading`.
-        translated: Whether a tool call may stand for the answer's text.
+    litellm's reader remembers the open block, so from the first block that is not a text it gets
+    every event except pieces of text, which it ignores. If a tool call may stand for the answer's
+    text (`translated`), it gets them from the beginning, because it turns that call into text.
     """
-
-    __slots__ = ("_inputs", "_thinking", "_translated")
 
     def __init__(self, *args: Any, translated: bool = False) -> None:
         super().__init__(*args)
@@ -78,7 +72,7 @@ class AnthropicReading(StreamReading):
         if kind == "content_block_delta" and event["delta"].get("type") == "text_delta":
             text = event["delta"]["text"]
             if text:
-                self._say(Chunk(text))
+                self._emit(Chunk(text))
         elif kind == "message_stop":
             self.over = True
         elif kind == "error" or name == b"error" or event.get("error"):
@@ -100,7 +94,7 @@ class AnthropicReading(StreamReading):
                 choice.delta.thinking_blocks = None  # which hold pieces, too
                 self._take_choice(choice, None)
         for block in self._thinking.take(event):
-            self._say(Chunk(thinking_json=json.dumps([block])))
+            self._emit(Chunk(thinking_json=json.dumps([block])))
 
     def _is_plain(self, kind: Any, event: Mapping[str, Any]) -> bool:
         if kind == "ping":
@@ -139,7 +133,7 @@ _TOOL_NAMES = "_anthropic_tool_name_map"
 
 
 class AnthropicTranslation(Translation):
-    """Anthropic's words."""
+    """Translates for Anthropic."""
 
     read_plain = staticmethod(anthropic_completion)
     _plain_headers: dict[str, str] | None = None

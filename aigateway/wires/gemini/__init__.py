@@ -116,7 +116,7 @@ def unify_candidates(body: Any) -> bool:
             continue
         if any(list(_unify(parts))):
             changed = True
-        if candidate.get("finishReason") in _WITHHOLDING and any(map(_says_something, parts)):
+        if candidate.get("finishReason") in _WITHHOLDING and any(map(_has_content, parts)):
             candidate["finishReason"] = _LIKE_WITHHOLDING
             changed = True
     return changed
@@ -151,7 +151,7 @@ def _block(code: Any, language: str) -> str:
     return f"\n{fence}{language}\n{code.rstrip()}\n{fence}\n"
 
 
-def _says_something(part: Any) -> bool:
+def _has_content(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("text") != "" and not part.get("thought")
 
 

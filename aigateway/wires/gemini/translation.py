@@ -81,13 +81,10 @@ def _candidate(candidate: Mapping[str, Any]) -> Choice:
 
 
 class GeminiReading(StreamReading):
-    """Partial responses.
+    """Streams of partial responses.
 
-    litellm's reader counts tool calls, and a response with one always goes through it; so texts
-    need not.
+    litellm's reader counts tool calls, and every response with one goes through it. Texts need not.
     """
-
-    __slots__ = ("_priced",)
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -123,13 +120,13 @@ class GeminiReading(StreamReading):
                 self._take_choice(choice, ending, beside=read)
             return
         if text:
-            self._say(Chunk(text, index=index))
+            self._emit(Chunk(text, index=index))
         self._finish(index, ending, sure=not text)
 
     def _add_speech(self, candidate: Mapping[str, Any], index: int) -> None:
         """Add speech, which litellm's reader of streams leaves out."""
         for data in speech_in(candidate):
-            self._say(Chunk(index=index, audio=Audio(data=data)))
+            self._emit(Chunk(index=index, audio=Audio(data=data)))
 
     def _usage(self, given: Any) -> tuple[Usage, Any]:
         details = given.get("promptTokensDetails") or ()
@@ -159,7 +156,7 @@ def _text(candidate: Mapping[str, Any]) -> str | None:
 
 
 class GeminiTranslation(Translation):
-    """Gemini's words."""
+    """Translates for Gemini."""
 
     read_plain = staticmethod(gemini_completion)
     sample = (

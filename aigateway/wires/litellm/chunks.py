@@ -90,7 +90,7 @@ class ChunkReader:
             if ending is not None:
                 self.assembly.finish(index, ending)
 
-    def believe_doubtful_ends(self) -> list[Chunk]:
+    def accept_doubtful_ends(self) -> list[Chunk]:
         """Accept the doubtful ends after an orderly end; return what was held back."""
         doubtful, self._doubtful = self._doubtful, {}
         rests = [self.assembly.finish(index, ending) for index, ending in doubtful.items()]

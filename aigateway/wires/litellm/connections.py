@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -73,14 +74,8 @@ class StreamedBody(httpx.AsyncByteStream):
     anything else the body breaks.
 
     It belongs to the stream that is read from it, not to httpx: only `close` and `end` close it.
-
-    Attributes:
-        error: How the connection broke.
-        event: The event handed on last, read as JSON.
-        instead: What came where an event should be: an error of the vendor's, or the beginning of
-            a body without events.
-        is_over: The vendor has said that nothing more comes.
-        server_calls: The ids of tool calls that the vendor makes itself.
+    `event` is the one handed on last. `instead` is what came where an event should be: an error of
+    the vendor's, or the beginning of a body without events.
     """
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
@@ -181,29 +176,23 @@ def _is_error(event: object) -> bool:
     return isinstance(event, Mapping) and bool(event.get("error"))
 
 
+@dataclass(slots=True, repr=False)
 class Witness:
-    """What really happened on the wire during one call.
+    """What really happened on the wire during one call."""
 
-    Args:
-        streamed: Whether the body of a success is to be handed on as it comes.
-    """
-
-    __slots__ = ("barred", "body", "error", "extra", "requests", "response", "streamed")
-
-    def __init__(self, *, streamed: bool = False) -> None:
-        self.streamed = streamed
-        self.extra: Mapping[str, Any] | None = None
-        """What is put over the body of the request: litellm hands it on at some vendors only."""
-        self.barred = False
-        """Whether a request would be refused: one has left, or the call was cancelled."""
-        self.response: httpx.Response | None = None
-        """What came back, complete with its body unless that is streamed."""
-        self.body: StreamedBody | None = None
-        """The body, if it is streamed."""
-        self.error: BaseException | None = None
-        """Why nothing (or not all of it) came back."""
-        self.requests = 0
-        """How many requests left; never more than one."""
+    streamed: bool = False
+    """Whether the body of a success is handed on as it comes."""
+    extra: Mapping[str, Any] | None = None
+    """What is put over the body of the request: litellm hands it on at some vendors only."""
+    barred: bool = False
+    """Whether a request would be refused: one has left, or the call was cancelled."""
+    response: httpx.Response | None = None
+    """What came back, complete with its body unless that is streamed."""
+    body: StreamedBody | None = None
+    error: BaseException | None = None
+    """Why nothing (or not all of it) came back."""
+    requests: int = 0
+    """How many requests left; never more than one."""
 
     @property
     def status(self) -> int | None:

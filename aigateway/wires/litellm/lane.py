@@ -17,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import starmap
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import SecretStr
 
@@ -56,8 +56,10 @@ if TYPE_CHECKING:
     from aigateway.wires.litellm.connections import Witness
     from aigateway.wires.litellm.sdk_clients import SDKClient
 
-__all__ = ["LiteLLMClient", "call_options", "retrieve_exception"]
+__all__ = ["LiteLLMClient", "ProviderFacts", "call_options", "retrieve_exception"]
 
+
+_T = TypeVar("_T")
 
 _NO_KEY = "not-needed"
 """Sent to a server that wants no key, so that none is taken from the environment."""
@@ -81,14 +83,47 @@ _LITELLMS_OWN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Called:
-    """What came of a call: litellm's response, what went over the wire, and where it ran."""
+    """The result of a call: litellm's response, what went over the wire, and the context."""
 
     result: Any
     witness: Witness
     context: contextvars.Context
 
 
-class LiteLLMClient:
+class ProviderFacts:
+    """What clients of both lanes know about a provider without asking it."""
+
+    _config: LLMConfig
+    _parameters: ParameterRules
+    _quota: Quota
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        """See `VendorClient`."""
+        return max_input_tokens(self._config)
+
+    @property
+    def operations(self) -> frozenset[Operation] | None:
+        """See `VendorClient`."""
+        return operations_of(self._config)
+
+    @property
+    def accepts_prefill(self) -> bool:
+        """See `VendorClient`."""
+        return accepts_prefill(self._config)
+
+    def dropped(
+        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[str, ...]:
+        """See `VendorClient`."""
+        return self._parameters.dropped(params, messages)
+
+    def pause(self) -> float | None:
+        """See `VendorClient.pause`."""
+        return self._quota.pause()
+
+
+class LiteLLMClient(ProviderFacts):
     """One provider, asked through litellm, on one event loop.
 
     `drop_unsupported_params` is as for `DirectClient`, which shares its `parameters` and `quota`.
@@ -118,21 +153,6 @@ class LiteLLMClient:
         self._client: SDKClient | None = None
         self._closed = False
 
-    @property
-    def max_input_tokens(self) -> int | None:
-        """See `VendorClient`."""
-        return max_input_tokens(self._config)
-
-    @property
-    def operations(self) -> frozenset[Operation] | None:
-        """See `VendorClient`."""
-        return operations_of(self._config)
-
-    @property
-    def accepts_prefill(self) -> bool:
-        """See `VendorClient`."""
-        return accepts_prefill(self._config)
-
     def learn_from(self, other: LiteLLMClient) -> None:
         """Take over what another client of this provider has learned."""
         self._parameters, self._quota = other._parameters, other._quota
@@ -144,25 +164,12 @@ class LiteLLMClient:
         litellm = await load_litellm()
         self._connect(litellm)
 
-    def dropped(
-        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
-    ) -> tuple[str, ...]:
-        """See `VendorClient`."""
-        return self._parameters.dropped(params, messages)
-
     async def chat(self, request: ChatRequest) -> Completion:
         """Ask for an answer."""
-        litellm = await self._ready()
-        sent = self._parameters.fitted(request)
-        try:
-            return await self._chat(litellm, sent)
-        except VendorCallError as error:
-            if not self._parameters.should_retry(error, request, sent):
-                raise
-        return await self.chat(request)
+        return await self._fitted(self._chat, request)
 
     async def _chat(self, litellm: ModuleType, request: ChatRequest) -> Completion:
-        self._refuse_what_would_be_dropped(request)
+        self._refuse_unsupported(request)
         messages = fresh_copy(request.messages, self._without)
         called = await self._call(
             litellm, litellm.acompletion, self._arguments(request, messages=messages)
@@ -187,14 +194,7 @@ class LiteLLMClient:
 
     async def stream(self, request: ChatRequest) -> VendorStream:
         """Ask for an answer piece by piece. Return when the vendor has begun to answer."""
-        litellm = await self._ready()
-        sent = self._parameters.fitted(request)
-        try:
-            return await self._stream(litellm, sent)
-        except VendorCallError as error:
-            if not self._parameters.should_retry(error, request, sent):
-                raise
-        return await self.stream(request)
+        return await self._fitted(self._stream, request)
 
     async def _stream(self, litellm: ModuleType, request: ChatRequest) -> VendorStream:
         from aigateway.wires.litellm.streams import (  # noqa: PLC0415 - needs litellm
@@ -203,7 +203,7 @@ class LiteLLMClient:
             opened,
         )
 
-        self._refuse_what_would_be_dropped(request)
+        self._refuse_unsupported(request)
         messages = fresh_copy(request.messages, self._without)
         arguments = self._arguments(request, messages=messages, stream=True)
         options = arguments.pop("stream_options", None) or {}
@@ -244,10 +244,6 @@ class LiteLLMClient:
         embeddings = embeddings_from(response, model=model, count=count, status=status)
         return replace(embeddings, cost_usd=self._cost(response, embeddings))
 
-    def pause(self) -> float | None:
-        """See `VendorClient.pause`."""
-        return self._quota.pause()
-
     async def aclose(self) -> None:
         """Close this provider's connections. May be called twice."""
         self._closed = True
@@ -255,13 +251,26 @@ class LiteLLMClient:
         if client is not None:
             await client.close()
 
+    async def _fitted(
+        self, call: Callable[[ModuleType, ChatRequest], Awaitable[_T]], request: ChatRequest
+    ) -> _T:
+        """Make a call with fitted parameters, and again while the vendor's refusals teach some."""
+        litellm = await self._ready()
+        sent = self._parameters.fitted(request)
+        try:
+            return await call(litellm, sent)
+        except VendorCallError as error:
+            if not self._parameters.should_retry(error, request, sent):
+                raise
+        return await self._fitted(call, request)
+
     async def _ready(self) -> ModuleType:
         await self.prepare()
         if self._closed or self._litellm is None:
             raise RuntimeError("This vendor client is closed.")
         return self._litellm
 
-    def _refuse_what_would_be_dropped(self, request: ChatRequest) -> None:
+    def _refuse_unsupported(self, request: ChatRequest) -> None:
         """Refuse what only OpenAI has, and litellm would leave out silently."""
         wire, param, code = self._wire, None, None
         if not wire.like_openai and asks_for_custom_tools(request):
@@ -342,7 +351,7 @@ class LiteLLMClient:
         # litellm's.
         task = asyncio.create_task(function(**arguments), context=context)
         try:
-            await _settled(task, witness if self._client else None)
+            await _wait_for_call(task, witness if self._client else None)
         except asyncio.CancelledError:
             witness.close()
             raise
@@ -450,7 +459,7 @@ def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[st
     return {name: value for name, value in options.items() if value is not None}
 
 
-async def _settled(task: asyncio.Task[Any], witness: Witness | None) -> None:
+async def _wait_for_call(task: asyncio.Task[Any], witness: Witness | None) -> None:
     """Wait for litellm's call, and keep a cancellation away from its hop through a thread.
 
     The thread makes a coroutine that, after a cancellation, is never awaited: Python reports that

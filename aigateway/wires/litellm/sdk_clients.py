@@ -34,7 +34,7 @@ class SDKClient:
 
 
 class _AsConfigured:
-    """An SDK client that stays what it was made.
+    """An SDK client that keeps its configuration.
 
     litellm writes into the client it is given: `organization` from an environment variable, and
     for embeddings its own default in place of `max_retries=0`.
@@ -101,7 +101,7 @@ def _openai_client(config: LLMConfig, options: Mapping[str, Any]) -> _OpenAI | _
     if config.api_version in {"v1", "latest", "preview"}:
         return _OpenAI(base_url=f"{base}/openai/v1", **common)
     client = _Azure(azure_endpoint=base, api_version=config.api_version, **common)
-    # Ends in any case, else AZURE_OPENAI_AD_TOKEN would replace the key.
+    # Always set, else AZURE_OPENAI_AD_TOKEN would replace the key.
     client._azure_ad_token = key if is_token(key) else None  # noqa: SLF001
     return client
 

@@ -21,7 +21,7 @@ from typing import Any
 from uuid import uuid4
 
 from aigateway.messages import Chunk, Completion
-from aigateway.wires.answers import kind_of_silence
+from aigateway.wires.answers import empty_answer_kind
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import ThinkingKeeper, speech_in
@@ -37,16 +37,11 @@ __all__ = ["LiteLLMStream", "StreamOrigin", "opened"]
 
 @dataclass(frozen=True, slots=True)
 class StreamOrigin:
-    """What a stream needs to know of the call that opened it.
+    """What a stream needs of the call that opened it.
 
-    Attributes:
-        litellm: Loaded.
-        context: Where everything of litellm's has to run.
-        body: What comes over the wire; None where litellm's own connections are used.
-        status: The HTTP status of the answer, where that is known.
-        failure: What an exception means, or an end before its time (None).
-        tariff: The provider's.
-        stops: Whether the request has `stop`.
+    Everything of litellm's has to run in `context`. `body` is None where litellm's own connections
+    are used. `failure` classifies an exception, or a premature end (None). `stops` says whether the
+    request has `stop`.
     """
 
     litellm: Any
@@ -192,7 +187,7 @@ class LiteLLMStream:
             if self._origin.body is not None:
                 await self._origin.body.end()
             answer = self.completion()
-            silence = kind_of_silence(answer.choices, stops=self._origin.stops)
+            silence = empty_answer_kind(answer.choices, stops=self._origin.stops)
             if silence is None:
                 return
             failure = Failure(silence, self._origin.status)
@@ -204,7 +199,7 @@ class LiteLLMStream:
         chunk = await anext(self._driver, None)
         if self._tap is None or self._tap.is_foreign:
             pieces = self._reader.read(chunk, End.INVENTED)
-            self._believe_wrapper()
+            self._accept_wrapper()
         else:
             pieces = []
             body = self._origin.body
@@ -214,7 +209,7 @@ class LiteLLMStream:
                 pieces += self._reader.read(passed, self._end_of(passed), endings)
         if chunk is not None or pieces:
             return pieces
-        return self._reader.believe_doubtful_ends() or None
+        return self._reader.accept_doubtful_ends() or None
 
     def _end_of(self, chunk: Any) -> End:
         # litellm says "stop" with every event of Gemini's, and this beside it.
@@ -222,7 +217,7 @@ class LiteLLMStream:
         doubtful = self._origin.body is None and hidden.get("is_finished") is False
         return End.DOUBTFUL if doubtful else End.TRUE
 
-    def _believe_wrapper(self) -> None:
+    def _accept_wrapper(self) -> None:
         """Take the end and the usage from litellm's wrapper, as far as the vendor sent them."""
         reason = getattr(self._wrapper, "received_finish_reason", None) or getattr(
             self._wrapper, "intermittent_finish_reason", None
@@ -257,9 +252,7 @@ class LiteLLMStream:
 class _Tap:
     """The vendor's events as litellm translates them, noted as they pass.
 
-    Attributes:
-        is_foreign: Whether something passed that is not of OpenAI's shape.
-        is_over: Whether they came to their end.
+    `is_foreign`: something passed that is not of OpenAI's shape. `is_over`: they came to their end.
     """
 
     def __init__(self, source: Any, body: StreamedBody | None) -> None:

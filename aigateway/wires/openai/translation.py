@@ -28,7 +28,7 @@ from aigateway.wires.content import (
     IN_ID,
     content_of,
     fields_beside_choices,
-    parted,
+    separated,
     signature_of,
     text_of,
 )
@@ -114,19 +114,11 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
     calls = tuple(map(_tool_call, message.get("tool_calls") or ()))
     if calls and (finish == "stop" or len({call.id for call in calls}) < len(calls)):
         raise UnusualError  # corrected elsewhere
-    text, reasoning, refusal, images, audio, sources, *_ = parted(content_of(message))
-    if not (text or calls or refusal or images or audio or finish == "length"):
-        raise UnusualError  # says nothing: whose fault that is, is judged elsewhere
-    return Choice(
-        text,
-        finish,
-        calls,
-        reasoning,
-        refusal,
-        images=images,
-        audio=audio,
-        sources_json=sources,
-    )
+    content = separated(content_of(message))
+    spoken = content.text or content.refusal or content.images or content.audio
+    if not (spoken or calls or finish == "length"):
+        raise UnusualError  # an empty answer is judged elsewhere
+    return Choice(finish_reason=finish, tool_calls=calls, **content._asdict())
 
 
 def _tool_call(call: Mapping[str, Any]) -> ToolCall:
@@ -166,12 +158,7 @@ _BESIDE_CHUNKS = frozenset({"citations", "search_results", "service_tier", "syst
 
 
 class OpenAIReading(StreamReading):
-    """`chat.completion.chunk`s, also of Azure and of the many servers that imitate OpenAI.
-
-    litellm's reader keeps no state here.
-    """
-
-    __slots__ = ()
+    """Streams of `chat.completion.chunk`s, for which litellm's reader keeps no state."""
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         choices = event.get("choices")
@@ -210,13 +197,13 @@ class OpenAIReading(StreamReading):
         text, calls = delta.get("content"), delta.get("tool_calls")
         says = True
         if text and len(delta) == 1 and type(text) is str:  # almost every chunk
-            self._say(Chunk(text, index=index))
+            self._emit(Chunk(text, index=index))
         else:
             deltas = self._tool_calls(index, calls) if calls else ()
             chunk = chunk_of(content_of(delta), index, deltas)
             says = chunk is not None
             if chunk is not None:
-                self._say(chunk)
+                self._emit(chunk)
         if choice.get("logprobs"):
             self._add_logprobs(index, choice["logprobs"])
         if "usage" in choice:  # Moonshot's
@@ -347,7 +334,7 @@ class OpenAITranslation(Translation):
 
 
 class AzureTranslation(OpenAITranslation):
-    """Azure's words: other addresses and another header for the key."""
+    """Translates for Azure: other addresses and another header for the key."""
 
     def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
         super().__init__(litellm, config, options)

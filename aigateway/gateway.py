@@ -771,7 +771,7 @@ def _checked(providers: Iterable[LLMConfig]) -> list[LLMConfig]:
 def _litellm_clients(settings: GatewaySettings) -> VendorClientFactory:
     def make(config: LLMConfig, clock: Clock) -> VendorClient:
         # Not at the top: importing the package must not load the HTTP client.
-        from aigateway.wires.changing_key import ChangingKeyClient  # noqa: PLC0415
+        from aigateway.wires.client import ChangingKeyClient  # noqa: PLC0415
         from aigateway.wires.direct_lane import DirectClient  # noqa: PLC0415
 
         connect = partial(DirectClient, drop_unsupported_params=settings.drop_unsupported_params)

@@ -32,7 +32,7 @@ from aigateway.messages import (
 from aigateway.settings import LLMConfig
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.ends import Ending
+from aigateway.wires.wire import AnswerEnd
 
 if TYPE_CHECKING:
     from aigateway.simulator import Simulator
@@ -365,12 +365,14 @@ class _ScriptedVendorStream:
     def finish(self, reason: str) -> None:
         """Give the finish reason, though the stream continues."""
         self._assembly.add(Chunk())
-        self._assembly.finish(0, Ending(reason, reason))
+        self._assembly.finish(0, AnswerEnd(reason, reason))
 
     async def read(self) -> Sequence[Chunk] | None:
         await asyncio.sleep(0)
         if not self._pieces:
-            self._assembly.finish(0, Ending(self._script.finish_reason, self._script.finish_reason))
+            self._assembly.finish(
+                0, AnswerEnd(self._script.finish_reason, self._script.finish_reason)
+            )
             self._assembly.usage = self._script.usage
             await self.aclose()
             return None

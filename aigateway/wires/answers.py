@@ -1,7 +1,7 @@
-"""litellm's response objects, or anything of OpenAI's shape, to the house's own records.
+"""Read answers: litellm's response objects, or anything of OpenAI's shape, into our records.
 
-An answer that is none (no choices, nothing in them) raises, because it came under a success
-status and nobody else would notice.
+An answer without choices, or with nothing in them, raises: it came under a success status, so
+nothing else would notice.
 """
 
 from __future__ import annotations
@@ -21,27 +21,31 @@ from aigateway.messages import (
     ToolCallDelta,
     Usage,
 )
-from aigateway.wires.anthropic.tool_calls import server_calls_in
+from aigateway.wires.anthropic import server_calls_in
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import (
     IN_ID,
     Content,
     content_of,
-    parted,
-    said_beside,
+    fields_beside_choices,
+    separated,
     signature_of,
     text_of,
 )
-from aigateway.wires.ends import BrokenOffError, Ending, end_of
-from aigateway.wires.openai.ends import OPENAI_ENDS
+from aigateway.wires.openai import OPENAI_ENDS
 from aigateway.wires.registry import endings_in
 from aigateway.wires.tool_calls import CallPiece, cleaned, is_cut
+from aigateway.wires.wire import AnswerEnd, BrokenOffError, end_of
 
 __all__ = [
+    "UnusualError",
     "chunk_of",
     "completion_from",
+    "counted_usage",
     "embeddings_from",
-    "kind_of_silence",
+    "empty_answer_kind",
+    "is_absent",
+    "is_plain_text",
     "piece_from",
     "read_calls",
     "stated_cost",
@@ -58,15 +62,9 @@ def completion_from(
     think_tags: bool = False,
     stops: bool = False,
 ) -> Completion:
-    """Read a chat response; its price is the caller's business.
+    """Read a chat response of litellm's, without its price.
 
-    Args:
-        response: litellm's `ModelResponse`.
-        model: Named where the vendor names none.
-        status: The HTTP status it came under, where that is known; for the failure.
-        body: What the vendor sent, where that is known: it says how its answers ended.
-        think_tags: Whether the text may begin with reasoning: see `ThinkTags`.
-        stops: Whether the request has `stop`: see `kind_of_silence`.
+    `status` (for the failure) and `body` (which says how the answers ended) are given where known.
 
     Raises:
         BrokenOffError: The vendor says that an answer broke off.
@@ -85,7 +83,7 @@ def completion_from(
         )
         for place, choice in enumerate(getattr(response, "choices", None) or ())
     )
-    silence = kind_of_silence(choices, stops=stops)
+    silence = empty_answer_kind(choices, stops=stops)
     if silence is not None:
         raise VendorCallError(Failure(silence, status))
     return Completion(
@@ -95,22 +93,19 @@ def completion_from(
         usage=usage_from(getattr(response, "usage", None)),
         cost_usd=stated_cost(getattr(response, "usage", None)),
         created=_count(getattr(response, "created", 0)),
-        **said_beside(response),
+        **fields_beside_choices(response),
     )
 
 
-def kind_of_silence(choices: Iterable[Choice], *, stops: bool) -> FailureKind | None:
-    """What it means if none of these says anything, or a tool call is cut; else None.
+def empty_answer_kind(choices: Iterable[Choice], *, stops: bool) -> FailureKind | None:
+    """Return the failure if none of the answers says anything or a tool call is cut; else None.
 
-    Args:
-        choices: Of a whole answer.
-        stops: Whether the request has `stop`. Then an answer may well be empty: it would have begun
-            with such a text.
+    With `stop` in the request an answer may be empty: it would have begun with such a text.
     """
     choices = tuple(choices)
     if any(map(_has_cut_call, choices)):
         return FailureKind.BAD_ANSWER
-    if any(map(_says_something, choices)):
+    if any(map(_has_content, choices)):
         return None
     if stops and any(choice.finish_reason == "stop" for choice in choices):
         return None
@@ -121,13 +116,9 @@ def kind_of_silence(choices: Iterable[Choice], *, stops: bool) -> FailureKind | 
 def piece_from(
     choice: Any, index: int, calls: tuple[ToolCallDelta, ...] = (), beside: Any = None
 ) -> Chunk | None:
-    """Read one choice of a streamed chunk, without its end; None if it says nothing.
+    """Read one choice of litellm's streamed chunk; None if it says nothing.
 
-    Args:
-        choice: A `StreamingChoices` of litellm's.
-        index: Its place among the answers.
-        calls: Its tool calls.
-        beside: The chunk, if this choice is to have what stands beside the choices.
+    `beside` is the chunk, if this choice is to have what stands beside the choices.
     """
     return chunk_of(content_of(getattr(choice, "delta", None), beside), index, calls)
 
@@ -136,22 +127,11 @@ def chunk_of(content: Content, index: int, calls: tuple[ToolCallDelta, ...] = ()
     """Make a chunk of what a delta says; None if it says nothing."""
     if not (calls or any(content)):
         return None
-    return Chunk(
-        content.text,
-        calls,
-        content.reasoning,
-        content.refusal,
-        index=index,
-        images=content.images,
-        audio=content.audio,
-        sources_json=content.sources_json,
-        thinking_json=content.thinking_json,
-        thought_signatures=content.thought_signatures,
-    )
+    return Chunk(tool_calls=calls, index=index, **content._asdict())
 
 
 def read_calls(delta: Any) -> list[CallPiece]:
-    """The pieces of tool calls in one of litellm's deltas."""
+    """Return the pieces of tool calls in one of litellm's deltas."""
     pieces = [
         CallPiece(getattr(call, "index", None), _id(call), *_called(call))
         for call in getattr(delta, "tool_calls", None) or ()
@@ -167,7 +147,7 @@ def _id(call: Any) -> str:
 
 
 def _called(call: Any) -> tuple[str, str, str, str | None]:
-    """Name, arguments, type and signature of one of litellm's calls, or of a piece of one."""
+    """Return name, arguments, type and signature of one of litellm's calls, or a piece of one."""
     custom = getattr(call, "custom", None)
     if custom is None:
         kind = "custom" if getattr(call, "type", None) == "custom" else "function"
@@ -186,13 +166,7 @@ def _function(function: Any) -> tuple[str, str]:
 def embeddings_from(
     response: Any, *, model: str, count: int, status: int | None = None
 ) -> Embeddings:
-    """Read an embedding response, in the order of the inputs.
-
-    Args:
-        response: litellm's `EmbeddingResponse`.
-        model: Named where the vendor names none.
-        count: How many inputs were sent.
-        status: The HTTP status it came under, where that is known; for the failure.
+    """Read an embedding response of litellm's, in the order of the inputs.
 
     Raises:
         VendorCallError: A vector is missing or is not made of numbers (`BAD_ANSWER`).
@@ -218,7 +192,7 @@ def _has_cut_call(choice: Choice) -> bool:
     )
 
 
-def _says_something(choice: Choice) -> bool:
+def _has_content(choice: Choice) -> bool:
     # Hidden reasoning may use up all the tokens that the caller allowed: an answer, if a short one.
     return bool(
         choice.text or choice.tool_calls or choice.refusal or choice.images or choice.audio
@@ -229,37 +203,26 @@ def _choice(
     choice: Any,
     place: int,
     content: Content,
-    endings: Mapping[int, Ending] | None,
+    endings: Mapping[int, AnswerEnd] | None,
     own: frozenset[str],
     *,
     think_tags: bool,
 ) -> Choice:
     calls = tuple(cleaned(_tool_calls(getattr(choice, "message", None)), own))
     if think_tags:
-        content = parted(content)
+        content = separated(content)
     return Choice(
-        text=content.text,
         finish_reason=_end(choice, place, endings, has_calls=bool(calls)),
         tool_calls=calls,
-        reasoning=content.reasoning,
-        refusal=content.refusal,
         logprobs_json=_logprobs(getattr(choice, "logprobs", None)),
-        images=content.images,
-        audio=content.audio,
-        sources_json=content.sources_json,
-        thinking_json=content.thinking_json,
-        thought_signatures=content.thought_signatures,
+        **content._asdict(),
     )
 
 
 def _end(
-    choice: Any, place: int, endings: Mapping[int, Ending] | None, *, has_calls: bool
+    choice: Any, place: int, endings: Mapping[int, AnswerEnd] | None, *, has_calls: bool
 ) -> str | None:
-    """Why an answer ended.
-
-    Raises:
-        BrokenOffError: For no reason that ends a whole one.
-    """
+    """Return why an answer ended. Raises `BrokenOffError` if it broke off."""
     said = getattr(choice, "finish_reason", None)
     if endings is None:
         beside = getattr(choice, "provider_specific_fields", None)
@@ -310,11 +273,7 @@ def usage_from(usage: Any) -> Usage:
 
 
 def stated_cost(usage: Any) -> float | None:
-    """What the vendor itself says that the call cost, in US dollars: OpenRouter, Perplexity.
-
-    Args:
-        usage: An object or a mapping of OpenAI's shape.
-    """
+    """Return what the vendor itself charges for the call, in US dollars: OpenRouter, Perplexity."""
     cost = _part(usage, "cost")
     if isinstance(cost, Mapping):
         cost = cost.get("total_cost")
@@ -346,3 +305,30 @@ def _vector(numbers: Any) -> tuple[float, ...]:
     except (TypeError, ValueError, OverflowError):
         return ()
     return vector if all(map(math.isfinite, vector)) else ()
+
+
+class UnusualError(Exception):
+    """An answer is not plain: litellm's translation has to read it.
+
+    A plain answer is a text, an end and a count of tokens (on the OpenAI wire also tool calls).
+    Reading one without litellm costs a tenth.
+    """
+
+
+def is_plain_text(text: Any) -> bool:
+    """Return whether this is a text without reasoning in it."""
+    return isinstance(text, str) and bool(text) and "<think" not in text
+
+
+def is_absent(count: Any) -> bool:
+    """Return whether a count of something special says that there was none."""
+    return not any(count.values()) if isinstance(count, Mapping) else not count
+
+
+def counted_usage(prompt: Any, answer: Any, thought: Any = 0) -> Usage:
+    """Make a usage of the vendor's counts. Raises `UnusualError` if one of them is no count."""
+    for count in (prompt, answer, thought):
+        if type(count) is not int or not 0 <= count < 2**53:
+            raise UnusualError
+    completion = answer + thought
+    return Usage(prompt, completion, prompt + completion, reasoning_tokens=thought)

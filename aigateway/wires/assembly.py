@@ -1,18 +1,18 @@
-"""The pieces of a streamed answer, put together again."""
+"""Join the pieces of a streamed answer."""
 
 from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aigateway.messages import Audio, Choice, Chunk, Completion, ToolCall, ToolCallDelta, Usage
 from aigateway.wires.content import ThinkTags, joined_sources
-from aigateway.wires.ends import Ending
 from aigateway.wires.json_bodies import whole_characters
 from aigateway.wires.tool_calls import CallPiece, ToolCallReader
+from aigateway.wires.wire import AnswerEnd
 
 __all__ = ["Assembly"]
 
@@ -20,48 +20,28 @@ _LOST = "\ufffd"
 """Stands for a character of which only half came."""
 
 
+@dataclass(slots=True)
 class _Answer:
     """One of the `n` answers, as far as it has come."""
 
-    __slots__ = (
-        "audio",
-        "calls",
-        "ending",
-        "goes_on",
-        "halves",
-        "images",
-        "is_last",
-        "is_sure",
-        "logprobs_json",
-        "reader",
-        "reasoning",
-        "refusal",
-        "signatures",
-        "sources_json",
-        "tags",
-        "text",
-        "thinking",
-    )
-
-    def __init__(self, tags: ThinkTags | None) -> None:
-        self.tags = tags
-        """None once nothing but text can come."""
-        self.images: list[str] = []
-        self.audio: list[Audio] = []
-        self.sources_json: str | None = None
-        self.thinking: list[dict[str, Any]] = []
-        self.signatures: list[str] = []
-        self.text: list[str] = []
-        self.reasoning: list[str] = []
-        self.refusal: list[str] = []
-        self.calls: dict[int, list[ToolCallDelta]] = {}
-        self.reader: ToolCallReader | None = None
-        self.halves: dict[Any, str] = {}  # of characters whose rest has not come
-        self.ending: Ending | None = None
-        self.is_sure = False  # it came alone, so that nothing may follow
-        self.is_last = False  # no content has come behind it
-        self.goes_on = False  # content has come behind an end: this server says it with each piece
-        self.logprobs_json: str | None = None
+    tags: ThinkTags | None
+    """None once nothing but text can come."""
+    images: list[str] = field(default_factory=list)
+    audio: list[Audio] = field(default_factory=list)
+    sources_json: str | None = None
+    thinking: list[dict[str, Any]] = field(default_factory=list)
+    signatures: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    refusal: list[str] = field(default_factory=list)
+    calls: dict[int, list[ToolCallDelta]] = field(default_factory=dict)
+    reader: ToolCallReader | None = None
+    halves: dict[Any, str] = field(default_factory=dict)  # of characters whose rest has not come
+    ending: AnswerEnd | None = None
+    is_sure: bool = False  # it came alone, so that nothing may follow
+    is_last: bool = False  # no content has come behind it
+    goes_on: bool = False  # content came behind an end: this server sends one with each piece
+    logprobs_json: str | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -72,7 +52,7 @@ class _Answer:
         return self.has_ended and self.is_sure and not self.goes_on
 
     def joined(self, place: Any, piece: str) -> str:
-        """A piece that comes at this place of the answer, in whole characters."""
+        """Join a piece to the half character before it, and hold back the half at its end."""
         if not piece:
             return piece
         text = self.halves.pop(place, "") + piece
@@ -120,8 +100,8 @@ class _Answer:
         if chunk.thought_signatures:
             self.signatures += chunk.thought_signatures
 
-    def parted(self, chunk: Chunk, tags: ThinkTags) -> Chunk | None:
-        """The chunk with its reasoning apart from its text; None if nothing of it is left."""
+    def separated(self, chunk: Chunk, tags: ThinkTags) -> Chunk | None:
+        """Separate the chunk's reasoning from its text; None if nothing is left."""
         if chunk.reasoning:  # the server parts them itself
             self.tags = None
             text, reasoning = tags.end()
@@ -138,33 +118,10 @@ class _Answer:
 class Assembly:
     """Collects what a stream brings.
 
-    Args:
-        model: Named where the vendor names none.
-        expected: How many answers were asked for. They may come one after the other, so that all
-            that have begun have ended, and there is more to come.
-        think_tags: Whether texts may begin with reasoning: see `ThinkTags`.
-
-    Attributes:
-        id: As the vendor names the answer.
-        model: As the vendor names the model.
-        created: Unix time in seconds; 0 where the vendor says none.
-        usage: None until the vendor has counted.
-        cost_usd: What the vendor itself says that the answer cost; None where it says nothing.
-        not_for_the_caller: Ids of tool calls that the vendor makes itself.
+    The `expected` answers may come one after the other: all that have begun may have ended, with
+    more to come. `usage` is None until the vendor has counted. `not_for_the_caller` holds the ids
+    of tool calls that the vendor makes itself.
     """
-
-    __slots__ = (
-        "_answers",
-        "_beside",
-        "_expected",
-        "_think_tags",
-        "cost_usd",
-        "created",
-        "id",
-        "model",
-        "not_for_the_caller",
-        "usage",
-    )
 
     def __init__(self, model: str, expected: int = 1, *, think_tags: bool = False) -> None:
         self._beside: dict[str, Any] = {}
@@ -186,15 +143,12 @@ class Assembly:
         )
 
     def is_whole(self, *, closed: bool, broken: bool = False) -> bool:
-        """Whether every answer that was begun has ended, and there is one.
+        """Return whether there is an answer, and each that was begun has ended.
 
-        Some vendors give fewer answers than they were asked for.
-
-        Args:
-            closed: The vendor has said that nothing more comes. Else the end of each answer must
-                be the last that came of it.
-            broken: The stream did not end in good order. Then the ends of a server that says
-                "stop" with each piece count for nothing, and all answers must have begun.
+        Some vendors give fewer answers than they were asked for. Unless the vendor has said that
+        nothing more comes (`closed`), the end of each answer must be the last that came of it. If
+        the stream is `broken`, the ends of a server that says "stop" with each piece count for
+        nothing, and all answers must have begun.
         """
         answers = self._answers.values()
         return (
@@ -206,16 +160,13 @@ class Assembly:
         )
 
     @property
-    def broken_off(self) -> Ending | None:
+    def broken_off(self) -> AnswerEnd | None:
         """How an answer broke off, if the vendor gave a reason for that."""
         endings = (answer.ending for answer in self._answers.values())
         return next((e for e in endings if e is not None and e.end is None), None)
 
     def _in_whole_characters(self, chunk: Chunk) -> Chunk | None:
-        """Give a piece before it is added, without the half of a character that it may end with.
-
-        The half comes with the next piece. None if nothing else is in it.
-        """
+        """Hold back the half of a character at the end of a chunk for the next one."""
         answer = self._answers.get(chunk.index)
         if answer is None or not answer.halves:
             if chunk.text.isascii() and not (chunk.tool_calls or chunk.reasoning or chunk.refusal):
@@ -237,33 +188,24 @@ class Assembly:
         return None if chunk == Chunk(index=chunk.index) else chunk
 
     def add(self, chunk: Chunk) -> Chunk | None:
-        """Take in a piece of content.
-
-        Returns:
-            What to hand on of it; None if nothing yet.
-        """
+        """Take in a piece of content; return what to hand on of it, if anything yet."""
         whole = self._in_whole_characters(chunk)
         if whole is None:
             return None
         chunk = whole
         answer = self._answers.get(chunk.index) or self._answer(chunk.index)
         if answer.tags is not None:
-            parted = answer.parted(chunk, answer.tags)
-            if parted is None:
+            separated = answer.separated(chunk, answer.tags)
+            if separated is None:
                 return None
-            chunk = parted
+            chunk = separated
         if answer.ending is not None:
             answer.goes_on, answer.is_last = True, False
         answer.add(chunk)
         return chunk
 
     def read_calls(self, index: int, pieces: Iterable[CallPiece]) -> tuple[ToolCallDelta, ...]:
-        """Tell the calls of an answer apart, before they are added.
-
-        Args:
-            index: Of the answer.
-            pieces: Of its calls.
-        """
+        """Assign pieces of tool calls to the calls of an answer."""
         deltas = []
         for piece in pieces:
             answer = self._answers.get(index) or self._answer(index)
@@ -275,7 +217,7 @@ class Assembly:
         return tuple(deltas)
 
     def last_pieces(self) -> list[Chunk]:
-        """What was held back, and what calls lack, once nothing more comes."""
+        """Return what was held back, and what calls lack, once nothing more comes."""
         chunks = []
         for index, answer in self._answers.items():
             rest = self._held_back(index, answer)
@@ -288,16 +230,11 @@ class Assembly:
                 chunks.append(Chunk(tool_calls=deltas, index=index))
         return chunks
 
-    def finish(self, index: int, ending: Ending, *, sure: bool = True) -> Chunk | None:
-        """Note why one of the answers ended.
+    def finish(self, index: int, ending: AnswerEnd, *, sure: bool = True) -> Chunk | None:
+        """Note why one of the answers ended; return what was held back of it.
 
-        Args:
-            index: Which.
-            ending: The reason; another may follow, and counts instead.
-            sure: It came without content. Some servers say "stop" with each piece.
-
-        Returns:
-            What was held back of it and is to be handed on.
+        Another reason may follow, and counts instead. `sure`: it came without content; some servers
+        say "stop" with each piece.
         """
         answer = self._answer(index)
         answer.ending, answer.is_sure, answer.is_last = ending, sure, True
@@ -334,18 +271,18 @@ class Assembly:
             answer.is_sure = True
 
     def note(self, said: dict[str, Any]) -> None:
-        """Take in what stands beside the choices: some fields of `Completion`, by name."""
+        """Add fields of `Completion` from beside the choices."""
         sources = joined_sources(self._beside.get("sources_json"), said.get("sources_json"))
         self._beside |= said
         if sources:
             self._beside["sources_json"] = sources
 
     def add_logprobs(self, index: int, logprobs_json: str) -> None:
-        """Note the OpenAI `logprobs` object of one of the answers, as JSON text."""
+        """Add the OpenAI `logprobs` object of an answer, as JSON text."""
         self._answer(index).logprobs_json = logprobs_json
 
     def completion(self) -> Completion:
-        """What has come so far. It has no price but the vendor's own."""
+        """Return what has come so far, without a price but the vendor's own."""
         return Completion(
             id=self.id,
             model=self.model,
@@ -379,7 +316,6 @@ def _texts(chunk: Chunk) -> Iterator[str]:
 
 
 def _has_half(text: str) -> bool:
-    """Whether a text begins or ends with half a character."""
     return bool(text) and ("\ud800" <= text[-1] <= "\udfff" or "\ud800" <= text[0] <= "\udfff")
 
 
@@ -395,7 +331,7 @@ def _tool_call(deltas: list[ToolCallDelta]) -> ToolCall:
 
 
 def _base64(pieces: list[str]) -> str:
-    """The data. Where each piece was encoded by itself, it is padded in the middle."""
+    """Join base64 pieces; where each was encoded by itself, there is padding in the middle."""
     joined = "".join(pieces)
     if "=" not in joined.rstrip("="):
         return joined

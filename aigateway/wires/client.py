@@ -1,23 +1,39 @@
-"""What the rest of the house knows of a vendor: three calls, one kind of failure.
+"""The face of the wires: a vendor's client with three calls and one kind of failure.
 
-A `VendorClient` belongs to one provider and one event loop. Everything that can be worked out
-once per provider (URL, headers, pool, price) is worked out when it is made.
+A `VendorClient` belongs to one provider and one event loop. It works out once, when it is made,
+what does not depend on a request (URL, headers, pool, price).
+
+`ChangingKeyClient` is for a provider whose key comes from a function: tokens that expire, secrets
+that are rotated. Each key has a client of its own. A call ends with the client that it began with,
+and a client without calls is collected; all of them share the connections below.
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from pydantic import SecretStr
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.events import Operation
 from aigateway.messages import ChatRequest, Chunk, Completion, EmbeddingRequest, Embeddings
-from aigateway.settings import LLMConfig
+from aigateway.settings import KeyFunction, LLMConfig, checked_key
 
-__all__ = ["Failure", "VendorCallError", "VendorClient", "VendorClientFactory", "VendorStream"]
+__all__ = [
+    "ChangingKeyClient",
+    "Failure",
+    "VendorCallError",
+    "VendorClient",
+    "VendorClientFactory",
+    "VendorStream",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +66,7 @@ class Failure:
     certain: bool = False
 
     def of(self, provider: str, longest: float = math.inf) -> ProviderFailure:
-        """Make the cause that errors carry for it.
-
-        Args:
-            provider: Its name.
-            longest: Seconds after which the provider is asked again, whatever the vendor wishes.
-        """
+        """Return the public form of this failure. `longest` bounds the vendor's `Retry-After`."""
         after = self.retry_after
         return ProviderFailure(
             provider,
@@ -69,7 +80,7 @@ class Failure:
 
 
 class VendorCallError(Exception):
-    """The one exception that a `VendorClient` raises for a vendor's failure."""
+    """A vendor's failure: the one exception that a `VendorClient` raises for it."""
 
     def __init__(self, failure: Failure, answer: Completion | None = None) -> None:
         super().__init__(str(failure.kind))
@@ -101,7 +112,7 @@ class VendorStream(Protocol):
         """
 
     def completion(self) -> Completion:
-        """What has come so far, as one answer, with its price as far as usage has come."""
+        """Return what has come so far as one answer, priced as far as usage has come."""
 
     async def aclose(self) -> None:
         """Close the connection, unless the answer was read to its end. May be called twice."""
@@ -140,22 +151,20 @@ class VendorClient(Protocol):
     ) -> Sequence[str]:
         """Name the parameters of a chat that would be left out. Asked only after `prepare`.
 
-        Args:
-            params: Of the chat.
-            messages: What is said before may leave no room for some.
+        What is said before, in `messages`, may leave no room for some.
         """
 
     async def chat(self, request: ChatRequest) -> Completion:
         """Ask for an answer."""
 
     async def stream(self, request: ChatRequest) -> VendorStream:
-        """Ask for an answer piece by piece. Returns when the vendor has begun to answer."""
+        """Ask for an answer piece by piece. Return when the vendor has begun to answer."""
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Ask for vectors."""
 
     def pause(self) -> float | None:
-        """Seconds until the vendor's own limits allow a call again, if it says none is left now.
+        """Return the seconds until the vendor's limits allow a call again, if it says none is left.
 
         From the headers of the latest response; said once.
         """
@@ -166,3 +175,138 @@ class VendorClient(Protocol):
 
 VendorClientFactory = Callable[[LLMConfig, Clock], VendorClient]
 """Makes the client of one provider. Called on the event loop that will use it."""
+
+
+_log = logging.getLogger(__name__)
+
+ASK_AGAIN = 60.0
+"""Seconds for which a key is used before the function is asked again. One that renews a token some
+minutes before it expires is asked in time, so that no call meets an old one."""
+
+_UNAUTHORIZED = 401
+
+T = TypeVar("T")
+
+
+class Renewable(VendorClient, Protocol):
+    """A client that another one of the same provider, with another key, can replace."""
+
+    def learn_from(self, other: Any) -> None:
+        """Take over what another client of this provider has learned. Called before `prepare`."""
+
+
+class ChangingKeyClient:
+    """One provider on one event loop, with the current key; `make` makes the client for one."""
+
+    def __init__(
+        self, config: LLMConfig, clock: Clock, make: Callable[[LLMConfig, Clock], Renewable]
+    ) -> None:
+        assert callable(config.api_key)  # noqa: S101 - else the ordinary client does
+        self._function: KeyFunction = config.api_key
+        self._config = config
+        self._clock = clock
+        self._make = make
+        self._key: str | None = None
+        self._asked_at = -math.inf
+        self._asking = asyncio.Lock()
+        # Without a key it knows the model already. It is never called.
+        nothing = config.model_copy(update={"api_key": SecretStr("not-known-yet")})
+        self._client = make(nothing, clock)
+        self._closed = False
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        """See `VendorClient`."""
+        return self._client.max_input_tokens
+
+    @property
+    def operations(self) -> frozenset[Operation] | None:
+        """See `VendorClient`."""
+        return self._client.operations
+
+    @property
+    def accepts_prefill(self) -> bool:
+        """See `VendorClient`."""
+        return self._client.accepts_prefill
+
+    async def prepare(self) -> None:
+        """See `VendorClient`. Gets no key: that is part of the first call, and of its time."""
+        await self._client.prepare()
+
+    async def chat(self, request: ChatRequest) -> Completion:
+        """See `VendorClient`."""
+        return await self._call(lambda client: client.chat(request))
+
+    async def stream(self, request: ChatRequest) -> VendorStream:
+        """See `VendorClient`."""
+        return await self._call(lambda client: client.stream(request))
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `VendorClient`."""
+        return await self._call(lambda client: client.embed(request))
+
+    def dropped(
+        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
+    ) -> Sequence[str]:
+        """See `VendorClient`."""
+        return self._client.dropped(params, messages)
+
+    def pause(self) -> float | None:
+        """See `VendorClient`."""
+        return self._client.pause()
+
+    async def aclose(self) -> None:
+        """See `VendorClient`."""
+        self._closed = True
+        await self._client.aclose()
+
+    async def _call(self, call: Callable[[VendorClient], Awaitable[T]]) -> T:
+        """Make a call, and once more with a new key where the vendor refuses the old one."""
+        client = await self._with_key()
+        try:
+            return await call(client)
+        except VendorCallError as error:
+            if error.failure.status != _UNAUTHORIZED:
+                raise
+            renewed = await self._with_key(instead_of=client)
+            if renewed is client:
+                raise
+        return await call(renewed)
+
+    async def _with_key(self, *, instead_of: VendorClient | None = None) -> VendorClient:
+        """Return the client for the current key; the vendor refuses the key of `instead_of`."""
+        due = self._clock.now() >= self._asked_at + ASK_AGAIN
+        # While one call asks, the others go on with the key that they have.
+        if instead_of is None and self._key is not None and (not due or self._asking.locked()):
+            return self._client
+        async with self._asking:
+            refused = instead_of is not None and instead_of is self._client
+            due = self._clock.now() >= self._asked_at + ASK_AGAIN
+            if refused or due or self._key is None:
+                await self._ask()
+        return self._client
+
+    async def _ask(self) -> None:
+        try:
+            # In a thread: one that is not async may wait for the network.
+            waits = inspect.iscoroutinefunction(self._function)
+            given = self._function() if waits else await asyncio.to_thread(self._function)
+            key = checked_key(await given if inspect.isawaitable(given) else given)
+        except Exception as error:  # noqa: BLE001 - it is the application's, and may raise anything
+            name = type(error).__name__  # not its text: that may quote a key
+            _log.warning("The api_key function of provider %s failed: %s.", self._config.name, name)
+            if self._key is None:
+                failure = Failure(
+                    FailureKind.UNKNOWN,
+                    code="api_key_function_failed",
+                    detail=f"The function given as api_key gave no key: {name}.",
+                )
+                raise VendorCallError(failure) from None
+            self._asked_at = self._clock.now()
+            return
+        self._asked_at = self._clock.now()
+        if key.get_secret_value() != self._key and not self._closed:
+            client = self._make(self._config.model_copy(update={"api_key": key}), self._clock)
+            client.learn_from(self._client)
+            await client.prepare()
+            self._client, self._key = client, key.get_secret_value()

@@ -1,7 +1,7 @@
-"""What a message says, in every shape that vendors give it.
+"""Read the content of a message, in every shape that vendors give it.
 
 Messages of whole answers and deltas of streams have the same fields, as the vendor sent them or in
-litellm's objects. Both lanes read both here, so that an answer is the same whichever way it came.
+litellm's objects. Both lanes read both here, so an answer is the same whichever way it came.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ __all__ = [
     "ThinkTags",
     "ThinkingKeeper",
     "content_of",
+    "fields_beside_choices",
     "joined_sources",
-    "parted",
-    "said_beside",
+    "separated",
     "signature_of",
     "signed_blocks",
-    "spoken",
+    "speech_in",
     "text_of",
 ]
 
 
 class Content(NamedTuple):
-    """What one message, or one delta, says. The fields are those of `Choice`."""
+    """The content of a message or a delta. The fields are those of `Choice`."""
 
     text: str = ""
     reasoning: str | None = None
@@ -63,12 +63,7 @@ _PLAIN = frozenset(
 
 
 def content_of(message: Any, beside: Any = None) -> Content:
-    """Read a message or a delta.
-
-    Args:
-        message: A mapping or an object of OpenAI's shape. Its content may be a list of parts.
-        beside: litellm's response or chunk that holds it, if it is to have what stands there.
-    """
+    """Read a message or a delta; with what stands `beside` it, in litellm's response or chunk."""
     content = _part(message, "content")
     if isinstance(message, Mapping) and message.keys() <= _PLAIN:
         reasoning = message.get("reasoning_content") or message.get("reasoning")
@@ -104,7 +99,7 @@ def content_of(message: Any, beside: Any = None) -> Content:
 
 
 def signature_of(call: Any) -> str | None:
-    """Gemini's signature of a tool call, wherever litellm and those who imitate it put it."""
+    """Return Gemini's signature of a tool call, wherever litellm and its imitators put it."""
     googles = _part(_part(call, "extra_content"), "google")  # Gemini's on the OpenAI wire
     for beside in (
         _part(call, "provider_specific_fields"),
@@ -119,7 +114,7 @@ def signature_of(call: Any) -> str | None:
 
 
 class ThinkingKeeper:
-    """Puts Anthropic's streamed blocks of thinking together."""
+    """Joins Anthropic's streamed blocks of thinking."""
 
     __slots__ = ("_block",)
 
@@ -127,7 +122,7 @@ class ThinkingKeeper:
         self._block: dict[str, Any] | None = None
 
     def take(self, event: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Read an event, and give the block that is whole with it, if one is."""
+        """Read an event, and return the block that it completes, if any."""
         kind = event.get("type")
         if kind == "content_block_delta":
             delta = event.get("delta")
@@ -149,7 +144,7 @@ _THINKING = frozenset({"redacted_thinking", "thinking"})
 
 
 def signed_blocks(blocks: Any) -> list[dict[str, Any]]:
-    """Those of Anthropic's blocks of thinking that it would take back."""
+    """Return those of Anthropic's blocks of thinking that it takes back."""
     return [
         plain
         for plain in map(_plain, blocks if isinstance(blocks, list | tuple) else ())
@@ -158,12 +153,8 @@ def signed_blocks(blocks: Any) -> list[dict[str, Any]]:
     ]
 
 
-def said_beside(response: Any) -> dict[str, Any]:
-    """Read what stands beside the choices of an answer or a chunk: fields of `Completion`.
-
-    Args:
-        response: A mapping or an object of OpenAI's shape.
-    """
+def fields_beside_choices(response: Any) -> dict[str, Any]:
+    """Read fields of `Completion` from beside the choices of an answer or a chunk."""
     said: dict[str, Any] = {}
     for name in ("system_fingerprint", "service_tier"):
         value = text_of(_part(response, name))
@@ -176,7 +167,7 @@ def said_beside(response: Any) -> dict[str, Any]:
 
 
 def joined_sources(so_far: str | None, more: str | None) -> str | None:
-    """Join two `sources_json`. Lists go on; what came before is not said twice."""
+    """Join two `sources_json`, without repeating entries of lists."""
     if not (so_far and more):
         return so_far or more
     joined = json.loads(so_far)
@@ -190,12 +181,12 @@ def joined_sources(so_far: str | None, more: str | None) -> str | None:
 
 
 def text_of(value: Any) -> str | None:
-    """The value, if it is a text with something in it."""
+    """Return the value if it is a text that is not empty."""
     return value if isinstance(value, str) and value else None
 
 
 class _Parts:
-    """Collects what the parts of a message say."""
+    """Collects the content of a message's parts."""
 
     def __init__(self) -> None:
         self.refusal: list[str] = []
@@ -216,7 +207,6 @@ class _Parts:
         )
 
     def add(self, content: Any) -> None:
-        """Take in a text, a part, or a list of them."""
         if isinstance(content, str):
             self._text.append(content)
         elif isinstance(content, list | tuple):
@@ -246,7 +236,6 @@ class _Parts:
         self._reasoning += [text_of(p) or text_of(_part(p, "text")) or "" for p in pieces]
 
     def add_images(self, images: Any) -> None:
-        """Take in pictures, each a URL or an `image_url` part."""
         for image in images if isinstance(images, list | tuple) else ():
             held = _part(image, "image_url") or image
             url = text_of(held) or text_of(_part(held, "url"))
@@ -254,7 +243,6 @@ class _Parts:
                 self._images.append(url)
 
     def add_audio(self, audio: Any) -> None:
-        """Take in sound, or a piece of it."""
         if audio is None:
             return
         expires, name = _part(audio, "expires_at"), text_of(_part(audio, "id")) or ""
@@ -269,7 +257,6 @@ class _Parts:
         self._audio = heard if heard != Audio() else None
 
     def cite(self, name: str, sources: Any) -> None:
-        """Take in where the text comes from."""
         if not sources or not isinstance(sources, list | tuple | Mapping):
             return
         plain = _plain(sources)
@@ -282,8 +269,8 @@ class _Parts:
             self._sources[name] = plain
 
 
-def spoken(candidate: Mapping[str, Any]) -> list[str]:
-    """The speech in one of Gemini's candidates, in base64."""
+def speech_in(candidate: Mapping[str, Any]) -> list[str]:
+    """Return the speech in one of Gemini's candidates, in base64."""
     content = candidate.get("content")
     parts = content.get("parts") if isinstance(content, Mapping) else None
     data = [part.get("inlineData") for part in parts or () if isinstance(part, Mapping)]
@@ -303,7 +290,7 @@ def _part(holder: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values, also of litellm's objects."""
+    """Return JSON values, also of litellm's objects."""
     dump = getattr(value, "model_dump", None)
     if callable(dump):
         return dump()
@@ -315,7 +302,7 @@ def _plain(value: Any) -> Any:
 
 
 class ThinkTags:
-    """Parts reasoning from text where a server leaves both in one: `<think>...</think>answer`.
+    """Separates reasoning from text where a server sends both in one: `<think>...</think>answer`.
 
     Only tags at the very beginning count; a later one is what the answer speaks of. Reasoning that
     is never closed is reasoning to its end.
@@ -332,25 +319,20 @@ class ThinkTags:
         self._held = ""  # what may be the beginning of a tag
         self._thinks = False
         self.done = False
-        """The rest is text."""
+        """Whether the rest is text."""
 
     @classmethod
-    def parted(cls, text: str) -> tuple[str, str]:
-        """Part a whole answer.
-
-        Returns:
-            Its text and its reasoning.
-        """
+    def separated(cls, text: str) -> tuple[str, str]:
+        """Separate a whole answer into its text and its reasoning."""
         tags = cls()
         text, reasoning = tags.feed(text)
         rest, more = tags.end()
         return text + rest, reasoning + more
 
     def feed(self, piece: str) -> tuple[str, str]:
-        """Take in the next piece.
+        """Take in the next piece; return how the text, and how the reasoning, goes on.
 
-        Returns:
-            How the text, and how the reasoning, goes on. What may be half a tag is held back.
+        What may be half a tag is held back.
         """
         if self.done:
             return piece, ""
@@ -369,7 +351,7 @@ class ThinkTags:
         return "", self._all_but_half_a_tag()
 
     def end(self) -> tuple[str, str]:
-        """No tag comes any more: give what was held back."""
+        """Return what was held back, since no tag comes any more."""
         held, self._held, self.done = self._held, "", True
         return ("", held) if self._thinks else (held, "")
 
@@ -385,9 +367,9 @@ class ThinkTags:
         return reasoning
 
 
-def parted(content: Content) -> Content:
-    """Part the reasoning from the text of a whole message, where the vendor did not."""
+def separated(content: Content) -> Content:
+    """Separate the reasoning from the text of a whole message, where the vendor did not."""
     if content.reasoning or not content.text.lstrip().startswith("<"):
         return content
-    text, reasoning = ThinkTags.parted(content.text)
+    text, reasoning = ThinkTags.separated(content.text)
     return content._replace(text=text, reasoning=reasoning or None)

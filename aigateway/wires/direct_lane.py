@@ -1,9 +1,9 @@
-"""The direct lane: litellm translates, prices and classifies, and we carry.
+"""The direct lane: litellm translates, and the gateway sends over connections of its own.
 
-A call costs a tenth of what it costs through `litellm.acompletion`. What this lane does not surely
-carry in the same way goes through the other one by itself: vendors of `ProviderType.LITELLM`,
-embeddings, rare parameters and message parts, every call where the user has registered callbacks
-with litellm, and everything, should litellm's functions not be what they were.
+A call costs a tenth of what it costs through `litellm.acompletion`. What may turn out differently
+here takes the other lane: vendors of `ProviderType.LITELLM`, embeddings, rare parameters and
+message parts, every call while the user has callbacks registered with litellm, and all calls if
+litellm's functions are not what they were.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
@@ -19,27 +19,26 @@ from typing import TYPE_CHECKING, Any
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
-from aigateway.events import Operation
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
 from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from
 from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.direct_stream import DirectStream, StreamOwner
-from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
-from aigateway.wires.litellm.lane import LiteLLMClient, call_options
+from aigateway.wires.json_bodies import parsed
+from aigateway.wires.limits import Quota
+from aigateway.wires.litellm.lane import LiteLLMClient, ProviderFacts, call_options
 from aigateway.wires.loading import SILENT, load_litellm
-from aigateway.wires.parameters import Dropping, Parameters
+from aigateway.wires.parameters import Dropping, ParameterRules
 from aigateway.wires.pricing import ORDINARY_TIERS, Tariff
-from aigateway.wires.quota import Quota
 from aigateway.wires.registry import wire_of
-from aigateway.wires.sse import EventParser
-from aigateway.wires.wire import VendorRequest, VendorResponse
+from aigateway.wires.stream_reading import EventParser
+from aigateway.wires.wire import BrokenOffError, VendorRequest, VendorResponse
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
-    from aigateway.wires.sessions import SharedSession
+    from aigateway.wires.http import SharedSession
     from aigateway.wires.translation import Translation
 
 __all__ = ["DirectClient"]
@@ -47,23 +46,20 @@ __all__ = ["DirectClient"]
 _log = logging.getLogger(__name__)
 
 _LONG = 32_768
-"""Bytes of a request from which it is translated in a thread. litellm takes a tenth of a second for
-a thousand tools, or for a schema that is nested deeply."""
+"""Bytes from which a request is translated in a thread. litellm takes a tenth of a second for a
+thousand tools, or for a deeply nested schema."""
 
 _translators = ThreadPoolExecutor(2, "aigateway-translate")
 
 _TRIAL = ChatRequest(messages=({"role": "user", "content": "hi"},))
 
 
-class DirectClient:
+class DirectClient(ProviderFacts):
     """One provider, asked over our own connections, on one event loop.
 
-    Args:
-        config: The provider.
-        clock: Reads dates in `Retry-After`.
-        drop_unsupported_params: What is left out of a request if the model does not take it:
-            hints, anything (True), or nothing (False). Else the request fails as `UNSUPPORTED`,
-            as a rule before anything is sent.
+    `drop_unsupported_params` says what is left out of a request if the model does not take it:
+    hints, anything (True), or nothing (False). Otherwise the request fails as `UNSUPPORTED`, as a
+    rule before anything is sent.
     """
 
     def __init__(
@@ -72,43 +68,26 @@ class DirectClient:
         self._config = config
         self._clock = clock
         drop = drop_unsupported_params is True
-        self._parameters = Parameters(config, clock, drop_unsupported_params)
+        self._parameters = ParameterRules(config, clock, drop_unsupported_params)
         self._options = call_options(config, drop_unsupported_params=drop)
+        self._quota = Quota(wire_of(config).limits, clock)
         self._other = LiteLLMClient(
             config,
             clock,
             drop_unsupported_params=drop_unsupported_params,
             parameters=self._parameters,
+            quota=self._quota,
         )
         self._litellm: ModuleType | None = None
         self._translation: Translation | None = None
         self._connections: SharedSession | None = None
-        self._is_listened_to: Callable[[], bool] = bool  # nobody; found out with litellm
+        self._has_callbacks: Callable[[], bool] = bool  # False; `_connect` knows
         self._tariff: Tariff | None = None
-        self._quota = Quota(wire_of(config).limits, clock)
         self._streams = False
         self._closed = False
 
-    @property
-    def max_input_tokens(self) -> int | None:
-        """The model's context window for input, if it is known. Asked only after `prepare`."""
-        return self._other.max_input_tokens
-
-    @property
-    def operations(self) -> frozenset[Operation] | None:
-        """What the model does; None where nothing is known. Asked only after `prepare`."""
-        return self._other.operations
-
-    @property
-    def accepts_prefill(self) -> bool:
-        """Whether the model goes on from a trailing message of the assistant, as far as is known.
-
-        Asked only after `prepare`.
-        """
-        return self._other.accepts_prefill
-
     def learn_from(self, other: DirectClient) -> None:
-        """Go on with what another client of this provider has learned of it."""
+        """Take over what another client of this provider has learned."""
         self._parameters, self._quota = other._parameters, other._quota
         self._other.learn_from(other._other)
 
@@ -121,36 +100,32 @@ class DirectClient:
         if self._translation is None:
             await self._other.prepare()
 
-    def dropped(
-        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
-    ) -> tuple[str, ...]:
-        """Name the parameters of a chat that would be left out. Asked only after `prepare`."""
-        return self._parameters.dropped(params, messages)
-
     async def chat(self, request: ChatRequest) -> Completion:
-        """Ask for an answer.
-
-        Raises:
-            VendorCallError: Whatever went wrong at the vendor or on the way to it.
-        """
-        await self.prepare()
+        """Ask for an answer."""
+        if self._litellm is None:
+            await self.prepare()
         translation = self._translation
         fitted = self._parameters.fitted(request)
-        if translation is None or not translation.carries(fitted) or self._is_listened_to():
+        if translation is None or self._has_callbacks():
             return await self._other.chat(request)
         token = SILENT.set(True)  # litellm's advice on how to ask is not for our stdout
         try:
-            sent = (
-                _translated(translation, fitted)
-                if fitted.size < _LONG
-                else await _translated_in_a_thread(translation, fitted)
-            )
+            try:
+                if fitted.size < _LONG:
+                    sent = translation.request(fitted)
+                else:
+                    sent = await _in_a_thread(translation.request, fitted)
+            except VendorCallError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the other lane meets it too, and judges
+                _log.debug("Not carried directly: %s.", type(error).__name__)
+                sent = None
             if sent is None:
                 return await self._other.chat(request)
-            received = await self._carry(sent)
+            received = await self._send(sent)
             return self._read(translation, fitted, sent, received)
         except VendorCallError as error:
-            if not self._parameters.mends(error, request, fitted):
+            if not self._parameters.should_retry(error, request, fitted):
                 raise
         finally:
             try:  # noqa: SIM105 - `suppress` costs half a microsecond
@@ -160,20 +135,11 @@ class DirectClient:
         return await self.chat(request)  # with what has just been learned
 
     async def stream(self, request: ChatRequest) -> VendorStream:
-        """Ask for an answer piece by piece. Returns when the vendor has begun to answer.
-
-        Raises:
-            VendorCallError: It refused, or could not be reached.
-        """
+        """Ask for an answer piece by piece. Return when the vendor has begun to answer."""
         await self.prepare()
         translation = self._translation
         fitted = self._parameters.fitted(request)
-        if (
-            translation is None
-            or not self._streams
-            or not translation.carries(fitted, streamed=True)
-            or self._is_listened_to()
-        ):
+        if translation is None or not self._streams or self._has_callbacks():
             return await self._other.stream(request)
         connections = sent = None
         translation.counts_streams = self._parameters.counts_streams
@@ -182,7 +148,7 @@ class DirectClient:
             if sent is not None:
                 connections, response = await self._open(sent)
         except VendorCallError as error:
-            if not self._parameters.mends(error, request, fitted):
+            if not self._parameters.should_retry(error, request, fitted):
                 raise
         if sent is None:
             return await self._other.stream(request)
@@ -204,27 +170,24 @@ class DirectClient:
     async def _translated_for_a_stream(
         translation: Translation, request: ChatRequest
     ) -> VendorRequest | None:
+        translate = partial(translation.request, streamed=True)
         token = SILENT.set(True)
         try:
-            if request.size < _LONG:
-                return _translated(translation, request, streamed=True)
-            return await _translated_in_a_thread(translation, request, streamed=True)
+            return (
+                translate(request)
+                if request.size < _LONG
+                else await _in_a_thread(translate, request)
+            )
+        except VendorCallError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the other lane meets it again, and judges
+            _log.debug("Not carried directly: %s.", type(error).__name__)
+            return None
         finally:
             SILENT.reset(token)
 
-    def pause(self) -> float | None:
-        """Seconds until the vendor's own limits allow a call again. See `VendorClient.pause`."""
-        own, other = self._quota.pause(), self._other.pause()
-        if own is None or other is None:
-            return other if own is None else own
-        return max(own, other)
-
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """Ask for vectors, through the other lane.
-
-        Raises:
-            VendorCallError: Whatever went wrong at the vendor or on the way to it.
-        """
+        """Ask for vectors, through the other lane. Raises `VendorCallError`."""
         return await self._other.embed(request)
 
     async def aclose(self) -> None:
@@ -237,22 +200,22 @@ class DirectClient:
 
     def _connect(self, litellm: ModuleType) -> None:
         # Both need aiohttp, which by now has been loaded off the event loop, with litellm.
-        from aigateway.wires.litellm.own_call import has_callbacks  # noqa: PLC0415
-        from aigateway.wires.sessions import SharedSession  # noqa: PLC0415
+        from aigateway.wires.http import SharedSession  # noqa: PLC0415
+        from aigateway.wires.litellm.connections import has_callbacks  # noqa: PLC0415
 
         # Others may have waited for the same import, or closed this client meanwhile.
         if self._litellm is not None or self._closed:
             return
         self._litellm = litellm
         self._parameters.connect(litellm)
-        self._is_listened_to = partial(has_callbacks, litellm)
-        self._translation = _tried(litellm, self._config, self._options)
+        self._has_callbacks = partial(has_callbacks, litellm)
+        self._translation = _tried_translation(litellm, self._config, self._options)
         if self._translation is not None:
             self._tariff = Tariff(litellm, self._config)
             self._connections = SharedSession(self._translation.url, self._translation.stream_url)
-            self._streams = _streams(self._translation, self._config)
+            self._streams = _can_stream(self._translation, self._config)
 
-    async def _carry(self, sent: VendorRequest) -> VendorResponse:
+    async def _send(self, sent: VendorRequest) -> VendorResponse:
         if self._connections is None:
             raise RuntimeError("This vendor client is closed.")
         failure: Failure
@@ -262,7 +225,7 @@ class DirectClient:
                 return VendorResponse(response.status, response.headers, await response.read())
         except Exception as error:  # noqa: BLE001 - judged, whatever it is
             failure = classify(error, now_wall=self._clock.wall())
-        # Out here, so that what may quote the request is nowhere behind ours.
+        # Raised here, so that nothing that may quote the request is linked behind it.
         raise VendorCallError(failure)
 
     async def _open(self, sent: VendorRequest) -> tuple[SharedSession, ClientResponse]:
@@ -316,9 +279,13 @@ class DirectClient:
         status, said = received.status_code, None
         if 200 <= status < 300:
             try:
-                response = None
-                completion = translation.plain_answer(sent, received)
-                if completion is None or self._needs_whole(completion):
+                body, response, completion = parsed(received.content, whole=True), None, None
+                # Where an answer was asked for as a tool call, a text is not what it seems.
+                if "json_mode" not in sent.options:
+                    completion = translation.read_plain(body)
+                tariff = self._tariff
+                # litellm's own calculation of a price needs its response object.
+                if completion is None or not (tariff is None or tariff.is_flat(completion.usage)):
                     response = translation.answer(request, sent, received)
                     completion = completion_from(
                         response,
@@ -328,7 +295,9 @@ class DirectClient:
                         think_tags=translation.think_tags,
                         stops=bool(request.params.get("stop")),
                     )
-                return completion.price(self._cost(response, completion))
+                return completion.price(
+                    None if tariff is None else tariff.cost(response, completion)
+                )
             except VendorCallError as error:
                 failure = error.failure
             except BrokenOffError as error:
@@ -341,21 +310,14 @@ class DirectClient:
             )
         raise VendorCallError(failure)
 
-    def _needs_whole(self, completion: Completion) -> bool:
-        """Whether this answer's price takes litellm's calculation, and so its response object."""
-        return self._tariff is not None and not self._tariff.is_flat(completion.usage)
-
-    def _cost(self, response: Any, completion: Completion) -> float | None:
-        return None if self._tariff is None else self._tariff.cost(response, completion)
-
     def _stream_cost(self, completion: Completion, counted: Any) -> float | None:
-        """What a streamed answer costs so far. litellm's own calculation wants its own objects."""
-        usage, litellm = completion.usage, self._litellm
-        if not usage.total_tokens or litellm is None:
+        """Return what a streamed answer costs so far."""
+        usage, litellm, tariff = completion.usage, self._litellm, self._tariff
+        if not usage.total_tokens or litellm is None or tariff is None:
             return None
         plain = counted is None and completion.service_tier in ORDINARY_TIERS
-        if plain and not self._needs_whole(completion):
-            return self._cost(None, completion)
+        if plain and tariff.is_flat(usage):
+            return tariff.cost(None, completion)
         if counted is None:
             counted = litellm.Usage(
                 prompt_tokens=usage.prompt_tokens,
@@ -369,13 +331,13 @@ class DirectClient:
             )
         response = litellm.ModelResponse(model=completion.model, usage=counted)
         response.service_tier = completion.service_tier
-        return self._cost(response, completion)
+        return tariff.cost(response, completion)
 
 
-def _tried(
+def _tried_translation(
     litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]
 ) -> Translation | None:
-    """A provider's translation, if it does what it is held to; else one warning."""
+    """Make a provider's translation and try it; warn once and return None if it fails."""
     from aigateway.wires.translation import translation_for  # noqa: PLC0415 - needs litellm
 
     token = SILENT.set(True)
@@ -384,10 +346,11 @@ def _tried(
         if translation is None:
             return None
         sent = translation.request(_TRIAL)
-        received = VendorResponse(200, {}, translation.sample)
-        answer = translation.answer(_TRIAL, sent, received)
-        if completion_from(answer, model=config.model).choices[0].text == "ok":
-            return translation
+        if sent is not None:
+            received = VendorResponse(200, {}, translation.sample)
+            answer = translation.answer(_TRIAL, sent, received)
+            if completion_from(answer, model=config.model).choices[0].text == "ok":
+                return translation
         problem = "another answer than was sent"
     except Exception as error:  # noqa: BLE001 - whatever it is, there is the other lane
         problem = type(error).__name__
@@ -397,18 +360,20 @@ def _tried(
     return None
 
 
-def _streams(translation: Translation, config: LLMConfig) -> bool:
-    """Whether streams can be read here: the same trial, with one warning of its own."""
+def _can_stream(translation: Translation, config: LLMConfig) -> bool:
+    """Try to read a stream, likewise."""
     if not translation.streams:
         return False
     token = SILENT.set(True)
     try:
-        reading = translation.reading(translation.request(_TRIAL, streamed=True))
-        reading.take(EventParser().feed(translation.stream_sample))
-        reading.count()
-        completion = reading.assembly.completion()
-        if completion.choices[0].text == "ok" and completion.usage.total_tokens == 2:
-            return True
+        sent = translation.request(_TRIAL, streamed=True)
+        if sent is not None:
+            reading = translation.reading(sent)
+            reading.take(EventParser().feed(translation.stream_sample))
+            reading.count()
+            completion = reading.assembly.completion()
+            if completion.choices[0].text == "ok" and completion.usage.total_tokens == 2:
+                return True
         problem = "another answer than was sent"
     except Exception as error:  # noqa: BLE001 - whatever it is, there is the other lane
         problem = type(error).__name__
@@ -428,31 +393,19 @@ def _warn(what: str, config: LLMConfig, problem: str) -> None:
     )
 
 
-def _translated(
-    translation: Translation, request: ChatRequest, *, streamed: bool = False
+async def _in_a_thread(
+    translate: Callable[[ChatRequest], VendorRequest | None], request: ChatRequest
 ) -> VendorRequest | None:
-    """The request in the vendor's words; None if the other lane had better say what is wrong."""
-    try:
-        return translation.request(request, streamed=streamed)
-    except Exception as error:  # noqa: BLE001 - the other lane meets it again, and judges
-        _log.debug("Not carried directly: %s.", type(error).__name__)
-        return None
-
-
-async def _translated_in_a_thread(
-    translation: Translation, request: ChatRequest, *, streamed: bool = False
-) -> VendorRequest:
-    """The same for a long request, beside the event loop.
+    """Translate a long request beside the event loop.
 
     Raises:
-        VendorCallError: litellm cannot put it into the vendor's words. The other lane is not asked:
-            there, the event loop would wait for as long again.
+        VendorCallError: litellm cannot translate it. The other lane would block the event loop for
+            as long again, so it is not tried.
     """
-    translate = partial(translation.request, request, streamed=streamed)
     context = contextvars.copy_context()
     loop = asyncio.get_running_loop()
     try:
-        return await loop.run_in_executor(_translators, context.run, translate)
+        return await loop.run_in_executor(_translators, context.run, translate, request)
     except Exception as error:  # noqa: BLE001 - litellm raises anything, and quotes the request
         _log.debug("Not carried directly: %s.", type(error).__name__)
     raise VendorCallError(Failure(FailureKind.UNSUPPORTED))

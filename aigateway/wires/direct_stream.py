@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aigateway.messages import Choice, Chunk, Completion, ToolCallDelta
-from aigateway.wires.answers import chunk_of, kind_of_silence
+from aigateway.wires.answers import chunk_of, empty_answer_kind
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import Content
-from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
-from aigateway.wires.sse import LONGEST_EVENT, EventParser
-from aigateway.wires.stream_reading import StreamReading
+from aigateway.wires.stream_reading import LONGEST_EVENT, EventParser, StreamReading
+from aigateway.wires.wire import BrokenOffError
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, StreamReader
@@ -31,13 +30,9 @@ _NO_EVENTS = (b"{", b"[", b"<")
 class StreamOwner:
     """What a stream needs of the client that opened it.
 
-    Attributes:
-        wall: Seconds since the Unix epoch, for `Retry-After` dates.
-        cost: US dollars, as far as is known, for what has come with its usage; for litellm's
-            `Usage` where the plain figures do not price it, else None.
-        whole: Reads an answer that came in one piece. Raises `VendorCallError` if it is none.
-        leave: Is done with the connection; `kept` where it can be used again.
-        stops: Whether the request has `stop`.
+    `wall` is for `Retry-After` dates. `cost` prices what has come, from litellm's `Usage` where
+    plain figures do not do. `whole` reads an answer that came in one piece. `leave` gives up the
+    connection; `kept` where it can be used again. `stops` says whether the request has `stop`.
     """
 
     wall: Callable[[], float]
@@ -48,29 +43,7 @@ class StreamOwner:
 
 
 class DirectStream:
-    """A `VendorStream` over one response.
-
-    Args:
-        response: Its headers have come, and say success.
-        reading: Of its wire.
-        owner: Judges, prices and closes.
-    """
-
-    __slots__ = (
-        "_begun",
-        "_completion",
-        "_content",
-        "_ended",
-        "_events",
-        "_failure",
-        "_headers",
-        "_is_silent",
-        "_left",
-        "_owner",
-        "_reading",
-        "_status",
-        "_whole",
-    )
+    """A `VendorStream` over one response, whose headers say success."""
 
     def __init__(
         self, response: ClientResponse, reading: StreamReading, owner: StreamOwner
@@ -85,32 +58,30 @@ class DirectStream:
         self._whole: bytearray | None = None  # a body that is no stream
         self._completion: Completion | None = None
         self._failure: Failure | None = None
-        self._is_silent = False
+        self._is_empty_answer = False
         self._ended = False
         self._left = False
 
     @property
     def finished(self) -> bool:
-        """Whether the vendor has said why the answer ended: what is missing is not content."""
+        """See `VendorStream`."""
         return self._reading.assembly.finished or (self._ended and self._failure is None)
 
     async def read(self) -> Sequence[Chunk] | None:
-        """Wait for what comes next over the wire. See `VendorStream.read`.
-
-        Raises:
-            VendorCallError: It broke, is no answer, or ended without a finish reason.
-        """
+        """See `VendorStream.read`."""
         chunks = () if self._ended else await self._next()
         if self._ended and not chunks:
             # Raised where nothing that came can be seen.
             if self._failure is not None:
-                # What says nothing has been counted all the same.
-                raise VendorCallError(self._failure, self.completion() if self._is_silent else None)
+                # An empty answer has its price all the same.
+                raise VendorCallError(
+                    self._failure, self.completion() if self._is_empty_answer else None
+                )
             return None
         return chunks
 
     def completion(self) -> Completion:
-        """What has come so far, as one answer, with its price as far as usage has come."""
+        """See `VendorStream`."""
         if self._completion is not None:
             return self._completion
         reading = self._reading
@@ -123,7 +94,7 @@ class DirectStream:
         return completion
 
     async def aclose(self) -> None:
-        """Close the connection, unless the answer was read to its end. May be called twice."""
+        """See `VendorStream`."""
         if not self._left:
             self._left = True
             self._owner.leave(kept=self._reading.over or self._content.at_eof())
@@ -136,7 +107,7 @@ class DirectStream:
             unread = _unread(self._content)
             chunks = self._take(unread) if unread and self._whole is None else ()
             if not self._ended:
-                # The connection may break after the answer, and harm nobody.
+                # A connection that breaks after the answer does no harm.
                 whole = self._reading.assembly.is_whole(closed=False, broken=True)
                 self._end(self._judged() if whole else failure)
                 chunks = [*chunks, *self._last_pieces()]
@@ -168,7 +139,7 @@ class DirectStream:
         return self._reading.assembly.last_pieces() if self._failure is None else []
 
     def _take_whole(self, body: bytearray, received: bytes) -> Sequence[Chunk]:
-        """Some servers give the whole answer, whatever they were asked for."""
+        """Collect an answer that comes in one piece: some servers never stream."""
         body += received
         if len(body) > LONGEST_EVENT:
             self._end(self._no_answer(None))
@@ -188,13 +159,13 @@ class DirectStream:
         self._failure = failure
 
     def _judged(self) -> Failure | None:
-        """What is wrong with an answer that came to its end."""
+        """Return what is wrong with an answer that came to its end."""
         assembly = self._reading.assembly
         if not assembly.is_whole(closed=self._reading.over):
             ending = assembly.broken_off
             return self._no_answer(None if ending is None else BrokenOffError(ending.body))
-        silence = kind_of_silence(assembly.completion().choices, stops=self._owner.stops)
-        self._is_silent = silence is not None
+        silence = empty_answer_kind(assembly.completion().choices, stops=self._owner.stops)
+        self._is_empty_answer = silence is not None
         return None if silence is None else Failure(silence, self._status)
 
     def _no_answer(self, problem: Exception | None) -> Failure:
@@ -204,7 +175,7 @@ class DirectStream:
 
 
 def _unread(content: StreamReader) -> bytes:
-    """What came before the connection broke: aiohttp gives none of it to one who reads later."""
+    """Return what came before the connection broke. aiohttp does not hand it on by itself."""
     content.set_exception(None)  # type: ignore[arg-type]  # which takes an earlier one back
     return content.read_nowait()
 
@@ -216,14 +187,5 @@ def _chunk(index: int, choice: Choice) -> Chunk:
         )
         for position, call in enumerate(choice.tool_calls)
     )
-    said = Content(
-        choice.text,
-        choice.reasoning,
-        choice.refusal,
-        choice.images,
-        choice.audio,
-        choice.sources_json,
-        choice.thinking_json,
-        choice.thought_signatures,
-    )
-    return chunk_of(said, index, calls) or Chunk(index=index)
+    content = Content(*(getattr(choice, name) for name in Content._fields))
+    return chunk_of(content, index, calls) or Chunk(index=index)

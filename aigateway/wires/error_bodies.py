@@ -1,8 +1,8 @@
-"""What a vendor's HTTP response says went wrong: status, headers and body to a `Failure`.
+"""Classify a vendor's HTTP response: status, headers and body to a `Failure`.
 
-This is the shared core of every lane and knows no HTTP library and no litellm. It reads the error
-bodies of OpenAI (and the servers that imitate it), Azure OpenAI, Google, Anthropic and Bedrock.
-What stands first decides:
+All lanes share this; it knows no HTTP library and no litellm. It reads the error bodies of OpenAI
+(and the servers that imitate it), Azure OpenAI, Google, Anthropic and Bedrock. The first that says
+something decides:
 
 1. `_CODES`: a code that says what is wrong, whatever the status is.
 2. `_OPENINGS`: how a message begins that speaks about key, region, model, deployment or billing.
@@ -27,7 +27,7 @@ from aigateway.messages import CHAT_PARAMS
 from aigateway.settings.secrets import masked, tells_a_key
 from aigateway.wires.client import Failure
 from aigateway.wires.json_bodies import whole_characters
-from aigateway.wires.retry_after import retry_after_from_headers, seconds_from_google_delay
+from aigateway.wires.limits import retry_after_from_headers, seconds_from_google_delay
 
 __all__ = ["PARAM_NAMES", "classify_response", "kind_of_status", "snake_case", "tame_code"]
 
@@ -88,7 +88,7 @@ PARAM_NAMES = CHAT_PARAMS | {
 
 
 def _key(code: str) -> str:
-    """One spelling for "InternalServerError" and "internal_server_error"."""
+    """Return one spelling for "InternalServerError" and "internal_server_error"."""
     return code.lower().replace("_", "")
 
 
@@ -168,7 +168,7 @@ _CODES: Mapping[str, FailureKind] = {
             "modelnotfound",
         ),
         FailureKind.UNSUPPORTED: (
-            # This model cannot do it; another one may. Nobody is at fault.
+            # This model cannot do it; another one may.
             "operationnotsupported",
             "unknown_parameter",
             "unsupported_parameter",
@@ -404,8 +404,8 @@ _CANNOT_UNDER_500 = re.compile(
     r"|failed to parse messages: unsupported content part type",
     re.IGNORECASE,
 )
-"""What llama.cpp says so under 500. Only at the beginning, or a prompt could keep a sick provider's
-circuit closed."""
+"""Words with which llama.cpp says so under 500. They count only at the beginning, or a prompt could
+keep a sick provider's circuit closed."""
 
 _LARGER_THAN_THE_LIMIT = re.compile(
     r"request too large\b.{0,300}?\btokens per (min|day)", re.IGNORECASE | re.DOTALL
@@ -446,7 +446,7 @@ def classify_response(
     *,
     now_wall: float,
 ) -> Failure:
-    """Say what an HTTP response that is no answer means.
+    """Classify an HTTP response that is no answer.
 
     Args:
         status: The HTTP status. 2xx (or None, for an error event in a stream) means that the body
@@ -478,7 +478,7 @@ def classify_response(
 
 
 def kind_of_status(status: int) -> FailureKind:
-    """What a bare HTTP status means.
+    """Return what a bare HTTP status means.
 
     A redirect is never followed: a POST that is sent elsewhere points at a wrong base URL or a
     login page, so it is a `BAD_ANSWER` like an HTML page. So is a success that is no answer.
@@ -492,7 +492,7 @@ def kind_of_status(status: int) -> FailureKind:
 
 
 def tame_code(code: object) -> str | None:
-    """The code, if it is short and plain enough for logs and labels, and tells no key."""
+    """Return the code if it is short and plain enough for logs and labels, and holds no key."""
     if not isinstance(code, str) or not _TAME.fullmatch(code) or tells_a_key(code):
         return None
     return code
@@ -516,7 +516,6 @@ def _kind_of_opening(status: int | None, keys: tuple[str, ...], said: str) -> Fa
 def _kind(
     status: int | None, keys: tuple[str, ...], said: str, inner_status: int | None
 ) -> FailureKind:
-    """What a response means whose code and opening say nothing about the provider."""
     number = inner_status if status is None or status < 300 else status
     generic = next((_GENERIC_CODES[key] for key in keys if key in _GENERIC_CODES), None)
     # Without a number the code is all that tells a sick vendor, whatever its words quote.
@@ -536,12 +535,7 @@ def _kind(
 
 
 def _kind_of_words(number: int | None, said: str) -> FailureKind | None:
-    """What the beginning of a message says that harms no provider.
-
-    Args:
-        number: The status; where it is none, the number in the body.
-        said: The beginning.
-    """
+    """Return what the beginning of a message says, where that harms no provider."""
     if number in {413, 429} and _is_larger_than_the_limit(said):
         return FailureKind.UNSUPPORTED
     if number == 500:
@@ -557,7 +551,7 @@ def _kind_of_words(number: int | None, said: str) -> FailureKind | None:
 
 
 def _is_larger_than_the_limit(said: str) -> bool:
-    """Whether one request asks for more than the limit allows in all its time.
+    """Return whether one request alone exceeds the rate limit.
 
     It can never be served here, so waiting is no help. Nor has the limit been used up: a cooldown
     would keep everyone else's requests from a provider that could serve them.
@@ -581,7 +575,7 @@ def _parsed(body: object) -> object:
 
 
 def _error_object(parsed: object, *, succeeded: bool) -> Mapping[str, Any]:
-    """The object that holds code and message, wherever this vendor puts it."""
+    """Return the object that holds code and message, wherever this vendor puts it."""
     if isinstance(parsed, list):  # Google wraps errors of streams in a list
         parsed = parsed[0] if parsed else None
     if not isinstance(parsed, Mapping):
@@ -598,7 +592,7 @@ def _error_object(parsed: object, *, succeeded: bool) -> Mapping[str, Any]:
 
 
 def _unwrapped(error: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An error whose words are within another object, with its words where they belong."""
+    """Move the words of an error out of an inner object."""
     for name in ("message", "detail"):  # Mistral, DeepInfra
         inner = error.get(name)
         if isinstance(inner, Mapping):
@@ -608,7 +602,7 @@ def _unwrapped(error: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _codes(error: Mapping[str, Any]) -> Iterator[str]:
-    """Every code in the body, the most specific first."""
+    """Yield every code in the body, the most specific first."""
     for detail in _details(error):
         yield from _text(detail.get("reason"))
     inner = error.get("innererror")
@@ -643,7 +637,7 @@ def _message(error: Mapping[str, Any]) -> str:
 
 
 def _param(error: Mapping[str, Any], said: str) -> str | None:
-    """The parameter that an error is about: in a field of its own, or in its first words.
+    """Return the parameter that an error is about: from a field, or from its first words.
 
     Words may quote a prompt, so what they name has to be one of the API's own parameters.
     """
@@ -669,7 +663,7 @@ def _param(error: Mapping[str, Any], said: str) -> str | None:
 
 
 def snake_case(name: str) -> str:
-    """`topP` as `top_p`."""
+    """Return `topP` as `top_p`."""
     return _HUMP.sub(r"_\g<0>", name).lower()
 
 

@@ -1,12 +1,12 @@
-"""Any exception to a `Failure`, and what each kind of failure leads to.
+"""Classify any exception, and say what each kind of failure leads to.
 
 Exceptions are known by their shape and by class names, so neither litellm nor an HTTP library is
-imported here. litellm's own exceptions lie about the status (a refused connection is an
-`InternalServerError` 500), so they are asked last: first the chain behind the exception
+imported here. litellm's own exceptions give wrong statuses (a refused connection is an
+`InternalServerError` 500), so they come last: first the chain behind the exception
 (`original_exception`, `__cause__`, `__context__`) is searched for a response that really came, or
 for the way the connection failed.
 
-`VERDICTS` is the table of rules; nothing else in the house decides whose fault a failure is.
+`VERDICTS` is the table of rules; nothing else decides whose fault a failure is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Failover(StrEnum):
 
 
 class Gate(StrEnum):
-    """What closes in front of the provider, beside its breaker."""
+    """What takes the provider out of rotation, beside its breaker."""
 
     NONE = "none"
     COOLDOWN = "cooldown"
@@ -177,7 +177,7 @@ _KINDS_OF_LITELLM_CLASSES: Mapping[str, FailureKind] = {
 def classify(
     exc: BaseException, *, now_wall: float, outside: BaseException | None = None
 ) -> Failure:
-    """Say what an exception means. Never raises an `Exception`, whatever comes in.
+    """Classify an exception. Never raises an `Exception`, whatever comes in.
 
     Args:
         exc: What a vendor call raised. Cancellation is not a failure: let it through instead.
@@ -205,7 +205,7 @@ def _classified(exc: BaseException, now_wall: float, outside: BaseException | No
 
 
 def _chain(exc: BaseException, outside: BaseException | None) -> Iterator[BaseException]:
-    """The exception and everything behind it, nearest first, each once."""
+    """Yield the exception and everything behind it, nearest first, each once."""
     queue, seen = deque([exc]), {id(exc), id(outside)}
     for _ in range(_MOST_LINKS):
         if not queue:
@@ -248,16 +248,11 @@ def _from_vendor(link: BaseException, now_wall: float) -> Failure | None:
 
 
 def _from_wire(link: BaseException, chain: tuple[BaseException, ...]) -> Failure | None:
-    """Tell how the connection failed, where nothing came that could be read.
-
-    Args:
-        link: Looked at.
-        chain: It and what is behind it.
-    """
+    """Classify how the connection failed, where nothing came that could be read."""
     kind = _kind_on_wire(link)
     if kind is None:
         return None
-    if any(map(_is_our_exhaustion, chain)):
+    if any(map(_is_local_exhaustion, chain)):
         return Failure(FailureKind.SATURATED)
     # A status with "nothing came" would be made up.
     return Failure(kind, unreachable=_is_unreachable(chain))
@@ -279,8 +274,8 @@ def _kind_on_wire(link: BaseException) -> FailureKind | None:
     return None
 
 
-def _is_our_exhaustion(link: BaseException) -> bool:
-    """Whether there was no descriptor for a connection: the vendor has never heard of the call."""
+def _is_local_exhaustion(link: BaseException) -> bool:
+    """Return whether this process had no descriptor left, so that the call never got out."""
     if isinstance(link, socket.gaierror):
         # Where no socket can be had, the C library knows no name any more, and does not say why.
         return not _can_have_a_descriptor()
@@ -296,7 +291,7 @@ def _can_have_a_descriptor() -> bool:
 
 
 def _is_unreachable(chain: tuple[BaseException, ...]) -> bool:
-    """Whether no connection was made at all. One that was made and broke is another matter."""
+    """Return whether no connection was made at all."""
     vague = not _VAGUE_CLASSES.keys().isdisjoint(_class_names(chain[0]))
     for link in chain if vague else chain[:1]:
         connected = _was_connected(link)
@@ -306,7 +301,7 @@ def _is_unreachable(chain: tuple[BaseException, ...]) -> bool:
 
 
 def _was_connected(link: BaseException) -> bool | None:
-    """Whether there was a connection; None if this exception does not tell."""
+    """Return whether there was a connection; None if this exception does not say."""
     names = frozenset(() if _is_litellms(link) else _class_names(link))
     number = link.errno if isinstance(link, OSError) else None
     if not names.isdisjoint(_BROKEN_CLASSES) or number in _BROKEN_ERRNOS:
@@ -321,7 +316,7 @@ def _was_connected(link: BaseException) -> bool | None:
 
 
 def _from_litellm(link: BaseException, now_wall: float) -> Failure | None:
-    """Believe litellm, when nothing behind its exception tells more."""
+    """Believe litellm where nothing behind its exception says more."""
     for name in _class_names(link):
         if name in _KINDS_OF_LITELLM_CLASSES and _is_litellms(link):
             return Failure(_KINDS_OF_LITELLM_CLASSES[name])
@@ -362,7 +357,7 @@ def _class_names(link: BaseException) -> tuple[str, ...]:
 
 
 def _get(holder: object, *names: str) -> object:
-    """The first of these attributes that can be read. httpx's properties raise where unset."""
+    """Return the first of these attributes that can be read. httpx's raise where unset."""
     for name in names:
         try:
             value: object = getattr(holder, name, None)
@@ -383,7 +378,7 @@ def _headers(headers: object) -> Mapping[str, str]:
 
 
 def _body(response: object, link: BaseException) -> object:
-    """The body as it came, else what an SDK made of it."""
+    """Return the body as it came, else what an SDK made of it."""
     if isinstance(response, dict):
         error = response.get("Error")
         if not isinstance(error, dict):

@@ -1,9 +1,9 @@
-"""A conversation, in the form that the next provider takes it.
+"""Fit a conversation to the provider that is asked next.
 
-The turns of a conversation may have been answered by several vendors. What a vendor wants back with
-its own answers (signatures, blocks of thinking) goes back to it as it came; others refuse it, as
-they refuse fields that they do not know and ids of tool calls that are too long. All of this is
-read from the messages: each turn may meet another process.
+Several vendors may have answered the turns of a conversation. What a vendor wants back with its own
+answers (signatures, blocks of thinking) goes back to it as it came. Others refuse it, as they
+refuse unknown fields and long ids of tool calls. All of this is read from the messages, because
+each turn may meet another process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aigateway.messages import ChatRequest
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.client import Failure
 from aigateway.wires.content import IN_ID, signature_of, signed_blocks, text_of
-from aigateway.wires.json_copy import fresh_copy
+from aigateway.wires.json_bodies import fresh_copy
 
 __all__ = ["THOUGHT", "History"]
 
@@ -179,10 +179,8 @@ _PDF = "data:application/pdf;"
 class History:
     """Fits conversations to one provider.
 
-    Args:
-        config: The provider.
-        clock: Says when what was learned of fields is to be forgotten.
-        base: The vendor's address, where the provider's configuration gives none.
+    `base` is the vendor's address, where the configuration gives none. What was learned about
+    fields is forgotten after an hour.
     """
 
     def __init__(self, config: LLMConfig, clock: Clock, base: str | None = None) -> None:
@@ -212,8 +210,8 @@ class History:
         self._changes: list[float] = []
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
-        """Give the request as the provider takes it: the same one, if nothing is to be changed."""
-        given, plain = request, _is_plain(request.messages)
+        """Return the request as the provider takes it: the same one if nothing changes."""
+        given, plain = request, _is_text_only(request.messages)
         if not (plain and "tools" not in request.params) and not self._takes_marks:
             request = _without_marks(request)
         if plain and not self._fills_in_reasoning:  # texts, and nothing else
@@ -229,10 +227,10 @@ class History:
             thinks = self.thinks(messages, params)
             if not thinks:
                 params = _without_thinking(params, self._defaults)
-        names = _Names(self)
+        names = _CallIds(self)
         fitted = tuple([self._fitted(m, names, thinks=thinks) for m in messages])
         if self._kind is _Kind.GEMINI and not self._wants_signatures:
-            fitted = _without_alike(fitted)
+            fitted = _merged_calls(fitted)
         if (
             params is given.params
             and len(fitted) == len(given.messages)
@@ -242,7 +240,7 @@ class History:
         return replace(request, messages=fitted, params=params)
 
     def thinks(self, messages: Sequence[_Message], params: Mapping[str, Any]) -> bool:
-        """Whether the model may think, if the parameters ask for it.
+        """Return whether the model may think, if the parameters ask for it.
 
         Anthropic wants each turn of an assistant who thinks to begin with a thought of its own. A
         turn is everything since the user has spoken, results of tools included.
@@ -266,15 +264,7 @@ class History:
         return within or bool(self._blocks(begun))
 
     def learn(self, failure: Failure, sent: ChatRequest) -> bool:
-        """Learn from a failure how the provider takes conversations.
-
-        Args:
-            failure: What the vendor said.
-            sent: The request as it was sent.
-
-        Returns:
-            Whether the request had better be sent again at once.
-        """
+        """Learn how the provider takes conversations; return whether to send again."""
         if failure.status not in _REFUSED_UNDER:
             return False
         words = f"{failure.param or ''} {failure.detail or ''}"[:1000]
@@ -308,7 +298,7 @@ class History:
         return True
 
     def _may_change(self) -> bool:
-        """Whether another turn is taken about `reasoning_content`; if not, it goes as given."""
+        """Return whether the handling of `reasoning_content` may change; else it goes as given."""
         now = self._clock.now()
         self._changes = [at for at in self._changes if at > now - _CHANGES_WITHIN]
         if len(self._changes) >= _MOST_CHANGES:
@@ -325,13 +315,13 @@ class History:
         if self._filled_since <= before:
             self._fills_in_reasoning = False
 
-    def name_for(self, given: str) -> str:
-        """The id of a tool call as the provider takes it. It depends on nothing but the id."""
+    def id_for(self, given: str) -> str:
+        """Return the id of a tool call as the provider takes it, which depends on the id alone."""
         name = given.partition(IN_ID)[0]
-        return name if self._ids.fullmatch(name) else self.hashed(given)
+        return name if self._ids.fullmatch(name) else self.hashed_id(given)
 
-    def hashed(self, given: str) -> str:
-        """An id that the provider takes, for one that it would not."""
+    def hashed_id(self, given: str) -> str:
+        """Return an id that the provider takes, for one that it would refuse."""
         digest = hashlib.sha256(given.encode("utf-8", "surrogatepass"), usedforsecurity=False)
         if not self._is_mistrals:
             return f"call_{digest.hexdigest()[:32]}"
@@ -353,7 +343,7 @@ class History:
         return self._kind is _Kind.ANTHROPIC
 
     def _with_tools(self, messages: Sequence[_Message]) -> Sequence[_Message]:
-        """The messages with calls of functions, as OpenAI had them until 2023, as calls of tools.
+        """Turn calls of functions, as OpenAI had them until 2023, into calls of tools.
 
         litellm gives such a call and its result two different ids.
         """
@@ -366,7 +356,7 @@ class History:
                 fitted.append({"role": "tool", "tool_call_id": name, **left})
                 name = None
             elif _is_map(call) and not message.get("tool_calls"):
-                name = self.hashed(f"function_call {place}")
+                name = self.hashed_id(f"function_call {place}")
                 left = {n: v for n, v in message.items() if n != "function_call"}
                 made = {"id": name, "type": "function", "function": call}
                 fitted.append({**left, "tool_calls": [made]})
@@ -377,7 +367,7 @@ class History:
 
     # ── messages ─────────────────────────────────────────────────────────────────────────────
 
-    def _fitted(self, message: _Message, names: _Names, *, thinks: bool) -> _Message:
+    def _fitted(self, message: _Message, names: _CallIds, *, thinks: bool) -> _Message:
         if message.get("role") == "assistant":
             return self._answer(message, names, thinks=thinks)
         known = _KNOWN_TO.get(self._kind)
@@ -394,7 +384,7 @@ class History:
             changed["content"] = self._parts(changed["content"])
         return message if changed == message else changed
 
-    def _answer(self, message: _Message, names: _Names, *, thinks: bool) -> _Message:
+    def _answer(self, message: _Message, names: _CallIds, *, thinks: bool) -> _Message:
         changed = {
             name: value
             for name, value in message.items()
@@ -421,8 +411,8 @@ class History:
         if _is_map(message.get("audio")):
             _fit_speech(changed, message["audio"])
         if isinstance(changed.get("content"), list | tuple):
-            said = self._said_parts(changed["content"], thinks=thinks)
-            changed["content"] = said if isinstance(said, str) else self._in_words(said)
+            said = self._without_thoughts(changed["content"], thinks=thinks)
+            changed["content"] = said if isinstance(said, str) else self._as_text(said)
         self._fill(changed, message)
         return message if changed == message else changed
 
@@ -438,7 +428,7 @@ class History:
         return name not in _NOT_FOR_SERVERS
 
     def _fill(self, changed: dict[str, Any], message: _Message) -> None:
-        """Say in words what would else be nothing, since fields were left out."""
+        """Replace by words what left-out fields said, where nothing else would remain."""
         if self._fills_in_reasoning and "reasoning_content" not in changed:
             changed["reasoning_content"] = " "
         if changed.get("content") or changed.keys() & {"tool_calls", "function_call"}:
@@ -454,7 +444,7 @@ class History:
                 changed["content"] = _NO_ANSWER
 
     def _blocks(self, message: _Message) -> list[dict[str, Any]]:
-        """The blocks of thinking that go back, as they came."""
+        """Return the blocks of thinking that go back, as they came."""
         blocks = signed_blocks(message.get("thinking_blocks"))
         if self._refused and any(_digest(block) in self._refused for block in blocks):
             return []
@@ -475,7 +465,7 @@ class History:
 
     # ── parts of messages ────────────────────────────────────────────────────────────────────
 
-    def _calls(self, calls: Sequence[Any], names: _Names) -> list[Any]:
+    def _calls(self, calls: Sequence[Any], names: _CallIds) -> list[Any]:
         ids = names.of_calls([c.get("id") if _is_map(c) else None for c in calls])
         fitted = [
             {**self._call(call), **({} if name is None else {"id": name})}
@@ -509,7 +499,7 @@ class History:
         return fitted
 
     def _function(self, function: _Message) -> _Message:
-        """What a call calls, with arguments that are an object where the vendor has no others."""
+        """Turn arguments into an object where the vendor knows no others."""
         if self._kind not in {_Kind.ANTHROPIC, _Kind.GEMINI}:
             return function
         return {**function, "arguments": _as_object(function.get("arguments"))}
@@ -520,30 +510,30 @@ class History:
         return {"extra_content": {"google": {"thought_signature": signature}}}
 
     def _parts(self, parts: Sequence[Any]) -> Sequence[Any]:
-        """The parts of a question, with documents where pictures are expected as documents."""
+        """Turn PDFs in the place of pictures into documents."""
         if self._kind not in {_Kind.ANTHROPIC, _Kind.OPENAI}:
             return parts
         fitted = [_document(part) for part in parts]
         return parts if all(map(_is, fitted, parts)) else fitted
 
-    def _said_parts(self, parts: Sequence[Any], *, thinks: bool) -> Sequence[Any]:
-        """The parts of an answer, without thoughts where they are foreign."""
+    def _without_thoughts(self, parts: Sequence[Any], *, thinks: bool) -> Sequence[Any]:
+        """Leave out the thoughts of other vendors."""
         own = self._kind is _Kind.ANTHROPIC or self._is_mistrals
         if own and thinks:
             return parts
         left = [p for p in parts if not (_is_map(p) and p.get("type") in _THOUGHTS)]
         return parts if len(left) == len(parts) else left or ""
 
-    def _in_words(self, parts: Sequence[Any]) -> Sequence[Any]:
-        """The parts of an answer, with text for what a vendor without such parts would miss."""
+    def _as_text(self, parts: Sequence[Any]) -> Sequence[Any]:
+        """Turn parts that the vendor does not have into text."""
         if self._kind not in {_Kind.ANTHROPIC, _Kind.GEMINI}:
             return parts
-        fitted = list(map(_part_in_words, parts))
+        fitted = list(map(_part_as_text, parts))
         return parts if all(map(_is, fitted, parts)) else fitted
 
 
-def _is_plain(messages: Sequence[_Message]) -> bool:
-    """Whether they are texts, and nothing else."""
+def _is_text_only(messages: Sequence[_Message]) -> bool:
+    """Return whether each message is a role and a text, and nothing else."""
     for message in messages:
         if (
             len(message) != 2
@@ -555,7 +545,7 @@ def _is_plain(messages: Sequence[_Message]) -> bool:
 
 
 def _named(param: str, words: str) -> frozenset[str]:
-    """The fields that an error is about, of those that may be left out."""
+    """Return the optional fields that an error is about."""
     path = _WORD.findall(param)
     named = _OPTIONAL.intersection(path)
     if not named and path and not (path[-1].isdecimal() or path[-1] in _OF_MESSAGES):
@@ -563,7 +553,7 @@ def _named(param: str, words: str) -> frozenset[str]:
     return named or _OPTIONAL.intersection(_WORD.findall(words))
 
 
-class _Names:
+class _CallIds:
     """The ids of one conversation's tool calls."""
 
     __slots__ = ("_history", "_names", "_taken")
@@ -579,22 +569,22 @@ class _Names:
     def of_result(self, given: Any) -> Any:
         if not isinstance(given, str):
             return given
-        return self._names.get(given) or self._history.name_for(given)
+        return self._names.get(given) or self._history.id_for(given)
 
     def _of_call(self, given: str) -> str:
-        name = self._history.name_for(given)
+        name = self._history.id_for(given)
         if self._taken.setdefault(name, given) != given:
-            name = self._history.hashed(given)  # they differ in what was cut off
+            name = self._history.hashed_id(given)  # they differ in what was cut off
         elif given in self._names and self._history.wants_each_id_once:
             # Some servers count their calls anew in each turn.
-            name = self._history.hashed(f"{given} {len(self._taken)}")
+            name = self._history.hashed_id(f"{given} {len(self._taken)}")
             self._taken[name] = given
         self._names[given] = name
         return name
 
 
-def _without_alike(messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
-    """The messages with each call once, and with the results of calls that are alike in one.
+def _merged_calls(messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
+    """Merge equal calls of a message, and their results.
 
     For older models of Gemini's, which have no ids of calls, litellm sends such calls once, and
     all the results.
@@ -606,7 +596,7 @@ def _without_alike(messages: tuple[_Message, ...]) -> tuple[_Message, ...]:
         calls = message.get("tool_calls")
         if calls:
             first: dict[str, Any] = {}
-            same = {c.get("id"): first.setdefault(_asked(c), c.get("id")) for c in calls}
+            same = {c.get("id"): first.setdefault(_call_key(c), c.get("id")) for c in calls}
             results = {}
             kept = [c for c in calls if same[c.get("id")] == c.get("id")]
             left.append(message if len(kept) == len(calls) else {**message, "tool_calls": kept})
@@ -630,7 +620,7 @@ _MARK = "cache_control"
 
 
 def _without_marks(request: ChatRequest) -> ChatRequest:
-    """The request without marks for Anthropic's cache, which other vendors refuse."""
+    """Remove the marks for Anthropic's cache, which other vendors refuse."""
     messages = tuple(map(_unmarked, request.messages))
     tools = request.params.get("tools")
     params = request.params
@@ -644,7 +634,7 @@ def _without_marks(request: ChatRequest) -> ChatRequest:
 
 
 def _unmarked(holder: Any, *within: str) -> Any:
-    """A message, a part or a tool without its mark, and without those in these fields of it."""
+    """Remove the mark of a message, a part or a tool, and those within these fields of it."""
     if not _is_map(holder):
         return holder
     changed = {name: value for name, value in holder.items() if name != _MARK}
@@ -660,7 +650,7 @@ def _unmarked(holder: Any, *within: str) -> Any:
 
 
 def _fit_speech(changed: dict[str, Any], spoken: _Message) -> None:
-    """Name speech to the one vendor that knows it again; to others say its words."""
+    """Send OpenAI the id of its own speech, and other vendors its transcript."""
     name = spoken.get("id")
     if "audio" in changed and isinstance(name, str) and name.startswith(_OPENAIS_SPEECH):
         changed["audio"] = {"id": name}
@@ -676,8 +666,8 @@ _OPENAIS_SPEECH = "audio_"
 """How the ids of speech begin at OpenAI."""
 
 
-def _asked(call: Any) -> str:
-    """What a call asks for, the same for calls that are alike."""
+def _call_key(call: Any) -> str:
+    """Return what a call asks for: the same for equal calls."""
     function = call.get("function") or {}
     try:
         arguments = json.loads(function.get("arguments") or "{}")
@@ -724,7 +714,7 @@ def _without_thinking(params: Mapping[str, Any], defaults: Mapping[str, Any]) ->
 
 
 def _as_object(arguments: Any) -> str:
-    """Arguments in JSON; those that are no object as one that keeps them."""
+    """Return arguments as a JSON object; other values are wrapped in one."""
     given = arguments
     if isinstance(arguments, str):
         try:
@@ -744,7 +734,6 @@ def _is_signed(message: _Message) -> bool:
 
 
 def _document(part: Any) -> Any:
-    """A part; a PDF in the place of a picture as the file that it is."""
     if not _is_map(part) or part.get("type") != "image_url":
         return part
     picture = part.get("image_url")
@@ -755,8 +744,7 @@ def _document(part: Any) -> Any:
     return {"type": "file", "file": {"filename": "document.pdf", "file_data": url}, **more}
 
 
-def _part_in_words(part: Any) -> Any:
-    """A part of an answer; as text if it is a refusal, speech or a picture."""
+def _part_as_text(part: Any) -> Any:
     kind = part.get("type") if _is_map(part) else None
     if kind == "refusal":
         return {"type": "text", "text": text_of(part.get("refusal")) or ""}

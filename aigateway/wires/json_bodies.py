@@ -1,25 +1,25 @@
-"""JSON as vendors send it: what orjson refuses and Python's own reader takes does come from them.
+"""JSON bodies: read leniently, repaired, copied, merged.
 
-That is half of a character (an emoji that `max_tokens` has cut), a byte order mark, and NaN.
+Vendors send JSON that orjson refuses and Python's own reader takes: half of a character (an emoji
+that `max_tokens` has cut), a byte order mark, NaN.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-__all__ = ["mend_usage", "parsed", "whole_characters"]
+__all__ = ["fresh_copy", "mend_usage", "parsed", "whole_characters", "with_extra_body"]
 
 
 def parsed(data: bytes, *, whole: bool = False) -> Any:
     """Read JSON.
 
-    Args:
-        data: What came.
-        whole: Nothing more comes, so U+FFFD stands for each half of a character. Else halves are
-            kept: the other one may be in the next event of a stream.
+    In a `whole` body U+FFFD replaces each half of a character. Else halves are kept: the other one
+    may be in the next event of a stream.
 
     Raises:
         ValueError: It is no JSON, or nested too deeply to be read.
@@ -47,14 +47,9 @@ def whole_characters(text: str) -> str:
 
 
 def mend_usage(body: Any, *, whole: bool = False) -> bool:
-    """Leave out of the vendor's count what is none, so that it costs no answer.
+    """Remove what is no count from the vendor's usage, so that it costs no answer.
 
-    Args:
-        body: An answer, or an event of a stream. It is changed.
-        whole: It is an answer. Then counts of zero stand for those that litellm cannot do without.
-
-    Returns:
-        Whether anything was changed.
+    In a `whole` answer, zeros replace counts that litellm needs. Returns whether anything changed.
     """
     if not isinstance(body, dict):
         return False
@@ -123,7 +118,7 @@ _MOST = 2**53
 
 
 def _count(given: Any) -> int | None:
-    """A count that a server wrote as 7.0 or "7"; None if it is none."""
+    """Read a count that a server wrote as 7.0 or "7"; None if it is none."""
     if isinstance(given, str) and given.isdecimal() and given.isascii() and len(given) < 16:
         return int(given)
     whole = isinstance(given, float) and given.is_integer() and 0 <= given < _MOST
@@ -135,3 +130,24 @@ def _fill(body: dict[str, Any], name: str, counts: tuple[str, ...]) -> bool:
     lacking = [count for count in counts if count not in usage]
     usage.update(dict.fromkeys(lacking, 0))
     return bool(lacking)
+
+
+def fresh_copy(value: Any, without: str | None = None) -> Any:
+    """Copy JSON values deeply, for litellm to write into, without one key. Texts are shared."""
+    if isinstance(value, Mapping):
+        return {key: fresh_copy(part, without) for key, part in value.items() if key != without}
+    if isinstance(value, list | tuple):
+        return [fresh_copy(part, without) for part in value]
+    return value
+
+
+def with_extra_body(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Put `extra_body` over a body. Objects at its top (`generationConfig`) are put together."""
+    merged = dict(body)
+    for name, value in extra.items():
+        own = merged.get(name)
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            merged[name] = {**own, **value}
+        else:
+            merged[name] = value
+    return merged

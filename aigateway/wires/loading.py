@@ -1,10 +1,10 @@
-"""Imports litellm once per process, off the event loop, and leaves the process as it was.
+"""Import litellm once per process, off the event loop, and leave the process as it was.
 
-Importing litellm takes seconds, and left to itself it reads a `.env` file, fetches a price map
-from the network and changes other libraries' loggers. Here it is imported in a worker thread by
-whoever needs it first; everybody else, on whatever loop or thread, waits for that one import.
+Importing litellm takes seconds, and by default it reads a `.env` file, fetches a price map from the
+network and changes other libraries' loggers. Here the first call that needs it imports it in a
+worker thread, and all others, on any loop or thread, wait for that one import.
 
-Whoever imported litellm before us keeps it exactly as it is.
+A litellm that was imported before stays exactly as it is.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ _import: Future[ModuleType] | None = None
 
 
 async def load_litellm() -> ModuleType:
-    """Give litellm, imported if need be. Any number of loops and threads may ask at once."""
+    """Return litellm, imported if need be. Loops and threads may call this at once."""
     ready = loaded_litellm()
     return ready if ready is not None else await asyncio.wrap_future(_importing())
 
 
 def begin_loading() -> None:
-    """Have litellm imported in its thread, and wait for nothing."""
+    """Start importing litellm in its thread, without waiting."""
     _importing()
 
 
 def loaded_litellm() -> ModuleType | None:
-    """Give litellm if it has been loaded, without ever waiting for it."""
+    """Return litellm if it has been loaded, without ever waiting for it."""
     done = _import
     if done is None or not done.done() or done.exception() is not None:
         return None
@@ -83,7 +83,7 @@ def loaded_litellm() -> ModuleType | None:
 
 
 def _importing() -> Future[ModuleType]:
-    """The one import of this process; a failed one is tried again."""
+    """Return the one import of this process; a failed one is tried again."""
     global _import  # noqa: PLW0603 - an import is a thing of the process
     with _lock:
         if _import is None or (_import.done() and _import.exception() is not None):
@@ -96,12 +96,12 @@ def _importing() -> Future[ModuleType]:
 
 def _import_litellm() -> ModuleType:
     spared = "litellm" in sys.modules  # also while another thread still imports it
-    with _environment(), contextlib.nullcontext() if spared else _as_it_was():
+    with _environment(), contextlib.nullcontext() if spared else _loggers_kept():
         import litellm  # noqa: PLC0415 - the point of this module
         import openai.resources  # noqa: F401, PLC0415 - else the first call waits for it
         from litellm import anthropic_beta_headers_manager  # noqa: PLC0415
 
-        # Any of its functions fetches the table if nobody has.
+        # Any of its functions fetches the table at its first call.
         anthropic_beta_headers_manager.get_provider_name("anthropic")
         _import_without_callback(litellm)
     _place_quiet_print()
@@ -111,7 +111,7 @@ def _import_litellm() -> ModuleType:
 
 
 def _import_without_callback(litellm: Any) -> None:
-    """Import the one module that registers a callback for everybody's calls just by being there.
+    """Import the one module that registers a global callback on import, and remove that.
 
     Its first use (by any Gemini call) would make every later call run litellm's success logging.
     """
@@ -140,7 +140,7 @@ def _environment() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_it_was() -> Iterator[None]:
+def _loggers_kept() -> Iterator[None]:
     """Undo what importing litellm does to other libraries' loggers."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger, logger.level, list(logger.filters)) for logger in loggers]
@@ -157,10 +157,10 @@ def _as_it_was() -> Iterator[None]:
 
 
 def _place_quiet_print() -> None:
-    """Let litellm's advice be withheld for our own calls only.
+    """Suppress litellm's printed advice for our own calls only.
 
     The switch that litellm offers (`suppress_debug_info`) is one for the whole process, and not
-    ours to set. A name in the namespace of the modules that print is seen by nobody else.
+    ours to set. A name in the namespace of the modules that print affects nothing else.
     """
     for name in _PRINTING_MODULES:
         module = sys.modules.get(name)
@@ -169,24 +169,24 @@ def _place_quiet_print() -> None:
 
 
 def _place_log_filter() -> None:
-    """Keep prompts and headers out of logs that nobody asked litellm or the SDK for.
+    """Keep prompts and headers out of logs, unless litellm's or the SDK's logs are switched on.
 
     Both write them at DEBUG, which they inherit from a root logger that the user set for quite
     another library. LITELLM_LOG, OPENAI_LOG and a level on one of their loggers are still obeyed.
     """
     for name in _TALKATIVE_LOGGERS:
         logger = logging.getLogger(name)
-        if _unless_silent not in logger.filters:
-            logger.addFilter(_unless_silent)
+        if _is_wanted not in logger.filters:
+            logger.addFilter(_is_wanted)
 
 
-def _unless_silent(record: logging.LogRecord) -> bool:
+def _is_wanted(record: logging.LogRecord) -> bool:
     if MUTE.get():
         return False
-    return record.levelno >= logging.WARNING or not SILENT.get() or _asked_for(record.name)
+    return record.levelno >= logging.WARNING or not SILENT.get() or _has_own_level(record.name)
 
 
-def _asked_for(name: str) -> bool:
+def _has_own_level(name: str) -> bool:
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None and logger is not logging.root:
         if logger.level != logging.NOTSET:

@@ -1,14 +1,14 @@
-"""Which of a request's parameters a provider is sent, and with which values.
+"""Fit the parameters of a request to a provider.
 
-Parameters are of two kinds. A hint (`temperature`, `seed`, `reasoning_effort`, ...) may change how
-an answer turns out, so it never costs one: where a model does not take it, it is left out. All
+There are two kinds of parameters. A hint (`temperature`, `seed`, `reasoning_effort`, ...) may
+change an answer, but must never cost one: where a model does not take it, it is left out. All
 others are shape (`tools`, `response_format`, `n`, `max_tokens`, ...): they say what the answer has
 to be, and a provider that cannot do that is passed over.
 
-What a model takes is known from litellm's own mapping, from a few rules of the vendors, and from
-what the vendor itself has refused. What it refused is remembered for an hour: for every value, if
-it does not take the parameter; else for that value alone, so that one caller's odd value changes
-nothing for the others.
+What a model takes is known from litellm's mapping, from a few rules of the vendors, and from what
+the vendor has refused. A refusal is remembered for an hour: for every value if the vendor does not
+take the parameter, else for that value alone, so that one caller's odd value changes nothing for
+the others.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from aigateway.settings import LLMConfig
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.error_bodies import snake_case
 from aigateway.wires.history import THOUGHT, History
-from aigateway.wires.json_copy import fresh_copy
+from aigateway.wires.json_bodies import fresh_copy
 from aigateway.wires.loading import MUTE, SILENT
 from aigateway.wires.registry import wire_of
 
-__all__ = ["HINTS", "LIMITS", "Draft", "Dropping", "Parameters"]
+__all__ = ["HINTS", "LIMITS", "Dropping", "ParameterDraft", "ParameterRules"]
 
 _log = logging.getLogger(__name__)
 
@@ -177,12 +177,10 @@ class _Refusal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is done with certain parameters.
+    """What to do with certain parameters.
 
-    Attributes:
-        dropped: Left out, because they are not taken.
-        instead: Stand for others: with a value in range, or under another name.
-        replaced: Those for which others stand.
+    `dropped` are left out. `instead`, with a value in range or under another name, take the place
+    of those `replaced`.
     """
 
     dropped: tuple[str, ...] = ()
@@ -190,7 +188,7 @@ class _Plan:
     replaced: frozenset[str] = frozenset()
 
     def carried_out(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters as they are sent."""
+        """Return the parameters as they are sent."""
         without = self.replaced.union(self.dropped)
         return {n: value for n, value in params.items() if n not in without} | dict(self.instead)
 
@@ -198,15 +196,8 @@ class _Plan:
 _AS_GIVEN = _Plan()
 
 
-class Draft:
-    """A plan that is being made.
-
-    Attributes:
-        left: The parameters that would be sent, so far.
-        dropped: Left out.
-        instead: Stand for others.
-        replaced: Those for which others stand.
-    """
+class ParameterDraft:
+    """A `_Plan` in the making. `left` are the parameters that would be sent."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.left = {name: value for name, value in params.items() if value is not None}
@@ -215,7 +206,7 @@ class Draft:
         self.replaced: set[str] = set()
 
     def drop(self, name: str) -> None:
-        """Leave it out, if it is there."""
+        """Leave a parameter out, if it is there."""
         if name in self.left:
             self.left.pop(name)
             self.dropped.append(name)
@@ -232,11 +223,7 @@ class Draft:
         return next((self.left[name] for name in LIMITS if name in self.left), math.inf)
 
     def asks_to_think(self, mapped: Callable[..., Mapping[str, Any] | None]) -> Mapping[str, Any]:
-        """What asks for thinking, in the vendor's words; empty if nothing does.
-
-        Args:
-            mapped: Gives parameters in the vendor's words; None if litellm refuses them.
-        """
+        """Return what asks for thinking, in the vendor's form; empty if nothing does."""
         asked = {name: self.left[name] for name in THOUGHT if name in self.left}
         return (mapped(asked) if asked else None) or {}
 
@@ -252,7 +239,7 @@ class Draft:
             self.replaced.add("reasoning_effort")
 
     def plan(self) -> _Plan:
-        """The plan, as it is now."""
+        """Return the plan, as it is now."""
         names, instead = (
             tuple(self.dropped),
             {n: v for n, v in self.instead.items() if n in self.left},
@@ -260,14 +247,8 @@ class Draft:
         return _Plan(names, instead, frozenset(self.replaced)) if names or instead else _AS_GIVEN
 
 
-class Parameters:
-    """The rules of one provider.
-
-    Args:
-        config: The provider.
-        clock: Says when a refusal is to be forgotten.
-        dropping: Which parameters may be left out.
-    """
+class ParameterRules:
+    """The rules of one provider; `dropping` says which parameters may be left out."""
 
     def __init__(self, config: LLMConfig, clock: Clock, dropping: Dropping) -> None:
         self._config = config
@@ -330,7 +311,7 @@ class Parameters:
             )
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
-        """Give the request as the provider takes it: the same one, if nothing is to be changed.
+        """Return the request as the provider takes it: the same one if nothing changes.
 
         Parameters in the provider's `extra` are in it, as far as the caller says nothing else.
         """
@@ -374,7 +355,6 @@ class Parameters:
         return tuple([n for n in dropped if n in params]) if self._defaults else dropped
 
     def _completed(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A caller's parameters, and the provider's own where the caller gives none."""
         if not self._defaults:
             return params
         own = self._defaults
@@ -382,18 +362,13 @@ class Parameters:
             own = {name: value for name, value in own.items() if name not in LIMITS}
         return {**own, **params}
 
-    # ── what the vendor has refused ──────────────────────────────────────────────────────────
+    # ── refusals ─────────────────────────────────────────────────────────────────────────────
 
-    def mends(self, error: VendorCallError, given: ChatRequest, sent: ChatRequest) -> bool:
-        """Learn from a failure what the provider does not take.
+    def should_retry(self, error: VendorCallError, given: ChatRequest, sent: ChatRequest) -> bool:
+        """Learn from a failure what the provider refuses; return whether to send again at once.
 
-        Args:
-            error: What the vendor said. If it stands, it says then what that means.
-            given: The request as the caller made it.
-            sent: As it was sent.
-
-        Returns:
-            Whether the request had better be sent again at once.
+        If not, `error` then says what the failure means. `given` is the caller's request, `sent`
+        the one that was refused.
         """
         if self._history.learn(error.failure, sent):
             return True
@@ -422,7 +397,7 @@ class Parameters:
         return None if self._dropping is True else changed
 
     def _is_renamed(self, name: str, failure: Failure) -> bool:
-        """Whether the vendor has just refused one name of the limit, since it wants the other."""
+        """Return whether the vendor refuses one name of the limit because it wants the other."""
         if name not in LIMITS:
             return False
         other, detail = LIMITS[name == LIMITS[0]], failure.detail or ""
@@ -460,7 +435,7 @@ class Parameters:
             self._plans.clear()
 
     def _explained(self, failure: Failure, sent: ChatRequest) -> Failure:
-        """Name the parameter for which litellm had no words."""
+        """Name the parameter that litellm could not map."""
         if failure.param is not None or self._map is None:
             return failure
         for name, value in sent.params.items():
@@ -484,7 +459,7 @@ class Parameters:
         return plan
 
     def _planned(self, params: Mapping[str, Any]) -> _Plan:
-        draft = Draft(params)
+        draft = ParameterDraft(params)
         for name, other in self._renamed.items():
             if name in draft.left:
                 draft.put(other, draft.left[name], was=name)
@@ -498,7 +473,7 @@ class Parameters:
         if self._dropping is True and self._wire.not_taken is not None:
             draft.drop(self._wire.not_taken(draft.left) or "")
         if self._map is not None:
-            self._obey_litellm(draft)
+            self._fit_to_litellm(draft)
         return draft.plan()
 
     def _is_refused(self, name: str, left: Mapping[str, Any]) -> bool:
@@ -510,8 +485,8 @@ class Parameters:
             for refusal in self._refusals
         ) or (self._dropping is True and name in self._not_taken)
 
-    def _obey_litellm(self, draft: Draft) -> None:
-        """Leave out what litellm has no words for, or would leave out without a word."""
+    def _fit_to_litellm(self, draft: ParameterDraft) -> None:
+        """Leave out what litellm refuses, or would leave out silently."""
         hints = [n for n in _IN_ORDER if n in draft.left]
         trial = {n: draft.left[n] for n in (*hints, *LIMITS) if n in draft.left}
         allowed = [n for n in hints if n in _OPTIONAL_AT_OPENAI]
@@ -523,9 +498,9 @@ class Parameters:
         if self._dropping:
             self._leave_out(draft, hints, trial)
         if self._stands_for_another:
-            self._speak_as(draft, [n for n in allowed if n in draft.left])
+            self._adopt_base_model(draft, [n for n in allowed if n in draft.left])
 
-    def _leave_out(self, draft: Draft, hints: list[str], trial: dict[str, Any]) -> None:
+    def _leave_out(self, draft: ParameterDraft, hints: list[str], trial: dict[str, Any]) -> None:
         mapped = self._mapped(trial)
         if mapped is None:
             alone = [n for n in hints if self._mapped({n: trial[n]}) is None]
@@ -548,7 +523,7 @@ class Parameters:
             self._free |= self._free_sampling() & trial.keys()
 
     def _free_sampling(self) -> frozenset[str]:
-        """`temperature` and `top_p`, if the model takes any value of them, also while it thinks."""
+        """Return `temperature` and `top_p` if the model takes any value, also while it thinks."""
         if self._sampling is not None:
             return self._sampling
         thinks = self._mapped(_THINKING) is not None
@@ -558,13 +533,13 @@ class Parameters:
         return self._sampling
 
     def _is_in_range(self, params: Mapping[str, Any]) -> bool:
-        draft = Draft(params)
+        draft = ParameterDraft(params)
         if self._wire.fit is not None:
             self._wire.fit(draft, self._model, self._mapped)
         return draft.plan() is _AS_GIVEN
 
-    def _speak_as(self, draft: Draft, allowed: list[str]) -> None:
-        """Take the words of the model that is behind a deployment, since litellm does not."""
+    def _adopt_base_model(self, draft: ParameterDraft, allowed: list[str]) -> None:
+        """Use the parameter names of the model behind a deployment, which litellm does not."""
         if allowed:
             draft.left["allowed_openai_params"] = draft.instead["allowed_openai_params"] = allowed
         limit, other = LIMITS
@@ -572,7 +547,7 @@ class Parameters:
             draft.put(other, draft.left[limit], was=limit)
 
     def _mapped(self, params: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """These parameters in the vendor's words; None if litellm refuses."""
+        """Return these parameters in the vendor's form; None if litellm refuses."""
         if self._map is None:
             return {}
         token, muted = SILENT.set(True), MUTE.set(True)
@@ -587,7 +562,7 @@ class Parameters:
 
 
 def _name_of(failure: Failure, params: Mapping[str, Any]) -> str | None:
-    """Which of these parameters a vendor has refused, in its own words or the caller's."""
+    """Return which of these parameters a vendor has refused, by its own name or the caller's."""
     if failure.status not in _REFUSED_UNDER or failure.kind not in _REFUSALS_ARE:
         return None
     path = snake_case(failure.param or "")
@@ -602,7 +577,7 @@ def _name_of(failure: Failure, params: Mapping[str, Any]) -> str | None:
 
 
 def _hint_in(words: str, params: Mapping[str, Any]) -> str | None:
-    """The one hint that a vendor's words name; None if they name none, or several."""
+    """Return the one hint that a vendor's words name; None if they name none, or several."""
     if _SPEAKS_OF_MESSAGES.search(words):
         return None
     said = {snake_case(word) for word in _WORD.findall(words)}
@@ -615,7 +590,7 @@ def _hint_in(words: str, params: Mapping[str, Any]) -> str | None:
 
 
 def _refuses_stream_options(path: str, words: str, params: Mapping[str, Any]) -> bool:
-    """Whether a vendor does not take `stream_options`, or what the gateway itself puts there."""
+    """Return whether a vendor refuses `stream_options`, or what the gateway itself puts there."""
     if path:
         return path in {_STREAM_OPTIONS, f"{_STREAM_OPTIONS}.{_USAGE}"} and not any(
             option in words for option in (params.get(_STREAM_OPTIONS) or {}) if option != _USAGE
@@ -624,7 +599,6 @@ def _refuses_stream_options(path: str, words: str, params: Mapping[str, Any]) ->
 
 
 def _refusal_of(name: str, failure: Failure, params: Mapping[str, Any]) -> _Refusal:
-    """What a vendor has refused, by its words."""
     words = (failure.detail or "")[:400]
     if "both" in words:
         pair = [n for n in _IN_ORDER if n in params and n in words]

@@ -1,7 +1,7 @@
-"""What a provider's tokens cost, and what its model takes in and does.
+"""Prices of a provider's tokens, and the abilities of its model.
 
-The figures are those of the price map that comes with litellm, unless the provider's `extra`
-says better: `input_cost_per_token`, `output_cost_per_token`, `cache_read_input_token_cost`,
+The figures are those of the price map that comes with litellm, unless the provider's `extra` has
+its own: `input_cost_per_token`, `output_cost_per_token`, `cache_read_input_token_cost`,
 `cache_creation_input_token_cost` (US dollars per token), `max_input_tokens`,
 `supports_assistant_prefill`, and `base_model` for the model behind a deployment's name. None of
 them reaches litellm except `base_model`: litellm would register a price for the whole process.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ __all__ = [
     "Price",
     "Tariff",
     "accepts_prefill",
+    "count_prompt_tokens",
     "max_input_tokens",
     "operations_of",
     "own_price_of",
@@ -55,8 +56,8 @@ OWN_OPTIONS = frozenset(
 """Keys of `LLMConfig.extra` that end here."""
 
 WRITING_SPEED = 100
-"""Tokens that a model writes in a second, for an answer of which nothing is known but how long the
-vendor worked on it. Large models write 50 to 150."""
+"""Tokens that a model writes in a second, where only the time of the call is known. Large models
+write 50 to 150."""
 
 _FIRST_ANSWERS, _EVERY = 32, 32
 """Answers from which the length of tokens is learned: the first ones, then one of so many."""
@@ -73,11 +74,8 @@ SHORT_PROMPT = 100_000
 class Price:
     """US dollars per token.
 
-    Attributes:
-        input: For a token of the prompt.
-        output: For a token of the answer.
-        cached: For a token of the prompt that the vendor had in its own cache.
-        written: For one that it wrote to its cache; None costs what any other does.
+    `cached` is for a token of the prompt that the vendor had in its own cache, `written` for one
+    that it wrote to its cache; None costs what any other does.
     """
 
     input: float
@@ -86,7 +84,7 @@ class Price:
     written: float | None = None
 
     def cost(self, usage: Usage) -> float | None:
-        """US dollars for a call; None where the vendor counted no tokens."""
+        """Return the US dollars for a call; None where the vendor counted no tokens."""
         if not usage.total_tokens:
             return None
         prompt = usage.prompt_tokens
@@ -106,10 +104,6 @@ class Tariff:
     Two figures price almost every call. Where the map knows more (other prices beyond some length
     of prompt, for audio, for reasoning, for filling the vendor's cache) and a call has such, the
     price is litellm's own calculation.
-
-    Args:
-        litellm: Loaded.
-        config: The provider.
     """
 
     __slots__ = (
@@ -138,13 +132,10 @@ class Tariff:
         self._priced_apart = reasoning not in {None, self._entry.get("output_cost_per_token")}
 
     def cost(self, response: Any, answer: Completion) -> float | None:
-        """US dollars for a call; None where the price is not known or no tokens were counted.
+        """Return the US dollars for a call; None without a known price or counted tokens.
 
-        The provider's own prices stand over what the vendor says, and that over the map's.
-
-        Args:
-            response: litellm's `ModelResponse`; None for a plain answer whose price `is_flat`.
-            answer: The same in the house's own form, with what the vendor says that it cost.
+        The provider's own prices override what the vendor says, and that the map's. `response` is
+        litellm's; None for a plain answer whose price `is_flat`.
         """
         usage, price = answer.usage, self._price
         if self._own is not None:
@@ -153,9 +144,12 @@ class Tariff:
             return answer.cost_usd
         if price and answer.service_tier not in ORDINARY_TIERS:
             price = _price(self._entry, f"_{answer.service_tier}")
-        if price and self.is_flat(usage) and (response is None or _is_ordinary(response)):
+        if price and (response is None or (self.is_flat(usage) and _is_ordinary(response))):
             spent = price.cost(usage)
-            return spent + self._search_cost(answer) if spent and self._search else spent
+            # A search of OpenAI's search models shows in the pages that the answer cites.
+            if spent and self._search and any(_cites_pages(choice) for choice in answer.choices):
+                spent += self._search
+            return spent
         if self._price is None or not usage.total_tokens:
             return None
         try:
@@ -168,13 +162,8 @@ class Tariff:
             return None
         return spent if 0 <= spent < math.inf else None  # litellm calculates with what was counted
 
-    def _search_cost(self, answer: Completion) -> float:
-        """US dollars for a search of OpenAI's search models, which say so by citing pages."""
-        cites = any('"url_citation"' in (choice.sources_json or "") for choice in answer.choices)
-        return (self._search or 0.0) if cites else 0.0
-
     def is_flat(self, usage: Usage) -> bool:
-        """Whether two figures price this usage, so far as it tells."""
+        """Return whether two figures price this usage, as far as it says."""
         if self._own is not None or self._price is None:
             return True
         if usage.prompt_tokens > SHORT_PROMPT and any("above" in name for name in self._entry):
@@ -184,11 +173,15 @@ class Tariff:
         return not (usage.reasoning_tokens and self._priced_apart)
 
 
+def _cites_pages(choice: Choice) -> bool:
+    return '"url_citation"' in (choice.sources_json or "")
+
+
 class _BytesPerToken:
     """How long a provider's tokens are, from what its vendor counted.
 
-    The latest hundred or so texts count. A caller can move it only so far: whatever was seen, a
-    token has one to eight bytes of UTF-8.
+    The latest hundred or so texts count. A caller can move it only so far: a token always has one
+    to eight bytes of UTF-8.
     """
 
     __slots__ = ("_bytes", "_tokens")
@@ -197,13 +190,13 @@ class _BytesPerToken:
         self._bytes, self._tokens = 64.0, 16.0  # OpenAI's rule of thumb, with little weight
 
     def learn(self, size: int, tokens: int) -> None:
-        """A text of so many bytes had so many tokens."""
+        """Learn that a text of so many bytes had so many tokens."""
         if size > 0 and tokens > 0:
             self._bytes = 0.99 * self._bytes + size
             self._tokens = 0.99 * self._tokens + tokens
 
     def tokens(self, size: int) -> int:
-        """How many a text of so many bytes has."""
+        """Return how many tokens a text of so many bytes has."""
         return math.ceil(size / min(max(self._bytes / self._tokens, 1.0), 8.0))
 
 
@@ -215,9 +208,6 @@ class CostEstimator:
 
     What the vendor has counted stands. The rest is counted from the text that was sent and
     received, by the length of the tokens that the same vendor counted before.
-
-    Args:
-        config: The provider.
     """
 
     __slots__ = ("_answers", "_config", "_prompts", "_seen")
@@ -229,39 +219,29 @@ class CostEstimator:
         self._seen = 0
 
     def whole(self, request: ChatRequest | EmbeddingRequest, answer: R) -> R:
-        """An answer that came to its end, with the usage and the cost that it really has.
+        """Return an answer that came to its end, with the usage and the cost that it really has.
 
-        Where the vendor has counted, that shows how long its tokens are. After the first answers
-        only some are looked at, since every request passes here.
-
-        Args:
-            request: As it was sent.
-            answer: What came.
+        The vendor's count shows how long its tokens are. After the first answers only some are
+        looked at, since every request passes here.
         """
         if not answer.usage.total_tokens:
             return self.counted(request, answer)
         self._seen += 1
-        if self._seen <= _FIRST_ANSWERS or not self._seen % _EVERY:
-            self._learn(request, answer)
+        if isinstance(answer, Completion) and (
+            self._seen <= _FIRST_ANSWERS or not self._seen % _EVERY
+        ):
+            usage = answer.usage
+            seen = usage.completion_tokens - usage.reasoning_tokens
+            self._answers.learn(answer_bytes(answer.choices), seen)
+            size, other = prompt_size(request)
+            if not other:
+                self._prompts.learn(size, usage.prompt_tokens)
         return answer
 
-    def _learn(self, request: ChatRequest | EmbeddingRequest, answer: object) -> None:
-        if not isinstance(answer, Completion):
-            return
-        usage = answer.usage
-        seen = usage.completion_tokens - usage.reasoning_tokens
-        self._answers.learn(answer_bytes(answer.choices), seen)
-        size, other = prompt_size(request)
-        if not other:
-            self._prompts.learn(size, usage.prompt_tokens)
-
     def counted(self, request: ChatRequest | EmbeddingRequest, answer: R) -> R:
-        """An answer that may have been broken off, with the usage and cost that it really has.
+        """Return an answer that may have broken off, with the usage and cost that it really has.
 
-        Args:
-            request: As it was sent.
-            answer: As far as it came. What the vendor has counted of it is only where it stood when
-                the vendor sent that.
+        What the vendor has counted of it is only where it stood when the vendor sent that.
         """
         usage = answer.usage
         choices = answer.choices if isinstance(answer, Completion) else ()
@@ -285,14 +265,10 @@ class CostEstimator:
     def unanswered(
         self, request: ChatRequest | EmbeddingRequest, seconds: float
     ) -> Completion | Embeddings:
-        """What a call comes to that was broken off before anything came.
+        """Estimate a call that broke off before anything came, after so many seconds.
 
-        The prompt was sent. The answer has as many tokens as the vendor could write meanwhile, and
-        no more than the request allows.
-
-        Args:
-            request: As it was sent.
-            seconds: How long the vendor worked on it.
+        The answer has as many tokens as the vendor could write meanwhile, and no more than the
+        request allows.
         """
         model = self._config.model
         if isinstance(request, EmbeddingRequest):
@@ -309,7 +285,7 @@ class CostEstimator:
         return self._prompts.tokens(size) + other
 
     def _cost(self, answer: Completion | Embeddings, prompt: int, written: int) -> float | None:
-        """US dollars; what the vendor has counted keeps its own price."""
+        """Return US dollars; what the vendor has counted keeps its own price."""
         known, usage = answer.cost_usd, answer.usage
         if known is not None:
             prompt -= usage.prompt_tokens
@@ -323,7 +299,7 @@ class CostEstimator:
         return cost + (known or 0.0)
 
     def _long_cost(self, prompt: int, written: int) -> float | None:
-        """US dollars by litellm's own calculation, which knows the steps of a price."""
+        """Return US dollars by litellm's calculation, which knows the steps of a price."""
         litellm = loaded_litellm()
         with contextlib.suppress(Exception):  # then the flat price has to do
             return float(
@@ -339,44 +315,34 @@ class CostEstimator:
         return None
 
 
+_MEDIA = ("audio", "image")
+
+
 def _is_ordinary(response: Any) -> bool:
-    """Whether nothing in a response has a price of its own."""
+    """Return whether nothing in a response has a price of its own."""
     counted = getattr(response, "usage", None)
     prompt = getattr(counted, "prompt_tokens_details", None)
     answer = getattr(counted, "completion_tokens_details", None)
+    searches = ("web_search_requests", "google_maps_grounding_requests")
     return not (
         getattr(counted, "server_tool_use", None)
-        or getattr(prompt, "web_search_requests", None)
-        or getattr(prompt, "google_maps_grounding_requests", None)
-        or getattr(prompt, "audio_tokens", None)
-        or getattr(prompt, "image_tokens", None)
-        or getattr(answer, "audio_tokens", None)
-        or getattr(answer, "image_tokens", None)
+        or any(getattr(prompt, name, None) for name in searches)
+        or any(getattr(d, f"{kind}_tokens", None) for d in (prompt, answer) for kind in _MEDIA)
     )
 
 
 def price_of(config: LLMConfig) -> Price | None:
-    """Look a provider's price up.
-
-    Returns:
-        The price that `extra` gives, else the map's; None if neither knows it, or if only the map
-        could and litellm has not been loaded yet.
-    """
+    """Return the price that `extra` gives, else the map's; None if neither is known (yet)."""
     return _price(config.extra) or next(filter(None, map(_price, _entries(config))), None)
 
 
 def own_price_of(config: LLMConfig) -> Price | None:
-    """Give the price that `extra` gives, if it does: it stands over litellm's."""
+    """Return the price that `extra` gives, if any: it overrides litellm's."""
     return _price(config.extra)
 
 
 def max_input_tokens(config: LLMConfig) -> int | None:
-    """How many tokens the provider's model takes in.
-
-    Returns:
-        What `extra` says, else the map; None if neither knows, or if only the map could and
-        litellm has not been loaded yet.
-    """
+    """Return how many tokens the provider's model takes in: from `extra`, else the map."""
     for entry in (config.extra, *_entries(config)):
         limit = entry.get("max_input_tokens")
         if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
@@ -385,12 +351,7 @@ def max_input_tokens(config: LLMConfig) -> int | None:
 
 
 def accepts_prefill(config: LLMConfig) -> bool:
-    """Whether the provider's model goes on from a trailing message of the assistant.
-
-    Returns:
-        What `extra` says, else the map; False if neither knows, or if only the map could and
-        litellm has not been loaded yet.
-    """
+    """Return whether the model continues a trailing assistant message, as far as is known."""
     for entry in (config.extra, *_entries(config)):
         known = entry.get("supports_assistant_prefill")
         if isinstance(known, bool):
@@ -408,12 +369,7 @@ _OPERATIONS: Mapping[str, frozenset[Operation]] = {
 
 
 def operations_of(config: LLMConfig) -> frozenset[Operation] | None:
-    """Which operations the provider's model is known to do.
-
-    Returns:
-        What the configuration says, else the map; None if neither knows, or if only the map could
-        and litellm has not been loaded yet.
-    """
+    """Return which operations the model is known to do: as configured, else from the map."""
     if config.operations is not None:
         return config.operations
     for entry in _entries(config):
@@ -426,7 +382,7 @@ def operations_of(config: LLMConfig) -> frozenset[Operation] | None:
 
 
 def _price(entry: Mapping[str, Any], tier: str = "") -> Price | None:
-    """The price in a map's entry or in `extra`; of a service tier by the ending of its names."""
+    """Return the price in a map's entry or in `extra`; of a service tier by its names' ending."""
     given, answered = (
         _dollars(entry, f"input_cost_per_token{tier}"),
         _dollars(entry, f"output_cost_per_token{tier}"),
@@ -446,7 +402,7 @@ def _dollars(entry: Mapping[str, Any], name: str) -> float | None:
 
 
 def _entries(config: LLMConfig) -> Iterator[Mapping[str, Any]]:
-    """What the map says about this model, the most specific name first."""
+    """Yield what the map says about this model, the most specific name first."""
     litellm = loaded_litellm()
     if litellm is None:
         return
@@ -468,3 +424,17 @@ def _names(config: LLMConfig) -> Iterator[str]:
         yield model
         if not wire.litellm_name:
             yield model.partition("/")[2]  # the map leaves "openai/" and "anthropic/" off
+
+
+def count_prompt_tokens(model: str, messages: Sequence[Mapping[str, Any]]) -> int | None:
+    """Count the tokens of a prompt; None without litellm, or if it cannot count this.
+
+    The first call loads litellm's tokenizer, which takes about 100 MB. For models of vendors that
+    do not publish theirs, litellm counts with OpenAI's, which is near.
+    """
+    litellm = loaded_litellm()
+    if litellm is None:
+        return None
+    with contextlib.suppress(Exception):  # what litellm makes of odd messages is its own affair
+        return int(litellm.token_counter(model=model, messages=[dict(m) for m in messages]))
+    return None

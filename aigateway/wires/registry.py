@@ -7,10 +7,9 @@ from typing import Any
 
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.anthropic import ANTHROPIC
-from aigateway.wires.ends import Ending, end_of
 from aigateway.wires.gemini import GEMINI
 from aigateway.wires.openai import AZURE, OPENAI, OPENAI_COMPATIBLE
-from aigateway.wires.wire import Wire
+from aigateway.wires.wire import AnswerEnd, Wire, end_of
 
 __all__ = ["WIRES", "endings_in", "wire_of"]
 
@@ -24,19 +23,16 @@ WIRES: Mapping[ProviderType, Wire] = {
 }
 
 _ENDS = tuple(dict.fromkeys(wire.ends for wire in (GEMINI, *WIRES.values()) if wire.ends))
-"""Gemini first: what it says of a blocked prompt stands over everything else."""
+"""Gemini first: its word about a blocked prompt takes precedence."""
 
 
 def wire_of(config: LLMConfig) -> Wire:
-    """The wire that a provider speaks."""
+    """Return the wire that a provider speaks."""
     return WIRES[config.provider]
 
 
-def endings_in(body: Any) -> dict[int, Ending] | None:
-    """Find why answers ended in a vendor's body or event, whichever wire it is of.
-
-    Returns:
-        By the index of the answer; None if the body is of no shape that is known here.
+def endings_in(body: Any) -> dict[int, AnswerEnd] | None:
+    """Return why answers ended, by index, from a body or event of any wire; None if unknown.
 
     Raises:
         BrokenOffError: The vendor says that it failed.

@@ -1,11 +1,14 @@
-"""What every wire's stream has in common: events in, chunks out, and an answer put together.
+"""Streams of every wire: bytes to server-sent events, events to chunks, chunks to an answer.
 
-Ordinary events are read as they are, in the `stream.py` of each wire's folder: a piece of text, an
-end, a count of tokens (on the OpenAI wire also reasoning and tool calls). The others go through
-litellm's own reader for the vendor, which costs ten times as much and knows many servers' habits;
-one for each stream because it remembers: which block is being sent, how many tool
-calls have come, whether one of them stands for the text. What it gives is turned into the house's
-records here.
+Each wire's own `StreamReading` reads ordinary events: a piece of text, an end, a count of tokens
+(on the OpenAI wire also reasoning and tool calls). All others go through litellm's reader for the
+vendor, which costs ten times as much and knows many servers' habits. Each stream has one of its
+own, because it remembers the open block, the number of tool calls, and whether one of them stands
+for the text.
+
+`EventParser` is the WHATWG's algorithm for event streams, as far as vendors use it: lines end in
+LF, CR or CRLF, comments and unknown fields are left out, lines of data are joined. The fields `id`
+and `retry` concern reconnecting, which the gateway never does.
 """
 
 from __future__ import annotations
@@ -19,46 +22,29 @@ from typing import Any
 from aigateway.messages import Chunk, ToolCallDelta, Usage
 from aigateway.wires.answers import piece_from, read_calls, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.ends import BrokenOffError, Ending
 from aigateway.wires.json_bodies import mend_usage, parsed
 from aigateway.wires.loading import SILENT
-from aigateway.wires.sse import Event
 from aigateway.wires.tool_calls import CallPiece
+from aigateway.wires.wire import AnswerEnd, BrokenOffError
 
-__all__ = ["CorruptEventError", "StreamReading", "counted"]
-
+__all__ = ["LONGEST_EVENT", "CorruptEventError", "Event", "EventParser", "StreamReading", "counted"]
 
 _MOST_ANSWERS = 256
 """OpenAI gives 128 to one request."""
 
 
 class CorruptEventError(Exception):
-    """What came is nothing that anybody can read."""
+    """What came cannot be read."""
 
 
 class StreamReading(ABC):
     """One stream, as far as it has come.
-
-    Args:
-        assembly: Takes the answer in.
-        make_parser: Makes litellm's reader, which only some streams need.
 
     Attributes:
         assembly: The answer.
         over: The vendor has said that nothing more comes.
         problem: Why the rest cannot be read: a `BrokenOffError` or a `CorruptEventError`.
     """
-
-    __slots__ = (
-        "_chunks",
-        "_counted",
-        "_logprobs",
-        "_make_parser",
-        "_parser",
-        "assembly",
-        "over",
-        "problem",
-    )
 
     def __init__(self, assembly: Assembly, make_parser: Callable[[], Any]) -> None:
         self.assembly = assembly
@@ -71,7 +57,7 @@ class StreamReading(ABC):
         self._logprobs: dict[int, dict[str, list[Any]]] = {}
 
     def take(self, events: Iterable[Event]) -> list[Chunk]:
-        """Read what came, up to the end or to what cannot be read, and give its content."""
+        """Read what came, up to the end or to what cannot be read, and return its content."""
         chunks: list[Chunk] = []
         self._chunks = chunks
         try:
@@ -86,11 +72,7 @@ class StreamReading(ABC):
         return chunks
 
     def count(self) -> Any:
-        """Work out usage, and note it in the assembly.
-
-        Returns:
-            litellm's `Usage`, where the vendor counted what only litellm can price; else None.
-        """
+        """Note usage in the assembly; return litellm's `Usage` if only litellm can price it."""
         counted = None
         if self._counted:
             try:
@@ -105,16 +87,11 @@ class StreamReading(ABC):
 
     @abstractmethod
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
-        """Take one event in.
-
-        Raises:
-            BrokenOffError: It is the vendor's error.
-            Exception: It is nothing that can be read.
-        """
+        """Take one event in. Raises `BrokenOffError` for an error of the vendor's."""
 
     @abstractmethod
     def _usage(self, counted: Any) -> tuple[Usage, Any]:
-        """The vendor's count in the house's form, and in litellm's where that is needed."""
+        """Return the vendor's count as a `Usage`, and as litellm's where that is needed."""
 
     def _take(self, name: bytes, data: bytes) -> None:
         if not data or data == b"[DONE]":
@@ -139,29 +116,29 @@ class StreamReading(ABC):
         if isinstance(usage, Mapping):
             _add_counts(self._counted, usage)
 
-    def _say(self, chunk: Chunk) -> None:
-        if type(chunk.text) is not str or not _is_place(chunk.index):
+    def _emit(self, chunk: Chunk) -> None:
+        if type(chunk.text) is not str or not _is_valid_index(chunk.index):
             raise CorruptEventError
         said = self.assembly.add(chunk)
         if said is not None:
             self._chunks.append(said)
 
     def _read_calls(self, index: int, pieces: list[CallPiece]) -> tuple[ToolCallDelta, ...]:
-        if pieces and not _is_place(index):
+        if pieces and not _is_valid_index(index):
             raise CorruptEventError
         return self.assembly.read_calls(index, pieces) if pieces else ()
 
-    def _finish(self, index: int, ending: Ending | None, *, sure: bool) -> None:
+    def _finish(self, index: int, ending: AnswerEnd | None, *, sure: bool) -> None:
         if ending is None:
             return
-        if not _is_place(index):
+        if not _is_valid_index(index):
             raise CorruptEventError
         rest = self.assembly.finish(index, ending, sure=sure)
         if rest is not None:
             self._chunks.append(rest)
 
     def _add_logprobs(self, index: int, logprobs: Mapping[str, Any]) -> None:
-        if not _is_place(index):
+        if not _is_valid_index(index):
             raise CorruptEventError
         collected = self._logprobs.setdefault(index, {})
         for name, tokens in logprobs.items():
@@ -178,19 +155,16 @@ class StreamReading(ABC):
         finally:
             SILENT.reset(token)
 
-    def _take_choice(self, choice: Any, ending: Ending | None, *, beside: Any = None) -> None:
-        """Take in one of the choices that litellm read.
+    def _take_choice(self, choice: Any, ending: AnswerEnd | None, *, beside: Any = None) -> None:
+        """Take in one of the choices that litellm read, with the end that the vendor gave.
 
-        Args:
-            choice: A `StreamingChoices`.
-            beside: The chunk, if this choice is to have what stands beside the choices.
-            ending: As the vendor gave it; litellm makes one up.
+        `beside` is the chunk, if this choice is to have what stands beside the choices.
         """
         index = choice.index or 0
         deltas = self._read_calls(index, read_calls(choice.delta))
         chunk = piece_from(choice, index, deltas, beside)
         if chunk is not None:
-            self._say(chunk)
+            self._emit(chunk)
         logprobs = getattr(choice, "logprobs", None)
         if logprobs:
             dump = getattr(logprobs, "model_dump", None)
@@ -208,8 +182,8 @@ def _add_counts(so_far: dict[str, Any], more: Mapping[str, Any]) -> None:
             so_far[name] = count
 
 
-def _is_place(index: Any) -> bool:
-    """Whether this can be the place of one of the answers: as many are kept as it says."""
+def _is_valid_index(index: Any) -> bool:
+    """Return whether this can be the index of an answer. It bounds how many are kept."""
     return type(index) is int and 0 <= index < _MOST_ANSWERS
 
 
@@ -218,3 +192,88 @@ def counted(usage: Mapping[str, Any], prompt: str, completion: str) -> Usage:
     return usage_from(
         {"prompt_tokens": usage.get(prompt), "completion_tokens": usage.get(completion)}
     )
+
+
+Event = tuple[bytes, bytes]
+"""Name (empty where the vendor gave none) and data, as UTF-8."""
+
+LONGEST_EVENT = 16 * 1024 * 1024
+"""Bytes. A picture in an event takes a few million; without a limit a broken server fills the
+memory."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class EventParser:
+    """Cuts one stream into its events."""
+
+    __slots__ = ("_after_cr", "_at_start", "_parts", "_size")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []  # of an event that has not come to its end
+        self._size = 0
+        self._after_cr = False  # so that a line feed that comes next ends no second line
+        self._at_start = True
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the event that is under way is longer than `LONGEST_EVENT`: stop feeding."""
+        return self._size > LONGEST_EVENT
+
+    def feed(self, received: bytes) -> list[Event]:
+        """Take in what came, and return the events that are whole now."""
+        if self._after_cr or b"\r" in received:
+            received = self._with_line_feeds(received)
+        if b"\n\n" not in received and not self._ends_with(received):
+            self._keep(received)
+            return []
+        if self._parts:
+            received = b"".join((*self._parts, received))
+        *blocks, rest = received.split(b"\n\n")
+        self._parts, self._size = [], 0
+        self._keep(rest)
+        if self._at_start:
+            self._at_start = False
+            blocks[0] = blocks[0].removeprefix(_BYTE_ORDER_MARK)
+        events: list[Event] = []
+        for block in blocks:
+            if block.startswith(b"data: ") and b"\n" not in block:
+                events.append((b"", block[6:]))  # the ordinary case
+            else:
+                events.extend(_events_in(block))
+        return events
+
+    def end(self) -> list[Event]:
+        """Return what is left when nothing more comes.
+
+        The standard drops an event without an empty line after it. Some servers forget the line
+        after their last event, and one that was cut off is no JSON anyway.
+        """
+        return self.feed(b"\n\n")
+
+    def _with_line_feeds(self, received: bytes) -> bytes:
+        if self._after_cr and received.startswith(b"\n"):
+            received = received[1:]
+        self._after_cr = received.endswith(b"\r")
+        return received.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _ends_with(self, received: bytes) -> bool:
+        """Return whether the empty line that ends an event came in two pieces."""
+        return received.startswith(b"\n") and bool(self._parts) and self._parts[-1].endswith(b"\n")
+
+    def _keep(self, part: bytes) -> None:
+        # Joined only at the end: a long event comes in many pieces.
+        if part:
+            self._parts.append(part)
+            self._size += len(part)
+
+
+def _events_in(block: bytes) -> list[Event]:
+    name, data = b"", []
+    for line in block.split(b"\n"):
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            data.append(value.removeprefix(b" "))
+        elif field == b"event":
+            name = value.removeprefix(b" ")
+    return [(name, b"\n".join(data))] if data else []

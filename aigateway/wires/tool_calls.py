@@ -1,4 +1,4 @@
-"""Tool calls as servers really send them, in the form that OpenAI's clients read.
+"""Read tool calls as servers really send them into the form that OpenAI's clients read.
 
 OpenAI numbers the calls of a stream, says the id and the name of each once, and its arguments are
 JSON. Many servers that imitate it leave ids out or repeat them, jump in their numbers or give none,
@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from aigateway.messages import ChatRequest, ToolCall, ToolCallDelta
-from aigateway.wires.gemini.bodies import unify_candidates
+from aigateway.wires.gemini import unify_candidates
 
 __all__ = [
     "CallPiece",
@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 _BY_THE_VENDOR = "srvtoolu_"
-"""How Anthropic's ids begin of calls that it makes itself: they are none for the caller."""
+"""The prefix of ids of calls that Anthropic makes itself. The caller does not get them."""
 
 
 def cleaned(calls: Iterable[ToolCall], not_for_the_caller: frozenset[str]) -> Iterator[ToolCall]:
-    """The calls of a whole answer, each with an id of its own and with arguments."""
+    """Yield the calls of a whole answer, each with an id of its own and with arguments."""
     ids: set[str] = set()
     for call in calls:
         if call.id in not_for_the_caller or call.id.startswith(_BY_THE_VENDOR):
@@ -44,7 +44,7 @@ def cleaned(calls: Iterable[ToolCall], not_for_the_caller: frozenset[str]) -> It
 
 
 def is_cut(arguments: str) -> bool:
-    """Whether arguments stop in the middle. Others that are no JSON are the caller's to judge."""
+    """Return whether arguments stop in the middle. Other invalid JSON is the caller's to judge."""
     try:
         json.loads(arguments)
     except RecursionError:
@@ -55,7 +55,7 @@ def is_cut(arguments: str) -> bool:
 
 
 def _is_open(text: str) -> bool:
-    """Whether an object or a list that begins here is not closed."""
+    """Return whether the object or list that begins here is not closed."""
     depth, inside, escaped = 0, False, False
     if not text.lstrip().startswith(("{", "[")):
         return False
@@ -73,15 +73,9 @@ def _is_open(text: str) -> bool:
 
 
 class CallPiece(NamedTuple):
-    """A piece of a tool call, as a server streams it.
+    """A piece of a tool call, as a server streams it; "" where nothing came.
 
-    Attributes:
-        number: As the server counts, if it does.
-        id: "" if none came.
-        function: The function's name, likewise.
-        arguments: Likewise.
-        type: "function" or "custom", likewise.
-        signature: Gemini's, if it came.
+    `number` is as the server counts, if it does. `type` is "function" or "custom".
     """
 
     number: Any
@@ -119,7 +113,7 @@ class _Call:
             return False
 
     def is_followed_by(self, function: str, arguments: str) -> bool:
-        """Whether a piece with this name, but without an id of its own, begins another call."""
+        """Return whether a piece with this name, but without its own id, begins another call."""
         if not (function and self.name):
             return False
         if function != self.name:
@@ -128,10 +122,9 @@ class _Call:
 
 
 class ToolCallReader:
-    """Tells the calls of one streamed answer apart.
+    """Separates the calls of one streamed answer.
 
-    Args:
-        not_for_the_caller: Ids of calls that the vendor makes itself; they may become more.
+    `not_for_the_caller` are the ids of calls that the vendor makes itself; they may become more.
     """
 
     __slots__ = ("_by_id", "_by_number", "_count", "_hidden", "_last", "_open")
@@ -145,11 +138,7 @@ class ToolCallReader:
         self._hidden = not_for_the_caller
 
     def read(self, piece: CallPiece) -> ToolCallDelta | None:
-        """Take in a piece.
-
-        Returns:
-            What is new in it; None if nothing is, or if the call is not for the caller.
-        """
+        """Take in a piece; return what is new in it, if anything is for the caller."""
         delta = self._read(*piece[:5])
         if delta is None or piece.signature is None:
             return delta
@@ -163,7 +152,7 @@ class ToolCallReader:
         call = self._known(number, name, function, arguments)
         if call is None:
             kind = "custom" if kind == "custom" else "function"
-            return self._begun(_Call(self._count, number, name, kind), function, arguments)
+            return self._begin(_Call(self._count, number, name, kind), function, arguments)
         self._last = call
         if number is not None:
             self._by_number[number] = call
@@ -172,10 +161,10 @@ class ToolCallReader:
         function, call.name = ("", call.name) if call.name else (function, function)
         if not call.arguments:
             arguments = self._without_placeholder(call, arguments)
-        return self._said(call, "", function, arguments)
+        return self._delta(call, "", function, arguments)
 
     def close(self) -> tuple[ToolCallDelta, ...]:
-        """Nothing more comes: calls without arguments get empty ones."""
+        """Return empty arguments for calls that have none, since nothing more comes."""
         deltas = tuple(ToolCallDelta(call.index, arguments="{}") for call in self._open)
         for call in self._open:
             call.arguments.append("{}")
@@ -183,7 +172,7 @@ class ToolCallReader:
         return deltas
 
     def _known(self, number: Any, name: str, function: str, arguments: str) -> _Call | None:
-        """The call that a piece goes on with, if it begins none."""
+        """Return the call that a piece continues, if it begins none."""
         if name and name in self._by_id:
             call = self._by_id[name]
             # Some servers give every call the same id.
@@ -200,7 +189,7 @@ class ToolCallReader:
             return None
         return self._last  # the tail of a call whose head came under another number, or none
 
-    def _begun(self, call: _Call, function: str, arguments: str) -> ToolCallDelta | None:
+    def _begin(self, call: _Call, function: str, arguments: str) -> ToolCallDelta | None:
         call.name, name, number = function, call.id, call.number
         call.hidden = name in self._hidden or name.startswith(_BY_THE_VENDOR)
         given = name if name and name not in self._by_id else _new_id()
@@ -212,7 +201,7 @@ class ToolCallReader:
         if not call.hidden and call.type == "function":
             self._open.append(call)
             arguments = self._without_placeholder(call, arguments)
-        return self._said(call, given, function, arguments)
+        return self._delta(call, given, function, arguments)
 
     @staticmethod
     def _without_placeholder(call: _Call, arguments: str) -> str:
@@ -222,7 +211,7 @@ class ToolCallReader:
         call.had_empty = True
         return ""
 
-    def _said(self, call: _Call, name: str, function: str, arguments: str) -> ToolCallDelta | None:
+    def _delta(self, call: _Call, name: str, function: str, arguments: str) -> ToolCallDelta | None:
         if arguments:
             call.arguments.append(arguments)
             if call in self._open:
@@ -233,15 +222,9 @@ class ToolCallReader:
 
 
 def as_functions(said: Any) -> bool:
-    """Give the calls of OpenAI's custom tools the form of a function's, too; their type tells them.
+    """Give calls of custom tools the form of a function's as well; return whether there were any.
 
-    Not every version of litellm knows another form. Changes what is given.
-
-    Args:
-        said: A message or a delta of OpenAI's.
-
-    Returns:
-        Whether there was one.
+    Not every version of litellm knows another form. `said` is a message or a delta.
     """
     changed = False
     calls = said.get("tool_calls") if isinstance(said, Mapping) else None
@@ -255,11 +238,7 @@ def as_functions(said: Any) -> bool:
 
 
 def unify(body: Any) -> bool:
-    """Bring the calls in an answer, or in a stream's event, into the form that litellm knows.
-
-    Returns:
-        Whether anything was changed in the body.
-    """
+    """Bring the calls in a body or event into litellm's form; return whether any changed."""
     if not isinstance(body, Mapping):
         return False
     choices = body.get("choices")
@@ -272,7 +251,7 @@ def unify(body: Any) -> bool:
 
 
 def asks_for_custom_tools(request: ChatRequest) -> bool:
-    """Whether a request offers custom tools, or has calls of them in its messages."""
+    """Return whether a request offers custom tools, or has calls of them in its messages."""
     tools = request.params.get("tools") or ()
     return any(_is_custom(tool) for tool in tools) or any(
         _is_custom(call) for message in request.messages for call in message.get("tool_calls") or ()

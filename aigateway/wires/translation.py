@@ -1,49 +1,39 @@
-"""litellm's translations, called directly: a request into a vendor's words, and its answer back.
+"""litellm's translations, called directly: requests into a vendor's form, and answers back.
 
-`litellm.acompletion` wraps these in logging, a second SDK and cost calculation, which take ten
-times as long as the translation itself. What is called here is not documented by litellm, so
-every function is held to by a contract test, and a request that is not surely carried the same
-way goes the other way (`carries`).
+`litellm.acompletion` wraps them in logging, a second SDK and cost calculation, which take ten times
+as long as the translation itself. litellm does not document what is called here, so a contract test
+covers every function, and a request that may be translated differently takes the other lane.
 
-One `Translation` is made for each provider; what does not depend on the request is worked out
-then.
+Each provider has one `Translation`, which works out once what does not depend on the request.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
 
+import orjson
+
 from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.headers import with_carried, with_extra_body
-from aigateway.wires.json_bodies import mend_usage
-from aigateway.wires.json_copy import fresh_copy
+from aigateway.wires.json_bodies import fresh_copy, mend_usage, with_extra_body
 from aigateway.wires.pricing import OWN_OPTIONS
 from aigateway.wires.registry import wire_of
 from aigateway.wires.stream_reading import StreamReading
 from aigateway.wires.tool_calls import asks_for_custom_tools, unify
-from aigateway.wires.wire import VendorRequest, VendorResponse
+from aigateway.wires.wire import VendorRequest, VendorResponse, with_caller_headers
 
-__all__ = [
-    "PLAIN_PARAMS",
-    "PLAIN_ROLES",
-    "LoggingStandIn",
-    "Translation",
-    "is_only_text",
-    "translation_for",
-]
+__all__ = ["PLAIN_PARAMS", "PLAIN_ROLES", "LoggingStandIn", "Translation", "translation_for"]
 
 PLAIN_PARAMS = frozenset(
     {"frequency_penalty", "max_tokens", "presence_penalty", "seed", "stop", "temperature", "top_p"}
 )
-"""Parameters that each vendor's `map_openai_params` takes over one by one, without a look at the
-rest of the request."""
+"""Parameters that each vendor's `map_openai_params` maps one by one, whatever else is asked."""
 
 PLAIN_ROLES = frozenset({"assistant", "system", "user"})
 
@@ -61,18 +51,14 @@ _MAPPED = PLAIN_PARAMS | {
     "top_logprobs",
     "user",
 }
-"""Parameters that litellm's `get_optional_params` maps, and what is put over its body; any other
-goes the other way."""
-
-_BESIDE = frozenset({"extra_body", "stream_options"})
-"""Those that are not mapped."""
-
-
+"""Parameters that litellm's `get_optional_params` maps, and `extra_body`. Any other takes the other
+lane."""
 _MAPPED_STREAMED = _MAPPED | {"stream_options"}
+_UNMAPPED = frozenset({"extra_body", "stream_options"})
 
 
 class LoggingStandIn:
-    """What litellm's translations want to log to. They read the two mappings, and nothing else."""
+    """What litellm's translations log to. They read the mappings, and nothing else."""
 
     def __init__(self) -> None:
         self.model_call_details: dict[str, Any] = {}
@@ -87,21 +73,32 @@ class LoggingStandIn:
 
 
 class Translation(ABC):
-    """One provider's words.
+    """Translates for one provider.
 
     Attributes:
         url: Where chat requests go.
-        stream_url: Where those go whose answer is to be a stream.
-        streams: Whether the model can give one; litellm makes one up for the few that cannot.
+        stream_url: Where requests for a stream go.
+        streams: Whether the model can stream; litellm imitates it for the few that cannot.
         think_tags: Whether texts may begin with reasoning: see `ThinkTags`.
+        read_plain: Reads a plain answer from its JSON; None if it takes litellm.
+        sample: A small answer of the vendor's, for the trial before the lane is used.
+        stream_sample: Likewise a stream, with something in it that litellm has to read.
+        counts_streams: Whether the server takes `stream_options`, as far as is known.
     """
 
-    _defaults: Mapping[str, Any] | None = None
-    counts_streams = True
-    """Whether the server takes `stream_options`, as far as is known."""
     url: str
     stream_url: str
     streams: bool
+    read_plain: Callable[[Any], Completion | None]
+    sample: bytes
+    stream_sample: bytes
+    counts_streams = True
+    _inlines_media = True
+    """Whether pictures must be in the request itself, so that a URL has to be fetched first."""
+    _count_option = "n"
+    """The mapped parameter that says how many answers are asked for."""
+    _fixed_headers: Mapping[str, str] | None = None
+    _defaults: Mapping[str, Any] | None = None
 
     def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
         self._litellm = litellm
@@ -130,59 +127,43 @@ class Translation(ABC):
     def _stream_address(self) -> str:
         return self.url
 
-    @abstractmethod
-    def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]: ...
-
-    def carries(self, request: ChatRequest, *, streamed: bool = False) -> bool:
-        """Whether this request is surely translated as `litellm.acompletion` would."""
-        return (
-            request.params.keys() <= (_MAPPED_STREAMED if streamed else _MAPPED)
-            and all(_is_plain(message, self._inlines_media) for message in request.messages)
-            and not any("cache_control" in tool for tool in request.params.get("tools") or ())
-            # What the vendor does not have is the other lane's to refuse.
-            and (self._wire.like_openai or not asks_for_custom_tools(request))
-            and (self._wire.not_taken is None or self._wire.not_taken(request.params) is None)
-        )
-
-    _read_plain: Callable[[Any], Completion | None]
-    sample: bytes
-    """A small answer of the vendor's, for the trial that is made before the lane is used."""
-    stream_sample: bytes
-    """Likewise as a stream, with something in it that litellm has to read."""
-
-    _inlines_media = True
-    """Whether pictures must be in the request itself, so that a URL has to be fetched first."""
-
-    def request(self, request: ChatRequest, *, streamed: bool = False) -> VendorRequest:
-        """Put a request into the vendor's words.
-
-        Args:
-            request: What is asked.
-            streamed: The answer is to be a stream.
+    def request(self, request: ChatRequest, *, streamed: bool = False) -> VendorRequest | None:
+        """Translate a request; return None unless `litellm.acompletion` would surely send the same.
 
         Raises:
             Exception: litellm's `UnsupportedParamsError` and others; nothing has been sent.
         """
-        messages = [
-            {name: fresh_copy(value) for name, value in message.items() if value is not None}
-            for message in request.messages
-        ]
-        options = self._options(request, messages)
-        headers = self._headers(messages, options)
+        params = request.params
+        if not params.keys() <= (_MAPPED_STREAMED if streamed else _MAPPED):
+            return None
+        if plain := _is_text_only(request.messages):
+            messages = list(map(dict, request.messages))
+        elif not all(_is_simple(message, self._inlines_media) for message in request.messages):
+            return None
+        else:
+            messages = [
+                {name: fresh_copy(value) for name, value in message.items() if value is not None}
+                for message in request.messages
+            ]
+        wire = self._wire
+        if (
+            any("cache_control" in tool for tool in params.get("tools") or ())
+            # What the vendor does not have, the other lane refuses.
+            or (not wire.like_openai and asks_for_custom_tools(request))
+            or (wire.not_taken is not None and wire.not_taken(params) is not None)
+        ):
+            return None
+        options = self._options(params, messages)
+        headers = self._fixed_headers or self._headers(messages, options, plain=plain)
         notes: dict[str, Any] = {}
-        body = self._body(messages, options, headers, notes)
+        body = self._body(messages, options, headers, notes, plain=plain)
         if streamed:
             body.update(self._streaming(request))
-        extra = request.params.get("extra_body")
+        extra = params.get("extra_body")
         if extra:
             body = self._with_extra(body, extra)
-        sent = with_carried(headers, request.headers) if request.headers else headers
-        return VendorRequest(sent, body, options, notes)
-
-    def plain_answer(self, sent: VendorRequest, received: VendorResponse) -> Completion | None:
-        """The answer, if it is of the plain kind that needs no translation."""
-        # Where an answer was asked for as a tool call, a text is not what it seems.
-        return None if "json_mode" in sent.options else self._read_plain(received.json())
+        sent = with_caller_headers(headers, request.headers) if request.headers else headers
+        return VendorRequest(sent, body, options, notes, orjson.dumps(body))
 
     def answer(self, request: ChatRequest, sent: VendorRequest, received: VendorResponse) -> Any:
         """Read the vendor's answer into litellm's `ModelResponse`."""
@@ -213,9 +194,6 @@ class Translation(ABC):
         )
         return self._reading(sent, assembly, partial(self._parser, sent))
 
-    _count_option = "n"
-    """Among the mapped parameters, how many answers are asked for."""
-
     @abstractmethod
     def _reading(
         self, sent: VendorRequest, assembly: Assembly, make_parser: Callable[[], Any]
@@ -226,13 +204,13 @@ class Translation(ABC):
         """Make litellm's reader of one stream."""
 
     def _streaming(self, _request: ChatRequest) -> dict[str, Any]:
-        """What a body has more if its answer is to be a stream."""
+        """Return what a body has besides if its answer is to be a stream."""
         return {"stream": True}
 
-    def _options(self, request: ChatRequest, messages: list[Any]) -> dict[str, Any]:
-        params = request.params
-        if not _BESIDE.isdisjoint(params):
-            params = {name: v for name, v in params.items() if name not in _BESIDE}
+    def _options(self, params: Mapping[str, Any], messages: list[Any]) -> dict[str, Any]:
+        """Return the parameters in the vendor's form."""
+        if not _UNMAPPED.isdisjoint(params):
+            params = {name: v for name, v in params.items() if name not in _UNMAPPED}
         if params.keys() <= PLAIN_PARAMS and params.keys() <= self._supported:
             if params:
                 mapped: dict[str, Any] = self._map(dict(params))
@@ -258,12 +236,24 @@ class Translation(ABC):
     def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
         return with_extra_body(body, fresh_copy(extra))
 
+    def _headers(
+        self,
+        _messages: list[Any],
+        _options: dict[str, Any],
+        *,
+        plain: bool,  # noqa: ARG002
+    ) -> Mapping[str, str]:
+        """Return the headers, where they depend on the request."""
+        return {}
+
     def _body(
         self,
         messages: list[Any],
         options: dict[str, Any],
-        headers: dict[str, str],
+        headers: Mapping[str, str],
         notes: dict[str, Any],
+        *,
+        plain: bool,  # noqa: ARG002 - for wires with a short way
     ) -> dict[str, Any]:
         body: dict[str, Any] = self._config.transform_request(
             self._model, messages, dict(options), notes, headers
@@ -274,10 +264,10 @@ class Translation(ABC):
 def translation_for(
     litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]
 ) -> Translation | None:
-    """Make a provider's translation; None where every request of its goes the other way.
+    """Make a provider's translation; None where all its requests take the other lane.
 
-    That is for `LITELLM`, for options in `extra` that only litellm understands, and for models
-    that litellm bridges to another API.
+    That is the case for `LITELLM`, for options in `extra` that only litellm understands, and for
+    models that litellm bridges to another API.
     """
     load = wire_of(config).translation
     if load is None or config.extra.keys() - OWN_OPTIONS - {"base_model"}:
@@ -288,26 +278,29 @@ def translation_for(
     return load()(litellm, config, options)
 
 
-def is_only_text(message: Mapping[str, Any]) -> bool:
-    """Whether a message is a role and a text, and nothing else."""
-    return (
-        len(message) == 2
-        and type(message.get("content")) is str
-        and message.get("role") in PLAIN_ROLES
-    )
+def _is_text_only(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether each message is a role and a text, and nothing else."""
+    for message in messages:
+        if (
+            len(message) != 2
+            or type(message.get("content")) is not str
+            or message.get("role") not in PLAIN_ROLES
+        ):
+            return False
+    return True
 
 
-def _is_plain(message: Mapping[str, Any], inline: bool) -> bool:
+def _is_simple(message: Mapping[str, Any], inline: bool) -> bool:
     if "cache_control" in message or message.get("role") == "developer":
         return False  # Gemini's cache is a call of its own; the role goes by another name
     content = message.get("content")
     if content is None or isinstance(content, str):
         return True
     may_show = message.get("role") in {"tool", "user"}
-    return all(_is_plain_part(part, inline, may_show) for part in content)
+    return all(_is_simple_part(part, inline, may_show) for part in content)
 
 
-def _is_plain_part(part: Any, inline: bool, may_show: bool) -> bool:
+def _is_simple_part(part: Any, inline: bool, may_show: bool) -> bool:
     if not isinstance(part, Mapping) or "cache_control" in part:
         return False
     if part.get("type") == "text":

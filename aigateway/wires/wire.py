@@ -1,4 +1,9 @@
-"""What one wire is to the code that all of them share, and what goes over it in the direct lane."""
+"""The record of one wire, and what goes over it: requests, responses, headers, ends of answers.
+
+A reason for the end that is not in the wire's table (`error`, `insufficient_system_resource`), or
+no reason at all, means that the answer broke off. litellm turns every unknown reason into "stop",
+so the vendor's own word counts where it can be seen.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,81 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import orjson
-
 from aigateway.messages import ChatRequest
-from aigateway.wires.ends import Given
 from aigateway.wires.json_bodies import parsed
 
 if TYPE_CHECKING:
-    from aigateway.wires.parameters import Draft
+    from aigateway.wires.parameters import ParameterDraft
     from aigateway.wires.translation import Translation
 
-__all__ = ["LimitHeaders", "VendorRequest", "VendorResponse", "Wire", "part_types"]
+__all__ = [
+    "AnswerEnd",
+    "BrokenOffError",
+    "Ends",
+    "LimitHeaders",
+    "VendorRequest",
+    "VendorResponse",
+    "Wire",
+    "end_of",
+    "ends_of_list",
+    "part_types",
+    "with_caller_headers",
+]
+
+_NO_REASONS = frozenset({"", "null", "none"})
+"""Texts that stand for no reason on every chunk but the last (DashScope)."""
+
+
+class BrokenOffError(Exception):
+    """The vendor says that an answer broke off. `body` says why, in the form of an error."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body = body
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnd:
+    """Why an answer ended.
+
+    Attributes:
+        reason: In the vendor's words.
+        end: In OpenAI's; None if the answer broke off.
+    """
+
+    reason: str
+    end: str | None
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """The reason in the form of a vendor's error."""
+        return {"error": {"code": self.reason}}
+
+
+Ends = Iterator[tuple[int, Mapping[str, str], Any, Any]]
+"""Of each answer in a body: its index, the wire's table, the reason given, an error beside it."""
+
+
+def end_of(ends: Mapping[str, str], reason: Any, error: Any = None) -> AnswerEnd | None:
+    """Judge the reason that a vendor gives for the end of an answer; anything but a text is none.
+
+    Raises:
+        BrokenOffError: The vendor says that it failed.
+    """
+    given = reason if isinstance(reason, str) else ""
+    word = given.lower()
+    if error or word == "error":
+        raise BrokenOffError({"error": error or {"code": given}})
+    return None if word in _NO_REASONS else AnswerEnd(given, ends.get(word))
+
+
+def ends_of_list(answers: list[Any], ends: Mapping[str, str], name: str) -> Ends:
+    """Yield what a list of answers says about their ends, in the field of that name."""
+    for place, answer in enumerate(answers):
+        if isinstance(answer, Mapping):
+            index = answer.get("index")
+            where = index if type(index) is int else place
+            yield where, ends, answer.get(name), answer.get("error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +93,8 @@ class LimitHeaders:
     """The headers in which a vendor says what is left of its limits.
 
     Attributes:
-        headers: For each limit the name of the header that says what is left, and of the one that
-            says when it is whole again; in lower case.
+        headers: For each limit the header with what is left, and the one with the time at which it
+            is whole again; in lower case.
         are_times: The second is a time (RFC 3339), not a duration.
     """
 
@@ -35,39 +104,39 @@ class LimitHeaders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wire:
-    """One vendor's protocol. What else is its own stands in the modules of its folder.
+    """One vendor's protocol. Everything else of its own is in its folder.
 
     Attributes:
         litellm_name: litellm's name for the vendor; "" where the model's own name says it.
         base: The vendor's address; None where each customer has one of their own.
         translation: Loads the class that translates in the direct lane (it needs litellm); None
             where every call goes through litellm's own.
-        ends: What a body or an event of this wire says of the ends of its answers; None for a body
-            of another one.
+        ends: Returns what a body or an event of this wire says about the ends of its answers; None
+            for a body of another one.
         limits: Its headers about rate limits.
-        sdk: Which client litellm calls the vendor with.
+        sdk: The client with which litellm calls the vendor.
         think_tags: Whether a text may begin with reasoning in tags. Models that think in blocks of
-            their own do not: there a tag in a text was asked for.
+            their own do not: there, the caller asked for a tag in a text.
         takes_extra_body: Whether litellm puts `extra_body` into the body.
         takes_cache_marks: Whether litellm sends `cache_control` along. For Gemini it is an order to
             create a cache first: more requests.
-        like_openai: Whether tokens may be embedded in place of texts, and custom tools be known.
+        like_openai: Whether the vendor embeds tokens in place of texts, and knows custom tools.
         counts_searches: Whether the vendor counts its searches in `usage`.
         lists_models: Whether the vendor's models have names of their own. A server of one's own may
-            call anything "gpt-4o"; that does not make it what it is, or cost as much.
+            call anything "gpt-4o"; that changes neither its abilities nor its price.
         names_deployments: Whether the model of a request is the customer's own name for one.
-        foreign_params: Parameters of other vendors that litellm would hand on all the same.
-        fit: Brings the parameters of a chat into what the vendor documents.
-        has_part: Whether litellm sends a part of this type in a message of this role; all others it
-            would leave out without a word. None: it sends all.
-        not_taken: Names a parameter that litellm would leave out without a word, if there is one.
-        embed: Loads what stands in for `litellm.aembedding`; None where that will do.
+        foreign_params: Parameters of other vendors that litellm would pass on all the same.
+        fit: Fits the parameters of a chat to what the vendor documents.
+        has_part: Whether litellm sends a part of this type in a message of this role. It leaves out
+            all others silently. None: it sends all.
+        not_taken: Names a parameter that litellm would leave out silently, if there is one.
+        embed: Loads a replacement for `litellm.aembedding`; None where that will do.
     """
 
     litellm_name: str = ""
     base: str | None = None
     translation: Callable[[], type[Translation]] | None = None
-    ends: Callable[[Mapping[str, Any]], Given | None] | None = None
+    ends: Callable[[Mapping[str, Any]], Ends | None] | None = None
     limits: LimitHeaders | None = None
     sdk: Literal["openai", "azure", "http"] | None = None
     think_tags: bool = True
@@ -78,7 +147,7 @@ class Wire:
     lists_models: bool = True
     names_deployments: bool = False
     foreign_params: frozenset[str] = frozenset()
-    fit: Callable[[Draft, str, Callable[..., Any]], None] | None = None
+    fit: Callable[[ParameterDraft, str, Callable[..., Any]], None] | None = None
     has_part: Callable[[str, str], bool] | None = None
     not_taken: Callable[[Mapping[str, Any]], str | None] | None = None
     embed: Callable[[], Callable[..., Any]] | None = None
@@ -88,7 +157,7 @@ _ROLES = {"developer": "system", "function": "tool"}
 
 
 def part_types(request: ChatRequest) -> Iterator[tuple[str, str]]:
-    """Give the type of every part in the messages, with the role: system, user, assistant or tool.
+    """Yield the role (system, user, assistant, tool) and the type of every part of a message.
 
     Both are texts, whatever the caller has given.
     """
@@ -101,42 +170,32 @@ def part_types(request: ChatRequest) -> Iterator[tuple[str, str]]:
                 yield _ROLES.get(role, role), str(kind)
 
 
+@dataclass(slots=True, repr=False)  # it holds keys, prompts and answers
 class VendorRequest:
-    """What is sent.
+    """What the direct lane sends.
 
     Attributes:
         headers: All of them.
-        data: The body before it was made JSON; reading the answer needs it again.
+        data: The body before it became JSON. Reading the answer needs it again.
         options: The mapped parameters, likewise.
         notes: What the translation of the request leaves for the translation of the answer.
         body: JSON.
     """
 
-    __slots__ = ("body", "data", "headers", "notes", "options")
-
-    def __init__(
-        self,
-        headers: Mapping[str, str],
-        data: Mapping[str, Any],
-        options: dict[str, Any],
-        notes: dict[str, Any],
-    ) -> None:
-        self.headers = headers
-        self.data = data
-        self.options = options
-        self.notes = notes
-        self.body = orjson.dumps(data)
+    headers: Mapping[str, str]
+    data: Mapping[str, Any]
+    options: dict[str, Any]
+    notes: dict[str, Any]
+    body: bytes
 
 
+@dataclass(slots=True, repr=False)  # it holds keys, prompts and answers
 class VendorResponse:
     """What came back: as much of an `httpx.Response` as litellm's translations read."""
 
-    __slots__ = ("content", "headers", "status_code")
-
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        self.status_code = status
-        self.headers = headers
-        self.content = body
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
 
     @property
     def text(self) -> str:
@@ -144,5 +203,50 @@ class VendorResponse:
         return self.content.decode("utf-8", "replace")
 
     def json(self) -> Any:
-        """The body as JSON. Raises `ValueError` if it is something else."""
+        """Read the body as JSON. Raises `ValueError` if it is something else."""
         return parsed(self.content, whole=True)
+
+
+_OURS = frozenset(
+    {
+        # Who asks, and for which account.
+        "api-key",
+        "authorization",
+        "cookie",
+        "openai-organization",
+        "openai-project",
+        "proxy-authorization",
+        "x-api-key",
+        "x-goog-api-key",
+        "x-goog-user-project",
+        # What is sent, and over which connection.
+        "accept",
+        "accept-encoding",
+        "connection",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+    }
+)
+_OUR_PREFIXES = ("anthropic-", "content-", "proxy-", "sec-", "x-amz-", "x-stainless-")
+
+
+def with_caller_headers(own: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
+    """Add a caller's headers to our own, which take precedence.
+
+    Those about the sender (`Authorization`, `x-api-key`, ...) or the transport (`Host`,
+    `Content-Type`, ...) are left out.
+    """
+    reserved = _OURS.union(map(str.lower, own))
+    free = {
+        name: value
+        for name, value in added.items()
+        if name.lower() not in reserved and not name.lower().startswith(_OUR_PREFIXES)
+    }
+    return {**own, **free}

@@ -32,8 +32,8 @@ from aigateway.messages import (
 from aigateway.settings import LLMConfig
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.ends import Ending
 from aigateway.wires.failures import classify_response
+from aigateway.wires.wire import AnswerEnd
 from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble
 
 __all__ = [
@@ -552,7 +552,7 @@ class _Stream:
 
     def _finish(self) -> None:
         """Say why the answer ended: from here on it is of use, whatever comes."""
-        self._assembly.finish(0, Ending("stop", "stop"))
+        self._assembly.finish(0, AnswerEnd("stop", "stop"))
         self._vendors.watcher.answered(self._call)
 
     async def _close(self, how: str) -> None:

@@ -7,11 +7,33 @@ import pytest
 
 from aigateway.messages import ChatRequest, EmbeddingRequest
 from aigateway.wires.client import VendorCallError
+from aigateway.wires.direct_lane import DirectClient
+from aigateway.wires.litellm.lane import LiteLLMClient
 
 LITELLM = tuple(map(int, version("litellm").split(".")[:2]))
 """The version that is installed: (1, 110)."""
 
 WIRES = ("openai", "azure", "gemini", "anthropic")
+KINDS = ("openai", "gemini", "anthropic")
+"""One wire of each kind: Azure differs from OpenAI in address and key alone, which have tests."""
+LANES = (LiteLLMClient, DirectClient)
+
+
+def in_turn(values, turns=WIRES, lanes=LANES):
+    """Cells of a table: each value in each lane, on another wire (or of another `turn`) each time.
+
+    So all pairs of a value and a lane occur and, as soon as there are as many values as turns, all
+    of a turn and a lane. Arguments of `parametrize`: the value's own, the turn, the lane.
+    """
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            turns[(place + shift) % len(turns)],
+            lane,
+        )
+        for place, value in enumerate(values)
+        for shift, lane in enumerate(lanes)
+    ]
 
 
 def asking(*messages, **params):

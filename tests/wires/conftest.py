@@ -3,11 +3,9 @@
 import pytest
 
 from aigateway.clock import SYSTEM_CLOCK
-from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.litellm import lane as litellm_lane
-from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.processes import PATIENCE
-from tests.wires.calls import WIRES
+from tests.wires.calls import KINDS, LANES
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +14,7 @@ def threads_have_time(monkeypatch):
     monkeypatch.setattr(litellm_lane, "_HOP", PATIENCE)
 
 
-@pytest.fixture(params=[LiteLLMClient, DirectClient], ids=["litellm", "direct"])
+@pytest.fixture(params=LANES, ids=["litellm", "direct"])
 async def connect(request):
     """Make clients of either lane that are closed after the test."""
     clients = []
@@ -30,9 +28,9 @@ async def connect(request):
         await client.aclose()
 
 
-@pytest.fixture(params=WIRES)
+@pytest.fixture(params=KINDS)
 def vendor(request, simulator):
-    """Each of the four simulated vendors in turn."""
+    """A simulated vendor of each kind in turn."""
     return getattr(simulator, request.param)
 
 

@@ -104,6 +104,13 @@ NOT_CARRIED = {
 }
 """Shapes that the direct lane leaves to the other one."""
 
+ON_EACH_KIND = [
+    (shape, wire)
+    for place, shape in enumerate(SHAPES)
+    for wire in (WIRES[place % 2], "gemini", "anthropic")
+] + [("plain", "azure"), ("tools", "openai"), ("schema", "openai")]
+"""Each shape on each kind of wire: on OpenAI's by OpenAI and Azure in turn."""
+
 ANSWERS = {
     "text": None,
     "tool-call": Answer(tool_calls=(ToolCall("weather", {"city": "Oslo"}),)),

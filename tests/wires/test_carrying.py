@@ -10,7 +10,7 @@ from aigateway import AsyncGateway, Origin, RequestRejectedError
 from aigateway.cache.key import cache_key
 from aigateway.messages import ChatRequest, EmbeddingRequest
 from aigateway.simulator import Simulator
-from aigateway.wires.headers import with_carried
+from aigateway.wires.wire import with_caller_headers
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 HEADERS = {"X-Request-ID": "r-1", "traceparent": TRACE, "tracestate": "a=b"}
@@ -78,7 +78,7 @@ async def test_what_is_not_theirs_to_set_is_left_out(vendor, connect):
 @given(st.dictionaries(st.text("abcAPIKey-", min_size=1), st.text(max_size=3)))
 def test_the_providers_own_always_stand(carried):
     own = {"a": "own", "Api-Key": "own", "B": "own"}
-    together = with_carried(own, carried)
+    together = with_caller_headers(own, carried)
     assert {name: together[name] for name in own} == own
     lowered = [name.lower() for name in together]
     assert not {"a", "api-key", "b"} & {n.lower() for n in together.keys() - own.keys()}

@@ -18,7 +18,6 @@ from tests.wires.bodies import (
     COMPATIBLE,
     GEMINI,
     OPENAI,
-    OPENAI_WIRE,
     Vendor,
     answers,
     anthropic,
@@ -141,8 +140,15 @@ def fields_of(choice):
     return {name: value for name, value in fields.items() if value}
 
 
-@pytest.mark.parametrize("kind", OPENAI_WIRE)
-@pytest.mark.parametrize("shape", SHAPES)
+IN_TURN = [
+    (shape, kind)
+    for place, shape in enumerate(SHAPES)
+    for kind in (COMPATIBLE, (OPENAI, AZURE)[place % 2])
+]
+"""Each shape from a server that imitates OpenAI, and from one of the two originals."""
+
+
+@pytest.mark.parametrize(("shape", "kind"), IN_TURN)
 async def test_every_shape_of_the_openai_wire(vendor, shape, kind):
     message, deltas, expected = SHAPES[shape]
     openai(vendor, message, *deltas)
@@ -309,4 +315,4 @@ def test_tags_come_apart_however_the_text_is_cut(text, parted, size):
     pieces = [tags.feed(text[at : at + size]) for at in range(0, len(text), size)]
     pieces.append(tags.end())
     assert ("".join(t for t, _ in pieces), "".join(r for _, r in pieces)) == parted
-    assert ThinkTags.parted(text) == parted
+    assert ThinkTags.separated(text) == parted

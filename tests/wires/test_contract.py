@@ -167,9 +167,12 @@ async def test_plain_requests_need_no_translation(litellm, simulator, vendor, re
     translation = translation_for(litellm, config, options)
     assert isinstance(translation, OpenAITranslation)
     assert translation._is_verbatim
-    as_it_is = translation.request(request_).body
+    as_it_is = translation.request(request_)
     translation._is_verbatim = False
-    assert translation.request(request_).body == as_it_is
+    translated = translation.request(request_)
+    assert as_it_is is not None
+    assert translated is not None
+    assert translated.body == as_it_is.body
 
 
 async def test_models_that_need_another_form_get_it(litellm):
@@ -177,7 +180,8 @@ async def test_models_that_need_another_form_get_it(litellm):
     options = call_options(config, drop_unsupported_params=False)
     translation = translation_for(litellm, config, options)
     assert translation is not None
-    body = translation.request(asking({"role": "system", "content": "Be terse."}, "2+2?")).body
+    sent = translation.request(asking({"role": "system", "content": "Be terse."}, "2+2?"))
+    assert sent is not None
     whole = translation._config.transform_request(
         "o3-mini",
         [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "2+2?"}],
@@ -185,7 +189,7 @@ async def test_models_that_need_another_form_get_it(litellm):
         {},
         {},
     )
-    assert orjson.loads(body) == whole
+    assert orjson.loads(sent.body) == whole
 
 
 async def test_anthropics_plain_headers_are_always_the_same(litellm, simulator):
@@ -194,8 +198,9 @@ async def test_anthropics_plain_headers_are_always_the_same(litellm, simulator):
     translation = translation_for(litellm, config, options)
     assert isinstance(translation, AnthropicTranslation)
     for request in (asking("Hi"), asking({"role": "system", "content": "x"}, "y", temperature=0)):
-        sent = translation.request(request).headers
-        assert sent == translation._headers_for(list(request.messages), {})
+        sent = translation.request(request)
+        assert sent is not None
+        assert sent.headers == translation._headers_for(list(request.messages), {})
 
 
 async def test_get_optional_params_refuses_what_is_not_supported(litellm):
@@ -241,7 +246,7 @@ async def test_a_litellm_that_changed_is_met_with_one_warning_and_the_other_lane
 
 
 async def test_a_router_elsewhere_in_the_process_does_not_slow_us_down(litellm):
-    from aigateway.wires.litellm.own_call import has_callbacks
+    from aigateway.wires.litellm.connections import has_callbacks
 
     lists = ("input_callback", "success_callback", "failure_callback", "callbacks")
     names = [*lists, "_async_success_callback", "_async_failure_callback"]

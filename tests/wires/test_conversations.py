@@ -24,7 +24,7 @@ from aigateway.wires.history import History
 from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.server.services import served
 from tests.wires.bodies import COMPATIBLE, GEMINI, Vendor, gemini, read_out
-from tests.wires.calls import LITELLM
+from tests.wires.calls import LITELLM, in_turn
 
 VENDORS = ("openai", "azure", "gemini", "anthropic", "lenient", "strict")
 MODELS = {"lenient": {"model": "local"}, "strict": {"model": "local"}}
@@ -41,6 +41,10 @@ TOOLS: Any = [{"type": "function", "function": WEATHER}]
 THINKING = {"type": "enabled", "budget_tokens": 1024}
 PARAMS: Any = {"tools": TOOLS, "thinking": THINKING, "max_tokens": 4096}
 CALLS = [("weather", {"city": "Oslo"}), ("weather", {"city": "Rome"})]
+
+
+EACH_WAY = in_turn(VENDORS, (False, True))
+"""Each vendor in each lane, whole or streamed."""
 
 
 def calling(prefix, thinking="shown"):
@@ -146,20 +150,24 @@ def own_signatures(message):
 
 
 @pytest.mark.parametrize(
-    ("clients", "kept"),
-    [(DirectClient, "whole"), (DirectClient, "bare"), (LiteLLMClient, "whole")],
+    ("clients", "kept", "ways"),
+    [
+        (DirectClient, "whole", "both"),
+        (DirectClient, "bare", "in turn"),
+        (LiteLLMClient, "whole", "in turn"),
+    ],
     indirect=["clients"],
     ids=["direct-whole", "direct-bare", "litellm-whole"],
 )
 @pytest.mark.parametrize("first", VENDORS)
-async def test_a_tool_loop_changes_vendors(vendors, clients, first, kept):
+async def test_a_tool_loop_changes_vendors(vendors, clients, first, kept, ways):
     keep = bare if kept == "bare" else dict
     thinkings = ["shown", *(["redacted", "omitted"] if first == "anthropic" else [])]
     if LITELLM < (1, 109):  # it drops signed blocks without a text
         thinkings = thinkings[:2]
-    for second in VENDORS:
-        for thinking in thinkings:
-            for streamed in (False, True):
+    for place, second in enumerate(VENDORS):
+        for turn, thinking in enumerate(thinkings, place + VENDORS.index(first)):
+            for streamed in (False, True) if ways == "both" else (turn % 2 == 1,):
                 vendors[second].answer(calling("chatcmpl-tool-" + "b" * 32))
                 vendors[first].answer(calling("chatcmpl-tool-" + "a" * 32, thinking))
                 one = await message_of(clients[first], ASK, streamed=streamed)
@@ -207,19 +215,19 @@ async def test_through_the_service(vendors, first):
                     reply = await stream.get_final_completion()
             return reply.choices[0].message.model_dump(exclude_none=True)
 
-        for second in VENDORS:
-            for streamed in (False, True):
-                vendors[second].answer(calling("chatcmpl-tool-" + "b" * 32))
-                vendors[first].answer(calling("chatcmpl-tool-" + "a" * 32))
-                one = await answer(first, ASK, streamed=streamed)
-                talk = [*ASK, one, *results(one)]
-                two = await answer(second, talk, streamed=streamed)
-                talk += [two, *results(two)]
-                vendors[first].answer("Cold.")
-                three = await answer(first, talk, streamed=streamed)
-                assert three["content"] == "Cold."
-                assert set(own_signatures(one)) <= set(signatures_in(vendors[first]))
-                assert bool(own_signatures(one)) == (first in {"anthropic", "gemini"})
+        for turn, second in enumerate(VENDORS, VENDORS.index(first)):
+            streamed = turn % 2 == 1
+            vendors[second].answer(calling("chatcmpl-tool-" + "b" * 32))
+            vendors[first].answer(calling("chatcmpl-tool-" + "a" * 32))
+            one = await answer(first, ASK, streamed=streamed)
+            talk = [*ASK, one, *results(one)]
+            two = await answer(second, talk, streamed=streamed)
+            talk += [two, *results(two)]
+            vendors[first].answer("Cold.")
+            three = await answer(first, talk, streamed=streamed)
+            assert three["content"] == "Cold."
+            assert set(own_signatures(one)) <= set(signatures_in(vendors[first]))
+            assert bool(own_signatures(one)) == (first in {"anthropic", "gemini"})
 
 
 # ── what else histories hold ─────────────────────────────────────────────────────────────────────
@@ -455,9 +463,7 @@ def sent_calls(body):
     return given
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
-@pytest.mark.parametrize("name", VENDORS)
+@pytest.mark.parametrize(("name", "streamed", "lane"), EACH_WAY)
 async def test_arguments_that_are_no_object(vendors, name, lane, streamed):
     for text, read in ARGUMENTS.items():
         function = {"name": "weather", "arguments": text}
@@ -475,9 +481,7 @@ async def test_arguments_of_an_old_function_call(vendors):
     assert sent_calls(body) == [{"arguments": "{bad"}]
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("lane", [DirectClient, LiteLLMClient])
-@pytest.mark.parametrize("name", VENDORS)
+@pytest.mark.parametrize(("name", "streamed", "lane"), EACH_WAY)
 async def test_an_assistant_who_said_nothing(vendors, name, lane, streamed):
     kept: Any = [{}, {"refusal": None, "tool_calls": None, "annotations": []}]
     for more in kept:

@@ -510,7 +510,7 @@ async def test_what_came_before_a_break_is_not_lost_to_one_who_reads_later(serve
 
 
 async def test_an_event_without_end_is_no_answer(serve, monkeypatch):
-    monkeypatch.setattr("aigateway.wires.sse.LONGEST_EVENT", 1000)
+    monkeypatch.setattr("aigateway.wires.stream_reading.LONGEST_EVENT", 1000)
     said, failure = await broken(await serve(sse(says("Hi")), b"data: " + b"x" * 2000))
     assert (said, failure.kind) == ("Hi", FailureKind.BAD_ANSWER)
 

@@ -11,7 +11,7 @@ from aigateway import LLMConfig
 from aigateway.errors import FailureKind
 from aigateway.wires.client import Failure
 from aigateway.wires.error_bodies import classify_response, tame_code
-from aigateway.wires.retry_after import LONGEST_RETRY_AFTER, retry_after_from_headers
+from aigateway.wires.limits import LONGEST_RETRY_AFTER, retry_after_from_headers
 
 NOW = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 

@@ -12,9 +12,8 @@ from aigateway.simulator import Fault
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.failures import VERDICTS
-from aigateway.wires.litellm.lane import LiteLLMClient
 from tests import descriptors
-from tests.wires.calls import WIRES, asking, failure_of
+from tests.wires.calls import LANES, WIRES, asking, failure_of, in_turn
 
 OVER_THE_LIMIT = "Request too large for x on tokens per min (TPM): Limit 30000, Requested 342389."
 FAULTS = {
@@ -102,12 +101,13 @@ def on(vendor, value):
 
 CELLS = [
     pytest.param(name, wire, lane, id=f"{name}-{wire}-{lane.__name__}")
-    for place, name in enumerate(FAULTS)
-    for wire in WIRES
-    for lane in (DirectClient, LiteLLMClient)
-    if lane is DirectClient or wire == WIRES[place % len(WIRES)]
+    for place, (name, (_, *verdict)) in enumerate(FAULTS.items())
+    for turn, wire in enumerate(WIRES)
+    for lane in LANES
+    if turn == (place + (lane is DirectClient)) % len(WIRES)
+    or (lane is DirectClient and any(isinstance(value, tuple) for value in verdict))
 ]
-"""Each fault on each wire in the direct lane. litellm's judges by the same code: each on one."""
+"""Each fault in each lane, on two wires in all; in the direct lane on each that differs."""
 
 
 @pytest.mark.parametrize(("name", "vendor", "connect"), CELLS, indirect=["vendor", "connect"])
@@ -177,7 +177,11 @@ async def test_a_refused_connection(vendor, client):
     assert (await client.chat(asking())).choices[0].text == "4"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize(
+    ("host", "vendor", "connect"),
+    [*in_turn(["127.0.0.1", "localhost"]), *in_turn(["localhost", "127.0.0.1"], WIRES[2:])],
+    indirect=["vendor", "connect"],
+)
 async def test_no_descriptor_of_ours_left(vendor, connect, host):
     vendor.headers["connection"] = "close"
     base = vendor.api_base.replace("127.0.0.1", host)
@@ -192,7 +196,9 @@ async def test_no_descriptor_of_ours_left(vendor, connect, host):
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault.reset(), Fault.cut_body(), Fault.status(500), Fault.rate_limited()]
+    ("fault", "vendor", "connect"),
+    in_turn([Fault.reset(), Fault.cut_body(), Fault.status(500), Fault.rate_limited()]),
+    indirect=["vendor", "connect"],
 )
 async def test_one_request_on_a_connection_that_was_used_before(vendor, client, fault):
     await client.chat(asking())
@@ -201,8 +207,11 @@ async def test_one_request_on_a_connection_that_was_used_before(vendor, client, 
     assert vendor.request_count == 2
 
 
-@pytest.mark.parametrize("vendor", ["openai", "azure", "gemini"], indirect=True)
-@pytest.mark.parametrize("fault", [Fault.reset(), Fault.status(500), Fault.html()])
+@pytest.mark.parametrize(
+    ("fault", "vendor", "connect"),
+    in_turn([Fault.reset(), Fault.status(500), Fault.html()], ("openai", "azure", "gemini")),
+    indirect=["vendor", "connect"],
+)
 async def test_embeddings_too(vendor, connect, fault):
     vendor.behave(fault)
     client = connect(vendor.config(model=vendor.embedding_model))
@@ -211,8 +220,17 @@ async def test_embeddings_too(vendor, connect, fault):
     assert vendor.request_count == 1
 
 
-@pytest.mark.parametrize("fault", [Fault.rate_limited, Fault.overloaded])
-@pytest.mark.parametrize(("given", "seconds"), [(7, 7.0), ("1500ms", 1.5)])
+@pytest.mark.parametrize(
+    ("fault", "given", "seconds", "vendor", "connect"),
+    in_turn(
+        [
+            (fault, *said)
+            for fault in (Fault.rate_limited, Fault.overloaded)
+            for said in ((7, 7.0), ("1500ms", 1.5))
+        ]
+    ),
+    indirect=["vendor", "connect"],
+)
 async def test_retry_after(vendor, client, fault, given, seconds):
     vendor.behave(fault(retry_after=given))
     assert (await failure_of(client)).retry_after == seconds

@@ -13,7 +13,7 @@ from aigateway.simulator import Answer
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.litellm.lane import LiteLLMClient
-from tests.wires.shapes import ANSWERS, NOT_CARRIED, SHAPES, agree
+from tests.wires.shapes import ANSWERS, NOT_CARRIED, ON_EACH_KIND, SHAPES, agree
 
 
 async def outcome_of(kind, vendor, request, **options):
@@ -44,7 +44,7 @@ async def test_what_is_dropped(vendor, shape, drop):
     await both(vendor, SHAPES[shape], drop_unsupported_params=drop)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "vendor"), ON_EACH_KIND, indirect=["vendor"])
 async def test_every_shape(vendor, shape):
     ours = await both(vendor, SHAPES[shape])
     if ours[1] is not None:

@@ -11,7 +11,7 @@ from aigateway.messages import EmbeddingRequest, ToolCall, Usage
 from aigateway.simulator import Answer, Fault
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.litellm.lane import LiteLLMClient
-from tests.wires.calls import asking, failure_of
+from tests.wires.calls import asking, failure_of, in_turn
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
@@ -459,7 +459,9 @@ class TestUnreachable:
         assert await failure_of(client) == Failure(FailureKind.CONNECTION, unreachable=True)
 
     @pytest.mark.parametrize(
-        "fault", [Fault.reset(), Fault.reset_in_body(), Fault.cut_body()], ids=lambda f: f.name
+        ("fault", "vendor", "connect"),
+        in_turn([Fault.reset(), Fault.reset_in_body(), Fault.cut_body()]),
+        indirect=["vendor", "connect"],
     )
     async def test_a_connection_that_broke_was_one(self, vendor, client, fault):
         vendor.behave(fault)

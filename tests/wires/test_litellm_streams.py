@@ -26,7 +26,7 @@ from aigateway.wires.litellm.chunks import ChunkReader, End
 from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.processes import PATIENCE
 from tests.wires import bodies
-from tests.wires.calls import LITELLM, asking, ours
+from tests.wires.calls import KINDS, LITELLM, asking, in_turn, ours
 
 WEATHER = {
     "type": "function",
@@ -36,10 +36,11 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
+LANE = (LiteLLMClient,)
 FOUR_WORDS = Answer(chunks=["one", " two", " three", " four"])
 
 
-@pytest.fixture(params=[pytest.param(LiteLLMClient, id="litellm")])
+@pytest.fixture(params=LANE, ids=["litellm"])
 async def connect(request):
     """Make clients of this lane that are closed after the test."""
     clients = []
@@ -260,8 +261,11 @@ BREAKS = {
 }
 
 
-@pytest.mark.parametrize("after", [0, 2])
-@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize(
+    ("name", "after", "vendor", "connect"),
+    in_turn([(name, after) for after in (0, 2) for name in BREAKS], lanes=LANE),
+    indirect=["vendor", "connect"],
+)
 async def test_a_stream_that_breaks(vendor, client, name, after):
     fault, kind, status = BREAKS[name]
     vendor.answer(FOUR_WORDS)
@@ -290,22 +294,26 @@ async def test_a_stream_that_falls_silent(vendor, client, after):
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "status"),
-    [
-        (Fault.html(), "bad_answer", 200),
-        (Fault.empty(), "bad_answer", 200),
-        (Fault.malformed(), "bad_answer", 200),
-        (Fault.no_choices(), "bad_answer", 200),
-        (Fault.error_in_200(), "server_error", 200),
-        (Fault.reset_in_body(), "connection", None),
-        (Fault.reset(), "connection", None),
-        (Fault.cut_body(), "connection", None),
-        (Fault.html(502), "server_error", 502),
-        (Fault.redirect(), "bad_answer", 307),
-        (Fault.rate_limited(7), "rate_limited", 429),
-        (Fault.server_error(), "server_error", 500),
-        (Fault.context_window(), "context_window", 400),
-    ],
+    ("fault", "kind", "status", "vendor", "connect"),
+    in_turn(
+        [
+            (Fault.html(), "bad_answer", 200),
+            (Fault.empty(), "bad_answer", 200),
+            (Fault.malformed(), "bad_answer", 200),
+            (Fault.no_choices(), "bad_answer", 200),
+            (Fault.error_in_200(), "server_error", 200),
+            (Fault.reset_in_body(), "connection", None),
+            (Fault.reset(), "connection", None),
+            (Fault.cut_body(), "connection", None),
+            (Fault.html(502), "server_error", 502),
+            (Fault.redirect(), "bad_answer", 307),
+            (Fault.rate_limited(7), "rate_limited", 429),
+            (Fault.server_error(), "server_error", 500),
+            (Fault.context_window(), "context_window", 400),
+        ],
+        lanes=LANE,
+    ),
+    indirect=["vendor", "connect"],
     ids=lambda value: f"{value.name}{value.code or ''}" if isinstance(value, Fault) else None,
 )
 async def test_what_is_no_stream(vendor, client, fault, kind, status):
@@ -560,8 +568,15 @@ class TestLitellmsOwnConnections:
         _, completion = await whole(own)
         assert (completion.usage, completion.cost_usd) == (Usage(), None)
 
-    @pytest.mark.parametrize("after", [0, 2])
-    @pytest.mark.parametrize("clean", [True, False], ids=["clean", "dirty"])
+    @pytest.mark.parametrize(
+        ("after", "clean", "vendor"),
+        [
+            *((2, clean, wire) for clean in (True, False) for wire in KINDS),
+            (0, True, "azure"),
+            (0, False, "gemini"),
+        ],
+        indirect=["vendor"],
+    )
     async def test_a_cut_stream(self, vendor, own, after, clean):
         vendor.answer(FOUR_WORDS)
         vendor.behave(Fault.cut_stream(after, clean=clean))

@@ -1,13 +1,17 @@
-"""What loading litellm does to the process: next to nothing. Each test is a process of its own."""
+"""Loading litellm does next to nothing to the process. Most tests run in one of their own."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
+from aigateway import AsyncGateway, DeadlineExceededError
+from aigateway.wires import loading
 from tests.processes import PATIENCE
 
 WATCHED = """
@@ -222,78 +226,49 @@ def test_whoever_imported_litellm_first_keeps_it_and_its_advice():
     assert theirs.rstrip().endswith("turn_on_debug()'.")  # and nothing on stderr
 
 
-DEADLINES = """
-    import asyncio, json, sys, threading
-    from aigateway import AsyncGateway, DeadlineExceededError, Origin
-    from aigateway.simulator import Simulator
-    from aigateway.wires import loading
-
+async def test_loading_begins_when_the_gateway_is_entered_and_is_told_apart_from_the_vendors_time(
+    monkeypatch, simulator
+):
     loads, load = threading.Event(), loading._import_litellm
 
     def load_when_allowed():
-        loads.wait()
+        loads.wait(PATIENCE)
         return load()
 
-    loading._import_litellm = load_when_allowed
-
-    async def main():
-        costs = []
-        async with Simulator() as simulator:
-            gateway = AsyncGateway([
-                simulator.openai.config(name="chatter"),
-                simulator.azure.config(name="embedder", model=simulator.azure.embedding_model),
-            ])
-            begun = [loading._import is not None]
-            async with gateway:
-                begun.append(loading._import is not None)
-                try:
-                    await gateway.chat("hi", timeout=0.2)
-                except DeadlineExceededError as error:
-                    said = [str(error), len(error.causes)]
-                sent = len(simulator.openai.received) + len(simulator.azure.received)
-                blamed = [p.circuit_state for p in gateway.providers if not p.active]
-                asyncio.get_running_loop().call_later(0.1, loads.set)
-                first = await gateway.chat("hi", model="chatter", cache=False)
-                second = await gateway.chat("hi", model="chatter", cache=False)
-                async with gateway.stream("hi", model="chatter", cache=False) as stream:
-                    async for _ in stream:
-                        pass
-                vectors = await gateway.embed("hi", model="embedder")
-        print(json.dumps({
-            "begun": begun, "said": said, "sent": sent, "blamed": blamed,
-            "first": [first.loading_seconds, first.latency_seconds,
-                      sum(a.latency_seconds for a in first.attempts)],
-            "later": [second.loading_seconds, stream.response.loading_seconds],
-            "embedded": vectors.loading_seconds,
-        }))
-
+    monkeypatch.setattr(loading, "_import", None)
+    monkeypatch.setattr(loading, "_import_litellm", load_when_allowed)
+    embedder = simulator.azure.config(name="embedder", model=simulator.azure.embedding_model)
+    gateway = AsyncGateway([simulator.openai.config(name="chatter"), embedder])
+    assert loading._import is None
     try:
-        asyncio.run(main())
+        async with gateway:
+            assert loading._import is not None
+            with pytest.raises(DeadlineExceededError) as caught:
+                await gateway.chat("hi", timeout=0.2)
+            assert not [*simulator.openai.received, *simulator.azure.received]
+            assert all(provider.active for provider in gateway.providers)
+            asyncio.get_running_loop().call_later(0.1, loads.set)
+            first = await gateway.chat("hi", model="chatter", cache=False)
+            second = await gateway.chat("hi", model="chatter", cache=False)
+            async with gateway.stream("hi", model="chatter", cache=False) as stream:
+                async for _ in stream:
+                    pass
+            vectors = await gateway.embed("hi", model="embedder")
     finally:
         loads.set()
-"""
-
-
-def test_loading_begins_when_the_gateway_is_entered_and_is_told_apart_from_the_vendors_time():
-    found, _ = run(DEADLINES)
-    assert found["begun"] == [False, True]
-    message, causes = found["said"]
+    message = str(caught.value)
     assert "after 0 attempts" in message
     assert "while litellm was loading (0." in message
     assert "`await gateway.warmup()` first, or enter the gateway earlier" in message
-    assert (causes, found["sent"], found["blamed"]) == (0, 0, [])
-    loading, latency, attempts = found["first"]
-    assert loading >= 0.1
-    assert loading + attempts <= latency + 0.001
-    assert found["later"] == [0.0, 0.0]
-    assert 0 <= found["embedded"] < latency
+    assert not caught.value.causes
+    assert first.loading_seconds >= 0.1
+    asked = sum(attempt.latency_seconds for attempt in first.attempts)
+    assert first.loading_seconds + asked <= first.latency_seconds + 0.001
+    assert second.loading_seconds == stream.response.loading_seconds == 0.0
+    assert 0 <= vectors.loading_seconds < first.latency_seconds
 
 
 def test_a_failed_import_is_tried_again(monkeypatch):
-    import asyncio
-
-    from aigateway.wires import loading
-
     outcomes = iter([ImportError("disk is full"), sys])
 
     def import_once():

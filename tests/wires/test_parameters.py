@@ -15,8 +15,8 @@ from aigateway.settings import LLMConfig, ProviderType
 from aigateway.simulator import Fault
 from aigateway.testing import FakeClock
 from aigateway.wires.client import VendorCallError
-from aigateway.wires.parameters import HINTS, Parameters
-from tests.wires.calls import asking
+from aigateway.wires.parameters import HINTS, ParameterRules
+from tests.wires.calls import asking, in_turn
 
 FORCED = {
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
@@ -113,28 +113,35 @@ class TestHints:
 
 class TestRanges:
     @pytest.mark.parametrize(
-        ("params", "expected", "dropped"),
-        [
-            ({"temperature": 1.3}, {"temperature": 1.0}, ()),
-            ({"temperature": 0.5, "top_p": 0.9}, {"temperature": 0.5, "top_p": None}, ("top_p",)),
-            (
-                {"reasoning_effort": "high", "max_tokens": 3000},
-                {"thinking": {"type": "enabled", "budget_tokens": 1500}, "max_tokens": 3000},
-                (),
-            ),
-            (
-                {"reasoning_effort": "high", "max_tokens": 500},
-                {"thinking": None, "max_tokens": 500},
-                ("reasoning_effort",),
-            ),
-            (
-                {"reasoning_effort": "low", "temperature": 0.2},
-                {"temperature": None},
-                ("temperature",),
-            ),
-            ({"reasoning_effort": "low", **FORCED}, {"thinking": None}, ("reasoning_effort",)),
-        ],
-        ids=["too warm", "one sampler", "budget", "no room", "thinks", "forced"],
+        ("params", "expected", "dropped", "streamed", "connect"),
+        in_turn(
+            [
+                ({"temperature": 1.3}, {"temperature": 1.0}, ()),
+                (
+                    {"temperature": 0.5, "top_p": 0.9},
+                    {"temperature": 0.5, "top_p": None},
+                    ("top_p",),
+                ),
+                (
+                    {"reasoning_effort": "high", "max_tokens": 3000},
+                    {"thinking": {"type": "enabled", "budget_tokens": 1500}, "max_tokens": 3000},
+                    (),
+                ),
+                (
+                    {"reasoning_effort": "high", "max_tokens": 500},
+                    {"thinking": None, "max_tokens": 500},
+                    ("reasoning_effort",),
+                ),
+                (
+                    {"reasoning_effort": "low", "temperature": 0.2},
+                    {"temperature": None},
+                    ("temperature",),
+                ),
+                ({"reasoning_effort": "low", **FORCED}, {"thinking": None}, ("reasoning_effort",)),
+            ],
+            (False, True),
+        ),
+        indirect=["streamed", "connect"],
     )
     async def test_anthropic(self, simulator, connect, streamed, params, expected, dropped):
         client = connect(simulator.anthropic.config(model="claude-sonnet-4-5"))
@@ -143,27 +150,36 @@ class TestRanges:
         assert left_out == dropped
 
     @pytest.mark.parametrize(
-        ("model", "params", "budget", "dropped"),
-        [
-            ("gemini-2.5-flash", {"reasoning_effort": "high", "max_tokens": 500}, 250, ()),
-            (
-                "gemini-2.5-flash",
-                {"thinking": {"type": "enabled", "budget_tokens": 900}, "max_tokens": 500},
-                250,
-                (),
-            ),
-            ("gemini-2.5-flash", {"reasoning_effort": "low", "max_tokens": 4000}, 1024, ()),
-            ("gemini-2.5-flash", {"reasoning_effort": "none", "max_tokens": 500}, 0, ()),
-            ("gemini-2.5-flash-lite", {"reasoning_effort": "low", "max_tokens": 400}, 0, ()),
-            ("gemini-2.5-pro", {"reasoning_effort": "none"}, 128, ()),
-            ("gemini-2.5-pro", {"reasoning_effort": "high", "max_completion_tokens": 150}, 128, ()),
-            (
-                "gemini-2.5-pro",
-                {"reasoning_effort": "high", "max_tokens": 100},
-                None,
-                ("reasoning_effort",),
-            ),
-        ],
+        ("model", "params", "budget", "dropped", "streamed", "connect"),
+        in_turn(
+            [
+                ("gemini-2.5-flash", {"reasoning_effort": "high", "max_tokens": 500}, 250, ()),
+                (
+                    "gemini-2.5-flash",
+                    {"thinking": {"type": "enabled", "budget_tokens": 900}, "max_tokens": 500},
+                    250,
+                    (),
+                ),
+                ("gemini-2.5-flash", {"reasoning_effort": "low", "max_tokens": 4000}, 1024, ()),
+                ("gemini-2.5-flash", {"reasoning_effort": "none", "max_tokens": 500}, 0, ()),
+                ("gemini-2.5-flash-lite", {"reasoning_effort": "low", "max_tokens": 400}, 0, ()),
+                ("gemini-2.5-pro", {"reasoning_effort": "none"}, 128, ()),
+                (
+                    "gemini-2.5-pro",
+                    {"reasoning_effort": "high", "max_completion_tokens": 150},
+                    128,
+                    (),
+                ),
+                (
+                    "gemini-2.5-pro",
+                    {"reasoning_effort": "high", "max_tokens": 100},
+                    None,
+                    ("reasoning_effort",),
+                ),
+            ],
+            (False, True),
+        ),
+        indirect=["streamed", "connect"],
     )
     async def test_gemini(self, simulator, connect, streamed, model, params, budget, dropped):
         client = connect(simulator.gemini.config(model=model))
@@ -305,7 +321,11 @@ async def ask(client, streamed, **params):
 class TestRefusals:
     """What the vendor itself refuses is learned."""
 
-    @pytest.mark.parametrize("words", REFUSALS)
+    @pytest.mark.parametrize(
+        ("words", "streamed", "connect"),
+        in_turn(REFUSALS, (False, True)),
+        indirect=["streamed", "connect"],
+    )
     async def test_a_hint(self, server, connect, streamed, words):
         server.refuses = lambda body: REFUSALS[words] if "temperature" in body else None
         client = connect(server.config)
@@ -317,7 +337,11 @@ class TestRefusals:
         await ask(client, streamed, temperature=0.2)
         assert "temperature" not in server.bodies[-1]
 
-    @pytest.mark.parametrize("words", WORDS)
+    @pytest.mark.parametrize(
+        ("words", "streamed", "connect"),
+        in_turn(WORDS, (False, True)),
+        indirect=["streamed", "connect"],
+    )
     async def test_a_hint_in_words_alone(self, server, connect, streamed, words):
         given = {"seed": 7, "user": "u", "prompt_cache_key": "k"}
         for name in given:
@@ -523,7 +547,7 @@ class TestGateway:
 
 
 async def test_an_endless_variety_of_values_is_not_kept(simulator):
-    rules = Parameters(simulator.anthropic.config(), SYSTEM_CLOCK, "hints")
+    rules = ParameterRules(simulator.anthropic.config(), SYSTEM_CLOCK, "hints")
     for number in range(2000):
         rules.dropped({"temperature": number / 2000})
     assert len(rules._plans) <= 512

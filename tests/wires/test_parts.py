@@ -7,7 +7,7 @@ import pytest
 from aigateway.errors import FailureKind
 from aigateway.messages import ChatRequest
 from aigateway.wires.client import Failure
-from tests.wires.calls import failure_of
+from tests.wires.calls import failure_of, in_turn
 from tests.wires.shapes import PIXEL, TOOL
 
 PIXELS = PIXEL.partition(",")[2]
@@ -52,8 +52,11 @@ def told(role, part):
     return (asked, message, asked) if role == "assistant" else (message, asked)
 
 
-@pytest.mark.parametrize("dropping", ["hints", True])
-@pytest.mark.parametrize(("wire", "role"), CARRIED)
+@pytest.mark.parametrize(
+    ("wire", "role", "dropping", "connect"),
+    in_turn(CARRIED, ("hints", True)),
+    indirect=["connect"],
+)
 async def test_no_part_is_lost(simulator, connect, wire, role, dropping):
     vendor = getattr(simulator, wire)
     client = connect(vendor.config(), drop_unsupported_params=dropping)

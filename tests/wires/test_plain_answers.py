@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from aigateway.messages import ToolCall, Usage
 from aigateway.wires.answers import completion_from
-from aigateway.wires.anthropic.answer import anthropic_completion
-from aigateway.wires.gemini.answer import gemini_completion
+from aigateway.wires.anthropic.translation import anthropic_completion
+from aigateway.wires.gemini.translation import gemini_completion
 from aigateway.wires.litellm.lane import call_options
 from aigateway.wires.loading import load_litellm
-from aigateway.wires.openai.answer import openai_completion
+from aigateway.wires.openai.translation import openai_completion
 from aigateway.wires.translation import translation_for
 from aigateway.wires.wire import VendorResponse
 from tests.wires.calls import asking
@@ -267,8 +267,9 @@ async def test_real_answers_are_plain_and_read_as_litellm_reads_them(simulator, 
     translation = translation_for(await load_litellm(), config, options)
     assert translation is not None
     sent = translation.request(asking())
+    assert sent is not None
     received = VendorResponse(200, {}, orjson.dumps(REAL[wire]))
-    plain = translation.plain_answer(sent, received)
+    plain = translation.read_plain(received.json())
     whole = completion_from(translation.answer(asking(), sent, received), model=config.model)
     assert plain is not None
     # litellm makes the time up where the vendor says none, and for Anthropic the name.

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from aigateway.wires.litellm.pools import ConnectionPool
+from aigateway.wires.http import ConnectionPool
 from tests.descriptors import sockets_to
 
 CERTIFICATE = """\

@@ -12,7 +12,7 @@ from aigateway.settings import LLMConfig, ProviderType
 from aigateway.testing import FakeClock
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.direct_lane import DirectClient
-from aigateway.wires.quota import LONGEST_PAUSE, Quota, seconds_of_duration, seconds_until
+from aigateway.wires.limits import LONGEST_PAUSE, Quota, seconds_of_duration, seconds_until
 from aigateway.wires.registry import WIRES
 from tests.wires.calls import asking
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.wires.sse import LONGEST_EVENT, EventParser
+from aigateway.wires.stream_reading import LONGEST_EVENT, EventParser
 
 
 def by_the_standard(stream):

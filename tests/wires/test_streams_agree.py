@@ -16,7 +16,7 @@ from aigateway.simulator import Answer, Fault
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.litellm.lane import LiteLLMClient
-from tests.wires.calls import asking
+from tests.wires.calls import WIRES, asking
 from tests.wires.shapes import ANSWERS, NOT_CARRIED, SHAPES, agree
 
 FAULTS = {
@@ -44,6 +44,16 @@ FAULTS = {
     "refuse": Fault.refuse(),
     "redirect": Fault.redirect(),
 }
+
+
+STREAMED = [
+    (shape, wire)
+    for place, shape in enumerate(SHAPES)
+    for turn, wire in enumerate(WIRES)
+    if turn == place % len(WIRES) or shape in {"plain", "tools", "n", "logprobs", "reasoning"}
+]
+"""The translation of a request is the same as without a stream: each shape on one wire, and on all
+those that the stream itself may depend on."""
 
 
 async def outcome_of(kind, vendor, request, **options):
@@ -95,7 +105,7 @@ async def both(vendor, request, **options):
     return ours[1]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "vendor"), STREAMED, indirect=["vendor"])
 async def test_every_shape(vendor, shape):
     sent = await both(vendor, SHAPES[shape])
     if sent is not None:
@@ -123,7 +133,15 @@ async def test_every_kind_of_answer(vendor, answer):
     await both(vendor, request)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "vendor"),
+    [
+        (fault, wire)
+        for place, fault in enumerate(FAULTS)
+        for wire in (WIRES[place % 2], "gemini", "anthropic")
+    ],
+    indirect=["vendor"],
+)
 async def test_every_fault(vendor, fault):
     request = asking("one two three four")
     outcomes = []

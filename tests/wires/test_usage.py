@@ -28,6 +28,11 @@ OWN = {
 COUNT = {"prompt_tokens": 30, "completion_tokens": 2, "total_tokens": 32}
 
 
+def each_on_one_kind(*cases):
+    """Each case from OpenAI, Azure, or a server that imitates them, in turn."""
+    return [(OPENAI_WIRE[place % 3], *case) for place, case in enumerate(cases)]
+
+
 @pytest.fixture
 async def vendor():
     async with Vendor() as running:
@@ -43,10 +48,9 @@ def says(vendor, usage, **beside):
     openai(vendor, {"content": "4"}, {"content": "4"}, usage=usage, **beside)
 
 
-@pytest.mark.parametrize("kind", OPENAI_WIRE)
 @pytest.mark.parametrize(
-    ("more", "usage", "dollars"),
-    [
+    ("kind", "more", "usage", "dollars"),
+    each_on_one_kind(
         ({}, Usage(30, 2, 32), 230.0),
         ({"prompt_tokens_details": None}, Usage(30, 2, 32), 230.0),
         ({"prompt_tokens_details": {"cached_tokens": 8}}, Usage(30, 2, 32, 8), 224.0),
@@ -67,7 +71,7 @@ def says(vendor, usage, **beside):
             Usage(30, 2, 32, reasoning_tokens=1),
             230.0,
         ),
-    ],
+    ),
 )
 async def test_own_prices_of_what_the_vendor_counts(vendor, kind, more, usage, dollars):
     says(vendor, COUNT | more)
@@ -250,10 +254,9 @@ NONE, HUGE = Usage(), 10**30
 NO_COUNTS = [[], [1], "none", 7, True, {}]
 
 
-@pytest.mark.parametrize("kind", OPENAI_WIRE)
 @pytest.mark.parametrize(
-    ("usage", "read"),
-    [
+    ("kind", "usage", "read"),
+    each_on_one_kind(
         *((usage, NONE) for usage in NO_COUNTS),
         ({"total_tokens": 1.5}, NONE),
         ({**COUNT, "prompt_tokens": HUGE, "total_tokens": HUGE}, Usage(0, 2, 2)),
@@ -262,7 +265,7 @@ NO_COUNTS = [[], [1], "none", 7, True, {}]
         ({**COUNT, "prompt_tokens_details": []}, Usage(30, 2, 32)),
         ({**COUNT, "completion_tokens_details": "x"}, Usage(30, 2, 32)),
         ({**COUNT, "prompt_tokens_details": {"cached_tokens": HUGE}}, Usage(30, 2, 32)),
-    ],
+    ),
 )
 async def test_openais_counts_that_are_none(vendor, kind, usage, read):
     says(vendor, USAGE)

@@ -32,7 +32,7 @@ from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ConfigurationError
 from aigateway.gateway import AsyncGateway
 from aigateway.settings import LLMConfig
-from aigateway.wires.litellm.tokens import count_prompt_tokens
+from aigateway.wires.pricing import count_prompt_tokens
 
 __all__ = ["BatchCommand", "run_batch"]
 

@@ -1,18 +1,130 @@
-"""Anthropic's requests and answers, through litellm's translations."""
+"""Anthropic's requests, answers and streams.
+
+litellm translates; plain answers and ordinary events are read here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from aigateway.wires.anthropic.answer import anthropic_completion
-from aigateway.wires.anthropic.stream import AnthropicReading
+from aigateway.messages import Choice, Chunk, Completion, Usage
+from aigateway.wires.answers import (
+    UnusualError,
+    counted_usage,
+    is_absent,
+    is_plain_text,
+    usage_from,
+)
+from aigateway.wires.anthropic import ANTHROPIC_ENDS, InputKeeper, server_calls_in
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.stream_reading import StreamReading
-from aigateway.wires.translation import Translation, is_only_text
-from aigateway.wires.wire import VendorRequest
+from aigateway.wires.content import ThinkingKeeper, text_of
+from aigateway.wires.stream_reading import StreamReading, counted
+from aigateway.wires.translation import Translation
+from aigateway.wires.wire import AnswerEnd, BrokenOffError, VendorRequest, end_of
 
-__all__ = ["AnthropicTranslation"]
+__all__ = ["AnthropicReading", "AnthropicTranslation", "anthropic_completion"]
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+def anthropic_completion(body: Any) -> Completion | None:
+    """Read a plain answer; None if it is of another kind."""
+    try:
+        (block,) = body["content"]
+        usage, text, model = body["usage"], block["text"], body["model"]
+        if body.get("error") or not (text_of(body["id"]) and text_of(model)):
+            return None
+        finish = _FINISHES[body["stop_reason"]]
+        if not (body["type"] == "message" and block["type"] == "text" and is_plain_text(text)):
+            return None
+        if block.get("citations") or not all(
+            is_absent(usage[name]) for name in usage.keys() - _USAGE
+        ):
+            return None
+        counted = counted_usage(usage["input_tokens"], usage["output_tokens"])
+        return Completion(body["id"], model, (Choice(text, finish),), counted)
+    except (UnusualError, KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+_FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
+_USAGE = frozenset({"input_tokens", "output_tokens", "service_tier"})
+
+
+class AnthropicReading(StreamReading):
+    """Streams of blocks.
+
+    litellm's reader remembers the open block, so from the first block that is not a text it gets
+    every event except pieces of text, which it ignores. If a tool call may stand for the answer's
+    text (`translated`), it gets them from the beginning, because it turns that call into text.
+    """
+
+    def __init__(self, *args: Any, translated: bool = False) -> None:
+        super().__init__(*args)
+        self._inputs = InputKeeper()
+        self._thinking = ThinkingKeeper()
+        self._translated = translated
+
+    def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
+        kind = event.get("type")
+        if kind == "content_block_delta" and event["delta"].get("type") == "text_delta":
+            text = event["delta"]["text"]
+            if text:
+                self._emit(Chunk(text))
+        elif kind == "message_stop":
+            self.over = True
+        elif kind == "error" or name == b"error" or event.get("error"):
+            raise BrokenOffError(event)
+        elif kind == "message_start":
+            self._begin(event["message"])
+        elif kind == "message_delta":
+            self._add_count(event.get("usage"))
+            self._end(event)
+        elif not self._is_plain(kind, event):
+            self._read_block(event)
+
+    def _read_block(self, event: Mapping[str, Any]) -> None:
+        self._translated = True
+        self.assembly.not_for_the_caller |= server_calls_in(event)
+        missing = self._inputs.before(event)
+        for each in (event,) if missing is None else (missing, event):
+            for choice in self._parse(each).choices:
+                choice.delta.thinking_blocks = None  # which hold pieces, too
+                self._take_choice(choice, None)
+        for block in self._thinking.take(event):
+            self._emit(Chunk(thinking_json=json.dumps([block])))
+
+    def _is_plain(self, kind: Any, event: Mapping[str, Any]) -> bool:
+        if kind == "ping":
+            return True
+        if self._translated:
+            return False
+        if kind == "content_block_stop":
+            return True
+        block = event.get("content_block") or _NOTHING
+        return block.get("type") == "text" and not block.get("text") and not block.get("citations")
+
+    def _begin(self, message: Mapping[str, Any]) -> None:
+        self.assembly.id = str(message.get("id") or "")
+        self.assembly.model = str(message.get("model") or self.assembly.model)
+        self._add_count(message.get("usage"))
+
+    def _end(self, event: Mapping[str, Any]) -> None:
+        ending = end_of(ANTHROPIC_ENDS, event["delta"].get("stop_reason"))
+        if ending is not None and ending.end == "tool_calls" and self._translated:
+            read = self._parse({"type": "message_delta", "delta": event["delta"]}).choices[0]
+            ending = AnswerEnd(ending.reason, str(read.finish_reason))
+        self._finish(0, ending, sure=True)
+
+    def _usage(self, given: Any) -> tuple[Usage, Any]:
+        # Where reasoning was shown, litellm counts it.
+        if not self._translated and not any(map(given.get, given.keys() - _USAGE)):
+            return counted(given, "input_tokens", "output_tokens"), None
+        read = self._parse({"type": "message_delta", "delta": {}, "usage": given}).usage
+        return usage_from(read), read
+
 
 _ANTHROPIC_PLAIN = frozenset({"max_tokens", "stop_sequences", "temperature", "top_p"})
 """Of the parameters in Anthropic's words, those that have no influence on the headers."""
@@ -21,9 +133,10 @@ _TOOL_NAMES = "_anthropic_tool_name_map"
 
 
 class AnthropicTranslation(Translation):
-    """Anthropic's words."""
+    """Translates for Anthropic."""
 
-    _read_plain = staticmethod(anthropic_completion)
+    read_plain = staticmethod(anthropic_completion)
+    _plain_headers: dict[str, str] | None = None
     sample = (
         b'{"id": "1", "type": "message", "role": "assistant", "model": "m", "content": [{"type":'
         b' "text", "text": "ok"}], "stop_reason": "end_turn", "stop_sequence": null,'
@@ -36,15 +149,15 @@ class AnthropicTranslation(Translation):
         self._iterator = ModelResponseIterator
         return f"{self._base}/v1/messages"
 
-    def _headers(self, messages: list[Any], options: dict[str, Any]) -> dict[str, str]:
+    def _headers(
+        self, messages: list[Any], options: dict[str, Any], *, plain: bool
+    ) -> dict[str, str]:
         # They depend on what of Anthropic's trial features is used; a plain request uses none.
-        if options.keys() <= _ANTHROPIC_PLAIN and all(map(is_only_text, messages)):
+        if plain and options.keys() <= _ANTHROPIC_PLAIN:
             if self._plain_headers is None:
                 self._plain_headers = self._headers_for(messages, options)
             return dict(self._plain_headers)  # the translation of the body may add to them
         return self._headers_for(messages, options)
-
-    _plain_headers: dict[str, str] | None = None
 
     def _headers_for(self, messages: list[Any], options: dict[str, Any]) -> dict[str, str]:
         headers: dict[str, str] = self._config.validate_environment(
@@ -56,12 +169,14 @@ class AnthropicTranslation(Translation):
         self,
         messages: list[Any],
         options: dict[str, Any],
-        headers: dict[str, str],
+        headers: Mapping[str, str],
         notes: dict[str, Any],
+        *,
+        plain: bool,
     ) -> dict[str, Any]:
         without = {name: value for name, value in options.items() if name != "json_mode"}
         without["is_vertex_request"] = False
-        return super()._body(messages, without, headers, notes)
+        return super()._body(messages, without, headers, notes, plain=plain)
 
     stream_sample = (
         b'data: {"type": "message_start", "message": {"id": "1", "model": "m", "usage": {'

@@ -1,25 +1,164 @@
-"""Gemini's requests and answers, through litellm's translations."""
+"""Gemini's requests, answers, streams and embeddings.
+
+litellm translates; plain answers and ordinary events are read here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
-from aigateway.messages import ChatRequest
-from aigateway.wires.assembly import Assembly
-from aigateway.wires.gemini.answer import gemini_completion
-from aigateway.wires.gemini.stream import GeminiReading
-from aigateway.wires.stream_reading import StreamReading
-from aigateway.wires.translation import LoggingStandIn, Translation
-from aigateway.wires.wire import VendorRequest
+import httpx
 
-__all__ = ["GeminiTranslation"]
+from aigateway.errors import FailureKind
+from aigateway.messages import Audio, ChatRequest, Choice, Chunk, Completion, Usage
+from aigateway.wires.answers import UnusualError, counted_usage, is_plain_text, usage_from
+from aigateway.wires.assembly import Assembly
+from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.content import speech_in, text_of
+from aigateway.wires.gemini import GEMINI_ENDS, blocks_prompt, unify_candidates
+from aigateway.wires.stream_reading import StreamReading, counted
+from aigateway.wires.translation import LoggingStandIn, Translation
+from aigateway.wires.wire import BrokenOffError, VendorRequest, end_of
+
+__all__ = ["GeminiReading", "GeminiTranslation", "gemini_completion", "gemini_embedding"]
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+def gemini_completion(body: Any) -> Completion | None:
+    """Read a plain answer; None if it is of another kind."""
+    try:
+        if not body.keys() <= _BODY:
+            return None
+        choices = tuple(map(_candidate, body["candidates"]))
+        usage = body["usageMetadata"]
+        prompt = usage.get("promptTokensDetails") or ()
+        if not (choices and usage.keys() <= _USAGE) or any(
+            part["modality"] != "TEXT" for part in prompt
+        ):
+            return None
+        thought = usage.get("thoughtsTokenCount", 0)
+        counted = counted_usage(usage["promptTokenCount"], usage["candidatesTokenCount"], thought)
+        name, model = body.get("responseId", "-"), body["modelVersion"]
+        if usage["totalTokenCount"] != counted.total_tokens:
+            return None
+        if not (text_of(name) and text_of(model)):
+            return None
+        return Completion(name, model, choices, counted)
+    except (UnusualError, KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+_BODY = frozenset({"candidates", "usageMetadata", "modelVersion", "responseId"})
+_FINISHES = {"STOP": "stop", "MAX_TOKENS": "length"}
+_USAGE = frozenset(
+    {
+        "candidatesTokenCount",
+        "promptTokenCount",
+        "promptTokensDetails",
+        "serviceTier",
+        "thoughtsTokenCount",
+        "totalTokenCount",
+    }
+)
+_CANDIDATE = frozenset({"content", "finishReason", "index", "safetyRatings"})
+_PART = frozenset({"text", "thoughtSignature"})
+
+
+def _candidate(candidate: Mapping[str, Any]) -> Choice:
+    content = candidate["content"]
+    (part,) = content["parts"]
+    text = part["text"]
+    if not (candidate.keys() <= _CANDIDATE and part.keys() <= _PART and is_plain_text(text)):
+        raise UnusualError
+    signed = part.get("thoughtSignature")
+    if not isinstance(signed, str | None):
+        raise UnusualError
+    signatures = (signed,) if signed else ()
+    return Choice(text, _FINISHES[candidate["finishReason"]], thought_signatures=signatures)
+
+
+class GeminiReading(StreamReading):
+    """Streams of partial responses.
+
+    litellm's reader counts tool calls, and every response with one goes through it. Texts need not.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._priced: Any = None  # litellm's count, where it saw more than the figures
+
+    def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
+        if event.get("error") or name == b"error":
+            raise BrokenOffError(event)
+        assembly = self.assembly
+        if not assembly.id:
+            assembly.id = str(event.get("responseId") or "-")
+            assembly.model = str(event.get("modelVersion") or assembly.model)
+        if event.get("usageMetadata"):
+            self._add_count(event["usageMetadata"])
+            self._priced = None
+        if blocks_prompt(event):
+            self._finish(0, end_of(GEMINI_ENDS, "PROHIBITED_CONTENT"), sure=True)
+        for position, candidate in enumerate(event.get("candidates") or ()):
+            self._candidate(event, candidate, candidate.get("index", position))
+
+    def _candidate(
+        self, event: Mapping[str, Any], candidate: Mapping[str, Any], index: int
+    ) -> None:
+        ending = end_of(GEMINI_ENDS, candidate.get("finishReason"))
+        text = _text(candidate)
+        if text is None:
+            unify_candidates(event)
+            read = self._parse({**event, "candidates": [{**candidate, "index": index}]})
+            if candidate.keys() & _GROUNDING:
+                self._priced = read.usage
+            self._add_speech(candidate, index)  # before its end
+            for choice in read.choices:
+                self._take_choice(choice, ending, beside=read)
+            return
+        if text:
+            self._emit(Chunk(text, index=index))
+        self._finish(index, ending, sure=not text)
+
+    def _add_speech(self, candidate: Mapping[str, Any], index: int) -> None:
+        """Add speech, which litellm's reader of streams leaves out."""
+        for data in speech_in(candidate):
+            self._emit(Chunk(index=index, audio=Audio(data=data)))
+
+    def _usage(self, given: Any) -> tuple[Usage, Any]:
+        details = given.get("promptTokensDetails") or ()
+        if given.keys() <= _STREAM_USAGE and all(d.get("modality") == "TEXT" for d in details):
+            return counted(given, "promptTokenCount", "candidatesTokenCount"), None
+        read = self._priced or self._parse({"usageMetadata": given}).usage
+        return usage_from(read), read
+
+
+_STREAM_USAGE = frozenset(
+    {"promptTokenCount", "candidatesTokenCount", "totalTokenCount", "promptTokensDetails"}
+)
+_GROUNDING = frozenset({"groundingMetadata", "urlContextMetadata"})
+_STREAM_CANDIDATE = frozenset({"content", "finishReason", "index", "safetyRatings", "avgLogprobs"})
+
+
+def _text(candidate: Mapping[str, Any]) -> str | None:
+    """Return a candidate's text; None if it is of another kind."""
+    content: Mapping[str, Any] = candidate.get("content") or _NOTHING
+    parts: list[Any] = content.get("parts") or []
+    if not candidate.keys() <= _STREAM_CANDIDATE:
+        return None
+    for part in parts:
+        if len(part) != 1 or type(part.get("text")) is not str:
+            return None
+    return "".join([part["text"] for part in parts])
 
 
 class GeminiTranslation(Translation):
-    """Gemini's words."""
+    """Translates for Gemini."""
 
-    _read_plain = staticmethod(gemini_completion)
+    read_plain = staticmethod(gemini_completion)
     sample = (
         b'{"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": "ok"}]},'
         b' "finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 1,'
@@ -67,15 +206,14 @@ class GeminiTranslation(Translation):
     def _streaming(self, _request: ChatRequest) -> dict[str, Any]:
         return {}  # the address says it
 
-    def _headers(self, _messages: list[Any], _options: dict[str, Any]) -> dict[str, str]:
-        return self._fixed_headers
-
     def _body(
         self,
         messages: list[Any],
         options: dict[str, Any],
-        _headers: dict[str, str],
+        _headers: Mapping[str, str],
         _notes: dict[str, Any],
+        *,
+        plain: bool,  # noqa: ARG002
     ) -> dict[str, Any]:
         body: dict[str, Any] = self._transform(
             gemini_api_key=self._key,
@@ -94,3 +232,64 @@ class GeminiTranslation(Translation):
             vertex_auth_header=None,
         )
         return body
+
+
+_PARAMS = {"dimensions": "outputDimensionality", "task_type": "taskType", "title": "title"}
+"""OpenAI's (and litellm's) names, and the wire's."""
+
+_WITHOUT_EFFECT = {"encoding_format": "float"}
+
+
+async def gemini_embedding(
+    *,
+    client: Any,
+    model: str,
+    input: Sequence[str],  # noqa: A002
+    api_key: str,
+    api_base: str,
+    extra_headers: dict[str, str] | None = None,
+    drop_params: bool | None = None,
+    max_retries: int = 0,  # noqa: ARG001
+    num_retries: int = 0,  # noqa: ARG001
+    timeout: float | None = None,  # noqa: ARG001, ASYNC109
+    **params: Any,
+) -> SimpleNamespace:
+    """Replace `litellm.aembedding`, which loses the client it is given on this one path.
+
+    It would send over other connections, and twice after a reset; and it loads a tokenizer to count
+    what the vendor did not. Returns a response of OpenAI's shape.
+
+    Raises:
+        VendorCallError: A parameter that Gemini does not know, and may not be dropped.
+        httpx.HTTPError: No answer, or not a good one.
+    """
+    name = f"models/{model.removeprefix('gemini/')}"
+    options = {_PARAMS[key]: value for key, value in params.items() if key in _PARAMS}
+    unknown = {
+        key
+        for key, value in params.items()
+        if key not in _PARAMS and value != _WITHOUT_EFFECT.get(key)
+    }
+    if unknown and not drop_params:
+        raise VendorCallError(Failure(FailureKind.UNSUPPORTED))
+    connection: httpx.AsyncClient = client.client
+    response = await connection.post(
+        f"{api_base}/{name}:batchEmbedContents",
+        headers={"x-goog-api-key": api_key, **(extra_headers or {})},
+        json={
+            "requests": [
+                {"model": name, "content": {"parts": [{"text": text}]}, **options} for text in input
+            ]
+        },
+    )
+    response.raise_for_status()
+    body = response.json()
+    tokens = (body.get("usageMetadata") or {}).get("promptTokenCount", 0)
+    return SimpleNamespace(
+        model=model.removeprefix("gemini/"),
+        data=[
+            {"index": index, "embedding": entry["values"]}
+            for index, entry in enumerate(body["embeddings"])
+        ],
+        usage={"prompt_tokens": tokens, "total_tokens": tokens},
+    )

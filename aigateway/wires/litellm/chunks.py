@@ -1,7 +1,7 @@
-"""The chunks that litellm makes of a vendor's events, read into the house's own records.
+"""Read the chunks that litellm makes of a vendor's events into our records.
 
 Nothing here waits, sends or closes. litellm invents what a vendor has not said, so a chunk comes
-with the ends that the vendor's event tells, or with how far its own can be believed.
+with the ends from the vendor's event, or with how far to believe its own.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from aigateway.messages import Chunk, Completion
 from aigateway.wires.answers import piece_from, read_calls, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.content import said_beside, text_of
-from aigateway.wires.ends import Ending, end_of
-from aigateway.wires.openai.ends import OPENAI_ENDS
+from aigateway.wires.content import fields_beside_choices, text_of
+from aigateway.wires.openai import OPENAI_ENDS
+from aigateway.wires.wire import AnswerEnd, end_of
 
 __all__ = ["ChunkReader", "End"]
 
@@ -32,27 +32,20 @@ class End(Enum):
 
 
 class ChunkReader:
-    """Reads one stream's chunks.
-
-    Args:
-        assembly: Empty; it knows the model and how many answers were asked for.
-    """
+    """Reads one stream's chunks into an assembly."""
 
     def __init__(self, assembly: Assembly) -> None:
         self.assembly = assembly
         self.usage: dict[str, Any] = {}
         self._logprobs: dict[int, dict[str, list[Any]]] = {}
-        self._doubtful: dict[int, Ending] = {}
+        self._doubtful: dict[int, AnswerEnd] = {}
 
     def read(
-        self, chunk: Any, end: End, endings: Mapping[int, Ending] | None = None
+        self, chunk: Any, end: End, endings: Mapping[int, AnswerEnd] | None = None
     ) -> list[Chunk]:
-        """Take in a chunk, and give the content that is in it.
+        """Take in a chunk, and return its content.
 
-        Args:
-            chunk: litellm's.
-            end: How far to believe the chunk's own end.
-            endings: What the vendor's event says instead, where that was seen.
+        `end` says how far to believe the chunk's own end; `endings` are from the vendor's event.
 
         Raises:
             BrokenOffError: It says that the vendor failed.
@@ -63,7 +56,7 @@ class ChunkReader:
         assembly.created = assembly.created or int(getattr(chunk, "created", None) or 0)
         if end is not End.INVENTED:
             self.count(getattr(chunk, "usage", None) or _usage_elsewhere(chunk))
-        assembly.note(said_beside(chunk))
+        assembly.note(fields_beside_choices(chunk))
         pieces: list[Chunk | None] = []
         choices = getattr(chunk, "choices", None) or ()
         for position, choice in enumerate(choices):
@@ -97,14 +90,14 @@ class ChunkReader:
             if ending is not None:
                 self.assembly.finish(index, ending)
 
-    def believe_doubtful_ends(self) -> list[Chunk]:
-        """The stream has come to its end in good order. Gives what was held back till then."""
+    def accept_doubtful_ends(self) -> list[Chunk]:
+        """Accept the doubtful ends after an orderly end; return what was held back."""
         doubtful, self._doubtful = self._doubtful, {}
         rests = [self.assembly.finish(index, ending) for index, ending in doubtful.items()]
         return [rest for rest in rests if rest is not None]
 
     def completion(self) -> Completion:
-        """What has come so far, without a price but the vendor's own."""
+        """Return what has come so far, without a price but the vendor's own."""
         for index, logprobs in self._logprobs.items():
             self.assembly.add_logprobs(index, json.dumps(logprobs))
         usage = usage_from(self.usage)
@@ -116,7 +109,9 @@ class ChunkReader:
             cost_usd=stated_cost(self.usage),
         )
 
-    def _note_end(self, index: int, ending: Ending | None, end: End, *, sure: bool) -> Chunk | None:
+    def _note_end(
+        self, index: int, ending: AnswerEnd | None, end: End, *, sure: bool
+    ) -> Chunk | None:
         if ending is not None and end is End.TRUE:
             return self.assembly.finish(index, ending, sure=sure)
         if ending is not None and end is End.DOUBTFUL:
@@ -134,14 +129,14 @@ class ChunkReader:
                 so_far.setdefault(name, []).extend(entries)
 
 
-def _agreed(ending: Ending, said: Any) -> Ending:
-    """The vendor's end, but for a tool call that stands for a text: litellm hands on the text."""
+def _agreed(ending: AnswerEnd, said: Any) -> AnswerEnd:
+    """Return the vendor's end, except for a tool call that litellm turned into text."""
     turned = ending.end == "tool_calls" and said == "stop"
-    return Ending(ending.reason, "stop") if turned else ending
+    return AnswerEnd(ending.reason, "stop") if turned else ending
 
 
 def _usage_elsewhere(chunk: Any) -> Any:
-    """The count of Groq, which sends it in a field of its own, or of Moonshot, in the choice."""
+    """Return the count of Groq (a field of its own) or Moonshot (in the choice)."""
     beside = getattr(chunk, "x_groq", None)
     if beside is None:
         choices = getattr(chunk, "choices", None) or (None,)

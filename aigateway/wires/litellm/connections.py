@@ -1,39 +1,39 @@
-"""Our own connections under litellm's calls, and a witness of what really went over them.
+"""The transport under litellm's calls, and a witness of what really went over it.
 
-litellm and the SDKs below it re-send requests in places that no option reaches, and report
-statuses that never came. So they get a transport of ours to send through: it lets exactly one
-request out per call, follows no redirect, keeps no cookie, and writes down for the caller what
-was sent and what came back.
+litellm and the SDKs below it re-send requests in places that no option reaches, and report statuses
+that never came. So they send through a transport of ours: it lets one request out per call, follows
+no redirect, keeps no cookie, and records for the caller what was sent and what came back.
 
-It carries on aiohttp, because httpx's own pool is scanned at every request, which at a hundred
-connections costs more than the call. The number of connections has no limit here: the gateway's
-own limiter rules. Time has no limit here either, but for one that only keeps a forgotten call
-from living for ever: the caller bounds it.
+It uses aiohttp, because httpx's own pool is scanned at every request, which at a hundred
+connections costs more than the call. The gateway's limiter bounds the connections, and the caller
+the time.
+
+litellm's behaviour is governed by globals, which are not ours to set. Context variables (`WITNESS`,
+`SILENT`) reach exactly the calls that we make.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import re
-import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
-from urllib.request import getproxies, proxy_bypass
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
 
 import aiohttp
 import httpx
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from aigateway.wires.anthropic.tool_calls import InputKeeper, server_calls_in
-from aigateway.wires.headers import with_extra_body
-from aigateway.wires.json_bodies import mend_usage, parsed
-from aigateway.wires.litellm.pools import LONGEST_CALL, ConnectionPool
-from aigateway.wires.sse import EventParser
+from aigateway.wires.anthropic import InputKeeper, server_calls_in
+from aigateway.wires.http import LONGEST_CALL, ConnectionPool, environment_proxy, tls_context
+from aigateway.wires.json_bodies import mend_usage, parsed, with_extra_body
+from aigateway.wires.loading import SILENT
+from aigateway.wires.stream_reading import EventParser
 from aigateway.wires.tool_calls import unify
 
 __all__ = [
@@ -42,8 +42,8 @@ __all__ = [
     "StreamedBody",
     "WireError",
     "Witness",
-    "environment_proxy",
-    "tls_context",
+    "has_callbacks",
+    "own_call",
 ]
 
 _NOT_FORWARDED = frozenset({"connection", "content-length", "transfer-encoding"})
@@ -74,14 +74,8 @@ class StreamedBody(httpx.AsyncByteStream):
     anything else the body breaks.
 
     It belongs to the stream that is read from it, not to httpx: only `close` and `end` close it.
-
-    Attributes:
-        error: How the connection broke.
-        event: The event handed on last, read as JSON.
-        instead: What came where an event should be: an error of the vendor's, or the beginning of
-            a body without events.
-        is_over: The vendor has said that nothing more comes.
-        server_calls: The ids of tool calls that the vendor makes itself.
+    `event` is the one handed on last. `instead` is what came where an event should be: an error of
+    the vendor's, or the beginning of a body without events.
     """
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
@@ -98,11 +92,7 @@ class StreamedBody(httpx.AsyncByteStream):
         self._inputs = InputKeeper()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Hand on what comes.
-
-        Raises:
-            WireError: The connection broke, or something else than an event came.
-        """
+        """Yield what comes. Raises `WireError` if the connection breaks or sends no event."""
         try:
             while received := await self._answer.content.readany():
                 for event in self._events(received):
@@ -130,7 +120,7 @@ class StreamedBody(httpx.AsyncByteStream):
         self._answer.close()
 
     def _events(self, received: bytes) -> Iterator[bytes]:
-        """The events that are whole now; nothing received is the end."""
+        """Yield the events that are whole now; nothing received is the end."""
         if self._parser is None:
             yield received
             return
@@ -168,7 +158,7 @@ class StreamedBody(httpx.AsyncByteStream):
 
 
 def _readable(content: bytes) -> bytes:
-    """A body in whole characters, with calls and counts in the form that litellm knows."""
+    """Return a body in whole characters, with calls and counts in the form that litellm knows."""
     halves = _HALF.search(content) is not None
     if not halves and b'"embedding' in content[:1000]:
         return content  # it is long
@@ -186,29 +176,23 @@ def _is_error(event: object) -> bool:
     return isinstance(event, Mapping) and bool(event.get("error"))
 
 
+@dataclass(slots=True, repr=False)
 class Witness:
-    """What really happened on the wire during one call.
+    """What really happened on the wire during one call."""
 
-    Args:
-        streamed: Whether the body of a success is to be handed on as it comes.
-    """
-
-    __slots__ = ("barred", "body", "error", "extra", "requests", "response", "streamed")
-
-    def __init__(self, *, streamed: bool = False) -> None:
-        self.streamed = streamed
-        self.extra: Mapping[str, Any] | None = None
-        """What is put over the body of the request: litellm hands it on at some vendors only."""
-        self.barred = False
-        """Whether a request would be turned back: one has left, or nobody wants it any more."""
-        self.response: httpx.Response | None = None
-        """What came back, complete with its body unless that is streamed."""
-        self.body: StreamedBody | None = None
-        """The body, if it is streamed."""
-        self.error: BaseException | None = None
-        """Why nothing (or not all of it) came back."""
-        self.requests = 0
-        """How many requests left; never more than one."""
+    streamed: bool = False
+    """Whether the body of a success is handed on as it comes."""
+    extra: Mapping[str, Any] | None = None
+    """What is put over the body of the request: litellm hands it on at some vendors only."""
+    barred: bool = False
+    """Whether a request would be refused: one has left, or the call was cancelled."""
+    response: httpx.Response | None = None
+    """What came back, complete with its body unless that is streamed."""
+    body: StreamedBody | None = None
+    error: BaseException | None = None
+    """Why nothing (or not all of it) came back."""
+    requests: int = 0
+    """How many requests left; never more than one."""
 
     @property
     def status(self) -> int | None:
@@ -304,23 +288,77 @@ class OneShotTransport(httpx.AsyncBaseTransport):
             return httpx.Response(answer.status, headers=received, content=content)
 
     def _proxy(self, url: httpx.URL) -> str | None:
-        """The proxy that the environment asks for, found once per server."""
         origin = f"{url.scheme}://{url.netloc.decode()}"
         if origin not in self._proxies:
             self._proxies[origin] = environment_proxy(url.scheme, url.host, url.port)
         return self._proxies[origin]
 
 
-def environment_proxy(scheme: str, host: str, port: int | None) -> str | None:
-    """The proxy that the environment asks for on the way to this server, if any."""
-    proxies: Mapping[str, str] = getproxies()
-    proxy = proxies.get(scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(host if port is None else f"{host}:{port}"):
+_T = TypeVar("_T")
+
+_CALLBACKS = (
+    "callbacks",
+    "failure_callback",
+    "input_callback",
+    "success_callback",
+    "_async_failure_callback",
+    "_async_success_callback",
+)
+
+
+@contextlib.contextmanager
+def own_call(litellm: ModuleType, *, streamed: bool = False) -> Iterator[Witness]:
+    """Mark the calls inside as ours, and watch what they send.
+
+    What is read later of a stream has to run in a copy of the context inside.
+    """
+    witness = Witness(streamed=streamed)
+    internal = _internal_flag(litellm)
+    with _value(WITNESS, witness), _value(SILENT, True):
+        if internal is None:
+            yield witness
+        else:
+            with _value(internal, True):
+                yield witness
+
+
+@contextlib.contextmanager
+def _value(variable: ContextVar[_T], value: _T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def has_callbacks(litellm: ModuleType) -> bool:
+    """Return whether the user has callbacks registered with litellm, which must see our calls."""
+    for name in _CALLBACKS:  # at every call, so without a generator
+        callbacks = getattr(litellm, name, None)
+        if callbacks and _users(callbacks):
+            return True
+    return False
+
+
+def _users(callbacks: Any) -> bool:
+    """Return whether the user registered one. litellm's cache and its Router register their own."""
+    return any(
+        entry != "cache" and not str(getattr(entry, "__module__", "")).startswith("litellm.router")
+        for entry in callbacks or ()
+    )
+
+
+def _internal_flag(litellm: ModuleType) -> ContextVar[bool] | None:
+    """Find litellm's own mark for calls whose outcome it need not log.
+
+    Logging is for callbacks. Where there are none it costs time, and its worker outlives the loop
+    it was started on. Where the user has registered some with litellm, they see our calls too.
+    """
+    if has_callbacks(litellm):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
-
-
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """The view of httpx of whom to trust: certifi, or what SSL_CERT_FILE and SSL_CERT_DIR say."""
-    return httpx.create_ssl_context()
+    try:
+        from litellm._internal_context import is_internal_call  # noqa: PLC0415 - loaded by now
+    except ImportError:
+        return None
+    flag: ContextVar[bool] = is_internal_call
+    return flag

@@ -1,16 +1,15 @@
 """The lane through `litellm.acompletion` and `litellm.aembedding`.
 
-litellm translates; everything else is kept in our own hands: the connections (one request per
-call, whatever happens), the judgement of failures (from what really came over the wire), the
-secrets (no exception of litellm's, which may hold prompt and key, leaves this module), and the
-process around us (no global of litellm's is set).
+litellm translates. The gateway keeps control of the connections (one request per call), the
+classification of failures (from what really came over the wire), the secrets (no exception of
+litellm's, which may hold prompt and key, leaves this module) and the process (no global of
+litellm's is set).
 
-For `ProviderType.LITELLM` the connections are litellm's own pools: it picks the client by the
-model string, so it may re-send once after a refused or dropped connection, and its pools stay open
-when this client is closed, until their event loop ends. Nobody watches what goes over them, so of a
-stream litellm's word is taken: a Gemini stream that ends early but in good order passes for a whole
-answer. The same holds for the few OpenAI and Azure models that litellm bridges to the Responses
-API.
+For `ProviderType.LITELLM` the connections are litellm's own pools: it picks the client by the model
+string, so it may re-send once after a refused or dropped connection, and its pools stay open when
+this client is closed, until their event loop ends. The gateway does not see what goes over them and
+believes litellm: a Gemini stream that ends early but in good order passes for a whole answer. The
+same holds for the few OpenAI and Azure models that litellm bridges to the Responses API.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import starmap
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import SecretStr
 
@@ -35,14 +34,12 @@ from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from, embeddings_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError, VendorStream
-from aigateway.wires.ends import BrokenOffError
 from aigateway.wires.failures import classify, classify_response
-from aigateway.wires.headers import with_carried
-from aigateway.wires.json_bodies import parsed
-from aigateway.wires.json_copy import fresh_copy
+from aigateway.wires.json_bodies import fresh_copy, parsed
+from aigateway.wires.limits import Quota
 from aigateway.wires.loading import load_litellm
-from aigateway.wires.openai.answer import openai_completion
-from aigateway.wires.parameters import Dropping, Parameters
+from aigateway.wires.openai.translation import openai_completion
+from aigateway.wires.parameters import Dropping, ParameterRules
 from aigateway.wires.pricing import (
     OWN_OPTIONS,
     Tariff,
@@ -51,17 +48,18 @@ from aigateway.wires.pricing import (
     operations_of,
     own_price_of,
 )
-from aigateway.wires.quota import Quota
 from aigateway.wires.registry import wire_of
 from aigateway.wires.tool_calls import asks_for_custom_tools
-from aigateway.wires.wire import part_types
+from aigateway.wires.wire import BrokenOffError, part_types, with_caller_headers
 
 if TYPE_CHECKING:
     from aigateway.wires.litellm.connections import Witness
     from aigateway.wires.litellm.sdk_clients import SDKClient
 
-__all__ = ["LiteLLMClient", "call_options"]
+__all__ = ["LiteLLMClient", "ProviderFacts", "call_options", "retrieve_exception"]
 
+
+_T = TypeVar("_T")
 
 _NO_KEY = "not-needed"
 """Sent to a server that wants no key, so that none is taken from the environment."""
@@ -85,23 +83,50 @@ _LITELLMS_OWN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Called:
-    """What came of a call: litellm's response, what went over the wire, and where it ran."""
+    """The result of a call: litellm's response, what went over the wire, and the context."""
 
     result: Any
     witness: Witness
     context: contextvars.Context
 
 
-class LiteLLMClient:
+class ProviderFacts:
+    """What clients of both lanes know about a provider without asking it."""
+
+    _config: LLMConfig
+    _parameters: ParameterRules
+    _quota: Quota
+
+    @property
+    def max_input_tokens(self) -> int | None:
+        """See `VendorClient`."""
+        return max_input_tokens(self._config)
+
+    @property
+    def operations(self) -> frozenset[Operation] | None:
+        """See `VendorClient`."""
+        return operations_of(self._config)
+
+    @property
+    def accepts_prefill(self) -> bool:
+        """See `VendorClient`."""
+        return accepts_prefill(self._config)
+
+    def dropped(
+        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[str, ...]:
+        """See `VendorClient`."""
+        return self._parameters.dropped(params, messages)
+
+    def pause(self) -> float | None:
+        """See `VendorClient.pause`."""
+        return self._quota.pause()
+
+
+class LiteLLMClient(ProviderFacts):
     """One provider, asked through litellm, on one event loop.
 
-    Args:
-        config: The provider.
-        clock: Reads dates in `Retry-After`.
-        drop_unsupported_params: What is left out of a request if the model does not take it:
-            hints, anything (True), or nothing (False). Else the request fails as `UNSUPPORTED`,
-            as a rule before anything is sent.
-        parameters: The rules for that, where another lane shares them.
+    `drop_unsupported_params` is as for `DirectClient`, which shares its `parameters` and `quota`.
     """
 
     def __init__(
@@ -110,16 +135,17 @@ class LiteLLMClient:
         clock: Clock,
         *,
         drop_unsupported_params: Dropping = "hints",
-        parameters: Parameters | None = None,
+        parameters: ParameterRules | None = None,
+        quota: Quota | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
         self._price = own_price_of(config)
         self._tariff: Tariff | None = None
         self._wire = wire = wire_of(config)
-        self._quota = Quota(wire.limits, clock)
+        self._quota = quota or Quota(wire.limits, clock)
         self._drop = drop_unsupported_params is True
-        self._parameters = parameters or Parameters(config, clock, drop_unsupported_params)
+        self._parameters = parameters or ParameterRules(config, clock, drop_unsupported_params)
         self._defaults = {k: v for k, v in config.extra.items() if k not in OWN_OPTIONS}
         self._options = call_options(config, drop_unsupported_params=self._drop)
         self._without = None if wire.takes_cache_marks else "cache_control"
@@ -127,26 +153,8 @@ class LiteLLMClient:
         self._client: SDKClient | None = None
         self._closed = False
 
-    @property
-    def max_input_tokens(self) -> int | None:
-        """The model's context window for input, if it is known. Asked only after `prepare`."""
-        return max_input_tokens(self._config)
-
-    @property
-    def operations(self) -> frozenset[Operation] | None:
-        """What the model does; None where nothing is known. Asked only after `prepare`."""
-        return operations_of(self._config)
-
-    @property
-    def accepts_prefill(self) -> bool:
-        """Whether the model goes on from a trailing message of the assistant, if that is known.
-
-        Asked only after `prepare`.
-        """
-        return accepts_prefill(self._config)
-
     def learn_from(self, other: LiteLLMClient) -> None:
-        """Go on with what another client of this provider has learned of it."""
+        """Take over what another client of this provider has learned."""
         self._parameters, self._quota = other._parameters, other._quota
 
     async def prepare(self) -> None:
@@ -156,36 +164,19 @@ class LiteLLMClient:
         litellm = await load_litellm()
         self._connect(litellm)
 
-    def dropped(
-        self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
-    ) -> tuple[str, ...]:
-        """Name the parameters of a chat that would be left out. Asked only after `prepare`."""
-        return self._parameters.dropped(params, messages)
-
     async def chat(self, request: ChatRequest) -> Completion:
-        """Ask for an answer.
-
-        Raises:
-            VendorCallError: Whatever went wrong at the vendor or on the way to it.
-        """
-        litellm = await self._ready()
-        sent = self._parameters.fitted(request)
-        try:
-            return await self._chat(litellm, sent)
-        except VendorCallError as error:
-            if not self._parameters.mends(error, request, sent):
-                raise
-        return await self.chat(request)
+        """Ask for an answer."""
+        return await self._fitted(self._chat, request)
 
     async def _chat(self, litellm: ModuleType, request: ChatRequest) -> Completion:
-        self._refuse_what_would_be_dropped(request)
+        self._refuse_unsupported(request)
         messages = fresh_copy(request.messages, self._without)
         called = await self._call(
             litellm, litellm.acompletion, self._arguments(request, messages=messages)
         )
         response, witness = called.result, called.witness
         if isinstance(response, Completion):
-            return response.price(self._own_cost(response))
+            return response.price(self._unread_cost(response))
         try:
             completion = completion_from(
                 response,
@@ -202,19 +193,8 @@ class LiteLLMClient:
         raise VendorCallError(failure)
 
     async def stream(self, request: ChatRequest) -> VendorStream:
-        """Ask for an answer piece by piece. Returns when the vendor has begun to answer.
-
-        Raises:
-            VendorCallError: Whatever went wrong at the vendor or on the way to it.
-        """
-        litellm = await self._ready()
-        sent = self._parameters.fitted(request)
-        try:
-            return await self._stream(litellm, sent)
-        except VendorCallError as error:
-            if not self._parameters.mends(error, request, sent):
-                raise
-        return await self.stream(request)
+        """Ask for an answer piece by piece. Return when the vendor has begun to answer."""
+        return await self._fitted(self._stream, request)
 
     async def _stream(self, litellm: ModuleType, request: ChatRequest) -> VendorStream:
         from aigateway.wires.litellm.streams import (  # noqa: PLC0415 - needs litellm
@@ -223,7 +203,7 @@ class LiteLLMClient:
             opened,
         )
 
-        self._refuse_what_would_be_dropped(request)
+        self._refuse_unsupported(request)
         messages = fresh_copy(request.messages, self._without)
         arguments = self._arguments(request, messages=messages, stream=True)
         options = arguments.pop("stream_options", None) or {}
@@ -250,11 +230,7 @@ class LiteLLMClient:
         return LiteLLMStream(called.result, origin, assembly)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """Ask for vectors.
-
-        Raises:
-            VendorCallError: Whatever went wrong at the vendor or on the way to it.
-        """
+        """Ask for vectors."""
         litellm = await self._ready()
         inputs = [each if isinstance(each, str) else list(each) for each in request.inputs]
         if not self._wire.like_openai and not isinstance(inputs[0], str):
@@ -268,10 +244,6 @@ class LiteLLMClient:
         embeddings = embeddings_from(response, model=model, count=count, status=status)
         return replace(embeddings, cost_usd=self._cost(response, embeddings))
 
-    def pause(self) -> float | None:
-        """Seconds until the vendor's limits allow a call again, if none is left now. Said once."""
-        return self._quota.pause()
-
     async def aclose(self) -> None:
         """Close this provider's connections. May be called twice."""
         self._closed = True
@@ -279,14 +251,27 @@ class LiteLLMClient:
         if client is not None:
             await client.close()
 
+    async def _fitted(
+        self, call: Callable[[ModuleType, ChatRequest], Awaitable[_T]], request: ChatRequest
+    ) -> _T:
+        """Make a call with fitted parameters, and again while the vendor's refusals teach some."""
+        litellm = await self._ready()
+        sent = self._parameters.fitted(request)
+        try:
+            return await call(litellm, sent)
+        except VendorCallError as error:
+            if not self._parameters.should_retry(error, request, sent):
+                raise
+        return await self._fitted(call, request)
+
     async def _ready(self) -> ModuleType:
         await self.prepare()
         if self._closed or self._litellm is None:
             raise RuntimeError("This vendor client is closed.")
         return self._litellm
 
-    def _refuse_what_would_be_dropped(self, request: ChatRequest) -> None:
-        """Others than OpenAI have no such thing, and litellm leaves it out without a word."""
+    def _refuse_unsupported(self, request: ChatRequest) -> None:
+        """Refuse what only OpenAI has, and litellm would leave out silently."""
         wire, param, code = self._wire, None, None
         if not wire.like_openai and asks_for_custom_tools(request):
             param, code = "tools", "custom_tools"
@@ -301,14 +286,11 @@ class LiteLLMClient:
         # Others may have waited for the same import, or closed this client meanwhile.
         if self._litellm is None and not self._closed:
             # All that calls will need: then there may be no descriptor to load it with.
-            from aigateway.wires.litellm import (  # noqa: PLC0415 - they need litellm
-                own_call,  # noqa: F401
-                streams,  # noqa: F401
-            )
-            from aigateway.wires.litellm.pools import (  # noqa: PLC0415 - likewise
+            from aigateway.wires.litellm import streams  # noqa: F401, PLC0415 - needs litellm
+            from aigateway.wires.litellm.sdk_clients import (  # noqa: PLC0415 - likewise
                 close_litellms_pools_with_the_loop,
+                sdk_client,
             )
-            from aigateway.wires.litellm.sdk_clients import sdk_client  # noqa: PLC0415 - likewise
 
             if self._wire.embed is not None:
                 self._wire.embed()
@@ -325,7 +307,7 @@ class LiteLLMClient:
         return function
 
     def _arguments(self, request: ChatRequest | EmbeddingRequest, **more: Any) -> dict[str, Any]:
-        """The caller's parameters stand over `extra`, and what the gateway rules over both.
+        """Return the arguments: the caller's parameters override `extra`, and the gateway's both.
 
         In a chat, those of a chat in `extra` have been fitted to the model with the caller's.
         """
@@ -347,7 +329,7 @@ class LiteLLMClient:
             arguments["extra_body"] = {"tool_choice": arguments.pop("tool_choice"), **extra}
         if request.headers:
             own = arguments.get("extra_headers") or {}
-            arguments["extra_headers"] = with_carried(own, request.headers)
+            arguments["extra_headers"] = with_caller_headers(own, request.headers)
         return arguments
 
     async def _call(
@@ -358,18 +340,18 @@ class LiteLLMClient:
         *,
         streamed: bool = False,
     ) -> _Called:
-        """Let litellm send: its response and what came over the wire, or a failure of ours."""
-        from aigateway.wires.litellm.own_call import own_call  # noqa: PLC0415 - needs httpx
+        """Let litellm send; return its response and what came over the wire."""
+        from aigateway.wires.litellm.connections import own_call  # noqa: PLC0415 - needs httpx
 
         with own_call(litellm, streamed=streamed) as witness:
             if not self._wire.takes_extra_body:
                 witness.extra = arguments.pop("extra_body", None)
             context = contextvars.copy_context()
-        # A task of its own, so that what the caller may be handling just now is not linked
-        # behind litellm's exceptions.
+        # A task of its own, so that an exception that the caller is handling is not linked behind
+        # litellm's.
         task = asyncio.create_task(function(**arguments), context=context)
         try:
-            await _settled(task, witness if self._client else None)
+            await _wait_for_call(task, witness if self._client else None)
         except asyncio.CancelledError:
             witness.close()
             raise
@@ -391,7 +373,7 @@ class LiteLLMClient:
         raise VendorCallError(failure)
 
     def _unread_answer(self, witness: Witness) -> Completion | None:
-        """The answer, where litellm cannot read what is one: content in a list of parts."""
+        """Read an answer that litellm cannot read: content in a list of parts."""
         response = witness.response
         if response is None or not response.is_success or not self._wire.think_tags:
             return None
@@ -400,8 +382,12 @@ class LiteLLMClient:
         except ValueError:
             return None
 
-    def _own_cost(self, completion: Completion) -> float | None:
-        return None if self._tariff is None else self._tariff.cost(None, completion)
+    def _unread_cost(self, completion: Completion) -> float | None:
+        """Return the price of an answer that has no object of litellm's."""
+        tariff = self._tariff
+        return (
+            tariff.cost(None, completion) if tariff and tariff.is_flat(completion.usage) else None
+        )
 
     def _judge(self, error: BaseException | None, witness: Witness) -> Failure:
         now_wall = self._clock.wall()
@@ -445,7 +431,7 @@ class LiteLLMClient:
 
 
 def _body(witness: Witness) -> Any:
-    """What the vendor sent, if it was seen and is JSON."""
+    """Return what the vendor sent, if it was seen and is JSON."""
     try:
         return None if witness.response is None else parsed(witness.response.content, whole=True)
     except ValueError:
@@ -453,7 +439,7 @@ def _body(witness: Witness) -> Any:
 
 
 def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[str, Any]:
-    """The arguments that are the same for every call of one provider."""
+    """Return the arguments that are the same for every call of one provider."""
     wire = wire_of(config)
     key = _NO_KEY if wire.litellm_name else None
     if isinstance(config.api_key, SecretStr):
@@ -473,17 +459,17 @@ def call_options(config: LLMConfig, *, drop_unsupported_params: bool) -> dict[st
     return {name: value for name, value in options.items() if value is not None}
 
 
-async def _settled(task: asyncio.Task[Any], witness: Witness | None) -> None:
+async def _wait_for_call(task: asyncio.Task[Any], witness: Witness | None) -> None:
     """Wait for litellm's call, and keep a cancellation away from its hop through a thread.
 
-    The thread makes a coroutine which, if nobody waits for it any more, is never awaited: Python
-    says so on stderr. So as long as nothing has been sent, nothing may be sent from now on, and
-    the call comes to its end within milliseconds. Without a witness that cannot be arranged.
+    The thread makes a coroutine that, after a cancellation, is never awaited: Python reports that
+    on stderr. So if nothing has been sent, the witness bars sending, and the call ends by itself
+    within milliseconds.
     """
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
-        task.add_done_callback(_seen)
+        task.add_done_callback(retrieve_exception)
         if witness is not None and not witness.requests:
             witness.bar()
             await asyncio.wait([task], timeout=_HOP)
@@ -492,7 +478,7 @@ async def _settled(task: asyncio.Task[Any], witness: Witness | None) -> None:
         raise
 
 
-def _seen(task: asyncio.Task[Any]) -> None:
-    """Look at a failure that interests nobody, so that asyncio does not report it."""
+def retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Retrieve the exception of a cancelled call, so that asyncio does not report it."""
     if not task.cancelled():
         task.exception()

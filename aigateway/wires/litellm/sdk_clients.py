@@ -6,19 +6,23 @@ by themselves are kept out: a provider is what its `LLMConfig` says.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import aiohttp
 import httpx
 import openai
 
 from aigateway.settings import LLMConfig, is_token
+from aigateway.wires.http import LONGEST_CALL, LoopEnd, drop_session
 from aigateway.wires.litellm.connections import OneShotTransport
-from aigateway.wires.litellm.pools import LONGEST_CALL
 from aigateway.wires.registry import wire_of
 
-__all__ = ["SDKClient", "sdk_client"]
+__all__ = ["SDKClient", "close_litellms_pools_with_the_loop", "sdk_client"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +34,10 @@ class SDKClient:
 
 
 class _AsConfigured:
-    """An SDK client that stays what it was made.
+    """An SDK client that keeps its configuration.
 
     litellm writes into the client it is given: `organization` from an environment variable, and
-    for embeddings its own default where it is told `max_retries=0`.
+    for embeddings its own default in place of `max_retries=0`.
     """
 
     _fixed = frozenset({"max_retries", "organization"})
@@ -51,7 +55,7 @@ class _Azure(_AsConfigured, openai.AsyncAzureOpenAI):
     """For Azure's dated API versions."""
 
     def __sizeof__(self) -> int:
-        """Claim to be huge.
+        """Report a huge size.
 
         litellm puts every Azure client it is given into a cache that the whole process shares.
         There, another user of litellm with the same key and address would find ours, and go on
@@ -63,9 +67,7 @@ class _Azure(_AsConfigured, openai.AsyncAzureOpenAI):
 def sdk_client(config: LLMConfig, options: Mapping[str, Any]) -> SDKClient | None:
     """Make a provider's client; None for `LITELLM`, where litellm picks its own.
 
-    Args:
-        config: The provider.
-        options: What is passed to litellm with every call; key and base URL are taken from it.
+    `options` are passed to litellm with every call.
     """
     sdk = wire_of(config).sdk
     if sdk is None:
@@ -99,7 +101,7 @@ def _openai_client(config: LLMConfig, options: Mapping[str, Any]) -> _OpenAI | _
     if config.api_version in {"v1", "latest", "preview"}:
         return _OpenAI(base_url=f"{base}/openai/v1", **common)
     client = _Azure(azure_endpoint=base, api_version=config.api_version, **common)
-    # Given in any case, else AZURE_OPENAI_AD_TOKEN would replace the key.
+    # Always set, else AZURE_OPENAI_AD_TOKEN would replace the key.
     client._azure_ad_token = key if is_token(key) else None  # noqa: SLF001
     return client
 
@@ -115,3 +117,64 @@ def _handler() -> SDKClient:
     client = handler.client
     handler.client = client  # not its own: its finalizer would close it in a task on any loop
     return SDKClient(handler, client.aclose)
+
+
+_litellms: dict[int, LoopEnd] = {}
+
+
+def close_litellms_pools_with_the_loop(litellm: ModuleType) -> None:
+    """Close what litellm opens on the running event loop with that loop.
+
+    litellm keeps its clients for an hour, a set for each loop. The connections below them are
+    closed, which would be opened again where a caller of litellm has such a client, too, and
+    litellm forgets the clients, which would keep the loop.
+    """
+    loop = asyncio.get_running_loop()
+    if id(loop) in _litellms:
+        return
+
+    async def close() -> None:
+        _litellms.pop(id(loop), None)
+        for transport in _litellms_transports(litellm, loop):
+            with contextlib.suppress(Exception):
+                await transport.aclose()
+        _forget_litellms_clients(litellm, loop)
+
+    def drop() -> None:
+        _litellms.pop(id(loop), None)
+        for transport in _litellms_transports(litellm, loop):
+            session = getattr(transport, "client", None)
+            if isinstance(session, aiohttp.ClientSession):
+                drop_session(session)
+        _forget_litellms_clients(litellm, loop)
+
+    # Not kept by a client: litellm's connections stay open when ours is closed.
+    _litellms[id(loop)] = LoopEnd(close, drop)
+
+
+def _litellms_transports(litellm: ModuleType, loop: asyncio.AbstractEventLoop) -> list[Any]:
+    """Return the transports of litellm's own clients on this loop."""
+    cached = dict(getattr(litellm.in_memory_llm_clients_cache, "cache_dict", {}))
+    transports = []
+    for key, client in (*cached.items(), ("", getattr(litellm, "module_level_aclient", None))):
+        http = getattr(client, "_client", None) or getattr(client, "client", None)
+        for transport in (
+            getattr(http, "_transport", None),
+            *getattr(http, "_mounts", {}).values(),
+        ):
+            session = getattr(transport, "client", None)
+            if isinstance(session, aiohttp.ClientSession):
+                is_of_the_loop = session._loop is loop  # noqa: SLF001 - its public name is deprecated
+            else:
+                is_of_the_loop = str(key).endswith(f"-{id(loop)}")
+            if transport is not None and is_of_the_loop:
+                transports.append(transport)
+    return transports
+
+
+def _forget_litellms_clients(litellm: ModuleType, loop: asyncio.AbstractEventLoop) -> None:
+    cache = litellm.in_memory_llm_clients_cache
+    for key in tuple(getattr(cache, "cache_dict", ())):
+        if str(key).endswith(f"-{id(loop)}"):
+            with contextlib.suppress(Exception):
+                cache.delete_cache(key)

@@ -1,11 +1,11 @@
-"""An answer that litellm hands on piece by piece, read without what litellm makes up.
+"""Streams of the litellm lane, read without what litellm invents.
 
-litellm's own stream wrapper invents a finish reason for a stream that was cut and a usage that no
+litellm's stream wrapper invents a finish reason for a stream that was cut and a usage that no
 vendor sent, and forgets the ends of all answers but the first. So a stream is read one step before
-it: the vendor's events as litellm has translated them. The wrapper is driven all the same where the
-user has registered callbacks with litellm, which see the stream through it. It is read only where
-what comes before it has no form that all vendors share: some of `ProviderType.LITELLM`'s, and the
-models that litellm bridges to another API.
+it: the vendor's events as litellm has translated them. The wrapper still runs where the user has
+callbacks registered with litellm, which see the stream through it. Its chunks are read only where
+those before it have no common form: some of `ProviderType.LITELLM`'s, and the models that litellm
+bridges to another API.
 """
 
 from __future__ import annotations
@@ -21,32 +21,27 @@ from typing import Any
 from uuid import uuid4
 
 from aigateway.messages import Chunk, Completion
-from aigateway.wires.answers import kind_of_silence
+from aigateway.wires.answers import empty_answer_kind
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.content import ThinkingKeeper, spoken
-from aigateway.wires.ends import BrokenOffError, Ending
+from aigateway.wires.content import ThinkingKeeper, speech_in
 from aigateway.wires.litellm.chunks import ChunkReader, End
-from aigateway.wires.litellm.connections import StreamedBody
-from aigateway.wires.litellm.own_call import has_callbacks
+from aigateway.wires.litellm.connections import StreamedBody, has_callbacks
+from aigateway.wires.litellm.lane import retrieve_exception
 from aigateway.wires.pricing import Tariff
 from aigateway.wires.registry import endings_in
+from aigateway.wires.wire import AnswerEnd, BrokenOffError
 
 __all__ = ["LiteLLMStream", "StreamOrigin", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamOrigin:
-    """What a stream needs to know of the call that opened it.
+    """What a stream needs of the call that opened it.
 
-    Attributes:
-        litellm: Loaded.
-        context: Where everything of litellm's has to run.
-        body: What comes over the wire; None where litellm's own connections are used.
-        status: The HTTP status of the answer, where that is known.
-        failure: What an exception means, or an end before its time (None).
-        tariff: The provider's.
-        stops: Whether the request has `stop`.
+    Everything of litellm's has to run in `context`. `body` is None where litellm's own connections
+    are used. `failure` classifies an exception, or a premature end (None). `stops` says whether the
+    request has `stop`.
     """
 
     litellm: Any
@@ -92,13 +87,7 @@ def _is_open(result: Any = None, *_: Any, **__: Any) -> bool:
 
 
 class LiteLLMStream:
-    """A `VendorStream` over litellm.
-
-    Args:
-        wrapper: What litellm returned.
-        origin: The call.
-        assembly: Empty; it knows the model and how many answers were asked for.
-    """
+    """A `VendorStream` over the wrapper that litellm returned."""
 
     def __init__(self, wrapper: Any, origin: StreamOrigin, assembly: Assembly) -> None:
         self._origin = origin
@@ -116,15 +105,11 @@ class LiteLLMStream:
 
     @property
     def finished(self) -> bool:
-        """Whether the vendor has said why the answer ended."""
+        """See `VendorStream`."""
         return self._reader.assembly.finished
 
     async def read(self) -> Sequence[Chunk] | None:
-        """Wait for what comes next; None when the answer is whole.
-
-        Raises:
-            VendorCallError: It broke, is no answer, or ended without a finish reason.
-        """
+        """See `VendorStream.read`."""
         if self._whole:
             return None
         if self._closed:
@@ -135,7 +120,7 @@ class LiteLLMStream:
             await asyncio.wait([step])
         except asyncio.CancelledError:
             step.cancel()
-            step.add_done_callback(_look_away)
+            step.add_done_callback(retrieve_exception)
             await asyncio.wait([step])
             await self.aclose()
             raise
@@ -157,12 +142,12 @@ class LiteLLMStream:
         return self._reader.assembly.is_whole(closed=closed, broken=error is not None)
 
     def _reason(self, error: BaseException | None) -> BaseException | None:
-        """Why the answer is not whole: what the vendor says, before what litellm makes of it."""
+        """Return why the answer is not whole: the vendor's reason before litellm's."""
         ending = self._reader.assembly.broken_off
         return error if ending is None else BrokenOffError(ending.body)
 
     def completion(self) -> Completion:
-        """What has come so far, as one answer, with its price as far as usage has come."""
+        """See `VendorStream`."""
         completion = self._reader.completion()
         if not completion.usage.total_tokens:
             return completion
@@ -195,18 +180,14 @@ class LiteLLMStream:
             step.cancel()  # where the wait itself was cancelled
 
     async def _end(self, failure: Failure | None) -> None:
-        """The answer is whole, or never will be.
-
-        Raises:
-            VendorCallError: It broke, or says nothing.
-        """
+        """Finish a stream. Raises `VendorCallError` if it failed or says nothing."""
         answer = None
         if failure is None:
             self._whole = True
             if self._origin.body is not None:
                 await self._origin.body.end()
             answer = self.completion()
-            silence = kind_of_silence(answer.choices, stops=self._origin.stops)
+            silence = empty_answer_kind(answer.choices, stops=self._origin.stops)
             if silence is None:
                 return
             failure = Failure(silence, self._origin.status)
@@ -218,7 +199,7 @@ class LiteLLMStream:
         chunk = await anext(self._driver, None)
         if self._tap is None or self._tap.is_foreign:
             pieces = self._reader.read(chunk, End.INVENTED)
-            self._believe_the_wrapper()
+            self._accept_wrapper()
         else:
             pieces = []
             body = self._origin.body
@@ -228,7 +209,7 @@ class LiteLLMStream:
                 pieces += self._reader.read(passed, self._end_of(passed), endings)
         if chunk is not None or pieces:
             return pieces
-        return self._reader.believe_doubtful_ends() or None
+        return self._reader.accept_doubtful_ends() or None
 
     def _end_of(self, chunk: Any) -> End:
         # litellm says "stop" with every event of Gemini's, and this beside it.
@@ -236,7 +217,7 @@ class LiteLLMStream:
         doubtful = self._origin.body is None and hidden.get("is_finished") is False
         return End.DOUBTFUL if doubtful else End.TRUE
 
-    def _believe_the_wrapper(self) -> None:
+    def _accept_wrapper(self) -> None:
         """Take the end and the usage from litellm's wrapper, as far as the vendor sent them."""
         reason = getattr(self._wrapper, "received_finish_reason", None) or getattr(
             self._wrapper, "intermittent_finish_reason", None
@@ -247,7 +228,7 @@ class LiteLLMStream:
             self._reader.count(getattr(chunk, "usage", None))
 
     async def _unwind(self) -> None:
-        """Bring litellm's generators to their ends, while somebody looks."""
+        """Run litellm's generators to their ends, so that no error goes unretrieved."""
         with suppress(Exception):
             if self._origin.body is not None:
                 await self._read_out()
@@ -271,16 +252,14 @@ class LiteLLMStream:
 class _Tap:
     """The vendor's events as litellm translates them, noted as they pass.
 
-    Attributes:
-        is_foreign: Whether something passed that is not of OpenAI's shape.
-        is_over: Whether they came to their end.
+    `is_foreign`: something passed that is not of OpenAI's shape. `is_over`: they came to their end.
     """
 
     def __init__(self, source: Any, body: StreamedBody | None) -> None:
         self._source = source
         self._iterator = source.__aiter__()
         self._body = body
-        self._passed: list[tuple[Any, dict[int, Ending] | None]] = []
+        self._passed: list[tuple[Any, dict[int, AnswerEnd] | None]] = []
         self._thinking = ThinkingKeeper()
         self.is_foreign = False
         self.is_over = False
@@ -309,8 +288,8 @@ class _Tap:
                 self.is_foreign = True
                 return chunk
 
-    def take(self) -> list[tuple[Any, dict[int, Ending] | None]]:
-        """What has passed since the last time, and the ends that the vendor's events tell."""
+    def take(self) -> list[tuple[Any, dict[int, AnswerEnd] | None]]:
+        """Return what has passed since the last time, with the ends in the vendor's events."""
         passed, self._passed = self._passed, []
         return passed
 
@@ -323,7 +302,7 @@ class _Tap:
                 await closing
 
 
-def _correct(chunk: Any, event: Any, endings: Mapping[int, Ending]) -> None:
+def _correct(chunk: Any, event: Any, endings: Mapping[int, AnswerEnd]) -> None:
     """Believe the vendor's event, not litellm: of Gemini's each is a "stop", and without speech."""
     candidates = event.get("candidates") if isinstance(event, Mapping) else None
     listed = candidates if isinstance(candidates, list) else ()
@@ -332,18 +311,12 @@ def _correct(chunk: Any, event: Any, endings: Mapping[int, Ending]) -> None:
         index = choice.index or 0
         if choice.finish_reason and index not in endings:
             choice.finish_reason = None
-        speech = spoken(sent.get(index, {}))
+        speech = speech_in(sent.get(index, {}))
         if speech:
             choice.delta.audio = {"data": "".join(speech)}
 
 
 def _is_empty(chunk: object) -> bool:
-    """Whether it is litellm's own form of a chunk, standing for a line without data."""
+    """Return whether this is litellm's own form of a chunk, for a line without data."""
     names = ("text", "tool_use", "finish_reason", "usage", "provider_specific_fields")
     return isinstance(chunk, Mapping) and not any(map(chunk.get, names))
-
-
-def _look_away(task: asyncio.Task[Any]) -> None:
-    """Look at a failure that interests nobody, so that asyncio does not report it."""
-    if not task.cancelled():
-        task.exception()

@@ -43,8 +43,7 @@ from aigateway.routing.failover import Failovers, Served, Work
 from aigateway.routing.stream import Resume, StreamRun, whole_answer
 from aigateway.settings import GatewaySettings
 from aigateway.structured import fits, parse
-from aigateway.telemetry.account import Account
-from aigateway.telemetry.ledger import Entry, Ledger
+from aigateway.telemetry.recorder import RequestRecord, RequestRecorder
 from aigateway.tokens import estimated_tokens
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.parameters import HINTS
@@ -77,7 +76,7 @@ class Answering:
         around: Surroundings,
         roster: Roster,
         cache: AnswerCache,
-        ledger: Ledger,
+        ledger: RequestRecorder,
     ) -> None:
         self._settings = settings
         self._clock = around.clock
@@ -147,7 +146,7 @@ class Answering:
         await self._failovers.stop()
         await self._flights.aclose()
 
-    async def _answer(self, request: ChatRequest, entry: Entry) -> ChatResponse:
+    async def _answer(self, request: ChatRequest, entry: RequestRecord) -> ChatResponse:
         key = self._key(request) if request.size <= _LONG else await self._key_of_long(request)
         if key is None:
             return self._fresh(request, entry, await self._dispatch(request, entry))
@@ -169,7 +168,7 @@ class Answering:
         return self._fresh(request, entry, served, coalesced=joined)
 
     async def _share(
-        self, key: str, request: ChatRequest, entry: Entry
+        self, key: str, request: ChatRequest, entry: RequestRecord
     ) -> tuple[Served[Completion], bool]:
         """Dispatch, or wait for the same request that is in flight already."""
         deadline = self._deadline(request, entry.began)
@@ -190,7 +189,7 @@ class Answering:
                 ) from None
 
     async def _join(
-        self, flight: str, deadline: float, account: Account | None
+        self, flight: str, deadline: float, account: RequestRecord | None
     ) -> Served[Completion]:
         if account is not None:
             account.wait()
@@ -211,7 +210,7 @@ class Answering:
         return flight
 
     async def _lead(
-        self, flight: str, key: str, request: ChatRequest, entry: Entry
+        self, flight: str, key: str, request: ChatRequest, entry: RequestRecord
     ) -> tuple[Served[Completion], bool]:
         """Begin a flight; its own dispatch keeps the deadline."""
 
@@ -228,7 +227,7 @@ class Answering:
             raise
         return served, False
 
-    async def _dispatch(self, request: ChatRequest, entry: Entry) -> Served[Completion]:
+    async def _dispatch(self, request: ChatRequest, entry: RequestRecord) -> Served[Completion]:
         model, settings = request.response_model, self._settings
 
         async def ask(attempt: PendingAttempt) -> Completion:
@@ -255,7 +254,7 @@ class Answering:
         return await asyncio.to_thread(self._key, request)
 
     def _replayed(
-        self, key: str | None, request: ChatRequest, entry: Entry, *, stale: bool = False
+        self, key: str | None, request: ChatRequest, entry: RequestRecord, *, stale: bool = False
     ) -> ChatResponse | None:
         """A remembered answer for a stream, if there is one."""
         if key is None or request.cache is not True:
@@ -265,7 +264,9 @@ class Answering:
             return None
         return self._from_cache(request, entry, remembered, stale=stale)
 
-    def _stream_run(self, request: ChatRequest, resume: Resume | None, entry: Entry) -> StreamRun:
+    def _stream_run(
+        self, request: ChatRequest, resume: Resume | None, entry: RequestRecord
+    ) -> StreamRun:
         state = self._state(request, entry)
         return StreamRun(
             self._failovers,
@@ -278,7 +279,7 @@ class Answering:
         )
 
     def _run_to_its_end(
-        self, key: str | None, request: ChatRequest, entry: Entry, run: StreamRun
+        self, key: str | None, request: ChatRequest, entry: RequestRecord, run: StreamRun
     ) -> ChatResponse:
         served = run.served
         assert served is not None  # noqa: S101 - its chunks have come to their end
@@ -299,7 +300,7 @@ class Answering:
         )
         self._cache.remember(key, served.answer, served.provider, ttl)
 
-    def _state(self, request: ChatRequest | EmbeddingRequest, entry: Entry) -> RequestState:
+    def _state(self, request: ChatRequest | EmbeddingRequest, entry: RequestRecord) -> RequestState:
         deadline = self._deadline(request, entry.began)
         if isinstance(request, EmbeddingRequest):
             return RequestState(
@@ -342,7 +343,7 @@ class Answering:
     def _fresh(
         self,
         request: ChatRequest,
-        entry: Entry,
+        entry: RequestRecord,
         served: Served[Completion],
         *,
         coalesced: bool = False,
@@ -370,7 +371,12 @@ class Answering:
         )
 
     def _from_cache(
-        self, request: ChatRequest, entry: Entry, remembered: Remembered, *, stale: bool = False
+        self,
+        request: ChatRequest,
+        entry: RequestRecord,
+        remembered: Remembered,
+        *,
+        stale: bool = False,
     ) -> ChatResponse:
         parsed = parse(request.response_model, remembered.completion)
         entry.remembered(remembered.provider, remembered.completion, stale=stale)

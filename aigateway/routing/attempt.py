@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
-from aigateway.events import AttemptEnded, ProviderFailed
+from aigateway.events import AttemptEnded
 from aigateway.messages import Attempt as AttemptRecord
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings, Usage
 from aigateway.resilience.breaker import CircuitState
@@ -27,7 +27,7 @@ from aigateway.resilience.network import Reachability
 from aigateway.resilience.stall import StallWatch
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.provider import Pass, Provider
-from aigateway.telemetry.emitter import Emitter
+from aigateway.telemetry.recorder import Emitter
 from aigateway.wires.client import Failure
 from aigateway.wires.failures import VERDICTS, Gate, Verdict
 
@@ -250,8 +250,6 @@ class PendingAttempt:
             self._pace.ended(self._outstanding)
         answer = self._unanswered(how, failure) if answer is None else self.counted(answer)
         self._book(failure, answer)
-        if failure is not None and verdict is not None:
-            self._tell(failure)
         self._leave(failure, answer)
         return verdict
 
@@ -438,26 +436,12 @@ class PendingAttempt:
         params, messages = self._request.params, self._request.messages
         return () if params is None else tuple(self.provider.dropped(params, messages))
 
-    def _tell(self, failure: Failure) -> None:
-        self._around.emitter.emit(
-            ProviderFailed(
-                self._request.request_id,
-                self.provider.name,
-                failure.kind,
-                failure.status,
-                failure.code,
-                self.seconds(),
-                self.number,
-                self._pass.last_resort,
-            )
-        )
-
     def _leave(self, failure: Failure | None, answer: Answer | None) -> None:
         if self._rated is not None:
             self._rated.settle(self._tokens(failure, answer))
         self._around.stalls.end()
         self._around.limiter.give_back(self._slots)
-        if self._request.account is not None:
+        if failure is not None or self._request.account is not None:
             self._report(failure, answer)
 
     def _tokens(self, failure: Failure | None, answer: Answer | None) -> int | None:
@@ -469,15 +453,14 @@ class PendingAttempt:
         return 0
 
     def _report(self, failure: Failure | None, answer: Answer | None) -> None:
-        """Tell whatever follows each attempt how this one ended."""
-        provider, account = self.provider, self._request.account
-        assert account is not None  # noqa: S101 - the caller has looked
+        """Emit the end of this attempt; if nothing follows each attempt, only a failure."""
+        provider, request, account = self.provider, self._request, self._request.account
         others = self._request.attempts[:-1]  # the last one is this
         event = AttemptEnded(
-            account.request_id,
+            request.request_id,
             self.number,
-            account.operation,
-            account.streamed,
+            request.operation,
+            account is not None and account.streamed,
             provider.name,
             provider.vendor,
             provider.model,
@@ -489,8 +472,12 @@ class PendingAttempt:
             Usage() if answer is None else answer.usage,
             None if answer is None else answer.cost_usd,
             self._pass.last_resort,
+            None if failure is None else failure.code,
         )
-        account.attempt_ended(event, self._trace, answer)
+        if account is None:
+            self._around.emitter.emit(event)
+        else:
+            account.attempt_ended(event, self._trace, answer)
 
 
 def _beyond(usage: Usage, counted: Usage) -> Usage:

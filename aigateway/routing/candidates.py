@@ -26,7 +26,7 @@ from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import Ticket
 from aigateway.resilience.guard import NEVER
 from aigateway.routing.provider import Provider
-from aigateway.telemetry.account import Account
+from aigateway.telemetry.recorder import RequestRecord
 
 __all__ = ["MAY_PASS", "Candidate", "RequestState", "Roster", "final_error", "none_offers"]
 
@@ -193,7 +193,7 @@ class RequestState:
         hedge: bool = False,
         background: bool = False,
         tenant: str = "",
-        account: Account | None = None,
+        account: RequestRecord | None = None,
     ) -> None:
         self.request_id = request_id
         self.operation: Operation = operation

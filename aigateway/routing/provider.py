@@ -31,8 +31,8 @@ from aigateway.resilience.health import HealthPolicy, HealthWindow, OutstandingC
 from aigateway.resilience.last_resort import LastResort
 from aigateway.resilience.rates import RateLimits
 from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
-from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
+from aigateway.telemetry.recorder import Emitter
 from aigateway.wires.client import VendorClient, VendorClientFactory
 from aigateway.wires.pricing import CostEstimator
 

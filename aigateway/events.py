@@ -1,7 +1,11 @@
-"""What happened, as frozen records, and the `Hook` that gets them.
+"""Events as frozen records, and the `Hook` that gets them.
 
-A record carries names, kinds, counts and durations. It never carries a prompt, an answer or a
-key, so a hook may send it anywhere. `name` is stable: it is also the event's name in the logs.
+A record has names, kinds, counts and durations, never a prompt, an answer or a key: a hook may send
+it anywhere. `name` is stable, and is the event's name in the logs.
+
+`AttemptEnded` and `RequestEnded` say everything about an attempt and a request. `ProviderFailed`,
+`RequestServed`, `RequestFailed` and `CacheHit` are short forms of them, for hooks that do not ask
+for every end.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ __all__ = [
 ]
 
 Operation = Literal["chat", "embeddings"]
-"""What was asked for."""
+"""What is asked of a provider."""
 
 Outcome = Literal["served", "hit", "stale", "coalesced", "failed", "cancelled"]
 """How a request ends; each ends in exactly one way."""
@@ -46,7 +50,7 @@ Outcome = Literal["served", "hit", "stale", "coalesced", "failed", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class ProviderFailed:
-    """One attempt failed."""
+    """One attempt failed: an `AttemptEnded` in short."""
 
     name: ClassVar[str] = "provider.failed"
     request_id: str
@@ -58,16 +62,16 @@ class ProviderFailed:
     attempt: int = 0
     """Which attempt of its request this was, from 1."""
     last_resort: bool = False
-    """It was asked although it was to be left alone, since no other provider was left."""
+    """The provider was not to be asked, but no other was left."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderCooledDown:
-    """A provider is left alone for a while, because it asked for it.
+    """A provider is not asked for a while, as it has requested.
 
     Attributes:
-        rate_limited: For a rate limit; else it failed and said for how long, and it is asked as
-            last resort meanwhile.
+        rate_limited: It reached a rate limit; else it failed and gave a time, and may be asked as
+            last resort.
     """
 
     name: ClassVar[str] = "provider.cooled_down"
@@ -79,7 +83,7 @@ class ProviderCooledDown:
 
 @dataclass(frozen=True, slots=True)
 class ProviderDisabled:
-    """An operation of a provider is set up wrong (key, model, credit); it waits for a check."""
+    """An operation of a provider is misconfigured (key, model, billing) until a check succeeds."""
 
     name: ClassVar[str] = "provider.disabled"
     provider: str
@@ -100,19 +104,19 @@ class ProviderEnabled:
 
 @dataclass(frozen=True, slots=True)
 class ProviderDegraded:
-    """A provider works worse than it should: it is asked after the healthy ones."""
+    """A provider works worse than usual: it is asked after the healthy ones."""
 
     name: ClassVar[str] = "provider.degraded"
     provider: str
     reason: Literal["errors", "latency"]
     share: float
-    """Part of its recent attempts that failed, or that took much longer than is usual for it."""
+    """The part of its recent attempts that failed, or took much longer than usual."""
     operation: Operation = "chat"
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderRecovered:
-    """A degraded provider works as it should again."""
+    """A degraded provider works as usual again."""
 
     name: ClassVar[str] = "provider.recovered"
     provider: str
@@ -121,12 +125,12 @@ class ProviderRecovered:
 
 @dataclass(frozen=True, slots=True)
 class LoopStalled:
-    """The application's own event loop stood still; no provider is blamed for it."""
+    """The application's event loop was blocked; no provider is blamed for it."""
 
     name: ClassVar[str] = "loop.stalled"
     seconds: float
     in_flight: int
-    """Calls to vendors that were out."""
+    """Calls to vendors in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +147,19 @@ class CircuitChanged:
 
 @dataclass(frozen=True, slots=True)
 class CircuitForced:
-    """Somebody took a circuit in hand, or let it go."""
+    """An operator forced a circuit, or released it."""
 
     name: ClassVar[str] = "operator.circuit_forced"
     provider: str
     state: str
     """`open`, `closed` or `auto`."""
     by: str | None
-    """Who, as far as that is known."""
+    """The operator, if known."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheHit:
-    """An answer was remembered; no vendor was asked."""
+    """An answer came from the cache: a `RequestEnded` in short."""
 
     name: ClassVar[str] = "cache.hit"
     request_id: str
@@ -166,7 +170,7 @@ class CacheHit:
 
 @dataclass(frozen=True, slots=True)
 class RequestRetrying:
-    """Nobody was left to ask; the whole plan is tried again after a pause."""
+    """No provider was left; all candidates are tried again after a pause."""
 
     name: ClassVar[str] = "request.retrying"
     request_id: str
@@ -176,7 +180,7 @@ class RequestRetrying:
 
 @dataclass(frozen=True, slots=True)
 class RequestHedged:
-    """A provider was slower than it usually is, so another was asked at the same time."""
+    """A provider was slower than usual, so another was asked at the same time."""
 
     name: ClassVar[str] = "request.hedged"
     request_id: str
@@ -188,7 +192,7 @@ class RequestHedged:
 
 @dataclass(frozen=True, slots=True)
 class RequestServed:
-    """A vendor answered a request."""
+    """A vendor answered a request: a `RequestEnded` in short."""
 
     name: ClassVar[str] = "request.served"
     request_id: str
@@ -203,7 +207,7 @@ class RequestServed:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """A request ended in an error that the caller saw."""
+    """A request ended in an error that the caller saw: a `RequestEnded` in short."""
 
     name: ClassVar[str] = "request.failed"
     request_id: str
@@ -215,24 +219,25 @@ class RequestFailed:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """One call to one provider is over, in whatever way. Only for hooks that ask for it.
+    """One attempt has ended, in whatever way. Only for hooks that ask for it.
 
     Attributes:
         request_id: Of the request it was made for.
-        attempt: Which attempt of that request, from 1, in the order in which they began.
-        operation: What was asked for.
+        attempt: Which attempt of that request, from 1, in the order of their beginnings.
+        operation: The operation.
         streamed: The answer was to come piece by piece.
-        provider: Who was asked.
+        provider: The provider that was asked.
         vendor: `ProviderType` value.
         model: The model asked.
-        failure: None if it answered; `cancelled`, `deadline` and `outrun` are nobody's fault.
+        failure: None if it answered; `cancelled`, `deadline` and `outrun` blame no provider.
         status: The vendor's HTTP status where one came with a failure.
         retry: The same provider had been asked before for this request.
         latency_seconds: From its beginning to its end; of a stream, to the end of the stream.
         first_content_seconds: Of a stream: from its beginning to its first content.
-        usage: Tokens to be paid for, also of an answer that was of no use.
+        usage: Tokens to be paid for, also of an answer that was not used.
         cost_usd: US dollars; None where the price is not known.
-        last_resort: It was asked although it was to be left alone, since no other was left.
+        last_resort: The provider was not to be asked, but no other was left.
+        code: The vendor's error code where one came with a failure.
     """
 
     name: ClassVar[str] = "attempt.ended"
@@ -251,13 +256,14 @@ class AttemptEnded:
     usage: Usage
     cost_usd: float | None
     last_resort: bool = False
+    code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerDiscarded:
-    """An attempt that had been given up answered all the same: paid for, and told nobody.
+    """An abandoned attempt brought an answer all the same, which is paid for but not used.
 
-    Only for hooks that ask for it. Its `AttemptEnded` has been told before, without usage.
+    Only for hooks that ask for it. It follows the attempt's `AttemptEnded`, which had no usage.
     """
 
     name: ClassVar[str] = "answer.discarded"
@@ -269,21 +275,25 @@ class AnswerDiscarded:
 
 @dataclass(frozen=True, slots=True)
 class RequestEnded:
-    """A request is over, in whatever way. Only for hooks that ask for it.
+    """A request has ended, in whatever way. Only for hooks that ask for it.
 
     Attributes:
         request_id: As in the other events.
-        operation: What was asked for.
+        operation: The operation.
         streamed: The answer was to come piece by piece.
         agent: As the caller named it.
         outcome: How it ended.
-        provider: Who answered, also where the answer was remembered or shared.
+        provider: The provider of the answer, also of a cached or shared one.
         error: The class of the error that the caller got; "" for none.
-        attempts: Calls that it began.
+        attempts: Attempts that it began.
         latency_seconds: From its beginning to its end.
-        vendor_seconds: The part of that in which a vendor was waited for, or another request that
-            shared its answer. What a caller takes between two chunks of a stream counts here.
-        first_content_seconds: Of a stream that a vendor gave: to the first content.
+        vendor_seconds: The part of that in which it waited for a vendor, or for another request
+            whose answer it shared. The caller's time between two chunks of a stream counts here.
+        first_content_seconds: Of a stream from a vendor: to the first content.
+        model: The model that answered, as the vendor names it; "" without an answer.
+        total_tokens: Tokens of the answer.
+        cost_usd: US dollars of the answer; None where the price is not known.
+        causes: What went wrong at each provider, of a request that failed.
     """
 
     name: ClassVar[str] = "request.ended"
@@ -298,10 +308,14 @@ class RequestEnded:
     latency_seconds: float
     vendor_seconds: float
     first_content_seconds: float | None
+    model: str = ""
+    total_tokens: int = 0
+    cost_usd: float | None = None
+    causes: tuple[ProviderFailure, ...] = ()
 
     @property
     def overhead_seconds(self) -> float:
-        """The gateway's own time: its work, its queue, and its pauses between two rounds."""
+        """The gateway's own time: work, queue, and pauses between two rounds."""
         return max(0.0, self.latency_seconds - self.vendor_seconds)
 
 
@@ -324,20 +338,20 @@ Event = (
     | AnswerDiscarded
     | RequestEnded
 )
-"""Every record a hook may get. New kinds may be added: ignore what you do not know."""
+"""Every record a hook may get. New kinds may be added: ignore unknown ones."""
 
 ON_REQUEST: frozenset[type[Event]] = frozenset({AttemptEnded, AnswerDiscarded, RequestEnded})
-"""Kinds that are told of every call, well or not: only hooks whose `wants` names them get them."""
+"""Kinds of which each call makes one: only hooks whose `wants` names them get them."""
 
 
 class Hook(Protocol):
-    """Something that wants to know. Called synchronously, on the event loop: be quick.
+    """A listener. It is called synchronously, on the event loop: be quick.
 
     What it raises is logged and changes nothing.
 
-    A hook may have an attribute `wants`, a collection of event classes, and gets no others.
-    Without one it gets every kind but those in `ON_REQUEST`. What nobody wants is not even made.
+    A hook may have an attribute `wants`, a collection of event classes, and gets no others. Without
+    one it gets every kind except those in `ON_REQUEST`.
     """
 
     def on_event(self, event: Event) -> None:
-        """Take note of one event."""
+        """Handle one event."""

@@ -51,8 +51,7 @@ from aigateway.routing.guards import CircuitOrder
 from aigateway.routing.provider import Provider, ProviderStatus
 from aigateway.routing.stream import Resume
 from aigateway.settings import GatewaySettings, LLMConfig, load_providers
-from aigateway.telemetry.emitter import Emitter
-from aigateway.telemetry.ledger import Ledger
+from aigateway.telemetry.recorder import Emitter, RequestRecorder
 from aigateway.wires.client import VendorClient, VendorClientFactory
 
 __all__ = ["AsyncGateway"]
@@ -91,7 +90,7 @@ class AsyncGateway:
         self._emitter = Emitter(hooks)
         self._make_client = vendor or _litellm_clients(self.settings)
         self._uses_litellm = vendor is None
-        self._ledger = Ledger(clock, self._emitter)
+        self._ledger = RequestRecorder(clock, self._emitter)
         self._roster = Roster()
         self._network = Reachability(clock)
         self._streams: weakref.WeakSet[ChatStream] = weakref.WeakSet()

@@ -40,7 +40,7 @@ from aigateway.routing.stream import Resume, StreamRun
 from aigateway.routing.work import ChatOverStreamWork, ChatWork, EmbeddingWork
 from aigateway.settings import GatewaySettings
 from aigateway.structured import fits, parse
-from aigateway.telemetry.ledger import Entry, Ledger
+from aigateway.telemetry.recorder import RequestRecord, RequestRecorder
 from aigateway.tokens import estimated_tokens
 from aigateway.wires.parameters import HINTS
 
@@ -69,7 +69,7 @@ class Pipeline:
         context: CallContext,
         roster: Roster,
         cache: AnswerCache,
-        ledger: Ledger,
+        ledger: RequestRecorder,
     ) -> None:
         self._settings = settings
         self._clock = context.clock
@@ -165,7 +165,7 @@ class Pipeline:
         return cache_key(request, partition=request.partition)
 
     def _from_cache(
-        self, key: str | None, request: ChatRequest, entry: Entry, *, stale: bool = False
+        self, key: str | None, request: ChatRequest, entry: RequestRecord, *, stale: bool = False
     ) -> ChatResponse | None:
         """Return the remembered answer, if there is one for this request.
 
@@ -198,7 +198,7 @@ class Pipeline:
     # ── coalescing ───────────────────────────────────────────────────────────────────────────
 
     async def _coalesced(
-        self, key: str, request: ChatRequest, entry: Entry, deadline: float
+        self, key: str, request: ChatRequest, entry: RequestRecord, deadline: float
     ) -> tuple[Served[Completion], bool]:
         """Call the providers, or wait for the same request in flight.
 
@@ -234,7 +234,9 @@ class Pipeline:
                     return await self._call_providers(None, request, entry, deadline), False
                 return served, joined
 
-    async def _join(self, shared_key: str, entry: Entry, deadline: float) -> Served[Completion]:
+    async def _join(
+        self, shared_key: str, entry: RequestRecord, deadline: float
+    ) -> Served[Completion]:
         if entry.account is not None:
             entry.account.wait()
         try:
@@ -251,7 +253,7 @@ class Pipeline:
     # ── failover ─────────────────────────────────────────────────────────────────────────────
 
     async def _call_providers(
-        self, key: str | None, request: ChatRequest, entry: Entry, deadline: float
+        self, key: str | None, request: ChatRequest, entry: RequestRecord, deadline: float
     ) -> Served[Completion]:
         """Get an answer by failover, and remember it under the key, if there is one."""
         settings, state = self._settings, self._state(request, entry, deadline)
@@ -264,7 +266,7 @@ class Pipeline:
             self._remember(key, request, served)
         return served
 
-    def _state(self, request: ChatRequest, entry: Entry, deadline: float) -> RequestState:
+    def _state(self, request: ChatRequest, entry: RequestRecord, deadline: float) -> RequestState:
         names, hedge = request.params.keys(), request.hedge
         if hedge is None:
             # A tool may have side effects, which two answers may cause twice.
@@ -281,7 +283,9 @@ class Pipeline:
             account=entry.account,
         )
 
-    def _stream_run(self, request: ChatRequest, resume: Resume | None, entry: Entry) -> StreamRun:
+    def _stream_run(
+        self, request: ChatRequest, resume: Resume | None, entry: RequestRecord
+    ) -> StreamRun:
         seconds = request.timeout or self._settings.timeout
         return StreamRun(
             self._failovers,
@@ -298,7 +302,7 @@ class Pipeline:
     def _answered(
         self,
         request: ChatRequest,
-        entry: Entry,
+        entry: RequestRecord,
         served: Served[Completion],
         *,
         joined: bool = False,
@@ -326,7 +330,7 @@ class Pipeline:
         )
 
     def _streamed(
-        self, key: str | None, request: ChatRequest, entry: Entry, run: StreamRun
+        self, key: str | None, request: ChatRequest, entry: RequestRecord, run: StreamRun
     ) -> ChatResponse:
         """Return the whole answer of a stream at its end."""
         served = run.served

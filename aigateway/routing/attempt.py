@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
-from aigateway.events import AttemptEnded, ProviderFailed
+from aigateway.events import AttemptEnded
 from aigateway.messages import Attempt as AttemptRecord
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings, Usage
 from aigateway.resilience.breaker import CircuitState
@@ -27,7 +27,7 @@ from aigateway.resilience.local_faults import Reachability, StallDetector
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.guards import GuardPass
 from aigateway.routing.provider import Provider
-from aigateway.telemetry.emitter import Emitter
+from aigateway.telemetry.recorder import Emitter
 from aigateway.wires.client import Failure
 from aigateway.wires.failures import VERDICTS, Gate, Verdict
 
@@ -257,7 +257,7 @@ class PendingAttempt:
             self.candidate.guards.end(self._pass, outcome)
             self.times.ended(self._outstanding)
         answer = self._unanswered(how, failure) if answer is None else self.counted(answer)
-        self._record(failure, answer, failed=verdict is not None)
+        self._record(failure, answer)
         return verdict
 
     def count_late_answer(self, answer: Billable) -> None:
@@ -396,9 +396,7 @@ class PendingAttempt:
         if self._sent is not None and self._sent.on_cost is not None:
             self._sent.on_cost(cost_usd)
 
-    def _record(
-        self, failure: Failure | None, answer: Billable | None, *, failed: bool = False
-    ) -> None:
+    def _record(self, failure: Failure | None, answer: Billable | None) -> None:
         """Count the attempt, emit its events, and release its slot."""
         provider, request, context = self.provider, self._request, self._context
         seconds = context.clock.now() - self._began
@@ -432,23 +430,11 @@ class PendingAttempt:
                 else tuple(provider.dropped(request.params, request.messages)),
             )
         )
-        if failure is not None and failed:
-            event = ProviderFailed(
-                request.request_id,
-                provider.name,
-                failure.kind,
-                failure.status,
-                failure.code,
-                seconds,
-                self.number,
-                self._pass.last_resort,
-            )
-            context.emitter.emit(event)
         if self._rated is not None:
             self._rated.settle(self._tokens(failure, answer))
         context.stalls.calls -= 1
         context.limiter.give_back(self._slots)
-        if request.account is not None:
+        if failure is not None or request.account is not None:
             self._report(failure, answer)
 
     def _tokens(self, failure: Failure | None, answer: Billable | None) -> int | None:
@@ -460,15 +446,14 @@ class PendingAttempt:
         return 0
 
     def _report(self, failure: Failure | None, answer: Billable | None) -> None:
-        """Report the end to the request's account."""
-        provider, account = self.provider, self._request.account
-        assert account is not None  # noqa: S101 - the caller has looked
+        """Emit the end of this attempt; if nothing follows each attempt, only a failure."""
+        provider, request, account = self.provider, self._request, self._request.account
         others = self._request.attempts[:-1]  # the last one is this
         event = AttemptEnded(
-            account.request_id,
+            request.request_id,
             self.number,
-            account.operation,
-            account.streamed,
+            request.operation,
+            account is not None and account.streamed,
             provider.name,
             provider.vendor,
             provider.model,
@@ -480,8 +465,12 @@ class PendingAttempt:
             Usage() if answer is None else answer.usage,
             None if answer is None else answer.cost_usd,
             self._pass.last_resort,
+            None if failure is None else failure.code,
         )
-        account.attempt_ended(event, self._trace, answer)
+        if account is None:
+            self._context.emitter.emit(event)
+        else:
+            account.attempt_ended(event, self._trace, answer)
 
 
 def _excess(usage: Usage, counted: Usage) -> Usage:

@@ -28,7 +28,7 @@ from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import Ticket
 from aigateway.resilience.guard import NEVER
 from aigateway.routing.provider import Provider
-from aigateway.telemetry.account import Account
+from aigateway.telemetry.recorder import RequestRecord
 
 __all__ = ["TRANSIENT", "Candidate", "RequestState", "Roster", "final_error", "none_offers"]
 
@@ -193,7 +193,7 @@ class RequestState:
         tokens: int = 0,
         params: Mapping[str, Any] | None = None,
         hedge: bool = False,
-        account: Account | None = None,
+        account: RequestRecord | None = None,
     ) -> None:
         self._request = request
         self.roster = roster

@@ -27,7 +27,7 @@ from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect, GuardRefus
 from aigateway.resilience.health import HealthPolicy, HealthWindow, OutstandingCall, ResponseTimes
 from aigateway.resilience.last_resort import LastResort
 from aigateway.settings import GatewaySettings, LLMConfig
-from aigateway.telemetry.emitter import Emitter
+from aigateway.telemetry.recorder import Emitter
 
 __all__ = ["CircuitOrder", "GuardPass", "Guards", "OperationStatus", "in_milliseconds"]
 

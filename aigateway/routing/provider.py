@@ -21,8 +21,8 @@ from aigateway.resilience.guard import GuardRefusal
 from aigateway.resilience.rates import RateLimits
 from aigateway.routing.guards import CircuitOrder, Guards, OperationStatus, in_milliseconds
 from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
-from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
+from aigateway.telemetry.recorder import Emitter
 from aigateway.wires.client import VendorClient, VendorClientFactory
 from aigateway.wires.pricing import CostEstimator
 

@@ -92,9 +92,9 @@ class LogHook:
 
     def wants(self, kind: type[Event]) -> bool:
         """Whether an event of this kind would be written; lets the caller not make it."""
-        if kind in ON_REQUEST:
-            return self.wants_every_call()
-        return structlog.is_configured() or _stdlib.isEnabledFor(_LEVELS.get(kind, logging.INFO))
+        if structlog.is_configured():
+            return kind not in ON_REQUEST or _structlog_shows_debug()
+        return _stdlib.isEnabledFor(_LEVELS.get(kind, logging.INFO))
 
     def wants_every_call(self) -> bool:
         """The same for `ON_REQUEST`, which are asked for more often than written."""

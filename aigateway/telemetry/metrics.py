@@ -1,16 +1,16 @@
-"""Plain counters: what happened to requests, and what each provider did.
+"""Counters of requests and of providers.
 
-The books balance: every request ends as exactly one of hit, stale, coalesced, served, failed or
-cancelled, and every attempt as exactly one outcome.
+Every request ends in exactly one `Outcome`, and every attempt in a success or one kind of failure.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from typing import Any
+from typing import Any, get_args
 
 from aigateway.errors import FailureKind
+from aigateway.events import Outcome
 from aigateway.messages import Usage
 
 __all__ = ["LatencyWindow", "Percentiles", "ProviderCounters", "RequestCounters"]
@@ -54,7 +54,7 @@ class LatencyWindow:
 
 
 class ProviderCounters:
-    """What one provider did since it was added. `attempts` counts calls that have ended."""
+    """One provider since it was added. `attempts` counts those that have ended."""
 
     __slots__ = (
         "attempts",
@@ -76,26 +76,26 @@ class ProviderCounters:
         self.cost_usd = 0.0
 
     def succeeded(self, seconds: float, usage: Usage, cost_usd: float | None) -> None:
-        """Note an answer; only answers count for the latency percentiles."""
+        """Count an answer; only answers count for the latency percentiles."""
         self.attempts += 1
         self.successes += 1
         self.latency.add(seconds)
         self.spent(usage, cost_usd)
 
     def spent(self, usage: Usage, cost_usd: float | None) -> None:
-        """Note what an answer cost, whether it was of use or not."""
+        """Count what an answer cost, also one that was not used."""
         self.prompt_tokens += usage.prompt_tokens
         self.completion_tokens += usage.completion_tokens
         self.total_tokens += usage.total_tokens
         self.cost_usd += cost_usd or 0.0
 
     def failed(self, kind: FailureKind) -> None:
-        """Note an attempt that gave no answer."""
+        """Count an attempt without an answer."""
         self.attempts += 1
         self.failures[kind] += 1
 
     def snapshot(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Return plain values, fit for JSON."""
         return {
             "attempts": self.attempts,
             "successes": self.successes,
@@ -109,29 +109,24 @@ class ProviderCounters:
 
 
 class RequestCounters:
-    """What became of the requests. Input refused before it became a request is not counted."""
+    """How many requests there were, and how they ended. Invalid input does not count."""
 
-    __slots__ = ("cache_hits", "cancelled", "coalesced", "failures", "served", "stale", "total")
+    __slots__ = ("ended", "total")
 
     def __init__(self) -> None:
         self.total = 0
-        self.cache_hits = 0
-        self.stale = 0
-        self.coalesced = 0
-        self.served = 0
-        self.failures = 0
-        self.cancelled = 0
+        self.ended: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
 
     def snapshot(self) -> dict[str, Any]:
-        """The documented keys first."""
-        rate = 100 * self.cache_hits / self.total if self.total else 0.0
+        """Return plain values, the documented keys first."""
+        ended, total = self.ended, self.total
         return {
-            "total_requests": self.total,
-            "cache_hits": self.cache_hits,
-            "cache_hit_rate_percent": round(rate, 2),
-            "failures": self.failures,
-            "stale_answers": self.stale,
-            "coalesced": self.coalesced,
-            "served": self.served,
-            "cancelled": self.cancelled,
+            "total_requests": total,
+            "cache_hits": ended["hit"],
+            "cache_hit_rate_percent": round(100 * ended["hit"] / total, 2) if total else 0.0,
+            "failures": ended["failed"],
+            "stale_answers": ended["stale"],
+            "coalesced": ended["coalesced"],
+            "served": ended["served"],
+            "cancelled": ended["cancelled"],
         }

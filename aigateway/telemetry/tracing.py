@@ -3,19 +3,20 @@
     AsyncGateway(hooks=[OpenTelemetry()])
 
 One span for each request (`chat {model}`, internal: the work of this gateway), below it one for
-each attempt (`chat {model}`, client: a call to a vendor). Tokens are told with the attempts, which
-are what is paid for, so that nothing that adds up spans counts them twice.
+each attempt (`chat {model}`, client: a call to a vendor). Tokens stand at the attempts, which are
+paid for, so that adding up spans counts them once.
 
-Needs `opentelemetry-api` (extra `[otel]`); which SDK and exporter there is, is the application's
-affair. The conventions: https://github.com/open-telemetry/semantic-conventions-genai.
+Needs `opentelemetry-api` (extra `[otel]`); the application chooses SDK and exporter.
+The conventions: https://github.com/open-telemetry/semantic-conventions-genai.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context, get_current
 from opentelemetry.metrics import Meter, MeterProvider
@@ -24,10 +25,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from aigateway.errors import FailureKind
 from aigateway.events import AttemptEnded, Event, Operation, RequestEnded
-from aigateway.messages import ChatRequest, Completion, EmbeddingRequest
+from aigateway.messages import ChatRequest, Choice, Completion, EmbeddingRequest
 from aigateway.settings.secrets import has_a_key, tells_a_key
-from aigateway.telemetry.captured import input_messages, output_messages
-from aigateway.telemetry.traces import Answer
+from aigateway.telemetry.recorder import TracedAnswer
 from aigateway.version import __version__
 
 __all__ = ["OpenTelemetry"]
@@ -59,9 +59,9 @@ _OUTPUT_TYPES = {"json_object": "json", "json_schema": "json", "text": "text"}
 
 _SECONDS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92]
 _TOKENS = [float(4**power) for power in range(14)]
-"""Both as the conventions say."""
+"""Buckets of the conventions."""
 
-_NOBODYS_FAULT = frozenset({FailureKind.CANCELLED, FailureKind.DEADLINE, FailureKind.OUTRUN})
+_NO_ERROR = frozenset({FailureKind.CANCELLED, FailureKind.DEADLINE, FailureKind.OUTRUN})
 
 _UNKNOWN = "aigateway"
 """`gen_ai.provider.name` of a request for which no vendor was asked."""
@@ -71,7 +71,7 @@ _carrier = TraceContextTextMapPropagator()
 
 @dataclass(frozen=True, slots=True)
 class _Instruments:
-    """Where spans and figures go."""
+    """The tracer, the histograms and the options."""
 
     tracer: Tracer
     duration: metrics.Histogram
@@ -81,7 +81,7 @@ class _Instruments:
     capture_content: bool
     propagate: bool
     names: dict[str, str]
-    """The convention's name for the vendor of each of the gateway's providers seen so far."""
+    """The conventions' name of the vendor of each provider seen so far."""
 
 
 class OpenTelemetry:
@@ -91,10 +91,10 @@ class OpenTelemetry:
     trace of the request's own `traceparent` header (see `Origin.headers`), if it has one.
 
     Args:
-        tracer_provider: Whose tracer to use; None takes the global one.
+        tracer_provider: None uses the global one.
         meter_provider: Likewise for metrics.
-        capture_content: Write prompts and answers into the requests' spans. They are personal
-            data more often than not: off unless you turn it on.
+        capture_content: Write prompts and answers into the requests' spans. They are often personal
+            data, so this is off by default.
         propagate: Send each attempt's own `traceparent` to its vendor, in place of the caller's.
     """
 
@@ -116,11 +116,11 @@ class OpenTelemetry:
 
     @staticmethod
     def goes_nowhere() -> bool:
-        """Whether this process has no provider that spans would go to."""
+        """Whether no SDK is set up in this process that spans would go to."""
         return isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
     def on_event(self, event: Event) -> None:
-        """Nothing: a trace knows all that events say."""
+        """Do nothing: traces get the same events."""
 
     def trace_request(
         self, request: ChatRequest | EmbeddingRequest, *, streamed: bool
@@ -153,7 +153,7 @@ class _RequestSpan:
         )
         self._context = trace.set_span_in_context(self._span, parent)
         if isinstance(request, ChatRequest) and to.capture_content and self._span.is_recording():
-            self._span.set_attribute("gen_ai.input.messages", input_messages(request.messages))
+            self._span.set_attribute("gen_ai.input.messages", _input_messages(request.messages))
 
     def attempt(self, provider: str, vendor: str, model: str, number: int) -> _AttemptSpan:
         name = self._to.names[provider] = _provider_name(vendor, model)
@@ -171,7 +171,7 @@ class _RequestSpan:
         )
         return _AttemptSpan(self._to, span, name)
 
-    def ended(self, event: RequestEnded, answer: Answer | None) -> None:
+    def ended(self, event: RequestEnded, answer: TracedAnswer | None) -> None:
         span = self._span
         attributes: dict[str, Any] = {
             "aigateway.outcome": event.outcome,
@@ -191,7 +191,7 @@ class _RequestSpan:
             if not cancelled:
                 span.set_status(Status(StatusCode.ERROR))
         if isinstance(answer, Completion) and self._to.capture_content and span.is_recording():
-            attributes["gen_ai.output.messages"] = output_messages(answer.choices)
+            attributes["gen_ai.output.messages"] = _output_messages(answer.choices)
         span.set_attributes(attributes)
         span.end()
         self._to.requests.record(
@@ -211,7 +211,7 @@ class _AttemptSpan:
         if to.propagate:
             _carrier.inject(self.headers, trace.set_span_in_context(span, Context()))
 
-    def ended(self, event: AttemptEnded, answer: Answer | None) -> None:
+    def ended(self, event: AttemptEnded, answer: TracedAnswer | None) -> None:
         span, usage = self._span, event.usage
         attributes: dict[str, Any] = {} if answer is None else _answered(answer)
         if usage.total_tokens:
@@ -229,7 +229,7 @@ class _AttemptSpan:
             attributes["gen_ai.response.time_to_first_chunk"] = event.first_content_seconds
         if event.failure is not None:
             attributes["error.type"] = event.failure.value
-            if event.failure not in _NOBODYS_FAULT:
+            if event.failure not in _NO_ERROR:
                 span.set_status(Status(StatusCode.ERROR))
         if event.status is not None:
             attributes["http.response.status_code"] = event.status
@@ -237,7 +237,7 @@ class _AttemptSpan:
         span.end()
         self._measure(event, answer)
 
-    def _measure(self, event: AttemptEnded, answer: Answer | None) -> None:
+    def _measure(self, event: AttemptEnded, answer: TracedAnswer | None) -> None:
         to, usage = self._to, event.usage
         about: dict[str, Any] = {
             "gen_ai.operation.name": event.operation,
@@ -290,7 +290,7 @@ def _instruments(
 
 
 def _parent(headers: Mapping[str, str]) -> Context:
-    """The caller's current span; without one, what the request's own `traceparent` names."""
+    """Return the caller's current span, or what the request's own `traceparent` names."""
     context = get_current()
     if not headers or trace.get_current_span(context).get_span_context().is_valid:
         return context
@@ -310,7 +310,7 @@ def _provider_name(vendor: str, model: str) -> str:
 def _asked(
     operation: Operation, request: ChatRequest | EmbeddingRequest, *, streamed: bool
 ) -> dict[str, Any]:
-    """What requests and attempts have in common."""
+    """Return the attributes that requests and attempts share."""
     params = request.params
     told: dict[str, Any] = {"gen_ai.operation.name": operation}
     told |= {name: params[param] for param, name in _PARAMS.items() if param in params}
@@ -330,7 +330,7 @@ def _asked(
     return told
 
 
-def _answered(answer: Answer) -> dict[str, Any]:
+def _answered(answer: TracedAnswer) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if answer.model and not tells_a_key(answer.model):
         told["gen_ai.response.model"] = answer.model
@@ -345,3 +345,73 @@ def _answered(answer: Answer) -> dict[str, Any]:
         if reasons:
             told["gen_ai.response.finish_reasons"] = reasons
     return told
+
+
+# ── prompts and answers ──────────────────────────────────────────────────────────────────────────
+#
+# Only with `capture_content`: `gen_ai.input.messages` and `gen_ai.output.messages` of the
+# conventions are messages of parts, as JSON text.
+
+
+def _input_messages(messages: Sequence[Mapping[str, Any]]) -> str:
+    """OpenAI's chat messages as `gen_ai.input.messages`."""
+    return _json([_input(message) for message in messages])
+
+
+def _output_messages(choices: Sequence[Choice]) -> str:
+    """All answers as `gen_ai.output.messages`."""
+    return _json(
+        [
+            {
+                "role": "assistant",
+                "parts": _answer_parts(choice),
+                "finish_reason": choice.finish_reason or "",
+            }
+            for choice in choices
+        ]
+    )
+
+
+def _input(message: Mapping[str, Any]) -> dict[str, Any]:
+    role, content = message.get("role"), message.get("content")
+    if role == "tool":
+        answer = {"type": "tool_call_response", "id": message.get("tool_call_id")}
+        return {"role": role, "parts": [{**answer, "response": content}]}
+    parts = [{"type": "text", "content": content}] if isinstance(content, str) else []
+    if isinstance(content, list):
+        parts = [_content_part(part) for part in content]
+    for call in message.get("tool_calls") or ():
+        called = call.get("custom") or call.get("function") or {}
+        given = called.get("input") or called.get("arguments") or ""
+        parts.append(_tool_call(call.get("id"), called.get("name"), given))
+    return {"role": role, "parts": parts}
+
+
+def _content_part(part: Any) -> dict[str, Any]:
+    if isinstance(part, Mapping) and part.get("type") == "text":
+        return {"type": "text", "content": part.get("text")}
+    if isinstance(part, Mapping):
+        return dict(part)  # the conventions have no form for images and audio yet
+    return {"type": "text", "content": str(part)}
+
+
+def _answer_parts(choice: Choice) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
+    if choice.reasoning:
+        parts.append({"type": "reasoning", "content": choice.reasoning})
+    if choice.text or choice.refusal:
+        parts.append({"type": "text", "content": choice.text or choice.refusal})
+    parts.extend(_tool_call(call.id, call.name, call.arguments) for call in choice.tool_calls)
+    return parts
+
+
+def _tool_call(call_id: object, name: object, arguments: str) -> dict[str, Any]:
+    try:
+        read = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        read = arguments  # as the model wrote it
+    return {"type": "tool_call", "id": call_id, "name": name, "arguments": read}
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()

@@ -18,7 +18,7 @@ from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect
 from aigateway.resilience.health import RUN
 from aigateway.routing.guards import Guards
 from aigateway.settings import GatewaySettings, LLMConfig
-from aigateway.telemetry.emitter import Emitter
+from aigateway.telemetry.recorder import Emitter
 
 E, K = Effect, FailureKind
 

@@ -20,7 +20,7 @@ from aigateway.routing.candidates import RequestState, Roster, final_error
 from aigateway.routing.provider import Provider
 from aigateway.routing.select import PriorityPolicy, advance_rotation
 from aigateway.settings import GatewaySettings, LLMConfig
-from aigateway.telemetry.emitter import Emitter
+from aigateway.telemetry.recorder import Emitter
 from aigateway.testing import ScriptedVendor
 
 K = FailureKind

@@ -16,8 +16,7 @@ from aigateway.routing.attempt import PendingAttempt
 from aigateway.routing.candidates import Candidate
 from aigateway.routing.guards import Guards
 from aigateway.routing.stream import StreamRun
-from aigateway.telemetry.account import Account
-from aigateway.telemetry.ledger import Entry
+from aigateway.telemetry.recorder import RequestRecord
 from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble, draw_basic
 from tests.simulation.shrinking import shrunk
 from tests.simulation.world import play
@@ -119,7 +118,7 @@ def test_a_call_that_is_settled_twice_is_found():
 
 
 def test_hits_that_are_not_counted_are_found():
-    with mock.patch.object(Entry, "remembered", nothing):
+    with mock.patch.object(RequestRecord, "remembered", nothing):
         assert any(
             broken.promise == "books"
             for seed in range(20)
@@ -127,10 +126,16 @@ def test_hits_that_are_not_counted_are_found():
         )
 
 
-@pytest.mark.parametrize("untold", ["attempt_ended", "close"])
-def test_an_end_that_is_not_told_is_found(untold):
-    with mock.patch.object(Account, untold, nothing):
-        assert {broken.promise for broken in play(draw_basic(0)).broken} == {"told"}
+@pytest.mark.parametrize(
+    ("untold", "promises"),
+    [
+        ("attempt_ended", {"told"}),
+        ("_emit_end", {"told", "served_events", "failed_events"}),
+    ],
+)
+def test_an_end_that_is_not_told_is_found(untold, promises):
+    with mock.patch.object(RequestRecord, untold, nothing):
+        assert {broken.promise for broken in play(draw_basic(0)).broken} == promises
 
 
 def test_a_storm_of_retries_is_found():

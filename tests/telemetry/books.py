@@ -6,7 +6,7 @@ from typing import Any
 
 from aigateway.events import ON_REQUEST, AnswerDiscarded, AttemptEnded, Event, RequestEnded
 from aigateway.messages import ChatRequest, EmbeddingRequest
-from aigateway.telemetry.traces import Answer
+from aigateway.telemetry.recorder import TracedAnswer
 
 OUTCOMES = {
     "hit": "cache_hits",
@@ -31,7 +31,7 @@ class _Open:
     def attempt(self, provider: str, vendor: str, model: str, number: int) -> "_Open":
         return _Open(self._books)
 
-    def ended(self, event: AttemptEnded | RequestEnded, answer: Answer | None) -> None:
+    def ended(self, event: AttemptEnded | RequestEnded, answer: TracedAnswer | None) -> None:
         self._books.open[self] -= 1
         self._books.closed.append(event)
 

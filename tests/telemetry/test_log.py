@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.events import ON_REQUEST, Event, ProviderEnabled, RequestServed
-from aigateway.telemetry.emitter import Emitter
 from aigateway.telemetry.log import LogHook
+from aigateway.telemetry.recorder import Emitter
 
 FAILURES = st.builds(ProviderFailure, st.text(), st.sampled_from(FailureKind))
 

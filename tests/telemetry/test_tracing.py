@@ -399,7 +399,7 @@ def printed_by(code):
 
 def test_nobody_gets_it_unasked():
     code = (
-        "import sys, aigateway.gateway, aigateway.telemetry.emitter\n"
+        "import sys, aigateway.gateway, aigateway.telemetry.recorder\n"
         "heavy = {'opentelemetry', 'prometheus_client', 'fastapi', 'uvicorn'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )

@@ -429,7 +429,7 @@ class TestWants:
     async def test_nobody_who_wants_it_means_that_it_is_not_made(self, make, vendor, monkeypatch):
         made: list[object] = []
         for name in ("AttemptEnded", "RequestEnded"):
-            for module in ("aigateway.routing.attempt", "aigateway.telemetry.account"):
+            for module in ("aigateway.routing.attempt", "aigateway.telemetry.recorder"):
                 monkeypatch.setattr(f"{module}.{name}", made.append, raising=False)
         async with AsyncGateway(scripted_configs("a"), vendor=vendor) as gateway:
             await gateway.chat("hi")

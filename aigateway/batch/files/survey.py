@@ -71,7 +71,6 @@ class Survey:
         repeated: Lines that repeat an earlier one; counted only for an estimate.
         tallies: Requests by model; None stands for any. Repeated lines are left out.
         counted: Prompts whose tokens were counted.
-        factor: The correction that these made to the estimate.
     """
 
     total: int = 0
@@ -80,7 +79,6 @@ class Survey:
     repeated: int = 0
     tallies: dict[str | None, Tally] = field(default_factory=lambda: defaultdict(Tally))
     counted: int = 0
-    factor: float = 1.0
 
     def note(self, problem: Problem) -> None:
         """Count a problem."""
@@ -152,9 +150,9 @@ class _Scale:
         """Correct all prompt tokens by the ratio."""
         if not self._estimated:
             return
-        found.counted, found.factor = self._counted, self._exact / self._estimated
+        found.counted = self._counted
         for tally in found.tallies.values():
-            tally.prompt_tokens = round(tally.prompt_tokens * found.factor)
+            tally.prompt_tokens = round(tally.prompt_tokens * self._exact / self._estimated)
 
 
 def _entered(

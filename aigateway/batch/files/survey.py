@@ -45,13 +45,9 @@ _CHARACTERS_PER_TOKEN = 4
 
 @dataclass(slots=True)
 class Tally:
-    """The requests for one model.
+    """The requests for one model, with estimated tokens.
 
-    Attributes:
-        requests: How many.
-        prompt_tokens: Estimated tokens of their prompts.
-        answer_tokens: Tokens of their answers: as many as each allows, or a usual number.
-        unbounded: Requests that do not limit their answer.
+    `answer_tokens` has as many as each request allows, or a usual number for the `unbounded` ones.
     """
 
     requests: int = 0
@@ -192,13 +188,7 @@ def _extra_tokens(request: ChatRequest) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The cost of a job if one provider answered all requests that it can.
-
-    Attributes:
-        config: The provider.
-        tally: The requests whose model it serves.
-        price: US dollars per token; None if unknown.
-    """
+    """The cost of a job if one provider answered all requests whose model it serves."""
 
     config: LLMConfig
     tally: Tally

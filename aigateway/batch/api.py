@@ -19,14 +19,14 @@ __all__ = ["Batches"]
 
 
 class Batches:
-    """What all batches of one gateway share.
+    """The batches of one gateway.
 
     Args:
         ask: Answers one request of a batch.
         check: Checks one request without sending it (`AsyncGateway.check`).
         clock: Time.
         roster: The providers.
-        network: Whether the network is down.
+        network: Knows whether the network is down.
         max_concurrency: The most requests in flight at once.
         is_closed: Whether the gateway is closed.
     """

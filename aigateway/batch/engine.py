@@ -177,15 +177,15 @@ def as_completed(
 # ── one running batch ────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(slots=True)
 class _Tally:
     """Counts of the requests that are done."""
 
-    __slots__ = ("cached", "cost_usd", "done", "failed", "usage")
-
-    def __init__(self) -> None:
-        self.done = self.failed = self.cached = 0
-        self.usage = Usage()
-        self.cost_usd = 0.0
+    done: int = 0
+    failed: int = 0
+    cached: int = 0
+    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+    cost_usd: float = 0.0
 
     def add(self, item: BatchItem) -> None:
         self.done += 1

@@ -90,14 +90,14 @@ async def send_stream(
     error_event: bytes,
     delay: float,
 ) -> web.StreamResponse:
-    """Yield events up to the fault.
+    """Send the events of a stream up to the fault.
 
     Args:
-        request: What is answered.
+        request: The request.
         events: The healthy stream.
-        fault: What happens to it.
+        fault: The fault, if any.
         headers: More response headers; they may override the content type.
-        error_event: What `Fault.error_event` puts in.
+        error_event: The event of `Fault.error_event`.
         delay: Seconds before each piece of content.
     """
     defaults = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}

@@ -19,7 +19,7 @@ class Fault:
     that ends in "ms" ("1500ms") goes out as `retry-after-ms`, as OpenAI and Azure do.
 
     Stream faults (`error_event`, `cut_stream`, `stall_stream`) count pieces of content: `after=0`
-    stops right behind the response headers. They leave a request that is not streamed alone.
+    stops right behind the response headers. They do not affect other requests.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Fault:
         """Return the fault for one request, if any.
 
         Args:
-            body: The request's, for the faults that look at it (`bad_prompt`, `no_tools`).
+            body: The request's body, for faults that depend on it (`bad_prompt`, `no_tools`).
         """
         if self.name == "no_tools":
             return self if isinstance(body, Mapping) and body.get("tools") else None
@@ -134,7 +134,7 @@ class Fault:
 
     @classmethod
     def not_a_chat_model(cls) -> Self:
-        """A refused chat: the model only embeds. A model with "embed" in its name does it itself.
+        """A refused chat: the model only embeds. Models with "embed" in their name do so anyway.
 
         OpenAI 404, Azure 400. Gemini (404) and Anthropic (404) have the same words for a model
         that does not exist.
@@ -143,7 +143,7 @@ class Fault:
 
     @classmethod
     def not_an_embedding_model(cls) -> Self:
-        """A refused embedding: the model only chats. Those of OpenAI and Google do it themselves.
+        """A refused embedding: the model only chats. Those of OpenAI and Google do so anyway.
 
         OpenAI 403, Azure 400, Gemini 404.
         """
@@ -156,10 +156,9 @@ class Fault:
 
     @classmethod
     def file_not_found(cls) -> Self:
-        """404 (Gemini: 403): the prompt names a file that is not there.
+        """404 (Gemini: 403): the prompt names an unknown file.
 
-        A request that names any file which is not in `SimulatedVendor.files` is refused so by
-        itself.
+        Requests for a file that is not in `SimulatedVendor.files` get it anyway.
         """
         return cls("file_not_found")
 
@@ -167,7 +166,7 @@ class Fault:
     def no_tools(cls) -> Self:
         """400 (compatible servers: OpenRouter's 404): the model has no tools.
 
-        Only requests that declare tools meet it.
+        It affects only requests that declare tools.
         """
         return cls("no_tools")
 
@@ -379,7 +378,7 @@ def fault_from(text: str, args: Mapping[str, Any] | None = None) -> Fault | None
             a text.
 
     Raises:
-        ValueError: No such fault, or arguments it does not take.
+        ValueError: Unknown fault or arguments.
     """
     name, *given = [part.strip() for part in text.strip().split(":")]
     if name in {"ok", "healthy"}:

@@ -1,7 +1,7 @@
 """The smallest instance of a JSON schema, for answers that must parse as one.
 
 It covers what vendors accept for structured output and tools, which is also what pydantic
-writes, including Gemini's own dialect (types in capitals, `nullable`). It is no validator.
+writes, including Gemini's own dialect (types in capitals, `nullable`). It does not validate.
 """
 
 from __future__ import annotations

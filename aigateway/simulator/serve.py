@@ -27,9 +27,9 @@ async def serve_forever(
 
     Args:
         port: The first of five in a row; 0 takes any free ones.
-        print_line: Gets what the user should see, line by line.
+        print_line: Prints a line for the user.
         timeline: Entries like "openai:2s=status:500,openai:5s=ok", or a file of them. It begins
-            when everything listens.
+            when all servers listen.
         latency: Seconds before each healthy answer.
 
     Raises:

@@ -23,7 +23,7 @@ class Simulator:
     """Starts OpenAI, Azure, Gemini and Anthropic on 127.0.0.1, in the running loop.
 
     Use it as an async context manager, or with `in_thread` from code that has no loop. Leaving
-    the context ends every request at once, hanging ones too.
+    the context ends every request at once, even hanging ones.
     """
 
     openai: SimulatedVendor

@@ -1,8 +1,8 @@
 """The script of a simulation as text: `openai:2s=status:500,openai:5s=ok`.
 
 An entry is `vendor:time=fault`: the vendor's name (or `all`), when (seconds by default; `ms`, `s`
-and `m` may follow), and a fault as in `aigateway.simulator.faults.fault_from`. Entries stand
-behind commas or on lines of their own; `#` begins a comment.
+and `m` may follow), and a fault as in `aigateway.simulator.faults.fault_from`. Commas
+or line ends separate entries; `#` begins a comment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def parse_timeline(text: str) -> Timeline:
     """Read a timeline.
 
     Raises:
-        ConfigurationError: An entry cannot be read; the message shows it and says why.
+        ConfigurationError: An entry cannot be read; the message shows it and the reason.
     """
     timeline: Timeline = {}
     for line in text.splitlines():
@@ -61,7 +61,7 @@ def follow(timeline: Timeline, vendors: Iterable[SimulatedVendor]) -> None:
     """Start a timeline now.
 
     Raises:
-        ConfigurationError: It names a vendor that is not there.
+        ConfigurationError: It names an unknown vendor.
     """
     named = {vendor.name: vendor for vendor in vendors}
     unknown = sorted(timeline.keys() - named.keys() - {"all"})

@@ -71,15 +71,15 @@ class SimulatedVendor:
     """A server on one wire. `Simulator` makes and starts it.
 
     Attributes:
-        name: Names it among the simulator's vendors.
-        key: The key that `config` hands out.
-        keys: The keys that are accepted; None accepts any, as long as there is one where the
-            wire asks for it.
+        name: Its name in the simulator.
+        key: The key that `config` uses.
+        keys: The keys that are accepted; None accepts any; some wires
+            require one.
         latency: Seconds before a healthy answer.
         chunk_delay: Seconds before each piece of a stream.
         files: Ids of the files it has; a prompt that names another one is refused.
         headers: Sent with every response of the vendor itself, for example rate limits.
-        request_count: How many requests ever arrived; `clear` does not touch it.
+        request_count: How many requests ever arrived; `clear` does not reset it.
     """
 
     def __init__(self, wire: str, name: str, *, port: int = 0, received_limit: int) -> None:
@@ -160,7 +160,7 @@ class SimulatedVendor:
         """Return a provider that calls this vendor.
 
         Args:
-            **fields: Any of `LLMConfig`'s fields, over the right address, key and model.
+            **fields: Any of `LLMConfig`'s fields, in addition to address, key and model.
         """
         from aigateway.settings import LLMConfig, ProviderType  # noqa: PLC0415 - only here
 
@@ -180,7 +180,7 @@ class SimulatedVendor:
         """Break from now on.
 
         Args:
-            *faults: What happens. Several take turns, request by request; None is healthy.
+            *faults: One fault, or several in turn, request by request; None is healthy.
             times: Only to this many requests; None lasts until `recover`.
 
         Raises:
@@ -200,8 +200,8 @@ class SimulatedVendor:
     def answer(self, answer: AnswerSource) -> None:
         """Give this answer from now on: an `Answer`, its text, or a function of the request.
 
-        None goes back to the default: an echo of the user's last words, "4" for "2+2", and the
-        smallest valid instance where a schema or a tool is demanded.
+        None restores the default: an echo of the user's last words, "4" for "2+2", and the
+        smallest valid instance where a schema or a tool is required.
         """
         self._answer = answer
 

@@ -88,13 +88,7 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True)
 class JobInput:
-    """A source that was surveyed.
-
-    Attributes:
-        source: The file.
-        index: Contains every line of it.
-        total: Number of lines.
-    """
+    """A surveyed source, the index with all its lines, and their number."""
 
     source: Source
     index: Index
@@ -131,17 +125,11 @@ class Gateway(Protocol):
 class Job:
     """Sends the lines of an input through a gateway, and writes a record of each.
 
-    Args:
-        gateway: Answers the requests.
-        given: The input.
-        files: Where the records go.
-        options: How it runs.
-        totals: Sums of the earlier runs; see `Job.open`.
-        clock: Time.
+    Make one with `Job.open`.
 
     Attributes:
-        gateway: As given.
-        totals: Sums so far.
+        gateway: Answers the requests.
+        totals: Sums so far, earlier runs included.
         total: Number of lines.
         stopping: Why no new request begins, as a message; None while they do.
         lost: Answers that could not be written.

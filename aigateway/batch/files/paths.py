@@ -33,13 +33,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class JobPaths:
-    """Where the files are.
-
-    Attributes:
-        source: The input.
-        output: For the answers.
-        errors: For the lines without an answer.
-    """
+    """The input, the output for answers, and the errors file for lines without an answer."""
 
     source: Path
     output: Path

@@ -45,13 +45,9 @@ _CHARACTERS_PER_TOKEN = 4
 
 @dataclass(slots=True)
 class Tally:
-    """The requests for one model.
+    """The requests for one model, with estimated tokens.
 
-    Attributes:
-        requests: How many.
-        prompt_tokens: Estimated tokens of their prompts.
-        answer_tokens: Tokens of their answers: as many as each allows, or a usual number.
-        unbounded: Requests that do not limit their answer.
+    `answer_tokens` has as many as each request allows, or a usual number for the `unbounded` ones.
     """
 
     requests: int = 0
@@ -71,7 +67,6 @@ class Survey:
         repeated: Lines that repeat an earlier one; counted only for an estimate.
         tallies: Requests by model; None stands for any. Repeated lines are left out.
         counted: Prompts whose tokens were counted.
-        factor: The correction that these made to the estimate.
     """
 
     total: int = 0
@@ -80,7 +75,6 @@ class Survey:
     repeated: int = 0
     tallies: dict[str | None, Tally] = field(default_factory=lambda: defaultdict(Tally))
     counted: int = 0
-    factor: float = 1.0
 
     def note(self, problem: Problem) -> None:
         """Count a problem."""
@@ -152,9 +146,9 @@ class _Scale:
         """Correct all prompt tokens by the ratio."""
         if not self._estimated:
             return
-        found.counted, found.factor = self._counted, self._exact / self._estimated
+        found.counted = self._counted
         for tally in found.tallies.values():
-            tally.prompt_tokens = round(tally.prompt_tokens * found.factor)
+            tally.prompt_tokens = round(tally.prompt_tokens * self._exact / self._estimated)
 
 
 def _entered(
@@ -194,13 +188,7 @@ def _extra_tokens(request: ChatRequest) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The cost of a job if one provider answered all requests that it can.
-
-    Attributes:
-        config: The provider.
-        tally: The requests whose model it serves.
-        price: US dollars per token; None if unknown.
-    """
+    """The cost of a job if one provider answered all requests whose model it serves."""
 
     config: LLMConfig
     tally: Tally

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aigateway.clock import Clock
@@ -80,6 +80,7 @@ def _end(bucket: int) -> float:
     return _LEAST_SECONDS * math.exp(bucket * _STEP)
 
 
+@dataclass(slots=True)
 class ProviderTotals:
     """One provider's share of a job.
 
@@ -92,17 +93,15 @@ class ProviderTotals:
         unpriced: Answers without a known price.
     """
 
-    __slots__ = ("answers", "cost_usd", "failures", "latency", "unpriced", "usage")
-
-    def __init__(self) -> None:
-        self.answers = 0
-        self.failures: Counter[str] = Counter()
-        self.latency = Histogram()
-        self.usage = Usage()
-        self.cost_usd = 0.0
-        self.unpriced = 0
+    answers: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    latency: Histogram = field(default_factory=Histogram)
+    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+    cost_usd: float = 0.0
+    unpriced: int = 0
 
 
+@dataclass(slots=True)
 class JobTotals:
     """The sums over a job's records.
 
@@ -120,17 +119,16 @@ class JobTotals:
         providers: By name.
     """
 
-    def __init__(self) -> None:
-        self.answered = 0
-        self.failed = 0
-        self.earlier = 0
-        self.cached = 0
-        self.unpriced = 0
-        self.usage = Usage()
-        self.cost_usd = 0.0
-        self.latency = Histogram()
-        self.errors: Counter[str] = Counter()
-        self.providers: dict[str, ProviderTotals] = {}
+    answered: int = 0
+    failed: int = 0
+    earlier: int = 0
+    cached: int = 0
+    unpriced: int = 0
+    usage: Usage = Usage()  # noqa: RUF009 - it is frozen
+    cost_usd: float = 0.0
+    latency: Histogram = field(default_factory=Histogram)
+    errors: Counter[str] = field(default_factory=Counter)
+    providers: dict[str, ProviderTotals] = field(default_factory=dict)
 
     @property
     def done(self) -> int:

@@ -41,22 +41,7 @@ _PIPED_WIDTH = 120
 
 @dataclass(frozen=True, slots=True)
 class BatchCommand:
-    """The options of the command line.
-
-    Attributes:
-        source: The input.
-        output: For the answers; None only with a dry run.
-        errors: For the lines without an answer; None stands for a file next to the output.
-        row_format: How a row becomes a request.
-        shared: Options of `chat` for every line.
-        concurrency: A number, or "auto".
-        outage_patience: Seconds.
-        limits: Fields of `JobLimits`.
-        resume: Continue from existing records.
-        ask_failed: Repeat requests that were rejected.
-        skip_bad_lines: Count bad lines as failed.
-        report: For the figures; None writes none.
-    """
+    """The options of the command line; see its help. `limits` has fields of `JobLimits`."""
 
     source: Path
     output: Path | None

@@ -62,53 +62,53 @@ class JobScreen(Protocol):
         """Return soon after the event is set. May be cancelled."""
 
 
+@dataclass(frozen=True, slots=True)
 class LiveJobScreen:
     """A display on a terminal, redrawn five times a second."""
 
-    def __init__(self, console: Console, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._console = console
-        self._clock = clock
+    console: Console
+    clock: Clock = SYSTEM_CLOCK
 
     async def show(self, job: Job, over: asyncio.Event) -> None:
         """Draw until the job ends, and once more."""
         pace = Pace()
 
         def picture() -> RenderableType:
-            return _picture(job, pace, self._console.width)
+            return _picture(job, pace, self.console.width)
 
         # Live draws once more on exit. By default it would also redirect stdout to stderr.
         with (
-            _ignoring_a_closed_terminal(self._console),
+            _ignoring_a_closed_terminal(self.console),
             Live(
-                console=self._console,
+                console=self.console,
                 get_renderable=picture,
                 auto_refresh=False,
                 redirect_stdout=False,
             ) as live,
         ):
             live.refresh()
-            while not await _is_over(over, self._clock):
+            while not await _is_over(over, self.clock):
                 live.refresh()
 
 
+@dataclass(frozen=True, slots=True)
 class PlainJobScreen:
     """Lines without colours, for pipes and logs.
 
     A line comes every five seconds at most, at each tenth of the lines, and on events.
     """
 
-    def __init__(self, console: Console, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._console = console
-        self._clock = clock
+    console: Console
+    clock: Clock = SYSTEM_CLOCK
 
     async def show(self, job: Job, over: asyncio.Event) -> None:
         """Print lines until the job ends, and a last one."""
         pace, events = Pace(), _Events(job)
         due, step = _LINE_SECONDS, _step(job)
-        with _ignoring_a_closed_terminal(self._console):
+        with _ignoring_a_closed_terminal(self.console):
             try:
                 pace.look(job.elapsed, job.totals)
-                while not await _is_over(over, self._clock):
+                while not await _is_over(over, self.clock):
                     self._print(*events.new())
                     rates = pace.look(job.elapsed, job.totals)
                     if job.elapsed >= due or _step(job) > step:
@@ -119,7 +119,7 @@ class PlainJobScreen:
 
     def _print(self, *lines: str) -> None:
         for line in lines:
-            self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+            self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

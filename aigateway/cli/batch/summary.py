@@ -109,10 +109,6 @@ class Summary:
         total: Number of lines.
         elapsed: Seconds of this run.
         stopped: Why it ended early ("interrupted", "--max-cost reached"), else None.
-        input_path: The input.
-        output_path: The answers.
-        errors_path: The errors; None without any.
-        report_path: The report; None without one.
         finished_at: Seconds since the Unix epoch; None leaves the date out.
     """
 

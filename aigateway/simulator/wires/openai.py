@@ -44,7 +44,7 @@ class OpenAIWire:
     """OpenAI itself, and with `compatible=True` compatible servers, which need no key.
 
     Attributes:
-        strict: Fields of messages that it does not know are refused.
+        strict: Whether unknown fields of messages are rejected.
     """
 
     def __init__(self, *, compatible: bool = False) -> None:

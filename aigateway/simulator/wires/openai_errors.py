@@ -1,7 +1,6 @@
 """OpenAI's errors: statuses, types, codes and messages.
 
-402 is not OpenAI's own (it says 429 `insufficient_quota`), but vendors that imitate its wire send
-it, in DeepSeek's words.
+OpenAI does not send 402 (but 429 `insufficient_quota`). Compatible servers do, in DeepSeek's words.
 """
 
 from __future__ import annotations

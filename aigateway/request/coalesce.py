@@ -189,7 +189,13 @@ class Coalescer(Generic[T]):
         task = call.task
         try:
             if not task.done():
-                await self._wait(call)
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                call.waiters.add(waiter)
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    await self._leave(call, waiter)
+                    raise
             # Here too: a caller that was woken may call again before `_ended` runs.
             if self._calls.get(key) is call:
                 del self._calls[key]
@@ -209,19 +215,14 @@ class Coalescer(Generic[T]):
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _wait(self, call: _SharedCall[T]) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        call.waiters.add(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            call.waiters.discard(waiter)
-            if not call.waiters and not call.task.done():
-                if self._calls.get(call.key) is call:
-                    del self._calls[call.key]
-                call.cancel()
-                await asyncio.wait([call.task])
-            raise
+    async def _leave(self, call: _SharedCall[T], waiter: asyncio.Future[None]) -> None:
+        """Remove a caller that was cancelled; if it is the last one, end the work."""
+        call.waiters.discard(waiter)
+        if not call.waiters and not call.task.done():
+            if self._calls.get(call.key) is call:
+                del self._calls[call.key]
+            call.cancel()
+            await asyncio.wait([call.task])
 
     def _ended(self, task: asyncio.Task[T]) -> None:
         call = self._tasks.pop(task)

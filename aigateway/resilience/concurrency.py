@@ -160,21 +160,6 @@ class Limiter:
             instead ("longest queue drop", Suter et al. 1998).
     """
 
-    __slots__ = (
-        "_background",
-        "_gone",
-        "_grants",
-        "_groups",
-        "_known",
-        "_max_queue",
-        "_queues",
-        "_served",
-        "_slots",
-        "_tickets",
-        "_waiting",
-        "_woken",
-    )
-
     def __init__(self, limit: int, max_queue: int) -> None:
         self._slots = Slots(limit)
         self._max_queue = max_queue

@@ -88,10 +88,7 @@ A_co = TypeVar("A_co", bound=Billable, covariant=True)
 
 @dataclass(slots=True)
 class Served(Generic[A_co]):
-    """An answer, its provider, and its attempts; of a stream the last one is still in flight.
-
-    `loading_seconds` is the time in which the request waited for providers to be prepared.
-    """
+    """An answer, its provider, and its attempts; of a stream the last one is still in flight."""
 
     answer: A_co
     provider: str
@@ -262,21 +259,16 @@ class Failovers:
 
     @staticmethod
     def _pass_over_unpaid(candidate: Candidate, request: RequestState, *, extra: bool) -> None:
-        """Exclude a candidate that was called before, since the retry budget is used up.
+        """Exclude a candidate that was called before: the retry budget is used up.
 
-        Raises:
-            NoCandidateLeftError: In a further round: only extra calls are left.
+        If a further round has only extra calls left, raise `NoCandidateLeftError`.
         """
         if extra and all(c.tried or c.calls for c in request.candidates):
             raise NoCandidateLeftError(request.causes, None)
         candidate.tried = True
 
     async def _wait_for_slot(self, request: RequestState, choice: Selection) -> None:
-        """Wait for a free slot, for the dose of a last resort, or for a provider passed over.
-
-        Raises:
-            NoCandidateLeftError: There is none to wait for, or none before the deadline.
-        """
+        """Wait until a candidate may be called; `NoCandidateLeftError` if none may in time."""
         for candidate, cause in choice.refused:
             candidate.note(cause)
         if self._is_hopeless(choice, request):
@@ -347,11 +339,7 @@ class Failovers:
         return all(wait is not None and wait > left for wait in choice.waits)
 
     def _skip_saturated(self, request: RequestState, choice: Selection) -> None:
-        """Exclude healthy providers without a slot in time, so that the others are looked at.
-
-        Raises:
-            NoCandidateLeftError: There are no others.
-        """
+        """Exclude healthy providers without a slot in time; `NoCandidateLeftError` if no others."""
         late = [c for c, cause in choice.refused if cause.kind is FailureKind.SATURATED]
         if not late or all(c.tried or c in late for c in request.candidates):
             raise self._no_candidate_left(request)
@@ -395,12 +383,9 @@ class Failovers:
         return None
 
     async def _second_opinion(self, request: RequestState, work: Work[A]) -> Served[A]:
-        """Call one healthy provider of another vendor for a rejected request.
+        """Call one healthy provider of another vendor for a rejected request, or raise.
 
         It must have a free slot now, and the call needs the retry budget.
-
-        Raises:
-            RequestRejectedError: There is none, or it gave no answer either.
         """
         company = request.rejected_by
         while True:
@@ -508,10 +493,9 @@ class Failovers:
             rival = self._begin(other, request, work)
             if rival is not None:
                 rival.patience = self._hedges.delay(rival.times)
-                name, after = other.provider.name, round(attempt.seconds(), 6)
-                self._emitter.emit(
-                    RequestHedged(request.request_id, first.provider.name, name, after)
-                )
+                names = first.provider.name, other.provider.name
+                after = round(attempt.seconds(), 6)
+                self._emitter.emit(RequestHedged(request.request_id, *names, after))
             return rival
 
         race = Race(lambda runner: self._attempt(runner, request, work), work.discard, self._losers)
@@ -543,13 +527,9 @@ class Failovers:
     async def _attempt(
         self, attempt: PendingAttempt, request: RequestState, work: Work[A]
     ) -> A | None:
-        """Wait for one attempt; a success is settled by the caller.
+        """Wait for one attempt, and settle a failure; the caller settles an answer.
 
-        Returns:
-            The answer, or None to go on to the next provider.
-
-        Raises:
-            GatewayError: No other provider is to be called.
+        None means: go on to the next provider. An error ends the request.
         """
         limit, cut = self._time_for(attempt.provider, request, work)
         attempt.limit = limit
@@ -687,13 +667,9 @@ class Failovers:
 
 
 class _WakeUpTimer:
-    """Wakes the queue once, at the earliest of the requested moments.
+    """Calls `wake` once, at the earliest of the requested moments.
 
     With a timer for each of ten thousand waiters, all would wake for one free slot.
-
-    Args:
-        clock: The gateway's.
-        wake: Called then; it may request another moment.
     """
 
     __slots__ = ("_clock", "_task", "_wake", "_when")

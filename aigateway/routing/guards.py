@@ -43,17 +43,7 @@ _CIRCUIT_EVENTS = {
 
 @dataclass(frozen=True, slots=True)
 class OperationStatus:
-    """The present state of one operation of a provider.
-
-    Attributes:
-        active: Whether it could take a request now.
-        circuit_state: As of the last request that looked.
-        retry_after_seconds: Seconds until it gets requests again; a request that has no other
-            provider may call it earlier, as last resort. None if it can be called now, infinite
-            while its circuit is forced open.
-        disabled_reason: Why it is misconfigured, if it is.
-        degraded: "errors" or "latency" while it works worse than it should, else None.
-    """
+    """The present state of one operation of a provider; fields as in `ProviderStatus`."""
 
     active: bool
     circuit_state: CircuitState
@@ -101,20 +91,6 @@ class Guards:
         first_contents: The latencies of the first content of streams.
     """
 
-    __slots__ = (
-        "_emitter",
-        "_operation",
-        "_provider",
-        "_repeats",
-        "answers",
-        "breaker",
-        "cooldown",
-        "disabling",
-        "first_contents",
-        "health",
-        "last_resort",
-    )
-
     def __init__(
         self,
         operation: Operation,
@@ -124,7 +100,7 @@ class Guards:
         emitter: Emitter,
     ) -> None:
         self._provider = config.name
-        self._operation: Operation = operation
+        self._operation = operation
         self._emitter = emitter
         # For each request that failed in a row: when it counted first, and how often again.
         self._repeats: dict[Hashable, tuple[float, int]] = {}
@@ -140,10 +116,10 @@ class Guards:
             clock=clock,
             on_change=self._circuit_changed,
         )
-        self.disabling = Disabling(clock, _disabling_policy(settings, lease), self)
-        self.cooldown = Cooldown(
-            clock, CooldownPolicy(clamp=settings.max_cooldown_seconds, lease=lease), self
-        )
+        recheck, longest = settings.disabled_recheck_seconds, settings.disabled_recheck_max_seconds
+        self.disabling = Disabling(clock, DisablingPolicy(recheck, longest, lease), self)
+        cooling = CooldownPolicy(clamp=settings.max_cooldown_seconds, lease=lease)
+        self.cooldown = Cooldown(clock, cooling, self)
         self.health = HealthWindow(clock, _health_policy(settings), self)
         self.last_resort = LastResort(clock)
         self.answers = ResponseTimes(clock, threshold, stale=reset_timeout)
@@ -170,10 +146,9 @@ class Guards:
         return _combined(refusal, GuardRefusal(circuit, wait, doses.wait(), pending=doses.pending))
 
     def is_healthy(self) -> bool:
-        """Return whether all is well: no refusal, not degraded, no limit by a ramp.
+        """Return True only if `refusal`, `is_degraded` and `ramp_wait` have no objection.
 
-        The short form of `refusal`, `is_degraded` and `ramp_wait` for most requests. False means
-        that these have to be asked.
+        A short form of these for most requests.
         """
         answers, contents = self.answers, self.first_contents
         return (
@@ -319,7 +294,7 @@ class Guards:
             self.breaker.reset()
 
     def take_over(self, other: Guards) -> None:
-        """Take over the state of the same provider's guards elsewhere, where the policies agree."""
+        """Share the state of the same provider's guards in another gateway, if policies agree."""
         if self.disabling.policy == other.disabling.policy:
             self.disabling = other.disabling
             self.disabling.listener = self
@@ -409,14 +384,6 @@ def _combined(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
 def in_milliseconds(seconds: float) -> float:
     """Return seconds rounded up to milliseconds, so that a short wait does not become 0."""
     return seconds if math.isinf(seconds) else math.ceil(seconds * 1000) / 1000
-
-
-def _disabling_policy(settings: GatewaySettings, lease: float) -> DisablingPolicy:
-    return DisablingPolicy(
-        recheck=settings.disabled_recheck_seconds,
-        longest_recheck=settings.disabled_recheck_max_seconds,
-        lease=lease,
-    )
 
 
 def _health_policy(settings: GatewaySettings) -> HealthPolicy:

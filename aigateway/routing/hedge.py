@@ -82,7 +82,7 @@ class Race(Generic[A]):
         """Wait for the first answer.
 
         Args:
-            call: The first one; it runs from now on.
+            call: The first call; it runs from now on.
             clock: For the delay.
             stalls: Extends the delay by stalls of our own event loop.
             delay: Seconds after which `second` is called, and called again.

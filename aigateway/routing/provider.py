@@ -126,35 +126,6 @@ class Provider:
         turn: Its position in the rotation among providers of equal priority (`select.py`).
     """
 
-    __slots__ = (
-        "_client",
-        "_clock",
-        "_make_client",
-        "adaptive",
-        "answers_to",
-        "attempt_timeout",
-        "chat",
-        "company",
-        "config",
-        "costs",
-        "counters",
-        "embeddings",
-        "first_contents_seen",
-        "first_token_timeout",
-        "known_operations",
-        "model",
-        "name",
-        "on_prepared",
-        "prepared",
-        "priority",
-        "rates",
-        "retired",
-        "slots",
-        "turn",
-        "vendor",
-        "weight",
-    )
-
     def __init__(
         self,
         config: LLMConfig,

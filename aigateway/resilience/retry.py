@@ -146,10 +146,7 @@ MOST = 50.0
 class RetryBudget:
     """One token bucket for all extra calls, as in Finagle. Synchronous, for one event loop.
 
-    Args:
-        clock: The gateway's.
-        share: Tokens that each request brings.
-        per_second: Tokens that each second brings.
+    Each request brings `share` tokens, and each second `per_second`.
     """
 
     __slots__ = ("_clock", "_looked", "_per_second", "_share", "_tokens")
@@ -196,13 +193,7 @@ on the safe side.
 
 
 def hedge_delay(p95: float | None, samples: int, default: float) -> float:
-    """Return the seconds to wait before a hedge.
-
-    Args:
-        p95: The first provider's 95th percentile, in seconds, if it is known.
-        samples: The number of its latencies; `p95` is used from 20 on.
-        default: The delay otherwise.
-    """
+    """Return the seconds before a hedge: the first provider's `p95`, if its samples are enough."""
     return default if p95 is None or samples < ENOUGH else p95
 
 
@@ -219,12 +210,7 @@ def _bucket(buckets: deque[_CallCount], now: float) -> _CallCount:
 
 
 class HedgeBudget:
-    """Limits hedges to a share of the requests of the last minute, or a small floor.
-
-    Args:
-        clock: The gateway's.
-        most_percent: The share, in percent.
-    """
+    """Limits hedges to a share of the requests of the last minute, or a small floor."""
 
     __slots__ = ("_asked", "_clock", "_hedged", "_hedges", "_requests", "_share")
 

@@ -98,12 +98,7 @@ class Served(Generic[A_co]):
 
 
 class Failovers:
-    """Serves requests across providers. One for each gateway and event loop.
-
-    Args:
-        settings: Timeouts, retries, hedging.
-        context: The parts that its attempts share.
-    """
+    """Serves requests across providers. One for each gateway and event loop."""
 
     def __init__(self, settings: GatewaySettings, context: CallContext) -> None:
         self._context = context
@@ -154,18 +149,12 @@ class Failovers:
         raise error
 
     async def in_time(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine with a timeout.
-
-        Stalls of our own event loop do not count.
-        """
+        """Run a coroutine with a timeout; stalls of our own event loop do not count."""
         async with self._clock.timeout(seconds, more=self._context.stalls.more):
             return await work
 
     async def bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine with a timeout, which also ends when the gateway closes.
-
-        Stalls of our own event loop do not count.
-        """
+        """Run a coroutine as `in_time`; it also ends when the gateway closes."""
         if self._stopped:
             work.close()
             self.refuse_if_stopped()
@@ -621,7 +610,7 @@ class Failovers:
         self._refresh_causes(request)
         causes = request.causes
         if self._stopped:
-            return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")
+            return GatewayError(f"The gateway was closed during the request ({describe(causes)}).")
         waited, loading = "", request.loading_seconds
         advice = "Raise `timeout`, or lower `attempt_timeout` so that more providers get a chance."
         if not request.attempts:

@@ -81,14 +81,8 @@ class GuardPass:
 class Guards:
     """All guards of one operation of one provider.
 
-    Attributes:
-        breaker: The circuit.
-        disabling: Whether the provider is disabled.
-        cooldown: Whether it has asked for a pause.
-        health: Whether it is degraded.
-        last_resort: The doses while its circuit is not closed.
-        answers: The latencies of whole answers.
-        first_contents: The latencies of the first content of streams.
+    `answers` has the latencies of whole answers, `first_contents` those to the first content of
+    streams.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """One configured provider at run time: its guards, places, counters and connection.
 
-Health, capabilities and disabling are kept per operation: what an embedding request meets says
-nothing about chat.
+Health, capabilities and disabling are kept per operation: a failure of embeddings does not affect
+chat.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ class StreamRun:
         alone = self._resume == "restart" and len(self._state.candidates) == 1
         candidate.barred = candidate.broke or not alone
         candidate.broke = True
-        # A failure that no other provider may answer (a content policy, say) is not resumed.
+        # Not resumed: a failure after which no other provider is called (a content policy, ...).
         if verdict.failover is Failover.NEVER:
             self._resume = None
         return StreamInterruptedError(

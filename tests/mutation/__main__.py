@@ -48,7 +48,7 @@ REQUESTS = (
 MODULES = {
     "aigateway/resilience/breaker.py": (
         "tests/resilience/test_breaker.py",
-        "tests/resilience/test_breaker_model.py",
+        "tests/resilience/test_breaker_exhaustive.py",
     ),
     "aigateway/resilience/cooldown.py": (
         "tests/resilience/test_cooldown.py",

@@ -147,28 +147,29 @@ class RetryBudget:
     """One token bucket for all extra calls, as in Finagle. Synchronous, for one event loop.
 
     Each request brings `share` tokens, and each second `per_second`.
+
+    Attributes:
+        requests: Requests whose tokens are not in the bucket yet; the caller counts them.
     """
 
-    __slots__ = ("_clock", "_looked", "_per_second", "_share", "_tokens")
+    __slots__ = ("_clock", "_looked", "_per_second", "_share", "_tokens", "requests")
 
     def __init__(self, clock: Clock, *, share: float = 0.2, per_second: float = 1.0) -> None:
         self._clock = clock
         self._share = share
         self._per_second = per_second
         self._tokens = STOCK
+        self.requests = 0
         self._looked = clock.now()
 
     @property
     def balance(self) -> float:
         """Tokens in the bucket now."""
         now = self._clock.now()
-        self._tokens = min(MOST, self._tokens + (now - self._looked) * self._per_second)
-        self._looked = now
+        new = (now - self._looked) * self._per_second + self.requests * self._share
+        self._tokens = min(MOST, self._tokens + new)
+        self._looked, self.requests = now, 0
         return self._tokens
-
-    def request(self) -> None:
-        """Add the tokens that a request brings."""
-        self._tokens = min(MOST, self._tokens + self._share)
 
     def take(self) -> bool:
         """Take a token for one extra call; return whether there was one."""

@@ -129,7 +129,7 @@ class Failovers:
         if self._stopped:
             self.refuse_if_stopped()
         if not request.attempts:  # else a stream is resumed: the same request
-            self._budget.request()
+            self._budget.requests += 1
             if request.hedge:
                 self._hedges.request()
         left = request.deadline - self._clock.now()
@@ -520,7 +520,12 @@ class Failovers:
 
         None means: go on to the next provider. An error ends the request.
         """
-        limit, cut = self._time_for(attempt.provider, request, work)
+        provider, cut = attempt.provider, FailureKind.TIMEOUT
+        limit = provider.first_token_timeout if work.streamed else provider.attempt_timeout
+        left = request.deadline - self._clock.now()
+        if limit >= left and any(self._may_be_next(c, left) for c in request.candidates):
+            # Half of the rest is kept for the next provider; this one is not to blame.
+            limit, cut = left / 2, FailureKind.DEADLINE
         attempt.limit = limit
         failure: Failure
         unusable: Completion | None = None
@@ -536,7 +541,7 @@ class Failovers:
             slow_start = work.streamed and cut is FailureKind.TIMEOUT
             failure = Failure(cut, code=FIRST_TOKEN_TIMEOUT if slow_start else None)
         except Exception as exc:  # noqa: BLE001 - a wire raises `VendorCallError` only
-            _log.warning("Provider %s raised %s.", attempt.provider.name, type(exc).__name__)
+            _log.warning("Provider %s raised %s.", provider.name, type(exc).__name__)
             failure = Failure(FailureKind.UNKNOWN)
         except BaseException:
             if not attempt.over:  # else the race has settled it
@@ -547,22 +552,8 @@ class Failovers:
             if failure.mendable:
                 attempt.candidate.retry_without_hint()
             assert verdict is not None  # noqa: S101 - it failed
-            await self._go_on(attempt.provider, request, failure, verdict)
+            await self._go_on(provider, request, failure, verdict)
         return None
-
-    def _time_for(
-        self, provider: Provider, request: RequestState, work: Work[Any]
-    ) -> tuple[float, FailureKind]:
-        """Return the timeout of an attempt, and the failure kind if it is reached.
-
-        If the provider's own timeout would use the rest of the request's time, half of that is kept
-        for the next one. That timeout is not the provider's fault.
-        """
-        own = provider.first_token_timeout if work.streamed else provider.attempt_timeout
-        left = request.deadline - self._clock.now()
-        if own < left or not any(self._may_be_next(c, left) for c in request.candidates):
-            return own, FailureKind.TIMEOUT
-        return left / 2, FailureKind.DEADLINE
 
     @staticmethod
     def _may_be_next(candidate: Candidate, left: float) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aigateway.resilience.rates import Entry, RateLimits
+from aigateway.resilience.rates import RateEntry, RateLimits
 from aigateway.testing import FakeClock
 
 RPM, TPM = 4, 100
@@ -15,7 +15,7 @@ RPM, TPM = 4, 100
 
 @dataclass
 class Call:
-    entry: Entry
+    entry: RateEntry
     began: float
     second: float  # when the second that it is counted in began
     tokens: int

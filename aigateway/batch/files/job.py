@@ -36,7 +36,7 @@ from aigateway.errors import (
     GatewayError,
 )
 from aigateway.messages import BatchItem, ChatRequest
-from aigateway.resilience.rates import Entry
+from aigateway.resilience.rates import RateEntry
 from aigateway.routing.provider import ProviderStatus
 from aigateway.tokens import estimated_tokens
 
@@ -94,7 +94,7 @@ class _Out:
 
     line_id: str
     asked: bytes | None
-    entry: Entry
+    entry: RateEntry
     followers: list[Line] = field(default_factory=list)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aigateway.batch.files.totals import Totals
 from aigateway.clock import Clock
 from aigateway.errors import ConfigurationError
-from aigateway.resilience.rates import Entry, RateLimits
+from aigateway.resilience.rates import RateEntry, RateLimits
 
 __all__ = ["Governor", "Limits"]
 
@@ -75,7 +75,7 @@ class Governor:
             return math.inf  # what is out may cost all that is left
         return self._rates.wait(tokens)
 
-    def begin(self, tokens: int) -> Entry:
+    def begin(self, tokens: int) -> RateEntry:
         """A request begins."""
         return self._rates.begin(tokens)
 

@@ -1,9 +1,9 @@
-"""The only place that knows time, sleep and randomness.
+"""The only source of time, sleep and randomness.
 
 Everything else takes a `Clock`, so that a test (or a simulation) can let hours pass in a
 millisecond. Durations are seconds. `now` is monotonic: a change of the wall clock moves nothing.
 
-Nearly every timeout is left long before it is due, so they share one timer of the event loop,
+Nearly every timeout ends long before it is due, so they share one timer of the event loop,
 which is set anew only for one that is due earlier. `asyncio.timeout` sets and cancels a timer for
 each, which costs three times as much.
 """

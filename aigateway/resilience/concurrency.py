@@ -170,7 +170,7 @@ class Limiter:
         """Requests in the queue."""
         return self._waiting
 
-    def has_place(self, slots: Slots) -> bool:
+    def has_slot(self, slots: Slots) -> bool:
         """Return whether one more call may begin, here and at the provider.
 
         Slots of waiters that were woken and have not run yet count as taken, so that a newcomer
@@ -188,7 +188,7 @@ class Limiter:
         if self._waiting:
             self.wake()  # a woken waiter may have chosen another provider than expected
 
-    def give_back(self, slots: Slots) -> None:
+    def release(self, slots: Slots) -> None:
         """Free the slot, and wake the first waiter that can use what is free now."""
         self._slots.in_flight -= 1
         slots.in_flight -= 1

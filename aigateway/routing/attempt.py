@@ -435,7 +435,7 @@ class PendingAttempt:
         if self._rated is not None:
             self._rated.settle(self._tokens(failure, answer))
         context.stalls.calls -= 1
-        context.limiter.give_back(self._slots)
+        context.limiter.release(self._slots)
         if request.account is not None:
             self._report(failure, answer)
 

@@ -105,13 +105,13 @@ class Failovers:
         self._clock = context.clock
         self._limiter = context.limiter
         self._emitter = context.emitter
-        self._policy: Policy = PriorityPolicy(context.limiter.has_place)
+        self._policy: Policy = PriorityPolicy(context.limiter.has_slot)
         self._timer = _WakeUpTimer(self._clock, context.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)
         self._retries_per_provider = settings.retries_per_provider
         self._retries = RetryPolicy(settings.retry_rounds, settings.max_retry_wait_seconds)
-        self._under_way: set[Timeout] = set()
+        self._timeouts: set[Timeout] = set()
         self._losers: set[asyncio.Task[Any]] = set()
         self._stopped = False
         self._on_rejection: bool | Literal["once"] = settings.failover_on_rejection
@@ -135,13 +135,13 @@ class Failovers:
         left = request.deadline - self._clock.now()
         try:
             async with self._clock.timeout(left, more=self._context.stalls.more) as scope:
-                self._under_way.add(scope)
+                self._timeouts.add(scope)
                 try:
                     return await self._round(request, work)
                 except NoCandidateLeftError as first:
                     return await self._further_rounds(request, work, first)
                 finally:
-                    self._under_way.discard(scope)
+                    self._timeouts.discard(scope)
         except NoCandidateLeftError as left:
             error = final_error(left.causes, offline=request.looks_offline)
         except TimeoutError:
@@ -160,11 +160,11 @@ class Failovers:
             self.refuse_if_stopped()
         try:
             async with self._clock.timeout(seconds, more=self._context.stalls.more) as scope:
-                self._under_way.add(scope)
+                self._timeouts.add(scope)
                 try:
                     return await work
                 finally:
-                    self._under_way.discard(scope)
+                    self._timeouts.discard(scope)
         except TimeoutError:
             if not self._stopped:
                 raise
@@ -180,8 +180,8 @@ class Failovers:
         self._stopped = True
         self._context.stalls.stop()  # first, else it would extend timeouts
         self._timer.stop()
-        while self._under_way:
-            for scope in self._under_way:
+        while self._timeouts:
+            for scope in self._timeouts:
                 if not scope.expired():
                     scope.reschedule(asyncio.get_running_loop().time())
             await asyncio.sleep(0)
@@ -606,7 +606,7 @@ class Failovers:
         advice = "Raise `timeout`, or lower `attempt_timeout` so that more providers get a chance."
         if not request.attempts:
             waited = ", waiting for its turn"
-            advice = "Its providers fail, or have no free place: look at `gateway.providers`."
+            advice = "Its providers fail, or have no free slot: look at `gateway.providers`."
         if loading >= (self._clock.now() - request.began) / 2:
             waited = f", while litellm was loading ({loading:.1f} s)"
             advice = "Call `await gateway.warmup()` first, or enter the gateway earlier."
@@ -636,7 +636,7 @@ class Failovers:
             refusal = candidate.provider.refusal(request.operation)
             wait = in_milliseconds(refusal.retry_after) if refusal else None
             if refusal is None and cause.kind is FailureKind.SATURATED:
-                wait = cause.retry_after_seconds  # its place comes too late for this round
+                wait = cause.retry_after_seconds  # its slot comes too late for this round
             if refusal is not None and wait and cause.retry_after_seconds is None:
                 seconds = candidate.provider.refused(refusal).retry_after_seconds
                 candidate.cause = replace(cause, retry_after_seconds=seconds)

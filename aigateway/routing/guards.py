@@ -204,7 +204,7 @@ class Guards:
         self,
         held: GuardPass,
         outcome: AttemptOutcome,
-        pace: ResponseTimes,
+        times: ResponseTimes,
         outstanding: OutstandingCall,
         *,
         whole: bool = False,
@@ -214,13 +214,13 @@ class Guards:
         A stream that breaks later is a failure of its own, which `end` records; if its first
         content has closed the circuit, under a new permit.
         """
-        seconds, usual = outcome.seconds, pace.usual
+        seconds, usual = outcome.seconds, times.usual
         slow = (
             usual is not None
             and seconds > usual
-            and pace.is_slow(seconds, self.health.policy.latency)
+            and times.is_slow(seconds, self.health.policy.latency)
         )
-        pace.succeeded(outstanding, seconds, slow=slow)
+        times.succeeded(outstanding, seconds, slow=slow)
         held.answered = True
         if not self.disabling.quiet:
             self.disabling.end(held.checked, outcome)

@@ -1,4 +1,4 @@
-"""One configured provider at run time: its guards, places, counters and connection.
+"""One configured provider at run time: its guards, slots, counters and connection.
 
 Health, capabilities and disabling are kept per operation: a failure of embeddings does not affect
 chat.

@@ -1,9 +1,9 @@
-"""The only place that knows time, sleep and randomness.
+"""The only source of time, sleep and randomness.
 
 Everything else takes a `Clock`, so that a test (or a simulation) can let hours pass in a
 millisecond. Durations are seconds. `now` is monotonic: a change of the wall clock moves nothing.
 
-Nearly every timeout is left long before it is due, so they share one timer of the event loop,
+Nearly every timeout ends long before it is due, so they share one timer of the event loop,
 which is set anew only for one that is due earlier. `asyncio.timeout` sets and cancels a timer for
 each, which costs three times as much.
 """
@@ -81,46 +81,47 @@ _GARBAGE = 256
 class _SharedTimer:
     """The timeouts of one event loop, on one timer."""
 
-    __slots__ = ("_due", "_serial", "_timer", "_when", "ended", "loop")
+    __slots__ = ("_timer", "due", "ended", "loop", "serial", "when")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._due: list[tuple[float, int, _Timeout]] = []  # a heap
+        self.due: list[tuple[float, int, _Timeout]] = []  # a heap
         self.ended = 0  # how many of these have ended
-        self._serial = 0  # so that the heap need not compare timeouts
+        self.serial = 0  # so that the heap need not compare timeouts
         self._timer: asyncio.TimerHandle | None = None
-        self._when = math.inf  # what the timer is set to
+        self.when = math.inf  # what the timer is set to
 
     def add(self, timeout: _Timeout, when: float) -> None:
-        """Have the timeout expire at that moment."""
-        self._serial += 1
-        heapq.heappush(self._due, (when, self._serial, timeout))
-        if when < self._when:
-            self._set(when)
+        """Let the timeout expire at that moment, if it still waits."""
+        self.serial += 1
+        heapq.heappush(self.due, (when, self.serial, timeout))
+        if when < self.when:
+            self.set(when)
 
     def tidy_up(self) -> None:
         """Take timeouts that have ended out of the heap, if they are the larger part of it."""
-        if self.ended > len(self._due) // 2:
-            self._due = [entry for entry in self._due if entry[2].waits_for(entry[0])]
-            heapq.heapify(self._due)
+        if self.ended > len(self.due) // 2:
+            self.due = [entry for entry in self.due if entry[2].waits_for(entry[0])]
+            heapq.heapify(self.due)
             self.ended = 0
 
-    def _set(self, when: float) -> None:
+    def set(self, when: float) -> None:
+        """Fire at that moment."""
         if self._timer is not None:
             self._timer.cancel()
-        self._when = when
+        self.when = when
         self._timer = self.loop.call_at(when, self._fire)
 
     def _fire(self) -> None:
-        self._timer, self._when = None, math.inf
+        self._timer, self.when = None, math.inf
         now = self.loop.time()
-        while self._due:
-            when, _, timeout = self._due[0]
+        while self.due:
+            when, _, timeout = self.due[0]
             waited_for = timeout.waits_for(when)
             if waited_for and when > now:
-                self._set(when)
+                self.set(when)
                 return
-            heapq.heappop(self._due)
+            heapq.heappop(self.due)
             if not waited_for:
                 self.ended -= 1
             elif more := timeout.extend(now):
@@ -160,7 +161,11 @@ class _Timeout:
         self._task, self._timer, self._waiting = task, timer, True
         self._cancelling = task.cancelling()
         self._when = when = loop.time() + self._seconds
-        timer.add(self, when)
+        timer.serial += 1
+        entry: tuple[float, int, _Timeout] = (when, timer.serial, self)
+        heapq.heappush(timer.due, entry)
+        if when < timer.when:
+            timer.set(when)
         return self
 
     async def __aexit__(

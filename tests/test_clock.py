@@ -158,13 +158,13 @@ def test_timeouts_that_are_left_leave_little_behind() -> None:
                     pass
         timer = _timers.latest
         assert timer is not None
-        assert len(timer._due) < 600
+        assert len(timer.due) < 600
         loop: Any = asyncio.get_running_loop()
         assert len(loop._scheduled) <= 2
         # The work that they were around is not held until they would have been due.
         task = asyncio.create_task(asyncio.sleep(0))
         await task
-        assert all(timeout._task is None for _, _, timeout in timer._due)
+        assert all(timeout._task is None for _, _, timeout in timer.due)
 
     on_leaping_loop(main)
 
@@ -327,7 +327,7 @@ def test_one_that_was_put_off_may_end_well() -> None:
         await asyncio.sleep(10)
         timer = _timers.latest
         assert timer is not None
-        assert timer.ended == len(timer._due)
+        assert timer.ended == len(timer.due)
 
     on_leaping_loop(main)
 

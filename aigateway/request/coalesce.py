@@ -61,7 +61,7 @@ class Leader:
 class _SharedCall(Generic[T]):
     """Work in progress, and the callers that wait for it."""
 
-    __slots__ = ("_cancelled", "_traceback", "key", "leader", "task", "waiters")
+    __slots__ = ("_cancelled", "key", "leader", "task", "traceback", "waiters")
 
     def __init__(
         self, key: str, start: Callable[[], Coroutine[Any, Any, T]], leader: Leader | None
@@ -70,7 +70,7 @@ class _SharedCall(Generic[T]):
         self.leader = leader
         self.waiters: set[asyncio.Future[None]] = set()
         self._cancelled = False
-        self._traceback: TracebackType | None = None
+        self.traceback: TracebackType | None = None
         loop = asyncio.get_running_loop()
         self.task = loop.create_task(self._run(start), name=f"aigateway-shared-{key[:16]}")
 
@@ -90,27 +90,17 @@ class _SharedCall(Generic[T]):
         try:
             result = await start()
             # The end of the task would wake them one turn of the loop later.
-            self._wake()
+            self.wake()
             return result
         finally:
             del self  # see `outcome`
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Wake the waiting callers: the work ends before they run."""
         for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_result(None)
         self.waiters.clear()
-
-    def settle(self) -> None:
-        """Keep the traceback of an error, and wake callers that still wait."""
-        if not self.task.cancelled():
-            # This also marks the error as retrieved, if no caller is left.
-            error = self.task.exception()
-            # The error's own traceback grows with each frame that it passes.
-            self._traceback = error.__traceback__ if error is not None else None
-        if self.waiters:
-            self._wake()
 
     def outcome(self, *, joined: bool) -> T:
         """Return the result or raise the error, for those that joined as a copy."""
@@ -120,7 +110,7 @@ class _SharedCall(Generic[T]):
         if error is None:
             return self.task.result()
         try:
-            raise (_copied(error) if joined else error).with_traceback(self._traceback)
+            raise (_copied(error) if joined else error).with_traceback(self.traceback)
         finally:
             del error, self  # breaks a reference cycle with the traceback
 
@@ -189,7 +179,13 @@ class Coalescer(Generic[T]):
         task = call.task
         try:
             if not task.done():
-                await self._wait(call)
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                call.waiters.add(waiter)
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    await self._leave(call, waiter)
+                    raise
             # Here too: a caller that was woken may call again before `_ended` runs.
             if self._calls.get(key) is call:
                 del self._calls[key]
@@ -209,25 +205,26 @@ class Coalescer(Generic[T]):
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _wait(self, call: _SharedCall[T]) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        call.waiters.add(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            call.waiters.discard(waiter)
-            if not call.waiters and not call.task.done():
-                if self._calls.get(call.key) is call:
-                    del self._calls[call.key]
-                call.cancel()
-                await asyncio.wait([call.task])
-            raise
+    async def _leave(self, call: _SharedCall[T], waiter: asyncio.Future[None]) -> None:
+        """Remove a caller that was cancelled; if it is the last one, end the work."""
+        call.waiters.discard(waiter)
+        if not call.waiters and not call.task.done():
+            if self._calls.get(call.key) is call:
+                del self._calls[call.key]
+            call.cancel()
+            await asyncio.wait([call.task])
 
     def _ended(self, task: asyncio.Task[T]) -> None:
         call = self._tasks.pop(task)
         if self._calls.get(call.key) is call:  # and not a later one of the same key
             del self._calls[call.key]
-        call.settle()
+        if not task.cancelled():
+            # This also marks the error as retrieved, if no caller is left.
+            error = task.exception()
+            # The error's own traceback grows with each frame that it passes.
+            call.traceback = error.__traceback__ if error is not None else None
+        if call.waiters:
+            call.wake()
 
 
 async def _nothing_to_begin() -> Any:

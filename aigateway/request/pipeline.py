@@ -53,15 +53,7 @@ _PIECES_AT_ONCE = 256
 
 
 class Pipeline:
-    """Answers the requests of one gateway, on one event loop.
-
-    Args:
-        settings: The gateway's.
-        context: Clock, slots and events.
-        roster: The providers.
-        cache: The remembered answers.
-        ledger: Records requests.
-    """
+    """Answers the requests of one gateway, on one event loop."""
 
     def __init__(
         self,
@@ -202,8 +194,7 @@ class Pipeline:
     ) -> tuple[Served[Completion], bool]:
         """Call the providers, or wait for the same request in flight.
 
-        Returns:
-            The answer, and whether it belongs to another request.
+        Return the answer, and whether it belongs to another request.
         """
         coalescer = self._coalescer
         while True:

@@ -50,19 +50,12 @@ class Slots:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request's place in the queue, which it keeps however often it waits.
-
-    Attributes:
-        tenant: The tenant of the request.
-        number: The order of arrival.
-        background: Whether the request waits behind all that are not in the background.
-        waited: The queue has admitted it before.
-    """
+    """A request's place in the queue, which it keeps however often it waits."""
 
     tenant: str
-    number: int
+    number: int  # by arrival
     background: bool
-    waited: bool = False
+    waited: bool = False  # the queue has admitted it before
 
 
 @dataclass(slots=True, eq=False)
@@ -83,32 +76,22 @@ class _Waiter:
 
 @dataclass(slots=True, eq=False)
 class _TenantQueue:
-    """One tenant's waiting requests, in the background or not; exists only while there are any.
-
-    Attributes:
-        turn: The number of the latest grant to this queue; the queue with the least is next.
-        known: It got a slot lately.
-        waiters: In the order in which they began to wait.
-    """
+    """One tenant's waiting requests, in the background or not; exists only while there are any."""
 
     tenant: str
-    turn: int
+    turn: int  # the number of the latest grant to this queue; the queue with the least is next
     background: bool
-    known: bool
-    waiters: dict[_Waiter, None] = field(default_factory=dict)
+    known: bool  # it got a slot lately
+    waiters: dict[_Waiter, None] = field(default_factory=dict)  # in the order of arrival
 
 
 class _Group:
-    """Waiters of which all can go on, or none. Those that have left stay until they come up.
-
-    Attributes:
-        by_queue: A heap by order of arrival for each queue.
-    """
+    """Waiters of which all can go on, or none. Those that have left stay until they come up."""
 
     __slots__ = ("_pushed", "_queues", "by_queue")
 
     def __init__(self) -> None:
-        self.by_queue: dict[_TenantQueue, list[_Waiter]] = {}
+        self.by_queue: dict[_TenantQueue, list[_Waiter]] = {}  # heaps by order of arrival
         # By turn. An entry may show an outdated turn, which is corrected when the entry comes up.
         self._queues: list[tuple[bool, int, int, _TenantQueue]] = []
         self._pushed = 0
@@ -160,21 +143,6 @@ class Limiter:
             instead ("longest queue drop", Suter et al. 1998).
     """
 
-    __slots__ = (
-        "_background",
-        "_gone",
-        "_grants",
-        "_groups",
-        "_known",
-        "_max_queue",
-        "_queues",
-        "_served",
-        "_slots",
-        "_tickets",
-        "_waiting",
-        "_woken",
-    )
-
     def __init__(self, limit: int, max_queue: int) -> None:
         self._slots = Slots(limit)
         self._max_queue = max_queue
@@ -202,7 +170,7 @@ class Limiter:
         """Requests in the queue."""
         return self._waiting
 
-    def has_place(self, slots: Slots) -> bool:
+    def has_slot(self, slots: Slots) -> bool:
         """Return whether one more call may begin, here and at the provider.
 
         Slots of waiters that were woken and have not run yet count as taken, so that a newcomer
@@ -220,7 +188,7 @@ class Limiter:
         if self._waiting:
             self.wake()  # a woken waiter may have chosen another provider than expected
 
-    def give_back(self, slots: Slots) -> None:
+    def release(self, slots: Slots) -> None:
         """Free the slot, and wake the first waiter that can use what is free now."""
         self._slots.in_flight -= 1
         slots.in_flight -= 1
@@ -230,12 +198,7 @@ class Limiter:
             self.wake()
 
     def ticket(self, *, background: bool = False, tenant: str = "") -> Ticket:
-        """Return a new place in the queue.
-
-        Args:
-            background: Whether it is behind all that are not, later ones included.
-            tenant: The tenant of the request.
-        """
+        """Return a new place in the queue; those in the background come after all others."""
         self._tickets += 1
         return Ticket(tenant, self._tickets, background=background)
 

@@ -46,18 +46,6 @@ class Cooldown:
         until: The end of the cooldown, on the clock's own scale.
     """
 
-    __slots__ = (
-        "_clamped",
-        "_clock",
-        "_limited_until",
-        "_streak",
-        "_trial_until",
-        "listener",
-        "policy",
-        "quiet",
-        "until",
-    )
-
     def __init__(self, clock: Clock, policy: CooldownPolicy, listener: GuardListener) -> None:
         self._clock = clock
         self.listener = listener
@@ -198,22 +186,6 @@ class Disabling:
         reason: Why it is disabled, or None.
         refused_at: When the vendor last refused a call by such evidence.
     """
-
-    __slots__ = (
-        "_certain",
-        "_check_until",
-        "_checked_at",
-        "_clock",
-        "_disabled_at",
-        "_in_a_row",
-        "_recheck_at",
-        "_suspects",
-        "listener",
-        "policy",
-        "quiet",
-        "reason",
-        "refused_at",
-    )
 
     def __init__(self, clock: Clock, policy: DisablingPolicy, listener: GuardListener) -> None:
         self._clock = clock

@@ -49,18 +49,11 @@ HANG = 4.0
 
 @dataclass(slots=True, eq=False)
 class OutstandingCall:
-    """A call in flight, or one that was cancelled for a quicker one and is not judged yet.
-
-    Attributes:
-        began: When it began.
-        stalls: Knows the stalls of our own event loop.
-        until: When the timeout of a cancelled one would have come.
-        settle: Called once with whether a cancelled one counts as a failure.
-    """
+    """A call in flight, or one that was cancelled for a quicker one and is not judged yet."""
 
     began: float
     stalls: StallDetector | None
-    until: float = math.inf
+    until: float = math.inf  # of a cancelled one: when its timeout would have come
     settle: Callable[[bool], None] | None = None
 
     def stalled(self, now: float) -> float:
@@ -90,21 +83,6 @@ class ResponseTimes:
         threshold: Overdue calls that make a hang.
         usual: The long-term median in seconds; None below `ENOUGH`.
     """
-
-    __slots__ = (
-        "_clock",
-        "_fresh",
-        "_last_success",
-        "_latencies",
-        "_next_due",
-        "_stale",
-        "_usual_moved",
-        "hedges_lost",
-        "outstanding",
-        "p95",
-        "threshold",
-        "usual",
-    )
 
     def __init__(self, clock: Clock, threshold: int, *, stale: float = 60.0) -> None:
         self._clock = clock
@@ -285,20 +263,6 @@ class _Second:
 
 class HealthWindow:
     """The guard that decides whether a provider's operation is degraded; it never refuses."""
-
-    __slots__ = (
-        "_canary",
-        "_causes",
-        "_clock",
-        "_ended_at",
-        "_latest",
-        "_run",
-        "_seconds",
-        "_share",
-        "degraded",
-        "listener",
-        "policy",
-    )
 
     def __init__(self, clock: Clock, policy: HealthPolicy, listener: GuardListener) -> None:
         self._clock = clock

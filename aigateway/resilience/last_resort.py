@@ -59,22 +59,6 @@ class LastResort:
             and answers change nothing.
     """
 
-    __slots__ = (
-        "_clock",
-        "_failed",
-        "_last",
-        "_out",
-        "_ramp_began",
-        "_ramp_credit",
-        "_ramp_looked",
-        "_ramp_pace",
-        "_seen",
-        "_seen_before",
-        "_seen_since",
-        "balance",
-        "quiet",
-    )
-
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.reset()

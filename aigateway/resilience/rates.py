@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aigateway.clock import Clock
 
-__all__ = ["Entry", "RateLimits"]
+__all__ = ["RateEntry", "RateLimits"]
 
 WINDOW = 60.0
 """Seconds. The window slides, so it fits a vendor's window wherever that begins."""
@@ -22,7 +22,7 @@ class _Bucket:
     tokens: int = 0
 
 
-class Entry:
+class RateEntry:
     """The share of one call in the rates."""
 
     __slots__ = ("_bucket", "_estimate", "_limits")
@@ -71,17 +71,17 @@ class RateLimits:
         now = self._clock.now()
         return max(self._wait_for_call(now), self._wait_for_tokens(now, tokens))
 
-    def begin(self, tokens: int) -> Entry:
+    def begin(self, tokens: int) -> RateEntry:
         """Record that a call of about so many tokens begins."""
         now = self._clock.now()
         if self._rpm is not None:
             self._calls.append(now)
             self._drop_old_calls(now)
         if self._tpm is None:
-            return Entry(self, None, tokens)
+            return RateEntry(self, None, tokens)
         bucket = self._bucket(now)
         self.correct(bucket, tokens)
-        return Entry(self, bucket, tokens)
+        return RateEntry(self, bucket, tokens)
 
     def correct(self, bucket: _Bucket, by: int) -> None:
         """Change the tokens of one second, if it is still in the window."""

@@ -146,32 +146,30 @@ MOST = 50.0
 class RetryBudget:
     """One token bucket for all extra calls, as in Finagle. Synchronous, for one event loop.
 
-    Args:
-        clock: The gateway's.
-        share: Tokens that each request brings.
-        per_second: Tokens that each second brings.
+    Each request brings `share` tokens, and each second `per_second`.
+
+    Attributes:
+        requests: Requests whose tokens are not in the bucket yet; the caller counts them.
     """
 
-    __slots__ = ("_clock", "_looked", "_per_second", "_share", "_tokens")
+    __slots__ = ("_clock", "_looked", "_per_second", "_share", "_tokens", "requests")
 
     def __init__(self, clock: Clock, *, share: float = 0.2, per_second: float = 1.0) -> None:
         self._clock = clock
         self._share = share
         self._per_second = per_second
         self._tokens = STOCK
+        self.requests = 0
         self._looked = clock.now()
 
     @property
     def balance(self) -> float:
         """Tokens in the bucket now."""
         now = self._clock.now()
-        self._tokens = min(MOST, self._tokens + (now - self._looked) * self._per_second)
-        self._looked = now
+        new = (now - self._looked) * self._per_second + self.requests * self._share
+        self._tokens = min(MOST, self._tokens + new)
+        self._looked, self.requests = now, 0
         return self._tokens
-
-    def request(self) -> None:
-        """Add the tokens that a request brings."""
-        self._tokens = min(MOST, self._tokens + self._share)
 
     def take(self) -> bool:
         """Take a token for one extra call; return whether there was one."""
@@ -196,13 +194,7 @@ on the safe side.
 
 
 def hedge_delay(p95: float | None, samples: int, default: float) -> float:
-    """Return the seconds to wait before a hedge.
-
-    Args:
-        p95: The first provider's 95th percentile, in seconds, if it is known.
-        samples: The number of its latencies; `p95` is used from 20 on.
-        default: The delay otherwise.
-    """
+    """Return the seconds before a hedge: the first provider's `p95`, if its samples are enough."""
     return default if p95 is None or samples < ENOUGH else p95
 
 
@@ -219,12 +211,7 @@ def _bucket(buckets: deque[_CallCount], now: float) -> _CallCount:
 
 
 class HedgeBudget:
-    """Limits hedges to a share of the requests of the last minute, or a small floor.
-
-    Args:
-        clock: The gateway's.
-        most_percent: The share, in percent.
-    """
+    """Limits hedges to a share of the requests of the last minute, or a small floor."""
 
     __slots__ = ("_asked", "_clock", "_hedged", "_hedges", "_requests", "_share")
 

@@ -1,1 +1,1 @@
-"""Who is asked, in what order, and how one request goes across providers."""
+"""The choice of providers, and the way of one request across them."""

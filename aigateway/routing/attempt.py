@@ -103,16 +103,7 @@ class Unfinished(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """The parts that all attempts of one gateway share.
-
-    Attributes:
-        clock: Time and randomness.
-        limiter: The gateway's slots.
-        emitter: Emits events.
-        network: Knows whether any provider can be reached.
-        stalls: Measures stalls of our own event loop.
-        providers: Returns the present providers.
-    """
+    """The parts that all attempts of one gateway share; `providers` returns the present ones."""
 
     clock: Clock
     limiter: Limiter
@@ -136,9 +127,6 @@ class PendingAttempt:
     """One call in flight. Created when it begins; `end` is called exactly once.
 
     Attributes:
-        candidate: The provider and what the request knows about it.
-        provider: The provider that is called.
-        client: The provider's connection.
         limit: Seconds it may take.
         times: The latencies to compare it with.
         patience: Seconds after which the provider is slower than usual.
@@ -433,7 +421,7 @@ class PendingAttempt:
         if self._rated is not None:
             self._rated.settle(self._tokens(failure, answer))
         context.stalls.calls -= 1
-        context.limiter.give_back(self._slots)
+        context.limiter.release(self._slots)
         if failure is not None or request.account is not None:
             self._report(failure, answer)
 

@@ -125,9 +125,7 @@ class Candidate:
     def last_resort_wait(self, wait: float, began: float) -> float:
         """Return the seconds until this request may call it as last resort, or `NEVER`.
 
-        Args:
-            wait: `GuardRefusal.last_resort`.
-            began: When the request began, on the clock's own scale.
+        `wait` is its `GuardRefusal.last_resort`, and `began` when the request began.
         """
         # If the vendor has refused key, model or billing since then, it would do so again.
         if wait == NEVER or self.calls or self.guards.disabling.refused_before(began) is None:
@@ -142,11 +140,7 @@ class RequestState:
     """The state of one request on its way across providers.
 
     Args:
-        request: The request.
-        operation: Its operation.
-        roster: The gateway's providers.
-        began: When it began, on the clock's own scale.
-        deadline: When it has to end, likewise.
+        began: When it began, on the clock's own scale; `deadline` likewise.
         tokens: Its estimated tokens; only for providers with a `tpm`.
         params: Its parameters, if it has some that a provider may drop.
         hedge: Whether it may be hedged.

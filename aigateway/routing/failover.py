@@ -88,10 +88,7 @@ A_co = TypeVar("A_co", bound=Billable, covariant=True)
 
 @dataclass(slots=True)
 class Served(Generic[A_co]):
-    """An answer, its provider, and its attempts; of a stream the last one is still in flight.
-
-    `loading_seconds` is the time in which the request waited for providers to be prepared.
-    """
+    """An answer, its provider, and its attempts; of a stream the last one is still in flight."""
 
     answer: A_co
     provider: str
@@ -101,25 +98,20 @@ class Served(Generic[A_co]):
 
 
 class Failovers:
-    """Serves requests across providers. One for each gateway and event loop.
-
-    Args:
-        settings: Timeouts, retries, hedging.
-        context: The parts that its attempts share.
-    """
+    """Serves requests across providers. One for each gateway and event loop."""
 
     def __init__(self, settings: GatewaySettings, context: CallContext) -> None:
         self._context = context
         self._clock = context.clock
         self._limiter = context.limiter
         self._emitter = context.emitter
-        self._policy: Policy = PriorityPolicy(context.limiter.has_place)
+        self._policy: Policy = PriorityPolicy(context.limiter.has_slot)
         self._timer = _WakeUpTimer(self._clock, context.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)
         self._retries_per_provider = settings.retries_per_provider
         self._retries = RetryPolicy(settings.retry_rounds, settings.max_retry_wait_seconds)
-        self._under_way: set[Timeout] = set()
+        self._timeouts: set[Timeout] = set()
         self._losers: set[asyncio.Task[Any]] = set()
         self._stopped = False
         self._on_rejection: bool | Literal["once"] = settings.failover_on_rejection
@@ -137,19 +129,19 @@ class Failovers:
         if self._stopped:
             self.refuse_if_stopped()
         if not request.attempts:  # else a stream is resumed: the same request
-            self._budget.request()
+            self._budget.requests += 1
             if request.hedge:
                 self._hedges.request()
         left = request.deadline - self._clock.now()
         try:
             async with self._clock.timeout(left, more=self._context.stalls.more) as scope:
-                self._under_way.add(scope)
+                self._timeouts.add(scope)
                 try:
                     return await self._round(request, work)
                 except NoCandidateLeftError as first:
                     return await self._further_rounds(request, work, first)
                 finally:
-                    self._under_way.discard(scope)
+                    self._timeouts.discard(scope)
         except NoCandidateLeftError as left:
             error = final_error(left.causes, offline=request.looks_offline)
         except TimeoutError:
@@ -157,28 +149,22 @@ class Failovers:
         raise error
 
     async def in_time(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine with a timeout.
-
-        Stalls of our own event loop do not count.
-        """
+        """Run a coroutine with a timeout; stalls of our own event loop do not count."""
         async with self._clock.timeout(seconds, more=self._context.stalls.more):
             return await work
 
     async def bounded(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine with a timeout, which also ends when the gateway closes.
-
-        Stalls of our own event loop do not count.
-        """
+        """Run a coroutine as `in_time`; it also ends when the gateway closes."""
         if self._stopped:
             work.close()
             self.refuse_if_stopped()
         try:
             async with self._clock.timeout(seconds, more=self._context.stalls.more) as scope:
-                self._under_way.add(scope)
+                self._timeouts.add(scope)
                 try:
                     return await work
                 finally:
-                    self._under_way.discard(scope)
+                    self._timeouts.discard(scope)
         except TimeoutError:
             if not self._stopped:
                 raise
@@ -194,8 +180,8 @@ class Failovers:
         self._stopped = True
         self._context.stalls.stop()  # first, else it would extend timeouts
         self._timer.stop()
-        while self._under_way:
-            for scope in self._under_way:
+        while self._timeouts:
+            for scope in self._timeouts:
                 if not scope.expired():
                     scope.reschedule(asyncio.get_running_loop().time())
             await asyncio.sleep(0)
@@ -262,21 +248,16 @@ class Failovers:
 
     @staticmethod
     def _pass_over_unpaid(candidate: Candidate, request: RequestState, *, extra: bool) -> None:
-        """Exclude a candidate that was called before, since the retry budget is used up.
+        """Exclude a candidate that was called before: the retry budget is used up.
 
-        Raises:
-            NoCandidateLeftError: In a further round: only extra calls are left.
+        If a further round has only extra calls left, raise `NoCandidateLeftError`.
         """
         if extra and all(c.tried or c.calls for c in request.candidates):
             raise NoCandidateLeftError(request.causes, None)
         candidate.tried = True
 
     async def _wait_for_slot(self, request: RequestState, choice: Selection) -> None:
-        """Wait for a free slot, for the dose of a last resort, or for a provider passed over.
-
-        Raises:
-            NoCandidateLeftError: There is none to wait for, or none before the deadline.
-        """
+        """Wait until a candidate may be called; `NoCandidateLeftError` if none may in time."""
         for candidate, cause in choice.refused:
             candidate.note(cause)
         if self._is_hopeless(choice, request):
@@ -347,11 +328,7 @@ class Failovers:
         return all(wait is not None and wait > left for wait in choice.waits)
 
     def _skip_saturated(self, request: RequestState, choice: Selection) -> None:
-        """Exclude healthy providers without a slot in time, so that the others are looked at.
-
-        Raises:
-            NoCandidateLeftError: There are no others.
-        """
+        """Exclude healthy providers without a slot in time; `NoCandidateLeftError` if no others."""
         late = [c for c, cause in choice.refused if cause.kind is FailureKind.SATURATED]
         if not late or all(c.tried or c in late for c in request.candidates):
             raise self._no_candidate_left(request)
@@ -395,12 +372,9 @@ class Failovers:
         return None
 
     async def _second_opinion(self, request: RequestState, work: Work[A]) -> Served[A]:
-        """Call one healthy provider of another vendor for a rejected request.
+        """Call one healthy provider of another vendor for a rejected request, or raise.
 
         It must have a free slot now, and the call needs the retry budget.
-
-        Raises:
-            RequestRejectedError: There is none, or it gave no answer either.
         """
         company = request.rejected_by
         while True:
@@ -508,10 +482,9 @@ class Failovers:
             rival = self._begin(other, request, work)
             if rival is not None:
                 rival.patience = self._hedges.delay(rival.times)
-                name, after = other.provider.name, round(attempt.seconds(), 6)
-                self._emitter.emit(
-                    RequestHedged(request.request_id, first.provider.name, name, after)
-                )
+                names = first.provider.name, other.provider.name
+                after = round(attempt.seconds(), 6)
+                self._emitter.emit(RequestHedged(request.request_id, *names, after))
             return rival
 
         race = Race(lambda runner: self._attempt(runner, request, work), work.discard, self._losers)
@@ -543,15 +516,16 @@ class Failovers:
     async def _attempt(
         self, attempt: PendingAttempt, request: RequestState, work: Work[A]
     ) -> A | None:
-        """Wait for one attempt; a success is settled by the caller.
+        """Wait for one attempt, and settle a failure; the caller settles an answer.
 
-        Returns:
-            The answer, or None to go on to the next provider.
-
-        Raises:
-            GatewayError: No other provider is to be called.
+        None means: go on to the next provider. An error ends the request.
         """
-        limit, cut = self._time_for(attempt.provider, request, work)
+        provider, cut = attempt.provider, FailureKind.TIMEOUT
+        limit = provider.first_token_timeout if work.streamed else provider.attempt_timeout
+        left = request.deadline - self._clock.now()
+        if limit >= left and any(self._may_be_next(c, left) for c in request.candidates):
+            # Half of the rest is kept for the next provider; this one is not to blame.
+            limit, cut = left / 2, FailureKind.DEADLINE
         attempt.limit = limit
         failure: Failure
         unusable: Completion | None = None
@@ -567,7 +541,7 @@ class Failovers:
             slow_start = work.streamed and cut is FailureKind.TIMEOUT
             failure = Failure(cut, code=FIRST_TOKEN_TIMEOUT if slow_start else None)
         except Exception as exc:  # noqa: BLE001 - a wire raises `VendorCallError` only
-            _log.warning("Provider %s raised %s.", attempt.provider.name, type(exc).__name__)
+            _log.warning("Provider %s raised %s.", provider.name, type(exc).__name__)
             failure = Failure(FailureKind.UNKNOWN)
         except BaseException:
             if not attempt.over:  # else the race has settled it
@@ -578,22 +552,8 @@ class Failovers:
             if failure.mendable:
                 attempt.candidate.retry_without_hint()
             assert verdict is not None  # noqa: S101 - it failed
-            await self._go_on(attempt.provider, request, failure, verdict)
+            await self._go_on(provider, request, failure, verdict)
         return None
-
-    def _time_for(
-        self, provider: Provider, request: RequestState, work: Work[Any]
-    ) -> tuple[float, FailureKind]:
-        """Return the timeout of an attempt, and the failure kind if it is reached.
-
-        If the provider's own timeout would use the rest of the request's time, half of that is kept
-        for the next one. That timeout is not the provider's fault.
-        """
-        own = provider.first_token_timeout if work.streamed else provider.attempt_timeout
-        left = request.deadline - self._clock.now()
-        if own < left or not any(self._may_be_next(c, left) for c in request.candidates):
-            return own, FailureKind.TIMEOUT
-        return left / 2, FailureKind.DEADLINE
 
     @staticmethod
     def _may_be_next(candidate: Candidate, left: float) -> bool:
@@ -641,12 +601,12 @@ class Failovers:
         self._refresh_causes(request)
         causes = request.causes
         if self._stopped:
-            return GatewayError(f"The gateway was closed while it asked ({describe(causes)}).")
+            return GatewayError(f"The gateway was closed during the request ({describe(causes)}).")
         waited, loading = "", request.loading_seconds
         advice = "Raise `timeout`, or lower `attempt_timeout` so that more providers get a chance."
         if not request.attempts:
             waited = ", waiting for its turn"
-            advice = "Its providers fail, or have no free place: look at `gateway.providers`."
+            advice = "Its providers fail, or have no free slot: look at `gateway.providers`."
         if loading >= (self._clock.now() - request.began) / 2:
             waited = f", while litellm was loading ({loading:.1f} s)"
             advice = "Call `await gateway.warmup()` first, or enter the gateway earlier."
@@ -676,7 +636,7 @@ class Failovers:
             refusal = candidate.provider.refusal(request.operation)
             wait = in_milliseconds(refusal.retry_after) if refusal else None
             if refusal is None and cause.kind is FailureKind.SATURATED:
-                wait = cause.retry_after_seconds  # its place comes too late for this round
+                wait = cause.retry_after_seconds  # its slot comes too late for this round
             if refusal is not None and wait and cause.retry_after_seconds is None:
                 seconds = candidate.provider.refused(refusal).retry_after_seconds
                 candidate.cause = replace(cause, retry_after_seconds=seconds)
@@ -687,13 +647,9 @@ class Failovers:
 
 
 class _WakeUpTimer:
-    """Wakes the queue once, at the earliest of the requested moments.
+    """Calls `wake` once, at the earliest of the requested moments.
 
     With a timer for each of ten thousand waiters, all would wake for one free slot.
-
-    Args:
-        clock: The gateway's.
-        wake: Called then; it may request another moment.
     """
 
     __slots__ = ("_clock", "_task", "_wake", "_when")

@@ -43,17 +43,7 @@ _CIRCUIT_EVENTS = {
 
 @dataclass(frozen=True, slots=True)
 class OperationStatus:
-    """The present state of one operation of a provider.
-
-    Attributes:
-        active: Whether it could take a request now.
-        circuit_state: As of the last request that looked.
-        retry_after_seconds: Seconds until it gets requests again; a request that has no other
-            provider may call it earlier, as last resort. None if it can be called now, infinite
-            while its circuit is forced open.
-        disabled_reason: Why it is misconfigured, if it is.
-        degraded: "errors" or "latency" while it works worse than it should, else None.
-    """
+    """The present state of one operation of a provider; fields as in `ProviderStatus`."""
 
     active: bool
     circuit_state: CircuitState
@@ -91,29 +81,9 @@ class GuardPass:
 class Guards:
     """All guards of one operation of one provider.
 
-    Attributes:
-        breaker: The circuit.
-        disabling: Whether the provider is disabled.
-        cooldown: Whether it has asked for a pause.
-        health: Whether it is degraded.
-        last_resort: The doses while its circuit is not closed.
-        answers: The latencies of whole answers.
-        first_contents: The latencies of the first content of streams.
+    `answers` has the latencies of whole answers, `first_contents` those to the first content of
+    streams.
     """
-
-    __slots__ = (
-        "_emitter",
-        "_operation",
-        "_provider",
-        "_repeats",
-        "answers",
-        "breaker",
-        "cooldown",
-        "disabling",
-        "first_contents",
-        "health",
-        "last_resort",
-    )
 
     def __init__(
         self,
@@ -124,7 +94,7 @@ class Guards:
         emitter: Emitter,
     ) -> None:
         self._provider = config.name
-        self._operation: Operation = operation
+        self._operation = operation
         self._emitter = emitter
         # For each request that failed in a row: when it counted first, and how often again.
         self._repeats: dict[Hashable, tuple[float, int]] = {}
@@ -140,10 +110,10 @@ class Guards:
             clock=clock,
             on_change=self._circuit_changed,
         )
-        self.disabling = Disabling(clock, _disabling_policy(settings, lease), self)
-        self.cooldown = Cooldown(
-            clock, CooldownPolicy(clamp=settings.max_cooldown_seconds, lease=lease), self
-        )
+        recheck, longest = settings.disabled_recheck_seconds, settings.disabled_recheck_max_seconds
+        self.disabling = Disabling(clock, DisablingPolicy(recheck, longest, lease), self)
+        cooling = CooldownPolicy(clamp=settings.max_cooldown_seconds, lease=lease)
+        self.cooldown = Cooldown(clock, cooling, self)
         self.health = HealthWindow(clock, _health_policy(settings), self)
         self.last_resort = LastResort(clock)
         self.answers = ResponseTimes(clock, threshold, stale=reset_timeout)
@@ -170,10 +140,9 @@ class Guards:
         return _combined(refusal, GuardRefusal(circuit, wait, doses.wait(), pending=doses.pending))
 
     def is_healthy(self) -> bool:
-        """Return whether all is well: no refusal, not degraded, no limit by a ramp.
+        """Return True only if `refusal`, `is_degraded` and `ramp_wait` have no objection.
 
-        The short form of `refusal`, `is_degraded` and `ramp_wait` for most requests. False means
-        that these have to be asked.
+        A short form of these for most requests.
         """
         answers, contents = self.answers, self.first_contents
         return (
@@ -235,7 +204,7 @@ class Guards:
         self,
         held: GuardPass,
         outcome: AttemptOutcome,
-        pace: ResponseTimes,
+        times: ResponseTimes,
         outstanding: OutstandingCall,
         *,
         whole: bool = False,
@@ -245,13 +214,13 @@ class Guards:
         A stream that breaks later is a failure of its own, which `end` records; if its first
         content has closed the circuit, under a new permit.
         """
-        seconds, usual = outcome.seconds, pace.usual
+        seconds, usual = outcome.seconds, times.usual
         slow = (
             usual is not None
             and seconds > usual
-            and pace.is_slow(seconds, self.health.policy.latency)
+            and times.is_slow(seconds, self.health.policy.latency)
         )
-        pace.succeeded(outstanding, seconds, slow=slow)
+        times.succeeded(outstanding, seconds, slow=slow)
         held.answered = True
         if not self.disabling.quiet:
             self.disabling.end(held.checked, outcome)
@@ -319,7 +288,7 @@ class Guards:
             self.breaker.reset()
 
     def take_over(self, other: Guards) -> None:
-        """Take over the state of the same provider's guards elsewhere, where the policies agree."""
+        """Share the state of the same provider's guards in another gateway, if policies agree."""
         if self.disabling.policy == other.disabling.policy:
             self.disabling = other.disabling
             self.disabling.listener = self
@@ -409,14 +378,6 @@ def _combined(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:
 def in_milliseconds(seconds: float) -> float:
     """Return seconds rounded up to milliseconds, so that a short wait does not become 0."""
     return seconds if math.isinf(seconds) else math.ceil(seconds * 1000) / 1000
-
-
-def _disabling_policy(settings: GatewaySettings, lease: float) -> DisablingPolicy:
-    return DisablingPolicy(
-        recheck=settings.disabled_recheck_seconds,
-        longest_recheck=settings.disabled_recheck_max_seconds,
-        lease=lease,
-    )
 
 
 def _health_policy(settings: GatewaySettings) -> HealthPolicy:

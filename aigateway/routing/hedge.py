@@ -79,14 +79,10 @@ class Race(Generic[A]):
         delay: float,
         second: Callable[[], PendingAttempt | None],
     ) -> tuple[PendingAttempt, A] | None:
-        """Wait for the first answer.
+        """Run a call, and a second one after `delay` seconds.
 
-        Args:
-            call: The first one; it runs from now on.
-            clock: For the delay.
-            stalls: Extends the delay by stalls of our own event loop.
-            delay: Seconds after which `second` is called, and called again.
-            second: Begins the second call; None if no provider or no budget is free now.
+        `second` begins the second call; if it returns None, because no provider or no budget is
+        free now, it is called again after a while. Stalls extend the delay.
 
         Returns:
             The call that won and its answer, not settled yet; None if all failed.

@@ -1,7 +1,7 @@
-"""One configured provider at run time: its guards, places, counters and connection.
+"""One configured provider at run time: its guards, slots, counters and connection.
 
-Health, capabilities and disabling are kept per operation: what an embedding request meets says
-nothing about chat.
+Health, capabilities and disabling are kept per operation: a failure of embeddings does not affect
+chat.
 """
 
 from __future__ import annotations
@@ -125,35 +125,6 @@ class Provider:
         retired: Removed from the gateway; requests in progress pass it over.
         turn: Its position in the rotation among providers of equal priority (`select.py`).
     """
-
-    __slots__ = (
-        "_client",
-        "_clock",
-        "_make_client",
-        "adaptive",
-        "answers_to",
-        "attempt_timeout",
-        "chat",
-        "company",
-        "config",
-        "costs",
-        "counters",
-        "embeddings",
-        "first_contents_seen",
-        "first_token_timeout",
-        "known_operations",
-        "model",
-        "name",
-        "on_prepared",
-        "prepared",
-        "priority",
-        "rates",
-        "retired",
-        "slots",
-        "turn",
-        "vendor",
-        "weight",
-    )
 
     def __init__(
         self,

@@ -74,10 +74,10 @@ class PriorityPolicy:
     degraded provider keeps a small share of its requests.
 
     Attributes:
-        has_place: Returns whether one more call may begin at a provider with these slots.
+        has_slot: Returns whether one more call may begin at a provider with these slots.
     """
 
-    has_place: Callable[[Slots], bool]
+    has_slot: Callable[[Slots], bool]
 
     def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Selection:
         """Choose the candidate to call now."""
@@ -96,7 +96,7 @@ class PriorityPolicy:
                 not provider.retired
                 and provider.rates is None
                 and guards.is_healthy()
-                and self.has_place(provider.slots)
+                and self.has_slot(provider.slots)
             )
             if not (well or self._is_available(candidate, request, choice, refusals)):
                 continue
@@ -138,7 +138,7 @@ class PriorityPolicy:
         A provider that has just recovered takes them at a measured pace.
         """
         provider = candidate.provider
-        if not self.has_place(provider.slots):
+        if not self.has_slot(provider.slots):
             return None
         guards, rates = candidate.guards, provider.rates
         wait = 0.0 if guards.last_resort.quiet else guards.ramp_wait()

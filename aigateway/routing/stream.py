@@ -149,14 +149,9 @@ class StreamRun:
         *,
         whole: bool,
     ) -> StreamInterruptedError | None:
-        """End an attempt by the end of its stream: a break, the whole answer, or left.
+        """End an attempt at the end of its stream; return the error of a break.
 
-        Args:
-            attempt: The attempt, still in flight.
-            part: Its content.
-            completion: Its content after that of the attempts before it.
-            failure: The failure that broke it, if any.
-            whole: It came to its end.
+        `part` is its content, `completion` that after the content of earlier attempts.
         """
         if whole and failure is None and not fits(self._request.response_model, completion):
             failure = Failure(FailureKind.INVALID_OUTPUT)
@@ -197,7 +192,7 @@ class StreamRun:
         alone = self._resume == "restart" and len(self._state.candidates) == 1
         candidate.barred = candidate.broke or not alone
         candidate.broke = True
-        # A failure that no other provider may answer (a content policy, say) is not resumed.
+        # Not resumed: a failure after which no other provider is called (a content policy, ...).
         if verdict.failover is Failover.NEVER:
             self._resume = None
         return StreamInterruptedError(

@@ -183,8 +183,8 @@ class OpenedStream:
         """Return what has arrived so far."""
         try:
             return self.stream.completion()
-        except Exception as error:  # noqa: BLE001 - the call must be settled all the same
-            _log.warning("A stream cannot say what has arrived: %s.", type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the call must be settled nevertheless
+            _log.warning("The partial answer of a stream cannot be read: %s.", type(error).__name__)
             return Completion("", "", (Choice(),))
 
     @property

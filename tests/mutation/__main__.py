@@ -48,7 +48,7 @@ REQUESTS = (
 MODULES = {
     "aigateway/resilience/breaker.py": (
         "tests/resilience/test_breaker.py",
-        "tests/resilience/test_breaker_model.py",
+        "tests/resilience/test_breaker_exhaustive.py",
     ),
     "aigateway/resilience/cooldown.py": (
         "tests/resilience/test_cooldown.py",
@@ -63,10 +63,7 @@ MODULES = {
         "tests/resilience/test_last_resort.py",
         "tests/routing/test_guards.py",
     ),
-    "aigateway/resilience/retry.py": (
-        "tests/resilience/test_retry_budget.py",
-        "tests/resilience/test_retry.py",
-    ),
+    "aigateway/resilience/retry.py": ("tests/resilience/test_retry.py",),
     "aigateway/wires/failures.py": ("tests/wires/test_failures.py",),
     "aigateway/routing/select.py": ("tests/routing/test_select.py", *REQUESTS),
     "aigateway/routing/candidates.py": ("tests/routing/test_select.py", *REQUESTS),

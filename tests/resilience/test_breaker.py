@@ -10,7 +10,6 @@ import pytest
 from aigateway.clock import SystemClock
 from aigateway.errors import CircuitOpenError, ConfigurationError
 from aigateway.resilience.breaker import (
-    MOST_CAUSES,
     CircuitBreaker,
     CircuitState,
     Permit,
@@ -175,14 +174,14 @@ class TestCauses:
 
     def test_memory_is_bounded_and_beyond_it_each_failure_counts(self, breaker):
         breaker.force_closed()  # else the streak would end long before
-        for cause in range(MOST_CAUSES + 500):
+        for cause in range(1500):
             permit_of(breaker).failure(cause)
-        assert len(breaker._causes) == MOST_CAUSES
-        assert breaker.consecutive_failures == MOST_CAUSES + 500
-        permit_of(breaker).failure(MOST_CAUSES - 1)
-        assert breaker.consecutive_failures == MOST_CAUSES + 500, "remembered"
-        permit_of(breaker).failure(MOST_CAUSES)
-        assert breaker.consecutive_failures == MOST_CAUSES + 501, "not remembered"
+        assert len(breaker._causes) == 1000
+        assert breaker.consecutive_failures == 1500
+        permit_of(breaker).failure(999)
+        assert breaker.consecutive_failures == 1500, "remembered"
+        permit_of(breaker).failure(1000)
+        assert breaker.consecutive_failures == 1501, "not remembered"
 
     @pytest.mark.parametrize("cause", [None, "a"])
     def test_the_failure_of_a_probe_counts_whatever_its_cause(self, breaker, clock, cause):

@@ -13,14 +13,14 @@ async def use(
     limiter: Limiter, slots: Slots, log: list[str], name: str, gate=None, **whose
 ) -> None:
     ticket = limiter.ticket(**whose)
-    while not limiter.has_place(slots):
-        await limiter.wait(ticket, slots, lambda: limiter.has_place(slots))
+    while not limiter.has_slot(slots):
+        await limiter.wait(ticket, slots, lambda: limiter.has_slot(slots))
     limiter.take(slots)
     try:
         log.append(name)
         await (gate.wait() if gate else asyncio.sleep(0))
     finally:
-        limiter.give_back(slots)
+        limiter.release(slots)
 
 
 async def test_first_come_first_served():
@@ -110,10 +110,10 @@ async def test_whoever_was_woken_is_counted_no_more():
     for background in (True, False, True):
         limiter.take(slots)
         ticket = limiter.ticket(background=background)
-        waiter = asyncio.create_task(limiter.wait(ticket, slots, lambda: limiter.has_place(slots)))
+        waiter = asyncio.create_task(limiter.wait(ticket, slots, lambda: limiter.has_slot(slots)))
         await asyncio.sleep(0)
         assert limiter.waiting == 1
-        limiter.give_back(slots)
+        limiter.release(slots)
         await waiter
         assert limiter.waiting == 0
 
@@ -144,8 +144,8 @@ async def test_random_schedules_lose_nobody_and_break_no_bound(seed):
 
     async def caller(slots: Slots) -> None:
         ticket = limiter.ticket(background=rng.random() < 0.3, tenant=rng.choice("abc"))
-        while not limiter.has_place(slots):
-            await limiter.wait(ticket, slots, lambda: limiter.has_place(slots))
+        while not limiter.has_slot(slots):
+            await limiter.wait(ticket, slots, lambda: limiter.has_slot(slots))
         limiter.take(slots)
         try:
             worst[0] = max(worst[0], limiter.in_flight)
@@ -153,7 +153,7 @@ async def test_random_schedules_lose_nobody_and_break_no_bound(seed):
             for _ in range(rng.randint(0, 3)):
                 await asyncio.sleep(0)
         finally:
-            limiter.give_back(slots)
+            limiter.release(slots)
 
     tasks = [asyncio.create_task(caller(rng.choice(providers))) for _ in range(60)]
     cancelled = set()
@@ -233,13 +233,13 @@ async def test_turns_hold_across_groups(crowd):
 
     async def one(tenant: str, number: int, group: str) -> None:
         ticket = crowd.limiter.ticket(tenant=tenant)
-        while not crowd.limiter.has_place(crowd.slots):
-            ready = lambda: crowd.limiter.has_place(crowd.slots)  # noqa: E731
+        while not crowd.limiter.has_slot(crowd.slots):
+            ready = lambda: crowd.limiter.has_slot(crowd.slots)  # noqa: E731
             await crowd.limiter.wait(ticket, group, ready)
         crowd.limiter.take(crowd.slots)
         crowd.log.append(f"{tenant}{number}")
         await asyncio.sleep(0)
-        crowd.limiter.give_back(crowd.slots)
+        crowd.limiter.release(crowd.slots)
 
     for tenant in "ab":
         for number in range(4):
@@ -287,15 +287,15 @@ async def test_a_flood_makes_another_tenant_wait_less_than_two_service_times(pla
 
     async def ask(tenant: str) -> None:
         began, ticket = clock.now(), limiter.ticket(tenant=tenant)
-        while not limiter.has_place(slots):
-            await limiter.wait(ticket, slots, lambda: limiter.has_place(slots))
+        while not limiter.has_slot(slots):
+            await limiter.wait(ticket, slots, lambda: limiter.has_slot(slots))
         limiter.take(slots)
         if tenant == "other":
             waits.append(clock.now() - began)
         try:
             await clock.sleep(1.0)
         finally:
-            limiter.give_back(slots)
+            limiter.release(slots)
 
     async def other() -> None:
         for _ in range(40):
@@ -372,7 +372,7 @@ async def test_one_that_waits_again_is_not_refused_by_a_queue_that_filled_meanwh
 
     async def wait_twice() -> None:
         await limiter.wait(ticket, slots, lambda: True)
-        await limiter.wait(ticket, slots, lambda: limiter.has_place(slots))
+        await limiter.wait(ticket, slots, lambda: limiter.has_slot(slots))
 
     task = asyncio.create_task(wait_twice())
     await asyncio.sleep(0)
@@ -382,7 +382,7 @@ async def test_one_that_waits_again_is_not_refused_by_a_queue_that_filled_meanwh
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert limiter.waiting == 2
-    limiter.give_back(slots)
+    limiter.release(slots)
     await task
     waiting.cancel()
     with contextlib.suppress(asyncio.CancelledError):

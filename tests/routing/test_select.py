@@ -69,17 +69,17 @@ def request_for(*providers, operation="chat", timeout=3600.0):
     return RequestState(HI, operation, Fixed(*providers), now, now + timeout)
 
 
-def choose(request, has_place=everywhere, tokens=0):
+def choose(request, has_slot=everywhere, tokens=0):
     request.tokens = tokens
-    return PriorityPolicy(has_place).choose(request.candidates, request)
+    return PriorityPolicy(has_slot).choose(request.candidates, request)
 
 
-def first_choice(*providers, has_place=everywhere):
-    return choose(request_for(*providers), has_place)
+def first_choice(*providers, has_slot=everywhere):
+    return choose(request_for(*providers), has_slot)
 
 
-def chosen_of(*providers, has_place=everywhere):
-    chosen = first_choice(*providers, has_place=has_place).candidate
+def chosen_of(*providers, has_slot=everywhere):
+    chosen = first_choice(*providers, has_slot=has_slot).candidate
     assert chosen is not None
     return chosen.provider
 
@@ -170,8 +170,8 @@ class TestOrder:
         full, other = make("full", priority=2, max_concurrency=1), make("next", priority=1)
         limiter = Limiter(10, 10)
         limiter.take(full.slots)
-        assert chosen_of(full, other, has_place=limiter.has_place).name == "next"
-        alone = first_choice(full, has_place=limiter.has_place)
+        assert chosen_of(full, other, has_slot=limiter.has_slot).name == "next"
+        alone = first_choice(full, has_slot=limiter.has_slot)
         assert alone.candidate is None
         assert [f.kind for _, f in alone.refused] == [K.SATURATED]
         assert alone.waits == [None], "when is not known"
@@ -269,7 +269,7 @@ class TestDegraded:
         limiter = Limiter(10, 10)
         limiter.take(first.slots)
         for _ in range(100):
-            assert chosen_of(first, second, has_place=limiter.has_place) is second
+            assert chosen_of(first, second, has_slot=limiter.has_slot) is second
 
     def test_one_that_recovers_is_first_again(self, make, clock):
         first, second = make("a", priority=2), make("b", priority=1)
@@ -343,7 +343,7 @@ class TestLastResort:
         trip(fails)
         limiter = Limiter(10, 10)
         limiter.take(full.slots)
-        none = first_choice(full, fails, has_place=limiter.has_place)
+        none = first_choice(full, fails, has_slot=limiter.has_slot)
         assert none.candidate is None
         assert none.waits == [None]
 
@@ -378,7 +378,7 @@ class TestLastResort:
         limiter = Limiter(10, 10)
         limiter.take(full.slots)
         request = request_for(late, full, fails, timeout=10)
-        choice = choose(request, has_place=limiter.has_place)
+        choice = choose(request, has_slot=limiter.has_slot)
         assert (choice.candidate, choice.waits) == (None, [pytest.approx(60), None])
 
     def test_one_that_has_no_place_itself_is_waited_for(self, make):
@@ -386,7 +386,7 @@ class TestLastResort:
         trip(fails)
         limiter = Limiter(10, 10)
         limiter.take(fails.slots)
-        none = first_choice(fails, has_place=limiter.has_place)
+        none = first_choice(fails, has_slot=limiter.has_slot)
         assert (none.candidate, none.waits) == (None, [None])
 
     def test_a_cooldown_is_never_asked(self, make):

@@ -82,7 +82,7 @@ def at_once(self):
 
 PLANTED = {
     "one_probe": (CircuitBreaker, "refusal", lets_everybody_probe),
-    "crowd": (Limiter, "has_place", always),
+    "crowd": (Limiter, "has_slot", always),
     "waits": (Limiter, "wake", nothing),
     "open_circuit": (CircuitBreaker, "refusal", nothing),
     "permits": (Permit, "release", nothing),

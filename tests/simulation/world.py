@@ -333,7 +333,7 @@ class World:
             with contextlib.suppress(StuckError, RuntimeError), contextlib.closing(ending):
                 self.loop.run_until_complete(ending)
         # One timer is shared by all timeouts, and stays until it is due.
-        timers = [t for t in self.loop.timers() if "_Alarm" not in repr(t)]
+        timers = [t for t in self.loop.timers() if "_SharedTimer" not in repr(t)]
         if timers and not self.watch.violations:
             self.watch.broken("timers", f"{len(timers)} timers are set: {timers[0]!r}")
         gc.collect(0)

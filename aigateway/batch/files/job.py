@@ -49,7 +49,7 @@ from aigateway.errors import (
     GatewayError,
 )
 from aigateway.messages import BatchItem, ChatRequest
-from aigateway.resilience.rates import Entry
+from aigateway.resilience.rates import RateEntry
 from aigateway.routing.provider import ProviderStatus
 from aigateway.tokens import estimated_tokens
 
@@ -101,7 +101,7 @@ class _InFlight:
 
     line_id: str
     key: bytes | None
-    entry: Entry
+    entry: RateEntry
     followers: list[Line] = field(default_factory=list)
 
 

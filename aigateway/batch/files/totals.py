@@ -14,7 +14,7 @@ from typing import Any
 from aigateway.clock import Clock
 from aigateway.errors import ConfigurationError
 from aigateway.messages import Usage
-from aigateway.resilience.rates import Entry, RateLimits
+from aigateway.resilience.rates import RateEntry, RateLimits
 
 __all__ = ["Histogram", "JobLimiter", "JobLimits", "JobTotals", "ProviderTotals"]
 
@@ -238,7 +238,7 @@ class JobLimiter:
             return math.inf  # the requests in flight may cost all that is left
         return self._rates.wait(tokens)
 
-    def begin(self, tokens: int) -> Entry:
+    def begin(self, tokens: int) -> RateEntry:
         """Count a request that begins."""
         return self._rates.begin(tokens)
 

@@ -1,1 +1,1 @@
-"""The endpoints: what arrives, what is answered, and the errors."""
+"""The service over HTTP: endpoints, bodies, errors, and bounds on requests and connections."""

@@ -13,16 +13,18 @@ from starlette.requests import Request
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import CacheMode, ChatResponse, Opening, Origin
 from aigateway.server.auth.keys import Caller
-from aigateway.server.http.bodies import AUTO
+from aigateway.server.http.bodies import AUTO, ChatBody
+from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import Refusal
 from aigateway.server.http.limits import UNTIL
-from aigateway.server.http.responses import cache_word
+from aigateway.server.http.responses import headers_of
 from aigateway.server.service import Service
 
 __all__ = [
     "REQUEST_HEADERS",
     "AdmittedRequest",
     "CallHeaders",
+    "cache_word",
     "origin",
     "read_headers",
     "service_of",
@@ -219,13 +221,35 @@ class AdmittedRequest:
             "origin": replace(self.origin, on_cost=use.on_cost),
         }
 
-    @staticmethod
-    def cache_word(
-        answer: ChatResponse | Opening, gateway: AsyncGateway, options: Mapping[str, Any]
-    ) -> str:
-        """Name the cache's part in an answer."""
-        in_use = gateway.settings.cache_enabled and options.get("cache") is not False
-        return cache_word(answer, in_use=in_use)
+    async def chat(self, request: Request, body: ChatBody) -> tuple[ChatResponse, dict[str, str]]:
+        """Return the whole answer to a chat, and the headers that go with it.
+
+        Raises:
+            Refusal: As `enter_gateway`.
+            GatewayError: As `AsyncGateway.chat`.
+            CallerGoneError: The caller has closed the connection.
+        """
+        options = {**self.asked.options(), **body.options}
+        async with contextlib.AsyncExitStack() as stack:
+            gateway, own = self.enter_gateway(stack, body.model, options.get("timeout"))
+            options |= own
+            async with cancel_on_disconnect(request.receive):
+                response = await gateway.chat(body.prompt, **options)
+            return response, headers_of(response, cache_word(response, gateway, options))
+
+
+def cache_word(
+    answer: ChatResponse | Opening, gateway: AsyncGateway, options: Mapping[str, Any]
+) -> str:
+    """Name the cache's part in an answer: hit, miss, stale, coalesced or off."""
+    if answer.stale:
+        return "stale"
+    if answer.cached:
+        return "hit"
+    if isinstance(answer, ChatResponse) and answer.coalesced:
+        return "coalesced"
+    in_use = gateway.settings.cache_enabled and options.get("cache") is not False
+    return "miss" if in_use else "off"
 
 
 def _model_for(name: str | None, gateway: AsyncGateway) -> str | None:

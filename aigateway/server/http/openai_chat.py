@@ -33,13 +33,12 @@ from aigateway.messages import (
 )
 from aigateway.request.stream import ChatStream
 from aigateway.server.http.bodies import ChatBody, json_body, read_completion
-from aigateway.server.http.call import AdmittedRequest
+from aigateway.server.http.call import AdmittedRequest, cache_word
 from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import error_event, stopping
 from aigateway.server.http.openapi import asking
 from aigateway.server.http.responses import (
     encoded,
-    headers_of,
     headers_of_opening,
     json_response,
 )
@@ -187,15 +186,8 @@ async def chat_completions(request: Request) -> Response:
     body = await json_body(request, read_completion)
     if body.stream:
         return await _streamed(request, admitted, body)
-    options = {**admitted.asked.options(), **body.options}
-    async with contextlib.AsyncExitStack() as stack:
-        gateway, own = admitted.enter_gateway(stack, body.model, admitted.asked.timeout)
-        options |= own
-        async with cancel_on_disconnect(request.receive):
-            response = await gateway.chat(body.prompt, **options)
-        word = admitted.cache_word(response, gateway, options)
-    answer = completion(response, admitted.service.clock.wall())
-    return json_response(answer, headers=headers_of(response, word))
+    response, headers = await admitted.chat(request, body)
+    return json_response(completion(response, admitted.service.clock.wall()), headers=headers)
 
 
 async def _streamed(request: Request, admitted: AdmittedRequest, body: ChatBody) -> Response:
@@ -221,7 +213,7 @@ async def _streamed(request: Request, admitted: AdmittedRequest, body: ChatBody)
             with_usage=body.with_usage,
             whole=lambda: stream.response,
         )
-        word = admitted.cache_word(opening, gateway, options)
+        word = cache_word(opening, gateway, options)
         return EventStream(
             _events(stream, first, writer),
             stack.pop_all(),

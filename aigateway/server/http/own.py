@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -21,11 +20,10 @@ from aigateway.routing.provider import ProviderStatus
 from aigateway.server.auth.keys import Caller
 from aigateway.server.http.bodies import json_body, read_chat
 from aigateway.server.http.call import AdmittedRequest, service_of
-from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import Refusal
 from aigateway.server.http.openai_chat import CalledTool, MediaFields, TokenCounts, called_tool
 from aigateway.server.http.openapi import asking, body_of, refusals, watching
-from aigateway.server.http.responses import headers_of, json_response
+from aigateway.server.http.responses import json_response
 from aigateway.server.service import Service
 from aigateway.telemetry.prometheus import wants_prometheus
 
@@ -78,15 +76,9 @@ async def chat(request: Request) -> Response:
     """Answer a message or a conversation, whole."""
     admitted = AdmittedRequest.admit(request)
     body = await json_body(request, read_chat)
-    options = {**admitted.asked.options(), **body.options}
-    async with contextlib.AsyncExitStack() as stack:
-        gateway, own = admitted.enter_gateway(stack, body.model, options.get("timeout"))
-        options |= own
-        async with cancel_on_disconnect(request.receive):
-            response = await gateway.chat(body.prompt, **options)
-        word = admitted.cache_word(response, gateway, options)
+    response, headers = await admitted.chat(request, body)
     # Half a character, which a vendor may have sent, is nothing that FastAPI could write.
-    return json_response(_chat_answer(response), headers=headers_of(response, word))
+    return json_response(_chat_answer(response), headers=headers)
 
 
 def _chat_answer(response: ChatResponse) -> dict[str, Any]:

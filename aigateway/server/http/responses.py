@@ -13,7 +13,6 @@ from starlette.responses import Response
 from aigateway.messages import ChatResponse, EmbeddingResponse, Opening
 
 __all__ = [
-    "cache_word",
     "encoded",
     "headers_of",
     "headers_of_opening",
@@ -34,17 +33,6 @@ def json_response(
 ) -> Response:
     """Make a response of JSON."""
     return Response(encoded(value), status, headers, "application/json")
-
-
-def cache_word(answer: ChatResponse | Opening, *, in_use: bool) -> str:
-    """Name the cache's part in an answer: hit, miss, stale, coalesced or off."""
-    if answer.stale:
-        return "stale"
-    if answer.cached:
-        return "hit"
-    if isinstance(answer, ChatResponse) and answer.coalesced:
-        return "coalesced"
-    return "miss" if in_use else "off"
 
 
 def headers_of(response: ChatResponse | EmbeddingResponse, cache: str) -> dict[str, str]:

@@ -9,8 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from aigateway import AsyncGateway, RequestRejectedError
+from aigateway import AsyncGateway, GatewaySettings, RequestRejectedError
+from aigateway.request.validate import chat_request
+from aigateway.server.http.bodies import COMPLETION_NAMES, read_completion
 from aigateway.testing import ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE
 from tests.server.services import scripted
@@ -242,6 +246,55 @@ async def test_a_check_names_the_field(both):
                 both.gateway.check(fields.get("messages", [USER]), **options)
             assert caught.value.param
             assert copy.copy(caught.value).param == caught.value.param
+
+
+WORDS = st.sampled_from(
+    [
+        *("role", "content", "type", "text", "tool_calls", "function", "name", "arguments", "id"),
+        *("user", "assistant", "tool", "tool_call_id", "image_url", "url", "json_schema", "custom"),
+    ]
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | WORDS
+    | st.text(max_size=3)
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(WORDS, inner, max_size=4)
+        | st.fixed_dictionaries({"role": WORDS, "content": inner})
+        | st.fixed_dictionaries({"type": WORDS, "function": inner})
+    ),
+    max_leaves=10,
+)
+NAMES = sorted(COMPLETION_NAMES - {"messages", "model", "stream", "stream_options"})
+
+
+@given(
+    st.lists(VALUES, max_size=3) | st.just([USER]),
+    st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3),
+)
+def test_any_request_is_judged_alike(messages, fields):
+    def library():
+        return chat_request(messages, params=fields, settings=GatewaySettings())
+
+    def service():
+        return read_completion({"messages": messages, **fields})
+
+    verdicts = []
+    for judge in (library, service):
+        try:
+            judge()
+        except RequestRejectedError as error:
+            verdicts.append((str(error), error.param, error.code))
+        else:
+            verdicts.append(ACCEPTED)
+    assert verdicts[0] == verdicts[1]
 
 
 ONLY_LIBRARY = {

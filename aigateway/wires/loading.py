@@ -176,11 +176,11 @@ def _place_log_filter() -> None:
     """
     for name in _TALKATIVE_LOGGERS:
         logger = logging.getLogger(name)
-        if _is_wanted not in logger.filters:
-            logger.addFilter(_is_wanted)
+        if _unless_silent not in logger.filters:
+            logger.addFilter(_unless_silent)
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
+def _unless_silent(record: logging.LogRecord) -> bool:
     if MUTE.get():
         return False
     return record.levelno >= logging.WARNING or not SILENT.get() or _has_own_level(record.name)

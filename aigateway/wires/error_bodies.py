@@ -464,7 +464,7 @@ def classify_response(
     keys = tuple(map(_key, codes))
     message = _message(error).strip()
     said = message[:_BEGINNING]
-    known = _kind_of_code(keys) or _kind_of_opening(status, keys, said)
+    known = next(filter(None, map(_CODES.get, keys)), None) or _kind_of_opening(status, keys, said)
     kind = known or _kind(status, keys, said, _inner_status(error))
     return Failure(
         kind=kind,
@@ -496,10 +496,6 @@ def tame_code(code: object) -> str | None:
     if not isinstance(code, str) or not _TAME.fullmatch(code) or tells_a_key(code):
         return None
     return code
-
-
-def _kind_of_code(keys: tuple[str, ...]) -> FailureKind | None:
-    return next((_CODES[key] for key in keys if key in _CODES), None)
 
 
 def _kind_of_opening(status: int | None, keys: tuple[str, ...], said: str) -> FailureKind | None:
@@ -675,8 +671,5 @@ def _inner_status(error: Mapping[str, Any]) -> int | None:
 
 
 def _google_retry_delay(error: Mapping[str, Any]) -> float | None:
-    for detail in _details(error):
-        delay = seconds_from_google_delay(detail.get("retryDelay"))
-        if delay is not None:
-            return delay
-    return None
+    delays = (seconds_from_google_delay(detail.get("retryDelay")) for detail in _details(error))
+    return next((delay for delay in delays if delay is not None), None)

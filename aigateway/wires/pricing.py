@@ -147,7 +147,13 @@ class Tariff:
         if price and (response is None or (self.is_flat(usage) and _is_ordinary(response))):
             spent = price.cost(usage)
             # A search of OpenAI's search models shows in the pages that the answer cites.
-            if spent and self._search and any(_cites_pages(choice) for choice in answer.choices):
+            if (
+                spent
+                and self._search
+                and any(
+                    '"url_citation"' in (choice.sources_json or "") for choice in answer.choices
+                )
+            ):
                 spent += self._search
             return spent
         if self._price is None or not usage.total_tokens:
@@ -171,10 +177,6 @@ class Tariff:
         if usage.cache_write_tokens and any("above_1hr" in name for name in self._entry):
             return False  # how long they are kept has its price
         return not (usage.reasoning_tokens and self._priced_apart)
-
-
-def _cites_pages(choice: Choice) -> bool:
-    return '"url_citation"' in (choice.sources_json or "")
 
 
 class _BytesPerToken:

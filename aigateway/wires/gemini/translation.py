@@ -165,7 +165,7 @@ class GeminiTranslation(Translation):
         b' "candidatesTokenCount": 1, "totalTokenCount": 2}, "modelVersion": "m"}'
     )
 
-    def _address(self) -> str:
+    def _addresses(self) -> tuple[str, str]:
         from litellm.llms.vertex_ai.gemini.transformation import (  # noqa: PLC0415
             sync_transform_request_body,
         )
@@ -180,7 +180,8 @@ class GeminiTranslation(Translation):
             "x-goog-api-key": self._key,
             **self._extra_headers,
         }
-        return f"{self._base}/models/{self._model}:generateContent"
+        model = f"{self._base}/models/{self._model}"
+        return f"{model}:generateContent", f"{model}:streamGenerateContent?alt=sse"
 
     stream_sample = (
         b'data: {"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": "hm",'
@@ -189,9 +190,6 @@ class GeminiTranslation(Translation):
         b' "modelVersion": "m"}\n\n'
     )
     _count_option = "candidate_count"
-
-    def _stream_address(self) -> str:
-        return f"{self._base}/models/{self._model}:streamGenerateContent?alt=sse"
 
     def _reading(
         self, _sent: VendorRequest, assembly: Assembly, make_parser: Callable[[], Any]

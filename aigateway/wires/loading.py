@@ -24,13 +24,24 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MUTE", "SILENT", "begin_loading", "load_litellm", "loaded_litellm"]
+__all__ = ["MUTE", "SILENT", "begin_loading", "load_litellm", "loaded_litellm", "silent"]
 
 SILENT: ContextVar[bool] = ContextVar("aigateway_silent", default=False)
 """Whether litellm's advice and its debug logs are withheld in this context."""
 
 MUTE: ContextVar[bool] = ContextVar("aigateway_mute", default=False)
 """Whether litellm's warnings are, too: what is mapped is only a trial."""
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Withhold litellm's advice and its debug logs."""
+    token = SILENT.set(True)
+    try:
+        yield
+    finally:
+        SILENT.reset(token)
+
 
 _ENVIRONMENT = {
     # The first two are read while importing, the third at the first call to Anthropic, which is

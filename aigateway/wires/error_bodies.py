@@ -448,12 +448,9 @@ def classify_response(
 ) -> Failure:
     """Classify an HTTP response that is no answer.
 
-    Args:
-        status: The HTTP status. 2xx (or None, for an error event in a stream) means that the body
-            was no answer; then an error inside it decides, and without one it is a `BAD_ANSWER`.
-        headers: Response headers, names in any case.
-        body: As received, or already parsed from JSON. Anything else is ignored.
-        now_wall: Seconds since the Unix epoch, for `Retry-After` dates.
+    A `status` of 2xx, or None for an error event in a stream, means that the body was no answer:
+    then an error inside it decides, and without one it is a `BAD_ANSWER`. `body` is as received, or
+    parsed from JSON. `now_wall` (seconds since the Unix epoch) is for `Retry-After` dates.
     """
     error = _error_object(_parsed(body), succeeded=status is not None and status < 300)
     lowered = {str(name).lower(): str(value) for name, value in headers.items()}

@@ -345,20 +345,14 @@ def own_price_of(config: LLMConfig) -> Price | None:
 
 def max_input_tokens(config: LLMConfig) -> int | None:
     """Return how many tokens the provider's model takes in: from `extra`, else the map."""
-    for entry in (config.extra, *_entries(config)):
-        limit = entry.get("max_input_tokens")
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
-            return limit
-    return None
+    limits = (entry.get("max_input_tokens") for entry in (config.extra, *_entries(config)))
+    return next((n for n in limits if type(n) is int and n > 0), None)
 
 
 def accepts_prefill(config: LLMConfig) -> bool:
     """Return whether the model continues a trailing assistant message, as far as is known."""
-    for entry in (config.extra, *_entries(config)):
-        known = entry.get("supports_assistant_prefill")
-        if isinstance(known, bool):
-            return known
-    return False
+    said = (e.get("supports_assistant_prefill") for e in (config.extra, *_entries(config)))
+    return next((known for known in said if isinstance(known, bool)), False)
 
 
 _OPERATIONS: Mapping[str, frozenset[Operation]] = {

@@ -286,17 +286,15 @@ class Assembly:
         return Completion(
             id=self.id,
             model=self.model,
-            choices=tuple(self._choices()),
+            choices=tuple(
+                Choice() if answer is None else answer.choice()
+                for answer in map(self._answers.get, range(max(self._answers, default=0) + 1))
+            ),
             usage=self.usage or Usage(),
             cost_usd=self.cost_usd,
             created=self.created,
             **self._beside,
         )
-
-    def _choices(self) -> Iterator[Choice]:
-        for index in range(max(self._answers, default=0) + 1):
-            answer = self._answers.get(index)
-            yield Choice() if answer is None else answer.choice()
 
     def _answer(self, index: int) -> _Answer:
         answer = self._answers.get(index)

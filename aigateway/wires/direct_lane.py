@@ -28,7 +28,7 @@ from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.json_bodies import parsed
 from aigateway.wires.limits import Quota
 from aigateway.wires.litellm.lane import LiteLLMClient, ProviderFacts, call_options
-from aigateway.wires.loading import SILENT, load_litellm
+from aigateway.wires.loading import SILENT, load_litellm, silent
 from aigateway.wires.parameters import Dropping, ParameterRules
 from aigateway.wires.pricing import ORDINARY_TIERS, Tariff
 from aigateway.wires.registry import wire_of
@@ -171,20 +171,16 @@ class DirectClient(ProviderFacts):
         translation: Translation, request: ChatRequest
     ) -> VendorRequest | None:
         translate = partial(translation.request, streamed=True)
-        token = SILENT.set(True)
-        try:
-            return (
-                translate(request)
-                if request.size < _LONG
-                else await _in_a_thread(translate, request)
-            )
-        except VendorCallError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the other lane meets it again, and judges
-            _log.debug("Not carried directly: %s.", type(error).__name__)
-            return None
-        finally:
-            SILENT.reset(token)
+        with silent():
+            try:
+                if request.size < _LONG:
+                    return translate(request)
+                return await _in_a_thread(translate, request)
+            except VendorCallError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the other lane meets it too, and judges
+                _log.debug("Not carried directly: %s.", type(error).__name__)
+                return None
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Ask for vectors, through the other lane. Raises `VendorCallError`."""
@@ -262,11 +258,8 @@ class DirectClient(ProviderFacts):
     ) -> Completion:
         """Read an answer that came in one piece though a stream was asked for."""
         received = VendorResponse(response.status, response.headers, body)
-        token = SILENT.set(True)
-        try:
+        with silent():
             return self._read(translation, request, sent, received)
-        finally:
-            SILENT.reset(token)
 
     def _read(
         self,
@@ -340,50 +333,45 @@ def _tried_translation(
     """Make a provider's translation and try it; warn once and return None if it fails."""
     from aigateway.wires.translation import translation_for  # noqa: PLC0415 - needs litellm
 
-    token = SILENT.set(True)
-    try:
+    translation = None
+
+    def reads_answers() -> bool:
+        nonlocal translation
         translation = translation_for(litellm, config, options)
         if translation is None:
-            return None
+            return True
         sent = translation.request(_TRIAL)
-        if sent is not None:
-            received = VendorResponse(200, {}, translation.sample)
-            answer = translation.answer(_TRIAL, sent, received)
-            if completion_from(answer, model=config.model).choices[0].text == "ok":
-                return translation
-        problem = "another answer than was sent"
-    except Exception as error:  # noqa: BLE001 - whatever it is, there is the other lane
-        problem = type(error).__name__
-    finally:
-        SILENT.reset(token)
-    _warn("Calls", config, problem)
-    return None
+        assert sent is not None  # noqa: S101 - else the trial fails
+        received = VendorResponse(200, {}, translation.sample)
+        answer = translation.answer(_TRIAL, sent, received)
+        return completion_from(answer, model=config.model).choices[0].text == "ok"
+
+    return translation if _succeeds(reads_answers, "Calls", config) else None
 
 
 def _can_stream(translation: Translation, config: LLMConfig) -> bool:
     """Try to read a stream, likewise."""
-    if not translation.streams:
-        return False
-    token = SILENT.set(True)
-    try:
+
+    def reads_streams() -> bool:
         sent = translation.request(_TRIAL, streamed=True)
-        if sent is not None:
-            reading = translation.reading(sent)
-            reading.take(EventParser().feed(translation.stream_sample))
-            reading.count()
-            completion = reading.assembly.completion()
-            if completion.choices[0].text == "ok" and completion.usage.total_tokens == 2:
+        assert sent is not None  # noqa: S101 - else the trial fails
+        reading = translation.reading(sent)
+        reading.take(EventParser().feed(translation.stream_sample))
+        reading.count()
+        completion = reading.assembly.completion()
+        return completion.choices[0].text == "ok" and completion.usage.total_tokens == 2
+
+    return translation.streams and _succeeds(reads_streams, "Streams", config)
+
+
+def _succeeds(trial: Callable[[], bool], what: str, config: LLMConfig) -> bool:
+    try:
+        with silent():
+            if trial():
                 return True
         problem = "another answer than was sent"
     except Exception as error:  # noqa: BLE001 - whatever it is, there is the other lane
         problem = type(error).__name__
-    finally:
-        SILENT.reset(token)
-    _warn("Streams", config, problem)
-    return False
-
-
-def _warn(what: str, config: LLMConfig, problem: str) -> None:
     _log.warning(
         "%s: this version of litellm translates differently (%s). %s go through"
         " litellm.acompletion, which works but costs about ten times the CPU.",
@@ -391,6 +379,7 @@ def _warn(what: str, config: LLMConfig, problem: str) -> None:
         problem,
         what,
     )
+    return False
 
 
 async def _in_a_thread(

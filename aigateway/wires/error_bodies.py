@@ -448,12 +448,9 @@ def classify_response(
 ) -> Failure:
     """Classify an HTTP response that is no answer.
 
-    Args:
-        status: The HTTP status. 2xx (or None, for an error event in a stream) means that the body
-            was no answer; then an error inside it decides, and without one it is a `BAD_ANSWER`.
-        headers: Response headers, names in any case.
-        body: As received, or already parsed from JSON. Anything else is ignored.
-        now_wall: Seconds since the Unix epoch, for `Retry-After` dates.
+    A `status` of 2xx, or None for an error event in a stream, means that the body was no answer:
+    then an error inside it decides, and without one it is a `BAD_ANSWER`. `body` is as received, or
+    parsed from JSON. `now_wall` (seconds since the Unix epoch) is for `Retry-After` dates.
     """
     error = _error_object(_parsed(body), succeeded=status is not None and status < 300)
     lowered = {str(name).lower(): str(value) for name, value in headers.items()}
@@ -464,7 +461,7 @@ def classify_response(
     keys = tuple(map(_key, codes))
     message = _message(error).strip()
     said = message[:_BEGINNING]
-    known = _kind_of_code(keys) or _kind_of_opening(status, keys, said)
+    known = next(filter(None, map(_CODES.get, keys)), None) or _kind_of_opening(status, keys, said)
     kind = known or _kind(status, keys, said, _inner_status(error))
     return Failure(
         kind=kind,
@@ -496,10 +493,6 @@ def tame_code(code: object) -> str | None:
     if not isinstance(code, str) or not _TAME.fullmatch(code) or tells_a_key(code):
         return None
     return code
-
-
-def _kind_of_code(keys: tuple[str, ...]) -> FailureKind | None:
-    return next((_CODES[key] for key in keys if key in _CODES), None)
 
 
 def _kind_of_opening(status: int | None, keys: tuple[str, ...], said: str) -> FailureKind | None:
@@ -675,8 +668,5 @@ def _inner_status(error: Mapping[str, Any]) -> int | None:
 
 
 def _google_retry_delay(error: Mapping[str, Any]) -> float | None:
-    for detail in _details(error):
-        delay = seconds_from_google_delay(detail.get("retryDelay"))
-        if delay is not None:
-            return delay
-    return None
+    delays = (seconds_from_google_delay(detail.get("retryDelay")) for detail in _details(error))
+    return next((delay for delay in delays if delay is not None), None)

@@ -179,11 +179,9 @@ def classify(
 ) -> Failure:
     """Classify an exception. Never raises an `Exception`, whatever comes in.
 
-    Args:
-        exc: What a vendor call raised. Cancellation is not a failure: let it through instead.
-        now_wall: Seconds since the Unix epoch, for `Retry-After` dates.
-        outside: The exception that was already being handled when the call began
-            (`sys.exception()`); Python links it into the chain though the vendor did not cause it.
+    Cancellation is not a failure: let it through instead. `outside` is the exception that was
+    being handled when the call began (`sys.exception()`); Python links it into the chain though the
+    vendor did not cause it.
     """
     try:
         return _classified(exc, now_wall, outside)

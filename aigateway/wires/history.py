@@ -195,12 +195,16 @@ class History:
             self._ids = _MISTRALS_IDS
         self._wants_signatures = bool(_WANTS_SIGNATURES.search(config.model.lower()))
         by_litellm = config.provider is ProviderType.LITELLM
-        self._hands_marks_on = (
-            by_litellm or "claude" in config.model.lower() or "openrouter.ai" in host
+        # At Gemini litellm, or its lane, decides about `cache_control`.
+        self._takes_marks = self._kind in {_Kind.ANTHROPIC, _Kind.GEMINI} or (
+            self._kind is _Kind.LENIENT
+            and (by_litellm or "claude" in config.model.lower() or "openrouter.ai" in host)
         )
         self._wants_tools = self._kind in {_Kind.ANTHROPIC, _Kind.GEMINI} or (
             by_litellm and self._kind is _Kind.LENIENT
         )
+        self.wants_unique_ids = self._kind is _Kind.ANTHROPIC
+        """Whether no two calls of a conversation may have the same id."""
         self._defaults = config.extra
         self._refused: dict[bytes, None] = {}  # blocks that Anthropic did not take
         self._clock = clock
@@ -330,17 +334,6 @@ class History:
             number, digit = divmod(number, len(_DIGITS))
             digits += _DIGITS[digit]
         return digits
-
-    @property
-    def _takes_marks(self) -> bool:
-        """Whether `cache_control` goes along. At Gemini litellm, or its lane, sees to it."""
-        lenient = self._kind is _Kind.LENIENT and self._hands_marks_on
-        return lenient or self._kind in {_Kind.ANTHROPIC, _Kind.GEMINI}
-
-    @property
-    def wants_each_id_once(self) -> bool:
-        """Whether no two calls of a conversation may have the same id."""
-        return self._kind is _Kind.ANTHROPIC
 
     def _with_tools(self, messages: Sequence[_Message]) -> Sequence[_Message]:
         """Turn calls of functions, as OpenAI had them until 2023, into calls of tools.
@@ -575,7 +568,7 @@ class _CallIds:
         name = self._history.id_for(given)
         if self._taken.setdefault(name, given) != given:
             name = self._history.hashed_id(given)  # they differ in what was cut off
-        elif given in self._names and self._history.wants_each_id_once:
+        elif given in self._names and self._history.wants_unique_ids:
             # Some servers count their calls anew in each turn.
             name = self._history.hashed_id(f"{given} {len(self._taken)}")
             self._taken[name] = given

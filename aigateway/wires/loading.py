@@ -24,13 +24,24 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MUTE", "SILENT", "begin_loading", "load_litellm", "loaded_litellm"]
+__all__ = ["MUTE", "SILENT", "begin_loading", "load_litellm", "loaded_litellm", "silent"]
 
 SILENT: ContextVar[bool] = ContextVar("aigateway_silent", default=False)
 """Whether litellm's advice and its debug logs are withheld in this context."""
 
 MUTE: ContextVar[bool] = ContextVar("aigateway_mute", default=False)
 """Whether litellm's warnings are, too: what is mapped is only a trial."""
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Withhold litellm's advice and its debug logs."""
+    token = SILENT.set(True)
+    try:
+        yield
+    finally:
+        SILENT.reset(token)
+
 
 _ENVIRONMENT = {
     # The first two are read while importing, the third at the first call to Anthropic, which is
@@ -176,11 +187,11 @@ def _place_log_filter() -> None:
     """
     for name in _TALKATIVE_LOGGERS:
         logger = logging.getLogger(name)
-        if _is_wanted not in logger.filters:
-            logger.addFilter(_is_wanted)
+        if _unless_silent not in logger.filters:
+            logger.addFilter(_unless_silent)
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
+def _unless_silent(record: logging.LogRecord) -> bool:
     if MUTE.get():
         return False
     return record.levelno >= logging.WARNING or not SILENT.get() or _has_own_level(record.name)

@@ -147,7 +147,13 @@ class Tariff:
         if price and (response is None or (self.is_flat(usage) and _is_ordinary(response))):
             spent = price.cost(usage)
             # A search of OpenAI's search models shows in the pages that the answer cites.
-            if spent and self._search and any(_cites_pages(choice) for choice in answer.choices):
+            if (
+                spent
+                and self._search
+                and any(
+                    '"url_citation"' in (choice.sources_json or "") for choice in answer.choices
+                )
+            ):
                 spent += self._search
             return spent
         if self._price is None or not usage.total_tokens:
@@ -171,10 +177,6 @@ class Tariff:
         if usage.cache_write_tokens and any("above_1hr" in name for name in self._entry):
             return False  # how long they are kept has its price
         return not (usage.reasoning_tokens and self._priced_apart)
-
-
-def _cites_pages(choice: Choice) -> bool:
-    return '"url_citation"' in (choice.sources_json or "")
 
 
 class _BytesPerToken:
@@ -343,20 +345,14 @@ def own_price_of(config: LLMConfig) -> Price | None:
 
 def max_input_tokens(config: LLMConfig) -> int | None:
     """Return how many tokens the provider's model takes in: from `extra`, else the map."""
-    for entry in (config.extra, *_entries(config)):
-        limit = entry.get("max_input_tokens")
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
-            return limit
-    return None
+    limits = (entry.get("max_input_tokens") for entry in (config.extra, *_entries(config)))
+    return next((n for n in limits if type(n) is int and n > 0), None)
 
 
 def accepts_prefill(config: LLMConfig) -> bool:
     """Return whether the model continues a trailing assistant message, as far as is known."""
-    for entry in (config.extra, *_entries(config)):
-        known = entry.get("supports_assistant_prefill")
-        if isinstance(known, bool):
-            return known
-    return False
+    said = (e.get("supports_assistant_prefill") for e in (config.extra, *_entries(config)))
+    return next((known for known in said if isinstance(known, bool)), False)
 
 
 _OPERATIONS: Mapping[str, frozenset[Operation]] = {

@@ -23,7 +23,7 @@ from aigateway.messages import Chunk, ToolCallDelta, Usage
 from aigateway.wires.answers import piece_from, read_calls, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.json_bodies import mend_usage, parsed
-from aigateway.wires.loading import SILENT
+from aigateway.wires.loading import silent
 from aigateway.wires.tool_calls import CallPiece
 from aigateway.wires.wire import AnswerEnd, BrokenOffError
 
@@ -147,13 +147,10 @@ class StreamReading(ABC):
 
     def _parse(self, event: Mapping[str, Any]) -> Any:
         """Let litellm read one event: a `ModelResponseStream`."""
-        token = SILENT.set(True)
-        try:
+        with silent():
             if self._parser is None:
                 self._parser = self._make_parser()
             return self._parser.chunk_parser(event)
-        finally:
-            SILENT.reset(token)
 
     def _take_choice(self, choice: Any, ending: AnswerEnd | None, *, beside: Any = None) -> None:
         """Take in one of the choices that litellm read, with the end that the vendor gave.

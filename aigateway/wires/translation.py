@@ -117,15 +117,12 @@ class Translation(ABC):
         self._reader = self._config
         self._supported = frozenset(self._config.get_supported_openai_params(config.model))
         self._get_optional_params = get_optional_params
-        self.url = self._address()
-        self.stream_url = self._stream_address()
+        self.url, self.stream_url = self._addresses()
         self.streams = not self._config.should_fake_stream(config.model, True, wire.litellm_name)
 
     @abstractmethod
-    def _address(self) -> str: ...
-
-    def _stream_address(self) -> str:
-        return self.url
+    def _addresses(self) -> tuple[str, str]:
+        """Return where chat requests go, and those for a stream."""
 
     def request(self, request: ChatRequest, *, streamed: bool = False) -> VendorRequest | None:
         """Translate a request; return None unless `litellm.acompletion` would surely send the same.

@@ -7,6 +7,7 @@ so the vendor's own word counts where it can be seen.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,7 @@ __all__ = [
     "Wire",
     "end_of",
     "ends_of_list",
+    "lazily",
     "part_types",
     "with_caller_headers",
 ]
@@ -151,6 +153,11 @@ class Wire:
     has_part: Callable[[str, str], bool] | None = None
     not_taken: Callable[[Mapping[str, Any]], str | None] | None = None
     embed: Callable[[], Callable[..., Any]] | None = None
+
+
+def lazily(module: str, name: str) -> Callable[[], Any]:
+    """Return a function that imports a module, which may need litellm, and returns a name in it."""
+    return lambda: getattr(importlib.import_module(module), name)
 
 
 _ROLES = {"developer": "system", "function": "tool"}

@@ -11,11 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from aigateway.wires.wire import Ends, LimitHeaders, Wire
+from aigateway.wires.wire import Ends, LimitHeaders, Wire, lazily
 
 if TYPE_CHECKING:
     from aigateway.wires.parameters import ParameterDraft
-    from aigateway.wires.translation import Translation
 
 __all__ = ["ANTHROPIC", "ANTHROPIC_ENDS", "InputKeeper", "server_calls_in"]
 
@@ -166,18 +165,10 @@ def _not_taken(params: Mapping[str, Any]) -> str | None:
     return "response_format" if is_any else None
 
 
-def _translation() -> type[Translation]:
-    from aigateway.wires.anthropic.translation import (  # noqa: PLC0415 - litellm
-        AnthropicTranslation,
-    )
-
-    return AnthropicTranslation
-
-
 ANTHROPIC = Wire(
     litellm_name="anthropic",
     base="https://api.anthropic.com",
-    translation=_translation,
+    translation=lazily("aigateway.wires.anthropic.translation", "AnthropicTranslation"),
     ends=_ends,
     limits=LimitHeaders(
         tuple(

@@ -143,11 +143,12 @@ class AnthropicTranslation(Translation):
         b' "usage": {"input_tokens": 1, "output_tokens": 1}}'
     )
 
-    def _address(self) -> str:
+    def _addresses(self) -> tuple[str, str]:
         from litellm.llms.anthropic.chat.handler import ModelResponseIterator  # noqa: PLC0415
 
         self._iterator = ModelResponseIterator
-        return f"{self._base}/v1/messages"
+        url = f"{self._base}/v1/messages"
+        return url, url
 
     def _headers(
         self, messages: list[Any], options: dict[str, Any], *, plain: bool

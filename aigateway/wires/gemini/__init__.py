@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from aigateway.wires.wire import Ends, Wire, ends_of_list
+from aigateway.wires.wire import Ends, Wire, ends_of_list, lazily
 
 if TYPE_CHECKING:
     from aigateway.wires.parameters import ParameterDraft
-    from aigateway.wires.translation import Translation
 
 __all__ = ["GEMINI", "GEMINI_ENDS", "blocks_prompt", "unify_candidates"]
 
@@ -164,10 +163,6 @@ _CARRIED: Mapping[str, frozenset[str]] = {
 """The parts of messages that every version of litellm translates, by role."""
 
 
-def _has_part(role: str, kind: str) -> bool:
-    return kind in _CARRIED.get(role, ())
-
-
 def _not_taken(params: Mapping[str, Any]) -> str | None:
     """Refuse a limit to one call: Gemini may always make several."""
     has_tools = params.get("tools") or params.get("functions")
@@ -175,22 +170,10 @@ def _not_taken(params: Mapping[str, Any]) -> str | None:
     return "parallel_tool_calls" if only_one and has_tools else None
 
 
-def _translation() -> type[Translation]:
-    from aigateway.wires.gemini.translation import GeminiTranslation  # noqa: PLC0415 - litellm
-
-    return GeminiTranslation
-
-
-def _embed() -> Callable[..., Any]:
-    from aigateway.wires.gemini.translation import gemini_embedding  # noqa: PLC0415 - httpx
-
-    return gemini_embedding
-
-
 GEMINI = Wire(
     litellm_name="gemini",
     base="https://generativelanguage.googleapis.com/v1beta",
-    translation=_translation,
+    translation=lazily("aigateway.wires.gemini.translation", "GeminiTranslation"),
     ends=_ends,
     sdk="http",
     think_tags=False,
@@ -199,7 +182,7 @@ GEMINI = Wire(
     like_openai=False,
     foreign_params=frozenset({"cache_control"}),
     fit=_fit,
-    has_part=_has_part,
+    has_part=lambda role, kind: kind in _CARRIED.get(role, ()),
     not_taken=_not_taken,
-    embed=_embed,
+    embed=lazily("aigateway.wires.gemini.translation", "gemini_embedding"),
 )

@@ -165,7 +165,7 @@ class GeminiTranslation(Translation):
         b' "candidatesTokenCount": 1, "totalTokenCount": 2}, "modelVersion": "m"}'
     )
 
-    def _address(self) -> str:
+    def _addresses(self) -> tuple[str, str]:
         from litellm.llms.vertex_ai.gemini.transformation import (  # noqa: PLC0415
             sync_transform_request_body,
         )
@@ -180,7 +180,8 @@ class GeminiTranslation(Translation):
             "x-goog-api-key": self._key,
             **self._extra_headers,
         }
-        return f"{self._base}/models/{self._model}:generateContent"
+        model = f"{self._base}/models/{self._model}"
+        return f"{model}:generateContent", f"{model}:streamGenerateContent?alt=sse"
 
     stream_sample = (
         b'data: {"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": "hm",'
@@ -189,9 +190,6 @@ class GeminiTranslation(Translation):
         b' "modelVersion": "m"}\n\n'
     )
     _count_option = "candidate_count"
-
-    def _stream_address(self) -> str:
-        return f"{self._base}/models/{self._model}:streamGenerateContent?alt=sse"
 
     def _reading(
         self, _sent: VendorRequest, assembly: Assembly, make_parser: Callable[[], Any]
@@ -237,7 +235,7 @@ class GeminiTranslation(Translation):
 _PARAMS = {"dimensions": "outputDimensionality", "task_type": "taskType", "title": "title"}
 """OpenAI's (and litellm's) names, and the wire's."""
 
-_WITHOUT_EFFECT = {"encoding_format": "float"}
+_WITHOUT_EFFECT = {"encoding_format", "max_retries", "num_retries", "timeout"}
 
 
 async def gemini_embedding(
@@ -249,9 +247,6 @@ async def gemini_embedding(
     api_base: str,
     extra_headers: dict[str, str] | None = None,
     drop_params: bool | None = None,
-    max_retries: int = 0,  # noqa: ARG001
-    num_retries: int = 0,  # noqa: ARG001
-    timeout: float | None = None,  # noqa: ARG001, ASYNC109
     **params: Any,
 ) -> SimpleNamespace:
     """Replace `litellm.aembedding`, which loses the client it is given on this one path.
@@ -265,11 +260,9 @@ async def gemini_embedding(
     """
     name = f"models/{model.removeprefix('gemini/')}"
     options = {_PARAMS[key]: value for key, value in params.items() if key in _PARAMS}
-    unknown = {
-        key
-        for key, value in params.items()
-        if key not in _PARAMS and value != _WITHOUT_EFFECT.get(key)
-    }
+    unknown = params.keys() - _PARAMS.keys() - _WITHOUT_EFFECT
+    if params.get("encoding_format", "float") != "float":
+        unknown.add("encoding_format")
     if unknown and not drop_params:
         raise VendorCallError(Failure(FailureKind.UNSUPPORTED))
     connection: httpx.AsyncClient = client.client

@@ -236,9 +236,8 @@ class LiteLLMClient(ProviderFacts):
         if not self._wire.like_openai and not isinstance(inputs[0], str):
             refused = Failure(FailureKind.UNSUPPORTED, code="token_arrays", param="input")
             raise VendorCallError(refused)
-        called = await self._call(
-            litellm, self._embedding(litellm), self._arguments(request, input=inputs)
-        )
+        embed = litellm.aembedding if self._wire.embed is None else self._wire.embed()
+        called = await self._call(litellm, embed, self._arguments(request, input=inputs))
         response, status = called.result, called.witness.status
         model, count = self._config.model, len(request.inputs)
         embeddings = embeddings_from(response, model=model, count=count, status=status)
@@ -299,12 +298,6 @@ class LiteLLMClient(ProviderFacts):
             self._tariff = Tariff(litellm, self._config)
             self._parameters.connect(litellm)
             self._litellm = litellm
-
-    def _embedding(self, litellm: ModuleType) -> Callable[..., Coroutine[Any, Any, Any]]:
-        if self._wire.embed is not None:
-            return self._wire.embed()
-        function: Callable[..., Coroutine[Any, Any, Any]] = litellm.aembedding
-        return function
 
     def _arguments(self, request: ChatRequest | EmbeddingRequest, **more: Any) -> dict[str, Any]:
         """Return the arguments: the caller's parameters override `extra`, and the gateway's both.
@@ -420,14 +413,12 @@ class LiteLLMClient(ProviderFacts):
             return self._price.cost(answer.usage)
         if isinstance(answer, Completion) and answer.cost_usd is not None:
             return answer.cost_usd
-        if not answer.usage.total_tokens or not self._is_in_the_price_map():
+        is_in_the_map = self._wire.lists_models or "base_model" in self._config.extra
+        if not answer.usage.total_tokens or not is_in_the_map:
             return None
         hidden = getattr(response, "_hidden_params", None)
         cost = hidden.get("response_cost") if isinstance(hidden, Mapping) else None
         return float(cost) if isinstance(cost, int | float) and 0 <= cost < math.inf else None
-
-    def _is_in_the_price_map(self) -> bool:
-        return self._wire.lists_models or "base_model" in self._config.extra
 
 
 def _body(witness: Witness) -> Any:

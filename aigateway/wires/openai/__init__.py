@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aigateway.wires.anthropic import ANTHROPIC_ENDS
 from aigateway.wires.gemini import GEMINI_ENDS
-from aigateway.wires.wire import Ends, LimitHeaders, Wire, ends_of_list
-
-if TYPE_CHECKING:
-    from aigateway.wires.translation import Translation
+from aigateway.wires.wire import Ends, LimitHeaders, Wire, ends_of_list, lazily
 
 __all__ = ["AZURE", "OPENAI", "OPENAI_COMPATIBLE", "OPENAI_ENDS"]
 
@@ -49,22 +46,10 @@ def _ends(body: Mapping[str, Any]) -> Ends | None:
     )
 
 
-def _translation() -> type[Translation]:
-    from aigateway.wires.openai.translation import OpenAITranslation  # noqa: PLC0415 - litellm
-
-    return OpenAITranslation
-
-
-def _azure_translation() -> type[Translation]:
-    from aigateway.wires.openai.translation import AzureTranslation  # noqa: PLC0415 - litellm
-
-    return AzureTranslation
-
-
 OPENAI = Wire(
     litellm_name="openai",
     base="https://api.openai.com/v1",
-    translation=_translation,
+    translation=lazily("aigateway.wires.openai.translation", "OpenAITranslation"),
     ends=_ends,
     limits=LimitHeaders(
         tuple(
@@ -87,7 +72,7 @@ AZURE = replace(
     OPENAI,
     litellm_name="azure",
     base=None,
-    translation=_azure_translation,
+    translation=lazily("aigateway.wires.openai.translation", "AzureTranslation"),
     sdk="azure",
     names_deployments=True,
 )

@@ -162,7 +162,13 @@ class OpenAIReading(StreamReading):
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         choices = event.get("choices")
-        if event.get("error") or name == b"error" or (not choices and _is_error(event)):
+        if (
+            event.get("error")
+            or name == b"error"
+            or (
+                not choices and event.get("object") == "error"  # of older servers
+            )
+        ):
             raise BrokenOffError(event)
         if not self.assembly.id:
             self._begin(event)
@@ -240,10 +246,6 @@ _NO_TEXTS = (int, float)
 """What no field of a delta holds; litellm's reader refuses it."""
 
 
-def _is_error(event: Mapping[str, Any]) -> bool:
-    return event.get("object") == "error"
-
-
 def _is_plain_delta(delta: Mapping[str, Any]) -> bool:
     if len(delta) == 1 and type(delta.get("content")) is str:
         return True
@@ -310,13 +312,14 @@ class OpenAITranslation(Translation):
     def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
         return {**body, **fresh_copy(extra)}  # as OpenAI's SDK does
 
-    def _address(self) -> str:
+    def _addresses(self) -> tuple[str, str]:
         self._fixed_headers = {
             "Authorization": f"Bearer {self._key}",
             "Content-Type": "application/json",
             **self._extra_headers,
         }
-        return f"{self._base}/chat/completions"
+        url = f"{self._base}/chat/completions"
+        return url, url
 
     def _streaming(self, request: ChatRequest) -> dict[str, Any]:
         if not self.counts_streams:
@@ -340,7 +343,7 @@ class AzureTranslation(OpenAITranslation):
         super().__init__(litellm, config, options)
         self._reader = litellm.OpenAIGPTConfig()  # Azure answers as OpenAI does
 
-    def _address(self) -> str:
+    def _addresses(self) -> tuple[str, str]:
         by_token = is_token(self._key)
         self._fixed_headers = {
             **({"Authorization": f"Bearer {self._key}"} if by_token else {"api-key": self._key}),
@@ -348,9 +351,11 @@ class AzureTranslation(OpenAITranslation):
             **self._extra_headers,
         }
         if self._version in {"v1", "latest", "preview"}:
-            return f"{self._base}/openai/v1/chat/completions"
-        deployment = f"{self._base}/openai/deployments/{self._model}"
-        return f"{deployment}/chat/completions?api-version={self._version}"
+            url = f"{self._base}/openai/v1/chat/completions"
+        else:
+            deployment = f"{self._base}/openai/deployments/{self._model}"
+            url = f"{deployment}/chat/completions?api-version={self._version}"
+        return url, url
 
     def _map(self, params: dict[str, Any]) -> Any:
         return self._config.map_openai_params(

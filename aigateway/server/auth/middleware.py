@@ -1,4 +1,4 @@
-"""Who gets in at all: plain ASGI, in front of every endpoint, so that none can forget to ask."""
+"""Identify the caller of every request: plain ASGI, so no endpoint can forget it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import ipaddress
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from aigateway.server.auth.keys import Caller
 from aigateway.server.http.errors import Refusal, answer_error
 from aigateway.server.http.limits import RequestLimits
 from aigateway.server.service import Service
 
-__all__ = ["Gate", "protect"]
+__all__ = ["AccessMiddleware", "caller_of", "protect"]
 
 _OPEN = {"/", "/health", "/ready"}
-"""What needs no key: whether it is alive, and the page itself, which asks for a key."""
+"""Paths without a key: health checks, and the status page, which asks for a key itself."""
+
+_CALLER = "aigateway.caller"
 
 _EXPOSED = (
     "Retry-After",
@@ -29,16 +33,16 @@ _EXPOSED = (
 
 
 def protect(app: FastAPI, service: Service) -> None:
-    """Put everything that a request has to pass in front of an application.
+    """Add the middleware that protects an application.
 
-    Browsers' questions whether they may ask (CORS) come first, since they bring no key; then what
-    may arrive; then who asks. `cors_origins` are those of the moment when this is called.
+    CORS comes first, since its preflight requests have no key; then the limits of a request; then
+    the key. `cors_origins` cannot change later.
 
     Args:
-        app: Whose endpoints are protected.
-        service: Has the keys and the settings.
+        app: It is protected.
+        service: Has keys and settings.
     """
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(AccessMiddleware, service=service)
     app.add_middleware(RequestLimits, settings=lambda: service.settings, clock=service.clock)
     if service.settings.cors_origins:
         app.add_middleware(
@@ -50,16 +54,22 @@ def protect(app: FastAPI, service: Service) -> None:
         )
 
 
-class Gate:
-    """Lets those in who have a key; without any keys, those who are on this machine.
+def caller_of(request: Request) -> Caller:
+    """Return the caller that the middleware has identified."""
+    caller = request.scope[_CALLER]
+    assert isinstance(caller, Caller)  # noqa: S101 - `AccessMiddleware` put it there
+    return caller
 
-    A web page can have its visitor's browser ask at 127.0.0.1, under a name of its own that it has
-    resolved to there, or across origins. Where no key stands in its way, the `Host` and the
-    `Origin` must.
+
+class AccessMiddleware:
+    """Admits callers with a key; if no keys are configured, callers on this machine.
+
+    A web page can make its visitor's browser send requests to 127.0.0.1, across origins or under a
+    host name of its own. Without keys, `Host` and `Origin` are therefore checked.
 
     Args:
-        app: What is behind it.
-        service: Has the keys and the settings.
+        app: It is protected.
+        service: Has keys and settings.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -67,12 +77,12 @@ class Gate:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Check one request, and pass it on with its caller."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         try:
-            self._check(scope["path"], Headers(scope=scope))
+            self._check(scope, Headers(scope=scope))
         except Refusal as refusal:
             response = answer_error(scope, refusal)
             if scope["type"] == "websocket":
@@ -82,11 +92,11 @@ class Gate:
             return
         await self._app(scope, receive, send)
 
-    def _check(self, path: str, headers: Headers) -> None:
+    def _check(self, scope: Scope, headers: Headers) -> None:
         if not self._service.settings.keys:
             self._check_local(headers)
-        if path not in _OPEN:
-            self._service.access.admit(headers)
+        if scope["path"] not in _OPEN:
+            scope[_CALLER] = self._service.access.admit(headers)
 
     def _check_local(self, headers: Headers) -> None:
         host = headers.get("host", "localhost")
@@ -110,7 +120,7 @@ class Gate:
 
 
 def _is_local(host: str) -> bool:
-    """Whether a `Host`, which may have a port, names this machine."""
+    """Whether a `Host`, with or without a port, names this machine."""
     name = host.lower()
     name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
     if name == "localhost":

@@ -18,6 +18,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 
 from aigateway.clock import Clock
 from aigateway.server.auth.keys import Caller
+from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.errors import Refusal
 from aigateway.server.service import Service
 
@@ -42,7 +43,7 @@ async def status_page() -> HTMLResponse:
 async def status_feed(request: Request) -> StreamingResponse:
     """Give the page its figures, as server-sent events."""
     service: Service = request.app.state.service
-    caller = service.access.admit(request.headers)
+    caller = caller_of(request)
     if service.draining:
         raise Refusal(503, "The service is stopping.", "server_error", "draining", retry_after=1.0)
     return StreamingResponse(

@@ -1,4 +1,4 @@
-"""The last things that happened to providers, in words for a person."""
+"""The last events of providers, as sentences for the status page."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from aigateway.telemetry.metrics import LatencyWindow, Percentiles
 __all__ = ["KEPT", "Kind", "RecentEvent", "RecentEvents"]
 
 KEPT = 40
-"""RecentEvents that are remembered; the oldest go."""
+"""Events that are kept; the oldest go."""
 
 _LATELY = 60.0
-"""Seconds within which the same thing again is counted and not told anew; and within which
-answers count for the latency."""
+"""Seconds within which an event that recurs is counted, not listed again; and within which answers
+count for the latency."""
 
 _MOST_REQUESTS = 1024
-"""Requests under way, with a failure so far, that are remembered: some never end in an event."""
+"""Requests with a failure so far that are remembered: some never end in an event."""
 
 _MOST_FAILURES = 8
-"""Failures of one request that are told."""
+"""Failures of one request that are listed."""
 
 Kind = Literal[
     "failover", "failed", "opened", "half_opened", "closed", "cooled_down", "disabled", "enabled",
@@ -47,10 +47,10 @@ Kind = Literal[
 
 
 class RecentEvent(TypedDict):
-    """Something that happened. Plain values, fit for JSON."""
+    """One event. Plain values, fit for JSON."""
 
     at: float
-    """Seconds since the Unix epoch; of what happened several times, the last time."""
+    """Seconds since the Unix epoch; of several times the last."""
     kind: Kind
     text: str
     times: int
@@ -65,19 +65,19 @@ _CIRCUIT: dict[str, tuple[Kind, str]] = {
 _ORDERS = {
     "open": "The circuit of {} was forced open{}.",
     "closed": "The circuit of {} was forced closed{}.",
-    "auto": "The circuit of {} was left to itself again{}.",
+    "auto": "The circuit of {} was released{}.",
 }
 
 _ENDS = {
-    "AllProvidersFailedError": "Nobody answered a request",
+    "AllProvidersFailedError": "No provider answered a request",
     "DeadlineExceededError": "A request ran out of time",
     "StreamInterruptedError": "A stream broke",
 }
-"""Errors that are the providers' doing; the others are the caller's."""
+"""Errors caused by providers; the others are the caller's."""
 
 
 class RecentEvents:
-    """A hook of the gateway (`AsyncGateway(hooks=[events])`) that remembers a little.
+    """A hook of the gateway (`AsyncGateway(hooks=[events])`) that keeps the last events.
 
     Belongs to the gateway's event loop. Its memory is bounded, whatever happens.
 
@@ -94,19 +94,19 @@ class RecentEvents:
 
     @property
     def recent(self) -> list[RecentEvent]:
-        """The last ones, newest first."""
+        """The last events, newest first."""
         return [event for _, event in self._kept]
 
     def latency(self) -> Percentiles | None:
-        """How long the answers of the last minute took (at most the last 512), failover included.
+        """Return how long the answers of the last minute took (the last 512), with failover.
 
-        In seconds; None if there was none.
+        None if there was none.
         """
         return self._latencies.percentiles(since=self._clock.now() - _LATELY)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[asyncio.Event]:
-        """An event that is set whenever something happens; clear it yourself."""
+        """Give an `asyncio.Event` that is set by every event; clear it yourself."""
         watcher = asyncio.Event()
         self._watchers.add(watcher)
         try:
@@ -115,7 +115,7 @@ class RecentEvents:
             self._watchers.discard(watcher)
 
     def on_event(self, event: Event) -> None:
-        """Take note of what a person would want to know."""
+        """Note an event, if it is of interest to an operator."""
         match event:
             case ProviderFailed():
                 self._note_failure(event)
@@ -128,30 +128,31 @@ class RecentEvents:
                 self._failures.pop(event.request_id, None)
                 if event.error in _ENDS:
                     causes = _causes((c.provider, c.kind, c.status) for c in event.causes)
-                    self._tell("failed", f"{_ENDS[event.error]}{causes}.", once=True)
+                    self._add("failed", f"{_ENDS[event.error]}{causes}.", once=True)
             case CircuitChanged() if event.name in _CIRCUIT:
                 kind, text = _CIRCUIT[event.name]
-                self._tell(kind, text.format(event.provider))
+                self._add(kind, text.format(event.provider))
             case CircuitForced():
                 by = f" by {event.by}" if event.by else ""
-                self._tell("forced", _ORDERS[event.state].format(event.provider, by))
+                self._add("forced", _ORDERS[event.state].format(event.provider, by))
             case _:
                 self._gate(event)
 
     def _gate(self, event: Event) -> None:
         match event:
             case ProviderCooledDown():
-                text = f"{event.provider} is left alone for {math.ceil(event.seconds)} s: its rate"
-                self._tell("cooled_down", f"{text} limit is reached.", once=event.provider)
+                text = f"{event.provider} has reached its rate limit and is not asked for"
+                seconds = math.ceil(event.seconds)
+                self._add("cooled_down", f"{text} {seconds} s.", once=event.provider)
             case ProviderDisabled():
                 why = _why(event.reason, event.status)
-                text = f"{event.provider} is set up wrong ({why}) and is tried again in"
+                text = f"{event.provider} is misconfigured ({why}); it is checked again in"
                 wait = math.ceil(event.recheck_in_seconds)
-                self._tell("disabled", f"{text} {wait} s.", once=event.provider)
+                self._add("disabled", f"{text} {wait} s.", once=event.provider)
             case ProviderEnabled():
-                self._tell("enabled", f"{event.provider} answers again and is asked as before.")
+                self._add("enabled", f"{event.provider} answers again and is enabled.")
             case _:
-                pass  # told elsewhere, or a kind that is newer than this file
+                pass  # shown elsewhere, or unknown here
 
     def _note_failure(self, event: ProviderFailed) -> None:
         failures = self._failures.setdefault(event.request_id, [])
@@ -163,16 +164,16 @@ class RecentEvents:
     def _failover(self, request_id: str, end: str) -> None:
         failures = self._failures.pop(request_id, None)
         if failures:
-            self._tell("failover", f"{', '.join((*failures, end))}.", once=True)
+            self._add("failover", f"{', '.join((*failures, end))}.", once=True)
 
-    def _tell(self, kind: Kind, text: str, *, once: bool | str = False) -> None:
-        """Remember something.
+    def _add(self, kind: Kind, text: str, *, once: bool | str = False) -> None:
+        """Add an event.
 
         Args:
-            kind: What it is.
-            text: The same in words.
-            once: Whether the same thing lately makes it one that happened several times: True goes
-                by the text, a string is what it goes by.
+            kind: Its kind.
+            text: Its sentence.
+            once: Count it with an equal one of the last minute: True compares the text, a string
+                stands in for it.
         """
         now, times = self._clock.wall(), 1
         name = (kind, text if once is True else once)
@@ -191,5 +192,5 @@ def _why(kind: FailureKind, status: int | None) -> str:
 
 
 def _causes(causes: Iterable[tuple[str, FailureKind, int | None]]) -> str:
-    told = ", ".join(f"{name}: {_why(kind, status)}" for name, kind, status in causes)
-    return f" ({told})" if told else ""
+    reasons = ", ".join(f"{name}: {_why(kind, status)}" for name, kind, status in causes)
+    return f" ({reasons})" if reasons else ""

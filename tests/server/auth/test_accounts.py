@@ -13,7 +13,7 @@ from aigateway.errors import (
     RequestRejectedError,
     StreamInterruptedError,
 )
-from aigateway.server.auth.usage import Account, Use
+from aigateway.server.auth.keys import KeyAccount, MeteredRequest
 from aigateway.server.http.errors import Refusal
 from aigateway.testing import FakeClock
 
@@ -26,7 +26,7 @@ def clock():
 
 
 def account_of(clock, budget=None, rpm=None):
-    account = Account(clock)
+    account = KeyAccount(clock)
     account.bind(budget, rpm)
     return account
 
@@ -200,7 +200,7 @@ def test_one_that_hangs_up_does_not_use_a_budget_up(clock):
 
 
 def test_where_no_budget_counts_the_gateway_tells_nothing():
-    use = Use()
+    use = MeteredRequest()
     with use:
         assert use.on_cost is None
 

@@ -143,7 +143,7 @@ async def test_asks_for_the_key_and_keeps_it_in_the_tab_only(browser, serve, gat
 
         await page.keyboard.type("nonsense")
         await page.keyboard.press("Enter")
-        await expect(page.get_by_role("dialog")).to_contain_text("That key is not known here.")
+        await expect(page.get_by_role("dialog")).to_contain_text("This key is unknown.")
         await page.keyboard.type(USER)
         await page.keyboard.press("Enter")
         await expect(linked(page)).to_have_text("Live")
@@ -185,14 +185,14 @@ async def test_the_admin_forces_a_circuit(browser, serve, gateway):
         await page.keyboard.press("Tab")
         await page.keyboard.press("Enter")
         await expect(openai.locator(".state")).to_have_text("Open")
-        await expect(openai).to_contain_text("by an operator's order")
+        await expect(openai).to_contain_text("forced by an operator")
         await expect(open_it).to_have_attribute("aria-pressed", "true")
         await expect(page.locator("#events")).to_contain_text("forced open by admin.")
         await expect(page.get_by_role("dialog")).to_be_hidden()
         assert (await gateway.chat("hi")).provider.startswith("anthropic/")
 
         await left_alone.click()
-        await page.get_by_role("button", name="Leave it to itself").click()
+        await page.get_by_role("button", name="Release").click()
         await expect(openai.locator(".state")).to_have_text("Closed")
         await expect(left_alone).to_have_attribute("aria-pressed", "true")
         assert (await gateway.chat("again")).provider.startswith("openai/")
@@ -210,7 +210,7 @@ async def test_an_order_that_is_refused_is_told(browser, serve, gateway):
         await page.unroute("**/circuit")
         await page.get_by_role("button", name="Force closed").click()
         await expect(page.get_by_role("dialog")).to_be_hidden()
-        await expect(openai).to_contain_text("by an operator's order")
+        await expect(openai).to_contain_text("forced by an operator")
 
 
 async def test_fits_and_is_readable_on_every_screen(browser, serve, gateway, simulator):

@@ -101,7 +101,10 @@ class TestFailures:
         )
         events = failed(), gave_up("AllProvidersFailedError", *causes), served()
         assert told(recent, *events) == [
-            ("failed", "Nobody answered a request (a: server_error, HTTP 500, b: circuit_open).")
+            (
+                "failed",
+                "No provider answered a request (a: server_error, HTTP 500, b: circuit_open).",
+            )
         ]
 
     def test_a_callers_mistake_is_no_news(self, recent):
@@ -125,7 +128,7 @@ class TestProviders:
             (ProviderEnabled("a"), "enabled", "again"),
             (CircuitForced("a", "open", "ops"), "forced", "forced open by ops."),
             (CircuitForced("a", "closed", None), "forced", "forced closed."),
-            (CircuitForced("a", "auto", "ops"), "forced", "left to itself again by ops."),
+            (CircuitForced("a", "auto", "ops"), "forced", "released by ops."),
         ],
     )
     def test_each_change_is_told(self, recent, event, kind, text):

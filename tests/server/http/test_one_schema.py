@@ -286,7 +286,7 @@ def test_any_request_is_judged_alike(messages, fields):
     def service():
         return read_completion({"messages": messages, **fields})
 
-    verdicts: list[object] = []
+    verdicts: list[tuple[str, str | None, str | None] | None] = []
     for judge in (library, service):
         try:
             judge()

@@ -1,7 +1,7 @@
-"""What the gateway tells: log events, counters, traces. Never a prompt, an answer or a key.
+"""Log events, counters and traces: never a prompt, an answer or a key.
 
-What is for users is here; each is imported when it is first asked for, since `OpenTelemetry` needs
-the extra `[otel]` and `Prometheus` the extra `[server]`.
+The public names are imported on first use, since `OpenTelemetry` needs the extra `[otel]` and
+`Prometheus` the extra `[server]`.
 """
 
 from __future__ import annotations

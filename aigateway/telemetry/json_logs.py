@@ -130,11 +130,11 @@ class _Lines:
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
-    def write(self, told: Mapping[str, Any]) -> None:
+    def write(self, values: Mapping[str, Any]) -> None:
         try:
-            line = orjson.dumps(told, default=_name_of, option=orjson.OPT_NON_STR_KEYS).decode()
+            line = orjson.dumps(values, default=_name_of, option=orjson.OPT_NON_STR_KEYS).decode()
         except TypeError:  # half an emoji, a number beyond 64 bits
-            line = json.dumps(told, default=_name_of)
+            line = json.dumps(values, default=_name_of)
         stream = sys.stderr if self._stream is None else self._stream
         # A closed stream must not fail a request.
         with contextlib.suppress(OSError, ValueError):
@@ -149,26 +149,26 @@ class _Logger:
         self._out = out
         self.name = name
 
-    def msg(self, told: Mapping[str, Any]) -> None:
-        self._out.write(told)
+    def msg(self, values: Mapping[str, Any]) -> None:
+        self._out.write(values)
 
     debug = info = warning = warn = error = critical = fatal = exception = log = failure = err = msg
 
 
 def _with_logger_name(
-    logger: Any, _method: str, told: MutableMapping[str, Any]
+    logger: Any, _method: str, values: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    told["logger"] = getattr(logger, "name", "")
-    return told
+    values["logger"] = getattr(logger, "name", "")
+    return values
 
 
 def _rendered(
-    _logger: Any, _method: str, told: MutableMapping[str, Any]
+    _logger: Any, _method: str, values: MutableMapping[str, Any]
 ) -> tuple[tuple[dict[str, Any]], dict[str, Any]]:
     """Return the finished event, as the one argument of `_Logger`."""
-    error = told.pop("exc_info", None)
-    fields = _in_order(told.pop("level"), told.pop("event", ""), told.pop("logger"))
-    fields |= told
+    error = values.pop("exc_info", None)
+    fields = _in_order(values.pop("level"), values.pop("event", ""), values.pop("logger"))
+    fields |= values
     fields |= _of_error(sys.exc_info() if error is True else error)
     return (fields,), {}
 
@@ -230,13 +230,13 @@ def _of_error(given: Any) -> dict[str, Any]:
     if not isinstance(given, tuple) or len(given) != 3 or given[1] is None:
         return {}
     error: BaseException = given[1]
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "exception": type(error).__name__,
         "traceback": list(_frames(given[2])),
     }
     if isinstance(error, GatewayError):
-        told["message"] = str(error)
-    return told
+        values["message"] = str(error)
+    return values
 
 
 def _frames(trace: TracebackType | None) -> Iterator[str]:

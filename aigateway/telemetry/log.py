@@ -1,11 +1,11 @@
-"""Log events through structlog, in the application's way of logging.
+"""Log events through structlog, as the application has configured logging.
 
-An application that has configured structlog gets the events there. One that has not gets them in
-the standard library's logger `aigateway`, as `event='provider.failed' provider='...'` lines; with
-no logging configured at all, nothing is printed.
+With structlog configured, events go there. Otherwise they go to the standard library's logger
+`aigateway`, as `event='provider.failed' provider='...'` lines; without any logging configuration,
+nothing is printed.
 
-Those lines are what structlog's `KeyValueRenderer` would write. They are put together here, because
-a chain of processors for each answer costs several times what the line itself does.
+Those lines are what structlog's `KeyValueRenderer` writes. They are formatted here, since a chain
+of processors costs several times as much.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _LEVELS: dict[type, int] = {
     RequestRetrying: logging.WARNING,
     RequestFailed: logging.ERROR,
 }
-"""Everything else is INFO: nothing that needs a person."""
+"""Other events are INFO."""
 
 _FIELDS = {
     kind: tuple(field.name for field in fields(kind) if field.name != "name")
@@ -82,7 +82,7 @@ _MADE_PLAIN = {
     )
     for kind, names in _FIELDS.items()
 }
-"""Which values of an event are not written as they are."""
+"""Places of the values that `_plain_value` converts."""
 
 
 class LogHook:
@@ -91,13 +91,13 @@ class LogHook:
     __slots__ = ()
 
     def wants(self, kind: type[Event]) -> bool:
-        """Whether an event of this kind would be written; lets the caller not make it."""
+        """Whether an event of this kind would be written; if not, it need not be made."""
         if structlog.is_configured():
             return kind not in ON_REQUEST or _structlog_shows_debug()
         return _stdlib.isEnabledFor(_LEVELS.get(kind, logging.INFO))
 
     def wants_every_call(self) -> bool:
-        """The same for `ON_REQUEST`, which are asked for more often than written."""
+        """Whether events in `ON_REQUEST` would be written."""
         if structlog.is_configured():
             return _structlog_shows_debug()
         return _stdlib.isEnabledFor(logging.DEBUG)
@@ -108,35 +108,35 @@ class LogHook:
         level = _LEVELS.get(kind, logging.INFO)
         if structlog.is_configured():
             if kind in ON_REQUEST and not _structlog_shows_debug():
-                return  # made for somebody else, and too many to be put together for nothing
+                return  # made for another hook; too frequent to be formatted for nothing
             name, *values = _plain(event)
-            told = dict(zip(_FIELDS[kind], values, strict=True))
-            structlog.get_logger(LOGGER_NAME).log(level, name, **told)
+            named = dict(zip(_FIELDS[kind], values, strict=True))
+            structlog.get_logger(LOGGER_NAME).log(level, name, **named)
         elif _stdlib.isEnabledFor(level):
             _write(level, _LINES[kind] % _plain(event))
 
     def content(
         self, request_id: str, messages: Sequence[Mapping[str, Any]], texts: Sequence[str]
     ) -> None:
-        """Write a prompt and its answers. Nothing calls this unless the user asked for it."""
-        told = {"request_id": request_id, "messages": list(messages), "texts": list(texts)}
+        """Write a prompt and its answers. Only called with `log_prompts=True`."""
+        values = {"request_id": request_id, "messages": list(messages), "texts": list(texts)}
         if structlog.is_configured():
-            structlog.get_logger(LOGGER_NAME).info("request.content", **told)
+            structlog.get_logger(LOGGER_NAME).info("request.content", **values)
         elif _stdlib.isEnabledFor(logging.INFO):
-            _write(logging.INFO, _line("request.content", told))
+            _write(logging.INFO, _line("request.content", values))
 
 
 _shows_debug: tuple[object, bool] = (None, False)
-"""structlog's kind of logger, and whether it lets DEBUG through; to ask one takes microseconds."""
+"""structlog's wrapper class and whether it lets DEBUG through: a cache, since asking is slow."""
 
 
 def _structlog_shows_debug() -> bool:
-    """Whether the application's structlog says that it lets events of level DEBUG through."""
-    global _shows_debug  # noqa: PLW0603 - it follows what is one for the whole process
+    """Whether the application's structlog lets events of level DEBUG through."""
+    global _shows_debug  # noqa: PLW0603 - structlog's configuration is global, too
     kind = structlog.get_config()["wrapper_class"]
-    if hasattr(kind, "isEnabledFor"):  # it leaves that to the standard library
+    if hasattr(kind, "isEnabledFor"):  # the standard library decides
         return _stdlib.isEnabledFor(logging.DEBUG)
-    if not hasattr(kind, "is_enabled_for"):  # it does not say
+    if not hasattr(kind, "is_enabled_for"):  # unknown
         return False
     if kind is not _shows_debug[0]:
         shows = structlog.get_logger(LOGGER_NAME).is_enabled_for(logging.DEBUG)
@@ -145,13 +145,13 @@ def _structlog_shows_debug() -> bool:
 
 
 def report_broken_hook(hook: object) -> None:
-    """Log that a hook raised; to be called while its exception is being handled."""
-    told = {"hook": type(hook).__qualname__}
+    """Log that a hook raised; call it while its exception is being handled."""
+    values = {"hook": type(hook).__qualname__}
     if structlog.is_configured():
-        structlog.get_logger(LOGGER_NAME).exception("hook.raised", **told)
+        structlog.get_logger(LOGGER_NAME).exception("hook.raised", **values)
     elif _stdlib.isEnabledFor(logging.ERROR):
-        told["exception"] = traceback.format_exc().rstrip("\n")
-        _write(logging.ERROR, _line("hook.raised", told))
+        values["exception"] = traceback.format_exc().rstrip("\n")
+        _write(logging.ERROR, _line("hook.raised", values))
 
 
 def log_event(
@@ -170,15 +170,12 @@ def log_event(
     """
     if _server.isEnabledFor(level):
         message = text.format(**fields)
-        told = {"event": event, "fields": {"message": message, **fields}}
-        _server.log(level, "%s: %s", event, message, exc_info=exc_info, extra=told, stacklevel=2)
+        extra = {"event": event, "fields": {"message": message, **fields}}
+        _server.log(level, "%s: %s", event, message, exc_info=exc_info, extra=extra, stacklevel=2)
 
 
 def _write(level: int, line: str) -> None:
-    """Give the logger a finished line.
-
-    All lines come from here, so nobody need walk up the stack to find out where.
-    """
+    """Pass a finished line to the logger, without a walk up the stack: all come from here."""
     code = _write.__code__
     _stdlib.handle(
         _stdlib.makeRecord(
@@ -187,12 +184,12 @@ def _write(level: int, line: str) -> None:
     )
 
 
-def _line(name: str, told: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={value!r}" for key, value in {"event": name, **told}.items())
+def _line(name: str, values: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={value!r}" for key, value in {"event": name, **values}.items())
 
 
 def _plain(event: Event) -> tuple[Any, ...]:
-    """The event's name and the values of its fields."""
+    """Return the event's name and the values of its fields."""
     kind = type(event)
     values = list(_VALUES[kind](event))
     for place in _MADE_PLAIN[kind]:

@@ -1,12 +1,12 @@
-"""Prometheus: a hook that counts, and what a scraper gets.
+"""Prometheus: a hook that counts, and the text for a scraper.
 
     metrics = Prometheus()
     gateway = AsyncGateway(hooks=[metrics])
     metrics.watch(lambda: gateway)
     content_type, body = metrics.render(request.headers.get("accept", ""))
 
-Labels are names out of the settings (`provider`) and words out of this library (`outcome`,
-`state`): nothing that a caller sends, so their number does not grow with the requests.
+Labels are names from the settings (`provider`) and words of this library (`outcome`, `state`), not
+values from callers: their number does not grow with the requests.
 
 Needs `prometheus-client` (extra `[server]`).
 """
@@ -38,7 +38,7 @@ Families = Sequence[Mapping[str, Any]]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 _SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0)
-"""Buckets, in seconds: a model's answer, and what the gateway itself should take."""
+"""Buckets in seconds: for a model's answer, and for the gateway's own part."""
 
 _FIGURES = "aigateway_figures"
 """Names the entry of a snapshot that holds `get_metrics()`, from which the gauges are made."""
@@ -55,7 +55,7 @@ class Prometheus:
     """A hook that counts into a registry.
 
     Args:
-        registry: Where the metrics are; None makes one for them alone. Each may have one of these.
+        registry: For the metrics; None makes one. A registry takes one `Prometheus`.
     """
 
     wants: tuple[type[Event], ...] = (AttemptEnded, AnswerDiscarded, RequestEnded, RequestHedged)
@@ -69,7 +69,7 @@ class Prometheus:
         )
         self._attempts = self._histogram(
             "aigateway_attempt_duration_seconds",
-            "One call to one provider; outcome is ok, or why it failed.",
+            "One attempt; outcome is ok, or the kind of failure.",
             ("provider", "outcome"),
         )
         self._first_token = self._histogram(
@@ -79,19 +79,19 @@ class Prometheus:
         )
         self._overhead = self._histogram(
             "aigateway_overhead_seconds",
-            "The gateway's own part of a request: work, queue and pauses, without the vendors'.",
+            "The gateway's own part of a request: work, queue and pauses, without vendors.",
             (),
             _SHORT,
         )
         self._ended = self._counter("requests", "Requests, by how they ended.", "outcome")
         self._hits = self._counter("cache_hits", "Requests answered from the cache.")
-        self._stale = self._counter("cache_stale_hits", "Likewise, after the answer's time.")
+        self._stale = self._counter("cache_stale_hits", "Requests answered with an expired answer.")
         self._shared = self._counter("coalesced", "Requests that shared another one's answer.")
-        self._tokens = self._counter("tokens", "As vendors count them.", "provider", "direction")
+        self._tokens = self._counter("tokens", "Tokens, as vendors count.", "provider", "direction")
         self._cost = self._counter("cost_usd", "US dollars, where prices are known.", "provider")
-        self._retries = self._counter("retries", "Calls of a provider asked before.", "provider")
+        self._retries = self._counter("retries", "Repeated attempts at a provider.", "provider")
         self._hedges = self._counter(
-            "hedges", "Second calls beside one of this provider that was slow.", "provider"
+            "hedges", "Second attempts beside a slow one at this provider.", "provider"
         )
         self._state = _State()
         self.registry.register(self._state)
@@ -307,10 +307,10 @@ def _figures_of(snapshots: Sequence[Families]) -> list[Mapping[str, Any]]:
 
 
 def wants_prometheus(accept: str) -> bool:
-    """Whether an `Accept` header asks for Prometheus' text or OpenMetrics, rather than JSON.
+    """Whether an `Accept` header asks for Prometheus' text or OpenMetrics rather than JSON.
 
-    Only where it names one of them, and likes it better than JSON: a browser or curl does not, nor
-    do libraries that ask for "application/json, text/plain".
+    It must name one of them with a higher quality than JSON. Browsers and curl do not, nor do
+    libraries that send "application/json, text/plain".
     """
     qualities = dict(_qualities(accept))
     text = max(qualities.get("text/plain", 0.0), qualities.get("application/openmetrics-text", 0.0))

@@ -250,8 +250,8 @@ class _AttemptSpan:
         if usage.total_tokens:
             to.tokens.record(usage.prompt_tokens, {**about, "gen_ai.token.type": "input"}, context)
             if event.operation == "chat":
-                told = {**about, "gen_ai.token.type": "output"}
-                to.tokens.record(usage.completion_tokens, told, context)
+                output = {**about, "gen_ai.token.type": "output"}
+                to.tokens.record(usage.completion_tokens, output, context)
         if event.first_content_seconds is not None:
             to.first_chunk.record(event.first_content_seconds, about, context)
         if event.failure is not None:
@@ -312,39 +312,41 @@ def _asked(
 ) -> dict[str, Any]:
     """Return the attributes that requests and attempts share."""
     params = request.params
-    told: dict[str, Any] = {"gen_ai.operation.name": operation}
-    told |= {name: params[param] for param, name in _PARAMS.items() if param in params}
+    attributes: dict[str, Any] = {"gen_ai.operation.name": operation}
+    attributes |= {name: params[param] for param, name in _PARAMS.items() if param in params}
     if streamed:
-        told["gen_ai.request.stream"] = True
+        attributes["gen_ai.request.stream"] = True
     if params.get("n", 1) != 1:
-        told["gen_ai.request.choice.count"] = params["n"]
+        attributes["gen_ai.request.choice.count"] = params["n"]
     stop = params.get("stop")
     if stop:
-        told["gen_ai.request.stop_sequences"] = [stop] if isinstance(stop, str) else list(stop)
+        attributes["gen_ai.request.stop_sequences"] = (
+            [stop] if isinstance(stop, str) else list(stop)
+        )
     if params.get("dimensions"):
-        told["gen_ai.embeddings.dimension.count"] = params["dimensions"]
+        attributes["gen_ai.embeddings.dimension.count"] = params["dimensions"]
     wanted = params.get("response_format")
     kind = _OUTPUT_TYPES.get(wanted.get("type", "")) if isinstance(wanted, Mapping) else None
     if kind is not None:
-        told["gen_ai.output.type"] = kind
-    return told
+        attributes["gen_ai.output.type"] = kind
+    return attributes
 
 
 def _answered(answer: TracedAnswer) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     if answer.model and not tells_a_key(answer.model):
-        told["gen_ai.response.model"] = answer.model
+        attributes["gen_ai.response.model"] = answer.model
     if isinstance(answer, Completion):
         if answer.id and not has_a_key(answer.id):  # an id is as random as a key
-            told["gen_ai.response.id"] = answer.id
+            attributes["gen_ai.response.id"] = answer.id
         reasons = [
             choice.finish_reason
             for choice in answer.choices
             if choice.finish_reason and not tells_a_key(choice.finish_reason)
         ]
         if reasons:
-            told["gen_ai.response.finish_reasons"] = reasons
-    return told
+            attributes["gen_ai.response.finish_reasons"] = reasons
+    return attributes
 
 
 # ── prompts and answers ──────────────────────────────────────────────────────────────────────────

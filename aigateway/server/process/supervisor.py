@@ -1,8 +1,9 @@
 """The parent of several workers: it forks them, replaces them and passes on orders.
 
 It loads everything before it forks, so a worker starts in a fraction of a second and shares the
-loaded memory. uvicorn's own supervisor spawns each worker from nothing: seconds and a whole litellm
-for each, and its SIGHUP replaces workers instead of reading the configuration again.
+loaded memory. A reload keeps the workers, with their circuits, counters and caches. uvicorn and
+Granian spawn each worker from nothing: seconds, and a whole litellm in memory. gunicorn can fork a
+loaded application, but its SIGHUP replaces all workers.
 
 It has no event loop and no thread, since those cannot be forked. Orders are single letters over a
 pipe to each worker. A worker whose pipe ends, because the parent has died, stops too. A SIGTERM may

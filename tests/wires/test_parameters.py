@@ -427,6 +427,19 @@ class TestRefusals:
         await ask(client, streamed, max_tokens=50)
         assert server.bodies[-1]["max_tokens"] == 50
 
+    async def test_a_request_of_the_other_lane_is_judged_once(self, server, connect, streamed):
+        def refuses(body):
+            name, other = sorted(("max_tokens", "max_completion_tokens"), key=body.__contains__)[
+                ::-1
+            ]
+            return {"message": f"Unsupported parameter: use '{other}' instead.", "param": name}
+
+        server.refuses = refuses
+        client = connect(server.config)
+        with pytest.raises(VendorCallError):
+            await ask(client, streamed, max_tokens=50, extra_headers={"X-Extra": "1"})
+        assert len(server.bodies) == 2
+
     @pytest.mark.parametrize("words", STREAM_OPTIONS)
     async def test_stream_options(self, server, connect, words):
         server.refuses = lambda body: STREAM_OPTIONS[words] if "stream_options" in body else None

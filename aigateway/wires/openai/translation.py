@@ -115,8 +115,8 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
     if calls and (finish == "stop" or len({call.id for call in calls}) < len(calls)):
         raise UnusualError  # corrected elsewhere
     content = separated(content_of(message))
-    spoken = content.text or content.refusal or content.images or content.audio
-    if not (spoken or calls or finish == "length"):
+    says = content.text or content.refusal or content.images or content.audio
+    if not (says or calls or finish == "length"):
         raise UnusualError  # an empty answer is judged elsewhere
     return Choice(finish_reason=finish, tool_calls=calls, **content._asdict())
 

@@ -162,13 +162,8 @@ class OpenAIReading(StreamReading):
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         choices = event.get("choices")
-        if (
-            event.get("error")
-            or name == b"error"
-            or (
-                not choices and event.get("object") == "error"  # of older servers
-            )
-        ):
+        is_old_error = not choices and event.get("object") == "error"
+        if event.get("error") or name == b"error" or is_old_error:
             raise BrokenOffError(event)
         if not self.assembly.id:
             self._begin(event)

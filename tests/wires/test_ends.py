@@ -219,7 +219,7 @@ async def drained(client, **params):
         await stream.aclose()
 
 
-@pytest.mark.parametrize(("wire", "reason", "end", "connect"), CELLS, indirect=["connect"])
+@pytest.mark.parametrize(("wire", "reason", "end", "lane"), CELLS)
 async def test_every_reason(serve, wire, reason, end):
     whole = await serve(wire, WHOLE[shape_of(wire)]("Hel", reason))
     streamed = await serve(wire, STREAMED[shape_of(wire)]("Hel", reason))

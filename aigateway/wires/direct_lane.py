@@ -108,22 +108,12 @@ class DirectClient(ProviderFacts):
         fitted = self._parameters.fitted(request)
         if translation is None or self._has_callbacks():
             return await self._other.chat(request)
+        sent = None
         token = SILENT.set(True)  # litellm's advice on how to ask is not for our stdout
         try:
-            try:
-                if fitted.size < _LONG:
-                    sent = translation.request(fitted)
-                else:
-                    sent = await _in_a_thread(translation.request, fitted)
-            except VendorCallError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the other lane meets it too, and judges
-                _log.debug("Not carried directly: %s.", type(error).__name__)
-                sent = None
-            if sent is None:
-                return await self._other.chat(request)
-            received = await self._send(sent)
-            return self._read(translation, fitted, sent, received)
+            sent = await _translated(translation, fitted)
+            if sent is not None:
+                return self._read(translation, fitted, sent, await self._send(sent))
         except VendorCallError as error:
             if not self._parameters.should_retry(error, request, fitted):
                 raise
@@ -132,7 +122,8 @@ class DirectClient(ProviderFacts):
                 SILENT.reset(token)
             except ValueError:  # closed in another context: its loop is gone
                 pass
-        return await self.chat(request)  # with what has just been learned
+        # Else again, with what has just been learned.
+        return await (self._other if sent is None else self).chat(request)
 
     async def stream(self, request: ChatRequest) -> VendorStream:
         """Ask for an answer piece by piece. Return when the vendor has begun to answer."""
@@ -144,16 +135,16 @@ class DirectClient(ProviderFacts):
         connections = sent = None
         translation.counts_streams = self._parameters.counts_streams
         try:
-            sent = await self._translated_for_a_stream(translation, fitted)
+            with silent():
+                sent = await _translated(translation, fitted, streamed=True)
             if sent is not None:
                 connections, response = await self._open(sent)
         except VendorCallError as error:
             if not self._parameters.should_retry(error, request, fitted):
                 raise
-        if sent is None:
-            return await self._other.stream(request)
-        if connections is None:
-            return await self.stream(request)  # with what has just been learned
+        if connections is None:  # if sent, again with what has just been learned
+            return await (self._other if sent is None else self).stream(request)
+        assert sent is not None  # noqa: S101 - it was answered
         return DirectStream(
             response,
             translation.reading(sent),
@@ -165,22 +156,6 @@ class DirectClient(ProviderFacts):
                 stops=bool(request.params.get("stop")),
             ),
         )
-
-    @staticmethod
-    async def _translated_for_a_stream(
-        translation: Translation, request: ChatRequest
-    ) -> VendorRequest | None:
-        translate = partial(translation.request, streamed=True)
-        with silent():
-            try:
-                if request.size < _LONG:
-                    return translate(request)
-                return await _in_a_thread(translate, request)
-            except VendorCallError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the other lane meets it too, and judges
-                _log.debug("Not carried directly: %s.", type(error).__name__)
-                return None
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Ask for vectors, through the other lane. Raises `VendorCallError`."""
@@ -382,19 +357,25 @@ def _succeeds(trial: Callable[[], bool], what: str, config: LLMConfig) -> bool:
     return False
 
 
-async def _in_a_thread(
-    translate: Callable[[ChatRequest], VendorRequest | None], request: ChatRequest
+async def _translated(
+    translation: Translation, request: ChatRequest, *, streamed: bool = False
 ) -> VendorRequest | None:
-    """Translate a long request beside the event loop.
+    """Translate a request, a long one in a thread; None if the other lane has to take it.
 
     Raises:
-        VendorCallError: litellm cannot translate it. The other lane would block the event loop for
-            as long again, so it is not tried.
+        VendorCallError: litellm cannot translate a long one. The other lane would block the event
+            loop for as long again.
     """
-    context = contextvars.copy_context()
-    loop = asyncio.get_running_loop()
+    is_long = request.size >= _LONG
     try:
-        return await loop.run_in_executor(_translators, context.run, translate, request)
+        if not is_long:
+            return translation.request(request, streamed=streamed)
+        translate = partial(translation.request, request, streamed=streamed)
+        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_translators, context.run, translate)
     except Exception as error:  # noqa: BLE001 - litellm raises anything, and quotes the request
-        _log.debug("Not carried directly: %s.", type(error).__name__)
-    raise VendorCallError(Failure(FailureKind.UNSUPPORTED))
+        _log.debug("A request takes the other lane: %s.", type(error).__name__)
+    if is_long:
+        raise VendorCallError(Failure(FailureKind.UNSUPPORTED))
+    return None

@@ -547,7 +547,7 @@ def _is_larger_than_the_limit(said: str) -> bool:
     """Return whether one request alone exceeds the rate limit.
 
     It can never be served here, so waiting is no help. Nor has the limit been used up: a cooldown
-    would keep everyone else's requests from a provider that could serve them.
+    would keep other callers' requests from a provider that could serve them.
     """
     if not _LARGER_THAN_THE_LIMIT.match(said):
         return False

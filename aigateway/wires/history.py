@@ -171,7 +171,7 @@ _CHANGES_WITHIN = 60.0
 _MOST_REFUSED = 1024
 
 _NO_ANSWER = "[no answer]"
-"""Said for an assistant who said nothing, which no vendor takes."""
+"""Replaces an empty answer, which no vendor takes."""
 
 _PDF = "data:application/pdf;"
 

@@ -15,12 +15,18 @@ def threads_have_time(monkeypatch):
 
 
 @pytest.fixture(params=LANES, ids=["litellm", "direct"])
-async def connect(request):
-    """Make clients of either lane that are closed after the test."""
+def lane(request):
+    """The clients of either lane in turn."""
+    return request.param
+
+
+@pytest.fixture
+async def connect(lane):
+    """Make clients of that lane that are closed after the test."""
     clients = []
 
     def make(config, clock=SYSTEM_CLOCK, **options):
-        clients.append(request.param(config, clock, **options))
+        clients.append(lane(config, clock, **options))
         return clients[-1]
 
     yield make

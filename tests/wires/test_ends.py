@@ -10,7 +10,7 @@ from aigateway.errors import FailureKind
 from aigateway.settings import LLMConfig
 from aigateway.wires.client import VendorCallError
 from tests.processes import PATIENCE
-from tests.wires.calls import asking
+from tests.wires.calls import LANES, asking
 
 WORDS = {
     "openai": {
@@ -65,11 +65,14 @@ WORDS = {
 WORDS["azure"] = WORDS["openai_compatible"] = {
     reason: WORDS["openai"][reason] for reason in ("stop", "insufficient_system_resource", None)
 }
-PAIRS = [
-    pytest.param(wire, reason, end, id=f"{wire}-{reason}")
+CELLS = [
+    pytest.param(wire, reason, end, lane, id=f"{wire}-{reason}-{lane.__name__}")
     for wire, words in WORDS.items()
-    for reason, end in words.items()
+    for place, (reason, end) in enumerate(words.items())
+    for turn, lane in enumerate(LANES)
+    if end is None or turn == place % 2
 ]
+"""Each reason on each wire; those that break an answer off in both lanes, the others in turn."""
 SLIPS = {"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL"}
 MODELS = {"anthropic": "claude-haiku-4-5", "gemini": "gemini-2.5-flash"}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -216,7 +219,7 @@ async def drained(client, **params):
         await stream.aclose()
 
 
-@pytest.mark.parametrize(("wire", "reason", "end"), PAIRS)
+@pytest.mark.parametrize(("wire", "reason", "end", "lane"), CELLS)
 async def test_every_reason(serve, wire, reason, end):
     whole = await serve(wire, WHOLE[shape_of(wire)]("Hel", reason))
     streamed = await serve(wire, STREAMED[shape_of(wire)]("Hel", reason))

@@ -110,7 +110,7 @@ CELLS = [
 """Each fault in each lane, on two wires in all; in the direct lane on each that differs."""
 
 
-@pytest.mark.parametrize(("name", "vendor", "connect"), CELLS, indirect=["vendor", "connect"])
+@pytest.mark.parametrize(("name", "vendor", "lane"), CELLS, indirect=["vendor"])
 async def test_kind_status_and_one_request(name, vendor, client):
     fault, kind, status = FAULTS[name]
     vendor.behave(fault)
@@ -178,9 +178,9 @@ async def test_a_refused_connection(vendor, client):
 
 
 @pytest.mark.parametrize(
-    ("host", "vendor", "connect"),
+    ("host", "vendor", "lane"),
     [*in_turn(["127.0.0.1", "localhost"]), *in_turn(["localhost", "127.0.0.1"], WIRES[2:])],
-    indirect=["vendor", "connect"],
+    indirect=["vendor"],
 )
 async def test_no_descriptor_of_ours_left(vendor, connect, host):
     vendor.headers["connection"] = "close"
@@ -196,9 +196,9 @@ async def test_no_descriptor_of_ours_left(vendor, connect, host):
 
 
 @pytest.mark.parametrize(
-    ("fault", "vendor", "connect"),
+    ("fault", "vendor", "lane"),
     in_turn([Fault.reset(), Fault.cut_body(), Fault.status(500), Fault.rate_limited()]),
-    indirect=["vendor", "connect"],
+    indirect=["vendor"],
 )
 async def test_one_request_on_a_connection_that_was_used_before(vendor, client, fault):
     await client.chat(asking())
@@ -208,9 +208,9 @@ async def test_one_request_on_a_connection_that_was_used_before(vendor, client, 
 
 
 @pytest.mark.parametrize(
-    ("fault", "vendor", "connect"),
+    ("fault", "vendor", "lane"),
     in_turn([Fault.reset(), Fault.status(500), Fault.html()], ("openai", "azure", "gemini")),
-    indirect=["vendor", "connect"],
+    indirect=["vendor"],
 )
 async def test_embeddings_too(vendor, connect, fault):
     vendor.behave(fault)
@@ -221,7 +221,7 @@ async def test_embeddings_too(vendor, connect, fault):
 
 
 @pytest.mark.parametrize(
-    ("fault", "given", "seconds", "vendor", "connect"),
+    ("fault", "given", "seconds", "vendor", "lane"),
     in_turn(
         [
             (fault, *said)
@@ -229,7 +229,7 @@ async def test_embeddings_too(vendor, connect, fault):
             for said in ((7, 7.0), ("1500ms", 1.5))
         ]
     ),
-    indirect=["vendor", "connect"],
+    indirect=["vendor"],
 )
 async def test_retry_after(vendor, client, fault, given, seconds):
     vendor.behave(fault(retry_after=given))

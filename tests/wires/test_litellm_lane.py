@@ -419,7 +419,7 @@ async def test_no_key_and_no_prompt_in_any_log(vendor, connect, caplog, capfd):
     assert "a secret prompt" not in text
 
 
-@pytest.mark.parametrize("connect", [LiteLLMClient], indirect=True)
+@pytest.mark.parametrize("lane", [LiteLLMClient])
 async def test_a_debug_log_that_was_asked_for(simulator, connect, caplog):
     caplog.set_level(logging.DEBUG, "LiteLLM")
     await connect(simulator.openai.config()).chat(asking("a secret prompt"))
@@ -459,9 +459,9 @@ class TestUnreachable:
         assert await failure_of(client) == Failure(FailureKind.CONNECTION, unreachable=True)
 
     @pytest.mark.parametrize(
-        ("fault", "vendor", "connect"),
+        ("fault", "vendor", "lane"),
         in_turn([Fault.reset(), Fault.reset_in_body(), Fault.cut_body()]),
-        indirect=["vendor", "connect"],
+        indirect=["vendor"],
     )
     async def test_a_connection_that_broke_was_one(self, vendor, client, fault):
         vendor.behave(fault)

@@ -15,7 +15,6 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import FailureKind
 from aigateway.messages import Usage
 from aigateway.settings import LLMConfig
@@ -41,17 +40,8 @@ FOUR_WORDS = Answer(chunks=["one", " two", " three", " four"])
 
 
 @pytest.fixture(params=LANE, ids=["litellm"])
-async def connect(request):
-    """Make clients of this lane that are closed after the test."""
-    clients = []
-
-    def make(config, **options):
-        clients.append(request.param(config, SYSTEM_CLOCK, **options))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        await client.aclose()
+def lane(request):
+    return request.param
 
 
 async def rest_of(stream):
@@ -262,9 +252,9 @@ BREAKS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "after", "vendor", "connect"),
+    ("name", "after", "vendor", "lane"),
     in_turn([(name, after) for after in (0, 2) for name in BREAKS], lanes=LANE),
-    indirect=["vendor", "connect"],
+    indirect=["vendor"],
 )
 async def test_a_stream_that_breaks(vendor, client, name, after):
     fault, kind, status = BREAKS[name]
@@ -294,7 +284,7 @@ async def test_a_stream_that_falls_silent(vendor, client, after):
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "status", "vendor", "connect"),
+    ("fault", "kind", "status", "vendor", "lane"),
     in_turn(
         [
             (Fault.html(), "bad_answer", 200),
@@ -313,7 +303,7 @@ async def test_a_stream_that_falls_silent(vendor, client, after):
         ],
         lanes=LANE,
     ),
-    indirect=["vendor", "connect"],
+    indirect=["vendor"],
     ids=lambda value: f"{value.name}{value.code or ''}" if isinstance(value, Fault) else None,
 )
 async def test_what_is_no_stream(vendor, client, fault, kind, status):

@@ -142,7 +142,7 @@ async def test_clients_close_only_their_own_connections(simulator, connect):
     assert simulator.openai.request_count == 3
 
 
-@pytest.mark.parametrize("connect", [LiteLLMClient], indirect=True)
+@pytest.mark.parametrize("lane", [LiteLLMClient])
 async def test_azures_shared_cache_does_not_get_our_clients(simulator, connect):
     client = connect(simulator.azure.config())
     await client.chat(asking())

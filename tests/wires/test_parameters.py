@@ -113,7 +113,7 @@ class TestHints:
 
 class TestRanges:
     @pytest.mark.parametrize(
-        ("params", "expected", "dropped", "streamed", "connect"),
+        ("params", "expected", "dropped", "streamed", "lane"),
         in_turn(
             [
                 ({"temperature": 1.3}, {"temperature": 1.0}, ()),
@@ -141,7 +141,7 @@ class TestRanges:
             ],
             (False, True),
         ),
-        indirect=["streamed", "connect"],
+        indirect=["streamed"],
     )
     async def test_anthropic(self, simulator, connect, streamed, params, expected, dropped):
         client = connect(simulator.anthropic.config(model="claude-sonnet-4-5"))
@@ -150,7 +150,7 @@ class TestRanges:
         assert left_out == dropped
 
     @pytest.mark.parametrize(
-        ("model", "params", "budget", "dropped", "streamed", "connect"),
+        ("model", "params", "budget", "dropped", "streamed", "lane"),
         in_turn(
             [
                 ("gemini-2.5-flash", {"reasoning_effort": "high", "max_tokens": 500}, 250, ()),
@@ -179,7 +179,7 @@ class TestRanges:
             ],
             (False, True),
         ),
-        indirect=["streamed", "connect"],
+        indirect=["streamed"],
     )
     async def test_gemini(self, simulator, connect, streamed, model, params, budget, dropped):
         client = connect(simulator.gemini.config(model=model))
@@ -322,9 +322,9 @@ class TestRefusals:
     """What the vendor itself refuses is learned."""
 
     @pytest.mark.parametrize(
-        ("words", "streamed", "connect"),
+        ("words", "streamed", "lane"),
         in_turn(REFUSALS, (False, True)),
-        indirect=["streamed", "connect"],
+        indirect=["streamed"],
     )
     async def test_a_hint(self, server, connect, streamed, words):
         server.refuses = lambda body: REFUSALS[words] if "temperature" in body else None
@@ -338,9 +338,9 @@ class TestRefusals:
         assert "temperature" not in server.bodies[-1]
 
     @pytest.mark.parametrize(
-        ("words", "streamed", "connect"),
+        ("words", "streamed", "lane"),
         in_turn(WORDS, (False, True)),
-        indirect=["streamed", "connect"],
+        indirect=["streamed"],
     )
     async def test_a_hint_in_words_alone(self, server, connect, streamed, words):
         given = {"seed": 7, "user": "u", "prompt_cache_key": "k"}
@@ -426,6 +426,19 @@ class TestRefusals:
             await ask(client, streamed, max_tokens=9000)
         await ask(client, streamed, max_tokens=50)
         assert server.bodies[-1]["max_tokens"] == 50
+
+    async def test_a_request_of_the_other_lane_is_judged_once(self, server, connect, streamed):
+        def refuses(body):
+            name, other = sorted(("max_tokens", "max_completion_tokens"), key=body.__contains__)[
+                ::-1
+            ]
+            return {"message": f"Unsupported parameter: use '{other}' instead.", "param": name}
+
+        server.refuses = refuses
+        client = connect(server.config)
+        with pytest.raises(VendorCallError):
+            await ask(client, streamed, max_tokens=50, extra_headers={"X-Extra": "1"})
+        assert len(server.bodies) == 2
 
     @pytest.mark.parametrize("words", STREAM_OPTIONS)
     async def test_stream_options(self, server, connect, words):

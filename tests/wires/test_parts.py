@@ -53,9 +53,8 @@ def told(role, part):
 
 
 @pytest.mark.parametrize(
-    ("wire", "role", "dropping", "connect"),
+    ("wire", "role", "dropping", "lane"),
     in_turn(CARRIED, ("hints", True)),
-    indirect=["connect"],
 )
 async def test_no_part_is_lost(simulator, connect, wire, role, dropping):
     vendor = getattr(simulator, wire)

@@ -115,8 +115,8 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
     if calls and (finish == "stop" or len({call.id for call in calls}) < len(calls)):
         raise UnusualError  # corrected elsewhere
     content = separated(content_of(message))
-    spoken = content.text or content.refusal or content.images or content.audio
-    if not (spoken or calls or finish == "length"):
+    says = content.text or content.refusal or content.images or content.audio
+    if not (says or calls or finish == "length"):
         raise UnusualError  # an empty answer is judged elsewhere
     return Choice(finish_reason=finish, tool_calls=calls, **content._asdict())
 
@@ -162,13 +162,8 @@ class OpenAIReading(StreamReading):
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         choices = event.get("choices")
-        if (
-            event.get("error")
-            or name == b"error"
-            or (
-                not choices and event.get("object") == "error"  # of older servers
-            )
-        ):
+        is_old_error = not choices and event.get("object") == "error"
+        if event.get("error") or name == b"error" or is_old_error:
             raise BrokenOffError(event)
         if not self.assembly.id:
             self._begin(event)

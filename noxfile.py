@@ -126,11 +126,12 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, formatting, and the direction of imports."""
+    """Check style, formatting, the direction of imports, and the rules of `tests/house_rules.py`."""
     install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports", "--no-cache")
+    session.run("python", "-m", "tests.house_rules")
 
 
 @nox.session

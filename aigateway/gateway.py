@@ -182,7 +182,8 @@ class AsyncGateway:
             origin=origin,
             params=params,
         )
-        self._enter_loop()
+        if self._closed or asyncio.get_running_loop() is not self._loop:
+            self._enter_loop()
         return await self._pipeline.chat(request)
 
     def stream(

@@ -67,17 +67,13 @@ def cache_key(request: ChatRequest, *, partition: str = "") -> str:
         RequestRejectedError: The request cannot be written as JSON. `chat()` rejects such a
             request before.
     """
-    identity = (
-        _FORMAT,
-        partition,
-        request.model,
-        [_without_none(message) for message in request.messages],
-        {
-            name: _same_number(value)
-            for name, value in request.params.items()
-            if value is not None and name not in _NEUTRAL
-        },
-    )
+    params = request.params and {
+        name: _same_number(value)
+        for name, value in request.params.items()
+        if value is not None and name not in _NEUTRAL
+    }
+    messages = [m if None not in m.values() else _without_none(m) for m in request.messages]
+    identity = (_FORMAT, partition, request.model, messages, params or {})
     try:
         canonical = orjson.dumps(identity, default=_mapping, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as error:  # it names a type, never a value
@@ -133,8 +129,6 @@ def _embedding_digest(request: EmbeddingRequest) -> str:
 
 
 def _without_none(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    if None not in message.values():
-        return message
     return {name: value for name, value in message.items() if value is not None}
 
 

@@ -43,16 +43,15 @@ def worth_keeping(completion: Completion) -> bool:
     is kept if it is text, because the limit is part of the key, but not with tool calls, whose
     arguments are incomplete.
     """
-    return bool(completion.choices) and all(map(_is_whole, completion.choices))
-
-
-def _is_whole(choice: Choice) -> bool:
-    if choice.refusal is not None:
-        return False
-    if choice.finish_reason == "length":
-        return bool(choice.text) and not choice.tool_calls
-    said = choice.text or choice.tool_calls or choice.images or choice.audio
-    return choice.finish_reason in _WHOLE and bool(said)
+    for choice in completion.choices:
+        if choice.finish_reason == "length":
+            whole = bool(choice.text) and not choice.tool_calls
+        else:
+            content = choice.text or choice.tool_calls or choice.images or choice.audio
+            whole = choice.finish_reason in _WHOLE and bool(content)
+        if choice.refusal is not None or not whole:
+            return False
+    return bool(completion.choices)
 
 
 def ttl_for(
@@ -175,14 +174,16 @@ class ExpiringLRU(Generic[V]):
         now = self._clock.now()
         if key in self._entries:
             self._entries.move_to_end(key)
-        else:
+        elif len(self._entries) >= self.max_entries:
             self._make_room(now)
         deadline = now + lifetime
         self._serial = serial = self._serial + 1
         self._entries[key] = _Entry(value, deadline, serial)
         if deadline < math.inf:
             heapq.heappush(self._heap, (deadline, serial, key))
-            self._tidy_up()
+            # Each new write of a key leaves an outdated deadline in the heap.
+            if len(self._heap) > 2 * len(self._entries) + _GARBAGE:
+                self._tidy_up()
 
     def expire(self, key: Hashable, lifetime: float) -> bool:
         """Give a fresh value a new lifetime in seconds from now; return whether there is one."""
@@ -250,9 +251,7 @@ class ExpiringLRU(Generic[V]):
         return True
 
     def _tidy_up(self) -> None:
-        """Bound the heap: each new write of a key leaves an outdated deadline in it."""
-        if len(self._heap) <= 2 * len(self._entries) + _GARBAGE:
-            return
+        """Drop the outdated deadlines from the heap."""
         self._heap = [
             (entry.deadline, entry.serial, key)
             for key, entry in self._entries.items()

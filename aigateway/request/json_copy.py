@@ -12,7 +12,7 @@ from aigateway.errors import refuse
 
 __all__ = ["check_size", "copied", "encoded_json", "is_plain", "json_length"]
 
-_LONG = 65_536
+LONG = 65_536
 """Bytes of JSON above which a copy shares its texts with the caller."""
 
 _ATOMS = frozenset({bool, float, int, str, type(None)})
@@ -20,6 +20,12 @@ _ATOMS = frozenset({bool, float, int, str, type(None)})
 
 def encoded_json(value: Any, name: str) -> bytes:
     """Return a value as JSON, or refuse what JSON cannot say."""
+    try:
+        encoded = orjson.dumps(value, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
+        if b"null" not in encoded:
+            return encoded
+    except orjson.JSONEncodeError:
+        pass  # the slow way knows why
     encoded, problem = _tried(value)
     if problem is not None:
         refuse(f"{name}{_culprit(value)} cannot be written as JSON: {problem}.")
@@ -32,12 +38,12 @@ def copied(value: Any, encoded: bytes) -> Any:
     Parsing a long text would hold up the caller's other tasks. It cannot change, so the copy
     shares it.
     """
-    return orjson.loads(encoded) if len(encoded) <= _LONG else _copy(value)
+    return orjson.loads(encoded) if len(encoded) <= LONG else _copy(value)
 
 
 def json_length(text: str) -> int:
     """Return the bytes that a text takes as JSON, at least, without writing it."""
-    return len(text) + (0 if len(text) <= _LONG else sum(map(text.count, ('"', "\\", "\n"))))
+    return len(text) + (0 if len(text) <= LONG else sum(map(text.count, ('"', "\\", "\n"))))
 
 
 def _copy(value: Any) -> Any:

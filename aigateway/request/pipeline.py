@@ -97,7 +97,12 @@ class Pipeline:
         with self._ledger.open(request, None) as entry:
             deadline = entry.began + (request.timeout or self._settings.timeout)
             state = RequestState(
-                request, "embeddings", self._roster, entry.began, deadline, account=entry.account
+                request,
+                "embeddings",
+                self._roster,
+                entry.began,
+                deadline,
+                account=entry if entry.followed else None,
             )
             served = await self._failovers.run(state, EmbeddingWork(request))
             answer, provider, attempts = served.answer, served.provider, served.attempts
@@ -182,9 +187,9 @@ class Pipeline:
 
     def _remember(self, key: str, request: ChatRequest, served: Served[Completion]) -> None:
         settings = self._settings
-        ttl = ttl_for(
-            request.agent, request.cache_ttl, settings.agent_ttls, settings.cache_ttl_seconds
-        )
+        ttl = settings.cache_ttl_seconds
+        if request.cache_ttl is not None or request.agent is not None:
+            ttl = ttl_for(request.agent, request.cache_ttl, settings.agent_ttls, ttl)
         self._cache.remember(key, served.answer, served.provider, ttl)
 
     # ── coalescing ───────────────────────────────────────────────────────────────────────────
@@ -228,8 +233,8 @@ class Pipeline:
     async def _join(
         self, shared_key: str, entry: RequestRecord, deadline: float
     ) -> Served[Completion]:
-        if entry.account is not None:
-            entry.account.wait()
+        if entry.followed:
+            entry.wait()
         try:
             async with self._clock.timeout(deadline - self._clock.now()):
                 return await self._coalescer.join(shared_key)
@@ -238,8 +243,8 @@ class Pipeline:
                 "The request's deadline passed while it waited for an identical one in flight."
             ) from None
         finally:
-            if entry.account is not None:
-                entry.account.go_on()
+            if entry.followed:
+                entry.go_on()
 
     # ── failover ─────────────────────────────────────────────────────────────────────────────
 
@@ -271,7 +276,7 @@ class Pipeline:
             tokens=estimated_tokens(request) if self._roster.counts_tokens else 0,
             params=None if names.isdisjoint(HINTS) else request.params,
             hedge=hedge,
-            account=entry.account,
+            account=entry if entry.followed else None,
         )
 
     def _stream_run(

@@ -24,7 +24,7 @@ from aigateway.request.checks import (
     refuse_field,
     refuse_unknown,
 )
-from aigateway.request.json_copy import check_size, copied, encoded_json, json_length
+from aigateway.request.json_copy import LONG, check_size, copied, encoded_json, json_length
 from aigateway.request.schema import CHAT_FIELDS, EMBEDDING_FIELDS
 from aigateway.settings import GatewaySettings
 from aigateway.structured import strict_format
@@ -95,7 +95,8 @@ def chat_request(
     Raises:
         RequestRejectedError: The message names the mistake, and the fix.
     """
-    _check_options(model, timeout, origin)
+    if model is not None or timeout is not None or origin is not APPLICATION:
+        _check_options(model, timeout, origin)
     if agent is not None:
         check_name("agent", agent)
     if cache_ttl is not None:
@@ -104,7 +105,7 @@ def chat_request(
         refuse('cache must be True, False or "refresh".')
     most = settings.max_prompt_bytes
     messages, size = _copied_messages(prompt_or_messages, system, most)
-    given = {name: value for name, value in params.items() if value is not None}
+    given = {name: value for name, value in params.items() if value is not None} if params else {}
     if temperature is not None:
         given["temperature"] = temperature
     if max_tokens is not None:
@@ -119,7 +120,7 @@ def chat_request(
         cache,
         cache_ttl,
         response_model,
-        origin.request_id or _new_id(),
+        origin.request_id or os.urandom(8).hex(),  # unique in forked processes, too
         partition=origin.partition,
         headers=origin.headers,
         on_cost=origin.on_cost,
@@ -203,7 +204,8 @@ def _copied_messages(
 def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
     """Check a prompt without copying it."""
     if isinstance(prompt, str):
-        check_size(json_length(prompt), max_bytes, or_more=True)
+        if len(prompt) > min(LONG, max_bytes):
+            check_size(json_length(prompt), max_bytes, or_more=True)
         if not prompt or prompt.isspace():
             refuse("The prompt is empty.")
         return [{"role": "user", "content": prompt}]

@@ -80,7 +80,10 @@ class ProviderCounters:
         self.attempts += 1
         self.successes += 1
         self.latency.add(seconds)
-        self.spent(usage, cost_usd)
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.total_tokens += usage.total_tokens
+        self.cost_usd += cost_usd or 0.0
 
     def spent(self, usage: Usage, cost_usd: float | None) -> None:
         """Count what an answer cost, also one that was not used."""

@@ -249,11 +249,11 @@ def _short_form(event: AttemptEnded | RequestEnded) -> Event:
 class RequestRecord:
     """One request, as a context from its beginning to its end; see `RequestRecorder.open`.
 
-    Its attempts report to it only if something listens: see `account`. They may overlap, and may
-    outlive it. A class, since every request passes here and a generator costs three times as much.
+    Its attempts report to it only if it is `followed`. They may overlap, and may outlive it. A class, since every request passes here and a generator costs three times as much.
 
     Attributes:
         began: When it began, on the clock's scale.
+        followed: Something listens to each attempt, so attempts report to it.
         streamed: The answer comes piece by piece.
     """
 
@@ -261,7 +261,7 @@ class RequestRecord:
     _provider: str | None = None
     _answer: TracedAnswer | None = None
     _attempts = 0
-    _followed = False
+    followed = False
     _first_content_at: float | None = None
     _waiting = 0  # for how many attempts or other requests
     _waiting_since = _waited = 0.0
@@ -280,17 +280,12 @@ class RequestRecord:
         self.streamed = streamed
         self.began = recorder.clock.now()
         if recorder.emitter.follows_requests():
-            self._followed = True
+            self.followed = True
             if recorder.emitter.tracers:
                 self._traces = _each(
                     recorder.emitter.tracers,
                     lambda tracer: tracer.trace_request(request, streamed=streamed),
                 )
-
-    @property
-    def account(self) -> RequestRecord | None:
-        """What attempts report to; None if nothing listens."""
-        return self if self._followed else None
 
     @property
     def request_id(self) -> str:
@@ -308,7 +303,7 @@ class RequestRecord:
         """A vendor answered this request itself."""
         del latency  # of the whole request, which has not ended yet
         self._outcome, self._provider, self._answer = "served", provider, answer
-        if not self._followed:
+        if not self.followed:
             self._attempts = attempts
 
     def coalesced(self, provider: str, answer: TracedAnswer) -> None:
@@ -335,7 +330,7 @@ class RequestRecord:
             self._provider = self._answer = None
         recorder = self._recorder
         recorder.counters.ended[self._outcome] += 1
-        if self._followed:
+        if self.followed:
             self._emit_end(error)
         else:
             short = _SHORT_FORMS.get(self._outcome)

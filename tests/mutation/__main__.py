@@ -41,7 +41,7 @@ REQUESTS = (
     "tests/request/test_stream.py",
     "tests/routing/test_hedge.py",
     "tests/test_gateway.py",
-    "tests/telemetry/test_accounts.py",
+    "tests/telemetry/test_ends.py",
 )
 """How requests fare, from outside; the quick ones first."""
 
@@ -71,7 +71,7 @@ MODULES = {
     "aigateway/routing/failover.py": REQUESTS,
     "aigateway/routing/hedge.py": (
         "tests/routing/test_hedge.py",
-        "tests/telemetry/test_accounts.py",
+        "tests/telemetry/test_ends.py",
     ),
     "aigateway/request/coalesce.py": (
         "tests/request/test_coalesce.py",

@@ -1,12 +1,14 @@
-"""Who gets in, over real HTTP: keys at every endpoint, and web pages that try without."""
+"""Admission over real HTTP: keys at every endpoint, and web pages that try without."""
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
+from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.app import create_app
 from tests.processes import PATIENCE
-from tests.server.callers import api_key, bearer, scripted_service
+from tests.server.callers import api_key, bearer, digest, scripted_service
 from tests.server.running import running
 
 
@@ -36,6 +38,28 @@ async def test_a_key_that_came_with_a_reload_is_let_in():
         settings = service.settings.model_copy(update={"keys": (api_key("blue"),)})
         service.settings, service.access = settings, service.access.successor(settings)
         assert (await client.get("/openapi.json")).status_code == 200
+
+
+async def test_an_endpoint_gets_the_caller_that_was_admitted():
+    seen = []
+
+    async def endpoint(request: Request) -> JSONResponse:
+        seen.append(caller_of(request))
+        return JSONResponse({})
+
+    async with scripted_service(
+        keys=[api_key("red"), api_key("blue")], admin_sha256=digest("sk-root")
+    ) as service:
+        app = create_app(service)
+        app.add_route("/t/caller", endpoint)
+        async with running(service, app) as url, httpx.AsyncClient(base_url=url) as client:
+            for name in ("red", "root", "blue", "unknown"):
+                await client.get("/t/caller", headers=bearer(name))
+    assert [(caller.name, caller.is_admin) for caller in seen] == [
+        ("red", False),
+        ("admin", True),
+        ("blue", False),
+    ]
 
 
 @pytest.mark.parametrize(

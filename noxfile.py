@@ -126,7 +126,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, formatting, the direction of imports, and the rules of `tests/house_rules.py`."""
+    """Check style, formatting, the direction of imports, and `tests/house_rules.py`."""
     install(session)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")

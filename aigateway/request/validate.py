@@ -120,7 +120,8 @@ def chat_request(
         cache,
         cache_ttl,
         response_model,
-        origin.request_id or os.urandom(8).hex(),  # unique in forked processes, too
+        origin.request_id or os.urandom(8).hex(),  # unique in forked processes; cheaper than a UUID
+        or os.urandom(8).hex(),  # unique in forked processes too; cheaper than a UUID
         partition=origin.partition,
         headers=origin.headers,
         on_cost=origin.on_cost,
@@ -169,7 +170,7 @@ def embedding_request(
         model,
         own,
         timeout,
-        origin.request_id or _new_id(),
+        origin.request_id or os.urandom(8).hex(),
         origin.partition,
         origin.headers,
         origin.on_cost,
@@ -254,11 +255,6 @@ def _copied_fields(given: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any
     encoded = encoded_json(given, "params")
     check_size(len(encoded), max_bytes, "parameters have")
     return copied(given, encoded), len(encoded)
-
-
-def _new_id() -> str:
-    # Unique across processes, forked ones too, at a third of a UUID's cost.
-    return os.urandom(8).hex()
 
 
 def _check_options(model: object, timeout: object, origin: Origin) -> None:

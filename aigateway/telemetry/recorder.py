@@ -249,7 +249,8 @@ def _short_form(event: AttemptEnded | RequestEnded) -> Event:
 class RequestRecord:
     """One request, as a context from its beginning to its end; see `RequestRecorder.open`.
 
-    Its attempts report to it only if it is `followed`. They may overlap, and may outlive it. A class, since every request passes here and a generator costs three times as much.
+    Its attempts report to it only if it is `followed`. They may overlap, and may outlive it. A
+    class, since every request passes here and a generator costs three times as much.
 
     Attributes:
         began: When it began, on the clock's scale.

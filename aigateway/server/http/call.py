@@ -13,6 +13,7 @@ from starlette.requests import Request
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import CacheMode, ChatResponse, Opening, Origin
 from aigateway.server.auth.keys import Caller
+from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.bodies import AUTO, ChatBody
 from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import Refusal
@@ -182,7 +183,7 @@ class AdmittedRequest:
             Refusal: 401, or 400 for a header that is not valid.
         """
         service, headers = service_of(request), request.headers
-        caller = service.access.admit(headers)
+        caller = caller_of(request)
         whose = origin(headers, request.state.request_id, caller.partition, caller.name or "")
         until = request.scope.get(UNTIL)
         if until is None:  # the application runs without `RequestLimits`

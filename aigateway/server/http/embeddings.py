@@ -20,6 +20,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from aigateway.messages import EmbeddingResponse
 from aigateway.routing.provider import ProviderStatus
 from aigateway.server.auth.keys import Caller
+from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.bodies import AUTO, json_body, read_embedding
 from aigateway.server.http.call import AdmittedRequest, service_of
 from aigateway.server.http.cancel import cancel_on_disconnect
@@ -136,7 +137,7 @@ async def one_model(model: str, request: Request) -> Response:
 
 def _models(request: Request) -> dict[str, ModelEntry]:
     service = service_of(request)
-    caller = service.access.admit(request.headers)
+    caller = caller_of(request)
     with service.in_use() as gateway:
         return _models_for(caller, gateway.providers)
 

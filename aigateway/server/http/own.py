@@ -18,6 +18,7 @@ from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.guards import CircuitOrder
 from aigateway.routing.provider import ProviderStatus
 from aigateway.server.auth.keys import Caller
+from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.bodies import json_body, read_chat
 from aigateway.server.http.call import AdmittedRequest, service_of
 from aigateway.server.http.errors import Refusal
@@ -192,7 +193,7 @@ async def metrics(request: Request) -> Response:
     A key sees its own account, the admin's key sees all.
     """
     service = service_of(request)
-    caller = service.access.admit(request.headers)
+    caller = caller_of(request)
     accept = request.headers.get("accept", "")
     if service.scrape is not None and wants_prometheus(accept):
         kind, body = service.scrape(accept)
@@ -231,7 +232,7 @@ class ForcedCircuit(CircuitRequest):
 async def force_circuit(name: str, request: Request) -> ForcedCircuit:
     """Force a provider's circuit open or closed, or leave it to itself again ("auto")."""
     service = service_of(request)
-    caller = _admin(service, request)
+    caller = _admin(request)
     # The type JSON matters: a page of another site may not send it unasked.
     state = await json_body(request, _order)
     try:
@@ -241,8 +242,8 @@ async def force_circuit(name: str, request: Request) -> ForcedCircuit:
     return {"provider": name, "state": state}
 
 
-def _admin(service: Service, request: Request) -> Caller:
-    caller = service.access.admit(request.headers)
+def _admin(request: Request) -> Caller:
+    caller = caller_of(request)
     if not caller.is_admin:
         raise Refusal(
             403, "Only the admin key may do this.", "permission_error", "admin_key_required"

@@ -121,7 +121,6 @@ def chat_request(
         cache_ttl,
         response_model,
         origin.request_id or os.urandom(8).hex(),  # unique in forked processes; cheaper than a UUID
-        or os.urandom(8).hex(),  # unique in forked processes too; cheaper than a UUID
         partition=origin.partition,
         headers=origin.headers,
         on_cost=origin.on_cost,

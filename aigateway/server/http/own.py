@@ -25,7 +25,6 @@ from aigateway.server.http.errors import Refusal
 from aigateway.server.http.openai_chat import CalledTool, MediaFields, TokenCounts, called_tool
 from aigateway.server.http.openapi import asking, body_of, refusals, watching
 from aigateway.server.http.responses import json_response
-from aigateway.server.service import Service
 from aigateway.telemetry.prometheus import wants_prometheus
 
 __all__ = ["router"]

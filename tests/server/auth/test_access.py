@@ -142,7 +142,7 @@ def test_a_reload_takes_nothing_back(clock):
 )
 def test_without_keys_no_other_address_than_loopback_is_listened_at(host):
     message = setting_refused(lambda: ServerSettings(host=host))
-    assert "may only be 127.0.0.1" in message
+    assert "leave host out to listen on 127.0.0.1" in message
     assert "aigateway key" in message
     assert ServerSettings(host=host, keys=[api_key("red")]).host == host
 
@@ -156,7 +156,7 @@ def test_loopback_needs_no_key(host):
     ("fields", "word"),
     [
         ({"keys": [api_key("red"), api_key("red")]}, "two have the same name"),
-        ({"keys": [{"name": "admin", "sha256": "0" * 64}]}, "take another name"),
+        ({"keys": [{"name": "admin", "sha256": "0" * 64}]}, "choose another name"),
         ({"keys": [api_key("red")], "admin_sha256": digest("sk-red")}, "admin_sha256"),
         ({"keys": [{"name": "red", "sha256": "sk-red"}]}, "64 hexadecimal digits"),
         ({"keys": [{"name": "red", "sha256": "0" * 64, "budget": 5}]}, "budget"),

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
@@ -294,6 +295,7 @@ class OneShotTransport(httpx.AsyncBaseTransport):
         return self._proxies[origin]
 
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 _CALLBACKS = (
@@ -324,11 +326,26 @@ def own_call(litellm: ModuleType, *, streamed: bool = False) -> Iterator[Witness
 
 @contextlib.contextmanager
 def _value(variable: ContextVar[_T], value: _T) -> Iterator[None]:
-    token = variable.set(value)
+    token = _without_collection(variable.set, value)
     try:
         yield
     finally:
-        variable.reset(token)
+        _without_collection(variable.reset, token)
+
+
+def _without_collection(change: Callable[[_S], _T], value: _S) -> _T:
+    """Change a context variable while no garbage is collected.
+
+    A collection may close an abandoned call, which changes a variable, too. CPython 3.11 crashes if
+    that happens in the middle of a change (https://github.com/python/cpython/issues/148891).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return change(value)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def has_callbacks(litellm: ModuleType) -> bool:

@@ -208,3 +208,27 @@ class TestHedgeBudget:
     )
     def test_the_delay_is_the_percentile_where_it_means_something(self, p95, samples, delay):
         assert hedge_delay(p95, samples, 5.0) == delay
+
+
+def test_the_pause_doubles_with_each_round_up_to_an_end():
+    assert RetryPolicy() == RetryPolicy(2, 10.0, 0.25)
+    assert no_candidate(None).causes[0].kind is FailureKind.SERVER_ERROR
+    policy = RetryPolicy(backoff=0.5)
+    assert policy.pause(1, 3.0, 0.5) == 3.25
+    assert policy.pause(3, 0.0, 1.0) == 2.0
+    assert policy.pause(30, 0.0, 1.0) == 0.5 * 2**29
+    assert [policy.pause(end, 0.0, 1.0) for end in (31, 99)] == [0.5 * 2**30] * 2
+
+
+async def test_each_pause_is_as_long_as_the_latest_round_asks():
+    _, slept, _ = await run([no_candidate(5.0), "answer"], no_candidate(1.0))
+    assert slept[0] < 2
+    assert slept[1] >= 5
+
+
+async def test_the_longest_wait_is_still_begun_and_one_that_uses_up_the_time_is_not():
+    exact = RetryPolicy(backoff=0.0)
+    result, _, _ = await run(["answer"], no_candidate(10.0), policy=exact)
+    assert result == "answer"
+    with pytest.raises(NoCandidateLeftError):
+        await run(["answer"], no_candidate(3.0), policy=exact, left=3.0)

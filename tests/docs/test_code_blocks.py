@@ -21,6 +21,8 @@ from aigateway.simulator import Simulator
 from tests.docs.pages import Block, blocks
 from tests.processes import PATIENCE, ROOT
 
+pytestmark = pytest.mark.slow
+
 SERVICE = "127.0.0.1:8080"
 TUTORIAL = blocks("sh", "docs/tutorial.md")
 PROGRAMS = [block for block in blocks("python") if "def test_" not in block.text]

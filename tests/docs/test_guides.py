@@ -9,6 +9,8 @@ import pytest
 from tests.docs.guides import follow
 from tests.processes import ROOT
 
+pytestmark = pytest.mark.slow
+
 GUIDES = ("adding-a-policy.md", "adding-a-metric.md", "adding-an-endpoint.md")
 
 

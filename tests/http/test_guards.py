@@ -11,6 +11,8 @@ from aigateway.simulator import Fault
 from tests.gateways import state_of
 from tests.server.visitors import eventually
 
+pytestmark = pytest.mark.slow
+
 K = FailureKind
 
 

@@ -17,6 +17,8 @@ from aigateway.wires.litellm.lane import LiteLLMClient
 from tests.descriptors import sockets_to
 from tests.processes import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 WIRES = ("openai", "azure", "gemini", "anthropic")
 LANES = ("direct", "through litellm", "litellm's own pools")
 

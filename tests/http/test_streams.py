@@ -15,6 +15,8 @@ from aigateway.simulator import Answer, Fault, Simulator, ToolCall
 from tests.gateways import gateway_for, metrics_of, name_of, until
 from tests.processes import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 K = FailureKind
 TALE = Answer(text="Once upon a time there was an end.", usage={"prompt_tokens": 7})
 

@@ -11,6 +11,8 @@ from tests import gateways
 from tests.gateways import name_of, status_of, until
 from tests.processes import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 K = FailureKind
 
 

@@ -7,6 +7,8 @@ import pytest
 from tests.simulation.scenario import BatchPlan, Kind, Scenario, Trouble, flapping
 from tests.simulation.traffic import LATENCY, Traffic, each_once, providers, steady
 
+pytestmark = pytest.mark.slow
+
 MARGIN = 0.02
 """Of the requests, by which the share that is answered may be less."""
 

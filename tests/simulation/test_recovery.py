@@ -8,6 +8,8 @@ import pytest
 from tests.simulation.scenario import Ask, Stall, Trouble
 from tests.simulation.traffic import LATENCY, Traffic, providers, steady
 
+pytestmark = pytest.mark.slow
+
 MAX_OPEN = 120.0
 """Seconds: the default of `max_open_seconds`."""
 

@@ -11,6 +11,8 @@ from tests.simulation.run import failure
 from tests.simulation.scenario import draw, draw_basic
 from tests.simulation.world import play
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BLOCK = 10
 

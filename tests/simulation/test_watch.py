@@ -21,6 +21,8 @@ from tests.simulation.scenario import Ask, ProviderPlan, Scenario, Trouble, draw
 from tests.simulation.shrinking import shrunk
 from tests.simulation.world import play
 
+pytestmark = pytest.mark.slow
+
 
 def nothing(*given, **options):
     return None

@@ -1,6 +1,10 @@
 """The guide to adding a vendor works: its steps are carried out in a copy of the tree."""
 
+import pytest
+
 from tests.docs.guides import follow
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_guide_is_followed(tmp_path):

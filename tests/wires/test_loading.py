@@ -14,6 +14,8 @@ from aigateway import AsyncGateway, DeadlineExceededError
 from aigateway.wires import loading
 from tests.processes import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 WATCHED = """
     import sys
     contacted, opened = set(), set()

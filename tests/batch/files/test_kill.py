@@ -14,6 +14,8 @@ from aigateway.simulator import Simulator
 from tests.batch.files.desk import prompt_of, records, text_of
 from tests.processes import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(aigateway.__file__).parents[1]
 KILLS = 14
 LINES = 500

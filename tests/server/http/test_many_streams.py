@@ -15,6 +15,8 @@ from aiohttp.test_utils import RawTestServer
 
 from tests.processes import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 MANY = 1000
 PIECES = 6
 """Of each answer, and as many pauses."""

@@ -23,6 +23,8 @@ from aigateway.settings import ServerSettings
 from tests.processes import PATIENCE
 from tests.server.services import scripted
 
+pytestmark = pytest.mark.slow
+
 LOOKING = ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}")
 ASKING = ("/chat", "/v1/chat/completions", "/v1/embeddings")
 

@@ -30,6 +30,8 @@ from tests.server.callers import scripted_service
 from tests.server.running import running
 from tests.server.visitors import eventually
 
+pytestmark = pytest.mark.slow
+
 SIZE = 18_000_000
 HI = b'"messages":[{"role":"user","content":"hi"}]'
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"

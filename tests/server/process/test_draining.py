@@ -14,6 +14,8 @@ import pytest
 from tests.processes import PATIENCE, Running
 from tests.server.visitors import Connection, NotAnswered, eventually, once
 
+pytestmark = pytest.mark.slow
+
 PROVIDER = '[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'
 
 SIZE = 100

@@ -27,6 +27,8 @@ from aigateway.simulator import Fault, Simulator
 from aigateway.wires.loading import load_litellm
 from tests.server.visitors import Connection, eventually, once
 
+pytestmark = pytest.mark.slow
+
 DIGEST = "0" * 64
 
 

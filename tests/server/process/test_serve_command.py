@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from aigateway.cli import app
 from tests.processes import PATIENCE, until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

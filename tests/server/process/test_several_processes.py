@@ -19,6 +19,8 @@ from aigateway.testing import ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE
 from tests.server.visitors import eventually
 
+pytestmark = pytest.mark.slow
+
 ADMIN = "admin-key-of-the-test"
 FIRST, SECOND = "openai/gpt-4o-mini", "anthropic/claude-haiku-4-5"
 

@@ -19,6 +19,8 @@ from aigateway.server.process.supervisor import Supervisor
 from tests.processes import Running, until
 from tests.server.visitors import eventually, once
 
+pytestmark = pytest.mark.slow
+
 TOML = '[server]\nworkers = 3\n[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'
 KEYED = TOML + f'[[server.keys]]\nname = "x"\nsha256 = "{"0" * 64}"\n'
 

@@ -21,7 +21,7 @@ from tests.server.watched import ADMIN, KEYS, USER
 __all__ = ["browser"]
 
 # The browser is that of all tests here, and lives on one event loop.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 expect.set_options(timeout=PATIENCE * 1000)
 

@@ -59,12 +59,16 @@ def prompt_size(request: ChatRequest | EmbeddingRequest) -> tuple[int, int]:
         return sum(map(_bytes, texts)), sum(map(len, request.inputs)) * (not texts)
     size, other = 0, 0
     for message in request.messages:
-        for part in _parts(message):
-            text = _text(part)
-            if isinstance(text, str):
-                size += _bytes(text)
-            elif text is not None or isinstance(part, Mapping):
-                other += _PART
+        content = message.get("content")
+        if isinstance(content, str):
+            size += _bytes(content)
+        else:
+            for part in _parts(message):
+                text = _text(part)
+                if isinstance(text, str):
+                    size += _bytes(text)
+                elif text is not None or isinstance(part, Mapping):
+                    other += _PART
         if message.get("tool_calls"):
             size += _json_bytes(message["tool_calls"])
     for name in _SENT_AS_TEXT & request.params.keys():

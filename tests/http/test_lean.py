@@ -1,6 +1,7 @@
 """How much of the package one uncached chat runs through: calls, and frames above the wire."""
 
 import traceback
+from types import CodeType
 
 from aigateway import AsyncGateway
 from aigateway.testing import scripted_configs
@@ -13,7 +14,7 @@ async def test_an_uncached_chat_takes_few_calls():
 
 
 async def test_few_frames_of_the_package_stand_above_the_wire(clock, vendor, monkeypatch):
-    frames = []
+    frames: list[CodeType] = []
 
     def connect(config, clock):
         client = vendor(config, clock)

@@ -3,7 +3,7 @@
 - Some libraries are imported by one module or room only, wherever else the import is tried.
 - A class name stands once in the package.
 - A module of a few lines with a single importer belongs into that importer.
-- Docstrings, comments and documents are in plain words.
+- Docstrings, comments and documents are in plain words; a function's docstring has a verb.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ RIDDLES = re.compile(
     r"\b(nobody|somebody|whoever|anybody|(?:is|are|was|were|be|been) told)\b", re.IGNORECASE
 )
 """Words that make a reader guess who is meant; see the glossary."""
+
+
+NO_VERB = frozenset({"How", "Seconds", "What", "When", "Whether", "Where", "Which", "Who", "Why"})
+"""Words that begin a description of a value, where a function's docstring has its verb."""
 
 
 def package(root: Path = ROOT) -> dict[str, str]:
@@ -98,6 +102,18 @@ def riddles(sources: Mapping[str, str], pages: Mapping[str, str]) -> Iterator[st
                 yield f"{path}:{number}: {word!r} is not plain"
 
 
+def unspoken_verbs(sources: Mapping[str, str]) -> Iterator[str]:
+    """Find functions whose docstring describes their value, and leaves the verb out."""
+    for path, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            words = (ast.get_docstring(node) or "").split()
+            decorators = {ast.unparse(each).rpartition(".")[2] for each in node.decorator_list}
+            if words and words[0] in NO_VERB and not decorators & {"property", "cached_property"}:
+                yield f"{path}:{node.lineno}: the docstring of {node.name} begins with {words[0]!r}"
+
+
 def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield the names of imported modules, also those given to `import_module` as a text."""
     for node in ast.walk(tree):
@@ -122,6 +138,7 @@ def problems() -> list[str]:
             *repeated_classes(sources),
             *fragments(sources),
             *riddles(sources, documents()),
+            *unspoken_verbs(sources),
         }
     )
 

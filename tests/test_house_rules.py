@@ -2,7 +2,13 @@
 
 import pytest
 
-from tests.house_rules import foreign_imports, fragments, repeated_classes, riddles
+from tests.house_rules import (
+    foreign_imports,
+    fragments,
+    repeated_classes,
+    riddles,
+    unspoken_verbs,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +70,16 @@ def test_words_that_are_not_plain_are_found(text):
     assert len(list(riddles(code, {}))) == len(code)
     assert list(riddles({}, {"README.md": text}))
     assert not list(riddles({"a.py": "nobody = 1"}, {"README.md": "A body stands apart."}))
+
+
+@pytest.mark.parametrize(
+    ("decorator", "summary", "count"),
+    [
+        ("", "Whether it is open.", 1),
+        ("", "Return whether it is open.", 0),
+        ("@property\n", "Whether it is open.", 0),
+    ],
+)
+def test_a_docstring_without_its_verb_is_found(decorator, summary, count):
+    source = f'{decorator}def is_open():\n    """{summary}"""\n'
+    assert len(list(unspoken_verbs({"aigateway/a.py": source}))) == count

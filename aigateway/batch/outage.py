@@ -144,7 +144,7 @@ class OutageWait:
         return min(own_end, self._since.setdefault(model, now) + self._seconds) - now
 
     def _is_outage_only(self, error: GatewayError) -> bool:
-        """Whether no provider looked at the request, though one may be available by now.
+        """Return whether no provider looked at the request, though one may be available by now.
 
         A failure at a healthy provider must end the request, or it would be repeated for ever.
         """
@@ -154,7 +154,7 @@ class OutageWait:
         return bool(usable) and all(map(self._is_temporary, usable))
 
     def _is_temporary(self, cause: ProviderFailure) -> bool:
-        """Whether the provider did not look at the request, but will be available again."""
+        """Return whether the provider did not look at the request, but will be available again."""
         wait = cause.retry_after_seconds
         if cause.kind is FailureKind.CONNECTION:
             return self._availability.network_is_down()

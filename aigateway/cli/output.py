@@ -91,5 +91,5 @@ def note(text: str) -> None:
 
 
 def is_live(console: Console, *, plain: bool) -> bool:
-    """Whether a display may redraw itself on this console."""
+    """Return whether a display may redraw itself on this console."""
     return console.is_terminal and not console.is_dumb_terminal and not plain

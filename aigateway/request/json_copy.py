@@ -58,7 +58,7 @@ def _copy(value: Any) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is what a JSON parser returns: no tuple, no enum, no mapping of another."""
+    """Return whether a value is what a JSON parser returns, for example without tuples."""
     kind = type(value)
     if kind is dict:
         return all(map(is_plain, value.values()))

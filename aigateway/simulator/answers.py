@@ -65,13 +65,13 @@ class SimulatedToolCall:
     id: str | None = None
 
     def as_text(self) -> str:
-        """The arguments as JSON text (OpenAI's form)."""
+        """Return the arguments as JSON text (OpenAI's form)."""
         if isinstance(self.arguments, str):
             return self.arguments or "{}"
         return json.dumps(self.arguments)
 
     def as_object(self) -> Any:
-        """The arguments as an object (Gemini's and Anthropic's form)."""
+        """Return the arguments as an object (Gemini's and Anthropic's form)."""
         if isinstance(self.arguments, str):
             return json.loads(self.arguments or "{}")
         return dict(self.arguments)

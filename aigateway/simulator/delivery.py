@@ -31,7 +31,7 @@ _HTML = b"""<!DOCTYPE html>
 
 
 async def send_failure(request: web.BaseRequest, failure: SimulatedFailure) -> web.StreamResponse:
-    """The vendor's error answer."""
+    """Return the vendor's error answer."""
     del request
     return web.Response(
         body=orjson.dumps(failure.body),
@@ -61,7 +61,7 @@ async def send_broken(
 async def send_plain(
     request: web.BaseRequest, body: bytes, fault: Fault | None, headers: Mapping[str, str]
 ) -> web.StreamResponse:
-    """A JSON body, whole or cut."""
+    """Return a JSON body, whole or cut."""
     name = fault.name if fault else ""
     if name in {"cut_body", "reset_in_body"}:
         response = web.StreamResponse(headers={**headers, "content-length": str(len(body))})

@@ -55,7 +55,7 @@ class Script:
         return ordered
 
     def current(self) -> Fault | None:
-        """The current rule, without using it up or drawing a random number."""
+        """Return the current rule, without using it up or drawing a random number."""
         if self._faults:
             return self._faults[self._turn % len(self._faults)]
         fault = None

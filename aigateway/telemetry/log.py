@@ -91,13 +91,13 @@ class LogHook:
     __slots__ = ()
 
     def wants(self, kind: type[Event]) -> bool:
-        """Whether an event of this kind would be written; if not, it need not be made."""
+        """Return whether an event of this kind would be written; if not, it need not be made."""
         if structlog.is_configured():
             return kind not in ON_REQUEST or _structlog_shows_debug()
         return _stdlib.isEnabledFor(_LEVELS.get(kind, logging.INFO))
 
     def wants_every_call(self) -> bool:
-        """Whether events in `ON_REQUEST` would be written."""
+        """Return whether events in `ON_REQUEST` would be written."""
         if structlog.is_configured():
             return _structlog_shows_debug()
         return _stdlib.isEnabledFor(logging.DEBUG)
@@ -131,7 +131,7 @@ _shows_debug: tuple[object, bool] = (None, False)
 
 
 def _structlog_shows_debug() -> bool:
-    """Whether the application's structlog lets events of level DEBUG through."""
+    """Return whether the application's structlog lets events of level DEBUG through."""
     global _shows_debug  # noqa: PLW0603 - structlog's configuration is global, too
     kind = structlog.get_config()["wrapper_class"]
     if hasattr(kind, "isEnabledFor"):  # the standard library decides

@@ -307,7 +307,7 @@ def _figures_of(snapshots: Sequence[Families]) -> list[Mapping[str, Any]]:
 
 
 def wants_prometheus(accept: str) -> bool:
-    """Whether an `Accept` header asks for Prometheus' text or OpenMetrics rather than JSON.
+    """Return whether an `Accept` header asks for Prometheus' text or OpenMetrics rather than JSON.
 
     It must name one of them with a higher quality than JSON. Browsers and curl do not, nor do
     libraries that send "application/json, text/plain".

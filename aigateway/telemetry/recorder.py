@@ -59,7 +59,7 @@ class AttemptTrace(Protocol):
         """Headers for the vendor, by lower-case name; they replace the caller's."""
 
     def ended(self, event: AttemptEnded, answer: TracedAnswer | None) -> None:
-        """The attempt has ended, with this answer if it brought one."""
+        """Note that the attempt has ended, with this answer if it brought one."""
 
 
 class RequestTrace(Protocol):
@@ -70,10 +70,10 @@ class RequestTrace(Protocol):
     """
 
     def attempt(self, provider: str, vendor: str, model: str, number: int) -> AttemptTrace:
-        """An attempt begins; `number` counts those of the request from 1."""
+        """Begin an attempt; `number` counts those of the request from 1."""
 
     def ended(self, event: RequestEnded, answer: TracedAnswer | None) -> None:
-        """The request has ended, with the caller's answer if there is one."""
+        """Note that the request has ended, with the caller's answer if there is one."""
 
 
 class Tracer(Protocol):
@@ -82,7 +82,7 @@ class Tracer(Protocol):
     def trace_request(
         self, request: ChatRequest | EmbeddingRequest, *, streamed: bool
     ) -> RequestTrace:
-        """A request begins. Called in the caller's own context."""
+        """Begin a request. Called in the caller's own context."""
 
 
 def _is_tracer(hook: object) -> TypeGuard[Tracer]:
@@ -149,12 +149,12 @@ class Emitter:
         )
 
     def wants(self, kind: type[Event]) -> bool:
-        """Whether anything listens to this kind of event: ask before making a frequent one."""
+        """Return whether anything listens to this kind of event. Check before making one."""
         listeners = self._listeners.get(kind) or self._listeners_of(kind)
         return len(listeners) > 1 or self._log.wants(kind)
 
     def follows_requests(self) -> bool:
-        """Whether anything listens to the end of each request and each attempt."""
+        """Return whether anything listens to the end of each request and each attempt."""
         return self._followed or self._log.wants_every_call()
 
     def emit(self, event: Event) -> None:
@@ -301,18 +301,18 @@ class RequestRecord:
     # ── its answer ───────────────────────────────────────────────────────────────────────────
 
     def served(self, provider: str, answer: TracedAnswer, *, attempts: int, latency: float) -> None:
-        """A vendor answered this request itself."""
+        """Note that a vendor answered this request itself."""
         del latency  # of the whole request, which has not ended yet
         self._outcome, self._provider, self._answer = "served", provider, answer
         if not self.followed:
             self._attempts = attempts
 
     def coalesced(self, provider: str, answer: TracedAnswer) -> None:
-        """It shared the answer to an identical request."""
+        """Note that it shared the answer to an identical request."""
         self._outcome, self._provider, self._answer = "coalesced", provider, answer
 
     def remembered(self, provider: str, answer: TracedAnswer, *, stale: bool) -> None:
-        """It was answered from the cache."""
+        """Note that it was answered from the cache."""
         self._outcome = "stale" if stale else "hit"
         self._provider, self._answer = provider, answer
 
@@ -370,13 +370,13 @@ class RequestRecord:
     # ── its attempts ─────────────────────────────────────────────────────────────────────────
 
     def wait(self) -> None:
-        """It waits for a vendor, or for another request, from now on."""
+        """Begin to wait for a vendor, or for another request."""
         if not self._waiting:
             self._waiting_since = self._recorder.clock.now()
         self._waiting += 1
 
     def go_on(self) -> None:
-        """It no longer waits. Call it once for each `wait`."""
+        """End a wait. Call it once for each `wait`."""
         self._waiting -= 1
         if not self._waiting:
             self._waited += self._recorder.clock.now() - self._waiting_since
@@ -384,7 +384,7 @@ class RequestRecord:
     def attempt_began(
         self, provider: str, vendor: str, model: str, number: int
     ) -> AttemptTraces | None:
-        """An attempt begins."""
+        """Begin an attempt."""
         self._attempts += 1
         self.wait()
         if not self._traces:
@@ -394,21 +394,21 @@ class RequestRecord:
         )
 
     def first_content(self) -> None:
-        """A stream has brought content; only the first time counts."""
+        """Note that a stream has brought content; only the first time counts."""
         if self._first_content_at is None:
             self._first_content_at = self._recorder.clock.now()
 
     def attempt_ended(
         self, event: AttemptEnded, trace: AttemptTraces | None, answer: object
     ) -> None:
-        """An attempt has ended."""
+        """Note that an attempt has ended, and emit its event."""
         self.go_on()
         self._recorder.emitter.emit(event)
         if trace is not None:
             trace.ended(event, answer)
 
     def discarded(self, provider: str, usage: Usage, cost_usd: float | None) -> None:
-        """An attempt that had ended brought an answer all the same."""
+        """Report an answer that came although its attempt had ended."""
         if self._recorder.emitter.wants(AnswerDiscarded):
             self._recorder.emitter.emit(AnswerDiscarded(self.request_id, provider, usage, cost_usd))
 

@@ -116,7 +116,7 @@ class OpenTelemetry:
 
     @staticmethod
     def goes_nowhere() -> bool:
-        """Whether no SDK is set up in this process that spans would go to."""
+        """Return whether no SDK is set up in this process that spans would go to."""
         return isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
     def on_event(self, event: Event) -> None:

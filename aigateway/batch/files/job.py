@@ -332,7 +332,7 @@ class Job:
         return None
 
     def _is_settled(self, line: Line, key: bytes | None, place: int | None) -> bool:
-        """Whether a line need not be sent: it is done, or its answer exists or is in flight."""
+        """Return whether a line is not sent: it is done, or its answer exists or is in flight."""
         if place is not None:
             if place != NO_RECORD and key is not None:
                 self._index.answered(key, place)
@@ -415,7 +415,7 @@ class Job:
         self._news.set()
 
     def _is_hopeless(self) -> bool:
-        """Whether the job should end, now that a request has failed at every provider."""
+        """Return whether the job should end, now that a request has failed at every provider."""
         patience = self._options.outage_patience
         if self.waiting and all(p.disabled_reason is not None for p in self.gateway.providers):
             return True

@@ -243,7 +243,7 @@ class JobLimiter:
         return self._rates.begin(tokens)
 
     def _may_exceed_cost(self, in_flight: int) -> bool:
-        """Whether one more request, at the mean price, might exceed the cost limit.
+        """Return whether one more request, at the mean price, might exceed the cost limit.
 
         Until a first price is known, requests go out one at a time.
         """

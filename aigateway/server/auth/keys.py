@@ -46,7 +46,7 @@ class Caller:
         return "" if self.name is None else f"key:{self.name}"
 
     def may_ask(self, model: str | None) -> bool:
-        """Whether it may use this model, name or alias; None stands for any model."""
+        """Return whether it may use this model, name or alias; None stands for any model."""
         return self.key is None or self.key.models is None or (model or AUTO) in self.key.models
 
 

@@ -120,7 +120,7 @@ class AccessMiddleware:
 
 
 def _is_local(host: str) -> bool:
-    """Whether a `Host`, with or without a port, names this machine."""
+    """Return whether a `Host`, with or without a port, names this machine."""
     name = host.lower()
     name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
     if name == "localhost":

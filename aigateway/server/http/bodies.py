@@ -134,7 +134,7 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 
 def _has_too_many_values(raw: bytes) -> bool:
-    """Whether there are more than `MOST_VALUES`, in pieces that each take a millisecond at most.
+    """Return whether there are more than `MOST_VALUES`; count in pieces of a millisecond.
 
     A value follows a comma or an opening bracket. Those within strings do not count; most bodies
     have so few of them that it does not matter where the strings are.
@@ -158,7 +158,7 @@ def _marks(raw: bytes, start: int, end: int) -> int:
 
 
 def _after_string(raw: bytes, at: int) -> int:
-    """Where the string ends whose content begins at a place."""
+    """Return where the string ends whose content begins at a place."""
     while at < len(raw):
         end = at + _WINDOW
         quote = raw.find(b'"', at, end)

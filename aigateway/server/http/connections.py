@@ -228,7 +228,7 @@ class GuardedProtocol(H11Protocol):
         self._refuse(self.conn.refusal or Refusal(400, msg))
 
     def is_quiet(self, seconds: float) -> bool:
-        """Whether neither a request nor an answer has been here in the last seconds."""
+        """Return whether neither a request nor an answer has been here in the last seconds."""
         return (
             self._is_idle
             and not self._head_bytes

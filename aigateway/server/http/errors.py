@@ -213,7 +213,7 @@ def _most_telling(causes: Sequence[ProviderFailure]) -> ProviderFailure | None:
 
 
 def _is_local_exhaustion(cause: ProviderFailure) -> bool:
-    """Whether concurrency or descriptors ran out here; a used-up rate has a time to wait."""
+    """Return whether concurrency or descriptors ran out here; a used-up rate has a time to wait."""
     return cause.kind is FailureKind.SATURATED and cause.retry_after_seconds is None
 
 

@@ -242,7 +242,7 @@ class _Server(uvicorn.Server):
             connection.transport.abort()
 
     def _is_drained(self) -> bool:
-        """Whether no request is in flight, and none is expected."""
+        """Return whether no request is in flight, and none is expected."""
         return not self.server_state.tasks and all(
             connection.is_quiet(_QUIET_SECONDS) and not _has_news(connection)
             for connection in self._connections()
@@ -296,12 +296,12 @@ def _refuse_new(listener: socket.socket) -> None:
 
 
 def _has_news(connection: Any) -> bool:
-    """Whether bytes have arrived that are not read yet."""
+    """Return whether bytes have arrived that are not read yet."""
     return _is_readable(connection.transport.get_extra_info("socket"))
 
 
 def _is_readable(sock: Any) -> bool:
-    """Whether a connection or bytes wait there."""
+    """Return whether a connection or bytes wait there."""
     number = -1 if sock is None else sock.fileno()
     if number < 0:
         return False

@@ -74,7 +74,7 @@ class AnthropicWire:
         return _read_messages(json_body(received))
 
     def chat(self, call: ChatCall, reply: Reply) -> dict[str, Any]:
-        """A `message`."""
+        """Return a `message`."""
         return _message(call) | {
             "content": list(_blocks(reply)) if reply.show_choices else [],
             "stop_reason": _stop_reason(reply),

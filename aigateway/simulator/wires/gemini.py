@@ -90,7 +90,7 @@ class GeminiWire:
         return _read(found["model"], found["what"], received)
 
     def chat(self, call: ChatCall, reply: Reply) -> dict[str, Any]:
-        """A `GenerateContentResponse`."""
+        """Return a `GenerateContentResponse`."""
         finish = _FINISH_REASONS.get(reply.finish_reason, reply.finish_reason)
         candidates = [_candidate(index, list(_parts(reply)), finish) for index in range(call.n)]
         return _response(call, reply, candidates, ended=True)
@@ -120,7 +120,7 @@ class GeminiWire:
         return {"models": [{"name": name, "supportedGenerationMethods": methods}]}
 
     def failure(self, fault: Fault, model: str) -> SimulatedFailure:
-        """A `google.rpc.Status`; a refused prompt is a 200 without candidates."""
+        """Return a `google.rpc.Status`; a refused prompt is a 200 without candidates."""
         if fault.name == "content_policy":
             tokens = {"promptTokenCount": 1, "totalTokenCount": 1}
             feedback = {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}
@@ -130,7 +130,7 @@ class GeminiWire:
         return failure(fault, model)
 
     def error_event(self, model: str) -> bytes:
-        """A `google.rpc.Status` where a partial response should be."""
+        """Return a `google.rpc.Status` where a partial response should be."""
         return sse(self.failure(Fault.overloaded(), model).body)
 
     def headers(self) -> dict[str, str]:
@@ -280,7 +280,7 @@ def _parts(reply: Reply) -> Iterator[dict[str, Any]]:
 
 
 def _pieces(reply: Reply) -> Iterator[dict[str, Any]]:
-    """The parts of a stream: text in pieces, function calls whole."""
+    """Yield the parts of a stream: text in pieces, function calls whole."""
     for part in _parts(reply):
         if "text" in part and not part.get("thought"):
             yield from ({"text": piece} for piece in reply.pieces)

@@ -79,7 +79,7 @@ class OpenAIWire:
                 raise RefusedError(Fault("wrong_path", message=f"Invalid URL ({method} {path})"))
 
     def chat(self, call: ChatCall, reply: Reply) -> dict[str, Any]:
-        """A `chat.completion`."""
+        """Return a `chat.completion`."""
         choices = [_choice(index, call, reply) for index in range(reply.n * reply.show_choices)]
         body = self._frame(call, "chat.completion") | {"choices": choices}
         return body | ({"usage": _usage(reply)} if reply.show_usage else {})
@@ -101,7 +101,7 @@ class OpenAIWire:
         yield _DONE
 
     def embeddings(self, call: EmbeddingCall) -> dict[str, Any]:
-        """A list of vectors in input order."""
+        """Return a list of vectors in input order."""
         tokens = text_tokens(call.inputs)
         return {
             "object": "list",
@@ -132,7 +132,7 @@ class OpenAIWire:
         return SimulatedFailure(words.status, {"error": error}, retry_headers(fault.retry_after))
 
     def error_event(self, model: str) -> bytes:
-        """An `error` object where a chunk should be."""
+        """Return an `error` object where a chunk should be."""
         return sse(self.failure(Fault("server_error"), model).body)
 
     def headers(self) -> dict[str, str]:

@@ -102,16 +102,16 @@ class SimulatedWire(Protocol):
         """
 
     def chat(self, call: ChatCall, reply: Reply) -> dict[str, Any]:
-        """The body of a plain answer."""
+        """Return the body of a plain answer."""
 
     def events(self, call: ChatCall, reply: Reply) -> Iterator[Event]:
-        """The body of a streamed answer."""
+        """Yield the body of a streamed answer."""
 
     def embeddings(self, call: EmbeddingCall) -> dict[str, Any]:
-        """The body of an embedding answer."""
+        """Return the body of an embedding answer."""
 
     def models(self, call: ModelsCall) -> dict[str, Any]:
-        """The list of models."""
+        """Return the list of models."""
 
     def failure(self, fault: Fault, model: str) -> SimulatedFailure:
         """Return the answer for a fault."""
@@ -129,7 +129,7 @@ def signature(vendor: str, text: str) -> str:
 
 
 def fresh_id(prefix: str) -> str:
-    """A new identifier in the vendor's style."""
+    """Return a new identifier in the vendor's style."""
     return f"{prefix}{uuid4().hex[:24]}"
 
 
@@ -140,14 +140,14 @@ def sse(data: Any, event: str | None = None) -> bytes:
 
 
 def json_body(received: Received) -> Mapping[str, Any]:
-    """The body as an object, or `RefusedError`."""
+    """Return the body as an object, or `RefusedError`."""
     if not isinstance(received.body, Mapping):
         raise RefusedError(Fault("broken_json"))
     return received.body
 
 
 def files_named_in(body: Any) -> set[str]:
-    """The ids of the vendor's own files that a prompt names, in any vendor's form."""
+    """Return the ids of the vendor's own files that a prompt names, in any vendor's form."""
     found: set[str] = set()
     waiting = [body.get("messages"), body.get("contents")] if isinstance(body, Mapping) else []
     while waiting:
@@ -167,7 +167,7 @@ def files_named_in(body: Any) -> set[str]:
 
 
 def plain_text(content: Any) -> str:
-    """The text of a message's content in any vendor's form."""
+    """Return the text of a message's content in any vendor's form."""
     if isinstance(content, str):
         return content
     if isinstance(content, Mapping):
@@ -183,7 +183,7 @@ def text_tokens(contents: Any) -> int:
 
 
 def whole_number(value: Any) -> int | None:
-    """A whole number, or None for anything else (a truth value is no number)."""
+    """Return a whole number, or None for anything else (a truth value is no number)."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -219,7 +219,7 @@ def words_for(
 
 
 def retry_headers(value: float | str | None) -> dict[str, str]:
-    """The header for a fault's `retry_after`."""
+    """Return the header for a fault's `retry_after`."""
     if value is None:
         return {}
     if isinstance(value, str):

@@ -321,7 +321,7 @@ class Fault:
 
 
 def _holds(body: Any, marker: str) -> bool:
-    """Whether any text in a body contains the marker."""
+    """Return whether any text in a body contains the marker."""
     waiting = [body]
     while waiting:
         value = waiting.pop()

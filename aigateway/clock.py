@@ -85,13 +85,13 @@ class _SharedTimer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.due: list[tuple[float, int, _Timeout]] = []  # a heap
+        self.due: list[tuple[float, int, _TimeLimit]] = []  # a heap
         self.ended = 0  # how many of these have ended
         self.serial = 0  # so that the heap need not compare timeouts
         self._timer: asyncio.TimerHandle | None = None
         self.when = math.inf  # what the timer is set to
 
-    def add(self, timeout: _Timeout, when: float) -> None:
+    def add(self, timeout: _TimeLimit, when: float) -> None:
         """Let the timeout expire at that moment, if it still waits."""
         self.serial += 1
         heapq.heappush(self.due, (when, self.serial, timeout))
@@ -139,7 +139,7 @@ class _SharedTimers(threading.local):
 _timers = _SharedTimers()
 
 
-class _Timeout:
+class _TimeLimit:
     """`asyncio.Timeout`, but for the timer."""
 
     _task: asyncio.Task[Any] | None = None
@@ -162,7 +162,7 @@ class _Timeout:
         self._cancelling = task.cancelling()
         self._when = when = loop.time() + self._seconds
         timer.serial += 1
-        entry: tuple[float, int, _Timeout] = (when, timer.serial, self)
+        entry: tuple[float, int, _TimeLimit] = (when, timer.serial, self)
         heapq.heappush(timer.due, entry)
         if when < timer.when:
             timer.set(when)
@@ -229,7 +229,7 @@ class SystemClock:
     __slots__ = ()
 
     now = staticmethod(time.monotonic)  # without a call of our own: it is read often
-    timeout = _Timeout
+    timeout = _TimeLimit
 
     def wall(self) -> float:
         return time.time()

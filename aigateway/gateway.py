@@ -90,7 +90,7 @@ class AsyncGateway:
         self._emitter = Emitter(hooks)
         self._make_client = vendor or _litellm_clients(self.settings)
         self._uses_litellm = vendor is None
-        self._ledger = RequestRecorder(clock, self._emitter)
+        self._recorder = RequestRecorder(clock, self._emitter)
         self._roster = Roster()
         self._network = Reachability(clock)
         self._streams: weakref.WeakSet[ChatStream] = weakref.WeakSet()
@@ -604,7 +604,7 @@ class AsyncGateway:
         """
         if self._loop is not None:
             raise GatewayError("Only a gateway that is not in use yet can take over another one.")
-        self._ledger.counters = other._ledger.counters
+        self._recorder.counters = other._recorder.counters
         if self._same_cache(other.settings):
             self.cache = other.cache
         before = {provider.name: provider for provider in other._roster}
@@ -641,7 +641,7 @@ class AsyncGateway:
         percentiles (seconds, last 512 answers), tokens, cost (US dollars).
         """
         return {
-            **self._ledger.snapshot(),
+            **self._recorder.snapshot(),
             "providers_active": sum(p.status().active for p in self._roster),
             "in_flight": self._limiter.in_flight,
             "waiting": self._limiter.waiting,
@@ -700,7 +700,7 @@ class AsyncGateway:
     def _start_afresh(self) -> None:
         self._limiter = Limiter(self.settings.max_concurrency, self.settings.max_queue)
         self._bound_calls = PacedSemaphore(self.settings.max_concurrency)
-        around = CallContext(
+        context = CallContext(
             self._clock,
             self._limiter,
             self._emitter,
@@ -709,7 +709,7 @@ class AsyncGateway:
             StallDetector(self._clock, _weakly(self._stalled)),
             lambda: self._roster,
         )
-        self._pipeline = Pipeline(self.settings, around, self._roster, self.cache, self._ledger)
+        self._pipeline = Pipeline(self.settings, context, self._roster, self.cache, self._recorder)
         self._retiring: set[asyncio.Task[None]] = set()
 
 

@@ -70,7 +70,7 @@ def repeated_classes(sources: Mapping[str, str]) -> Iterator[str]:
     for path, source in sources.items():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ClassDef):
-                places[node.name].append(f"{path}:{node.lineno}")
+                places[node.name.lstrip("_")].append(f"{path}:{node.lineno}")
     for name, found in places.items():
         if len(found) > 1:
             yield f"{found[0]}: class {name} also stands in {', '.join(found[1:])}"
@@ -92,10 +92,9 @@ def fragments(sources: Mapping[str, str]) -> Iterator[str]:
 def riddles(sources: Mapping[str, str], pages: Mapping[str, str]) -> Iterator[str]:
     """Find words that are not plain."""
     for path, source in sources.items():
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type in {tokenize.COMMENT, tokenize.STRING}:
-                for word in RIDDLES.findall(token.string):
-                    yield f"{path}:{token.start[0]}: {word!r} is not plain"
+        for number, said in _prose(source):
+            for word in RIDDLES.findall(said):
+                yield f"{path}:{number}: {word!r} is not plain"
     for path, text in pages.items():
         for number, line in enumerate(text.splitlines(), 1):
             for word in RIDDLES.findall(line):
@@ -112,6 +111,16 @@ def unspoken_verbs(sources: Mapping[str, str]) -> Iterator[str]:
             decorators = {ast.unparse(each).rpartition(".")[2] for each in node.decorator_list}
             if words and words[0] in NO_VERB and not decorators & {"property", "cached_property"}:
                 yield f"{path}:{node.lineno}: the docstring of {node.name} begins with {words[0]!r}"
+
+
+def _prose(source: str) -> Iterator[tuple[int, str]]:
+    """Yield comments, and texts, those inside f-strings too."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
 
 
 def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:

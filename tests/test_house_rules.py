@@ -66,7 +66,11 @@ def test_a_short_module_with_one_importer_is_found(lines, readers, count):
 
 @pytest.mark.parametrize("text", ["Nobody is asked.", "whoever comes", "It is told of it."])
 def test_words_that_are_not_plain_are_found(text):
-    code = {"a.py": f'def f():\n    """{text}"""\n', "b.py": f"x = 1  # {text}\n"}
+    code = {
+        "a.py": f'def f():\n    """{text}"""\n',
+        "b.py": f"x = 1  # {text}\n",
+        "c.py": f"x = f'{{1}} {text}'\n",
+    }
     assert len(list(riddles(code, {}))) == len(code)
     assert list(riddles({}, {"README.md": text}))
     assert not list(riddles({"a.py": "nobody = 1"}, {"README.md": "A body stands apart."}))

@@ -178,7 +178,7 @@ def as_completed(
 
 
 @dataclass(slots=True)
-class _Tally:
+class _BatchTally:
     """Counts of the requests that are done."""
 
     done: int = 0
@@ -239,7 +239,7 @@ class _Run:
         self._fatal: BaseException | None = None  # KeyboardInterrupt and the like
         self._news = asyncio.Event()  # for `items`: a request is done, or the input is exhausted
         self._room = asyncio.Event()  # for the task that reads the input
-        self.tally = _Tally()
+        self.tally = _BatchTally()
         self.complete = False
         self.input_error: Exception | None = None
 

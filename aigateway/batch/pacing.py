@@ -17,13 +17,13 @@ class PacedSemaphore:
     """`asyncio.Semaphore`, first in first out, that lets in a few waiters per event loop turn.
 
     Args:
-        places: How many may be inside at once.
+        slots: How many may be inside at once.
     """
 
-    __slots__ = ("_entered", "_inside", "_places", "_turning", "_waiting")
+    __slots__ = ("_entered", "_inside", "_slots", "_turning", "_waiting")
 
-    def __init__(self, places: int) -> None:
-        self._places = places
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
         self._inside = 0
         self._entered = 0  # in this turn of the event loop
         self._turning = False
@@ -34,13 +34,13 @@ class PacedSemaphore:
         if self._may_enter():  # then no one waits: a waiter would have been let in
             self._enter()
             return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[place] = None
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = None
         try:
-            await place
+            await waiter
         except asyncio.CancelledError:
-            if place.cancelled():
-                self._waiting.pop(place, None)
+            if waiter.cancelled():
+                self._waiting.pop(waiter, None)
             else:
                 self._leave()  # let in and cancelled in the same moment
             raise
@@ -54,7 +54,7 @@ class PacedSemaphore:
         self._leave()
 
     def _may_enter(self) -> bool:
-        return self._inside < self._places and self._entered < _PER_TURN
+        return self._inside < self._slots and self._entered < _PER_TURN
 
     def _enter(self) -> None:
         self._inside += 1
@@ -74,7 +74,7 @@ class PacedSemaphore:
 
     def _let_in(self) -> None:
         while self._waiting and self._may_enter():
-            place, _ = self._waiting.popitem(last=False)
-            if not place.done():  # else cancelled, and about to leave
-                place.set_result(None)
+            waiter, _ = self._waiting.popitem(last=False)
+            if not waiter.done():  # else cancelled, and about to leave
+                waiter.set_result(None)
                 self._enter()

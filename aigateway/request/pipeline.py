@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Coroutine
 from dataclasses import replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from aigateway.cache.key import LONG, cache_key
 from aigateway.cache.memory import AnswerCache, ttl_for
@@ -61,53 +61,53 @@ class Pipeline:
         context: CallContext,
         roster: Roster,
         cache: AnswerCache,
-        ledger: RequestRecorder,
+        recorder: RequestRecorder,
     ) -> None:
         self._settings = settings
         self._clock = context.clock
         self._emitter = context.emitter
         self._roster = roster
         self._cache = cache
-        self._ledger = ledger
+        self._recorder = recorder
         self._failovers = Failovers(settings, context)
         self._coalescer: Coalescer[Served[Completion]] = Coalescer()
 
     async def chat(self, request: ChatRequest) -> ChatResponse:
         """Answer one request."""
-        with self._ledger.open(request, request.agent) as entry:
-            deadline = entry.began + (request.timeout or self._settings.timeout)
+        with self._recorder.open(request, request.agent) as record:
+            deadline = record.began + self._seconds(request)
             key = await self._key(request)
             if key is None:
-                served = await self._call_providers(None, request, entry, deadline)
-                return self._answered(request, entry, served)
-            hit = self._from_cache(key, request, entry)
+                served = await self._call_providers(request, record, deadline)
+                return self._answered(request, record, served)
+            hit = self._from_cache(key, request, record)
             if hit is not None:
                 return hit
             try:
-                served, joined = await self._coalesced(key, request, entry, deadline)
+                served, joined = await self._coalesced(key, request, record, deadline)
             except (AllProvidersFailedError, DeadlineExceededError):
-                stale = self._from_cache(key, request, entry, stale=True)
+                stale = self._from_cache(key, request, record, stale=True)
                 if stale is None:
                     raise
                 return stale
-            return self._answered(request, entry, served, joined=joined)
+            return self._answered(request, record, served, joined=joined)
 
     async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
         """Embed texts; not cached."""
-        with self._ledger.open(request, None) as entry:
-            deadline = entry.began + (request.timeout or self._settings.timeout)
+        with self._recorder.open(request, None) as record:
+            deadline = record.began + self._seconds(request)
             state = RequestState(
                 request,
                 "embeddings",
                 self._roster,
-                entry.began,
+                record.began,
                 deadline,
-                account=entry if entry.followed else None,
+                record=record if record.followed else None,
             )
             served = await self._failovers.run(state, EmbeddingWork(request))
             answer, provider, attempts = served.answer, served.provider, served.attempts
-            latency = self._clock.now() - entry.began
-            entry.served(provider, answer, attempts=len(attempts), latency=latency)
+            latency = self._clock.now() - record.began
+            record.served(provider, answer, attempts=len(attempts))
             loading = served.loading_seconds
             return EmbeddingResponse(
                 answer, provider, attempts, latency, request.request_id, loading
@@ -120,19 +120,19 @@ class Pipeline:
 
         Streams are not coalesced: each caller reads at its own pace.
         """
-        with self._ledger.open(request, request.agent, streamed=True) as entry:
+        with self._recorder.open(request, request.agent, streamed=True) as record:
             key = await self._key(request)
-            response = self._from_cache(key, request, entry)
+            response = self._from_cache(key, request, record)
             if response is None:
-                run = self._stream_run(request, resume, entry)
+                run = self._stream_run(request, resume, record)
                 try:
                     async with contextlib.aclosing(run.chunks()) as chunks:
                         async for chunk in _ClosedByUs(chunks):
                             outcome.opening = run.opening
                             yield chunk
-                    response = self._streamed(key, request, entry, run)
+                    response = self._streamed(key, request, record, run)
                 except (AllProvidersFailedError, DeadlineExceededError):
-                    response = self._from_cache(key, request, entry, stale=True)
+                    response = self._from_cache(key, request, record, stale=True)
                     if response is None:
                         raise
         outcome.response = response
@@ -162,7 +162,7 @@ class Pipeline:
         return cache_key(request, partition=request.partition)
 
     def _from_cache(
-        self, key: str | None, request: ChatRequest, entry: RequestRecord, *, stale: bool = False
+        self, key: str | None, request: ChatRequest, record: RequestRecord, *, stale: bool = False
     ) -> ChatResponse | None:
         """Return the remembered answer, if there is one for this request.
 
@@ -174,13 +174,13 @@ class Pipeline:
         if remembered is None or not fits(request.response_model, remembered.completion):
             return None
         parsed = parse(request.response_model, remembered.completion)
-        entry.remembered(remembered.provider, remembered.completion, stale=stale)
+        record.remembered(remembered.provider, remembered.completion, stale=stale)
         return ChatResponse(
             remembered.completion,
             remembered.provider,
             cached=True,
             stale=stale,
-            latency_seconds=self._clock.now() - entry.began,
+            latency_seconds=self._clock.now() - record.began,
             parsed=parsed,
             request_id=request.request_id,
         )
@@ -195,7 +195,7 @@ class Pipeline:
     # ── coalescing ───────────────────────────────────────────────────────────────────────────
 
     async def _coalesced(
-        self, key: str, request: ChatRequest, entry: RequestRecord, deadline: float
+        self, key: str, request: ChatRequest, record: RequestRecord, deadline: float
     ) -> tuple[Served[Completion], bool]:
         """Call the providers, or wait for the same request in flight.
 
@@ -211,7 +211,7 @@ class Pipeline:
                 shared_key = f"background:{shared_key}"
                 leader = coalescer.leader(shared_key)
             if leader is None:
-                start = partial(self._call_providers, key, request, entry, deadline)
+                start = partial(self._call_and_remember, key, request, record, deadline)
                 leader = Leader(deadline)
                 try:
                     return (await coalescer.share(shared_key, start, leader))[0], False
@@ -219,7 +219,7 @@ class Pipeline:
                     leader.left = True
                     raise
             try:
-                served = await self._join(shared_key, entry, deadline)
+                served = await self._join(shared_key, record, deadline)
             except (AllProvidersFailedError, DeadlineExceededError) as error:
                 # The leader may have had too little time, and this request has more.
                 if not leader.lacked_time(error, self._clock.now(), deadline):
@@ -227,14 +227,14 @@ class Pipeline:
             else:
                 joined = leader.shares()
                 if joined and not fits(request.response_model, served.answer):
-                    return await self._call_providers(None, request, entry, deadline), False
+                    return await self._call_providers(request, record, deadline), False
                 return served, joined
 
     async def _join(
-        self, shared_key: str, entry: RequestRecord, deadline: float
+        self, shared_key: str, record: RequestRecord, deadline: float
     ) -> Served[Completion]:
-        if entry.followed:
-            entry.wait()
+        if record.followed:
+            record.wait()
         try:
             async with self._clock.timeout(deadline - self._clock.now()):
                 return await self._coalescer.join(shared_key)
@@ -243,26 +243,33 @@ class Pipeline:
                 "The request's deadline passed while it waited for an identical one in flight."
             ) from None
         finally:
-            if entry.followed:
-                entry.go_on()
+            if record.followed:
+                record.go_on()
 
     # ── failover ─────────────────────────────────────────────────────────────────────────────
 
-    async def _call_providers(
-        self, key: str | None, request: ChatRequest, entry: RequestRecord, deadline: float
+    async def _call_and_remember(
+        self, key: str, request: ChatRequest, record: RequestRecord, deadline: float
     ) -> Served[Completion]:
-        """Get an answer by failover, and remember it under the key, if there is one."""
-        settings, state = self._settings, self._state(request, entry, deadline)
+        served = await self._call_providers(request, record, deadline)
+        self._remember(key, request, served)
+        return served
+
+    def _call_providers(
+        self, request: ChatRequest, record: RequestRecord, deadline: float
+    ) -> Coroutine[Any, Any, Served[Completion]]:
+        """Get an answer by failover. Not a coroutine itself, to be no frame above the wire."""
+        settings, state = self._settings, self._state(request, record, deadline)
         work = ChatWork(request)
         if settings.chat_over_stream:
             first, idle = settings.first_token_timeout, settings.idle_timeout
             work = ChatOverStreamWork(request, first, idle, self._failovers.in_time)
-        served = await self._failovers.run(state, work)
-        if key is not None:
-            self._remember(key, request, served)
-        return served
+        return self._failovers.run(state, work)
 
-    def _state(self, request: ChatRequest, entry: RequestRecord, deadline: float) -> RequestState:
+    def _seconds(self, request: ChatRequest | EmbeddingRequest) -> float:
+        return self._settings.timeout if request.timeout is None else request.timeout
+
+    def _state(self, request: ChatRequest, record: RequestRecord, deadline: float) -> RequestState:
         names, hedge = request.params.keys(), request.hedge
         if hedge is None:
             # A tool may have side effects, which two answers may cause twice.
@@ -271,22 +278,22 @@ class Pipeline:
             request,
             "chat",
             self._roster,
-            entry.began,
+            record.began,
             deadline,
             tokens=estimated_tokens(request) if self._roster.counts_tokens else 0,
             params=None if names.isdisjoint(HINTS) else request.params,
             hedge=hedge,
-            account=entry if entry.followed else None,
+            record=record if record.followed else None,
         )
 
     def _stream_run(
-        self, request: ChatRequest, resume: Resume | None, entry: RequestRecord
+        self, request: ChatRequest, resume: Resume | None, record: RequestRecord
     ) -> StreamRun:
-        seconds = request.timeout or self._settings.timeout
+        seconds = self._seconds(request)
         return StreamRun(
             self._failovers,
             request,
-            self._state(request, entry, entry.began + seconds),
+            self._state(request, record, record.began + seconds),
             clock=self._clock,
             idle=self._settings.idle_timeout,
             time_to_first=seconds,
@@ -298,19 +305,19 @@ class Pipeline:
     def _answered(
         self,
         request: ChatRequest,
-        entry: RequestRecord,
+        record: RequestRecord,
         served: Served[Completion],
         *,
         joined: bool = False,
     ) -> ChatResponse:
         answer, attempts = served.answer, served.attempts
         parsed = None if request.response_model is None else parse(request.response_model, answer)
-        latency = self._clock.now() - entry.began
+        latency = self._clock.now() - record.began
         if joined:
             attempts = ()
-            entry.coalesced(served.provider, answer)
+            record.coalesced(served.provider, answer)
         else:
-            entry.served(served.provider, answer, attempts=len(attempts), latency=latency)
+            record.served(served.provider, answer, attempts=len(attempts))
             if self._settings.log_prompts:
                 texts = [choice.text for choice in answer.choices]
                 self._emitter.log_content(request.request_id, request.messages, texts)
@@ -326,7 +333,7 @@ class Pipeline:
         )
 
     def _streamed(
-        self, key: str | None, request: ChatRequest, entry: RequestRecord, run: StreamRun
+        self, key: str | None, request: ChatRequest, record: RequestRecord, run: StreamRun
     ) -> ChatResponse:
         """Return the whole answer of a stream at its end."""
         served = run.served
@@ -335,9 +342,9 @@ class Pipeline:
             self._remember(key, request, served)
         first = run.first_content_at
         return replace(
-            self._answered(request, entry, served),
+            self._answered(request, record, served),
             resumed=run.resumed,
-            first_content_seconds=None if first is None else first - entry.began,
+            first_content_seconds=None if first is None else first - record.began,
         )
 
 

@@ -255,13 +255,13 @@ class Limiter:
         queue.known = True
         queue.turn = served[queue.tenant] = self._grants
         served.move_to_end(queue.tenant)
-        while served[oldest := next(iter(served))] < self._is_first_in_line(queue.background):
+        while served[oldest := next(iter(served))] < self._turn_of_new_queue(queue.background):
             del served[oldest]
         self._leave(waiter)
         self._woken += 1
         waiter.woken.set_result(True)
 
-    def _is_first_in_line(self, background: bool) -> int:
+    def _turn_of_new_queue(self, background: bool) -> int:
         """Return the turn of a queue that was not served lately: about that of the next one.
 
         It grows with each grant, so that new queues do not overtake a waiter for ever.
@@ -272,7 +272,7 @@ class Limiter:
         background, tenant = ticket.background, ticket.tenant
         queue = self._queues[background].get(tenant)
         if queue is None:
-            served, turn = self._served[background], self._is_first_in_line(background)
+            served, turn = self._served[background], self._turn_of_new_queue(background)
             known = tenant in served
             turn = max(turn, served[tenant]) if known else turn
             self._known[background] += known

@@ -162,11 +162,11 @@ class PendingAttempt:
         context.stalls.begin()
         context.limiter.take(self._slots)
         request.begun = self.number = request.begun + 1
-        account = request.account
+        record = request.record
         self._trace = (
             None
-            if account is None
-            else account.attempt_began(provider.name, provider.vendor, provider.model, self.number)
+            if record is None
+            else record.attempt_began(provider.name, provider.vendor, provider.model, self.number)
         )
 
     def seconds(self) -> float:
@@ -199,8 +199,8 @@ class PendingAttempt:
         seconds = self._succeeded()
         self.provider.first_contents_seen.add(seconds)
         self._first_content = seconds
-        if self._request.account is not None:
-            self._request.account.first_content()
+        if self._request.record is not None:
+            self._request.record.first_content()
         self._context.limiter.wake()  # another request may wait for this result
 
     def end(
@@ -258,8 +258,8 @@ class PendingAttempt:
                 cost_usd = max(0.0, cost_usd - (self._estimate.cost_usd or 0.0))
         self.provider.counters.spent(usage, cost_usd)
         self._report_cost(cost_usd)
-        if self._request.account is not None:
-            self._request.account.discarded(self.provider.name, usage, cost_usd)
+        if self._request.record is not None:
+            self._request.record.discarded(self.provider.name, usage, cost_usd)
 
     # ── the guards ───────────────────────────────────────────────────────────────────────────
 
@@ -422,7 +422,7 @@ class PendingAttempt:
             self._rated.settle(self._tokens(failure, answer))
         context.stalls.calls -= 1
         context.limiter.release(self._slots)
-        if failure is not None or request.account is not None:
+        if failure is not None or request.record is not None:
             self._report(failure, answer)
 
     def _tokens(self, failure: Failure | None, answer: Billable | None) -> int | None:
@@ -435,13 +435,13 @@ class PendingAttempt:
 
     def _report(self, failure: Failure | None, answer: Billable | None) -> None:
         """Emit the end of this attempt; if nothing follows each attempt, only a failure."""
-        provider, request, account = self.provider, self._request, self._request.account
+        provider, request, record = self.provider, self._request, self._request.record
         others = self._request.attempts[:-1]  # the last one is this
         event = AttemptEnded(
             request.request_id,
             self.number,
             request.operation,
-            account is not None and account.streamed,
+            record is not None and record.streamed,
             provider.name,
             provider.vendor,
             provider.model,
@@ -455,10 +455,10 @@ class PendingAttempt:
             self._pass.last_resort,
             None if failure is None else failure.code,
         )
-        if account is None:
+        if record is None:
             self._context.emitter.emit(event)
         else:
-            account.attempt_ended(event, self._trace, answer)
+            record.attempt_ended(event, self._trace, answer)
 
 
 def _excess(usage: Usage, counted: Usage) -> Usage:

@@ -144,7 +144,7 @@ class RequestState:
         tokens: Its estimated tokens; only for providers with a `tpm`.
         params: Its parameters, if it has some that a provider may drop.
         hedge: Whether it may be hedged.
-        account: Where its attempts are reported, if anywhere.
+        record: Where its attempts are reported, if anywhere.
 
     Raises:
         NoProvidersError: There is no provider at all.
@@ -187,7 +187,7 @@ class RequestState:
         tokens: int = 0,
         params: Mapping[str, Any] | None = None,
         hedge: bool = False,
-        account: RequestRecord | None = None,
+        record: RequestRecord | None = None,
     ) -> None:
         self._request = request
         self.roster = roster
@@ -203,7 +203,7 @@ class RequestState:
         self.tokens = tokens
         self.params = params
         self.hedge = hedge
-        self.account = account
+        self.record = record
         self.attempts: list[Attempt] = []
         if isinstance(request, ChatRequest):
             self.messages = request.messages

@@ -25,7 +25,7 @@ class GatewaySettings(TableSettings):
     """
 
     table = "gateway"
-    broken_json = f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
+    _broken_json = f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     timeout: Seconds = 60.0

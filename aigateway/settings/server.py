@@ -63,7 +63,7 @@ class ServerSettings(TableSettings):
     """
 
     table = "server"
-    broken_json = f"{SERVER_PREFIX}KEYS, _CORS_ORIGINS must be JSON lists"
+    _broken_json = f"{SERVER_PREFIX}KEYS, _CORS_ORIGINS must be JSON lists"
     model_config = SettingsConfigDict(env_prefix=SERVER_PREFIX)
 
     host: str = "127.0.0.1"

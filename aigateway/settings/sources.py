@@ -182,7 +182,7 @@ class TableSettings(Frozen, BaseSettings):
     )
     table: ClassVar[str]
     """The table of `aigateway.toml`."""
-    broken_json: ClassVar[str]
+    _broken_json: ClassVar[str]
     """The message for a variable that must be JSON and is not."""
 
     if not TYPE_CHECKING:  # type checkers see the fields themselves
@@ -196,7 +196,7 @@ class TableSettings(Frozen, BaseSettings):
                 except ValidationError as error:
                     problem = explain(error, self._places(values))
                 except (SettingsError, RecursionError):
-                    problem = self.broken_json
+                    problem = self._broken_json
             if problem is not None:  # raised here, so that pydantic's error is not its context
                 raise ConfigurationError(f"{type(self).__name__}: {problem}")
 

@@ -193,7 +193,7 @@ def _wants(hook: Hook, kind: type[Event]) -> bool:
     return kind not in ON_REQUEST if wanted is None else kind in wanted
 
 
-_NO_FAILURE = frozenset({FailureKind.CANCELLED, FailureKind.OUTRUN})
+_NO_FAILURE = frozenset({FailureKind.CANCELLED, FailureKind.HEDGE_LOST})
 """Ends of an attempt that are no `ProviderFailed`."""
 
 _SHORT_FORMS: dict[Outcome, type[Event]] = {
@@ -300,9 +300,8 @@ class RequestRecord:
 
     # ── its answer ───────────────────────────────────────────────────────────────────────────
 
-    def served(self, provider: str, answer: TracedAnswer, *, attempts: int, latency: float) -> None:
+    def served(self, provider: str, answer: TracedAnswer, *, attempts: int) -> None:
         """Note that a vendor answered this request itself."""
-        del latency  # of the whole request, which has not ended yet
         self._outcome, self._provider, self._answer = "served", provider, answer
         if not self.followed:
             self._attempts = attempts

@@ -61,7 +61,7 @@ _SECONDS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 2
 _TOKENS = [float(4**power) for power in range(14)]
 """Buckets of the conventions."""
 
-_NO_ERROR = frozenset({FailureKind.CANCELLED, FailureKind.DEADLINE, FailureKind.OUTRUN})
+_NO_ERROR = frozenset({FailureKind.CANCELLED, FailureKind.DEADLINE, FailureKind.HEDGE_LOST})
 
 _UNKNOWN = "aigateway"
 """`gen_ai.provider.name` of a request for which no vendor was asked."""

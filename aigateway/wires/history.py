@@ -23,7 +23,7 @@ from aigateway.messages import ChatRequest
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.client import Failure
 from aigateway.wires.content import IN_ID, signature_of, signed_blocks, text_of
-from aigateway.wires.json_bodies import fresh_copy
+from aigateway.wires.json_bodies import fresh_copy, is_text_only
 
 __all__ = ["THOUGHT", "History"]
 
@@ -215,7 +215,7 @@ class History:
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
         """Return the request as the provider takes it: the same one if nothing changes."""
-        given, plain = request, _is_text_only(request.messages)
+        given, plain = request, is_text_only(request.messages, _TEXT_ROLES)
         if not (plain and "tools" not in request.params) and not self._takes_marks:
             request = _without_marks(request)
         if plain and not self._fills_in_reasoning:  # texts, and nothing else
@@ -523,18 +523,6 @@ class History:
             return parts
         fitted = list(map(_part_as_text, parts))
         return parts if all(map(_is, fitted, parts)) else fitted
-
-
-def _is_text_only(messages: Sequence[_Message]) -> bool:
-    """Return whether each message is a role and a text, and nothing else."""
-    for message in messages:
-        if (
-            len(message) != 2
-            or type(message.get("content")) is not str
-            or message.get("role") not in _TEXT_ROLES
-        ):
-            return False
-    return True
 
 
 def _named(param: str, words: str) -> frozenset[str]:

@@ -7,12 +7,19 @@ that `max_tokens` has cut), a byte order mark, NaN.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import orjson
 
-__all__ = ["fresh_copy", "mend_usage", "parsed", "whole_characters", "with_extra_body"]
+__all__ = [
+    "fresh_copy",
+    "is_text_only",
+    "mend_usage",
+    "parsed",
+    "whole_characters",
+    "with_extra_body",
+]
 
 
 def parsed(data: bytes, *, whole: bool = False) -> Any:
@@ -151,3 +158,15 @@ def with_extra_body(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[s
         else:
             merged[name] = value
     return merged
+
+
+def is_text_only(messages: Iterable[Mapping[str, Any]], roles: Container[str]) -> bool:
+    """Return whether each message is one of these roles and a text, and nothing else."""
+    for message in messages:
+        if (
+            len(message) != 2
+            or type(message.get("content")) is not str
+            or message.get("role") not in roles
+        ):
+            return False
+    return True

@@ -39,7 +39,7 @@ _UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e
 _PART = r"([0-9]{1,12}(?:\.[0-9]{1,12})?)(ms|us|µs|[dhms])"
 _PARTS = re.compile(_PART, re.ASCII)
 _DURATION = re.compile(f"(?:{_PART})+", re.ASCII)
-_NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?", re.ASCII)
+_PLAIN_SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?", re.ASCII)
 
 
 class Quota:
@@ -81,7 +81,7 @@ class Quota:
 
 def seconds_of_duration(text: str) -> float | None:
     """Read "1s", "6m0s", "12ms", "1h2m3.5s" or plain seconds; None for anything else."""
-    if _NUMBER.fullmatch(text):
+    if _PLAIN_SECONDS.fullmatch(text):
         return float(text)
     if len(text) > 64 or not _DURATION.fullmatch(text):
         return None

@@ -167,7 +167,7 @@ _OPTIONAL_AT_OPENAI = frozenset(
 """Hints that litellm keeps from a model of OpenAI's wire that it does not know."""
 
 
-class _Refusal(NamedTuple):
+class _LearnedRefusal(NamedTuple):
     """Something that a vendor has refused. None stands for any value, and for no condition."""
 
     name: str
@@ -267,7 +267,7 @@ class ParameterRules:
         if self._stands_for_another:
             self._free -= frozenset(LIMITS)
         self._plans: dict[tuple[tuple[str, str], ...], _Plan] = {}
-        self._refusals: dict[_Refusal, float] = {}
+        self._refusals: dict[_LearnedRefusal, float] = {}
         self._renamed: dict[str, str] = {}
         self._renamed_at = 0.0
         self._not_taken: set[str] = set()
@@ -414,7 +414,7 @@ class ParameterRules:
         self._free -= {name}
         return True
 
-    def _note(self, refusal: _Refusal) -> None:
+    def _note(self, refusal: _LearnedRefusal) -> None:
         self._refusals.pop(refusal, None)
         if len(self._refusals) >= _MOST_REFUSALS:
             del self._refusals[next(iter(self._refusals))]
@@ -598,12 +598,12 @@ def _refuses_stream_options(path: str, words: str, params: Mapping[str, Any]) ->
     return bool(_REFUSES_STREAM_OPTIONS.search(words))
 
 
-def _refusal_of(name: str, failure: Failure, params: Mapping[str, Any]) -> _Refusal:
+def _refusal_of(name: str, failure: Failure, params: Mapping[str, Any]) -> _LearnedRefusal:
     words = (failure.detail or "")[:400]
     if "both" in words:
         pair = [n for n in _IN_ORDER if n in params and n in words]
         if len(pair) > 1:
-            return _Refusal(pair[0], beside=pair[1])
+            return _LearnedRefusal(pair[0], beside=pair[1])
     refusing = _FOR_EVERY_VALUE.search(words)
     if refusing and failure.param is None:  # has it been said of this parameter?
         place = snake_case(words).find(name)
@@ -611,7 +611,7 @@ def _refusal_of(name: str, failure: Failure, params: Mapping[str, Any]) -> _Refu
     whole = failure.code in _CODES_FOR_EVERY_VALUE or (
         failure.code not in _CODES_FOR_A_VALUE and refusing
     )
-    return _Refusal(name) if whole else _Refusal(name, repr(params[name]))
+    return _LearnedRefusal(name) if whole else _LearnedRefusal(name, repr(params[name]))
 
 
 def _without(params: Mapping[str, Any], *names: str) -> dict[str, Any]:

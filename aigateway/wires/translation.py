@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ import orjson
 from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.json_bodies import fresh_copy, mend_usage, with_extra_body
+from aigateway.wires.json_bodies import fresh_copy, is_text_only, mend_usage, with_extra_body
 from aigateway.wires.pricing import OWN_OPTIONS
 from aigateway.wires.registry import wire_of
 from aigateway.wires.stream_reading import StreamReading
@@ -133,7 +133,7 @@ class Translation(ABC):
         params = request.params
         if not params.keys() <= (_MAPPED_STREAMED if streamed else _MAPPED):
             return None
-        if plain := _is_text_only(request.messages):
+        if plain := is_text_only(request.messages, PLAIN_ROLES):
             messages = list(map(dict, request.messages))
         elif not all(_is_simple(message, self._inlines_media) for message in request.messages):
             return None
@@ -273,18 +273,6 @@ def translation_for(
     if entry.get("mode", "chat") != "chat":
         return None
     return load()(litellm, config, options)
-
-
-def _is_text_only(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether each message is a role and a text, and nothing else."""
-    for message in messages:
-        if (
-            len(message) != 2
-            or type(message.get("content")) is not str
-            or message.get("role") not in PLAIN_ROLES
-        ):
-            return False
-    return True
 
 
 def _is_simple(message: Mapping[str, Any], inline: bool) -> bool:

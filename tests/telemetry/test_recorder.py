@@ -46,7 +46,7 @@ def test_it_gives_the_moment_of_the_beginning(recorder: RequestRecorder, heard: 
     with recorder.open(REQUEST, None) as entry:
         assert entry.began == 50.0
         assert ends(recorder) == (1, 0, 0)
-        entry.served("one", ANSWER, attempts=2, latency=0.0)
+        entry.served("one", ANSWER, attempts=2)
     assert ends(recorder) == (1, 0, 0)
     assert recorder.snapshot()["served"] == 1
     assert heard.events == [RequestServed("r-1", "one", "m", None, 2, 0.0, 3, 0.5)]
@@ -86,7 +86,7 @@ def test_who_leaves_after_the_answer_is_counted_once(
 ) -> None:
     def leave() -> None:
         with recorder.open(REQUEST, None, streamed=True) as entry:
-            entry.served("one", ANSWER, attempts=1, latency=0.0)
+            entry.served("one", ANSWER, attempts=1)
             raise error
 
     with pytest.raises(error):

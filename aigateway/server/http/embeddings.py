@@ -25,7 +25,7 @@ from aigateway.server.http.bodies import AUTO, json_body, read_embedding
 from aigateway.server.http.call import AdmittedRequest, service_of
 from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import Refusal
-from aigateway.server.http.openapi import asking, watching
+from aigateway.server.http.openapi import documented_call, documented_read
 from aigateway.server.http.responses import headers_of, json_response
 
 __all__ = ["router"]
@@ -39,7 +39,7 @@ class _Embedding(TypedDict):
     embedding: Sequence[float] | str
 
 
-class _TokenCounts(TypedDict):
+class _PromptTokenCounts(TypedDict):
     prompt_tokens: int
     total_tokens: int
 
@@ -50,7 +50,7 @@ class EmbeddingList(TypedDict):
     object: Literal["list"]
     data: list[_Embedding]
     model: str
-    usage: _TokenCounts
+    usage: _PromptTokenCounts
 
 
 class ModelEntry(TypedDict):
@@ -72,7 +72,7 @@ class ModelList(TypedDict):
 @router.post(
     "/v1/embeddings",
     summary="Turn texts into vectors",
-    **asking("EmbeddingRequest", EmbeddingList),
+    **documented_call("EmbeddingRequest", EmbeddingList),
 )
 async def create_embeddings(request: Request) -> Response:
     """Turn texts into vectors."""
@@ -114,7 +114,7 @@ def _packed(vector: tuple[float, ...]) -> str:
 @router.get(
     "/v1/models",
     summary="List the models that may be asked for",
-    **watching(ModelList),
+    **documented_read(ModelList),
 )
 async def list_models(request: Request) -> Response:
     """List the models that the caller may ask for."""
@@ -125,7 +125,7 @@ async def list_models(request: Request) -> Response:
 @router.get(
     "/v1/models/{model:path}",
     summary="Describe one model",
-    **watching(ModelEntry, 404),
+    **documented_read(ModelEntry, 404),
 )
 async def one_model(model: str, request: Request) -> Response:
     """Describe one model."""

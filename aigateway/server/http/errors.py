@@ -220,6 +220,9 @@ def _is_local_exhaustion(cause: ProviderFailure) -> bool:
 # ── the writer ───────────────────────────────────────────────────────────────────────────────
 
 
+_NOTED = "aigateway.noted_refusal"
+
+
 def answer_error(scope: Scope, error: Exception) -> Response:
     """Turn an error into its response; count it and log it.
 
@@ -231,7 +234,10 @@ def answer_error(scope: Scope, error: Exception) -> Response:
         if "app" in scope:
             peer = scope.get("client")
             log: RefusalLog = scope["app"].state.service.refusal_log
-            log.note(refusal, None if peer is None else str(peer[0]))
+            # A refused body is answered by the endpoint and, in its place, by `RequestLimits`.
+            if scope.get(_NOTED) is not refusal:
+                scope[_NOTED] = refusal
+                log.note(refusal, None if peer is None else str(peer[0]))
     elif not isinstance(error, GatewayError):
         places = "".join(traceback.format_tb(error.__traceback__))
         request_id = scope.get("state", {}).get("request_id")

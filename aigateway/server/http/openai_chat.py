@@ -36,7 +36,7 @@ from aigateway.server.http.bodies import ChatBody, json_body, read_completion
 from aigateway.server.http.call import AdmittedRequest, cache_word
 from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import error_event, stopping
-from aigateway.server.http.openapi import asking
+from aigateway.server.http.openapi import documented_call
 from aigateway.server.http.responses import (
     encoded,
     headers_of_opening,
@@ -135,7 +135,7 @@ class _Message(MediaFields):
     tool_calls: NotRequired[list[CalledTool]]
 
 
-class _Choice(TypedDict):
+class _AnswerChoice(TypedDict):
     index: int
     finish_reason: str | None
     logprobs: dict[str, Any] | None
@@ -149,7 +149,7 @@ class ChatCompletion(TypedDict):
     object: Literal["chat.completion"]
     created: int
     model: str
-    choices: list[_Choice]
+    choices: list[_AnswerChoice]
     usage: TokenCounts
     system_fingerprint: NotRequired[str]
     service_tier: NotRequired[str]
@@ -174,7 +174,7 @@ def completion(response: ChatResponse, now: float) -> dict[str, Any]:
 @router.post(
     "/v1/chat/completions",
     summary="Answer a chat, whole or as a stream",
-    **asking(
+    **documented_call(
         "ChatCompletionRequest",
         ChatCompletion,
         {"text/event-stream": "A chat.completion.chunk in JSON, an error, or [DONE]."},

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 from aigateway.request.schema import json_schemas
 from aigateway.server.http.call import REQUEST_HEADERS
 
-__all__ = ["DocumentedApp", "asking", "body_of", "refusals", "watching"]
+__all__ = ["DocumentedApp", "body_of", "documented_call", "documented_read", "refusals"]
 
 _REFS = "#/components/schemas/{model}"
 
@@ -73,7 +73,7 @@ def body_of(schema: Mapping[str, Any]) -> Documented:
     return {"requestBody": {"required": True, "content": content}, **_KEY}
 
 
-def asking(form: str, answer: Any, texts: Mapping[str, str] | None = None) -> Documented:
+def documented_call(form: str, answer: Any, texts: Mapping[str, str] | None = None) -> Documented:
     """Document an endpoint that asks providers.
 
     Args:
@@ -100,7 +100,7 @@ def asking(form: str, answer: Any, texts: Mapping[str, str] | None = None) -> Do
     }
 
 
-def watching(
+def documented_read(
     answer: Any,
     *statuses: int,
     texts: Sequence[str] = (),

@@ -23,7 +23,7 @@ from aigateway.server.http.bodies import json_body, read_chat
 from aigateway.server.http.call import AdmittedRequest, service_of
 from aigateway.server.http.errors import Refusal
 from aigateway.server.http.openai_chat import CalledTool, MediaFields, TokenCounts, called_tool
-from aigateway.server.http.openapi import asking, body_of, refusals, watching
+from aigateway.server.http.openapi import body_of, documented_call, documented_read, refusals
 from aigateway.server.http.responses import json_response
 from aigateway.telemetry.prometheus import wants_prometheus
 
@@ -71,7 +71,7 @@ class ChatAnswer(MediaFields):
     service_tier: NotRequired[str]
 
 
-@router.post("/chat", summary="Answer a message", **asking("ChatRequest", ChatAnswer))
+@router.post("/chat", summary="Answer a message", **documented_call("ChatRequest", ChatAnswer))
 async def chat(request: Request) -> Response:
     """Answer a message or a conversation, whole."""
     admitted = AdmittedRequest.admit(request)
@@ -142,7 +142,9 @@ class NotReady(TypedDict):
     reason: str
 
 
-@router.get("/health", summary="Whether the process is alive", **watching(Alive, with_key=False))
+@router.get(
+    "/health", summary="Whether the process is alive", **documented_read(Alive, with_key=False)
+)
 async def health() -> Alive:
     """Report that the process is alive. Needs no key."""
     return {"status": "ok"}
@@ -151,7 +153,7 @@ async def health() -> Alive:
 @router.get(
     "/ready",
     summary="Whether a request would find a provider",
-    **watching(Ready, with_key=False, not_ready=NotReady),
+    **documented_read(Ready, with_key=False, not_ready=NotReady),
 )
 async def ready(request: Request) -> Any:
     """Report whether a request would find a provider. Needs no key, and names none."""
@@ -184,7 +186,7 @@ def _state(provider: ProviderStatus) -> str:
 @router.get(
     "/metrics",
     summary="The metrics, as JSON or for Prometheus",
-    **watching(dict[str, Any], texts=("text/plain", "application/openmetrics-text")),
+    **documented_read(dict[str, Any], texts=("text/plain", "application/openmetrics-text")),
 )
 async def metrics(request: Request) -> Response:
     """Return the metrics: JSON, unless a scraper's `Accept` asks for its own form.

@@ -55,7 +55,7 @@ class Configuration:
         """
         return AsyncGateway(self.providers, settings=self.gateway, hooks=hooks)
 
-    def beside(self, running: Configuration) -> Configuration:
+    def without_restart_changes(self, running: Configuration) -> Configuration:
         """Return the part of it that a running service can take over without a restart.
 
         Raises:

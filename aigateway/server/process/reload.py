@@ -81,7 +81,7 @@ def try_to_read(read: Read, running: Configuration) -> Configuration | None:
     """
     try:
         new = read()
-        in_force = new.beside(running)
+        in_force = new.without_restart_changes(running)
     except GatewayError as error:  # its message holds no key
         _refuse(str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the old one stays in force

@@ -61,7 +61,7 @@ class _Child:
 
 
 @dataclass(slots=True)
-class _Place:
+class _WorkerSlot:
     """A slot for one worker."""
 
     number: int
@@ -111,7 +111,7 @@ class Supervisor:
         self._file = file
         self._ready = ready
         self._clock = SYSTEM_CLOCK
-        self._places = [_Place(number) for number in range(configuration.server.workers)]
+        self._slots = [_WorkerSlot(number) for number in range(configuration.server.workers)]
         self._ending = False
         self._kill_at = math.inf
         self._was_ready = False
@@ -136,39 +136,39 @@ class Supervisor:
     # ── starting ─────────────────────────────────────────────────────────────────────────────
 
     def _children(self) -> list[_Child]:
-        return [place.child for place in self._places if place.child is not None]
+        return [slot.child for slot in self._slots if slot.child is not None]
 
     def _fill_places(self) -> None:
         now = self._clock.now()
-        for place in self._places:
-            if not self._ending and place.child is None and now >= place.start_at:
-                self._start(place)
+        for slot in self._slots:
+            if not self._ending and slot.child is None and now >= slot.start_at:
+                self._start(slot)
 
-    def _start(self, place: _Place) -> None:
+    def _start(self, slot: _WorkerSlot) -> None:
         """Fork a worker, or try again later; running workers are not affected."""
         try:
-            place.child = self._fork(place)
+            slot.child = self._fork(slot)
         except OSError as error:
-            place.wait(self._clock.now())
+            slot.wait(self._clock.now())
             log_event(
                 logging.ERROR,
                 "worker.not_started",
                 "Worker {worker} cannot start ({reason}); next try in {wait_seconds:g} s. Check"
                 " the limits of open files, processes and memory.",
-                worker=place.number + 1,
+                worker=slot.number + 1,
                 reason=error.strerror,
-                wait_seconds=place.pause,
+                wait_seconds=slot.pause,
             )
             if not self._was_ready and not self._children():
                 self._give_up()
 
-    def _fork(self, place: _Place) -> _Child:
+    def _fork(self, slot: _WorkerSlot) -> _Child:
         ours, theirs = socket.socketpair()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # the child must not act as the parent
         try:
             pid = os.fork()
             if pid == 0:
-                self._become(place.number, ours, theirs)
+                self._become(slot.number, ours, theirs)
         except OSError:
             ours.close()
             theirs.close()
@@ -284,17 +284,17 @@ class Supervisor:
     # ── ends ─────────────────────────────────────────────────────────────────────────────────
 
     def _reap(self) -> None:
-        for place in self._places:
-            child = place.child
+        for slot in self._slots:
+            child = slot.child
             if child is None:
                 continue
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid:
                 child.pipe.close()
-                place.child = None
-                SharedDirectory.archive_metrics(self._directory, place.number, pid)
+                slot.child = None
+                SharedDirectory.archive_metrics(self._directory, slot.number, pid)
                 if not self._ending:
-                    self._replace(place, child, os.waitstatus_to_exitcode(status))
+                    self._replace(slot, child, os.waitstatus_to_exitcode(status))
 
     def _kill_stuck(self) -> None:
         if self._clock.now() < self._kill_at:
@@ -309,30 +309,30 @@ class Supervisor:
             )
             os.kill(child.pid, signal.SIGKILL)
 
-    def _replace(self, place: _Place, child: _Child, code: int) -> None:
+    def _replace(self, slot: _WorkerSlot, child: _Child, code: int) -> None:
         now = self._clock.now()
         if code == 0:
             log_event(
                 logging.WARNING,
                 "worker.ended",
                 "Worker {worker} (pid {pid}) was stopped from outside; another one replaces it.",
-                worker=place.number + 1,
+                worker=slot.number + 1,
                 pid=child.pid,
             )
             return
         if now - child.began < _QUICK_DEATH:
-            place.wait(now)
+            slot.wait(now)
         else:
-            place.pause = 0.0
+            slot.pause = 0.0
         log_event(
             logging.ERROR,
             "worker.died",
             "Worker {worker} (pid {pid}) died ({reason}) with the requests that it was answering;"
             " another one replaces it in {wait_seconds:g} s.",
-            worker=place.number + 1,
+            worker=slot.number + 1,
             pid=child.pid,
             reason=signal.Signals(-code).name if code < 0 else f"exit code {code}",
-            wait_seconds=place.pause,
+            wait_seconds=slot.pause,
         )
         if not self._was_ready and code > 0:
             self._give_up()

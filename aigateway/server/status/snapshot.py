@@ -26,7 +26,7 @@ _NOT_THE_PROVIDERS = {
         FailureKind.CONTENT_POLICY,
         FailureKind.CANCELLED,
         FailureKind.DEADLINE,
-        FailureKind.OUTRUN,
+        FailureKind.HEDGE_LOST,
     )
 }
 """Failures that say nothing about the provider."""

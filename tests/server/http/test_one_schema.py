@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 from typing import Any
@@ -13,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aigateway import AsyncGateway, GatewaySettings, RequestRejectedError
-from aigateway.request.validate import chat_request
+from aigateway.messages import CHAT_PARAMS
+from aigateway.request.schema import CHAT_FIELDS
+from aigateway.request.validate import _CHAT_OPTIONS, chat_request
 from aigateway.server.http.bodies import COMPLETION_NAMES, read_completion
 from aigateway.testing import ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE
@@ -323,3 +326,13 @@ async def test_what_json_cannot_say(both, value):
     kind = {"content-type": "application/json"}
     answer = await both.client.post("/v1/chat/completions", content=body, headers=kind)
     assert answer.status_code == 400
+
+
+def test_the_schema_and_the_wires_know_the_same_parameters():
+    own = {"metadata", "model", "stream", "stream_options"}  # not sent as they are
+    assert CHAT_FIELDS.keys() == CHAT_PARAMS | own
+
+
+def test_the_options_that_errors_suggest_are_those_of_chat():
+    taken = inspect.signature(AsyncGateway.chat).parameters.keys()
+    assert set(_CHAT_OPTIONS) <= taken

@@ -72,6 +72,12 @@ async def test_a_flood_of_addresses_is_told_of_again_later(clock, caplog):
     assert log.counts == {"invalid_api_key": 3001}
 
 
+async def in_pieces():
+    """Send a body whose length is not known beforehand: it is refused while it arrives."""
+    for _ in range(4):
+        yield b" " * 500
+
+
 async def test_every_refusal_is_counted_wherever_it_is_made(caplog):
     """By an endpoint, by the router, by the limits of a request, and by those of a connection."""
     async with (
@@ -82,6 +88,9 @@ async def test_every_refusal_is_counted_wherever_it_is_made(caplog):
         await client.get("/nothing")
         await client.delete("/health")
         await client.post("/chat", json={"message": "x" * 2000})
+        await client.post(
+            "/chat", content=in_pieces(), headers={"content-type": "application/json"}
+        )
         reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
         writer.write(b"no HTTP\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 400")
@@ -91,7 +100,7 @@ async def test_every_refusal_is_counted_wherever_it_is_made(caplog):
         "unknown_parameter": 1,
         "404": 1,
         "405": 1,
-        "request_too_large": 1,
+        "request_too_large": 2,
         "400": 1,
     }
     lines = [line for line in logged(caplog) if line.startswith("service.refused: 127.0.0.1 got")]

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from aigateway.wires.litellm.connections import Witness
     from aigateway.wires.litellm.sdk_clients import SDKClient
 
-__all__ = ["LiteLLMClient", "ProviderFacts", "call_options", "retrieve_exception"]
+__all__ = ["LiteLLMClient", "ProviderFacts", "call_options"]
 
 
 _T = TypeVar("_T")
@@ -467,9 +467,3 @@ async def _wait_for_call(task: asyncio.Task[Any], witness: Witness | None) -> No
         task.cancel()
         await asyncio.wait([task])
         raise
-
-
-def retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """Retrieve the exception of a cancelled call, so that asyncio does not report it."""
-    if not task.cancelled():
-        task.exception()

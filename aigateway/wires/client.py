@@ -33,6 +33,7 @@ __all__ = [
     "VendorClient",
     "VendorClientFactory",
     "VendorStream",
+    "retrieve_exception",
 ]
 
 
@@ -310,3 +311,9 @@ class ChangingKeyClient:
             client.learn_from(self._client)
             await client.prepare()
             self._client, self._key = client, key.get_secret_value()
+
+
+def retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Retrieve the exception of a cancelled call, so that asyncio does not report it."""
+    if not task.cancelled():
+        task.exception()

@@ -33,7 +33,7 @@ from aigateway.messages import CHAT_PARAMS, ChatRequest, Completion, EmbeddingRe
 from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from, embeddings_from
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.client import Failure, VendorCallError, VendorStream
+from aigateway.wires.client import Failure, VendorCallError, VendorStream, retrieve_exception
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.json_bodies import fresh_copy, parsed
 from aigateway.wires.limits import Quota

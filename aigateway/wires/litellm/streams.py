@@ -23,7 +23,7 @@ from uuid import uuid4
 from aigateway.messages import Chunk, Completion
 from aigateway.wires.answers import empty_answer_kind
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.client import Failure, VendorCallError, retrieve_exception
 from aigateway.wires.content import ThinkingKeeper, speech_in
 from aigateway.wires.litellm.chunks import ChunkReader, End
 from aigateway.wires.litellm.connections import StreamedBody, has_callbacks
@@ -31,7 +31,7 @@ from aigateway.wires.pricing import Tariff
 from aigateway.wires.registry import endings_in
 from aigateway.wires.wire import AnswerEnd, BrokenOffError
 
-__all__ = ["LiteLLMStream", "StreamOrigin", "opened", "retrieve_exception"]
+__all__ = ["LiteLLMStream", "StreamOrigin", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,9 +319,3 @@ def _is_empty(chunk: object) -> bool:
     """Return whether this is litellm's own form of a chunk, for a line without data."""
     names = ("text", "tool_use", "finish_reason", "usage", "provider_specific_fields")
     return isinstance(chunk, Mapping) and not any(map(chunk.get, names))
-
-
-def retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """Retrieve the exception of a cancelled call, so that asyncio does not report it."""
-    if not task.cancelled():
-        task.exception()

@@ -140,7 +140,7 @@ class ThinkingKeeper:
         return signed_blocks([whole])
 
 
-_THINKING = frozenset({"redacted_thinking", "thinking"})
+_THINKING = ("redacted_thinking", "thinking")
 
 
 def signed_blocks(blocks: Any) -> list[dict[str, Any]]:

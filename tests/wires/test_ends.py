@@ -1,12 +1,14 @@
 """How answers end, on each wire, whole and streamed, in both lanes: whole, cut, or broken off."""
 
 import asyncio
+import contextlib
 import json
 
 import pytest
 from aiohttp import web
 
 from aigateway.errors import FailureKind
+from aigateway.messages import Completion
 from aigateway.settings import LLMConfig
 from aigateway.wires.client import VendorCallError
 from tests.processes import PATIENCE
@@ -487,3 +489,26 @@ async def test_what_is_no_http_is_noticed_at_once(connect, garbage):
     over.set()
     server.close()
     await server.wait_closed()
+
+
+def odd_bodies(body):
+    """Yield the body with a list in the place of each text, at any depth."""
+    if isinstance(body, str):
+        yield []
+    elif isinstance(body, list):
+        for index, each in enumerate(body):
+            for odd in odd_bodies(each):
+                yield [*body[:index], odd, *body[index + 1 :]]
+    elif isinstance(body, dict):
+        for name, each in body.items():
+            for odd in odd_bodies(each):
+                yield {**body, name: odd}
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("wire", WHOLE)
+async def test_a_list_in_the_place_of_a_text_is_an_answer_or_a_failure(serve, wire, lane):
+    for odd in odd_bodies(WHOLE[wire]("Hi.", "STOP" if wire == "gemini" else "stop")):
+        client = await serve(wire, odd)
+        with contextlib.suppress(VendorCallError):  # anything else would blame the provider
+            assert isinstance(await client.chat(asking()), Completion)

@@ -45,7 +45,7 @@ _KINDS = frozenset(
 def _ends(body: Mapping[str, Any]) -> Ends | None:
     """Return what a body or an event says about the end of its answer; None for another wire."""
     kind = body.get("type")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         return None
     holder = body if kind == "message" else body.get("delta")
     reason = holder.get("stop_reason") if isinstance(holder, Mapping) else None

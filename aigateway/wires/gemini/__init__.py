@@ -115,7 +115,9 @@ def unify_candidates(body: Any) -> bool:
             continue
         if any(list(_unify(parts))):
             changed = True
-        if candidate.get("finishReason") in _WITHHOLDING and any(map(_has_content, parts)):
+        reason = candidate.get("finishReason")
+        withheld = isinstance(reason, str) and reason in _WITHHOLDING
+        if withheld and any(map(_has_content, parts)):
             candidate["finishReason"] = _LIKE_WITHHOLDING
             changed = True
     return changed

@@ -175,7 +175,7 @@ def batch_command(
     Ctrl-C finishes the requests in flight; a second one stops at once. --resume continues. Exits
     with 0 if all lines are answered, 1 if some failed or are left, 2 if IN or an option is invalid.
     """
-    from aigateway.batch.files.lines import RowFormat  # noqa: PLC0415 - see the module docstring
+    from aigateway.batch.files.input import RowFormat  # noqa: PLC0415 - see the module docstring
     from aigateway.cli.batch.run import (  # noqa: PLC0415 - see the module docstring
         BatchCommand,
         run_batch,
@@ -264,7 +264,9 @@ def simulate_command(
 @app.command("demo")
 def demo_command(
     *,
-    seconds: Annotated[float, _option("Its length.", min=1, max=3600)] = 12.0,
+    seconds: Annotated[
+        float, _option("How long the demo runs, in seconds.", min=1, max=3600)
+    ] = 12.0,
     rate: Annotated[float, _option("Requests per second.", min=5, max=200)] = 20.0,
     plain: Annotated[bool, _option("Print lines instead of a live table.", "--plain")] = False,
     seed: Annotated[int, _option("The same seed gives the same traffic.")] = 0,

@@ -89,8 +89,14 @@ def _object(
 
 def _choice(kind: Callable[[Any], str | None], problem: str, **forms: Any) -> Any:
     """Declare a choice: `kind` names the form of a value, or returns None for `problem`."""
-    tagged = [Annotated[form, Tag(tag)] for tag, form in forms.items()]
-    how = Discriminator(kind, custom_error_type="choice", custom_error_message=problem)
+    # Tags stand in the location of a mistake, so they must not look like keys of the value.
+    tags = {name: f"<{name}>" for name in forms}
+    tagged = [Annotated[form, Tag(tags[name])] for name, form in forms.items()]
+
+    def tag_of(value: Any) -> str | None:
+        return tags.get(kind(value) or "")
+
+    how = Discriminator(tag_of, custom_error_type="choice", custom_error_message=problem)
     return Annotated[functools.reduce(operator.or_, tagged), how]
 
 
@@ -197,7 +203,8 @@ def _content(text: Any) -> Any:
     return _choice(_kind_of, problem, text=text, list=_parts)
 
 
-_called_function = _object("CalledFunction", {"name": Text, "arguments": str})
+_called_function = _object("CalledFunction", {"name": str, "arguments": str})
+# A name may be empty: models make such calls, and the conversation has to go on.
 _called_tools = _few(
     _choice(
         lambda call: "custom" if _type_in(call) == "custom" else "function",
@@ -212,7 +219,7 @@ _called_tools = _few(
             {
                 "id": Text,
                 "type": Literal["custom"],
-                "custom": _object("CustomToolInput", {"name": Text, "input": str}),
+                "custom": _object("CustomToolInput", {"name": str, "input": str}),
             },
         ),
     )

@@ -141,3 +141,29 @@ def test_size_is_counted_in_bytes_with_the_system(system: Any) -> None:
     message = refused(lambda: ask(most + 1))
     for word in ("401 bytes", "400 allowed", "max_prompt_bytes"):
         assert word in message
+
+
+FUNCTION = {"name": "f", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("call", "place", "problem"),
+    [
+        ({"type": "function", "function": FUNCTION}, "", 'must have "id"'),
+        ({"id": 5, "type": "function", "function": FUNCTION}, ".id", "must be a text"),
+        ({"id": "", "function": FUNCTION}, ".id", "must not be empty"),
+        ({"id": "1", "type": "other", "function": FUNCTION}, ".type", "must be 'function'"),
+        ({"id": "1", "type": "function"}, "", 'must have "function"'),
+        ({"id": "1", "function": {**FUNCTION, "name": 5}}, ".function.name", "must be a text"),
+        ({"type": "custom", "custom": {"name": "f", "input": ""}}, "", 'must have "id"'),
+    ],
+)
+def test_a_mistake_in_a_tool_call_is_reported_at_its_place(call, place, problem):
+    result = {"role": "tool", "tool_call_id": "1", "content": "r"}
+    messages = [USER, {"role": "assistant", "tool_calls": [call]}, result]
+    assert refused(lambda: chat(messages)) == f"messages[1].tool_calls[0]{place} {problem}."
+
+
+def test_a_call_without_a_name_may_go_back_as_the_model_made_it():
+    call = {"id": "1", "type": "function", "function": {"name": "", "arguments": "{}"}}
+    chat([USER, {"role": "assistant", "tool_calls": [call]}])

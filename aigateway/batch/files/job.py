@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self
 
 from aigateway.batch.engine import Concurrency, Requests
 from aigateway.batch.files.index import NO_RECORD, Index
-from aigateway.batch.files.lines import (
+from aigateway.batch.files.input import (
     LINES_PER_TURN,
     Line,
     Problem,
@@ -31,8 +31,7 @@ from aigateway.batch.files.lines import (
     repeated_id,
     same_answer_key,
 )
-from aigateway.batch.files.paths import JobFiles
-from aigateway.batch.files.records import (
+from aigateway.batch.files.output import (
     Journal,
     JournalError,
     Record,
@@ -40,6 +39,7 @@ from aigateway.batch.files.records import (
     item_record,
     problem_record,
 )
+from aigateway.batch.files.paths import JobFiles
 from aigateway.batch.files.totals import JobLimiter, JobLimits, JobTotals
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import (

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import orjson
 
-from aigateway.batch.files.lines import OPTIONS_WITHOUT_EFFECT, Source
-from aigateway.batch.files.records import Journal, encoded
+from aigateway.batch.files.input import OPTIONS_WITHOUT_EFFECT, Source
+from aigateway.batch.files.output import Journal, encoded
 from aigateway.errors import ConfigurationError
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from aigateway.batch.files.index import Index
-from aigateway.batch.files.lines import (
+from aigateway.batch.files.input import (
     LINES_PER_TURN,
     Check,
     Line,

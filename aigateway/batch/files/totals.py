@@ -136,7 +136,7 @@ class JobTotals:
         return self.answered + self.failed
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Count one record (see `records.py`)."""
+        """Count one record (see `output.py`)."""
         about: Mapping[str, Any] = record["aigateway"]
         for attempt in about["attempts"]:
             self._count_attempt(attempt)

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from aigateway.batch.engine import Concurrency
 from aigateway.batch.files.index import Index
+from aigateway.batch.files.input import RowFormat, Source
 from aigateway.batch.files.job import Job, JobInput, JobOptions
-from aigateway.batch.files.lines import RowFormat, Source
 from aigateway.batch.files.paths import JobFiles, JobPaths
 from aigateway.batch.files.survey import Survey, estimates, refuse_unpriced, survey
 from aigateway.batch.files.totals import JobLimits

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from aigateway import AsyncGateway
 from aigateway.batch.files.index import Index
+from aigateway.batch.files.input import RowFormat, Source
 from aigateway.batch.files.job import Job, JobInput, JobOptions
-from aigateway.batch.files.lines import RowFormat, Source
 from aigateway.batch.files.paths import JobFiles, JobPaths
 from aigateway.batch.files.survey import survey
 

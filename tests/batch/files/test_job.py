@@ -6,8 +6,8 @@ import json
 import pytest
 
 from aigateway import AsyncGateway
+from aigateway.batch.files.output import Journal, JournalError
 from aigateway.batch.files.paths import manifest_path
-from aigateway.batch.files.records import Journal, JournalError
 from aigateway.batch.files.totals import JobLimits
 from aigateway.errors import ConfigurationError
 from aigateway.simulator import Fault

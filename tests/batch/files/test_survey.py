@@ -6,7 +6,7 @@ import json
 import pytest
 
 from aigateway.batch.files.index import Index
-from aigateway.batch.files.lines import RowFormat, Source
+from aigateway.batch.files.input import RowFormat, Source
 from aigateway.batch.files.survey import estimates, refuse_unpriced, survey
 from aigateway.errors import ConfigurationError
 from aigateway.gateway import AsyncGateway

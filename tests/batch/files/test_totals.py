@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.batch.files.records import answer_record, error_record
+from aigateway.batch.files.output import answer_record, error_record
 from aigateway.batch.files.totals import Histogram, JobLimiter, JobLimits, JobTotals
 from aigateway.errors import ConfigurationError, GatewayError
 from aigateway.messages import ChatResponse, Choice, Completion, Usage

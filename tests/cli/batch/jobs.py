@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from aigateway.batch.files.records import answer_record, copied, error_record
+from aigateway.batch.files.output import answer_record, copied, error_record
 from aigateway.batch.files.totals import JobTotals
 from aigateway.errors import FailureKind, GatewayError
 from aigateway.messages import Attempt, ChatResponse, Choice, Completion, Usage

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.batch.files.records import Journal, encoded, error_record
+from aigateway.batch.files.output import Journal, encoded, error_record
 from aigateway.errors import ConfigurationError, GatewayError
 from tests.processes import PATIENCE
 
@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_whole_records_only(path):
         import resource, sys
         from pathlib import Path
         from aigateway.errors import GatewayError
-        from aigateway.batch.files.records import Journal, JournalError, error_record
+        from aigateway.batch.files.output import Journal, JournalError, error_record
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         with Journal(Path(sys.argv[1])) as journal:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.batch.files.lines import Line, Problem, RowFormat, Source
+from aigateway.batch.files.input import Line, Problem, RowFormat, Source
 from aigateway.errors import ConfigurationError
 
 MESSAGES = [{"role": "user", "content": "hi"}]

@@ -21,7 +21,7 @@ from typing import IO, Any, Self
 
 import orjson
 
-from aigateway.batch.files.lines import Problem
+from aigateway.batch.files.input import Problem
 from aigateway.errors import (
     AllProvidersFailedError,
     ConfigurationError,

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from aigateway import AsyncGateway, GatewaySettings
+from aigateway import AsyncGateway, GatewaySettings, ProviderStatus
 from aigateway.events import CircuitChanged, Event
 from aigateway.wires.loading import load_litellm
 from tests.soak.callers import Books, Crowd
@@ -126,10 +126,13 @@ class Run:
         )
 
     async def _all_recover(self) -> None:
-        async def answers(provider: str) -> bool:
+        async def answers(provider: ProviderStatus) -> bool:
             self.books.asked["at the end"] += 1
             try:
-                await self.gateway.chat("Are you well again?", model=provider, cache=False)
+                if "chat" in provider.operations:
+                    await self.gateway.chat("Well again?", model=provider.name, cache=False)
+                else:
+                    await self.gateway.embed("Well again?", model=provider.name)
             except Exception as error:  # noqa: BLE001 - asked again, until it is too late
                 self.books.outcomes[type(error).__name__] += 1
                 return False
@@ -138,7 +141,7 @@ class Run:
 
         for status in self.gateway.providers:
             for _ in range(20):
-                if await answers(status.name):
+                if await answers(status):
                     break
                 await asyncio.sleep(0.25)
             else:

@@ -13,5 +13,6 @@ def test_the_guide_is_followed(tmp_path):
         "aigateway/settings/provider.py",
         "aigateway/wires/acme/__init__.py",
         "aigateway/wires/registry.py",
+        "docs/guides/providers.md",
         "tests/wires/test_acme.py",
     ]

@@ -16,7 +16,7 @@ import copy
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from aigateway.errors import AllProvidersFailedError, DeadlineExceededError, GatewayError
 
@@ -93,7 +93,7 @@ class _SharedCall(Generic[T]):
             self.wake()
             return result
         finally:
-            del self  # see `outcome`
+            del self  # see `fail`
 
     def wake(self) -> None:
         """Wake the waiting callers: the work ends before they run."""
@@ -102,13 +102,12 @@ class _SharedCall(Generic[T]):
                 waiter.set_result(None)
         self.waiters.clear()
 
-    def outcome(self, *, joined: bool) -> T:
-        """Return the result or raise the error, for those that joined as a copy."""
+    def fail(self, *, joined: bool) -> NoReturn:
+        """Raise the error of the work that failed, for those that joined as a copy."""
         if self.task.cancelled():
             raise GatewayError("The call was cancelled before it had an answer.")
         error = self.task.exception()
-        if error is None:
-            return self.task.result()
+        assert error is not None  # noqa: S101 - the caller has looked
         try:
             raise (_copied(error) if joined else error).with_traceback(self.traceback)
         finally:
@@ -190,10 +189,10 @@ class Coalescer(Generic[T]):
             if self._calls.get(key) is call:
                 del self._calls[key]
             if task.cancelled() or task.exception() is not None:
-                return call.outcome(joined=joined), joined
+                call.fail(joined=joined)
             return task.result(), joined
         finally:
-            del call, task  # see `outcome`
+            del call, task  # see `fail`
 
     async def aclose(self) -> None:
         """Cancel all work, and wait until it has ended."""

@@ -31,7 +31,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.mutation.mutants import mutants
 
@@ -144,6 +144,8 @@ class Repeatable:
             database=None,
             derandomize=True,
             phases=(Phase.explicit, Phase.generate),
+            # The same test runs more than once in a fork, which is a fault to Hypothesis.
+            suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
         )
         settings.load_profile("mutation")
 

@@ -1,6 +1,7 @@
 """No request holds up the others: `/health` is answered beside whatever is sent or not read.
 
-What is measured is the CPU time of this process while one `/health` is under way. The bound is
+What is measured is the CPU time of this process, or of the event loop's thread where the work is
+meant to be in another one, while one `/health` is under way. The bound is
 0.1 s, or what parsing a body of the same size takes four times, where the processor itself is slow.
 A busy machine only ever adds to a measurement (caches are cold, a thread is woken late), so the
 least of three counts, here as in the bound.
@@ -15,7 +16,7 @@ import math
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from urllib.parse import urlsplit
 
 import orjson
@@ -25,6 +26,7 @@ from aigateway import AsyncGateway, LLMConfig
 from aigateway.server.http.sse import Turns
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
+from aigateway.simulator import Simulator
 from aigateway.testing import FakeClock
 from tests.server.callers import scripted_service
 from tests.server.running import running
@@ -131,8 +133,9 @@ HARD: dict[str, Callable[[], bytes]] = {
 class Health:
     """Asks `/health` again and again, and remembers the CPU time of the longest."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, cpu: Callable[[], float]) -> None:
         self._url = url
+        self._cpu = cpu
         self.longest = 0.0
         self.answered = 0
 
@@ -141,18 +144,18 @@ class Health:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         with contextlib.closing(writer):
             while True:
-                began = time.process_time()
+                began = self._cpu()
                 writer.write(HEALTH)
                 head = await reader.readuntil(b"\r\n\r\n")
                 assert head.startswith(b"HTTP/1.1 200")
                 await reader.readexactly(len(b'{"status":"ok"}'))
-                self.longest = max(self.longest, time.process_time() - began)
+                self.longest = max(self.longest, self._cpu() - began)
                 self.answered += 1
 
 
 @contextlib.asynccontextmanager
-async def watched(url: str) -> AsyncIterator[Health]:
-    health = Health(url)
+async def watched(url: str, cpu: Callable[[], float] = time.process_time) -> AsyncIterator[Health]:
+    health = Health(url, cpu)
     watching = asyncio.create_task(health.watch())
     try:
         yield health
@@ -162,6 +165,13 @@ async def watched(url: str) -> AsyncIterator[Health]:
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+def vendors() -> Iterator[Simulator]:
+    """Simulated vendors on a thread of their own: what they do is not the service's work."""
+    with Simulator.in_thread() as simulator:
+        yield simulator
 
 
 @pytest.fixture(scope="module")
@@ -245,15 +255,18 @@ async def test_no_long_body_that_is_right_holds_up_others(name, allowed):
 
 @pytest.mark.parametrize("wire", ["openai", "anthropic", "gemini"])
 @pytest.mark.parametrize("name", HARD)
-async def test_no_translation_holds_up_others(simulator, name, wire, allowed):
-    body = HARD[name]()
-    config = getattr(simulator, wire).config(name="a")
+async def test_no_translation_holds_up_others(vendors, name, wire, allowed):
+    # Of the loop's own thread: translation in another one may use the CPU meanwhile, and on a busy
+    # machine it does so for as long as the loop waits for a core.
+    cpu, body = time.thread_time, HARD[name]()
+    config = getattr(vendors, wire).config(name="a")
 
     async def attempt():
-        async with AsyncGateway([config], retry_rounds=0) as gateway:
+        async with AsyncGateway([config], retry_rounds=0, cache_enabled=False) as gateway:
             await gateway.warmup()
             gc.freeze()  # what this has loaded, too
-            async with running(Service(gateway, ServerSettings())) as url, watched(url) as health:
+            service = Service(gateway, ServerSettings())
+            async with running(service) as url, watched(url, cpu) as health:
                 await status_of(url, head_of(f"Content-Length: {len(body)}"), body)
         return health
 

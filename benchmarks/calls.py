@@ -26,7 +26,20 @@ Place = tuple[str, str, bool]
 
 
 async def called() -> Counter[Place]:
-    """Send a chat, and return the calls of each function of the package, without the simulator."""
+    """Return the calls of each function of the package in one chat, without the simulator.
+
+    Of five chats the one with the fewest: a timer may fire in the middle of another.
+    """
+    with Simulator.in_thread() as simulator:
+        async with AsyncGateway([simulator.openai.config(name="a")]) as gateway:
+            await gateway.warmup()
+            for number in range(WARM):
+                await gateway.chat(f"number {number}")
+            chats = [await _called(gateway, f"counted {number}") for number in range(5)]
+    return min(chats, key=total)
+
+
+async def _called(gateway: AsyncGateway, prompt: str) -> Counter[Place]:
     calls: Counter[Place] = Counter()
 
     def note(frame: FrameType, event: str, _: object) -> None:
@@ -38,16 +51,11 @@ async def called() -> Counter[Place]:
                 lasting = bool(code.co_flags & inspect.CO_COROUTINE)
                 calls[name, code.co_qualname, lasting] += 1
 
-    with Simulator.in_thread() as simulator:
-        async with AsyncGateway([simulator.openai.config(name="a")]) as gateway:
-            await gateway.warmup()
-            for number in range(WARM):
-                await gateway.chat(f"number {number}")
-            sys.setprofile(note)
-            try:
-                await gateway.chat("the one that counts")
-            finally:
-                sys.setprofile(None)
+    sys.setprofile(note)
+    try:
+        await gateway.chat(prompt)
+    finally:
+        sys.setprofile(None)
     return calls
 
 

@@ -74,12 +74,7 @@ def check_messages(messages: Sequence[object], max_bytes: int | None = None) -> 
     size = calls = 0
     for index, given in enumerate(messages):
         message: Any = given
-        try:
-            validate(given)
-        except ValidationError as error:
-            mistakes: Sequence[ErrorDetails] = error.errors(include_url=False)
-        else:
-            mistakes = ()
+        mistakes = _mistakes(given, validate)
         if mistakes:
             message = _as_json(given, validate, mistakes, f"messages[{index}]")
         content = message.get("content")

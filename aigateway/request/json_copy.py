@@ -20,12 +20,6 @@ _ATOMS = frozenset({bool, float, int, str, type(None)})
 
 def encoded_json(value: Any, name: str) -> bytes:
     """Return a value as JSON, or refuse what JSON cannot say."""
-    try:
-        encoded = orjson.dumps(value, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
-        if b"null" not in encoded:
-            return encoded
-    except orjson.JSONEncodeError:
-        pass  # the slow way knows why
     encoded, problem = _tried(value)
     if problem is not None:
         refuse(f"{name}{_culprit(value)} cannot be written as JSON: {problem}.")

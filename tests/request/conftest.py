@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from aigateway.request.coalesce import Coalescer
+from tests.request.sharing import settle
+
 
 @pytest.fixture
 async def complaints() -> AsyncIterator[list[dict[str, Any]]]:
@@ -12,7 +15,11 @@ async def complaints() -> AsyncIterator[list[dict[str, Any]]]:
     heard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: heard.append(context))
     yield heard
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await settle()
     gc.collect()
     assert heard == []
+
+
+@pytest.fixture
+def coalescer() -> Coalescer[object]:
+    return Coalescer()

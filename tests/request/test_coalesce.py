@@ -1,9 +1,7 @@
 import asyncio
 import contextvars
 import pickle
-from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -17,6 +15,7 @@ from aigateway.errors import (
 from aigateway.request.coalesce import Coalescer, Leader
 from aigateway.testing import FakeClock
 from tests.processes import PATIENCE
+from tests.request.sharing import callers, settle
 
 pytestmark = pytest.mark.usefixtures("complaints")
 
@@ -42,22 +41,6 @@ class Work:
         finally:
             self.ended += 1
         return self.answer
-
-
-@pytest.fixture
-def coalescer() -> Coalescer[object]:
-    return Coalescer()
-
-
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def callers(
-    coalescer: Coalescer[object], work: Callable[[], Coroutine[Any, Any, object]], number: int
-) -> list[asyncio.Task[tuple[object, bool]]]:
-    return [asyncio.create_task(coalescer.share("k", work)) for _ in range(number)]
 
 
 async def test_a_hundred_at_once_start_one(coalescer: Coalescer[object]) -> None:

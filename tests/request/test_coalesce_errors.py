@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from aigateway.errors import (
     ProviderFailure,
 )
 from aigateway.request.coalesce import Coalescer
+from tests.request.sharing import callers, settle
 
 pytestmark = pytest.mark.usefixtures("complaints")
 
@@ -36,22 +37,6 @@ class Failing:
 async def divide(one: int, other: int) -> object:
     await asyncio.sleep(0)
     return one / other
-
-
-@pytest.fixture
-def coalescer() -> Coalescer[object]:
-    return Coalescer()
-
-
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def callers(
-    coalescer: Coalescer[object], work: Callable[[], Coroutine[Any, Any, object]], number: int
-) -> list[asyncio.Task[tuple[object, bool]]]:
-    return [asyncio.create_task(coalescer.share("k", work)) for _ in range(number)]
 
 
 async def test_who_comes_after_an_error_and_before_the_tidying_begins_anew(

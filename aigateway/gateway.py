@@ -12,7 +12,9 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mappi
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Self, Unpack, get_args
+
+import orjson
 
 from aigateway.batch import engine
 from aigateway.batch.api import Batches
@@ -39,6 +41,16 @@ from aigateway.messages import (
     EmbeddingResponse,
     Origin,
 )
+from aigateway.protocols.anthropic_messages import MESSAGES
+from aigateway.protocols.openai_responses import RESPONSES
+from aigateway.protocols.protocol import (
+    CallerProtocol,
+    ProtocolOptions,
+    ProtocolResponse,
+    ProtocolStream,
+    ReadRequest,
+)
+from aigateway.request.json_copy import check_size, copied, encoded_json
 from aigateway.request.pipeline import Pipeline
 from aigateway.request.stream import ChatStream, StreamOutcome
 from aigateway.request.validate import chat_request, embedding_request
@@ -136,6 +148,7 @@ class AsyncGateway:
         cache: CacheMode = True,
         cache_ttl: float | None = None,
         hedge: bool | None = None,
+        session: str | None = None,
         origin: Origin | None = None,
         **params: Any,
     ) -> ChatResponse:
@@ -153,6 +166,8 @@ class AsyncGateway:
             cache_ttl: Seconds to cache this answer; None takes the agent's, then the setting.
             hedge: Whether a second provider is asked if the first is slower than usual; None takes
                 the setting, which does not hedge requests with tools.
+            session: Names the conversation. Its turns stay at one provider while that is well, so
+                that the vendor's prompt cache serves them. None: each request is on its own.
             origin: The caller, if several share this gateway.
             **params: Other OpenAI chat parameters (`tools`, `response_format`, `seed`, ...),
                 passed on unchanged. `response_format` may be a pydantic model class; the answer
@@ -179,6 +194,7 @@ class AsyncGateway:
             cache=cache,
             cache_ttl=cache_ttl,
             hedge=hedge,
+            session=session,
             origin=origin,
             params=params,
         )
@@ -200,6 +216,7 @@ class AsyncGateway:
         cache_ttl: float | None = None,
         hedge: bool | None = None,
         resume: Resume | None = None,
+        session: str | None = None,
         origin: Origin | None = None,
         **params: Any,
     ) -> ChatStream:
@@ -231,6 +248,7 @@ class AsyncGateway:
                 "restart" starts over at the next provider, after a chunk marked `restarted`.
                 "continue" lets another provider continue the partial text, if its model is known
                 to do so; never after tool calls or with a `response_format`.
+            session: As for `chat`.
             origin: As for `chat`.
             **params: As for `chat`.
 
@@ -253,9 +271,13 @@ class AsyncGateway:
             cache=cache,
             cache_ttl=cache_ttl,
             hedge=hedge,
+            session=session,
             origin=origin,
             params=_without_stream_options(params),
         )
+        return self._stream(request, resume)
+
+    def _stream(self, request: ChatRequest, resume: Resume | None = None) -> ChatStream:
         outcome = StreamOutcome()
 
         def begin() -> AsyncGenerator[Chunk, None]:
@@ -265,6 +287,128 @@ class AsyncGateway:
         stream = ChatStream(begin, outcome)
         self._streams.add(stream)
         return stream
+
+    async def messages(
+        self,
+        body: Mapping[str, Any] | ReadRequest,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[ProtocolOptions],
+    ) -> ProtocolResponse:
+        """Answer a request in Anthropic's Messages protocol, from any provider.
+
+        A provider of Anthropic's gets the body as it is, with its own model and key. For others it
+        is translated, and so is their answer.
+
+        Args:
+            body: The body of `POST /v1/messages`. `stream` in it is ignored.
+            headers: The caller's `anthropic-beta` and `anthropic-version`.
+            **options: As for `chat`.
+
+        Raises:
+            GatewayError: As `chat`.
+        """
+        return await self._answer(MESSAGES, body, headers, options)
+
+    def stream_messages(
+        self,
+        body: Mapping[str, Any] | ReadRequest,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[ProtocolOptions],
+    ) -> ProtocolStream:
+        """Stream the answer to a request in Anthropic's Messages protocol.
+
+            async with gateway.stream_messages(body) as events:
+                async for event in events:
+                    print(event.name, event.data)
+
+        Args:
+            body: As for `messages`.
+            headers: As for `messages`.
+            **options: As for `stream`.
+
+        Raises:
+            GatewayError: As `stream`.
+        """
+        return self._event_stream(MESSAGES, body, headers, options)
+
+    async def responses(
+        self,
+        body: Mapping[str, Any] | ReadRequest,
+        **options: Unpack[ProtocolOptions],
+    ) -> ProtocolResponse:
+        """Answer a request in OpenAI's Responses protocol, from any provider.
+
+        A provider that speaks the protocol gets the body as it is, with its own model and key. For
+        others it is translated, and so is their answer; nothing is stored.
+
+        Args:
+            body: The body of `POST /v1/responses`. `stream` in it is ignored.
+            **options: As for `chat`.
+
+        Raises:
+            GatewayError: As `chat`.
+        """
+        return await self._answer(RESPONSES, body, None, options)
+
+    def stream_responses(
+        self,
+        body: Mapping[str, Any] | ReadRequest,
+        **options: Unpack[ProtocolOptions],
+    ) -> ProtocolStream:
+        """Stream the answer to a request in OpenAI's Responses protocol.
+
+        Args:
+            body: As for `responses`.
+            **options: As for `stream`.
+
+        Raises:
+            GatewayError: As `stream`.
+        """
+        return self._event_stream(RESPONSES, body, None, options)
+
+    async def _answer(
+        self,
+        protocol: CallerProtocol,
+        body: Mapping[str, Any] | ReadRequest,
+        headers: Mapping[str, str] | None,
+        options: ProtocolOptions,
+    ) -> ProtocolResponse:
+        read, request = self._read(protocol, body, headers, options)
+        if self._closed or asyncio.get_running_loop() is not self._loop:
+            self._enter_loop()
+        response = await self._pipeline.chat(request)
+        native = response.completion.native
+        if native is not None and native.body:
+            return ProtocolResponse(orjson.loads(native.body), response)
+        return ProtocolResponse(protocol.write(response, read), response)
+
+    def _event_stream(
+        self,
+        protocol: CallerProtocol,
+        body: Mapping[str, Any] | ReadRequest,
+        headers: Mapping[str, str] | None,
+        options: ProtocolOptions,
+    ) -> ProtocolStream:
+        read, request = self._read(protocol, body, headers, options)
+        return ProtocolStream(self._stream(request), protocol, read, request.request_id)
+
+    def _read(
+        self,
+        protocol: CallerProtocol,
+        body: Mapping[str, Any] | ReadRequest,
+        headers: Mapping[str, str] | None,
+        options: ProtocolOptions,
+    ) -> tuple[ReadRequest, ChatRequest]:
+        read = body
+        if not isinstance(read, ReadRequest):
+            encoded = encoded_json(body, "body")
+            check_size(len(encoded), self.settings.max_prompt_bytes)
+            read = protocol.read(copied(body, encoded), headers or {})
+        named: dict[str, Any] = {**read.options, **options}
+        params = {n: named.pop(n) for n in named.keys() - _OPTIONS}
+        return read, self._request(read.messages, native=read.native, params=params, **named)
 
     async def call_llm(
         self, *, system: str | None = None, user: str, temperature: float | None = None

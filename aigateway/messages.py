@@ -31,8 +31,11 @@ __all__ = [
     "EmbeddingRequest",
     "EmbeddingResponse",
     "Embeddings",
+    "NativeAnswer",
+    "NativeRequest",
     "Opening",
     "Origin",
+    "ProtocolName",
     "ToolCall",
     "ToolCallDelta",
     "Usage",
@@ -46,6 +49,46 @@ __all__ = [
 
 CacheMode = Literal[True, False, "refresh"]
 """`True` reads and fills the cache, `False` does neither, `"refresh"` only fills it."""
+
+
+ProtocolName = Literal["messages", "responses", "completions"]
+"""A protocol beside OpenAI's chat: Anthropic's Messages, OpenAI's Responses, OpenAI's completions."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeRequest:
+    """A request in another protocol than OpenAI's chat, beside its translation into a chat.
+
+    A provider that speaks the protocol gets `body`; every other one gets the chat.
+
+    Attributes:
+        protocol: The protocol of `body`.
+        body: The JSON object as the caller wrote it, copied. `model` and `stream` are replaced.
+        headers: Sent along with `body` (`anthropic-beta`, `anthropic-version`).
+        only: Names what of it no chat can say ("previous_response_id"); only providers that speak
+            the protocol are asked then. None: the chat says it all.
+    """
+
+    protocol: ProtocolName
+    body: Mapping[str, Any] = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    only: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NativeAnswer:
+    """An answer in the protocol of its `NativeRequest`, as the provider sent it.
+
+    Attributes:
+        protocol: Its protocol.
+        body: The whole answer as JSON; empty for a stream.
+        events: The server-sent events of a stream that came after its last content, each as its
+            bytes, with the empty line at its end.
+    """
+
+    protocol: ProtocolName
+    body: bytes = field(default=b"", repr=False)
+    events: tuple[bytes, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +195,9 @@ class Chunk:
         sources_json: Further sources of the text.
         thinking_json: Further thinking blocks, each complete.
         thought_signatures: Further signatures.
+        native_events: The server-sent events in which this part came, and those since the part
+            before it, if the provider speaks the protocol of the `NativeRequest`. A chunk with
+            them replaces the events that a translation would write.
     """
 
     text: str = ""
@@ -167,6 +213,7 @@ class Chunk:
     sources_json: str | None = field(default=None, repr=False)
     thinking_json: str | None = field(default=None, repr=False)
     thought_signatures: tuple[str, ...] = field(default=(), repr=False)
+    native_events: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
     def thinking_blocks(self) -> list[dict[str, Any]]:
@@ -228,6 +275,7 @@ class Completion:
         service_tier: The tier that served the request at OpenAI; prices depend on it.
         sources_json: Sources of all choices (Perplexity's `citations`, `search_results`), as in
             `Choice`.
+        native: The answer in the protocol of the request, if its provider speaks that.
     """
 
     id: str
@@ -239,6 +287,7 @@ class Completion:
     system_fingerprint: str | None = None
     service_tier: str | None = None
     sources_json: str | None = field(default=None, repr=False)
+    native: NativeAnswer | None = field(default=None, repr=False)
 
     def price(self, cost_usd: float | None) -> Self:
         """Set the price of a new answer that only the caller holds yet."""
@@ -334,6 +383,8 @@ class ChatRequest:
             setting.
         background: Wait for a free slot behind all requests that are not in the background.
         size: Bytes of the messages and parameters as JSON; 0 if not counted.
+        native: The request as its caller wrote it, if that was in another protocol.
+        session: Names the conversation; its turns stay at one provider while that is well.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -352,6 +403,8 @@ class ChatRequest:
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
     tenant: str = ""
     size: int = field(default=0, compare=False)
+    native: NativeRequest | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,12 @@ def cache_key(request: ChatRequest, *, partition: str = "") -> str:
         if value is not None and name not in _NEUTRAL
     }
     messages = [m if None not in m.values() else _without_none(m) for m in request.messages]
-    identity = (_FORMAT, partition, request.model, messages, params or {})
+    identity: tuple[Any, ...] = (_FORMAT, partition, request.model, messages, params or {})
+    if request.native is not None:
+        # The chat may say less than the body, which a provider of its protocol gets.
+        native = request.native
+        body = {name: v for name, v in native.body.items() if name not in _NEUTRAL}
+        identity = (*identity, native.protocol, body, native.headers)
     try:
         canonical = orjson.dumps(identity, default=_mapping, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as error:  # it names a type, never a value

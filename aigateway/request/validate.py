@@ -11,7 +11,14 @@ import orjson
 from pydantic import BaseModel
 
 from aigateway.errors import refuse
-from aigateway.messages import APPLICATION, CacheMode, ChatRequest, EmbeddingRequest, Origin
+from aigateway.messages import (
+    APPLICATION,
+    CacheMode,
+    ChatRequest,
+    EmbeddingRequest,
+    NativeRequest,
+    Origin,
+)
 from aigateway.request.checks import (
     CheckedMessages,
     check_extra_body,
@@ -31,7 +38,7 @@ from aigateway.structured import strict_format
 
 __all__ = ["chat_request", "embedding_request"]
 
-_CHAT_OPTIONS = ("system", "model", "timeout", "agent", "cache", "cache_ttl")
+_CHAT_OPTIONS = ("system", "model", "timeout", "agent", "cache", "cache_ttl", "session")
 _CHAT_NAMES = CHAT_FIELDS.keys() - {"model", "stream", "stream_options"}
 
 _NEVER_CHANGED = (str, CheckedMessages)
@@ -70,7 +77,9 @@ def chat_request(
     agent: str | None = None,
     cache: CacheMode = True,
     cache_ttl: float | None = None,
+    session: str | None = None,
     origin: Origin = APPLICATION,
+    native: NativeRequest | None = None,
     params: Mapping[str, Any],
     settings: GatewaySettings,
 ) -> ChatRequest:
@@ -87,7 +96,9 @@ def chat_request(
         agent: A label for logs and `agent_ttls`.
         cache: See `CacheMode`.
         cache_ttl: Seconds the answer may be remembered.
+        session: Names the conversation.
         origin: On whose behalf.
+        native: The request in the protocol of its caller.
         params: The other OpenAI chat parameters. None counts as not given. `response_format` may
             be a pydantic model class: the answer is then asked for as strict JSON of its schema.
         settings: `max_prompt_bytes` bounds the messages, and again the parameters.
@@ -101,6 +112,8 @@ def chat_request(
         check_name("agent", agent)
     if cache_ttl is not None:
         check_seconds("cache_ttl", cache_ttl)
+    if session is not None:
+        check_name("session", session)
     if not isinstance(cache, bool) and cache != "refresh":
         refuse('cache must be True, False or "refresh".')
     most = settings.max_prompt_bytes
@@ -126,6 +139,8 @@ def chat_request(
         on_cost=origin.on_cost,
         tenant=origin.tenant,
         size=size + more,
+        native=native,
+        session=session,
     )
 
 

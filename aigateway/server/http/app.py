@@ -11,7 +11,13 @@ from aigateway import __version__
 from aigateway.errors import GatewayError
 from aigateway.request.checks import build_validators
 from aigateway.server.auth.middleware import protect
-from aigateway.server.http import embeddings, openai_chat, own
+from aigateway.server.http import (
+    anthropic_messages,
+    embeddings,
+    openai_chat,
+    openai_responses,
+    own,
+)
 from aigateway.server.http.errors import ErrorBoundary, Refusal, handle
 from aigateway.server.http.openapi import DocumentedApp
 from aigateway.server.service import Service
@@ -21,7 +27,12 @@ __all__ = ["create_app"]
 
 _HOT = [
     Route(route.path, route.endpoint, methods=route.methods)
-    for router in (openai_chat.router, embeddings.router)
+    for router in (
+        openai_chat.router,
+        embeddings.router,
+        anthropic_messages.router,
+        openai_responses.router,
+    )
     for route in router.routes
     if isinstance(route, APIRoute) and "POST" in (route.methods or ())
 ]
@@ -46,8 +57,15 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.router.routes[:0] = _HOT
-    for router in (openai_chat.router, embeddings.router, own.router, status.router):
-        app.include_router(router)
+    for part in (
+        openai_chat,
+        embeddings,
+        anthropic_messages,
+        openai_responses,
+        own,
+        status,
+    ):
+        app.include_router(part.router)
     for route in app.router.routes:
         # FastAPI builds an endpoint when it is first looked for: 75 ms, for which all would wait.
         route.matches({"type": "http", "method": "GET", "path": "/", "headers": []})

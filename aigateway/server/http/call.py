@@ -17,8 +17,8 @@ from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.bodies import AUTO, ChatBody
 from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import Refusal
+from aigateway.server.http.json_responses import headers_of
 from aigateway.server.http.limits import UNTIL
-from aigateway.server.http.responses import headers_of
 from aigateway.server.service import Service
 
 __all__ = [

@@ -25,8 +25,8 @@ from aigateway.server.http.bodies import AUTO, json_body, read_embedding
 from aigateway.server.http.call import AdmittedRequest, service_of
 from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import Refusal
+from aigateway.server.http.json_responses import headers_of, json_response
 from aigateway.server.http.openapi import documented_call, documented_read
-from aigateway.server.http.responses import headers_of, json_response
 
 __all__ = ["router"]
 

@@ -39,7 +39,7 @@ from aigateway.errors import (
     UnknownModelError,
 )
 from aigateway.server.http.cancel import CallerGoneError
-from aigateway.server.http.responses import encoded, json_response
+from aigateway.server.http.json_responses import encoded, json_response
 from aigateway.telemetry.log import log_event
 
 __all__ = [

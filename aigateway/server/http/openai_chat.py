@@ -36,12 +36,12 @@ from aigateway.server.http.bodies import ChatBody, json_body, read_completion
 from aigateway.server.http.call import AdmittedRequest, cache_word
 from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import error_event, stopping
-from aigateway.server.http.openapi import documented_call
-from aigateway.server.http.responses import (
+from aigateway.server.http.json_responses import (
     encoded,
     headers_of_opening,
     json_response,
 )
+from aigateway.server.http.openapi import documented_call
 from aigateway.server.http.sse import EventStream
 
 __all__ = [

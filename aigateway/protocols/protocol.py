@@ -1,0 +1,205 @@
+"""What every protocol has: a request that was read, an answer, a stream of events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import orjson
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from aigateway.messages import CacheMode, ChatResponse, Chunk, NativeRequest, Opening, Origin
+from aigateway.request.stream import ChatStream
+
+__all__ = [
+    "CallerProtocol",
+    "EventWriter",
+    "ProtocolOptions",
+    "ProtocolResponse",
+    "ProtocolStream",
+    "ReadRequest",
+    "ServerSentEvent",
+]
+
+
+class ProtocolOptions(TypedDict, total=False):
+    """The gateway's own options of a call, as for `AsyncGateway.chat`.
+
+    `model` replaces the model that the body names; None leaves the choice to the gateway.
+    """
+
+    model: str | None
+    timeout: float | None
+    agent: str | None
+    cache: CacheMode
+    cache_ttl: float | None
+    hedge: bool | None
+    session: str | None
+    origin: Origin | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """A request of a protocol, checked and turned into a chat.
+
+    Attributes:
+        messages: OpenAI chat messages.
+        options: Keywords of `chat`: `model`, `max_tokens`, `tools`, ...
+        native: The request as it was.
+        stream: Whether the answer is to be streamed.
+    """
+
+    messages: list[Any]
+    options: Mapping[str, Any]
+    native: NativeRequest
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSentEvent:
+    """One event of a streamed answer.
+
+    Attributes:
+        raw: Its bytes as sent over HTTP, with the empty line at its end.
+    """
+
+    raw: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, data: Mapping[str, Any]) -> ServerSentEvent:
+        """Write an event with a name and data in JSON."""
+        try:
+            body = orjson.dumps(data)
+        except orjson.JSONEncodeError:  # half a character, which a vendor may have sent
+            body = json.dumps(data, separators=(",", ":")).encode()
+        return cls(b"event: " + name.encode() + b"\ndata: " + body + b"\n\n")
+
+    @property
+    def name(self) -> str:
+        """Its name; empty if it has none."""
+        return self._field(b"event").decode("utf-8", "replace")
+
+    @property
+    def data(self) -> Any:
+        """Its data, parsed anew each time."""
+        return orjson.loads(self._field(b"data"))
+
+    def _field(self, wanted: bytes) -> bytes:
+        lines = (line.partition(b":") for line in self.raw.splitlines())
+        return b"\n".join(value.removeprefix(b" ") for name, _, value in lines if name == wanted)
+
+
+class EventWriter(Protocol):
+    """Writes one stream in a protocol."""
+
+    def events(self, chunk: Chunk) -> Iterable[ServerSentEvent]:
+        """Return the events for a chunk; for the first one with those that begin the stream."""
+
+    def end(self, response: ChatResponse) -> Iterable[ServerSentEvent]:
+        """Return the events that end the stream, once its content has been written."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallerProtocol:
+    """One protocol.
+
+    Attributes:
+        name: As in `NativeRequest`.
+        read: Checks a body and turns it into a chat; the second argument has the headers that
+            belong to the protocol. It raises `RequestRejectedError`, with `param` as the protocol
+            names the field.
+        write: Returns an answer as the protocol's object.
+        writer: Makes the writer of one stream, from its opening, the request and the request id.
+    """
+
+    name: str
+    read: Callable[[dict[str, Any], Mapping[str, str]], ReadRequest]
+    write: Callable[[ChatResponse, ReadRequest], dict[str, Any]]
+    writer: Callable[[Opening, ReadRequest, str], EventWriter]
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolResponse:
+    """An answer in the protocol of its request.
+
+    Attributes:
+        body: The answer as the protocol's JSON object.
+        response: The same as a `ChatResponse`, with its provider, its attempts and its price.
+    """
+
+    body: dict[str, Any] = field(repr=False)
+    response: ChatResponse
+
+
+class ProtocolStream:
+    """A streamed answer in the protocol of its request: its events as they arrive.
+
+    Iterate it once; best inside `async with`. Leaving it early closes the vendor's connection.
+    """
+
+    def __init__(
+        self, stream: ChatStream, protocol: CallerProtocol, request: ReadRequest, request_id: str
+    ) -> None:
+        self._stream = stream
+        self._protocol = protocol
+        self._request = request
+        self._request_id = request_id
+        self._events = self._written()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ServerSentEvent:
+        return await anext(self._events)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Leave the stream and close the vendor's connection. May be called more than once."""
+        await self._stream.aclose()
+
+    @property
+    def opening(self) -> Opening | None:
+        """The provider that answers; None before the first event."""
+        return self._stream.opening
+
+    @property
+    def response(self) -> ChatResponse:
+        """The whole answer, once the stream has come to its end; else raises `GatewayError`."""
+        return self._stream.response
+
+    async def _written(self) -> Any:
+        writer: EventWriter | None = None
+        async with aclosing(self._stream):
+            async for chunk in self._stream:
+                if writer is None:
+                    opening = self._stream.opening
+                    assert opening is not None  # noqa: S101 - its first chunk is here
+                    writer = self._protocol.writer(opening, self._request, self._request_id)
+                if chunk.native_events:
+                    for raw in chunk.native_events:
+                        yield ServerSentEvent(raw)
+                else:
+                    for event in writer.events(chunk):
+                        yield event
+            assert writer is not None  # noqa: S101 - every stream has a last chunk
+            native = self._stream.response.completion.native
+            if native is not None and native.events:
+                for raw in native.events:
+                    yield ServerSentEvent(raw)
+            else:
+                for event in writer.end(self._stream.response):
+                    yield event

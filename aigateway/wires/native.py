@@ -47,7 +47,10 @@ _log = logging.getLogger(__name__)
 
 _ASKED_AGAIN = 3600.0
 """Seconds after which a server that did not speak a protocol is asked again."""
+_TRANSLATED_FOR = 60.0
+"""Seconds for which a server that was asked, and refused a request, gets translated ones."""
 _NOT_THERE = frozenset({404, 405, 501})
+_CANNOT = frozenset({FailureKind.REJECTED, FailureKind.UNSUPPORTED})
 _REFUSED = frozenset({400, 422})
 _REFUSES_SIGNATURES = re.compile(
     r"signature|thinking`? block|expected `?thinking|thinking.*found"
@@ -226,6 +229,7 @@ class NativeLane:
         self._exchange = exchange
         self._open_stream = open_stream
         self._cost = cost
+        self._translated_until = 0.0
 
     @property
     def is_spoken(self) -> bool | None:
@@ -251,6 +255,8 @@ class NativeLane:
         if self.is_spoken is False:
             self._not_spoken(request)
             return None
+        if native.only is None and self._clock.now() < self._translated_until:
+            return None
         try:
             return await ask(request, native.body)
         except VendorCallError as error:
@@ -265,7 +271,11 @@ class NativeLane:
                 or failure.status not in _REFUSED
                 or not _REFUSES_SIGNATURES.search((failure.detail or "")[:1000])
             ):
-                raise
+                if self._is_sure or native.only is not None or failure.kind not in _CANNOT:
+                    raise
+                # Its imitation of the protocol may know less than its chat.
+                self._translated_until = self._clock.now() + _TRANSLATED_FOR
+                return None
         # Another account, which knows nothing of what this one has signed.
         return await ask(request, bare)
 

@@ -63,6 +63,22 @@ COMPLETION = {
 }
 
 
+CHAT = {
+    "id": "1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "by chat"},
+        }
+    ],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+}
+
+
 def events_of(*datas):
     return [f"event: {d['type']}\ndata: {json.dumps(d)}\n\n".encode() for d in datas]
 
@@ -413,21 +429,7 @@ async def test_signatures_of_another_account_are_left_out_at_the_second_try(vend
 
 async def test_a_server_that_does_not_speak_responses_is_asked_once(vendors):
     (vendor,) = await vendors(1)
-    chat = {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "stop",
-                "message": {"role": "assistant", "content": "by chat"},
-            }
-        ],
-        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-    }
-    vendor.replies = [(404, {"detail": "Not Found"}), chat]
+    vendor.replies = [(404, {"detail": "Not Found"}), CHAT]
     async with AsyncGateway([config("openai_compatible", vendor)]) as gateway:
         for prompt in ("hi", "again"):
             body = {"input": [{"role": "user", "content": prompt}], "model": "m"}
@@ -447,3 +449,19 @@ async def test_what_only_the_protocol_can_say_is_not_translated(vendors):
             with pytest.raises((RequestRejectedError, AllProvidersFailedError)):
                 await call(gateway, "responses", {"input": "hi"}, only="previous_response_id")
     assert [path for path, _, _ in vendor.received] == ["/v1/responses"]
+
+
+async def test_a_server_that_was_asked_and_refuses_gets_the_chat(vendors):
+    (vendor,) = await vendors(1)
+    refusal = {"error": {"message": "tools[0].type: unknown", "type": "invalid_request_error"}}
+    vendor.replies = [(400, refusal), CHAT, CHAT, RESPONSE]
+    async with AsyncGateway([config("openai_compatible", vendor)]) as gateway:
+        for prompt in ("hi", "again"):
+            got = await call(gateway, "responses", {"input": prompt})
+            assert got.response.text == "by chat"
+            assert len(got.response.attempts) == 1
+        # What only the protocol can say is asked all the same.
+        got = await call(gateway, "responses", {"input": "x"}, only="previous_response_id")
+        assert got.body == RESPONSE
+    chat, responses = "/v1/chat/completions", "/v1/responses"
+    assert [path for path, _, _ in vendor.received] == [responses, chat, chat, responses]

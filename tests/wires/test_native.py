@@ -1,6 +1,7 @@
 """Requests that go to a provider of their own protocol as they are, over real HTTP."""
 
 import json
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -142,8 +143,10 @@ RESPONSE_EVENTS = events_of(
 )
 COMPLETION_EVENTS = [
     b'data: {"id": "cmpl-1", "model": "base-x", "choices": [{"index": 0, "text": " wor"}]}\n\n',
-    b'data: {"id": "cmpl-1", "model": "base-x", "choices": [{"index": 0, "text": "ld",'
-    b' "finish_reason": "stop"}], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}\n\n',
+    (
+        b'data: {"id": "cmpl-1", "model": "base-x", "choices": [{"index": 0, "text": "ld",'
+        b' "finish_reason": "stop"}], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}\n\n'
+    ),
     b"data: [DONE]\n\n",
 ]
 
@@ -209,7 +212,7 @@ PROTOCOLS = {
     "messages": ("anthropic", "/v1/messages", MESSAGE, MESSAGE_EVENTS),
     "responses": ("openai_compatible", "/v1/responses", RESPONSE, RESPONSE_EVENTS),
 }
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     "messages": {
         "model": "theirs",
         "max_tokens": 9,

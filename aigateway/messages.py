@@ -81,7 +81,7 @@ class NativeAnswer:
 
     Attributes:
         protocol: Its protocol.
-        body: The whole answer as JSON; empty for a stream.
+        body: The whole answer as JSON; empty if it is not known.
         events: The server-sent events of a stream that came after its last content, each as its
             bytes, with the empty line at its end.
     """

@@ -660,6 +660,11 @@ class AsyncGateway:
         """The current state of every provider, highest priority first."""
         return tuple(provider.status() for provider in self._roster)
 
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """Its hooks, as given."""
+        return self._emitter.hooks
+
     def add_provider(self, config: LLMConfig) -> None:
         """Add a provider, for requests from now on.
 

@@ -22,11 +22,12 @@ from aigateway.routing.provider import ProviderStatus
 from aigateway.server.auth.keys import Caller
 from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.bodies import AUTO, json_body, read_embedding
-from aigateway.server.http.call import AdmittedRequest, service_of
+from aigateway.server.http.call import AdmittedRequest
 from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import Refusal
 from aigateway.server.http.json_responses import headers_of, json_response
 from aigateway.server.http.openapi import documented_call, documented_read
+from aigateway.server.service import service_of
 
 __all__ = ["router"]
 

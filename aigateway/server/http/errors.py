@@ -43,18 +43,23 @@ from aigateway.server.http.json_responses import encoded, json_response
 from aigateway.telemetry.log import log_event
 
 __all__ = [
+    "SERVICE",
     "ErrorBoundary",
     "Refusal",
     "RefusalLog",
     "answer_error",
     "error_event",
     "handle",
+    "own_path",
     "refusal_of",
     "request_id_of",
     "stopping",
 ]
 
 _log = logging.getLogger("aigateway.server")
+
+SERVICE = "aigateway.service"
+"""The key of the scope for the service that a request came to."""
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer
@@ -231,9 +236,9 @@ def answer_error(scope: Scope, error: Exception) -> Response:
     """
     refusal = refusal_of(error)
     if isinstance(error, Refusal | HTTPException):
-        if "app" in scope:
+        if SERVICE in scope:
             peer = scope.get("client")
-            log: RefusalLog = scope["app"].state.service.refusal_log
+            log: RefusalLog = scope[SERVICE].refusal_log
             # A refused body is answered by the endpoint and, in its place, by `RequestLimits`.
             if scope.get(_NOTED) is not refusal:
                 scope[_NOTED] = refusal
@@ -324,6 +329,13 @@ def request_id_of(given: str | None) -> str:
     return os.urandom(16).hex()
 
 
+def own_path(scope: Scope) -> str:
+    """Return a request's path within the application, wherever that is mounted."""
+    path: str = scope["path"]
+    within = path.removeprefix(scope.get("root_path", ""))
+    return within if within.startswith("/") else path
+
+
 class ErrorBoundary:
     """The outermost ASGI middleware: gives each request an id, and answers unforeseen errors.
 
@@ -331,16 +343,19 @@ class ErrorBoundary:
 
     Args:
         app: The application within.
+        service: The service that requests come to.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, service: Any) -> None:
         self._app = app
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope[SERVICE] = self._service
         request_id = request_id_of(Headers(scope=scope).get("x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
         begun = False

@@ -268,7 +268,11 @@ def refuse_field(path: str, problem: str) -> NoReturn:
 
 
 def refuse_unknown(
-    name: object, known: Iterable[str], instead: Mapping[str, str], otherwise: str
+    name: object,
+    known: Iterable[str],
+    instead: Mapping[str, str],
+    otherwise: str,
+    further: str = "",
 ) -> NoReturn:
     """Refuse a request for a name that it may not have.
 
@@ -277,13 +281,14 @@ def refuse_unknown(
         known: Names that it may have.
         instead: What to do in place of some others.
         otherwise: What to do with the rest.
+        further: More about the rest, as a sentence after a space.
     """
     text = str(name)[:64]
     if text in instead:
         message = f'"{text}" cannot be given with a request: {instead[text]}.'
     else:
         hint = suggestion(text, sorted(known)) or f"; {otherwise}."
-        message = f'There is no parameter "{text}"{hint}'
+        message = f'There is no parameter "{text}"{hint}{further}'
     raise RequestRejectedError(message, param=text, code="unknown_parameter")
 
 

@@ -76,7 +76,8 @@ class ChatAnswer(MediaFields):
 async def chat(request: Request) -> Response:
     """Answer a message or a conversation, whole."""
     admitted = AdmittedRequest.admit(request)
-    body = await json_body(request, read_chat)
+    passed = admitted.service.settings.pass_params
+    body = await json_body(request, lambda body: read_chat(body, passed))
     response, headers = await admitted.chat(request, body)
     # Half a character, which a vendor may have sent, is nothing that FastAPI could write.
     return json_response(_chat_answer(response), headers=headers)

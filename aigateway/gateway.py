@@ -42,6 +42,7 @@ from aigateway.messages import (
     Origin,
 )
 from aigateway.protocols.anthropic_messages import MESSAGES
+from aigateway.protocols.openai_completions import COMPLETIONS
 from aigateway.protocols.openai_responses import RESPONSES
 from aigateway.protocols.protocol import (
     CallerProtocol,
@@ -367,6 +368,41 @@ class AsyncGateway:
             GatewayError: As `stream`.
         """
         return self._event_stream(RESPONSES, body, None, options)
+
+    async def completions(
+        self,
+        body: Mapping[str, Any] | ReadRequest,
+        **options: Unpack[ProtocolOptions],
+    ) -> ProtocolResponse:
+        """Complete a text in OpenAI's older protocol, at any provider.
+
+        A provider whose `operations` have "completions" gets the body as it is, with its own model
+        and key. At others the prompt is one message of a chat, and the answer to it the text.
+
+        Args:
+            body: The body of `POST /v1/completions`, with one prompt. `stream` in it is ignored.
+            **options: As for `chat`.
+
+        Raises:
+            GatewayError: As `chat`.
+        """
+        return await self._answer(COMPLETIONS, body, None, options)
+
+    def stream_completions(
+        self,
+        body: Mapping[str, Any] | ReadRequest,
+        **options: Unpack[ProtocolOptions],
+    ) -> ProtocolStream:
+        """Stream the completion of a text in OpenAI's older protocol.
+
+        Args:
+            body: As for `completions`.
+            **options: As for `stream`.
+
+        Raises:
+            GatewayError: As `stream`.
+        """
+        return self._event_stream(COMPLETIONS, body, None, options)
 
     async def _answer(
         self,

@@ -33,6 +33,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 __all__ = [
     "CHAT_FIELDS",
+    "COMPLETION_FIELDS",
     "EMBEDDING_FIELDS",
     "FORMS",
     "MOST_MESSAGES",
@@ -420,6 +421,22 @@ EMBEDDING_FIELDS: Mapping[str, Any] = {
 }
 """The top-level fields of an embedding request beside its inputs, likewise."""
 
+COMPLETION_FIELDS: Mapping[str, Any] = {
+    **{
+        name: CHAT_FIELDS[name]
+        for name in (
+            *("frequency_penalty", "logit_bias", "model", "n", "presence_penalty", "seed", "stop"),
+            *("stream", "stream_options", "temperature", "top_p", "user"),
+        )
+    },
+    "best_of": _whole_from(1, 128),
+    "echo": bool,
+    "logprobs": _whole_from(0, 20),
+    "max_tokens": _whole_from(0),
+    "suffix": str,
+}
+"""The top-level fields of an older completion beside its prompt, likewise."""
+
 _token_list = Annotated[list[Annotated[int, Field(ge=0, lt=TOKENS_END)]], Field(min_length=1)]
 _INPUTS = (
     Text
@@ -451,6 +468,7 @@ FORMS: Mapping[str, Any] = {
     "chat": _object("ChatFields", {}, CHAT_FIELDS, closed=True),
     "plain": _object("PlainFields", {}, PLAIN_FIELDS, closed=True),
     "embedding": _object("EmbeddingFields", {}, EMBEDDING_FIELDS, closed=True),
+    "completion": _object("CompletionFields", {}, COMPLETION_FIELDS, closed=True),
 }
 """What is checked at once: a message, or all fields of a request beside messages or inputs."""
 
@@ -473,6 +491,7 @@ def json_schemas(ref_template: str) -> dict[str, Any]:
         "PromptRequest": (message, PLAIN_FIELDS),
         "MessagesRequest": (messages, dialogue),
         "EmbeddingRequest": ({"input": _INPUTS}, embedding),
+        "CompletionRequest": ({"prompt": _INPUTS}, COMPLETION_FIELDS),
     }
     adapters: list[Any] = [
         (name, "validation", TypeAdapter(_object(name, *fields, closed=True)))

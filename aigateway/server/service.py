@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -63,6 +63,7 @@ class Service:
         turns: Shares the event loop's time among streams.
         shared: As given.
         tenant: As given.
+        endpoints: What it offers ("POST /v1/messages"), for answers about what it does not.
         clock: As given.
         recent_events: As given.
         scrape: Returns the content type and the body for a scraper's `Accept` header; None without
@@ -89,6 +90,7 @@ class Service:
         self.turns = Turns(clock)
         self.shared = shared or SharedDirectory()
         self.tenant = tenant
+        self.endpoints: Sequence[str] = ()
         self.clock = clock
         self.recent_events = recent_events or RecentEvents(clock)
         self.scrape = None if prometheus is None else self._scrape

@@ -23,7 +23,9 @@ from aigateway.server.auth.middleware import OPEN, AccessMiddleware, protect
 from aigateway.server.http import (
     anthropic_messages,
     embeddings,
+    models,
     openai_chat,
+    openai_completions,
     openai_responses,
     own,
 )
@@ -38,13 +40,15 @@ from aigateway.telemetry.prometheus import Prometheus
 
 __all__ = ["create_app", "routers", "service_app"]
 
-_HOT = (openai_chat, embeddings, anthropic_messages, openai_responses)
+_HOT = (openai_chat, embeddings, anthropic_messages, openai_responses, openai_completions)
 """Modules whose POST endpoints come first, as plain routes: as FastAPI's they cost 70 us more."""
 
 
 _DOORS: dict[str, ModuleType] = {
     "chat_completions": openai_chat,
+    "completions": openai_completions,
     "embeddings": embeddings,
+    "models": models,
     "messages": anthropic_messages,
     "responses": openai_responses,
     "own": own,
@@ -97,9 +101,8 @@ def routers(
         tenant: As for `create_app`.
 
     Returns:
-        The routers by name: `chat_completions`, `embeddings` (with the list of models),
-        `messages`, `responses`, `own` (`/chat`, `/health`, `/ready`, `/metrics`, forced circuits)
-        and `status`.
+        The routers by name: `chat_completions`, `completions`, `embeddings`, `models`, `messages`,
+        `responses`, `own` (`/chat`, `/health`, `/ready`, `/metrics`, forced circuits), `status`.
 
     Raises:
         ConfigurationError: As `create_app`.
@@ -127,6 +130,13 @@ def service_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     doors = {door: _router(door) for door in _DOORS.values()}
+    service.endpoints = [
+        f"{method} {route.path}"
+        for door in _DOORS.values()
+        for route in door.router.routes
+        if route.include_in_schema
+        for method in route.methods
+    ]
     app.router.routes[:0] = [
         Route(route.path, route.endpoint, methods=route.methods)
         for door in _HOT

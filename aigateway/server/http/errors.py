@@ -53,7 +53,9 @@ __all__ = [
     "own_path",
     "refusal_of",
     "request_id_of",
+    "speaks_anthropic",
     "stopping",
+    "written_refusal",
 ]
 
 _log = logging.getLogger("aigateway.server")
@@ -144,12 +146,6 @@ _PARAMS: dict[type[GatewayError], str] = {
 }
 
 
-_ROUTER_MESSAGES = {
-    404: "There is nothing at this path.",
-    405: "This path does not take this method.",
-}
-
-
 def stopping() -> Refusal:
     """Return the refusal of a request that the service does not finish because it stops."""
     return Refusal(
@@ -162,8 +158,7 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, HTTPException):
-        message = _ROUTER_MESSAGES.get(error.status_code, error.detail)
-        return Refusal(error.status_code, message, headers=error.headers)
+        return Refusal(error.status_code, error.detail, headers=error.headers)
     if isinstance(error, AllProvidersFailedError):
         return _of_providers(error)
     if isinstance(error, StreamInterruptedError):
@@ -222,6 +217,74 @@ def _is_local_exhaustion(cause: ProviderFailure) -> bool:
     return cause.kind is FailureKind.SATURATED and cause.retry_after_seconds is None
 
 
+# ── what is not there ────────────────────────────────────────────────────────────────────────
+
+_GEMINIS = r"/v1(?:alpha|beta\d*)/.*|(?:/v1)?/(?:models|tunedModels)/[^/]+:[a-z]+[A-Z]\w*"
+
+_OLLAMAS = "blobs|chat|copy|create|delete|embed|embeddings|generate|ps|pull|push|show|tags|version"
+_OPENAIS = (
+    "assistants|audio|batches|chatkit|containers|conversations|edits|engines|evals|files"
+    "|fine[_-]tun(es|ing)|images|moderations|organization|realtime|skills|threads|uploads"
+    "|vector_stores|videos"
+)
+
+_APIS: Sequence[tuple[str, str]] = (
+    # What a path stands for, and how it begins. What is closer stands first.
+    ("batches of messages", r"/v1/messages/batches"),
+    ("Anthropic's older completions", r"/v1/complete"),
+    ("stored responses", r"/v1/responses/.+"),
+    ("stored chats", r"/v1/chat/completions/.+"),
+    ("Gemini's API", _GEMINIS),
+    ("Ollama's API", rf"/api/({_OLLAMAS})"),
+    ("rerank", r"/v\d/rerank"),
+    ("{}", rf"/v1/(?P<name>{_OPENAIS})"),
+)
+_NOT_OFFERED = [(what, re.compile(f"(?:{path})(?:/.*)?")) for what, path in _APIS]
+
+
+def _of_router(scope: Scope, error: HTTPException) -> Refusal:
+    """Return the refusal of a request that has no endpoint; it says which there are."""
+    path, status = own_path(scope), error.status_code
+    message = "This path does not take this method." if status == 405 else "There is nothing here."
+    for what, known in _NOT_OFFERED:
+        if found := known.fullmatch(path) or known.fullmatch("/v1" + path):
+            name = what.format(found.groupdict().get("name"))
+            status, message = 404, f"This service does not offer {name}."
+            break
+    if path.startswith("/v1/v1/"):
+        message = "The client's base URL ends with /v1 already; the path has it twice."
+    if status == 404 and SERVICE in scope:
+        message += f" There is {', '.join(scope[SERVICE].endpoints)}."
+    return Refusal(status, message, headers=error.headers)
+
+
+_GEMINI = re.compile(_GEMINIS)
+_GEMINI_STATUSES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND"}
+
+
+def written_refusal(scope: Scope, refusal: Refusal) -> tuple[int, dict[str, Any]]:
+    """Return the status and the body of a refusal, in the form that its caller reads."""
+    path, status = own_path(scope), refusal.status
+    if _GEMINI.fullmatch(path):
+        name = _GEMINI_STATUSES.get(status, "INVALID_ARGUMENT" if status < 500 else "INTERNAL")
+        return status, {"error": {"code": status, "message": refusal.message, "status": name}}
+    if path.startswith("/api/"):  # Ollama's
+        return status, {"error": refusal.message}
+    return status, refusal.body
+
+
+# ── Anthropic's form ─────────────────────────────────────────────────────────────────────────
+
+_ANTHROPICS_PATH = re.compile(r"(?:.*/)?(?:messages|complete)(?:/.*)?")
+
+
+def speaks_anthropic(scope: Scope) -> bool:
+    """Return whether a request is in Anthropic's protocol, by its path or its headers."""
+    if _ANTHROPICS_PATH.fullmatch(own_path(scope)):
+        return True
+    return any(name == b"anthropic-version" for name, _ in scope.get("headers", ()))
+
+
 # ── the writer ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -234,8 +297,10 @@ def answer_error(scope: Scope, error: Exception) -> Response:
     An error of the gateway's is in its own metrics already, and is not counted again. Of an
     unforeseen error the log gets the type and the place, but not the text: it may quote a request.
     """
-    refusal = refusal_of(error)
-    if isinstance(error, Refusal | HTTPException):
+    routed = isinstance(error, HTTPException)
+    refusal = _of_router(scope, error) if routed else refusal_of(error)
+    status, body = written_refusal(scope, refusal)
+    if routed or isinstance(error, Refusal):
         if SERVICE in scope:
             peer = scope.get("client")
             log: RefusalLog = scope[SERVICE].refusal_log
@@ -247,7 +312,7 @@ def answer_error(scope: Scope, error: Exception) -> Response:
         places = "".join(traceback.format_tb(error.__traceback__))
         request_id = scope.get("state", {}).get("request_id")
         _log.error("Request %s: %s\n%s", request_id, type(error).__name__, places)
-    return json_response(refusal.body, refusal.status, refusal.headers)
+    return json_response(body, status, refusal.headers)
 
 
 async def handle(request: Request, error: Exception) -> Response:

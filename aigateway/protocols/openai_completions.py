@@ -108,8 +108,8 @@ def _read(body: dict[str, Any], _headers: Mapping[str, str]) -> ReadRequest:
 
 def _echoed(request: ReadRequest) -> str:
     """Return the text in front of the answer's own."""
-    body = request.native.body
-    return body["prompt"] if body.get("echo") else ""
+    prompt = request.native.body["prompt"]
+    return prompt if request.native.body.get("echo") and isinstance(prompt, str) else ""
 
 
 def _write(response: ChatResponse, request: ReadRequest) -> dict[str, Any]:

@@ -102,11 +102,12 @@ async def _several(
     async with contextlib.AsyncExitStack() as stack:
 
         async def ask(number: int, read: ReadRequest, gateway: AsyncGateway, own: Any) -> Any:
+            # Each has an id of its own: several failures of one request are evidence of one.
             origin: Origin = own["origin"]
-            # Several failures of one request are evidence of one.
             origin = replace(origin, request_id=f"{origin.request_id}-{number}")
             async with free:
-                answer = await gateway.completions(read, **options, **{**own, "origin": origin})
+                given = {**options, **own, "origin": origin}
+                answer = await gateway.completions(read, **given)
             return answer, cache_word(answer.response, gateway, options)
 
         # If one may not be asked, none is.

@@ -91,7 +91,8 @@ async def client(vendor):
 
 async def test_several_prompts_are_several_requests(client, vendor):
     body = {"prompt": ["a", "b", "c"], "model": "auto"}
-    answer = await client.post("/v1/completions", json=body)
+    headers = {"x-aigateway-timeout": "30"}
+    answer = await client.post("/v1/completions", json=body, headers=headers)
     asked = sorted(request.messages[0]["content"] for _, request in vendor.calls)
     ids = {request.request_id for _, request in vendor.calls}
     done = answer.json()

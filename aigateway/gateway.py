@@ -41,7 +41,7 @@ from aigateway.messages import (
     EmbeddingResponse,
     Origin,
 )
-from aigateway.protocols.anthropic_messages import MESSAGES
+from aigateway.protocols.anthropic_messages import MESSAGES, MESSAGES_COUNT
 from aigateway.protocols.openai_responses import RESPONSES
 from aigateway.protocols.protocol import (
     CallerProtocol,
@@ -64,6 +64,7 @@ from aigateway.routing.provider import Provider, ProviderStatus
 from aigateway.routing.stream import Resume
 from aigateway.settings import GatewaySettings, LLMConfig, load_providers
 from aigateway.telemetry.recorder import Emitter, RequestRecorder
+from aigateway.tokens import counted_tokens
 from aigateway.wires.client import VendorClient, VendorClientFactory
 
 __all__ = ["AsyncGateway"]
@@ -332,6 +333,25 @@ class AsyncGateway:
             GatewayError: As `stream`.
         """
         return self._event_stream(MESSAGES, body, headers, options)
+
+    def count_tokens(
+        self, body: Mapping[str, Any] | ReadRequest, *, model: str | None = None
+    ) -> int:
+        """Estimate the tokens of a request in Anthropic's Messages protocol, without a call.
+
+        Tokenizers differ between models. The estimate goes by the bytes of all texts and tools; a
+        picture, and a document, count as 1,500 tokens.
+
+        Args:
+            body: As for `messages`; `max_tokens` may be missing.
+            model: As for `chat`; None takes the body's.
+
+        Raises:
+            RequestRejectedError: The request is at fault.
+            UnknownModelError: No provider serves the model.
+        """
+        options: ProtocolOptions = {"model": model} if model is not None else {}
+        return counted_tokens(self._read(MESSAGES_COUNT, body, None, options)[1])
 
     async def responses(
         self,

@@ -23,7 +23,16 @@ __all__ = [
     "ProtocolStream",
     "ReadRequest",
     "ServerSentEvent",
+    "event_json",
 ]
+
+
+def event_json(value: Any) -> bytes:
+    """Write JSON. Half a character, which a vendor may have sent, goes on as an escape."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 class ProtocolOptions(TypedDict, total=False):
@@ -72,11 +81,7 @@ class ServerSentEvent:
     @classmethod
     def of(cls, name: str, data: Mapping[str, Any]) -> ServerSentEvent:
         """Write an event with a name and data in JSON."""
-        try:
-            body = orjson.dumps(data)
-        except orjson.JSONEncodeError:  # half a character, which a vendor may have sent
-            body = json.dumps(data, separators=(",", ":")).encode()
-        return cls(b"event: " + name.encode() + b"\ndata: " + body + b"\n\n")
+        return cls(b"event: " + name.encode() + b"\ndata: " + event_json(data) + b"\n\n")
 
     @property
     def name(self) -> str:

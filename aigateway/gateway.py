@@ -14,8 +14,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack, get_args
 
-import orjson
-
 from aigateway.batch import engine
 from aigateway.batch.api import Batches
 from aigateway.batch.engine import Concurrency, Requests
@@ -66,6 +64,7 @@ from aigateway.settings import GatewaySettings, LLMConfig, load_providers
 from aigateway.telemetry.recorder import Emitter, RequestRecorder
 from aigateway.tokens import counted_tokens
 from aigateway.wires.client import VendorClient, VendorClientFactory
+from aigateway.wires.json_bodies import parsed
 
 __all__ = ["AsyncGateway"]
 
@@ -401,7 +400,7 @@ class AsyncGateway:
         response = await self._pipeline.chat(request)
         native = response.completion.native
         if native is not None and native.body:
-            return ProtocolResponse(orjson.loads(native.body), response)
+            return ProtocolResponse(parsed(native.body, whole=True), response)
         return ProtocolResponse(protocol.write(response, read), response)
 
     def _event_stream(

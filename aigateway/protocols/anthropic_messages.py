@@ -1,9 +1,11 @@
 """Anthropic's Messages: https://platform.claude.com/docs/en/api/messages.
 
 A request is read as a chat, and the answer to a chat is written as a message or as its events.
-Requests keep what other vendors want back with their own answers: a block of thinking carries it in
-`signature`, a `redacted_thinking` block in `data`, and the id of a tool call may hold another one.
-All of these begin with `aigw`. `for_anthropic` removes them before a body goes to Anthropic.
+What other vendors want back with their own answers travels in envelopes: as the `signature` of a
+block of thinking, or as the `data` of a `redacted_thinking` block.
+
+litellm's own adapter is not used. It sends the thinking of the history to every server, loses
+`disable_parallel_tool_use` and the signatures of other vendors, and costs more than a whole chat.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any, NoReturn
 
 import orjson
 
+from aigateway.envelope import is_envelope, opened_envelope, sealed
 from aigateway.errors import RequestRejectedError
 from aigateway.messages import (
     ChatResponse,
@@ -36,50 +39,27 @@ from aigateway.protocols.protocol import (
 from aigateway.request.checks import CheckedMessages, check_body
 from aigateway.request.json_copy import encoded_json
 
-__all__ = ["MESSAGES", "MESSAGES_COUNT", "for_anthropic", "is_ours"]
+__all__ = ["MESSAGES", "MESSAGES_COUNT"]
 
 
 # ── what travels in a conversation ───────────────────────────────────────────────────────────
 
-_SEAL = "aigw."
-"""Begins a signature, or the data of a redacted block, that this gateway has written."""
+_THOUGHTS = {"redacted_thinking": "data", "thinking": "signature"}
+"""Blocks of thinking, and their field that Anthropic, or an envelope, has signed."""
 
 _ID = "aigw_"
-"""Begins the id of a tool call that holds another one."""
+"""Begins the id of a tool call that holds the vendor's own one."""
 
 _NONCE = 8
+_LONGEST_ID = 64
 _FIT_ID = re.compile(r"[a-zA-Z0-9_-]{9,64}")
 """Ids that are passed on. Shorter ones ("call_0") are not unique in a conversation."""
 
-_LONGEST_ID = 64
 _LONGEST_NAME = 64
 """Most characters of a tool's name at OpenAI and those that imitate it; Anthropic takes 128."""
 
 _LONGEST_USER = 64
 """Most characters of `user` at OpenAI. Claude Code sends more."""
-
-_THOUGHTS = frozenset({"redacted_thinking", "thinking"})
-
-
-def is_ours(block: Any) -> bool:
-    """Return whether this gateway has written a block of thinking, so that Anthropic refuses it."""
-    if not isinstance(block, Mapping) or block.get("type") not in _THOUGHTS:
-        return False
-    sealed = block.get("signature" if block["type"] == "thinking" else "data")
-    return not sealed or (isinstance(sealed, str) and sealed.startswith(_SEAL))
-
-
-def _sealed(content: Mapping[str, Any]) -> str:
-    return _SEAL + base64.urlsafe_b64encode(event_json(content)).decode()
-
-
-def _unsealed(sealed: str) -> dict[str, Any]:
-    """Return what is in a seal; nothing if it was not written here."""
-    try:
-        content = orjson.loads(base64.urlsafe_b64decode(sealed[len(_SEAL) :]))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _written_id(name: str, request_id: str, index: int) -> str:
@@ -88,7 +68,8 @@ def _written_id(name: str, request_id: str, index: int) -> str:
         return name
     nonce = f"{zlib.crc32(f'{request_id} {index}'.encode()):08x}"
     inner = base64.urlsafe_b64encode(name.encode("utf-8", "replace")).decode().rstrip("=")
-    return f"{_ID}{nonce}{inner}"
+    written = f"{_ID}{nonce}{inner}"
+    return written if len(written) <= _LONGEST_ID else f"call_{_digest(name)[:32]}"
 
 
 def _read_id(name: str) -> str:
@@ -102,74 +83,8 @@ def _read_id(name: str) -> str:
         return name
 
 
-def for_anthropic(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a body as Anthropic takes it: the same one if nothing changes.
-
-    Left out are blocks of thinking that are not Anthropic's. Where the assistant's turn that goes
-    on began without thinking of its own, Anthropic would refuse `thinking` with a budget, so that
-    is left out, too.
-    """
-    messages = body.get("messages")
-    if not isinstance(messages, list):
-        return body
-    fitted = [_fitted_message(message) for message in messages]
-    changed: dict[str, Any] = {}
-    if any(new is not old for new, old in zip(fitted, messages, strict=True)):
-        changed["messages"] = fitted
-    thinking = body.get("thinking")
-    if isinstance(thinking, Mapping) and thinking.get("type") == "enabled":
-        turn = _open_turn(fitted)
-        if any(b.get("type") == "tool_use" for b in turn) and turn[0].get("type") not in _THOUGHTS:
-            changed["thinking"] = {"type": "disabled"}
-            changed |= _without_clearing(body.get("context_management"))
-    return {**body, **changed} if changed else body
-
-
-def _fitted_message(message: Any) -> Any:
-    content = message.get("content") if isinstance(message, Mapping) else None
-    if not isinstance(content, list):
-        return message
-    left = [_with_short_id(block) for block in content if not is_ours(block)]
-    if len(left) == len(content) and all(map(_is, left, content)):
-        return message
-    return {**message, "content": left or [{"type": "text", "text": "[no answer]"}]}
-
-
-def _with_short_id(block: Any) -> Any:
-    for name in ("id", "tool_use_id"):
-        given = block.get(name) if isinstance(block, Mapping) else None
-        if isinstance(given, str) and len(given) > _LONGEST_ID:
-            return {**block, name: f"call_{_digest(given)[:32]}"}
-    return block
-
-
-def _open_turn(messages: Sequence[Any]) -> list[Mapping[str, Any]]:
-    """Return the assistant's blocks since the user has spoken last."""
-    turn: list[Mapping[str, Any]] = []
-    for message in reversed(messages):
-        content = message.get("content")
-        blocks = [b for b in content if isinstance(b, Mapping)] if isinstance(content, list) else ()
-        if message.get("role") == "assistant":
-            turn[:0] = blocks
-        elif not any(block.get("type") == "tool_result" for block in blocks):
-            break
-    return turn
-
-
-def _without_clearing(management: Any) -> dict[str, Any]:
-    edits = management.get("edits") if isinstance(management, Mapping) else None
-    if not isinstance(edits, list):
-        return {}
-    left = [e for e in edits if not str(_get(e, "type")).startswith("clear_thinking")]
-    return {"context_management": {**management, "edits": left}}
-
-
 def _get(holder: Any, name: str) -> Any:
     return holder.get(name) if isinstance(holder, Mapping) else None
-
-
-def _is(one: Any, other: Any) -> bool:
-    return one is other
 
 
 def _digest(text: str) -> str:
@@ -510,19 +425,20 @@ class _Thoughts:
 
     def read(self, block: Mapping[str, Any]) -> None:
         is_visible = block["type"] == "thinking"
-        if not is_ours(block):
+        signed = block.get(_THOUGHTS[block["type"]])
+        if signed and not is_envelope(signed):
             names = ("type", "thinking", "signature") if is_visible else ("type", "data")
             self._blocks.append({name: block[name] for name in names})
             return
-        content = _unsealed(block.get("signature" if is_visible else "data") or "")
+        content = opened_envelope(signed) or {}
         reasoning = block["thinking"] if is_visible else content.get("r")
         if isinstance(reasoning, str) and reasoning:
             self._reasoning.append(reasoning)
         for name, signature in _items(content.get("c")):
             if isinstance(signature, str):
                 self._of_calls[name] = signature
-        signed = content.get("s")
-        self._of_text += signed if _are_texts(signed) else ()
+        of_text = content.get("s")
+        self._of_text += of_text if _are_texts(of_text) else ()
 
     def sign(self, call: dict[str, Any], written_id: str) -> None:
         """Give a call back the signature that it came with."""
@@ -600,7 +516,7 @@ def _write(response: ChatResponse, request: ReadRequest) -> dict[str, Any]:
     if choice.thinking_json is not None:
         blocks += choice.thinking_blocks
     elif choice.reasoning and _shows_thinking(request):
-        signature = _sealed({})
+        signature = sealed({})
         blocks.append({"type": "thinking", "thinking": choice.reasoning, "signature": signature})
     else:
         hidden = choice.reasoning
@@ -684,12 +600,14 @@ def _carrier(
     of_text: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the block that brings back what the vendor wants with its next request."""
-    content: dict[str, Any] = {"r": reasoning} if reasoning else {}
+    content: dict[str, Any] = {}
+    if reasoning:  # it may hold half a character
+        content["r"] = reasoning.encode("utf-8", "replace").decode()
     if call is not None and signature:
         content["c"] = {call: signature}
     if of_text:
         content["s"] = list(of_text)
-    return {"type": "redacted_thinking", "data": _sealed(content)}
+    return {"type": "redacted_thinking", "data": sealed(content)}
 
 
 def _input(arguments: str) -> dict[str, Any]:
@@ -846,7 +764,7 @@ class _MessageEvents:
 
     def _close(self) -> None:
         if self._kind == "thinking":  # of another vendor than Anthropic
-            self._sign(_sealed({}))
+            self._sign(sealed({}))
         if self._kind is not None:
             self._kind = None
             self._emit("content_block_stop", index=self._index)

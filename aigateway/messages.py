@@ -52,7 +52,7 @@ CacheMode = Literal[True, False, "refresh"]
 
 
 ProtocolName = Literal["messages", "responses", "completions"]
-"""A protocol beside OpenAI's chat: Anthropic's Messages, OpenAI's Responses, OpenAI's completions."""
+"""A protocol beside OpenAI's chat: Anthropic's Messages, OpenAI's Responses and completions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from aigateway.messages import (
     Completion,
     EmbeddingRequest,
     Embeddings,
+    ProtocolName,
     Usage,
 )
 from aigateway.settings import LLMConfig
@@ -280,6 +281,9 @@ class _ScriptedClient:
     @property
     def accepts_prefill(self) -> bool:
         return self._config.name in self._vendor.accepts_prefill
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:  # noqa: ARG002
+        return False
 
     def dropped(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,7 +23,16 @@ __all__ = [
     "ProtocolStream",
     "ReadRequest",
     "ServerSentEvent",
+    "event_json",
 ]
+
+
+def event_json(value: Any) -> bytes:
+    """Write JSON. Half a character, which a vendor may have sent, goes on as an escape."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 class ProtocolOptions(TypedDict, total=False):
@@ -72,11 +81,7 @@ class ServerSentEvent:
     @classmethod
     def of(cls, name: str, data: Mapping[str, Any]) -> ServerSentEvent:
         """Write an event with a name and data in JSON."""
-        try:
-            body = orjson.dumps(data)
-        except orjson.JSONEncodeError:  # half a character, which a vendor may have sent
-            body = json.dumps(data, separators=(",", ":")).encode()
-        return cls(b"event: " + name.encode() + b"\ndata: " + body + b"\n\n")
+        return cls(b"event: " + name.encode() + b"\ndata: " + event_json(data) + b"\n\n")
 
     @property
     def name(self) -> str:
@@ -181,25 +186,27 @@ class ProtocolStream:
         """The whole answer, once the stream has come to its end; else raises `GatewayError`."""
         return self._stream.response
 
-    async def _written(self) -> Any:
+    async def _written(self) -> AsyncGenerator[ServerSentEvent, None]:
+        """Yield the provider's own events or, if it speaks another protocol, written ones."""
         writer: EventWriter | None = None
+        is_native = False
         async with aclosing(self._stream):
             async for chunk in self._stream:
                 if writer is None:
                     opening = self._stream.opening
                     assert opening is not None  # noqa: S101 - its first chunk is here
                     writer = self._protocol.writer(opening, self._request, self._request_id)
-                if chunk.native_events:
-                    for raw in chunk.native_events:
-                        yield ServerSentEvent(raw)
-                else:
-                    for event in writer.events(chunk):
-                        yield event
+                    is_native = bool(chunk.native_events)
+                for raw in chunk.native_events if is_native else ():
+                    yield ServerSentEvent(raw)
+                for event in () if is_native else writer.events(chunk):
+                    yield event
             assert writer is not None  # noqa: S101 - every stream has a last chunk
-            native = self._stream.response.completion.native
-            if native is not None and native.events:
+            response = self._stream.response
+            native = response.completion.native
+            if is_native and native is not None:
                 for raw in native.events:
                     yield ServerSentEvent(raw)
             else:
-                for event in writer.end(self._stream.response):
+                for event in writer.end(response):
                     yield event

@@ -22,6 +22,7 @@ from aigateway.settings import suggestion
 __all__ = [
     "CheckedMessages",
     "build_validators",
+    "check_body",
     "check_extra_body",
     "check_headers",
     "check_inputs",
@@ -114,6 +115,23 @@ def fit_fields(form: str, given: dict[str, Any]) -> None:
             given[name] = validate({name: value})[name]
 
 
+def check_body(form: str, body: dict[str, Any]) -> None:
+    """Check the whole body of another protocol, which names a field `messages.0.content`.
+
+    Args:
+        form: Its name in `FORMS`.
+        body: As a JSON parser returns it.
+
+    Raises:
+        RequestRejectedError: Names the first mistake.
+    """
+    mistakes = _mistakes(body, _validator(form))
+    if mistakes:
+        place, problem = _worded(body, mistakes)
+        path = ".".join(str(step)[:64] for step in place)
+        raise RequestRejectedError(f"{path}: {problem}" if path else problem, param=path or None)
+
+
 def _mistakes(value: Any, validate: Callable[[Any], Any]) -> Sequence[ErrorDetails]:
     try:
         validate(value)
@@ -156,7 +174,7 @@ _PROBLEMS = {
     "less_than_equal": "must be at most {le}",
     "list_type": "must be a list",
     "literal_error": "must be {expected}",
-    "string_pattern_mismatch": "must be printable ASCII",
+    "string_pattern_mismatch": "must match {pattern}",
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must not be empty",
     "string_type": "must be a text",
@@ -170,19 +188,25 @@ def _refuse_misfit(value: Any, details: Sequence[ErrorDetails], path: str) -> No
     """Put a mistake into words, which never quote the value. The deepest place says most."""
     if path and not isinstance(value, dict):
         _refuse_message(path, value)
+    place, problem = _worded(value, details)
+    refuse_field((path + _path(place)).removeprefix("."), problem)
+
+
+def _worded(value: Any, details: Sequence[ErrorDetails]) -> tuple[list[int | str], str]:
+    """Return the deepest place of a mistake, and its problem."""
     places = [_place(value, detail["loc"]) for detail in details]
     best = max(range(len(places)), key=lambda index: len(places[index]))
-    detail, path = details[best], (path + _path(places[best])).removeprefix(".")
+    detail = details[best]
     if detail["type"] == "missing":
         field = detail.get("ctx", {}).get("field") or detail["loc"][-1]
-        refuse_field(path, f'must have "{field}"')
+        return places[best], f'must have "{field}"'
     if detail["type"] == "choice":
         problem = detail["msg"]
         if problem == ROLE_PROBLEM and isinstance(role := value.get("role"), str):
             problem += suggestion(role[:32], ROLES)
-        refuse_field(path, problem)
+        return places[best], problem
     limits = {n: f"{v:g}" if isinstance(v, float) else v for n, v in detail.get("ctx", {}).items()}
-    refuse_field(path, _PROBLEMS.get(detail["type"], "is not valid").format_map(limits))
+    return places[best], _PROBLEMS.get(detail["type"], "is not valid").format_map(limits)
 
 
 def _place(value: Any, loc: Sequence[int | str]) -> list[int | str]:

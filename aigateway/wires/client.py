@@ -23,7 +23,14 @@ from pydantic import SecretStr
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.events import Operation
-from aigateway.messages import ChatRequest, Chunk, Completion, EmbeddingRequest, Embeddings
+from aigateway.messages import (
+    ChatRequest,
+    Chunk,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    ProtocolName,
+)
 from aigateway.settings import KeyFunction, LLMConfig, checked_key
 
 __all__ = [
@@ -141,6 +148,9 @@ class VendorClient(Protocol):
         Asked only after `prepare`.
         """
 
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        """Return whether the provider speaks a protocol beside OpenAI's chat; None: ask it."""
+
     async def prepare(self) -> None:
         """Load what the first call would otherwise wait for (importing litellm takes seconds).
 
@@ -229,6 +239,10 @@ class ChangingKeyClient:
     def accepts_prefill(self) -> bool:
         """See `VendorClient`."""
         return self._client.accepts_prefill
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        """See `VendorClient`."""
+        return self._client.speaks(protocol)
 
     async def prepare(self) -> None:
         """See `VendorClient`. Gets no key: that is part of the first call, and of its time."""

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
-from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings
+from aigateway.messages import (
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    NativeRequest,
+    ProtocolName,
+)
 from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from
 from aigateway.wires.client import Failure, VendorCallError, VendorStream
@@ -31,14 +38,15 @@ from aigateway.wires.litellm.lane import LiteLLMClient, ProviderFacts, call_opti
 from aigateway.wires.loading import SILENT, load_litellm, silent
 from aigateway.wires.parameters import Dropping, ParameterRules
 from aigateway.wires.pricing import ORDINARY_TIERS, Tariff
-from aigateway.wires.registry import wire_of
-from aigateway.wires.stream_reading import EventParser
+from aigateway.wires.registry import speaks, wire_of
+from aigateway.wires.stream_reading import EventParser, StreamReading
 from aigateway.wires.wire import BrokenOffError, VendorRequest, VendorResponse
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
     from aigateway.wires.http import SharedSession
+    from aigateway.wires.native import NativeLane
     from aigateway.wires.translation import Translation
 
 __all__ = ["DirectClient"]
@@ -78,6 +86,9 @@ class DirectClient(ProviderFacts):
             parameters=self._parameters,
             quota=self._quota,
         )
+        self._native: dict[ProtocolName, NativeLane | None] = {}
+        self._asked_from: dict[ProtocolName, float] = {}
+        self._sessions: list[SharedSession] = []
         self._litellm: ModuleType | None = None
         self._translation: Translation | None = None
         self._connections: SharedSession | None = None
@@ -89,6 +100,7 @@ class DirectClient(ProviderFacts):
     def learn_from(self, other: DirectClient) -> None:
         """Take over what another client of this provider has learned."""
         self._parameters, self._quota = other._parameters, other._quota
+        self._asked_from = other._asked_from
         self._other.learn_from(other._other)
 
     async def prepare(self) -> None:
@@ -104,6 +116,11 @@ class DirectClient(ProviderFacts):
         """Ask for an answer."""
         if self._litellm is None:
             await self.prepare()
+        if request.native is not None:
+            lane = self._lane(request.native)
+            answer = None if lane is None else await lane.chat(request)
+            if answer is not None:
+                return answer
         translation = self._translation
         fitted = self._parameters.fitted(request)
         if translation is None or self._has_callbacks():
@@ -113,7 +130,9 @@ class DirectClient(ProviderFacts):
         try:
             sent = await _translated(translation, fitted)
             if sent is not None:
-                return self._read(translation, fitted, sent, await self._send(sent))
+                return self._read(
+                    translation, fitted, sent, await self._send(self._connections, sent)
+                )
         except VendorCallError as error:
             if not self._parameters.should_retry(error, request, fitted):
                 raise
@@ -128,21 +147,27 @@ class DirectClient(ProviderFacts):
     async def stream(self, request: ChatRequest) -> VendorStream:
         """Ask for an answer piece by piece. Return when the vendor has begun to answer."""
         await self.prepare()
+        if request.native is not None:
+            lane = self._lane(request.native)
+            stream = None if lane is None else await lane.stream(request)
+            if stream is not None:
+                return stream
         translation = self._translation
         fitted = self._parameters.fitted(request)
         if translation is None or not self._streams or self._has_callbacks():
             return await self._other.stream(request)
-        connections = sent = None
+        connections = sent = response = None
         translation.counts_streams = self._parameters.counts_streams
         try:
             with silent():
                 sent = await _translated(translation, fitted, streamed=True)
             if sent is not None:
-                connections, response = await self._open(sent)
+                connections = self._connections
+                response = await self._open(connections, sent)
         except VendorCallError as error:
             if not self._parameters.should_retry(error, request, fitted):
                 raise
-        if connections is None:  # if sent, again with what has just been learned
+        if connections is None or response is None:  # if sent, again with what was learned
             return await (self._other if sent is None else self).stream(request)
         assert sent is not None  # noqa: S101 - it was answered
         return DirectStream(
@@ -166,7 +191,9 @@ class DirectClient(ProviderFacts):
         self._closed = True
         connections, self._connections = self._connections, None
         if connections is not None:
-            await connections.aclose()
+            self._sessions.append(connections)
+        while self._sessions:
+            await self._sessions.pop().aclose()
         await self._other.aclose()
 
     def _connect(self, litellm: ModuleType) -> None:
@@ -181,17 +208,74 @@ class DirectClient(ProviderFacts):
         self._parameters.connect(litellm)
         self._has_callbacks = partial(has_callbacks, litellm)
         self._translation = _tried_translation(litellm, self._config, self._options)
+        self._tariff = Tariff(litellm, self._config)
         if self._translation is not None:
-            self._tariff = Tariff(litellm, self._config)
             self._connections = SharedSession(self._translation.url, self._translation.stream_url)
             self._streams = _can_stream(self._translation, self._config)
 
-    async def _send(self, sent: VendorRequest) -> VendorResponse:
-        if self._connections is None:
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        """See `VendorClient`."""
+        lane = self._native.get(protocol)
+        return speaks(self._config, protocol) if lane is None else lane.is_spoken
+
+    def _lane(self, native: NativeRequest) -> NativeLane | None:
+        """Return the lane for a request as it is; None if it has to be translated."""
+        name = native.protocol
+        if name not in self._native:
+            self._native[name] = self._native_lane(name)
+        lane = self._native[name]
+        if lane is None and native.only is not None:
+            what = f"{native.only} needs the protocol {name!r}, which this provider does not speak."
+            raise VendorCallError(Failure(FailureKind.UNSUPPORTED, detail=what))
+        return lane
+
+    def _native_lane(self, name: ProtocolName) -> NativeLane | None:
+        from aigateway.wires.http import SharedSession  # noqa: PLC0415 - as in `_connect`
+        from aigateway.wires.native import NativeLane  # noqa: PLC0415 - few requests need it
+
+        is_spoken = speaks(self._config, name)
+        if is_spoken is False:
+            return None
+        if self._closed:
+            raise RuntimeError("This vendor client is closed.")
+        make = wire_of(self._config).native[name]()
+        protocol = make(self._config, self._options["api_key"], self._options["api_base"])
+        session = SharedSession(protocol.url)
+        self._sessions.append(session)
+        return NativeLane(
+            protocol,
+            is_sure=bool(is_spoken),
+            asked_from=self._asked_from,
+            clock=self._clock,
+            exchange=partial(self._send, session),
+            open_stream=partial(self._native_stream, session),
+            cost=self._stream_cost,
+        )
+
+    async def _native_stream(
+        self,
+        session: SharedSession,
+        sent: VendorRequest,
+        reading: StreamReading,
+        read: Callable[[VendorResponse], Completion],
+        *,
+        stops: bool,
+    ) -> VendorStream:
+        response = await self._open(session, sent)
+
+        def whole(body: bytes) -> Completion:
+            return read(VendorResponse(response.status, response.headers, body))
+
+        leave = partial(session.leave, response)
+        owner = StreamOwner(self._clock.wall, self._stream_cost, whole, leave, stops)
+        return DirectStream(response, reading, owner)
+
+    async def _send(self, connections: SharedSession | None, sent: VendorRequest) -> VendorResponse:
+        if connections is None:
             raise RuntimeError("This vendor client is closed.")
         failure: Failure
         try:
-            async with self._connections.post(sent.headers, sent.body) as response:
+            async with connections.post(sent.headers, sent.body) as response:
                 self._quota.note(response.headers)
                 return VendorResponse(response.status, response.headers, await response.read())
         except Exception as error:  # noqa: BLE001 - judged, whatever it is
@@ -199,9 +283,8 @@ class DirectClient(ProviderFacts):
         # Raised here, so that nothing that may quote the request is linked behind it.
         raise VendorCallError(failure)
 
-    async def _open(self, sent: VendorRequest) -> tuple[SharedSession, ClientResponse]:
+    async def _open(self, connections: SharedSession | None, sent: VendorRequest) -> ClientResponse:
         """Send a request whose answer is to be a stream; its headers say success."""
-        connections = self._connections
         if connections is None:
             raise RuntimeError("This vendor client is closed.")
         failure: Failure
@@ -209,7 +292,7 @@ class DirectClient(ProviderFacts):
             response = await connections.stream(sent.headers, sent.body)
             self._quota.note(response.headers)
             if 200 <= response.status < 300:
-                return connections, response
+                return response
             try:
                 failure = classify_response(
                     response.status,

@@ -88,7 +88,7 @@ class DirectStream:
         counted = reading.count()
         completion = reading.assembly.completion()
         cost = self._owner.cost(completion, counted)
-        completion = replace(completion, cost_usd=cost)
+        completion = replace(completion, cost_usd=cost, native=reading.native)
         if self._ended:
             self._completion = completion
         return completion
@@ -164,6 +164,8 @@ class DirectStream:
         if not assembly.is_whole(closed=self._reading.over):
             ending = assembly.broken_off
             return self._no_answer(None if ending is None else BrokenOffError(ending.body))
+        if self._reading.has_more:
+            return None
         silence = empty_answer_kind(assembly.completion().choices, stops=self._owner.stops)
         self._is_empty_answer = silence is not None
         return None if silence is None else Failure(silence, self._status)

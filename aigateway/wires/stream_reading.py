@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from aigateway.messages import Chunk, ToolCallDelta, Usage
+from aigateway.messages import Chunk, NativeAnswer, ToolCallDelta, Usage
 from aigateway.wires.answers import piece_from, read_calls, stated_cost, usage_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.json_bodies import mend_usage, parsed
@@ -44,7 +44,10 @@ class StreamReading(ABC):
         assembly: The answer.
         over: The vendor has said that nothing more comes.
         problem: Why the rest cannot be read: a `BrokenOffError` or a `CorruptEventError`.
+        has_more: The answer has content that no chat has.
     """
+
+    has_more = False
 
     def __init__(self, assembly: Assembly, make_parser: Callable[[], Any]) -> None:
         self.assembly = assembly
@@ -55,6 +58,11 @@ class StreamReading(ABC):
         self._chunks: list[Chunk] = []
         self._counted: dict[str, Any] = {}  # the vendor's own count, in its own words
         self._logprobs: dict[int, dict[str, list[Any]]] = {}
+
+    @property
+    def native(self) -> NativeAnswer | None:
+        """The events that have not been handed on in a chunk, in the native lane."""
+        return None
 
     def take(self, events: Iterable[Event]) -> list[Chunk]:
         """Read what came, up to the end or to what cannot be read, and return its content."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from aigateway.messages import ChatRequest
+from aigateway.messages import ChatRequest, ProtocolName
 from aigateway.wires.json_bodies import parsed
 
 if TYPE_CHECKING:
+    from aigateway.wires.native import NativeProtocol
     from aigateway.wires.parameters import ParameterDraft
     from aigateway.wires.translation import Translation
 
@@ -133,6 +134,8 @@ class Wire:
             all others silently. None: it sends all.
         not_taken: Names a parameter that litellm would leave out silently, if there is one.
         embed: Loads a replacement for `litellm.aembedding`; None where that will do.
+        native: Loads the classes for protocols that it may speak beside OpenAI's chat.
+        native_is_sure: Whether the vendor's own address speaks them. Others are asked.
     """
 
     litellm_name: str = ""
@@ -153,6 +156,8 @@ class Wire:
     has_part: Callable[[str, str], bool] | None = None
     not_taken: Callable[[Mapping[str, Any]], str | None] | None = None
     embed: Callable[[], Callable[..., Any]] | None = None
+    native: Mapping[ProtocolName, Callable[[], type[NativeProtocol]]] = field(default_factory=dict)
+    native_is_sure: bool = False
 
 
 def lazily(module: str, name: str) -> Callable[[], Any]:

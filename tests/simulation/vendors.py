@@ -213,6 +213,9 @@ class _Client:
     def accepts_prefill(self) -> bool:
         return self._plan.continues
 
+    def speaks(self, protocol: Any) -> bool | None:
+        return False
+
     def dropped(self, params: Mapping[str, Any], messages: Any = ()) -> tuple[str, ...]:
         return ()
 

@@ -1,7 +1,8 @@
-"""The one writer of errors: status, OpenAI's form of an error, headers, counter and log line.
+"""The one writer of errors: status, form, headers, counter and log line.
 
-https://platform.openai.com/docs/guides/error-codes. Messages are those of our own errors, which
-hold no key, no prompt, no answer and no vendor's text. The vendor's text is in `detail`: it goes to
+The form is OpenAI's (https://platform.openai.com/docs/guides/error-codes), or Anthropic's for its
+clients (https://platform.claude.com/docs/en/api/errors). Messages are those of our own errors and
+hold no key, no prompt, no answer and no vendor's text. That text is in `detail`: it goes to
 the caller of the request, and nowhere else.
 """
 
@@ -48,6 +49,7 @@ __all__ = [
     "Refusal",
     "RefusalLog",
     "answer_error",
+    "anthropic_error_event",
     "error_event",
     "handle",
     "own_path",
@@ -270,12 +272,35 @@ def written_refusal(scope: Scope, refusal: Refusal) -> tuple[int, dict[str, Any]
         return status, {"error": {"code": status, "message": refusal.message, "status": name}}
     if path.startswith("/api/"):  # Ollama's
         return status, {"error": refusal.message}
-    return status, refusal.body
+    if not speaks_anthropic(scope):
+        return status, refusal.body
+    status, body = _in_anthropics_form(refusal)
+    return status, body | {"request_id": scope.get("state", {}).get("request_id")}
 
 
 # ── Anthropic's form ─────────────────────────────────────────────────────────────────────────
 
-_ANTHROPICS_PATH = re.compile(r"(?:.*/)?(?:messages|complete)(?:/.*)?")
+_ANTHROPIC_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+"""By status. Other ones are `invalid_request_error` below 500, and `api_error` above."""
+
+_ANTHROPIC_STATUSES: Mapping[str, int] = {"insufficient_quota": 402, "no_providers": 500}
+"""By code, where it is another status than OpenAI's."""
+
+_TOO_LONG = "prompt is too long"
+"""Anthropic's own words, by which its clients know that a conversation has to be made shorter."""
+
+_ANTHROPICS_PATH = re.compile(
+    r"(?!.*/(?:threads|completions)/)(?:.*/)?(?:messages|complete)(?:/.*)?"
+)
 
 
 def speaks_anthropic(scope: Scope) -> bool:
@@ -283,6 +308,23 @@ def speaks_anthropic(scope: Scope) -> bool:
     if _ANTHROPICS_PATH.fullmatch(own_path(scope)):
         return True
     return any(name == b"anthropic-version" for name, _ in scope.get("headers", ()))
+
+
+def _in_anthropics_form(refusal: Refusal) -> tuple[int, dict[str, Any]]:
+    status = _ANTHROPIC_STATUSES.get(refusal.code or "", refusal.status)
+    status = 529 if status == 503 else status
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    message, detail = refusal.message, refusal.cause.detail if refusal.cause else None
+    if detail is not None:
+        message = f"{message} {detail}"
+    if refusal.code == "context_length_exceeded":
+        message = f"{_TOO_LONG}: {message}"
+    return status, {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def anthropic_error_event(error: Exception) -> bytes:
+    """Return the event with which a stream in Anthropic's protocol ends after an error."""
+    return b"event: error\ndata: " + encoded(_in_anthropics_form(refusal_of(error))[1]) + b"\n\n"
 
 
 # ── the writer ───────────────────────────────────────────────────────────────────────────────
@@ -307,7 +349,7 @@ def answer_error(scope: Scope, error: Exception) -> Response:
             # A refused body is answered by the endpoint and, in its place, by `RequestLimits`.
             if scope.get(_NOTED) is not refusal:
                 scope[_NOTED] = refusal
-                log.note(refusal, None if peer is None else str(peer[0]))
+                log.note(refusal, None if peer is None else str(peer[0]), status)
     elif not isinstance(error, GatewayError):
         places = "".join(traceback.format_tb(error.__traceback__))
         request_id = scope.get("state", {}).get("request_id")
@@ -350,12 +392,13 @@ class RefusalLog:
         self._of_peers: _Logged = {}
         self.counts: Counter[str] = Counter()
 
-    def note(self, refusal: Refusal, peer: str | None = None) -> None:
+    def note(self, refusal: Refusal, peer: str | None = None, status: int | None = None) -> None:
         """Count a refusal, and log it unless the same was logged a moment ago.
 
         Args:
             refusal: What was refused.
             peer: The caller's address, for a request without a known key.
+            status: The HTTP status of the answer; None is the refusal's own.
         """
         code = refusal.code or str(refusal.status)
         self.counts[code] += 1
@@ -378,7 +421,7 @@ class RefusalLog:
             "service.refused",
             f"{{caller}} got HTTP {{status}} ({{code}}){more}.",
             caller=f"the key {refusal.caller!r}" if refusal.caller else peer or "an unknown caller",
-            status=refusal.status,
+            status=status or refusal.status,
             code=code,
             not_logged=silent,
         )
@@ -404,7 +447,8 @@ def own_path(scope: Scope) -> str:
 class ErrorBoundary:
     """The outermost ASGI middleware: gives each request an id, and answers unforeseen errors.
 
-    `request.state.request_id` is the request's id, sent as `x-request-id`.
+    `request.state.request_id` is the request's id, sent as `x-request-id`; to Anthropic's clients
+    also as `request-id`, which is what they read.
 
     Args:
         app: The application within.
@@ -429,7 +473,10 @@ class ErrorBoundary:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if speaks_anthropic(scope):
+                    headers["request-id"] = request_id
             await send(message)
 
         try:

@@ -185,4 +185,6 @@ ANTHROPIC = Wire(
     fit=_fit,
     has_part=_has_part,
     not_taken=_not_taken,
+    native={"messages": lazily("aigateway.wires.anthropic.native", "MessagesProtocol")},
+    native_is_sure=True,
 )

@@ -29,7 +29,14 @@ from pydantic import SecretStr
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.events import Operation
-from aigateway.messages import CHAT_PARAMS, ChatRequest, Completion, EmbeddingRequest, Embeddings
+from aigateway.messages import (
+    CHAT_PARAMS,
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    ProtocolName,
+)
 from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from, embeddings_from
 from aigateway.wires.assembly import Assembly
@@ -111,6 +118,10 @@ class ProviderFacts:
     def accepts_prefill(self) -> bool:
         """See `VendorClient`."""
         return accepts_prefill(self._config)
+
+    def speaks(self, _protocol: ProtocolName) -> bool | None:
+        """See `VendorClient`."""
+        return False
 
     def dropped(
         self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()

@@ -60,6 +60,11 @@ OPENAI = Wire(
     sdk="openai",
     counts_searches=False,
     foreign_params=frozenset({"cache_control", "safety_settings", "thinking", "top_k"}),
+    native={
+        "completions": lazily("aigateway.wires.openai.native", "CompletionsProtocol"),
+        "responses": lazily("aigateway.wires.openai.native", "ResponsesProtocol"),
+    },
+    native_is_sure=True,
 )
 OPENAI_COMPATIBLE = replace(
     OPENAI,
@@ -67,6 +72,7 @@ OPENAI_COMPATIBLE = replace(
     counts_searches=True,
     lists_models=False,
     foreign_params=frozenset({"cache_control", "thinking"}),
+    native_is_sure=False,
 )
 AZURE = replace(
     OPENAI,
@@ -75,4 +81,6 @@ AZURE = replace(
     translation=lazily("aigateway.wires.openai.translation", "AzureTranslation"),
     sdk="azure",
     names_deployments=True,
+    native={"responses": lazily("aigateway.wires.openai.native", "AzureResponsesProtocol")},
+    native_is_sure=False,
 )

@@ -91,7 +91,8 @@ async def test_apis_of_anthropic_that_are_not_offered(client):
         headers = {"anthropic-version": "2023-06-01"}
         answer = await client.request(method, path, json={}, headers=headers)
         body = answer.json()
-        assert answer.status_code == 404, path
+        assert (answer.status_code, body["type"]) == (404, "error"), path
+        assert body["error"]["type"] == "not_found_error"
         assert name in body["error"]["message"]
         assert "POST /v1/messages" in body["error"]["message"]
 

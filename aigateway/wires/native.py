@@ -1,0 +1,338 @@
+"""The native lane: a request goes to a provider of its own protocol as it is, and the answer back.
+
+Only the model and the key are the provider's. What comes back is read all the same: how it ended,
+what it cost, and whether it is an answer. Unknown fields pass in both directions.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import orjson
+
+from aigateway.clock import Clock
+from aigateway.errors import FailureKind
+from aigateway.messages import (
+    ChatRequest,
+    Chunk,
+    Completion,
+    NativeAnswer,
+    ProtocolName,
+    Usage,
+)
+from aigateway.settings import LLMConfig
+from aigateway.wires.assembly import Assembly
+from aigateway.wires.client import Failure, VendorCallError, VendorStream
+from aigateway.wires.failures import classify_response
+from aigateway.wires.json_bodies import parsed, with_extra_body
+from aigateway.wires.stream_reading import Event, StreamReading
+from aigateway.wires.wire import (
+    BrokenOffError,
+    VendorRequest,
+    VendorResponse,
+    with_caller_headers,
+)
+
+T = TypeVar("T")
+
+__all__ = ["NativeLane", "NativeProtocol", "NativeReading"]
+
+_log = logging.getLogger(__name__)
+
+_ASKED_AGAIN = 3600.0
+"""Seconds after which a server that did not speak a protocol is asked again."""
+_TRANSLATED_FOR = 60.0
+"""Seconds for which a server that was asked, and refused a request, gets translated ones."""
+_NOT_THERE = frozenset({404, 405, 501})
+_CANNOT = frozenset({FailureKind.REJECTED, FailureKind.UNSUPPORTED})
+_REFUSED = frozenset({400, 422})
+_REFUSES_SIGNATURES = re.compile(
+    r"signature|thinking`? block|expected `?thinking|thinking.*found"
+    r"|encrypted[_ ]content|reasoning.{0,40}(?:item|content)",
+    re.IGNORECASE,
+)
+
+_DEFAULTS = ("service_tier", "temperature", "top_k", "top_p")
+"""Chat parameters of a provider's `extra` that have the same name in each protocol."""
+
+
+class NativeReading(StreamReading):
+    """One stream of a protocol, whose events are kept as they came.
+
+    A chunk has the events since the last one. An event without text, such as the delta of an
+    unknown kind, makes a chunk of its own (`_pass`). The events of the end are in `native`.
+    """
+
+    protocol: ClassVar[ProtocolName]
+
+    def __init__(self, model: str, expected: int = 1) -> None:
+        super().__init__(Assembly(model, expected), lambda: None)
+        self._held: list[bytes] = []
+        self.begun = False
+        """Whether there has been content."""
+
+    @property
+    def native(self) -> NativeAnswer:
+        """See `StreamReading`."""
+        return NativeAnswer(self.protocol, events=(*self._held, *self._missing_end()))
+
+    def take(self, events: Iterable[Event]) -> list[Chunk]:
+        """Read what came, and return its content."""
+        # The content of others has gone out within the events of these.
+        return [chunk for chunk in super().take(events) if chunk.native_events]
+
+    def _take(self, name: bytes, data: bytes) -> None:
+        if not data:
+            return
+        self._held.append(_as_sent(name, data))
+        before = len(self._chunks)
+        super()._take(name, data)
+        if len(self._chunks) > before:
+            self.begun = True
+            first = self._chunks[before]
+            self._chunks[before] = replace(first, native_events=tuple(self._held))
+            self._held = []
+
+    def _pass(self) -> None:
+        """Hand on an event that says nothing to a chat."""
+        self._chunks.append(Chunk())
+
+    def _missing_end(self) -> Iterable[bytes]:
+        """Return the events with which the stream has to end, if they did not come."""
+        return ()
+
+    def _usage(self, counted: Any) -> tuple[Usage, Any]:
+        return self.counted(counted), None
+
+    @staticmethod
+    @abstractmethod
+    def counted(usage: Mapping[str, Any]) -> Usage:
+        """Return the vendor's count."""
+
+
+class NativeProtocol(ABC):
+    """One protocol at one provider.
+
+    Args:
+        config: Of the provider.
+        key: Its key.
+        base: Its address.
+
+    Attributes:
+        name: The protocol.
+        url: Where requests go.
+        model: The provider's model.
+        reading: Reads a stream.
+    """
+
+    name: ClassVar[ProtocolName]
+    reading: ClassVar[type[NativeReading]]
+
+    def __init__(self, config: LLMConfig, key: str, base: str) -> None:
+        self._config = config
+        self.model = config.model
+        self._own_headers = dict(config.headers)
+        self._extra = config.extra.get("extra_body")
+        self._defaults = {n: config.extra[n] for n in _DEFAULTS if n in config.extra}
+        self.url = self._address(base)
+        self._fixed_headers = {
+            "Content-Type": "application/json",
+            **self._key_headers(key),
+            **self._own_headers,
+        }
+
+    def sent(
+        self,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
+        caller_headers: Mapping[str, str],
+        *,
+        streamed: bool,
+    ) -> VendorRequest:
+        """Make the request to send, from a body and the headers that belong to its protocol."""
+        fitted = {**self._defaults, **self._fitted(body), "model": self.model, "stream": streamed}
+        if isinstance(self._extra, Mapping):
+            fitted = with_extra_body(fitted, self._extra)
+        all_headers: Mapping[str, str] = self._with_headers(self._fixed_headers, headers)
+        if caller_headers:
+            all_headers = with_caller_headers(all_headers, caller_headers)
+        return VendorRequest(all_headers, fitted, {}, {}, orjson.dumps(fitted))
+
+    @abstractmethod
+    def _address(self, base: str) -> str: ...
+
+    @abstractmethod
+    def _key_headers(self, key: str) -> dict[str, str]: ...
+
+    def _with_headers(self, own: Mapping[str, str], _given: Mapping[str, str]) -> Mapping[str, str]:
+        return own
+
+    def _fitted(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a body without what other vendors want back."""
+        return body
+
+    def without_signatures(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a body without what its vendor may have signed for another account."""
+        return body
+
+    @abstractmethod
+    def completion(self, body: Any, content: bytes, *, stops: bool) -> Completion:
+        """Read a whole answer.
+
+        Args:
+            body: The answer.
+            content: The same as it came.
+            stops: Whether the request has texts to stop at: the answer may be empty.
+
+        Raises:
+            BrokenOffError: It broke off.
+            VendorCallError: It is no answer.
+        """
+
+
+class NativeLane:
+    """One protocol at one provider, on one event loop.
+
+    Args:
+        protocol: Makes requests and reads answers.
+        is_sure: Whether the provider speaks it. Otherwise it is asked, and asked again after an
+            hour if it did not.
+        asked_from: By protocol: when the provider may be asked again, on the clock's scale.
+        clock: Time.
+        exchange: Sends a request, and returns the response.
+        open_stream: Sends a request whose answer is to be a stream. It gets the reading, a reader
+            of an answer that comes in one piece all the same, and whether it may be empty.
+        cost: Prices an answer.
+    """
+
+    def __init__(
+        self,
+        protocol: NativeProtocol,
+        *,
+        is_sure: bool,
+        asked_from: dict[ProtocolName, float],
+        clock: Clock,
+        exchange: Callable[[VendorRequest], Awaitable[VendorResponse]],
+        open_stream: Callable[..., Awaitable[VendorStream]],
+        cost: Callable[[Completion, Any], float | None],
+    ) -> None:
+        self._protocol = protocol
+        self._is_sure = is_sure
+        self._asked_from = asked_from
+        self._clock = clock
+        self._exchange = exchange
+        self._open_stream = open_stream
+        self._cost = cost
+        self._translated_until = 0.0
+
+    @property
+    def is_spoken(self) -> bool | None:
+        """Whether the provider speaks the protocol; None if it has to be asked."""
+        if self._is_sure:
+            return True
+        asked_from = self._asked_from.get(self._protocol.name, 0.0)
+        return None if self._clock.now() >= asked_from else False
+
+    async def chat(self, request: ChatRequest) -> Completion | None:
+        """Ask for a whole answer; None if the provider does not speak the protocol."""
+        return await self._ask(request, self._whole)
+
+    async def stream(self, request: ChatRequest) -> VendorStream | None:
+        """Ask for a stream; likewise."""
+        return await self._ask(request, self._streamed)
+
+    async def _ask(
+        self, request: ChatRequest, ask: Callable[[ChatRequest, Mapping[str, Any]], Awaitable[T]]
+    ) -> T | None:
+        native = request.native
+        assert native is not None  # noqa: S101 - else another lane is asked
+        if self.is_spoken is False:
+            self._not_spoken(request)
+            return None
+        if native.only is None and self._clock.now() < self._translated_until:
+            return None
+        try:
+            return await ask(request, native.body)
+        except VendorCallError as error:
+            failure = error.failure
+            if not self._is_sure and failure.status in _NOT_THERE and not failure.certain:
+                self._asked_from[self._protocol.name] = self._clock.now() + _ASKED_AGAIN
+                self._not_spoken(request)
+                return None
+            bare = self._protocol.without_signatures(native.body)
+            if (
+                bare is native.body
+                or failure.status not in _REFUSED
+                or not _REFUSES_SIGNATURES.search((failure.detail or "")[:1000])
+            ):
+                if self._is_sure or native.only is not None or failure.kind not in _CANNOT:
+                    raise
+                # Its imitation of the protocol may know less than its chat.
+                self._translated_until = self._clock.now() + _TRANSLATED_FOR
+                return None
+        # Another account, which knows nothing of what this one has signed.
+        return await ask(request, bare)
+
+    @staticmethod
+    def _not_spoken(request: ChatRequest) -> None:
+        """Leave a request to its translation. Raises `VendorCallError` if it has none."""
+        if request.native is not None and request.native.only is not None:
+            what = f"This server does not speak the protocol that {request.native.only} needs."
+            raise VendorCallError(Failure(FailureKind.UNSUPPORTED, detail=what))
+
+    async def _whole(self, request: ChatRequest, body: Mapping[str, Any]) -> Completion:
+        sent = self._sent(request, body, streamed=False)
+        return self._read(request, await self._exchange(sent))
+
+    async def _streamed(self, request: ChatRequest, body: Mapping[str, Any]) -> VendorStream:
+        sent = self._sent(request, body, streamed=True)
+        count = body.get("n")
+        reading = self._protocol.reading(
+            self._protocol.model, count if type(count) is int and 0 < count <= 128 else 1
+        )
+        return await self._open_stream(
+            sent, reading, partial(self._read, request), stops=_has_stops(request)
+        )
+
+    def _sent(
+        self, request: ChatRequest, body: Mapping[str, Any], *, streamed: bool
+    ) -> VendorRequest:
+        assert request.native is not None  # noqa: S101 - `_ask` has looked
+        headers = request.native.headers
+        return self._protocol.sent(body, headers, request.headers, streamed=streamed)
+
+    def _read(self, request: ChatRequest, received: VendorResponse) -> Completion:
+        """Read a whole answer, and price it."""
+        failure: Failure | None = None
+        status, said, content = received.status_code, None, received.content
+        if 200 <= status < 300:
+            try:
+                stops = _has_stops(request)
+                read = self._protocol.completion(parsed(content, whole=True), content, stops=stops)
+                return read.price(self._cost(read, None))
+            except VendorCallError as error:
+                failure = error.failure
+            except BrokenOffError as error:
+                said = error.body
+            except Exception as error:  # noqa: BLE001 - the body says what it is
+                _log.debug("Unreadable answer (%s).", type(error).__name__)
+        if failure is None or failure.kind is FailureKind.BAD_ANSWER:
+            failure = classify_response(
+                status, received.headers, said or content, now_wall=self._clock.wall()
+            )
+        raise VendorCallError(failure)
+
+
+def _has_stops(request: ChatRequest) -> bool:
+    return bool(request.params.get("stop"))
+
+
+def _as_sent(name: bytes, data: bytes) -> bytes:
+    lines = b"data: " + data.replace(b"\n", b"\ndata: ") + b"\n\n"
+    return b"event: " + name + b"\n" + lines if name else lines

@@ -95,12 +95,14 @@ def _refuse_message(path: str, message: object) -> NoReturn:
     refuse_field(path, f"is {type(message).__name__}, not an object; {fix}")
 
 
-def fit_fields(form: Literal["chat", "plain", "embedding"], given: dict[str, Any]) -> None:
+def fit_fields(
+    form: Literal["chat", "plain", "embedding", "responses"], given: dict[str, Any]
+) -> None:
     """Check the fields of a request, and write 5.0 as 5 where a whole number is due.
 
     Args:
-        form: Which names it has: `CHAT_FIELDS`, `PLAIN_FIELDS` or `EMBEDDING_FIELDS`. Other names
-            have been refused before.
+        form: Which names it has: `CHAT_FIELDS`, `PLAIN_FIELDS`, `EMBEDDING_FIELDS` or
+            `RESPONSES_FIELDS`. Other names have been refused before.
         given: The fields.
 
     Raises:

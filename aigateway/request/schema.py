@@ -38,6 +38,7 @@ __all__ = [
     "FORMS",
     "MOST_MESSAGES",
     "PLAIN_FIELDS",
+    "RESPONSES_FIELDS",
     "ROLES",
     "ROLE_PROBLEM",
     "TOKENS_END",
@@ -447,6 +448,224 @@ _INPUTS = (
 """For the document; `check_inputs` checks them."""
 
 
+# ── OpenAI's Responses ───────────────────────────────────────────────────────────────────────
+
+_RESPONSE_PARTS: dict[str, Any] = {
+    "input_text": _object("InputText", {"type": Literal["input_text"], "text": str}),
+    "output_text": _object("OutputText", {"type": Literal["output_text"], "text": str}),
+    "refusal": _PARTS["refusal"],
+    "input_image": _object(
+        "InputImage",
+        {"type": Literal["input_image"]},
+        {"image_url": Text, "file_id": Text, "detail": str},
+    ),
+    "input_file": _object(
+        "InputFile",
+        {"type": Literal["input_file"]},
+        {"file_data": Text, "file_id": Text, "file_url": Text, "filename": str},
+    ),
+    "input_audio": _PARTS["input_audio"],
+}
+
+
+def _response_part_kind(part: Any) -> str | None:
+    kind = _type_in(part)
+    return None if not _is_type(kind) else kind if kind in _RESPONSE_PARTS else "other"
+
+
+_said = _choice(
+    _kind_of,
+    "must be a text or a list of parts",
+    text=str,
+    list=_few(
+        _choice(
+            _response_part_kind,
+            'must be an object with a "type", such as "input_text"',
+            **_RESPONSE_PARTS,
+            other=_object(
+                "OtherInputPart", {"type": _TYPE_NAME}, schema=_not_typed(*_RESPONSE_PARTS)
+            ),
+        )
+    ),
+)
+
+_response_message = _object(
+    "InputMessage",
+    {"role": Literal["user", "assistant", "system", "developer"], "content": _said},
+    {"type": Literal["message"]},
+)
+
+
+def _item(kind: str, must: Mapping[str, Any], may: Mapping[str, Any] | None = None) -> Any:
+    name = "".join(map(str.capitalize, kind.split("_")))
+    return _object(f"{name}Item", {"type": Literal[kind], **must}, may)
+
+
+_ITEMS: dict[str, Any] = {
+    "function_call": _item(
+        "function_call", {"call_id": Text, "name": str, "arguments": str}, {"namespace": str}
+    ),
+    "function_call_output": _item("function_call_output", {"call_id": Text, "output": _said}),
+    "custom_tool_call": _item(
+        "custom_tool_call", {"call_id": Text, "name": str, "input": str}, {"namespace": str}
+    ),
+    "custom_tool_call_output": _item("custom_tool_call_output", {"call_id": Text, "output": _said}),
+    "reasoning": _item(
+        "reasoning", {}, {"summary": _few(dict[str, Any]), "encrypted_content": str}
+    ),
+    "local_shell_call": _item("local_shell_call", {"call_id": Text, "action": dict[str, Any]}),
+    "local_shell_call_output": _item(
+        "local_shell_call_output", {"output": str}, {"id": Text, "call_id": Text}
+    ),
+    "shell_call": _item("shell_call", {"call_id": Text, "action": dict[str, Any]}),
+    "shell_call_output": _item("shell_call_output", {"call_id": Text, "output": _few(Any)}),
+    "apply_patch_call": _item("apply_patch_call", {"call_id": Text, "operation": dict[str, Any]}),
+    "apply_patch_call_output": _item(
+        "apply_patch_call_output", {"call_id": Text}, {"status": str, "output": str}
+    ),
+    "tool_search_call": _item("tool_search_call", {}, {"call_id": Text, "arguments": Any}),
+    "item_reference": _item("item_reference", {"id": Text}),
+}
+
+
+def _item_kind(item: Any) -> str | None:
+    if not isinstance(item, dict):
+        return None
+    kind = item.get("type")
+    if kind is None or kind == "message":
+        return "message" if kind or "role" in item else "item_reference" if "id" in item else None
+    return None if not _is_type(kind) else kind if kind in _ITEMS or kind in _ADDING else "other"
+
+
+_named_function = {"name": Text}
+_flat_function = {"description": str, "parameters": dict[str, Any], "strict": bool}
+_CALLABLE: dict[str, Any] = {
+    "function": _object(
+        "ResponseFunction", {"type": Literal["function"], **_named_function}, _flat_function
+    ),
+    "custom": _object(
+        "ResponseCustomTool",
+        {"type": Literal["custom"], **_named_function},
+        {"description": str, "format": dict[str, Any]},
+    ),
+}
+
+
+def _response_tool_kind(tool: Any) -> str | None:
+    kind = _type_in(tool)
+    return None if not _is_type(kind) else kind if kind in _RESPONSE_TOOLS else "other"
+
+
+_TOOL_PROBLEM = 'must be an object with a "type", such as "function"'
+_within_namespace = _choice(
+    lambda tool: kind if (kind := _response_tool_kind(tool)) in _CALLABLE else "other",
+    _TOOL_PROBLEM,
+    **_CALLABLE,
+    other=_object("OtherTool", {"type": _TYPE_NAME}, schema=_not_typed(*_CALLABLE)),
+)
+_RESPONSE_TOOLS: dict[str, Any] = {
+    **_CALLABLE,
+    "namespace": _object(
+        "ToolNamespace",
+        {"type": Literal["namespace"], "name": Text, "tools": _few(_within_namespace)},
+        {"description": str},
+    ),
+    "tool_search": _object(
+        "ToolSearch",
+        {"type": Literal["tool_search"]},
+        {"execution": str, "description": str, "parameters": dict[str, Any]},
+    ),
+}
+_response_tools = _few(
+    _choice(
+        _response_tool_kind,
+        _TOOL_PROBLEM,
+        **_RESPONSE_TOOLS,
+        other=_object("HostedTool", {"type": _TYPE_NAME}, schema=_not_typed(*_RESPONSE_TOOLS)),
+    )
+)
+_ADDING = {
+    "additional_tools": _item("additional_tools", {"tools": _response_tools}),
+    "tool_search_output": _item(
+        "tool_search_output", {"tools": _response_tools}, {"call_id": Text}
+    ),
+}
+_response_items = _choice(
+    _kind_of,
+    "must be a text or a list of items",
+    text=Text,
+    list=_many(
+        _choice(
+            _item_kind,
+            'must be an object with a "type", such as "message"',
+            message=_response_message,
+            **_ITEMS,
+            **_ADDING,
+            other=_object(
+                "OtherItem",
+                {"type": _TYPE_NAME},
+                schema=_not_typed("message", *_ITEMS, *_ADDING, more=[{"required": ["role"]}]),
+            ),
+        )
+    ),
+)
+
+_text_format = _choice(
+    lambda form: (
+        None if not _is_type(kind := _type_in(form)) else kind if kind == "json_schema" else "other"
+    ),
+    'must be an object with a "type", such as "json_schema"',
+    json_schema=_object(
+        "TextJsonSchema",
+        {"type": Literal["json_schema"], "name": Text, "schema": dict[str, Any]},
+        {"description": str, "strict": bool},
+    ),
+    other=_object("OtherTextFormat", {"type": _TYPE_NAME}, schema=_not_typed("json_schema")),
+)
+
+RESPONSES_FIELDS: Mapping[str, Any] = {
+    "background": bool,
+    "conversation": _choice(
+        _kind_of, "must be a text or an object", text=str, object=dict[str, Any]
+    ),
+    "include": _few(str),
+    "input": _response_items,
+    "instructions": str,
+    "max_output_tokens": _whole_from(1),
+    "metadata": dict[str, Any],
+    "model": str,
+    "parallel_tool_calls": bool,
+    "previous_response_id": str,
+    "prompt": dict[str, Any],
+    "prompt_cache_key": str,
+    "prompt_cache_retention": str,
+    "reasoning": _object("Reasoning", {}, {"effort": str, "summary": str}),
+    "safety_identifier": str,
+    "service_tier": str,
+    "store": bool,
+    "stream": bool,
+    "stream_options": dict[str, Any],
+    "temperature": _number(0, 2),
+    "text": _object("TextConfig", {}, {"format": _text_format, "verbosity": str}),
+    "tool_choice": _choice(
+        _kind_of,
+        "must be a text or an object",
+        text=str,
+        object=_object(
+            "ResponseToolChoice",
+            {"type": _TYPE_NAME},
+            {"name": Text, "namespace": str, "mode": str, "tools": _few(dict[str, Any])},
+        ),
+    ),
+    "tools": _response_tools,
+    "top_logprobs": _whole_from(0, 20),
+    "top_p": _number(0, 1),
+    "truncation": str,
+    "user": str,
+}
+"""The top-level fields of a request in OpenAI's Responses. It may have others, too."""
+
+
 _ONLY_LIBRARY = {"extra_body", "extra_headers"}
 _CHAT_SERVICE = {n: form for n, form in CHAT_FIELDS.items() if n not in _ONLY_LIBRARY}
 
@@ -623,12 +842,16 @@ FORMS: Mapping[str, Any] = {
     "embedding": _object("EmbeddingFields", {}, EMBEDDING_FIELDS, closed=True),
     "completion": _object("CompletionFields", {}, COMPLETION_FIELDS, closed=True),
     **_ANTHROPIC,
+    "responses": _object("ResponsesFields", {}, RESPONSES_FIELDS),
 }
 """What is checked at once: a message, all fields of a request beside messages or inputs, or the
 whole body of another protocol."""
 
 
 # ── the OpenAPI document ─────────────────────────────────────────────────────────────────────
+
+
+_OPEN = {"ResponsesRequest"}
 
 
 def json_schemas(ref_template: str) -> dict[str, Any]:
@@ -647,9 +870,10 @@ def json_schemas(ref_template: str) -> dict[str, Any]:
         "MessagesRequest": (messages, dialogue),
         "EmbeddingRequest": ({"input": _INPUTS}, embedding),
         "CompletionRequest": ({"prompt": _INPUTS}, COMPLETION_FIELDS),
+        "ResponsesRequest": ({}, RESPONSES_FIELDS),
     }
     adapters: list[Any] = [
-        (name, "validation", TypeAdapter(_object(name, *fields, closed=True)))
+        (name, "validation", TypeAdapter(_object(name, *fields, closed=name not in _OPEN)))
         for name, fields in bodies.items()
     ]
     adapters += [(name, "validation", TypeAdapter(form)) for name, form in _ANTHROPIC.items()]

@@ -13,7 +13,7 @@ from aigateway.gateway import AsyncGateway
 from aigateway.protocols.openai_responses import RESPONSES, ResponsesWriter
 from aigateway.protocols.protocol import ProtocolStream
 from aigateway.server.http.errors import Refusal, error_event, refusal_of
-from aigateway.server.http.openapi import documented_call, documented_read
+from aigateway.server.http.openapi import documented_call
 from aigateway.server.http.protocols import Door
 
 __all__ = ["router"]
@@ -71,7 +71,7 @@ async def responses(request: Request) -> Response:
     return await _DOOR.answer(request)
 
 
-_NOTHING = documented_read(None, 404)
+_NOTHING: dict[str, Any] = {"include_in_schema": False}
 
 
 @router.get("/v1/responses/{response_id}", summary="Refuse: no response is stored", **_NOTHING)

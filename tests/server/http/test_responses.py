@@ -124,7 +124,9 @@ async def test_a_loop_with_tools_and_reasoning(client, vendor, whole):
         _, response = await streamed(client, input=[user], **request)
     call = next(item for item in response.output if item.type == "function_call")
     assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "Rome"})
-    shown = [part.text for item in response.output if item.type == "reasoning" for part in item.summary]
+    shown = [
+        part.text for item in response.output if item.type == "reasoning" for part in item.summary
+    ]
     assert shown == (["Let me look it up."] if vendor.wire != "azure" else shown)
 
     vendor.answer("Sunny.")

@@ -21,12 +21,14 @@ from aigateway.clock import Clock, PutOff
 from aigateway.errors import FailureKind
 from aigateway.events import Operation
 from aigateway.messages import (
+    Capability,
     ChatRequest,
     Choice,
     Chunk,
     Completion,
     EmbeddingRequest,
     Embeddings,
+    ProtocolName,
     Usage,
 )
 from aigateway.settings import LLMConfig
@@ -228,6 +230,10 @@ class ScriptedVendor:
         """Known operations, by provider name."""
         self.accepts_prefill: set[str] = set()
         """Names of providers whose model continues a trailing assistant message."""
+        self.capabilities: dict[str, Mapping[Capability, bool]] = {}
+        """What the models can and cannot do, by provider name."""
+        self.speaks: dict[str, Mapping[ProtocolName, bool | None]] = {}
+        """Protocols that the providers speak, by provider name; None: it has to be asked."""
         self.open_streams = 0
         """Streams that are open: neither closed nor read to their end."""
         self.streams: list[_ScriptedVendorStream] = []
@@ -276,6 +282,13 @@ class _ScriptedClient:
     @property
     def operations(self) -> frozenset[Operation] | None:
         return self._config.operations or self._vendor.operations.get(self._config.name)
+
+    @property
+    def capabilities(self) -> Mapping[Capability, bool]:
+        return self._vendor.capabilities.get(self._config.name, {})
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        return self._vendor.speaks.get(self._config.name, {}).get(protocol, False)
 
     @property
     def accepts_prefill(self) -> bool:

@@ -13,11 +13,12 @@ from typing import Protocol
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.resilience.concurrency import Slots
 from aigateway.resilience.guard import NEVER, GuardRefusal
+from aigateway.routing.affinity import Affinity, is_bearable
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.guards import in_milliseconds
 from aigateway.routing.provider import Provider
 
-__all__ = ["Policy", "PriorityPolicy", "Selection", "advance_rotation"]
+__all__ = ["Policy", "PriorityPolicy", "Selection", "SessionPolicy", "advance_rotation"]
 
 
 class Selection:
@@ -181,6 +182,56 @@ class PriorityPolicy:
                 choice.look_again_in(wait)
             else:
                 choice.wait_for(wait)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPolicy:
+    """Keeps the turns of a session at one provider; for all else it asks another policy.
+
+    Attributes:
+        policy: Chooses by health, priority and load.
+        affinity: Which provider answered each session.
+    """
+
+    policy: Policy
+    affinity: Affinity
+
+    def at_home(self, candidates: Sequence[Candidate], request: RequestState) -> Selection | None:
+        """Choose the provider of the session, before all priorities, while it is well."""
+        assert request.session is not None  # noqa: S101 - it has one
+        name = self.affinity.home(request.session)
+        if name is None:
+            return None
+        home = [c for c in candidates if c.provider.name == name]
+        return self._if_well(self.policy.choose(home, request)) if home else None
+
+    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Selection:
+        """Choose a new provider: of equals by the session's name, if their load allows it."""
+        choice = self.policy.choose(candidates, request)
+        session = request.session
+        if session is None or self._if_well(choice) is None:
+            return choice
+        assert choice.candidate is not None  # noqa: S101 - it is well
+        priority, equals = choice.candidate.provider.priority, []
+        for candidate in candidates:
+            if candidate.provider.priority == priority and not candidate.tried:
+                other = self._if_well(self.policy.choose([candidate], request))
+                if other is not None:
+                    equals.append(candidate)
+        loads = {c: c.provider.slots.in_flight / c.provider.weight for c in equals}
+        least = min(loads.values())
+        bearable = [c for c in equals if is_bearable(loads[c], least, c.provider.weight)]
+        choice.candidate = max(
+            bearable, key=lambda c: session.score(c.provider.name, c.provider.weight)
+        )
+        return choice
+
+    @staticmethod
+    def _if_well(choice: Selection) -> Selection | None:
+        """Return a choice if it is neither a last resort nor degraded."""
+        found = choice.candidate
+        well = found is not None and not choice.last_resort and not found.guards.is_degraded()
+        return choice if well else None
 
 
 _RETIRED = GuardRefusal(FailureKind.DISABLED, NEVER)

@@ -23,8 +23,16 @@ from pydantic import SecretStr
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.events import Operation
-from aigateway.messages import ChatRequest, Chunk, Completion, EmbeddingRequest, Embeddings
-from aigateway.settings import KeyFunction, LLMConfig, checked_key
+from aigateway.messages import (
+    Capability,
+    ChatRequest,
+    Chunk,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    ProtocolName,
+)
+from aigateway.settings import KeyFunction, LLMConfig, ProviderType, checked_key
 
 __all__ = [
     "ChangingKeyClient",
@@ -34,6 +42,7 @@ __all__ = [
     "VendorClientFactory",
     "VendorStream",
     "retrieve_exception",
+    "spoken_by",
 ]
 
 
@@ -135,6 +144,22 @@ class VendorClient(Protocol):
         """What the model does; None where nothing is known. Asked only after `prepare`."""
 
     @property
+    def capabilities(self) -> Mapping[Capability, bool]:
+        """What the model can do and what it cannot, as far as litellm's map knows.
+
+        Asked only after `prepare`.
+        """
+        return {}
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        """Return whether the provider takes bodies of a protocol as they are.
+
+        None: it may, and is asked.
+        """
+        del protocol
+        return False
+
+    @property
     def accepts_prefill(self) -> bool:
         """Whether the model goes on from a trailing message of the assistant, as far as is known.
 
@@ -172,6 +197,21 @@ class VendorClient(Protocol):
 
     async def aclose(self) -> None:
         """Close every connection this client opened. May be called twice."""
+
+
+def spoken_by(config: LLMConfig, protocol: ProtocolName) -> bool | None:
+    """Return whether a provider speaks a protocol, as far as its configuration says.
+
+    None: it may, and is asked.
+    """
+    vendor = config.provider
+    if protocol == "completions":
+        return "completions" in (config.operations or ())
+    if protocol == "messages":
+        return vendor is ProviderType.ANTHROPIC
+    if vendor in {ProviderType.OPENAI_COMPATIBLE, ProviderType.AZURE}:
+        return None
+    return vendor is ProviderType.OPENAI
 
 
 VendorClientFactory = Callable[[LLMConfig, Clock], VendorClient]
@@ -224,6 +264,15 @@ class ChangingKeyClient:
     def operations(self) -> frozenset[Operation] | None:
         """See `VendorClient`."""
         return self._client.operations
+
+    @property
+    def capabilities(self) -> Mapping[Capability, bool]:
+        """See `VendorClient`."""
+        return self._client.capabilities
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        """See `VendorClient`."""
+        return self._client.speaks(protocol)
 
     @property
     def accepts_prefill(self) -> bool:

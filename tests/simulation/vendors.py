@@ -21,12 +21,14 @@ from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.events import Operation
 from aigateway.messages import (
+    Capability,
     ChatRequest,
     Choice,
     Chunk,
     Completion,
     EmbeddingRequest,
     Embeddings,
+    ProtocolName,
     Usage,
 )
 from aigateway.settings import LLMConfig
@@ -208,6 +210,13 @@ class _Client:
     @property
     def operations(self) -> frozenset[Operation] | None:
         return None
+
+    @property
+    def capabilities(self) -> Mapping[Capability, bool]:
+        return {}
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        return False
 
     @property
     def accepts_prefill(self) -> bool:

@@ -29,11 +29,25 @@ from pydantic import SecretStr
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.events import Operation
-from aigateway.messages import CHAT_PARAMS, ChatRequest, Completion, EmbeddingRequest, Embeddings
+from aigateway.messages import (
+    CHAT_PARAMS,
+    Capability,
+    ChatRequest,
+    Completion,
+    EmbeddingRequest,
+    Embeddings,
+    ProtocolName,
+)
 from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from, embeddings_from
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.client import Failure, VendorCallError, VendorStream, retrieve_exception
+from aigateway.wires.client import (
+    Failure,
+    VendorCallError,
+    VendorStream,
+    retrieve_exception,
+    spoken_by,
+)
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.json_bodies import fresh_copy, parsed
 from aigateway.wires.limits import Quota
@@ -44,6 +58,7 @@ from aigateway.wires.pricing import (
     OWN_OPTIONS,
     Tariff,
     accepts_prefill,
+    capabilities_of,
     max_input_tokens,
     operations_of,
     own_price_of,
@@ -111,6 +126,15 @@ class ProviderFacts:
     def accepts_prefill(self) -> bool:
         """See `VendorClient`."""
         return accepts_prefill(self._config)
+
+    @property
+    def capabilities(self) -> Mapping[Capability, bool]:
+        """See `VendorClient`."""
+        return capabilities_of(self._config)
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        """See `VendorClient`."""
+        return spoken_by(self._config, protocol)
 
     def dropped(
         self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()

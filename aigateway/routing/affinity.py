@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from aigateway.clock import Clock
 from aigateway.messages import ChatRequest, NativeRequest
@@ -84,6 +84,14 @@ def is_bearable(load: float, least: float, weight: float) -> bool:
     return load <= least * _FACTOR + _MORE / weight
 
 
+class _Home(NamedTuple):
+    """Where a session is: by its last answer, or, before the first one, where it was sent."""
+
+    provider: str
+    since: float
+    answered: bool
+
+
 class Affinity:
     """Which provider answered each session last. One for each gateway; bounded.
 
@@ -95,33 +103,43 @@ class Affinity:
     def __init__(self, clock: Clock, most: int = MOST_SESSIONS) -> None:
         self._clock = clock
         self._most = most
-        self._homes: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
+        self._homes: OrderedDict[bytes, _Home] = OrderedDict()
         self._keepers: OrderedDict[bytes, str] = OrderedDict()
         self._begun = self._kept = self._moved = 0
 
     def home(self, session: Session) -> str | None:
         """Return the name of the provider that answered a session last; None for a new one."""
-        found = None if session.begins else self._homes.get(session.key)
-        if found is None or self._clock.now() - found[1] >= IDLE:
-            return None
-        return found[0]
+        found = None if session.begins else self._known(session)
+        return None if found is None else found.provider
+
+    def sent(self, session: Session, provider: str) -> None:
+        """Remember where a new session is sent, so that turns at the same time go there, too."""
+        if self._known(session) is None:
+            self._remember(session, provider, answered=False)
 
     def answered(self, session: Session, provider: str) -> None:
         """Remember who answered a turn."""
-        homes, now = self._homes, self._clock.now()
-        found = homes.get(session.key)
-        if found is None or now - found[1] >= IDLE:
+        found = self._known(session)
+        if found is None or not found.answered:
             self._begun += 1
-        elif found[0] == provider:
+        elif found.provider == provider:
             self._kept += 1
         else:
             self._moved += 1
-        homes[session.key] = provider, now
+        self._remember(session, provider, answered=True)
+
+    def _known(self, session: Session) -> _Home | None:
+        found = self._homes.get(session.key)
+        return None if found is None or self._clock.now() - found.since >= IDLE else found
+
+    def _remember(self, session: Session, provider: str, *, answered: bool) -> None:
+        homes, now = self._homes, self._clock.now()
+        homes[session.key] = _Home(provider, now, answered)
         homes.move_to_end(session.key)
         # The first one is idle for the longest: this forgets two for each new one, if they are due.
         for _ in range(2):
             oldest = next(iter(homes.values()))
-            if len(homes) > self._most or now - oldest[1] >= IDLE:
+            if len(homes) > self._most or now - oldest.since >= IDLE:
                 homes.popitem(last=False)
 
     def keeper(self, request: ChatRequest) -> str | None:

@@ -224,6 +224,7 @@ class SessionPolicy:
         choice.candidate = max(
             bearable, key=lambda c: session.score(c.provider.name, c.provider.weight)
         )
+        self.affinity.sent(session, choice.candidate.provider.name)
         return choice
 
     @staticmethod

@@ -111,7 +111,7 @@ class Failovers:
         self._clock = context.clock
         self._limiter = context.limiter
         self._emitter = context.emitter
-        self._policy: Policy = PriorityPolicy(context.limiter.has_slot)
+        self._policy = PriorityPolicy(context.limiter.has_slot)
         self._affinity = context.affinity
         self._sessions = SessionPolicy(self._policy, context.affinity)
         self._timer = _WakeUpTimer(self._clock, context.limiter.wake)
@@ -320,7 +320,7 @@ class Failovers:
         candidates: Sequence[Candidate] = request.candidates
         if request.nearly_over:
             candidates = [c for c in candidates if c.guards.is_in_service()]
-        policy = self._policy
+        policy: Policy = self._policy
         if request.session is not None:
             policy = self._sessions
             home = self._sessions.at_home(candidates, request)

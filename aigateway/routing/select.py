@@ -114,6 +114,18 @@ class PriorityPolicy:
             self._choose_last_resort(choice, refusals, request)
         return choice
 
+    def is_well(self, candidate: Candidate, request: RequestState) -> bool:
+        """Return whether it may be called now without a probe, a check or a wait."""
+        guards = candidate.guards
+        return (
+            not candidate.tried
+            and not candidate.provider.retired
+            and guards.is_in_service()
+            and guards.refusal() is None
+            and self.seconds_busy(candidate, request.tokens) == 0
+            and not guards.is_degraded()
+        )
+
     def _is_available(
         self,
         candidate: Candidate,
@@ -193,31 +205,33 @@ class SessionPolicy:
         affinity: Which provider answered each session.
     """
 
-    policy: Policy
+    policy: PriorityPolicy
     affinity: Affinity
 
     def at_home(self, candidates: Sequence[Candidate], request: RequestState) -> Selection | None:
         """Choose the provider of the session, before all priorities, while it is well."""
-        assert request.session is not None  # noqa: S101 - it has one
-        name = self.affinity.home(request.session)
-        if name is None:
-            return None
-        home = [c for c in candidates if c.provider.name == name]
-        return self._if_well(self.policy.choose(home, request)) if home else None
+        session = request.session
+        name = None if session is None else self.affinity.home(session)
+        for candidate in candidates:
+            if candidate.provider.name == name and self.policy.is_well(candidate, request):
+                choice = Selection()
+                choice.candidate = candidate
+                return choice
+        return None
 
     def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Selection:
         """Choose a new provider: of equals by the session's name, if their load allows it."""
         choice = self.policy.choose(candidates, request)
-        session = request.session
-        if session is None or self._if_well(choice) is None:
+        session, found = request.session, choice.candidate
+        # A last resort, a probe and a canary are needed by others, too.
+        if session is None or found is None or not self.policy.is_well(found, request):
             return choice
-        assert choice.candidate is not None  # noqa: S101 - it is well
-        priority, equals = choice.candidate.provider.priority, []
-        for candidate in candidates:
-            if candidate.provider.priority == priority and not candidate.tried:
-                other = self._if_well(self.policy.choose([candidate], request))
-                if other is not None:
-                    equals.append(candidate)
+        priority = found.provider.priority
+        equals = [
+            candidate
+            for candidate in candidates
+            if candidate.provider.priority == priority and self.policy.is_well(candidate, request)
+        ]
         loads = {c: c.provider.slots.in_flight / c.provider.weight for c in equals}
         least = min(loads.values())
         bearable = [c for c in equals if is_bearable(loads[c], least, c.provider.weight)]
@@ -226,13 +240,6 @@ class SessionPolicy:
         )
         self.affinity.sent(session, choice.candidate.provider.name)
         return choice
-
-    @staticmethod
-    def _if_well(choice: Selection) -> Selection | None:
-        """Return a choice if it is neither a last resort nor degraded."""
-        found = choice.candidate
-        well = found is not None and not choice.last_resort and not found.guards.is_degraded()
-        return choice if well else None
 
 
 _RETIRED = GuardRefusal(FailureKind.DISABLED, NEVER)

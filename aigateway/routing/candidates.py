@@ -261,10 +261,14 @@ class RequestState:
 
     def lacks(self, provider: Provider) -> bool:
         """Return whether its model is known by now not to be able to serve this request."""
-        request = self._request
-        return isinstance(request, ChatRequest) and (
-            not request.needs.isdisjoint(provider.cannot)
-            or (request.size > self.roster.short and bool(too_long(request, (provider,))))
+        request, native = self._request, self.native
+        if not isinstance(request, ChatRequest):
+            return False
+        only = native is not None and native.only is not None
+        if native is not None and only and provider.speaks(native.protocol) is False:
+            return True
+        return not request.needs.isdisjoint(provider.cannot) or (
+            request.size > self.roster.short and bool(too_long(request, (provider,)))
         )
 
     def bar(self, candidate: Candidate) -> None:
@@ -277,8 +281,11 @@ class RequestState:
         candidate.note(ProviderFailure(candidate.provider.name, FailureKind.UNSUPPORTED))
         providers = [c.provider for c in self.candidates]
         if all(map(self.lacks, providers)):
-            assert isinstance(self._request, ChatRequest)  # noqa: S101 - only chats need something
-            raise none_can(self._request, providers, too_long(self._request, providers))
+            request, native = self._request, self.native
+            assert isinstance(request, ChatRequest)  # noqa: S101 - only chats need something
+            if native is not None and native.only is not None:
+                raise none_speaks(native, providers)
+            raise none_can(request, providers, too_long(request, providers))
 
     def add_new_providers(self) -> None:
         """Add candidates for providers that were added since the last look.

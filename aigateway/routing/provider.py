@@ -25,7 +25,7 @@ from aigateway.routing.guards import CircuitOrder, Guards, OperationStatus, in_m
 from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
 from aigateway.telemetry.recorder import Emitter
-from aigateway.wires.client import VendorClient, VendorClientFactory, spoken_by
+from aigateway.wires.client import VendorClient, VendorClientFactory
 from aigateway.wires.pricing import CostEstimator
 
 __all__ = ["OPERATIONS", "Condition", "Provider", "ProviderStatus", "Word", "condition"]
@@ -204,10 +204,8 @@ class Provider:
         return operation in self.known_operations
 
     def speaks(self, protocol: ProtocolName) -> bool | None:
-        """Return whether it takes bodies of a protocol as they are; None: it may."""
-        if self.prepared and self._client is not None:
-            return self._client.speaks(protocol)
-        return spoken_by(self.config, protocol)
+        """Return whether it speaks a protocol beside OpenAI's chat; None: it may."""
+        return None if self._client is None else self._client.speaks(protocol)
 
     def refusal(self, operation: Operation) -> GuardRefusal | None:
         """Return why this provider must not be called now, or None; its slots are not looked at."""

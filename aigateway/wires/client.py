@@ -32,7 +32,7 @@ from aigateway.messages import (
     Embeddings,
     ProtocolName,
 )
-from aigateway.settings import KeyFunction, LLMConfig, ProviderType, checked_key
+from aigateway.settings import KeyFunction, LLMConfig, checked_key
 
 __all__ = [
     "ChangingKeyClient",
@@ -42,7 +42,6 @@ __all__ = [
     "VendorClientFactory",
     "VendorStream",
     "retrieve_exception",
-    "spoken_by",
 ]
 
 
@@ -149,15 +148,6 @@ class VendorClient(Protocol):
 
         Asked only after `prepare`.
         """
-        return {}
-
-    def speaks(self, protocol: ProtocolName) -> bool | None:
-        """Return whether the provider takes bodies of a protocol as they are.
-
-        None: it may, and is asked.
-        """
-        del protocol
-        return False
 
     @property
     def accepts_prefill(self) -> bool:
@@ -165,6 +155,9 @@ class VendorClient(Protocol):
 
         Asked only after `prepare`.
         """
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        """Return whether the provider speaks a protocol beside OpenAI's chat; None: ask it."""
 
     async def prepare(self) -> None:
         """Load what the first call would otherwise wait for (importing litellm takes seconds).
@@ -197,21 +190,6 @@ class VendorClient(Protocol):
 
     async def aclose(self) -> None:
         """Close every connection this client opened. May be called twice."""
-
-
-def spoken_by(config: LLMConfig, protocol: ProtocolName) -> bool | None:
-    """Return whether a provider speaks a protocol, as far as its configuration says.
-
-    None: it may, and is asked.
-    """
-    vendor = config.provider
-    if protocol == "completions":
-        return "completions" in (config.operations or ())
-    if protocol == "messages":
-        return vendor is ProviderType.ANTHROPIC
-    if vendor in {ProviderType.OPENAI_COMPATIBLE, ProviderType.AZURE}:
-        return None
-    return vendor is ProviderType.OPENAI
 
 
 VendorClientFactory = Callable[[LLMConfig, Clock], VendorClient]
@@ -270,14 +248,14 @@ class ChangingKeyClient:
         """See `VendorClient`."""
         return self._client.capabilities
 
-    def speaks(self, protocol: ProtocolName) -> bool | None:
-        """See `VendorClient`."""
-        return self._client.speaks(protocol)
-
     @property
     def accepts_prefill(self) -> bool:
         """See `VendorClient`."""
         return self._client.accepts_prefill
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        """See `VendorClient`."""
+        return self._client.speaks(protocol)
 
     async def prepare(self) -> None:
         """See `VendorClient`. Gets no key: that is part of the first call, and of its time."""

@@ -14,7 +14,6 @@ from aigateway import (
 from aigateway.messages import NativeRequest
 from aigateway.routing.capabilities import WORDS, described, needs_of
 from aigateway.testing import scripted_configs
-from aigateway.wires.client import spoken_by
 from aigateway.wires.loading import load_litellm
 from aigateway.wires.pricing import capabilities_of
 
@@ -206,36 +205,27 @@ class TestContext:
 
 
 class TestProtocols:
-    @pytest.mark.parametrize(
-        ("vendor_type", "operations", "spoken"),
-        [
-            ("anthropic", None, {"messages": True, "responses": False, "completions": False}),
-            ("openai", None, {"messages": False, "responses": True, "completions": False}),
-            ("openai_compatible", None, {"messages": False, "responses": None}),
-            ("azure", None, {"messages": False, "responses": None, "completions": False}),
-            ("gemini", None, {"messages": False, "responses": False, "completions": False}),
-            ("openai_compatible", ["completions"], {"completions": True}),
-            ("openai", ["chat", "completions"], {"completions": True}),
-        ],
-    )
-    def test_by_the_type_of_the_provider(self, vendor_type, operations, spoken):
-        made = LLMConfig(
-            vendor_type, "m", api_key="k", api_base="http://127.0.0.1:9/v1", operations=operations
-        )
-        assert {protocol: spoken_by(made, protocol) for protocol in spoken} == spoken
-
     async def test_what_only_a_protocol_can_say_goes_to_those_that_speak_it(self, make, vendor):
         vendor.speaks = {"b": {"responses": None}, "c": {"responses": True}}
         vendor.always("b", FailureKind.NOT_OFFERED)
         gateway = make()
-        await gateway.warmup()
-        native = NativeRequest("responses", {"previous_response_id": "x"}, only="background")
+        native = NativeRequest("responses", {"background": True}, only="background")
         request = gateway._request("hi", native=native, params={})
         reply = await gateway._pipeline.chat(request)
         assert [attempt.provider for attempt in reply.attempts] == ["b", "c"]
         with pytest.raises(RequestRejectedError, match=r"background needs .* Responses") as refused:
             gateway._request("hi", model="a", native=native, params={})
         assert refused.value.param == "background"
+
+    @pytest.mark.parametrize("warm", [False, True])
+    async def test_if_none_speaks_it_no_vendor_is_called(self, make, vendor, warm):
+        gateway = make("a", "b")
+        if warm:
+            await gateway.warmup()
+        native = NativeRequest("messages", {}, only="container")
+        with pytest.raises(RequestRejectedError, match=r"container needs .* a, b do not"):
+            await gateway._pipeline.chat(gateway._request("hi", native=native, params={}))
+        assert vendor.calls == []
 
 
 class TestCompletions:

@@ -41,13 +41,7 @@ from aigateway.messages import (
 from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from, embeddings_from
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.client import (
-    Failure,
-    VendorCallError,
-    VendorStream,
-    retrieve_exception,
-    spoken_by,
-)
+from aigateway.wires.client import Failure, VendorCallError, VendorStream, retrieve_exception
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.json_bodies import fresh_copy, parsed
 from aigateway.wires.limits import Quota
@@ -123,18 +117,18 @@ class ProviderFacts:
         return operations_of(self._config)
 
     @property
-    def accepts_prefill(self) -> bool:
-        """See `VendorClient`."""
-        return accepts_prefill(self._config)
-
-    @property
     def capabilities(self) -> Mapping[Capability, bool]:
         """See `VendorClient`."""
         return capabilities_of(self._config)
 
-    def speaks(self, protocol: ProtocolName) -> bool | None:
+    @property
+    def accepts_prefill(self) -> bool:
         """See `VendorClient`."""
-        return spoken_by(self._config, protocol)
+        return accepts_prefill(self._config)
+
+    def speaks(self, _protocol: ProtocolName) -> bool | None:
+        """See `VendorClient`."""
+        return False
 
     def dropped(
         self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()

@@ -287,12 +287,12 @@ class _ScriptedClient:
     def capabilities(self) -> Mapping[Capability, bool]:
         return self._vendor.capabilities.get(self._config.name, {})
 
-    def speaks(self, protocol: ProtocolName) -> bool | None:
-        return self._vendor.speaks.get(self._config.name, {}).get(protocol, False)
-
     @property
     def accepts_prefill(self) -> bool:
         return self._config.name in self._vendor.accepts_prefill
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        return self._vendor.speaks.get(self._config.name, {}).get(protocol, False)
 
     def dropped(
         self,

@@ -28,7 +28,6 @@ from aigateway.messages import (
     Completion,
     EmbeddingRequest,
     Embeddings,
-    ProtocolName,
     Usage,
 )
 from aigateway.settings import LLMConfig
@@ -215,12 +214,12 @@ class _Client:
     def capabilities(self) -> Mapping[Capability, bool]:
         return {}
 
-    def speaks(self, protocol: ProtocolName) -> bool | None:
-        return False
-
     @property
     def accepts_prefill(self) -> bool:
         return self._plan.continues
+
+    def speaks(self, protocol: Any) -> bool | None:
+        return False
 
     def dropped(self, params: Mapping[str, Any], messages: Any = ()) -> tuple[str, ...]:
         return ()

@@ -27,6 +27,8 @@ pytestmark = pytest.mark.slow
 
 LOOKING = ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}")
 ASKING = ("/chat", "/v1/chat/completions", "/v1/embeddings")
+ANTHROPICS = ("/v1/messages", "/v1/messages/count_tokens")
+"""Blocks refer to one another, which no schema says: a body may fit and still be refused."""
 
 
 @pytest.fixture
@@ -94,6 +96,11 @@ def test_those_that_ask(held, path, mode):
     held("POST", path, mode)
 
 
+@pytest.mark.parametrize("path", ANTHROPICS)
+def test_broken_messages(held, path):
+    held("POST", path, GenerationMode.NEGATIVE)
+
+
 def test_every_endpoint_is_in_the_document(url):
     paths = requests.get(f"{url}/openapi.json", timeout=PATIENCE).json()["paths"]
     assert all("get" in paths[path] for path in LOOKING)
@@ -122,6 +129,7 @@ def test_what_the_document_says_of_an_endpoint(url):
     assert {path for path, _ in operations} == {
         *LOOKING,
         *ASKING,
+        *ANTHROPICS,
         "/admin/providers/{name}/circuit",
     }
     for (path, method), operation in operations.items():

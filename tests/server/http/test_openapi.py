@@ -94,8 +94,16 @@ def test_those_that_look(held):
         held("GET", path, GenerationMode.POSITIVE)
 
 
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-@pytest.mark.parametrize("path", ASKING)
+@pytest.mark.parametrize(
+    ("path", "mode"),
+    [
+        pytest.param(path, mode, id=f"{path}-{mode.value}")
+        for path in ASKING
+        for mode in GenerationMode
+        # Blocks refer to one another, which no schema says: a body may fit and still be refused.
+        if not (path.startswith("/v1/messages") and mode is GenerationMode.POSITIVE)
+    ],
+)
 def test_those_that_ask(held, path, mode):
     held("POST", path, mode)
 

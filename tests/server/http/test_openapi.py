@@ -26,7 +26,7 @@ from tests.server.services import scripted
 pytestmark = pytest.mark.slow
 
 LOOKING = ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}")
-ASKING = ("/chat", "/v1/chat/completions", "/v1/embeddings")
+ASKING = ("/chat", "/v1/chat/completions", "/v1/embeddings", "/v1/responses")
 
 
 @pytest.fixture

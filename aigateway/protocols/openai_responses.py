@@ -425,6 +425,7 @@ class _Conversation:
         self._refused: list[str] = []
         self._called: list[_Json] = []
         self._thought: _Json = {}
+        self._missing: int | None = None  # where an own message is referred to
 
     def read(self, items: Sequence[_Json]) -> None:
         thoughts = [self._collect(item, index) for index, item in enumerate(items)]
@@ -439,15 +440,28 @@ class _Conversation:
             elif kind in _CALLS:
                 self._call(kind, item)
             elif kind == "item_reference":
-                if not item["id"].startswith(f"rs_{_MARK}"):  # an answer is right without it
-                    what = f"the reference to a stored item in input[{index}]"
-                    self._only(what, "send the item itself, as with store=false")
+                self._refer(item["id"], index)
             elif kind not in _LEFT_OUT and not _is_own(item.get("id")):
                 self._only(f"an item of the type {kind}", "leave it out")
         self._end_turn()
         left = next((call_id for call_id, results in self._results.items() if results), None)
         if left is not None and self.only is None:
             _refuse_pair("call", "output", left)
+
+    def _refer(self, item_id: str, index: int) -> None:
+        """Take a reference to an item, which was not stored.
+
+        The SDK of Vercel refers to what it takes for stored. An answer is right without reasoning,
+        and without what was said before a call, but not without another message.
+        """
+        if item_id.startswith(f"msg_{_MARK}"):
+            self._missing = index
+        elif not item_id.startswith(f"rs_{_MARK}"):
+            self._need_item(index)
+
+    def _need_item(self, index: int) -> None:
+        what = f"the reference to a stored item in input[{index}]"
+        self._only(what, "send the item itself, as clients do with store=false")
 
     def _only(self, what: str, instead: str) -> None:
         self.only = self.only or _only(what, instead)
@@ -551,6 +565,8 @@ class _Conversation:
 
     def _end_turn(self) -> None:
         """Write what the model has said, and the results of its calls."""
+        if self._missing is not None and not self._called:
+            self._need_item(self._missing)
         if self._said or self._refused or self._called:
             message: _Json = {"role": "assistant"}
             message["content"] = "\n\n".join(self._said) or (None if self._called else "")
@@ -562,7 +578,7 @@ class _Conversation:
             self.messages.append(message)
             for call in self._called:
                 self._add_result(call["id"])
-            self._begin()
+        self._begin()
 
     def _add_result(self, call_id: str) -> None:
         results = self._results.get(call_id)

@@ -19,7 +19,7 @@ import sys
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, aclosing, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, Protocol, Self, TypeVar
 
@@ -217,6 +217,9 @@ def _imported(path: str, place: str) -> Any:
 _FIXED = ("request_id", "partition", "tenant", "on_cost", "background", "response_model")
 """Fields that say who asks, and what the caller gets; not those of an embedding request."""
 
+_MADE = [f.name for f in fields(ChatRequest) if f.name in {"messages", "needs", "params", "size"}]
+"""Fields that validation copies or derives; the others are taken from the changed request."""
+
 _END: Any = object()
 
 
@@ -354,10 +357,7 @@ class MiddlewarePipeline(Pipeline):
             problem = str(error)
         if problem is not None:
             raise _failed(middleware, "before", f"left a request that cannot be sent: {problem}")
-        if made.model != old.model:
-            self._roster.candidates(made.model, "chat")
-        hedge, kept = new.hedge, (old.background, old.response_model)
-        made = replace(made, hedge=hedge, background=kept[0], response_model=kept[1])
+        made = replace(new, **{name: getattr(made, name) for name in _MADE})
         if not content_changed or made.native is None or made.native is not old.native:
             return made
         if made.native.only is None:
@@ -374,9 +374,9 @@ class MiddlewarePipeline(Pipeline):
             call = partial(middleware.before_embedding, request)
             new: Any = await self._called(middleware, "before_embedding", call, deadline=left)
             self._check(middleware, "before_embedding", request, new, _FIXED[:4])
-            problem, old = None, request
+            problem, made = None, request
             try:
-                request = embedding_request(
+                made = embedding_request(
                     list(new.inputs),
                     model=new.model,
                     timeout=new.timeout,
@@ -389,8 +389,7 @@ class MiddlewarePipeline(Pipeline):
             if problem is not None:
                 problem = f"left a request that cannot be sent: {problem}"
                 raise _failed(middleware, "before_embedding", problem)
-            if request.model != old.model:
-                self._roster.candidates(request.model, "embeddings")
+            request = replace(new, inputs=made.inputs, params=made.params)
         return request
 
     @staticmethod

@@ -301,7 +301,8 @@ class TestAnswers:
 
         gateway = make(Redact(), hook(after=after))
         vendor.always("a", f'{{"text": "{SECRET}"}}')
-        assert (await gateway.chat("q", response_format=Answer)).parsed == Answer(text="***")
+        answer = await gateway.chat(SECRET, response_format=Answer)
+        assert answer.parsed == Answer(text="***")
         stream = gateway.stream("q2", response_format=Answer)
         await read(stream)
         assert stream.response.parsed == Answer(text="***")

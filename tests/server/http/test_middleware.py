@@ -125,6 +125,48 @@ async def test_embeddings_pass_too(client, simulator):
     assert SECRET not in str(simulator.openai.received[-1].body)
 
 
+# ── other protocols ──────────────────────────────────────────────────────────────────────────
+
+DOORS = {
+    "/v1/messages": lambda text: {"messages": [{"role": "user", "content": text}], "max_tokens": 9},
+    "/v1/responses": lambda text: {"input": text},
+}
+
+
+@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("vendor", ["openai", "anthropic"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_other_protocols_pass_it_also_as_they_are(simulator, path, vendor, stream):
+    asked = simulator.vendor(vendor)
+    asked.answer(f"you said {SECRET} to me")
+    async with (
+        served(asked, middleware=[Guard]) as (_, url),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
+    ):
+
+        async def ask(text, **more):
+            body = {"model": "auto", "stream": stream, **DOORS[path](text), **more}
+            return await client.post(path, json=body)
+
+        changed, kept = await ask(SECRET), await ask("nothing to hide")
+        refused = await ask("forbidden")
+        asked.answer("some good words and poison here")
+        ended = await ask("hi", stream=True)
+        broken = await ask(f"broken {SECRET}")
+    for answer in (changed, kept):
+        assert answer.status_code == 200
+        assert "***" in answer.text
+        assert SECRET not in answer.text
+    assert SECRET not in str([request.body for request in asked.received])
+    assert (refused.status_code, refused.json()["error"]["message"]) == (403, "Not that.")
+    assert "Not this either." in ended.text
+    assert "poison" not in ended.text
+    assert broken.status_code == 500
+    assert SECRET not in broken.text
+
+
+# ── the configuration ────────────────────────────────────────────────────────────────────────
+
 GUARD = """
 class Guard:
     async def before(self, request):

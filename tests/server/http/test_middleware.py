@@ -1,9 +1,8 @@
-"""Middleware behind the service: real HTTP on both sides, refusals, faults, reload."""
+"""Middleware behind the service: real HTTP on both sides, refusals, faults, each protocol."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 
 import httpx
@@ -12,7 +11,6 @@ import pytest
 from aigateway import Chunk, ConfigurationError, Middleware, MiddlewareRefusedError
 from aigateway.server.process.configuration import read_configuration
 from tests.processes import PATIENCE
-from tests.server.process.test_reload import desk_with, provider
 from tests.server.services import served
 
 SECRET = "the-prompts-own-words"
@@ -135,8 +133,7 @@ DOORS = {
 
 @pytest.mark.parametrize("path", DOORS)
 @pytest.mark.parametrize("vendor", ["openai", "anthropic"])
-@pytest.mark.parametrize("stream", [False, True])
-async def test_other_protocols_pass_it_also_as_they_are(simulator, path, vendor, stream):
+async def test_other_protocols_pass_it_also_as_they_are(simulator, path, vendor):
     asked = simulator.vendor(vendor)
     asked.answer(f"you said {SECRET} to me")
     async with (
@@ -144,59 +141,29 @@ async def test_other_protocols_pass_it_also_as_they_are(simulator, path, vendor,
         httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
 
-        async def ask(text, **more):
-            body = {"model": "auto", "stream": stream, **DOORS[path](text), **more}
+        async def ask(text, *, stream):
+            body = {"model": "auto", "stream": stream, **DOORS[path](text)}
             return await client.post(path, json=body)
 
-        changed, kept = await ask(SECRET), await ask("nothing to hide")
-        refused = await ask("forbidden")
+        for stream in (False, True):
+            for text in (f"{SECRET} {stream}", f"nothing to hide, {stream}"):
+                answer = await ask(text, stream=stream)
+                assert answer.status_code == 200
+                assert "***" in answer.text
+                assert SECRET not in answer.text
+            refused = await ask("forbidden", stream=stream)
+            assert (refused.status_code, refused.json()["error"]["message"]) == (403, "Not that.")
+        assert SECRET not in str([request.body for request in asked.received])
         asked.answer("some good words and poison here")
         ended = await ask("hi", stream=True)
-        broken = await ask(f"broken {SECRET}")
-    for answer in (changed, kept):
-        assert answer.status_code == 200
-        assert "***" in answer.text
-        assert SECRET not in answer.text
-    assert SECRET not in str([request.body for request in asked.received])
-    assert (refused.status_code, refused.json()["error"]["message"]) == (403, "Not that.")
-    assert "Not this either." in ended.text
-    assert "poison" not in ended.text
-    assert broken.status_code == 500
-    assert SECRET not in broken.text
+        assert "Not this either." in ended.text
+        assert "poison" not in ended.text
+        broken = await ask(f"broken {SECRET}", stream=False)
+        assert broken.status_code == 500
+        assert SECRET not in broken.text
 
 
 # ── the configuration ────────────────────────────────────────────────────────────────────────
-
-GUARD = """
-class Guard:
-    async def before(self, request):
-        return request.map_texts(lambda text: "from {name}")
-"""
-
-
-async def test_a_reload_changes_it_and_refuses_one_that_cannot_work(
-    simulator, tmp_path, monkeypatch, caplog
-):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
-    for name in ("one", "two"):
-        (tmp_path / f"guards_{name}.py").write_text(GUARD.replace("{name}", name))
-    vendor = provider(simulator.openai)
-
-    def configured(path):
-        return f'[gateway]\nmiddleware = ["{path}"]\n' + vendor
-
-    async with desk_with(configured("guards_one:Guard")) as desk:
-        await desk.ask("a", cache=False)
-        assert await desk.now(configured("guards_two:Guard"))
-        await desk.ask("b", cache=False)
-        assert not await desk.now(configured("guards_two:NoGuard"))
-        await desk.ask("c", cache=False)
-        assert await desk.now(vendor)
-        await desk.ask("d", cache=False)
-    sent = [request.body["messages"][0]["content"] for request in simulator.openai.received]
-    assert sent == ["from one", "from two", "from two", "d"]
-    assert "guards_two has no NoGuard" in caplog.text
 
 
 def test_the_service_does_not_start_with_one_that_cannot_work(simulator, monkeypatch):

@@ -56,6 +56,7 @@ def url():
     loop.call_soon_threadsafe(stopped.set)
     thread.join(PATIENCE)
 
+
 REFERRING = ("/v1/messages", "/v1/responses")
 """Calls and their results refer to one another, and some tools need a vendor that runs them, which
 no schema says: a body may fit and still be refused."""

@@ -353,10 +353,10 @@ class MiddlewarePipeline(Pipeline):
                 params=new.params,
                 settings=self._settings,
             )
-        except RequestRejectedError as error:  # its message quotes no content
-            problem = str(error)
+        except Exception as error:  # fields may have any type  # noqa: BLE001
+            problem = _unsendable(error)
         if problem is not None:
-            raise _failed(middleware, "before", f"left a request that cannot be sent: {problem}")
+            raise _failed(middleware, "before", problem)
         made = replace(new, **{name: getattr(made, name) for name in _MADE})
         if not content_changed or made.native is None or made.native is not old.native:
             return made
@@ -384,10 +384,9 @@ class MiddlewarePipeline(Pipeline):
                     params=new.params,
                     settings=self._settings,
                 )
-            except RequestRejectedError as error:
-                problem = str(error)
+            except Exception as error:  # fields may have any type  # noqa: BLE001
+                problem = _unsendable(error)
             if problem is not None:
-                problem = f"left a request that cannot be sent: {problem}"
                 raise _failed(middleware, "before_embedding", problem)
             request = replace(new, inputs=made.inputs, params=made.params)
         return request
@@ -416,6 +415,9 @@ class MiddlewarePipeline(Pipeline):
         new: Any = await self._called(middleware, "after", call)
         if not isinstance(new, ChatResponse):
             raise _failed(middleware, "after", f"returned {type(new).__name__}, not ChatResponse")
+        given: Any = new.completion
+        if not isinstance(given, Completion) or not all(map(_is_choice, given.choices)):
+            raise _failed(middleware, "after", "returned an answer with another type in it")
         if len(new.choices) != len(response.choices):
             raise _failed(middleware, "after", "changed the number of answers")
         if new is response:
@@ -498,7 +500,7 @@ class MiddlewarePipeline(Pipeline):
                 chunk = await self._called(middleware, "stream", call, read=read)
                 if chunk is _END:
                     break
-                if not isinstance(chunk, Chunk):
+                if not isinstance(chunk, Chunk) or not isinstance(chunk.text, str):
                     raise _failed(
                         middleware, "stream", f"yielded {type(chunk).__name__}, not Chunk"
                     )
@@ -664,6 +666,12 @@ def _without_content(request: ChatRequest | EmbeddingRequest) -> ChatRequest | E
     return replace(request, inputs=())
 
 
+def _unsendable(error: Exception) -> str:
+    """Say why a request cannot be sent: the messages of validation quote no content."""
+    why = str(error) if isinstance(error, RequestRejectedError) else type(error).__name__
+    return f"left a request that cannot be sent: {why}"
+
+
 def _written(request: ChatRequest) -> bytes:
     return encoded_json((request.messages, request.params), "messages or params")
 
@@ -712,6 +720,10 @@ def _choices(response: ChatResponse, said: Assembly) -> tuple[Choice, ...]:
         replace(new, finish_reason=_reason(was, new), logprobs_json=was.logprobs_json)
         for was, new in zip(response.choices, said.completion().choices + missing, strict=False)
     )
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, Choice) and isinstance(value.text, str)
 
 
 def _reason(was: Choice, new: Choice) -> str | None:

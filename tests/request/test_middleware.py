@@ -211,6 +211,7 @@ class TestRequests:
             ({"messages": ({"role": "nobody", "content": SECRET},)}, r"messages\[0\]"),
             ({"params": {"temperature": 9}}, "temperature"),
             ({"params": {"seed": object()}}, "JSON"),
+            ({"params": [SECRET]}, "AttributeError"),
             ({"partition": "another tenant"}, "changed partition"),
             ({"request_id": "other"}, "changed request_id"),
         ],
@@ -479,6 +480,10 @@ def not_async(*given):
     return given[-1]
 
 
+async def empties(request, response):
+    return replace(response, completion=None)
+
+
 async def returns_nothing(*_):
     return None
 
@@ -493,6 +498,7 @@ class TestFaults:
             ({"after": raising}, "after raised ValueError"),
             ({"after": not_async}, "after is not async"),
             ({"after": returns_nothing}, "after returned NoneType, not ChatResponse"),
+            ({"after": empties}, "after returned an answer with another type"),
             ({"stream": raising}, "stream is no async generator"),
             ({"stream": raising_stream}, "stream raised ValueError"),
             ({"stream": raising_at_once}, "stream raised ValueError"),

@@ -15,7 +15,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import orjson
 
@@ -199,7 +199,7 @@ def _is_strict(schema: Any) -> bool:
     return True
 
 
-def _are_texts(value: Any) -> bool:
+def _are_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
@@ -767,7 +767,7 @@ class _MessageEvents:
     def _begin(self) -> None:
         self._begun = True
         name, model = self._head
-        message = {
+        message: dict[str, Any] = {
             "id": name,
             "type": "message",
             "role": "assistant",

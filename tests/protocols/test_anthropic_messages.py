@@ -1,6 +1,7 @@
 """Anthropic's Messages: any conversation is read, and any answer is written, whole and streamed."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ def read(messages=(USER,), **fields):
 # ── any conversation is read ─────────────────────────────────────────────────────────────────
 
 TEXTS = st.text(max_size=5)
-MARKS = st.just({}) | st.just({"cache_control": {"type": "ephemeral"}})
+MARKS: Any = st.just({}) | st.just({"cache_control": {"type": "ephemeral"}})
 TEXT = st.builds(lambda text, mark: {"type": "text", "text": text} | mark, TEXTS, MARKS)
 SOURCES = st.sampled_from(
     [

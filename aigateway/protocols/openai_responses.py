@@ -1145,8 +1145,9 @@ class ResponsesWriter:
         output = self._output
         output.events = []
         if not output.written:
-            output.emit(b"response.created", b"", b"response", self._response)
-            output.emit(b"response.in_progress", b"", b"response", self._response)
+            begun = orjson.Fragment(event_json(self._response))
+            output.emit(b"response.created", b"", b"response", begun)
+            output.emit(b"response.in_progress", b"", b"response", begun)
         output.say(chunk)
         for delta in chunk.tool_calls:
             output.call(delta)

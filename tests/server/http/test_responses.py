@@ -246,6 +246,7 @@ async def test_failover_and_a_break(simulator):
             await client.responses.create(stream=True, **request)
 
 
+DEEP: Any = json.loads("[" * 600 + "]" * 600)
 USER: Any = {"role": "user", "content": "x"}
 BAD: dict[str, tuple[Any, str | None]] = {
     "nothing": ({}, "input"),
@@ -279,6 +280,11 @@ BAD: dict[str, tuple[Any, str | None]] = {
         "tool_choice",
     ),
     "form": ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format"),
+    "deep": ({"input": "x", "metadata": {"a": DEEP}}, "metadata"),
+    "deep call": (
+        {"input": [{"type": "shell_call", "call_id": "a", "action": {"a": DEEP}}]},
+        "input[0]",
+    ),
     "tokens": ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
     "calls": (
         {"input": [{"type": "custom_tool_call", "call_id": "a", "name": "f", "input": ""}] * 5000},

@@ -49,6 +49,9 @@ _MARK = "aigw"
 _MOST_CALLS = 2048
 """Tool calls of a conversation, as in a chat."""
 
+_MOST_TOOLS = 1024
+"""Functions of a request, likewise."""
+
 _NEEDS_STORAGE = {
     "previous_response_id": "send the whole conversation in input",
     "conversation": "send the whole conversation in input",
@@ -225,6 +228,8 @@ class _Tools:
         key = (tool.namespace, tool.name)
         if key in self.names:
             return  # a search has found it before
+        if len(self.declared) >= _MOST_TOOLS:
+            refuse_field("tools", f"must have at most {_MOST_TOOLS:,} functions")
         name = _flat(*key)
         if name in self.by_name:
             name = _hashed(*key)

@@ -92,7 +92,7 @@ async def test_text(client, vendor):
     assert response.to_dict()["store"] is False
     assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
     assert "Be brief." in said_in(chats(vendor)[-1])
-    assert Response.model_validate(response.to_dict(), strict=True)
+    Response.model_validate(response.to_dict(), strict=True)
     names, response = await streamed(client, model="auto", input="one two three")
     assert response.output_text == "one two three"
     assert names == [

@@ -14,8 +14,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack, get_args
 
-import orjson
-
 from aigateway.batch import engine
 from aigateway.batch.api import Batches
 from aigateway.batch.engine import Concurrency, Requests
@@ -41,7 +39,8 @@ from aigateway.messages import (
     EmbeddingResponse,
     Origin,
 )
-from aigateway.protocols.anthropic_messages import MESSAGES
+from aigateway.protocols.anthropic_messages import MESSAGES, MESSAGES_COUNT
+from aigateway.protocols.openai_completions import COMPLETIONS
 from aigateway.protocols.openai_responses import RESPONSES
 from aigateway.protocols.protocol import (
     CallerProtocol,
@@ -51,12 +50,14 @@ from aigateway.protocols.protocol import (
     ReadRequest,
 )
 from aigateway.request.json_copy import check_size, copied, encoded_json
+from aigateway.request.middleware import Middleware, MiddlewarePipeline, load_middleware
 from aigateway.request.pipeline import Pipeline
 from aigateway.request.stream import ChatStream, StreamOutcome
 from aigateway.request.validate import chat_request, embedding_request
 from aigateway.resilience import retry
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.local_faults import Reachability, StallDetector
+from aigateway.routing.affinity import Affinity
 from aigateway.routing.attempt import CallContext
 from aigateway.routing.candidates import Roster
 from aigateway.routing.guards import CircuitOrder
@@ -64,7 +65,9 @@ from aigateway.routing.provider import Provider, ProviderStatus
 from aigateway.routing.stream import Resume
 from aigateway.settings import GatewaySettings, LLMConfig, load_providers
 from aigateway.telemetry.recorder import Emitter, RequestRecorder
+from aigateway.tokens import counted_tokens
 from aigateway.wires.client import VendorClient, VendorClientFactory
+from aigateway.wires.json_bodies import parsed
 
 __all__ = ["AsyncGateway"]
 
@@ -78,6 +81,8 @@ class AsyncGateway:
         providers: The providers; None reads `aigateway.toml`, the environment and `.env`.
         settings: Everything else; None reads the same places.
         hooks: Receive every event (`aigateway.events`).
+        middleware: Objects that may change or refuse requests and answers, in order; also classes
+            or functions that make them, or import paths. None takes the setting.
         clock: The source of time and randomness; for tests.
         vendor: Makes a provider's client; for tests.
         **overrides: Any field of `GatewaySettings`; takes precedence over `settings`.
@@ -93,11 +98,15 @@ class AsyncGateway:
         *,
         settings: GatewaySettings | None = None,
         hooks: Iterable[Hook] = (),
+        middleware: Iterable[Middleware | Callable[[], Middleware] | str] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         vendor: VendorClientFactory | None = None,
         **overrides: Any,
     ) -> None:
         self.settings = _settings(settings, overrides)
+        self._middleware = load_middleware(
+            self.settings.middleware if middleware is None else middleware
+        )
         self._clock = clock
         self._emitter = Emitter(hooks)
         self._make_client = vendor or _litellm_clients(self.settings)
@@ -105,6 +114,7 @@ class AsyncGateway:
         self._recorder = RequestRecorder(clock, self._emitter)
         self._roster = Roster()
         self._network = Reachability(clock)
+        self._affinity = Affinity(clock)
         self._streams: weakref.WeakSet[ChatStream] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -333,6 +343,25 @@ class AsyncGateway:
         """
         return self._event_stream(MESSAGES, body, headers, options)
 
+    def count_tokens(
+        self, body: Mapping[str, Any] | ReadRequest, *, model: str | None = None
+    ) -> int:
+        """Estimate the tokens of a request in Anthropic's Messages protocol, without a call.
+
+        Tokenizers differ between models. The estimate goes by the bytes of all texts and tools; a
+        picture, and a document, count as 1,500 tokens.
+
+        Args:
+            body: As for `messages`; `max_tokens` may be missing.
+            model: As for `chat`; None takes the body's.
+
+        Raises:
+            RequestRejectedError: The request is at fault.
+            UnknownModelError: No provider serves the model.
+        """
+        options: ProtocolOptions = {"model": model} if model is not None else {}
+        return counted_tokens(self._read(MESSAGES_COUNT, body, None, options)[1])
+
     async def responses(
         self,
         body: Mapping[str, Any] | ReadRequest,
@@ -368,6 +397,41 @@ class AsyncGateway:
         """
         return self._event_stream(RESPONSES, body, None, options)
 
+    async def completions(
+        self,
+        body: Mapping[str, Any] | ReadRequest,
+        **options: Unpack[ProtocolOptions],
+    ) -> ProtocolResponse:
+        """Complete a text in OpenAI's older protocol, at any provider.
+
+        A provider whose `operations` have "completions" gets the body as it is, with its own model
+        and key. At others the prompt is one message of a chat, and the answer to it the text.
+
+        Args:
+            body: The body of `POST /v1/completions`, with one prompt. `stream` in it is ignored.
+            **options: As for `chat`.
+
+        Raises:
+            GatewayError: As `chat`.
+        """
+        return await self._answer(COMPLETIONS, body, None, options)
+
+    def stream_completions(
+        self,
+        body: Mapping[str, Any] | ReadRequest,
+        **options: Unpack[ProtocolOptions],
+    ) -> ProtocolStream:
+        """Stream the completion of a text in OpenAI's older protocol.
+
+        Args:
+            body: As for `completions`.
+            **options: As for `stream`.
+
+        Raises:
+            GatewayError: As `stream`.
+        """
+        return self._event_stream(COMPLETIONS, body, None, options)
+
     async def _answer(
         self,
         protocol: CallerProtocol,
@@ -381,7 +445,7 @@ class AsyncGateway:
         response = await self._pipeline.chat(request)
         native = response.completion.native
         if native is not None and native.body:
-            return ProtocolResponse(orjson.loads(native.body), response)
+            return ProtocolResponse(parsed(native.body, whole=True), response)
         return ProtocolResponse(protocol.write(response, read), response)
 
     def _event_stream(
@@ -495,7 +559,7 @@ class AsyncGateway:
             raise RequestRejectedError("hedge must be True, False or None.")
         if hedge is not None or background:
             request = replace(request, hedge=hedge, background=background)
-        self._roster.candidates(request.model, "chat")
+        self._roster.for_chat(request)
         return request
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────
@@ -660,6 +724,11 @@ class AsyncGateway:
         """The current state of every provider, highest priority first."""
         return tuple(provider.status() for provider in self._roster)
 
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """Its hooks, as given."""
+        return self._emitter.hooks
+
     def add_provider(self, config: LLMConfig) -> None:
         """Add a provider, for requests from now on.
 
@@ -749,6 +818,7 @@ class AsyncGateway:
         if self._loop is not None:
             raise GatewayError("Only a gateway that is not in use yet can take over another one.")
         self._recorder.counters = other._recorder.counters
+        self._affinity = other._affinity
         if self._same_cache(other.settings):
             self.cache = other.cache
         before = {provider.name: provider for provider in other._roster}
@@ -791,6 +861,7 @@ class AsyncGateway:
             "waiting": self._limiter.waiting,
             "cost_usd": round(sum(p.counters.cost_usd for p in self._roster), 10),
             "cache": self.cache.stats(),
+            "sessions": self._affinity.stats(),
             "providers": {p.name: p.metrics() for p in self._roster},
         }
 
@@ -851,9 +922,13 @@ class AsyncGateway:
             self._network,
             # A weak reference, so that the detector's timer does not keep the gateway alive.
             StallDetector(self._clock, _weakly(self._stalled)),
+            self._affinity,
             lambda: self._roster,
         )
-        self._pipeline = Pipeline(self.settings, context, self._roster, self.cache, self._recorder)
+        parts = (self.settings, context, self._roster, self.cache, self._recorder)
+        self._pipeline = Pipeline(*parts)
+        if self._middleware:
+            self._pipeline = MiddlewarePipeline(*parts, middleware=self._middleware)
         self._retiring: set[asyncio.Task[None]] = set()
 
 

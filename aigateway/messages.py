@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from aigateway.errors import FailureKind
@@ -23,6 +23,7 @@ __all__ = [
     "BatchProgress",
     "BatchResult",
     "CacheMode",
+    "Capability",
     "ChatRequest",
     "ChatResponse",
     "Choice",
@@ -49,6 +50,19 @@ __all__ = [
 
 CacheMode = Literal[True, False, "refresh"]
 """`True` reads and fills the cache, `False` does neither, `"refresh"` only fills it."""
+
+
+Capability = Literal[
+    "vision",
+    "pdf",
+    "audio_input",
+    "audio_output",
+    "tools",
+    "parallel_tools",
+    "json_schema",
+    "reasoning",
+]
+"""What a request may need of a model. docs/guides/sessions.md says what each means."""
 
 
 ProtocolName = Literal["messages", "responses", "completions"]
@@ -81,7 +95,7 @@ class NativeAnswer:
 
     Attributes:
         protocol: Its protocol.
-        body: The whole answer as JSON; empty for a stream.
+        body: The whole answer as JSON; empty if it is not known.
         events: The server-sent events of a stream that came after its last content, each as its
             bytes, with the empty line at its end.
     """
@@ -353,6 +367,8 @@ class Origin:
             including failed ones, hedges that lost and calls that the caller cancelled. None if the
             price is not known. Calls that others have joined may end after the request.
         tenant: Names the caller in logs and events, in front of the agent.
+        find_session: Whether a request that names no session gets one: from `prompt_cache_key` or
+            `metadata.user_id`, else from the beginning of its conversation.
     """
 
     request_id: str = ""
@@ -360,6 +376,7 @@ class Origin:
     headers: Mapping[str, str] = field(default_factory=dict)
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
     tenant: str = ""
+    find_session: bool = False
 
 
 APPLICATION = Origin()
@@ -385,6 +402,8 @@ class ChatRequest:
         size: Bytes of the messages and parameters as JSON; 0 if not counted.
         native: The request as its caller wrote it, if that was in another protocol.
         session: Names the conversation; its turns stay at one provider while that is well.
+        find_session: As in `Origin`; False if `session` is given.
+        needs: What a model must be able to do to serve it.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -405,6 +424,20 @@ class ChatRequest:
     size: int = field(default=0, compare=False)
     native: NativeRequest | None = None
     session: str | None = None
+    find_session: bool = False
+    needs: frozenset[Capability] = frozenset()
+
+    def map_texts(self, change: Callable[[str], str]) -> ChatRequest:
+        """Return the request with its texts changed; itself if none is.
+
+        Texts are the contents of all messages with their text parts, and the arguments of tool
+        calls (JSON, mostly). Images, files and signed thinking stay.
+
+        Args:
+            change: Returns the text to put in the place of a text.
+        """
+        messages = tuple(_with_texts(message, change) for message in self.messages)
+        return self if messages == self.messages else replace(self, messages=messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,6 +453,15 @@ class EmbeddingRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
     tenant: str = ""
+
+    def map_texts(self, change: Callable[[str], str]) -> EmbeddingRequest:
+        """Return the request with its texts changed; itself if none is. Tokens stay.
+
+        Args:
+            change: Returns the text to put in the place of a text.
+        """
+        texts = tuple([change(text) for text in self.inputs if isinstance(text, str)])
+        return self if not texts or texts == self.inputs else replace(self, inputs=texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,6 +498,31 @@ class ChatResponse:
     parsed: Any = None
     request_id: str = ""
     loading_seconds: float = 0.0
+
+    def map_texts(self, change: Callable[[str], str]) -> ChatResponse:
+        """Return the answer with its texts changed; itself if none is.
+
+        Texts are text, visible reasoning, refusal and the arguments of tool calls. Sources, speech
+        and signed thinking stay.
+
+        Args:
+            change: Returns the text to put in the place of a text.
+        """
+        choices = tuple(
+            replace(
+                choice,
+                text=change(choice.text),
+                reasoning=choice.reasoning and change(choice.reasoning),
+                refusal=choice.refusal and change(choice.refusal),
+                tool_calls=tuple(
+                    replace(call, arguments=change(call.arguments)) for call in choice.tool_calls
+                ),
+            )
+            for choice in self.choices
+        )
+        if choices == self.choices:
+            return self
+        return replace(self, completion=replace(self.completion, choices=choices))
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -698,6 +765,30 @@ class BatchResult:
             if self.input_error is not None:
                 what += ", and its input raised an error"
             raise ExceptionGroup(what, errors)
+
+
+def _with_texts(message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return a message with its texts changed."""
+    changed = dict(message)
+    for name in ("content", "reasoning_content", "refusal"):
+        said = message.get(name)
+        if isinstance(said, str):
+            changed[name] = change(said)
+        elif isinstance(said, list):
+            changed[name] = [_with_text(part, ("text", "refusal"), change) for part in said]
+    if isinstance(message.get("tool_calls"), list):
+        changed["tool_calls"] = [
+            {n: _with_text(part, ("arguments", "input"), change) for n, part in call.items()}
+            for call in message["tool_calls"]
+        ]
+    return changed
+
+
+def _with_text(part: Any, names: Sequence[str], change: Callable[[str], str]) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    texts = {n: change(part[n]) for n in names if isinstance(part.get(n), str)}
+    return {**part, **texts} if texts else part
 
 
 def _openai_message(choice: Choice) -> dict[str, Any]:

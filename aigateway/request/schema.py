@@ -33,6 +33,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 __all__ = [
     "CHAT_FIELDS",
+    "COMPLETION_FIELDS",
     "EMBEDDING_FIELDS",
     "FORMS",
     "MOST_MESSAGES",
@@ -421,6 +422,22 @@ EMBEDDING_FIELDS: Mapping[str, Any] = {
 }
 """The top-level fields of an embedding request beside its inputs, likewise."""
 
+COMPLETION_FIELDS: Mapping[str, Any] = {
+    **{
+        name: CHAT_FIELDS[name]
+        for name in (
+            *("frequency_penalty", "logit_bias", "model", "n", "presence_penalty", "seed", "stop"),
+            *("stream", "stream_options", "temperature", "top_p", "user"),
+        )
+    },
+    "best_of": _whole_from(1, 128),
+    "echo": bool,
+    "logprobs": _whole_from(0, 20),
+    "max_tokens": _whole_from(0),
+    "suffix": str,
+}
+"""The top-level fields of an older completion beside its prompt, likewise."""
+
 _token_list = Annotated[list[Annotated[int, Field(ge=0, lt=TOKENS_END)]], Field(min_length=1)]
 _INPUTS = (
     Text
@@ -664,15 +681,171 @@ PLAIN_FIELDS: Mapping[str, Any] = {
 }
 """The fields of the service's own `/chat` beside its message or messages."""
 
+# ── Anthropic's Messages ─────────────────────────────────────────────────────────────────────
+# https://platform.claude.com/docs/en/api/messages
+
+
+def _kinds(name: str, **forms: Any) -> Any:
+    """Declare an object by its "type". Other types pass: they are the vendor's own."""
+    other = _object(f"Other{name}", {"type": _TYPE_NAME}, schema=_not_typed(*forms))
+
+    def kind(value: Any) -> str | None:
+        found = _type_in(value)
+        return None if not _is_type(found) else found if found in forms else "other"
+
+    wanted = f'must be an object with a "type", such as "{next(iter(forms))}"'
+    return _choice(kind, wanted, **forms, other=other)
+
+
+def _typed(
+    name: str, kind: str, must: Mapping[str, Any], may: Mapping[str, Any] | None = None
+) -> Any:
+    return _object(name, {"type": Literal[kind], **must}, may)  # type: ignore[valid-type]
+
+
+def _any_number_of(item: Any) -> Any:
+    how = Field(max_length=MOST_MESSAGES, fail_fast=True)
+    return Annotated[GenericAlias(list, item), how]
+
+
+def _text_or(blocks: Any) -> Any:
+    problem = "must be a text or a list of blocks"
+    return _choice(_kind_of, problem, text=str, list=_any_number_of(blocks))
+
+
+_text_block = _typed("TextBlock", "text", {"text": str})
+_base64_source = _typed("Base64Source", "base64", {"media_type": Text, "data": Text})
+_url_source = _typed("UrlSource", "url", {"url": Text})
+_image_block = _typed(
+    "ImageBlock", "image", {"source": _kinds("ImageSource", base64=_base64_source, url=_url_source)}
+)
+_shown = {"text": _text_block, "image": _image_block}
+_document_block = _typed(
+    "DocumentBlock",
+    "document",
+    {
+        "source": _kinds(
+            "DocumentSource",
+            base64=_base64_source,
+            url=_url_source,
+            text=_typed("TextSource", "text", {"data": str}),
+            content=_typed(
+                "ContentSource", "content", {"content": _text_or(_kinds("DocumentPart", **_shown))}
+            ),
+        )
+    },
+    {"title": str, "context": str},
+)
+_found = _typed(
+    "SearchResultBlock",
+    "search_result",
+    {"source": str, "title": str, "content": _any_number_of(_text_block)},
+)
+_shown |= {"document": _document_block, "search_result": _found}
+_TOOL_ID = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$", max_length=65_536)]
+_block = _kinds(
+    "Block",
+    **_shown,
+    tool_use=_typed(
+        "ToolUseBlock", "tool_use", {"id": _TOOL_ID, "name": Text, "input": dict[str, Any]}
+    ),
+    tool_result=_typed(
+        "ToolResultBlock",
+        "tool_result",
+        {"tool_use_id": _TOOL_ID},
+        {"content": _text_or(_kinds("ResultPart", **_shown)), "is_error": bool},
+    ),
+    thinking=_typed("ThinkingBlock", "thinking", {"thinking": str}, {"signature": str}),
+    redacted_thinking=_typed("RedactedThinkingBlock", "redacted_thinking", {"data": str}),
+)
+_client_tool = _object(
+    "ClientTool",
+    {"name": Text, "input_schema": dict[str, Any]},
+    {"type": Literal["custom"], "description": str, "strict": bool},
+)
+
+
+def _anthropic_tool_kind(tool: Any) -> str | None:
+    kind = _type_in(tool)
+    if kind is None or kind == "custom":
+        return "client" if isinstance(tool, dict) else None
+    return "other" if _is_type(kind) else None
+
+
+_NONE = {"properties": {"type": {"type": "null"}}}
+_schema_format = _typed("SchemaFormat", "json_schema", {"schema": dict[str, Any]})
+_output_format = _kinds("OutputFormat", json_schema=_schema_format)
+
+_COUNTED: Mapping[str, Any] = {
+    "cache_control": dict[str, Any],
+    "context_management": dict[str, Any],
+    "mcp_servers": _few(dict[str, Any]),
+    "model": str,
+    "output_config": _object("OutputConfig", {}, {"effort": str, "format": _output_format}),
+    "output_format": _output_format,
+    "system": _text_or(_text_block),
+    "thinking": _kinds(
+        "Thinking",
+        enabled=_typed("EnabledThinking", "enabled", {"budget_tokens": _whole_from(1)}),
+    ),
+    "tool_choice": _kinds(
+        "ToolChoice",
+        auto=_typed("AutoChoice", "auto", {}, {"disable_parallel_tool_use": bool}),
+        any=_typed("AnyChoice", "any", {}, {"disable_parallel_tool_use": bool}),
+        tool=_typed("NamedChoice", "tool", {"name": Text}, {"disable_parallel_tool_use": bool}),
+        none=_typed("NoChoice", "none", {}),
+    ),
+    "tools": _few(
+        _choice(
+            _anthropic_tool_kind,
+            'must be an object with "name" and "input_schema"',
+            client=_client_tool,
+            other=_object(
+                "AnthropicTool", {"type": _TYPE_NAME}, schema=_not_typed("custom", more=[_NONE])
+            ),
+        )
+    ),
+}
+_ANTHROPIC_MESSAGES = {
+    "messages": _many(
+        _object(
+            "AnthropicMessage",
+            {"role": Literal["user", "assistant", "system"], "content": _text_or(_block)},
+        )
+    )
+}
+_ANSWERED: Mapping[str, Any] = {
+    **_COUNTED,
+    "metadata": _object("AnthropicMetadata", {}, {"user_id": str}),
+    "service_tier": str,
+    "stop_sequences": _few(str),
+    "stream": bool,
+    "temperature": _number(0, 1),
+    "top_k": _whole_from(0, 2**31),
+    "top_p": _number(0, 1),
+}
+_ANTHROPIC: Mapping[str, Any] = {
+    # Open: Anthropic adds fields, and its own providers get them as they are.
+    "anthropic_messages": _object(
+        "AnthropicMessagesRequest",
+        {**_ANTHROPIC_MESSAGES, "max_tokens": _whole_from(1)},
+        _ANSWERED,
+    ),
+    "anthropic_count": _object("AnthropicCountRequest", _ANTHROPIC_MESSAGES, _COUNTED),
+}
+
 
 FORMS: Mapping[str, Any] = {
     "message": _message,
     "chat": _object("ChatFields", {}, CHAT_FIELDS, closed=True),
     "plain": _object("PlainFields", {}, PLAIN_FIELDS, closed=True),
     "embedding": _object("EmbeddingFields", {}, EMBEDDING_FIELDS, closed=True),
+    "completion": _object("CompletionFields", {}, COMPLETION_FIELDS, closed=True),
+    **_ANTHROPIC,
     "responses": _object("ResponsesFields", {}, RESPONSES_FIELDS),
 }
-"""What is checked at once: a message, or all fields of a request beside messages or inputs."""
+"""What is checked at once: a message, all fields of a request beside messages or inputs, or the
+whole body of another protocol."""
 
 
 # ── the OpenAPI document ─────────────────────────────────────────────────────────────────────
@@ -696,12 +869,14 @@ def json_schemas(ref_template: str) -> dict[str, Any]:
         "PromptRequest": (message, PLAIN_FIELDS),
         "MessagesRequest": (messages, dialogue),
         "EmbeddingRequest": ({"input": _INPUTS}, embedding),
+        "CompletionRequest": ({"prompt": _INPUTS}, COMPLETION_FIELDS),
         "ResponsesRequest": ({}, RESPONSES_FIELDS),
     }
     adapters: list[Any] = [
         (name, "validation", TypeAdapter(_object(name, *fields, closed=name not in _OPEN)))
         for name, fields in bodies.items()
     ]
+    adapters += [(name, "validation", TypeAdapter(form)) for name, form in _ANTHROPIC.items()]
     schemas: dict[str, Any] = TypeAdapter.json_schemas(adapters, ref_template=ref_template)[1][
         "$defs"
     ]

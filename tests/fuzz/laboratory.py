@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import pickle
-from typing import Any
+from typing import Any, cast
 
 from aigateway import (
     AsyncGateway,
@@ -18,7 +18,8 @@ from aigateway import (
     Usage,
 )
 from aigateway.events import Operation
-from aigateway.messages import Choice, EmbeddingResponse
+from aigateway.messages import Choice, EmbeddingResponse, NativeRequest
+from aigateway.protocols.protocol import ReadRequest
 from aigateway.wires.client import VendorClientFactory
 from tests.fuzz.raw_server import RawServer, Reply
 from tests.processes import PATIENCE
@@ -143,6 +144,8 @@ async def _asked(gateway: AsyncGateway, way: str, params: dict[str, Any]) -> obj
             return vectors
         if way == "stream":
             return await _streamed(gateway, params)
+        if way.startswith(("messages", "responses")):
+            return await _in_protocol(gateway, *way.split())
         reply = await gateway.chat(PROMPT, **params)
     except GatewayError as error:
         refused = error
@@ -151,6 +154,22 @@ async def _asked(gateway: AsyncGateway, way: str, params: dict[str, Any]) -> obj
         return reply
     check_error(refused)
     return refused
+
+
+async def _in_protocol(gateway: AsyncGateway, name: str, streamed: str = "") -> ChatResponse:
+    body = {"model": "any", "anything": PROMPT}
+    native = NativeRequest("messages" if name == "messages" else "responses", body)
+    request = ReadRequest([{"role": "user", "content": PROMPT}], {}, native)
+    if not streamed:
+        answer = await getattr(gateway, name)(request)
+        json.dumps(answer.body)
+        check_reply(answer.response)
+        return cast("ChatResponse", answer.response)
+    stream = getattr(gateway, f"stream_{name}")(request)
+    async for event in stream:
+        assert event.raw.endswith(b"\n\n")
+    check_reply(stream.response)
+    return cast("ChatResponse", stream.response)
 
 
 async def _streamed(gateway: AsyncGateway, params: dict[str, Any]) -> ChatResponse:

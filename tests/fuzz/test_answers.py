@@ -17,7 +17,7 @@ from tests.fuzz.json_values import written
 from tests.fuzz.laboratory import WAYS, Laboratory
 from tests.fuzz.raw_server import Reply
 from tests.fuzz.replies import answers, streams
-from tests.fuzz.wires import ANSWERS, EMBEDDINGS, WIRES, sse
+from tests.fuzz.wires import ANSWERS, EMBEDDINGS, NATIVE, WIRES, sse
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
 
@@ -64,6 +64,18 @@ def test_anything_over_litellms_own_lane(
 ) -> None:
     kind = answers(ANSWERS[wire]) if way == "chat" else streams(wire)
     laboratory.ask(wire, way, data.draw(kind), litellm_client)
+
+
+@pytest.mark.parametrize("answered", NATIVE)
+@pytest.mark.parametrize("streamed", [False, True])
+@SOME
+@given(data=st.data())
+def test_anything_in_a_protocol_of_its_own(
+    laboratory: Laboratory, answered: str, streamed: bool, data: st.DataObject
+) -> None:
+    protocol, wire = NATIVE[answered]
+    drawn = streams(answered) if streamed else answers(ANSWERS[answered])
+    laboratory.ask(wire, f"{protocol} streamed" if streamed else protocol, data.draw(drawn))
 
 
 @pytest.mark.parametrize("wire", sorted(EMBEDDINGS))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ANSWERS", "EMBEDDINGS", "ERRORS", "STREAMS", "WIRES", "sse"]
+from aigateway.messages import ProtocolName
+
+__all__ = ["ANSWERS", "EMBEDDINGS", "ERRORS", "NATIVE", "STREAMS", "WIRES", "sse"]
 
 WIRES = ("openai", "azure", "gemini", "anthropic")
 
@@ -154,6 +156,46 @@ STREAMS: dict[str, list[Any]] = {
     ],
 }
 """By wire: the events in their order."""
+
+_RESPONSE = {
+    "id": "resp_1",
+    "object": "response",
+    "created_at": 1_700_000_000,
+    "status": "completed",
+    "model": "gpt-4o-mini",
+    "output": [
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {
+            "type": "message",
+            "id": "msg_1",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "It is 4.", "annotations": []}],
+        },
+        {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+    ],
+    "usage": {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12},
+}
+ANSWERS["responses"] = [
+    _RESPONSE,
+    {**_RESPONSE, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
+]
+STREAMS["responses"] = [
+    {"type": "response.created", "response": {**_RESPONSE, "output": []}},
+    {"type": "response.output_item.added", "output_index": 0, "item": {"type": "message"}},
+    {"type": "response.output_text.delta", "output_index": 0, "delta": "It is 4."},
+    {
+        "type": "response.output_item.added",
+        "output_index": 1,
+        "item": {"type": "function_call", "call_id": "c1", "name": "look"},
+    },
+    {"type": "response.function_call_arguments.delta", "output_index": 1, "delta": "{}"},
+    {"type": "response.completed", "response": _RESPONSE},
+]
+NATIVE: dict[str, tuple[ProtocolName, str]] = {
+    "anthropic": ("messages", "anthropic"),
+    "responses": ("responses", "openai"),
+}
+"""Answers and streams of a protocol beside OpenAI's chat, and a wire that speaks it."""
 
 ERRORS: list[Any] = [
     {

@@ -58,6 +58,12 @@ class Door:
         given = request.headers
         forwarded = {name: given[name] for name in self.headers if name in given}
         read = await json_body(request, lambda body: self.protocol.read(body, forwarded))
+        return await self.respond(request, admitted, read)
+
+    async def respond(
+        self, request: Request, admitted: AdmittedRequest, read: ReadRequest
+    ) -> Response:
+        """Answer one request whose body has been read."""
         options = admitted.asked.options()
         async with contextlib.AsyncExitStack() as stack:
             gateway, own = admitted.enter_gateway(

@@ -33,6 +33,9 @@ ASKING = sorted(
     for route in door.router.routes
     if "POST" in route.methods and route.include_in_schema and route.path_format != ADMIN
 )
+LOOSE = ("/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
+"""Blocks and items refer to one another, and `suffix` needs a server that only completes. No schema
+says that: a body may fit and be refused."""
 
 
 @pytest.fixture
@@ -81,6 +84,8 @@ def held(url, request):
             own_timeout = "x-aigateway-timeout" in (case.headers or {})
             if response.status_code == 413 or (response.status_code == 504 and own_timeout):
                 return
+            if path in LOOSE and mode is GenerationMode.POSITIVE and response.status_code == 400:
+                return
             case.validate_response(response)
 
         with requests.Session() as session:
@@ -98,11 +103,6 @@ def test_those_that_look(held):
 @pytest.mark.parametrize("path", ASKING[:3])
 def test_those_that_ask(held, path, mode):
     held("POST", path, mode)
-
-
-def test_one_whose_schema_is_not_all_that_it_asks_for(held):
-    """Responses: a call needs its result, and some tools a vendor that runs them."""
-    held("POST", "/v1/responses", GenerationMode.NEGATIVE)
 
 
 def test_every_endpoint_is_in_the_document(url):
@@ -143,7 +143,8 @@ def test_what_the_document_says_of_an_endpoint(url):
         assert ("requestBody" in operation) == (method == "post")
     asked = operations["/v1/chat/completions", "post"]
     assert {parameter["name"] for parameter in asked["parameters"]} == {
-        f"x-aigateway-{name}" for name in ("agent", "cache", "cache-ttl", "resume", "timeout")
+        f"x-aigateway-{name}"
+        for name in ("agent", "cache", "cache-ttl", "resume", "session", "timeout")
     }
     assert asked["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
     assert "x-aigateway-provider" in asked["responses"]["200"]["headers"]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from aigateway.events import *
     from aigateway.gateway import *
     from aigateway.messages import *
+    from aigateway.request.middleware import *
     from aigateway.request.stream import *
     from aigateway.resilience.breaker import *
     from aigateway.routing.provider import *
@@ -29,6 +30,7 @@ _HOMES = (
     "aigateway.resilience.breaker",
     "aigateway.settings",
     "aigateway.request.stream",
+    "aigateway.request.middleware",
     "aigateway.routing.provider",
     "aigateway.gateway",
     "aigateway.sync",
@@ -44,6 +46,7 @@ __all__ = [
     "BatchProgress",
     "BatchResult",
     "BudgetExceededError",
+    "ChatRequest",
     "ChatResponse",
     "ChatStream",
     "Choice",
@@ -55,6 +58,7 @@ __all__ = [
     "ContentPolicyError",
     "ContextWindowExceededError",
     "DeadlineExceededError",
+    "EmbeddingRequest",
     "EmbeddingResponse",
     "Event",
     "FailureKind",
@@ -62,6 +66,9 @@ __all__ = [
     "GatewaySettings",
     "Hook",
     "LLMConfig",
+    "Middleware",
+    "MiddlewareFailedError",
+    "MiddlewareRefusedError",
     "NoProvidersError",
     "Origin",
     "OverloadedError",

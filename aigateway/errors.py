@@ -8,12 +8,14 @@ Every exception that the public functions raise is one of these::
     ├── RequestRejectedError           the request itself is at fault (also a ValueError)
     │   ├── UnknownModelError          no provider has that model, name or alias
     │   ├── ContextWindowExceededError the prompt is longer than the models take
-    │   └── ContentPolicyError         the vendor's content policy refused it
+    │   ├── ContentPolicyError         the vendor's content policy refused it
+    │   └── MiddlewareRefusedError     the application's middleware refused it, or the answer
     ├── AllProvidersFailedError        every provider that could be asked failed
     ├── DeadlineExceededError          the request's deadline passed (also a TimeoutError)
     ├── CircuitOpenError               a circuit breaker rejected a guarded call
     ├── StreamInterruptedError         a stream broke after its first content; has the text so far
     ├── BudgetExceededError            a spending limit was reached
+    ├── MiddlewareFailedError          the application's middleware raised or took too long
     └── OverloadedError                the gateway's own queue is full
 
 Messages name the provider, the kind of failure and the HTTP status. They never contain a key, a
@@ -40,6 +42,8 @@ __all__ = [
     "DeadlineExceededError",
     "FailureKind",
     "GatewayError",
+    "MiddlewareFailedError",
+    "MiddlewareRefusedError",
     "NoProvidersError",
     "OverloadedError",
     "ProviderFailure",
@@ -191,6 +195,29 @@ class ContentPolicyError(RequestRejectedError):
     """The vendor's content policy refused the prompt or withheld the answer."""
 
 
+class MiddlewareRefusedError(RequestRejectedError):
+    """Middleware refused the request, or withheld its answer. Middleware itself raises it.
+
+    Args:
+        message: The reason, for the caller. It may be logged: do not quote the request.
+        code: A word for programs, sent by the service.
+        param: The field at fault, if there is one.
+        status: The HTTP status that the service answers with: 400 to 499.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        causes: Sequence[ProviderFailure] = (),
+        *,
+        param: str | None = None,
+        code: str = "middleware_refused",
+        status: int = 400,
+    ) -> None:
+        super().__init__(message, causes, param=param, code=code)
+        self.status = status if status in range(400, 500) else 400
+
+
 class AllProvidersFailedError(_FromProvidersError):
     """Every provider that could be asked failed. `causes` has one entry for each."""
 
@@ -249,6 +276,14 @@ class StreamInterruptedError(_FromProvidersError):
 
 class BudgetExceededError(GatewayError):
     """A spending limit was reached."""
+
+
+class MiddlewareFailedError(GatewayError):
+    """Middleware raised an exception, took too long, or returned something that cannot be used.
+
+    The request is not sent, or its answer is withheld. The message names the middleware; what it
+    raised is left out, since its text may quote the request.
+    """
 
 
 class OverloadedError(GatewayError):

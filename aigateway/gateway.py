@@ -50,6 +50,7 @@ from aigateway.protocols.protocol import (
     ReadRequest,
 )
 from aigateway.request.json_copy import check_size, copied, encoded_json
+from aigateway.request.middleware import Middleware, MiddlewarePipeline, load_middleware
 from aigateway.request.pipeline import Pipeline
 from aigateway.request.stream import ChatStream, StreamOutcome
 from aigateway.request.validate import chat_request, embedding_request
@@ -80,6 +81,8 @@ class AsyncGateway:
         providers: The providers; None reads `aigateway.toml`, the environment and `.env`.
         settings: Everything else; None reads the same places.
         hooks: Receive every event (`aigateway.events`).
+        middleware: Objects that may change or refuse requests and answers, in order; also classes
+            or functions that make them, or import paths. None takes the setting.
         clock: The source of time and randomness; for tests.
         vendor: Makes a provider's client; for tests.
         **overrides: Any field of `GatewaySettings`; takes precedence over `settings`.
@@ -95,11 +98,15 @@ class AsyncGateway:
         *,
         settings: GatewaySettings | None = None,
         hooks: Iterable[Hook] = (),
+        middleware: Iterable[Middleware | Callable[[], Middleware] | str] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         vendor: VendorClientFactory | None = None,
         **overrides: Any,
     ) -> None:
         self.settings = _settings(settings, overrides)
+        self._middleware = load_middleware(
+            self.settings.middleware if middleware is None else middleware
+        )
         self._clock = clock
         self._emitter = Emitter(hooks)
         self._make_client = vendor or _litellm_clients(self.settings)
@@ -918,7 +925,10 @@ class AsyncGateway:
             self._affinity,
             lambda: self._roster,
         )
-        self._pipeline = Pipeline(self.settings, context, self._roster, self.cache, self._recorder)
+        parts = (self.settings, context, self._roster, self.cache, self._recorder)
+        self._pipeline = Pipeline(*parts)
+        if self._middleware:
+            self._pipeline = MiddlewarePipeline(*parts, middleware=self._middleware)
         self._retiring: set[asyncio.Task[None]] = set()
 
 

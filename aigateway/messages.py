@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from aigateway.errors import FailureKind
@@ -95,7 +95,7 @@ class NativeAnswer:
 
     Attributes:
         protocol: Its protocol.
-        body: The whole answer as JSON; empty for a stream.
+        body: The whole answer as JSON; empty if it is not known.
         events: The server-sent events of a stream that came after its last content, each as its
             bytes, with the empty line at its end.
     """
@@ -427,6 +427,18 @@ class ChatRequest:
     find_session: bool = False
     needs: frozenset[Capability] = frozenset()
 
+    def map_texts(self, change: Callable[[str], str]) -> ChatRequest:
+        """Return the request with its texts changed; itself if none is.
+
+        Texts are the contents of all messages with their text parts, and the arguments of tool
+        calls (JSON, mostly). Images, files and signed thinking stay.
+
+        Args:
+            change: Returns the text to put in the place of a text.
+        """
+        messages = tuple(_with_texts(message, change) for message in self.messages)
+        return self if messages == self.messages else replace(self, messages=messages)
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
@@ -441,6 +453,15 @@ class EmbeddingRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
     tenant: str = ""
+
+    def map_texts(self, change: Callable[[str], str]) -> EmbeddingRequest:
+        """Return the request with its texts changed; itself if none is. Tokens stay.
+
+        Args:
+            change: Returns the text to put in the place of a text.
+        """
+        texts = tuple([change(text) for text in self.inputs if isinstance(text, str)])
+        return self if not texts or texts == self.inputs else replace(self, inputs=texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,6 +498,31 @@ class ChatResponse:
     parsed: Any = None
     request_id: str = ""
     loading_seconds: float = 0.0
+
+    def map_texts(self, change: Callable[[str], str]) -> ChatResponse:
+        """Return the answer with its texts changed; itself if none is.
+
+        Texts are text, visible reasoning, refusal and the arguments of tool calls. Sources, speech
+        and signed thinking stay.
+
+        Args:
+            change: Returns the text to put in the place of a text.
+        """
+        choices = tuple(
+            replace(
+                choice,
+                text=change(choice.text),
+                reasoning=choice.reasoning and change(choice.reasoning),
+                refusal=choice.refusal and change(choice.refusal),
+                tool_calls=tuple(
+                    replace(call, arguments=change(call.arguments)) for call in choice.tool_calls
+                ),
+            )
+            for choice in self.choices
+        )
+        if choices == self.choices:
+            return self
+        return replace(self, completion=replace(self.completion, choices=choices))
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -719,6 +765,30 @@ class BatchResult:
             if self.input_error is not None:
                 what += ", and its input raised an error"
             raise ExceptionGroup(what, errors)
+
+
+def _with_texts(message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return a message with its texts changed."""
+    changed = dict(message)
+    for name in ("content", "reasoning_content", "refusal"):
+        said = message.get(name)
+        if isinstance(said, str):
+            changed[name] = change(said)
+        elif isinstance(said, list):
+            changed[name] = [_with_text(part, ("text", "refusal"), change) for part in said]
+    if isinstance(message.get("tool_calls"), list):
+        changed["tool_calls"] = [
+            {n: _with_text(part, ("arguments", "input"), change) for n, part in call.items()}
+            for call in message["tool_calls"]
+        ]
+    return changed
+
+
+def _with_text(part: Any, names: Sequence[str], change: Callable[[str], str]) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    texts = {n: change(part[n]) for n in names if isinstance(part.get(n), str)}
+    return {**part, **texts} if texts else part
 
 
 def _openai_message(choice: Choice) -> dict[str, Any]:

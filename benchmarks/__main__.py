@@ -21,6 +21,7 @@ NAMES = (
     "hang",
     "tail",
     "storm",
+    "sessions",
     "overhead",
     "stream",
     "batch",

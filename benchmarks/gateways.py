@@ -23,8 +23,9 @@ from pathlib import Path
 
 import aiohttp
 
-from benchmarks.clients import KEY, MODEL, OURS
+from benchmarks.clients import KEY, MODEL, MODELS, OURS
 from benchmarks.processes import Processes
+from benchmarks.server import CHAT_ONLY
 
 CALLER_KEY = f"sk-{secrets.token_hex(32)}"
 """Opens those that ask for a key, and is the vendor's where the caller brings it along."""
@@ -162,6 +163,36 @@ def aigateway(workers: int) -> Make:
         return Plan(command, "/ready")
 
     return make
+
+
+LANES = {
+    "an OpenAI-compatible server without `/responses`": "compatible",
+    "Anthropic": "anthropic",
+    "OpenAI": "openai",
+}
+"""The providers of `every_lane`, as a caller names them."""
+
+
+def every_lane(place: Place) -> Plan:
+    """The service of this package in front of a vendor of each protocol."""
+    providers = [
+        ("compatible", "openai_compatible", MODELS["openai"], f"/{CHAT_ONLY}/v1"),
+        ("anthropic", "anthropic", MODELS["anthropic"], ""),
+        ("openai", "openai", MODELS["openai"], "/v1"),
+    ]
+    config = place.directory / "aigateway.toml"
+    config.write_text(
+        f"[server]\nport = {place.port}\n"
+        f'[[server.keys]]\nname = "bench"\nsha256 = "{_sha256(CALLER_KEY)}"\n'
+        "[gateway]\nmax_concurrency = 2000\n"
+        + "".join(
+            f'[[providers]]\nname = "{name}"\nprovider = "{kind}"\nmodel = "{model}"\n'
+            f'api_key = "{KEY}"\napi_base = "{place.vendor}{path}"\n'
+            for name, kind, model, path in providers
+        ),
+        encoding="utf-8",
+    )
+    return Plan((sys.executable, "-m", "aigateway", "serve", "--config", str(config)), "/ready")
 
 
 def _litellm(command: str) -> Make:

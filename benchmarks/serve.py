@@ -14,13 +14,23 @@ from typing import Any
 
 from benchmarks.chart import Bars
 from benchmarks.clients import MODEL, OURS
-from benchmarks.gateways import CALLER_KEY, Make, Running, direct, ours, peers, running
+from benchmarks.gateways import (
+    CALLER_KEY,
+    LANES,
+    Make,
+    Running,
+    direct,
+    every_lane,
+    ours,
+    peers,
+    running,
+)
 from benchmarks.measure import Spread, percentile
 from benchmarks.options import Options
 from benchmarks.process import running as vendor_running
 from benchmarks.processes import Memory
 from benchmarks.report import Result, Table
-from benchmarks.serve_load import LoadProcess
+from benchmarks.serve_load import DIALECTS, LoadProcess
 from benchmarks.server import TEXT, Servers
 from benchmarks.stream_server import text_of
 
@@ -45,6 +55,17 @@ STREAMS = (
 DIRECT = "the vendor itself"
 FIRST = f"{OURS} serve"
 PIECES = 20
+DOOR_PAUSE_MS = 20
+DOOR_TARGET = 1.3
+"""Times the CPU of `/v1/chat/completions` in front of the same provider, at most."""
+NATIVE = {("Anthropic", "messages"), ("OpenAI", "responses")}
+"""Providers that get the body as their caller wrote it."""
+DOORS = {
+    "whole": "**The same request through each endpoint, whole** (16 callers, {seconds:g} s;"
+    " ratios to `/v1/chat/completions` in front of the same provider in the same round)",
+    "streamed": "**The same, streamed** ({streams} streams at once, each of {pieces} pieces,"
+    " {pause} ms apart; text and end of each are compared)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +106,15 @@ class Sizes:
     streams: int
     stream_rounds: int
     pause_ms: int
+    door_seconds: float
+    door_streams: int
 
     @classmethod
     def of(cls, options: Options) -> Sizes:
         """The sizes for this run."""
         if options.quick:
-            return cls((1, 16), 0.3, 1, 50, 1, 20)
-        return cls((1, 16, 100), 3.0, 5, 1000, 2, 250)
+            return cls((1, 16), 0.3, 1, 50, 1, 20, 0.3, 20)
+        return cls((1, 16, 100), 3.0, 5, 1000, 2, 250, 1.0, 200)
 
 
 async def run(options: Options) -> Result:
@@ -100,6 +123,7 @@ async def run(options: Options) -> Result:
     async with LoadProcess.started() as load:
         chats, memory = await _chats({**ours(), **found}, load, sizes)
         streams, held = await _streams({FIRST: ours()[FIRST], **found}, load, sizes)
+        doors = await _doors(load, sizes)
     left_out = f" Not installed and left out: {', '.join(missing)}." if missing else ""
     several = f"Medians of {sizes.rounds} interleaved rounds" if sizes.rounds > 1 else "One round"
     how = HOW.format(cores=os.cpu_count(), seconds=sizes.seconds, missing=left_out, rounds=several)
@@ -107,11 +131,13 @@ async def run(options: Options) -> Result:
         *(_table(callers, rounds) for callers, rounds in chats.items()),
         _memory_table(memory),
         _stream_table(streams, held, sizes),
+        *(_door_table(how, rounds, sizes) for how, rounds in doors.items()),
     ]
     shown = chats[16]
     bars = [(n, Spread.of([each[n].cpu_ms for each in shown]).median) for n in memory]
     chart = Bars("CPU of the service for one request, 16 callers", "milliseconds", bars)
     data = {"chats": chats, "memory": memory, "streams": streams, "memory_of_streams": held}
+    data["doors"] = doors
     return Result("serve", how, tables, chart, data)
 
 
@@ -153,7 +179,8 @@ async def _ordered(
     load: LoadProcess, service: Running, kind: str, order: Mapping[str, Any]
 ) -> Asked:
     before = service.processes.cpu_seconds() if service.processes else 0.0
-    came = await load.order(kind, url=service.url, headers=_headers(service), model=MODEL, **order)
+    given = {"url": service.url, "headers": _headers(service), "model": MODEL, **order}
+    came = await load.order(kind, **given)
     after = service.processes.cpu_seconds() if service.processes else 0.0
     latencies = came["latencies"] or [0.0]  # no answer at all
     return Asked(
@@ -204,6 +231,44 @@ async def _streams(
             return rounds, _memory(services)
 
 
+# ── the doors ────────────────────────────────────────────────────────────────────────────────
+
+
+async def _doors(load: LoadProcess, sizes: Sizes) -> dict[str, list[Round]]:
+    """Ask each endpoint for the same, whole and streamed, in front of each kind of provider."""
+    whole = {"callers": 16, "seconds": sizes.door_seconds, "text": TEXT}
+    streamed = {"streams": sizes.door_streams, "text": text_of(PIECES)}
+    script = f"chunks-{PIECES}-pause-{DOOR_PAUSE_MS}"
+    async with Servers.started() as servers:
+        rounds = {
+            "whole": await _through_doors(load, servers.roots["primary"], "loop", whole, sizes)
+        }
+    with vendor_running("benchmarks.stream_server") as ports:
+        vendor = f"http://127.0.0.1:{ports['vendor']}/{script}"
+        rounds["streamed"] = await _through_doors(load, vendor, "streams", streamed, sizes)
+    return rounds
+
+
+async def _through_doors(
+    load: LoadProcess, vendor: str, kind: str, order: Mapping[str, Any], sizes: Sizes
+) -> list[Round]:
+    async with running(every_lane, vendor) as service:
+
+        async def ask(lane: str, dialect: str) -> Asked:
+            root = service.url.removesuffix(DIALECTS["chat"].path)
+            door = dataclasses.replace(service, url=root + DIALECTS[dialect].path)
+            model = {"model": LANES[lane], "dialect": dialect}
+            return await _ordered(load, door, kind, {**order, **model})
+
+        pairs = [(lane, dialect) for lane in LANES for dialect in DIALECTS]
+        for pair in pairs:
+            await ask(*pair)  # what is loaded late, and what is learned of the server
+        return [
+            {f"{lane}: {dialect}": await ask(lane, dialect) for lane, dialect in pairs}
+            for _ in range(sizes.rounds)
+        ]
+
+
 # ── what is shown ────────────────────────────────────────────────────────────────────────────
 
 
@@ -228,6 +293,33 @@ def _row(name: str, rounds: Sequence[Round]) -> list[str]:
     ]
     cpu = Spread.of([each.cpu_ms for each in mine])
     return [name, rate, p50, *(each.show() for each in added), cpu.show(), *counts]
+
+
+def _door_table(how: str, rounds: Sequence[Round], sizes: Sizes) -> Table:
+    title = DOORS[how].format(
+        seconds=sizes.door_seconds, streams=sizes.door_streams, pieces=PIECES, pause=DOOR_PAUSE_MS
+    )
+    rows = []
+    for lane in LANES:
+        for dialect, spoken in DIALECTS.items():
+            mine = [each[f"{lane}: {dialect}"] for each in rounds]
+            base = [each[f"{lane}: chat"] for each in rounds]
+            ratios = Spread.of([m.cpu_ms / b.cpu_ms for m, b in zip(mine, base, strict=True)])
+            met = "met" if ratios.median <= DOOR_TARGET else "missed"
+            way = "as it is" if (lane, dialect) in NATIVE else "translated"
+            cpu = Spread.of([each.cpu_ms for each in mine])
+            compared = ["", "", ""] if dialect == "chat" else [way, ratios.show(), met]
+            shown = [f"`{spoken.path}`", cpu.show(), *compared]
+            rows.append([lane, *shown, str(_errors(mine))])
+    columns = [
+        "provider",
+        "endpoint",
+        "goes",
+        "CPU ms per request",
+        "ratio",
+        f"under {DOOR_TARGET}x",
+    ]
+    return Table(title, [*columns, "errors"], rows)
 
 
 def _errors(asked: Sequence[Asked]) -> int:

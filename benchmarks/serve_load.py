@@ -13,7 +13,8 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,13 +64,61 @@ class LoadProcess:
         return came
 
 
-def _payload(model: str, **more: Any) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one protocol says the same.
+
+    Attributes:
+        path: Of its endpoint.
+        body: The request for a prompt, beside model and stream.
+        text: The text of a whole answer.
+        piece: The text of an event of a stream, if it has any.
+        end: What the last event is.
+    """
+
+    path: str
+    body: Callable[[str], dict[str, Any]]
+    text: Callable[[Any], str]
+    piece: Callable[[Any], str]
+    end: str
+
+
+def _messages(prompt: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": prompt}]}
+
+
+def _chat_piece(event: Any) -> str:
+    return "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
+
+
+DIALECTS = {
+    "chat": Dialect(
+        "/v1/chat/completions",
+        _messages,
+        lambda answer: answer["choices"][0]["message"]["content"],
+        _chat_piece,
+        "[DONE]",
+    ),
+    "messages": Dialect(
+        "/v1/messages",
+        lambda prompt: {**_messages(prompt), "max_tokens": 4096},
+        lambda answer: answer["content"][0]["text"],
+        lambda event: event["delta"]["text"] if event["type"] == "content_block_delta" else "",
+        "message_stop",
+    ),
+    "responses": Dialect(
+        "/v1/responses",
+        lambda prompt: {"input": prompt},
+        lambda answer: answer["output"][-1]["content"][0]["text"],
+        lambda event: event["delta"] if event["type"] == "response.output_text.delta" else "",
+        "response.completed",
+    ),
+}
+
+
+def _payload(dialect: Dialect, model: str, **more: Any) -> bytes:
     prompt = f"What is {next(_numbers)} plus two? Answer in one sentence, and say why that is so."
-    return json.dumps({"model": model, "messages": [_user(prompt)], **more}).encode()
-
-
-def _user(prompt: str) -> dict[str, str]:
-    return {"role": "user", "content": prompt}
+    return json.dumps({"model": model, **dialect.body(prompt), **more}).encode()
 
 
 # ── a closed loop ────────────────────────────────────────────────────────────────────────────
@@ -83,8 +132,10 @@ async def _loop(
     text: str,
     callers: int,
     seconds: float,
+    dialect: str = "chat",
 ) -> dict[str, Any]:
     """Callers that ask again as soon as they are answered."""
+    spoken = DIALECTS[dialect]
     latencies: list[float] = []
     sent = 0
     errors: dict[str, int] = {}
@@ -94,13 +145,13 @@ async def _loop(
         sent += 1
         began = time.perf_counter()
         try:
-            async with session.post(url, data=_payload(model)) as answer:
+            async with session.post(url, data=_payload(spoken, model)) as answer:
                 body = await answer.read()
                 what = "" if answer.status == 200 else f"{answer.status}: {body[:200]!r}"
         except (aiohttp.ClientError, TimeoutError) as error:
             what = repr(error)
         took = time.perf_counter() - began
-        if not what and json.loads(body)["choices"][0]["message"]["content"] != text:
+        if not what and spoken.text(json.loads(body)) != text:
             what = "another text"
         if what:
             errors[what] = errors.get(what, 0) + 1
@@ -126,15 +177,22 @@ async def _loop(
 
 
 async def _streams(
-    session: aiohttp.ClientSession, *, url: str, model: str, text: str, streams: int
+    session: aiohttp.ClientSession,
+    *,
+    url: str,
+    model: str,
+    text: str,
+    streams: int,
+    dialect: str = "chat",
 ) -> dict[str, Any]:
     """So many streams, all begun at once, each read to its end and looked at after all."""
+    spoken = DIALECTS[dialect]
     firsts: list[float] = []
 
     async def read() -> bytes | str:
         """The body, or what went wrong."""
         began = time.perf_counter()
-        payload = _payload(model, stream=True)
+        payload = _payload(spoken, model, stream=True)
         try:
             async with session.post(url, data=payload) as answer:
                 if answer.status != 200:
@@ -153,20 +211,18 @@ async def _streams(
     elapsed = time.perf_counter() - began
     errors: dict[str, int] = {}
     for body in read_all:
-        what = body if isinstance(body, str) else _wrong(body, text)
+        what = body if isinstance(body, str) else _wrong(spoken, body, text)
         if what:
             errors[what] = errors.get(what, 0) + 1
     return {"sent": streams, "seconds": elapsed, "latencies": firsts, "errors": errors}
 
 
-def _wrong(body: bytes, text: str) -> str:
+def _wrong(dialect: Dialect, body: bytes, text: str) -> str:
     """What is wrong with a stream, if anything."""
     events = [line[6:] for line in body.decode().split("\n") if line.startswith("data: ")]
-    if not events or events[-1].strip() != "[DONE]":
-        return "no [DONE]"
-    said = [json.loads(event) for event in events[:-1]]
-    deltas = [choice["delta"] for each in said for choice in each.get("choices", ())]
-    whole = "".join(delta.get("content") or "" for delta in deltas)
+    if not events or dialect.end not in events[-1]:
+        return f"no {dialect.end}"
+    whole = "".join(dialect.piece(json.loads(event)) for event in events if event != "[DONE]")
     return "" if whole == text else "another text"
 
 

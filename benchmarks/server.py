@@ -50,6 +50,23 @@ ANTHROPIC = {
     "stop_sequence": None,
     "usage": {"input_tokens": 20, "output_tokens": 25},
 }
+RESPONSES = {
+    "id": "resp_1",
+    "object": "response",
+    "created_at": 1760000000,
+    "status": "completed",
+    "model": "gpt-4o-mini",
+    "output": [
+        {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "status": "completed",
+            "content": [{"type": "output_text", "text": TEXT, "annotations": []}],
+        }
+    ],
+    "usage": {"input_tokens": 20, "output_tokens": 25, "total_tokens": 45},
+}
 GEMINI = {
     "candidates": [
         {
@@ -126,6 +143,8 @@ class Upstream:
         if request.transport is not None and request.transport not in self._open:
             self._open = {t for t in self._open if not t.is_closing()} | {request.transport}
         await request.read()
+        if chat_only(request.path):
+            raise web.HTTPNotFound
         self.received += 1
         if self.mode in FAILURES:
             status, body, headers = FAILURES[self.mode]
@@ -150,9 +169,19 @@ def reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
+CHAT_ONLY = "chat-only"
+"""A folder of the address: a server there has no `/responses`."""
+
+
+def chat_only(path: str) -> bool:
+    return f"/{CHAT_ONLY}/" in path and not path.endswith("/chat/completions")
+
+
 def wire_of(path: str) -> str:
     if path.endswith("/messages"):
         return "ANTHROPIC"
+    if path.endswith("/responses"):
+        return "RESPONSES"
     return "GEMINI" if path.endswith(":generateContent") else "OPENAI"
 
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from benchmarks.server import chat_only
 
 WORDS = (" The", " answer", " is", " of", " course", " four", ",", " as", " everybody", " knows")
 HEAD = (
@@ -92,6 +95,48 @@ def _anthropic(words: Sequence[str]) -> list[bytes]:
     ]
 
 
+def _responses(words: Sequence[str]) -> list[bytes]:
+    numbers = itertools.count()
+
+    def event(kind: str, **fields: Any) -> bytes:
+        return _event({"type": kind, "sequence_number": next(numbers), **fields}, kind)
+
+    def response(status: str, **fields: Any) -> dict[str, Any]:
+        return {
+            "id": "resp_68c9f0",
+            "object": "response",
+            "created_at": 1760000000,
+            "status": status,
+            "model": "gpt-4o-mini-2024-07-18",
+            "output": [],
+            "usage": None,
+            **fields,
+        }
+
+    def item(status: str, *content: dict[str, Any]) -> dict[str, Any]:
+        head = {"id": name, "type": "message", "role": "assistant"}
+        return {**head, "status": status, "content": list(content)}
+
+    name, text = "msg_68c9f1", "".join(words)
+    place = {"item_id": name, "output_index": 0, "content_index": 0}
+    begun = {"type": "output_text", "text": "", "annotations": []}
+    said, done = {**begun, "text": text}, "response.output_item.done"
+    whole = item("completed", said)
+    count = len(words)
+    usage = {"input_tokens": 20, "output_tokens": count, "total_tokens": count + 20}
+    return [
+        event("response.created", response=response("in_progress")),
+        event("response.in_progress", response=response("in_progress")),
+        event("response.output_item.added", output_index=0, item=item("in_progress")),
+        event("response.content_part.added", **place, part=begun),
+        *(event("response.output_text.delta", **place, delta=word) for word in words),
+        event("response.output_text.done", **place, text=text),
+        event("response.content_part.done", **place, part=said),
+        event(done, output_index=0, item=whole),
+        event("response.completed", response=response("completed", output=[whole], usage=usage)),
+    ]
+
+
 def _gemini(words: Sequence[str]) -> list[bytes]:
     def event(place: int, word: str) -> bytes:
         candidate: dict[str, Any] = {
@@ -118,8 +163,13 @@ def _gemini(words: Sequence[str]) -> list[bytes]:
     return [event(place, word) for place, word in enumerate(words, 1)]
 
 
-_WIRES = {"messages": _anthropic, "gemini": _gemini, "openai": _openai}
-_FIRST = {"messages": 4, "gemini": 1, "openai": 2}
+_WIRES = {
+    "messages": _anthropic,
+    "gemini": _gemini,
+    "openai": _openai,
+    "responses": _responses,
+}
+_FIRST = {"messages": 4, "gemini": 1, "openai": 2, "responses": 5}
 """Events up to and with the first content."""
 
 
@@ -168,7 +218,9 @@ class _Connection(asyncio.Protocol):
         self._received = b""
         asked = _PATH.match(head)
         assert self._transport is not None
-        if asked is None:  # litellm's proxy wants to know which models there are
+        if asked is None or chat_only(
+            asked[3].decode()
+        ):  # litellm's proxy wants to know which models there are
             self._transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
             return
         script = _script(_wire(asked[3]), int(asked[1]))
@@ -189,6 +241,8 @@ class _Connection(asyncio.Protocol):
 def _wire(path: bytes) -> str:
     if path.endswith(b"/messages"):
         return "messages"
+    if path.endswith(b"/responses"):
+        return "responses"
     return "gemini" if b":streamGenerateContent" in path else "openai"
 
 

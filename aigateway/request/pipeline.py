@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Coroutine
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -44,7 +45,7 @@ from aigateway.telemetry.recorder import RequestRecord, RequestRecorder
 from aigateway.tokens import estimated_tokens
 from aigateway.wires.parameters import HINTS
 
-__all__ = ["Pipeline"]
+__all__ = ["ClosedByUs", "Pipeline"]
 
 _TOOLS = frozenset({"functions", "tools"})
 
@@ -72,9 +73,11 @@ class Pipeline:
         self._failovers = Failovers(settings, context)
         self._coalescer: Coalescer[Served[Completion]] = Coalescer()
 
-    async def chat(self, request: ChatRequest) -> ChatResponse:
-        """Answer one request."""
-        with self._recorder.open(request, request.agent) as record:
+    async def chat(
+        self, request: ChatRequest, within: AbstractContextManager[RequestRecord] | None = None
+    ) -> ChatResponse:
+        """Answer one request; `within` is its record, if it has one already."""
+        with within or self._recorder.open(request, request.agent) as record:
             deadline = record.began + self._seconds(request)
             key = await self._key(request)
             if key is None:
@@ -92,9 +95,13 @@ class Pipeline:
                 return stale
             return self._answered(request, record, served, joined=joined)
 
-    async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
-        """Embed texts; not cached."""
-        with self._recorder.open(request, None) as record:
+    async def embed(
+        self,
+        request: EmbeddingRequest,
+        within: AbstractContextManager[RequestRecord] | None = None,
+    ) -> EmbeddingResponse:
+        """Embed texts; not cached. `within` is as for `chat`."""
+        with within or self._recorder.open(request, None) as record:
             deadline = record.began + self._seconds(request)
             state = RequestState(
                 request,
@@ -114,20 +121,24 @@ class Pipeline:
             )
 
     async def stream(
-        self, request: ChatRequest, resume: Resume | None, outcome: StreamOutcome
+        self,
+        request: ChatRequest,
+        resume: Resume | None,
+        outcome: StreamOutcome,
+        within: AbstractContextManager[RequestRecord] | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of one stream; after the content, `outcome` has the response.
 
-        Streams are not coalesced: each caller reads at its own pace.
+        Streams are not coalesced: each caller reads at its own pace. `within` is as for `chat`.
         """
-        with self._recorder.open(request, request.agent, streamed=True) as record:
+        with within or self._recorder.open(request, request.agent, streamed=True) as record:
             key = await self._key(request)
             response = self._from_cache(key, request, record)
             if response is None:
                 run = self._stream_run(request, resume, record)
                 try:
                     async with contextlib.aclosing(run.chunks()) as chunks:
-                        async for chunk in _ClosedByUs(chunks):
+                        async for chunk in ClosedByUs(chunks):
                             outcome.opening = run.opening
                             yield chunk
                     response = self._streamed(key, request, record, run)
@@ -348,7 +359,7 @@ class Pipeline:
         )
 
 
-class _ClosedByUs:
+class ClosedByUs:
     """Iterates over an asynchronous generator that the event loop does not register.
 
     A loop that ends closes all registered generators. A generator that is closed by the one around

@@ -25,7 +25,10 @@ class GatewaySettings(TableSettings):
     """
 
     table = "gateway"
-    _broken_json = f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object"
+    _broken_json = (
+        f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object; "
+        f"middleware: {PREFIX}MIDDLEWARE must be a JSON list"
+    )
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     timeout: Seconds = 60.0
@@ -115,6 +118,11 @@ class GatewaySettings(TableSettings):
     """Longest prompt, in bytes of its messages as UTF-8 JSON."""
     log_prompts: bool = False
     """Whether prompts and answers are written to the log."""
+    middleware: tuple[str, ...] = ()
+    """Middleware by import path, such as "package.module:name", in order; in the environment a JSON
+    list. `AsyncGateway(middleware=...)` takes precedence."""
+    middleware_timeout: Seconds = 5.0
+    """Seconds that one call of a middleware may take; then the request fails."""
 
     @model_validator(mode="after")
     def _leave_room_for_failover(self) -> Self:

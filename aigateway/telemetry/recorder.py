@@ -316,6 +316,10 @@ class RequestRecord:
         self._outcome = "stale" if stale else "hit"
         self._provider, self._answer = provider, answer
 
+    def changed(self, answer: TracedAnswer) -> None:
+        """Note that the caller gets its answer in this form."""
+        self._answer = answer
+
     def __enter__(self) -> Self:
         self._recorder.counters.total += 1
         return self

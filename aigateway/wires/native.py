@@ -6,6 +6,7 @@ what it cost, and whether it is an answer. Unknown fields pass in both direction
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -80,7 +81,12 @@ class NativeReading(StreamReading):
     @property
     def native(self) -> NativeAnswer:
         """See `StreamReading`."""
-        return NativeAnswer(self.protocol, events=(*self._held, *self._missing_end()))
+        body = b""
+        if self.assembly.finished:
+            with contextlib.suppress(Exception):  # then it is written from what was read
+                whole = self._whole()
+                body = b"" if whole is None else orjson.dumps(whole)
+        return NativeAnswer(self.protocol, body, (*self._held, *self._missing_end()))
 
     def take(self, events: Iterable[Event]) -> list[Chunk]:
         """Read what came, and return its content."""
@@ -102,6 +108,9 @@ class NativeReading(StreamReading):
     def _pass(self) -> None:
         """Hand on an event that says nothing to a chat."""
         self._chunks.append(Chunk())
+
+    def _whole(self) -> Any:
+        """Return the whole answer, once it has come to its end; None if it cannot be made."""
 
     def _missing_end(self) -> Iterable[bytes]:
         """Return the events with which the stream has to end, if they did not come."""

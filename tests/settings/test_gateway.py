@@ -45,6 +45,8 @@ def test_setting_defaults() -> None:
         "cache_ttl_seconds": 3600,
         "cache_max_entries": 1000,
         "agent_ttls": {},
+        "middleware": (),
+        "middleware_timeout": 5.0,
         "stale_if_error_seconds": 0,
         "max_concurrency": 256,
         "max_queue": 10_000,

@@ -280,6 +280,24 @@ async def test_the_events_of_a_stream_come_as_they_are(vendors, protocol):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_a_whole_answer_over_a_stream_is_put_together(vendors, protocol):
+    kind, _, _, events = PROTOCOLS[protocol]
+    (vendor,) = await vendors(1)
+    vendor.replies = [events]
+    async with AsyncGateway([config(kind, vendor)], chat_over_stream=True) as gateway:
+        got = await call(gateway, protocol, BODIES[protocol])
+        assert vendor.last[2]["stream"] is True
+        if protocol == "responses":
+            assert got.body == RESPONSE
+        else:
+            content = [
+                {"type": "text", "text": "Hello"},
+                {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": 1}},
+            ]
+            assert got.body == {**MESSAGE, "content": content}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_failover_before_the_first_content(vendors, protocol, streamed):
     kind, _, answer, events = PROTOCOLS[protocol]

@@ -32,6 +32,7 @@ from aigateway.errors import (
     DeadlineExceededError,
     FailureKind,
     GatewayError,
+    MiddlewareFailedError,
     NoProvidersError,
     OverloadedError,
     ProviderFailure,
@@ -139,6 +140,7 @@ _FORMS: tuple[tuple[type[GatewayError], int, str, str | None], ...] = (
     (OverloadedError, 503, "server_error", "overloaded"),
     (DeadlineExceededError, 504, "server_error", "deadline_exceeded"),
     (NoProvidersError, 503, "server_error", "no_providers"),
+    (MiddlewareFailedError, 500, "server_error", "middleware_failed"),
     (GatewayError, 503, "server_error", "unavailable"),
 )
 
@@ -170,7 +172,7 @@ def refusal_of(error: Exception) -> Refusal:
     for form, status, kind, code in _FORMS:
         if isinstance(error, form):
             return Refusal(
-                status,
+                getattr(error, "status", status),
                 str(error),
                 kind,
                 code or getattr(error, "code", None),

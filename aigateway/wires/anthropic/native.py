@@ -12,6 +12,7 @@ from aigateway.wires.answers import empty_answer_kind, usage_from
 from aigateway.wires.anthropic import ANTHROPIC_ENDS
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import ThinkingKeeper, signed_blocks
+from aigateway.wires.json_bodies import parsed
 from aigateway.wires.native import NativeProtocol, NativeReading
 from aigateway.wires.tool_calls import CallPiece
 from aigateway.wires.wire import BrokenOffError, end_of
@@ -33,7 +34,9 @@ class MessagesReading(NativeReading):
     def __init__(self, model: str, expected: int = 1) -> None:
         super().__init__(model, expected)
         self._thinking = ThinkingKeeper()
-        self._tools: dict[Any, CallPiece] = {}
+        self._tools: set[Any] = set()
+        self._message: dict[str, Any] = {}  # the whole one, as far as it has come
+        self._blocks: dict[Any, _Block] = {}
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         kind = event.get("type")
@@ -47,11 +50,13 @@ class MessagesReading(NativeReading):
             self._stop(event)
         elif kind == "message_start":
             message = event["message"]
+            self._message = dict(message)
             self.assembly.id = str(message.get("id") or "")
             self.assembly.model = str(message.get("model") or self.assembly.model)
             self._add_count(message.get("usage"))
         elif kind == "message_delta":
             self._add_count(event.get("usage"))
+            self._message |= event["delta"]
             ending = end_of(ANTHROPIC_ENDS, event["delta"].get("stop_reason"))
             self._finish(0, ending, sure=True)
         elif kind == "message_stop":
@@ -59,12 +64,13 @@ class MessagesReading(NativeReading):
 
     def _start(self, event: Mapping[str, Any], block: Mapping[str, Any]) -> None:
         kind, index = block.get("type"), event.get("index")
+        self._blocks[index] = _Block(block)
         self._thinking.take(event)
         if kind == "tool_use":
             given = block.get("input")
             said = json.dumps(given) if given and isinstance(given, Mapping) else ""
             piece = CallPiece(index, str(block["id"]), str(block["name"]), said, "function")
-            self._tools[index] = piece
+            self._tools.add(index)
             self._emit(Chunk(tool_calls=self._read_calls(0, [piece])))
         elif kind == "text" and block.get("text"):
             self._emit(Chunk(block["text"]))
@@ -75,6 +81,8 @@ class MessagesReading(NativeReading):
 
     def _add(self, event: Mapping[str, Any], delta: Mapping[str, Any]) -> None:
         kind, index = delta.get("type"), event.get("index")
+        if index in self._blocks:
+            self._blocks[index].add(delta)
         if kind == "text_delta":
             if delta["text"]:
                 self._emit(Chunk(delta["text"]))
@@ -99,6 +107,12 @@ class MessagesReading(NativeReading):
         elif self.begun:
             self._pass()
 
+    def _whole(self) -> Any:
+        blocks = [self._blocks[index].whole() for index in self._blocks]
+        usage = self._message.get("usage")
+        counted = {**usage, **self._counted} if isinstance(usage, Mapping) else self._counted
+        return {**self._message, "content": blocks, "usage": counted}
+
     def _missing_end(self) -> Iterable[bytes]:
         return () if self.over else (b'event: message_stop\ndata: {"type":"message_stop"}\n\n',)
 
@@ -118,6 +132,41 @@ class MessagesReading(NativeReading):
 
 
 _WRITTEN = "cache_creation_input_tokens"
+_TEXTS = {"input_json_delta": "partial_json", "signature_delta": "signature"}
+_TEXTS |= {"text_delta": "text", "thinking_delta": "thinking"}
+"""The field of a delta that continues the text of a block."""
+
+
+class _Block:
+    """A block of a message whose deltas are arriving."""
+
+    __slots__ = ("_begun", "_cited", "_texts")
+
+    def __init__(self, begun: Mapping[str, Any]) -> None:
+        self._begun = dict(begun)
+        self._texts: dict[str, list[str]] = {}
+        self._cited: list[Any] = []
+
+    def add(self, delta: Mapping[str, Any]) -> None:
+        """Take in a delta; one of an unknown kind changes nothing."""
+        name = _TEXTS.get(str(delta.get("type")))
+        if name is not None:
+            self._texts.setdefault(name, []).append(str(delta.get(name) or ""))
+        elif delta.get("type") == "citations_delta":
+            self._cited.append(delta.get("citation"))
+
+    def whole(self) -> dict[str, Any]:
+        """Return the block as a whole message has it."""
+        block = dict(self._begun)
+        for name, pieces in self._texts.items():
+            text = "".join(pieces)
+            if name == "partial_json":
+                block["input"] = parsed(text.encode()) if text else block.get("input") or {}
+            else:
+                block[name] = str(block.get(name) or "") + text
+        if self._cited:
+            block["citations"] = [*(block.get("citations") or ()), *self._cited]
+        return block
 
 
 class MessagesProtocol(NativeProtocol):

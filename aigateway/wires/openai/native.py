@@ -62,6 +62,10 @@ class ResponsesReading(NativeReading):
     """One stream of events, from `response.created` to `response.completed`."""
 
     protocol = "responses"
+    _last: Any = None
+
+    def _whole(self) -> Any:
+        return self._last
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         kind = str(event.get("type") or name.decode("ascii", "replace"))
@@ -85,6 +89,7 @@ class ResponsesReading(NativeReading):
             calls = any(item.get("type") in _CALLS for item in _items(response))
             self._finish(0, _ending(response, calls=calls), sure=True)
             self.has_more = any(item.get("type") not in _OF_A_CHAT for item in _items(response))
+            self._last = response
             self.over = True
 
     def _start(self, event: Mapping[str, Any]) -> None:

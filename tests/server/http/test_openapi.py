@@ -60,6 +60,11 @@ def url():
     thread.join(PATIENCE)
 
 
+REFERRING = ("/v1/messages", "/v1/responses")
+"""Calls and their results refer to one another, and some tools need a vendor that runs them, which
+no schema says: a body may fit and still be refused."""
+
+
 @pytest.fixture
 def held(url, request):
     """Holds endpoints against what is documented of them."""
@@ -99,8 +104,15 @@ def test_those_that_look(held):
         held("GET", path, GenerationMode.POSITIVE)
 
 
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-@pytest.mark.parametrize("path", ASKING[:3])
+@pytest.mark.parametrize(
+    ("path", "mode"),
+    [
+        pytest.param(path, mode, id=f"{path}-{mode.value}")
+        for path in ASKING
+        for mode in GenerationMode
+        if not (path.startswith(REFERRING) and mode is GenerationMode.POSITIVE)
+    ],
+)
 def test_those_that_ask(held, path, mode):
     held("POST", path, mode)
 

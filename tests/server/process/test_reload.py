@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -197,6 +198,33 @@ class TestSettings:
             assert out.exception() is not None
             (status,) = desk.service.gateway.providers
             assert status.circuit_state is CircuitState.OPEN
+
+    async def test_middleware_changes_and_one_that_cannot_work_is_refused(
+        self, simulator, tmp_path, monkeypatch, caplog
+    ):
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.chdir(tmp_path)
+        for name in ("one", "two"):
+            (tmp_path / f"guards_{name}.py").write_text(
+                "class Guard:\n    async def before(self, request):\n"
+                f"        return request.map_texts(lambda text: 'from {name}')\n"
+            )
+        vendor = provider(simulator.openai)
+
+        def configured(path):
+            return f'[gateway]\nmiddleware = ["{path}"]\n{vendor}'
+
+        async with desk_with(configured("guards_one:Guard")) as desk:
+            await desk.ask("a", cache=False)
+            assert await desk.now(configured("guards_two:Guard"))
+            await desk.ask("b", cache=False)
+            assert not await desk.now(configured("guards_two:NoGuard"))
+            await desk.ask("c", cache=False)
+            assert await desk.now(vendor)
+            await desk.ask("d", cache=False)
+        sent = [request.body["messages"][0]["content"] for request in simulator.openai.received]
+        assert sent == ["from one", "from two", "from two", "d"]
+        assert "guards_two has no NoGuard" in caplog.text
 
     async def test_one_that_is_in_use_takes_over_nobody(self, simulator):
         async with desk_with(provider(simulator.openai)) as desk:

@@ -49,6 +49,9 @@ _MARK = "aigw"
 _MOST_CALLS = 2048
 """Tool calls of a conversation, as in a chat."""
 
+_MOST_TOOLS = 1024
+"""Functions of a request, likewise."""
+
 _NEEDS_STORAGE = {
     "previous_response_id": "send the whole conversation in input",
     "conversation": "send the whole conversation in input",
@@ -56,6 +59,13 @@ _NEEDS_STORAGE = {
     "background": "wait for the answer, or stream it",
 }
 """Fields for which OpenAI has to store something, and what to do without."""
+
+
+def _dumped(value: Any, path: str) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # a parser takes more than a writer
+        refuse_field(path, "is nested too deeply")
 
 
 def _only(what: str, instead: str) -> str:
@@ -218,6 +228,8 @@ class _Tools:
         key = (tool.namespace, tool.name)
         if key in self.names:
             return  # a search has found it before
+        if len(self.declared) >= _MOST_TOOLS:
+            refuse_field("tools", f"must have at most {_MOST_TOOLS:,} functions")
         name = _flat(*key)
         if name in self.by_name:
             name = _hashed(*key)
@@ -287,6 +299,9 @@ def _hashed(namespace: str | None, name: str) -> str:
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
+_REPEATED = ("metadata", "text", "tool_choice", "tools")
+"""Fields with values of any kind that a Response repeats."""
+
 _SAME_IN_A_CHAT = (
     "parallel_tool_calls",
     "prompt_cache_key",
@@ -301,6 +316,9 @@ _SAME_IN_A_CHAT = (
 
 def _read(body: _Json, headers: Mapping[str, str]) -> ResponsesRequest:
     fit_fields("responses", body)
+    for name in _REPEATED:
+        if body.get(name) is not None:
+            _dumped(body[name], name)
     fields = (_only(name, instead) for name, instead in _NEEDS_STORAGE.items() if body.get(name))
     only = next(fields, None)
     tools = _Tools()
@@ -424,7 +442,9 @@ class _Conversation:
         self._said: list[str] = []
         self._refused: list[str] = []
         self._called: list[_Json] = []
-        self._thought: _Json = {}
+        self._thought: dict[str, list[Any]] = {
+            n: [] for n in ("thinking", "signatures", "reasoning")
+        }
         self._missing: int | None = None  # where an own message is referred to
 
     def read(self, items: Sequence[_Json]) -> None:
@@ -438,7 +458,7 @@ class _Conversation:
             elif kind in _RESULTS:
                 self._end_turn()
             elif kind in _CALLS:
-                self._call(kind, item)
+                self._call(kind, item, f"input[{index}]")
             elif kind == "item_reference":
                 self._refer(item["id"], index)
             elif kind not in _LEFT_OUT and not _is_own(item.get("id")):
@@ -487,10 +507,10 @@ class _Conversation:
     def _result(self, item: _Json, index: int) -> Any:
         if item["type"] == "tool_search_output":
             names = [self._tools.name_of(n, s) for n, s in _names_in(item["tools"])]
-            return json.dumps({"tools": names})
+            return _dumped({"tools": names}, "input")
         output = item.get("output")
         if item["type"] == "shell_call_output":
-            return json.dumps(output)
+            return _dumped(output, f"input[{index}].output")
         if output is None:
             return str(item.get("status") or "")
         if isinstance(output, str):
@@ -526,7 +546,7 @@ class _Conversation:
         parts = self._parts([p for p in content if p["type"] != "refusal"], path)
         self._said += [text for text in [_joined(parts, "")] if text]
 
-    def _call(self, kind: str, item: _Json) -> None:
+    def _call(self, kind: str, item: _Json, path: str) -> None:
         if item.get("call_id") is None:
             return  # a search that OpenAI has made
         if kind in {"function_call", "custom_tool_call"}:
@@ -534,7 +554,10 @@ class _Conversation:
         else:
             name = self._tools.name_of(kind.removesuffix("_call"), _CLIENTS)
         given = _CALLS[kind](item)
-        called = {"name": name, "arguments": given if isinstance(given, str) else json.dumps(given)}
+        called = {
+            "name": name,
+            "arguments": given if isinstance(given, str) else _dumped(given, path),
+        }
         self._calls += 1
         if self._calls > _MOST_CALLS:
             refuse_field("input", f"must have at most {_MOST_CALLS:,} tool calls")
@@ -549,19 +572,23 @@ class _Conversation:
         begins = thoughts.get("thinking") or thoughts.get("reasoning")
         if begins and (self._said or self._refused) and not self._called:
             self._end_turn()
-        blocks = thoughts.get("thinking")
-        if isinstance(blocks, list):
-            known = self._thought.setdefault("thinking_blocks", [])
-            known += [block for block in blocks if isinstance(block, dict)]
-        if isinstance(thoughts.get("reasoning"), str):
-            before = self._thought.get("reasoning_content", "")
-            self._thought["reasoning_content"] = before + thoughts["reasoning"]
-        if isinstance(thoughts.get("signatures"), list):
-            beside = self._thought.setdefault(
-                "provider_specific_fields", {"thought_signatures": []}
-            )
-            given = [s for s in thoughts["signatures"] if isinstance(s, str)]
-            beside["thought_signatures"] += given
+        for name, known in self._thought.items():
+            given = thoughts.get(name)
+            known += given if isinstance(given, list) else [given]
+
+    def _thoughts(self) -> _Json:
+        """Return what goes into the message, in the form that answers of a chat have."""
+        fields: _Json = {}
+        blocks = [block for block in self._thought["thinking"] if _is_block(block)]
+        signatures = [text for text in self._thought["signatures"] if isinstance(text, str)]
+        reasoning = [text for text in self._thought["reasoning"] if isinstance(text, str)]
+        if blocks:
+            fields["thinking_blocks"] = blocks
+        if reasoning:
+            fields["reasoning_content"] = "".join(reasoning)
+        if signatures:
+            fields["provider_specific_fields"] = {"thought_signatures": signatures}
+        return fields
 
     def _end_turn(self) -> None:
         """Write what the model has said, and the results of its calls."""
@@ -572,7 +599,7 @@ class _Conversation:
             message["content"] = "\n\n".join(self._said) or (None if self._called else "")
             if self._refused:
                 message["refusal"] = "".join(self._refused)
-            message |= self._thought
+            message |= self._thoughts()
             if self._called:
                 message["tool_calls"] = self._called
             self.messages.append(message)
@@ -619,6 +646,10 @@ class _Conversation:
         else:
             self._only(f"{path}.{where}", "send the data itself, as a data: URL")
         return None
+
+
+def _is_block(block: Any) -> bool:
+    return isinstance(block, dict) and all(isinstance(value, str) for value in block.values())
 
 
 def _joined(parts: Iterable[_Json], between: str) -> str:
@@ -1145,8 +1176,9 @@ class ResponsesWriter:
         output = self._output
         output.events = []
         if not output.written:
-            output.emit(b"response.created", b"", b"response", self._response)
-            output.emit(b"response.in_progress", b"", b"response", self._response)
+            begun = orjson.Fragment(event_json(self._response))
+            output.emit(b"response.created", b"", b"response", begun)
+            output.emit(b"response.in_progress", b"", b"response", begun)
         output.say(chunk)
         for delta in chunk.tool_calls:
             output.call(delta)

@@ -39,7 +39,8 @@ from aigateway.messages import (
     EmbeddingResponse,
     Origin,
 )
-from aigateway.protocols.anthropic_messages import MESSAGES
+from aigateway.protocols.anthropic_messages import MESSAGES, MESSAGES_COUNT
+from aigateway.protocols.openai_completions import COMPLETIONS
 from aigateway.protocols.openai_responses import RESPONSES
 from aigateway.protocols.protocol import (
     CallerProtocol,
@@ -62,6 +63,7 @@ from aigateway.routing.provider import Provider, ProviderStatus
 from aigateway.routing.stream import Resume
 from aigateway.settings import GatewaySettings, LLMConfig, load_providers
 from aigateway.telemetry.recorder import Emitter, RequestRecorder
+from aigateway.tokens import counted_tokens
 from aigateway.wires.client import VendorClient, VendorClientFactory
 from aigateway.wires.json_bodies import parsed
 
@@ -332,6 +334,25 @@ class AsyncGateway:
         """
         return self._event_stream(MESSAGES, body, headers, options)
 
+    def count_tokens(
+        self, body: Mapping[str, Any] | ReadRequest, *, model: str | None = None
+    ) -> int:
+        """Estimate the tokens of a request in Anthropic's Messages protocol, without a call.
+
+        Tokenizers differ between models. The estimate goes by the bytes of all texts and tools; a
+        picture, and a document, count as 1,500 tokens.
+
+        Args:
+            body: As for `messages`; `max_tokens` may be missing.
+            model: As for `chat`; None takes the body's.
+
+        Raises:
+            RequestRejectedError: The request is at fault.
+            UnknownModelError: No provider serves the model.
+        """
+        options: ProtocolOptions = {"model": model} if model is not None else {}
+        return counted_tokens(self._read(MESSAGES_COUNT, body, None, options)[1])
+
     async def responses(
         self,
         body: Mapping[str, Any] | ReadRequest,
@@ -366,6 +387,41 @@ class AsyncGateway:
             GatewayError: As `stream`.
         """
         return self._event_stream(RESPONSES, body, None, options)
+
+    async def completions(
+        self,
+        body: Mapping[str, Any] | ReadRequest,
+        **options: Unpack[ProtocolOptions],
+    ) -> ProtocolResponse:
+        """Complete a text in OpenAI's older protocol, at any provider.
+
+        A provider whose `operations` have "completions" gets the body as it is, with its own model
+        and key. At others the prompt is one message of a chat, and the answer to it the text.
+
+        Args:
+            body: The body of `POST /v1/completions`, with one prompt. `stream` in it is ignored.
+            **options: As for `chat`.
+
+        Raises:
+            GatewayError: As `chat`.
+        """
+        return await self._answer(COMPLETIONS, body, None, options)
+
+    def stream_completions(
+        self,
+        body: Mapping[str, Any] | ReadRequest,
+        **options: Unpack[ProtocolOptions],
+    ) -> ProtocolStream:
+        """Stream the completion of a text in OpenAI's older protocol.
+
+        Args:
+            body: As for `completions`.
+            **options: As for `stream`.
+
+        Raises:
+            GatewayError: As `stream`.
+        """
+        return self._event_stream(COMPLETIONS, body, None, options)
 
     async def _answer(
         self,
@@ -658,6 +714,11 @@ class AsyncGateway:
     def providers(self) -> tuple[ProviderStatus, ...]:
         """The current state of every provider, highest priority first."""
         return tuple(provider.status() for provider in self._roster)
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """Its hooks, as given."""
+        return self._emitter.hooks
 
     def add_provider(self, config: LLMConfig) -> None:
         """Add a provider, for requests from now on.

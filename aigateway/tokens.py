@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = [
     "USUAL_ANSWER",
     "answer_bytes",
     "answer_tokens",
+    "counted_tokens",
     "estimated_tokens",
     "prompt_size",
     "prompt_tokens",
@@ -26,6 +28,15 @@ USUAL_ANSWER = 256
 
 _PART = 256
 """Tokens of a message part that is not text: the cost of a small picture."""
+
+_BYTES = 3.8
+"""Bytes of a token in UTF-8: prose has more, code and other scripts have fewer."""
+
+_PICTURE = 1500
+"""Tokens of a picture of the largest size that Anthropic takes, or of a page of a document."""
+
+_FRAME = 4
+"""Tokens that a message takes besides its content."""
 
 _SENT_AS_TEXT = frozenset({"functions", "response_format", "tools"})
 """Parameters that vendors put into the prompt and count."""
@@ -45,6 +56,21 @@ def answer_tokens(request: ChatRequest) -> int | None:
     """Return the most tokens that the answer may have, or None if the request sets no limit."""
     bound = request.params.get("max_completion_tokens") or request.params.get("max_tokens")
     return bound if isinstance(bound, int) else None
+
+
+def counted_tokens(request: ChatRequest) -> int:
+    """Estimate the tokens of a prompt with its tools, for a caller who asks before sending it.
+
+    More exact than `prompt_tokens`, and not as fast.
+    """
+    size, _ = prompt_size(request)
+    parts = (part for message in request.messages for part in _parts(message))
+    media = sum(isinstance(part, Mapping) and not _is_written(part) for part in parts)
+    return math.ceil(size / _BYTES) + media * _PICTURE + len(request.messages) * _FRAME
+
+
+def _is_written(part: Mapping[str, Any]) -> bool:
+    return isinstance(part.get("text"), str)
 
 
 def prompt_size(request: ChatRequest | EmbeddingRequest) -> tuple[int, int]:

@@ -23,7 +23,7 @@ import typer
 
 from aigateway import AsyncGateway, LLMConfig
 from aigateway.cli import app
-from aigateway.server.http.app import create_app
+from aigateway.server.http.app import service_app
 from aigateway.server.process import serve as serving
 from aigateway.server.process.configuration import Configuration, read_configuration
 from tests.server.endpoints import with_endpoints
@@ -34,7 +34,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # else each supervisor looks through all that is loaded
     # What the command line starts is the service itself, with a few endpoints more.
-    made = functools.partial(serving.ServeOptions, make_app=with_endpoints(create_app))
+    made = functools.partial(serving.ServeOptions, make_app=with_endpoints(service_app))
     vars(serving)["ServeOptions"] = made
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for them
     print("loaded", flush=True)

@@ -19,7 +19,7 @@ import typer.main
 from pydantic import BaseModel
 
 import aigateway
-from aigateway import events, settings, simulator, telemetry, testing
+from aigateway import events, server, settings, simulator, telemetry, testing
 from aigateway.cli import app
 from aigateway.telemetry.prometheus import Prometheus
 
@@ -31,7 +31,7 @@ def described() -> list[str]:
     lines = [f"aigateway.{name}" for name in aigateway.__all__]
     for name in aigateway.__all__:
         lines += _described(name, getattr(aigateway, name))
-    for module in (events, settings, simulator, telemetry, testing):
+    for module in (events, server, settings, simulator, telemetry, testing):
         for name in module.__all__:
             lines += _described(f"{module.__name__}.{name}", getattr(module, name))
     lines += _metrics()

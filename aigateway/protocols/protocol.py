@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,7 +24,16 @@ __all__ = [
     "ProtocolStream",
     "ReadRequest",
     "ServerSentEvent",
+    "event_json",
 ]
+
+
+def event_json(value: Any) -> bytes:
+    """Write JSON. Half a character, which a vendor may have sent, goes on as an escape."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 class ProtocolOptions(TypedDict, total=False):
@@ -72,11 +82,7 @@ class ServerSentEvent:
     @classmethod
     def of(cls, name: str, data: Mapping[str, Any]) -> ServerSentEvent:
         """Write an event with a name and data in JSON."""
-        try:
-            body = orjson.dumps(data)
-        except orjson.JSONEncodeError:  # half a character, which a vendor may have sent
-            body = json.dumps(data, separators=(",", ":")).encode()
-        return cls(b"event: " + name.encode() + b"\ndata: " + body + b"\n\n")
+        return cls(b"event: " + name.encode() + b"\ndata: " + event_json(data) + b"\n\n")
 
     @property
     def name(self) -> str:
@@ -148,13 +154,28 @@ class ProtocolStream:
         self._protocol = protocol
         self._request = request
         self._request_id = request_id
-        self._events = self._written()
+        self._batches = self._by_chunk()
+        self._ready: deque[ServerSentEvent] = deque()
+        self.writer: EventWriter | None = None
+        """Writes the events; None before the first one."""
+        self.written = 0
+        """Events so far, with those that are ready."""
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> ServerSentEvent:
-        return await anext(self._events)
+        while not self._ready:
+            self._ready.extend(await anext(self._batches))
+        return self._ready.popleft()
+
+    def take_ready(self) -> bytes:
+        """Return the bytes of the events that came with the last one, and leave them out."""
+        if not self._ready:
+            return b""
+        raw = b"".join([event.raw for event in self._ready])
+        self._ready.clear()
+        return raw
 
     async def __aenter__(self) -> Self:
         return self
@@ -181,7 +202,7 @@ class ProtocolStream:
         """The whole answer, once the stream has come to its end; else raises `GatewayError`."""
         return self._stream.response
 
-    async def _written(self) -> AsyncGenerator[ServerSentEvent, None]:
+    async def _by_chunk(self) -> AsyncGenerator[Iterable[ServerSentEvent], None]:
         """Yield the provider's own events or, if it speaks another protocol, written ones."""
         writer: EventWriter | None = None
         is_native = False
@@ -190,18 +211,23 @@ class ProtocolStream:
                 if writer is None:
                     opening = self._stream.opening
                     assert opening is not None  # noqa: S101 - its first chunk is here
-                    writer = self._protocol.writer(opening, self._request, self._request_id)
+                    self.writer = writer = self._protocol.writer(
+                        opening, self._request, self._request_id
+                    )
                     is_native = bool(chunk.native_events)
-                for raw in chunk.native_events if is_native else ():
-                    yield ServerSentEvent(raw)
-                for event in () if is_native else writer.events(chunk):
-                    yield event
+                if is_native:
+                    yield self._counted(map(ServerSentEvent, chunk.native_events))
+                else:
+                    yield self._counted(writer.events(chunk))
             assert writer is not None  # noqa: S101 - every stream has a last chunk
             response = self._stream.response
             native = response.completion.native
             if is_native and native is not None:
-                for raw in native.events:
-                    yield ServerSentEvent(raw)
+                yield self._counted(map(ServerSentEvent, native.events))
             else:
-                for event in writer.end(response):
-                    yield event
+                yield self._counted(writer.end(response))
+
+    def _counted(self, events: Iterable[ServerSentEvent]) -> Sequence[ServerSentEvent]:
+        counted = list(events)
+        self.written += len(counted)
+        return counted

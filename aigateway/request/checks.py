@@ -9,7 +9,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -22,6 +22,7 @@ from aigateway.settings import suggestion
 __all__ = [
     "CheckedMessages",
     "build_validators",
+    "check_body",
     "check_extra_body",
     "check_headers",
     "check_inputs",
@@ -95,12 +96,11 @@ def _refuse_message(path: str, message: object) -> NoReturn:
     refuse_field(path, f"is {type(message).__name__}, not an object; {fix}")
 
 
-def fit_fields(form: Literal["chat", "plain", "embedding"], given: dict[str, Any]) -> None:
+def fit_fields(form: str, given: dict[str, Any]) -> None:
     """Check the fields of a request, and write 5.0 as 5 where a whole number is due.
 
     Args:
-        form: Which names it has: `CHAT_FIELDS`, `PLAIN_FIELDS` or `EMBEDDING_FIELDS`. Other names
-            have been refused before.
+        form: Which names it has: a key of `FORMS`. Other names have been refused before.
         given: The fields.
 
     Raises:
@@ -113,6 +113,23 @@ def fit_fields(form: Literal["chat", "plain", "embedding"], given: dict[str, Any
     for name, value in given.items():
         if type(value) is float and value.is_integer():
             given[name] = validate({name: value})[name]
+
+
+def check_body(form: str, body: dict[str, Any]) -> None:
+    """Check the whole body of another protocol, which names a field `messages.0.content`.
+
+    Args:
+        form: Its name in `FORMS`.
+        body: As a JSON parser returns it.
+
+    Raises:
+        RequestRejectedError: Names the first mistake.
+    """
+    mistakes = _mistakes(body, _validator(form))
+    if mistakes:
+        place, problem = _worded(body, mistakes)
+        path = ".".join(str(step)[:64] for step in place)
+        raise RequestRejectedError(f"{path}: {problem}" if path else problem, param=path or None)
 
 
 def _mistakes(value: Any, validate: Callable[[Any], Any]) -> Sequence[ErrorDetails]:
@@ -157,7 +174,7 @@ _PROBLEMS = {
     "less_than_equal": "must be at most {le}",
     "list_type": "must be a list",
     "literal_error": "must be {expected}",
-    "string_pattern_mismatch": "must be printable ASCII",
+    "string_pattern_mismatch": "must match {pattern}",
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must not be empty",
     "string_type": "must be a text",
@@ -171,19 +188,25 @@ def _refuse_misfit(value: Any, details: Sequence[ErrorDetails], path: str) -> No
     """Put a mistake into words, which never quote the value. The deepest place says most."""
     if path and not isinstance(value, dict):
         _refuse_message(path, value)
+    place, problem = _worded(value, details)
+    refuse_field((path + _path(place)).removeprefix("."), problem)
+
+
+def _worded(value: Any, details: Sequence[ErrorDetails]) -> tuple[list[int | str], str]:
+    """Return the deepest place of a mistake, and its problem."""
     places = [_place(value, detail["loc"]) for detail in details]
     best = max(range(len(places)), key=lambda index: len(places[index]))
-    detail, path = details[best], (path + _path(places[best])).removeprefix(".")
+    detail = details[best]
     if detail["type"] == "missing":
         field = detail.get("ctx", {}).get("field") or detail["loc"][-1]
-        refuse_field(path, f'must have "{field}"')
+        return places[best], f'must have "{field}"'
     if detail["type"] == "choice":
         problem = detail["msg"]
         if problem == ROLE_PROBLEM and isinstance(role := value.get("role"), str):
             problem += suggestion(role[:32], ROLES)
-        refuse_field(path, problem)
+        return places[best], problem
     limits = {n: f"{v:g}" if isinstance(v, float) else v for n, v in detail.get("ctx", {}).items()}
-    refuse_field(path, _PROBLEMS.get(detail["type"], "is not valid").format_map(limits))
+    return places[best], _PROBLEMS.get(detail["type"], "is not valid").format_map(limits)
 
 
 def _place(value: Any, loc: Sequence[int | str]) -> list[int | str]:
@@ -268,7 +291,11 @@ def refuse_field(path: str, problem: str) -> NoReturn:
 
 
 def refuse_unknown(
-    name: object, known: Iterable[str], instead: Mapping[str, str], otherwise: str
+    name: object,
+    known: Iterable[str],
+    instead: Mapping[str, str],
+    otherwise: str,
+    further: str = "",
 ) -> NoReturn:
     """Refuse a request for a name that it may not have.
 
@@ -277,13 +304,14 @@ def refuse_unknown(
         known: Names that it may have.
         instead: What to do in place of some others.
         otherwise: What to do with the rest.
+        further: More about the rest, as a sentence after a space.
     """
     text = str(name)[:64]
     if text in instead:
         message = f'"{text}" cannot be given with a request: {instead[text]}.'
     else:
         hint = suggestion(text, sorted(known)) or f"; {otherwise}."
-        message = f'There is no parameter "{text}"{hint}'
+        message = f'There is no parameter "{text}"{hint}{further}'
     raise RequestRejectedError(message, param=text, code="unknown_parameter")
 
 

@@ -33,10 +33,12 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 __all__ = [
     "CHAT_FIELDS",
+    "COMPLETION_FIELDS",
     "EMBEDDING_FIELDS",
     "FORMS",
     "MOST_MESSAGES",
     "PLAIN_FIELDS",
+    "RESPONSES_FIELDS",
     "ROLES",
     "ROLE_PROBLEM",
     "TOKENS_END",
@@ -420,6 +422,22 @@ EMBEDDING_FIELDS: Mapping[str, Any] = {
 }
 """The top-level fields of an embedding request beside its inputs, likewise."""
 
+COMPLETION_FIELDS: Mapping[str, Any] = {
+    **{
+        name: CHAT_FIELDS[name]
+        for name in (
+            *("frequency_penalty", "logit_bias", "model", "n", "presence_penalty", "seed", "stop"),
+            *("stream", "stream_options", "temperature", "top_p", "user"),
+        )
+    },
+    "best_of": _whole_from(1, 128),
+    "echo": bool,
+    "logprobs": _whole_from(0, 20),
+    "max_tokens": _whole_from(0),
+    "suffix": str,
+}
+"""The top-level fields of an older completion beside its prompt, likewise."""
+
 _token_list = Annotated[list[Annotated[int, Field(ge=0, lt=TOKENS_END)]], Field(min_length=1)]
 _INPUTS = (
     Text
@@ -428,6 +446,224 @@ _INPUTS = (
     | Annotated[list[_token_list], Field(min_length=1)]
 )
 """For the document; `check_inputs` checks them."""
+
+
+# ── OpenAI's Responses ───────────────────────────────────────────────────────────────────────
+
+_RESPONSE_PARTS: dict[str, Any] = {
+    "input_text": _object("InputText", {"type": Literal["input_text"], "text": str}),
+    "output_text": _object("OutputText", {"type": Literal["output_text"], "text": str}),
+    "refusal": _PARTS["refusal"],
+    "input_image": _object(
+        "InputImage",
+        {"type": Literal["input_image"]},
+        {"image_url": Text, "file_id": Text, "detail": str},
+    ),
+    "input_file": _object(
+        "InputFile",
+        {"type": Literal["input_file"]},
+        {"file_data": Text, "file_id": Text, "file_url": Text, "filename": str},
+    ),
+    "input_audio": _PARTS["input_audio"],
+}
+
+
+def _response_part_kind(part: Any) -> str | None:
+    kind = _type_in(part)
+    return None if not _is_type(kind) else kind if kind in _RESPONSE_PARTS else "other"
+
+
+_said = _choice(
+    _kind_of,
+    "must be a text or a list of parts",
+    text=str,
+    list=_few(
+        _choice(
+            _response_part_kind,
+            'must be an object with a "type", such as "input_text"',
+            **_RESPONSE_PARTS,
+            other=_object(
+                "OtherInputPart", {"type": _TYPE_NAME}, schema=_not_typed(*_RESPONSE_PARTS)
+            ),
+        )
+    ),
+)
+
+_response_message = _object(
+    "InputMessage",
+    {"role": Literal["user", "assistant", "system", "developer"], "content": _said},
+    {"type": Literal["message"]},
+)
+
+
+def _item(kind: str, must: Mapping[str, Any], may: Mapping[str, Any] | None = None) -> Any:
+    name = "".join(map(str.capitalize, kind.split("_")))
+    return _object(f"{name}Item", {"type": Literal[kind], **must}, may)
+
+
+_ITEMS: dict[str, Any] = {
+    "function_call": _item(
+        "function_call", {"call_id": Text, "name": str, "arguments": str}, {"namespace": str}
+    ),
+    "function_call_output": _item("function_call_output", {"call_id": Text, "output": _said}),
+    "custom_tool_call": _item(
+        "custom_tool_call", {"call_id": Text, "name": str, "input": str}, {"namespace": str}
+    ),
+    "custom_tool_call_output": _item("custom_tool_call_output", {"call_id": Text, "output": _said}),
+    "reasoning": _item(
+        "reasoning", {}, {"summary": _few(dict[str, Any]), "encrypted_content": str}
+    ),
+    "local_shell_call": _item("local_shell_call", {"call_id": Text, "action": dict[str, Any]}),
+    "local_shell_call_output": _item(
+        "local_shell_call_output", {"output": str}, {"id": Text, "call_id": Text}
+    ),
+    "shell_call": _item("shell_call", {"call_id": Text, "action": dict[str, Any]}),
+    "shell_call_output": _item("shell_call_output", {"call_id": Text, "output": _few(Any)}),
+    "apply_patch_call": _item("apply_patch_call", {"call_id": Text, "operation": dict[str, Any]}),
+    "apply_patch_call_output": _item(
+        "apply_patch_call_output", {"call_id": Text}, {"status": str, "output": str}
+    ),
+    "tool_search_call": _item("tool_search_call", {}, {"call_id": Text, "arguments": Any}),
+    "item_reference": _item("item_reference", {"id": Text}),
+}
+
+
+def _item_kind(item: Any) -> str | None:
+    if not isinstance(item, dict):
+        return None
+    kind = item.get("type")
+    if kind is None or kind == "message":
+        return "message" if kind or "role" in item else "item_reference" if "id" in item else None
+    return None if not _is_type(kind) else kind if kind in _ITEMS or kind in _ADDING else "other"
+
+
+_named_function = {"name": Text}
+_flat_function = {"description": str, "parameters": dict[str, Any], "strict": bool}
+_CALLABLE: dict[str, Any] = {
+    "function": _object(
+        "ResponseFunction", {"type": Literal["function"], **_named_function}, _flat_function
+    ),
+    "custom": _object(
+        "ResponseCustomTool",
+        {"type": Literal["custom"], **_named_function},
+        {"description": str, "format": dict[str, Any]},
+    ),
+}
+
+
+def _response_tool_kind(tool: Any) -> str | None:
+    kind = _type_in(tool)
+    return None if not _is_type(kind) else kind if kind in _RESPONSE_TOOLS else "other"
+
+
+_TOOL_PROBLEM = 'must be an object with a "type", such as "function"'
+_within_namespace = _choice(
+    lambda tool: kind if (kind := _response_tool_kind(tool)) in _CALLABLE else "other",
+    _TOOL_PROBLEM,
+    **_CALLABLE,
+    other=_object("OtherTool", {"type": _TYPE_NAME}, schema=_not_typed(*_CALLABLE)),
+)
+_RESPONSE_TOOLS: dict[str, Any] = {
+    **_CALLABLE,
+    "namespace": _object(
+        "ToolNamespace",
+        {"type": Literal["namespace"], "name": Text, "tools": _few(_within_namespace)},
+        {"description": str},
+    ),
+    "tool_search": _object(
+        "ToolSearch",
+        {"type": Literal["tool_search"]},
+        {"execution": str, "description": str, "parameters": dict[str, Any]},
+    ),
+}
+_response_tools = _few(
+    _choice(
+        _response_tool_kind,
+        _TOOL_PROBLEM,
+        **_RESPONSE_TOOLS,
+        other=_object("HostedTool", {"type": _TYPE_NAME}, schema=_not_typed(*_RESPONSE_TOOLS)),
+    )
+)
+_ADDING = {
+    "additional_tools": _item("additional_tools", {"tools": _response_tools}),
+    "tool_search_output": _item(
+        "tool_search_output", {"tools": _response_tools}, {"call_id": Text}
+    ),
+}
+_response_items = _choice(
+    _kind_of,
+    "must be a text or a list of items",
+    text=Text,
+    list=_many(
+        _choice(
+            _item_kind,
+            'must be an object with a "type", such as "message"',
+            message=_response_message,
+            **_ITEMS,
+            **_ADDING,
+            other=_object(
+                "OtherItem",
+                {"type": _TYPE_NAME},
+                schema=_not_typed("message", *_ITEMS, *_ADDING, more=[{"required": ["role"]}]),
+            ),
+        )
+    ),
+)
+
+_text_format = _choice(
+    lambda form: (
+        None if not _is_type(kind := _type_in(form)) else kind if kind == "json_schema" else "other"
+    ),
+    'must be an object with a "type", such as "json_schema"',
+    json_schema=_object(
+        "TextJsonSchema",
+        {"type": Literal["json_schema"], "name": Text, "schema": dict[str, Any]},
+        {"description": str, "strict": bool},
+    ),
+    other=_object("OtherTextFormat", {"type": _TYPE_NAME}, schema=_not_typed("json_schema")),
+)
+
+RESPONSES_FIELDS: Mapping[str, Any] = {
+    "background": bool,
+    "conversation": _choice(
+        _kind_of, "must be a text or an object", text=str, object=dict[str, Any]
+    ),
+    "include": _few(str),
+    "input": _response_items,
+    "instructions": str,
+    "max_output_tokens": _whole_from(1),
+    "metadata": dict[str, Any],
+    "model": str,
+    "parallel_tool_calls": bool,
+    "previous_response_id": str,
+    "prompt": dict[str, Any],
+    "prompt_cache_key": str,
+    "prompt_cache_retention": str,
+    "reasoning": _object("Reasoning", {}, {"effort": str, "summary": str}),
+    "safety_identifier": str,
+    "service_tier": str,
+    "store": bool,
+    "stream": bool,
+    "stream_options": dict[str, Any],
+    "temperature": _number(0, 2),
+    "text": _object("TextConfig", {}, {"format": _text_format, "verbosity": str}),
+    "tool_choice": _choice(
+        _kind_of,
+        "must be a text or an object",
+        text=str,
+        object=_object(
+            "ResponseToolChoice",
+            {"type": _TYPE_NAME},
+            {"name": Text, "namespace": str, "mode": str, "tools": _few(dict[str, Any])},
+        ),
+    ),
+    "tools": _response_tools,
+    "top_logprobs": _whole_from(0, 20),
+    "top_p": _number(0, 1),
+    "truncation": str,
+    "user": str,
+}
+"""The top-level fields of a request in OpenAI's Responses. It may have others, too."""
 
 
 _ONLY_LIBRARY = {"extra_body", "extra_headers"}
@@ -445,17 +681,177 @@ PLAIN_FIELDS: Mapping[str, Any] = {
 }
 """The fields of the service's own `/chat` beside its message or messages."""
 
+# ── Anthropic's Messages ─────────────────────────────────────────────────────────────────────
+# https://platform.claude.com/docs/en/api/messages
+
+
+def _kinds(name: str, **forms: Any) -> Any:
+    """Declare an object by its "type". Other types pass: they are the vendor's own."""
+    other = _object(f"Other{name}", {"type": _TYPE_NAME}, schema=_not_typed(*forms))
+
+    def kind(value: Any) -> str | None:
+        found = _type_in(value)
+        return None if not _is_type(found) else found if found in forms else "other"
+
+    wanted = f'must be an object with a "type", such as "{next(iter(forms))}"'
+    return _choice(kind, wanted, **forms, other=other)
+
+
+def _typed(
+    name: str, kind: str, must: Mapping[str, Any], may: Mapping[str, Any] | None = None
+) -> Any:
+    return _object(name, {"type": Literal[kind], **must}, may)  # type: ignore[valid-type]
+
+
+def _any_number_of(item: Any) -> Any:
+    how = Field(max_length=MOST_MESSAGES, fail_fast=True)
+    return Annotated[GenericAlias(list, item), how]
+
+
+def _text_or(blocks: Any) -> Any:
+    problem = "must be a text or a list of blocks"
+    return _choice(_kind_of, problem, text=str, list=_any_number_of(blocks))
+
+
+_text_block = _typed("TextBlock", "text", {"text": str})
+_base64_source = _typed("Base64Source", "base64", {"media_type": Text, "data": Text})
+_url_source = _typed("UrlSource", "url", {"url": Text})
+_image_block = _typed(
+    "ImageBlock", "image", {"source": _kinds("ImageSource", base64=_base64_source, url=_url_source)}
+)
+_shown = {"text": _text_block, "image": _image_block}
+_document_block = _typed(
+    "DocumentBlock",
+    "document",
+    {
+        "source": _kinds(
+            "DocumentSource",
+            base64=_base64_source,
+            url=_url_source,
+            text=_typed("TextSource", "text", {"data": str}),
+            content=_typed(
+                "ContentSource", "content", {"content": _text_or(_kinds("DocumentPart", **_shown))}
+            ),
+        )
+    },
+    {"title": str, "context": str},
+)
+_found = _typed(
+    "SearchResultBlock",
+    "search_result",
+    {"source": str, "title": str, "content": _any_number_of(_text_block)},
+)
+_shown |= {"document": _document_block, "search_result": _found}
+_TOOL_ID = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$", max_length=65_536)]
+_block = _kinds(
+    "Block",
+    **_shown,
+    tool_use=_typed(
+        "ToolUseBlock", "tool_use", {"id": _TOOL_ID, "name": Text, "input": dict[str, Any]}
+    ),
+    tool_result=_typed(
+        "ToolResultBlock",
+        "tool_result",
+        {"tool_use_id": _TOOL_ID},
+        {"content": _text_or(_kinds("ResultPart", **_shown)), "is_error": bool},
+    ),
+    thinking=_typed("ThinkingBlock", "thinking", {"thinking": str}, {"signature": str}),
+    redacted_thinking=_typed("RedactedThinkingBlock", "redacted_thinking", {"data": str}),
+)
+_client_tool = _object(
+    "ClientTool",
+    {"name": Text, "input_schema": dict[str, Any]},
+    {"type": Literal["custom"], "description": str, "strict": bool},
+)
+
+
+def _anthropic_tool_kind(tool: Any) -> str | None:
+    kind = _type_in(tool)
+    if kind is None or kind == "custom":
+        return "client" if isinstance(tool, dict) else None
+    return "other" if _is_type(kind) else None
+
+
+_NONE = {"properties": {"type": {"type": "null"}}}
+_schema_format = _typed("SchemaFormat", "json_schema", {"schema": dict[str, Any]})
+_output_format = _kinds("OutputFormat", json_schema=_schema_format)
+
+_COUNTED: Mapping[str, Any] = {
+    "cache_control": dict[str, Any],
+    "context_management": dict[str, Any],
+    "mcp_servers": _few(dict[str, Any]),
+    "model": str,
+    "output_config": _object("OutputConfig", {}, {"effort": str, "format": _output_format}),
+    "output_format": _output_format,
+    "system": _text_or(_text_block),
+    "thinking": _kinds(
+        "Thinking",
+        enabled=_typed("EnabledThinking", "enabled", {"budget_tokens": _whole_from(1)}),
+    ),
+    "tool_choice": _kinds(
+        "ToolChoice",
+        auto=_typed("AutoChoice", "auto", {}, {"disable_parallel_tool_use": bool}),
+        any=_typed("AnyChoice", "any", {}, {"disable_parallel_tool_use": bool}),
+        tool=_typed("NamedChoice", "tool", {"name": Text}, {"disable_parallel_tool_use": bool}),
+        none=_typed("NoChoice", "none", {}),
+    ),
+    "tools": _few(
+        _choice(
+            _anthropic_tool_kind,
+            'must be an object with "name" and "input_schema"',
+            client=_client_tool,
+            other=_object(
+                "AnthropicTool", {"type": _TYPE_NAME}, schema=_not_typed("custom", more=[_NONE])
+            ),
+        )
+    ),
+}
+_ANTHROPIC_MESSAGES = {
+    "messages": _many(
+        _object(
+            "AnthropicMessage",
+            {"role": Literal["user", "assistant", "system"], "content": _text_or(_block)},
+        )
+    )
+}
+_ANSWERED: Mapping[str, Any] = {
+    **_COUNTED,
+    "metadata": _object("AnthropicMetadata", {}, {"user_id": str}),
+    "service_tier": str,
+    "stop_sequences": _few(str),
+    "stream": bool,
+    "temperature": _number(0, 1),
+    "top_k": _whole_from(0, 2**31),
+    "top_p": _number(0, 1),
+}
+_ANTHROPIC: Mapping[str, Any] = {
+    # Open: Anthropic adds fields, and its own providers get them as they are.
+    "anthropic_messages": _object(
+        "AnthropicMessagesRequest",
+        {**_ANTHROPIC_MESSAGES, "max_tokens": _whole_from(1)},
+        _ANSWERED,
+    ),
+    "anthropic_count": _object("AnthropicCountRequest", _ANTHROPIC_MESSAGES, _COUNTED),
+}
+
 
 FORMS: Mapping[str, Any] = {
     "message": _message,
     "chat": _object("ChatFields", {}, CHAT_FIELDS, closed=True),
     "plain": _object("PlainFields", {}, PLAIN_FIELDS, closed=True),
     "embedding": _object("EmbeddingFields", {}, EMBEDDING_FIELDS, closed=True),
+    "completion": _object("CompletionFields", {}, COMPLETION_FIELDS, closed=True),
+    **_ANTHROPIC,
+    "responses": _object("ResponsesFields", {}, RESPONSES_FIELDS),
 }
-"""What is checked at once: a message, or all fields of a request beside messages or inputs."""
+"""What is checked at once: a message, all fields of a request beside messages or inputs, or the
+whole body of another protocol."""
 
 
 # ── the OpenAPI document ─────────────────────────────────────────────────────────────────────
+
+
+_OPEN = {"ResponsesRequest"}
 
 
 def json_schemas(ref_template: str) -> dict[str, Any]:
@@ -473,11 +869,14 @@ def json_schemas(ref_template: str) -> dict[str, Any]:
         "PromptRequest": (message, PLAIN_FIELDS),
         "MessagesRequest": (messages, dialogue),
         "EmbeddingRequest": ({"input": _INPUTS}, embedding),
+        "CompletionRequest": ({"prompt": _INPUTS}, COMPLETION_FIELDS),
+        "ResponsesRequest": ({}, RESPONSES_FIELDS),
     }
     adapters: list[Any] = [
-        (name, "validation", TypeAdapter(_object(name, *fields, closed=True)))
+        (name, "validation", TypeAdapter(_object(name, *fields, closed=name not in _OPEN)))
         for name, fields in bodies.items()
     ]
+    adapters += [(name, "validation", TypeAdapter(form)) for name, form in _ANTHROPIC.items()]
     schemas: dict[str, Any] = TypeAdapter.json_schemas(adapters, ref_template=ref_template)[1][
         "$defs"
     ]

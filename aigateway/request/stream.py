@@ -157,8 +157,8 @@ class ChatStream:
 def pieces(completion: Completion) -> Iterator[Chunk]:
     """Yield the content of a whole answer in chunks, as a vendor would send it."""
     for index, choice in enumerate(completion.choices):
-        if choice.reasoning:
-            yield Chunk(reasoning=choice.reasoning, index=index)
+        if choice.reasoning or choice.thinking_json:  # it precedes what the model says
+            yield Chunk(reasoning=choice.reasoning, thinking_json=choice.thinking_json, index=index)
         for piece in _PIECE.findall(choice.text):
             yield Chunk(piece, index=index)
         if choice.refusal:
@@ -168,7 +168,6 @@ def pieces(completion: Completion) -> Iterator[Chunk]:
             images=choice.images,
             audio=choice.audio,
             sources_json=choice.sources_json,
-            thinking_json=choice.thinking_json,
             thought_signatures=choice.thought_signatures,
         )
         if beside != Chunk(index=index):

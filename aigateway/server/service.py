@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
+from starlette.requests import Request
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import ConfigurationError
 from aigateway.gateway import AsyncGateway
 from aigateway.routing.guards import CircuitOrder
 from aigateway.server.auth.keys import Access
-from aigateway.server.http.errors import RefusalLog
+from aigateway.server.http.errors import SERVICE, RefusalLog
 from aigateway.server.http.sse import Turns
 from aigateway.server.process.shared_directory import SharedDirectory
 from aigateway.server.status.recent_events import RecentEvents
@@ -25,9 +26,19 @@ from aigateway.telemetry.log import log_event
 from aigateway.telemetry.merge import merge_metrics
 from aigateway.telemetry.prometheus import Prometheus, exposition
 
-__all__ = ["Service"]
+__all__ = ["Service", "TenantOf", "service_of"]
 
 _REPORT = "service"
+
+TenantOf = Callable[[Request], str | None]
+"""Returns the tenant of a request that has been authenticated outside of the service."""
+
+
+def service_of(request: Request) -> Service:
+    """Return the service that a request came to."""
+    service = request.scope[SERVICE]
+    assert isinstance(service, Service)  # noqa: S101 - `ErrorBoundary` put it there
+    return service
 
 
 class Service:
@@ -40,6 +51,7 @@ class Service:
         recent_events: A hook of the gateway; without it the status page shows figures only.
         prometheus: A hook of the gateway; without it there is nothing for a scraper.
         shared: Reaches the other processes.
+        tenant: Decides whose a request is, in place of keys.
 
     Attributes:
         gateway: Answers new requests; see `in_use`.
@@ -50,6 +62,8 @@ class Service:
         stopping: The time to drain is over: streams end with an error.
         turns: Shares the event loop's time among streams.
         shared: As given.
+        tenant: As given.
+        endpoints: What it offers ("POST /v1/messages"), for answers about what it does not.
         clock: As given.
         recent_events: As given.
         scrape: Returns the content type and the body for a scraper's `Accept` header; None without
@@ -65,6 +79,7 @@ class Service:
         recent_events: RecentEvents | None = None,
         prometheus: Prometheus | None = None,
         shared: SharedDirectory | None = None,
+        tenant: TenantOf | None = None,
     ) -> None:
         self.gateway = gateway
         self.settings = settings
@@ -74,6 +89,8 @@ class Service:
         self.stopping = asyncio.Event()
         self.turns = Turns(clock)
         self.shared = shared or SharedDirectory()
+        self.tenant = tenant
+        self.endpoints: Sequence[str] = ()
         self.clock = clock
         self.recent_events = recent_events or RecentEvents(clock)
         self.scrape = None if prometheus is None else self._scrape

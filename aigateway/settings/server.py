@@ -13,7 +13,39 @@ from pydantic_settings import SettingsConfigDict
 from aigateway.settings.fields import Count, Frozen, Label, Positive, Seconds, SecondsOrZero
 from aigateway.settings.sources import SERVER_PREFIX, TableSettings
 
-__all__ = ["ApiKey", "ServerSettings"]
+__all__ = ["DECIDED_BY_SERVICE", "ApiKey", "ServerSettings"]
+
+DECIDED_BY_SERVICE = (
+    "api_base",
+    "api_key",
+    "api_version",
+    "base_url",
+    "custom_llm_provider",
+    "extra_body",
+    "extra_headers",
+    "fallbacks",
+    "headers",
+    "hedge",
+    "max_retries",
+    "model_list",
+    "num_retries",
+)
+"""Parameters that would decide where a request goes, with which key, and how often."""
+
+_NEVER_PASSED = re.compile(
+    rf"{'|'.join(DECIDED_BY_SERVICE)}|(api|aws|azure|base|litellm|vertex|watsonx)_.*|.*cost_per_.*"
+    r"|.*(api_key|auth|base_url|credentials|endpoint|headers|password|proxy|secret|url)"
+    r"|cache(_ttl)?|caching|(http_)?client|extra_query|mock_.*|(organization|project|deployment)(_id)?|(request_|stream_)?timeout"
+)
+"""These, their like in litellm and in clients, and what headers of a request decide."""
+
+
+def _passable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name):
+        raise ValueError("is no name of a parameter: letters, digits and underscores")
+    if _NEVER_PASSED.fullmatch(name.lower()):
+        raise ValueError("may decide where a request goes or with which key; it is never passed on")
+    return name
 
 
 def _digest(text: str) -> str:
@@ -63,7 +95,7 @@ class ServerSettings(TableSettings):
     """
 
     table = "server"
-    _broken_json = f"{SERVER_PREFIX}KEYS, _CORS_ORIGINS must be JSON lists"
+    _broken_json = f"{SERVER_PREFIX}KEYS, _CORS_ORIGINS and _PASS_PARAMS must be JSON lists"
     model_config = SettingsConfigDict(env_prefix=SERVER_PREFIX)
 
     host: str = "127.0.0.1"
@@ -100,6 +132,10 @@ class ServerSettings(TableSettings):
     `x-aigateway-resume` decides. "none" ends it with an error. "continue" lets another provider
     continue the partial text, if its model can. "restart" starts over at another provider, after a
     chunk with `aigateway.restarted`."""
+    pass_params: tuple[Annotated[str, AfterValidator(_passable)], ...] = ()
+    """Parameters of a chat or a completion that go to the provider as they are, although this
+    release does not know them: those of local servers (`min_p`, `chat_template_kwargs`), and newer
+    ones. Any other unknown parameter is rejected."""
     drain_seconds: SecondsOrZero = 30.0
     """Seconds that requests in flight may take after a stop signal; then streams get an error and
     are closed."""

@@ -134,15 +134,16 @@ class Emitter:
         hooks: Of the application.
 
     Attributes:
+        hooks: As given.
         tracers: Those of them that follow requests.
     """
 
-    __slots__ = ("_followed", "_hooks", "_listeners", "_log", "tracers")
+    __slots__ = ("_followed", "_listeners", "_log", "hooks", "tracers")
 
     def __init__(self, hooks: Iterable[Hook] = ()) -> None:
         self._log = LogHook()
-        self._hooks = tuple(hooks)
-        self.tracers: tuple[Tracer, ...] = tuple(hook for hook in self._hooks if _is_tracer(hook))
+        self.hooks = tuple(hooks)
+        self.tracers: tuple[Tracer, ...] = tuple(hook for hook in self.hooks if _is_tracer(hook))
         self._listeners: dict[type[Event], tuple[Hook, ...]] = {}
         self._followed = bool(self.tracers) or any(
             len(self._listeners_of(kind)) > 1 for kind in ON_REQUEST
@@ -183,7 +184,7 @@ class Emitter:
                 report_broken_hook(hook)
 
     def _listeners_of(self, kind: type[Event]) -> tuple[Hook, ...]:
-        listeners = (self._log, *(hook for hook in self._hooks if _wants(hook, kind)))
+        listeners = (self._log, *(hook for hook in self.hooks if _wants(hook, kind)))
         self._listeners[kind] = listeners
         return listeners
 

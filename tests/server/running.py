@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from aigateway.server.http.app import create_app
+from aigateway.server.http.app import service_app
 from aigateway.server.http.connections import protocol_for
 from aigateway.server.service import Service
 
@@ -44,19 +44,26 @@ class _Server(uvicorn.Server):
             task.cancel()
 
 
+def _known(service: Service | None) -> Service:
+    assert service is not None
+    return service
+
+
 @contextlib.asynccontextmanager
 async def running(
-    service: Service, app: ASGIApp | None = None, *, port: int = 0, **bounds: float
+    service: Service | None, app: ASGIApp | None = None, *, port: int = 0, **bounds: float
 ) -> AsyncIterator[str]:
     """The URL of a service, or of another application in its place; port 0 takes a free one.
+
+    Without a service the connections are uvicorn's own.
 
     Bounds are those of `protocol_for`.
     """
     config = uvicorn.Config(
-        app or create_app(service),
+        app or service_app(_known(service)),
         host="127.0.0.1",
         port=port,
-        http=protocol_for(service, **bounds),
+        http="auto" if service is None else protocol_for(service, **bounds),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -11,14 +11,15 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from aigateway.server.auth.keys import Caller
-from aigateway.server.http.errors import Refusal, answer_error
+from aigateway.server.http.errors import Refusal, answer_error, own_path
 from aigateway.server.http.limits import RequestLimits
-from aigateway.server.service import Service
+from aigateway.server.service import Service, service_of
 
-__all__ = ["AccessMiddleware", "caller_of", "protect"]
+__all__ = ["OPEN", "AccessMiddleware", "caller_of", "protect"]
 
-_OPEN = {"/", "/health", "/ready"}
-"""Paths without a key: health checks, and the status page, which asks for a key itself."""
+OPEN = {"/": "status_page", "/health": "health", "/ready": "ready"}
+"""Paths without a key, and the names of their endpoints: health checks, and the status page, which
+asks for a key itself."""
 
 _CALLER = "aigateway.caller"
 
@@ -55,8 +56,12 @@ def protect(app: FastAPI, service: Service) -> None:
 
 
 def caller_of(request: Request) -> Caller:
-    """Return the caller that the middleware has identified."""
-    caller = request.scope[_CALLER]
+    """Return the caller that the middleware has identified, or an application around this one."""
+    caller = request.scope.get(_CALLER)
+    if caller is None:
+        service = service_of(request)
+        assert service.tenant is not None  # noqa: S101 - else the middleware has a caller
+        caller = request.scope[_CALLER] = Caller(service.tenant(request))
     assert isinstance(caller, Caller)  # noqa: S101 - `AccessMiddleware` put it there
     return caller
 
@@ -70,11 +75,13 @@ class AccessMiddleware:
     Args:
         app: It is protected.
         service: Has keys and settings.
+        is_open: Whether a key is needed at no path; None decides by `OPEN`.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, *, is_open: bool | None = None) -> None:
         self._app = app
         self._service = service
+        self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check one request, and pass it on with its caller."""
@@ -93,9 +100,11 @@ class AccessMiddleware:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
+        if self._service.tenant is not None:
+            return
         if not self._service.settings.keys:
             self._check_local(headers)
-        if scope["path"] not in _OPEN:
+        if not (own_path(scope) in OPEN if self._is_open is None else self._is_open):
             scope[_CALLER] = self._service.access.admit(headers)
 
     def _check_local(self, headers: Headers) -> None:

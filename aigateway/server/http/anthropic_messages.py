@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+from typing import Any, Literal
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from aigateway.gateway import AsyncGateway
-from aigateway.protocols.anthropic_messages import MESSAGES
-from aigateway.server.http.errors import error_event
+from aigateway.protocols.anthropic_messages import MESSAGES, MESSAGES_COUNT
+from aigateway.server.http.bodies import json_body
+from aigateway.server.http.call import AdmittedRequest
+from aigateway.server.http.errors import anthropic_error_event
+from aigateway.server.http.json_responses import json_response
+from aigateway.server.http.openapi import documented_call
 from aigateway.server.http.protocols import Door
 
 __all__ = ["router"]
@@ -19,13 +28,79 @@ _DOOR = Door(
     MESSAGES,
     AsyncGateway.messages,
     AsyncGateway.stream_messages,
-    error_event,
+    anthropic_error_event,
     b'event: ping\ndata: {"type": "ping"}\n\n',
     ("anthropic-beta", "anthropic-version"),
 )
 
 
-@router.post("/v1/messages", summary="Answer in Anthropic's Messages protocol")
+class _ErrorOfMessages(TypedDict):
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(TypedDict):
+    """Anthropic's form of an error."""
+
+    type: Literal["error"]
+    error: _ErrorOfMessages
+    request_id: str | None
+
+
+class MessageUsage(TypedDict):
+    """Tokens of a message; those of the vendor's prompt cache are not in `input_tokens`."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class AnsweredMessage(TypedDict):
+    """Anthropic's answer."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: str | None
+    stop_sequence: str | None
+    usage: MessageUsage
+
+
+class CountedTokens(TypedDict):
+    """An estimate of the tokens of a request."""
+
+    input_tokens: int
+
+
+@router.post(
+    "/v1/messages",
+    summary="Answer in Anthropic's Messages protocol",
+    **documented_call(
+        "anthropic_messages",
+        AnsweredMessage,
+        {"text/event-stream": "Anthropic's events, from message_start to message_stop or error."},
+        anthropic=AnthropicErrorBody,
+    ),
+)
 async def messages(request: Request) -> Response:
-    """Answer a request in Anthropic's Messages protocol."""
+    """Answer a request in Anthropic's Messages protocol, whole or as a stream."""
     return await _DOOR.answer(request)
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    summary="Estimate the tokens of a request in Anthropic's Messages protocol",
+    **documented_call("anthropic_count", CountedTokens, anthropic=AnthropicErrorBody),
+)
+async def count_tokens(request: Request) -> Response:
+    """Estimate the tokens of a request. No provider is called."""
+    admitted = AdmittedRequest.admit(request)
+    read = await json_body(request, lambda body: MESSAGES_COUNT.read(body, {}))
+    async with contextlib.AsyncExitStack() as stack:
+        gateway, own = admitted.enter_gateway(stack, read.options.get("model"), None)
+        read = replace(read, options={**read.options, "model": own["model"]})
+        tokens = gateway.count_tokens(read)
+    return json_response({"input_tokens": tokens})

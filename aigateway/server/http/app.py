@@ -1,46 +1,119 @@
-"""The application: every endpoint in its place."""
+"""The application: every endpoint in its place, alone or within an application of others.
+
+`create_app` has all endpoints, and `routers` has one router for each door:
+`docs/guides/embedding.md` shows both.
+"""
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from types import ModuleType
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from aigateway import __version__
 from aigateway.errors import GatewayError
+from aigateway.gateway import AsyncGateway
 from aigateway.request.checks import build_validators
-from aigateway.server.auth.middleware import protect
+from aigateway.server.auth.middleware import OPEN, AccessMiddleware, protect
 from aigateway.server.http import (
     anthropic_messages,
     embeddings,
+    models,
     openai_chat,
+    openai_completions,
     openai_responses,
     own,
 )
 from aigateway.server.http.errors import ErrorBoundary, Refusal, handle
+from aigateway.server.http.limits import RequestLimits
 from aigateway.server.http.openapi import DocumentedApp
-from aigateway.server.service import Service
+from aigateway.server.service import Service, TenantOf
 from aigateway.server.status import endpoints as status
+from aigateway.server.status.recent_events import RecentEvents
+from aigateway.settings import ServerSettings
+from aigateway.telemetry.prometheus import Prometheus
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "routers", "service_app"]
 
-_HOT = [
-    Route(route.path, route.endpoint, methods=route.methods)
-    for router in (
-        openai_chat.router,
-        embeddings.router,
-        anthropic_messages.router,
-        openai_responses.router,
-    )
-    for route in router.routes
-    if isinstance(route, APIRoute) and "POST" in (route.methods or ())
-]
-"""The busiest endpoints as plain routes, in front: as FastAPI's they would cost 70 us more each."""
+_HOT = (openai_chat, embeddings, anthropic_messages, openai_responses, openai_completions)
+"""Modules whose POST endpoints come first, as plain routes: as FastAPI's they cost 70 us more."""
 
 
-def create_app(service: Service) -> FastAPI:
-    """Make the application.
+_DOORS: dict[str, ModuleType] = {
+    "chat_completions": openai_chat,
+    "completions": openai_completions,
+    "embeddings": embeddings,
+    "models": models,
+    "messages": anthropic_messages,
+    "responses": openai_responses,
+    "own": own,
+    "status": status,
+}
+"""The doors by name; each module has a `router`."""
+
+
+def create_app(
+    gateway: AsyncGateway,
+    settings: ServerSettings | None = None,
+    *,
+    tenant: TenantOf | None = None,
+) -> FastAPI:
+    """Make the application of `aigateway serve` over a gateway of your own.
+
+    Run it, mount it (`app.mount("/llm", create_app(gateway))`), or call it in the process by an
+    ASGI transport. It opens and closes nothing: the gateway stays its caller's.
+
+    Args:
+        gateway: Answers the requests. `RecentEvents()` and `Prometheus()` among its hooks give the
+            status page its events and `/metrics` its text for scrapers.
+        settings: Keys and limits; None reads `aigateway.toml`, the environment and `.env`. What
+            concerns the process (`host`, `port`, `workers`, `drain_seconds`, ...) means nothing.
+        tenant: Returns the tenant of a request that an application around this one has
+            authenticated; None for a request without. Neither keys nor `Host` and `Origin` are
+            checked then. Tenants share no cached answers.
+
+    Raises:
+        ConfigurationError: `settings` is None, and what was read cannot work.
+    """
+    return service_app(_service(gateway, settings, tenant))
+
+
+def routers(
+    gateway: AsyncGateway,
+    settings: ServerSettings | None = None,
+    *,
+    tenant: TenantOf | None = None,
+) -> dict[str, APIRouter]:
+    """Make routers for an application of your own, one for each door.
+
+    Dependencies of the application (`include_router(..., dependencies=[...])`) run before a body
+    is read and before `tenant` is asked. Limits, request ids and forms of errors are the same as
+    in `create_app`; CORS is the application's own.
+
+    Args:
+        gateway: As for `create_app`.
+        settings: As for `create_app`.
+        tenant: As for `create_app`.
+
+    Returns:
+        The routers by name: `chat_completions`, `completions`, `embeddings`, `models`, `messages`,
+        `responses`, `own` (`/chat`, `/health`, `/ready`, `/metrics`, forced circuits), `status`.
+
+    Raises:
+        ConfigurationError: As `create_app`.
+    """
+    build_validators()
+    service = _service(gateway, settings, tenant)
+    return {name: _router(door, _bound_route(service)) for name, door in _DOORS.items()}
+
+
+def service_app(service: Service) -> FastAPI:
+    """Make the application of a service.
 
     Args:
         service: Shared by the endpoints as `app.state.service`.
@@ -56,21 +129,69 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    app.router.routes[:0] = _HOT
-    for part in (
-        openai_chat,
-        embeddings,
-        anthropic_messages,
-        openai_responses,
-        own,
-        status,
-    ):
-        app.include_router(part.router)
+    doors = {door: _router(door) for door in _DOORS.values()}
+    service.endpoints = [
+        f"{method} {route.path}"
+        for door in _DOORS.values()
+        for route in door.router.routes
+        if route.include_in_schema
+        for method in route.methods
+    ]
+    app.router.routes[:0] = [
+        Route(route.path, route.endpoint, methods=route.methods)
+        for door in _HOT
+        for route in doors[door].routes
+        if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+    ]
+    for router in doors.values():
+        app.include_router(router)
     for route in app.router.routes:
         # FastAPI builds an endpoint when it is first looked for: 75 ms, for which all would wait.
         route.matches({"type": "http", "method": "GET", "path": "/", "headers": []})
     for error in (Refusal, GatewayError, HTTPException):
         app.add_exception_handler(error, handle)
     protect(app, service)
-    app.add_middleware(ErrorBoundary)  # the last one added is the outermost
+    app.add_middleware(ErrorBoundary, service=service)  # the last one added is the outermost
     return app
+
+
+def _service(
+    gateway: AsyncGateway, settings: ServerSettings | None, tenant: TenantOf | None
+) -> Service:
+    hooks = gateway.hooks
+    return Service(
+        gateway,
+        ServerSettings() if settings is None else settings,
+        recent_events=next((hook for hook in hooks if isinstance(hook, RecentEvents)), None),
+        prometheus=next((hook for hook in hooks if isinstance(hook, Prometheus)), None),
+        tenant=tenant,
+    )
+
+
+_SAME = ("name", "methods", "summary", "response_model", "responses", "openapi_extra")
+"""Of a route: what is the same in each router that has it."""
+
+
+def _router(door: ModuleType, route_class: type[APIRoute] = APIRoute) -> APIRouter:
+    """Return a router with the routes of a door, those of `/v1` also without it."""
+    made = APIRouter(route_class=route_class)
+    for route in door.router.routes:
+        kept: dict[str, Any] = {name: getattr(route, name) for name in _SAME}
+        shown = route.include_in_schema
+        made.add_api_route(route.path, route.endpoint, **kept, include_in_schema=shown)
+        if route.path.startswith("/v1/"):
+            short = route.path.removeprefix("/v1")
+            made.add_api_route(short, route.endpoint, **kept, include_in_schema=False)
+    return made
+
+
+def _bound_route(service: Service) -> type[APIRoute]:
+    """Return a class of routes that have the service's middleware around them."""
+
+    class BoundRoute(APIRoute):
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            access = AccessMiddleware(super().handle, service, is_open=self.name in OPEN.values())
+            limits = RequestLimits(access, lambda: service.settings, service.clock)
+            await ErrorBoundary(limits, service)(scope, receive, send)
+
+    return BoundRoute

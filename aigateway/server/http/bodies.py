@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,11 +29,13 @@ from aigateway.request.checks import (
 )
 from aigateway.request.schema import CHAT_FIELDS, EMBEDDING_FIELDS, PLAIN_FIELDS
 from aigateway.server.http.errors import Refusal, refusal_of
+from aigateway.settings.server import DECIDED_BY_SERVICE
 
 __all__ = [
     "AUTO",
     "COMPLETION_NAMES",
     "EMBEDDING_NAMES",
+    "MAY_BE_PASSED",
     "MOST_VALUES",
     "PLAIN_NAMES",
     "ChatBody",
@@ -42,6 +44,7 @@ __all__ = [
     "read_chat",
     "read_completion",
     "read_embedding",
+    "take_passed",
 ]
 
 _Read = TypeVar("_Read")
@@ -71,24 +74,7 @@ _ELSEWHERE = {
     **dict.fromkeys(
         ("request_timeout", "stream_timeout", "timeout"), f"{_BY_HEADER} x-aigateway-timeout"
     ),
-    **dict.fromkeys(
-        (
-            "api_base",
-            "api_key",
-            "api_version",
-            "base_url",
-            "custom_llm_provider",
-            "extra_body",
-            "extra_headers",
-            "fallbacks",
-            "headers",
-            "hedge",
-            "max_retries",
-            "model_list",
-            "num_retries",
-        ),
-        _BY_SERVICE,
-    ),
+    **dict.fromkeys(DECIDED_BY_SERVICE, _BY_SERVICE),
     "stream": "use /v1/chat/completions for a stream",
     "stream_options": "use /v1/chat/completions for a stream",
 }
@@ -225,13 +211,18 @@ PLAIN_NAMES = PLAIN_FIELDS.keys() | {"message", "messages"}
 EMBEDDING_NAMES = EMBEDDING_FIELDS.keys() - _LIBRARY | {"input"}
 
 
-def read_completion(body: dict[str, Any]) -> ChatBody:
+def read_completion(body: dict[str, Any], passed: Sequence[str] = ()) -> ChatBody:
     """Read the body of `/v1/chat/completions`.
+
+    Args:
+        body: The body.
+        passed: See the setting `pass_params`.
 
     Raises:
         RequestRejectedError: Names the fault.
     """
-    _check_names(body, COMPLETION_NAMES)
+    extra = take_passed(body, COMPLETION_NAMES, passed)
+    _check_names(body, COMPLETION_NAMES, MAY_BE_PASSED)
     messages = _messages(body)
     fields = _without(body, ("messages",))
     fit_fields("chat", fields)
@@ -239,19 +230,24 @@ def read_completion(body: dict[str, Any]) -> ChatBody:
     return ChatBody(
         messages,
         fields.get("model"),
-        _without(fields, _NOT_SENT),
+        _without(fields, _NOT_SENT) | extra,
         bool(fields.get("stream")),
         bool(stream_options and stream_options.get("include_usage")),
     )
 
 
-def read_chat(body: dict[str, Any]) -> ChatBody:
+def read_chat(body: dict[str, Any], passed: Sequence[str] = ()) -> ChatBody:
     """Read the body of `/chat`.
+
+    Args:
+        body: The body.
+        passed: See the setting `pass_params`.
 
     Raises:
         RequestRejectedError: Names the fault.
     """
-    _check_names(body, PLAIN_NAMES)
+    extra = take_passed(body, PLAIN_NAMES, passed)
+    _check_names(body, PLAIN_NAMES, MAY_BE_PASSED)
     if ("message" in body) == ("messages" in body):
         refuse_field("message", "must be given, or messages in its place, and not both")
     if "messages" in body:
@@ -266,7 +262,7 @@ def read_chat(body: dict[str, Any]) -> ChatBody:
     fit_fields("plain", fields)
     if fields.get("stream"):
         refuse_field("stream", "must be false here: use /v1/chat/completions for a stream")
-    return ChatBody(prompt, fields.get("model"), _without(fields, _NOT_SENT))
+    return ChatBody(prompt, fields.get("model"), _without(fields, _NOT_SENT) | extra)
 
 
 def read_embedding(body: dict[str, Any]) -> EmbeddingBody:
@@ -287,10 +283,24 @@ def read_embedding(body: dict[str, Any]) -> EmbeddingBody:
     )
 
 
-def _check_names(body: Mapping[str, Any], names: AbstractSet[str]) -> None:
+def _check_names(body: Mapping[str, Any], names: AbstractSet[str], hint: str = "") -> None:
     if not body.keys() <= names:
         unknown = next(name for name in body if name not in names)
-        refuse_unknown(unknown, names, _ELSEWHERE, "leave it out")
+        refuse_unknown(unknown, names, _ELSEWHERE, "leave it out", hint)
+
+
+MAY_BE_PASSED = " If a provider knows it, the service's setting pass_params can pass it on."
+
+
+def take_passed(
+    body: dict[str, Any], names: AbstractSet[str], passed: Sequence[str]
+) -> dict[str, Any]:
+    """Take the parameters that are passed on out of a body, and return them as `extra_body`."""
+    if not passed:
+        return {}
+    taken = {name: body.pop(name) for name in passed if name in body and name not in names}
+    extra = _without(taken, ())
+    return {"extra_body": extra} if extra else {}
 
 
 def _messages(body: dict[str, Any]) -> CheckedMessages:

@@ -19,7 +19,7 @@ from aigateway.server.http.cancel import cancel_on_disconnect
 from aigateway.server.http.errors import Refusal
 from aigateway.server.http.json_responses import headers_of
 from aigateway.server.http.limits import UNTIL
-from aigateway.server.service import Service
+from aigateway.server.service import Service, service_of
 
 __all__ = [
     "REQUEST_HEADERS",
@@ -28,7 +28,6 @@ __all__ = [
     "cache_word",
     "origin",
     "read_headers",
-    "service_of",
 ]
 
 _END_SECONDS = 0.1
@@ -148,13 +147,6 @@ def origin(headers: Mapping[str, str], request_id: str, partition: str, tenant: 
         if state is not None and _TRACE_STATE.fullmatch(state):
             carried["tracestate"] = state
     return Origin(request_id, partition, carried, tenant=tenant)
-
-
-def service_of(request: Request) -> Service:
-    """Return the service that a request came to."""
-    service = request.app.state.service
-    assert isinstance(service, Service)  # noqa: S101 - `create_app` put it there
-    return service
 
 
 @dataclass(frozen=True, slots=True)

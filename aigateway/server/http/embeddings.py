@@ -1,4 +1,4 @@
-"""OpenAI's embeddings and list of models.
+"""OpenAI's embeddings.
 
 https://platform.openai.com/docs/api-reference/embeddings.
 """
@@ -18,15 +18,11 @@ from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from aigateway.messages import EmbeddingResponse
-from aigateway.routing.provider import ProviderStatus
-from aigateway.server.auth.keys import Caller
-from aigateway.server.auth.middleware import caller_of
-from aigateway.server.http.bodies import AUTO, json_body, read_embedding
-from aigateway.server.http.call import AdmittedRequest, service_of
+from aigateway.server.http.bodies import json_body, read_embedding
+from aigateway.server.http.call import AdmittedRequest
 from aigateway.server.http.cancel import cancel_on_disconnect
-from aigateway.server.http.errors import Refusal
 from aigateway.server.http.json_responses import headers_of, json_response
-from aigateway.server.http.openapi import documented_call, documented_read
+from aigateway.server.http.openapi import documented_call
 
 __all__ = ["router"]
 
@@ -51,22 +47,6 @@ class EmbeddingList(TypedDict):
     data: list[_Embedding]
     model: str
     usage: _PromptTokenCounts
-
-
-class ModelEntry(TypedDict):
-    """A model that may be asked for."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-
-
-class ModelList(TypedDict):
-    """All of them."""
-
-    object: Literal["list"]
-    data: list[ModelEntry]
 
 
 @router.post(
@@ -109,52 +89,3 @@ def _packed(vector: tuple[float, ...]) -> str:
     if sys.byteorder == "big":
         floats.byteswap()
     return base64.b64encode(floats.tobytes()).decode()
-
-
-@router.get(
-    "/v1/models",
-    summary="List the models that may be asked for",
-    **documented_read(ModelList),
-)
-async def list_models(request: Request) -> Response:
-    """List the models that the caller may ask for."""
-    models = list(_models(request).values())
-    return json_response(ModelList(object="list", data=models))
-
-
-@router.get(
-    "/v1/models/{model:path}",
-    summary="Describe one model",
-    **documented_read(ModelEntry, 404),
-)
-async def one_model(model: str, request: Request) -> Response:
-    """Describe one model."""
-    found = _models(request).get(model)
-    if found is None:
-        raise Refusal(404, "There is no such model here.", code="model_not_found", param="model")
-    return json_response(found)
-
-
-def _models(request: Request) -> dict[str, ModelEntry]:
-    service = service_of(request)
-    caller = caller_of(request)
-    with service.in_use() as gateway:
-        return _models_for(caller, gateway.providers)
-
-
-def _models_for(caller: Caller, providers: Sequence[ProviderStatus]) -> dict[str, ModelEntry]:
-    """Return the models by name: `auto`, then models, names and aliases, best provider first."""
-    owners: dict[str, list[str]] = {AUTO: []}
-    for provider in providers:
-        for name in (provider.model, provider.name, *provider.aliases):
-            vendors = owners.setdefault(name, [])
-            if provider.vendor not in vendors:
-                vendors.append(provider.vendor)
-    return {
-        # 0, since no vendor says when a model was made and clients want a number.
-        name: ModelEntry(
-            id=name, object="model", created=0, owned_by=", ".join(vendors or ["aigateway"])
-        )
-        for name, vendors in owners.items()
-        if caller.may_ask(name if vendors else None)
-    }

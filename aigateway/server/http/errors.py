@@ -1,7 +1,8 @@
-"""The one writer of errors: status, OpenAI's form of an error, headers, counter and log line.
+"""The one writer of errors: status, form, headers, counter and log line.
 
-https://platform.openai.com/docs/guides/error-codes. Messages are those of our own errors, which
-hold no key, no prompt, no answer and no vendor's text. The vendor's text is in `detail`: it goes to
+The form is OpenAI's (https://platform.openai.com/docs/guides/error-codes), or Anthropic's for its
+clients (https://platform.claude.com/docs/en/api/errors). Messages are those of our own errors and
+hold no key, no prompt, no answer and no vendor's text. That text is in `detail`: it goes to
 the caller of the request, and nowhere else.
 """
 
@@ -43,18 +44,26 @@ from aigateway.server.http.json_responses import encoded, json_response
 from aigateway.telemetry.log import log_event
 
 __all__ = [
+    "SERVICE",
     "ErrorBoundary",
     "Refusal",
     "RefusalLog",
     "answer_error",
+    "anthropic_error_event",
     "error_event",
     "handle",
+    "own_path",
     "refusal_of",
     "request_id_of",
+    "speaks_anthropic",
     "stopping",
+    "written_refusal",
 ]
 
 _log = logging.getLogger("aigateway.server")
+
+SERVICE = "aigateway.service"
+"""The key of the scope for the service that a request came to."""
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer
@@ -139,12 +148,6 @@ _PARAMS: dict[type[GatewayError], str] = {
 }
 
 
-_ROUTER_MESSAGES = {
-    404: "There is nothing at this path.",
-    405: "This path does not take this method.",
-}
-
-
 def stopping() -> Refusal:
     """Return the refusal of a request that the service does not finish because it stops."""
     return Refusal(
@@ -157,8 +160,7 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, HTTPException):
-        message = _ROUTER_MESSAGES.get(error.status_code, error.detail)
-        return Refusal(error.status_code, message, headers=error.headers)
+        return Refusal(error.status_code, error.detail, headers=error.headers)
     if isinstance(error, AllProvidersFailedError):
         return _of_providers(error)
     if isinstance(error, StreamInterruptedError):
@@ -217,6 +219,114 @@ def _is_local_exhaustion(cause: ProviderFailure) -> bool:
     return cause.kind is FailureKind.SATURATED and cause.retry_after_seconds is None
 
 
+# ── what is not there ────────────────────────────────────────────────────────────────────────
+
+_GEMINIS = r"/v1(?:alpha|beta\d*)/.*|(?:/v1)?/(?:models|tunedModels)/[^/]+:[a-z]+[A-Z]\w*"
+
+_OLLAMAS = "blobs|chat|copy|create|delete|embed|embeddings|generate|ps|pull|push|show|tags|version"
+_OPENAIS = (
+    "assistants|audio|batches|chatkit|containers|conversations|edits|engines|evals|files"
+    "|fine[_-]tun(es|ing)|images|moderations|organization|realtime|skills|threads|uploads"
+    "|vector_stores|videos"
+)
+
+_APIS: Sequence[tuple[str, str]] = (
+    # What a path stands for, and how it begins. What is closer stands first.
+    ("batches of messages", r"/v1/messages/batches"),
+    ("Anthropic's older completions", r"/v1/complete"),
+    ("stored responses", r"/v1/responses/.+"),
+    ("stored chats", r"/v1/chat/completions/.+"),
+    ("Gemini's API", _GEMINIS),
+    ("Ollama's API", rf"/api/({_OLLAMAS})"),
+    ("rerank", r"/v\d/rerank"),
+    ("{}", rf"/v1/(?P<name>{_OPENAIS})"),
+)
+_NOT_OFFERED = [(what, re.compile(f"(?:{path})(?:/.*)?")) for what, path in _APIS]
+
+
+def _of_router(scope: Scope, error: HTTPException) -> Refusal:
+    """Return the refusal of a request that has no endpoint; it says which there are."""
+    path, status = own_path(scope), error.status_code
+    message = "This path does not take this method." if status == 405 else "There is nothing here."
+    for what, known in _NOT_OFFERED:
+        if found := known.fullmatch(path) or known.fullmatch("/v1" + path):
+            name = what.format(found.groupdict().get("name"))
+            status, message = 404, f"This service does not offer {name}."
+            break
+    if path.startswith("/v1/v1/"):
+        message = "The client's base URL ends with /v1 already; the path has it twice."
+    if status == 404 and SERVICE in scope:
+        message += f" There is {', '.join(scope[SERVICE].endpoints)}."
+    return Refusal(status, message, headers=error.headers)
+
+
+_GEMINI = re.compile(_GEMINIS)
+_GEMINI_STATUSES = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND"}
+
+
+def written_refusal(scope: Scope, refusal: Refusal) -> tuple[int, dict[str, Any]]:
+    """Return the status and the body of a refusal, in the form that its caller reads."""
+    path, status = own_path(scope), refusal.status
+    if _GEMINI.fullmatch(path):
+        name = _GEMINI_STATUSES.get(status, "INVALID_ARGUMENT" if status < 500 else "INTERNAL")
+        return status, {"error": {"code": status, "message": refusal.message, "status": name}}
+    if path.startswith("/api/"):  # Ollama's
+        return status, {"error": refusal.message}
+    if not speaks_anthropic(scope):
+        return status, refusal.body
+    status, body = _in_anthropics_form(refusal)
+    return status, body | {"request_id": scope.get("state", {}).get("request_id")}
+
+
+# ── Anthropic's form ─────────────────────────────────────────────────────────────────────────
+
+_ANTHROPIC_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+"""By status. Other ones are `invalid_request_error` below 500, and `api_error` above."""
+
+_ANTHROPIC_STATUSES: Mapping[str, int] = {"insufficient_quota": 402, "no_providers": 500}
+"""By code, where it is another status than OpenAI's."""
+
+_TOO_LONG = "prompt is too long"
+"""Anthropic's own words, by which its clients know that a conversation has to be made shorter."""
+
+_ANTHROPICS_PATH = re.compile(
+    r"(?!.*/(?:threads|completions)/)(?:.*/)?(?:messages|complete)(?:/.*)?"
+)
+
+
+def speaks_anthropic(scope: Scope) -> bool:
+    """Return whether a request is in Anthropic's protocol, by its path or its headers."""
+    if _ANTHROPICS_PATH.fullmatch(own_path(scope)):
+        return True
+    return any(name == b"anthropic-version" for name, _ in scope.get("headers", ()))
+
+
+def _in_anthropics_form(refusal: Refusal) -> tuple[int, dict[str, Any]]:
+    status = _ANTHROPIC_STATUSES.get(refusal.code or "", refusal.status)
+    status = 529 if status == 503 else status
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    message, detail = refusal.message, refusal.cause.detail if refusal.cause else None
+    if detail is not None:
+        message = f"{message} {detail}"
+    if refusal.code == "context_length_exceeded":
+        message = f"{_TOO_LONG}: {message}"
+    return status, {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def anthropic_error_event(error: Exception) -> bytes:
+    """Return the event with which a stream in Anthropic's protocol ends after an error."""
+    return b"event: error\ndata: " + encoded(_in_anthropics_form(refusal_of(error))[1]) + b"\n\n"
+
+
 # ── the writer ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -229,20 +339,22 @@ def answer_error(scope: Scope, error: Exception) -> Response:
     An error of the gateway's is in its own metrics already, and is not counted again. Of an
     unforeseen error the log gets the type and the place, but not the text: it may quote a request.
     """
-    refusal = refusal_of(error)
-    if isinstance(error, Refusal | HTTPException):
-        if "app" in scope:
+    routed = isinstance(error, HTTPException)
+    refusal = _of_router(scope, error) if routed else refusal_of(error)
+    status, body = written_refusal(scope, refusal)
+    if routed or isinstance(error, Refusal):
+        if SERVICE in scope:
             peer = scope.get("client")
-            log: RefusalLog = scope["app"].state.service.refusal_log
+            log: RefusalLog = scope[SERVICE].refusal_log
             # A refused body is answered by the endpoint and, in its place, by `RequestLimits`.
             if scope.get(_NOTED) is not refusal:
                 scope[_NOTED] = refusal
-                log.note(refusal, None if peer is None else str(peer[0]))
+                log.note(refusal, None if peer is None else str(peer[0]), status)
     elif not isinstance(error, GatewayError):
         places = "".join(traceback.format_tb(error.__traceback__))
         request_id = scope.get("state", {}).get("request_id")
         _log.error("Request %s: %s\n%s", request_id, type(error).__name__, places)
-    return json_response(refusal.body, refusal.status, refusal.headers)
+    return json_response(body, status, refusal.headers)
 
 
 async def handle(request: Request, error: Exception) -> Response:
@@ -280,12 +392,13 @@ class RefusalLog:
         self._of_peers: _Logged = {}
         self.counts: Counter[str] = Counter()
 
-    def note(self, refusal: Refusal, peer: str | None = None) -> None:
+    def note(self, refusal: Refusal, peer: str | None = None, status: int | None = None) -> None:
         """Count a refusal, and log it unless the same was logged a moment ago.
 
         Args:
             refusal: What was refused.
             peer: The caller's address, for a request without a known key.
+            status: The HTTP status of the answer; None is the refusal's own.
         """
         code = refusal.code or str(refusal.status)
         self.counts[code] += 1
@@ -308,7 +421,7 @@ class RefusalLog:
             "service.refused",
             f"{{caller}} got HTTP {{status}} ({{code}}){more}.",
             caller=f"the key {refusal.caller!r}" if refusal.caller else peer or "an unknown caller",
-            status=refusal.status,
+            status=status or refusal.status,
             code=code,
             not_logged=silent,
         )
@@ -324,23 +437,34 @@ def request_id_of(given: str | None) -> str:
     return os.urandom(16).hex()
 
 
+def own_path(scope: Scope) -> str:
+    """Return a request's path within the application, wherever that is mounted."""
+    path: str = scope["path"]
+    within = path.removeprefix(scope.get("root_path", ""))
+    return within if within.startswith("/") else path
+
+
 class ErrorBoundary:
     """The outermost ASGI middleware: gives each request an id, and answers unforeseen errors.
 
-    `request.state.request_id` is the request's id, sent as `x-request-id`.
+    `request.state.request_id` is the request's id, sent as `x-request-id`; to Anthropic's clients
+    also as `request-id`, which is what they read.
 
     Args:
         app: The application within.
+        service: The service that requests come to.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, service: Any) -> None:
         self._app = app
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope[SERVICE] = self._service
         request_id = request_id_of(Headers(scope=scope).get("x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id
         begun = False
@@ -349,7 +473,10 @@ class ErrorBoundary:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if speaks_anthropic(scope):
+                    headers["request-id"] = request_id
             await send(message)
 
         try:

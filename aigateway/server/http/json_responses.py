@@ -13,6 +13,7 @@ from starlette.responses import Response
 from aigateway.messages import ChatResponse, EmbeddingResponse, Opening
 
 __all__ = [
+    "answer_headers",
     "encoded",
     "headers_of",
     "headers_of_opening",
@@ -37,22 +38,24 @@ def json_response(
 
 def headers_of(response: ChatResponse | EmbeddingResponse, cache: str) -> dict[str, str]:
     """Return the headers of an answer: provider, cache, attempts and cost."""
-    headers = _headers(response.provider, cache, len(response.attempts))
-    if response.cost_usd is not None:
-        cost = f"{response.cost_usd:.10f}".rstrip("0").rstrip(".")
-        headers["x-aigateway-cost"] = cost
-    return headers
+    return answer_headers(response.provider, cache, len(response.attempts), response.cost_usd)
 
 
 def headers_of_opening(opening: Opening, cache: str) -> dict[str, str]:
     """Return the same for a stream that has just begun: its cost is not known yet."""
-    return _headers(opening.provider, cache, opening.attempts)
+    return answer_headers(opening.provider, cache, opening.attempts)
 
 
-def _headers(provider: str, cache: str, attempts: int) -> dict[str, str]:
+def answer_headers(
+    provider: str, cache: str, attempts: int, cost_usd: float | None = None
+) -> dict[str, str]:
+    """Write the headers of an answer; None: its cost is not known."""
     plain = provider.isascii() and provider.isprintable()
-    return {
+    headers = {
         "x-aigateway-provider": provider if plain else quote(provider),
         "x-aigateway-cache": cache,
         "x-aigateway-attempts": str(attempts),
     }
+    if cost_usd is not None:
+        headers["x-aigateway-cost"] = f"{cost_usd:.10f}".rstrip("0").rstrip(".")
+    return headers

@@ -183,7 +183,8 @@ def completion(response: ChatResponse, now: float) -> dict[str, Any]:
 async def chat_completions(request: Request) -> Response:
     """Answer a chat, whole or as a stream."""
     admitted = AdmittedRequest.admit(request)
-    body = await json_body(request, read_completion)
+    passed = admitted.service.settings.pass_params
+    body = await json_body(request, lambda body: read_completion(body, passed))
     if body.stream:
         return await _streamed(request, admitted, body)
     response, headers = await admitted.chat(request, body)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, NotRequired
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from aigateway.gateway import AsyncGateway
-from aigateway.protocols.openai_responses import RESPONSES
-from aigateway.server.http.errors import error_event
+from aigateway.protocols.openai_responses import RESPONSES, ResponsesWriter
+from aigateway.protocols.protocol import ProtocolStream
+from aigateway.server.http.errors import Refusal, error_event, refusal_of
+from aigateway.server.http.openapi import documented_call, documented_read
 from aigateway.server.http.protocols import Door
 
 __all__ = ["router"]
 
 router = APIRouter()
+
+
+def _failed(stream: ProtocolStream, error: Exception) -> bytes:
+    """Return the events that end a stream that broke: `response.failed` and `error`."""
+    writer, said = stream.writer, refusal_of(error).body["error"]
+    assert isinstance(writer, ResponsesWriter)  # noqa: S101 - `RESPONSES` makes no other
+    return b"".join(event.raw for event in writer.failed(said, stream.written))
+
 
 _DOOR = Door(
     RESPONSES,
@@ -21,10 +34,69 @@ _DOOR = Door(
     AsyncGateway.stream_responses,
     error_event,
     b": waiting\n\n",
+    failed=_failed,
 )
 
 
-@router.post("/v1/responses", summary="Answer in OpenAI's Responses protocol")
+class _CountedTokens(TypedDict):
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class ResponseBody(TypedDict):
+    """OpenAI's answer in this protocol."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: _CountedTokens
+    incomplete_details: NotRequired[dict[str, str] | None]
+
+
+@router.post(
+    "/v1/responses",
+    summary="Answer in OpenAI's Responses, whole or as a stream",
+    **documented_call(
+        "ResponsesRequest",
+        ResponseBody,
+        {"text/event-stream": "OpenAI's events: response.created to response.completed, or error."},
+    ),
+)
 async def responses(request: Request) -> Response:
-    """Answer a request in OpenAI's Responses protocol."""
+    """Answer a request in OpenAI's Responses, whole or as a stream."""
     return await _DOOR.answer(request)
+
+
+_NOTHING = documented_read(None, 404)
+
+
+@router.get("/v1/responses/{response_id}", summary="Refuse: no response is stored", **_NOTHING)
+@router.delete("/v1/responses/{response_id}", summary="Refuse: no response is stored", **_NOTHING)
+@router.get(
+    "/v1/responses/{response_id}/input_items", summary="Refuse: no response is stored", **_NOTHING
+)
+@router.post(
+    "/v1/responses/{response_id}/cancel", summary="Refuse: no response is stored", **_NOTHING
+)
+async def stored_response(response_id: str) -> None:
+    """Say that no response is stored."""
+    raise Refusal(
+        404,
+        f"Response with id '{response_id[:64]}' not found: the service stores no responses."
+        " Send the whole conversation in `input` of POST /v1/responses.",
+        param="response_id",
+    )
+
+
+@router.post("/v1/responses/input_tokens", summary="Refuse: not offered", **_NOTHING)
+@router.post("/v1/responses/compact", summary="Refuse: not offered", **_NOTHING)
+async def not_offered() -> None:
+    """Say what is offered."""
+    raise Refusal(
+        404,
+        "The service offers POST /v1/responses, and neither input_tokens nor compact.",
+    )

@@ -33,6 +33,13 @@ _REFUSALS = {
     504: "The request's time was over.",
 }
 
+_ANTHROPICS_REFUSALS = {
+    **_REFUSALS,
+    402: "The key's budget is used up.",
+    529: "No provider could answer, or too many requests are waiting.",
+}
+del _ANTHROPICS_REFUSALS[503]
+
 _ANSWER_HEADERS = {
     "x-request-id": "The request's id in logs.",
     "x-aigateway-provider": "The provider that answered.",
@@ -62,9 +69,10 @@ class ErrorBody(TypedDict):
     error: _ErrorFields
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Document refusals."""
-    return {status: {"description": _REFUSALS[status], "model": ErrorBody} for status in statuses}
+def refusals(*statuses: int, form: Any = ErrorBody) -> dict[int | str, dict[str, Any]]:
+    """Document refusals, in OpenAI's form or another one."""
+    texts = _REFUSALS | _ANTHROPICS_REFUSALS
+    return {status: {"description": texts[status], "model": form} for status in statuses}
 
 
 def body_of(schema: Mapping[str, Any]) -> Documented:
@@ -73,13 +81,16 @@ def body_of(schema: Mapping[str, Any]) -> Documented:
     return {"requestBody": {"required": True, "content": content}, **_KEY}
 
 
-def documented_call(form: str, answer: Any, texts: Mapping[str, str] | None = None) -> Documented:
+def documented_call(
+    form: str, answer: Any, texts: Mapping[str, str] | None = None, *, anthropic: Any = None
+) -> Documented:
     """Document an endpoint that asks providers.
 
     Args:
         form: The form of its body.
         answer: The type of its answer.
         texts: Further content types of the answer, and what they hold.
+        anthropic: Anthropic's form of an error, where errors have that one.
     """
     parameters = [
         {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
@@ -93,9 +104,12 @@ def documented_call(form: str, answer: Any, texts: Mapping[str, str] | None = No
         name: {"description": text, "schema": _TEXT} for name, text in _ANSWER_HEADERS.items()
     }
     answered = {"description": "The answer.", "headers": headers, "content": content}
+    refused = refusals(*_REFUSALS)
+    if anthropic is not None:
+        refused = refusals(*_ANTHROPICS_REFUSALS, form=anthropic)
     return {
         "response_model": answer,
-        "responses": {200: answered, **refusals(*_REFUSALS)},
+        "responses": {200: answered, **refused},
         "openapi_extra": {"parameters": parameters, **body_of({"$ref": _REFS.format(model=form)})},
     }
 

@@ -20,11 +20,12 @@ from aigateway.routing.provider import ProviderStatus
 from aigateway.server.auth.keys import Caller
 from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.bodies import json_body, read_chat
-from aigateway.server.http.call import AdmittedRequest, service_of
+from aigateway.server.http.call import AdmittedRequest
 from aigateway.server.http.errors import Refusal
 from aigateway.server.http.json_responses import json_response
 from aigateway.server.http.openai_chat import CalledTool, MediaFields, TokenCounts, called_tool
 from aigateway.server.http.openapi import body_of, documented_call, documented_read, refusals
+from aigateway.server.service import service_of
 from aigateway.telemetry.prometheus import wants_prometheus
 
 __all__ = ["router"]
@@ -75,7 +76,8 @@ class ChatAnswer(MediaFields):
 async def chat(request: Request) -> Response:
     """Answer a message or a conversation, whole."""
     admitted = AdmittedRequest.admit(request)
-    body = await json_body(request, read_chat)
+    passed = admitted.service.settings.pass_params
+    body = await json_body(request, lambda body: read_chat(body, passed))
     response, headers = await admitted.chat(request, body)
     # Half a character, which a vendor may have sent, is nothing that FastAPI could write.
     return json_response(_chat_answer(response), headers=headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -40,6 +41,7 @@ class Door:
         error_event: Writes the event that ends a stream after an error.
         ping: Sent while a stream has nothing to say.
         headers: Names of the caller's headers that belong to the protocol, in lower case.
+        failed: Writes those events for a stream that has begun, where they depend on it.
     """
 
     protocol: CallerProtocol
@@ -48,6 +50,7 @@ class Door:
     error_event: Callable[[Exception], bytes]
     ping: bytes
     headers: tuple[str, ...] = ()
+    failed: Callable[[ProtocolStream, Exception], bytes] | None = None
 
     async def answer(self, request: Request) -> Response:
         """Answer one request, whole or as a stream."""
@@ -55,6 +58,12 @@ class Door:
         given = request.headers
         forwarded = {name: given[name] for name in self.headers if name in given}
         read = await json_body(request, lambda body: self.protocol.read(body, forwarded))
+        return await self.respond(request, admitted, read)
+
+    async def respond(
+        self, request: Request, admitted: AdmittedRequest, read: ReadRequest
+    ) -> Response:
+        """Answer one request whose body has been read."""
         options = admitted.asked.options()
         async with contextlib.AsyncExitStack() as stack:
             gateway, own = admitted.enter_gateway(
@@ -94,7 +103,7 @@ class Door:
             headers_of_opening(opening, cache_word(opening, gateway, options)),
             ping=self.ping,
             ping_seconds=PING_SECONDS,
-            last_event=self.error_event(stopping()),
+            last_event=partial(self._last_event, stream, stopping()),
             stopping=service.stopping,
             turns=service.turns,
             clock=service.clock,
@@ -103,9 +112,13 @@ class Door:
     async def _events(
         self, stream: ProtocolStream, first: ServerSentEvent
     ) -> AsyncGenerator[bytes, None]:
-        yield first.raw
+        # What comes at once is sent at once: each sending costs more than an event.
+        yield first.raw + stream.take_ready()
         try:
             async for event in stream:
-                yield event.raw
+                yield event.raw + stream.take_ready()
         except GatewayError as error:
-            yield self.error_event(error)
+            yield self._last_event(stream, error)
+
+    def _last_event(self, stream: ProtocolStream, error: Exception) -> bytes:
+        return self.error_event(error) if self.failed is None else self.failed(stream, error)

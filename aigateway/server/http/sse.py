@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -79,7 +79,7 @@ class EventStream(Response):
         headers: Headers of the response.
         ping: The comment.
         ping_seconds: Silence before each comment.
-        last_event: Sent as the last when the service stops.
+        last_event: Sent as the last when the service stops; or a function that returns it.
         stopping: Is set then.
         turns: Bounds the events of all streams together.
         clock: Time.
@@ -95,7 +95,7 @@ class EventStream(Response):
         *,
         ping: bytes,
         ping_seconds: float,
-        last_event: bytes,
+        last_event: bytes | Callable[[], bytes],
         stopping: asyncio.Event,
         turns: Turns,
         clock: Clock,
@@ -131,7 +131,8 @@ class EventStream(Response):
                         await _send(send, event)
                         await self._turns.take()
             except StoppingError:
-                await _send(send, self._last_event)
+                last = self._last_event
+                await _send(send, last if isinstance(last, bytes) else last())
             finally:
                 pings.cancel()
             await send({"type": "http.response.body", "body": b"", "more_body": False})

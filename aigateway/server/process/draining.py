@@ -21,7 +21,7 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from aigateway.server.http.errors import stopping
+from aigateway.server.http.errors import stopping, written_refusal
 from aigateway.server.service import Service
 
 __all__ = ["Shutdown", "Traffic"]
@@ -125,7 +125,7 @@ class Traffic:
         if scope["type"] != "http" or task is None:
             await self._app(scope, receive, send)
             return
-        request = self._under_way[task] = _Request(send, self)
+        request = self._under_way[task] = _Request(scope, send, self)
         try:
             await self._app(scope, receive, request.send)
         except asyncio.CancelledError:
@@ -152,9 +152,10 @@ class _Request:
         cut: It was cancelled here.
     """
 
-    __slots__ = ("_send", "_traffic", "begun", "cut")
+    __slots__ = ("_scope", "_send", "_traffic", "begun", "cut")
 
-    def __init__(self, send: Send, traffic: Traffic) -> None:
+    def __init__(self, scope: MutableMapping[str, Any], send: Send, traffic: Traffic) -> None:
+        self._scope = scope
         self._send = send
         self._traffic = traffic
         self.begun = False
@@ -169,13 +170,14 @@ class _Request:
         await self._send(message)
 
     async def refuse(self) -> None:
-        """Answer 503, unless the answer has begun."""
+        """Answer that the service stops, unless the answer has begun."""
         if self.begun:
             return
         refusal = stopping()
-        body = json.dumps(refusal.body).encode()
+        status, written = written_refusal(self._scope, refusal)
+        body = json.dumps(written).encode()
         headers = {**refusal.headers, "content-type": "application/json"}
         headers["content-length"] = str(len(body))
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": 503, "headers": raw})
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
         await self._send({"type": "http.response.body", "body": body})

@@ -21,7 +21,7 @@ from typing import Any
 from uvicorn import Config
 
 from aigateway.errors import ConfigurationError
-from aigateway.server.http.app import create_app
+from aigateway.server.http.app import service_app
 from aigateway.server.process.configuration import (
     Configuration,
     Read,
@@ -58,7 +58,7 @@ class ServeOptions:
     overrides: Mapping[str, Any]
     simulate: bool = False
     announce: Callable[[str], object] = print
-    make_app: MakeApp = create_app
+    make_app: MakeApp = service_app
 
 
 def serve(options: ServeOptions) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from aigateway.events import Hook
-from aigateway.server.http.app import create_app
+from aigateway.server.http.app import service_app
 from aigateway.server.http.connections import protocol_for
 from aigateway.server.process.configuration import Configuration, Read
 from aigateway.server.process.draining import App, Shutdown, Traffic
@@ -30,7 +30,7 @@ from aigateway.telemetry.prometheus import Prometheus
 __all__ = ["BACKLOG", "ListeningSocket", "MakeApp", "Process"]
 
 MakeApp = Callable[[Service], App]
-"""Makes the application; only tests use another than `create_app`."""
+"""Makes the application; only tests use another than `service_app`."""
 
 BACKLOG = 2048
 """Connections that may wait to be accepted; the default limit of Linux is 4096."""
@@ -81,7 +81,7 @@ class Process:
         listener: socket.socket,
         *,
         shared: SharedDirectory | None = None,
-        make_app: MakeApp = create_app,
+        make_app: MakeApp = service_app,
         hooks: Sequence[Hook] = (),
     ) -> None:
         recent_events, prometheus = RecentEvents(), Prometheus()

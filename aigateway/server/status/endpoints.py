@@ -20,7 +20,7 @@ from aigateway.clock import Clock
 from aigateway.server.auth.keys import Caller
 from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.errors import Refusal
-from aigateway.server.service import Service
+from aigateway.server.service import Service, service_of
 
 __all__ = ["Page", "feed", "page", "router"]
 
@@ -42,7 +42,7 @@ async def status_page() -> HTMLResponse:
 @router.get("/status/feed")
 async def status_feed(request: Request) -> StreamingResponse:
     """Give the page its figures, as server-sent events."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     caller = caller_of(request)
     if service.draining:
         raise Refusal(503, "The service is stopping.", "server_error", "draining", retry_after=1.0)

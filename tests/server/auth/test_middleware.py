@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from aigateway.server.auth.middleware import caller_of
-from aigateway.server.http.app import create_app
+from aigateway.server.http.app import service_app
 from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer, digest, scripted_service
 from tests.server.running import running
@@ -50,7 +50,7 @@ async def test_an_endpoint_gets_the_caller_that_was_admitted():
     async with scripted_service(
         keys=[api_key("red"), api_key("blue")], admin_sha256=digest("sk-root")
     ) as service:
-        app = create_app(service)
+        app = service_app(service)
         app.add_route("/t/caller", endpoint)
         async with running(service, app) as url, httpx.AsyncClient(base_url=url) as client:
             for name in ("red", "root", "blue", "unknown"):
@@ -192,7 +192,7 @@ async def test_a_websocket_gets_in_no_further():
         return {"type": "websocket.connect"}
 
     async with scripted_service(keys=[api_key("red")]) as service:
-        app = create_app(service)
+        app = service_app(service)
         assert isinstance(app, FastAPI)
 
         @app.websocket("/secret")

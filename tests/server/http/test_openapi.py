@@ -17,7 +17,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
-from aigateway.server.http.app import create_app
+from aigateway.server.http.app import service_app
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from tests.processes import PATIENCE
@@ -26,7 +26,7 @@ from tests.server.services import scripted
 pytestmark = pytest.mark.slow
 
 LOOKING = ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}")
-ASKING = ("/chat", "/v1/chat/completions", "/v1/embeddings")
+ASKING = ("/chat", "/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_what_the_document_says_of_an_endpoint(url):
 def test_the_document_needs_no_network():
     async def address():
         async with scripted() as (service, _):
-            app = create_app(Service(service.gateway, ServerSettings()))
+            app = service_app(Service(service.gateway, ServerSettings()))
             return app.docs_url, app.redoc_url
 
     assert asyncio.run(address()) == (None, None)

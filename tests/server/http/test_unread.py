@@ -17,7 +17,7 @@ from aiohttp.test_utils import RawTestServer
 from uvicorn.server import ServerState
 
 from aigateway import AsyncGateway, LLMConfig
-from aigateway.server.http.app import create_app
+from aigateway.server.http.app import service_app
 from aigateway.server.http.connections import protocol_for
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
@@ -142,7 +142,7 @@ class Line(asyncio.Transport):
 
 async def test_it_is_only_cut_off_when_nothing_more_is_taken():
     async with scripted_service() as service:
-        config = uvicorn.Config(create_app(service), log_config=None)
+        config = uvicorn.Config(service_app(service), log_config=None)
         make = protocol_for(service, stall_seconds=0.02)
         protocol = make(config, ServerState(), {}, asyncio.get_running_loop())
         line = Line(100, 80, 50, 50, 10)

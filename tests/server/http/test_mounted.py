@@ -1,0 +1,138 @@
+"""The doors within an application of others: mounted whole, or router by router."""
+
+import contextlib
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI, HTTPException, Request
+
+from aigateway import AsyncGateway
+from aigateway.server import RecentEvents, create_app, routers
+from aigateway.settings import ServerSettings
+from aigateway.telemetry.prometheus import Prometheus
+from aigateway.testing import ScriptedVendor, scripted_configs
+from tests.processes import PATIENCE
+from tests.server.callers import api_key, bearer
+from tests.server.running import running
+
+CHAT = {"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def signed_in(request: Request):
+    """The application's own authentication."""
+    user = request.headers.get("x-user")
+    if user is None:
+        raise HTTPException(401, "Sign in first.")
+    request.state.user = user
+
+
+def user_of(request):
+    return request.state.user
+
+
+@contextlib.asynccontextmanager
+async def hosted(add, **settings):
+    """An application of others, to which `add` adds a gateway; its client, and its vendor."""
+    host, vendor = FastAPI(), ScriptedVendor()
+    hooks = (RecentEvents(), Prometheus())
+    async with AsyncGateway(scripted_configs("a"), vendor=vendor, hooks=hooks, **settings) as made:
+        add(host, made)
+        async with (
+            running(None, host) as url,
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
+        ):
+            yield client, vendor
+
+
+async def test_a_mounted_application_is_the_whole_service():
+    def add(host, gateway):
+        keys = ServerSettings(keys=(api_key("web"),), max_body_bytes=1000)
+        host.mount("/llm", create_app(gateway, keys))
+
+    async with hosted(add) as (client, _):
+        no_key = await client.post("/llm/v1/chat/completions", json=CHAT)
+        with_key = await client.post(
+            "/llm/v1/chat/completions", json=CHAT, headers={**bearer("web"), "x-request-id": "r-1"}
+        )
+        long = {**CHAT, "messages": [{"role": "user", "content": "x" * 1000}]}
+        too_long = await client.post("/llm/chat/completions", json=long, headers=bearer("web"))
+        health = await client.get("/llm/health")
+        scraped = await client.get(
+            "/llm/metrics", headers={**bearer("web"), "accept": "text/plain"}
+        )
+        nothing = await client.get("/llm/nothing", headers=bearer("web"))
+        page = await client.get("/llm/")
+
+    assert (no_key.status_code, no_key.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert with_key.json()["choices"][0]["message"]["content"]
+    assert with_key.headers["x-request-id"] == "r-1"
+    assert with_key.headers["x-aigateway-provider"] == "a"
+    assert too_long.status_code == 413
+    assert health.json() == {"status": "ok"}
+    assert b'aigateway_request_duration_seconds_count{outcome="served"} 1' in scraped.content
+    assert nothing.status_code == 404
+    assert page.status_code == 200
+
+
+async def test_a_router_takes_the_authentication_of_the_application_around_it():
+    def add(host, gateway):
+        doors = routers(gateway, ServerSettings(max_body_bytes=1000), tenant=user_of)
+        for door in doors.values():
+            host.include_router(door, prefix="/llm", dependencies=[Depends(signed_in)])
+
+    async with hosted(add) as (client, vendor):
+
+        async def ask(user, path="/llm/v1/chat/completions", body=CHAT, **headers):
+            return await client.post(path, json=body, headers={"x-user": user, **headers})
+
+        nobody = await client.post("/llm/v1/chat/completions", json=CHAT)
+        first = await ask("ada", host="llm.example.com", origin="https://elsewhere.example")
+        again = await ask("ada", "/llm/chat/completions")
+        other = await ask("bob")
+        streamed = await ask("ada", body={**CHAT, "stream": True})
+        long = {**CHAT, "messages": [{"role": "user", "content": "x" * 1000}]}
+        too_long, wrong = await ask("ada", body=long), await ask("ada", body={"messages": 1})
+        no_admin = await ask("ada", "/llm/admin/providers/a/circuit", {"state": "open"})
+        models = await client.get("/llm/v1/models", headers={"x-user": "ada"})
+        document = (await client.get("/openapi.json")).json()
+
+    # The application answers in its own form, and no vendor has been asked.
+    assert (nobody.status_code, nobody.json()) == (401, {"detail": "Sign in first."})
+    words = [answer.headers["x-aigateway-cache"] for answer in (first, again, other)]
+    assert words == ["miss", "hit", "miss"]
+    assert len(vendor.calls) == 2
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    assert (too_long.status_code, wrong.status_code) == (413, 400)
+    assert wrong.json()["error"]["param"] == "messages"
+    assert no_admin.status_code == 403
+    assert "simulated" in [entry["id"] for entry in models.json()["data"]]
+    assert "/llm/v1/chat/completions" in document["paths"]
+    assert all("x-request-id" in r.headers for r in (first, streamed, too_long, wrong))
+
+
+@pytest.mark.parametrize(("keys", "status"), [((), 403), ((api_key("web"),), 401)])
+async def test_a_router_alone_is_as_closed_as_the_service(keys, status):
+    def add(host, gateway):
+        for door in routers(gateway, ServerSettings(keys=keys)).values():
+            host.include_router(door)
+
+    async with hosted(add) as (client, vendor):
+        foreign = await client.post(
+            "/v1/chat/completions", json=CHAT, headers={"host": "evil.example"}
+        )
+        health = await client.get("/health")
+        good = await client.post("/v1/chat/completions", json=CHAT, headers=bearer("web"))
+    assert foreign.status_code == status
+    assert health.status_code == good.status_code == 200
+    assert len(vendor.calls) == 1
+
+
+async def test_an_application_is_called_without_a_port():
+    async with AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor()) as gateway:
+        app = create_app(gateway, ServerSettings(), tenant=lambda request: None)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://any.host") as client:
+            answer = await client.post("/v1/chat/completions", json=CHAT)
+            refused = await client.post("/v1/chat/completions", json={**CHAT, "n": "x"})
+    assert answer.json()["choices"][0]["message"]["content"]
+    assert refused.status_code == 400

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aigateway.errors import *
     from aigateway.events import *
     from aigateway.gateway import *
+    from aigateway.integrations.in_process import anthropic_client, openai_client
     from aigateway.messages import *
     from aigateway.request.stream import *
     from aigateway.resilience.breaker import *
@@ -32,6 +33,7 @@ _HOMES = (
     "aigateway.routing.provider",
     "aigateway.gateway",
     "aigateway.sync",
+    "aigateway.integrations.in_process",
 )
 """Where public names are looked for, one after another: what loads fastest comes first."""
 
@@ -75,9 +77,11 @@ __all__ = [
     "UnknownModelError",
     "Usage",
     "__version__",
+    "anthropic_client",
     "call_llm",
     "get_gateway",
     "get_gateway_metrics",
+    "openai_client",
 ]
 
 

@@ -41,8 +41,8 @@ __all__ = [
     "RequestServed",
 ]
 
-Operation = Literal["chat", "embeddings"]
-"""What is asked of a provider."""
+Operation = Literal["chat", "embeddings", "completions"]
+"""What is asked of a provider. "completions" is OpenAI's older `/v1/completions`."""
 
 Outcome = Literal["served", "hit", "stale", "coalesced", "failed", "cancelled"]
 """How a request ends; each ends in exactly one way."""

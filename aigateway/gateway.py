@@ -56,6 +56,7 @@ from aigateway.request.validate import chat_request, embedding_request
 from aigateway.resilience import retry
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.local_faults import Reachability, StallDetector
+from aigateway.routing.affinity import Affinity
 from aigateway.routing.attempt import CallContext
 from aigateway.routing.candidates import Roster
 from aigateway.routing.guards import CircuitOrder
@@ -106,6 +107,7 @@ class AsyncGateway:
         self._recorder = RequestRecorder(clock, self._emitter)
         self._roster = Roster()
         self._network = Reachability(clock)
+        self._affinity = Affinity(clock)
         self._streams: weakref.WeakSet[ChatStream] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -550,7 +552,7 @@ class AsyncGateway:
             raise RequestRejectedError("hedge must be True, False or None.")
         if hedge is not None or background:
             request = replace(request, hedge=hedge, background=background)
-        self._roster.candidates(request.model, "chat")
+        self._roster.for_chat(request)
         return request
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────
@@ -814,6 +816,7 @@ class AsyncGateway:
         if self._loop is not None:
             raise GatewayError("Only a gateway that is not in use yet can take over another one.")
         self._recorder.counters = other._recorder.counters
+        self._affinity = other._affinity
         if self._same_cache(other.settings):
             self.cache = other.cache
         before = {provider.name: provider for provider in other._roster}
@@ -856,6 +859,7 @@ class AsyncGateway:
             "waiting": self._limiter.waiting,
             "cost_usd": round(sum(p.counters.cost_usd for p in self._roster), 10),
             "cache": self.cache.stats(),
+            "sessions": self._affinity.stats(),
             "providers": {p.name: p.metrics() for p in self._roster},
         }
 
@@ -916,6 +920,7 @@ class AsyncGateway:
             self._network,
             # A weak reference, so that the detector's timer does not keep the gateway alive.
             StallDetector(self._clock, _weakly(self._stalled)),
+            self._affinity,
             lambda: self._roster,
         )
         self._pipeline = Pipeline(self.settings, context, self._roster, self.cache, self._recorder)

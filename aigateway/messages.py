@@ -23,6 +23,7 @@ __all__ = [
     "BatchProgress",
     "BatchResult",
     "CacheMode",
+    "Capability",
     "ChatRequest",
     "ChatResponse",
     "Choice",
@@ -49,6 +50,19 @@ __all__ = [
 
 CacheMode = Literal[True, False, "refresh"]
 """`True` reads and fills the cache, `False` does neither, `"refresh"` only fills it."""
+
+
+Capability = Literal[
+    "vision",
+    "pdf",
+    "audio_input",
+    "audio_output",
+    "tools",
+    "parallel_tools",
+    "json_schema",
+    "reasoning",
+]
+"""What a request may need of a model. docs/guides/sessions.md says what each means."""
 
 
 ProtocolName = Literal["messages", "responses", "completions"]
@@ -353,6 +367,8 @@ class Origin:
             including failed ones, hedges that lost and calls that the caller cancelled. None if the
             price is not known. Calls that others have joined may end after the request.
         tenant: Names the caller in logs and events, in front of the agent.
+        find_session: Whether a request that names no session gets one: from `prompt_cache_key` or
+            `metadata.user_id`, else from the beginning of its conversation.
     """
 
     request_id: str = ""
@@ -360,6 +376,7 @@ class Origin:
     headers: Mapping[str, str] = field(default_factory=dict)
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
     tenant: str = ""
+    find_session: bool = False
 
 
 APPLICATION = Origin()
@@ -385,6 +402,8 @@ class ChatRequest:
         size: Bytes of the messages and parameters as JSON; 0 if not counted.
         native: The request as its caller wrote it, if that was in another protocol.
         session: Names the conversation; its turns stay at one provider while that is well.
+        find_session: As in `Origin`; False if `session` is given.
+        needs: What a model must be able to do to serve it.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -405,6 +424,8 @@ class ChatRequest:
     size: int = field(default=0, compare=False)
     native: NativeRequest | None = None
     session: str | None = None
+    find_session: bool = False
+    needs: frozenset[Capability] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

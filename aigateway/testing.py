@@ -21,6 +21,7 @@ from aigateway.clock import Clock, PutOff
 from aigateway.errors import FailureKind
 from aigateway.events import Operation
 from aigateway.messages import (
+    Capability,
     ChatRequest,
     Choice,
     Chunk,
@@ -229,6 +230,10 @@ class ScriptedVendor:
         """Known operations, by provider name."""
         self.accepts_prefill: set[str] = set()
         """Names of providers whose model continues a trailing assistant message."""
+        self.capabilities: dict[str, Mapping[Capability, bool]] = {}
+        """What the models can and cannot do, by provider name."""
+        self.speaks: dict[str, Mapping[ProtocolName, bool | None]] = {}
+        """Protocols that the providers speak, by provider name; None: it has to be asked."""
         self.open_streams = 0
         """Streams that are open: neither closed nor read to their end."""
         self.streams: list[_ScriptedVendorStream] = []
@@ -279,11 +284,15 @@ class _ScriptedClient:
         return self._config.operations or self._vendor.operations.get(self._config.name)
 
     @property
+    def capabilities(self) -> Mapping[Capability, bool]:
+        return self._vendor.capabilities.get(self._config.name, {})
+
+    @property
     def accepts_prefill(self) -> bool:
         return self._config.name in self._vendor.accepts_prefill
 
-    def speaks(self, protocol: ProtocolName) -> bool | None:  # noqa: ARG002
-        return False
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        return self._vendor.speaks.get(self._config.name, {}).get(protocol, False)
 
     def dropped(
         self,

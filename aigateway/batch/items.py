@@ -51,7 +51,7 @@ def read_request(given: Any) -> Prompt:
 
 def _from_chat_request(request: ChatRequest) -> Prompt:
     options = dict(request.params)
-    for name in ("model", "timeout", "agent", "cache_ttl", "hedge"):
+    for name in ("model", "timeout", "agent", "cache_ttl", "hedge", "session"):
         value = getattr(request, name)
         if value is not None:
             options[name] = value

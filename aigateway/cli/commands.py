@@ -26,6 +26,8 @@ from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ConfigurationError, GatewayError, ProviderFailure
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import ChatResponse
+from aigateway.routing.capabilities import described
+from aigateway.routing.provider import ProviderStatus
 from aigateway.settings import ApiKey, LLMConfig, load_providers
 
 __all__ = ["open_gateway", "run_chat", "run_key", "run_providers", "run_serve", "run_simulate"]
@@ -143,13 +145,24 @@ def run_providers(*, as_json: bool, check_seconds: float | None) -> None:
         checks = None
         if check_seconds is not None:
             checks = asyncio.run(_check_all(configs, check_seconds))
+        known = asyncio.run(_capabilities(configs))
     if as_json:
-        typer.echo(json.dumps(_plain_providers(configs, checks), indent=2))
+        typer.echo(json.dumps(_plain_providers(configs, checks, known), indent=2))
     else:
         console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-        console.print(_provider_table(configs, checks))
+        console.print(_provider_table(configs, checks, known))
     if checks is not None and any(check.problem for check in checks):
         raise typer.Exit(FAILED)
+
+
+async def _capabilities(configs: Sequence[LLMConfig]) -> dict[str, ProviderStatus]:
+    """Return what is known of the providers, by name, once litellm's model map is loaded."""
+    with contextlib.suppress(ConfigurationError):  # of a provider that cannot be opened
+        async with AsyncGateway(configs) as gateway:
+            with contextlib.suppress(GatewayError):
+                await gateway.warmup()
+            return {provider.name: provider for provider in gateway.providers}
+    return {}
 
 
 async def _check_all(configs: Sequence[LLMConfig], seconds: float) -> list[CheckResult]:
@@ -183,7 +196,11 @@ async def _problem(gateway: AsyncGateway, seconds: float) -> str | None:
     return None
 
 
-def _provider_table(configs: Sequence[LLMConfig], checks: Sequence[CheckResult] | None) -> Table:
+def _provider_table(
+    configs: Sequence[LLMConfig],
+    checks: Sequence[CheckResult] | None,
+    known: Mapping[str, ProviderStatus],
+) -> Table:
     table = Table()
     for heading in ("name", "vendor", "model"):
         table.add_column(heading, overflow="fold")
@@ -191,6 +208,7 @@ def _provider_table(configs: Sequence[LLMConfig], checks: Sequence[CheckResult] 
     table.add_column("api_base", overflow="fold")
     table.add_column("key")
     table.add_column("aliases", overflow="fold")
+    table.add_column("can do", overflow="fold")
     if checks is not None:
         table.add_column("check", overflow="fold")
         table.add_column("latency", justify="right")
@@ -203,6 +221,7 @@ def _provider_table(configs: Sequence[LLMConfig], checks: Sequence[CheckResult] 
             Text(config.api_base or "the vendor's own"),
             Text("yes", "green") if config.api_key else Text("no", "yellow"),
             Text(", ".join(config.aliases)),
+            Text(_can_do(known.get(config.name))),
         ]
         if checks is not None:
             check = checks[index]
@@ -212,11 +231,19 @@ def _provider_table(configs: Sequence[LLMConfig], checks: Sequence[CheckResult] 
     return table
 
 
+def _can_do(provider: ProviderStatus | None) -> str:
+    words = provider and described(provider.capabilities, provider.max_input_tokens)
+    return words or "not known"
+
+
 def _plain_providers(
-    configs: Sequence[LLMConfig], checks: Sequence[CheckResult] | None
+    configs: Sequence[LLMConfig],
+    checks: Sequence[CheckResult] | None,
+    known: Mapping[str, ProviderStatus],
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for index, config in enumerate(configs):
+        found = known.get(config.name)
         row: dict[str, object] = {
             "name": config.name,
             "vendor": str(config.provider),
@@ -225,6 +252,8 @@ def _plain_providers(
             "api_base": config.api_base,
             "key_present": config.api_key is not None,
             "aliases": list(config.aliases),
+            "capabilities": dict(found.capabilities) if found else {},
+            "max_input_tokens": found.max_input_tokens if found else None,
         }
         if checks is not None:
             row["check"] = {"ok": checks[index].problem is None, **asdict(checks[index])}

@@ -111,6 +111,10 @@ _EFFORTS = {"low": "low", "medium": "medium"}
 _BUDGETS = ((2048, "low"), (8192, "medium"))
 """Thinking tokens below which an effort stands for them."""
 
+_BILLING = "x-anthropic-billing-header:"
+"""Begins a system block of Claude Code's that is another one in each request: no prompt cache of
+another vendor would hold."""
+
 _CHOICES = {"any": "required", "auto": "auto", "none": "none"}
 
 
@@ -127,8 +131,7 @@ def _read_count(body: dict[str, Any], headers: Mapping[str, str]) -> ReadRequest
 def _read_checked(body: dict[str, Any], headers: Mapping[str, str]) -> ReadRequest:
     encoded_json(body, "The body")  # it may be nested too deeply
     reader = _Reader()
-    reader.read_system(body.get("system"))
-    reader.read_messages(body["messages"])
+    reader.read(body.get("system"), body["messages"])
     options: dict[str, Any] = {"model": body.get("model"), "max_tokens": body.get("max_tokens")}
     for name in ("temperature", "top_k", "top_p", "cache_control"):
         if body.get(name) is not None:
@@ -207,49 +210,81 @@ def _refuse(path: str, problem: str) -> NoReturn:
 class _Reader:
     """Reads messages and tools. `only` names the first thing that no chat can say."""
 
-    __slots__ = ("_calls", "_open", "messages", "only")
+    __slots__ = ("_calls", "_has_answer", "_open", "_system", "messages", "only")
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
         self.only: str | None = None
+        self._system: list[dict[str, Any]] = []
         self._open: dict[str, None] = {}  # calls whose results have not come
         self._calls = 0
+        self._has_answer = False
 
-    def read_system(self, system: Any) -> None:
-        content = system if isinstance(system, str) else self._texts(system or (), "system")
-        if content:
-            self.messages.append({"role": "system", "content": content})
+    def read(self, system: Any, messages: list[Any]) -> None:
+        self._add_system(system or (), "system")
+        self._read_messages(messages)
+        if not self.messages:
+            _refuse("messages", "must have a message of the user that is not empty")
+        if self._system:
+            content = _content(self._system, "\n\n")
+            self.messages.insert(0, {"role": "system", "content": content})
 
-    def read_messages(self, messages: list[Any]) -> None:
+    def _add_system(self, content: Any, path: str) -> bool:
+        """Add to the system message; return whether there is something to add."""
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: list[dict[str, Any]] = []
+        for place, block in enumerate(blocks):
+            if block["type"] != "text":
+                _refuse(f"{path}.content.{place}.type", 'must be "text"')
+            if not block["text"].startswith(_BILLING):
+                self._add_parts(parts, block)
+        self._system += parts
+        return bool(blocks)
+
+    def _read_messages(self, messages: list[Any]) -> None:
         before, last = None, len(messages) - 1
         for place, message in enumerate(messages):
             role, content, path = message["role"], message["content"], f"messages.{place}"
-            if self._open and role == "assistant" != before:
+            if self._open and role == "assistant" and before != role:
                 self._refuse_open(path)
-            if isinstance(content, str):
+            if role == "system":
+                said = self._read_reminder(content, path)
+            elif isinstance(content, str):
                 said = bool(content)
-                if said or (role == "assistant" and place < last):
+                if said:
                     self.messages.append({"role": role, "content": content})
             elif role == "assistant":
-                said = self._read_answer(content, path)
-            elif role == "user":
-                said = self._read_user(content, path)
+                said = self._read_answer(content, path, is_last=place == last)
             else:
-                text = self._texts(content, path)
-                said = bool(text)
-                self.messages.append({"role": "system", "content": text})
+                said = self._read_user(content, path)
             if not said and not (role == "assistant" and place == last):
                 _refuse(f"{path}.content", "must not be empty")
-            before = role if role != "system" else before
+            if role != "system":
+                before = role
+                self._has_answer = self._has_answer or role == "assistant"
         if self._open:
             self._refuse_open(f"messages.{last}")
-        if not any(message["role"] != "system" for message in self.messages):
-            _refuse("messages", "must have a message of the user that is not empty")
 
     def _refuse_open(self, path: str) -> NoReturn:
         first = next(iter(self._open))[:64]
         problem = "`tool_use` ids were found without `tool_result` blocks immediately after"
         _refuse(path, f"{problem}: {first}")
+
+    def _read_reminder(self, content: Any, path: str) -> bool:
+        """Read a system message among the others.
+
+        Many servers take one at the beginning only. It goes there, unless the assistant has spoken:
+        a later one would change the beginning, and no prompt cache would hold.
+        """
+        length = len(self._system)
+        said = self._add_system(content, path)
+        if self._has_answer:
+            texts = [part["text"] for part in self._system[length:]]
+            del self._system[length:]
+            if texts:
+                text = "\n\n".join(["<system-reminder>", *texts, "</system-reminder>"])
+                self.messages.append({"role": "user", "content": text})
+        return said
 
     # ── the user's blocks ────────────────────────────────────────────────────────────────────
 
@@ -336,17 +371,9 @@ class _Reader:
         self.only = self.only or f"a {what[:80]}"
         parts.append({"type": "text", "text": f"[{what[:80]}]"})
 
-    def _texts(self, blocks: Iterable[Any], path: str) -> Any:
-        parts: list[dict[str, Any]] = []
-        for place, block in enumerate(blocks):
-            if block["type"] != "text":
-                _refuse(f"{path}.content.{place}.type", 'must be "text"')
-            self._add_parts(parts, block)
-        return _content(parts, "\n\n")
-
     # ── the assistant's blocks ───────────────────────────────────────────────────────────────
 
-    def _read_answer(self, blocks: list[Any], path: str) -> bool:
+    def _read_answer(self, blocks: list[Any], path: str, *, is_last: bool) -> bool:
         parts: list[dict[str, Any]] = []
         calls: list[dict[str, Any]] = []
         thoughts = _Thoughts()
@@ -361,7 +388,9 @@ class _Reader:
             else:
                 self._add_parts(parts, block)
         if not (parts or calls or thoughts):
-            return False
+            # Thinking that was lost; vendors get words in its place.
+            self.messages += [{"role": "assistant", "content": ""}] * (bool(blocks) and not is_last)
+            return bool(blocks)
         message: dict[str, Any] = {"role": "assistant", "content": _content(parts, "")}
         if calls:
             for call, block in zip(calls, _only_calls(blocks), strict=True):
@@ -431,7 +460,7 @@ class _Thoughts:
             self._blocks.append({name: block[name] for name in names})
             return
         content = opened_envelope(signed) or {}
-        reasoning = block["thinking"] if is_visible else content.get("r")
+        reasoning = (is_visible and block["thinking"]) or content.get("r")
         if isinstance(reasoning, str) and reasoning:
             self._reasoning.append(reasoning)
         for name, signature in _items(content.get("c")):
@@ -530,12 +559,12 @@ def _write(response: ChatResponse, request: ReadRequest) -> dict[str, Any]:
         for index, call in enumerate(choice.tool_calls):
             name = _written_id(call.id, response.request_id, index)
             if hidden or call.thought_signature:
-                blocks.append(_carrier(hidden, name, call.thought_signature))
+                blocks.append(_carrier(request, hidden, name, call.thought_signature))
                 hidden = None
             given = {"name": names.get(call.name, call.name), "input": _input(call.arguments)}
             blocks.append({"type": "tool_use", "id": name, **given})
-    if choice.thought_signatures and _asks_to_think(request):
-        blocks.append(_carrier(None, None, None, choice.thought_signatures))
+    elif choice.thought_signatures and _asks_to_think(request):  # Gemini can do without
+        blocks.append(_carrier(request, of_text=choice.thought_signatures))
     completion = response.completion
     return {
         "id": _message_id(completion.id, response.request_id),
@@ -594,19 +623,22 @@ def _picture(url: str, *, after: object) -> str:
 
 
 def _carrier(
-    reasoning: str | None,
-    call: str | None,
-    signature: str | None,
+    request: ReadRequest,
+    reasoning: str | None = None,
+    call: str = "",
+    signature: str | None = None,
     of_text: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the block that brings back what the vendor wants with its next request."""
     content: dict[str, Any] = {}
     if reasoning:  # it may hold half a character
         content["r"] = reasoning.encode("utf-8", "replace").decode()
-    if call is not None and signature:
+    if signature:
         content["c"] = {call: signature}
     if of_text:
         content["s"] = list(of_text)
+    if _get(request.native.body.get("thinking"), "display") == "omitted":
+        return {"type": "thinking", "thinking": "", "signature": sealed(content)}
     return {"type": "redacted_thinking", "data": sealed(content)}
 
 
@@ -725,9 +757,9 @@ class _MessageEvents:
         for index, call in self._calls.items():
             if call.signature and not call.is_signed:
                 name = _written_id(call.id, self._request_id, index)
-                self._whole_block(_carrier(None, name, call.signature))
-        if self._signatures and _asks_to_think(self._request):
-            self._whole_block(_carrier(None, None, None, self._signatures))
+                self._whole_block(_carrier(self._request, None, name, call.signature))
+        if self._signatures and not self._calls and _asks_to_think(self._request):
+            self._whole_block(_carrier(self._request, of_text=self._signatures))
         delta = {"stop_reason": _stop_reason(response.choices[0]), "stop_sequence": None}
         self._emit("message_delta", delta=delta, usage=_usage(response.usage))
         return [*self._out, _STOPPED]
@@ -775,8 +807,13 @@ class _MessageEvents:
         self._kind = "signed"
 
     def _whole_block(self, block: Mapping[str, Any]) -> None:
-        given = dict(block)
-        self._open(given.pop("type"), given)
+        if block["type"] != "thinking":
+            self._open(block["type"], block)
+        else:
+            self._open("thinking", {"thinking": "", "signature": ""})
+            if block.get("thinking"):
+                self._piece(block["thinking"])
+            self._sign(block["signature"])
         self._close()
 
     def _piece(self, text: str) -> None:
@@ -814,16 +851,12 @@ class _MessageEvents:
         """Write what Anthropic has signed; its text has been written already where it is shown."""
         self._hidden.clear()
         for block in blocks:
-            if block["type"] != "thinking":
-                self._whole_block(block)
-                continue
-            if self._kind != "thinking":
+            if block["type"] == self._kind == "thinking":
+                self._sign(block["signature"])
+                self._close()
+            else:
                 self._go_on(at_end=True)
-                self._open("thinking", {"thinking": "", "signature": ""})
-                if block.get("thinking"):
-                    self._piece(block["thinking"])
-            self._sign(block["signature"])
-            self._close()
+                self._whole_block(block)
 
     # ── tool calls ───────────────────────────────────────────────────────────────────────────
 
@@ -859,7 +892,7 @@ class _MessageEvents:
     def _open_call(self, index: int, call: _CallInStream) -> None:
         name = _written_id(call.id, self._request_id, index)
         if self._hidden or call.signature:
-            self._whole_block(_carrier("".join(self._hidden), name, call.signature))
+            self._whole_block(_carrier(self._request, "".join(self._hidden), name, call.signature))
             self._hidden.clear()
             call.is_signed = True
         tool = self._full_names.get(call.name, call.name)

@@ -49,8 +49,18 @@ _MARK = "aigw"
 _MOST_CALLS = 2048
 """Tool calls of a conversation, as in a chat."""
 
-_NEEDS_STORAGE = ("previous_response_id", "conversation", "prompt")
-"""Fields that refer to what OpenAI has stored."""
+_NEEDS_STORAGE = {
+    "previous_response_id": "send the whole conversation in input",
+    "conversation": "send the whole conversation in input",
+    "prompt": "send instructions and input",
+    "background": "wait for the answer, or stream it",
+}
+"""Fields for which OpenAI has to store something, and what to do without."""
+
+
+def _only(what: str, instead: str) -> str:
+    """Return the text of `NativeRequest.only`; the caller of a request that fails reads it."""
+    return f"{what} (instead: {instead})"
 
 
 # ── tools ────────────────────────────────────────────────────────────────────────────────────
@@ -136,13 +146,28 @@ _SEARCH_SCHEMA = _schema(["query"], query=_text("What to search for."))
 class _Tools:
     """Turns the tools of a request into functions of a chat, each with a name of its own."""
 
-    __slots__ = ("by_name", "declared", "names", "only")
+    __slots__ = ("_chosen_only", "_hosted", "by_name", "declared", "names")
 
     def __init__(self) -> None:
         self.declared: list[_Json] = []
         self.by_name: dict[str, _Tool] = {}
         self.names: dict[tuple[str | None, str], str] = {}
-        self.only: str | None = None
+        self._hosted: list[str] = []
+        self._chosen_only: str | None = None
+
+    @property
+    def only(self) -> str | None:
+        """As in `NativeRequest`: names a tool that the vendor itself would have to run.
+
+        Agents offer a web search along with their own tools, whether or not they need it, and go on
+        without one.
+        """
+        if self._chosen_only is not None:
+            return self._chosen_only
+        for kind in self._hosted:
+            if not (self.declared and kind.startswith("web_search")):
+                return _only(f"the tool {kind}", "declare a function that your program runs")
+        return None
 
     def add(self, tools: Iterable[_Json]) -> None:
         for tool in tools:
@@ -160,7 +185,7 @@ class _Tools:
             elif kind in _CLIENTS_TOOLS and _runs_at_the_client(tool):
                 self._declare(_Tool(kind, kind, _CLIENTS), *_CLIENTS_TOOLS[kind])
             else:
-                self.only = self.only or f"the tool {kind}"
+                self._hosted.append(kind)
 
     def _add_namespace(self, tool: _Json) -> None:
         note = tool.get("description")
@@ -233,7 +258,8 @@ class _Tools:
             return self.name_of(name, namespace if isinstance(namespace, str) else None)
         if (_CLIENTS, kind) in self.names:
             return self.names[_CLIENTS, str(kind)]
-        self.only = self.only or f"tool_choice of the type {str(kind)[:64]}"
+        what = f"tool_choice of the type {str(kind)[:64]}"
+        self._chosen_only = _only(what, "choose a function")
         return None
 
 
@@ -275,9 +301,8 @@ _SAME_IN_A_CHAT = (
 
 def _read(body: _Json, headers: Mapping[str, str]) -> ResponsesRequest:
     fit_fields("responses", body)
-    only = next((name for name in _NEEDS_STORAGE if body.get(name)), None)
-    if body.get("background"):
-        only = only or "background"
+    fields = (_only(name, instead) for name, instead in _NEEDS_STORAGE.items() if body.get(name))
+    only = next(fields, None)
     tools = _Tools()
     tools.add(body.get("tools") or ())
     given = body.get("input")
@@ -287,14 +312,14 @@ def _read(body: _Json, headers: Mapping[str, str]) -> ResponsesRequest:
     for item in items:
         if item.get("type") in {"additional_tools", "tool_search_output"}:
             tools.add(item["tools"])
+    options = _options(body, tools)
     conversation = _Conversation(tools, only or tools.only)
     messages = conversation.messages
     if isinstance(given, str):
         messages.append({"role": "user", "content": given})
     else:
         conversation.read(items)
-    options = _options(body, tools)
-    native = NativeRequest("responses", body, headers, conversation.only or tools.only)
+    native = NativeRequest("responses", body, headers, conversation.only)
     if not messages:
         if native.only is None:
             refuse_field("input", "must say something")
@@ -400,6 +425,7 @@ class _Conversation:
         self._refused: list[str] = []
         self._called: list[_Json] = []
         self._thought: _Json = {}
+        self._missing: int | None = None  # where an own message is referred to
 
     def read(self, items: Sequence[_Json]) -> None:
         thoughts = [self._collect(item, index) for index, item in enumerate(items)]
@@ -414,17 +440,31 @@ class _Conversation:
             elif kind in _CALLS:
                 self._call(kind, item)
             elif kind == "item_reference":
-                if not item["id"].startswith(f"rs_{_MARK}"):  # an answer is right without it
-                    self._only(f"the reference to a stored item in input[{index}]")
+                self._refer(item["id"], index)
             elif kind not in _LEFT_OUT and not _is_own(item.get("id")):
-                self._only(f"an item of the type {kind}")
+                self._only(f"an item of the type {kind}", "leave it out")
         self._end_turn()
         left = next((call_id for call_id, results in self._results.items() if results), None)
         if left is not None and self.only is None:
             _refuse_pair("call", "output", left)
 
-    def _only(self, what: str) -> None:
-        self.only = self.only or what
+    def _refer(self, item_id: str, index: int) -> None:
+        """Take a reference to an item, which was not stored.
+
+        The SDK of Vercel refers to what it takes for stored. An answer is right without reasoning,
+        and without what was said before a call, but not without another message.
+        """
+        if item_id.startswith(f"msg_{_MARK}"):
+            self._missing = index
+        elif not item_id.startswith(f"rs_{_MARK}"):
+            self._need_item(index)
+
+    def _need_item(self, index: int) -> None:
+        what = f"the reference to a stored item in input[{index}]"
+        self._only(what, "send the item itself, as clients do with store=false")
+
+    def _only(self, what: str, instead: str) -> None:
+        self.only = self.only or _only(what, instead)
 
     def _collect(self, item: _Json, index: int) -> _Json:
         """Take the result in an item, or return the thoughts in it."""
@@ -525,6 +565,8 @@ class _Conversation:
 
     def _end_turn(self) -> None:
         """Write what the model has said, and the results of its calls."""
+        if self._missing is not None and not self._called:
+            self._need_item(self._missing)
         if self._said or self._refused or self._called:
             message: _Json = {"role": "assistant"}
             message["content"] = "\n\n".join(self._said) or (None if self._called else "")
@@ -536,7 +578,7 @@ class _Conversation:
             self.messages.append(message)
             for call in self._called:
                 self._add_result(call["id"])
-            self._begin()
+        self._begin()
 
     def _add_result(self, call_id: str) -> None:
         results = self._results.get(call_id)
@@ -572,7 +614,10 @@ class _Conversation:
             refuse_field(path, 'must have "image_url" or "file_id"')
         if kind == "input_file" and where is None:
             refuse_field(path, 'must have "file_data", "file_url" or "file_id"')
-        self._only(f"{path}.{where}" if where else f"a part of the type {kind}")
+        if where is None:
+            self._only(f"a part of the type {kind}", "leave it out")
+        else:
+            self._only(f"{path}.{where}", "send the data itself, as a data: URL")
         return None
 
 

@@ -524,7 +524,7 @@ _ITEMS: dict[str, Any] = {
         "apply_patch_call_output", {"call_id": Text}, {"status": str, "output": str}
     ),
     "tool_search_call": _item("tool_search_call", {}, {"call_id": Text, "arguments": Any}),
-    "item_reference": _item("item_reference", {"id": Text}),
+    "item_reference": _object("ItemReference", {"id": Text}, {"type": Literal["item_reference"]}),
 }
 
 

@@ -33,6 +33,8 @@ from aigateway.request.checks import (
 )
 from aigateway.request.json_copy import LONG, check_size, copied, encoded_json, json_length
 from aigateway.request.schema import CHAT_FIELDS, EMBEDDING_FIELDS
+from aigateway.routing.affinity import named_session
+from aigateway.routing.capabilities import NOTHING, needs_of
 from aigateway.settings import GatewaySettings
 from aigateway.structured import strict_format
 
@@ -112,10 +114,12 @@ def chat_request(
         check_name("agent", agent)
     if cache_ttl is not None:
         check_seconds("cache_ttl", cache_ttl)
-    if session is not None:
-        check_name("session", session)
     if not isinstance(cache, bool) and cache != "refresh":
         refuse('cache must be True, False or "refresh".')
+    if session is not None:
+        check_name("session", session)
+    elif origin.find_session:
+        session = named_session(params, native)
     most = settings.max_prompt_bytes
     messages, size = _copied_messages(prompt_or_messages, system, most)
     given = {name: value for name, value in params.items() if value is not None} if params else {}
@@ -141,6 +145,8 @@ def chat_request(
         size=size + more,
         native=native,
         session=session,
+        find_session=origin.find_session and session is None,
+        needs=needs_of(messages, own) if own or type(prompt_or_messages) is not str else NOTHING,
     )
 
 

@@ -24,6 +24,7 @@ from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import AttemptOutcome, Effect
 from aigateway.resilience.health import ResponseTimes
 from aigateway.resilience.local_faults import Reachability, StallDetector
+from aigateway.routing.affinity import Affinity
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.guards import GuardPass
 from aigateway.routing.provider import Provider
@@ -110,6 +111,7 @@ class CallContext:
     emitter: Emitter
     network: Reachability
     stalls: StallDetector
+    affinity: Affinity
     providers: Callable[[], Iterable[Provider]]
 
     def reset_circuits_opened_offline(self) -> None:
@@ -117,7 +119,7 @@ class CallContext:
         for provider in self.providers():
             if provider.name not in self.network.down:
                 continue
-            for guards in (provider.chat, provider.embeddings):
+            for guards in provider.all_guards:
                 breaker = guards.breaker
                 if breaker.state is CircuitState.OPEN and not breaker.forced:
                     breaker.reset()
@@ -440,7 +442,7 @@ class PendingAttempt:
         event = AttemptEnded(
             request.request_id,
             self.number,
-            request.operation,
+            self.candidate.operation,
             record is not None and record.streamed,
             provider.name,
             provider.vendor,

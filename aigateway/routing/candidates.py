@@ -23,10 +23,12 @@ from aigateway.errors import (
     describe,
 )
 from aigateway.events import Operation
-from aigateway.messages import Attempt, ChatRequest, EmbeddingRequest
+from aigateway.messages import Attempt, ChatRequest, EmbeddingRequest, NativeRequest
 from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import Ticket
 from aigateway.resilience.guard import NEVER
+from aigateway.routing.affinity import Affinity, Session, session_of
+from aigateway.routing.capabilities import SHORT, none_can, none_speaks, too_long
 from aigateway.routing.provider import Provider
 from aigateway.telemetry.recorder import RequestRecord
 
@@ -71,7 +73,9 @@ class Candidate:
 
     Attributes:
         provider: The provider.
-        guards: Its guards for the request's operation.
+        operation: What it is asked for: the request's operation, or "completions" where a
+            completion needs no translation into a chat.
+        guards: Its guards for that.
         tried: It was called in this round, or is excluded from the round.
         calls: The number of calls; each further one is an extra call.
         barred: It is excluded from all rounds.
@@ -91,7 +95,8 @@ class Candidate:
 
     def __init__(self, provider: Provider, operation: Operation) -> None:
         self.provider = provider
-        self.guards = provider.chat if operation == "chat" else provider.embeddings
+        self.operation = operation
+        self.guards = provider.chat if operation == "chat" else provider.guards(operation)
 
     def begin_round(self) -> None:
         """Allow it in the next round, if a call can help.
@@ -158,6 +163,9 @@ class RequestState:
         messages: Its messages; some of them exclude some parameters.
         model: The model that it names; every provider of it is a candidate. None: any model.
         tenant: Its tenant.
+        native: The request in the protocol of its caller.
+        session: Its session, if it has one.
+        pinned: It may be asked of one provider only.
         loading_seconds: How long it waited until litellm was loaded and clients were open.
         go_on_when_refused: A rejection by one provider does not end it.
         nearly_over: It has waited for a last resort until the rest of its time was too short.
@@ -168,9 +176,11 @@ class RequestState:
     """
 
     begun = 0
-    background = go_on_when_refused = nearly_over = overdue = False
+    background = go_on_when_refused = nearly_over = overdue = pinned = False
     messages: Sequence[Mapping[str, Any]] = ()
     rejected_by: tuple[str, ...] | None = None
+    native: NativeRequest | None = None
+    session: Session | None = None
     ticket: Ticket | None = None
     waited = 0.0
     loading_seconds = 0.0
@@ -192,10 +202,20 @@ class RequestState:
         self._request = request
         self.roster = roster
         self.version = roster.version
-        self._providers = roster.candidates(request.model, operation)
+        if isinstance(request, ChatRequest):
+            self.messages = request.messages
+            self.background = request.background
+            self.native = request.native
+            self._providers = roster.for_chat(request)
+            if (request.session is not None or request.find_session) and len(roster) > 1:
+                self.session = session_of(request)
+        else:
+            self._providers = roster.candidates(request.model, operation)
         self.request_id = request.request_id
         self.operation: Operation = operation
         self.candidates = tuple(map(Candidate, self._providers, repeat(operation)))
+        if self.native is not None and self.native.protocol == "completions":
+            self.candidates = tuple(map(self._candidate, self._providers))
         self.began = began
         self.deadline = deadline
         self.model = request.model
@@ -205,9 +225,6 @@ class RequestState:
         self.hedge = hedge
         self.record = record
         self.attempts: list[Attempt] = []
-        if isinstance(request, ChatRequest):
-            self.messages = request.messages
-            self.background = request.background
 
     def share(self, seconds: float) -> float:
         """Return `seconds`, but at most a quarter of the request's time."""
@@ -224,18 +241,78 @@ class RequestState:
         """Why each provider that was called or passed over gave no answer, in their order."""
         return tuple(c.cause for c in self.candidates if c.cause is not None)
 
+    def _candidate(self, provider: Provider) -> Candidate:
+        native = self.native
+        completes = native is not None and native.protocol == "completions"
+        as_it_is = completes and provider.offers("completions")
+        return Candidate(provider, "completions" if as_it_is else self.operation)
+
+    def pin_to_keeper(self, affinity: Affinity) -> None:
+        """Allow only the provider that keeps what the request refers to, if that is known."""
+        name = affinity.keeper(self._request) if isinstance(self._request, ChatRequest) else None
+        kept = tuple([c for c in self.candidates if c.provider.name == name])
+        if kept:
+            self.candidates, self.pinned = kept, True
+
+    def remember_stored(self, affinity: Affinity, provider: str, answer_id: str | None) -> None:
+        """Remember where a native answer is stored; None: it is not native."""
+        if answer_id and isinstance(self._request, ChatRequest):
+            affinity.stored(self._request, answer_id, provider)
+
+    def lacks(self, provider: Provider) -> bool:
+        """Return whether its model is known by now not to be able to serve this request."""
+        request, native = self._request, self.native
+        if not isinstance(request, ChatRequest):
+            return False
+        only = native is not None and native.only is not None
+        if native is not None and only and provider.speaks(native.protocol) is False:
+            return True
+        return not request.needs.isdisjoint(provider.cannot) or (
+            request.size > self.roster.short and bool(too_long(request, (provider,)))
+        )
+
+    def bar(self, candidate: Candidate) -> None:
+        """Exclude a candidate that cannot serve this request; raise if none is left.
+
+        Raises:
+            RequestRejectedError: No candidate can serve it.
+        """
+        candidate.tried = candidate.barred = True
+        candidate.note(ProviderFailure(candidate.provider.name, FailureKind.UNSUPPORTED))
+        providers = [c.provider for c in self.candidates]
+        if all(map(self.lacks, providers)):
+            request, native = self._request, self.native
+            assert isinstance(request, ChatRequest)  # noqa: S101 - only chats need something
+            if native is not None and native.only is not None:
+                raise none_speaks(native, providers)
+            raise none_can(request, providers, too_long(request, providers))
+
     def add_new_providers(self) -> None:
-        """Add candidates for providers that were added since the last look."""
+        """Add candidates for providers that were added since the last look.
+
+        A candidate that is known by now not to be able to serve the request is passed over.
+        """
         if self.roster.version == self.version:
             return
         self.version = self.roster.version
+        for candidate in self.candidates:
+            if not candidate.calls and self.lacks(candidate.provider):
+                candidate.tried = candidate.barred = True
+                candidate.note(ProviderFailure(candidate.provider.name, FailureKind.UNSUPPORTED))
+        request = self._request
         try:
-            providers = self.roster.candidates(self.model, self.operation)
-        except (NoProvidersError, UnknownModelError):
-            return  # all were removed
+            providers = (
+                self.roster.for_chat(request)
+                if isinstance(request, ChatRequest)
+                else self.roster.candidates(self.model, self.operation)
+            )
+        except RequestRejectedError:
+            return  # all that could serve it were removed
+        except NoProvidersError:
+            return
         known = {candidate.provider for candidate in self.candidates}.union(self._providers)
         self._providers = providers
-        new = [Candidate(p, self.operation) for p in providers if p not in known]
+        new = [self._candidate(p) for p in providers if p not in known and not self.pinned]
         ordered = sorted((*self.candidates, *new), key=lambda c: -c.provider.priority)
         self.candidates = tuple(ordered)
 
@@ -268,12 +345,23 @@ class RequestState:
 class Roster:
     """The gateway's providers, highest priority first; among equals, in the order given."""
 
-    __slots__ = ("_by_model", "_for_all", "_providers", "counts_tokens", "version")
+    __slots__ = (
+        "_by_model",
+        "_for_all",
+        "_providers",
+        "_suited",
+        "counts_tokens",
+        "short",
+        "version",
+    )
 
     def __init__(self, providers: Iterable[Provider] = ()) -> None:
         self._providers: tuple[Provider, ...] = ()
         self._by_model: dict[str | None, tuple[Provider, ...]] = {}
         self._for_all: dict[Operation, tuple[Provider, ...]] = {}
+        self._suited: dict[Hashable, Sequence[Provider]] = {}
+        self.short = math.inf
+        """Bytes of a chat that fits into each context window, as far as these are known."""
         self.version = 0
         """Grows with every change that a request in progress may have to know."""
         self.counts_tokens = False
@@ -351,7 +439,11 @@ class Roster:
             UnknownModelError: None of them serves the model, or does the operation.
         """
         if model is not None:
-            return self.serving(model)  # the caller has chosen it
+            named = self.serving(model)  # the caller has chosen it
+            able = tuple([p for p in named if not p.only_completes or p.offers(operation)])
+            if not able:
+                raise none_offers(operation, named)
+            return able
         for_all = self._for_all
         found = for_all.get(operation)
         if found is None:
@@ -361,6 +453,47 @@ class Roster:
                 raise none_offers(operation, every)
             for_all[operation] = found
         return found
+
+    def for_chat(self, request: ChatRequest) -> Sequence[Provider]:
+        """Return the providers that may serve a chat, best priority first.
+
+        Raises:
+            NoProvidersError: There is no provider at all.
+            UnknownModelError: None of them serves the model, or does chats.
+            RequestRejectedError: None of them can do what the request needs; names it.
+        """
+        native = request.native
+        completes = native is not None and native.protocol == "completions"
+        suited = self._suited  # read first, as in `serving`
+        key = (request.model, request.needs, completes)
+        found = suited.get(key)
+        if found is None:
+            found = suited[key] = self._find_suited(request, completes=completes)
+        if native is not None and native.only is not None:
+            speaking = [p for p in found if p.speaks(native.protocol) is not False]
+            if not speaking:
+                raise none_speaks(native, found)
+            found = speaking
+        if request.size > self.short:
+            long = too_long(request, found)
+            if len(long) == len(found):
+                raise none_can(request, found, long)
+            found = [p for p in found if p not in long]
+        return found
+
+    def _find_suited(self, request: ChatRequest, *, completes: bool) -> Sequence[Provider]:
+        model = request.model
+        if completes:
+            every: Sequence[Provider] = self.serving(model)
+            may = [p for p in every if p.offers("completions") or p.offers("chat")]
+            every = may or self.candidates(model, "chat")
+        else:
+            every = self.candidates(model, "chat")
+        needs = request.needs
+        able = tuple([p for p in every if needs.isdisjoint(p.cannot)])
+        if every and not able:
+            raise none_can(request, every, ())
+        return able
 
     def seconds_until_available(self, model: object) -> float:
         """Return the seconds until the guards allow a chat for that model.
@@ -396,7 +529,9 @@ class Roster:
             return ()
 
     def _clear_lookups(self) -> None:
-        self._by_model, self._for_all = {}, {}
+        self._by_model, self._for_all, self._suited = {}, {}, {}
+        windows = [p.max_input_tokens for p in self._providers if p.max_input_tokens]
+        self.short = SHORT * min(windows, default=math.inf)
         self.version += 1
 
     def _find(self, model: str | None) -> tuple[Provider, ...]:

@@ -44,7 +44,13 @@ from aigateway.routing.candidates import (
 from aigateway.routing.guards import in_milliseconds
 from aigateway.routing.hedge import Hedges, Race
 from aigateway.routing.provider import Provider
-from aigateway.routing.select import Policy, PriorityPolicy, Selection, advance_rotation
+from aigateway.routing.select import (
+    Policy,
+    PriorityPolicy,
+    Selection,
+    SessionPolicy,
+    advance_rotation,
+)
 from aigateway.routing.work import Work
 from aigateway.settings import GatewaySettings
 from aigateway.wires.client import Failure, VendorCallError
@@ -105,7 +111,9 @@ class Failovers:
         self._clock = context.clock
         self._limiter = context.limiter
         self._emitter = context.emitter
-        self._policy: Policy = PriorityPolicy(context.limiter.has_slot)
+        self._policy = PriorityPolicy(context.limiter.has_slot)
+        self._affinity = context.affinity
+        self._sessions = SessionPolicy(self._policy, context.affinity)
         self._timer = _WakeUpTimer(self._clock, context.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)
@@ -128,6 +136,8 @@ class Failovers:
         """
         if self._stopped:
             self.refuse_if_stopped()
+        if request.native is not None:
+            request.pin_to_keeper(self._affinity)
         if not request.attempts:  # else a stream is resumed: the same request
             self._budget.requests += 1
             if request.hedge:
@@ -310,15 +320,21 @@ class Failovers:
         candidates: Sequence[Candidate] = request.candidates
         if request.nearly_over:
             candidates = [c for c in candidates if c.guards.is_in_service()]
+        policy: Policy = self._policy
+        if request.session is not None:
+            policy = self._sessions
+            home = self._sessions.at_home(candidates, request)
+            if home is not None:
+                return home
         params = request.params
         if params is not None and len(candidates) > 1:
             # Those that take every parameter come first, if one of them may be called now.
             taking = [c for c in candidates if not c.provider.dropped(params)]
             if len(taking) < len(candidates):
-                choice = self._policy.choose(taking, request)
+                choice = policy.choose(taking, request)
                 if choice.candidate is not None and not choice.last_resort:
                     return choice
-        return self._policy.choose(candidates, request)
+        return policy.choose(candidates, request)
 
     def _is_hopeless(self, choice: Selection, request: RequestState) -> bool:
         """Return whether there is none to wait for, or none before the deadline."""
@@ -402,11 +418,13 @@ class Failovers:
         if not await self._prepare(provider, request):
             candidate.tried = True
             candidate.note(ProviderFailure(provider.name, FailureKind.UNKNOWN))
-        elif request.model is None and not provider.offers(request.operation):
+        elif request.model is None and not provider.offers(candidate.operation):
             candidate.tried = candidate.barred = True
             candidate.note(ProviderFailure(provider.name, FailureKind.UNSUPPORTED))
             if all(c.barred for c in request.candidates):
                 raise none_offers(request.operation, [c.provider for c in request.candidates])
+        elif request.lacks(provider):
+            request.bar(candidate)
 
     async def _prepare(self, provider: Provider, waiting: RequestState | None = None) -> bool:
         began = self._clock.now()
@@ -450,15 +468,18 @@ class Failovers:
         answer = await self._attempt(attempt, request, work)
         return None if answer is None else self._served(attempt, answer, request, work)
 
-    @staticmethod
     def _served(
-        attempt: PendingAttempt, answer: A, request: RequestState, work: Work[A]
+        self, attempt: PendingAttempt, answer: A, request: RequestState, work: Work[A]
     ) -> Served[A]:
         """Settle the attempt whose answer is used."""
         if work.streamed:
             attempt.first_content()
         else:
             attempt.end(AttemptEnd.ANSWERED, answer=answer)
+        if request.session is not None:
+            self._affinity.answered(request.session, attempt.provider.name)
+        if request.native is not None:
+            request.remember_stored(self._affinity, attempt.provider.name, work.native_id(answer))
         attempts, loading = tuple(request.attempts), request.loading_seconds
         return Served(answer, attempt.provider.name, attempts, attempt, loading)
 
@@ -622,7 +643,7 @@ class Failovers:
         for candidate in request.candidates:
             waits = candidate.cause is None and not candidate.calls
             if waits or (candidate.cause is not None and candidate.cause.kind in _NOT_ASKED):
-                refusal = candidate.provider.refusal(request.operation)
+                refusal = candidate.provider.refusal(candidate.operation)
                 if refusal is not None:
                     candidate.cause = candidate.provider.refused(refusal)
 
@@ -633,7 +654,7 @@ class Failovers:
             cause = candidate.cause
             if cause is None or cause.kind not in TRANSIENT:
                 continue
-            refusal = candidate.provider.refusal(request.operation)
+            refusal = candidate.provider.refusal(candidate.operation)
             wait = in_milliseconds(refusal.retry_after) if refusal else None
             if refusal is None and cause.kind is FailureKind.SATURATED:
                 wait = cause.retry_after_seconds  # its slot comes too late for this round

@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, ProviderFailure
 from aigateway.events import Operation
+from aigateway.messages import Capability, ProtocolName
 from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import AdaptiveLimit, Slots
 from aigateway.resilience.guard import GuardRefusal
 from aigateway.resilience.rates import RateLimits
+from aigateway.routing.capabilities import cannot
 from aigateway.routing.guards import CircuitOrder, Guards, OperationStatus, in_milliseconds
 from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
@@ -28,7 +30,8 @@ from aigateway.wires.pricing import CostEstimator
 
 __all__ = ["OPERATIONS", "Condition", "Provider", "ProviderStatus", "Word", "condition"]
 
-OPERATIONS: tuple[Operation, ...] = ("chat", "embeddings")
+OPERATIONS: tuple[Operation, ...] = ("chat", "completions", "embeddings")
+"""The first that a provider offers is its main one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class ProviderStatus:
     """The present state of a provider.
 
     `active`, `circuit_state`, `retry_after_seconds`, `disabled_reason` and `degraded` are those of
-    its main operation: chat, or embeddings where it only embeds.
+    its main operation: chat, or what it does instead.
 
     Attributes:
         name: Its unique name.
@@ -55,6 +58,9 @@ class ProviderStatus:
         aliases: Other names by which a request may ask for it.
         degraded: "errors" or "latency" while it works worse than it should, else None.
         operations: The state of each of its operations.
+        capabilities: What its model can (True) and cannot do (False), as far as is known:
+            litellm's model map once it is loaded, over it the provider's configuration.
+        max_input_tokens: The model's context window for input, if known.
     """
 
     name: str
@@ -71,6 +77,8 @@ class ProviderStatus:
     aliases: tuple[str, ...] = ()
     degraded: str | None = None
     operations: Mapping[Operation, OperationStatus] = field(default_factory=dict)
+    capabilities: Mapping[Capability, bool] = field(default_factory=dict)
+    max_input_tokens: int | None = None
 
 
 Word = Literal["closed", "degraded", "half-open", "open", "probe is due", "cooling", "disabled"]
@@ -115,12 +123,15 @@ class Provider:
 
     Attributes:
         adaptive: Adapts `slots.limit` to the vendor's load.
-        chat: The guards of chat; `embeddings` likewise.
+        cannot: What requests may need that excludes it.
+        capabilities: As in `ProviderStatus`; `max_input_tokens` likewise.
+        chat: The guards of chat; `completions` and `embeddings` likewise.
         company: Identifies the vendor, or the server of an OpenAI-compatible provider.
         costs: Estimates the cost of calls whose tokens the vendor has not counted.
         first_contents_seen: Percentiles of the time to the first content of streams, for metrics.
         known_operations: The operations of its model; None if not known (yet).
-        on_prepared: Called when `known_operations` may have changed.
+        only_completes: It is configured for completions, and not for chats.
+        on_prepared: Called when what is known of its model may have changed.
         rates: Its `rpm` and `tpm` limits, if any.
         retired: Removed from the gateway; requests in progress pass it over.
         turn: Its position in the rotation among providers of equal priority (`select.py`).
@@ -152,9 +163,15 @@ class Provider:
         self.counters = ProviderCounters()
         self.costs = CostEstimator(config)
         self.chat = Guards("chat", config, settings, clock, emitter)
+        self.completions = Guards("completions", config, settings, clock, emitter)
         self.embeddings = Guards("embeddings", config, settings, clock, emitter)
+        self.all_guards = (self.chat, self.completions, self.embeddings)
         given = config.operations
         self.known_operations = None if given is None else frozenset(given)
+        self.only_completes = "completions" in (given or ()) and "chat" not in (given or ())
+        self.capabilities: Mapping[Capability, bool] = config.capabilities
+        self.cannot = cannot(config, {})
+        self.max_input_tokens: int | None = None
         self._clock = clock
         self._make_client = make_client
         self._client: VendorClient | None = None
@@ -167,16 +184,28 @@ class Provider:
 
     @property
     def main(self) -> Guards:
-        """The guards of its main operation: chat, or embeddings where it only embeds."""
-        return self.chat if self.offers("chat") else self.embeddings
+        """The guards of its main operation."""
+        return self.guards(self._main_operation)
+
+    @property
+    def _main_operation(self) -> Operation:
+        return next(filter(self.offers, OPERATIONS), "embeddings")
 
     def guards(self, operation: Operation) -> Guards:
         """Return the guards of one operation."""
-        return self.chat if operation == "chat" else self.embeddings
+        if operation == "chat":
+            return self.chat
+        return self.embeddings if operation == "embeddings" else self.completions
 
     def offers(self, operation: Operation) -> bool:
         """Return whether its model offers an operation, as far as is known."""
-        return self.known_operations is None or operation in self.known_operations
+        if self.known_operations is None:
+            return operation != "completions"
+        return operation in self.known_operations
+
+    def speaks(self, protocol: ProtocolName) -> bool | None:
+        """Return whether it speaks a protocol beside OpenAI's chat; None: it may."""
+        return None if self._client is None else self._client.speaks(protocol)
 
     def refusal(self, operation: Operation) -> GuardRefusal | None:
         """Return why this provider must not be called now, or None; its slots are not looked at."""
@@ -191,8 +220,8 @@ class Provider:
 
     def force_circuit(self, order: CircuitOrder) -> None:
         """Force its circuits open or closed, or end that."""
-        self.chat.force(order)
-        self.embeddings.force(order)
+        for guards in self.all_guards:
+            guards.force(order)
 
     def dropped(
         self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
@@ -217,6 +246,10 @@ class Provider:
             client = self.client
             await client.prepare()
             self.known_operations = client.operations
+            known = client.capabilities
+            self.capabilities = {**known, **self.config.capabilities}
+            self.cannot = cannot(self.config, known)
+            self.max_input_tokens = client.max_input_tokens
             self.prepared = client is self._client
             self.on_prepared()
         if not self.prepared:
@@ -230,8 +263,8 @@ class Provider:
         self.counters = other.counters
         self.first_contents_seen = other.first_contents_seen
         self.rates = other.rates
-        self.chat.take_over(other.chat)
-        self.embeddings.take_over(other.embeddings)
+        for own, others in zip(self.all_guards, other.all_guards, strict=True):
+            own.take_over(others)
 
     async def retire(self) -> None:
         """Wait for the calls in flight, then close the connections."""
@@ -241,8 +274,8 @@ class Provider:
 
     def close_guards(self) -> None:
         """Settle lost hedges without a failure."""
-        self.chat.close()
-        self.embeddings.close()
+        for guards in self.all_guards:
+            guards.close()
 
     async def aclose(self) -> None:
         """Close the connections. The next attempt opens new ones."""
@@ -255,14 +288,14 @@ class Provider:
         """Drop the connections without closing them: their event loop is gone."""
         self._client = None
         self.prepared = False
-        self.chat.abandon()
-        self.embeddings.abandon()
+        for guards in self.all_guards:
+            guards.abandon()
         self.slots = Slots(self.adaptive.limit)  # calls in flight release the old ones
 
     def status(self) -> ProviderStatus:
         """Return the present state."""
         operations = {name: self.guards(name).status() for name in OPERATIONS if self.offers(name)}
-        main = operations["chat" if self.offers("chat") else "embeddings"]
+        main = operations[self._main_operation]
         return ProviderStatus(
             name=self.name,
             vendor=self.vendor,
@@ -278,6 +311,8 @@ class Provider:
             aliases=self.config.aliases,
             degraded=main.degraded,
             operations=operations,
+            capabilities=self.capabilities,
+            max_input_tokens=self.max_input_tokens,
         )
 
     def metrics(self) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from typing import Protocol
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.resilience.concurrency import Slots
 from aigateway.resilience.guard import NEVER, GuardRefusal
+from aigateway.routing.affinity import Affinity, is_bearable
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.guards import in_milliseconds
 from aigateway.routing.provider import Provider
 
-__all__ = ["Policy", "PriorityPolicy", "Selection", "advance_rotation"]
+__all__ = ["Policy", "PriorityPolicy", "Selection", "SessionPolicy", "advance_rotation"]
 
 
 class Selection:
@@ -113,6 +114,18 @@ class PriorityPolicy:
             self._choose_last_resort(choice, refusals, request)
         return choice
 
+    def is_well(self, candidate: Candidate, request: RequestState) -> bool:
+        """Return whether it may be called now without a probe, a check or a wait."""
+        guards = candidate.guards
+        return (
+            not candidate.tried
+            and not candidate.provider.retired
+            and guards.is_in_service()
+            and guards.refusal() is None
+            and self.seconds_busy(candidate, request.tokens) == 0
+            and not guards.is_degraded()
+        )
+
     def _is_available(
         self,
         candidate: Candidate,
@@ -181,6 +194,52 @@ class PriorityPolicy:
                 choice.look_again_in(wait)
             else:
                 choice.wait_for(wait)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPolicy:
+    """Keeps the turns of a session at one provider; for all else it asks another policy.
+
+    Attributes:
+        policy: Chooses by health, priority and load.
+        affinity: Which provider answered each session.
+    """
+
+    policy: PriorityPolicy
+    affinity: Affinity
+
+    def at_home(self, candidates: Sequence[Candidate], request: RequestState) -> Selection | None:
+        """Choose the provider of the session, before all priorities, while it is well."""
+        session = request.session
+        name = None if session is None else self.affinity.home(session)
+        for candidate in candidates:
+            if candidate.provider.name == name and self.policy.is_well(candidate, request):
+                choice = Selection()
+                choice.candidate = candidate
+                return choice
+        return None
+
+    def choose(self, candidates: Sequence[Candidate], request: RequestState) -> Selection:
+        """Choose a new provider: of equals by the session's name, if their load allows it."""
+        choice = self.policy.choose(candidates, request)
+        session, found = request.session, choice.candidate
+        # A last resort, a probe and a canary are needed by others, too.
+        if session is None or found is None or not self.policy.is_well(found, request):
+            return choice
+        priority = found.provider.priority
+        equals = [
+            candidate
+            for candidate in candidates
+            if candidate.provider.priority == priority and self.policy.is_well(candidate, request)
+        ]
+        loads = {c: c.provider.slots.in_flight / c.provider.weight for c in equals}
+        least = min(loads.values())
+        bearable = [c for c in equals if is_bearable(loads[c], least, c.provider.weight)]
+        choice.candidate = max(
+            bearable, key=lambda c: session.score(c.provider.name, c.provider.weight)
+        )
+        self.affinity.sent(session, choice.candidate.provider.name)
+        return choice
 
 
 _RETIRED = GuardRefusal(FailureKind.DISABLED, NEVER)

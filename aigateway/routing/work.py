@@ -67,6 +67,9 @@ class Work(Protocol[A]):
     async def discard(self, answer: A) -> None:
         """Close an answer that is not used after all."""
 
+    def native_id(self, answer: A) -> str | None:
+        """Return the id of an answer in OpenAI's Responses protocol; None for any other."""
+
 
 class _WholeAnswer:
     """Work whose answer comes in one piece, and leaves nothing open."""
@@ -79,6 +82,11 @@ class _WholeAnswer:
 
     async def discard(self, answer: Any) -> None:
         """Do nothing."""
+
+    def native_id(self, answer: Any) -> str | None:
+        """See `Work`."""
+        native = answer.native if isinstance(answer, Completion) else None
+        return answer.id if native is not None and native.protocol == "responses" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +175,15 @@ class StreamWork:
     async def discard(self, answer: OpenedStream) -> None:
         """Close the stream."""
         await answer.stream.aclose()
+
+    def native_id(self, answer: OpenedStream) -> str | None:
+        """See `Work`."""
+        native = self.request.native
+        if native is None or native.protocol != "responses":
+            return None
+        part = answer.part()
+        is_native = part.native is not None or any(chunk.native_events for chunk in answer.first)
+        return part.id if is_native else None
 
 
 class OpenedStream:

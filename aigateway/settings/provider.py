@@ -15,6 +15,7 @@ from pydantic import (
     Secret,
     SecretStr,
     SerializerFunctionWrapHandler,
+    StrictBool,
     ValidationError,
     field_serializer,
     model_validator,
@@ -22,6 +23,7 @@ from pydantic import (
 
 from aigateway.errors import ConfigurationError
 from aigateway.events import Operation
+from aigateway.messages import Capability
 from aigateway.settings.fields import (
     Count,
     Frozen,
@@ -71,6 +73,7 @@ VENDORS = {
     ProviderType.GEMINI: Vendor("GEMINI_", "gemini-3.5-flash-lite", 20, ("ENDPOINT", "BASE_URL")),
     ProviderType.ANTHROPIC: Vendor("ANTHROPIC_", "claude-haiku-4-5", 10),
 }
+_WITH_COMPLETIONS = (ProviderType.OPENAI, ProviderType.OPENAI_COMPATIBLE)
 _BASE_EXAMPLES = {
     ProviderType.AZURE: "https://my-resource.openai.azure.com",
     ProviderType.OPENAI_COMPATIBLE: "http://localhost:8000/v1",
@@ -115,8 +118,13 @@ class LLMConfig(Frozen):
     aliases: tuple[Label, ...] = ()
     """Other names by which a caller may ask for this model."""
     operations: Annotated[frozenset[Operation], Field(min_length=1)] | None = None
-    """What the model can do: "chat", "embeddings" or both. None takes what litellm's model map says
-    and, for unknown models, both."""
+    """What the model can do: "chat", "embeddings", or "completions" for a server that has only
+    OpenAI's older `/v1/completions`. None takes what litellm's model map says and, for unknown
+    models, chat and embeddings."""
+    capabilities: dict[Capability, StrictBool] = Field(default_factory=dict)
+    """What the model can (true) and cannot do (false), where litellm's model map is wrong or does
+    not know it: "vision", "pdf", "audio_input", "audio_output", "tools", "parallel_tools",
+    "json_schema", "reasoning"."""
     weight: Positive = 1
     """Share of the load among providers of equal priority."""
     api_base: Url | None = None
@@ -160,6 +168,7 @@ class LLMConfig(Frozen):
             name: str | None = None,
             aliases: Iterable[str] = (),
             operations: Iterable[Operation] | None = None,
+            capabilities: Mapping[Capability, bool] = ...,
             weight: float = 1,
             api_base: str | None = None,
             api_version: str | None = None,
@@ -262,7 +271,9 @@ def _misfit(config: LLMConfig) -> str | None:
         return f'model: leave off the "{vendor}/" in front; `provider` already says it'
     if config.api_base is None and vendor in _BASE_EXAMPLES:
         return f'api_base: is missing for {vendor}; give one like "{_BASE_EXAMPLES[vendor]}"'
-    return None
+    foreign = "completions" in (config.operations or ()) and vendor not in _WITH_COMPLETIONS
+    problem = 'operations: only "openai" and "openai_compatible" have "completions"; leave it out'
+    return problem if foreign else None
 
 
 def _address(config: LLMConfig) -> tuple[str | None, str | None]:

@@ -24,6 +24,7 @@ from aigateway.clock import Clock
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.events import Operation
 from aigateway.messages import (
+    Capability,
     ChatRequest,
     Chunk,
     Completion,
@@ -142,6 +143,13 @@ class VendorClient(Protocol):
         """What the model does; None where nothing is known. Asked only after `prepare`."""
 
     @property
+    def capabilities(self) -> Mapping[Capability, bool]:
+        """What the model can do and what it cannot, as far as litellm's map knows.
+
+        Asked only after `prepare`.
+        """
+
+    @property
     def accepts_prefill(self) -> bool:
         """Whether the model goes on from a trailing message of the assistant, as far as is known.
 
@@ -234,6 +242,11 @@ class ChangingKeyClient:
     def operations(self) -> frozenset[Operation] | None:
         """See `VendorClient`."""
         return self._client.operations
+
+    @property
+    def capabilities(self) -> Mapping[Capability, bool]:
+        """See `VendorClient`."""
+        return self._client.capabilities
 
     @property
     def accepts_prefill(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from aigateway.events import Operation
 from aigateway.messages import (
+    Capability,
     ChatRequest,
     Choice,
     Completion,
@@ -24,7 +25,7 @@ from aigateway.messages import (
     Embeddings,
     Usage,
 )
-from aigateway.settings import LLMConfig
+from aigateway.settings import LLMConfig, ProviderType
 from aigateway.tokens import answer_bytes, answer_tokens, prompt_size
 from aigateway.wires.loading import loaded_litellm
 from aigateway.wires.registry import wire_of
@@ -36,6 +37,7 @@ __all__ = [
     "Price",
     "Tariff",
     "accepts_prefill",
+    "capabilities_of",
     "count_prompt_tokens",
     "max_input_tokens",
     "operations_of",
@@ -353,6 +355,53 @@ def accepts_prefill(config: LLMConfig) -> bool:
     """Return whether the model continues a trailing assistant message, as far as is known."""
     said = (e.get("supports_assistant_prefill") for e in (config.extra, *_entries(config)))
     return next((known for known in said if isinstance(known, bool)), False)
+
+
+_FLAGS: Mapping[Capability, str] = {
+    "vision": "supports_vision",
+    "pdf": "supports_pdf_input",
+    "audio_input": "supports_audio_input",
+    "audio_output": "supports_audio_output",
+    "tools": "supports_function_calling",
+    "parallel_tools": "supports_parallel_function_calling",
+    "json_schema": "supports_response_schema",
+    "reasoning": "supports_reasoning",
+}
+
+_MEDIA_FLAGS: frozenset[Capability] = frozenset({"vision", "pdf", "audio_input", "audio_output"})
+_DENIED: Mapping[ProviderType, frozenset[Capability]] = {
+    ProviderType.OPENAI: frozenset(_FLAGS),
+    ProviderType.AZURE: frozenset(_FLAGS),
+    ProviderType.ANTHROPIC: frozenset(_FLAGS),
+    ProviderType.GEMINI: frozenset(_FLAGS) - {"json_schema"},
+}
+"""Flags whose `false` is believed. Elsewhere, those of media: litellm puts tools and schemas into
+the prompt of a model that has none."""
+
+_DENIED_BY_ABSENCE: Mapping[ProviderType, frozenset[Capability]] = {
+    ProviderType.OPENAI: _MEDIA_FLAGS,
+    ProviderType.ANTHROPIC: frozenset({"audio_input", "audio_output"}),
+    ProviderType.GEMINI: frozenset({"audio_output"}),
+}
+"""Flags that the map sets for every model of the vendor that can, so that an entry without one
+means that its model cannot. Read in litellm 1.109.3; all other flags are missing here and there."""
+
+
+def capabilities_of(config: LLMConfig) -> Mapping[Capability, bool]:
+    """Return what the map says the model can and cannot do; what it does not know is missing."""
+    entries, vendor = list(_entries(config)), config.provider
+    # Entries of fine-tuned models and brief ones (new models) leave flags out.
+    full = any(_FLAGS["tools"] in entry for entry in entries) and not config.model.startswith("ft:")
+    absent = _DENIED_BY_ABSENCE.get(vendor, frozenset()) if full else frozenset()
+    denied = _DENIED.get(vendor, _MEDIA_FLAGS)
+    known: dict[Capability, bool] = {}
+    for name, flag in _FLAGS.items():
+        said = next((e[flag] for e in entries if isinstance(e.get(flag), bool)), None)
+        if said is None and name in absent:
+            said = False
+        if said or (said is False and name in denied):
+            known[name] = said
+    return known
 
 
 _OPERATIONS: Mapping[str, frozenset[Operation]] = {

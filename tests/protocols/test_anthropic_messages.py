@@ -82,6 +82,9 @@ def conversations(draw):
             {"type": "tool_use", "id": name, "name": "f" * draw(st.integers(1, 90)), "input": given}
             for name, given in zip(names, inputs, strict=True)
         ]
+        if draw(st.booleans()):
+            reminder = {"type": "text", "text": "REMINDER"}
+            messages.append({"role": "system", "content": [reminder]})
         blocks = draw(st.lists(TEXT | THOUGHT | OTHER, max_size=3)) + calls
         messages.append({"role": "assistant", "content": blocks or "hello"})
         if calls:
@@ -242,6 +245,23 @@ def test_text_in_the_middle_of_a_call_comes_after_it():
     assert [block.get("input", block.get("text")) for block in message["content"]] == [
         {"a": 1},
         "Hi",
+    ]
+
+
+def test_system_messages_go_where_every_server_takes_them():
+    system = [
+        {"type": "text", "text": "x-anthropic-billing-header: cch=1;"},
+        {"type": "text", "text": "Be brief."},
+    ]
+    first = {"role": "system", "content": "Be kind."}
+    later = {"role": "system", "content": [{"type": "text", "text": "Be quick."}]}
+    answer = {"role": "assistant", "content": "Hello."}
+    assert read([USER, first, answer, later, USER], system=system).messages == [
+        {"role": "system", "content": "Be brief.\n\nBe kind."},
+        USER,
+        answer,
+        {"role": "user", "content": "<system-reminder>\n\nBe quick.\n\n</system-reminder>"},
+        USER,
     ]
 
 

@@ -163,6 +163,7 @@ class Ask:
         model: Likewise.
         cache: Likewise.
         hedge: Likewise.
+        session: Likewise.
         resume: As for `stream`.
         rejected: Every vendor calls it invalid.
         long: Models with a window of a hundred cannot take it.
@@ -182,6 +183,7 @@ class Ask:
     model: str | None = None
     cache: CacheMode = True
     hedge: bool | None = None
+    session: str | None = None
     resume: Resume | None = None
     rejected: bool = False
     long: bool = False
@@ -283,7 +285,8 @@ def draw(seed: int) -> Scenario:
     ):
         if dice.random() < 0.15:
             scenario = more(dice, scenario)
-    return scenario
+    own = _Dice(f"sessions/{seed}")  # so that the others are drawn as they were before
+    return _sessions(own, scenario) if own.random() < 0.3 else scenario
 
 
 def draw_basic(seed: int) -> Scenario:
@@ -587,6 +590,18 @@ def _batch(dice: _Dice, number: int, length: float) -> BatchPlan:
         cancelled_after=dice.time(5.0) if dice.random() < 0.25 else None,
         leaves_after=dice.randint(0, 5) if how == "as_completed" and dice.random() < 0.3 else None,
     )
+
+
+def _sessions(dice: _Dice, scenario: Scenario) -> Scenario:
+    """Most chats and streams are turns of a few conversations."""
+    names = [f"s{number}" for number in range(dice.choice((1, 3, 8)))]
+    asks = [
+        replace(ask, session=dice.choice(names))
+        if ask.kind != "embed" and dice.random() < 0.8
+        else ask
+        for ask in scenario.asks
+    ]
+    return replace(scenario, asks=tuple(asks))
 
 
 def _orders(dice: _Dice, scenario: Scenario) -> Scenario:

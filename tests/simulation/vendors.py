@@ -21,6 +21,7 @@ from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.events import Operation
 from aigateway.messages import (
+    Capability,
     ChatRequest,
     Choice,
     Chunk,
@@ -208,6 +209,10 @@ class _Client:
     @property
     def operations(self) -> frozenset[Operation] | None:
         return None
+
+    @property
+    def capabilities(self) -> Mapping[Capability, bool]:
+        return {}
 
     @property
     def accepts_prefill(self) -> bool:

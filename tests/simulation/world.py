@@ -407,7 +407,12 @@ class World:
         prompt = ask.text
         with self._asking(ask) as asked:
             response = await self.gateway.chat(
-                prompt, timeout=ask.timeout, model=ask.model, cache=ask.cache, hedge=ask.hedge
+                prompt,
+                timeout=ask.timeout,
+                model=ask.model,
+                cache=ask.cache,
+                hedge=ask.hedge,
+                session=ask.session,
             )
             self._check_answer(asked, response)
             self.watch.ended(asked, _how(response))
@@ -492,6 +497,7 @@ class World:
                 model=ask.model,
                 cache=ask.cache,
                 hedge=ask.hedge,
+                session=ask.session,
                 resume=ask.resume,
             )
             if ask.leaves_after is not None and ask.leaves_by == "break":

@@ -79,7 +79,7 @@ class CountedTokens(TypedDict):
     "/v1/messages",
     summary="Answer in Anthropic's Messages protocol",
     **documented_call(
-        "anthropic_messages",
+        "AnthropicMessagesRequest",
         AnsweredMessage,
         {"text/event-stream": "Anthropic's events, from message_start to message_stop or error."},
         anthropic=AnthropicErrorBody,
@@ -93,7 +93,7 @@ async def messages(request: Request) -> Response:
 @router.post(
     "/v1/messages/count_tokens",
     summary="Estimate the tokens of a request in Anthropic's Messages protocol",
-    **documented_call("anthropic_count", CountedTokens, anthropic=AnthropicErrorBody),
+    **documented_call("AnthropicCountRequest", CountedTokens, anthropic=AnthropicErrorBody),
 )
 async def count_tokens(request: Request) -> Response:
     """Estimate the tokens of a request. No provider is called."""

@@ -71,6 +71,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("agent",), f"{_BY_HEADER} x-aigateway-agent"),
     **dict.fromkeys(("cache", "caching"), f"{_BY_HEADER} x-aigateway-cache"),
     "cache_ttl": f"{_BY_HEADER} x-aigateway-cache-ttl",
+    "session": f"{_BY_HEADER} x-aigateway-session",
     **dict.fromkeys(
         ("request_timeout", "stream_timeout", "timeout"), f"{_BY_HEADER} x-aigateway-timeout"
     ),
@@ -166,7 +167,7 @@ def _after_string(raw: bytes, at: int) -> int:
 
 # ── what a body asks ─────────────────────────────────────────────────────────────────────────
 
-_NOT_SENT = ("metadata", "model", "stream", "stream_options")
+_NOT_SENT = ("model", "stream", "stream_options")
 
 
 @dataclass(frozen=True, slots=True)

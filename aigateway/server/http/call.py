@@ -38,6 +38,19 @@ _SECONDS = r"0\.0{0,8}[1-9][0-9]{0,8}|[1-9][0-9]{0,9}(\.[0-9]{1,9})?"
 
 _LABEL = r"[!-~]([ -~]{0,126}[!-~])?"
 
+_SESSION = r"[!-~]([ -~]{0,254}[!-~])?"
+
+_SESSION_HEADERS = (
+    "x-aigateway-session",
+    "x-claude-code-session-id",
+    "session-id",
+    "thread-id",
+    "session_id",
+    "conversation_id",
+)
+"""Name a session, the first of them first: ours, Claude Code's, Codex's, and older ones of Codex.
+Those of others are ignored if they have another form."""
+
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_STATE = re.compile(r"[ -~]{1,512}")
 _RESUME = ("continue", "restart", "none")
@@ -63,6 +76,10 @@ REQUEST_HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         "A label for logs and `agent_ttls`.",
         {"type": "string", "pattern": f"^{_LABEL}$"},
     ),
+    "x-aigateway-session": (
+        "Names the conversation: its turns stay at one provider while that is well.",
+        {"type": "string", "pattern": f"^{_SESSION}$"},
+    ),
 }
 """Each with its description and its JSON schema, for the OpenAPI document."""
 
@@ -77,6 +94,7 @@ class CallHeaders:
         timeout: Seconds.
         agent: A label for the request.
         resume: How a stream that breaks is resumed; "none" ends it.
+        session: Names the conversation.
     """
 
     cache: CacheMode | None = None
@@ -84,12 +102,13 @@ class CallHeaders:
     timeout: float | None = None
     agent: str | None = None
     resume: str | None = None
+    session: str | None = None
 
     def options(self) -> dict[str, Any]:
         """Return them as keywords of `chat`."""
         if self is _NO_HEADERS:
             return {}
-        names = ("cache", "cache_ttl", "timeout", "agent")
+        names = ("cache", "cache_ttl", "timeout", "agent", "session")
         given = ((name, getattr(self, name)) for name in names)
         return {name: value for name, value in given if value is not None}
 
@@ -98,12 +117,16 @@ _NO_HEADERS = CallHeaders()
 
 
 def read_headers(headers: Mapping[str, str]) -> CallHeaders:
-    """Read the headers that begin with `x-aigateway-`.
+    """Read the headers that begin with `x-aigateway-`, and those that name a session.
 
     Raises:
-        Refusal: 400, one of them is not valid.
+        Refusal: 400, one of ours is not valid.
     """
-    given = {name: text for name, text in headers.items() if name.startswith("x-aigateway-")}
+    given = {
+        name: text
+        for name, text in headers.items()
+        if name.startswith("x-aigateway-") or name in _SESSION_HEADERS
+    }
     if not given:
         return _NO_HEADERS
     cache = given.get("x-aigateway-cache")
@@ -121,7 +144,16 @@ def read_headers(headers: Mapping[str, str]) -> CallHeaders:
         _seconds(given, "x-aigateway-timeout"),
         agent,
         None if resume is None else resume.lower(),
+        _session(given),
     )
+
+
+def _session(given: Mapping[str, str]) -> str | None:
+    own = given.get("x-aigateway-session")
+    if own is not None and not re.fullmatch(_SESSION, own):
+        raise _invalid("x-aigateway-session", "1 to 256 printable ASCII characters")
+    named = (given[name] for name in _SESSION_HEADERS if name in given)
+    return next((name for name in named if re.fullmatch(_SESSION, name)), None)
 
 
 def _seconds(given: Mapping[str, str], name: str) -> float | None:
@@ -146,7 +178,7 @@ def origin(headers: Mapping[str, str], request_id: str, partition: str, tenant: 
         state = headers.get("tracestate")
         if state is not None and _TRACE_STATE.fullmatch(state):
             carried["tracestate"] = state
-    return Origin(request_id, partition, carried, tenant=tenant)
+    return Origin(request_id, partition, carried, tenant=tenant, find_session=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,7 +234,6 @@ _APIS: Sequence[tuple[str, str]] = (
     # What a path stands for, and how it begins. What is closer stands first.
     ("batches of messages", r"/v1/messages/batches"),
     ("Anthropic's older completions", r"/v1/complete"),
-    ("stored responses", r"/v1/responses/.+"),
     ("stored chats", r"/v1/chat/completions/.+"),
     ("Gemini's API", _GEMINIS),
     ("Ollama's API", rf"/api/({_OLLAMAS})"),

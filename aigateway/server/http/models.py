@@ -6,13 +6,14 @@ https://platform.openai.com/docs/api-reference/models, https://platform.claude.c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NotRequired
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from aigateway.routing.capabilities import WORDS
 from aigateway.routing.provider import ProviderStatus
 from aigateway.server.auth.keys import Caller
 from aigateway.server.auth.middleware import caller_of
@@ -34,6 +35,8 @@ class ModelEntry(TypedDict):
     object: Literal["model"]
     created: int
     owned_by: str
+    capabilities: NotRequired[dict[str, bool]]
+    max_input_tokens: NotRequired[int]
 
 
 class ModelList(TypedDict):
@@ -116,17 +119,30 @@ def _models(request: Request) -> dict[str, ModelEntry]:
 
 def _models_for(caller: Caller, providers: Sequence[ProviderStatus]) -> dict[str, ModelEntry]:
     """Return the models by name: `auto`, then models, names and aliases, best provider first."""
-    owners: dict[str, list[str]] = {AUTO: []}
+    served_by: dict[str, list[ProviderStatus]] = {AUTO: []}
     for provider in providers:
-        for name in (provider.model, provider.name, *provider.aliases):
-            vendors = owners.setdefault(name, [])
-            if provider.vendor not in vendors:
-                vendors.append(provider.vendor)
+        for name in dict.fromkeys((provider.model, provider.name, *provider.aliases)):
+            served_by.setdefault(name, []).append(provider)
     return {
-        # 0, since no vendor says when a model was made and clients want a number.
-        name: ModelEntry(
-            id=name, object="model", created=0, owned_by=", ".join(vendors or ["aigateway"])
-        )
-        for name, vendors in owners.items()
-        if caller.may_ask(name if vendors else None)
+        name: _entry(name, own or providers, known=bool(own))
+        for name, own in served_by.items()
+        if caller.may_ask(name if own else None)
     }
+
+
+def _entry(name: str, providers: Sequence[ProviderStatus], *, known: bool) -> ModelEntry:
+    """Describe a model: it can do what one of its providers can, as far as that is known."""
+    vendors = dict.fromkeys(provider.vendor for provider in providers) if known else ["aigateway"]
+    # 0, since no vendor says when a model was made and clients want a number.
+    entry = ModelEntry(id=name, object="model", created=0, owned_by=", ".join(vendors))
+    can: dict[str, bool] = {}
+    for capability in WORDS:
+        said = [provider.capabilities.get(capability) for provider in providers]
+        if True in said or None not in said:
+            can[capability] = True in said
+    if can:
+        entry["capabilities"] = can
+    windows = [provider.max_input_tokens for provider in providers if provider.max_input_tokens]
+    if windows:
+        entry["max_input_tokens"] = max(windows)
+    return entry

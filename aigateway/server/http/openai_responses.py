@@ -13,7 +13,7 @@ from aigateway.gateway import AsyncGateway
 from aigateway.protocols.openai_responses import RESPONSES, ResponsesWriter
 from aigateway.protocols.protocol import ProtocolStream
 from aigateway.server.http.errors import Refusal, error_event, refusal_of
-from aigateway.server.http.openapi import documented_call, documented_read
+from aigateway.server.http.openapi import documented_call
 from aigateway.server.http.protocols import Door
 
 __all__ = ["router"]
@@ -71,32 +71,18 @@ async def responses(request: Request) -> Response:
     return await _DOOR.answer(request)
 
 
-_NOTHING = documented_read(None, 404)
-
-
-@router.get("/v1/responses/{response_id}", summary="Refuse: no response is stored", **_NOTHING)
-@router.delete("/v1/responses/{response_id}", summary="Refuse: no response is stored", **_NOTHING)
-@router.get(
-    "/v1/responses/{response_id}/input_items", summary="Refuse: no response is stored", **_NOTHING
-)
-@router.post(
-    "/v1/responses/{response_id}/cancel", summary="Refuse: no response is stored", **_NOTHING
-)
-async def stored_response(response_id: str) -> None:
-    """Say that no response is stored."""
-    raise Refusal(
-        404,
-        f"Response with id '{response_id[:64]}' not found: the service stores no responses."
-        " Send the whole conversation in `input` of POST /v1/responses.",
-        param="response_id",
-    )
-
-
-@router.post("/v1/responses/input_tokens", summary="Refuse: not offered", **_NOTHING)
-@router.post("/v1/responses/compact", summary="Refuse: not offered", **_NOTHING)
-async def not_offered() -> None:
+async def nothing_there(request: Request) -> None:
     """Say what is offered."""
     raise Refusal(
         404,
-        "The service offers POST /v1/responses, and neither input_tokens nor compact.",
+        f"There is nothing at {request.url.path[:128]}: the service stores no responses, and offers"
+        " POST /v1/responses only. Send the whole conversation in its input.",
     )
+
+
+router.add_api_route(
+    "/v1/responses/{path:path}",
+    nothing_there,
+    methods=["DELETE", "GET", "POST"],
+    include_in_schema=False,
+)

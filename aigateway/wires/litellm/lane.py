@@ -31,6 +31,7 @@ from aigateway.errors import FailureKind
 from aigateway.events import Operation
 from aigateway.messages import (
     CHAT_PARAMS,
+    Capability,
     ChatRequest,
     Completion,
     EmbeddingRequest,
@@ -51,6 +52,7 @@ from aigateway.wires.pricing import (
     OWN_OPTIONS,
     Tariff,
     accepts_prefill,
+    capabilities_of,
     max_input_tokens,
     operations_of,
     own_price_of,
@@ -113,6 +115,11 @@ class ProviderFacts:
     def operations(self) -> frozenset[Operation] | None:
         """See `VendorClient`."""
         return operations_of(self._config)
+
+    @property
+    def capabilities(self) -> Mapping[Capability, bool]:
+        """See `VendorClient`."""
+        return capabilities_of(self._config)
 
     @property
     def accepts_prefill(self) -> bool:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import httpx
 import openai
 import pytest
+from aiohttp import web
 
-from aigateway import AsyncGateway, RequestRejectedError
+from aigateway import AsyncGateway, LLMConfig, RequestRejectedError
 from aigateway.errors import FailureKind
 from aigateway.messages import Choice, Completion, Usage
+from aigateway.server.service import Service
+from aigateway.settings import ServerSettings
 from aigateway.testing import ScriptedStream, ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer
+from tests.server.running import running
 from tests.server.services import scripted, served
 
 
@@ -162,3 +169,87 @@ async def test_the_library_completes_too():
     assert whole.body["system_fingerprint"] == "fp"
     assert whole.body["id"] == f"cmpl-{whole.response.request_id}"
     assert texts == ["Once the", "re", ""]
+
+
+# ── a server that only completes ─────────────────────────────────────────────────────────────
+
+
+class Completer:
+    """An OpenAI-compatible server that has `/v1/completions` and nothing else."""
+
+    def __init__(self):
+        self.bodies: list[Any] = []
+        self.fails = False
+
+    async def answer(self, request):
+        if self.fails:
+            return web.Response(status=500)
+        body = await request.json()
+        self.bodies.append(body)
+        whole = {"id": "cmpl-1", "object": "text_completion", "created": 7, "model": "base-x"}
+        done = {"index": 0, "text": f"<{body['prompt']}>", "finish_reason": "stop", "own": 1}
+        usage = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
+        whole |= {"choices": [done], "usage": usage}
+        if not body.get("stream"):
+            return web.json_response(whole)
+        text = f"data: {json.dumps(whole)}\n\ndata: [DONE]\n\n"
+        return web.Response(text=text, content_type="text/event-stream")
+
+
+@pytest.fixture
+async def completer():
+    made, app = Completer(), web.Application()
+    app.router.add_post("/v1/completions", made.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    made.base = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    yield made
+    await runner.cleanup()
+
+
+async def test_a_server_without_chat_gets_completions_as_they_are(completer, simulator):
+    base = LLMConfig(
+        provider="openai_compatible",
+        model="base-x",
+        api_base=completer.base,
+        operations={"completions"},
+        priority=9,
+    )
+    configs = [base, simulator.openai.config()]
+    async with AsyncGateway(configs, retry_rounds=0, cache_enabled=False) as gateway:
+        service = Service(gateway, ServerSettings(pass_params=["min_p"]))
+        async with (
+            running(service) as url,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as sdk,
+        ):
+            create = sdk.completions.create
+            asked = {"prompt": "a", "suffix": "z", "echo": True, "best_of": 2, "logprobs": 1}
+            whole = await create(model="auto", extra_body={"min_p": 0.1}, **asked)
+            tokens = await create(model="base-x", prompt=[1, 2, 3], max_tokens=0, echo=True)
+            several = await create(model="auto", prompt=["a", "b"])
+            pieces = [each async for each in await create(model="auto", prompt="a", stream=True)]
+            chat = await sdk.chat.completions.create(
+                model="auto", messages=[{"role": "user", "content": "hi"}]
+            )
+            # What a chat can do as well goes to another provider, and what only a server like this
+            # can do does not.
+            completer.fails = True
+            other = await create(model="auto", prompt="one two")
+            with pytest.raises(openai.APIStatusError):
+                await create(model="auto", prompt=[1, 2, 3])
+            with pytest.raises(openai.BadRequestError, match="suffix"):
+                await create(model=simulator.openai.config().model, prompt="a", suffix="z")
+    sent = completer.bodies
+    assert {**sent[0], **asked, "min_p": 0.1, "model": "base-x"} == sent[0]
+    assert (whole.choices[0].text, whole.choices[0].own) == ("<a>", 1)
+    assert (sent[1]["prompt"], sent[1]["max_tokens"]) == ([1, 2, 3], 0)
+    assert tokens.choices[0].text == "<[1, 2, 3]>"
+    assert [choice.text for choice in several.choices] == ["<a>", "<b>"]
+    assert [choice.index for choice in several.choices] == [0, 1]
+    assert several.usage.total_tokens == 6
+    assert [piece.choices[0].text for piece in pieces] == ["<a>"]
+    assert chat.choices[0].message.content  # of the other provider
+    assert other.choices[0].text
+    assert "<" not in other.choices[0].text

@@ -1,4 +1,4 @@
-"""Input of every bad kind, over real HTTP: a 4xx in OpenAI's form, and no vendor hears of it."""
+"""Input of every bad kind, over real HTTP: a 4xx in its own form, and no vendor hears of it."""
 
 import contextlib
 import json
@@ -17,8 +17,10 @@ from tests.server.callers import api_key, bearer, converse
 from tests.server.services import served
 
 CHAT, PLAIN, EMBED = "/v1/chat/completions", "/chat", "/v1/embeddings"
-PATHS = (CHAT, PLAIN, EMBED)
+COMPLETE, MESSAGES, RESPONSES = "/v1/completions", "/v1/messages", "/v1/responses"
+PATHS = (CHAT, PLAIN, EMBED, COMPLETE, MESSAGES, RESPONSES)
 HI = [{"role": "user", "content": "hi"}]
+LONG_MESSAGE = {"messages": [{"role": "user", "content": "x" * 2000}], "max_tokens": 9}
 SECRETS = ("sk-simulated", "sk-red", "Traceback", 'File "')
 
 
@@ -50,11 +52,14 @@ class Front:
         if status not in statuses:
             return f"{status} {text[:200]}"
         try:
-            error = json.loads(text)["error"]
-        except (ValueError, KeyError, TypeError):
-            return f"not OpenAI's form: {text[:200]}"
-        if set(error) != {"message", "type", "param", "code"} or not error["message"]:
-            return f"not OpenAI's form: {text[:200]}"
+            body = json.loads(text)
+            error, fields = body["error"], {"message", "type", "param", "code"}
+            if body.get("type") == "error":  # Anthropic's form
+                fields = {"message", "type"}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"not of its form: {text[:200]}"
+        if set(error) != fields or not error["message"]:
+            return f"not of its form: {text[:200]}"
         if any(secret in text for secret in SECRETS):
             return f"tells too much: {text[:500]}"
         return self.vendor.request_count and "a vendor has heard of it"
@@ -326,7 +331,7 @@ async def test_methods_paths_and_types_that_do_not_exist(front):
             answer = await front.client.request(method, path)
             assert front.problem(answer.status_code, answer.text, (405,)) in {0, None}
     for path in (
-        *("/v1", "/v1/", "/v1/chat", "/v1/completions", "/v1/chat/completions/", "/.env"),
+        *("/v1", "/v1/", "/v1/chat", "/v1/complete", "/v1/chat/completions/", "/.env"),
         *(
             "/v1/models/none",
             "/v1/models/..%2f..%2fetc%2fpasswd",
@@ -444,7 +449,7 @@ async def test_a_body_that_never_ends_or_never_comes(simulator):
     assert simulator.openai.request_count == 0
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [CHAT, PLAIN, MESSAGES])
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_hundred_megabytes(front, path, chunked):
     async def flood():
@@ -468,6 +473,9 @@ async def test_prompts_that_are_too_long_reach_no_vendor(simulator):
             (CHAT, {"messages": [{"role": "user", "content": "x" * 2000}]}),
             (CHAT, {"messages": [{"role": "user", "content": "x" * 2000}], "stream": True}),
             (EMBED, {"input": ["x" * 2000]}),
+            (COMPLETE, {"prompt": "x" * 2000}),
+            (RESPONSES, {"input": "x" * 2000}),
+            (MESSAGES, {**LONG_MESSAGE, "stream": True}),
         ):
             answer = await client.post(path, json=body)
             assert (answer.status_code, "error" in answer.json()) == (400, True), answer.text
@@ -487,7 +495,19 @@ async def test_a_stranger_learns_nothing_and_costs_nothing(simulator):
         assert front.wrong == []
 
 
-SOUND = {CHAT: {"messages": HI}, PLAIN: {"message": "hi"}, EMBED: {"input": "hi"}}
+SOUND = {
+    CHAT: {"messages": HI},
+    PLAIN: {"message": "hi"},
+    EMBED: {"input": "hi"},
+    COMPLETE: {"prompt": "hi"},
+    MESSAGES: {"messages": HI, "max_tokens": 9},
+    RESPONSES: {"input": "hi"},
+}
+NAMES = sorted(
+    {*WRONG, "prompt", "suffix", "echo", "best_of", "input", "instructions", "text", "reasoning"}
+    | {"include", "system", "thinking", "max_output_tokens", "previous_response_id", "truncation"}
+    | {"stop_sequences", "metadata", "max_tokens", "context_management", "prompt_cache_key"}
+)
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -521,7 +541,7 @@ async def test_whatever_is_sent_nothing_breaks(simulator, caplog):
 
         @given(
             path=st.sampled_from(PATHS),
-            body=st.dictionaries(st.sampled_from(sorted(WRONG)), VALUES, max_size=4),
+            body=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4),
             sound=st.booleans(),
         )
         @settings(max_examples=150, suppress_health_check=list(HealthCheck))

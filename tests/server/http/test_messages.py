@@ -14,7 +14,7 @@ from tests.protocols.events import put_together, read_events
 from tests.server.callers import api_key
 from tests.server.services import served
 
-PATH, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+PATH, COUNT = "/v1/messages?beta=true", "/v1/messages/count_tokens"
 USER = {"role": "user", "content": "hi"}
 BODY = {"model": "auto", "max_tokens": 100, "messages": [USER]}
 WIRES = ("openai", "azure", "gemini", "openai_compatible")
@@ -98,90 +98,103 @@ def without_ids(message):
     return message | {"content": content}
 
 
-@pytest.mark.parametrize("wire", WIRES)
-async def test_text(vendors, serve, wire):
-    vendor = vendors[wire]
+async def test_text(vendors, serve):
     usage = {"prompt_tokens": 20, "completion_tokens": 5, "cached_tokens": 8}
-    vendor.answer(SimulatedAnswer("Hello there, you.", usage=usage))
-    async with serve(vendor) as client:
-        message = await client.both(system=[{"type": "text", "text": "Be brief."}])
-    assert message == {
-        "type": "message",
-        "role": "assistant",
-        "model": message["model"],
-        "content": [{"type": "text", "text": "Hello there, you."}],
-        "stop_reason": "end_turn",
-        "stop_sequence": None,
-        "usage": {
-            "input_tokens": 12,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 8,
-            "output_tokens": 5,
-        },
-    }
-    assert "Be brief." in json.dumps(vendor.received[0].body)
-
-
-@pytest.mark.parametrize("wire", WIRES)
-async def test_a_tool_is_called_and_its_result_comes_back(vendors, serve, wire):
-    vendor = vendors[wire]
-    vendor.answer(SimulatedAnswer("Let me look.", tool_calls=[CALL, CALL | {"arguments": {}}]))
-    async with serve(vendor) as client:
-        message = await client.both(tools=[TOOL], tool_choice={"type": "any"})
-        calls = [block for block in message["content"] if block["type"] == "tool_use"]
-        assert [call["input"] for call in calls] == [{"city": "Oslo"}, {}]
-        assert message["stop_reason"] == "tool_use"
-        picture = {"type": "image", "source": IMAGE}
-        results = [
-            {
-                "type": "tool_result",
-                "tool_use_id": call["id"],
-                "content": [{"type": "text", "text": "RAIN"}, picture],
-                "is_error": True,
+    async with serve(*vendors.values()) as client:
+        for wire in WIRES:
+            vendor = vendors[wire]
+            vendor.answer(SimulatedAnswer("Hello there, you.", usage=usage))
+            system = [{"type": "text", "text": "Be brief."}]
+            message = await client.both(model=vendor.config().name, system=system)
+            assert message == {
+                "type": "message",
+                "role": "assistant",
+                "model": message["model"],
+                "content": [{"type": "text", "text": "Hello there, you."}],
+                "stop_reason": "end_turn",
+                "stop_sequence": None,
+                "usage": {
+                    "input_tokens": 12,
+                    "cache_creation_input_tokens": 0,
+                    "cache_read_input_tokens": 8,
+                    "output_tokens": 5,
+                },
             }
-            for call in calls
-        ]
-        vendor.answer("It rains.")
-        turn = {"role": "assistant", "content": message["content"]}
-        again = {"role": "user", "content": [*results, {"type": "text", "text": "So?"}]}
-        answer = await client.message(tools=[TOOL], messages=[USER, turn, again])
-        assert answer["content"] == [{"type": "text", "text": "It rains."}]
-        sent = json.dumps(vendor.received[-1].body)
-        assert sent.count("Error: RAIN") == 2
-        assert sent.count(PIXEL) == 2
-        assert "Oslo" in sent
+            assert "Be brief." in json.dumps(vendor.received[0].body)
 
 
-@pytest.mark.parametrize("wire", [*WIRES, "anthropic"])
-async def test_thinking_travels_in_what_clients_send_back(vendors, serve, wire):
-    """A second turn goes on at the same vendor, and none refuses what another one has signed."""
-    vendor, others = vendors[wire], vendors.values()
-    vendor.answer(SimulatedAnswer("", tool_calls=[CALL], reasoning="Hm, weather."))
-    thinking = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 4096}
-    async with serve(vendor) as client:
-        message = await client.message(tools=[TOOL], **thinking)
-        streamed = put_together(await client.events(tools=[TOOL], **thinking))
-        assert without_ids(streamed)["content"] == without_ids(message)["content"]
-    first, call = message["content"][0], message["content"][-1]
-    if wire in {"gemini", "openai_compatible", "anthropic"}:  # OpenAI shows no reasoning
-        assert (first["type"], first["thinking"]) == ("thinking", "Hm, weather.")
-        assert first["signature"]
-    result = {"type": "tool_result", "tool_use_id": call["id"], "content": "RAIN"}
-    messages = [
-        USER,
-        {"role": "assistant", "content": message["content"]},
-        {"role": "user", "content": [result]},
+async def test_a_tool_is_called_and_its_result_comes_back(vendors, serve):
+    async with serve(*vendors.values()) as client:
+        for wire in WIRES:
+            await a_tool_loop(client, vendors[wire])
+
+
+async def a_tool_loop(client, vendor):
+    """Let the model call a tool, give it the result, and look at what the vendor gets."""
+    model = vendor.config().name
+    vendor.answer(SimulatedAnswer("Let me look.", tool_calls=[CALL, CALL | {"arguments": {}}]))
+    message = await client.both(model=model, tools=[TOOL], tool_choice={"type": "any"})
+    calls = [block for block in message["content"] if block["type"] == "tool_use"]
+    assert [call["input"] for call in calls] == [{"city": "Oslo"}, {}]
+    assert message["stop_reason"] == "tool_use"
+    picture = {"type": "image", "source": IMAGE}
+    results = [
+        {
+            "type": "tool_result",
+            "tool_use_id": call["id"],
+            "content": [{"type": "text", "text": "RAIN"}, picture],
+            "is_error": True,
+        }
+        for call in calls
     ]
-    for other in others:
-        other.answer("It rains.")
-        async with serve(other) as client:
-            answer = await client.message(tools=[TOOL], messages=messages, **thinking)
-            assert answer["content"][-1] == {"type": "text", "text": "It rains."}
-            sent = json.dumps(other.received[-1].body)
-            assert "aigw" not in sent
-            assert "aigateway1" not in sent
-            if other.wire in {"openai", "azure"}:
-                assert "reasoning_content" not in sent
+    vendor.answer("It rains.")
+    turn = {"role": "assistant", "content": message["content"]}
+    again = {"role": "user", "content": [*results, {"type": "text", "text": "So?"}]}
+    messages = [USER, turn, again]
+    answer = await client.message(model=model, tools=[TOOL], messages=messages)
+    assert answer["content"] == [{"type": "text", "text": "It rains."}]
+    sent = json.dumps(vendor.received[-1].body)
+    assert sent.count("Error: RAIN") == 2
+    assert sent.count(PIXEL) == 2
+    assert "Oslo" in sent
+
+
+STAND_INS = ("skip_thought", base64.b64encode(b"skip_thought").decode())
+"""Google's own for a call that another vendor has made, as it is and in base64."""
+READS = {(wire, "openai_compatible") for wire in ("openai", "azure", "openai_compatible")}
+READS |= {("anthropic", "anthropic")}
+"""Which vendor gets the visible thinking of which one."""
+
+
+async def test_thinking_travels_in_what_clients_send_back(vendors, serve):
+    """A second turn goes on at the same vendor, and none refuses what another one has signed."""
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 4096}
+    async with serve(*vendors.values()) as client:
+        for wire, vendor in vendors.items():
+            asked = {"model": vendor.config().name, "tools": [TOOL], **thinking}
+            vendor.answer(SimulatedAnswer("", tool_calls=[CALL], reasoning="Hm, weather."))
+            message = await client.message(**asked)
+            streamed = put_together(await client.events(**asked))
+            assert without_ids(streamed)["content"] == without_ids(message)["content"]
+            first, call = message["content"][0], message["content"][-1]
+            if wire in {"gemini", "openai_compatible", "anthropic"}:  # OpenAI shows no reasoning
+                assert (first["type"], first["thinking"]) == ("thinking", "Hm, weather.")
+                assert first["signature"]
+            result = {"type": "tool_result", "tool_use_id": call["id"], "content": "RAIN"}
+            turn = {"role": "assistant", "content": message["content"]}
+            messages = [USER, turn, {"role": "user", "content": [result]}]
+            for other in vendors.values():
+                other.answer("It rains.")
+                asked |= {"model": other.config().name, "messages": messages}
+                answer = await client.message(**asked)
+                assert answer["content"][-1] == {"type": "text", "text": "It rains."}
+                sent = json.dumps(other.received[-1].body)
+                assert "aigateway1" not in sent
+                signed = "thoughtSignature" in sent and not any(map(sent.count, STAND_INS))
+                seen = "Hm, weather." in sent, signed
+                own = other is vendor
+                shown = (wire, other.wire) in READS
+                assert seen == (shown, own and wire == "gemini"), (wire, other.wire)
 
 
 async def test_reasoning_that_was_not_asked_for_is_carried_but_not_shown(vendors, serve):

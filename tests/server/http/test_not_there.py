@@ -20,8 +20,6 @@ OPENAIS = (
     ("POST", "/v1/moderations", "moderations"),
     ("POST", "/moderations", "moderations"),
     ("GET", "/v1/realtime", "realtime"),
-    ("GET", "/v1/responses/resp_1", "stored responses"),
-    ("DELETE", "/v1/responses/resp_1", "stored responses"),
     ("GET", "/v1/chat/completions/c/messages", "stored chats"),
     ("POST", "/v1/engines/davinci/completions", "engines"),
     ("POST", "/v1/rerank", "rerank"),

@@ -62,10 +62,8 @@ def said_in(body):
 
 async def streamed(client, **request):
     """The events of a stream, put together by the SDK, and its response."""
-    names = []
     async with client.responses.stream(**request) as stream:
-        async for event in stream:
-            names.append(event.type)
+        names = [event.type async for event in stream]
         return names, await stream.get_final_response()
 
 
@@ -108,9 +106,7 @@ async def test_stream(client):
 
 @pytest.mark.parametrize("whole", [True, False])
 async def test_a_loop_with_tools_and_reasoning(client, vendor, whole):
-    vendor.answer(
-        Answer(tool_calls=[("weather", {"city": "Rome"})], reasoning="Let me look it up.")
-    )
+    vendor.answer(Answer("So.", [("weather", {"city": "Rome"})], reasoning="Let me look it up."))
     user: Any = {"role": "user", "content": "How is Rome?"}
     request: Any = {
         "model": "auto",
@@ -124,15 +120,206 @@ async def test_a_loop_with_tools_and_reasoning(client, vendor, whole):
         _, response = await streamed(client, input=[user], **request)
     call = next(item for item in response.output if item.type == "function_call")
     assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "Rome"})
-    shown = [part.text for item in response.output if item.type == "reasoning" for part in item.summary]
+    shown = [
+        part.text for item in response.output if item.type == "reasoning" for part in item.summary
+    ]
     assert shown == (["Let me look it up."] if vendor.wire != "azure" else shown)
 
     vendor.answer("Sunny.")
     result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sun"}
     replayed = [item.to_dict(mode="json") for item in response.output]
+    # Vercel's SDK refers to what it takes for stored. What an answer does not need may be missing.
+    items = [i if "call_id" in i else {"type": "item_reference", "id": i["id"]} for i in replayed]
+    response = await client.responses.create(input=[user, *items, result], **request)
+    assert response.output_text == "Sunny."
     response = await client.responses.create(input=[user, *replayed, result], **request)
     assert response.output_text == "Sunny."
     sent = said_in(chats(vendor)[-1]["contents" if vendor.wire == "gemini" else "messages"])
     # The simulated vendors check the signatures.
     assert ("signature" in sent) is (vendor.wire == "anthropic")
     assert ("thoughtSignature" in sent) is (vendor.wire == "gemini")
+
+
+class Sum(BaseModel):
+    value: int
+
+
+async def test_a_form_and_an_image(client, vendor):
+    picture = {"type": "input_image", "image_url": PNG, "detail": "low"}
+    parts: Any = [{"type": "input_text", "text": "What is this?"}, picture]
+    vendor.answer('{"value": 4}')
+    request: Any = {"model": "auto", "input": [{"role": "user", "content": parts}]}
+    assert (await client.responses.parse(text_format=Sum, **request)).output_parsed == Sum(value=4)
+    _, response = await streamed(client, text_format=Sum, **request)
+    assert response.output_parsed == Sum(value=4)
+    for body in chats(vendor)[-2:]:
+        assert PNG.partition(",")[2] in said_in(body)
+        assert "value" in said_in(body)
+
+
+CLIENTS_TOOLS: Any = [
+    {"type": "custom", "name": "run", "description": "Run code.", "format": {"type": "text"}},
+    {"type": "namespace", "name": "crm", "description": "Customers.", "tools": [WEATHER]},
+    {"type": "local_shell"},
+    {"type": "shell", "environment": {"type": "local"}},
+    {"type": "apply_patch"},
+    {"type": "tool_search", "execution": "client", "description": "Find tools."},
+    {"type": "web_search"},
+]
+CALLED: Any = {
+    "run": {"input": 'print("hi")'},
+    "crm__weather": {"city": "Rome"},
+    "local_shell": {"command": ["ls", "-l"]},
+    "shell": {"commands": ["ls"], "timeout_ms": 5},
+    "apply_patch": {"type": "create_file", "path": "a", "diff": "+b"},
+    "tool_search": {"query": "mail"},
+}
+RESULTS: Any = {
+    "custom_tool_call": {"output": "hi"},
+    "function_call": {"output": [{"type": "input_text", "text": "sun"}]},
+    "local_shell_call": {"output": "a"},
+    "shell_call": {
+        "output": [{"stdout": "a", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}]
+    },
+    "apply_patch_call": {"status": "completed"},
+    "tool_search_call": {"tools": [{**WEATHER, "name": "found"}], "execution": "client"},
+}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_tools_in_other_forms(client, vendor, whole):
+    vendor.answer(Answer(tool_calls=list(CALLED.items())))
+    request: Any = {"model": "auto", "tools": CLIENTS_TOOLS}
+    user: Any = {"role": "user", "content": "Do it."}
+    if whole:
+        response = await client.responses.create(input=[user], **request)
+    else:
+        _, response = await streamed(client, input=[user], **request)
+    calls = {item.type: item for item in response.output if item.type != "reasoning"}
+    assert calls["custom_tool_call"].input == 'print("hi")'
+    assert (calls["function_call"].name, calls["function_call"].namespace) == ("weather", "crm")
+    assert calls["local_shell_call"].action.command == ["ls", "-l"]
+    assert calls["shell_call"].action.commands == ["ls"]
+    assert calls["apply_patch_call"].operation.type == "create_file"
+    assert calls["tool_search_call"].arguments == {"query": "mail"}
+
+    replayed: list[Any] = [item.to_dict(mode="json") for item in response.output]
+    outputs = [
+        {"type": kind.replace("tool_search_call", "tool_search") + "_output", **RESULTS[kind]}
+        | {"call_id": call.call_id}
+        for kind, call in calls.items()
+    ]
+    vendor.answer("Done.")
+    response = await client.responses.create(input=[user, *replayed, *outputs], **request)
+    assert response.output_text == "Done."
+    first, second = chats(vendor)[-2:]
+    assert "found" not in said_in(first)
+    assert "found" in said_in(second)
+    assert all(name in said_in(second) for name in CALLED)
+
+
+async def test_failover_and_a_break(simulator):
+    simulator.anthropic.behave(Fault.status(500))
+    async with (
+        served(simulator.anthropic, simulator.gemini) as (_, url),
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
+    ):
+        request: Any = {"model": "auto", "input": "one two three four"}
+        _, response = await streamed(client, **request)
+        assert response.output_text == "one two three four"
+
+        simulator.gemini.behave(Fault.cut_stream(2, clean=False))
+        request["input"] = "five six seven eight"
+        events: list[Any] = []
+        stream = await client.responses.create(stream=True, **request)
+        with pytest.raises(openai.APIError) as caught:  # noqa: PT012
+            async for event in stream:
+                events.append(event)  # noqa: PERF401 - it breaks
+        assert caught.value.code == "stream_interrupted"
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        assert events[-1].type == "response.failed"
+        assert events[-1].response.error.code == "server_error"
+        assert events[-1].response.id == events[0].response.id
+
+        simulator.gemini.behave(Fault.status(500))
+        with pytest.raises(openai.InternalServerError):
+            await client.responses.create(stream=True, **request)
+
+
+USER: Any = {"role": "user", "content": "x"}
+BAD: dict[str, tuple[Any, str | None]] = {
+    "nothing": ({}, "input"),
+    "no input": ({"input": []}, "input"),
+    "empty": ({"input": [{"role": "user", "content": []}]}, "input"),
+    "number": ({"input": 1}, "input"),
+    "role": ({"input": [{"role": "boss", "content": "x"}]}, "input[0].role"),
+    "type": ({"input": [USER, {"type": 3}]}, "input[1]"),
+    "part": ({"input": [{"role": "user", "content": [{"text": "x"}]}]}, "input[0].content[0]"),
+    "image": (
+        {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+        "input[0].content[0]",
+    ),
+    "no call": (
+        {"input": [{"type": "function_call_output", "call_id": "a", "output": ""}]},
+        "input",
+    ),
+    "no output": (
+        {"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}]},
+        "input",
+    ),
+    "broken envelope": (
+        {"input": [USER, {"type": "reasoning", "encrypted_content": "aigateway1.e30x"}]},
+        "input[1].encrypted_content",
+    ),
+    "tool": ({"input": "x", "tools": [{"type": "function"}]}, "tools[0]"),
+    "tools": ({"input": "x", "tools": [{"type": "local_shell"}] * 2000}, "tools"),
+    "choice": ({"input": "x", "tool_choice": "any"}, "tool_choice"),
+    "unknown choice": (
+        {"input": "x", "tool_choice": {"type": "function", "name": "f"}},
+        "tool_choice",
+    ),
+    "form": ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format"),
+    "tokens": ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
+    "calls": (
+        {"input": [{"type": "custom_tool_call", "call_id": "a", "name": "f", "input": ""}] * 5000},
+        "input",
+    ),
+    "search": ({"input": "x", "tools": [{"type": "file_search"}]}, None),
+    "previous": ({"input": "x", "previous_response_id": "resp_1"}, None),
+    "background": ({"input": "x", "background": True}, None),
+    "prompt": ({"prompt": {"id": "p"}}, None),
+    "reference": ({"input": [USER, {"type": "item_reference", "id": "msg_1"}]}, None),
+    "own reference": ({"input": [USER, {"id": "msg_aigw1"}, USER]}, None),
+    "file": (
+        {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
+        None,
+    ),
+}
+
+
+async def test_refusals(simulator):
+    simulator.gemini.answer("fine")
+    async with (
+        served(simulator.gemini) as (_, url),
+        httpx.AsyncClient(base_url=url, timeout=10) as client,
+    ):
+        for name, (body, param) in BAD.items():
+            for stream in (False, True):
+                answer = await client.post("/v1/responses", json={"stream": stream, **body})
+                error = answer.json()["error"]
+                assert answer.status_code == 400, (name, error)
+                assert error["type"] == "invalid_request_error"
+                assert param is None or error["param"] == param, name
+                assert param is not None or "instead" in error["detail"], (name, error)
+        assert not simulator.gemini.received
+        for method, path in (
+            ("GET", "resp_1"),
+            ("DELETE", "resp_1"),
+            ("GET", "resp_1/input_items"),
+            ("POST", "resp_1/cancel"),
+            ("POST", "input_tokens"),
+            ("POST", "compact"),
+        ):
+            answer = await client.request(method, f"/v1/responses/{path}")
+            assert answer.status_code == 404
+            assert "POST /v1/responses" in answer.json()["error"]["message"]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import httpx
 
 from aigateway.errors import ConfigurationError, GatewayError
 from aigateway.gateway import AsyncGateway
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ADDRESS",
     "KEY",
-    "BlockingTransport",
-    "InProcessTransport",
     "anthropic_client",
+    "async_client",
+    "blocking_client",
     "missing",
     "openai_client",
 ]
@@ -61,7 +60,7 @@ def openai_client(gateway: AsyncGateway, **options: Any) -> openai.AsyncOpenAI:
     """
     import openai  # noqa: PLC0415 - most processes need none
 
-    http = httpx.AsyncClient(transport=InProcessTransport(gateway))
+    http = async_client(gateway, openai.DefaultAsyncHttpxClient)
     defaults: dict[str, Any] = {"base_url": f"{ADDRESS}/v1", "api_key": KEY, "max_retries": 0}
     return openai.AsyncOpenAI(http_client=http, **(defaults | options))
 
@@ -80,32 +79,55 @@ def anthropic_client(gateway: AsyncGateway, **options: Any) -> anthropic.AsyncAn
         import anthropic  # noqa: PLC0415 - an extra
     except ImportError:
         raise missing("anthropic_client", "anthropic") from None
-    http = httpx.AsyncClient(transport=InProcessTransport(gateway))
+    http = async_client(gateway, anthropic.DefaultAsyncHttpxClient)
     defaults: dict[str, Any] = {"base_url": ADDRESS, "api_key": KEY, "max_retries": 0}
     return anthropic.AsyncAnthropic(http_client=http, **(defaults | options))
 
 
-class InProcessTransport(httpx.AsyncBaseTransport):
-    """Has a gateway answer the requests of an `httpx.AsyncClient`.
+def async_client(gateway: AsyncGateway, kind: type[T]) -> T:
+    """Return an HTTP client whose requests a gateway answers.
 
-    Requests run on the gateway's event loop, and may come from any other one.
+    They run on the gateway's event loop, and may come from any other one.
 
     Args:
         gateway: The gateway.
-
-    Raises:
-        ConfigurationError: The extra `server` is not installed.
+        kind: `AsyncClient` of httpx, or of a package with its interface (httpx2), or a subclass.
     """
+    http = _package(kind)
+    transport = type("InProcessTransport", (_AsyncTransport, http.AsyncBaseTransport), {})
+    return kind(transport=transport(_Service(gateway, http)))  # type: ignore[call-arg]
 
-    def __init__(self, gateway: AsyncGateway) -> None:
-        self._service = _Service(gateway)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+def blocking_client(gateway: AsyncGateway, kind: type[T]) -> T:
+    """Return an HTTP client for code without an event loop, likewise.
+
+    A gateway that is not in use on a loop is used on a thread of this module's own.
+
+    Args:
+        gateway: The gateway.
+        kind: `Client` of httpx, as for `async_client`.
+    """
+    http = _package(kind)
+    transport = type("BlockingTransport", (_Transport, http.BaseTransport), {})
+    return kind(transport=transport(_Service(gateway, http)))  # type: ignore[call-arg]
+
+
+def _package(kind: type) -> Any:
+    """Return httpx, or what an SDK uses in its place."""
+    names = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    return sys.modules[next(name for name in names if name.startswith("httpx"))]
+
+
+class _AsyncTransport:
+    def __init__(self, service: _Service) -> None:
+        self._service = service
+
+    async def handle_async_request(self, request: Any) -> Any:
         """Answer a request."""
         body = await request.aread()
         home = self._service.home(asyncio.get_running_loop())
         exchange = await _there(home, self._service.ask(request, body))
-        return httpx.Response(**exchange.head, stream=_AsyncBody(exchange, home))
+        return self._service.response(exchange, _AsyncBody, "AsyncByteStream")
 
     async def aclose(self) -> None:
         """End the responses that are still under way."""
@@ -113,34 +135,23 @@ class InProcessTransport(httpx.AsyncBaseTransport):
             await _there(exchange.loop, exchange.close())
 
 
-class BlockingTransport(httpx.BaseTransport):
-    """Has a gateway answer the requests of an `httpx.Client`, for code without an event loop.
+class _Transport:
+    def __init__(self, service: _Service) -> None:
+        self._service = service
 
-    A gateway that is not in use on a loop is used on a thread of this module's own.
-
-    Args:
-        gateway: The gateway.
-
-    Raises:
-        ConfigurationError: The extra `server` is not installed.
-    """
-
-    def __init__(self, gateway: AsyncGateway) -> None:
-        self._service = _Service(gateway)
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    def handle_request(self, request: Any) -> Any:
         """Answer a request; `GatewayError` on the event loop of the gateway."""
         body = request.read()
-        home = self._service.home(None)
-        exchange = _wait(home, self._service.ask(request, body))
-        return httpx.Response(**exchange.head, stream=_Body(exchange, home))
+        exchange = _wait(self._service.home(None), self._service.ask(request, body))
+        return self._service.response(exchange, _Body, "SyncByteStream")
 
 
 class _Service:
     """The application of a gateway, made anew for each event loop."""
 
-    def __init__(self, gateway: AsyncGateway) -> None:
+    def __init__(self, gateway: AsyncGateway, http: Any) -> None:
         self._gateway = gateway
+        self._http = http
         self._loop: asyncio.AbstractEventLoop | None = None
         self._app = _application(gateway)
         self.exchanges: set[_Exchange] = set()
@@ -152,14 +163,14 @@ class _Service:
             return bound
         return here or _own_loop()
 
-    async def ask(self, request: httpx.Request, body: bytes) -> _Exchange:
+    async def ask(self, request: Any, body: bytes) -> _Exchange:
         """Return the exchange of a request whose response has begun."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None:
                 self._app = _application(self._gateway)
             self._loop = loop
-        exchange = _Exchange(self._app, request, body)
+        exchange = _Exchange(self._app, self._http, request, body)
         self.exchanges.add(exchange)
         exchange.task.add_done_callback(lambda _: self.exchanges.discard(exchange))
         try:
@@ -169,13 +180,19 @@ class _Service:
             raise
         return exchange
 
+    def response(self, exchange: _Exchange, body: type, stream: str) -> Any:
+        """Return the response of an exchange, with a body that is a stream of the package."""
+        kind = type(body.__name__, (body, getattr(self._http, stream)), {})
+        return self._http.Response(**exchange.head, stream=kind(exchange))
+
 
 class _Exchange:
     """One request to the application and its response."""
 
-    def __init__(self, app: FastAPI, request: httpx.Request, body: bytes) -> None:
+    def __init__(self, app: FastAPI, http: Any, request: Any, body: bytes) -> None:
         self.loop = asyncio.get_running_loop()
         self.head: dict[str, Any] = {}
+        self._http = http
         self._request = request
         self._body: bytes | None = body
         self._seconds = (request.extensions.get("timeout") or {}).get("read")
@@ -220,11 +237,11 @@ class _Exchange:
                 while not self._messages:
                     if self.task.done():
                         text = "The application ended without a complete response."
-                        raise httpx.RemoteProtocolError(text, request=self._request)
+                        raise self._http.RemoteProtocolError(text, request=self._request)
                     self._came.clear()
                     await self._came.wait()
         except TimeoutError:
-            raise httpx.ReadTimeout("Read timed out.", request=self._request) from None
+            raise self._http.ReadTimeout("Read timed out.", request=self._request) from None
         self._room.set()
         return self._messages.popleft()
 
@@ -245,33 +262,31 @@ class _Exchange:
         self._came.set()
 
 
-class _AsyncBody(httpx.AsyncByteStream):
-    def __init__(self, exchange: _Exchange, home: asyncio.AbstractEventLoop) -> None:
+class _AsyncBody:
+    def __init__(self, exchange: _Exchange) -> None:
         self._exchange = exchange
-        self._home = home
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while (part := await _there(self._home, self._exchange.read())) is not None:
+        while (part := await _there(self._exchange.loop, self._exchange.read())) is not None:
             yield part
 
     async def aclose(self) -> None:
-        await _there(self._home, self._exchange.close())
+        await _there(self._exchange.loop, self._exchange.close())
 
 
-class _Body(httpx.SyncByteStream):
-    def __init__(self, exchange: _Exchange, home: asyncio.AbstractEventLoop) -> None:
+class _Body:
+    def __init__(self, exchange: _Exchange) -> None:
         self._exchange = exchange
-        self._home = home
 
     def __iter__(self) -> Iterator[bytes]:
-        while (part := _wait(self._home, self._exchange.read())) is not None:
+        while (part := _wait(self._exchange.loop, self._exchange.read())) is not None:
             yield part
 
     def close(self) -> None:
-        _wait(self._home, self._exchange.close())
+        _wait(self._exchange.loop, self._exchange.close())
 
 
-def _scope(request: httpx.Request) -> dict[str, Any]:
+def _scope(request: Any) -> dict[str, Any]:
     url = request.url
     return {
         "type": "http",

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
+import openai
 
 from aigateway.gateway import AsyncGateway
 from aigateway.integrations.in_process import (
     ADDRESS,
     KEY,
-    BlockingTransport,
-    InProcessTransport,
+    async_client,
+    blocking_client,
     missing,
 )
 
@@ -61,7 +61,7 @@ def _options(gateway: AsyncGateway, options: dict[str, Any]) -> dict[str, Any]:
         "base_url": f"{ADDRESS}/v1",
         "api_key": KEY,
         "max_retries": 0,
-        "http_client": httpx.Client(transport=BlockingTransport(gateway)),
-        "http_async_client": httpx.AsyncClient(transport=InProcessTransport(gateway)),
+        "http_client": blocking_client(gateway, openai.DefaultHttpxClient),
+        "http_async_client": async_client(gateway, openai.DefaultAsyncHttpxClient),
     }
     return {**defaults, **options}

@@ -22,7 +22,7 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "require
 _RESULTS = ('"tool_result"', 'call_output"', '"role":"tool"', '"functionResponse"')
 
 
-def agent(tool=TOOL, arguments=CITY, text="It is sunny."):  # noqa: B006 - never changed
+def agent(tool=TOOL, arguments=CITY, text="It is sunny."):
     """A model that calls a tool it is offered, and says a text when it has the result."""
 
     def answer(received):

@@ -58,9 +58,6 @@ _FIT_ID = re.compile(r"[a-zA-Z0-9_-]{9,64}")
 _LONGEST_NAME = 64
 """Most characters of a tool's name at OpenAI and those that imitate it; Anthropic takes 128."""
 
-_LONGEST_USER = 64
-"""Most characters of `user` at OpenAI. Claude Code sends more."""
-
 
 def _written_id(name: str, request_id: str, index: int) -> str:
     """Return the id of a tool call as every vendor takes it."""
@@ -138,8 +135,6 @@ def _read_checked(body: dict[str, Any], headers: Mapping[str, str]) -> ReadReque
             options[name] = body[name]
     if body.get("stop_sequences"):
         options["stop"] = body["stop_sequences"]
-    if body.get("metadata"):
-        options["user"] = _user_of(body["metadata"])
     reader.read_tools(body, options)
     _read_thinking(body, options)
     _read_format(body, options)
@@ -150,17 +145,14 @@ def _read_checked(body: dict[str, Any], headers: Mapping[str, str]) -> ReadReque
     return ReadRequest(CheckedMessages(reader.messages), options, native, bool(body.get("stream")))
 
 
-def _user_of(metadata: Mapping[str, Any]) -> str | None:
-    user: str | None = metadata.get("user_id")
-    return _digest(user) if user is not None and len(user) > _LONGEST_USER else user or None
-
-
 def _read_thinking(body: Mapping[str, Any], options: dict[str, Any]) -> None:
     thinking, config = body.get("thinking") or {}, body.get("output_config") or {}
     kind, effort = thinking.get("type"), config.get("effort")
+    # Nothing is sent for `disabled`, nor for `metadata.user_id`: a provider that takes a parameter
+    # comes before others, and these two change no answer.
     if kind == "disabled":
-        options["thinking"] = {"type": "disabled"}
-    elif effort is not None:
+        return
+    if effort is not None:
         options["reasoning_effort"] = _EFFORTS.get(effort, "high")
     elif kind == "enabled":
         budget = thinking["budget_tokens"]

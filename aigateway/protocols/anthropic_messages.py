@@ -368,28 +368,33 @@ class _Reader:
     def _read_answer(self, blocks: list[Any], path: str, *, is_last: bool) -> bool:
         parts: list[dict[str, Any]] = []
         calls: list[dict[str, Any]] = []
-        thoughts = _Thoughts()
+        thoughts: _Thoughts | None = None
         for place, block in enumerate(blocks):
             kind = block["type"]
             if kind == "tool_use":
                 calls.append(self._call(block, f"{path}.content.{place}"))
+            elif kind == "text":
+                self._add_parts(parts, block)
             elif kind in _THOUGHTS:
+                thoughts = thoughts or _Thoughts()
                 thoughts.read(block)
             elif kind in {"document", "image", "search_result", "tool_result"}:
                 _refuse(f"{path}.content.{place}.type", f'"{kind}" is not a block of an assistant')
             else:
                 self._add_parts(parts, block)
-        if not (parts or calls or thoughts):
+        if not (parts or calls or (thoughts and thoughts.fields())):
             # Thinking that was lost; vendors get words in its place.
             self.messages += [{"role": "assistant", "content": ""}] * (bool(blocks) and not is_last)
             return bool(blocks)
         message: dict[str, Any] = {"role": "assistant", "content": _content(parts, "")}
         if calls:
-            for call, block in zip(calls, _only_calls(blocks), strict=True):
-                thoughts.sign(call, block["id"])
             message["content"] = message["content"] or None
             message["tool_calls"] = calls
-        self.messages.append(message | thoughts.fields())
+        if thoughts is not None:
+            for call, block in zip(calls, _only_calls(blocks), strict=True):
+                thoughts.sign(call, block["id"])
+            message |= thoughts.fields()
+        self.messages.append(message)
         return True
 
     def _call(self, block: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -439,9 +444,6 @@ class _Thoughts:
         self._blocks: list[dict[str, Any]] = []  # Anthropic's
         self._reasoning: list[str] = []
         self._of_calls: dict[str, str] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._blocks or self._reasoning)
 
     def read(self, block: Mapping[str, Any]) -> None:
         is_visible = block["type"] == "thinking"

@@ -486,9 +486,10 @@ def _only_calls(blocks: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
 
 def _content(parts: list[dict[str, Any]], between: str) -> Any:
     """Return parts as one text, which more servers take, unless they are more than that."""
-    if all(part["type"] == "text" and "cache_control" not in part for part in parts):
-        return parts[0]["text"] if len(parts) == 1 else between.join(p["text"] for p in parts)
-    return parts
+    for part in parts:
+        if part["type"] != "text" or "cache_control" in part:
+            return parts
+    return parts[0]["text"] if len(parts) == 1 else between.join([p["text"] for p in parts])
 
 
 def _marked(part: dict[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:

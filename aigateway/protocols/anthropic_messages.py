@@ -58,9 +58,6 @@ _FIT_ID = re.compile(r"[a-zA-Z0-9_-]{9,64}")
 _LONGEST_NAME = 64
 """Most characters of a tool's name at OpenAI and those that imitate it; Anthropic takes 128."""
 
-_LONGEST_USER = 64
-"""Most characters of `user` at OpenAI. Claude Code sends more."""
-
 
 def _written_id(name: str, request_id: str, index: int) -> str:
     """Return the id of a tool call as every vendor takes it."""
@@ -138,8 +135,6 @@ def _read_checked(body: dict[str, Any], headers: Mapping[str, str]) -> ReadReque
             options[name] = body[name]
     if body.get("stop_sequences"):
         options["stop"] = body["stop_sequences"]
-    if body.get("metadata"):
-        options["user"] = _user_of(body["metadata"])
     reader.read_tools(body, options)
     _read_thinking(body, options)
     _read_format(body, options)
@@ -150,17 +145,14 @@ def _read_checked(body: dict[str, Any], headers: Mapping[str, str]) -> ReadReque
     return ReadRequest(CheckedMessages(reader.messages), options, native, bool(body.get("stream")))
 
 
-def _user_of(metadata: Mapping[str, Any]) -> str | None:
-    user: str | None = metadata.get("user_id")
-    return _digest(user) if user is not None and len(user) > _LONGEST_USER else user or None
-
-
 def _read_thinking(body: Mapping[str, Any], options: dict[str, Any]) -> None:
     thinking, config = body.get("thinking") or {}, body.get("output_config") or {}
     kind, effort = thinking.get("type"), config.get("effort")
+    # Nothing is sent for `disabled`, nor for `metadata.user_id`: a provider that takes a parameter
+    # comes before others, and these two change no answer.
     if kind == "disabled":
-        options["thinking"] = {"type": "disabled"}
-    elif effort is not None:
+        return
+    if effort is not None:
         options["reasoning_effort"] = _EFFORTS.get(effort, "high")
     elif kind == "enabled":
         budget = thinking["budget_tokens"]
@@ -376,28 +368,33 @@ class _Reader:
     def _read_answer(self, blocks: list[Any], path: str, *, is_last: bool) -> bool:
         parts: list[dict[str, Any]] = []
         calls: list[dict[str, Any]] = []
-        thoughts = _Thoughts()
+        thoughts: _Thoughts | None = None
         for place, block in enumerate(blocks):
             kind = block["type"]
             if kind == "tool_use":
                 calls.append(self._call(block, f"{path}.content.{place}"))
+            elif kind == "text":
+                self._add_parts(parts, block)
             elif kind in _THOUGHTS:
+                thoughts = thoughts or _Thoughts()
                 thoughts.read(block)
             elif kind in {"document", "image", "search_result", "tool_result"}:
                 _refuse(f"{path}.content.{place}.type", f'"{kind}" is not a block of an assistant')
             else:
                 self._add_parts(parts, block)
-        if not (parts or calls or thoughts):
+        if not (parts or calls or (thoughts and thoughts.fields())):
             # Thinking that was lost; vendors get words in its place.
             self.messages += [{"role": "assistant", "content": ""}] * (bool(blocks) and not is_last)
             return bool(blocks)
         message: dict[str, Any] = {"role": "assistant", "content": _content(parts, "")}
         if calls:
-            for call, block in zip(calls, _only_calls(blocks), strict=True):
-                thoughts.sign(call, block["id"])
             message["content"] = message["content"] or None
             message["tool_calls"] = calls
-        self.messages.append(message | thoughts.fields())
+        if thoughts is not None:
+            for call, block in zip(calls, _only_calls(blocks), strict=True):
+                thoughts.sign(call, block["id"])
+            message |= thoughts.fields()
+        self.messages.append(message)
         return True
 
     def _call(self, block: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -448,9 +445,6 @@ class _Thoughts:
         self._reasoning: list[str] = []
         self._of_calls: dict[str, str] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._blocks or self._reasoning)
-
     def read(self, block: Mapping[str, Any]) -> None:
         is_visible = block["type"] == "thinking"
         signed = block.get(_THOUGHTS[block["type"]])
@@ -492,9 +486,10 @@ def _only_calls(blocks: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
 
 def _content(parts: list[dict[str, Any]], between: str) -> Any:
     """Return parts as one text, which more servers take, unless they are more than that."""
-    if all(part["type"] == "text" and "cache_control" not in part for part in parts):
-        return parts[0]["text"] if len(parts) == 1 else between.join(p["text"] for p in parts)
-    return parts
+    for part in parts:
+        if part["type"] != "text" or "cache_control" in part:
+            return parts
+    return parts[0]["text"] if len(parts) == 1 else between.join([p["text"] for p in parts])
 
 
 def _marked(part: dict[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:

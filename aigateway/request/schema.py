@@ -91,13 +91,14 @@ def _object(
 
 def _choice(kind: Callable[[Any], str | None], problem: str, **forms: Any) -> Any:
     """Declare a choice: `kind` names the form of a value, or returns None for `problem`."""
-    # Tags stand in the location of a mistake, so they must not look like keys of the value.
     tags = {name: f"<{name}>" for name in forms}
-    tagged = [Annotated[form, Tag(tags[name])] for name, form in forms.items()]
+    return _tagged(lambda value: tags.get(kind(value) or ""), problem, **forms)
 
-    def tag_of(value: Any) -> str | None:
-        return tags.get(kind(value) or "")
 
+def _tagged(tag_of: Callable[[Any], str | None], problem: str, **forms: Any) -> Any:
+    """Declare a choice: the tag of a form is its name in angle brackets."""
+    # Tags stand in the location of a mistake, so they must not look like keys of the value.
+    tagged = [Annotated[form, Tag(f"<{name}>")] for name, form in forms.items()]
     how = Discriminator(tag_of, custom_error_type="choice", custom_error_message=problem)
     return Annotated[functools.reduce(operator.or_, tagged), how]
 
@@ -688,13 +689,16 @@ PLAIN_FIELDS: Mapping[str, Any] = {
 def _kinds(name: str, **forms: Any) -> Any:
     """Declare an object by its "type". Other types pass: they are the vendor's own."""
     other = _object(f"Other{name}", {"type": _TYPE_NAME}, schema=_not_typed(*forms))
+    tags = {kind: f"<{kind}>" for kind in forms}
 
-    def kind(value: Any) -> str | None:
-        found = _type_in(value)
-        return None if not _is_type(found) else found if found in forms else "other"
+    def tag_of(value: Any) -> str | None:  # one call for each of many blocks
+        kind = value.get("type") if isinstance(value, dict) else None
+        if not isinstance(kind, str):
+            return None
+        return tags.get(kind) or ("<other>" if _is_type(kind) else None)
 
     wanted = f'must be an object with a "type", such as "{next(iter(forms))}"'
-    return _choice(kind, wanted, **forms, other=other)
+    return _tagged(tag_of, wanted, **forms, other=other)
 
 
 def _typed(

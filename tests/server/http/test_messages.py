@@ -283,7 +283,7 @@ async def test_options_in_the_words_of_a_chat(vendors, serve):
         "top_k": 5,
     }
     assert {name: sent.get(name) for name in expected} == expected
-    assert len(sent["user"]) == 64
+    assert "user" not in sent
     assert not {"context_management", "betas", "anything_new", "thinking"} & sent.keys()
 
 
@@ -378,6 +378,14 @@ async def test_errors_of_vendors(simulator, serve, fault, status, kind):
                 assert answer.headers["retry-after"]
             if fault == Fault.context_window():
                 assert answer.json()["error"]["message"].startswith("prompt is too long")
+
+
+async def test_what_changes_no_answer_does_not_change_who_answers(simulator, serve):
+    async with serve(simulator.gemini, simulator.openai) as client:
+        await client.message(metadata={"user_id": "u" * 200}, thinking={"type": "disabled"})
+    async with serve(simulator.openai, simulator.gemini) as client:
+        await client.message(metadata={"user_id": "u" * 200}, thinking={"type": "disabled"})
+    assert (simulator.gemini.request_count, simulator.openai.request_count) == (1, 1)
 
 
 async def test_other_errors(simulator, serve):

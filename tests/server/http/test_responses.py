@@ -246,7 +246,7 @@ async def test_failover_and_a_break(simulator):
 
 DEEP: Any = json.loads("[" * 600 + "]" * 600)
 USER: Any = {"role": "user", "content": "x"}
-BAD: dict[str, tuple[Any, str | None]] = {
+BAD: dict[str, tuple[Any, str]] = {
     "nothing": ({}, "input"),
     "no input": ({"input": []}, "input"),
     "empty": ({"input": [{"role": "user", "content": []}]}, "input"),
@@ -288,16 +288,26 @@ BAD: dict[str, tuple[Any, str | None]] = {
         {"input": [{"type": "custom_tool_call", "call_id": "a", "name": "f", "input": ""}] * 5000},
         "input",
     ),
-    "search": ({"input": "x", "tools": [{"type": "file_search"}]}, None),
-    "previous": ({"input": "x", "previous_response_id": "resp_1"}, None),
-    "background": ({"input": "x", "background": True}, None),
-    "prompt": ({"prompt": {"id": "p"}}, None),
-    "reference": ({"input": [USER, {"type": "item_reference", "id": "msg_1"}]}, None),
-    "own reference": ({"input": [USER, {"id": "msg_aigw1"}, USER]}, None),
-    "file": (
-        {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
-        None,
+}
+
+
+FILE: Any = {"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}
+NATIVE: dict[str, tuple[Any, str]] = {
+    "tools[0]": ({"input": "x", "tools": [{"type": "file_search"}]}, "declare a function"),
+    "tools[1]": ({"input": "x", "tools": [WEATHER, {"type": "mcp"}]}, "declare a function"),
+    "tool_choice": (
+        {"input": "x", "tools": [WEATHER], "tool_choice": {"type": "web_search"}},
+        "choose a function",
     ),
+    "previous_response_id": (
+        {"input": "x", "previous_response_id": "resp_1"},
+        "send the whole conversation",
+    ),
+    "background": ({"input": "x", "background": True}, "wait for the answer"),
+    "prompt": ({"prompt": {"id": "p"}}, "send instructions"),
+    "input[1]": ({"input": [USER, {"type": "item_reference", "id": "msg_1"}]}, "store=false"),
+    "input[0]": ({"input": [{"id": "msg_aigw1"}, USER]}, "store=false"),
+    "input[0].content[0].file_id": ({"input": [FILE]}, "a data: URL"),
 }
 
 
@@ -307,14 +317,16 @@ async def test_refusals(simulator):
         served(simulator.gemini) as (_, url),
         httpx.AsyncClient(base_url=url, timeout=10) as client,
     ):
-        for name, (body, param) in BAD.items():
+        bad = [(body, param, None) for body, param in BAD.values()]
+        native = [(body, param, instead) for param, (body, instead) in NATIVE.items()]
+        for body, param, instead in [*bad, *native]:
             for stream in (False, True):
                 answer = await client.post("/v1/responses", json={"stream": stream, **body})
                 error = answer.json()["error"]
-                assert answer.status_code == 400, (name, error)
+                assert answer.status_code == 400, (param, error)
                 assert error["type"] == "invalid_request_error"
-                assert param is None or error["param"] == param, name
-                assert param is not None or "instead" in error["detail"], (name, error)
+                assert error["param"] == param
+                assert instead is None or instead in error["message"], error
         assert not simulator.gemini.received
         for method, path in (
             ("GET", "resp_1"),

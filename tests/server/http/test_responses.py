@@ -219,29 +219,35 @@ async def test_tools_in_other_forms(client, vendor):
 async def test_failover_and_a_break(simulator):
     simulator.anthropic.behave(Fault.status(500))
     async with (
-        served(simulator.anthropic, simulator.gemini) as (_, url),
+        served(simulator.anthropic, simulator.gemini) as (service, url),
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
     ):
         request: Any = {"model": "auto", "input": "one two three four"}
         _, response = await streamed(client, **request)
         assert response.output_text == "one two three four"
 
-        simulator.gemini.behave(Fault.cut_stream(2, clean=False))
-        request["input"] = "five six seven eight"
-        events: list[Any] = []
-        stream = await client.responses.create(stream=True, **request)
-        with pytest.raises(openai.APIError) as caught:  # noqa: PT012
-            async for event in stream:
-                events.append(event)  # noqa: PERF401 - it breaks
-        assert caught.value.code == "stream_interrupted"
-        assert [event.sequence_number for event in events] == list(range(len(events)))
-        assert events[-1].type == "response.failed"
-        assert events[-1].response.error.code == "server_error"
-        assert events[-1].response.id == events[0].response.id
+        for fault, code in (
+            (Fault.cut_stream(2, clean=False), "stream_interrupted"),
+            (Fault.stall_stream(2), "stopping"),
+        ):
+            simulator.gemini.behave(fault)
+            events: list[Any] = []
+            stream = await client.responses.create(stream=True, model="auto", input=f"{code} b c d")
+            with pytest.raises(openai.APIError) as caught:  # noqa: PT012
+                async for event in stream:
+                    events.append(event)
+                    if fault == Fault.stall_stream(2):
+                        service.stopping.set()
+            assert caught.value.code == code
+            assert [event.sequence_number for event in events] == list(range(len(events)))
+            assert events[-1].type == "response.failed"
+            assert events[-1].response.error.code == "server_error"
+            assert events[-1].response.id == events[0].response.id
+        service.stopping.clear()
 
         simulator.gemini.behave(Fault.status(500))
         with pytest.raises(openai.InternalServerError):
-            await client.responses.create(stream=True, **request)
+            await client.responses.create(stream=True, model="auto", input="fails")
 
 
 DEEP: Any = json.loads("[" * 600 + "]" * 600)

@@ -15,7 +15,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import orjson
 
@@ -199,7 +199,7 @@ def _is_strict(schema: Any) -> bool:
     return True
 
 
-def _are_texts(value: Any) -> bool:
+def _are_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
@@ -441,13 +441,12 @@ class _Reader:
 class _Thoughts:
     """What the assistant has thought in one message, and the signatures of vendors."""
 
-    __slots__ = ("_blocks", "_of_calls", "_of_text", "_reasoning")
+    __slots__ = ("_blocks", "_of_calls", "_reasoning")
 
     def __init__(self) -> None:
         self._blocks: list[dict[str, Any]] = []  # Anthropic's
         self._reasoning: list[str] = []
         self._of_calls: dict[str, str] = {}
-        self._of_text: list[str] = []
 
     def __bool__(self) -> bool:
         return bool(self._blocks or self._reasoning)
@@ -466,8 +465,6 @@ class _Thoughts:
         for name, signature in _items(content.get("c")):
             if isinstance(signature, str):
                 self._of_calls[name] = signature
-        of_text = content.get("s")
-        self._of_text += of_text if _are_texts(of_text) else ()
 
     def sign(self, call: dict[str, Any], written_id: str) -> None:
         """Give a call back the signature that it came with."""
@@ -482,8 +479,6 @@ class _Thoughts:
             fields["thinking_blocks"] = self._blocks
         if self._reasoning:
             fields["reasoning_content"] = "".join(self._reasoning)
-        if self._of_text:
-            fields["provider_specific_fields"] = {"thought_signatures": self._of_text}
         return fields
 
 
@@ -563,8 +558,6 @@ def _write(response: ChatResponse, request: ReadRequest) -> dict[str, Any]:
                 hidden = None
             given = {"name": names.get(call.name, call.name), "input": _input(call.arguments)}
             blocks.append({"type": "tool_use", "id": name, **given})
-    elif choice.thought_signatures and _asks_to_think(request):  # Gemini can do without
-        blocks.append(_carrier(request, of_text=choice.thought_signatures))
     completion = response.completion
     return {
         "id": _message_id(completion.id, response.request_id),
@@ -601,13 +594,10 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
-def _asks_to_think(request: ReadRequest) -> bool:
-    return _get(request.native.body.get("thinking"), "type") not in {None, "disabled"}
-
-
 def _shows_thinking(request: ReadRequest) -> bool:
     thinking = request.native.body.get("thinking")
-    return _asks_to_think(request) and _get(thinking, "display") != "omitted"
+    asks = _get(thinking, "type") not in {None, "disabled"}
+    return asks and _get(thinking, "display") != "omitted"
 
 
 def _with_media(choice: Choice) -> str:
@@ -627,16 +617,17 @@ def _carrier(
     reasoning: str | None = None,
     call: str = "",
     signature: str | None = None,
-    of_text: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the block that brings back what the vendor wants with its next request."""
+    """Return the block that brings back what the vendor wants with its next request.
+
+    It stands in front of a tool call, and never at the end: Claude Code prints the last block.
+    Gemini's signatures of a text come at the end, and are left out; it can do without.
+    """
     content: dict[str, Any] = {}
     if reasoning:  # it may hold half a character
         content["r"] = reasoning.encode("utf-8", "replace").decode()
     if signature:
         content["c"] = {call: signature}
-    if of_text:
-        content["s"] = list(of_text)
     if _get(request.native.body.get("thinking"), "display") == "omitted":
         return {"type": "thinking", "thinking": "", "signature": sealed(content)}
     return {"type": "redacted_thinking", "data": sealed(content)}
@@ -706,7 +697,6 @@ class _MessageEvents:
         "_request_id",
         "_said",
         "_shows",
-        "_signatures",
         "_start",
     )
 
@@ -725,7 +715,6 @@ class _MessageEvents:
         self._calls: dict[int, _CallInStream] = {}
         self._late: list[str] = []  # text that came in the middle of a tool call
         self._hidden: list[str] = []
-        self._signatures: list[str] = []
         self._out: list[ServerSentEvent] = []
 
     def events(self, chunk: Chunk) -> Iterable[ServerSentEvent]:
@@ -743,8 +732,6 @@ class _MessageEvents:
                 self._show(chunk)
             if chunk.tool_calls:
                 self._add_calls(chunk.tool_calls)
-            if chunk.thought_signatures:
-                self._signatures += chunk.thought_signatures
         out, self._out = self._out, []
         return out
 
@@ -758,8 +745,6 @@ class _MessageEvents:
             if call.signature and not call.is_signed:
                 name = _written_id(call.id, self._request_id, index)
                 self._whole_block(_carrier(self._request, None, name, call.signature))
-        if self._signatures and not self._calls and _asks_to_think(self._request):
-            self._whole_block(_carrier(self._request, of_text=self._signatures))
         delta = {"stop_reason": _stop_reason(response.choices[0]), "stop_sequence": None}
         self._emit("message_delta", delta=delta, usage=_usage(response.usage))
         return [*self._out, _STOPPED]
@@ -767,7 +752,7 @@ class _MessageEvents:
     def _begin(self) -> None:
         self._begun = True
         name, model = self._head
-        message = {
+        message: dict[str, Any] = {
             "id": name,
             "type": "message",
             "role": "assistant",

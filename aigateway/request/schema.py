@@ -700,7 +700,7 @@ def _kinds(name: str, **forms: Any) -> Any:
 def _typed(
     name: str, kind: str, must: Mapping[str, Any], may: Mapping[str, Any] | None = None
 ) -> Any:
-    return _object(name, {"type": Literal[kind], **must}, may)  # type: ignore[valid-type]
+    return _object(name, {"type": Literal[kind], **must}, may)
 
 
 def _any_number_of(item: Any) -> Any:

@@ -176,12 +176,16 @@ def _digest(request: ChatRequest, kind: str, name: str) -> bytes:
     An agent uses several models in a session: each has a provider, and a prompt cache, of its own.
     """
     model = (request.model or "") if kind != "stored" else ""
-    parts = (kind, request.partition, request.tenant, model, name)
-    digest = blake2b(digest_size=16)
-    for part in parts:
-        encoded = part.encode(errors="surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "big") + encoded)
-    return digest.digest()
+    return _digest_of((kind, request.partition, request.tenant, model, name))
+
+
+def _digest_of(texts: Iterable[str], most: int | None = None) -> bytes:
+    """Return a digest of texts that differs wherever one of them, or its length, does.
+
+    Of each at most so many characters count.
+    """
+    joined = "".join([f"{len(text)}:{text[:most]}" for text in texts])
+    return blake2b(joined.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def named_session(params: Mapping[str, Any], native: NativeRequest | None) -> str | None:
@@ -207,11 +211,7 @@ def _references(request: ChatRequest) -> Sequence[str]:
 
 def _beginning(request: ChatRequest) -> str:
     """Return a digest of system prompt, tools and the first turn of the user."""
-    digest = blake2b(digest_size=16)
-    for text in _first_texts(request):
-        encoded = text[:_SAMPLE].encode(errors="surrogatepass")
-        digest.update(f"{len(text)}:".encode() + encoded)
-    return digest.hexdigest()
+    return _digest_of(_first_texts(request), _SAMPLE).hex()
 
 
 def _first_texts(request: ChatRequest) -> Iterable[str]:

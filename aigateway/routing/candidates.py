@@ -207,7 +207,9 @@ class RequestState:
             self.background = request.background
             self.native = request.native
             self._providers = roster.for_chat(request)
-            if (request.session is not None or request.find_session) and len(roster) > 1:
+            if request.session is not None or (
+                request.find_session and len(roster.serving(request.model)) > 1
+            ):
                 self.session = session_of(request)
         else:
             self._providers = roster.candidates(request.model, operation)

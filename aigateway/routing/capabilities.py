@@ -54,6 +54,8 @@ WORDS: Mapping[Capability, str] = {
 _HINTS: frozenset[Capability] = frozenset({"parallel_tools", "reasoning"})
 """What the map says of these excludes no provider: they change an answer, but cost none."""
 
+_BY_PARAMETER: frozenset[Capability] = frozenset({"audio_output", "json_schema", "tools"})
+
 _PARTS: Mapping[str, Capability] = {"image_url": "vision", "input_audio": "audio_input"}
 
 SHORT = 8
@@ -124,14 +126,19 @@ def _look_at_params(params: Mapping[str, Any], needs: set[Capability]) -> None:
         needs.add("reasoning")
 
 
-def cannot(config: LLMConfig, known: Mapping[Capability, bool]) -> frozenset[Capability]:
+def cannot(
+    config: LLMConfig, known: Mapping[Capability, bool], *, drops_all: bool
+) -> frozenset[Capability]:
     """Return what excludes a provider.
 
     Args:
         config: Its configuration, whose word counts.
         known: The map's word.
+        drops_all: Whether any parameter that a model does not take is left out.
     """
-    said = {name: able for name, able in known.items() if name not in _HINTS} | config.capabilities
+    dropped = _HINTS | _BY_PARAMETER if drops_all else _HINTS
+    said = {name: able for name, able in known.items() if name not in dropped}
+    said |= config.capabilities
     return frozenset([name for name, able in said.items() if not able])
 
 

@@ -111,9 +111,10 @@ class Failovers:
         self._clock = context.clock
         self._limiter = context.limiter
         self._emitter = context.emitter
-        self._policy = PriorityPolicy(context.limiter.has_slot)
+        by_priority = PriorityPolicy(context.limiter.has_slot)
+        self._policy: Policy = by_priority
         self._affinity = context.affinity
-        self._sessions = SessionPolicy(self._policy, context.affinity)
+        self._sessions = SessionPolicy(self._policy, context.affinity, by_priority.is_well)
         self._timer = _WakeUpTimer(self._clock, context.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)

@@ -170,7 +170,8 @@ class Provider:
         self.known_operations = None if given is None else frozenset(given)
         self.only_completes = "completions" in (given or ()) and "chat" not in (given or ())
         self.capabilities: Mapping[Capability, bool] = config.capabilities
-        self.cannot = cannot(config, {})
+        self._drops_all = settings.drop_unsupported_params is True
+        self.cannot = cannot(config, {}, drops_all=self._drops_all)
         self.max_input_tokens: int | None = None
         self._clock = clock
         self._make_client = make_client
@@ -248,7 +249,7 @@ class Provider:
             self.known_operations = client.operations
             known = client.capabilities
             self.capabilities = {**known, **self.config.capabilities}
-            self.cannot = cannot(self.config, known)
+            self.cannot = cannot(self.config, known, drops_all=self._drops_all)
             self.max_input_tokens = client.max_input_tokens
             self.prepared = client is self._client
             self.on_prepared()

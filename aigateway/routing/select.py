@@ -203,17 +203,19 @@ class SessionPolicy:
     Attributes:
         policy: Chooses by health, priority and load.
         affinity: Which provider answered each session.
+        is_well: Returns whether a candidate may be called now without a probe, a check or a wait.
     """
 
-    policy: PriorityPolicy
+    policy: Policy
     affinity: Affinity
+    is_well: Callable[[Candidate, RequestState], bool]
 
     def at_home(self, candidates: Sequence[Candidate], request: RequestState) -> Selection | None:
         """Choose the provider of the session, before all priorities, while it is well."""
         session = request.session
         name = None if session is None else self.affinity.home(session)
         for candidate in candidates:
-            if candidate.provider.name == name and self.policy.is_well(candidate, request):
+            if candidate.provider.name == name and self.is_well(candidate, request):
                 choice = Selection()
                 choice.candidate = candidate
                 return choice
@@ -224,13 +226,13 @@ class SessionPolicy:
         choice = self.policy.choose(candidates, request)
         session, found = request.session, choice.candidate
         # A last resort, a probe and a canary are needed by others, too.
-        if session is None or found is None or not self.policy.is_well(found, request):
+        if session is None or found is None or not self.is_well(found, request):
             return choice
         priority = found.provider.priority
         equals = [
             candidate
             for candidate in candidates
-            if candidate.provider.priority == priority and self.policy.is_well(candidate, request)
+            if candidate.provider.priority == priority and self.is_well(candidate, request)
         ]
         loads = {c: c.provider.slots.in_flight / c.provider.weight for c in equals}
         least = min(loads.values())

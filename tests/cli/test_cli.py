@@ -187,6 +187,7 @@ class TestProviders:
         done = run("providers")
         assert done.exit_code == 0
         shown = ("openai/gpt-4o-mini", "claude-haiku-4-5", simulator.openai.api_base, "yes")
+        shown += ("images", "128,000 tokens of input", "no audio input")
         for word in shown:
             assert word in done.stdout
         assert "secret" not in done.stdout
@@ -196,6 +197,7 @@ class TestProviders:
         rows = json.loads(run("providers", "--json").stdout)
         assert [row["name"] for row in rows] == ["openai/gpt-4o-mini", "anthropic/claude-haiku-4-5"]
         assert all(row["key_present"] for row in rows)
+        assert [row["capabilities"]["vision"] for row in rows] == [True, True]
         assert "secret" not in json.dumps(rows)
 
     def test_check(self, simulator):

@@ -66,6 +66,8 @@ MODULES = {
     "aigateway/resilience/retry.py": ("tests/resilience/test_retry.py",),
     "aigateway/wires/failures.py": ("tests/wires/test_failures.py",),
     "aigateway/routing/select.py": ("tests/routing/test_select.py", *REQUESTS),
+    "aigateway/routing/affinity.py": ("tests/routing/test_affinity.py",),
+    "aigateway/routing/capabilities.py": ("tests/routing/test_capabilities.py",),
     "aigateway/routing/candidates.py": ("tests/routing/test_select.py", *REQUESTS),
     "aigateway/routing/attempt.py": REQUESTS,
     "aigateway/routing/failover.py": REQUESTS,

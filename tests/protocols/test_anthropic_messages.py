@@ -1,6 +1,7 @@
 """Anthropic's Messages: any conversation is read, and any answer is written, whole and streamed."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ def read(messages=(USER,), **fields):
 # ── any conversation is read ─────────────────────────────────────────────────────────────────
 
 TEXTS = st.text(max_size=5)
-MARKS = st.just({}) | st.just({"cache_control": {"type": "ephemeral"}})
+MARKS: Any = st.just({}) | st.just({"cache_control": {"type": "ephemeral"}})
 TEXT = st.builds(lambda text, mark: {"type": "text", "text": text} | mark, TEXTS, MARKS)
 SOURCES = st.sampled_from(
     [
@@ -198,6 +199,8 @@ def test_the_events_of_a_stream_are_the_whole_message(answer, thinking):
     events = [event for chunk in chunks for event in writer.events(chunk)]
     events += writer.end(response)
     assert put_together(read_events(b"".join(event.raw for event in events).decode())) == whole
+    if any(block["type"] in {"text", "tool_use"} for block in whole["content"]):
+        assert whole["content"][-1]["type"] in {"text", "tool_use"}
     names = [block["id"] for block in whole["content"] if block["type"] == "tool_use"]
     assert len(set(names)) == len(names)
     assert all(len(name) <= 64 for name in names)

@@ -204,6 +204,13 @@ class TestMoving:
         (item,) = (await gateway.batch([request])).items
         assert (0, item.response.provider) in homes
 
+    async def test_a_gateway_that_replaces_another_knows_its_sessions(self, make, vendor):
+        before, after = make("a", "b"), make("a", "b", timeout=99)
+        vendor.script("a", K.SERVER_ERROR)
+        assert await turn(before) == "b"
+        after.take_over(before)
+        assert await turn(after) == "b"
+
 
 class TestNames:
     async def test_tenants_and_models_are_apart(self, make, vendor):

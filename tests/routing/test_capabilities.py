@@ -13,6 +13,7 @@ from aigateway import (
 )
 from aigateway.messages import NativeRequest
 from aigateway.routing.capabilities import WORDS, described, needs_of
+from aigateway.settings import load_providers
 from aigateway.testing import scripted_configs
 from aigateway.wires.loading import load_litellm
 from aigateway.wires.pricing import capabilities_of
@@ -152,6 +153,14 @@ class TestCandidates:
         told = make(configs=[config("a", 2, capabilities={name: False}), config("b", 1)])
         assert (await told.chat("hi", **params)).provider == "b"
 
+    async def test_what_may_be_left_out_excludes_no_provider(self, make, vendor):
+        vendor.capabilities = {"a": {"tools": False, "json_schema": False, "vision": False}}
+        gateway = make("a", "b", drop_unsupported_params=True)
+        await gateway.warmup()
+        reply = await gateway.chat("hi", tools=TOOLS, response_format=SCHEMA)
+        assert reply.provider == "a"
+        assert (await gateway.chat(asked(IMAGE))).provider == "b"
+
     async def test_an_image_in_one_turn_moves_a_session_to_a_provider_that_sees(self, make):
         gateway = make(configs=[config("a", 2, capabilities={"vision": False}), config("b", 1)])
         assert (await gateway.chat("hi", session="s")).provider == "a"
@@ -262,6 +271,16 @@ class TestConfiguration:
         with pytest.raises(ConfigurationError, match="capabilities"):
             LLMConfig("openai", "m", api_key="k", capabilities=bad)
 
+    def test_in_a_file(self, tmp_path, monkeypatch):
+        file = tmp_path / "aigateway.toml"
+        file.write_text(
+            '[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "k"\n'
+            "capabilities = { vision = true, audio_input = false }\n"
+        )
+        monkeypatch.setenv("AIGATEWAY_CONFIG", str(file))
+        (loaded,) = load_providers()
+        assert loaded.capabilities == {"vision": True, "audio_input": False}
+
 
 class TestMap:
     """What litellm's own map says."""
@@ -289,6 +308,16 @@ class TestMap:
         assert False not in self.of("openai", "ft:gpt-4o-mini-2024-07-18:me::1").values()
         azure = self.of("azure", "gpt-4", api_base="https://x.openai.azure.com")
         assert False not in azure.values()
+
+    async def test_an_image_goes_past_a_model_that_the_map_denies_it(self, simulator):
+        blind, seeing = simulator.openai, simulator.anthropic
+        configs = [blind.config(priority=2, model="gpt-4"), seeing.config(priority=1)]
+        async with AsyncGateway(configs) as gateway:
+            pixel = "data:image/png;base64,iVBORw0KGgo="
+            image = {"type": "image_url", "image_url": {"url": pixel}}
+            reply = await gateway.chat(asked(image))
+        assert [attempt.provider for attempt in reply.attempts] == ["anthropic/claude-haiku-4-5"]
+        assert (blind.request_count, seeing.request_count) == (0, 1)
 
     def test_in_plain_words(self):
         words = described({"vision": True, "tools": True, "audio_input": False}, 128_000)

@@ -26,6 +26,7 @@ _CALLER = "aigateway.caller"
 _EXPOSED = (
     "Retry-After",
     "X-Request-ID",
+    "request-id",
     "x-aigateway-attempts",
     "x-aigateway-cache",
     "x-aigateway-cost",

@@ -131,10 +131,10 @@ def service_app(service: Service) -> FastAPI:
     app.state.service = service
     doors = {door: _router(door) for door in _DOORS.values()}
     service.endpoints = [
-        f"{method} {route.path}"
+        f"{method} {route.path_format}"
         for door in _DOORS.values()
         for route in door.router.routes
-        if route.include_in_schema
+        if route.include_in_schema and route.path.startswith(("/chat", "/v1/"))
         for method in route.methods
     ]
     app.router.routes[:0] = [

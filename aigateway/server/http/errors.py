@@ -340,10 +340,9 @@ def answer_error(scope: Scope, error: Exception) -> Response:
     An error of the gateway's is in its own metrics already, and is not counted again. Of an
     unforeseen error the log gets the type and the place, but not the text: it may quote a request.
     """
-    routed = isinstance(error, HTTPException)
-    refusal = _of_router(scope, error) if routed else refusal_of(error)
+    refusal = _of_router(scope, error) if isinstance(error, HTTPException) else refusal_of(error)
     status, body = written_refusal(scope, refusal)
-    if routed or isinstance(error, Refusal):
+    if isinstance(error, Refusal | HTTPException):
         if SERVICE in scope:
             peer = scope.get("client")
             log: RefusalLog = scope[SERVICE].refusal_log

@@ -53,6 +53,7 @@ class AnthropicModel(TypedDict):
     id: str
     display_name: str
     created_at: str
+    max_input_tokens: NotRequired[int]
 
 
 class AnthropicModelList(TypedDict):
@@ -74,7 +75,7 @@ async def list_models(request: Request) -> Response:
     models = _models(request)
     if not speaks_anthropic(request.scope):
         return json_response(ModelList(object="list", data=list(models.values())))
-    data = list(map(_of_anthropic, models))
+    data = list(map(_of_anthropic, models.values()))
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return json_response(
         AnthropicModelList(data=data, has_more=False, first_id=first, last_id=last)
@@ -97,17 +98,17 @@ async def one_model(model: str, request: Request) -> Response:
             code="model_not_found",
             param="model",
         )
-    return json_response(_of_anthropic(model) if speaks_anthropic(request.scope) else found)
+    return json_response(_of_anthropic(found) if speaks_anthropic(request.scope) else found)
 
 
-def _of_anthropic(name: str) -> AnthropicModel:
+def _of_anthropic(entry: ModelEntry) -> AnthropicModel:
+    name = entry["id"]
     # Anthropic's own word for a model whose date is not known is the epoch.
-    return {
-        "type": "model",
-        "id": name,
-        "display_name": name,
-        "created_at": "1970-01-01T00:00:00Z",
-    }
+    epoch = "1970-01-01T00:00:00Z"
+    model = AnthropicModel(type="model", id=name, display_name=name, created_at=epoch)
+    if "max_input_tokens" in entry:
+        model["max_input_tokens"] = entry["max_input_tokens"]
+    return model
 
 
 def _models(request: Request) -> dict[str, ModelEntry]:

@@ -38,7 +38,7 @@ _DOOR = Door(
 )
 
 
-class _CountedTokens(TypedDict):
+class _TokensOfResponse(TypedDict):
     input_tokens: int
     output_tokens: int
     total_tokens: int
@@ -53,7 +53,7 @@ class ResponseBody(TypedDict):
     status: Literal["completed", "incomplete"]
     model: str
     output: list[dict[str, Any]]
-    usage: _CountedTokens
+    usage: _TokensOfResponse
     incomplete_details: NotRequired[dict[str, str] | None]
 
 

@@ -180,6 +180,7 @@ class Completer:
     def __init__(self):
         self.bodies: list[Any] = []
         self.fails = False
+        self.base = ""
 
     async def answer(self, request):
         if self.fails:
@@ -224,8 +225,8 @@ async def test_a_server_without_chat_gets_completions_as_they_are(completer, sim
             running(service) as url,
             openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as sdk,
         ):
-            create = sdk.completions.create
-            asked = {"prompt": "a", "suffix": "z", "echo": True, "best_of": 2, "logprobs": 1}
+            create: Any = sdk.completions.create
+            asked: Any = {"prompt": "a", "suffix": "z", "echo": True, "best_of": 2, "logprobs": 1}
             whole = await create(model="auto", extra_body={"min_p": 0.1}, **asked)
             tokens = await create(model="base-x", prompt=[1, 2, 3], max_tokens=0, echo=True)
             several = await create(model="auto", prompt=["a", "b"])

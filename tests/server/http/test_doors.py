@@ -62,10 +62,7 @@ TABLE = {
 }
 NO_DOORS = {
     "/admin/providers/{name:path}/circuit",
-    # They refuse, whatever is asked.
-    "/v1/responses/compact",
-    "/v1/responses/input_tokens",
-    "/v1/responses/{response_id}/cancel",
+    "/v1/responses/{path:path}",  # refuses, whatever is asked
 }
 SECRET = "the-secret-of-the-prompt"
 

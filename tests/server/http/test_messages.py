@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+from typing import Any
 
 import httpx
 import pytest
@@ -307,7 +308,7 @@ async def test_stop_reasons(simulator, serve, answer, reason):
 
 
 async def test_failover_and_a_break(simulator, serve):
-    first, second = simulator.openai, simulator.gemini
+    first, second = simulator.anthropic, simulator.gemini
     first.behave(Fault.overloaded())
     second.answer("From the second.")
     async with serve(first, second) as client:
@@ -379,6 +380,38 @@ async def test_errors_of_vendors(simulator, serve, fault, status, kind):
                 assert answer.json()["error"]["message"].startswith("prompt is too long")
 
 
+async def test_other_errors(simulator, serve):
+    simulator.openai.behave(Fault.hang())
+    async with serve(simulator.openai) as client:
+        for status, kind, headers in (
+            (403, "permission_error", {"host": "evil.example"}),
+            (400, "invalid_request_error", {"x-aigateway-timeout": "soon"}),
+            (504, "timeout_error", {"x-aigateway-timeout": "0.2"}),
+        ):
+            answer = await client.ask(headers=headers)
+            assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
+
+
+async def test_what_only_anthropic_can_do_goes_nowhere_else(simulator, serve):
+    async with serve(simulator.openai) as client:
+        foreign: dict[str, Any] = {
+            "web_search_20250305": {
+                "tools": [{"type": "web_search_20250305", "name": "web_search"}]
+            },
+            "mcp_servers": {"mcp_servers": [{"type": "url", "url": "https://x.test", "name": "x"}]},
+            "container_upload": {
+                "messages": [{"role": "user", "content": [{"type": "container_upload"}]}]
+            },
+        }
+        for named, fields in foreign.items():
+            answer = await client.ask(**fields)
+            assert answer.status_code == 400, answer.text
+            error = answer.json()["error"]
+            assert error["type"] == "invalid_request_error"
+            assert named in error["message"]
+    assert simulator.openai.request_count == 0
+
+
 async def test_tokens_are_counted_without_a_call(simulator, serve):
     async with serve(simulator.openai) as client:
 
@@ -408,7 +441,7 @@ def _result(name):
     return {"type": "tool_result", "tool_use_id": name}
 
 
-HOSTILE = {
+HOSTILE: dict[str, list[Any]] = {
     "messages": [
         *("hi", 1, None, {}, [], [1], [None], [{}], [USER, None]),
         [{"role": "user"}],
@@ -420,32 +453,36 @@ HOSTILE = {
         [{"role": "assistant", "content": ""}],
         *(
             [{"role": "user", "content": [block]}]
-            for block in (
-                *(1, "x", None, [], {}, {"type": 1}, {"type": ""}, {"type": "x" * 65}),
-                {"type": "text"},
-                {"type": "text", "text": 1},
-                {"type": "image"},
-                {"type": "image", "source": "x"},
-                {"type": "image", "source": {"type": "base64", "media_type": "image/png"}},
-                {"type": "document", "source": {"type": "base64", "data": 1}},
-                {"type": "document", "source": {"type": "content", "content": [1]}},
-                {"type": "search_result"},
-                {"type": "tool_result"},
-                {"type": "tool_result", "tool_use_id": "a b"},
-                _result("toolu_unknown"),
+            for block in list[Any](
+                (
+                    *(1, "x", None, [], {}, {"type": 1}, {"type": ""}, {"type": "x" * 65}),
+                    {"type": "text"},
+                    {"type": "text", "text": 1},
+                    {"type": "image"},
+                    {"type": "image", "source": "x"},
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png"}},
+                    {"type": "document", "source": {"type": "base64", "data": 1}},
+                    {"type": "document", "source": {"type": "content", "content": [1]}},
+                    {"type": "search_result"},
+                    {"type": "tool_result"},
+                    {"type": "tool_result", "tool_use_id": "a b"},
+                    _result("toolu_unknown"),
+                )
             )
         ),
         *(
             [USER, {"role": "assistant", "content": [block]}, USER]
-            for block in (
-                {"type": "tool_use", "id": "a", "name": "f"},
-                {"type": "tool_use", "id": "a b", "name": "f", "input": {}},
-                {"type": "tool_use", "id": "a", "name": "f", "input": []},
-                {"type": "thinking"},
-                {"type": "thinking", "thinking": "x", "signature": 1},
-                {"type": "redacted_thinking"},
-                {"type": "image", "source": IMAGE},
-                _use("toolu_without_result"),
+            for block in list[Any](
+                (
+                    {"type": "tool_use", "id": "a", "name": "f"},
+                    {"type": "tool_use", "id": "a b", "name": "f", "input": {}},
+                    {"type": "tool_use", "id": "a", "name": "f", "input": []},
+                    {"type": "thinking"},
+                    {"type": "thinking", "thinking": "x", "signature": 1},
+                    {"type": "redacted_thinking"},
+                    {"type": "image", "source": IMAGE},
+                    _use("toolu_without_result"),
+                )
             )
         ),
         [USER, {"role": "assistant", "content": [_use("a"), _use("a")]}],

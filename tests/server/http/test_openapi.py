@@ -33,6 +33,9 @@ ASKING = sorted(
     for route in door.router.routes
     if "POST" in route.methods and route.include_in_schema and route.path_format != ADMIN
 )
+LOOSE = ("/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
+"""Blocks and items refer to one another, and some tools and `suffix` need a vendor that has them. No
+schema says that: a body may fit and be refused."""
 
 
 @pytest.fixture
@@ -55,11 +58,6 @@ def url():
     yield address
     loop.call_soon_threadsafe(stopped.set)
     thread.join(PATIENCE)
-
-
-REFERRING = ("/v1/messages", "/v1/responses")
-"""Calls and their results refer to one another, and some tools need a vendor that runs them, which
-no schema says: a body may fit and still be refused."""
 
 
 @pytest.fixture
@@ -86,6 +84,8 @@ def held(url, request):
             own_timeout = "x-aigateway-timeout" in (case.headers or {})
             if response.status_code == 413 or (response.status_code == 504 and own_timeout):
                 return
+            if path in LOOSE and mode is GenerationMode.POSITIVE and response.status_code == 400:
+                return
             case.validate_response(response)
 
         with requests.Session() as session:
@@ -99,15 +99,8 @@ def test_those_that_look(held):
         held("GET", path, GenerationMode.POSITIVE)
 
 
-@pytest.mark.parametrize(
-    ("path", "mode"),
-    [
-        pytest.param(path, mode, id=f"{path}-{mode.value}")
-        for path in ASKING
-        for mode in GenerationMode
-        if not (path.startswith(REFERRING) and mode is GenerationMode.POSITIVE)
-    ],
-)
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("path", ASKING)
 def test_those_that_ask(held, path, mode):
     held("POST", path, mode)
 
@@ -150,7 +143,8 @@ def test_what_the_document_says_of_an_endpoint(url):
         assert ("requestBody" in operation) == (method == "post")
     asked = operations["/v1/chat/completions", "post"]
     assert {parameter["name"] for parameter in asked["parameters"]} == {
-        f"x-aigateway-{name}" for name in ("agent", "cache", "cache-ttl", "resume", "timeout")
+        f"x-aigateway-{name}"
+        for name in ("agent", "cache", "cache-ttl", "resume", "session", "timeout")
     }
     assert asked["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
     assert "x-aigateway-provider" in asked["responses"]["200"]["headers"]

@@ -239,9 +239,11 @@ class TestServer:
         async with desk_with(text) as desk:
             first = desk.service.access
             key = f'[[server.keys]]\nname = "a"\nsha256 = "{DIGEST}"\n'
-            assert await desk.now("[server]\nmax_body_bytes = 5\n" + key + text)
+            server = '[server]\nmax_body_bytes = 5\npass_params = ["min_p"]\n'
+            assert await desk.now(server + key + text)
             assert desk.service.access is not first
             assert desk.service.settings.max_body_bytes == 5
+            assert desk.service.settings.pass_params == ("min_p",)
             assert [key.name for key in desk.service.settings.keys] == ["a"]
 
     async def test_what_needs_a_restart_is_said(self, simulator, caplog):
@@ -311,6 +313,7 @@ async def test_a_gateway_that_cannot_be_made_ready_is_closed_and_the_old_one_sta
         ("[gateway]\ntimeout = -1\n", "timeout"),
         ("[gateway]\ntimeuot = 1\n", 'did you mean "timeout"'),
         ('[server]\nhost = "0.0.0.0"\n', "host"),
+        ('[server]\npass_params = ["api_base"]\n', "pass_params"),
         ("", "No provider is configured"),
         ('[[providers]]\nprovider = "openai"\nmodel = "m"\napi_key = "sk-bad key"\n', "api_key"),
         (

@@ -38,6 +38,8 @@ async def vendor(request, simulator):
     made = getattr(simulator, request.param, None)
     made = made or await simulator.add(request.param)
     made.strict = True
+    if request.param in {"openai", "azure", "openai_compatible"}:
+        made.behave(Fault.not_offered(), times=1)  # it speaks chat only, for an hour
     return made
 
 
@@ -216,27 +218,30 @@ async def test_tools_in_other_forms(client, vendor):
         assert all(name in said_in(second) for name in CALLED)
 
 
-async def test_failover_and_a_break(simulator):
+@pytest.mark.parametrize("name", ["gemini", "openai"])
+async def test_failover_and_a_break(simulator, name):
+    """Events of the service's own, and those that a provider of the protocol writes."""
+    vendor = getattr(simulator, name)
     simulator.anthropic.behave(Fault.status(500))
     async with (
-        served(simulator.anthropic, simulator.gemini) as (service, url),
+        served(simulator.anthropic, vendor, cache_enabled=False) as (service, url),
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
     ):
         request: Any = {"model": "auto", "input": "one two three four"}
         _, response = await streamed(client, **request)
         assert response.output_text == "one two three four"
-
         for fault, code in (
-            (Fault.cut_stream(2, clean=False), "stream_interrupted"),
-            (Fault.stall_stream(2), "stopping"),
+            (Fault.cut_stream(6, clean=False), "stream_interrupted"),
+            (Fault.stall_stream(6), "stopping"),
         ):
-            simulator.gemini.behave(fault)
+            vendor.behave(fault)
+            request["input"] = "one " * 20
             events: list[Any] = []
-            stream = await client.responses.create(stream=True, model="auto", input=f"{code} b c d")
+            stream = await client.responses.create(stream=True, **request)
             with pytest.raises(openai.APIError) as caught:  # noqa: PT012
                 async for event in stream:
                     events.append(event)
-                    if fault == Fault.stall_stream(2):
+                    if code == "stopping":
                         service.stopping.set()
             assert caught.value.code == code
             assert [event.sequence_number for event in events] == list(range(len(events)))
@@ -244,10 +249,9 @@ async def test_failover_and_a_break(simulator):
             assert events[-1].response.error.code == "server_error"
             assert events[-1].response.id == events[0].response.id
         service.stopping.clear()
-
-        simulator.gemini.behave(Fault.status(500))
+        vendor.behave(Fault.status(500))
         with pytest.raises(openai.InternalServerError):
-            await client.responses.create(stream=True, model="auto", input="fails")
+            await client.responses.create(stream=True, **request)
 
 
 DEEP: Any = json.loads("[" * 600 + "]" * 600)

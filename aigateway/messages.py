@@ -81,12 +81,14 @@ class NativeRequest:
         headers: Sent along with `body` (`anthropic-beta`, `anthropic-version`).
         only: Names what of it no chat can say ("previous_response_id"); only providers that speak
             the protocol are asked then. None: the chat says it all.
+        instead: What the caller can do without it; for errors.
     """
 
     protocol: ProtocolName
     body: Mapping[str, Any] = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
     only: str | None = None
+    instead: str = "leave it out"
 
 
 @dataclass(frozen=True, slots=True)

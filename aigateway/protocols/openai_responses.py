@@ -43,6 +43,9 @@ __all__ = ["RESPONSES", "ResponsesRequest", "ResponsesWriter"]
 
 _Json = dict[str, Any]
 
+_Only = tuple[str, str]
+"""`only` and `instead` of `NativeRequest`."""
+
 _MARK = "aigw"
 """In ids of items that were made here, behind the prefix of the item's type."""
 
@@ -66,11 +69,6 @@ def _dumped(value: Any, path: str) -> str:
         return orjson.dumps(value).decode()
     except orjson.JSONEncodeError:  # a parser takes more than a writer
         refuse_field(path, "is nested too deeply")
-
-
-def _only(what: str, instead: str) -> str:
-    """Return the text of `NativeRequest.only`; the caller of a request that fails reads it."""
-    return f"{what} (instead: {instead})"
 
 
 # ── tools ────────────────────────────────────────────────────────────────────────────────────
@@ -156,31 +154,28 @@ _SEARCH_SCHEMA = _schema(["query"], query=_text("What to search for."))
 class _Tools:
     """Turns the tools of a request into functions of a chat, each with a name of its own."""
 
-    __slots__ = ("_chosen_only", "_hosted", "by_name", "declared", "names")
+    __slots__ = ("_chosen_only", "_hosted", "_searches", "by_name", "declared", "names")
 
     def __init__(self) -> None:
         self.declared: list[_Json] = []
         self.by_name: dict[str, _Tool] = {}
         self.names: dict[tuple[str | None, str], str] = {}
-        self._hosted: list[str] = []
-        self._chosen_only: str | None = None
+        self._hosted: _Only | None = None
+        self._chosen_only: _Only | None = None
+        self._searches: _Only | None = None
 
     @property
-    def only(self) -> str | None:
-        """As in `NativeRequest`: names a tool that the vendor itself would have to run.
+    def only(self) -> _Only | None:
+        """A tool that the vendor itself would have to run.
 
         Agents offer a web search along with their own tools, whether or not they need it, and go on
         without one.
         """
-        if self._chosen_only is not None:
-            return self._chosen_only
-        for kind in self._hosted:
-            if not (self.declared and kind.startswith("web_search")):
-                return _only(f"the tool {kind}", "declare a function that your program runs")
-        return None
+        hosted = self._hosted or (None if self.declared else self._searches)
+        return self._chosen_only or hosted
 
-    def add(self, tools: Iterable[_Json]) -> None:
-        for tool in tools:
+    def add(self, tools: Iterable[_Json], path: str) -> None:
+        for index, tool in enumerate(tools):
             kind = tool["type"]
             if kind in {"function", "custom"}:
                 self._add(kind, tool)
@@ -195,7 +190,11 @@ class _Tools:
             elif kind in _CLIENTS_TOOLS and _runs_at_the_client(tool):
                 self._declare(_Tool(kind, kind, _CLIENTS), *_CLIENTS_TOOLS[kind])
             else:
-                self._hosted.append(kind)
+                instead = f'declare a function of your program in place of the tool "{kind}"'
+                if kind.startswith("web_search"):
+                    self._searches = self._searches or (f"{path}[{index}]", instead)
+                else:
+                    self._hosted = self._hosted or (f"{path}[{index}]", instead)
 
     def _add_namespace(self, tool: _Json) -> None:
         note = tool.get("description")
@@ -270,8 +269,7 @@ class _Tools:
             return self.name_of(name, namespace if isinstance(namespace, str) else None)
         if (_CLIENTS, kind) in self.names:
             return self.names[_CLIENTS, str(kind)]
-        what = f"tool_choice of the type {str(kind)[:64]}"
-        self._chosen_only = _only(what, "choose a function")
+        self._chosen_only = ("tool_choice", "choose a function")
         return None
 
 
@@ -319,17 +317,17 @@ def _read(body: _Json, headers: Mapping[str, str]) -> ResponsesRequest:
     for name in _REPEATED:
         if body.get(name) is not None:
             _dumped(body[name], name)
-    fields = (_only(name, instead) for name, instead in _NEEDS_STORAGE.items() if body.get(name))
+    fields = ((name, instead) for name, instead in _NEEDS_STORAGE.items() if body.get(name))
     only = next(fields, None)
     tools = _Tools()
-    tools.add(body.get("tools") or ())
+    tools.add(body.get("tools") or (), "tools")
     given = body.get("input")
     if given is None and only is None:
         refuse_field("input", "must be a text or a list of items")
     items: list[_Json] = given if isinstance(given, list) else []
-    for item in items:
+    for index, item in enumerate(items):
         if item.get("type") in {"additional_tools", "tool_search_output"}:
-            tools.add(item["tools"])
+            tools.add(item["tools"], f"input[{index}].tools")
     options = _options(body, tools)
     conversation = _Conversation(tools, only or tools.only)
     messages = conversation.messages
@@ -337,7 +335,7 @@ def _read(body: _Json, headers: Mapping[str, str]) -> ResponsesRequest:
         messages.append({"role": "user", "content": given})
     else:
         conversation.read(items)
-    native = NativeRequest("responses", body, headers, conversation.only)
+    native = NativeRequest("responses", body, headers, *(conversation.only or ()))
     if not messages:
         if native.only is None:
             refuse_field("input", "must say something")
@@ -426,10 +424,10 @@ class _Conversation:
 
     Args:
         tools: The tools of the request.
-        only: As in `NativeRequest`. Then the conversation need not be whole.
+        only: What no chat can say, if anything. Then the conversation need not be whole.
     """
 
-    def __init__(self, tools: _Tools, only: str | None) -> None:
+    def __init__(self, tools: _Tools, only: _Only | None) -> None:
         self.messages: list[_Json] = []
         self.only = only
         self._tools = tools
@@ -462,7 +460,7 @@ class _Conversation:
             elif kind == "item_reference":
                 self._refer(item["id"], index)
             elif kind not in _LEFT_OUT and not _is_own(item.get("id")):
-                self._only(f"an item of the type {kind}", "leave it out")
+                self._only(f"input[{index}]", f'leave out items of the type "{kind}"')
         self._end_turn()
         left = next((call_id for call_id, results in self._results.items() if results), None)
         if left is not None and self.only is None:
@@ -480,11 +478,10 @@ class _Conversation:
             self._need_item(index)
 
     def _need_item(self, index: int) -> None:
-        what = f"the reference to a stored item in input[{index}]"
-        self._only(what, "send the item itself, as clients do with store=false")
+        self._only(f"input[{index}]", "send the item itself, as clients do with store=false")
 
     def _only(self, what: str, instead: str) -> None:
-        self.only = self.only or _only(what, instead)
+        self.only = self.only or (what, instead)
 
     def _collect(self, item: _Json, index: int) -> _Json:
         """Take the result in an item, or return the thoughts in it."""
@@ -574,7 +571,7 @@ class _Conversation:
             self._end_turn()
         for name, known in self._thought.items():
             given = thoughts.get(name)
-            known += given if isinstance(given, list) else [given]
+            known.extend(given if isinstance(given, list) else [given])
 
     def _thoughts(self) -> _Json:
         """Return what goes into the message, in the form that answers of a chat have."""
@@ -642,7 +639,7 @@ class _Conversation:
         if kind == "input_file" and where is None:
             refuse_field(path, 'must have "file_data", "file_url" or "file_id"')
         if where is None:
-            self._only(f"a part of the type {kind}", "leave it out")
+            self._only(path, f'leave out parts of the type "{kind}"')
         else:
             self._only(f"{path}.{where}", "send the data itself, as a data: URL")
         return None

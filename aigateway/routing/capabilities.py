@@ -203,8 +203,8 @@ def none_speaks(native: NativeRequest, providers: Sequence[Provider]) -> Request
     names = ", ".join(p.name for p in providers)
     return RequestRejectedError(
         f"{native.only} needs a provider that speaks {_PROTOCOLS[native.protocol]} itself, which"
-        f" {names} {'does' if len(providers) == 1 else 'do'} not. Leave it out, or add such a"
-        " provider.",
+        f" {names} {'does' if len(providers) == 1 else 'do'} not. Add such a provider, or"
+        f" {native.instead}.",
         causes,
         param=native.only,
         code="capability_missing",

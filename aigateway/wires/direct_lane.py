@@ -225,7 +225,10 @@ class DirectClient(ProviderFacts):
             self._native[name] = self._native_lane(name)
         lane = self._native[name]
         if lane is None and native.only is not None:
-            what = f"{native.only} needs the protocol {name!r}, which this provider does not speak."
+            what = (
+                f"{native.only} needs the protocol {name!r}, which this provider does not speak:"
+                f" {native.instead}."
+            )
             raise VendorCallError(Failure(FailureKind.UNSUPPORTED, detail=what))
         return lane
 

@@ -292,7 +292,11 @@ class NativeLane:
     def _not_spoken(request: ChatRequest) -> None:
         """Leave a request to its translation. Raises `VendorCallError` if it has none."""
         if request.native is not None and request.native.only is not None:
-            what = f"This server does not speak the protocol that {request.native.only} needs."
+            native = request.native
+            what = (
+                f"This server does not speak the protocol that {native.only} needs:"
+                f" {native.instead}."
+            )
             raise VendorCallError(Failure(FailureKind.UNSUPPORTED, detail=what))
 
     async def _whole(self, request: ChatRequest, body: Mapping[str, Any]) -> Completion:

@@ -38,6 +38,8 @@ async def vendor(request, simulator):
     made = getattr(simulator, request.param, None)
     made = made or await simulator.add(request.param)
     made.strict = True
+    if request.param in {"openai", "azure", "openai_compatible"}:
+        made.behave(Fault.not_offered(), times=1)  # it speaks chat only, for an hour
     return made
 
 
@@ -216,37 +218,45 @@ async def test_tools_in_other_forms(client, vendor):
         assert all(name in said_in(second) for name in CALLED)
 
 
-async def test_failover_and_a_break(simulator):
+@pytest.mark.parametrize("name", ["gemini", "openai"])
+async def test_failover_and_a_break(simulator, name):
+    """Events of the service's own, and those that a provider of the protocol writes."""
+    vendor = getattr(simulator, name)
     simulator.anthropic.behave(Fault.status(500))
     async with (
-        served(simulator.anthropic, simulator.gemini) as (_, url),
+        served(simulator.anthropic, vendor, cache_enabled=False) as (service, url),
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
     ):
         request: Any = {"model": "auto", "input": "one two three four"}
         _, response = await streamed(client, **request)
         assert response.output_text == "one two three four"
-
-        simulator.gemini.behave(Fault.cut_stream(2, clean=False))
-        request["input"] = "five six seven eight"
-        events: list[Any] = []
-        stream = await client.responses.create(stream=True, **request)
-        with pytest.raises(openai.APIError) as caught:  # noqa: PT012
-            async for event in stream:
-                events.append(event)  # noqa: PERF401 - it breaks
-        assert caught.value.code == "stream_interrupted"
-        assert [event.sequence_number for event in events] == list(range(len(events)))
-        assert events[-1].type == "response.failed"
-        assert events[-1].response.error.code == "server_error"
-        assert events[-1].response.id == events[0].response.id
-
-        simulator.gemini.behave(Fault.status(500))
+        for fault, code in (
+            (Fault.cut_stream(6, clean=False), "stream_interrupted"),
+            (Fault.stall_stream(6), "stopping"),
+        ):
+            vendor.behave(fault)
+            request["input"] = "one " * 20
+            events: list[Any] = []
+            stream = await client.responses.create(stream=True, **request)
+            with pytest.raises(openai.APIError) as caught:  # noqa: PT012
+                async for event in stream:
+                    events.append(event)
+                    if code == "stopping":
+                        service.stopping.set()
+            assert caught.value.code == code
+            assert [event.sequence_number for event in events] == list(range(len(events)))
+            assert events[-1].type == "response.failed"
+            assert events[-1].response.error.code == "server_error"
+            assert events[-1].response.id == events[0].response.id
+        service.stopping.clear()
+        vendor.behave(Fault.status(500))
         with pytest.raises(openai.InternalServerError):
             await client.responses.create(stream=True, **request)
 
 
 DEEP: Any = json.loads("[" * 600 + "]" * 600)
 USER: Any = {"role": "user", "content": "x"}
-BAD: dict[str, tuple[Any, str | None]] = {
+BAD: dict[str, tuple[Any, str]] = {
     "nothing": ({}, "input"),
     "no input": ({"input": []}, "input"),
     "empty": ({"input": [{"role": "user", "content": []}]}, "input"),
@@ -288,16 +298,26 @@ BAD: dict[str, tuple[Any, str | None]] = {
         {"input": [{"type": "custom_tool_call", "call_id": "a", "name": "f", "input": ""}] * 5000},
         "input",
     ),
-    "search": ({"input": "x", "tools": [{"type": "file_search"}]}, None),
-    "previous": ({"input": "x", "previous_response_id": "resp_1"}, None),
-    "background": ({"input": "x", "background": True}, None),
-    "prompt": ({"prompt": {"id": "p"}}, None),
-    "reference": ({"input": [USER, {"type": "item_reference", "id": "msg_1"}]}, None),
-    "own reference": ({"input": [USER, {"id": "msg_aigw1"}, USER]}, None),
-    "file": (
-        {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
-        None,
+}
+
+
+FILE: Any = {"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}
+NATIVE: dict[str, tuple[Any, str]] = {
+    "tools[0]": ({"input": "x", "tools": [{"type": "file_search"}]}, "declare a function"),
+    "tools[1]": ({"input": "x", "tools": [WEATHER, {"type": "mcp"}]}, "declare a function"),
+    "tool_choice": (
+        {"input": "x", "tools": [WEATHER], "tool_choice": {"type": "web_search"}},
+        "choose a function",
     ),
+    "previous_response_id": (
+        {"input": "x", "previous_response_id": "resp_1"},
+        "send the whole conversation",
+    ),
+    "background": ({"input": "x", "background": True}, "wait for the answer"),
+    "prompt": ({"prompt": {"id": "p"}}, "send instructions"),
+    "input[1]": ({"input": [USER, {"type": "item_reference", "id": "msg_1"}]}, "store=false"),
+    "input[0]": ({"input": [{"id": "msg_aigw1"}, USER]}, "store=false"),
+    "input[0].content[0].file_id": ({"input": [FILE]}, "a data: URL"),
 }
 
 
@@ -307,14 +327,16 @@ async def test_refusals(simulator):
         served(simulator.gemini) as (_, url),
         httpx.AsyncClient(base_url=url, timeout=10) as client,
     ):
-        for name, (body, param) in BAD.items():
+        bad = [(body, param, None) for body, param in BAD.values()]
+        native = [(body, param, instead) for param, (body, instead) in NATIVE.items()]
+        for body, param, instead in [*bad, *native]:
             for stream in (False, True):
                 answer = await client.post("/v1/responses", json={"stream": stream, **body})
                 error = answer.json()["error"]
-                assert answer.status_code == 400, (name, error)
+                assert answer.status_code == 400, (param, error)
                 assert error["type"] == "invalid_request_error"
-                assert param is None or error["param"] == param, name
-                assert param is not None or "instead" in error["detail"], (name, error)
+                assert error["param"] == param
+                assert instead is None or instead in error["message"], error
         assert not simulator.gemini.received
         for method, path in (
             ("GET", "resp_1"),

@@ -187,8 +187,8 @@ class TestProviders:
         done = run("providers")
         assert done.exit_code == 0
         shown = ("openai/gpt-4o-mini", "claude-haiku-4-5", simulator.openai.api_base, "yes")
-        shown += ("images", "128,000 tokens of input", "no audio input")
-        for word in shown:
+        can_do = ("images", "128,000 tokens of input", "no audio input")
+        for word in (*shown, *can_do):
             assert word in done.stdout
         assert "secret" not in done.stdout
         assert simulator.openai.request_count == 0

@@ -44,7 +44,8 @@ from aigateway.telemetry.prometheus import Prometheus
 __all__ = ["create_app", "routers", "service_app"]
 
 _HOT = (openai_chat, embeddings, anthropic_messages, openai_responses, openai_completions)
-"""Modules whose POST endpoints come first, as plain routes: as FastAPI's they cost 70 us more."""
+"""Modules whose endpoints come first, as plain routes: as FastAPI's they cost 70 us more, and
+milliseconds to build."""
 
 
 _DOORS: dict[str, ModuleType] = {
@@ -143,11 +144,13 @@ def service_app(service: Service) -> FastAPI:
         _plain(route, path)
         for hot in _HOT
         for route in hot.router.routes
-        if "POST" in route.methods
         for path in (route.path, *_without_version(route))
     ]
     for door in _DOORS.values():
-        app.include_router(door.router)
+        if door in _HOT:
+            app.documented.append(door.router)
+        else:
+            app.include_router(door.router)
     app.router.routes += [
         _plain(route, path)
         for door, route in routes

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aigateway.errors import *
     from aigateway.events import *
     from aigateway.gateway import *
+    from aigateway.integrations.in_process import anthropic_client, openai_client
     from aigateway.messages import *
     from aigateway.request.middleware import *
     from aigateway.request.stream import *
@@ -34,6 +35,7 @@ _HOMES = (
     "aigateway.routing.provider",
     "aigateway.gateway",
     "aigateway.sync",
+    "aigateway.integrations.in_process",
 )
 """Where public names are looked for, one after another: what loads fastest comes first."""
 
@@ -82,9 +84,11 @@ __all__ = [
     "UnknownModelError",
     "Usage",
     "__version__",
+    "anthropic_client",
     "call_llm",
     "get_gateway",
     "get_gateway_metrics",
+    "openai_client",
 ]
 
 

@@ -725,6 +725,11 @@ class AsyncGateway:
         return tuple(provider.status() for provider in self._roster)
 
     @property
+    def event_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop it belongs to; None before its first use."""
+        return self._loop
+
+    @property
     def hooks(self) -> tuple[Hook, ...]:
         """Its hooks, as given."""
         return self._emitter.hooks

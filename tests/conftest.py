@@ -28,6 +28,9 @@ def pytest_addoption(parser):
         "--most-calls", type=int, default=3, help="calls out at once in the model of the circuit"
     )
     parser.addoption(
+        "--clients", action="store_true", help="run tests/clients, in an environment that has them"
+    )
+    parser.addoption(
         "--need-browser", action="store_true", help="fail, and do not skip, where no Chromium is"
     )
     parser.addoption(
@@ -133,3 +136,9 @@ def vendor():
     from aigateway.testing import ScriptedVendor
 
     return ScriptedVendor()
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave real clients to their own session, which has them installed."""
+    is_client = collection_path.name == "clients" and collection_path.parent.name == "tests"
+    return True if is_client and not config.getoption("--clients") else None

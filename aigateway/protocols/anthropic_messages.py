@@ -594,13 +594,10 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
-def _asks_to_think(request: ReadRequest) -> bool:
-    return _get(request.native.body.get("thinking"), "type") not in {None, "disabled"}
-
-
 def _shows_thinking(request: ReadRequest) -> bool:
     thinking = request.native.body.get("thinking")
-    return _asks_to_think(request) and _get(thinking, "display") != "omitted"
+    asks = _get(thinking, "type") not in {None, "disabled"}
+    return asks and _get(thinking, "display") != "omitted"
 
 
 def _with_media(choice: Choice) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "Reply",
     "SimulatedAnswer",
     "SimulatedToolCall",
+    "TokensCall",
     "count_tokens",
     "default_answer",
     "embed",
@@ -157,7 +158,16 @@ class ModelsCall:
     stream: bool = False
 
 
-Call = ChatCall | EmbeddingCall | ModelsCall
+@dataclass(frozen=True, slots=True)
+class TokensCall:
+    """A request to count the tokens of a prompt."""
+
+    model: str
+    tokens: int
+    stream: bool = False
+
+
+Call = ChatCall | EmbeddingCall | ModelsCall | TokensCall
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from aigateway.simulator.answers import (
     Received,
     Reply,
     SimulatedAnswer,
+    TokensCall,
     default_answer,
     reply_for,
 )
@@ -77,6 +78,7 @@ class SimulatedVendor:
             require one.
         latency: Seconds before a healthy answer.
         chunk_delay: Seconds before each piece of a stream.
+        offers: Ends of the paths that the server has ("chat/completions"); None is all of its wire.
         files: Ids of the files it has; a prompt that names another one is refused.
         headers: Sent with every response of the vendor itself, for example rate limits.
         request_count: How many requests ever arrived; `clear` does not reset it.
@@ -89,6 +91,7 @@ class SimulatedVendor:
         self.name = name
         self.key = f"sk-simulated-{name}"
         self.keys: frozenset[str] | None = None
+        self.offers: frozenset[str] | None = None
         self.files: frozenset[str] = frozenset()
         self.latency = 0.0
         self.chunk_delay = 0.0
@@ -297,6 +300,8 @@ class SimulatedVendor:
             body = self._wire.embeddings(call)
         elif isinstance(call, ModelsCall):
             body = self._wire.models(call)
+        elif isinstance(call, TokensCall):
+            body = {"input_tokens": call.tokens}
         else:
             reply = self._reply(call, received, fault)
             if call.stream:
@@ -314,7 +319,7 @@ class SimulatedVendor:
             events=self._wire.events(call, reply),
             fault=fault,
             headers=headers,
-            error_event=self._wire.error_event(call.model),
+            error_event=self._wire.error_event(call),
             delay=self.chunk_delay,
         )
 
@@ -322,6 +327,8 @@ class SimulatedVendor:
         return {**self._wire.headers(), **self.headers}
 
     def _read(self, received: Received) -> Call:
+        if self.offers is not None and not received.path.endswith(tuple(self.offers)):
+            raise RefusedError(Fault("wrong_path"))
         try:
             call = self._wire.read(received, self.keys)
         except (AttributeError, KeyError, TypeError, ValueError):

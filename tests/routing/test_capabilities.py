@@ -309,6 +309,16 @@ class TestMap:
         azure = self.of("azure", "gpt-4", api_base="https://x.openai.azure.com")
         assert False not in azure.values()
 
+    async def test_an_image_goes_past_a_model_that_the_map_denies_it(self, simulator):
+        blind, seeing = simulator.openai, simulator.anthropic
+        configs = [blind.config(priority=2, model="gpt-4"), seeing.config(priority=1)]
+        async with AsyncGateway(configs) as gateway:
+            pixel = "data:image/png;base64,iVBORw0KGgo="
+            image = {"type": "image_url", "image_url": {"url": pixel}}
+            reply = await gateway.chat(asked(image))
+        assert [attempt.provider for attempt in reply.attempts] == ["anthropic/claude-haiku-4-5"]
+        assert (blind.request_count, seeing.request_count) == (0, 1)
+
     def test_in_plain_words(self):
         words = described({"vision": True, "tools": True, "audio_input": False}, 128_000)
         assert words == "images, tools, 128,000 tokens of input, no audio input"

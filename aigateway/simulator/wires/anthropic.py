@@ -14,6 +14,7 @@ from aigateway.simulator.answers import (
     ModelsCall,
     Received,
     Reply,
+    TokensCall,
 )
 from aigateway.simulator.faults import Fault, RefusedError
 from aigateway.simulator.wires.wire import (
@@ -43,8 +44,25 @@ _STOP_REASONS = {
 }
 
 
+_METHODS = {"/v1/messages": "POST", "/v1/messages/count_tokens": "POST", "/v1/models": "GET"}
+_FIELDS = frozenset(
+    {
+        "cache_control", "inference_geo", "max_tokens", "messages", "metadata", "model",
+        "output_config", "output_format", "service_tier", "stop_sequences", "stream",
+        "system", "temperature", "thinking", "tool_choice", "tools", "top_k", "top_p",
+    }
+)  # fmt: skip
+_FIELDS_OF_BETAS = {
+    "container": "skills",
+    "context_management": "context-management",
+    "mcp_servers": "mcp-client",
+    "speed": "fast-mode",
+}
+_SYSTEM_BETA = "mid-conversation"
+
+
 class AnthropicWire:
-    """`POST /v1/messages` and `GET /v1/models`."""
+    """`POST /v1/messages`, its `/count_tokens`, and `GET /v1/models`. Any beta is known."""
 
     def __init__(self) -> None:
         self.name = "anthropic"
@@ -57,9 +75,9 @@ class AnthropicWire:
 
     def read(self, received: Received, keys: frozenset[str] | None) -> Call:
         """Check path, key, version header and body."""
-        if received.path not in {"/v1/messages", "/v1/models"}:
+        if received.path not in _METHODS:
             raise RefusedError(Fault("wrong_path"))
-        if received.method != ("POST" if received.path == "/v1/messages" else "GET"):
+        if received.method != _METHODS[received.path]:
             raise RefusedError(Fault("wrong_method"))
         bearer = received.headers.get("authorization", "").removeprefix("Bearer ")
         key = received.headers.get("x-api-key") or bearer
@@ -71,7 +89,14 @@ class AnthropicWire:
             raise _wrong("anthropic-version: header is required")
         if received.path == "/v1/models":
             return ModelsCall()
-        return _read_messages(json_body(received))
+        body, betas = json_body(received), received.headers.get("anthropic-beta", "")
+        for name in body.keys() - _FIELDS:
+            if name not in _FIELDS_OF_BETAS or _FIELDS_OF_BETAS[name] not in betas:
+                raise _wrong(f"{name}: Extra inputs are not permitted")
+        if received.path == "/v1/messages":
+            return _read_messages(body, betas)
+        counted = _read_messages({**body, "max_tokens": 1, "stream": False}, betas)
+        return TokensCall(counted.model, counted.prompt_tokens)
 
     def chat(self, call: ChatCall, reply: Reply) -> dict[str, Any]:
         """Return a `message`."""
@@ -129,16 +154,16 @@ class AnthropicWire:
         headers = {"request-id": request_id} | retry_headers(fault.retry_after)
         return SimulatedFailure(words.status, body, headers)
 
-    def error_event(self, model: str) -> bytes:
+    def error_event(self, call: ChatCall) -> bytes:
         """Return the documented `error` event: overloaded in mid-stream."""
-        return sse(self.failure(Fault.overloaded(), model).body, "error")
+        return sse(self.failure(Fault.overloaded(), call.model).body, "error")
 
     def headers(self) -> dict[str, str]:
         """Return the header with the request id."""
         return {"request-id": fresh_id("req_"), "anthropic-organization-id": "org-simulated"}
 
 
-def _read_messages(body: Mapping[str, Any]) -> ChatCall:
+def _read_messages(body: Mapping[str, Any], betas: str) -> ChatCall:
     for name in ("model", "messages", "max_tokens"):
         if body.get(name) is None:
             raise _wrong(f"{name}: Field required")
@@ -146,6 +171,9 @@ def _read_messages(body: Mapping[str, Any]) -> ChatCall:
     if max_tokens is None or max_tokens < 1:
         raise _wrong("max_tokens: Input should be greater than or equal to 1")
     messages = body["messages"]
+    if _SYSTEM_BETA in betas and isinstance(messages, list):
+        # Instructions between the turns, which change nothing about whose turn it is.
+        messages = [message for message in messages if message.get("role") != "system"]
     _check_messages(messages)
     _check_turns(messages, thinks=(body.get("thinking") or {}).get("type") in _THINKS)
     temperature = body.get("temperature")

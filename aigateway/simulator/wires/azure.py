@@ -31,7 +31,8 @@ __all__ = ["AzureWire"]
 _DEPLOYMENT = re.compile(
     r"/openai/deployments/(?P<model>[^/]+)/(?P<what>chat/completions|embeddings)"
 )
-_VERSIONLESS = re.compile(r"/openai/v1/(?P<what>chat/completions|embeddings|models)")
+_VERSIONLESS = re.compile(r"/openai/v1/(?P<what>chat/completions|embeddings|models|responses)")
+_RESPONSES = "/openai/responses"
 
 _SAFE: dict[str, Any] = {
     category: {"filtered": False, "severity": "safe"}
@@ -56,6 +57,8 @@ class AzureWire(OpenAIWire):
     def read(self, received: Received, keys: frozenset[str] | None) -> Call:
         """Check key, path, api-version and body."""
         self._check_key(received, keys)
+        if received.path == _RESPONSES and received.query.get("api-version"):
+            return self._read_response(received)
         deployed = _DEPLOYMENT.fullmatch(received.path)
         found = deployed or _VERSIONLESS.fullmatch(received.path)
         if not found or (deployed and not received.query.get("api-version")):
@@ -64,6 +67,8 @@ class AzureWire(OpenAIWire):
             raise RefusedError(Fault("wrong_method"))
         if found["what"] == "models":
             return ModelsCall()
+        if found["what"] == "responses":
+            return self._read_response(received)
         if found["what"] == "chat/completions":
             check_fields(received.body)
         read = read_chat if found["what"] == "chat/completions" else read_embeddings
@@ -72,18 +77,20 @@ class AzureWire(OpenAIWire):
     def chat(self, call: ChatCall, reply: Reply) -> dict[str, Any]:
         """OpenAI's body with the content filter's results."""
         body = super().chat(call, reply)
+        if "choices" not in body:
+            return body
         for choice in body["choices"]:
             self._decorated(choice)
         return body | {
             "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": _SAFE_PROMPT}]
         }
 
-    def events(self, call: ChatCall, reply: Reply) -> Iterator[Event]:
+    def _chunks(self, call: ChatCall, reply: Reply) -> Iterator[Event]:
         """A chunk without choices comes first: the filter's results for the prompt."""
         results = {"prompt_index": 0, "content_filter_results": _SAFE_PROMPT}
         first = {"id": "", "object": "", "created": 0, "model": "", "choices": []}
         yield Event(sse(first | {"prompt_filter_results": [results]}))
-        yield from super().events(call, reply)
+        yield from super()._chunks(call, reply)
 
     def failure(self, fault: Fault, model: str) -> SimulatedFailure:
         """Mostly `{"error": {"code", "message"}}`; errors of the model have OpenAI's form."""

@@ -129,9 +129,9 @@ class GeminiWire:
             )
         return failure(fault, model)
 
-    def error_event(self, model: str) -> bytes:
+    def error_event(self, call: ChatCall) -> bytes:
         """Return a `google.rpc.Status` where a partial response should be."""
-        return sse(self.failure(Fault.overloaded(), model).body)
+        return sse(self.failure(Fault.overloaded(), call.model).body)
 
     def headers(self) -> dict[str, str]:
         """Return the headers of Google's front end."""

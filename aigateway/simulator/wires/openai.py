@@ -1,4 +1,4 @@
-"""OpenAI's wire: chat completions, embeddings, models."""
+"""OpenAI's wire: chat completions, responses, completions, embeddings, models."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ from aigateway.simulator.answers import (
 )
 from aigateway.simulator.faults import Fault, RefusedError
 from aigateway.simulator.wires.openai_errors import BY_STATUS, COMPATIBLE, ERRORS
+from aigateway.simulator.wires.openai_responses import (
+    CompletionCall,
+    ResponseCall,
+    StoredResponses,
+    completion,
+    completion_events,
+    read_completion,
+    read_response,
+    response,
+    response_error,
+    response_events,
+)
 from aigateway.simulator.wires.wire import (
     Event,
     Peek,
@@ -36,6 +48,14 @@ from aigateway.simulator.wires.wire import (
 
 __all__ = ["OpenAIWire", "check_fields", "read_chat", "read_embeddings"]
 
+_PATHS = frozenset(
+    f"/v1/{name}"
+    for name in ("chat/completions", "completions", "embeddings", "models", "responses")
+)
+_IS_A_CHAT_MODEL = (
+    "This is a chat model and not supported in the v1/completions endpoint. Did you mean to use "
+    "v1/chat/completions?"
+)
 _ROLES = ("system", "assistant", "user", "function", "tool", "developer")
 _DONE = Event(b"data: [DONE]\n\n")
 
@@ -53,6 +73,7 @@ class OpenAIWire:
         self.default_model = "llama-3.1-8b-instruct" if compatible else "gpt-4o-mini"
         self._needs_key = self.strict = not compatible
         self._errors = COMPATIBLE if compatible else ERRORS
+        self._stored = StoredResponses()
 
     def peek(self, received: Received) -> Peek:
         """Return the model and whether to stream, as far as the body shows."""
@@ -67,11 +88,18 @@ class OpenAIWire:
                 if self.strict:
                     check_fields(received.body, _KNOWN_BY_IMITATORS if self._imitates else _KNOWN)
                 return read_chat(json_body(received), _model(received.body))
+            case "POST", "/v1/responses":
+                return self._read_response(received)
+            case "POST", "/v1/completions":
+                model = _model(json_body(received))
+                if not self._imitates and "instruct" not in model:
+                    raise RefusedError(Fault("status", code=404, message=_IS_A_CHAT_MODEL))
+                return read_completion(received.body, model)
             case "POST", "/v1/embeddings":
                 return read_embeddings(json_body(received), _model(received.body))
             case "GET", "/v1/models":
                 return ModelsCall()
-            case method, "/v1/chat/completions" | "/v1/embeddings" | "/v1/models" as path:
+            case method, path if path in _PATHS:
                 raise RefusedError(
                     Fault("wrong_method", message=f"Not allowed to {method} on {path}.")
                 )
@@ -79,13 +107,24 @@ class OpenAIWire:
                 raise RefusedError(Fault("wrong_path", message=f"Invalid URL ({method} {path})"))
 
     def chat(self, call: ChatCall, reply: Reply) -> dict[str, Any]:
-        """Return a `chat.completion`."""
+        """Return a `chat.completion`, a `response` or a `text_completion`."""
+        if isinstance(call, ResponseCall):
+            return response(call, reply)
+        if isinstance(call, CompletionCall):
+            return completion(call, reply)
         choices = [_choice(index, call, reply) for index in range(reply.n * reply.show_choices)]
         body = self._frame(call, "chat.completion") | {"choices": choices}
         return body | ({"usage": _usage(reply)} if reply.show_usage else {})
 
     def events(self, call: ChatCall, reply: Reply) -> Iterator[Event]:
-        """`chat.completion.chunk`s, then `[DONE]`."""
+        """`chat.completion.chunk`s, then `[DONE]`; or the events of the other forms."""
+        if isinstance(call, ResponseCall):
+            return response_events(call, reply)
+        if isinstance(call, CompletionCall):
+            return completion_events(call, reply)
+        return self._chunks(call, reply)
+
+    def _chunks(self, call: ChatCall, reply: Reply) -> Iterator[Event]:
         frame = self._frame(call, "chat.completion.chunk")
         wants_usage = call.include_usage and reply.show_usage
         null_usage = {"usage": None} if wants_usage else {}
@@ -131,13 +170,18 @@ class OpenAIWire:
         }
         return SimulatedFailure(words.status, {"error": error}, retry_headers(fault.retry_after))
 
-    def error_event(self, model: str) -> bytes:
+    def error_event(self, call: ChatCall) -> bytes:
         """Return an `error` object where a chunk should be."""
-        return sse(self.failure(Fault("server_error"), model).body)
+        body = self.failure(Fault("server_error"), call.model).body
+        return response_error(body["error"]) if isinstance(call, ResponseCall) else sse(body)
 
     def headers(self) -> dict[str, str]:
         """Return the header with the request id."""
         return {"x-request-id": fresh_id("req_")}
+
+    def _read_response(self, received: Received) -> ResponseCall:
+        body = json_body(received)
+        return read_response(body, _model(body), self._stored, strict=self.strict)
 
     def _check_key(self, received: Received, keys: frozenset[str] | None) -> None:
         scheme, _, key = received.headers.get("authorization", "").partition(" ")

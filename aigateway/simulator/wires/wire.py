@@ -116,7 +116,7 @@ class SimulatedWire(Protocol):
     def failure(self, fault: Fault, model: str) -> SimulatedFailure:
         """Return the answer for a fault."""
 
-    def error_event(self, model: str) -> bytes:
+    def error_event(self, call: ChatCall) -> bytes:
         """Return what a failing server sends in the middle of a stream."""
 
     def headers(self) -> dict[str, str]:
@@ -149,7 +149,8 @@ def json_body(received: Received) -> Mapping[str, Any]:
 def files_named_in(body: Any) -> set[str]:
     """Return the ids of the vendor's own files that a prompt names, in any vendor's form."""
     found: set[str] = set()
-    waiting = [body.get("messages"), body.get("contents")] if isinstance(body, Mapping) else []
+    prompts = ("messages", "contents", "input")
+    waiting = [body.get(name) for name in prompts] if isinstance(body, Mapping) else []
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):

@@ -308,7 +308,7 @@ async def test_stop_reasons(simulator, serve, answer, reason):
 
 
 async def test_failover_and_a_break(simulator, serve):
-    first, second = simulator.openai, simulator.gemini
+    first, second = simulator.anthropic, simulator.gemini
     first.behave(Fault.overloaded())
     second.answer("From the second.")
     async with serve(first, second) as client:
@@ -378,6 +378,18 @@ async def test_errors_of_vendors(simulator, serve, fault, status, kind):
                 assert answer.headers["retry-after"]
             if fault == Fault.context_window():
                 assert answer.json()["error"]["message"].startswith("prompt is too long")
+
+
+async def test_other_errors(simulator, serve):
+    simulator.openai.behave(Fault.hang())
+    async with serve(simulator.openai) as client:
+        for status, kind, headers in (
+            (403, "permission_error", {"host": "evil.example"}),
+            (400, "invalid_request_error", {"x-aigateway-timeout": "soon"}),
+            (504, "timeout_error", {"x-aigateway-timeout": "0.2"}),
+        ):
+            answer = await client.ask(headers=headers)
+            assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
 
 
 async def test_what_only_anthropic_can_do_goes_nowhere_else(simulator, serve):

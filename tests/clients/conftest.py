@@ -1,0 +1,112 @@
+"""Real clients against the service. They run with `--clients`, in environments of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from aigateway.simulator import Answer, Fault, Simulator
+from tests.processes import PATIENCE
+from tests.server.services import served
+
+NODE = Path(__file__).parent / "node"
+TOOL = "weather"
+CITY = {"city": "Oslo"}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+_RESULTS = ('"tool_result"', 'call_output"', '"role":"tool"', '"functionResponse"')
+
+
+def agent(tool=TOOL, arguments=CITY, text="It is sunny."):
+    """A model that calls a tool it is offered, and says a text when it has the result."""
+
+    def answer(received):
+        body = json.dumps(received.body, separators=(",", ":"))
+        names = f'"name":"{tool}"'
+        if names not in body or any(mark in body for mark in _RESULTS):
+            return text
+        return Answer(tool_calls=[(tool, arguments)])
+
+    return answer
+
+
+@pytest.fixture
+async def sim():
+    async with Simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture(params=["openai", "azure", "gemini", "anthropic", "openai_compatible"])
+async def vendor(request, sim):
+    """The vendor that answers: each in turn."""
+    name = request.param
+    return await sim.add(name) if name == "openai_compatible" else getattr(sim, name)
+
+
+@pytest.fixture
+async def broken(sim):
+    """A vendor that fails every request."""
+    vendor = await sim.add("openai_compatible", "broken")
+    vendor.behave(Fault.server_error())
+    return vendor
+
+
+@pytest.fixture
+async def url(vendor, broken):
+    """The service before a vendor that fails and one that answers."""
+    async with served(broken, vendor) as (_, address):
+        yield address
+
+
+@contextlib.contextmanager
+def in_thread(context):
+    """Enter an async context on an event loop in a thread, for code without one."""
+    ready, over, found = threading.Event(), [], []
+
+    async def live():
+        async with context as value:
+            over.append((asyncio.get_running_loop(), asyncio.Event()))
+            found.append(value)
+            ready.set()
+            await over[0][1].wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(live()), daemon=True)
+    thread.start()
+    assert ready.wait(PATIENCE)
+    try:
+        yield found[0]
+    finally:
+        loop, event = over[0]
+        loop.call_soon_threadsafe(event.set)
+        thread.join(PATIENCE)
+
+
+@pytest.fixture
+def program(tmp_path) -> Callable[..., Awaitable[str]]:
+    """Run a program to its end in an empty folder, and return what it printed."""
+
+    async def run(*command, **environment):
+        process = await asyncio.create_subprocess_exec(
+            *map(str, command),
+            cwd=tmp_path,
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path), **environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(PATIENCE):
+                printed, _ = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            printed, _ = await process.communicate()
+            pytest.fail(f"it did not end: {printed.decode()[-2000:]}")
+        assert process.returncode == 0, printed.decode()[-4000:]
+        return printed.decode()
+
+    return run

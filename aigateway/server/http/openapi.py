@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from aigateway.request.schema import json_schemas
@@ -143,13 +143,25 @@ def documented_read(
 
 
 class DocumentedApp(FastAPI):
-    """FastAPI, with the forms of the bodies in its document."""
+    """FastAPI, with the forms of the bodies in its document.
+
+    Attributes:
+        documented: Routers whose endpoints it serves as plain routes; the document has them first.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.documented: list[APIRouter] = []
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
         if self.openapi_schema is not None:
             return self.openapi_schema
-        document = super().openapi()
+        whole = FastAPI(title=self.title, version=self.version, summary=self.summary)
+        for router in self.documented:
+            whole.include_router(router)
+        whole.router.routes += self.router.routes
+        document = self.openapi_schema = whole.openapi()
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(json_schemas(_REFS))
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

@@ -34,8 +34,8 @@ ASKING = sorted(
     if "POST" in route.methods and route.include_in_schema and route.path_format != ADMIN
 )
 LOOSE = ("/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses")
-"""Blocks and items refer to one another, and some tools and `suffix` need a vendor that has them. No
-schema says that: a body may fit and be refused."""
+"""Blocks and items refer to one another, and some tools and `suffix` need a vendor that has them.
+No schema says that: a body may fit and be refused."""
 
 
 @pytest.fixture

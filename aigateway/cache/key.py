@@ -15,7 +15,7 @@ import orjson
 from aigateway.errors import RequestRejectedError
 from aigateway.messages import ChatRequest, EmbeddingRequest
 
-__all__ = ["LONG", "cache_key", "prompt_key", "request_digest"]
+__all__ = ["LONG", "NEUTRAL", "cache_key", "prompt_key", "request_digest"]
 
 LONG = 262_144
 """Bytes of a request above which its key is made in a thread: ten million take 0.1 s."""
@@ -23,7 +23,7 @@ LONG = 262_144
 _FORMAT = 1
 """Part of every key. Raise it with any change here, so that no old entry is read."""
 
-_NEUTRAL = frozenset(
+NEUTRAL = frozenset(
     {
         # Identify the caller to the vendor.
         "metadata",
@@ -39,6 +39,7 @@ _NEUTRAL = frozenset(
         "stream_options",
     }
 )
+"""Parameters that do not change the answer."""
 
 _EXACT = 2**53  # above, floats cannot represent every whole number
 
@@ -70,14 +71,14 @@ def cache_key(request: ChatRequest, *, partition: str = "") -> str:
     params = request.params and {
         name: _same_number(value)
         for name, value in request.params.items()
-        if value is not None and name not in _NEUTRAL
+        if value is not None and name not in NEUTRAL
     }
     messages = [m if None not in m.values() else _without_none(m) for m in request.messages]
     identity: tuple[Any, ...] = (_FORMAT, partition, request.model, messages, params or {})
     if request.native is not None:
         # The chat may say less than the body, which a provider of its protocol gets.
         native = request.native
-        body = {name: v for name, v in native.body.items() if name not in _NEUTRAL}
+        body = {name: v for name, v in native.body.items() if name not in NEUTRAL}
         identity = (*identity, native.protocol, body, native.headers)
     try:
         canonical = orjson.dumps(identity, default=_mapping, option=orjson.OPT_SORT_KEYS)

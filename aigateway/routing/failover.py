@@ -329,8 +329,9 @@ class Failovers:
                 return home
         params = request.params
         if params is not None and len(candidates) > 1:
-            # Those that take every parameter come first, if one of them may be called now.
-            taking = [c for c in candidates if not c.provider.dropped(params)]
+            # Those that take every parameter that changes the answer come first, if one of them
+            # may be called now.
+            taking = [c for c in candidates if NEUTRAL.issuperset(c.provider.dropped(params))]
             if len(taking) < len(candidates):
                 choice = policy.choose(taking, request)
                 if choice.candidate is not None and not choice.last_resort:

@@ -22,7 +22,7 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "require
 _RESULTS = ('"tool_result"', 'call_output"', '"role":"tool"', '"functionResponse"')
 
 
-def agent(tool=TOOL, arguments=CITY, text="It is sunny."):  # noqa: B006 - never changed
+def agent(tool=TOOL, arguments=CITY, text="It is sunny."):
     """A model that calls a tool it is offered, and says a text when it has the result."""
 
     def answer(received):
@@ -41,11 +41,10 @@ async def sim():
         yield simulator
 
 
-@pytest.fixture(params=["openai", "azure", "gemini", "anthropic", "openai_compatible"])
+@pytest.fixture(params=["openai", "gemini", "anthropic"])
 async def vendor(request, sim):
     """The vendor that answers: each in turn."""
-    name = request.param
-    return await sim.add(name) if name == "openai_compatible" else getattr(sim, name)
+    return getattr(sim, request.param)
 
 
 @pytest.fixture

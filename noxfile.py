@@ -57,6 +57,20 @@ def newest(session: nox.Session) -> None:
 
 
 @nox.session
+@nox.parametrize("pins", ["clients", "clients-openai2"])
+def clients(session: nox.Session, pins: str) -> None:
+    """Run real clients against the service; `npm ci` in tests/clients/node comes before.
+
+    Some of them need the OpenAI SDK below 3, which is an environment of its own.
+    """
+    session.install("--require-hashes", "-r", f"requirements/{pins}.txt")
+    session.install("--no-deps", "-e", ".")
+    older = "tests/clients/openai2"
+    chosen = [older] if pins == "clients-openai2" else ["tests/clients", f"--ignore={older}"]
+    session.run("python", "-m", "pytest", "-n", "2", "--clients", *chosen, *session.posargs)
+
+
+@nox.session
 def flakes(session: nox.Session) -> None:
     """Run the suite in random orders; after `--`: `--orders 10`, `--load 4`, arguments of pytest.
 
@@ -186,6 +200,9 @@ def lock(session: nox.Session) -> None:
         "pyproject.toml",
     )
     pin(session, "docs", "--group=docs")
+    same = "--constraints=requirements/dev.txt"
+    pin(session, "clients", "--group=clients", same, "pyproject.toml")
+    pin(session, "clients-openai2", "--group=clients-openai2", "pyproject.toml")
 
 
 def pin(session: nox.Session, name: str, *choice: str) -> None:

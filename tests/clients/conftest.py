@@ -41,11 +41,10 @@ async def sim():
         yield simulator
 
 
-@pytest.fixture(params=["openai", "azure", "gemini", "anthropic", "openai_compatible"])
+@pytest.fixture(params=["openai", "gemini", "anthropic"])
 async def vendor(request, sim):
     """The vendor that answers: each in turn."""
-    name = request.param
-    return await sim.add(name) if name == "openai_compatible" else getattr(sim, name)
+    return getattr(sim, request.param)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from aigateway import AsyncGateway, openai_client
 from aigateway.simulator import Answer
 from tests.clients.conftest import CITY, NODE, SCHEMA, TOOL, agent
+from tests.processes import PATIENCE
 from tests.server.services import served
 
 TOOLS = [{"type": "function", "name": TOOL, "parameters": SCHEMA, "strict": False}]
@@ -154,5 +155,6 @@ async def test_a_client_that_leaves_ends_the_call(sim):
             if event.type == "response.output_text.delta":
                 break
         await client.close()
-        while sim.openai.open_connections:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(PATIENCE):
+            while sim.openai.open_connections:  # noqa: ASYNC110 - nobody sets an event for it
+                await asyncio.sleep(0.01)

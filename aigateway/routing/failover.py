@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
+from aigateway.cache.key import NEUTRAL
 from aigateway.clock import Clock, Timeout
 from aigateway.errors import (
     DeadlineExceededError,

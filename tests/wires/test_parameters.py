@@ -531,6 +531,14 @@ class TestGateway:
             reply = await self.reply(gateway, streamed, seed=7)
         assert (reply.provider, reply.attempts[-1].dropped) == (server.config.name, ("seed",))
 
+    async def test_what_changes_no_answer_changes_no_order(self, simulator, streamed):
+        first, second = simulator.gemini.config(priority=2), simulator.openai.config(priority=1)
+        async with self.gateway(first, second) as gateway:
+            await gateway.warmup()
+            reply = await self.reply(gateway, streamed, user="u", prompt_cache_key="k")
+        assert reply.provider == first.name
+        assert set(reply.attempts[-1].dropped) <= {"user", "prompt_cache_key"}
+
     async def test_a_provider_that_makes_several_calls_is_passed_over(self, simulator, streamed):
         first, second = simulator.gemini.config(priority=2), simulator.openai.config(priority=1)
         params = {"tools": FORCED["tools"], "parallel_tool_calls": False}

@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from aigateway import __version__
 from aigateway.errors import GatewayError
 from aigateway.gateway import AsyncGateway
 from aigateway.request.checks import build_validators
@@ -37,6 +36,7 @@ from aigateway.server.status import endpoints as status
 from aigateway.server.status.recent_events import RecentEvents
 from aigateway.settings import ServerSettings
 from aigateway.telemetry.prometheus import Prometheus
+from aigateway.version import __version__
 
 __all__ = ["create_app", "routers", "service_app"]
 

@@ -74,7 +74,13 @@ def in_thread(context):
             ready.set()
             await over[0][1].wait()
 
-    thread = threading.Thread(target=lambda: asyncio.run(live()), daemon=True)
+    def run():
+        try:
+            asyncio.run(live())
+        finally:
+            ready.set()  # also if it could not be entered
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     assert ready.wait(PATIENCE)
     try:

@@ -13,6 +13,8 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+_APART = ("docs/adding-", "docs/guides/clients.md")
+
 
 @dataclass(frozen=True)
 class Block:
@@ -29,14 +31,14 @@ class Block:
 
 
 def blocks(language: str, page: str = "") -> list[Block]:
-    """All blocks of a language; on one page, or on all but the guides for contributors.
+    """All blocks of a language; on one page, or on all but those that have tests of their own.
 
-    Those show parts of files, which tests of their own put together.
+    The guides for contributors show parts of files, and clients run in their own session.
     """
     found = []
     for path in PAGES:
         name = str(path.relative_to(ROOT))
-        if name != page if page else name.startswith("docs/adding-"):
+        if name != page if page else name.startswith(_APART):
             continue
         found += [
             Block(name, number, match["language"], match["text"], match["output"])

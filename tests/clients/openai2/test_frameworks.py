@@ -38,4 +38,4 @@ async def test_instructor(url, vendor):
         for client in (at_address, openai_client(gateway)):
             asked = instructor.from_openai(client).chat.completions
             found = await asked.create(model="auto", messages=SAID, response_model=Weather)
-            assert found == Weather(city="text")
+            assert found.city == "text"

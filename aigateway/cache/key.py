@@ -41,6 +41,8 @@ NEUTRAL = frozenset(
 )
 """Parameters that do not change the answer."""
 
+_TRANSPORT = frozenset({"stream", "stream_options"})
+
 _EXACT = 2**53  # above, floats cannot represent every whole number
 
 
@@ -78,7 +80,8 @@ def cache_key(request: ChatRequest, *, partition: str = "") -> str:
     if request.native is not None:
         # The chat may say less than the body, which a provider of its protocol gets.
         native = request.native
-        body = {name: v for name, v in native.body.items() if name not in NEUTRAL}
+        # A whole answer repeats what else the body says (`metadata`, `store`, `user`).
+        body = {name: v for name, v in native.body.items() if name not in _TRANSPORT}
         identity = (*identity, native.protocol, body, native.headers)
     try:
         canonical = orjson.dumps(identity, default=_mapping, option=orjson.OPT_SORT_KEYS)

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import orjson
 
 from aigateway.clock import SYSTEM_CLOCK
-from aigateway.envelope import is_envelope, opened_envelope, sealed
+from aigateway.envelope import OWN_ITEM, is_envelope, opened_envelope, sealed
 from aigateway.errors import RequestRejectedError
 from aigateway.messages import (
     ChatResponse,
@@ -46,7 +46,7 @@ _Json = dict[str, Any]
 _Only = tuple[str, str]
 """`only` and `instead` of `NativeRequest`."""
 
-_MARK = "aigw"
+_MARK = OWN_ITEM
 """In ids of items that were made here, behind the prefix of the item's type."""
 
 _MOST_CALLS = 2048
@@ -475,10 +475,13 @@ class _Conversation:
         if item_id.startswith(f"msg_{_MARK}"):
             self._missing = index
         elif not item_id.startswith(f"rs_{_MARK}"):
-            self._need_item(index)
+            self._need_item(index, own=f"_{_MARK}" in item_id)
 
-    def _need_item(self, index: int) -> None:
-        self._only(f"input[{index}]", "send the item itself, as clients do with store=false")
+    def _need_item(self, index: int, *, own: bool = False) -> None:
+        instead = "send the item itself, as clients do with store=false"
+        if own:  # no vendor has it
+            refuse_field(f"input[{index}]", f"refers to an item that was not stored; {instead}")
+        self._only(f"input[{index}]", instead)
 
     def _only(self, what: str, instead: str) -> None:
         self.only = self.only or (what, instead)
@@ -590,7 +593,7 @@ class _Conversation:
     def _end_turn(self) -> None:
         """Write what the model has said, and the results of its calls."""
         if self._missing is not None and not self._called:
-            self._need_item(self._missing)
+            self._need_item(self._missing, own=True)
         if self._said or self._refused or self._called:
             message: _Json = {"role": "assistant"}
             message["content"] = "\n\n".join(self._said) or (None if self._called else "")

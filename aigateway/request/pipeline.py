@@ -133,7 +133,7 @@ class Pipeline:
         """
         with within or self._recorder.open(request, request.agent, streamed=True) as record:
             key = await self._key(request)
-            response = self._from_cache(key, request, record)
+            response = self._from_cache(key, request, record, streamed=True)
             if response is None:
                 run = self._stream_run(request, resume, record)
                 try:
@@ -143,7 +143,7 @@ class Pipeline:
                             yield chunk
                     response = self._streamed(key, request, record, run)
                 except (AllProvidersFailedError, DeadlineExceededError):
-                    response = self._from_cache(key, request, record, stale=True)
+                    response = self._from_cache(key, request, record, stale=True, streamed=True)
                     if response is None:
                         raise
         outcome.response = response
@@ -168,21 +168,32 @@ class Pipeline:
         """Return the cache key; None without cache and coalescing."""
         if not self._settings.cache_enabled or request.cache is False:
             return None
+        if request.native is not None and request.native.only is not None:
+            return None  # the vendor keeps or does something at each request
         if request.size > LONG:
             return await asyncio.to_thread(cache_key, request, partition=request.partition)
         return cache_key(request, partition=request.partition)
 
     def _from_cache(
-        self, key: str | None, request: ChatRequest, record: RequestRecord, *, stale: bool = False
+        self,
+        key: str | None,
+        request: ChatRequest,
+        record: RequestRecord,
+        *,
+        stale: bool = False,
+        streamed: bool = False,
     ) -> ChatResponse | None:
         """Return the remembered answer, if there is one for this request.
 
         It must parse as `response_model`: two models may share a schema and validate differently.
+        A stream is written from what a chat can say, so it needs an answer that is no more.
         """
         if key is None or request.cache is not True:
             return None
         remembered = self._cache.lookup_stale(key) if stale else self._cache.lookup(key)
         if remembered is None or not fits(request.response_model, remembered.completion):
+            return None
+        if streamed and remembered.completion.native is not None:
             return None
         parsed = parse(request.response_model, remembered.completion)
         record.remembered(remembered.provider, remembered.completion, stale=stale)

@@ -51,6 +51,12 @@ _ASKED_AGAIN = 3600.0
 _TRANSLATED_FOR = 60.0
 """Seconds for which a server that was asked, and refused a request, gets translated ones."""
 _NOT_THERE = frozenset({404, 405, 501})
+_NAMES_A_THING = re.compile(
+    r"\b(batch|container|conversation|file|item|message|prompt|response|skill|store|tool)s?\b"
+    r".{0,160}\b(not found|not exist|no longer|expired|deleted)|\bwith id\b",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A 404 with such words is about something that the request refers to, not about the server."""
 _CANNOT = frozenset({FailureKind.REJECTED, FailureKind.UNSUPPORTED})
 _REFUSED = frozenset({400, 422})
 _REFUSES_SIGNATURES = re.compile(
@@ -239,6 +245,7 @@ class NativeLane:
         self._open_stream = open_stream
         self._cost = cost
         self._translated_until = 0.0
+        self._has_answered = False
 
     @property
     def is_spoken(self) -> bool | None:
@@ -270,9 +277,8 @@ class NativeLane:
             return await ask(request, native.body)
         except VendorCallError as error:
             failure = error.failure
-            if not self._is_sure and failure.status in _NOT_THERE and not failure.certain:
-                self._asked_from[self._protocol.name] = self._clock.now() + _ASKED_AGAIN
-                self._not_spoken(request)
+            if failure.status in _NOT_THERE and not failure.certain:
+                self._not_there(request, failure)
                 return None
             bare = self._protocol.without_signatures(native.body)
             if (
@@ -287,6 +293,22 @@ class NativeLane:
                 return None
         # Another account, which knows nothing of what this one has signed.
         return await ask(request, bare)
+
+    def _not_there(self, request: ChatRequest, failure: Failure) -> None:
+        """Judge a 404, 405 or 501: the server does not speak the protocol, or lacks a thing.
+
+        One that has spoken it goes on to be asked: it is the request that names what is not there.
+        """
+        native = request.native
+        if _NAMES_A_THING.search((failure.detail or "")[:1000]) or (
+            self._is_sure and failure.status == 404
+        ):
+            raise VendorCallError(replace(failure, kind=FailureKind.REJECTED))
+        if self._is_sure:
+            raise VendorCallError(failure)
+        if native is not None and native.only is None and not self._has_answered:
+            self._asked_from[self._protocol.name] = self._clock.now() + _ASKED_AGAIN
+        self._not_spoken(request)
 
     @staticmethod
     def _not_spoken(request: ChatRequest) -> None:
@@ -309,9 +331,11 @@ class NativeLane:
         reading = self._protocol.reading(
             self._protocol.model, count if type(count) is int and 0 < count <= 128 else 1
         )
-        return await self._open_stream(
+        stream = await self._open_stream(
             sent, reading, partial(self._read, request), stops=_has_stops(request)
         )
+        self._has_answered = True
+        return stream
 
     def _sent(
         self, request: ChatRequest, body: Mapping[str, Any], *, streamed: bool
@@ -328,6 +352,7 @@ class NativeLane:
             try:
                 stops = _has_stops(request)
                 read = self._protocol.completion(parsed(content, whole=True), content, stops=stops)
+                self._has_answered = True
                 return read.price(self._cost(read, None))
             except VendorCallError as error:
                 failure = error.failure

@@ -255,12 +255,17 @@ async def test_the_body_goes_and_the_answer_comes_as_it_is(vendors, protocol):
         assert (made.name, json.loads(made.arguments)) == ("f", {"a": 1})
         usage = response.usage
         assert (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) == (43, 40, 5)
-        # From the cache it is the same.
+        # From the cache it is the same; but a stream of it would say less.
         assert (await call(gateway, protocol, BODIES[protocol])).body == answer
         assert len(vendor.received) == 1
-        # A field that no chat has makes another request.
+        # A field that no chat has makes another request, and so does one that is echoed.
         await call(gateway, protocol, {**BODIES[protocol], "brand_new": 2})
-        assert len(vendor.received) == 2
+        await call(gateway, protocol, {**BODIES[protocol], "metadata": {"a": "1"}})
+        assert len(vendor.received) == 3
+        # What the vendor keeps or does is not remembered.
+        for _ in range(2):
+            await call(gateway, protocol, BODIES[protocol], only="conversation")
+        assert len(vendor.received) == 5
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -469,7 +474,8 @@ async def test_what_only_the_protocol_can_say_is_not_translated(vendors):
         for _ in range(2):
             with pytest.raises((RequestRejectedError, AllProvidersFailedError)):
                 await call(gateway, "responses", {"input": "hi"}, only="previous_response_id")
-    assert [path for path, _, _ in vendor.received] == ["/v1/responses"]
+    # One caller's reference says nothing about the server.
+    assert [path for path, _, _ in vendor.received] == ["/v1/responses"] * 2
 
 
 async def test_a_server_that_was_asked_and_refuses_gets_the_chat(vendors):
@@ -486,3 +492,48 @@ async def test_a_server_that_was_asked_and_refuses_gets_the_chat(vendors):
         assert got.body == RESPONSE
     chat, responses = "/v1/chat/completions", "/v1/responses"
     assert [path for path, _, _ in vendor.received] == [responses, chat, chat, responses]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_a_stream_is_not_written_from_less_than_was_answered(vendors, protocol):
+    kind, _, answer, events = PROTOCOLS[protocol]
+    (vendor,) = await vendors(1)
+    vendor.replies = [answer, events]
+    async with AsyncGateway([config(kind, vendor)]) as gateway:
+        await call(gateway, protocol, BODIES[protocol])
+        async with stream(gateway, protocol, BODIES[protocol]) as got:
+            raw = b"".join([event.raw async for event in got])
+    assert raw == b"".join(events)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Item with id 'rs_x' not found. Items are not persisted when `store` is set to false.",
+        "Prompt with id 'pmpt_x' not found.",
+        "Response with id 'resp_x' not found.",
+        "Skill skill_x not found",
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "openai_compatible"])
+async def test_what_a_request_names_in_vain_blames_no_provider(vendors, words, kind):
+    (vendor,) = await vendors(1)
+    error = {"error": {"message": words, "type": "invalid_request_error", "code": None}}
+    vendor.replies = [(404, error), (404, error), RESPONSE]
+    async with AsyncGateway([config(kind, vendor)]) as gateway:
+        for prompt in ("hi", "again"):
+            with pytest.raises(RequestRejectedError):
+                await call(gateway, "responses", {"input": prompt}, only="previous_response_id")
+        (status,) = gateway.providers
+        assert status.active
+        assert (await call(gateway, "responses", {"input": "x"})).body == RESPONSE
+
+
+async def test_references_to_what_was_never_stored_do_not_reach_openai(vendors):
+    (vendor,) = await vendors(1)
+    vendor.replies = [RESPONSE]
+    kept = {"role": "user", "content": "hi"}
+    given = [{"type": "item_reference", "id": "rs_aigw00"}, {"id": "msg_aigw00"}, kept]
+    async with AsyncGateway([config("openai_compatible", vendor)]) as gateway:
+        await call(gateway, "responses", {"input": given})
+    assert vendor.last[2]["input"] == [kept]

@@ -5,10 +5,10 @@ https://platform.openai.com/docs/api-reference/responses and .../completions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from aigateway.envelope import is_envelope
+from aigateway.envelope import OWN_ITEM, is_envelope
 from aigateway.messages import Choice, Chunk, Completion, NativeAnswer, ToolCall, Usage
 from aigateway.settings import is_token
 from aigateway.wires.answers import empty_answer_kind, usage_from
@@ -147,11 +147,11 @@ class ResponsesProtocol(_OpenAIProtocol):
     reading = ResponsesReading
 
     def _fitted(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _without_items(body, lambda item: is_envelope(item.get("encrypted_content")))
+        return _without_items(body, _is_foreign)
 
     def without_signatures(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out reasoning, which only the account that has it can decrypt."""
-        return _without_items(body, bool)
+        return _without_items(body, lambda item: item.get("type") == "reasoning")
 
     def completion(self, body: Any, content: bytes, *, stops: bool) -> Completion:
         """Read a response."""
@@ -230,16 +230,25 @@ def _choice(items: list[Mapping[str, Any]], end: str) -> Choice:
     )
 
 
-def _without_items(body: Mapping[str, Any], is_left_out: Any) -> Mapping[str, Any]:
-    """Return a body without some of its items of reasoning."""
+def _is_foreign(item: Mapping[str, Any]) -> bool:
+    """Return whether an item has another vendor's reasoning, or refers to what no vendor has."""
+    if item.get("type") == "reasoning":
+        return is_envelope(item.get("encrypted_content"))
+    return "role" not in item and item.get("type") in _REFERENCES and _OWN in str(item.get("id"))
+
+
+_REFERENCES = frozenset({None, "item_reference"})
+_OWN = f"_{OWN_ITEM}"
+
+
+def _without_items(
+    body: Mapping[str, Any], is_left_out: Callable[[Mapping[str, Any]], bool]
+) -> Mapping[str, Any]:
+    """Return a body without some of its items."""
     given = body.get("input")
     if not isinstance(given, list):
         return body
-    kept = [
-        item
-        for item in given
-        if not (isinstance(item, Mapping) and item.get("type") == "reasoning" and is_left_out(item))
-    ]
+    kept = [item for item in given if not (isinstance(item, Mapping) and is_left_out(item))]
     return body if len(kept) == len(given) else {**body, "input": kept}
 
 

@@ -19,7 +19,7 @@ import orjson
 __all__ = ["OWN_ITEM", "is_envelope", "opened_envelope", "sealed"]
 
 OWN_ITEM = "aigw"
-"""Follows the kind in the ids of items that the gateway has made, which no vendor has: `rs_aigw`."""
+"""Follows the kind in ids of items that the gateway has made, which no vendor has: `rs_aigw`."""
 
 _PREFIX = "aigateway1."
 

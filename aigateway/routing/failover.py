@@ -329,7 +329,7 @@ class Failovers:
             if home is not None:
                 return home
         params = request.params
-        if params is not None and len(candidates) > 1:
+        if params is not None and len(candidates) > 1 and request.native is None:
             # Those that take every parameter that changes the answer come first, if one of them
             # may be called now.
             taking = [c for c in candidates if NEUTRAL.issuperset(c.provider.dropped(params))]

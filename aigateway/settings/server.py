@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from aigateway.settings.fields import Count, Frozen, Label, Positive, Seconds, SecondsOrZero
 from aigateway.settings.sources import SERVER_PREFIX, TableSettings
 
-__all__ = ["DECIDED_BY_SERVICE", "ApiKey", "ServerSettings"]
+__all__ = ["DECIDED_BY_SERVICE", "ApiKey", "ServerSettings", "decides_route"]
 
 DECIDED_BY_SERVICE = (
     "api_base",
@@ -35,15 +35,21 @@ DECIDED_BY_SERVICE = (
 _NEVER_PASSED = re.compile(
     rf"{'|'.join(DECIDED_BY_SERVICE)}|(api|aws|azure|base|litellm|vertex|watsonx)_.*|.*cost_per_.*"
     r"|.*(api_key|auth|base_url|credentials|endpoint|headers|password|proxy|secret|url)"
+    r"|access_token|fallback_models|models|provider|route|token"  # of OpenRouter and the like
     r"|cache(_ttl)?|caching|(http_)?client|extra_query|mock_.*|(organization|project|deployment)(_id)?|(request_|stream_)?timeout"
 )
 """These, their like in litellm and in clients, and what headers of a request decide."""
 
 
+def decides_route(name: str) -> bool:
+    """Return whether a field of a request may decide where it goes, or with which key."""
+    return _NEVER_PASSED.fullmatch(name.lower()) is not None
+
+
 def _passable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name):
         raise ValueError("is no name of a parameter: letters, digits and underscores")
-    if _NEVER_PASSED.fullmatch(name.lower()):
+    if decides_route(name):
         raise ValueError("may decide where a request goes or with which key; it is never passed on")
     return name
 

@@ -48,8 +48,6 @@ _log = logging.getLogger(__name__)
 
 _ASKED_AGAIN = 3600.0
 """Seconds after which a server that did not speak a protocol is asked again."""
-_TRANSLATED_FOR = 60.0
-"""Seconds for which a server that was asked, and refused a request, gets translated ones."""
 _NOT_THERE = frozenset({404, 405, 501})
 _NAMES_A_THING = re.compile(
     r"\b(batch|container|conversation|file|item|message|prompt|response|skill|store|tool)s?\b"
@@ -244,7 +242,6 @@ class NativeLane:
         self._exchange = exchange
         self._open_stream = open_stream
         self._cost = cost
-        self._translated_until = 0.0
         self._has_answered = False
 
     @property
@@ -271,8 +268,6 @@ class NativeLane:
         if self.is_spoken is False:
             self._not_spoken(request)
             return None
-        if native.only is None and self._clock.now() < self._translated_until:
-            return None
         try:
             return await ask(request, native.body)
         except VendorCallError as error:
@@ -288,9 +283,7 @@ class NativeLane:
             ):
                 if self._is_sure or native.only is not None or failure.kind not in _CANNOT:
                     raise
-                # Its imitation of the protocol may know less than its chat.
-                self._translated_until = self._clock.now() + _TRANSLATED_FOR
-                return None
+                return None  # its imitation of the protocol may know less than its chat
         # Another account, which knows nothing of what this one has signed.
         return await ask(request, bare)
 

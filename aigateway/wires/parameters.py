@@ -31,6 +31,7 @@ from aigateway.wires.error_bodies import snake_case
 from aigateway.wires.history import THOUGHT, History
 from aigateway.wires.json_bodies import fresh_copy
 from aigateway.wires.loading import MUTE, SILENT
+from aigateway.wires.pricing import max_output_tokens
 from aigateway.wires.registry import wire_of
 
 __all__ = ["HINTS", "LIMITS", "Dropping", "ParameterDraft", "ParameterRules"]
@@ -274,6 +275,7 @@ class ParameterRules:
         self._sampling: frozenset[str] | None = None
         self._logged: set[str] = set()
         self._counted_from = 0.0
+        self._most_output = math.inf
 
     @property
     def counts_streams(self) -> bool:
@@ -286,6 +288,8 @@ class ParameterRules:
             return
         from litellm.utils import get_optional_params  # noqa: PLC0415 - needs litellm
 
+        if self._dropping:
+            self._most_output = max_output_tokens(self._config) or math.inf
         if self._wire.names_deployments:
             known = litellm.model_cost
             self._is_unknown = self._model not in known and f"azure/{self._model}" not in known
@@ -322,6 +326,10 @@ class ParameterRules:
         params = request.params
         if params is not given:
             self._log_once([name for name in THOUGHT if name in given])
+        for name in LIMITS:  # more than the model gives is refused by most vendors
+            if name in params and params[name] > self._most_output:
+                params = {**params, name: self._most_output}
+                request = replace(request, params=params)
         if params.keys() <= self._free:
             return request
         plan = self._plan(params)
@@ -372,6 +380,13 @@ class ParameterRules:
         """
         if self._history.learn(error.failure, sent):
             return True
+        if self._dropping and given.native is not None and _is_limit_too_high(error.failure):
+            # Its protocol wants a limit; the one of the model is as good.
+            limits = [name for name in LIMITS if name in sent.params]
+            for name in limits:
+                self._note(_LearnedRefusal(name, repr(sent.params[name])))
+            if limits:
+                return True
         judged = self._judged(error.failure, self._history.fitted(given), sent)
         if judged is not None:
             error.failure = judged
@@ -559,6 +574,20 @@ class ParameterRules:
             SILENT.reset(token)
             MUTE.reset(muted)
         return mapped
+
+
+_LIMIT_TOO_HIGH = re.compile(
+    r"max_(completion_|output_)?tokens|maxOutputTokens|(in the|for the) completion"
+    r"|(completion|output) tokens",
+    re.IGNORECASE,
+)
+
+
+def _is_limit_too_high(failure: Failure) -> bool:
+    """Return whether a server refuses the limit of the answer's tokens."""
+    return failure.status in _REFUSED_UNDER and bool(
+        _LIMIT_TOO_HIGH.search(f"{failure.param or ''} {(failure.detail or '')[:1000]}")
+    )
 
 
 def _name_of(failure: Failure, params: Mapping[str, Any]) -> str | None:

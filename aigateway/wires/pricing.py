@@ -2,7 +2,7 @@
 
 The figures are those of the price map that comes with litellm, unless the provider's `extra` has
 its own: `input_cost_per_token`, `output_cost_per_token`, `cache_read_input_token_cost`,
-`cache_creation_input_token_cost` (US dollars per token), `max_input_tokens`,
+`cache_creation_input_token_cost` (US dollars per token), `max_input_tokens`, `max_output_tokens`,
 `supports_assistant_prefill`, and `base_model` for the model behind a deployment's name. None of
 them reaches litellm except `base_model`: litellm would register a price for the whole process.
 """
@@ -40,6 +40,7 @@ __all__ = [
     "capabilities_of",
     "count_prompt_tokens",
     "max_input_tokens",
+    "max_output_tokens",
     "operations_of",
     "own_price_of",
     "price_of",
@@ -51,6 +52,7 @@ OWN_OPTIONS = frozenset(
         "cache_read_input_token_cost",
         "input_cost_per_token",
         "max_input_tokens",
+        "max_output_tokens",
         "output_cost_per_token",
         "supports_assistant_prefill",
     }
@@ -348,6 +350,12 @@ def own_price_of(config: LLMConfig) -> Price | None:
 def max_input_tokens(config: LLMConfig) -> int | None:
     """Return how many tokens the provider's model takes in: from `extra`, else the map."""
     limits = (entry.get("max_input_tokens") for entry in (config.extra, *_entries(config)))
+    return next((n for n in limits if type(n) is int and n > 0), None)
+
+
+def max_output_tokens(config: LLMConfig) -> int | None:
+    """Return how many tokens an answer of the provider's model may have, likewise."""
+    limits = (entry.get("max_output_tokens") for entry in (config.extra, *_entries(config)))
     return next((n for n in limits if type(n) is int and n > 0), None)
 
 

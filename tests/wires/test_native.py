@@ -205,7 +205,7 @@ async def vendors():
 def config(kind, vendor, **more):
     suffix = "" if kind == "anthropic" else "/v1"
     given = {"api_key": "sk-own", "api_base": vendor.base + suffix, "name": kind, **more}
-    return LLMConfig(kind, "own-model", **given)
+    return LLMConfig(kind, given.pop("model", "own-model"), **given)
 
 
 PROTOCOLS = {
@@ -340,7 +340,6 @@ async def test_a_cut_stream_is_no_whole_answer(vendors, protocol):
     "broken",
     [
         {**MESSAGE, "stop_reason": None},
-        {**MESSAGE, "stop_reason": "brand_new"},
         {**MESSAGE, "content": []},
         {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}},
         {},
@@ -481,17 +480,15 @@ async def test_what_only_the_protocol_can_say_is_not_translated(vendors):
 async def test_a_server_that_was_asked_and_refuses_gets_the_chat(vendors):
     (vendor,) = await vendors(1)
     refusal = {"error": {"message": "tools[0].type: unknown", "type": "invalid_request_error"}}
-    vendor.replies = [(400, refusal), CHAT, CHAT, RESPONSE]
+    vendor.replies = [(400, refusal), CHAT, RESPONSE]
     async with AsyncGateway([config("openai_compatible", vendor)]) as gateway:
-        for prompt in ("hi", "again"):
-            got = await call(gateway, "responses", {"input": prompt})
-            assert got.response.text == "by chat"
-            assert len(got.response.attempts) == 1
-        # What only the protocol can say is asked all the same.
-        got = await call(gateway, "responses", {"input": "x"}, only="previous_response_id")
-        assert got.body == RESPONSE
+        got = await call(gateway, "responses", {"input": "hi"})
+        assert got.response.text == "by chat"
+        assert len(got.response.attempts) == 1
+        # That says nothing about the next request.
+        assert (await call(gateway, "responses", {"input": "x"})).body == RESPONSE
     chat, responses = "/v1/chat/completions", "/v1/responses"
-    assert [path for path, _, _ in vendor.received] == [responses, chat, chat, responses]
+    assert [path for path, _, _ in vendor.received] == [responses, chat, responses]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -537,3 +534,66 @@ async def test_references_to_what_was_never_stored_do_not_reach_openai(vendors):
     async with AsyncGateway([config("openai_compatible", vendor)]) as gateway:
         await call(gateway, "responses", {"input": given})
     assert vendor.last[2]["input"] == [kept]
+
+
+async def test_a_new_reason_to_stop_is_an_end(vendors):
+    (vendor,) = await vendors(1)
+    new = {**MESSAGE, "stop_reason": "brand_new"}
+    events = [
+        event.replace(b'"tool_use", "stop_seq', b'"brand_new", "stop_seq')
+        for event in MESSAGE_EVENTS
+    ]
+    vendor.replies = [new, events]
+    async with AsyncGateway([config("anthropic", vendor)]) as gateway:
+        assert (await call(gateway, "messages", BODIES["messages"])).body == new
+        async with stream(gateway, "messages", BODIES["messages"]) as got:
+            raw = b"".join([event.raw async for event in got])
+    assert b"brand_new" in raw
+    assert raw == b"".join(events)
+
+
+async def test_arguments_that_come_whole_are_in_the_answer(vendors):
+    (vendor,) = await vendors(1)
+    done = {"type": "response.function_call_arguments.done", "output_index": 1}
+    whole = events_of({**done, "arguments": '{"a": 1}'})
+    vendor.replies = [[*RESPONSE_EVENTS[:5], *whole, RESPONSE_EVENTS[-1]]]
+    async with AsyncGateway([config("openai_compatible", vendor)]) as gateway:
+        async with stream(gateway, "responses", BODIES["responses"]) as got:
+            [event async for event in got]
+        (made,) = got.response.tool_calls
+        assert made.arguments == '{"a": 1}'
+
+
+TOO_LARGE = {
+    "openai": "max_tokens is too large: 128000. This model supports at most 16384.",
+    "vllm": (
+        "This model's maximum context length is 8192 tokens. However, you requested 128050"
+        " tokens (50 in the messages, 128000 in the completion). Please reduce the length."
+    ),
+}
+
+
+@pytest.mark.parametrize("words", TOO_LARGE.values(), ids=TOO_LARGE)
+async def test_a_limit_that_is_too_large_for_the_next_vendor_costs_no_answer(vendors, words):
+    first, second = await vendors(2)
+    first.replies = [(503, {"error": {"message": "down"}})]
+    second.replies = [(400, {"error": {"message": words, "code": "invalid_value"}}), CHAT]
+    providers = [
+        config("anthropic", first, priority=2),
+        config("openai_compatible", second, model="unknown"),
+    ]
+    body = {**BODIES["messages"], "max_tokens": 128000}
+    del body["model"]
+    async with AsyncGateway(providers) as gateway:
+        got = await gateway.messages(body)
+    assert got.response.text == "by chat"
+    assert [b.get("max_tokens") for _, _, b in second.received] == [128000, None]
+
+
+async def test_a_limit_above_the_known_one_of_the_model_is_lowered(vendors):
+    (vendor,) = await vendors(1)
+    vendor.replies = [CHAT]
+    async with AsyncGateway([config("openai", vendor, model="gpt-4o-mini")]) as gateway:
+        await gateway.messages({"max_tokens": 128000, "messages": BODIES["messages"]["messages"]})
+        await gateway.chat("hi", max_tokens=20000, cache=False)
+    assert [body["max_tokens"] for _, _, body in vendor.received] == [16384, 16384]

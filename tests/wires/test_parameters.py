@@ -205,7 +205,7 @@ class TestRanges:
 
 
 async def test_extra_body(vendor, client, streamed):
-    extra = {"safetySettings": [], "generationConfig": {"topK": 3}}
+    extra: dict[str, Any] = {"safetySettings": [], "generationConfig": {"topK": 3}}
     if vendor.wire == "anthropic":  # which refuses what it does not know
         extra = {"inference_geo": "eu", "metadata": {"topK": 3}}
     body, _ = await sent(vendor, client, streamed, extra_body=extra, max_tokens=50)

@@ -19,6 +19,7 @@ from aigateway.protocols.protocol import (
     ReadRequest,
     ServerSentEvent,
 )
+from aigateway.request.checks import refuse_field
 from aigateway.server.http.bodies import json_body
 from aigateway.server.http.call import AdmittedRequest, cache_word
 from aigateway.server.http.cancel import cancel_on_disconnect
@@ -26,6 +27,7 @@ from aigateway.server.http.errors import stopping
 from aigateway.server.http.json_responses import headers_of, headers_of_opening, json_response
 from aigateway.server.http.openai_chat import PING_SECONDS
 from aigateway.server.http.sse import EventStream
+from aigateway.settings.server import decides_route
 
 __all__ = ["Door"]
 
@@ -56,9 +58,14 @@ class Door:
         """Answer one request, whole or as a stream."""
         admitted = AdmittedRequest.admit(request)
         given = request.headers
-        forwarded = {name: given[name] for name in self.headers if name in given}
-        read = await json_body(request, lambda body: self.protocol.read(body, forwarded))
-        return await self.respond(request, admitted, read)
+        forwarded = {n: ",".join(given.getlist(n)) for n in self.headers if n in given}
+
+        def read(body: dict[str, Any]) -> ReadRequest:
+            for name in filter(decides_route, body):
+                refuse_field(name, "is not for a caller to set: the service decides that")
+            return self.protocol.read(body, forwarded)
+
+        return await self.respond(request, admitted, await json_body(request, read))
 
     async def respond(
         self, request: Request, admitted: AdmittedRequest, read: ReadRequest

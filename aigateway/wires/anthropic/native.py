@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from aigateway.envelope import is_envelope
@@ -15,7 +16,7 @@ from aigateway.wires.content import ThinkingKeeper, signed_blocks
 from aigateway.wires.json_bodies import parsed
 from aigateway.wires.native import NativeProtocol, NativeReading
 from aigateway.wires.tool_calls import CallPiece
-from aigateway.wires.wire import BrokenOffError, end_of
+from aigateway.wires.wire import AnswerEnd, BrokenOffError, end_of
 
 __all__ = ["MessagesProtocol"]
 
@@ -57,8 +58,7 @@ class MessagesReading(NativeReading):
         elif kind == "message_delta":
             self._add_count(event.get("usage"))
             self._message |= event["delta"]
-            ending = end_of(ANTHROPIC_ENDS, event["delta"].get("stop_reason"))
-            self._finish(0, ending, sure=True)
+            self._finish(0, _ending(event["delta"].get("stop_reason")), sure=True)
         elif kind == "message_stop":
             self.over = True
 
@@ -208,11 +208,11 @@ class MessagesProtocol(NativeProtocol):
         """Read a message."""
         if not isinstance(body, Mapping) or body.get("type") != "message":
             raise BrokenOffError(body)
-        ending = end_of(ANTHROPIC_ENDS, body.get("stop_reason"))
-        if ending is None or ending.end is None:
-            raise BrokenOffError(None if ending is None else ending.body)
+        ending = _ending(body.get("stop_reason"))
+        if ending is None:
+            raise BrokenOffError(None)
         blocks = [block for block in body.get("content") or () if isinstance(block, Mapping)]
-        choice = _choice(blocks, ending.end)
+        choice = _choice(blocks, str(ending.end))
         if all(block.get("type") in _OF_A_CHAT for block in blocks):
             silence = empty_answer_kind((choice,), stops=stops)
             if silence is not None:
@@ -224,6 +224,12 @@ class MessagesProtocol(NativeProtocol):
             MessagesReading.counted(body.get("usage") or {}),
             native=NativeAnswer("messages", content),
         )
+
+
+def _ending(reason: Any) -> AnswerEnd | None:
+    """Return why a message has ended. A reason that is new ends it as well as any other."""
+    ending = end_of(ANTHROPIC_ENDS, reason)
+    return ending and replace(ending, end=ending.end or "stop")
 
 
 def _choice(blocks: list[Mapping[str, Any]], end: str) -> Choice:

@@ -64,6 +64,10 @@ class ResponsesReading(NativeReading):
     protocol = "responses"
     _last: Any = None
 
+    def __init__(self, model: str, expected: int = 1) -> None:
+        super().__init__(model, expected)
+        self._begun: set[tuple[str, Any]] = set()  # what has come in pieces
+
     def _whole(self) -> Any:
         return self._last
 
@@ -78,6 +82,8 @@ class ResponsesReading(NativeReading):
             self._start(event)
         elif kind.endswith(".delta"):
             self._add(kind.removeprefix("response."), event)
+        elif kind in _WHOLE:
+            self._add_whole(kind.removeprefix("response."), event)
         elif self.begun and kind not in _SILENT:
             self._pass()
 
@@ -106,6 +112,7 @@ class ResponsesReading(NativeReading):
         delta, place = event.get("delta"), event.get("output_index")
         if not delta:
             return
+        self._begun.add((kind.removesuffix("delta"), place))
         if kind == "output_text.delta":
             self._emit(Chunk(delta))
         elif kind == "refusal.delta":
@@ -119,6 +126,15 @@ class ResponsesReading(NativeReading):
                 self._emit(Chunk(tool_calls=calls))
         else:
             self._pass()
+
+    def _add_whole(self, kind: str, event: Mapping[str, Any]) -> None:
+        """Take in what a server sends whole, without pieces before."""
+        kind = kind.removesuffix("done")
+        if (kind, event.get("output_index")) in self._begun:
+            self._pass()
+        else:
+            said = event.get(_WHOLE[f"response.{kind}done"])
+            self._add(f"{kind}delta", {**event, "delta": said})
 
     @staticmethod
     def counted(usage: Mapping[str, Any]) -> Usage:
@@ -136,6 +152,12 @@ class ResponsesReading(NativeReading):
 
 
 _SILENT = frozenset({"keepalive", "response.created", "response.in_progress", "response.queued"})
+_WHOLE = {
+    "response.custom_tool_call_input.done": "input",
+    "response.function_call_arguments.done": "arguments",
+    "response.output_text.done": "text",
+    "response.refusal.done": "refusal",
+}
 _LAST = frozenset({"response.completed", "response.failed", "response.incomplete"})
 
 

@@ -67,7 +67,6 @@ from aigateway.settings import GatewaySettings, LLMConfig, load_providers
 from aigateway.telemetry.recorder import Emitter, RequestRecorder
 from aigateway.tokens import counted_tokens
 from aigateway.wires.client import VendorClient, VendorClientFactory
-from aigateway.wires.json_bodies import parsed
 
 __all__ = ["AsyncGateway"]
 
@@ -445,8 +444,8 @@ class AsyncGateway:
         response = await self._pipeline.chat(request)
         native = response.completion.native
         if native is not None and native.body:
-            return ProtocolResponse(parsed(native.body, whole=True), response)
-        return ProtocolResponse(protocol.write(response, read), response)
+            return ProtocolResponse(response, raw=native.body)
+        return ProtocolResponse(response, protocol.write(response, read))
 
     def _event_stream(
         self,

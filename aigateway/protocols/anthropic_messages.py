@@ -664,6 +664,8 @@ class _CallInStream:
 
     @property
     def is_complete(self) -> bool:
+        if not (self.pieces and self.pieces[-1].rstrip().endswith("}")):
+            return False  # almost every piece, without a look at all of them
         try:
             return isinstance(orjson.loads("".join(self.pieces)), dict)
         except orjson.JSONDecodeError:

@@ -342,8 +342,35 @@ def _read(body: _Json, headers: Mapping[str, str]) -> ResponsesRequest:
         messages.append({"role": "user", "content": " "})  # no provider gets it
     if body.get("instructions"):
         messages.insert(0, {"role": "system", "content": body["instructions"]})
+    messages = _with_one_system(messages)
     stream = bool(body.get("stream"))
     return ResponsesRequest(CheckedMessages(messages), options, native, stream, tools.by_name)
+
+
+def _with_one_system(messages: list[_Json]) -> list[_Json]:
+    """Join the instructions before the first answer; later ones become reminders of the user.
+
+    Many servers take one system message, at the beginning. If a later one went there, it would
+    change the beginning, and no prompt cache would hold.
+    """
+    system: list[str] = []
+    others: list[_Json] = []
+    answered = False
+    for message in messages:
+        content = message.get("content")
+        if message["role"] != "system":
+            answered = answered or message["role"] == "assistant"
+            others.append(message)
+            continue
+        text = content if isinstance(content, str) else _joined(content or (), "\n\n")
+        if answered:
+            text = f"<system-reminder>\n\n{text}\n\n</system-reminder>"
+            others.append({"role": "user", "content": text})
+        else:
+            system.append(text)
+    if not system:
+        return others
+    return [{"role": "system", "content": "\n\n".join(system)}, *others]
 
 
 def _options(body: _Json, tools: _Tools) -> _Json:

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from aigateway.messages import CacheMode, ChatResponse, Chunk, NativeRequest, Opening, Origin
 from aigateway.request.stream import ChatStream
+from aigateway.wires.json_bodies import parsed
 
 __all__ = [
     "CallerProtocol",
@@ -133,12 +134,22 @@ class ProtocolResponse:
     """An answer in the protocol of its request.
 
     Attributes:
-        body: The answer as the protocol's JSON object.
-        response: The same as a `ChatResponse`, with its provider, its attempts and its price.
+        response: The answer as a `ChatResponse`, with its provider, its attempts and its price.
+        written: The answer in the protocol, where a provider of another protocol gave it.
+        raw: The answer as JSON, as the provider of this protocol sent it; else empty.
     """
 
-    body: dict[str, Any] = field(repr=False)
     response: ChatResponse
+    written: dict[str, Any] | None = field(default=None, repr=False)
+    raw: bytes = field(default=b"", repr=False)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The answer as the protocol's JSON object."""
+        if self.written is not None:
+            return self.written
+        body: dict[str, Any] = parsed(self.raw, whole=True)
+        return body
 
 
 class ProtocolStream:

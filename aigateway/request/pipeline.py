@@ -208,6 +208,9 @@ class Pipeline:
         )
 
     def _remember(self, key: str, request: ChatRequest, served: Served[Completion]) -> None:
+        native = served.answer.native
+        if native is not None and not native.body:
+            return  # the provider has said more than is known here
         settings = self._settings
         ttl = settings.cache_ttl_seconds
         if request.cache_ttl is not None or request.agent is not None:

@@ -142,8 +142,10 @@ class NativeProtocol(ABC):
         url: Where requests go.
         model: The provider's model.
         reading: Reads a stream.
+        limit: Its name for the limit of the answer's tokens.
     """
 
+    limit: ClassVar[str] = "max_tokens"
     name: ClassVar[ProtocolName]
     reading: ClassVar[type[NativeReading]]
 
@@ -153,6 +155,11 @@ class NativeProtocol(ABC):
         self._own_headers = dict(config.headers)
         self._extra = config.extra.get("extra_body")
         self._defaults = {n: config.extra[n] for n in _DEFAULTS if n in config.extra}
+        limits = [
+            config.extra[n] for n in ("max_tokens", "max_completion_tokens") if n in config.extra
+        ]
+        if limits:
+            self._defaults[self.limit] = limits[0]
         self.url = self._address(base)
         self._fixed_headers = {
             "Content-Type": "application/json",
@@ -201,7 +208,7 @@ class NativeProtocol(ABC):
         Args:
             body: The answer.
             content: The same as it came.
-            stops: Whether the request has texts to stop at: the answer may be empty.
+            stops: Whether the answer may be empty.
 
         Raises:
             BrokenOffError: It broke off.
@@ -325,7 +332,7 @@ class NativeLane:
             self._protocol.model, count if type(count) is int and 0 < count <= 128 else 1
         )
         stream = await self._open_stream(
-            sent, reading, partial(self._read, request), stops=_has_stops(request)
+            sent, reading, partial(self._read, request), stops=_may_be_empty(request)
         )
         self._has_answered = True
         return stream
@@ -343,7 +350,7 @@ class NativeLane:
         status, said, content = received.status_code, None, received.content
         if 200 <= status < 300:
             try:
-                stops = _has_stops(request)
+                stops = _may_be_empty(request)
                 read = self._protocol.completion(parsed(content, whole=True), content, stops=stops)
                 self._has_answered = True
                 return read.price(self._cost(read, None))
@@ -360,8 +367,14 @@ class NativeLane:
         raise VendorCallError(failure)
 
 
-def _has_stops(request: ChatRequest) -> bool:
-    return bool(request.params.get("stop"))
+def _may_be_empty(request: ChatRequest) -> bool:
+    """Return whether an answer may be empty: after a tool's result a model may have no more to say.
+
+    https://platform.claude.com/docs/en/build-with-claude/handling-stop-reasons
+    """
+    return bool(request.params.get("stop")) or any(
+        message.get("role") == "tool" for message in request.messages[-2:]
+    )
 
 
 def _as_sent(name: bytes, data: bytes) -> bytes:

@@ -288,7 +288,7 @@ async def test_the_events_of_a_stream_come_as_they_are(vendors, protocol):
 async def test_a_whole_answer_over_a_stream_is_put_together(vendors, protocol):
     kind, _, _, events = PROTOCOLS[protocol]
     (vendor,) = await vendors(1)
-    vendor.replies = [events]
+    vendor.replies = [[event for event in events if b"new_delta" not in event], events]
     async with AsyncGateway([config(kind, vendor)], chat_over_stream=True) as gateway:
         got = await call(gateway, protocol, BODIES[protocol])
         assert vendor.last[2]["stream"] is True
@@ -300,6 +300,10 @@ async def test_a_whole_answer_over_a_stream_is_put_together(vendors, protocol):
                 {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": 1}},
             ]
             assert got.body == {**MESSAGE, "content": content}
+            # What has come in an unknown form cannot be put together, so it is not remembered.
+            for _ in range(2):
+                await call(gateway, protocol, {**BODIES[protocol], "other": 1})
+            assert len(vendor.received) == 3
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

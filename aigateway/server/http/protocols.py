@@ -84,7 +84,10 @@ class Door:
             async with cancel_on_disconnect(request.receive):
                 answer = await self.whole(gateway, read, **options)
             word = cache_word(answer.response, gateway, options)
-            return json_response(answer.body, headers=headers_of(answer.response, word))
+            headers = headers_of(answer.response, word)
+            if answer.raw:
+                return Response(answer.raw, 200, headers, "application/json")
+            return json_response(answer.body, headers=headers)
 
     async def _stream(
         self,

@@ -38,6 +38,7 @@ class MessagesReading(NativeReading):
         self._tools: set[Any] = set()
         self._message: dict[str, Any] = {}  # the whole one, as far as it has come
         self._blocks: dict[Any, _Block] = {}
+        self._is_known = True  # what has come can be put together
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         kind = event.get("type")
@@ -57,7 +58,8 @@ class MessagesReading(NativeReading):
             self._add_count(message.get("usage"))
         elif kind == "message_delta":
             self._add_count(event.get("usage"))
-            self._message |= event["delta"]
+            beside = {n: v for n, v in event.items() if n not in {"delta", "type", "usage"}}
+            self._message |= {**event["delta"], **beside}
             self._finish(0, _ending(event["delta"].get("stop_reason")), sure=True)
         elif kind == "message_stop":
             self.over = True
@@ -82,7 +84,7 @@ class MessagesReading(NativeReading):
     def _add(self, event: Mapping[str, Any], delta: Mapping[str, Any]) -> None:
         kind, index = delta.get("type"), event.get("index")
         if index in self._blocks:
-            self._blocks[index].add(delta)
+            self._is_known = self._blocks[index].add(delta) and self._is_known
         if kind == "text_delta":
             if delta["text"]:
                 self._emit(Chunk(delta["text"]))
@@ -108,6 +110,8 @@ class MessagesReading(NativeReading):
             self._pass()
 
     def _whole(self) -> Any:
+        if not self._is_known:
+            return None
         blocks = [self._blocks[index].whole() for index in self._blocks]
         usage = self._message.get("usage")
         counted = {**usage, **self._counted} if isinstance(usage, Mapping) else self._counted
@@ -147,13 +151,16 @@ class _Block:
         self._texts: dict[str, list[str]] = {}
         self._cited: list[Any] = []
 
-    def add(self, delta: Mapping[str, Any]) -> None:
-        """Take in a delta; one of an unknown kind changes nothing."""
+    def add(self, delta: Mapping[str, Any]) -> bool:
+        """Take in a delta; return False if it is of an unknown kind."""
         name = _TEXTS.get(str(delta.get("type")))
         if name is not None:
             self._texts.setdefault(name, []).append(str(delta.get(name) or ""))
         elif delta.get("type") == "citations_delta":
             self._cited.append(delta.get("citation"))
+        else:
+            return False
+        return True
 
     def whole(self) -> dict[str, Any]:
         """Return the block as a whole message has it."""

@@ -91,6 +91,7 @@ class ResponsesReading(NativeReading):
         self.assembly.id = str(response.get("id") or self.assembly.id)
         self.assembly.model = str(response.get("model") or self.assembly.model)
         if kind in _LAST:
+            self.assembly.note({"service_tier": text_of(response.get("service_tier"))})
             self._add_count(response.get("usage"))
             calls = any(item.get("type") in _CALLS for item in _items(response))
             self._finish(0, _ending(response, calls=calls), sure=True)
@@ -167,6 +168,7 @@ class ResponsesProtocol(_OpenAIProtocol):
     name = "responses"
     path = "responses"
     reading = ResponsesReading
+    limit = "max_output_tokens"
 
     def _fitted(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         return _without_items(body, _is_foreign)

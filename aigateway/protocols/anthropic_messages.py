@@ -34,7 +34,7 @@ from aigateway.protocols.protocol import (
     CallerProtocol,
     ReadRequest,
     ServerSentEvent,
-    event_json,
+    encoded,
 )
 from aigateway.request.checks import CheckedMessages, check_body
 from aigateway.request.json_copy import encoded_json
@@ -800,7 +800,7 @@ class _MessageEvents:
 
     def _piece(self, text: str) -> None:
         """Write a delta of the open block: almost every event."""
-        self._out.append(ServerSentEvent(self._start + event_json(text) + b"}}\n\n"))
+        self._out.append(ServerSentEvent(self._start + encoded(text) + b"}}\n\n"))
 
     def _say(self, text: str) -> None:
         self._said = True

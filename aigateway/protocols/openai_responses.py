@@ -35,7 +35,7 @@ from aigateway.protocols.protocol import (
     CallerProtocol,
     ReadRequest,
     ServerSentEvent,
-    event_json,
+    encoded,
 )
 from aigateway.request.checks import CheckedMessages, fit_fields, refuse_field
 
@@ -873,7 +873,7 @@ class _Output:
                 self.written,
                 head,
                 last,
-                event_json(value),
+                encoded(value),
             )
             self.written += 1
             self.events.append(ServerSentEvent(raw))
@@ -968,7 +968,7 @@ class _Output:
         if part["type"] == "output_text":
             part["text"] = text
             part["logprobs"] = logprobs = list(logprobs)
-            done = head + b'"logprobs":%b,' % event_json(logprobs)
+            done = head + b'"logprobs":%b,' % encoded(logprobs)
             self.emit(b"response.output_text.done", done, b"text", text)
         else:
             part["refusal"] = text
@@ -1203,7 +1203,7 @@ class ResponsesWriter:
         output = self._output
         output.events = []
         if not output.written:
-            begun = orjson.Fragment(event_json(self._response))
+            begun = orjson.Fragment(encoded(self._response))
             output.emit(b"response.created", b"", b"response", begun)
             output.emit(b"response.in_progress", b"", b"response", begun)
         output.say(chunk)
@@ -1235,7 +1235,7 @@ class ResponsesWriter:
         output.emit(b"response.failed", b"", b"response", self._response)
         # As documented, and as OpenAI really sends it: its SDK raises an exception for the latter.
         fields = {name: error.get(name) for name in ("code", "message", "param")}
-        head = event_json(fields)[1:-1] + b","
+        head = encoded(fields)[1:-1] + b","
         output.emit(b"error", head, b"error", error)
         return output.events
 

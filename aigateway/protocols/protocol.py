@@ -25,11 +25,11 @@ __all__ = [
     "ProtocolStream",
     "ReadRequest",
     "ServerSentEvent",
-    "event_json",
+    "encoded",
 ]
 
 
-def event_json(value: Any) -> bytes:
+def encoded(value: Any) -> bytes:
     """Write JSON. Half a character, which a vendor may have sent, goes on as an escape."""
     try:
         return orjson.dumps(value)
@@ -83,7 +83,7 @@ class ServerSentEvent:
     @classmethod
     def of(cls, name: str, data: Mapping[str, Any]) -> ServerSentEvent:
         """Write an event with a name and data in JSON."""
-        return cls(b"event: " + name.encode() + b"\ndata: " + event_json(data) + b"\n\n")
+        return cls(b"event: " + name.encode() + b"\ndata: " + encoded(data) + b"\n\n")
 
     @property
     def name(self) -> str:

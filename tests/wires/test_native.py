@@ -530,6 +530,21 @@ async def test_what_a_request_names_in_vain_blames_no_provider(vendors, words, k
         assert (await call(gateway, "responses", {"input": "x"})).body == RESPONSE
 
 
+async def test_long_ids_of_calls_are_shortened_alike(vendors):
+    (vendor,) = await vendors(1)
+    vendor.replies = [RESPONSE]
+    name = "call_" + "x" * 100
+    given = [
+        {"type": "function_call", "call_id": name, "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": name, "output": "1"},
+    ]
+    async with AsyncGateway([config("openai_compatible", vendor)]) as gateway:
+        await call(gateway, "responses", {"input": given})
+    first, second = (item["call_id"] for item in vendor.last[2]["input"])
+    assert first == second
+    assert len(first) <= 64
+
+
 async def test_references_to_what_was_never_stored_do_not_reach_openai(vendors):
     (vendor,) = await vendors(1)
     vendor.replies = [RESPONSE]

@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference/responses and .../completions.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -171,11 +172,15 @@ class ResponsesProtocol(_OpenAIProtocol):
     limit = "max_output_tokens"
 
     def _fitted(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _without_items(body, _is_foreign)
+        return _changed(_without_items(body, _is_foreign), _with_short_id)
 
     def without_signatures(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out reasoning, which only the account that has it can decrypt."""
-        return _without_items(body, lambda item: item.get("type") == "reasoning")
+        """Leave out reasoning, which only the account that has it can decrypt.
+
+        The ids of other items go with it: an item of an id may need its reasoning.
+        """
+        left = _without_items(body, lambda item: item.get("type") == "reasoning")
+        return body if left is body else _changed(left, _without_id)
 
     def completion(self, body: Any, content: bytes, *, stops: bool) -> Completion:
         """Read a response."""
@@ -274,6 +279,33 @@ def _without_items(
         return body
     kept = [item for item in given if not (isinstance(item, Mapping) and is_left_out(item))]
     return body if len(kept) == len(given) else {**body, "input": kept}
+
+
+def _changed(
+    body: Mapping[str, Any], change: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    given = body.get("input")
+    if not isinstance(given, list):
+        return body
+    changed = [change(item) if isinstance(item, Mapping) else item for item in given]
+    same = all(one is other for one, other in zip(changed, given, strict=True))
+    return body if same else {**body, "input": changed}
+
+
+_LONGEST_CALL_ID = 64
+
+
+def _with_short_id(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Shorten the id of a call, which another vendor may have made longer than OpenAI takes."""
+    given = item.get("call_id")
+    if not isinstance(given, str) or len(given) <= _LONGEST_CALL_ID:
+        return item
+    digest = hashlib.sha256(given.encode("utf-8", "replace"), usedforsecurity=False)
+    return {**item, "call_id": f"call_{digest.hexdigest()[:32]}"}
+
+
+def _without_id(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: v for name, v in item.items() if name != "id" or item.get("type") in _REFERENCES}
 
 
 class CompletionsReading(NativeReading):

@@ -10,8 +10,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import orjson
-
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.messages import (
     ChatResponse,
@@ -21,7 +19,7 @@ from aigateway.messages import (
     openai_beside,
     openai_usage,
 )
-from aigateway.protocols.protocol import CallerProtocol, ReadRequest, ServerSentEvent
+from aigateway.protocols.protocol import CallerProtocol, ReadRequest, ServerSentEvent, encoded
 from aigateway.request.checks import check_inputs, fit_fields, refuse_field, refuse_unknown
 from aigateway.request.schema import COMPLETION_FIELDS
 
@@ -215,14 +213,7 @@ class _CompletionEvents:
         body = {**self._head, "choices": choices}
         if self._with_usage:
             body["usage"] = usage
-        return ServerSentEvent(b"data: " + _json(body) + b"\n\n")
-
-
-def _json(body: Any) -> bytes:
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError:  # half a character, which a vendor may have sent
-        return json.dumps(body, separators=(",", ":")).encode()
+        return ServerSentEvent(b"data: " + encoded(body) + b"\n\n")
 
 
 COMPLETIONS = CallerProtocol("completions", _read, _write, _CompletionEvents)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-import orjson
 from starlette.responses import Response
 
 from aigateway.messages import ChatResponse, EmbeddingResponse, Opening
+from aigateway.protocols.protocol import encoded
 
 __all__ = [
     "answer_headers",
@@ -19,14 +18,6 @@ __all__ = [
     "headers_of_opening",
     "json_response",
 ]
-
-
-def encoded(value: Any) -> bytes:
-    """Write JSON. Half a character, which a vendor may have sent, goes on as an escape."""
-    try:
-        return orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def json_response(

@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from aigateway.clock import Clock
 from aigateway.errors import (
@@ -72,7 +72,14 @@ class Middleware(Protocol):
 
     One object serves all requests of a gateway, many at a time: keep what belongs to one request in
     local variables.
+
+    Attributes:
+        reads_native: Whether `before` looks at `request.native` itself. Unless that is so for every
+            middleware that has a `before`, a request in another protocol is sent as its
+            translation, since its own body may say what the translation does not.
     """
+
+    reads_native: ClassVar[bool] = False
 
     async def before(self, request: ChatRequest) -> ChatRequest:
         """Return the request to send: this one, or a changed one.
@@ -81,9 +88,10 @@ class Middleware(Protocol):
         identical requests in flight, logs and traces see the changed one. Fields that say who asks
         (`request_id`, `partition`, `tenant`, `on_cost`) and `response_model` must stay.
 
-        Of a request in another protocol (`request.native`), `messages` and `params` are the
-        translation. If they change, the body as its caller wrote it is dropped, and every provider
-        gets the translation.
+        Of a request in another protocol, `messages` and `params` are the translation, and all that
+        is sent. With `reads_native`, `request.native` has the body as its caller wrote it, which
+        providers of that protocol get. If `messages` or `params` change and `native` does not,
+        every provider gets the translation.
 
         Args:
             request: The request of `chat`, `stream`, `batch`, `messages` or `responses`, validated.
@@ -236,6 +244,7 @@ class MiddlewarePipeline(Pipeline):
         given = tuple(middleware)
         self._seconds_per_hook = self._settings.middleware_timeout
         self._befores = [each for each in given if _has(each, "before")]
+        self._read_native = all(getattr(each, "reads_native", False) for each in self._befores)
         self._embeds = [each for each in given if _has(each, "before_embedding")]
         self._answers = [
             each for each in reversed(given) if _has(each, "after") or _has(each, "stream")
@@ -322,6 +331,8 @@ class MiddlewarePipeline(Pipeline):
         return record
 
     async def _changed_chat(self, request: ChatRequest, began: float) -> ChatRequest:
+        if not self._read_native:
+            request = _as_chat(request)
         for middleware in self._befores:
             written = _written(request)
             left = began + self._seconds(request) - self._clock.now()
@@ -358,15 +369,9 @@ class MiddlewarePipeline(Pipeline):
         if problem is not None:
             raise _failed(middleware, "before", problem)
         made = replace(new, **{name: getattr(made, name) for name in _MADE})
-        if not content_changed or made.native is None or made.native is not old.native:
+        if self._read_native and not (content_changed and made.native is old.native):
             return made
-        if made.native.only is None:
-            return replace(made, native=None)
-        raise RequestRejectedError(
-            f"{made.native.only}: only the body as it is can say this, and middleware of this"
-            " gateway has changed the request; leave it out.",
-            param=made.native.only,
-        )
+        return _as_chat(made)
 
     async def _changed_embedding(self, request: EmbeddingRequest, began: float) -> EmbeddingRequest:
         for middleware in self._embeds:
@@ -664,6 +669,20 @@ def _without_content(request: ChatRequest | EmbeddingRequest) -> ChatRequest | E
     if isinstance(request, ChatRequest):
         return replace(request, messages=())
     return replace(request, inputs=())
+
+
+def _as_chat(request: ChatRequest) -> ChatRequest:
+    """Return a request without its body in another protocol."""
+    native = request.native
+    if native is None:
+        return request
+    if native.only is None:
+        return replace(request, native=None)
+    raise RequestRejectedError(
+        f"{native.only}: no chat can say this, and the middleware of this gateway lets chats alone"
+        f" pass; {native.instead}.",
+        param=native.only,
+    )
 
 
 def _unsendable(error: Exception) -> str:

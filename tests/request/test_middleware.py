@@ -76,6 +76,10 @@ class Redact(Middleware):
         yield Chunk(hidden(held))
 
 
+class ReadsNative(Redact):
+    reads_native = True
+
+
 class Named(Middleware):
     """Notes its calls, and leaves its name in front of everything."""
 
@@ -99,7 +103,8 @@ class Named(Middleware):
 
 def hook(**hooks):
     """A middleware without the base class, with these hooks."""
-    return type("Own", (), {name: staticmethod(call) for name, call in hooks.items()})()
+    made = {name: staticmethod(call) if callable(call) else call for name, call in hooks.items()}
+    return type("Own", (), made)()
 
 
 def sent(vendor):
@@ -238,7 +243,7 @@ class TestRequests:
     async def test_the_body_of_another_protocol_goes_once_the_request_is_changed(
         self, make, vendor
     ):
-        gateway = make(Redact())
+        gateway = make(ReadsNative())
         native = NativeRequest("messages", {"input": SECRET})
         for text in ("plain", SECRET):
             await gateway._pipeline.chat(replace(gateway.check(text), native=native))
@@ -256,10 +261,27 @@ class TestRequests:
         async def before(request):
             return replace(request.map_texts(hidden), native=other)
 
-        gateway = make(hook(before=before))
+        gateway = make(hook(before=before, reads_native=True))
         native = NativeRequest("messages", {"input": SECRET})
         await gateway._pipeline.chat(replace(gateway.check(SECRET), native=native))
         assert vendor.calls[0][1].native is other
+
+    @pytest.mark.parametrize("blind", [0, 1])
+    async def test_one_that_does_not_read_the_body_itself_lets_chats_alone_pass(
+        self, make, vendor, blind
+    ):
+        async def before(request):
+            return replace(request, native=native)
+
+        native = NativeRequest("messages", {"input": SECRET})
+        pair = [ReadsNative(), hook(before=before)]
+        gateway = make(pair[blind], pair[not blind])
+        await gateway._pipeline.chat(replace(gateway.check("plain"), native=native))
+        assert vendor.calls[0][1].native is None
+        only = replace(native, only="previous_response_id", instead="send the history")
+        with pytest.raises(RequestRejectedError, match=r"previous_response_id.*send the history"):
+            await gateway._pipeline.chat(replace(gateway.check("plain"), native=only))
+        assert vendor.called() == 1
 
 
 class TestAnswers:

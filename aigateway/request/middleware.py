@@ -74,9 +74,11 @@ class Middleware(Protocol):
     local variables.
 
     Attributes:
-        reads_native: Whether `before` looks at `request.native` itself. Unless that is so for every
-            middleware that has a `before`, a request in another protocol is sent as its
-            translation, since its own body may say what the translation does not.
+        reads_native: Whether `before` looks at `request.native` itself, and `after` at
+            `response.completion.native`. Unless that is so for every middleware that has a
+            `before`, a request in another protocol is sent as its translation; and unless it is so
+            for all the others, its answer is given as a translation. What was written in that
+            protocol may say more, which the middleware would not see.
     """
 
     reads_native: ClassVar[bool] = False
@@ -114,8 +116,8 @@ class Middleware(Protocol):
 
         Every answer passes, also one from the cache, which keeps answers as the vendor gave them.
         Of the result, `completion` and `parsed` are used. If the text changed, `parsed` is made
-        again and `logprobs` are dropped; if anything changed, so is the provider's own form of the
-        answer (`completion.native`).
+        again and `logprobs` are dropped. The provider's own form of the answer
+        (`completion.native`) is there only with `reads_native`, and dropped if anything changed.
 
         A streamed answer passes through `stream` instead. Without a `stream` of its own, a
         middleware holds a streamed answer back until it is whole, so that nothing gets past
@@ -249,6 +251,7 @@ class MiddlewarePipeline(Pipeline):
         self._answers = [
             each for each in reversed(given) if _has(each, "after") or _has(each, "stream")
         ]
+        self._answer_native = all(getattr(each, "reads_native", False) for each in self._answers)
 
     async def chat(
         self, request: ChatRequest, within: AbstractContextManager[RequestRecord] | None = None
@@ -260,6 +263,8 @@ class MiddlewarePipeline(Pipeline):
             return await super().chat(request, opened)
         with opened as record:
             given = response = await super().chat(request, nullcontext(record))
+            if response.completion.native is not None and not self._answer_native:
+                response = replace(response, completion=replace(response.completion, native=None))
             for middleware in self._answers:
                 response = await self._after(middleware, request, response)
             if response.completion is not given.completion:

@@ -309,8 +309,10 @@ class TestAnswers:
 
     async def test_an_answer_that_nothing_changes_keeps_its_own_form(self, make, vendor):
         answer = Completion("i", "m", (Choice("-", "stop"),), native=NativeAnswer("messages"))
-        vendor.script("a", answer)
-        assert (await make(Redact()).chat("hi")).completion is answer
+        vendor.always("a", answer)
+        assert (await make(ReadsNative()).chat("hi")).completion is answer
+        for seen in (make(Redact()), make(ReadsNative(), hook(stream=Redact().stream))):
+            assert (await seen.chat("hi")).completion == replace(answer, native=None)
 
     async def test_a_parsed_answer_follows_the_text(self, make, vendor):
         class Answer(BaseModel):
@@ -399,7 +401,7 @@ class TestStreams:
         native = NativeAnswer("messages")
         kept = Completion("i", "m", (Choice("two words", "stop"),), native=native)
         vendor.script("a", f"it is {SECRET}!", kept)
-        gateway = make(hook(stream=Redact().stream))
+        gateway = make(hook(stream=Redact().stream, reads_native=True))
         first, again = await gateway.chat("hi"), await gateway.chat("hi")
         assert (first.text, again.text, again.cached) == ("it is ***!", "it is ***!", True)
         assert (await gateway.chat("other")).completion is kept

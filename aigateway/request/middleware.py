@@ -251,6 +251,7 @@ class MiddlewarePipeline(Pipeline):
         self._answers = [
             each for each in reversed(given) if _has(each, "after") or _has(each, "stream")
         ]
+        self._logs_content = self._settings.log_prompts and not self._answers
         self._answer_native = all(getattr(each, "reads_native", False) for each in self._answers)
 
     async def chat(
@@ -269,6 +270,7 @@ class MiddlewarePipeline(Pipeline):
                 response = await self._after(middleware, request, response)
             if response.completion is not given.completion:
                 record.changed(response.completion)
+            self._log_changed(request, response)
             return replace(response, latency_seconds=self._clock.now() - record.began)
 
     async def embed(
@@ -306,9 +308,15 @@ class MiddlewarePipeline(Pipeline):
             response = inner.response
             assert response is not None  # noqa: S101 - its content has come to its end
             record.changed(response.completion)
+            self._log_changed(request, response)
         outcome.response, outcome.opening = response, inner.opening
         for chunk in endings(response.completion):
             yield chunk
+
+    def _log_changed(self, request: ChatRequest, response: ChatResponse) -> None:
+        """Log an answer as it goes out; one that is withheld is not logged."""
+        if self._settings.log_prompts and not (response.cached or response.coalesced):
+            self._log_content(request, response.completion)
 
     # ── before ───────────────────────────────────────────────────────────────────────────────
 

@@ -630,6 +630,28 @@ async def test_traces_get_what_is_left(make, vendor, clock):
     assert repr(tracing.seen).count("***") == 4
 
 
+async def test_the_log_gets_what_goes_out(make, vendor, caplog):
+    async def refuse(request, response):
+        if "never" in response.text:
+            raise MiddlewareRefusedError("No.")
+        return response
+
+    caplog.set_level(logging.INFO)
+    vendor.script("a", f"1 {SECRET}", f"2 {SECRET}", f"never {SECRET}", f"never {SECRET}")
+    gateway = make(Redact(), hook(after=refuse), log_prompts=True)
+    await gateway.chat("1")
+    await gateway.chat("1")  # from the cache: it was logged when it came
+    await read(gateway.stream("2"))
+    for ask in (gateway.chat("3"), read(gateway.stream("4"))):
+        with pytest.raises(MiddlewareRefusedError):
+            await ask
+    content = [line for line in caplog.text.splitlines() if "request.content" in line]
+    assert len(content) == 2
+    assert ["1 ***" in content[0], "2 ***" in content[1]] == [True, True]
+    assert SECRET not in caplog.text
+    assert "never" not in caplog.text
+
+
 class TestConfiguration:
     async def test_an_import_path_a_class_and_a_factory(self, make, vendor, tmp_path, monkeypatch):
         monkeypatch.setattr("sys.path", list(__import__("sys").path))

@@ -23,7 +23,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
-from aigateway.clock import Clock
+from aigateway.clock import Clock, PutOff
 from aigateway.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -572,26 +572,59 @@ class MiddlewarePipeline(Pipeline):
         """
         most = self._seconds_per_hook
         seconds = most if deadline is None else min(most, deadline)
-        more = None if read is None else read.left
-        problem, places, expired = "is not async; write `async def`", "", False
+        problem, places, late = "", "", False
         try:
-            async with self._clock.timeout(seconds, more=more) as limit:
-                result = call()
-                if inspect.isawaitable(result):
-                    return await result
+            return await self._bounded(call, seconds, None if read is None else read.left)
         except (MiddlewareRefusedError, MiddlewareFailedError):
             raise
+        except _LateError:
+            problem, late = f"took more than {most:g} s", True
+        except _HookError as error:
+            problem = str(error)
         except Exception as error:  # the application's own code may raise anything
             if read is not None and error is read.error:
                 raise
-            expired = limit.expired()
-            problem = f"took more than {most:g} s" if expired else f"raised {type(error).__name__}"
-            if not expired:  # places without values: the error's text may quote the request
-                places = "".join(traceback.format_tb(error.__traceback__))
-        if expired and seconds < most:
+            problem = f"raised {type(error).__name__}"
+            # Places without values: the error's text may quote the request.
+            places = "".join(traceback.format_tb(error.__traceback__))
+        if late and seconds < most:
             name = type(middleware).__qualname__
             raise DeadlineExceededError(f"The request's deadline passed in the middleware {name}.")
         raise _failed(middleware, hook, problem, places)
+
+    async def _bounded(self, call: Callable[[], Any], seconds: float, more: PutOff | None) -> Any:
+        """Return the result of a hook; also one that swallows its cancellation is late."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - the pipeline runs in tasks
+        cancelling, limit = task.cancelling(), None
+        try:
+            async with self._clock.timeout(seconds, more=more) as limit:
+                result = call()
+                is_async = inspect.isawaitable(result)
+                if is_async:
+                    result = await result
+        except asyncio.CancelledError:
+            if task.cancelling() > cancelling:
+                raise
+            raise _HookError("was cancelled from within") from None
+        except Exception:
+            if limit is None or not limit.expired():
+                raise
+        if task.cancelling() > cancelling:
+            raise asyncio.CancelledError
+        if limit.expired():
+            raise _LateError
+        if not is_async:
+            raise _HookError("is not async; write `async def`")
+        return result
+
+
+class _HookError(Exception):
+    """A hook is at fault without having raised anything."""
+
+
+class _LateError(Exception):
+    """A hook has taken too long."""
 
 
 class _StartOverError(Exception):

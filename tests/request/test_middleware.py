@@ -1,6 +1,7 @@
 """Middleware on scripted vendors and virtual time: what it changes, refuses, breaks and costs."""
 
 import asyncio
+import contextlib
 import logging
 import pickle
 from dataclasses import replace
@@ -566,6 +567,38 @@ class TestFaults:
         await clock.advance(5)
         assert type(task.exception()) is DeadlineExceededError
         assert vendor.called() == 0
+
+    @pytest.mark.parametrize("name", ["before", "after", "stream"])
+    async def test_a_cancellation_of_its_own_is_a_fault(self, make, vendor, name):
+        async def cancelled(*_):
+            raise asyncio.CancelledError
+
+        async def stream(request, chunks):
+            raise asyncio.CancelledError
+            yield
+
+        gateway = make(hook(**{name: stream if name == "stream" else cancelled}))
+        with pytest.raises(MiddlewareFailedError, match=f"{name} was cancelled from within"):
+            await gateway.chat("hi")
+        assert ends(gateway) == {"failures": 1}
+
+    async def test_one_that_swallows_its_cancellation_does_not_pass(self, make, vendor, clock):
+        async def slow(request):
+            with contextlib.suppress(asyncio.CancelledError):
+                await clock.sleep(9)
+            return request
+
+        gateway = make(hook(before=slow), middleware_timeout=2)
+        late = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(3)
+        assert "took more than 2 s" in str(late.exception())
+        gone = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(1)
+        gone.cancel()
+        await clock.settle()
+        assert gone.cancelled()
+        assert vendor.called() == 0
+        assert ends(gateway) == {"failures": 1, "cancelled": 1}
 
     async def test_waiting_for_the_vendor_does_not_count(self, make, vendor, clock):
         async def pause():

@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import inspect
 import logging
+import math
 import sys
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
@@ -266,8 +267,10 @@ class MiddlewarePipeline(Pipeline):
             given = response = await super().chat(request, nullcontext(record))
             if response.completion.native is not None and not self._answer_native:
                 response = replace(response, completion=replace(response.completion, native=None))
+            # A stale answer stands in for one that was too late.
+            deadline = math.inf if given.stale else record.began + self._seconds(request)
             for middleware in self._answers:
-                response = await self._after(middleware, request, response)
+                response = await self._after(middleware, request, response, deadline)
             if response.completion is not given.completion:
                 record.changed(response.completion)
             self._log_changed(request, response)
@@ -348,9 +351,9 @@ class MiddlewarePipeline(Pipeline):
             request = _as_chat(request)
         for middleware in self._befores:
             written = _written(request)
-            left = began + self._seconds(request) - self._clock.now()
             call = partial(middleware.before, request)
-            new = await self._called(middleware, "before", call, deadline=left)
+            deadline = began + self._seconds(request)
+            new = await self._called(middleware, "before", call, deadline)
             self._check(middleware, "before", request, new, _FIXED)
             request = self._checked_chat(middleware, request, new, written)
         return request
@@ -388,9 +391,9 @@ class MiddlewarePipeline(Pipeline):
 
     async def _changed_embedding(self, request: EmbeddingRequest, began: float) -> EmbeddingRequest:
         for middleware in self._embeds:
-            left = began + self._seconds(request) - self._clock.now()
             call = partial(middleware.before_embedding, request)
-            new: Any = await self._called(middleware, "before_embedding", call, deadline=left)
+            deadline = began + self._seconds(request)
+            new: Any = await self._called(middleware, "before_embedding", call, deadline)
             self._check(middleware, "before_embedding", request, new, _FIXED[:4])
             problem, made = None, request
             try:
@@ -425,12 +428,16 @@ class MiddlewarePipeline(Pipeline):
     # ── after ────────────────────────────────────────────────────────────────────────────────
 
     async def _after(
-        self, middleware: Middleware, request: ChatRequest, response: ChatResponse
+        self,
+        middleware: Middleware,
+        request: ChatRequest,
+        response: ChatResponse,
+        deadline: float = math.inf,
     ) -> ChatResponse:
         if not _has(middleware, "after"):
-            return await self._in_pieces(middleware, request, response)
+            return await self._in_pieces(middleware, request, response, deadline)
         call = partial(middleware.after, request, response)
-        new: Any = await self._called(middleware, "after", call)
+        new: Any = await self._called(middleware, "after", call, deadline)
         if not isinstance(new, ChatResponse):
             raise _failed(middleware, "after", f"returned {type(new).__name__}, not ChatResponse")
         given: Any = new.completion
@@ -443,13 +450,17 @@ class MiddlewarePipeline(Pipeline):
         return _consistent(request, response, new.completion, new.parsed)
 
     async def _in_pieces(
-        self, middleware: Middleware, request: ChatRequest, response: ChatResponse
+        self,
+        middleware: Middleware,
+        request: ChatRequest,
+        response: ChatResponse,
+        deadline: float,
     ) -> ChatResponse:
         """Pass a whole answer through a middleware that has only `stream`."""
         inner, said = StreamOutcome(), Assembly("")
         inner.response = response
         given = _iterated(pieces(response.completion))
-        async with aclosing(self._stage(middleware, request, given, inner)) as passed:
+        async with aclosing(self._stage(middleware, request, given, inner, deadline)) as passed:
             async for chunk in ClosedByUs(passed):
                 said.add(chunk)
         said.last_pieces()
@@ -497,15 +508,16 @@ class MiddlewarePipeline(Pipeline):
         request: ChatRequest,
         upstream: AsyncIterator[Chunk],
         inner: StreamOutcome,
+        deadline: float = math.inf,
     ) -> AsyncGenerator[Chunk, None]:
         """Yield what one middleware makes of the content."""
         del inner
-        read = _Upstream(upstream, self._clock, self._seconds_per_hook)
+        read = _Upstream(upstream, self._clock, self._seconds_per_hook, deadline)
 
         async def begin() -> Any:
             return middleware.stream(request, read)
 
-        given = await self._called(middleware, "stream", begin)
+        given = await self._called(middleware, "stream", begin, deadline)
         if not hasattr(given, "__anext__"):
             if inspect.iscoroutine(given):
                 given.close()
@@ -515,7 +527,7 @@ class MiddlewarePipeline(Pipeline):
             while True:
                 read.begin()
                 call = partial(anext, chunks, _END)
-                chunk = await self._called(middleware, "stream", call, read=read)
+                chunk = await self._called(middleware, "stream", call, deadline, read)
                 if chunk is _END:
                     break
                 if not isinstance(chunk, Chunk) or not isinstance(chunk.text, str):
@@ -557,8 +569,7 @@ class MiddlewarePipeline(Pipeline):
         middleware: Middleware,
         hook: str,
         call: Callable[[], Any],
-        *,
-        deadline: float | None = None,
+        deadline: float = math.inf,
         read: _Upstream | None = None,
     ) -> Any:
         """Call one hook within its time.
@@ -567,11 +578,11 @@ class MiddlewarePipeline(Pipeline):
             middleware: Its owner.
             hook: Its name.
             call: Calls it.
-            deadline: Seconds that are left of the request.
+            deadline: Of the request.
             read: What the hook reads; waiting for that does not count.
         """
         most = self._seconds_per_hook
-        seconds = most if deadline is None else min(most, deadline)
+        seconds = min(most, deadline - self._clock.now())
         problem, places, late = "", "", False
         try:
             return await self._bounded(call, seconds, None if read is None else read.left)
@@ -659,12 +670,15 @@ class _UntilRestart:
 class _Upstream:
     """What the hook of a stream reads; remembers how long that took, and what it raised."""
 
-    __slots__ = ("_began", "_chunks", "_clock", "_most", "_since", "_waited", "error")
+    __slots__ = ("_began", "_chunks", "_clock", "_deadline", "_most", "_since", "_waited", "error")
 
-    def __init__(self, chunks: AsyncIterator[Chunk], clock: Clock, most: float) -> None:
+    def __init__(
+        self, chunks: AsyncIterator[Chunk], clock: Clock, most: float, deadline: float
+    ) -> None:
         self._chunks = chunks
         self._clock = clock
         self._most = most
+        self._deadline = deadline
         self._since: float | None = None
         self.error: Exception | None = None
         self.begin()
@@ -677,7 +691,7 @@ class _Upstream:
         """Return the seconds that the hook itself has left for this chunk."""
         now = self._clock.now()
         waited = self._waited + (0.0 if self._since is None else now - self._since)
-        return self._most - (now - self._began - waited)
+        return min(self._most - (now - self._began - waited), self._deadline - now)
 
     def __aiter__(self) -> Self:
         return self

@@ -558,15 +558,40 @@ class TestFaults:
             assert type(task.exception()) is (expected or type(None))
         assert "took more than 2 s" in str(task.exception())
 
-    async def test_the_deadline_of_the_request_counts_too(self, make, vendor, clock):
-        async def slow(request):
-            await clock.sleep(4)
-            return request
+    @pytest.mark.parametrize("name", ["before", "after", "stream"])
+    async def test_the_deadline_of_the_request_counts_too(self, make, vendor, clock, name):
+        async def slow(*given):
+            await clock.sleep(2)
+            return given[-1]
 
-        task = asyncio.create_task(make(hook(before=slow)).chat("hi", timeout=3))
-        await clock.advance(5)
+        async def slowly(request, chunks):
+            async for chunk in chunks:
+                await clock.sleep(2)
+                yield chunk
+
+        slow_ones = [hook(**{name: slowly if name == "stream" else slow}) for _ in range(2)]
+        task = asyncio.create_task(make(*slow_ones).chat("hi", timeout=3))
+        await clock.advance(3.5)
         assert type(task.exception()) is DeadlineExceededError
-        assert vendor.called() == 0
+        assert vendor.called() == (name != "before")
+
+    async def test_a_stale_answer_has_the_time_of_the_hook(self, make, vendor, clock):
+        async def slow(request, response):
+            await clock.sleep(1)
+            return response
+
+        settings = {"stale_if_error_seconds": 600, "cache_ttl_seconds": 1}
+        gateway = make(hook(after=slow), names="a", **settings)
+        vendor.script("a", "old", lambda: clock.sleep(60))
+        first = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(5)
+        again = asyncio.create_task(gateway.chat("hi", timeout=3))
+        await clock.advance(5)
+        assert (first.result().text, again.result().text, again.result().stale) == (
+            "old",
+            "old",
+            True,
+        )
 
     @pytest.mark.parametrize("name", ["before", "after", "stream"])
     async def test_a_cancellation_of_its_own_is_a_fault(self, make, vendor, name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -166,7 +167,7 @@ async def test_other_protocols_pass_it_also_as_they_are(simulator, path, vendor)
 USER = {"role": "user", "content": "x"}
 MCP = {"type": "mcp_tool_use", "id": "s1", "name": "f", "server_name": "x", "input": {"q": SECRET}}
 TEXT = {"type": "text", "text": "x"}
-UNSEEN = {
+UNSEEN: dict[str, tuple[str, dict[str, Any]]] = {
     "unknown block": (
         "/v1/messages",
         {"messages": [{**USER, "content": [TEXT, {"type": "brandnew", "text": SECRET}]}]},

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
 
-from aigateway import AsyncGateway
+from aigateway import AsyncGateway, ConfigurationError
 from aigateway.server import RecentEvents, create_app, routers
 from aigateway.settings import ServerSettings
 from aigateway.telemetry.prometheus import Prometheus
@@ -125,6 +125,48 @@ async def test_a_router_alone_is_as_closed_as_the_service(keys, status):
     assert foreign.status_code == status
     assert health.status_code == good.status_code == 200
     assert len(vendor.calls) == 1
+
+
+def mounted(host, gateway, tenant):
+    host.mount("/llm", create_app(gateway, ServerSettings(), tenant=tenant))
+
+
+def included(host, gateway, tenant):
+    for door in routers(gateway, ServerSettings(), tenant=tenant).values():
+        host.include_router(door, prefix="/llm")
+
+
+@pytest.mark.parametrize("add", [mounted, included])
+async def test_what_a_tenant_function_does_wrong_is_no_fault_of_the_caller(add):
+    def tenant(request):
+        if request.headers["x-user"] == "stranger":
+            raise HTTPException(401, "Who are you?", {"www-authenticate": "Own"})
+        user = request.headers["x-user"]
+        return tenant_later() if user == "late" else {"number": 7, "empty": ""}.get(user, user)
+
+    async def tenant_later():
+        return "late"
+
+    async with hosted(lambda host, gateway: add(host, gateway, tenant)) as (client, vendor):
+        answers = {
+            (user, path): await client.post(f"/llm{path}", json=body, headers={"x-user": user})
+            for user in ("stranger", "number", "empty", "late", "ada")
+            for path, body in (
+                ("/v1/chat/completions", CHAT),
+                ("/v1/messages", {**CHAT, "max_tokens": 9}),
+            )
+        }
+        calls = len(vendor.calls)
+        async with AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor()) as other:
+            with pytest.raises(ConfigurationError, match="tenant: must not be `async def`"):
+                add(FastAPI(), other, tenant_later)
+    chat, message = (answers.pop(("stranger", path)) for _, path in list(answers)[:2])
+    assert (chat.status_code, message.status_code) == (401, 401)
+    assert chat.headers["www-authenticate"] == "Own"
+    assert chat.json()["error"]["message"] == "Who are you?"
+    assert message.json()["error"] == {"type": "authentication_error", "message": "Who are you?"}
+    assert [a.status_code for a in answers.values()] == [500] * 6 + [200] * 2
+    assert calls == 2
 
 
 async def test_an_application_is_called_without_a_port():

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aigateway.errors import ConfigurationError, GatewayError
@@ -159,9 +159,9 @@ class _Service:
     def home(self, here: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
         """Return the event loop that requests run on, if a caller is on this one."""
         bound = self._gateway.event_loop
-        if bound is not None and bound.is_running():
-            return bound
-        return here or _own_loop()
+        if bound is None or not bound.is_running() or _is_of_a_parent(bound):
+            return here or _own_loop()
+        return bound
 
     async def ask(self, request: Any, body: bytes) -> _Exchange:
         """Return the exchange of a request whose response has begun."""
@@ -327,12 +327,27 @@ def _wait(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
         outcome.cancel()  # no effect when it is done
 
 
-@cache
+_own: dict[int, asyncio.AbstractEventLoop] = {}
+"""The loops of threads of this module's own, by process. A forked child does not inherit threads,
+but keeps the loops: a collected one closes its selector, which the parent still uses."""
+
+
 def _own_loop() -> asyncio.AbstractEventLoop:
     """Return the event loop of a thread that ends with the process."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="aigateway-in-process", daemon=True).start()
-    return loop
+    process = os.getpid()
+    if process not in _own:
+        loop = asyncio.new_event_loop()
+        if _own.setdefault(process, loop) is loop:
+            name = "aigateway-in-process"
+            threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
+        else:
+            loop.close()  # another thread was faster
+    return _own[process]
+
+
+def _is_of_a_parent(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether a loop looks as if it runs, but its thread is in a parent of this process."""
+    return any(loop is known and process != os.getpid() for process, known in tuple(_own.items()))
 
 
 def _application(gateway: AsyncGateway) -> FastAPI:

@@ -1,6 +1,8 @@
 """The doors within an application of others: mounted whole, or router by router."""
 
 import contextlib
+import subprocess
+import sys
 
 import httpx
 import pytest
@@ -178,3 +180,39 @@ async def test_an_application_is_called_without_a_port():
             refused = await client.post("/v1/chat/completions", json={**CHAT, "n": "x"})
     assert answer.json()["choices"][0]["message"]["content"]
     assert refused.status_code == 400
+
+
+FORKS = """
+import os, signal, httpx
+from aigateway import AsyncGateway
+from aigateway.integrations.in_process import blocking_client
+from aigateway.testing import ScriptedVendor, scripted_configs
+
+def client(gateway):
+    return blocking_client(gateway, httpx.Client)
+
+def made():
+    return AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor())
+
+def status(client):
+    body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
+    return client.post("http://any/v1/chat/completions", json=body).status_code
+
+gateway = made()
+assert status(client(gateway)) == 200
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    print(status(client(made())), status(client(gateway)), flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert status(client(gateway)) == 200
+"""
+
+
+def test_a_forked_child_has_clients_of_its_own():
+    ran = subprocess.run(
+        [sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    # The gateway of the parent is in use on the parent's loop.
+    assert (ran.returncode, ran.stdout) == (0, "200 503\n"), ran.stderr

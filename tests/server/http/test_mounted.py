@@ -1,14 +1,16 @@
 """The doors within an application of others: mounted whole, or router by router."""
 
+import asyncio
 import contextlib
 import subprocess
 import sys
 
 import httpx
+import openai
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
 
-from aigateway import AsyncGateway, ConfigurationError
+from aigateway import AsyncGateway, ConfigurationError, openai_client
 from aigateway.server import RecentEvents, create_app, routers
 from aigateway.settings import ServerSettings
 from aigateway.telemetry.prometheus import Prometheus
@@ -180,6 +182,32 @@ async def test_an_application_is_called_without_a_port():
             refused = await client.post("/v1/chat/completions", json={**CHAT, "n": "x"})
     assert answer.json()["choices"][0]["message"]["content"]
     assert refused.status_code == 400
+
+
+async def test_an_in_process_client_takes_no_settings_of_a_service(monkeypatch, clock):
+    monkeypatch.setenv("AIGATEWAY_SERVER_MAX_BODY_BYTES", "10")
+    monkeypatch.setenv("AIGATEWAY_SERVER_REQUEST_TIMEOUT", "soon")
+    vendor, begun = ScriptedVendor(), asyncio.Event()
+
+    async def slow():
+        begun.set()
+        await clock.sleep(500)
+
+    vendor.script("a", slow)
+    configs = scripted_configs("a", timeout=600)
+    passing = ServerSettings.model_construct(pass_params=("min_p",))
+    async with (
+        AsyncGateway(configs, vendor=vendor, clock=clock, timeout=600) as gateway,
+        openai_client(gateway) as client,
+        openai_client(gateway, settings=passing) as other,
+    ):
+        asked = asyncio.create_task(client.chat.completions.create(**CHAT))
+        await begun.wait()
+        await clock.advance(501)
+        assert (await asked).choices[0].message.content == "ok"
+        with pytest.raises(openai.BadRequestError, match="min_p"):
+            await client.chat.completions.create(**CHAT, extra_body={"min_p": 0.1})
+        assert await other.chat.completions.create(**CHAT, extra_body={"min_p": 0.1})
 
 
 FORKS = """

@@ -369,8 +369,8 @@ class Origin:
             including failed ones, hedges that lost and calls that the caller cancelled. None if the
             price is not known. Calls that others have joined may end after the request.
         tenant: Names the caller in logs and events, in front of the agent.
-        find_session: Whether a request that names no session gets one: from `prompt_cache_key` or
-            `metadata.user_id`, else from the beginning of its conversation.
+        find_session: Whether a request that names no session gets one, from the beginning of its
+            conversation. `prompt_cache_key` or `metadata.user_id` then decide among equals.
     """
 
     request_id: str = ""
@@ -405,6 +405,8 @@ class ChatRequest:
         native: The request as its caller wrote it, if that was in another protocol.
         session: Names the conversation; its turns stay at one provider while that is well.
         find_session: As in `Origin`; False if `session` is given.
+        prompt_cache_key: Names a prompt that several conversations share (`prompt_cache_key`,
+            `metadata.user_id`); with `find_session` it decides among equal providers.
         needs: What a model must be able to do to serve it.
     """
 
@@ -427,6 +429,7 @@ class ChatRequest:
     native: NativeRequest | None = None
     session: str | None = None
     find_session: bool = False
+    prompt_cache_key: str | None = None
     needs: frozenset[Capability] = frozenset()
 
     def map_texts(self, change: Callable[[str], str]) -> ChatRequest:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aigateway.errors import ConfigurationError, GatewayError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import anthropic
     import openai
     from fastapi import FastAPI
+
+    from aigateway.settings import ServerSettings
 
 __all__ = [
     "ADDRESS",
@@ -43,9 +45,13 @@ KEY = "in-process"
 _HELD = 16
 """Messages of a response that wait for their reader."""
 _LEAVING_SECONDS = 5.0
+_REQUEST_SECONDS = 86_400.0
+"""The bound of the service, out of the way: those of the gateway and of the client count."""
 
 
-def openai_client(gateway: AsyncGateway, **options: Any) -> openai.AsyncOpenAI:
+def openai_client(
+    gateway: AsyncGateway, *, settings: ServerSettings | None = None, **options: Any
+) -> openai.AsyncOpenAI:
     """Return OpenAI's client, answered by a gateway in this process.
 
     Chats, streams, embeddings and responses work as at the service. No key is needed. Closing the
@@ -53,6 +59,8 @@ def openai_client(gateway: AsyncGateway, **options: Any) -> openai.AsyncOpenAI:
 
     Args:
         gateway: Answers the requests. Its maker closes it.
+        settings: Of the endpoints, such as `pass_params`; keys mean nothing. None takes defaults
+            without a bound on time, and reads neither `aigateway.toml` nor the environment.
         **options: Of `openai.AsyncOpenAI`. `max_retries` is 0 by default: the gateway retries.
 
     Raises:
@@ -60,16 +68,19 @@ def openai_client(gateway: AsyncGateway, **options: Any) -> openai.AsyncOpenAI:
     """
     import openai  # noqa: PLC0415 - most processes need none
 
-    http = async_client(gateway, openai.DefaultAsyncHttpxClient)
+    http = async_client(gateway, openai.DefaultAsyncHttpxClient, settings)
     defaults: dict[str, Any] = {"base_url": f"{ADDRESS}/v1", "api_key": KEY, "max_retries": 0}
     return openai.AsyncOpenAI(http_client=http, **(defaults | options))
 
 
-def anthropic_client(gateway: AsyncGateway, **options: Any) -> anthropic.AsyncAnthropic:
+def anthropic_client(
+    gateway: AsyncGateway, *, settings: ServerSettings | None = None, **options: Any
+) -> anthropic.AsyncAnthropic:
     """Return Anthropic's client, answered by a gateway in this process: see `openai_client`.
 
     Args:
         gateway: Answers the requests. Its maker closes it.
+        settings: As for `openai_client`.
         **options: Of `anthropic.AsyncAnthropic`. `max_retries` is 0 by default.
 
     Raises:
@@ -79,12 +90,12 @@ def anthropic_client(gateway: AsyncGateway, **options: Any) -> anthropic.AsyncAn
         import anthropic  # noqa: PLC0415 - an extra
     except ImportError:
         raise missing("anthropic_client", "anthropic") from None
-    http = async_client(gateway, anthropic.DefaultAsyncHttpxClient)
+    http = async_client(gateway, anthropic.DefaultAsyncHttpxClient, settings)
     defaults: dict[str, Any] = {"base_url": ADDRESS, "api_key": KEY, "max_retries": 0}
     return anthropic.AsyncAnthropic(http_client=http, **(defaults | options))
 
 
-def async_client(gateway: AsyncGateway, kind: type[T]) -> T:
+def async_client(gateway: AsyncGateway, kind: type[T], settings: ServerSettings | None = None) -> T:
     """Return an HTTP client whose requests a gateway answers.
 
     They run on the gateway's event loop, and may come from any other one.
@@ -92,10 +103,11 @@ def async_client(gateway: AsyncGateway, kind: type[T]) -> T:
     Args:
         gateway: The gateway.
         kind: `AsyncClient` of httpx, or of a package with its interface (httpx2), or a subclass.
+        settings: As for `openai_client`.
     """
     http = _package(kind)
     transport = type("InProcessTransport", (_AsyncTransport, http.AsyncBaseTransport), {})
-    return kind(transport=transport(_Service(gateway, http)))  # type: ignore[call-arg]
+    return kind(transport=transport(_Service(gateway, http, settings)))  # type: ignore[call-arg]
 
 
 def blocking_client(gateway: AsyncGateway, kind: type[T]) -> T:
@@ -149,26 +161,29 @@ class _Transport:
 class _Service:
     """The application of a gateway, made anew for each event loop."""
 
-    def __init__(self, gateway: AsyncGateway, http: Any) -> None:
+    def __init__(
+        self, gateway: AsyncGateway, http: Any, settings: ServerSettings | None = None
+    ) -> None:
         self._gateway = gateway
+        self._settings = settings
         self._http = http
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._app = _application(gateway)
+        self._app = _application(gateway, settings)
         self.exchanges: set[_Exchange] = set()
 
     def home(self, here: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
         """Return the event loop that requests run on, if a caller is on this one."""
         bound = self._gateway.event_loop
-        if bound is not None and bound.is_running():
-            return bound
-        return here or _own_loop()
+        if bound is None or not bound.is_running() or _is_of_a_parent(bound):
+            return here or _own_loop()
+        return bound
 
     async def ask(self, request: Any, body: bytes) -> _Exchange:
         """Return the exchange of a request whose response has begun."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None:
-                self._app = _application(self._gateway)
+                self._app = _application(self._gateway, self._settings)
             self._loop = loop
         exchange = _Exchange(self._app, self._http, request, body)
         self.exchanges.add(exchange)
@@ -327,21 +342,40 @@ def _wait(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
         outcome.cancel()  # no effect when it is done
 
 
-@cache
+_own: dict[int, asyncio.AbstractEventLoop] = {}
+"""The loops of threads of this module's own, by process. A forked child does not inherit threads,
+but keeps the loops: a collected one closes its selector, which the parent still uses."""
+
+
 def _own_loop() -> asyncio.AbstractEventLoop:
     """Return the event loop of a thread that ends with the process."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="aigateway-in-process", daemon=True).start()
-    return loop
+    process = os.getpid()
+    if process not in _own:
+        loop = asyncio.new_event_loop()
+        if _own.setdefault(process, loop) is loop:
+            name = "aigateway-in-process"
+            threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
+        else:
+            loop.close()  # another thread was faster
+    return _own[process]
 
 
-def _application(gateway: AsyncGateway) -> FastAPI:
+def _is_of_a_parent(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether a loop looks as if it runs, but its thread is in a parent of this process."""
+    return any(loop is known and process != os.getpid() for process, known in tuple(_own.items()))
+
+
+def _application(gateway: AsyncGateway, settings: ServerSettings | None) -> FastAPI:
     try:
         from aigateway.server import create_app  # noqa: PLC0415 - an extra
+        from aigateway.settings import ServerSettings  # noqa: PLC0415 - as above
     except ImportError:
         raise missing("An in-process client", "server") from None
-    # Its callers are this process: neither keys nor addresses are to be checked.
-    return create_app(gateway, tenant=lambda _: None)
+    # Its callers are this process: what a service beside it has in its environment or its file is
+    # not meant for them, and neither keys nor addresses are to be checked.
+    if settings is None:
+        settings = ServerSettings.model_construct(request_timeout=_REQUEST_SECONDS)
+    return create_app(gateway, settings, tenant=lambda _: None)
 
 
 def missing(what: str, extra: str) -> ConfigurationError:

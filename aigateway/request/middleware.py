@@ -15,15 +15,16 @@ import contextlib
 import importlib
 import inspect
 import logging
+import math
 import sys
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
-from aigateway.clock import Clock
+from aigateway.clock import Clock, PutOff
 from aigateway.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -72,7 +73,16 @@ class Middleware(Protocol):
 
     One object serves all requests of a gateway, many at a time: keep what belongs to one request in
     local variables.
+
+    Attributes:
+        reads_native: Whether `before` looks at `request.native` itself, and `after` at
+            `response.completion.native`. Unless that is so for every middleware that has a
+            `before`, a request in another protocol is sent as its translation; and unless it is so
+            for all the others, its answer is given as a translation. What was written in that
+            protocol may say more, which the middleware would not see.
     """
+
+    reads_native: ClassVar[bool] = False
 
     async def before(self, request: ChatRequest) -> ChatRequest:
         """Return the request to send: this one, or a changed one.
@@ -81,9 +91,10 @@ class Middleware(Protocol):
         identical requests in flight, logs and traces see the changed one. Fields that say who asks
         (`request_id`, `partition`, `tenant`, `on_cost`) and `response_model` must stay.
 
-        Of a request in another protocol (`request.native`), `messages` and `params` are the
-        translation. If they change, the body as its caller wrote it is dropped, and every provider
-        gets the translation.
+        Of a request in another protocol, `messages` and `params` are the translation, and all that
+        is sent. With `reads_native`, `request.native` has the body as its caller wrote it, which
+        providers of that protocol get. If `messages` or `params` change and `native` does not,
+        every provider gets the translation.
 
         Args:
             request: The request of `chat`, `stream`, `batch`, `messages` or `responses`, validated.
@@ -106,8 +117,8 @@ class Middleware(Protocol):
 
         Every answer passes, also one from the cache, which keeps answers as the vendor gave them.
         Of the result, `completion` and `parsed` are used. If the text changed, `parsed` is made
-        again and `logprobs` are dropped; if anything changed, so is the provider's own form of the
-        answer (`completion.native`).
+        again and `logprobs` are dropped. The provider's own form of the answer
+        (`completion.native`) is there only with `reads_native`, and dropped if anything changed.
 
         A streamed answer passes through `stream` instead. Without a `stream` of its own, a
         middleware holds a streamed answer back until it is whole, so that nothing gets past
@@ -236,10 +247,13 @@ class MiddlewarePipeline(Pipeline):
         given = tuple(middleware)
         self._seconds_per_hook = self._settings.middleware_timeout
         self._befores = [each for each in given if _has(each, "before")]
+        self._read_native = all(getattr(each, "reads_native", False) for each in self._befores)
         self._embeds = [each for each in given if _has(each, "before_embedding")]
         self._answers = [
             each for each in reversed(given) if _has(each, "after") or _has(each, "stream")
         ]
+        self._logs_content = self._settings.log_prompts and not self._answers
+        self._answer_native = all(getattr(each, "reads_native", False) for each in self._answers)
 
     async def chat(
         self, request: ChatRequest, within: AbstractContextManager[RequestRecord] | None = None
@@ -251,10 +265,15 @@ class MiddlewarePipeline(Pipeline):
             return await super().chat(request, opened)
         with opened as record:
             given = response = await super().chat(request, nullcontext(record))
+            if response.completion.native is not None and not self._answer_native:
+                response = replace(response, completion=replace(response.completion, native=None))
+            # A stale answer stands in for one that was too late.
+            deadline = math.inf if given.stale else record.began + self._seconds(request)
             for middleware in self._answers:
-                response = await self._after(middleware, request, response)
+                response = await self._after(middleware, request, response, deadline)
             if response.completion is not given.completion:
                 record.changed(response.completion)
+            self._log_changed(request, response)
             return replace(response, latency_seconds=self._clock.now() - record.began)
 
     async def embed(
@@ -292,9 +311,15 @@ class MiddlewarePipeline(Pipeline):
             response = inner.response
             assert response is not None  # noqa: S101 - its content has come to its end
             record.changed(response.completion)
+            self._log_changed(request, response)
         outcome.response, outcome.opening = response, inner.opening
         for chunk in endings(response.completion):
             yield chunk
+
+    def _log_changed(self, request: ChatRequest, response: ChatResponse) -> None:
+        """Log an answer as it goes out; one that is withheld is not logged."""
+        if self._settings.log_prompts and not (response.cached or response.coalesced):
+            self._log_content(request, response.completion)
 
     # ── before ───────────────────────────────────────────────────────────────────────────────
 
@@ -322,11 +347,13 @@ class MiddlewarePipeline(Pipeline):
         return record
 
     async def _changed_chat(self, request: ChatRequest, began: float) -> ChatRequest:
+        if not self._read_native:
+            request = _as_chat(request)
         for middleware in self._befores:
             written = _written(request)
-            left = began + self._seconds(request) - self._clock.now()
             call = partial(middleware.before, request)
-            new = await self._called(middleware, "before", call, deadline=left)
+            deadline = began + self._seconds(request)
+            new = await self._called(middleware, "before", call, deadline)
             self._check(middleware, "before", request, new, _FIXED)
             request = self._checked_chat(middleware, request, new, written)
         return request
@@ -358,21 +385,15 @@ class MiddlewarePipeline(Pipeline):
         if problem is not None:
             raise _failed(middleware, "before", problem)
         made = replace(new, **{name: getattr(made, name) for name in _MADE})
-        if not content_changed or made.native is None or made.native is not old.native:
+        if self._read_native and not (content_changed and made.native is old.native):
             return made
-        if made.native.only is None:
-            return replace(made, native=None)
-        raise RequestRejectedError(
-            f"{made.native.only}: only the body as it is can say this, and middleware of this"
-            " gateway has changed the request; leave it out.",
-            param=made.native.only,
-        )
+        return _as_chat(made)
 
     async def _changed_embedding(self, request: EmbeddingRequest, began: float) -> EmbeddingRequest:
         for middleware in self._embeds:
-            left = began + self._seconds(request) - self._clock.now()
             call = partial(middleware.before_embedding, request)
-            new: Any = await self._called(middleware, "before_embedding", call, deadline=left)
+            deadline = began + self._seconds(request)
+            new: Any = await self._called(middleware, "before_embedding", call, deadline)
             self._check(middleware, "before_embedding", request, new, _FIXED[:4])
             problem, made = None, request
             try:
@@ -407,12 +428,16 @@ class MiddlewarePipeline(Pipeline):
     # ── after ────────────────────────────────────────────────────────────────────────────────
 
     async def _after(
-        self, middleware: Middleware, request: ChatRequest, response: ChatResponse
+        self,
+        middleware: Middleware,
+        request: ChatRequest,
+        response: ChatResponse,
+        deadline: float = math.inf,
     ) -> ChatResponse:
         if not _has(middleware, "after"):
-            return await self._in_pieces(middleware, request, response)
+            return await self._in_pieces(middleware, request, response, deadline)
         call = partial(middleware.after, request, response)
-        new: Any = await self._called(middleware, "after", call)
+        new: Any = await self._called(middleware, "after", call, deadline)
         if not isinstance(new, ChatResponse):
             raise _failed(middleware, "after", f"returned {type(new).__name__}, not ChatResponse")
         given: Any = new.completion
@@ -425,13 +450,17 @@ class MiddlewarePipeline(Pipeline):
         return _consistent(request, response, new.completion, new.parsed)
 
     async def _in_pieces(
-        self, middleware: Middleware, request: ChatRequest, response: ChatResponse
+        self,
+        middleware: Middleware,
+        request: ChatRequest,
+        response: ChatResponse,
+        deadline: float,
     ) -> ChatResponse:
         """Pass a whole answer through a middleware that has only `stream`."""
         inner, said = StreamOutcome(), Assembly("")
         inner.response = response
         given = _iterated(pieces(response.completion))
-        async with aclosing(self._stage(middleware, request, given, inner)) as passed:
+        async with aclosing(self._stage(middleware, request, given, inner, deadline)) as passed:
             async for chunk in ClosedByUs(passed):
                 said.add(chunk)
         said.last_pieces()
@@ -479,15 +508,16 @@ class MiddlewarePipeline(Pipeline):
         request: ChatRequest,
         upstream: AsyncIterator[Chunk],
         inner: StreamOutcome,
+        deadline: float = math.inf,
     ) -> AsyncGenerator[Chunk, None]:
         """Yield what one middleware makes of the content."""
         del inner
-        read = _Upstream(upstream, self._clock, self._seconds_per_hook)
+        read = _Upstream(upstream, self._clock, self._seconds_per_hook, deadline)
 
         async def begin() -> Any:
             return middleware.stream(request, read)
 
-        given = await self._called(middleware, "stream", begin)
+        given = await self._called(middleware, "stream", begin, deadline)
         if not hasattr(given, "__anext__"):
             if inspect.iscoroutine(given):
                 given.close()
@@ -497,7 +527,7 @@ class MiddlewarePipeline(Pipeline):
             while True:
                 read.begin()
                 call = partial(anext, chunks, _END)
-                chunk = await self._called(middleware, "stream", call, read=read)
+                chunk = await self._called(middleware, "stream", call, deadline, read)
                 if chunk is _END:
                     break
                 if not isinstance(chunk, Chunk) or not isinstance(chunk.text, str):
@@ -539,8 +569,7 @@ class MiddlewarePipeline(Pipeline):
         middleware: Middleware,
         hook: str,
         call: Callable[[], Any],
-        *,
-        deadline: float | None = None,
+        deadline: float = math.inf,
         read: _Upstream | None = None,
     ) -> Any:
         """Call one hook within its time.
@@ -549,31 +578,64 @@ class MiddlewarePipeline(Pipeline):
             middleware: Its owner.
             hook: Its name.
             call: Calls it.
-            deadline: Seconds that are left of the request.
+            deadline: Of the request.
             read: What the hook reads; waiting for that does not count.
         """
         most = self._seconds_per_hook
-        seconds = most if deadline is None else min(most, deadline)
-        more = None if read is None else read.left
-        problem, places, expired = "is not async; write `async def`", "", False
+        seconds = min(most, deadline - self._clock.now())
+        problem, places, late = "", "", False
         try:
-            async with self._clock.timeout(seconds, more=more) as limit:
-                result = call()
-                if inspect.isawaitable(result):
-                    return await result
+            return await self._bounded(call, seconds, None if read is None else read.left)
         except (MiddlewareRefusedError, MiddlewareFailedError):
             raise
+        except _LateError:
+            problem, late = f"took more than {most:g} s", True
+        except _HookError as error:
+            problem = str(error)
         except Exception as error:  # the application's own code may raise anything
             if read is not None and error is read.error:
                 raise
-            expired = limit.expired()
-            problem = f"took more than {most:g} s" if expired else f"raised {type(error).__name__}"
-            if not expired:  # places without values: the error's text may quote the request
-                places = "".join(traceback.format_tb(error.__traceback__))
-        if expired and seconds < most:
+            problem = f"raised {type(error).__name__}"
+            # Places without values: the error's text may quote the request.
+            places = "".join(traceback.format_tb(error.__traceback__))
+        if late and seconds < most:
             name = type(middleware).__qualname__
             raise DeadlineExceededError(f"The request's deadline passed in the middleware {name}.")
         raise _failed(middleware, hook, problem, places)
+
+    async def _bounded(self, call: Callable[[], Any], seconds: float, more: PutOff | None) -> Any:
+        """Return the result of a hook; also one that swallows its cancellation is late."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - the pipeline runs in tasks
+        cancelling, limit = task.cancelling(), None
+        try:
+            async with self._clock.timeout(seconds, more=more) as limit:
+                result = call()
+                is_async = inspect.isawaitable(result)
+                if is_async:
+                    result = await result
+        except asyncio.CancelledError:
+            if task.cancelling() > cancelling:
+                raise
+            raise _HookError("was cancelled from within") from None
+        except Exception:
+            if limit is None or not limit.expired():
+                raise
+        if task.cancelling() > cancelling:
+            raise asyncio.CancelledError
+        if limit.expired():
+            raise _LateError
+        if not is_async:
+            raise _HookError("is not async; write `async def`")
+        return result
+
+
+class _HookError(Exception):
+    """A hook is at fault without having raised anything."""
+
+
+class _LateError(Exception):
+    """A hook has taken too long."""
 
 
 class _StartOverError(Exception):
@@ -608,12 +670,15 @@ class _UntilRestart:
 class _Upstream:
     """What the hook of a stream reads; remembers how long that took, and what it raised."""
 
-    __slots__ = ("_began", "_chunks", "_clock", "_most", "_since", "_waited", "error")
+    __slots__ = ("_began", "_chunks", "_clock", "_deadline", "_most", "_since", "_waited", "error")
 
-    def __init__(self, chunks: AsyncIterator[Chunk], clock: Clock, most: float) -> None:
+    def __init__(
+        self, chunks: AsyncIterator[Chunk], clock: Clock, most: float, deadline: float
+    ) -> None:
         self._chunks = chunks
         self._clock = clock
         self._most = most
+        self._deadline = deadline
         self._since: float | None = None
         self.error: Exception | None = None
         self.begin()
@@ -626,7 +691,7 @@ class _Upstream:
         """Return the seconds that the hook itself has left for this chunk."""
         now = self._clock.now()
         waited = self._waited + (0.0 if self._since is None else now - self._since)
-        return self._most - (now - self._began - waited)
+        return min(self._most - (now - self._began - waited), self._deadline - now)
 
     def __aiter__(self) -> Self:
         return self
@@ -664,6 +729,20 @@ def _without_content(request: ChatRequest | EmbeddingRequest) -> ChatRequest | E
     if isinstance(request, ChatRequest):
         return replace(request, messages=())
     return replace(request, inputs=())
+
+
+def _as_chat(request: ChatRequest) -> ChatRequest:
+    """Return a request without its body in another protocol."""
+    native = request.native
+    if native is None:
+        return request
+    if native.only is None:
+        return replace(request, native=None)
+    raise RequestRejectedError(
+        f"{native.only}: no chat can say this, and the middleware of this gateway lets chats alone"
+        f" pass; {native.instead}.",
+        param=native.only,
+    )
 
 
 def _unsendable(error: Exception) -> str:

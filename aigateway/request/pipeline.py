@@ -72,6 +72,7 @@ class Pipeline:
         self._recorder = recorder
         self._failovers = Failovers(settings, context)
         self._coalescer: Coalescer[Served[Completion]] = Coalescer()
+        self._logs_content = settings.log_prompts
 
     async def chat(
         self, request: ChatRequest, within: AbstractContextManager[RequestRecord] | None = None
@@ -343,9 +344,8 @@ class Pipeline:
             record.coalesced(served.provider, answer)
         else:
             record.served(served.provider, answer, attempts=len(attempts))
-            if self._settings.log_prompts:
-                texts = [choice.text for choice in answer.choices]
-                self._emitter.log_content(request.request_id, request.messages, texts)
+            if self._logs_content:
+                self._log_content(request, answer)
         return ChatResponse(
             answer,
             served.provider,
@@ -356,6 +356,10 @@ class Pipeline:
             parsed=parsed,
             request_id=request.request_id,
         )
+
+    def _log_content(self, request: ChatRequest, answer: Completion) -> None:
+        texts = [choice.text for choice in answer.choices]
+        self._emitter.log_content(request.request_id, request.messages, texts)
 
     def _streamed(
         self, key: str | None, request: ChatRequest, record: RequestRecord, run: StreamRun

@@ -33,7 +33,7 @@ from aigateway.request.checks import (
 )
 from aigateway.request.json_copy import LONG, check_size, copied, encoded_json, json_length
 from aigateway.request.schema import CHAT_FIELDS, EMBEDDING_FIELDS
-from aigateway.routing.affinity import named_session
+from aigateway.routing.affinity import shared_name
 from aigateway.routing.capabilities import NOTHING, needs_of
 from aigateway.settings import GatewaySettings
 from aigateway.structured import strict_format
@@ -118,8 +118,6 @@ def chat_request(
         refuse('cache must be True, False or "refresh".')
     if session is not None:
         check_name("session", session)
-    elif origin.find_session:
-        session = named_session(params, native)
     most = settings.max_prompt_bytes
     messages, size = _copied_messages(prompt_or_messages, system, most)
     given = {name: value for name, value in params.items() if value is not None} if params else {}
@@ -128,6 +126,7 @@ def chat_request(
     if max_tokens is not None:
         given["max_tokens"] = max_tokens
     own, response_model, more = _copied_chat_fields(given, most) if given else (given, None, 0)
+    finds = origin.find_session and session is None
     return ChatRequest(
         messages,
         model,
@@ -145,7 +144,8 @@ def chat_request(
         size=size + more,
         native=native,
         session=session,
-        find_session=origin.find_session and session is None,
+        find_session=finds,
+        prompt_cache_key=shared_name(params, native) if finds else None,
         needs=needs_of(messages, own) if own or type(prompt_or_messages) is not str else NOTHING,
     )
 

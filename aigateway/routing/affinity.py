@@ -23,21 +23,25 @@ __all__ = [
     "Affinity",
     "Session",
     "is_bearable",
-    "named_session",
     "session_of",
+    "shared_name",
 ]
 
 IDLE = 3600.0
 """Seconds after which an idle session is forgotten: its prompt is in no vendor's cache by then."""
 
 MOST_SESSIONS = 50_000
-"""Sessions to remember; each takes about 200 bytes. The longest idle one is forgotten first."""
+"""Sessions to remember; each takes about 200 bytes. One found by its beginning counts twice. The
+longest idle one is forgotten first."""
 
 _SAMPLE = 2048
 """Characters of a text that count for the beginning of a conversation, beside its length."""
 
 _MOST_ITEMS = 16
 """Parts of a message, and tools, that count likewise."""
+
+_MARKS = frozenset({"cache_control"})
+"""Fields of parts that are no content."""
 
 _MORE, _FACTOR = 2, 1.5
 """A new session goes to a provider with at most so many times the calls in flight of the least
@@ -53,10 +57,18 @@ class Session:
         begins: The session was found by the beginning of the conversation, and this is its first
             turn: it is remembered, but goes where any request would go. Else the same question,
             asked every minute, would never return to a better provider.
+        start: The key of the first turn, whose provider counts for the second one. Many
+            conversations may begin alike; `key` then has the first answer, too.
+        place: Decides among equals; None is `key`.
+        length: Messages of the conversation, if it was found by its beginning. Only a longer one
+            continues it: examples in front of every question are no conversation.
     """
 
     key: bytes
     begins: bool = False
+    start: bytes | None = None
+    place: bytes | None = None
+    length: int = 0
 
     def score(self, provider: str, weight: float) -> float:
         """Return the rank of a provider for this session; the highest serves it.
@@ -64,7 +76,8 @@ class Session:
         Weighted rendezvous hashing: each gets sessions in proportion to its weight, processes that
         share nothing agree, and a provider that comes or goes moves no other sessions than its own.
         """
-        digest = blake2b(provider.encode(errors="replace"), digest_size=8, key=self.key).digest()
+        key = self.key if self.place is None else self.place
+        digest = blake2b(provider.encode(errors="replace"), digest_size=8, key=key).digest()
         share = (int.from_bytes(digest, "big") + 1) / (2**64 + 1)
         return -weight / math.log(share)
 
@@ -75,8 +88,17 @@ def session_of(request: ChatRequest) -> Session | None:
         return Session(_digest(request, "session", request.session))
     if not request.find_session:
         return None
-    begins = all(message.get("role") != "assistant" for message in request.messages)
-    return Session(_digest(request, "beginning", _beginning(request)), begins)
+    start = _digest(request, "beginning", _digest_of(_first_texts(request), _SAMPLE).hex())
+    # A name that is none of a conversation (an application's, a user's) only decides among equals.
+    name = request.prompt_cache_key
+    place = start if name is None else _digest(request, "shared", name)
+    length = len(request.messages)
+    for message in request.messages:
+        if message.get("role") == "assistant":
+            reply = _digest_of(_texts(message), _SAMPLE).hex()
+            key = _digest(request, "conversation", start.hex() + reply)
+            return Session(key, start=start, place=place, length=length)
+    return Session(start, begins=True, place=place, length=length)
 
 
 def is_bearable(load: float, least: float, weight: float) -> bool:
@@ -90,6 +112,7 @@ class _Home(NamedTuple):
     provider: str
     since: float
     answered: bool
+    length: int
 
 
 class Affinity:
@@ -110,7 +133,9 @@ class Affinity:
     def home(self, session: Session) -> str | None:
         """Return the name of the provider that answered a session last; None for a new one."""
         found = None if session.begins else self._known(session)
-        return None if found is None else found.provider
+        if found is None or 0 < session.length <= found.length:
+            return None
+        return found.provider
 
     def sent(self, session: Session, provider: str) -> None:
         """Remember where a new session is sent, so that turns at the same time go there, too."""
@@ -130,11 +155,13 @@ class Affinity:
 
     def _known(self, session: Session) -> _Home | None:
         found = self._homes.get(session.key)
+        if found is None and session.start is not None:
+            found = self._homes.get(session.start)
         return None if found is None or self._clock.now() - found.since >= IDLE else found
 
     def _remember(self, session: Session, provider: str, *, answered: bool) -> None:
         homes, now = self._homes, self._clock.now()
-        homes[session.key] = _Home(provider, now, answered)
+        homes[session.key] = _Home(provider, now, answered, session.length)
         homes.move_to_end(session.key)
         # The first one is idle for the longest: this forgets two for each new one, if they are due.
         for _ in range(2):
@@ -188,13 +215,15 @@ def _digest_of(texts: Iterable[str], most: int | None = None) -> bytes:
     return blake2b(joined.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
-def named_session(params: Mapping[str, Any], native: NativeRequest | None) -> str | None:
-    """Return the session that a body names in `prompt_cache_key` or `metadata.user_id`."""
-    body = params if native is None else {**params, **native.body}
-    metadata = body.get("metadata")
-    user = metadata.get("user_id") if isinstance(metadata, Mapping) else None
-    given = (name for name in (body.get("prompt_cache_key"), user) if isinstance(name, str))
-    return next(filter(None, given), None)
+def shared_name(params: Mapping[str, Any], native: NativeRequest | None) -> str | None:
+    """Return what a body names in `prompt_cache_key` or `metadata.user_id`."""
+    for body in ({} if native is None else native.body, params):
+        metadata = body.get("metadata")
+        user = metadata.get("user_id") if isinstance(metadata, Mapping) else None
+        for name in (body.get("prompt_cache_key"), user):
+            if name and isinstance(name, str):
+                return name
+    return None
 
 
 def _references(request: ChatRequest) -> Sequence[str]:
@@ -209,28 +238,31 @@ def _references(request: ChatRequest) -> Sequence[str]:
     return [name for name in given if isinstance(name, str) and name]
 
 
-def _beginning(request: ChatRequest) -> str:
-    """Return a digest of system prompt, tools and the first turn of the user."""
-    return _digest_of(_first_texts(request), _SAMPLE).hex()
-
-
 def _first_texts(request: ChatRequest) -> Iterable[str]:
     for tool in (request.params.get("tools") or ())[:_MOST_ITEMS]:
         function = tool.get("function") if isinstance(tool, Mapping) else None
         yield str(function.get("name") if isinstance(function, Mapping) else "")
     for message in request.messages:
-        content = message.get("content")
-        if isinstance(content, str):
-            yield content
-        elif isinstance(content, Sequence):
-            yield from _texts_of_parts(content[:_MOST_ITEMS])
+        yield from _texts(message)
         if message.get("role") == "user":
             return
 
 
+def _texts(message: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the texts of a message, without marks that move from turn to turn."""
+    content = message.get("content")
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, Sequence):
+        yield from _texts_of_parts(content[:_MOST_ITEMS])
+    yield from _texts_of_parts((message.get("tool_calls") or ())[:_MOST_ITEMS])
+
+
 def _texts_of_parts(parts: Iterable[Any]) -> Iterable[str]:
     for part in parts:
-        fields = part.values() if isinstance(part, Mapping) else (part,)
-        for value in fields:
+        fields = part.items() if isinstance(part, Mapping) else (("", part),)
+        for name, value in fields:
+            if name in _MARKS:
+                continue
             inner = value.values() if isinstance(value, Mapping) else (value,)
             yield from (text for text in inner if isinstance(text, str))

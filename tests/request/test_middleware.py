@@ -1,6 +1,7 @@
 """Middleware on scripted vendors and virtual time: what it changes, refuses, breaks and costs."""
 
 import asyncio
+import contextlib
 import logging
 import pickle
 from dataclasses import replace
@@ -76,6 +77,10 @@ class Redact(Middleware):
         yield Chunk(hidden(held))
 
 
+class ReadsNative(Redact):
+    reads_native = True
+
+
 class Named(Middleware):
     """Notes its calls, and leaves its name in front of everything."""
 
@@ -99,7 +104,8 @@ class Named(Middleware):
 
 def hook(**hooks):
     """A middleware without the base class, with these hooks."""
-    return type("Own", (), {name: staticmethod(call) for name, call in hooks.items()})()
+    made = {name: staticmethod(call) if callable(call) else call for name, call in hooks.items()}
+    return type("Own", (), made)()
 
 
 def sent(vendor):
@@ -238,7 +244,7 @@ class TestRequests:
     async def test_the_body_of_another_protocol_goes_once_the_request_is_changed(
         self, make, vendor
     ):
-        gateway = make(Redact())
+        gateway = make(ReadsNative())
         native = NativeRequest("messages", {"input": SECRET})
         for text in ("plain", SECRET):
             await gateway._pipeline.chat(replace(gateway.check(text), native=native))
@@ -256,10 +262,27 @@ class TestRequests:
         async def before(request):
             return replace(request.map_texts(hidden), native=other)
 
-        gateway = make(hook(before=before))
+        gateway = make(hook(before=before, reads_native=True))
         native = NativeRequest("messages", {"input": SECRET})
         await gateway._pipeline.chat(replace(gateway.check(SECRET), native=native))
         assert vendor.calls[0][1].native is other
+
+    @pytest.mark.parametrize("blind", [0, 1])
+    async def test_one_that_does_not_read_the_body_itself_lets_chats_alone_pass(
+        self, make, vendor, blind
+    ):
+        async def before(request):
+            return replace(request, native=native)
+
+        native = NativeRequest("messages", {"input": SECRET})
+        pair = [ReadsNative(), hook(before=before)]
+        gateway = make(pair[blind], pair[not blind])
+        await gateway._pipeline.chat(replace(gateway.check("plain"), native=native))
+        assert vendor.calls[0][1].native is None
+        only = replace(native, only="previous_response_id", instead="send the history")
+        with pytest.raises(RequestRejectedError, match=r"previous_response_id.*send the history"):
+            await gateway._pipeline.chat(replace(gateway.check("plain"), native=only))
+        assert vendor.called() == 1
 
 
 class TestAnswers:
@@ -287,8 +310,10 @@ class TestAnswers:
 
     async def test_an_answer_that_nothing_changes_keeps_its_own_form(self, make, vendor):
         answer = Completion("i", "m", (Choice("-", "stop"),), native=NativeAnswer("messages"))
-        vendor.script("a", answer)
-        assert (await make(Redact()).chat("hi")).completion is answer
+        vendor.always("a", answer)
+        assert (await make(ReadsNative()).chat("hi")).completion is answer
+        for seen in (make(Redact()), make(ReadsNative(), hook(stream=Redact().stream))):
+            assert (await seen.chat("hi")).completion == replace(answer, native=None)
 
     async def test_a_parsed_answer_follows_the_text(self, make, vendor):
         class Answer(BaseModel):
@@ -377,7 +402,7 @@ class TestStreams:
         native = NativeAnswer("messages")
         kept = Completion("i", "m", (Choice("two words", "stop"),), native=native)
         vendor.script("a", f"it is {SECRET}!", kept)
-        gateway = make(hook(stream=Redact().stream))
+        gateway = make(hook(stream=Redact().stream, reads_native=True))
         first, again = await gateway.chat("hi"), await gateway.chat("hi")
         assert (first.text, again.text, again.cached) == ("it is ***!", "it is ***!", True)
         assert (await gateway.chat("other")).completion is kept
@@ -533,15 +558,72 @@ class TestFaults:
             assert type(task.exception()) is (expected or type(None))
         assert "took more than 2 s" in str(task.exception())
 
-    async def test_the_deadline_of_the_request_counts_too(self, make, vendor, clock):
+    @pytest.mark.parametrize("name", ["before", "after", "stream"])
+    async def test_the_deadline_of_the_request_counts_too(self, make, vendor, clock, name):
+        async def slow(*given):
+            await clock.sleep(2)
+            return given[-1]
+
+        async def slowly(request, chunks):
+            async for chunk in chunks:
+                await clock.sleep(2)
+                yield chunk
+
+        slow_ones = [hook(**{name: slowly if name == "stream" else slow}) for _ in range(2)]
+        task = asyncio.create_task(make(*slow_ones).chat("hi", timeout=3))
+        await clock.advance(3.5)
+        assert type(task.exception()) is DeadlineExceededError
+        assert vendor.called() == (name != "before")
+
+    async def test_a_stale_answer_has_the_time_of_the_hook(self, make, vendor, clock):
+        async def slow(request, response):
+            await clock.sleep(1)
+            return response
+
+        settings = {"stale_if_error_seconds": 600, "cache_ttl_seconds": 1}
+        gateway = make(hook(after=slow), names="a", **settings)
+        vendor.script("a", "old", lambda: clock.sleep(60))
+        first = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(5)
+        again = asyncio.create_task(gateway.chat("hi", timeout=3))
+        await clock.advance(5)
+        assert (first.result().text, again.result().text, again.result().stale) == (
+            "old",
+            "old",
+            True,
+        )
+
+    @pytest.mark.parametrize("name", ["before", "after", "stream"])
+    async def test_a_cancellation_of_its_own_is_a_fault(self, make, vendor, name):
+        async def cancelled(*_):
+            raise asyncio.CancelledError
+
+        async def stream(request, chunks):
+            raise asyncio.CancelledError
+            yield
+
+        gateway = make(hook(**{name: stream if name == "stream" else cancelled}))
+        with pytest.raises(MiddlewareFailedError, match=f"{name} was cancelled from within"):
+            await gateway.chat("hi")
+        assert ends(gateway) == {"failures": 1}
+
+    async def test_one_that_swallows_its_cancellation_does_not_pass(self, make, vendor, clock):
         async def slow(request):
-            await clock.sleep(4)
+            with contextlib.suppress(asyncio.CancelledError):
+                await clock.sleep(9)
             return request
 
-        task = asyncio.create_task(make(hook(before=slow)).chat("hi", timeout=3))
-        await clock.advance(5)
-        assert type(task.exception()) is DeadlineExceededError
+        gateway = make(hook(before=slow), middleware_timeout=2)
+        late = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(3)
+        assert "took more than 2 s" in str(late.exception())
+        gone = asyncio.create_task(gateway.chat("hi"))
+        await clock.advance(1)
+        gone.cancel()
+        await clock.settle()
+        assert gone.cancelled()
         assert vendor.called() == 0
+        assert ends(gateway) == {"failures": 1, "cancelled": 1}
 
     async def test_waiting_for_the_vendor_does_not_count(self, make, vendor, clock):
         async def pause():
@@ -604,6 +686,28 @@ async def test_traces_get_what_is_left(make, vendor, clock):
     assert SECRET not in repr(tracing.seen)
     assert len(tracing.seen) == 6
     assert repr(tracing.seen).count("***") == 4
+
+
+async def test_the_log_gets_what_goes_out(make, vendor, caplog):
+    async def refuse(request, response):
+        if "never" in response.text:
+            raise MiddlewareRefusedError("No.")
+        return response
+
+    caplog.set_level(logging.INFO)
+    vendor.script("a", f"1 {SECRET}", f"2 {SECRET}", f"never {SECRET}", f"never {SECRET}")
+    gateway = make(Redact(), hook(after=refuse), log_prompts=True)
+    await gateway.chat("1")
+    await gateway.chat("1")  # from the cache: it was logged when it came
+    await read(gateway.stream("2"))
+    for ask in (gateway.chat("3"), read(gateway.stream("4"))):
+        with pytest.raises(MiddlewareRefusedError):
+            await ask
+    content = [line for line in caplog.text.splitlines() if "request.content" in line]
+    assert len(content) == 2
+    assert ["1 ***" in content[0], "2 ***" in content[1]] == [True, True]
+    assert SECRET not in caplog.text
+    assert "never" not in caplog.text
 
 
 class TestConfiguration:

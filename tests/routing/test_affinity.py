@@ -266,7 +266,8 @@ class TestBeginnings:
         first, later = session_of(conversation("one")), session_of(conversation("one", "1", "two"))
         assert first is not None
         assert later is not None
-        assert first.key == later.key
+        assert later.start == first.key
+        assert later.place == first.place
         assert (first.begins, later.begins) == (True, False)
 
     @pytest.mark.parametrize(
@@ -296,17 +297,80 @@ class TestBeginnings:
         assert (await gateway.chat(history, origin=finding)).provider == "b"
         assert (await gateway.chat("one", origin=finding)).provider == "a"
 
-    @pytest.mark.parametrize(
-        "named",
-        [{"prompt_cache_key": "k"}, {"metadata": {"user_id": "k"}}],
-    )
-    async def test_what_the_body_names_comes_first(self, make, vendor, named):
+    async def test_another_conversation_with_the_same_beginning_moves_none(self, make, vendor):
+        gateway = make("a", "b")
+        finding = Origin(find_session=True)
+        turns = ("run", "1", "go on", "2", "go on")
+        vendor.script("a", K.SERVER_ERROR)
+
+        async def turn_of(first_answer, turns_so_far):
+            texts = [t if n != 1 else first_answer for n, t in enumerate(turns[:turns_so_far])]
+            messages = conversation(*texts).messages
+            return (await gateway.chat(list(messages), origin=finding)).provider
+
+        assert [await turn_of("x", n) for n in (1, 3)] == ["b", "b"]
+        assert await turn_of("", 1) == "a"  # another run begins, in its best place
+        assert [await turn_of("y", 3), await turn_of("x", 5)] == ["a", "b"]
+
+    async def test_examples_in_front_of_every_question_are_no_conversation(self, make, vendor):
         gateway = make("a", "b")
         finding = Origin(find_session=True)
         vendor.script("a", K.SERVER_ERROR)
-        replies = [await gateway.chat(p, origin=finding, **named) for p in ("one", "two")]
-        assert [reply.provider for reply in replies] == ["b", "b"]
-        assert (await gateway.chat("two", **named)).provider == "a"  # a library names them itself
+        asked = [conversation("2+2?", "4", f"{n}+{n}?").messages for n in range(4)]
+        homes = [(await gateway.chat(list(each), origin=finding)).provider for each in asked]
+        assert homes == ["b", "a", "a", "a"]
+
+    def test_marks_of_a_cache_do_not_count(self):
+        def begun(**more):
+            messages = [{"role": "user", "content": [{"type": "text", "text": "one", **more}]}]
+            return session_of(ChatRequest(tuple(messages), find_session=True))
+
+        assert begun() == begun(cache_control={"type": "ephemeral"})
+
+
+NAMED = [{"prompt_cache_key": "k"}, {"metadata": {"user_id": "k"}}]
+
+
+@pytest.mark.parametrize("named", NAMED)
+class TestSharedNames:
+    """`prompt_cache_key` and `metadata.user_id`: many conversations may have the same."""
+
+    FINDING = Origin(find_session=True)
+
+    async def ask(self, gateway, text, named, **more):
+        return (await gateway.chat(text, origin=self.FINDING, **named, **more)).provider
+
+    async def test_priority_comes_first_as_soon_as_it_may(self, make, vendor, named):
+        gateway = make("a", "b")
+        vendor.script("a", K.SERVER_ERROR)
+        homes = [await self.ask(gateway, text, named) for text in ("one", "two", "one")]
+        assert homes == ["b", "a", "a"]
+
+    async def test_a_conversation_still_has_a_home(self, make, vendor, named):
+        gateway = make("a", "b")
+        vendor.script("a", K.SERVER_ERROR)
+        history = [list(conversation("one", *["x", "y"] * n).messages) for n in range(3)]
+        assert [await self.ask(gateway, each, named) for each in history] == ["b", "b", "b"]
+
+    async def test_among_equals_it_is_a_place_that_load_bounds(self, make, vendor, clock, named):
+        gateway = make(fields=EQUALS)
+        homes = {await self.ask(gateway, f"p{n}", named) for n in range(20)}
+        assert len(homes) == 1
+        others = {await self.ask(gateway, f"p{n}", {"prompt_cache_key": f"{n}"}) for n in range(20)}
+        assert others == {"a", "b", "c"}
+        going = asyncio.Event()
+        for name in "abc":
+            vendor.always(name, going.wait)
+        asked = [asyncio.create_task(self.ask(gateway, f"q{n}", named)) for n in range(30)]
+        await clock.settle()
+        assert max(loads(gateway).values()) <= 15
+        assert min(loads(gateway).values()) >= 6
+        going.set()
+        await asyncio.gather(*asked)
+
+    async def test_a_library_names_them_to_the_vendor_alone(self, make, vendor, named):
+        gateway = make(fields=EQUALS)
+        assert {(await gateway.chat(f"p{n}", **named)).provider for n in range(6)} == set("abc")
 
 
 class TestStored:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,6 +24,8 @@ OPEN = {"/": "status_page", "/health": "health", "/ready": "ready"}
 asks for a key itself."""
 
 _CALLER = "aigateway.caller"
+
+_LONGEST_TENANT = 1024
 
 _EXPOSED = (
     "Retry-After",
@@ -61,10 +65,23 @@ def caller_of(request: Request) -> Caller:
     caller = request.scope.get(_CALLER)
     if caller is None:
         service = service_of(request)
-        assert service.tenant is not None  # noqa: S101 - else the middleware has a caller
-        caller = request.scope[_CALLER] = Caller(service.tenant(request))
+        caller = request.scope[_CALLER] = Caller(_tenant(service, request))
     assert isinstance(caller, Caller)  # noqa: S101 - `AccessMiddleware` put it there
     return caller
+
+
+def _tenant(service: Service, request: Request) -> str | None:
+    """Return the tenant that an application around this one names; it may refuse the request."""
+    assert service.tenant is not None  # noqa: S101 - else the middleware has a caller
+    try:
+        name: object = service.tenant(request)
+    except HTTPException as error:
+        raise Refusal(error.status_code, str(error.detail), headers=error.headers) from None
+    if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_TENANT):
+        return name
+    if inspect.iscoroutine(name):
+        name.close()
+    raise TypeError("`tenant` must return None, or a text of 1 to 1,024 characters.")
 
 
 class AccessMiddleware:

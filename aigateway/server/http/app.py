@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from aigateway.errors import GatewayError
+from aigateway.errors import ConfigurationError, GatewayError
 from aigateway.gateway import AsyncGateway
 from aigateway.request.checks import build_validators
 from aigateway.server.auth.middleware import OPEN, AccessMiddleware, protect
@@ -79,10 +79,12 @@ def create_app(
             concerns the process (`host`, `port`, `workers`, `drain_seconds`, ...) means nothing.
         tenant: Returns the tenant of a request that an application around this one has
             authenticated; None for a request without. Neither keys nor `Host` and `Origin` are
-            checked then. Tenants share no cached answers.
+            checked then. Tenants share no cached answers. To refuse a request, it raises
+            `HTTPException`. It must not be async: authenticate in the application, and return what
+            that has left in `request.state`.
 
     Raises:
-        ConfigurationError: `settings` is None, and what was read cannot work.
+        ConfigurationError: `settings` is None, and what was read cannot work; or `tenant` is async.
     """
     return service_app(_service(gateway, settings, tenant))
 
@@ -170,6 +172,11 @@ def service_app(service: Service) -> FastAPI:
 def _service(
     gateway: AsyncGateway, settings: ServerSettings | None, tenant: TenantOf | None
 ) -> Service:
+    if inspect.iscoroutinefunction(tenant):
+        raise ConfigurationError(
+            "tenant: must not be `async def`. Authenticate in a dependency or a middleware of the"
+            " application, and return what that has left in request.state."
+        )
     hooks = gateway.hooks
     return Service(
         gateway,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -161,6 +162,94 @@ async def test_other_protocols_pass_it_also_as_they_are(simulator, path, vendor)
         broken = await ask(f"broken {SECRET}", stream=False)
         assert broken.status_code == 500
         assert SECRET not in broken.text
+
+
+USER = {"role": "user", "content": "x"}
+MCP = {"type": "mcp_tool_use", "id": "s1", "name": "f", "server_name": "x", "input": {"q": SECRET}}
+TEXT = {"type": "text", "text": "x"}
+UNSEEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "unknown block": (
+        "/v1/messages",
+        {"messages": [{**USER, "content": [TEXT, {"type": "brandnew", "text": SECRET}]}]},
+    ),
+    "mcp block": (
+        "/v1/messages",
+        {"messages": [USER, {"role": "assistant", "content": [MCP, TEXT]}, USER]},
+    ),
+    "metadata": ("/v1/messages", {"messages": [USER], "metadata": {"user_id": SECRET}}),
+    "unknown field": ("/v1/messages", {"messages": [USER], "brandnew": {"x": SECRET}}),
+    "citation": (
+        "/v1/messages",
+        {
+            "messages": [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": [
+                        {**TEXT, "citations": [{"type": "char_location", "cited_text": SECRET}]}
+                    ],
+                },
+                USER,
+            ]
+        },
+    ),
+    "prompt variables": (
+        "/v1/responses",
+        {"input": "x", "prompt": {"id": "p", "variables": {"x": SECRET}}},
+    ),
+    "mcp call": (
+        "/v1/responses",
+        {
+            "input": [
+                USER,
+                {
+                    "type": "mcp_call",
+                    "id": "m",
+                    "name": "n",
+                    "server_label": "x",
+                    "arguments": "{}",
+                    "output": SECRET,
+                },
+                USER,
+            ]
+        },
+    ),
+    "reasoning": (
+        "/v1/responses",
+        {
+            "input": [
+                USER,
+                {
+                    "type": "reasoning",
+                    "id": "r",
+                    "summary": [{"type": "summary_text", "text": SECRET}],
+                },
+                USER,
+            ]
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("unseen", UNSEEN)
+async def test_what_it_does_not_see_does_not_pass(simulator, unseen):
+    class Strict(Middleware):
+        async def before(self, request):
+            if SECRET in str((request.messages, request.params)):
+                raise MiddlewareRefusedError("Not that.", status=403)
+            return request
+
+    path, given = UNSEEN[unseen]
+    asked = simulator.anthropic if path == "/v1/messages" else simulator.openai
+    async with (
+        served(asked, middleware=[Strict]) as (_, url),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
+    ):
+        body = {"model": "auto", "max_tokens": 9} if "messages" in path else {"model": "auto"}
+        for stream in (False, True):
+            answer = await client.post(path, json={**body, **given, "stream": stream})
+            assert answer.status_code in {200, 400, 403}
+        assert SECRET not in str([request.body for request in asked.received])
 
 
 # ── the configuration ────────────────────────────────────────────────────────────────────────

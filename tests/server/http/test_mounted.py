@@ -1,12 +1,16 @@
 """The doors within an application of others: mounted whole, or router by router."""
 
+import asyncio
 import contextlib
+import subprocess
+import sys
 
 import httpx
+import openai
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
 
-from aigateway import AsyncGateway
+from aigateway import AsyncGateway, ConfigurationError, openai_client
 from aigateway.server import RecentEvents, create_app, routers
 from aigateway.settings import ServerSettings
 from aigateway.telemetry.prometheus import Prometheus
@@ -127,6 +131,48 @@ async def test_a_router_alone_is_as_closed_as_the_service(keys, status):
     assert len(vendor.calls) == 1
 
 
+def mounted(host, gateway, tenant):
+    host.mount("/llm", create_app(gateway, ServerSettings(), tenant=tenant))
+
+
+def included(host, gateway, tenant):
+    for door in routers(gateway, ServerSettings(), tenant=tenant).values():
+        host.include_router(door, prefix="/llm")
+
+
+@pytest.mark.parametrize("add", [mounted, included])
+async def test_what_a_tenant_function_does_wrong_is_no_fault_of_the_caller(add):
+    def tenant(request):
+        if request.headers["x-user"] == "stranger":
+            raise HTTPException(401, "Who are you?", {"www-authenticate": "Own"})
+        user = request.headers["x-user"]
+        return tenant_later() if user == "late" else {"number": 7, "empty": ""}.get(user, user)
+
+    async def tenant_later():
+        return "late"
+
+    async with hosted(lambda host, gateway: add(host, gateway, tenant)) as (client, vendor):
+        answers = {
+            (user, path): await client.post(f"/llm{path}", json=body, headers={"x-user": user})
+            for user in ("stranger", "number", "empty", "late", "ada")
+            for path, body in (
+                ("/v1/chat/completions", CHAT),
+                ("/v1/messages", {**CHAT, "max_tokens": 9}),
+            )
+        }
+        calls = len(vendor.calls)
+        async with AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor()) as other:
+            with pytest.raises(ConfigurationError, match="tenant: must not be `async def`"):
+                add(FastAPI(), other, tenant_later)
+    chat, message = (answers.pop(("stranger", path)) for _, path in list(answers)[:2])
+    assert (chat.status_code, message.status_code) == (401, 401)
+    assert chat.headers["www-authenticate"] == "Own"
+    assert chat.json()["error"]["message"] == "Who are you?"
+    assert message.json()["error"] == {"type": "authentication_error", "message": "Who are you?"}
+    assert [a.status_code for a in answers.values()] == [500] * 6 + [200] * 2
+    assert calls == 2
+
+
 async def test_an_application_is_called_without_a_port():
     async with AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor()) as gateway:
         app = create_app(gateway, ServerSettings(), tenant=lambda request: None)
@@ -136,3 +182,65 @@ async def test_an_application_is_called_without_a_port():
             refused = await client.post("/v1/chat/completions", json={**CHAT, "n": "x"})
     assert answer.json()["choices"][0]["message"]["content"]
     assert refused.status_code == 400
+
+
+async def test_an_in_process_client_takes_no_settings_of_a_service(monkeypatch, clock):
+    monkeypatch.setenv("AIGATEWAY_SERVER_MAX_BODY_BYTES", "10")
+    monkeypatch.setenv("AIGATEWAY_SERVER_REQUEST_TIMEOUT", "soon")
+    vendor, begun = ScriptedVendor(), asyncio.Event()
+
+    async def slow():
+        begun.set()
+        await clock.sleep(500)
+
+    vendor.script("a", slow)
+    configs = scripted_configs("a", timeout=600)
+    passing = ServerSettings.model_construct(pass_params=("min_p",))
+    async with (
+        AsyncGateway(configs, vendor=vendor, clock=clock, timeout=600) as gateway,
+        openai_client(gateway) as client,
+        openai_client(gateway, settings=passing) as other,
+    ):
+        asked = asyncio.create_task(client.chat.completions.create(**CHAT))
+        await begun.wait()
+        await clock.advance(501)
+        assert (await asked).choices[0].message.content == "ok"
+        with pytest.raises(openai.BadRequestError, match="min_p"):
+            await client.chat.completions.create(**CHAT, extra_body={"min_p": 0.1})
+        assert await other.chat.completions.create(**CHAT, extra_body={"min_p": 0.1})
+
+
+FORKS = """
+import os, signal, httpx
+from aigateway import AsyncGateway
+from aigateway.integrations.in_process import blocking_client
+from aigateway.testing import ScriptedVendor, scripted_configs
+
+def client(gateway):
+    return blocking_client(gateway, httpx.Client)
+
+def made():
+    return AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor())
+
+def status(client):
+    body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
+    return client.post("http://any/v1/chat/completions", json=body).status_code
+
+gateway = made()
+assert status(client(gateway)) == 200
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    print(status(client(made())), status(client(gateway)), flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert status(client(gateway)) == 200
+"""
+
+
+def test_a_forked_child_has_clients_of_its_own():
+    ran = subprocess.run(
+        [sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    # The gateway of the parent is in use on the parent's loop.
+    assert (ran.returncode, ran.stdout) == (0, "200 503\n"), ran.stderr

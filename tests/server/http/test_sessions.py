@@ -68,14 +68,18 @@ async def test_our_header_comes_first(client, vendor):
     assert await answered_by(client, user("2"), headers=both, prompt_cache_key="third") == "b"
 
 
-async def test_the_body_names_the_session(client, vendor):
-    for path in PATHS:
-        for body in ({"prompt_cache_key": path}, {"metadata": {"user_id": f"user {path}"}}):
-            vendor.script("a", FailureKind.SERVER_ERROR)
-            assert await answered_by(client, user("one"), path=path, **body) == "b"
-            assert await answered_by(client, user("two"), path=path, **body) == "b"
-            assert "metadata" not in vendor.calls[-1][1].params
-            assert await answered_by(client, user("two"), path=path) == "a"
+async def test_what_the_body_names_is_shared_by_conversations(vendor):
+    async with service_over(vendor, *"abc", fields={"priority": 0}) as client:
+        for path in PATHS:
+            for n, name in enumerate(("prompt_cache_key", "user_id")):
+                body = {name: path} if n == 0 else {"metadata": {name: path}}
+                asked = [answered_by(client, user(t), path=path, **body) for t in "uvwxyz"]
+                assert len({await each for each in asked}) == 1
+                assert "metadata" not in vendor.calls[-1][1].params
+    async with service_over(vendor, "a", "b") as client:
+        vendor.script("a", FailureKind.SERVER_ERROR)
+        body = {"prompt_cache_key": "k"}
+        assert [await answered_by(client, user(t), **body) for t in "xyx"] == ["b", "a", "a"]
 
 
 async def test_else_the_beginning_of_the_conversation_does(client, vendor):

@@ -8,8 +8,9 @@ import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
-from aigateway.errors import NoProvidersError
+from aigateway.errors import ConfigurationError, NoProvidersError
 from aigateway.events import Hook
 from aigateway.gateway import AsyncGateway
 from aigateway.routing.candidates import NO_PROVIDERS
@@ -95,7 +96,26 @@ def read_configuration(
     if not found:
         raise NoProvidersError(NO_PROVIDERS)
     configuration.make_gateway()  # two of one name, say
+    for provider in found:
+        _check_is_elsewhere(provider, server)
     return configuration
+
+
+_HERE = frozenset({"0.0.0.0", "127.0.0.1", "::", "::1", "localhost"})  # noqa: S104 - compared only
+
+
+def _check_is_elsewhere(provider: LLMConfig, server: ServerSettings) -> None:
+    """Raise `ConfigurationError` for a provider that is this service: it would call itself."""
+    base = urlsplit(provider.api_base or "")
+    port = base.port or (443 if base.scheme == "https" else 80)
+    here = _HERE if server.host in _HERE else {server.host}
+    if port == server.port and base.hostname in here:
+        variable = f"{provider.provider.upper()}_BASE_URL"
+        raise ConfigurationError(
+            f"{provider.name}: api_base is {provider.api_base}, where this service itself listens."
+            f" Clients are told its address by {variable}; the service reads the same variable for"
+            " the address of a provider. Unset it where the service starts."
+        )
 
 
 def _gateway_settings() -> GatewaySettings:

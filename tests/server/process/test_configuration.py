@@ -1,4 +1,4 @@
-"""As many descriptors as the settings can need."""
+"""What is read at the start, and as many descriptors as the settings can need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from aigateway import LLMConfig
+from aigateway import ConfigurationError, LLMConfig
 from aigateway.server.process.configuration import raise_descriptor_limit, read_configuration
 
 PROVIDERS = [LLMConfig("openai", "m", api_key="k")]
@@ -24,6 +24,28 @@ def as_before():
 @pytest.fixture
 def hard():
     return resource.getrlimit(FILES)[1]
+
+
+@pytest.mark.parametrize(
+    ("base", "host", "refused"),
+    [
+        ("http://127.0.0.1:8123", "localhost", True),
+        ("http://localhost:8123", "0.0.0.0", True),
+        ("http://10.0.0.5:8123", "10.0.0.5", True),
+        ("http://127.0.0.1:8124", "127.0.0.1", False),
+        ("http://127.0.0.1:8123", "10.0.0.5", False),
+        ("https://api.anthropic.com", "127.0.0.1", False),
+    ],
+)
+def test_a_provider_that_is_the_service_itself_is_refused(base, host, refused):
+    providers = [LLMConfig("anthropic", "auto", api_key="k", api_base=base)]
+    keys = {"keys": [{"name": "a", "sha256": "0" * 64}]}
+    given = {"host": host, "port": 8123, **keys}
+    if refused:
+        with pytest.raises(ConfigurationError, match="ANTHROPIC_BASE_URL"):
+            read_configuration(given, providers)
+    else:
+        read_configuration(given, providers)
 
 
 def test_the_soft_limit_becomes_the_hard_one(hard):

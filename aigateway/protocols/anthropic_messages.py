@@ -101,6 +101,9 @@ def _full_names(request: ReadRequest) -> dict[str, str]:
 
 # ── a request as a chat ──────────────────────────────────────────────────────────────────────
 
+_MOST_STOPS = 4
+"""Texts to stop at that every other vendor takes."""
+
 _MOST_CALLS = 2048
 """Tool calls in all messages, as in a chat."""
 
@@ -141,6 +144,8 @@ def _read_checked(body: dict[str, Any], headers: Mapping[str, str]) -> ReadReque
     for name in ("container", "mcp_servers"):
         if body.get(name):
             reader.only = reader.only or name
+    if len(body.get("stop_sequences") or ()) > _MOST_STOPS:
+        reader.only = reader.only or "stop_sequences"
     native = NativeRequest("messages", body, headers, reader.only)
     return ReadRequest(CheckedMessages(reader.messages), options, native, bool(body.get("stream")))
 

@@ -55,7 +55,12 @@ _NAMES_A_THING = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """A 404 with such words is about something that the request refers to, not about the server."""
-_CANNOT = frozenset({FailureKind.REJECTED, FailureKind.UNSUPPORTED})
+_FOR_ANOTHER_MODEL = re.compile(
+    r"\b(context_management|effort|max_(output_)?tokens|reasoning|service_tier|temperature|thinking"
+    r"|top_[kp]|verbosity)\b",
+    re.IGNORECASE,
+)
+"""Words about what depends on the model."""
 _REFUSED = frozenset({400, 422})
 _REFUSES_SIGNATURES = re.compile(
     r"signature|thinking`? block|expected `?thinking|thinking.*found"
@@ -288,11 +293,24 @@ class NativeLane:
                 or failure.status not in _REFUSED
                 or not _REFUSES_SIGNATURES.search((failure.detail or "")[:1000])
             ):
-                if self._is_sure or native.only is not None or failure.kind not in _CANNOT:
+                if native.only is not None or not self._may_take_a_chat(failure):
                     raise
-                return None  # its imitation of the protocol may know less than its chat
+                return None
         # Another account, which knows nothing of what this one has signed.
         return await ask(request, bare)
+
+    def _may_take_a_chat(self, failure: Failure) -> bool:
+        """Return whether the provider may take the translation of what it has refused.
+
+        An imitation of a protocol may know less than the server's chat. And a body is made for
+        another model: a chat leaves out what this one does not take.
+        """
+        if failure.kind is FailureKind.REJECTED and not self._is_sure:
+            return True
+        words = f"{failure.param or ''} {(failure.detail or '')[:1000]}"
+        return failure.kind is FailureKind.UNSUPPORTED or (
+            failure.status in _REFUSED and bool(_FOR_ANOTHER_MODEL.search(words))
+        )
 
     def _not_there(self, request: ChatRequest, failure: Failure) -> None:
         """Judge a 404, 405 or 501: the server does not speak the protocol, or lacks a thing.

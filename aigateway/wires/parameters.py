@@ -88,6 +88,8 @@ LIMITS = ("max_tokens", "max_completion_tokens")
 _STREAM_OPTIONS = "stream_options"
 _USAGE = "include_usage"
 
+_ONE_CALL = "parallel_tool_calls"
+
 _LONG = frozenset({"extra_body", "extra_headers", "functions", "tools"})
 
 _DECIDING = frozenset({*LIMITS, "functions", "tool_choice", "tools"})
@@ -276,6 +278,7 @@ class ParameterRules:
         self._logged: set[str] = set()
         self._counted_from = 0.0
         self._most_output = math.inf
+        self._single_calls: bool | None = None
 
     @property
     def counts_streams(self) -> bool:
@@ -326,6 +329,15 @@ class ParameterRules:
         params = request.params
         if params is not given:
             self._log_once([name for name in THOUGHT if name in given])
+        if (
+            request.native is not None
+            and self._dropping
+            and params.get(_ONE_CALL) is False
+            and not self._makes_single_calls()
+        ):
+            # In other protocols it is a wish: their clients take several calls.
+            params = _without(params, _ONE_CALL)
+            request = replace(request, params=params)
         for name in LIMITS:  # more than the model gives is refused by most vendors
             if name in params and params[name] > self._most_output:
                 params = {**params, name: self._most_output}
@@ -337,6 +349,13 @@ class ParameterRules:
             return request
         self._log_once(plan.dropped)
         return replace(request, params=plan.carried_out(params))
+
+    def _makes_single_calls(self) -> bool:
+        if self._single_calls is None:
+            trial = {_ONE_CALL: False, "tools": _SHAPES["tools"]}
+            not_taken = self._wire.not_taken and self._wire.not_taken(trial)
+            self._single_calls = not not_taken and self._mapped(trial) is not None
+        return self._single_calls
 
     def _log_once(self, dropped: Sequence[str]) -> None:
         for name in dropped:

@@ -8,6 +8,7 @@ import logging
 import pytest
 from aiohttp import web
 
+from aigateway import AsyncGateway
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import FailureKind
 from aigateway.messages import Chunk, Usage
@@ -674,3 +675,12 @@ async def test_renamed_tools_come_back_under_their_names(simulator):
     assert simulator.anthropic.received[0].body["tools"][0]["name"] == "weather_now"
     assert names == ["weather/now", "weather/now"]
     await client.aclose()
+
+
+@pytest.mark.parametrize("model", ["o4-mini", "o3-mini", "o1"])
+async def test_a_model_streams_whatever_litellm_thinks(simulator, model):
+    config = simulator.azure.config(model=model)
+    async with AsyncGateway([config]) as gateway:
+        texts = [chunk.text async for chunk in gateway.stream("What is 2+2?")]
+    assert "".join(texts) == "4"
+    assert simulator.azure.received[-1].body["stream"] is True

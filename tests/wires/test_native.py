@@ -545,6 +545,28 @@ async def test_long_ids_of_calls_are_shortened_alike(vendors):
     assert len(first) <= 64
 
 
+async def test_what_the_model_does_not_take_is_left_out_by_the_chat(vendors):
+    (vendor,) = await vendors(1)
+    words = "This model does not support the effort parameter."
+    refusal = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
+    whole = {**MESSAGE, "content": [{"type": "text", "text": "4"}], "stop_reason": "end_turn"}
+    vendor.replies = [(400, refusal), whole]
+    async with AsyncGateway([config("anthropic", vendor)]) as gateway:
+        got = await call(gateway, "messages", {**BODIES["messages"], "output_config": {}})
+    assert got.response.text == "4"
+    assert len(got.response.attempts) == 1
+    assert "output_config" not in vendor.last[2]
+
+
+async def test_a_wish_for_single_calls_excludes_no_vendor(simulator):
+    tool = {"name": "f", "input_schema": {"type": "object", "properties": {}}}
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    body = {**BODIES["messages"], "tools": [tool], "tool_choice": choice}
+    del body["model"], body["brand_new"]
+    async with AsyncGateway([simulator.gemini.config()]) as gateway:
+        assert (await gateway.messages(body)).body["type"] == "message"
+
+
 async def test_references_to_what_was_never_stored_do_not_reach_openai(vendors):
     (vendor,) = await vendors(1)
     vendor.replies = [RESPONSE]

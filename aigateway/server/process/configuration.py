@@ -113,7 +113,7 @@ def _check_is_elsewhere(provider: LLMConfig, server: ServerSettings) -> None:
         variable = f"{provider.provider.upper()}_BASE_URL"
         raise ConfigurationError(
             f"{provider.name}: api_base is {provider.api_base}, where this service itself listens."
-            f" Clients are told its address by {variable}; the service reads the same variable for"
+            f" Clients read its address from {variable}; the service reads the same variable for"
             " the address of a provider. Unset it where the service starts."
         )
 

@@ -5,6 +5,7 @@ litellm translates; plain answers and ordinary events are read here.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -278,6 +279,7 @@ class OpenAITranslation(Translation):
 
     def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
         super().__init__(litellm, config, options)
+        self.streams = True  # every model does; litellm imitates it for some at Azure
         # litellm may have nothing to change in plain requests to this model.
         self._is_verbatim = True
         messages: list[Any] = [{"role": role, "content": "x"} for role in sorted(PLAIN_ROLES)]
@@ -353,6 +355,7 @@ class AzureTranslation(OpenAITranslation):
         return url, url
 
     def _map(self, params: dict[str, Any]) -> Any:
-        return self._config.map_openai_params(
-            params, {}, self._model, self._drop, api_version=self._version or ""
-        )
+        # Models that reason have a mapping of their own, which takes no version.
+        takes = inspect.signature(self._config.map_openai_params).parameters
+        version = {"api_version": self._version or ""} if "api_version" in takes else {}
+        return self._config.map_openai_params(params, {}, self._model, self._drop, **version)

@@ -89,6 +89,7 @@ __all__ = [
     "get_gateway",
     "get_gateway_metrics",
     "openai_client",
+    "whole_words",
 ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from aigateway.errors import FailureKind
 
@@ -47,6 +47,8 @@ __all__ = [
     "openai_usage",
 ]
 
+
+S = TypeVar("S", "Choice", "Chunk")
 
 CacheMode = Literal[True, False, "refresh"]
 """`True` reads and fills the cache, `False` does neither, `"refresh"` only fills it."""
@@ -230,6 +232,16 @@ class Chunk:
     thinking_json: str | None = field(default=None, repr=False)
     thought_signatures: tuple[str, ...] = field(default=(), repr=False)
     native_events: tuple[bytes, ...] = field(default=(), repr=False)
+
+    def map_texts(self, change: Callable[[str], str]) -> Chunk:
+        """Return the chunk with its texts changed, as `ChatResponse.map_texts`.
+
+        What is looked for may be parted by the border of two chunks: see `whole_words`.
+
+        Args:
+            change: Returns the text to put in the place of a text.
+        """
+        return _with_content(self, change)
 
     @property
     def thinking_blocks(self) -> list[dict[str, Any]]:
@@ -507,24 +519,14 @@ class ChatResponse:
     def map_texts(self, change: Callable[[str], str]) -> ChatResponse:
         """Return the answer with its texts changed; itself if none is.
 
-        Texts are text, visible reasoning, refusal and the arguments of tool calls. Sources, speech
-        and signed thinking stay.
+        Texts are text, visible reasoning, refusal and the arguments of tool calls. Signed thinking
+        whose text would change is left out, since its signature is of the text as it was. Sources
+        and speech stay.
 
         Args:
             change: Returns the text to put in the place of a text.
         """
-        choices = tuple(
-            replace(
-                choice,
-                text=change(choice.text),
-                reasoning=choice.reasoning and change(choice.reasoning),
-                refusal=choice.refusal and change(choice.refusal),
-                tool_calls=tuple(
-                    replace(call, arguments=change(call.arguments)) for call in choice.tool_calls
-                ),
-            )
-            for choice in self.choices
-        )
+        choices = tuple([_with_content(choice, change) for choice in self.choices])
         if choices == self.choices:
             return self
         return replace(self, completion=replace(self.completion, choices=choices))
@@ -794,6 +796,26 @@ def _with_text(part: Any, names: Sequence[str], change: Callable[[str], str]) ->
         return part
     texts = {n: change(part[n]) for n in names if isinstance(part.get(n), str)}
     return {**part, **texts} if texts else part
+
+
+def _with_content(said: S, change: Callable[[str], str]) -> S:
+    """Return a part of an answer with its texts changed."""
+    thinking = said.thinking_json
+    if thinking is not None:
+        blocks = _blocks(thinking)
+        signed = [b for b in blocks if not (text := b.get("thinking")) or change(text) == text]
+        if len(signed) < len(blocks):
+            thinking = json.dumps(signed) if signed else None
+    return replace(
+        said,
+        text=said.text and change(said.text),
+        reasoning=said.reasoning and change(said.reasoning),
+        refusal=said.refusal and change(said.refusal),
+        tool_calls=tuple(
+            [replace(call, arguments=change(call.arguments)) for call in said.tool_calls]
+        ),
+        thinking_json=thinking,
+    )
 
 
 def _openai_message(choice: Choice) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import fields, replace
 from functools import partial
@@ -42,6 +42,7 @@ from aigateway.messages import (
     EmbeddingRequest,
     EmbeddingResponse,
     Origin,
+    ToolCallDelta,
 )
 from aigateway.request.json_copy import encoded_json
 from aigateway.request.pipeline import ClosedByUs, Pipeline
@@ -53,7 +54,7 @@ from aigateway.structured import parse
 from aigateway.telemetry.recorder import RequestRecord
 from aigateway.wires.assembly import Assembly
 
-__all__ = ["Middleware", "MiddlewarePipeline", "load_middleware"]
+__all__ = ["Middleware", "MiddlewarePipeline", "load_middleware", "whole_words"]
 
 R = TypeVar("R", ChatRequest, EmbeddingRequest)
 
@@ -159,6 +160,76 @@ class Middleware(Protocol):
         """
         del request
         return chunks
+
+
+async def whole_words(chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+    """Yield the content of a stream in chunks whose texts end at the ends of words.
+
+        async for chunk in whole_words(chunks):
+            yield chunk.map_texts(redacted)
+
+    So that what is within a word is not parted by the border of two chunks. A word without an end
+    is held until the next kind of content begins. That counts for text, visible reasoning, refusal
+    and the arguments of each tool call.
+
+    Args:
+        chunks: As a `stream` of a middleware gets them.
+    """
+    held: dict[int, dict[_Kind, str]] = {}  # by answer
+    async for chunk in chunks:
+        for part in _in_words(held.setdefault(chunk.index, {}), chunk):
+            yield part
+    for index, mine in held.items():
+        for part in _rests(mine, index):
+            yield part
+
+
+_Kind = str | tuple[int, str]
+"""Of a text in a chunk: its field, or the index and the type of a tool call."""
+
+_TEXTS = ("reasoning", "refusal", "text")
+
+
+def _in_words(held: dict[_Kind, str], chunk: Chunk) -> Iterator[Chunk]:
+    """Yield what can go out now that a chunk has come."""
+    index = chunk.index
+    for name in _TEXTS:
+        text = getattr(chunk, name)
+        if text:
+            yield from _rests(held, index, name)
+            yield _words(held, index, name, text)
+    for call in chunk.tool_calls:
+        kind = (call.index, call.type)
+        if kind not in held:
+            yield from _rests(held, index)
+        words = _words(held, index, kind, call.arguments).tool_calls[0].arguments
+        yield Chunk(index=index, tool_calls=(replace(call, arguments=words),))
+    beside = replace(chunk, text="", reasoning=None, refusal=None, tool_calls=())
+    if beside != Chunk(index=index):
+        yield from _rests(held, index)
+        yield beside
+
+
+def _words(held: dict[_Kind, str], index: int, kind: _Kind, text: str) -> Chunk:
+    """Return a text so far but for its last word, which is held."""
+    text = held.get(kind, "") + text
+    end = max(map(text.rfind, " \t\r\n")) + 1
+    held[kind] = text[end:]
+    return _chunk_of(index, kind, text[:end])
+
+
+def _rests(held: dict[_Kind, str], index: int, but: str = "") -> list[Chunk]:
+    """Return what is held of one answer, of all kinds but one."""
+    kinds = [kind for kind in held if kind != but]
+    return [_chunk_of(index, kind, rest) for kind in kinds if (rest := held.pop(kind))]
+
+
+def _chunk_of(index: int, kind: _Kind, text: str) -> Chunk:
+    if isinstance(kind, tuple):
+        delta = ToolCallDelta(kind[0], arguments=text, type=kind[1])
+        return Chunk(index=index, tool_calls=(delta,))
+    fields: dict[str, Any] = {kind: text}
+    return Chunk(index=index, **fields)
 
 
 _HOOKS = ("before", "before_embedding", "after", "stream")

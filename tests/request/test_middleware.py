@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import pickle
 from dataclasses import replace
@@ -24,6 +25,7 @@ from aigateway import (
     StreamInterruptedError,
     ToolCallDelta,
     UnknownModelError,
+    whole_words,
 )
 from aigateway.messages import Choice, Completion, NativeAnswer, NativeRequest
 from aigateway.request.pipeline import Pipeline
@@ -70,11 +72,8 @@ class Redact(Middleware):
         return response.map_texts(hidden)
 
     async def stream(self, request, chunks):
-        held = ""
-        async for chunk in chunks:
-            whole, space, held = hidden(held + chunk.text).rpartition(" ")
-            yield replace(chunk, text=whole + space)
-        yield Chunk(hidden(held))
+        async for chunk in whole_words(chunks):
+            yield chunk.map_texts(hidden)
 
 
 class ReadsNative(Redact):
@@ -385,6 +384,63 @@ class TestStreams:
         assert vendor.open_streams == vendor.called("b") == 0
         assert ends(gateway) == {"failures": 1}
         assert gateway.get_metrics()["providers"]["a"]["failures"] == {"cancelled": 1}
+
+    async def test_nothing_of_a_chunk_gets_past_it(self, make, vendor):
+        def of_call(index, *parts, **first):
+            return [
+                Chunk(tool_calls=(ToolCallDelta(index, arguments=p, **first if not n else {}),))
+                for n, p in enumerate(parts)
+            ]
+
+        signed = json.dumps([{"type": "thinking", "thinking": SECRET, "signature": "x"}])
+        half, rest = SECRET[:9], SECRET[9:]
+        chunks = [
+            Chunk(reasoning=f"so {half}"),
+            Chunk(reasoning=rest),
+            Chunk(thinking_json=signed),
+            Chunk(f"x {half}"),
+            Chunk(rest),
+            *of_call(0, f'{{"q": "{half}', f'{rest}"}}', id="1", name="f"),
+            *of_call(1, f'{{"r": "{half}', f'{rest}"}}', id="2", name="g"),
+            Chunk(refusal=f"no {half}"),
+            Chunk(refusal=rest),
+        ]
+        vendor.always("a", ScriptedStream(*chunks))
+        answers = []
+        for middleware in (Redact(), hook(stream=Redact().stream), hook(after=Redact().after)):
+            gateway = make(middleware)
+            stream = gateway.stream("hi")
+            seen = await read(stream)
+            assert SECRET not in repr(seen) + repr(stream.response.completion)
+            fields = ("reasoning", "text", "tool_calls", "refusal")
+            came = [name for chunk in seen for name in fields if getattr(chunk, name)]
+            assert came.index("reasoning") < came.index("text") < came.index("tool_calls")
+            answers += [stream.response, await gateway.chat("hi")]
+        for answer in answers:
+            (choice,) = answer.choices
+            assert (choice.reasoning, choice.text, choice.refusal) == ("so ***", "x ***", "no ***")
+            assert [call.arguments for call in choice.tool_calls] == [
+                '{"q": "***"}',
+                '{"r": "***"}',
+            ]
+            assert choice.thinking_json is None
+
+    async def test_words_come_whole_and_in_order(self):
+        async def given():
+            for chunk in ("one t", "wo", " th"):
+                yield Chunk(chunk)
+            yield Chunk(tool_calls=(ToolCallDelta(0, "1", "f", '{"a', "custom"),))
+            yield Chunk(tool_calls=(ToolCallDelta(0, arguments='": 1}', type="custom"),))
+            yield Chunk("four", index=1)
+            yield Chunk("five")
+
+        said = [
+            chunk.text or [(call.name, call.arguments, call.type) for call in chunk.tool_calls]
+            async for chunk in whole_words(given())
+            if chunk != Chunk(index=chunk.index)
+        ]
+        call = [[("f", "", "custom")], [("", '{"a": ', "custom")], [("", "1}", "custom")]]
+        assert said == ["one ", "two ", "th", *call, "five", "four"]
 
     async def test_one_that_only_has_after_holds_the_answer_back(self, make, vendor):
         async def after(request, response):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
-from aigateway import Chunk, ConfigurationError, Middleware, MiddlewareRefusedError
+from aigateway import ConfigurationError, Middleware, MiddlewareRefusedError, whole_words
 from aigateway.server.process.configuration import read_configuration
 from tests.processes import PATIENCE
 from tests.server.services import served
@@ -38,13 +37,10 @@ class Guard(Middleware):
         return response.map_texts(hidden)
 
     async def stream(self, request, chunks):
-        held = ""
-        async for chunk in chunks:
+        async for chunk in whole_words(chunks):
             if "poison" in chunk.text:
                 raise MiddlewareRefusedError("Not this either.")
-            whole, space, held = hidden(held + chunk.text).rpartition(" ")
-            yield replace(chunk, text=whole + space)
-        yield Chunk(hidden(held))
+            yield chunk.map_texts(hidden)
 
 
 @pytest.fixture

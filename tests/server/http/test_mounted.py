@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+from typing import Any
 
 import httpx
 import openai
@@ -19,7 +20,7 @@ from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer
 from tests.server.running import running
 
-CHAT = {"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}
+CHAT: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}
 
 
 def signed_in(request: Request):

@@ -19,7 +19,7 @@ NODE = Path(__file__).parent / "node"
 TOOL = "weather"
 CITY = {"city": "Oslo"}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-_RESULTS = ('"tool_result"', 'call_output"', '"role":"tool"', '"functionResponse"')
+_RESULTS = ('"tool_result"', 'call_output"', '"role":"tool"', '"function_response"')
 
 
 def agent(tool=TOOL, arguments=CITY, text="It is sunny."):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -103,14 +105,14 @@ def program(tmp_path) -> Callable[..., Awaitable[str]]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
         )
-        try:
-            async with asyncio.timeout(PATIENCE):
-                printed, _ = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            printed, _ = await process.communicate()
-            pytest.fail(f"it did not end: {printed.decode()[-2000:]}")
+        printing = asyncio.create_task(process.communicate())
+        ended, _ = await asyncio.wait({printing}, timeout=PATIENCE)
+        if not ended:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+        printed, _ = await printing
+        assert ended, f"it did not end: {printed.decode()[-2000:]}"
         assert process.returncode == 0, printed.decode()[-4000:]
         return printed.decode()
 

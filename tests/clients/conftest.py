@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -67,29 +68,29 @@ async def url(vendor, broken):
 @contextlib.contextmanager
 def in_thread(context):
     """Enter an async context on an event loop in a thread, for code without one."""
-    ready, over, found = threading.Event(), [], []
+    entered = concurrent.futures.Future()
 
     async def live():
+        over = asyncio.Event()
         async with context as value:
-            over.append((asyncio.get_running_loop(), asyncio.Event()))
-            found.append(value)
-            ready.set()
-            await over[0][1].wait()
+            entered.set_result((value, asyncio.get_running_loop(), over))
+            await over.wait()
 
     def run():
         try:
             asyncio.run(live())
-        finally:
-            ready.set()  # also if it could not be entered
+        except BaseException as error:
+            if entered.done():
+                raise
+            entered.set_exception(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert ready.wait(PATIENCE)
+    value, loop, over = entered.result(PATIENCE)
     try:
-        yield found[0]
+        yield value
     finally:
-        loop, event = over[0]
-        loop.call_soon_threadsafe(event.set)
+        loop.call_soon_threadsafe(over.set)
         thread.join(PATIENCE)
 
 

@@ -95,7 +95,7 @@ def async_client(gateway: AsyncGateway, kind: type[T]) -> T:
     """
     http = _package(kind)
     transport = type("InProcessTransport", (_AsyncTransport, http.AsyncBaseTransport), {})
-    return kind(transport=transport(_Service(gateway, http)))  # type: ignore[call-arg]
+    return kind(transport=transport(_GatewayApp(gateway, http)))  # type: ignore[call-arg]
 
 
 def blocking_client(gateway: AsyncGateway, kind: type[T]) -> T:
@@ -109,7 +109,7 @@ def blocking_client(gateway: AsyncGateway, kind: type[T]) -> T:
     """
     http = _package(kind)
     transport = type("BlockingTransport", (_Transport, http.BaseTransport), {})
-    return kind(transport=transport(_Service(gateway, http)))  # type: ignore[call-arg]
+    return kind(transport=transport(_GatewayApp(gateway, http)))  # type: ignore[call-arg]
 
 
 def _package(kind: type) -> Any:
@@ -119,7 +119,7 @@ def _package(kind: type) -> Any:
 
 
 class _AsyncTransport:
-    def __init__(self, service: _Service) -> None:
+    def __init__(self, service: _GatewayApp) -> None:
         self._service = service
 
     async def handle_async_request(self, request: Any) -> Any:
@@ -136,7 +136,7 @@ class _AsyncTransport:
 
 
 class _Transport:
-    def __init__(self, service: _Service) -> None:
+    def __init__(self, service: _GatewayApp) -> None:
         self._service = service
 
     def handle_request(self, request: Any) -> Any:
@@ -146,7 +146,7 @@ class _Transport:
         return self._service.response(exchange, _Body, "SyncByteStream")
 
 
-class _Service:
+class _GatewayApp:
     """The application of a gateway, made anew for each event loop."""
 
     def __init__(self, gateway: AsyncGateway, http: Any) -> None:

@@ -18,6 +18,7 @@ from aigateway.simulator import Answer, Fault, Simulator
 from tests.processes import PATIENCE
 from tests.server.services import served
 
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # for libraries that load litellm themselves
 NODE = Path(__file__).parent / "node"
 TOOL = "weather"
 CITY = {"city": "Oslo"}

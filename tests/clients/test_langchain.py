@@ -7,11 +7,10 @@ import base64
 import contextlib
 import json
 import re
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import httpx
-import litellm
 import openai
 import pytest
 import pytest_asyncio
@@ -29,7 +28,7 @@ from tests.clients.conftest import in_thread
 from tests.server.running import running
 
 MODEL, OTHER, EMBEDDING = "gpt-4o-mini", "gpt-4o", "text-embedding-3-small"
-TOKENIZERS = Path(litellm.__file__).parent / "litellm_core_utils/tokenizers"
+(LITELLM,) = find_spec("litellm").submodule_search_locations
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -124,7 +123,7 @@ def surroundings(request, monkeypatch, gateway_and_address, http):
         return httpx.Response(200, content=FILES[url[-4:]])
 
     monkeypatch.setattr(httpx, "get", get)
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TOKENIZERS))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", f"{LITELLM}/litellm_core_utils/tokenizers")
     monkeypatch.setenv("LANGCHAIN_TESTS_USER_AGENT", "none")
     if request.cls is not None:
         gateway, address = gateway_and_address

@@ -107,7 +107,7 @@ def async_client(gateway: AsyncGateway, kind: type[T], settings: ServerSettings 
     """
     http = _package(kind)
     transport = type("InProcessTransport", (_AsyncTransport, http.AsyncBaseTransport), {})
-    return kind(transport=transport(_Service(gateway, http, settings)))  # type: ignore[call-arg]
+    return kind(transport=transport(_GatewayApp(gateway, http, settings)))  # type: ignore[call-arg]
 
 
 def blocking_client(gateway: AsyncGateway, kind: type[T]) -> T:
@@ -121,7 +121,7 @@ def blocking_client(gateway: AsyncGateway, kind: type[T]) -> T:
     """
     http = _package(kind)
     transport = type("BlockingTransport", (_Transport, http.BaseTransport), {})
-    return kind(transport=transport(_Service(gateway, http)))  # type: ignore[call-arg]
+    return kind(transport=transport(_GatewayApp(gateway, http)))  # type: ignore[call-arg]
 
 
 def _package(kind: type) -> Any:
@@ -131,7 +131,7 @@ def _package(kind: type) -> Any:
 
 
 class _AsyncTransport:
-    def __init__(self, service: _Service) -> None:
+    def __init__(self, service: _GatewayApp) -> None:
         self._service = service
 
     async def handle_async_request(self, request: Any) -> Any:
@@ -148,7 +148,7 @@ class _AsyncTransport:
 
 
 class _Transport:
-    def __init__(self, service: _Service) -> None:
+    def __init__(self, service: _GatewayApp) -> None:
         self._service = service
 
     def handle_request(self, request: Any) -> Any:
@@ -158,7 +158,7 @@ class _Transport:
         return self._service.response(exchange, _Body, "SyncByteStream")
 
 
-class _Service:
+class _GatewayApp:
     """The application of a gateway, made anew for each event loop."""
 
     def __init__(

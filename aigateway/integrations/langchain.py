@@ -29,11 +29,13 @@ __all__ = ["AIGatewayEmbeddings", "ChatAIGateway"]
 class ChatAIGateway(ChatOpenAI):
     """A chat model of LangChain over a gateway: `ChatAIGateway(gateway=gateway, model="auto")`.
 
-    Takes what `ChatOpenAI` takes. No key is needed; `max_retries` is 0 by default.
+    Takes what `ChatOpenAI` takes. No key is needed; `max_retries` is 0 by default, and streams have
+    their usage.
     """
 
     def __init__(self, *, gateway: AsyncGateway, model: str = "auto", **options: Any) -> None:
-        super().__init__(**_options(gateway, {"model": model, **options}))
+        defaults = {"model": model, "stream_usage": True}
+        super().__init__(**_options(gateway, {**defaults, **options}))
 
     @property
     def _llm_type(self) -> str:

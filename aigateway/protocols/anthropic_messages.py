@@ -130,6 +130,10 @@ def _read_count(body: dict[str, Any], headers: Mapping[str, str]) -> ReadRequest
 
 def _read_checked(body: dict[str, Any], headers: Mapping[str, str]) -> ReadRequest:
     encoded_json(body, "The body")  # it may be nested too deeply
+    if body.get("thread") is not None:
+        # One vendor would hold the conversation, and no other one could go on with it.
+        text = "thread: conversations are not held here; send all messages, without a thread"
+        raise RequestRejectedError(text, param="thread", code="thread_unsupported_request")
     reader = _Reader()
     reader.read(body.get("system"), body["messages"])
     options: dict[str, Any] = {"model": body.get("model"), "max_tokens": body.get("max_tokens")}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
+import os
+import signal
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,11 +18,12 @@ from aigateway.simulator import Answer, Fault, Simulator
 from tests.processes import PATIENCE
 from tests.server.services import served
 
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # for libraries that load litellm themselves
 NODE = Path(__file__).parent / "node"
 TOOL = "weather"
 CITY = {"city": "Oslo"}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-_RESULTS = ('"tool_result"', 'call_output"', '"role":"tool"', '"functionResponse"')
+_RESULTS = ('"tool_result"', 'call_output"', '"role":"tool"', '"function_response"')
 
 
 def agent(tool=TOOL, arguments=CITY, text="It is sunny."):
@@ -65,29 +69,29 @@ async def url(vendor, broken):
 @contextlib.contextmanager
 def in_thread(context):
     """Enter an async context on an event loop in a thread, for code without one."""
-    ready, over, found = threading.Event(), [], []
+    entered = concurrent.futures.Future()
 
     async def live():
+        over = asyncio.Event()
         async with context as value:
-            over.append((asyncio.get_running_loop(), asyncio.Event()))
-            found.append(value)
-            ready.set()
-            await over[0][1].wait()
+            entered.set_result((value, asyncio.get_running_loop(), over))
+            await over.wait()
 
     def run():
         try:
             asyncio.run(live())
-        finally:
-            ready.set()  # also if it could not be entered
+        except BaseException as error:
+            if entered.done():
+                raise
+            entered.set_exception(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert ready.wait(PATIENCE)
+    value, loop, over = entered.result(PATIENCE)
     try:
-        yield found[0]
+        yield value
     finally:
-        loop, event = over[0]
-        loop.call_soon_threadsafe(event.set)
+        loop.call_soon_threadsafe(over.set)
         thread.join(PATIENCE)
 
 
@@ -103,14 +107,14 @@ def program(tmp_path) -> Callable[..., Awaitable[str]]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
         )
-        try:
-            async with asyncio.timeout(PATIENCE):
-                printed, _ = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            printed, _ = await process.communicate()
-            pytest.fail(f"it did not end: {printed.decode()[-2000:]}")
+        printing = asyncio.create_task(process.communicate())
+        ended, _ = await asyncio.wait({printing}, timeout=PATIENCE)
+        if not ended:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+        printed, _ = await printing
+        assert ended, f"it did not end: {printed.decode()[-2000:]}"
         assert process.returncode == 0, printed.decode()[-4000:]
         return printed.decode()
 

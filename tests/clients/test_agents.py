@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import agents
+import anthropic
 import openai
 import pytest
 from pydantic import BaseModel
@@ -130,14 +131,15 @@ async def test_pydantic_ai(client, vendor):
 
 async def test_pydantic_ai_with_anthropics_protocol(url, vendor):
     vendor.answer(agent())
-    provider = AnthropicProvider(api_key="any", base_url=url)
-    asked = Agent(AnthropicModel("auto", provider=provider))
+    async with anthropic.AsyncAnthropic(api_key="any", base_url=url, max_retries=0) as client:
+        provider = AnthropicProvider(anthropic_client=client)
+        asked = Agent(AnthropicModel("auto", provider=provider))
 
-    @asked.tool_plain
-    def weather(city: str) -> str:
-        return f"sun in {city}"
+        @asked.tool_plain
+        def weather(city: str) -> str:
+            return f"sun in {city}"
 
-    assert (await asked.run("Weather?")).output == "It is sunny."
+        assert (await asked.run("Weather?")).output == "It is sunny."
 
 
 @pytest.mark.parametrize("script", ["ai-sdk.mjs", "anthropic.mjs"])

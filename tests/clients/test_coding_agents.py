@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.clients.conftest import NODE, agent
+from tests.server.services import served
 
 TASK = "Write hi to done.txt"
 SHELL = "echo hi > done.txt"
@@ -12,8 +13,9 @@ SHELL = "echo hi > done.txt"
 
 async def test_claude_code(url, vendor, broken, program, tmp_path):
     vendor.answer(agent("Bash", {"command": SHELL, "description": "Write"}, "All done."))
+    (claude,) = NODE.glob("node_modules/@anthropic-ai/claude-code-*/claude")
     printed = await program(
-        NODE / "node_modules/@anthropic-ai/claude-code-linux-x64/claude",
+        claude,
         "-p",
         TASK,
         "--model=auto",
@@ -30,8 +32,6 @@ async def test_claude_code(url, vendor, broken, program, tmp_path):
 
 @pytest.mark.parametrize("model", ["auto", "gpt-5.5"])
 async def test_codex(vendor, broken, program, tmp_path, model):
-    from tests.server.services import served
-
     async with served(broken, vendor, fields={"aliases": ("gpt-5.5",)}) as (_, url):
         vendor.answer(agent("exec_command", {"cmd": SHELL}, "All done."))
         (tmp_path / ".codex").mkdir()

@@ -22,6 +22,7 @@ async def test_a_recipe(sim, program, block):
         "-c",
         block.text,
         PYTHONPATH=str(ROOT),
+        LITELLM_LOCAL_MODEL_COST_MAP="True",
         OPENAI_API_KEY=sim.openai.key,
         OPENAI_BASE_URL=sim.openai.api_base,
     )

@@ -320,7 +320,10 @@ def _in_anthropics_form(refusal: Refusal) -> tuple[int, dict[str, Any]]:
         message = f"{message} {detail}"
     if refusal.code == "context_length_exceeded":
         message = f"{_TOO_LONG}: {message}"
-    return status, {"type": "error", "error": {"type": kind, "message": message}}
+    error: dict[str, Any] = {"type": kind, "message": message}
+    if refusal.code == "thread_unsupported_request":  # Anthropic's clients then go on without one
+        error["details"] = {"error_code": refusal.code, "unsupported": ["thread"]}
+    return status, {"type": "error", "error": error}
 
 
 def anthropic_error_event(error: Exception) -> bytes:

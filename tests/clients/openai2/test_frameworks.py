@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import instructor
 import openai
 from llama_index.core.llms import ChatMessage
@@ -21,8 +22,12 @@ class Weather(BaseModel):
 async def test_llama_index(sim, broken):
     """Its default model is an alias here."""
     alias = OpenAI(api_key="any").model
-    async with served(broken, sim.gemini, fields={"aliases": (alias,)}) as (_, url):
-        llm = OpenAI(api_base=f"{url}/v1", api_key="any", max_retries=0)
+    async with (
+        served(broken, sim.gemini, fields={"aliases": (alias,)}) as (_, url),
+        httpx.AsyncClient() as http,
+    ):
+        at_address = {"api_base": f"{url}/v1", "api_key": "any", "max_retries": 0}
+        llm = OpenAI(**at_address, async_http_client=http)
         assert (await llm.acomplete("one two")).text == "one two"
         said = [ChatMessage(role="user", content="one two")]
         assert (await llm.achat(said)).message.content == "one two"

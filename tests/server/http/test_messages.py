@@ -339,6 +339,10 @@ async def test_errors_are_anthropics(simulator, serve):
             await problem(401, "authentication_error", path=path, headers={"x-api-key": "wrong"})
             await problem(401, "authentication_error", path=path, headers={})
         await problem(400, "invalid_request_error", max_tokens=0)
+        given = {"headers": {"x-api-key": "sk-red"}, "thread": {"type": "create"}}
+        threaded = await client.ask(**given)  # the tool runners of Anthropic's SDKs read this
+        details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+        assert (threaded.status_code, threaded.json()["error"]["details"]) == (400, details)
         await problem(404, "not_found_error", model="none")
         await problem(404, "not_found_error", path="/v1/messages/batches")
         version = {"x-api-key": "sk-red", "anthropic-version": "2023-06-01"}

@@ -703,6 +703,39 @@ class TestFaults:
         assert isinstance(task.exception(), MiddlewareFailedError)
         assert seen == ["1.5 ", "1.9 "]
 
+    @pytest.mark.parametrize("reads", [0, 1])
+    async def test_one_that_yields_without_end_fails(self, make, vendor, clock, reads):
+        async def endless(request, chunks):
+            for _ in range(reads):
+                yield await anext(chunks)
+            while True:
+                await clock.sleep(0.5)
+                yield Chunk("x")
+
+        gateway = make(hook(stream=endless), middleware_timeout=2)
+        for ask in (gateway.chat("hi"), read(gateway.stream("hi"))):
+            task = asyncio.create_task(ask)
+            await clock.advance(3)
+            assert "took more than 2 s" in str(task.exception())
+
+    async def test_waiting_for_the_caller_does_not_count(self, make, vendor, clock):
+        async def stream(request, chunks):
+            async for chunk in chunks:
+                yield chunk
+                yield Chunk("!")
+
+        async def ask():
+            said = []
+            async for chunk in make(hook(stream=stream), middleware_timeout=2).stream("hi"):
+                said.append(chunk.text)
+                await clock.sleep(9)
+            return "".join(said)
+
+        vendor.script("a", ScriptedStream("1", "2"))
+        task = asyncio.create_task(ask())
+        await clock.advance(60)
+        assert task.result() == "1!2!"
+
 
 class Tracing:
     """A tracer that keeps what it gets."""

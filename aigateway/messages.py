@@ -92,6 +92,18 @@ class NativeRequest:
     only: str | None = None
     instead: str = "leave it out"
 
+    def map_texts(self, change: Callable[[str], str]) -> NativeRequest:
+        """Return the request with the texts of `body` changed; itself if none is.
+
+        Texts are all strings but names, ids and types, images and files, and what the vendor has
+        signed or encrypted.
+
+        Args:
+            change: Returns the text to put in the place of a text.
+        """
+        body = _with_native_texts(self.body, change)
+        return self if body == self.body else replace(self, body=body)
+
 
 @dataclass(frozen=True, slots=True)
 class NativeAnswer:
@@ -448,13 +460,16 @@ class ChatRequest:
         """Return the request with its texts changed; itself if none is.
 
         Texts are the contents of all messages with their text parts, and the arguments of tool
-        calls (JSON, mostly). Images, files and signed thinking stay.
+        calls (JSON, mostly), and those of `native`. Images, files and signed thinking stay.
 
         Args:
             change: Returns the text to put in the place of a text.
         """
         messages = tuple(_with_texts(message, change) for message in self.messages)
-        return self if messages == self.messages else replace(self, messages=messages)
+        native = None if self.native is None else self.native.map_texts(change)
+        if messages == self.messages and native is self.native:
+            return self
+        return replace(self, messages=messages, native=native)
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,15 +536,20 @@ class ChatResponse:
 
         Texts are text, visible reasoning, refusal and the arguments of tool calls. Signed thinking
         whose text would change is left out, since its signature is of the text as it was. Sources
-        and speech stay.
+        and speech stay. `completion.native` is left out if a text in it would change.
 
         Args:
             change: Returns the text to put in the place of a text.
         """
         choices = tuple([_with_content(choice, change) for choice in self.choices])
-        if choices == self.choices:
+        native = self.completion.native
+        if native is not None and native.body:
+            body = json.loads(native.body)
+            native = native if _with_native_texts(body, change) == body else None
+        if choices == self.choices and native is self.completion.native:
             return self
-        return replace(self, completion=replace(self.completion, choices=choices))
+        completion = replace(self.completion, choices=choices, native=native)
+        return replace(self, completion=completion)
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -796,6 +816,50 @@ def _with_text(part: Any, names: Sequence[str], change: Callable[[str], str]) ->
         return part
     texts = {n: change(part[n]) for n in names if isinstance(part.get(n), str)}
     return {**part, **texts} if texts else part
+
+
+_NO_TEXTS = frozenset(
+    {
+        "call_id",
+        "data",
+        "encrypted_content",
+        "file_data",
+        "file_url",
+        "id",
+        "image_url",
+        "media_type",
+        "model",
+        "name",
+        "role",
+        "signature",
+        "thinking",
+        "tool_use_id",
+        "type",
+        "url",
+    }
+)
+"""Fields of other protocols whose strings are no texts; in the inputs of tools they are."""
+
+
+def _with_native_texts(
+    value: Any, change: Callable[[str], str], no_texts: frozenset[str] = _NO_TEXTS
+) -> Any:
+    """Return what another protocol says, with its texts changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        changed = {}
+        for name, part in value.items():
+            if name == "input" and isinstance(part, Mapping):
+                changed[name] = _with_native_texts(part, change, frozenset())
+            elif isinstance(part, str) and name in no_texts:
+                changed[name] = part
+            else:
+                changed[name] = _with_native_texts(part, change, no_texts)
+        return changed
+    if isinstance(value, list):
+        return [_with_native_texts(part, change, no_texts) for part in value]
+    return value
 
 
 def _with_content(said: S, change: Callable[[str], str]) -> S:

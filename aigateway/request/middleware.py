@@ -152,7 +152,8 @@ class Middleware(Protocol):
         `n` answers apart. Events in the provider's own protocol are left out, so that they carry
         nothing that was removed.
 
-        The bound on time counts for each chunk, without the waiting for `chunks`.
+        The bound on time counts from chunk to chunk that is read, without the waiting for
+        `chunks`, and once more after the last.
 
         Args:
             request: The request as it was sent.
@@ -599,6 +600,7 @@ class MiddlewarePipeline(Pipeline):
                 read.begin()
                 call = partial(anext, chunks, _END)
                 chunk = await self._called(middleware, "stream", call, deadline, read)
+                read.end()
                 if chunk is _END:
                     break
                 if not isinstance(chunk, Chunk) or not isinstance(chunk.text, str):
@@ -653,10 +655,14 @@ class MiddlewarePipeline(Pipeline):
             read: What the hook reads; waiting for that does not count.
         """
         most = self._seconds_per_hook
-        seconds = min(most, deadline - self._clock.now())
-        problem, places, late = "", "", False
+        own = most if read is None else read.own()
+        in_time = deadline - self._clock.now()
+        seconds = min(own, in_time)
+        problem, places, late = "", "", seconds <= 0
         try:
-            return await self._bounded(call, seconds, None if read is None else read.left)
+            if not late:
+                return await self._bounded(call, seconds, None if read is None else read.left)
+            problem = f"took more than {most:g} s"
         except (MiddlewareRefusedError, MiddlewareFailedError):
             raise
         except _LateError:
@@ -669,7 +675,7 @@ class MiddlewarePipeline(Pipeline):
             problem = f"raised {type(error).__name__}"
             # Places without values: the error's text may quote the request.
             places = "".join(traceback.format_tb(error.__traceback__))
-        if late and seconds < most:
+        if late and in_time < own:
             name = type(middleware).__qualname__
             raise DeadlineExceededError(f"The request's deadline passed in the middleware {name}.")
         raise _failed(middleware, hook, problem, places)
@@ -739,36 +745,49 @@ class _UntilRestart:
 
 
 class _Upstream:
-    """What the hook of a stream reads; remembers how long that took, and what it raised."""
+    """What the hook of a stream reads; remembers what the hook has taken since, and what it raised.
 
-    __slots__ = ("_began", "_chunks", "_clock", "_deadline", "_most", "_since", "_waited", "error")
+    The time of the hook is what passes within its calls since it has read last, so that one that
+    yields without end fails, and a caller that reads slowly does not count.
+    """
+
+    __slots__ = ("_chunks", "_clock", "_deadline", "_left", "_most", "_since", "_waits", "error")
 
     def __init__(
         self, chunks: AsyncIterator[Chunk], clock: Clock, most: float, deadline: float
     ) -> None:
         self._chunks = chunks
         self._clock = clock
-        self._most = most
+        self._most = self._left = most
         self._deadline = deadline
-        self._since: float | None = None
+        self._since: float | None = None  # when the call began, or has read last
+        self._waits = False
         self.error: Exception | None = None
-        self.begin()
 
     def begin(self) -> None:
-        """Begin the time of one chunk."""
-        self._began, self._waited = self._clock.now(), 0.0
+        """Begin a call of the hook."""
+        self._since = self._clock.now()
+
+    def end(self) -> None:
+        """End it."""
+        self._left, self._since = self.own(), None
+
+    def own(self) -> float:
+        """Return the seconds that the hook itself has left."""
+        since = self._since
+        taken = 0.0 if since is None or self._waits else self._clock.now() - since
+        return self._left - taken
 
     def left(self, *_: float) -> float:
-        """Return the seconds that the hook itself has left for this chunk."""
-        now = self._clock.now()
-        waited = self._waited + (0.0 if self._since is None else now - self._since)
-        return min(self._most - (now - self._began - waited), self._deadline - now)
+        """Return the seconds that it has left, of the request's, too."""
+        return min(self.own(), self._deadline - self._clock.now())
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Chunk:
-        self._since = self._clock.now()
+        self._waits = True
+        self._left = self._most
         try:
             return await anext(self._chunks)
         except StopAsyncIteration:
@@ -777,8 +796,8 @@ class _Upstream:
             self.error = error
             raise
         finally:
-            self._waited += self._clock.now() - self._since
-            self._since = None
+            self._waits = False
+            self._since = self._clock.now()
 
 
 def _failed(

@@ -323,21 +323,20 @@ class Failovers:
         if request.nearly_over:
             candidates = [c for c in candidates if c.guards.is_in_service()]
         policy: Policy = self._policy
+        home: Selection | None = None
         if request.session is not None:
             policy = self._sessions
             home = self._sessions.at_home(candidates, request)
-            if home is not None:
-                return home
         params = request.params
         if params is not None and len(candidates) > 1 and request.native is None:
             # Those that take every parameter that changes the answer come first, if one of them
             # may be called now.
             taking = [c for c in candidates if NEUTRAL.issuperset(c.provider.dropped(params))]
-            if len(taking) < len(candidates):
+            if len(taking) < len(candidates) and (home is None or home.candidate not in taking):
                 choice = policy.choose(taking, request)
                 if choice.candidate is not None and not choice.last_resort:
                     return choice
-        return policy.choose(candidates, request)
+        return home or policy.choose(candidates, request)
 
     def _is_hopeless(self, choice: Selection, request: RequestState) -> bool:
         """Return whether there is none to wait for, or none before the deadline."""

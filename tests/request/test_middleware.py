@@ -243,7 +243,12 @@ class TestRequests:
     async def test_the_body_of_another_protocol_goes_once_the_request_is_changed(
         self, make, vendor
     ):
-        gateway = make(ReadsNative())
+        async def before(request):
+            return replace(
+                request, messages=replace(request, native=None).map_texts(hidden).messages
+            )
+
+        gateway = make(hook(before=before, reads_native=True))
         native = NativeRequest("messages", {"input": SECRET})
         for text in ("plain", SECRET):
             await gateway._pipeline.chat(replace(gateway.check(text), native=native))
@@ -254,6 +259,35 @@ class TestRequests:
             await gateway._pipeline.chat(only)
         assert caught.value.param == "previous_response_id"
         assert vendor.called() == 2
+
+    async def test_map_texts_reaches_the_body_of_another_protocol(self, make, vendor):
+        gateway = make(ReadsNative())
+        body = {
+            "system": [{"type": SECRET, "text": SECRET}],
+            "metadata": {"user_id": SECRET},
+            "messages": [
+                {"role": "user", "content": [{"type": "brandnew", "what": [SECRET]}]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {
+                            "type": "tool_use",
+                            "name": "f",
+                            "input": {"name": SECRET, "deep": {"id": SECRET}},
+                        }
+                    ],
+                },
+                {"role": "assistant", "content": [{"type": "thinking", "thinking": SECRET}]},
+            ],
+        }
+        native = NativeRequest("messages", body)
+        await gateway._pipeline.chat(replace(gateway.check(SECRET), native=native))
+        made = vendor.calls[0][1].native
+        left = json.loads(json.dumps(made.body).replace("***", SECRET))
+        assert left == body
+        assert json.dumps(made.body).count(SECRET) == 2  # a type, and signed thinking
+        plain = replace(native, body={"messages": []})
+        assert plain.map_texts(hidden) is plain
 
     async def test_a_middleware_that_changes_the_body_itself_keeps_it(self, make, vendor):
         other = NativeRequest("messages", {"input": "***"})
@@ -305,6 +339,9 @@ class TestAnswers:
         changed, kept = await gateway.chat("1"), await gateway.chat("2")
         assert SECRET not in repr(changed.to_openai())
         assert (changed.completion.native, changed.choices[0].logprobs_json) == (None, None)
+        unseen = NativeAnswer("messages", json.dumps({"content": [{"new": SECRET}]}).encode())
+        vendor.script("a", Completion("i", "m", (Choice("-", "stop"),), native=unseen))
+        assert (await make(ReadsNative()).chat("hi")).completion.native is None
         assert kept.choices[0].logprobs_json == '{"content":[]}'
 
     async def test_an_answer_that_nothing_changes_keeps_its_own_form(self, make, vendor):
@@ -702,6 +739,39 @@ class TestFaults:
         await clock.advance(60)
         assert isinstance(task.exception(), MiddlewareFailedError)
         assert seen == ["1.5 ", "1.9 "]
+
+    @pytest.mark.parametrize("reads", [0, 1])
+    async def test_one_that_yields_without_end_fails(self, make, vendor, clock, reads):
+        async def endless(request, chunks):
+            for _ in range(reads):
+                yield await anext(chunks)
+            while True:
+                await clock.sleep(0.5)
+                yield Chunk("x")
+
+        gateway = make(hook(stream=endless), middleware_timeout=2)
+        for ask in (gateway.chat("hi"), read(gateway.stream("hi"))):
+            task = asyncio.create_task(ask)
+            await clock.advance(3)
+            assert "took more than 2 s" in str(task.exception())
+
+    async def test_waiting_for_the_caller_does_not_count(self, make, vendor, clock):
+        async def stream(request, chunks):
+            async for chunk in chunks:
+                yield chunk
+                yield Chunk("!")
+
+        async def ask():
+            said = []
+            async for chunk in make(hook(stream=stream), middleware_timeout=2).stream("hi"):
+                said.append(chunk.text)
+                await clock.sleep(9)
+            return "".join(said)
+
+        vendor.script("a", ScriptedStream("1", "2"))
+        task = asyncio.create_task(ask())
+        await clock.advance(60)
+        assert task.result() == "1!2!"
 
 
 class Tracing:

@@ -542,6 +542,17 @@ class TestGateway:
         assert reply.provider == first.name
         assert set(reply.attempts[-1].dropped) <= {"user", "prompt_cache_key"}
 
+    async def test_parameters_come_before_the_provider_of_a_session(self, simulator, streamed):
+        first, second = simulator.openai.config(priority=2), simulator.anthropic.config(priority=1)
+        async with self.gateway(first, second) as gateway:
+            await gateway.warmup()
+            simulator.openai.behave(Fault.status(503))
+            asked = [await self.reply(gateway, streamed, session="s")]
+            simulator.openai.recover()
+            asked.append(await self.reply(gateway, streamed, session="s"))
+            asked.append(await self.reply(gateway, streamed, session="s", seed=7))
+        assert [reply.provider for reply in asked] == [second.name, second.name, first.name]
+
     async def test_a_provider_that_makes_several_calls_is_passed_over(self, simulator, streamed):
         first, second = simulator.gemini.config(priority=2), simulator.openai.config(priority=1)
         params = {"tools": FORCED["tools"], "parallel_tool_calls": False}

@@ -227,25 +227,32 @@ UNSEEN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("unseen", UNSEEN)
-async def test_what_it_does_not_see_does_not_pass(simulator, unseen):
+@pytest.mark.parametrize("reads", [False, True], ids=["a chat", "reads it"])
+@pytest.mark.parametrize("path", DOORS)
+async def test_what_it_does_not_see_does_not_pass(simulator, path, reads):
     class Strict(Middleware):
         async def before(self, request):
             if SECRET in str((request.messages, request.params)):
                 raise MiddlewareRefusedError("Not that.", status=403)
             return request
 
-    path, given = UNSEEN[unseen]
+    class Redact(Middleware):
+        reads_native = True
+
+        async def before(self, request):
+            return request.map_texts(hidden)
+
     asked = simulator.anthropic if path == "/v1/messages" else simulator.openai
+    named = {"model": "auto"} | ({"max_tokens": 9} if path == "/v1/messages" else {})
     async with (
-        served(asked, middleware=[Strict]) as (_, url),
+        served(asked, middleware=[Redact if reads else Strict]) as (_, url),
         httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
     ):
-        body = {"model": "auto", "max_tokens": 9} if "messages" in path else {"model": "auto"}
-        for stream in (False, True):
-            answer = await client.post(path, json={**body, **given, "stream": stream})
-            assert answer.status_code in {200, 400, 403}
-        assert SECRET not in str([request.body for request in asked.received])
+        for what, (_, given) in ((w, g) for w, g in UNSEEN.items() if g[0] == path):
+            for stream in (False, True):
+                answer = await client.post(path, json={**named, **given, "stream": stream})
+                assert answer.status_code in {200, 400, 403}, what
+                assert SECRET not in str([request.body for request in asked.received]), what
 
 
 # ── the configuration ────────────────────────────────────────────────────────────────────────

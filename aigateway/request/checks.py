@@ -128,6 +128,9 @@ def check_body(form: str, body: dict[str, Any]) -> None:
     mistakes = _mistakes(body, _validator(form))
     if mistakes:
         place, problem = _worded(body, mistakes)
+        missing = re.fullmatch(r'must have "(\w+)"', problem)
+        if missing:  # as Anthropic says it
+            place, problem = [*place, missing[1]], "Field required"
         path = ".".join(str(step)[:64] for step in place)
         raise RequestRejectedError(f"{path}: {problem}" if path else problem, param=path or None)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -316,8 +317,12 @@ def _from_table(place: str, table: dict[str, Any], variables: _Variables) -> LLM
         key = variables.key(variable) if isinstance(variable, str) else None
         if key is None or "api_key" in table:
             table.clear()
+            # A key that was put there by mistake is not shown.
+            named = isinstance(variable, str) and re.fullmatch("[A-Z][A-Z0-9_]*", variable)
+            which = f" ({variable} is not)" if key is None and named else ""
             raise ConfigurationError(
-                f"{place}: api_key_env must name a variable that is set, and stand without api_key."
+                f"{place}: api_key_env must name a variable that is set{which}, and stand without"
+                " api_key."
             )
         table["api_key"] = key
     elif "api_key" not in table and isinstance(provider, str) and provider in VENDORS:

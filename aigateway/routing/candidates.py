@@ -479,7 +479,8 @@ class Roster:
         if request.size > self.short:
             long = too_long(request, found)
             if len(long) == len(found):
-                raise none_can(request, found, long)
+                every = found if native is not None else self.candidates(request.model, "chat")
+                raise none_can(request, every, long)
             found = [p for p in found if p not in long]
         return found
 

@@ -204,6 +204,15 @@ class TestContext:
             await gateway.chat(self.LONG)
         assert vendor.calls == []
 
+    async def test_who_could_take_it_but_lacks_something_else_is_named(self, make, vendor):
+        vendor.max_input_tokens = {"a": 4_000}
+        vendor.capabilities = {"b": {"tools": False}}
+        gateway = make("a", "b")
+        await gateway.warmup()
+        with pytest.raises(RequestRejectedError, match=r"a: takes 4,000 tokens; b: no tools") as no:
+            await gateway.chat(self.LONG, tools=TOOLS)
+        assert no.value.code == "capability_missing"
+
     async def test_a_picture_is_no_long_text(self, make, vendor):
         vendor.max_input_tokens = {"a": 1_000}
         gateway = make("a", "b")

@@ -88,7 +88,7 @@ def anthropic_client(
     """
     try:
         import anthropic  # noqa: PLC0415 - an extra
-    except ImportError:
+    except ModuleNotFoundError:
         raise missing("anthropic_client", "anthropic") from None
     http = async_client(gateway, anthropic.DefaultAsyncHttpxClient, settings)
     defaults: dict[str, Any] = {"base_url": ADDRESS, "api_key": KEY, "max_retries": 0}
@@ -375,7 +375,7 @@ def _application(gateway: AsyncGateway, settings: ServerSettings | None) -> Fast
     try:
         from aigateway.server import create_app  # noqa: PLC0415 - an extra
         from aigateway.settings import ServerSettings  # noqa: PLC0415 - as above
-    except ImportError:
+    except ModuleNotFoundError:
         raise missing("An in-process client", "server") from None
     # Its callers are this process: what a service beside it has in its environment or its file is
     # not meant for them, and neither keys nor addresses are to be checked.

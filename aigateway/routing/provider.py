@@ -312,7 +312,7 @@ class Provider:
             aliases=self.config.aliases,
             degraded=main.degraded,
             operations=operations,
-            capabilities=self.capabilities,
+            capabilities=dict(self.capabilities),
             max_input_tokens=self.max_input_tokens,
         )
 

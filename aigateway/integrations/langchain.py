@@ -30,7 +30,8 @@ class ChatAIGateway(ChatOpenAI):
     """A chat model of LangChain over a gateway: `ChatAIGateway(gateway=gateway, model="auto")`.
 
     Takes what `ChatOpenAI` takes. No key is needed; `max_retries` is 0 by default, and streams have
-    their usage.
+    their usage. `invoke` and `stream` use a gateway that is not in use on an event loop on a hidden
+    thread, to which it then belongs: make another one for `ainvoke` and `astream`.
     """
 
     def __init__(self, *, gateway: AsyncGateway, model: str = "auto", **options: Any) -> None:

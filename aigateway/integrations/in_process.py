@@ -157,6 +157,12 @@ class _Transport:
         exchange = _wait(self._service.home(None), self._service.ask(request, body))
         return self._service.response(exchange, _Body, "SyncByteStream")
 
+    def close(self) -> None:
+        """End the responses that are still under way."""
+        for exchange in tuple(self._service.exchanges):
+            if exchange.loop.is_running() and not _is_of_a_parent(exchange.loop):
+                _wait(exchange.loop, exchange.close())
+
 
 class _GatewayApp:
     """The application of a gateway, made anew for each event loop."""

@@ -65,7 +65,7 @@ class Middleware(Protocol):
     """May change or refuse requests, and see and change answers before they go out.
 
     Subclass it and write the methods that you need; only those are called. A class that has some of
-    the methods without subclassing does, too.
+    the methods without subclassing works, too, though not for type checkers.
 
     `before` runs in the order in which the middleware is configured, the other methods in reverse
     order. To refuse, raise `MiddlewareRefusedError`. Any other exception, another result, and a

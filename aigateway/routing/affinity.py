@@ -142,8 +142,8 @@ class Affinity:
         if self._known(session) is None:
             self._remember(session, provider, answered=False)
 
-    def answered(self, session: Session, provider: str) -> None:
-        """Remember who answered a turn."""
+    def answered(self, session: Session, provider: str, *, stays: bool = False) -> None:
+        """Remember who answered a turn; with `stays`, only this one was answered elsewhere."""
         found = self._known(session)
         if found is None or not found.answered:
             self._begun += 1
@@ -151,7 +151,8 @@ class Affinity:
             self._kept += 1
         else:
             self._moved += 1
-        self._remember(session, provider, answered=True)
+        home = found.provider if stays and found is not None else provider
+        self._remember(session, home, answered=True)
 
     def _known(self, session: Session) -> _Home | None:
         found = self._homes.get(session.key)

@@ -115,7 +115,9 @@ class Failovers:
         by_priority = PriorityPolicy(context.limiter.has_slot)
         self._policy: Policy = by_priority
         self._affinity = context.affinity
-        self._sessions = SessionPolicy(self._policy, context.affinity, by_priority.is_well)
+        self._sessions = SessionPolicy(
+            self._policy, context.affinity, by_priority.is_well, by_priority.is_only_busy
+        )
         self._timer = _WakeUpTimer(self._clock, context.limiter.wake)
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)
@@ -480,7 +482,7 @@ class Failovers:
         else:
             attempt.end(AttemptEnd.ANSWERED, answer=answer)
         if request.session is not None:
-            self._affinity.answered(request.session, attempt.provider.name)
+            self._sessions.answered(request, attempt.provider.name)
         if request.native is not None:
             request.remember_stored(self._affinity, attempt.provider.name, work.native_id(answer))
         attempts, loading = tuple(request.attempts), request.loading_seconds

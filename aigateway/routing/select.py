@@ -116,14 +116,21 @@ class PriorityPolicy:
 
     def is_well(self, candidate: Candidate, request: RequestState) -> bool:
         """Return whether it may be called now without a probe, a check or a wait."""
-        guards = candidate.guards
+        return (
+            self.is_only_busy(candidate, request)
+            and self.seconds_busy(candidate, request.tokens) == 0
+        )
+
+    def is_only_busy(self, candidate: Candidate, request: RequestState) -> bool:
+        """Return whether nothing but a free slot was missing, so that it may be called soon."""
+        guards, rates = candidate.guards, candidate.provider.rates
         return (
             not candidate.tried
             and not candidate.provider.retired
             and guards.is_in_service()
             and guards.refusal() is None
-            and self.seconds_busy(candidate, request.tokens) == 0
             and not guards.is_degraded()
+            and (rates is None or rates.wait(request.tokens) == 0)
         )
 
     def _is_available(
@@ -204,11 +211,13 @@ class SessionPolicy:
         policy: Chooses by health, priority and load.
         affinity: Which provider answered each session.
         is_well: Returns whether a candidate may be called now without a probe, a check or a wait.
+        is_only_busy: Returns whether nothing but a free slot is missing for that.
     """
 
     policy: Policy
     affinity: Affinity
     is_well: Callable[[Candidate, RequestState], bool]
+    is_only_busy: Callable[[Candidate, RequestState], bool]
 
     def at_home(self, candidates: Sequence[Candidate], request: RequestState) -> Selection | None:
         """Choose the provider of the session, before all priorities, while it is well."""
@@ -242,6 +251,18 @@ class SessionPolicy:
         )
         self.affinity.sent(session, choice.candidate.provider.name)
         return choice
+
+    def answered(self, request: RequestState, provider: str) -> None:
+        """Remember who answered; the session stays with a provider that only had no free slot."""
+        session = request.session
+        if session is None:
+            return
+        name = self.affinity.home(session)
+        away = name not in {None, provider} and any(
+            candidate.provider.name == name and self.is_only_busy(candidate, request)
+            for candidate in request.candidates
+        )
+        self.affinity.answered(session, provider, stays=away)
 
 
 _RETIRED = GuardRefusal(FailureKind.DISABLED, NEVER)

@@ -41,6 +41,10 @@ _NEVER_PASSED = re.compile(
 """These, their like in litellm and in clients, and what headers of a request decide."""
 
 
+_OWN = frozenset({"authorization", "bearer", "input", "messages", "model", "prompt", "stream"})
+"""What a request itself says, by its own fields and headers alone."""
+
+
 def decides_route(name: str) -> bool:
     """Return whether a field of a request may decide where it goes, or with which key."""
     return _NEVER_PASSED.fullmatch(name.lower()) is not None
@@ -49,7 +53,7 @@ def decides_route(name: str) -> bool:
 def _passable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name):
         raise ValueError("is no name of a parameter: letters, digits and underscores")
-    if decides_route(name):
+    if decides_route(name) or name.lower() in _OWN:
         raise ValueError("may decide where a request goes or with which key; it is never passed on")
     return name
 

@@ -402,9 +402,12 @@ def capabilities_of(config: LLMConfig) -> Mapping[Capability, bool]:
     full = any(_FLAGS["tools"] in entry for entry in entries) and not config.model.startswith("ft:")
     absent = _DENIED_BY_ABSENCE.get(vendor, frozenset()) if full else frozenset()
     denied = _DENIED.get(vendor, _MEDIA_FLAGS)
+    speaks = any("audio" in (e.get("supported_output_modalities") or ()) for e in entries)
     known: dict[Capability, bool] = {}
     for name, flag in _FLAGS.items():
         said = next((e[flag] for e in entries if isinstance(e.get(flag), bool)), None)
+        if name == "audio_output" and speaks:
+            said = True  # the flag of some models that only speak is false
         if said is None and name in absent:
             said = False
         if said or (said is False and name in denied):

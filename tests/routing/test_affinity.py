@@ -153,7 +153,8 @@ class TestMoving:
         assert await turn(gateway) == "b"
         going.set()
         await busy
-        assert await turn(gateway) == "b"
+        assert await turn(gateway) == "a"  # it was only busy
+        assert sessions(gateway) == {"entries": 1, "begun": 1, "kept": 1, "moved": 1}
         limited = make("a", "b", fields={"rpm": 2})
         assert [await turn(limited) for _ in range(4)] == ["a", "a", "b", "b"]
 

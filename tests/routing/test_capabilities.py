@@ -302,6 +302,10 @@ class TestMap:
         assert (claude["vision"], claude["tools"], claude["audio_input"]) == (True, True, False)
         assert self.of("gemini", "gemini-2.5-flash")["audio_input"] is True
 
+    def test_a_model_that_only_speaks_has_speech(self):
+        assert self.of("gemini", "gemini-2.5-pro-preview-tts")["audio_output"] is True
+        assert self.of("gemini", "gemini-2.5-pro")["audio_output"] is False
+
     def test_nothing_is_denied_of_what_is_not_known(self):
         assert self.of("openai", "gpt-99") == {}
         assert self.of("openai_compatible", "gpt-4", api_base="http://127.0.0.1:9/v1") == {}

@@ -25,6 +25,8 @@ DIGEST = "0" * 64
         ({"pass_params": ["default_headers"]}, "pass_params.*never passed on"),
         ({"pass_params": ["input_cost_per_token"]}, "pass_params.*never passed on"),
         ({"pass_params": ["model_list"]}, "pass_params.*never passed on"),
+        ({"pass_params": ["Authorization"]}, "pass_params.*never passed on"),
+        ({"pass_params": ["model"]}, "pass_params.*never passed on"),
         ({"pass_params": ["a-b"]}, "no name of a parameter"),
         ({"pass_params": ["x" * 65]}, "no name of a parameter"),
         ({"port": 70_000}, "port"),

@@ -115,6 +115,7 @@ def routers(
     """
     build_validators()
     service = _service(gateway, settings, tenant)
+    service.endpoints = _endpoints()
     return {name: _router(door, _bound_route(service)) for name, door in _DOORS.items()}
 
 
@@ -136,12 +137,7 @@ def service_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     routes = [(door, route) for door in _DOORS.values() for route in door.router.routes]
-    service.endpoints = [
-        f"{method} {route.path_format}"
-        for _, route in routes
-        if route.include_in_schema and route.path.startswith(("/chat", "/v1/"))
-        for method in route.methods
-    ]
+    service.endpoints = _endpoints()
     app.router.routes[:0] = [
         _plain(route, path)
         for hot in _HOT
@@ -185,6 +181,17 @@ def _service(
         prometheus=next((hook for hook in hooks if isinstance(hook, Prometheus)), None),
         tenant=tenant,
     )
+
+
+def _endpoints() -> list[str]:
+    """Return what the service offers, as a 404 lists it."""
+    return [
+        f"{method} {route.path_format}"
+        for door in _DOORS.values()
+        for route in door.router.routes
+        if route.include_in_schema and route.path.startswith(("/chat", "/v1/"))
+        for method in route.methods
+    ]
 
 
 _SAME = ("name", "methods", "summary", "response_model", "responses", "openapi_extra")

@@ -12,10 +12,11 @@ import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
 
 from aigateway import AsyncGateway, ConfigurationError, openai_client
+from aigateway.integrations.in_process import blocking_client
 from aigateway.server import RecentEvents, create_app, routers
 from aigateway.settings import ServerSettings
 from aigateway.telemetry.prometheus import Prometheus
-from aigateway.testing import ScriptedVendor, scripted_configs
+from aigateway.testing import ScriptedStream, ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer
 from tests.server.running import running
@@ -127,6 +128,10 @@ async def test_a_router_alone_is_as_closed_as_the_service(keys, status):
         )
         health = await client.get("/health")
         good = await client.post("/v1/chat/completions", json=CHAT, headers=bearer("web"))
+        path = "/v1/models/gemini-pro:generateContent"
+        other = await client.post(path, json={}, headers=bearer("web"))
+    assert other.status_code == 404
+    assert "POST /v1/chat/completions" in other.text
     assert foreign.status_code == status
     assert health.status_code == good.status_code == 200
     assert len(vendor.calls) == 1
@@ -209,6 +214,23 @@ async def test_an_in_process_client_takes_no_settings_of_a_service(monkeypatch, 
         with pytest.raises(openai.BadRequestError, match="min_p"):
             await client.chat.completions.create(**CHAT, extra_body={"min_p": 0.1})
         assert await other.chat.completions.create(**CHAT, extra_body={"min_p": 0.1})
+
+
+async def test_a_blocking_client_that_is_closed_leaves_no_stream_under_way():
+    vendor = ScriptedVendor()
+    vendor.script("a", ScriptedStream("one ", asyncio.Event().wait, "two"))
+    async with AsyncGateway(scripted_configs("a"), vendor=vendor) as gateway:
+
+        def leave():
+            client = blocking_client(gateway, httpx.Client)
+            asked = client.build_request(
+                "POST", "http://any/v1/chat/completions", json={**CHAT, "stream": True}
+            )
+            assert client.send(asked, stream=True).status_code == 200
+            client.close()
+
+        await asyncio.to_thread(leave)
+        assert gateway.get_metrics()["in_flight"] == vendor.open_streams == 0
 
 
 FORKS = """

@@ -470,6 +470,8 @@ class AsyncGateway:
             check_size(len(encoded), self.settings.max_prompt_bytes)
             read = protocol.read(copied(body, encoded), headers or {})
         named: dict[str, Any] = {**read.options, **options}
+        if named.get("model") == "auto" and not any("auto" in p.answers_to for p in self._roster):
+            named["model"] = None  # as clients say it that have to name one
         params = {n: named.pop(n) for n in named.keys() - _OPTIONS}
         return read, self._request(read.messages, native=read.native, params=params, **named)
 

@@ -40,6 +40,7 @@ __all__ = [
     "ToolCall",
     "ToolCallDelta",
     "Usage",
+    "asks_to_think",
     "openai_beside",
     "openai_call",
     "openai_media",
@@ -470,6 +471,20 @@ class ChatRequest:
         if messages == self.messages and native is self.native:
             return self
         return replace(self, messages=messages, native=native)
+
+
+_THINKS_BY = ("output_config", "reasoning", "reasoning_effort", "thinking")
+_DOES_NOT_THINK = (None, "disabled", "none", {"type": "disabled"}, {"effort": "none"})
+
+
+def asks_to_think(params: Mapping[str, Any], native: NativeRequest | None = None) -> bool:
+    """Return whether a request asks the model to think, which may take minutes without a word."""
+    holders = (params,) if native is None else (params, native.body)
+    return any(
+        name in holder and holder[name] not in _DOES_NOT_THINK
+        for holder in holders
+        for name in _THINKS_BY
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from aigateway.messages import (
     EmbeddingRequest,
     EmbeddingResponse,
     Opening,
+    asks_to_think,
 )
 from aigateway.request.coalesce import Coalescer, Leader
 from aigateway.request.stream import StreamOutcome, endings, pieces
@@ -288,12 +289,18 @@ class Pipeline:
         settings, state = self._settings, self._state(request, record, deadline)
         work = ChatWork(request)
         if settings.chat_over_stream:
-            first, idle = settings.first_token_timeout, settings.idle_timeout
+            longest = settings.thinking_timeout if state.thinks else 0.0
+            first = max(settings.first_token_timeout, longest)
+            idle = max(settings.idle_timeout, longest)
             work = ChatOverStreamWork(request, first, idle, self._failovers.in_time)
         return self._failovers.run(state, work)
 
     def _seconds(self, request: ChatRequest | EmbeddingRequest) -> float:
-        return self._settings.timeout if request.timeout is None else request.timeout
+        if request.timeout is not None:
+            return request.timeout
+        if isinstance(request, EmbeddingRequest) or not (request.params or request.native):
+            return self._settings.timeout
+        return self._settings.seconds_for(thinks=asks_to_think(request.params, request.native))
 
     def _state(self, request: ChatRequest, record: RequestRecord, deadline: float) -> RequestState:
         names, hedge = request.params.keys(), request.hedge
@@ -309,19 +316,22 @@ class Pipeline:
             tokens=estimated_tokens(request) if self._roster.counts_tokens else 0,
             params=None if names.isdisjoint(HINTS) else request.params,
             hedge=hedge,
+            thinks=bool(names or request.native) and asks_to_think(request.params, request.native),
             record=record if record.followed else None,
         )
 
     def _stream_run(
         self, request: ChatRequest, resume: Resume | None, record: RequestRecord
     ) -> StreamRun:
-        seconds = self._seconds(request)
+        settings, seconds = self._settings, self._seconds(request)
+        state = self._state(request, record, record.began + seconds)
+        idle = settings.idle_timeout
         return StreamRun(
             self._failovers,
             request,
-            self._state(request, record, record.began + seconds),
+            state,
             clock=self._clock,
-            idle=self._settings.idle_timeout,
+            idle=max(idle, settings.thinking_timeout) if state.thinks else idle,
             time_to_first=seconds,
             resume=resume,
         )

@@ -149,6 +149,7 @@ class RequestState:
         tokens: Its estimated tokens; only for providers with a `tpm`.
         params: Its parameters, if it has some that a provider may drop.
         hedge: Whether it may be hedged.
+        thinks: Whether it asks the model to think.
         record: Where its attempts are reported, if anywhere.
 
     Raises:
@@ -197,6 +198,7 @@ class RequestState:
         tokens: int = 0,
         params: Mapping[str, Any] | None = None,
         hedge: bool = False,
+        thinks: bool = False,
         record: RequestRecord | None = None,
     ) -> None:
         self._request = request
@@ -225,6 +227,7 @@ class RequestState:
         self.tokens = tokens
         self.params = params
         self.hedge = hedge
+        self.thinks = thinks
         self.record = record
         self.attempts: list[Attempt] = []
 

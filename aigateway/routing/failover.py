@@ -122,6 +122,7 @@ class Failovers:
         self._budget = RetryBudget(self._clock)
         self._hedges = Hedges(settings, self._clock, self._budget)
         self._retries_per_provider = settings.retries_per_provider
+        self._thinking_timeout = settings.thinking_timeout
         self._retries = RetryPolicy(settings.retry_rounds, settings.max_retry_wait_seconds)
         self._timeouts: set[Timeout] = set()
         self._losers: set[asyncio.Task[Any]] = set()
@@ -547,6 +548,8 @@ class Failovers:
         """
         provider, cut = attempt.provider, FailureKind.TIMEOUT
         limit = provider.first_token_timeout if work.streamed else provider.attempt_timeout
+        if request.thinks:
+            limit = max(limit, self._thinking_timeout)
         left = request.deadline - self._clock.now()
         if limit >= left and any(self._may_be_next(c, left) for c in request.candidates):
             # Half of the rest is kept for the next provider; this one is not to blame.

@@ -168,7 +168,8 @@ class StreamRun:
         return None
 
     async def _open(self, request: ChatRequest) -> Served[OpenedStream]:
-        served = await self._failovers.run(self._state, StreamWork(request))
+        bounded = self._failovers.in_time if self._state.thinks else None
+        served = await self._failovers.run(self._state, StreamWork(request, bounded))
         if self.first_content_at is None:
             self.first_content_at = self._clock.now()
         part, attempts = served.answer.part(), len(served.attempts) + 1

@@ -7,8 +7,9 @@ it decides which provider is called, for how long, and what a failure means.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from aigateway.errors import FailureKind
@@ -160,14 +161,23 @@ class ChatOverStreamWork(ChatWork):
 
 @dataclass(frozen=True, slots=True)
 class StreamWork:
-    """A stream, up to its first content."""
+    """A stream, up to its first content.
+
+    Attributes:
+        bounded: Runs a coroutine with a bound on its seconds, where the first content may come
+            much later than the beginning of the stream.
+    """
 
     request: ChatRequest
+    bounded: Bounded | None = None
     streamed: ClassVar[bool] = True
 
     def ask(self, attempt: PendingAttempt) -> Awaitable[OpenedStream]:
         """Open the stream and read to its first content."""
-        return _open_stream(attempt.client, attempt.outgoing(self.request))
+        begin = None
+        if self.bounded is not None:
+            begin = partial(self.bounded, attempt.provider.first_token_timeout)
+        return _open_stream(attempt.client, attempt.outgoing(self.request), begin)
 
     def check(self, answer: OpenedStream) -> None:
         """Accept it: the rest is checked when the stream ends."""
@@ -215,9 +225,17 @@ class OpenedStream:
         return self.part().cost_usd
 
 
-async def _open_stream(client: VendorClient, request: ChatRequest) -> OpenedStream:
-    """Open a stream and read to its first content. The caller bounds the time."""
-    stream = await client.stream(request)
+async def _open_stream(
+    client: VendorClient,
+    request: ChatRequest,
+    begin: Callable[[Coroutine[Any, Any, VendorStream]], Awaitable[VendorStream]] | None = None,
+) -> OpenedStream:
+    """Open a stream and read to its first content. The caller bounds the time.
+
+    `begin` bounds the time until the provider begins to answer.
+    """
+    opening = client.stream(request)
+    stream = await (opening if begin is None else begin(opening))
     try:
         while True:
             chunks = await stream.read()

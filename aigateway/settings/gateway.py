@@ -41,6 +41,11 @@ class GatewaySettings(TableSettings):
     """Seconds a stream may take until its first content; roles and pings do not count as content.
     A shorter timeout of the attempt takes precedence. If it is not set, it is at most half of
     `timeout`."""
+    thinking_timeout: Seconds = 90.0
+    """Seconds to the first content of a request that asks the model to think (`thinking`,
+    `reasoning_effort`, ...), if that is longer than `first_token_timeout` or `attempt_timeout`.
+    A stream has to begin, without content, within `first_token_timeout` all the same. It is added
+    to `timeout` where a request sets none, and takes the place of a shorter `idle_timeout`."""
     idle_timeout: Seconds = 15.0
     """Seconds a stream may go without content after its first; pings do not count as content."""
     chat_over_stream: bool = False
@@ -123,6 +128,10 @@ class GatewaySettings(TableSettings):
     list. `AsyncGateway(middleware=...)` takes precedence."""
     middleware_timeout: Seconds = 5.0
     """Seconds that one call of a middleware may take; then the request fails."""
+
+    def seconds_for(self, *, thinks: bool) -> float:
+        """Return the seconds for a request that sets no timeout."""
+        return self.timeout + self.thinking_timeout * thinks
 
     @model_validator(mode="after")
     def _leave_room_for_failover(self) -> Self:

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ async def url(vendor, broken):
 @contextlib.contextmanager
 def in_thread(context):
     """Enter an async context on an event loop in a thread, for code without one."""
-    entered = concurrent.futures.Future()
+    entered: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     async def live():
         over = asyncio.Event()

@@ -112,4 +112,4 @@ async def test_errors(client, vendor):
 def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "anthropic", None)
     with pytest.raises(ConfigurationError, match=r'pip install "aigateway\[anthropic\]"'):
-        anthropic_client(object())
+        anthropic_client(AsyncGateway([]))

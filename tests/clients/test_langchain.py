@@ -7,7 +7,7 @@ import base64
 import contextlib
 import json
 import re
-from importlib.util import find_spec
+from importlib import resources
 from typing import Any, ClassVar
 
 import httpx
@@ -28,7 +28,7 @@ from tests.clients.conftest import in_thread
 from tests.server.running import running
 
 MODEL, OTHER, EMBEDDING = "gpt-4o-mini", "gpt-4o", "text-embedding-3-small"
-(LITELLM,) = find_spec("litellm").submodule_search_locations
+TOKENIZERS = str(resources.files("litellm") / "litellm_core_utils/tokenizers")
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -123,7 +123,7 @@ def surroundings(request, monkeypatch, gateway_and_address, http):
         return httpx.Response(200, content=FILES[url[-4:]])
 
     monkeypatch.setattr(httpx, "get", get)
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", f"{LITELLM}/litellm_core_utils/tokenizers")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", TOKENIZERS)
     monkeypatch.setenv("LANGCHAIN_TESTS_USER_AGENT", "none")
     if request.cls is not None:
         gateway, address = gateway_and_address

@@ -214,6 +214,36 @@ class TestBeforeTheFirstContent:
         await reading
         assert stream.response.provider == "b"
 
+    @pytest.mark.parametrize(
+        ("asked", "by"),
+        [({"reasoning_effort": "high"}, "a"), ({"reasoning_effort": "none"}, "b"), ({}, "b")],
+    )
+    async def test_a_model_that_is_asked_to_think_may_be_silent(
+        self, make, vendor, clock, asked, by
+    ):
+        vendor.script("a", ScriptedStream(silence_until(clock, 85), "deep"))
+        gateway = make(first_token_timeout=3)
+        stream = gateway.stream("hi", **asked)
+        reading = asyncio.create_task(read(stream))
+        await clock.advance(86)
+        await reading
+        assert stream.response.provider == by
+
+    async def test_but_not_before_it_begins(self, make, vendor, clock):
+        vendor.script("a", silence)
+        gateway = make(first_token_timeout=3)
+        stream = gateway.stream("hi", reasoning_effort="high")
+        reading = asyncio.create_task(read(stream))
+        await clock.advance(3.1)
+        await reading
+        assert stream.response.provider == "b"
+
+    async def test_and_a_whole_answer_may_take_as_long(self, make, vendor, clock):
+        vendor.script("a", silence_until(clock, 85))
+        asking = asyncio.create_task(make().chat("hi", thinking={"type": "adaptive"}))
+        await clock.advance(86)
+        assert (await asking).provider == "a"
+
     async def test_nobody_answers(self, make, vendor):
         gateway = make("a", "b")
         vendor.always("a", K.SERVER_ERROR)

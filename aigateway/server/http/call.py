@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from aigateway.gateway import AsyncGateway
-from aigateway.messages import CacheMode, ChatResponse, Opening, Origin
+from aigateway.messages import CacheMode, ChatResponse, Opening, Origin, asks_to_think
 from aigateway.server.auth.keys import Caller
 from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.bodies import AUTO, ChatBody
@@ -218,7 +218,12 @@ class AdmittedRequest:
         return cls(service, caller, asked, whose, until)
 
     def enter_gateway(
-        self, stack: contextlib.AsyncExitStack, model: str | None, timeout: float | None
+        self,
+        stack: contextlib.AsyncExitStack,
+        model: str | None,
+        timeout: float | None,
+        *,
+        thinks: bool = False,
     ) -> tuple[AsyncGateway, dict[str, Any]]:
         """Take the gateway until the stack is left.
 
@@ -226,6 +231,7 @@ class AdmittedRequest:
             stack: The exit stack of the request.
             model: As the caller named it.
             timeout: Seconds that the caller allows.
+            thinks: Whether the request asks the model to think, which takes longer.
 
         Returns:
             The gateway, and keywords of its `chat`, `stream` and `embed`: model, timeout, origin.
@@ -239,7 +245,7 @@ class AdmittedRequest:
         # The gateway gives up a little earlier than the service, and so reports how it ended.
         left = self.until - self.service.clock.now()
         most = max(left - _END_SECONDS, left / 2)
-        asked = gateway.settings.timeout if timeout is None else timeout
+        asked = gateway.settings.seconds_for(thinks=thinks) if timeout is None else timeout
         return gateway, {
             "model": named,
             "timeout": min(asked, most),
@@ -256,7 +262,9 @@ class AdmittedRequest:
         """
         options = {**self.asked.options(), **body.options}
         async with contextlib.AsyncExitStack() as stack:
-            gateway, own = self.enter_gateway(stack, body.model, options.get("timeout"))
+            gateway, own = self.enter_gateway(
+                stack, body.model, options.get("timeout"), thinks=asks_to_think(body.options)
+            )
             options |= own
             async with cancel_on_disconnect(request.receive):
                 response = await gateway.chat(body.prompt, **options)

@@ -124,11 +124,19 @@ class Refusal(Exception):  # noqa: N818 - it is an answer
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Those given, and `Retry-After` in whole seconds, never too early."""
+        """Those given, and `Retry-After` in whole seconds, never too early.
+
+        `x-should-retry` tells the vendors' SDKs, and agents on them, not to send it again.
+        """
+        if 400 <= self.status < 500 and self.status not in _MAY_PASS:
+            return {**self._headers, "x-should-retry": "false"}
         if self.retry_after is None or not math.isfinite(self.retry_after):
             return self._headers
         return {**self._headers, "Retry-After": str(max(1, math.ceil(self.retry_after)))}
 
+
+_MAY_PASS = frozenset({408, 409, 425, 429})
+"""Statuses with which the same request may succeed later."""
 
 _FORMS: tuple[tuple[type[GatewayError], int, str, str | None], ...] = (
     # Special ones first: status, OpenAI's type and code.

@@ -25,6 +25,7 @@ from aigateway.messages import (
     ToolCall,
     ToolCallDelta,
     Usage,
+    asks_to_think,
     openai_beside,
     openai_call,
     openai_media,
@@ -196,7 +197,9 @@ async def _streamed(request: Request, admitted: AdmittedRequest, body: ChatBody)
     clock = admitted.service.clock
     options = {**admitted.asked.options(), **body.options}
     async with contextlib.AsyncExitStack() as stack:
-        gateway, own = admitted.enter_gateway(stack, body.model, admitted.asked.timeout)
+        gateway, own = admitted.enter_gateway(
+            stack, body.model, admitted.asked.timeout, thinks=asks_to_think(body.options)
+        )
         options |= own
         await admitted.service.turns.take()
         resume = admitted.asked.resume or admitted.service.settings.stream_resume

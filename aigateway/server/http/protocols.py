@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from aigateway.errors import GatewayError
 from aigateway.gateway import AsyncGateway
+from aigateway.messages import asks_to_think
 from aigateway.protocols.protocol import (
     CallerProtocol,
     ProtocolStream,
@@ -74,7 +75,10 @@ class Door:
         options = admitted.asked.options()
         async with contextlib.AsyncExitStack() as stack:
             gateway, own = admitted.enter_gateway(
-                stack, read.options.get("model"), options.get("timeout")
+                stack,
+                read.options.get("model"),
+                options.get("timeout"),
+                thinks=asks_to_think(read.options, read.native),
             )
             options |= own
             if read.stream:

@@ -28,7 +28,7 @@ from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import Ticket
 from aigateway.resilience.guard import NEVER
 from aigateway.routing.affinity import Affinity, Session, session_of
-from aigateway.routing.capabilities import SHORT, none_can, none_speaks, too_long
+from aigateway.routing.capabilities import MOST_BYTES_PER_TOKEN, none_can, none_speaks, too_long
 from aigateway.routing.provider import Provider
 from aigateway.telemetry.recorder import RequestRecord
 
@@ -537,7 +537,7 @@ class Roster:
     def _clear_lookups(self) -> None:
         self._by_model, self._for_all, self._suited = {}, {}, {}
         windows = [p.max_input_tokens for p in self._providers if p.max_input_tokens]
-        self.short = SHORT * min(windows, default=math.inf)
+        self.short = MOST_BYTES_PER_TOKEN * min(windows, default=math.inf)
         self.version += 1
 
     def _find(self, model: str | None) -> tuple[Provider, ...]:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from aigateway.routing.provider import Provider
 
 __all__ = [
+    "MOST_BYTES_PER_TOKEN",
     "NOTHING",
-    "SHORT",
     "WORDS",
     "cannot",
     "described",
@@ -58,9 +58,10 @@ _BY_PARAMETER: frozenset[Capability] = frozenset({"audio_output", "json_schema",
 
 _PARTS: Mapping[str, Capability] = {"image_url": "vision", "input_audio": "audio_input"}
 
-SHORT = 8
-"""Bytes of text, for each token of a context window, that exclude a provider. A token has about 4,
-so the prompt is about twice too long: an estimate must not exclude one that could have answered."""
+MOST_BYTES_PER_TOKEN = 128
+"""Bytes of text, for each token of a context window, that exclude a provider: the longest tokens
+of any vocabulary. Most have 4, those of padded tables 14: an estimate must not exclude a provider
+that could have answered."""
 
 _PROTOCOLS = {
     "messages": "Anthropic's Messages protocol",
@@ -154,7 +155,7 @@ def described(known: Mapping[Capability, bool], max_input_tokens: int | None = N
 def too_long(request: ChatRequest, providers: Sequence[Provider]) -> list[Provider]:
     """Return the providers whose context window is clearly too small for a long request."""
     size, _ = prompt_size(request)
-    return [p for p in providers if size > SHORT * (p.max_input_tokens or math.inf)]
+    return [p for p in providers if size > MOST_BYTES_PER_TOKEN * (p.max_input_tokens or math.inf)]
 
 
 def none_can(

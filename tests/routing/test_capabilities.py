@@ -188,7 +188,7 @@ class TestContext:
     LONG = "word " * 20_000  # 25,000 tokens by the estimate
 
     async def test_a_window_that_is_clearly_too_small_is_passed_over(self, make, vendor):
-        vendor.max_input_tokens = {"a": 4_000, "b": 20_000}
+        vendor.max_input_tokens = {"a": 400, "b": 20_000}
         gateway = make("a", "b")
         for warm in (False, True):
             reply = await gateway.chat(self.LONG, cache=False)
@@ -196,22 +196,29 @@ class TestContext:
 
     @pytest.mark.parametrize("warm", [False, True])
     async def test_too_long_for_all_is_said_at_once(self, make, vendor, warm):
-        vendor.max_input_tokens = {"a": 4_000, "b": 8_000}
+        vendor.max_input_tokens = {"a": 400, "b": 700}
         gateway = make("a", "b")
         if warm:
             await gateway.warmup()
-        with pytest.raises(ContextWindowExceededError, match=r"a: takes 4,000 tokens; b: takes 8,"):
+        with pytest.raises(ContextWindowExceededError, match=r"a: takes 400 tokens; b: takes 700"):
             await gateway.chat(self.LONG)
         assert vendor.calls == []
 
     async def test_who_could_take_it_but_lacks_something_else_is_named(self, make, vendor):
-        vendor.max_input_tokens = {"a": 4_000}
+        vendor.max_input_tokens = {"a": 400}
         vendor.capabilities = {"b": {"tools": False}}
         gateway = make("a", "b")
         await gateway.warmup()
-        with pytest.raises(RequestRejectedError, match=r"a: takes 4,000 tokens; b: no tools") as no:
+        with pytest.raises(RequestRejectedError, match=r"a: takes 400 tokens; b: no tools") as no:
             await gateway.chat(self.LONG, tools=TOOLS)
         assert no.value.code == "capability_missing"
+
+    async def test_a_text_of_long_tokens_is_not_too_long(self, make, vendor):
+        vendor.max_input_tokens = {"a": 4_000}
+        gateway = make("a", "b")
+        await gateway.warmup()
+        table = ("name" + " " * 60 + "|") * 1_000  # 16 bytes for each token of o200k
+        assert (await gateway.chat(table)).provider == "a"
 
     async def test_a_picture_is_no_long_text(self, make, vendor):
         vendor.max_input_tokens = {"a": 1_000}

@@ -18,6 +18,7 @@ def test_setting_defaults() -> None:
         "timeout": 60,
         "attempt_timeout": 30,
         "first_token_timeout": 10,
+        "thinking_timeout": 90,
         "idle_timeout": 15,
         "chat_over_stream": False,
         "retries_per_provider": 0,

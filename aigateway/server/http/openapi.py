@@ -96,10 +96,8 @@ def documented_call(
         {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
         for name, (text, schema) in REQUEST_HEADERS.items()
     ]
-    content = {
-        kind: {"schema": {"type": "string", "description": text}}
-        for kind, text in (texts or {}).items()
-    }
+    # Without a type: of a stream some readers see a text, others its events.
+    content = {kind: {"schema": {"description": text}} for kind, text in (texts or {}).items()}
     headers = {
         name: {"description": text, "schema": _TEXT} for name, text in _ANSWER_HEADERS.items()
     }

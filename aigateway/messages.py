@@ -473,12 +473,14 @@ class ChatRequest:
         return replace(self, messages=messages, native=native)
 
 
-_THINKS_BY = ("output_config", "reasoning", "reasoning_effort", "thinking")
+_THINKS_BY = frozenset({"output_config", "reasoning", "reasoning_effort", "thinking"})
 _DOES_NOT_THINK = (None, "disabled", "none", {"type": "disabled"}, {"effort": "none"})
 
 
 def asks_to_think(params: Mapping[str, Any], native: NativeRequest | None = None) -> bool:
     """Return whether a request asks the model to think, which may take minutes without a word."""
+    if native is None and _THINKS_BY.isdisjoint(params):
+        return False  # almost every chat
     holders = (params,) if native is None else (params, native.body)
     return any(
         name in holder and holder[name] not in _DOES_NOT_THINK

@@ -314,9 +314,10 @@ _ANTHROPICS_PATH = re.compile(
 
 def speaks_anthropic(scope: Scope) -> bool:
     """Return whether a request is in Anthropic's protocol, by its path or its headers."""
-    if _ANTHROPICS_PATH.fullmatch(own_path(scope)):
+    names = [name for name, _ in scope.get("headers", ())]
+    if b"anthropic-version" in names:
         return True
-    return any(name == b"anthropic-version" for name, _ in scope.get("headers", ()))
+    return _ANTHROPICS_PATH.fullmatch(own_path(scope)) is not None
 
 
 def _in_anthropics_form(refusal: Refusal) -> tuple[int, dict[str, Any]]:

@@ -892,6 +892,6 @@ class _MessageEvents:
         self._call = call
 
 
-MESSAGES = CallerProtocol("messages", _read, _write, _MessageEvents)
-MESSAGES_COUNT = CallerProtocol("messages", _read_count, _write, _MessageEvents)
+MESSAGES = CallerProtocol(_read, _write, _MessageEvents)
+MESSAGES_COUNT = CallerProtocol(_read_count, _write, _MessageEvents)
 """The same for a request whose tokens are counted: `max_tokens` is not needed."""

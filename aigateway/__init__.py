@@ -14,12 +14,17 @@ from aigateway.version import __version__
 if TYPE_CHECKING:
     from aigateway.errors import *
     from aigateway.events import *
+    from aigateway.figures import *
     from aigateway.gateway import *
     from aigateway.integrations.in_process import anthropic_client, openai_client
     from aigateway.messages import *
+    from aigateway.options import *
+    from aigateway.protocols.protocol import ProtocolOptions, ProtocolResponse, ProtocolStream
     from aigateway.request.middleware import *
     from aigateway.request.stream import *
+    from aigateway.request.tools import *
     from aigateway.resilience.breaker import *
+    from aigateway.routing.guards import OperationStatus
     from aigateway.routing.provider import *
     from aigateway.settings import *
     from aigateway.sync import *
@@ -28,11 +33,16 @@ _HOMES = (
     "aigateway.errors",
     "aigateway.messages",
     "aigateway.events",
+    "aigateway.options",
+    "aigateway.figures",
     "aigateway.resilience.breaker",
     "aigateway.settings",
     "aigateway.request.stream",
+    "aigateway.request.tools",
     "aigateway.request.middleware",
+    "aigateway.routing.guards",
     "aigateway.routing.provider",
+    "aigateway.protocols.protocol",
     "aigateway.gateway",
     "aigateway.sync",
     "aigateway.integrations.in_process",
@@ -41,13 +51,19 @@ _HOMES = (
 
 __all__ = [
     "AllProvidersFailedError",
+    "AnsweredItem",
     "AsyncGateway",
     "Attempt",
     "Audio",
     "BatchItem",
+    "BatchOptions",
     "BatchProgress",
     "BatchResult",
+    "BoundChat",
     "BudgetExceededError",
+    "CacheMetrics",
+    "CallOptions",
+    "ChatOptions",
     "ChatRequest",
     "ChatResponse",
     "ChatStream",
@@ -56,31 +72,58 @@ __all__ = [
     "CircuitBreaker",
     "CircuitOpenError",
     "CircuitState",
+    "Completion",
     "ConfigurationError",
     "ContentPolicyError",
     "ContextWindowExceededError",
     "DeadlineExceededError",
+    "EmbedOptions",
     "EmbeddingRequest",
     "EmbeddingResponse",
+    "Embeddings",
     "Event",
+    "FailedItem",
     "FailureKind",
+    "FleetMetrics",
+    "Frame",
     "GatewayError",
+    "GatewayMetrics",
     "GatewaySettings",
     "Hook",
     "LLMConfig",
     "Middleware",
     "MiddlewareFailedError",
     "MiddlewareRefusedError",
+    "MisuseError",
+    "ModelParams",
+    "NativeAnswer",
+    "NativeRequest",
     "NoProvidersError",
+    "Opening",
+    "OperationStatus",
     "Origin",
     "OverloadedError",
+    "Percentiles",
+    "Permit",
+    "ProtocolOptions",
+    "ProtocolResponse",
+    "ProtocolStream",
     "ProviderFailure",
+    "ProviderMetrics",
     "ProviderStatus",
     "ProviderType",
+    "Rejected",
     "RequestRejectedError",
+    "SessionMetrics",
+    "SettingsOverrides",
     "StreamInterruptedError",
+    "StreamOptions",
     "ToolCall",
     "ToolCallDelta",
+    "ToolResult",
+    "ToolRoundsExceededError",
+    "ToolRun",
+    "ToolRunOptions",
     "UnknownModelError",
     "Usage",
     "__version__",

@@ -64,13 +64,19 @@ class Clock(Protocol):
         """Call `callback` on the running event loop after this time."""
 
     def timeout(
-        self, seconds: float, *, more: PutOff | None = None
+        self,
+        seconds: float,
+        *,
+        more: PutOff | None = None,
+        task: asyncio.Task[Any] | None = None,
     ) -> AbstractAsyncContextManager[Timeout]:
         """Bound a block: it raises `TimeoutError` if it takes longer, or once rescheduled to now.
 
         Args:
             seconds: The bound.
             more: Called when the time is over; may extend it.
+            task: The task that enters the block, where that is at hand: to look for it and its
+                event loop may take a call of the system.
         """
 
 
@@ -142,19 +148,37 @@ _timers = _SharedTimers()
 class _TimeLimit:
     """`asyncio.Timeout`, but for the timer."""
 
-    _task: asyncio.Task[Any] | None = None
-    _waiting = False  # inside, and not expired
-    _expired = False
-    _looked = 0.0  # when it was extended; not yet
+    __slots__ = (
+        "_began", "_cancelling", "_expired", "_looked", "_more", "_seconds", "_task", "_timer",
+        "_waiting", "_when",
+    )  # fmt: skip
+    _began: float
+    _cancelling: int
+    _timer: _SharedTimer
+    _when: float
 
-    def __init__(self, seconds: float, *, more: PutOff | None = None) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        more: PutOff | None = None,
+        task: asyncio.Task[Any] | None = None,
+    ) -> None:
         self._seconds = seconds
         self._more = more
+        self._task = task
+        self._waiting = self._expired = False  # inside, and not expired
+        self._looked = 0.0  # when it was extended; not yet
 
     async def __aenter__(self) -> Self:
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        task = self._task
         if task is None:
-            raise RuntimeError("A timeout can be used inside a task only.")
+            loop = asyncio.get_running_loop()
+            task = asyncio.current_task(loop)
+            if task is None:
+                raise RuntimeError("A timeout can be used inside a task only.")
+        else:
+            loop = task.get_loop()
         timer = _timers.latest
         if timer is None or timer.loop is not loop:
             timer = _timers.latest = _SharedTimer(loop)
@@ -229,10 +253,8 @@ class SystemClock:
     __slots__ = ()
 
     now = staticmethod(time.monotonic)  # without a call of our own: it is read often
+    wall = staticmethod(time.time)
     timeout = _TimeLimit
-
-    def wall(self) -> float:
-        return time.time()
 
     def random(self) -> float:
         return random.random()

@@ -10,11 +10,13 @@ for every end.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from aigateway.errors import FailureKind, ProviderFailure
 from aigateway.messages import Usage
+from aigateway.records import Record, shown_cost
 
 __all__ = [
     "ON_REQUEST",
@@ -23,7 +25,12 @@ __all__ = [
     "CacheHit",
     "CircuitChanged",
     "CircuitForced",
+    "CircuitOrder",
+    "Degradation",
     "Event",
+    "FleetLost",
+    "FleetRefused",
+    "FleetReturned",
     "Hook",
     "LoopStalled",
     "Operation",
@@ -44,15 +51,30 @@ __all__ = [
 Operation = Literal["chat", "embeddings", "completions"]
 """What is asked of a provider. "completions" is OpenAI's older `/v1/completions`."""
 
+CircuitOrder = Literal["open", "closed", "auto"]
+"""An operator's order for a circuit; "auto" ends an order."""
+
+Degradation = Literal["errors", "latency"]
+"""Why a provider is degraded: too many errors, or answers that take much longer than usual."""
+
 Outcome = Literal["served", "hit", "stale", "coalesced", "failed", "cancelled"]
 """How a request ends; each ends in exactly one way."""
 
 
+class _EventRecord(Record):
+    __slots__ = ()
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        event: Any = self
+        yield "event", event.name
+        yield from self._fields_but("name")
+
+
 @dataclass(frozen=True, slots=True)
-class ProviderFailed:
+class ProviderFailed(_EventRecord):
     """One attempt failed: an `AttemptEnded` in short."""
 
-    name: ClassVar[str] = "provider.failed"
+    name: ClassVar[Literal["provider.failed"]] = "provider.failed"
     request_id: str
     provider: str
     kind: FailureKind
@@ -66,26 +88,28 @@ class ProviderFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderCooledDown:
+class ProviderCooledDown(_EventRecord):
     """A provider is not asked for a while, as it has requested.
 
     Attributes:
         rate_limited: It reached a rate limit; else it failed and gave a time, and may be asked as
             last resort.
+        by: `fleet`: another process was asked to wait. None: this one.
     """
 
-    name: ClassVar[str] = "provider.cooled_down"
+    name: ClassVar[Literal["provider.cooled_down"]] = "provider.cooled_down"
     provider: str
     seconds: float
     operation: Operation = "chat"
     rate_limited: bool = True
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderDisabled:
+class ProviderDisabled(_EventRecord):
     """An operation of a provider is misconfigured (key, model, billing) until a check succeeds."""
 
-    name: ClassVar[str] = "provider.disabled"
+    name: ClassVar[Literal["provider.disabled"]] = "provider.disabled"
     provider: str
     reason: FailureKind
     status: int | None
@@ -94,74 +118,124 @@ class ProviderDisabled:
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderEnabled:
+class ProviderEnabled(_EventRecord):
     """A disabled provider answered again."""
 
-    name: ClassVar[str] = "provider.enabled"
+    name: ClassVar[Literal["provider.enabled"]] = "provider.enabled"
     provider: str
     operation: Operation = "chat"
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderDegraded:
+class ProviderDegraded(_EventRecord):
     """A provider works worse than usual: it is asked after the healthy ones."""
 
-    name: ClassVar[str] = "provider.degraded"
+    name: ClassVar[Literal["provider.degraded"]] = "provider.degraded"
     provider: str
-    reason: Literal["errors", "latency"]
+    reason: Degradation
     share: float
     """The part of its recent attempts that failed, or took much longer than usual."""
     operation: Operation = "chat"
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderRecovered:
+class ProviderRecovered(_EventRecord):
     """A degraded provider works as usual again."""
 
-    name: ClassVar[str] = "provider.recovered"
+    name: ClassVar[Literal["provider.recovered"]] = "provider.recovered"
     provider: str
     operation: Operation = "chat"
 
 
 @dataclass(frozen=True, slots=True)
-class LoopStalled:
+class LoopStalled(_EventRecord):
     """The application's event loop was blocked; no provider is blamed for it."""
 
-    name: ClassVar[str] = "loop.stalled"
+    name: ClassVar[Literal["loop.stalled"]] = "loop.stalled"
     seconds: float
     in_flight: int
     """Calls to vendors in flight."""
 
 
 @dataclass(frozen=True, slots=True)
-class CircuitChanged:
+class CircuitChanged(_EventRecord):
     """A circuit opened, became half-open, or closed. `name` says which."""
 
-    name: str
-    """`circuit.opened`, `circuit.half_opened` or `circuit.closed`."""
+    name: Literal["circuit.opened", "circuit.half_opened", "circuit.closed"]
     provider: str
     old: str
     new: str
     operation: Operation = "chat"
+    by: str | None = None
+    """`fleet`: other processes caused it (see `fleet/votes.py`). None: this one did."""
 
 
 @dataclass(frozen=True, slots=True)
-class CircuitForced:
+class CircuitForced(_EventRecord):
     """An operator forced a circuit, or released it."""
 
-    name: ClassVar[str] = "operator.circuit_forced"
+    name: ClassVar[Literal["operator.circuit_forced"]] = "operator.circuit_forced"
     provider: str
-    state: str
-    """`open`, `closed` or `auto`."""
+    state: CircuitOrder
     by: str | None
     """The operator, if known."""
 
 
 @dataclass(frozen=True, slots=True)
-class CacheHit:
+class FleetLost(_EventRecord):
+    """Redis cannot be asked. Each process goes on alone, and joins again when it is back.
+
+    Attributes:
+        redis: Where it is.
+        reason: Why.
+        effect: What happens now, for people.
+        writes_only: It refuses to write (it is full, or a replica); shared answers are still read.
+    """
+
+    name: ClassVar[Literal["fleet.lost"]] = "fleet.lost"
+    redis: str
+    reason: str
+    effect: str
+    writes_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FleetRefused(_EventRecord):
+    """Redis refuses what the fleet needs: its login, or a script. An operator has to act.
+
+    Attributes:
+        redis: Where it is.
+        what: The name of the script or command; "login" for the user and password.
+        reason: What it said.
+        action: What to correct.
+    """
+
+    name: ClassVar[Literal["fleet.refused"]] = "fleet.refused"
+    redis: str
+    what: str
+    reason: str
+    action: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetReturned(_EventRecord):
+    """Redis answers again; processes share as before.
+
+    Attributes:
+        redis: Where it is.
+        seconds: For how long it could not be asked.
+    """
+
+    name: ClassVar[Literal["fleet.returned"]] = "fleet.returned"
+    redis: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHit(_EventRecord):
     """An answer came from the cache: a `RequestEnded` in short."""
 
-    name: ClassVar[str] = "cache.hit"
+    name: ClassVar[Literal["cache.hit"]] = "cache.hit"
     request_id: str
     provider: str
     agent: str | None
@@ -169,20 +243,20 @@ class CacheHit:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestRetrying:
+class RequestRetrying(_EventRecord):
     """No provider was left; all candidates are tried again after a pause."""
 
-    name: ClassVar[str] = "request.retrying"
+    name: ClassVar[Literal["request.retrying"]] = "request.retrying"
     request_id: str
     round: int
     wait_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class RequestHedged:
+class RequestHedged(_EventRecord):
     """A provider was slower than usual, so another was asked at the same time."""
 
-    name: ClassVar[str] = "request.hedged"
+    name: ClassVar[Literal["request.hedged"]] = "request.hedged"
     request_id: str
     provider: str
     """The slow one."""
@@ -191,10 +265,10 @@ class RequestHedged:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestServed:
+class RequestServed(_EventRecord):
     """A vendor answered a request: a `RequestEnded` in short."""
 
-    name: ClassVar[str] = "request.served"
+    name: ClassVar[Literal["request.served"]] = "request.served"
     request_id: str
     provider: str
     model: str
@@ -206,10 +280,10 @@ class RequestServed:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestFailed:
+class RequestFailed(_EventRecord):
     """A request ended in an error that the caller saw: a `RequestEnded` in short."""
 
-    name: ClassVar[str] = "request.failed"
+    name: ClassVar[Literal["request.failed"]] = "request.failed"
     request_id: str
     agent: str | None
     error: str
@@ -217,8 +291,8 @@ class RequestFailed:
     latency_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptEnded:
+@dataclass(frozen=True, slots=True, repr=False)
+class AttemptEnded(_EventRecord):
     """One attempt has ended, in whatever way. Only for hooks that ask for it.
 
     Attributes:
@@ -238,9 +312,10 @@ class AttemptEnded:
         cost_usd: US dollars; None where the price is not known.
         last_resort: The provider was not to be asked, but no other was left.
         code: The vendor's error code where one came with a failure.
+        tenant: The caller for whom it was made: the name of its key, at the service.
     """
 
-    name: ClassVar[str] = "attempt.ended"
+    name: ClassVar[Literal["attempt.ended"]] = "attempt.ended"
     request_id: str
     attempt: int
     operation: Operation
@@ -257,24 +332,31 @@ class AttemptEnded:
     cost_usd: float | None
     last_resort: bool = False
     code: str | None = None
+    tenant: str = ""
+
+    def _words(self) -> Iterator[Any]:
+        yield from (self.request_id, f"#{self.attempt}", self.operation, self.provider)
+        yield from (self.failure or "answered", f"HTTP {self.status}" if self.status else "")
+        yield from (shown_cost(self.cost_usd), f"{self.latency_seconds:.2f} s")
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerDiscarded:
+class AnswerDiscarded(_EventRecord):
     """An abandoned attempt brought an answer all the same, which is paid for but not used.
 
     Only for hooks that ask for it. It follows the attempt's `AttemptEnded`, which had no usage.
     """
 
-    name: ClassVar[str] = "answer.discarded"
+    name: ClassVar[Literal["answer.discarded"]] = "answer.discarded"
     request_id: str
     provider: str
     usage: Usage
     cost_usd: float | None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class RequestEnded:
+class RequestEnded(_EventRecord):
     """A request has ended, in whatever way. Only for hooks that ask for it.
 
     Attributes:
@@ -294,9 +376,11 @@ class RequestEnded:
         total_tokens: Tokens of the answer.
         cost_usd: US dollars of the answer; None where the price is not known.
         causes: What went wrong at each provider, of a request that failed.
+        tenant: The caller, as in `AttemptEnded`.
+        rejected: It failed, and the request itself was at fault (`RequestRejectedError`).
     """
 
-    name: ClassVar[str] = "request.ended"
+    name: ClassVar[Literal["request.ended"]] = "request.ended"
     request_id: str
     operation: Operation
     streamed: bool
@@ -312,6 +396,8 @@ class RequestEnded:
     total_tokens: int = 0
     cost_usd: float | None = None
     causes: tuple[ProviderFailure, ...] = ()
+    tenant: str = ""
+    rejected: bool = False
 
     @property
     def overhead_seconds(self) -> float:
@@ -329,6 +415,9 @@ Event = (
     | LoopStalled
     | CircuitChanged
     | CircuitForced
+    | FleetLost
+    | FleetRefused
+    | FleetReturned
     | CacheHit
     | RequestRetrying
     | RequestHedged
@@ -342,6 +431,42 @@ Event = (
 
 ON_REQUEST: frozenset[type[Event]] = frozenset({AttemptEnded, AnswerDiscarded, RequestEnded})
 """Kinds of which each call makes one: only hooks whose `wants` names them get them."""
+
+
+MOST_UNCOUNTED = 1000
+"""Ends of calls and requests after which a hook counts them, if nothing shows them meanwhile."""
+
+
+class ServedCall(NamedTuple):
+    """A request that its first attempt served: the two ends in one, for hooks that only count.
+
+    Attributes:
+        tenant: As in `RequestEnded`.
+        provider: The provider that answered.
+        model: The model asked.
+        attempt_seconds: From the beginning of the attempt to its end.
+        first_content_seconds: Of a stream: from the beginning of the attempt to its first content.
+        prompt_tokens: As the vendor counts.
+        completion_tokens: As the vendor counts.
+        cost_usd: US dollars; None where the price is not known.
+        latency_seconds: From the beginning of the request to its end.
+        overhead_seconds: The gateway's own part of that.
+        at: When it ended, on the clock's scale.
+        wall: When it ended, in seconds since the Unix epoch.
+    """
+
+    tenant: str
+    provider: str
+    model: str
+    attempt_seconds: float
+    first_content_seconds: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    latency_seconds: float
+    overhead_seconds: float
+    at: float
+    wall: float
 
 
 class Hook(Protocol):

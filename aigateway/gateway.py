@@ -6,38 +6,65 @@ It composes the other parts and has no policy of its own. `request/pipeline.py` 
 from __future__ import annotations
 
 import asyncio
-import inspect
+import math
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, Unpack, get_args
+from typing import Any, Self, Unpack, cast, get_args
 
 from aigateway.batch import engine
 from aigateway.batch.api import Batches
-from aigateway.batch.engine import Concurrency, Requests
 from aigateway.batch.items import row_reader
 from aigateway.batch.pacing import PacedSemaphore
-from aigateway.cache.memory import AnswerCache
+from aigateway.cache.memory import AnswerCache, Remembered
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import (
     ConfigurationError,
     GatewayError,
+    MisuseError,
     RequestRejectedError,
 )
-from aigateway.events import CircuitForced, Hook, LoopStalled
+from aigateway.events import CircuitForced, CircuitOrder, Hook, LoopStalled
+from aigateway.figures import GatewayMetrics
+from aigateway.fleet.fleet import Fleet
 from aigateway.messages import (
     APPLICATION,
     BatchItem,
-    BatchProgress,
     BatchResult,
-    CacheMode,
     ChatRequest,
     ChatResponse,
     Chunk,
     EmbeddingResponse,
-    Origin,
+    NativeRequest,
+)
+from aigateway.options import (
+    EMBED_OPTIONS,
+    OWN_OPTIONS,
+    B,
+    BatchOptions,
+    BoundChat,
+    CallOptions,
+    ChatOptions,
+    EmbedOptions,
+    M,
+    Messages,
+    Requests,
+    ResponseFormat,
+    Resume,
+    SettingsOverrides,
+    StreamOptions,
+    ToolRunOptions,
+    accepts,
+    call_arguments,
 )
 from aigateway.protocols.anthropic_messages import MESSAGES, MESSAGES_COUNT
 from aigateway.protocols.openai_completions import COMPLETIONS
@@ -53,22 +80,28 @@ from aigateway.request.json_copy import check_size, copied, encoded_json
 from aigateway.request.middleware import Middleware, MiddlewarePipeline, load_middleware
 from aigateway.request.pipeline import Pipeline
 from aigateway.request.stream import ChatStream, StreamOutcome
+from aigateway.request.tools import OnToolError, ToolRun, run_tools
 from aigateway.request.validate import chat_request, embedding_request
 from aigateway.resilience import retry
 from aigateway.resilience.concurrency import Limiter
+from aigateway.resilience.health import ResponseTimes
 from aigateway.resilience.local_faults import Reachability, StallDetector
 from aigateway.routing.affinity import Affinity
 from aigateway.routing.attempt import CallContext
 from aigateway.routing.candidates import Roster
-from aigateway.routing.guards import CircuitOrder
-from aigateway.routing.provider import Provider, ProviderStatus
-from aigateway.routing.stream import Resume
+from aigateway.routing.provider import OPERATIONS, Provider, ProviderStatus
 from aigateway.settings import GatewaySettings, LLMConfig, load_providers
+from aigateway.settings.provider import with_distinct_names
 from aigateway.telemetry.recorder import Emitter, RequestRecorder
 from aigateway.tokens import counted_tokens
 from aigateway.wires.client import VendorClient, VendorClientFactory
+from aigateway.wires.pricing import max_output_tokens, price_of
 
 __all__ = ["AsyncGateway"]
+
+
+_BYTES_PER_TOKEN = 4
+"""OpenAI's rule of thumb."""
 
 
 class AsyncGateway:
@@ -84,7 +117,8 @@ class AsyncGateway:
             or functions that make them, or import paths. None takes the setting.
         clock: The source of time and randomness; for tests.
         vendor: Makes a provider's client; for tests.
-        **overrides: Any field of `GatewaySettings`; takes precedence over `settings`.
+        **overrides: Any field of `GatewaySettings`; takes precedence over `settings`. See
+            `SettingsOverrides`.
 
     Raises:
         ConfigurationError: A setting cannot work.
@@ -100,9 +134,10 @@ class AsyncGateway:
         middleware: Iterable[Middleware | Callable[[], Middleware] | str] | None = None,
         clock: Clock = SYSTEM_CLOCK,
         vendor: VendorClientFactory | None = None,
-        **overrides: Any,
+        **overrides: Unpack[SettingsOverrides],
     ) -> None:
         self.settings = _settings(settings, overrides)
+        self._fleet = Fleet(self.settings, clock)
         self._middleware = load_middleware(
             self.settings.middleware if middleware is None else middleware
         )
@@ -114,15 +149,16 @@ class AsyncGateway:
         self._roster = Roster()
         self._network = Reachability(clock)
         self._affinity = Affinity(clock)
-        self._streams: weakref.WeakSet[ChatStream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[ChatStream[Any]] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
+        self._closed = self._joined = False
         self.cache = AnswerCache(
             max_entries=self.settings.cache_max_entries,
             ttl_seconds=self.settings.cache_ttl_seconds,
             stale_seconds=self.settings.stale_if_error_seconds,
             clock=clock,
         )
+        self.cache.put_over(self._fleet.answers)
         self._limiter: Limiter
         self._bound_calls: PacedSemaphore
         self._pipeline: Pipeline
@@ -136,51 +172,47 @@ class AsyncGateway:
             max_concurrency=self.settings.max_concurrency,
             is_closed=lambda: self._closed,
         )
-        configs = load_providers() if providers is None else _checked(providers)
+        configs = (
+            load_providers() if providers is None else with_distinct_names(_checked(providers))
+        )
         for config in configs:
             self.add_provider(config)
         if providers is None:
             self._roster.serving(None)  # raises if none is configured
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # a process without a loop may still fork
+            return
+        self._begin_loading()
+
+    def __repr__(self) -> str:
+        names = [provider.name for provider in self._roster]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        closed = " (closed)" if self._closed else ""
+        return f"<AsyncGateway over {', '.join(names[:3]) or 'no provider'}{more}{closed}>"
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────
 
+    @accepts(ChatOptions, cache=True)
     async def chat(
         self,
-        prompt_or_messages: str | Sequence[Mapping[str, Any]],
+        prompt_or_messages: str | Messages | None = None,
         *,
-        system: str | None = None,
-        model: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - it spans providers and retries
-        agent: str | None = None,
-        cache: CacheMode = True,
-        cache_ttl: float | None = None,
-        hedge: bool | None = None,
-        session: str | None = None,
-        origin: Origin | None = None,
-        **params: Any,
-    ) -> ChatResponse:
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        response_format: ResponseFormat[M] = None,
+        **options: Unpack[ChatOptions],
+    ) -> ChatResponse[M]:
         """Get an answer from the best provider that answers, or from the cache.
 
         Args:
             prompt_or_messages: A prompt, or OpenAI chat messages.
-            system: A system message to put in front.
-            model: A provider's model, name or alias; None leaves the choice to the gateway.
-            temperature: From 0 to 2.
-            max_tokens: Most tokens of the answer.
-            timeout: Seconds for everything, failover and waiting included; None takes the setting.
-            agent: Selects a time to live from `agent_ttls`, and labels logs.
-            cache: True reads and fills the cache, False does neither, "refresh" only fills it.
-            cache_ttl: Seconds to cache this answer; None takes the agent's, then the setting.
-            hedge: Whether a second provider is asked if the first is slower than usual; None takes
-                the setting, which does not hedge requests with tools.
-            session: Names the conversation. Its turns stay at one provider while that is well, so
-                that the vendor's prompt cache serves them. None: each request is on its own.
-            origin: The caller, if several share this gateway.
-            **params: Other OpenAI chat parameters (`tools`, `response_format`, `seed`, ...),
-                passed on unchanged. `response_format` may be a pydantic model class; the answer
-                then has an instance of it as `.parsed`.
+            prompt: A prompt. One of the three is needed.
+            messages: OpenAI chat messages.
+            response_format: A pydantic model class; the answer has an instance of it as `.parsed`.
+                Or OpenAI's `response_format`, passed on unchanged. Or a JSON schema
+                (`{"type": "object", ...}`), sent in OpenAI's form.
+            **options: See `ChatOptions`.
 
         Returns:
             The answer, with its provider, usage and price.
@@ -192,43 +224,21 @@ class AsyncGateway:
             DeadlineExceededError: `timeout` passed first.
             OverloadedError: Too many requests are waiting already.
         """
-        request = self._request(
-            prompt_or_messages,
-            system=system,
-            model=model,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            timeout=timeout,
-            agent=agent,
-            cache=cache,
-            cache_ttl=cache_ttl,
-            hedge=hedge,
-            session=session,
-            origin=origin,
-            params=params,
-        )
+        request = self._request(prompt_or_messages, options, prompt, messages, response_format)
         if self._closed or asyncio.get_running_loop() is not self._loop:
             self._enter_loop()
         return await self._pipeline.chat(request)
 
+    @accepts(StreamOptions, cache=True)
     def stream(
         self,
-        prompt_or_messages: str | Sequence[Mapping[str, Any]],
+        prompt_or_messages: str | Messages | None = None,
         *,
-        system: str | None = None,
-        model: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        timeout: float | None = None,
-        agent: str | None = None,
-        cache: CacheMode = True,
-        cache_ttl: float | None = None,
-        hedge: bool | None = None,
-        resume: Resume | None = None,
-        session: str | None = None,
-        origin: Origin | None = None,
-        **params: Any,
-    ) -> ChatStream:
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        response_format: ResponseFormat[M] = None,
+        **options: Unpack[StreamOptions],
+    ) -> ChatStream[M]:
         """Stream an answer from the best provider that begins one.
 
             async with gateway.stream("Tell me a story.") as stream:
@@ -243,23 +253,10 @@ class AsyncGateway:
 
         Args:
             prompt_or_messages: As for `chat`.
-            system: As for `chat`.
-            model: As for `chat`.
-            temperature: As for `chat`.
-            max_tokens: As for `chat`.
-            timeout: Seconds until the first content, failover and waiting included; None takes
-                the setting. After it `idle_timeout` applies, however long the answer is.
-            agent: As for `chat`.
-            cache: As for `chat`. A cached answer is streamed at once.
-            cache_ttl: As for `chat`.
-            hedge: As for `chat`; the first content decides.
-            resume: What to do when the stream breaks after its first content. None raises.
-                "restart" starts over at the next provider, after a chunk marked `restarted`.
-                "continue" lets another provider continue the partial text, if its model is known
-                to do so; never after tool calls or with a `response_format`.
-            session: As for `chat`.
-            origin: As for `chat`.
-            **params: As for `chat`.
+            prompt: As for `chat`.
+            messages: As for `chat`.
+            response_format: As for `chat`; `response.parsed` has the instance.
+            **options: See `StreamOptions`. A cached answer is streamed at once.
 
         Raises:
             RequestRejectedError: The request is at fault; raised here, before anything is sent.
@@ -267,33 +264,21 @@ class AsyncGateway:
             StreamInterruptedError: While iterating: the stream broke after its first content.
             GatewayError: While iterating, before the first content: as `chat`.
         """
+        params: dict[str, Any] = _without_stream_options(options)
+        resume = params.pop("resume", None)
         if resume is not None and resume not in ("continue", "restart"):
             raise RequestRejectedError('resume must be None, "continue" or "restart".')
-        request = self._request(
-            prompt_or_messages,
-            system=system,
-            model=model,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            timeout=timeout,
-            agent=agent,
-            cache=cache,
-            cache_ttl=cache_ttl,
-            hedge=hedge,
-            session=session,
-            origin=origin,
-            params=_without_stream_options(params),
-        )
+        request = self._request(prompt_or_messages, params, prompt, messages, response_format)
         return self._stream(request, resume)
 
-    def _stream(self, request: ChatRequest, resume: Resume | None = None) -> ChatStream:
-        outcome = StreamOutcome()
+    def _stream(self, request: ChatRequest, resume: Resume | None = None) -> ChatStream[Any]:
+        outcome = StreamOutcome(self._clock, request.request_id)
 
         def begin() -> AsyncGenerator[Chunk, None]:
             self._enter_loop()
             return self._pipeline.stream(request, resume, outcome)
 
-        stream = ChatStream(begin, outcome)
+        stream: ChatStream[Any] = ChatStream(begin, outcome)
         self._streams.add(stream)
         return stream
 
@@ -472,60 +457,82 @@ class AsyncGateway:
         named: dict[str, Any] = {**read.options, **options}
         if named.get("model") == "auto" and not any("auto" in p.answers_to for p in self._roster):
             named["model"] = None  # as clients say it that have to name one
-        params = {n: named.pop(n) for n in named.keys() - _OPTIONS}
-        return read, self._request(read.messages, native=read.native, params=params, **named)
+        return read, self._request(read.messages, named, native=read.native)
 
+    @accepts(CallOptions, cache=True)
     async def call_llm(
-        self, *, system: str | None = None, user: str, temperature: float | None = None
+        self,
+        system_prompt: str | None = None,
+        user_prompt: str | None = None,
+        temperature: float | None = None,
+        *,
+        system: str | None = None,
+        user: str | None = None,
+        **options: Unpack[CallOptions],
     ) -> str:
-        """Call `chat`, and return only the text. Raises what `chat` raises."""
-        return (await self.chat(user, system=system, temperature=temperature)).text
+        """Call `chat`, and return only the text. Raises what `chat` raises.
 
+        Args:
+            system_prompt: A system message; None sends none.
+            user_prompt: The prompt.
+            temperature: From 0 to 2; None takes the vendor's default.
+            system: Another name of `system_prompt`.
+            user: Another name of `user_prompt`. Beside it, OpenAI's parameter `user`.
+            **options: See `CallOptions`.
+        """
+        arguments = call_arguments(system_prompt, user_prompt, system, user, options)
+        response: ChatResponse = await self.chat(temperature=temperature, **arguments)
+        return response.text
+
+    @accepts(EmbedOptions, cache=False)
     async def embed(
         self,
         inputs: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
-        *,
-        model: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - it spans providers and retries
-        origin: Origin | None = None,
-        **params: Any,
+        **options: Unpack[EmbedOptions],
     ) -> EmbeddingResponse:
-        """Embed texts, with the same failover as `chat`. Answers are not cached.
+        """Embed texts, with the same failover as `chat`. Answers are cached with `cache=True`.
 
         Vectors of different models cannot be compared: name a `model` that only equal providers
-        serve (an alias, for example), or configure providers of one embedding model only.
+        serve (an alias, for example), or configure providers of one embedding model only. Cached
+        vectors count only while a provider of the request would make the same. Equal requests in
+        flight are not joined: each calls a provider.
 
         Args:
             inputs: One text, or several. Instead of a text, its tokens by the model's tokenizer;
                 only OpenAI, Azure and OpenAI-compatible servers accept tokens, and other providers
                 are skipped.
-            model: A provider's model, name or alias; None makes every provider a candidate.
-            timeout: Seconds for everything; None takes the setting.
-            origin: The caller, if several share this gateway.
-            **params: Other OpenAI embedding parameters (`dimensions`, ...).
+            **options: See `EmbedOptions`.
 
         Raises:
             GatewayError: As `chat`.
         """
+        params: dict[str, Any] = dict(options)
+        named = {name: params.pop(name) for name in EMBED_OPTIONS & params.keys()}
+        origin = params.pop("origin", None) or APPLICATION
         request = embedding_request(
-            inputs,
-            model=model,
-            timeout=timeout,
-            origin=origin or APPLICATION,
-            params=params,
-            settings=self.settings,
+            inputs, **named, origin=origin, params=params, settings=self.settings
         )
         self._enter_loop()
         self._roster.candidates(request.model, "embeddings")
         return await self._pipeline.embed(request)
 
+    @accepts(ChatOptions, cache=True)
     def check(
-        self, prompt_or_messages: str | Sequence[Mapping[str, Any]], **options: Any
+        self,
+        prompt_or_messages: str | Messages | None = None,
+        *,
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        response_format: ResponseFormat[Any] = None,
+        **options: Unpack[ChatOptions],
     ) -> ChatRequest:
         """Check whether `chat` would accept a request, without calling a vendor.
 
         Args:
             prompt_or_messages: As for `chat`.
+            prompt: As for `chat`.
+            messages: As for `chat`.
+            response_format: As for `chat`.
             **options: As for `chat`.
 
         Returns:
@@ -535,74 +542,134 @@ class AsyncGateway:
             RequestRejectedError: The request is at fault; the message says what to change.
             UnknownModelError: No provider serves its `model`.
         """
-        return self._request_of(prompt_or_messages, options)
-
-    def _request_of(
-        self, prompt: Any, options: Mapping[str, Any], *, background: bool = False
-    ) -> ChatRequest:
-        params = dict(options)
-        named = {name: params.pop(name) for name in _OPTIONS & params.keys()}
-        return self._request(prompt, background=background, params=params, **named)
+        return self._request(prompt_or_messages, options, prompt, messages, response_format)
 
     def _request(
         self,
-        prompt_or_messages: str | Sequence[Mapping[str, Any]],
+        content: Any,
+        options: Mapping[str, Any],
+        prompt: Any = None,
+        messages: Any = None,
+        response_format: Any = None,
         *,
-        hedge: bool | None = None,
-        origin: Origin | None = None,
+        native: NativeRequest | None = None,
         background: bool = False,
-        **given: Any,
+        routed: bool = True,
     ) -> ChatRequest:
+        if content is None or prompt is not None or messages is not None:
+            content = _the_one(content, prompt, messages)
+        params: dict[str, Any] = {}
+        named: dict[str, Any] = {}
+        for name, value in options.items():
+            (named if name in OWN_OPTIONS else params)[name] = value
+        if response_format is not None:
+            params["response_format"] = response_format
         request = chat_request(
-            prompt_or_messages, **given, origin=origin or APPLICATION, settings=self.settings
+            content,
+            native=native,
+            background=background,
+            params=params,
+            settings=self.settings,
+            **named,
         )
-        if hedge is not None and not isinstance(hedge, bool):
-            raise RequestRejectedError("hedge must be True, False or None.")
-        if hedge is not None or background:
-            request = replace(request, hedge=hedge, background=background)
-        self._roster.for_chat(request)
+        if routed:
+            self._roster.for_chat(request)
         return request
+
+    @accepts(ToolRunOptions, cache=False)
+    async def run_tools(
+        self,
+        prompt_or_messages: str | Messages | None = None,
+        *,
+        tools: Sequence[Callable[..., Any]],
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        max_rounds: int = 10,
+        timeout: float | None = None,  # noqa: ASYNC109 - it spans all rounds
+        on_error: OnToolError = "return",
+        response_format: ResponseFormat[M] = None,
+        **options: Unpack[ToolRunOptions],
+    ) -> ToolRun[M]:
+        """Let the model call Python functions until it answers.
+
+            async def weather(city: str) -> str:
+                return await forecast(city)
+
+            run = await gateway.run_tools("What should I wear in Oslo?", tools=[weather])
+            print(run.text, run.cost_usd)
+
+        The model sees each function's name, docstring and typed parameters. The calls of one round
+        run at once, those of synchronous functions in threads. Every round is a `chat` with its own
+        failover, and all have one session, so that they stay at one provider while it is well.
+
+        Args:
+            prompt_or_messages: As for `chat`. A conversation that ends with calls of tools goes on
+                with those that have no result yet.
+            tools: Functions with typed parameters. They return, and do not yield.
+            prompt: As for `chat`.
+            messages: As for `chat`.
+            max_rounds: How often a model is asked at most.
+            timeout: Seconds for all rounds and functions together; None takes the setting for each
+                round, and does not bound functions. A synchronous function goes on in its thread.
+            on_error: What an exception of a function does. "return" sends its type and its text to
+                the model, and so to the vendor; they also stand in `messages` and in `to_dict()`.
+                So keep keys and other secrets out of the texts of exceptions. "raise" ends the run
+                with it, once the other calls of the round have ended. Calls that the model has to
+                correct always go back to it.
+            response_format: As for `chat`; the last answer has an instance as `.parsed`.
+            **options: See `ToolRunOptions`. Nothing is cached by default: each run acts anew.
+
+        Raises:
+            ToolRoundsExceededError: The model still calls tools after `max_rounds`.
+            DeadlineExceededError: The time was over.
+            RequestRejectedError: The request, or one of `tools`, is at fault.
+            GatewayError: As `chat`. Every exception, also a function's own and a cancellation, has
+                the conversation so far as `tool_run`, with the results of all calls that had ended.
+        """
+        if prompt_or_messages is None or prompt is not None or messages is not None:
+            prompt_or_messages = _the_one(prompt_or_messages, prompt, messages)
+        return await run_tools(
+            partial(self.chat, response_format=response_format),
+            self._clock,
+            prompt_or_messages,
+            tools,
+            max_rounds=max_rounds,
+            timeout=timeout,
+            on_error=on_error,
+            options={"cache": False, **options},
+        )
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────
 
+    @accepts(BatchOptions, concurrency=16, cache=True, outage_patience=300.0)
     async def batch(
         self,
         requests: Requests,
         *,
-        concurrency: Concurrency = 16,
-        on_progress: Callable[[BatchProgress], object] | None = None,
         fail_fast: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - what is done by then is returned
-        outage_patience: float | None = 300.0,
-        **shared: Any,
-    ) -> BatchResult:
+        response_format: ResponseFormat[B] = None,
+        **options: Unpack[BatchOptions],
+    ) -> BatchResult[B]:
         """Send many requests and return every result, in the order of the input.
 
             result = await gateway.batch(["a", {"prompt": "b", "id": "second"}], temperature=0)
             for item in result.items:
-                print(item.id, item.response.text if item.ok else item.error)
+                print(item.id, item.response.text if item.error is None else item.error)
 
-        A bad request becomes an item with an error; the others are not affected. In the queue
-        these requests stand behind those of `chat` and `stream`. Cancelling this call cancels the
-        requests in flight.
+        A bad request becomes an item with an error; the others are not affected. Identical requests
+        are asked once, and share the answer as if it were cached, also if the cache has no room for
+        all answers. In the queue these requests stand behind those of `chat` and `stream`.
+        Cancelling this call cancels the requests in flight.
 
         Args:
             requests: Prompts, lists of messages, mappings with "prompt" or "messages" (and "id",
                 and any option of `chat`) or `ChatRequest`s, in any mix. A list, a generator or an
-                async iterator; it is read only as far as there is room.
-            concurrency: Requests in flight at once, at most `max_concurrency`. "auto" follows the
-                providers' adaptive limits.
-            on_progress: Called with a `BatchProgress` after each request, on the event loop. An
-                exception of it is logged and has no other effect.
+                async iterator; it is read only as far as there is room. Or a data frame (pandas,
+                polars, pyarrow), whose columns are the fields of mappings; one column are prompts.
             fail_fast: Whether the first error cancels the rest and is raised.
-            timeout: Seconds for the whole batch; None sets no bound. Requests that are not done by
-                then have a `DeadlineExceededError`. The rest of an input without a length is not
-                read. (A request's own "timeout", or the setting, bounds each time it is asked.)
-            outage_patience: Seconds for which requests wait during an outage: every circuit is
-                open, every vendor throttles, or the network is down. Counted from the first
-                request that finds no provider until a vendor answers one. Afterwards requests fail
-                at once. 0 disables waiting, None waits without limit. `timeout` bounds it, too.
-            **shared: Options of `chat` for every request; its own take precedence.
+            response_format: As for `chat`, for every request.
+            **options: See `BatchOptions`. Those of `chat` hold for every request; its own take
+                precedence.
 
         Returns:
             Every item. If the input raises, the batch ends once the requests before it are done;
@@ -614,19 +681,18 @@ class AsyncGateway:
             NoProvidersError: No provider is configured.
             Exception: With `fail_fast`, the first error, of a request or of the input.
         """
-        options = self._batches.options(concurrency, on_progress, timeout, outage_patience, shared)
-        return await engine.batch(self._batches.ask, requests, options, fail_fast=fail_fast)
+        run = self._batches.run(response_format, options)
+        ask = partial(self._chat_of_batch, recalled={})
+        return await engine.batch(ask, requests, run, fail_fast=fail_fast)
 
+    @accepts(BatchOptions, concurrency=16, cache=True, outage_patience=300.0)
     def as_completed(
         self,
         requests: Requests,
         *,
-        concurrency: Concurrency = 16,
-        on_progress: Callable[[BatchProgress], object] | None = None,
-        timeout: float | None = None,
-        outage_patience: float | None = 300.0,
-        **shared: Any,
-    ) -> AsyncGenerator[BatchItem, None]:
+        response_format: ResponseFormat[B] = None,
+        **options: Unpack[BatchOptions],
+    ) -> AsyncGenerator[BatchItem[B], None]:
         """Send many requests and yield each result when it is done.
 
             async for item in gateway.as_completed(prompts):
@@ -638,12 +704,9 @@ class AsyncGateway:
         the iterator is garbage-collected. Use `contextlib.aclosing` to cancel at once.
 
         Args:
-            requests: As for `batch`, like the rest.
-            concurrency: As for `batch`.
-            on_progress: As for `batch`.
-            timeout: As for `batch`; counted from the first step.
-            outage_patience: As for `batch`.
-            **shared: As for `batch`.
+            requests: As for `batch`.
+            response_format: As for `batch`.
+            **options: As for `batch`; `timeout` is counted from the first step.
 
         Raises:
             RequestRejectedError: An argument, or a shared option, is invalid; raised here.
@@ -651,46 +714,45 @@ class AsyncGateway:
             NoProvidersError: No provider is configured; raised here.
             Exception: While iterating, at the end: what the input raised.
         """
-        options = self._batches.options(concurrency, on_progress, timeout, outage_patience, shared)
-        return engine.as_completed(self._batches.ask, requests, options)
+        return engine.as_completed(
+            self._batches.ask, requests, self._batches.run(response_format, options)
+        )
 
+    @accepts(BatchOptions, concurrency=16, cache=True, outage_patience=300.0)
     async def map(
         self,
         template: str,
         rows: Requests,
         *,
-        concurrency: Concurrency = 16,
-        on_progress: Callable[[BatchProgress], object] | None = None,
         fail_fast: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - as for `batch`
-        outage_patience: float | None = 300.0,
-        **shared: Any,
-    ) -> BatchResult:
+        response_format: ResponseFormat[B] = None,
+        **options: Unpack[BatchOptions],
+    ) -> BatchResult[B]:
         """Run a `batch` with one prompt for each row.
 
             await gateway.map("Translate into French: {text}", [{"text": "cat", "id": 7}, ...])
 
         Args:
             template: `{field}` stands for that field of the row, `{{` and `}}` for braces.
-            rows: Mappings; any input that `batch` takes. A row that lacks a field of the template,
-                or has None for it, becomes an item with an error. Its "id", if any, becomes the
-                item's.
-            concurrency: As for `batch`, like the rest.
-            on_progress: As for `batch`.
+            rows: Mappings, or a data frame; any input that `batch` takes. A row that lacks a field
+                of the template, or has None for it, becomes an item with an error. Its "id", if
+                any, becomes the item's.
             fail_fast: As for `batch`.
-            timeout: As for `batch`.
-            outage_patience: As for `batch`.
-            **shared: As for `batch`.
+            response_format: As for `batch`.
+            **options: As for `batch`.
 
         Raises:
             GatewayError: As `batch`.
             RequestRejectedError: The template cannot work.
         """
-        options = self._batches.options(concurrency, on_progress, timeout, outage_patience, shared)
-        options = replace(options, read=row_reader(template))
-        return await engine.batch(self._batches.ask, rows, options, fail_fast=fail_fast)
+        run = replace(self._batches.run(response_format, options), read=row_reader(template))
+        ask = partial(self._chat_of_batch, recalled={})
+        return await engine.batch(ask, rows, run, fail_fast=fail_fast)
 
-    def bind(self, **defaults: Any) -> Callable[..., Coroutine[Any, Any, ChatResponse]]:
+    @accepts(ChatOptions, cache=True)
+    def bind(
+        self, *, response_format: ResponseFormat[M] = None, **defaults: Unpack[ChatOptions]
+    ) -> BoundChat[M]:
         """Return `chat` with some options set, for `asyncio.gather` and `asyncio.TaskGroup`.
 
             ask = gateway.bind(model="fast", system="You are terse.", agent="market")
@@ -701,22 +763,37 @@ class AsyncGateway:
         they run. The event loop stays responsive however many calls are begun at once.
 
         Args:
+            response_format: As for `chat`.
             **defaults: Options of `chat`; those of a call take precedence.
+
+        Raises:
+            RequestRejectedError: An option is unknown or cannot work.
         """
+        given: dict[str, Any] = {**defaults, "response_format": response_format}
+        # The model may be added later, so it is looked for when a call is made.
+        prompts = {"prompt", "messages"}
+        self._request("any", {n: v for n, v in given.items() if n not in prompts}, routed=False)
 
         async def ask(
-            prompt_or_messages: str | Sequence[Mapping[str, Any]], **options: Any
-        ) -> ChatResponse:
+            prompt_or_messages: str | Messages | None = None, **options: Any
+        ) -> ChatResponse[Any]:
             self._enter_loop()
             async with self._bound_calls:
-                return await self.chat(prompt_or_messages, **{**defaults, **options})
+                return await self.chat(prompt_or_messages, **{**given, **options})
 
-        return ask
+        named = [name for name, value in given.items() if value is not None]
+        ask.__qualname__ = f"AsyncGateway.bind({', '.join(named)})"  # shown by its repr
+        return cast("BoundChat[M]", ask)
 
-    async def _chat_of_batch(self, prompt: Any, options: Mapping[str, Any]) -> ChatResponse:
-        request = self._request_of(prompt, options, background=True)
+    async def _chat_of_batch(
+        self,
+        prompt: Any,
+        options: Mapping[str, Any],
+        recalled: dict[str, Remembered] | None = None,
+    ) -> ChatResponse[Any]:
+        request = self._request(prompt, options, background=True)
         self._enter_loop()
-        return await self._pipeline.chat(request)
+        return await self._pipeline.chat(request, None, recalled)
 
     # ── providers ────────────────────────────────────────────────────────────────────────────
 
@@ -735,16 +812,27 @@ class AsyncGateway:
         """Its hooks, as given."""
         return self._emitter.hooks
 
-    def add_provider(self, config: LLMConfig) -> None:
+    def add_provider(self, config: LLMConfig) -> str:
         """Add a provider, for requests from now on.
 
+            name = gateway.add_provider(LLMConfig("openai", "gpt-4o-mini", api_key=second_key))
+            gateway.remove_provider(name)
+
+        Returns:
+            Its name: that of `config`. If that is a default, and its vendor and model are there
+            already with another key, address or options, it is `vendor/model#2`, `#3`, ...
+
         Raises:
-            ConfigurationError: Another provider has its name.
+            ConfigurationError: Another provider has its name, or its vendor, model, key, address
+                and options.
         """
-        self._roster.add(
-            Provider(config, self.settings, self._clock, self._emitter, self._make_client)
-        )
+        (config,) = with_distinct_names((config,), among=[p.config for p in self._roster])
+        provider = Provider(config, self.settings, self._clock, self._emitter, self._make_client)
+        provider.share_rates(self._fleet.leases)
+        self._roster.add(provider)
         self._on_loop(self._limiter.wake)  # waiting requests may use it
+        self._on_loop(self._share_circuits)
+        return config.name
 
     def remove_provider(self, name: str) -> None:
         """Remove a provider. Its calls in flight continue.
@@ -819,20 +907,95 @@ class AsyncGateway:
             other: The gateway to replace.
 
         Raises:
-            GatewayError: This gateway is in use.
+            MisuseError: This gateway is in use.
         """
         if self._loop is not None:
-            raise GatewayError("Only a gateway that is not in use yet can take over another one.")
+            raise MisuseError("Only a gateway that is not in use yet can take over another one.")
         self._recorder.counters = other._recorder.counters
         self._affinity = other._affinity
         if self._same_cache(other.settings):
             self.cache = other.cache
+        same = other._fleet.same_as(self.settings)
+        self.use_fleet(other._fleet if same else self._fleet)  # over the cache, which may be new
         before = {provider.name: provider for provider in other._roster}
+        self._rename_as([provider.config for provider in other._roster])
         for provider in self._roster:
             old = before.get(provider.name)
             if old is not None and old.config == provider.config:
                 provider.take_over(old)
         self._start_afresh()
+
+    def _rename_as(self, before: Sequence[LLMConfig]) -> None:
+        configs = [provider.config for provider in self._roster]
+        named = with_distinct_names(configs, before=before)
+        if named != tuple(configs):
+            for config in configs:
+                self._roster.remove(config.name)
+            for config in named:
+                self.add_provider(config)
+
+    @property
+    def fleet(self) -> Fleet:
+        """What it shares with other processes; for the service."""
+        return self._fleet
+
+    def use_fleet(self, fleet: Fleet) -> None:
+        """Share through this, before the gateway is used; for the service."""
+        self._fleet = fleet
+        for provider in self._roster:
+            provider.share_rates(fleet.leases)
+        self.cache.put_over(self._fleet.answers)
+
+    def usual_latencies(self) -> dict[tuple[str, ...], tuple[float, float]]:
+        """Return the usual latency and the 95th percentile of each kind of answer; for the service.
+
+        They are named by provider, model, operation, and "answers" or "first_contents".
+        """
+        return {
+            name: (times.usual, times.p95)
+            for name, times in self._response_times()
+            if times.usual is not None and times.p95 is not None
+        }
+
+    def likely_cost(
+        self, model: str | None, prompt_bytes: int, answer_tokens: float
+    ) -> float | None:
+        """Estimate one call at the dearest provider of a model before any answer; for the service.
+
+        Args:
+            model: Its name or alias; None is any.
+            prompt_bytes: The length of the request.
+            answer_tokens: Of the answer; a model that writes less bounds them.
+
+        Returns:
+            US dollars; None if no price is known (yet).
+        """
+        try:
+            configs = [provider.config for provider in self._roster.serving(model)]
+        except GatewayError:  # the call says what is wrong
+            return None
+        return max(
+            (
+                prompt_bytes / _BYTES_PER_TOKEN * price.input
+                + min(answer_tokens, max_output_tokens(config) or math.inf) * price.output
+                for config in configs
+                if (price := price_of(config)) is not None
+            ),
+            default=None,
+        )
+
+    def restore_latencies(self, known: Mapping[tuple[str, ...], tuple[float, float]]) -> None:
+        """Begin with what an earlier process has learned; for the service."""
+        for name, times in self._response_times():
+            if name in known:
+                times.restore(*known[name])
+
+    def _response_times(self) -> Iterator[tuple[tuple[str, ...], ResponseTimes]]:
+        for provider in self._roster:
+            for operation, guards in zip(OPERATIONS, provider.all_guards, strict=True):
+                place = (provider.name, provider.model, operation)
+                yield (*place, "answers"), guards.answers
+                yield (*place, "first_contents"), guards.first_contents
 
     def _stalled(self, seconds: float) -> None:
         self._emitter.emit(LoopStalled(round(seconds, 3), self._limiter.in_flight))
@@ -845,23 +1008,25 @@ class AsyncGateway:
         """Load litellm and tenacity and open the clients now, not at the first request.
 
         Raises:
-            GatewayError: The gateway is closed, or in use on another running event loop.
+            MisuseError: The gateway is closed, or in use on another running event loop.
         """
         self._enter_loop()
         retry.load()
         for provider in self._roster:
             await provider.prepare()
 
-    def get_metrics(self) -> dict[str, Any]:
+    def get_metrics(self) -> GatewayMetrics:
         """Return counters and gauges as plain values fit for JSON.
 
         `total_requests`, `cache_hits`, `cache_hit_rate_percent` (two decimals), `failures`
         (requests that ended in an error), `providers_active` (can take a request now), and more.
         Under `providers`, for each one: attempts, failures by kind, circuit state, latency
-        percentiles (seconds, last 512 answers), tokens, cost (US dollars).
+        percentiles (seconds, last 512 answers), tokens, cost (US dollars). Under `fleet`, with a
+        `redis_url`: whether Redis is `available`, and how many `members` (processes) share it.
         """
-        return {
-            **self._recorder.snapshot(),
+        fleet = self._fleet.metrics()
+        metrics: GatewayMetrics = {
+            **self._recorder.snapshot(),  # type: ignore[typeddict-item]  # it has no "fleet"
             "providers_active": sum(p.status().active for p in self._roster),
             "in_flight": self._limiter.in_flight,
             "waiting": self._limiter.waiting,
@@ -870,6 +1035,9 @@ class AsyncGateway:
             "sessions": self._affinity.stats(),
             "providers": {p.name: p.metrics() for p in self._roster},
         }
+        if fleet is not None:
+            metrics["fleet"] = fleet
+        return metrics
 
     # ── opening and closing ──────────────────────────────────────────────────────────────────
 
@@ -894,17 +1062,20 @@ class AsyncGateway:
         for stream in list(self._streams):
             await stream.shut()
         await asyncio.gather(*self._retiring, *(provider.aclose() for provider in self._roster))
+        if self._joined:  # not for a second `aclose`
+            self._joined = False
+            await self._fleet.leave()
 
     def _enter_loop(self) -> None:
         """Bind to the running event loop, or move to it if the previous one is closed."""
         if self._closed:
-            raise GatewayError("This gateway is closed; make another one.")
+            raise MisuseError("This gateway is closed; make another one.")
         loop = asyncio.get_running_loop()
         if loop is self._loop:
             return
         if self._loop is not None:
             if not self._loop.is_closed():
-                raise GatewayError(
+                raise MisuseError(
                     "This gateway is in use on another event loop. Make one gateway for each loop"
                     " (connections belong to the loop that opened them)."
                 )
@@ -912,11 +1083,27 @@ class AsyncGateway:
             self._start_afresh()
             for provider in self._roster:
                 provider.abandon()
-        self._loop = loop
+            self._fleet.abandon()
+        self._loop, self._joined = loop, True
+        self._fleet.join(self._emitter.emit)
+        self._share_circuits()
+        self._begin_loading()
+
+    def _begin_loading(self) -> None:
+        """Start importing litellm, before the first request waits for it."""
         if self._uses_litellm and any(self._roster):
             from aigateway.wires.loading import begin_loading  # noqa: PLC0415 - see below
 
-            begin_loading()  # before the first request waits for it
+            begin_loading(freeze=self.settings.freeze_gc)
+
+    def _share_circuits(self) -> None:
+        votes = self._fleet.votes
+        for provider in self._roster:
+            if votes is not None:
+                provider.share(votes, partial(self._context.is_sound, provider.name))
+            else:
+                for guards in provider.all_guards:
+                    guards.unshare()
 
     def _start_afresh(self) -> None:
         self._limiter = Limiter(self.settings.max_concurrency, self.settings.max_queue)
@@ -931,6 +1118,7 @@ class AsyncGateway:
             self._affinity,
             lambda: self._roster,
         )
+        self._context = context
         parts = (self.settings, context, self._roster, self.cache, self._recorder)
         self._pipeline = Pipeline(*parts)
         if self._middleware:
@@ -938,15 +1126,16 @@ class AsyncGateway:
         self._retiring: set[asyncio.Task[None]] = set()
 
 
-_OPTIONS = frozenset(
-    name
-    for name, parameter in inspect.signature(AsyncGateway.chat).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-)
-"""The named options of `chat`; its other options are OpenAI's parameters."""
+def _the_one(*given: Any) -> Any:
+    """Return the prompt, or the messages, that a call was given."""
+    contents = [each for each in given if each is not None]
+    if len(contents) != 1:
+        how = 'chat("..."), chat(prompt="...") or chat(messages=[...])'
+        raise RequestRejectedError(f"Give one prompt, or messages: {how}.")
+    return contents[0]
 
 
-def _without_stream_options(params: dict[str, Any]) -> dict[str, Any]:
+def _without_stream_options(params: Mapping[str, Any]) -> dict[str, Any]:
     """Drop what callers of OpenAI's SDK add for a stream with usage, which is the default here."""
     kept = dict(params)
     if kept.pop("stream", True) is not True:
@@ -975,7 +1164,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _settings(given: GatewaySettings | None, overrides: dict[str, Any]) -> GatewaySettings:
+def _settings(given: GatewaySettings | None, overrides: Mapping[str, Any]) -> GatewaySettings:
     if given is None:
         return GatewaySettings.load(**overrides)
     if not overrides:

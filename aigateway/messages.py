@@ -6,17 +6,22 @@ cannot change it. Nothing here validates or sends.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self
 
-from aigateway.errors import FailureKind
+from typing_extensions import TypeVar
+
+from aigateway.errors import FailureKind, GatewayError, error_words
+from aigateway.records import Record, shown_cost
 
 __all__ = [
     "APPLICATION",
     "CHAT_PARAMS",
     "TOOL_INPUTS",
+    "AnsweredItem",
     "Attempt",
     "Audio",
     "BatchItem",
@@ -32,6 +37,7 @@ __all__ = [
     "EmbeddingRequest",
     "EmbeddingResponse",
     "Embeddings",
+    "FailedItem",
     "NativeAnswer",
     "NativeRequest",
     "Opening",
@@ -43,6 +49,7 @@ __all__ = [
     "asks_to_think",
     "openai_beside",
     "openai_call",
+    "openai_delta",
     "openai_media",
     "openai_signature",
     "openai_usage",
@@ -50,6 +57,8 @@ __all__ = [
 
 
 S = TypeVar("S", "Choice", "Chunk")
+P_co = TypeVar("P_co", covariant=True, default=Any)
+"""What an answer is parsed as: a pydantic model class, or None."""
 
 CacheMode = Literal[True, False, "refresh"]
 """`True` reads and fills the cache, `False` does neither, `"refresh"` only fills it."""
@@ -72,8 +81,8 @@ ProtocolName = Literal["messages", "responses", "completions"]
 """A protocol beside OpenAI's chat: Anthropic's Messages, OpenAI's Responses and completions."""
 
 
-@dataclass(frozen=True, slots=True)
-class NativeRequest:
+@dataclass(frozen=True, slots=True, repr=False)
+class NativeRequest(Record):
     """A request in another protocol than OpenAI's chat, beside its translation into a chat.
 
     A provider that speaks the protocol gets `body`; every other one gets the chat.
@@ -105,9 +114,12 @@ class NativeRequest:
         body = _with_native_texts(self.body, change)
         return self if body == self.body else replace(self, body=body)
 
+    def _words(self) -> Iterable[Any]:
+        return (self.protocol, self.only)
 
-@dataclass(frozen=True, slots=True)
-class NativeAnswer:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class NativeAnswer(Record):
     """An answer in the protocol of its `NativeRequest`, as the provider sent it.
 
     Attributes:
@@ -121,9 +133,16 @@ class NativeAnswer:
     body: bytes = field(default=b"", repr=False)
     events: tuple[bytes, ...] = field(default=(), repr=False)
 
+    def _words(self) -> Iterable[Any]:
+        return (self.protocol, f"{len(self.body)} bytes", f"{len(self.events)} events")
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        yield "protocol", self.protocol
+        yield "body", json.loads(self.body) if self.body else None
+
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Record):
     """Tokens as the vendor counted them; zeros where it sent none."""
 
     prompt_tokens: int = 0
@@ -151,8 +170,8 @@ TOOL_INPUTS = {"function": "arguments", "custom": "input"}
 """OpenAI's name for the input of a tool, by the tool's type."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+@dataclass(frozen=True, slots=True, repr=False)
+class ToolCall(Record):
     """A call of a tool that the model requests.
 
     Attributes:
@@ -169,9 +188,12 @@ class ToolCall:
     type: str = "function"
     thought_signature: str | None = field(default=None, repr=False)
 
+    def _words(self) -> Iterable[Any]:
+        return (self.name, self.id)
 
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ToolCallDelta(Record):
     """A part of a tool call in a stream. Attributes not named here are as in `ToolCall`.
 
     Attributes:
@@ -189,9 +211,12 @@ class ToolCallDelta:
     type: str = "function"
     thought_signature: str | None = field(default=None, repr=False)
 
+    def _words(self) -> Iterable[Any]:
+        return (self.index, self.name, self.id)
 
-@dataclass(frozen=True, slots=True)
-class Audio:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Audio(Record):
     """Speech, or in a chunk the next part of it.
 
     Attributes:
@@ -207,9 +232,12 @@ class Audio:
     transcript: str = ""
     expires_at: int = 0
 
+    def _words(self) -> Iterable[Any]:
+        return (self.id, f"{len(self.data)} characters of base64")
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Chunk(Record):
     """A part of a streamed answer: what is added to the fields of `Choice`.
 
     Attributes:
@@ -256,14 +284,46 @@ class Chunk:
         """
         return _with_content(self, change)
 
+    def to_openai(self, opening: Opening | None = None) -> dict[str, Any]:
+        """Return the chunk as an OpenAI `chat.completion.chunk` object.
+
+        `stream.sse()` sends a whole stream in that form, with a role, `logprobs` and `[DONE]`.
+
+        Args:
+            opening: `stream.opening`, for `id`, `created` and `model`; None leaves them empty.
+        """
+        choice = {
+            "index": self.index,
+            "delta": openai_delta(self),
+            "logprobs": None,
+            "finish_reason": self.finish_reason,
+        }
+        return {
+            "id": "" if opening is None else opening.id,
+            "object": "chat.completion.chunk",
+            "created": 0 if opening is None else opening.created,
+            "model": "" if opening is None else opening.model,
+            "choices": [choice],
+            **({} if self.usage is None else {"usage": openai_usage(self.usage)}),
+            **({"aigateway": {"restarted": True}} if self.restarted else {}),
+        }
+
     @property
     def thinking_blocks(self) -> list[dict[str, Any]]:
         """Further thinking blocks, each complete; a fresh list."""
         return _blocks(self.thinking_json)
 
+    def _words(self) -> Iterable[Any]:
+        yield "restarted" if self.restarted else ""
+        yield from _said(self)
+        yield "" if self.usage is None else _tokens(self.usage)
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        return self._fields_but("native_events")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Choice(Record):
     """One of the `n` answers.
 
     Attributes:
@@ -300,9 +360,12 @@ class Choice:
         """The blocks of `thinking_json`; a fresh list."""
         return _blocks(self.thinking_json)
 
+    def _words(self) -> Iterable[Any]:
+        return _said(self)
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Completion(Record):
     """A vendor's answer to a chat, in one form for all vendors.
 
     Attributes:
@@ -311,7 +374,7 @@ class Completion:
         choices: The `n` answers.
         usage: Tokens as the vendor counted them.
         cost_usd: Price of this call in US dollars; None if the model's price is not known.
-        created: Unix time in seconds, from the vendor.
+        created: Unix time in seconds, from the vendor; else when the answer arrived.
         system_fingerprint: OpenAI's name for the configuration of the model.
         service_tier: The tier that served the request at OpenAI; prices depend on it.
         sources_json: Sources of all choices (Perplexity's `citations`, `search_results`), as in
@@ -335,9 +398,15 @@ class Completion:
         object.__setattr__(self, "cost_usd", cost_usd)
         return self
 
+    def _words(self) -> Iterable[Any]:
+        return (self.model, _tokens(self.usage), shown_cost(self.cost_usd))
 
-@dataclass(frozen=True, slots=True)
-class Embeddings:
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        return self._fields_but("native")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Embeddings(Record):
     """A vendor's answer to an embedding request; `vectors` are in input order."""
 
     model: str
@@ -345,9 +414,12 @@ class Embeddings:
     usage: Usage = Usage()
     cost_usd: float | None = None
 
+    def _words(self) -> Iterable[Any]:
+        return (self.model, _sizes(self.vectors), _tokens(self.usage), shown_cost(self.cost_usd))
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Attempt(Record):
     """One call to one provider for a request.
 
     Attributes:
@@ -377,9 +449,14 @@ class Attempt:
         """Return whether this attempt answered."""
         return self.failure is None
 
+    def _words(self) -> Iterable[Any]:
+        yield from (self.provider, self.failure or "ok")
+        yield "" if self.status is None else f"HTTP {self.status}"
+        yield from (shown_cost(self.cost_usd), _duration(self.latency_seconds))
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Origin(Record):
     """The caller of a request, for services that several callers share.
 
     Attributes:
@@ -394,6 +471,8 @@ class Origin:
             including failed ones, hedges that lost and calls that the caller cancelled. None if the
             price is not known. Calls that others have joined may end after the request.
         tenant: Names the caller in logs and events, in front of the agent.
+        needs_price: Whether only providers with a known price may be called, because the caller has
+            a budget.
         find_session: Whether a request that names no session gets one, from the beginning of its
             conversation. `prompt_cache_key` or `metadata.user_id` then decide among equals.
     """
@@ -404,14 +483,18 @@ class Origin:
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
     tenant: str = ""
     find_session: bool = False
+    needs_price: bool = False
+
+    def _words(self) -> Iterable[Any]:
+        return (self.tenant, self.request_id)
 
 
 APPLICATION = Origin()
 """The application itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+@dataclass(frozen=True, slots=True, repr=False)
+class ChatRequest(Record):
     """A validated request, the same for every provider. Its other fields are those of `Origin`.
 
     Attributes:
@@ -456,6 +539,7 @@ class ChatRequest:
     find_session: bool = False
     prompt_cache_key: str | None = None
     needs: frozenset[Capability] = frozenset()
+    needs_price: bool = False
 
     def map_texts(self, change: Callable[[str], str]) -> ChatRequest:
         """Return the request with its texts changed; itself if none is.
@@ -471,6 +555,9 @@ class ChatRequest:
         if messages == self.messages and native is self.native:
             return self
         return replace(self, messages=messages, native=native)
+
+    def _words(self) -> Iterable[Any]:
+        return (self.request_id, f"{len(self.messages)} messages", self.model, *self.params)
 
 
 _THINKS_BY = frozenset({"output_config", "reasoning", "reasoning_effort", "thinking"})
@@ -489,8 +576,8 @@ def asks_to_think(params: Mapping[str, Any], native: NativeRequest | None = None
     )
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingRequest:
+@dataclass(frozen=True, slots=True, repr=False)
+class EmbeddingRequest(Record):
     """A validated request to embed texts, or texts as tokens. Attributes as in `ChatRequest`."""
 
     inputs: tuple[str, ...] | tuple[tuple[int, ...], ...]
@@ -502,6 +589,10 @@ class EmbeddingRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     on_cost: Callable[[float | None], None] | None = field(default=None, repr=False, compare=False)
     tenant: str = ""
+    needs_price: bool = False
+    agent: str | None = None
+    cache: CacheMode = False
+    cache_ttl: float | None = None
 
     def map_texts(self, change: Callable[[str], str]) -> EmbeddingRequest:
         """Return the request with its texts changed; itself if none is. Tokens stay.
@@ -512,9 +603,12 @@ class EmbeddingRequest:
         texts = tuple([change(text) for text in self.inputs if isinstance(text, str)])
         return self if not texts or texts == self.inputs else replace(self, inputs=texts)
 
+    def _words(self) -> Iterable[Any]:
+        return (self.request_id, f"{len(self.inputs)} inputs", self.model, *self.params)
 
-@dataclass(frozen=True, slots=True)
-class ChatResponse:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ChatResponse(Record, Generic[P_co]):
     """An answer, with its provider, its attempts and its price.
 
     Attributes:
@@ -528,7 +622,8 @@ class ChatResponse:
         resumed: Whether another provider continued it after a stream broke.
         latency_seconds: From `chat()` to the answer; for a stream, to its end.
         first_content_seconds: For a stream: to its first content.
-        parsed: An instance of the pydantic model given as `response_format`, else None.
+        parsed: An instance of the pydantic model given as `response_format`; None without one. It
+            is also None if the model refused or called tools instead: see `choices`, `tool_calls`.
         request_id: As in logs and events.
         loading_seconds: The part of `latency_seconds` for which the request waited for litellm to
             load and for clients to be made; not part of any attempt's `latency_seconds`. 0.0 once
@@ -544,11 +639,11 @@ class ChatResponse:
     resumed: bool = False
     latency_seconds: float = 0.0
     first_content_seconds: float | None = None
-    parsed: Any = None
+    parsed: P_co = None  # type: ignore[assignment]  # as without a model
     request_id: str = ""
     loading_seconds: float = 0.0
 
-    def map_texts(self, change: Callable[[str], str]) -> ChatResponse:
+    def map_texts(self, change: Callable[[str], str]) -> Self:
         """Return the answer with its texts changed; itself if none is.
 
         Texts are text, visible reasoning, refusal and the arguments of tool calls. Signed thinking
@@ -635,34 +730,60 @@ class ChatResponse:
 
     def to_openai(self) -> dict[str, Any]:
         """Return the answer as an OpenAI `chat.completion` object; a fresh dict each time."""
-        return {
-            "id": self.completion.id,
-            "object": "chat.completion",
-            "created": self.completion.created,
-            "model": self.completion.model,
-            "choices": [
+        completion = self.completion
+        choices: list[dict[str, Any]] = []
+        for choice in completion.choices:
+            logprobs = json.loads(choice.logprobs_json) if choice.logprobs_json else None
+            choices.append(
                 {
-                    "index": index,
+                    "index": len(choices),
                     "finish_reason": choice.finish_reason,
-                    "logprobs": json.loads(choice.logprobs_json) if choice.logprobs_json else None,
+                    "logprobs": logprobs,
                     "message": _openai_message(choice),
                 }
-                for index, choice in enumerate(self.choices)
-            ],
-            "usage": openai_usage(self.usage),
-            **openai_beside(self.completion),
+            )
+        answer = {
+            "id": completion.id,
+            "object": "chat.completion",
+            "created": completion.created,
+            "model": completion.model,
+            "choices": choices,
+            "usage": openai_usage(completion.usage),
         }
+        if not (
+            completion.system_fingerprint is completion.service_tier is None
+            and not completion.sources_json
+        ):
+            answer |= openai_beside(completion)
+        return answer
+
+    def _words(self) -> Iterable[Any]:
+        states = ("cached", "stale", "coalesced", "resumed")
+        yield from (self.provider, *[state for state in states if getattr(self, state)])
+        if self.finish_reason != "stop":
+            yield self.finish_reason
+        yield from (_tokens(self.usage), shown_cost(self.cost_usd))
+        yield _duration(self.latency_seconds)
+        yield f"({_duration(self.loading_seconds)} loading)" if self.loading_seconds >= 0.05 else ""
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        """Yield the first answer, then what is known of it, then all answers."""
+        for name in ("text", "parsed", "finish_reason", "tool_calls", "provider", "model"):
+            yield name, getattr(self, name)
+        yield from self._fields_but("completion", "parsed", "provider")
+        yield from (("usage", self.usage), ("cost_usd", self.cost_usd))
+        yield from self.completion._fields_but("native", "cost_usd", "model", "usage")  # noqa: SLF001
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+@dataclass(frozen=True, slots=True, repr=False)
+class Opening(Record):
     """What is known of a streamed answer at its first chunk. The rest is as in `ChatResponse`.
 
     Attributes:
         provider: Name of the provider that answers.
         model: The model that answers, as the vendor names it.
         id: The vendor's name for the answer; "" if not known yet.
-        created: Unix time in seconds, from the vendor; 0 if not known yet.
+        created: Unix time in seconds, from the vendor; else of the first chunk.
         attempts: Calls made so far, including the one that answers; 0 from the cache.
     """
 
@@ -674,9 +795,12 @@ class Opening:
     cached: bool = False
     stale: bool = False
 
+    def _words(self) -> Iterable[Any]:
+        return (self.provider, self.model, "cached" if self.cached else "")
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingResponse:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class EmbeddingResponse(Record):
     """Vectors in input order, and their provider. Attributes as in `ChatResponse`."""
 
     embeddings: Embeddings
@@ -685,6 +809,7 @@ class EmbeddingResponse:
     latency_seconds: float = 0.0
     request_id: str = ""
     loading_seconds: float = 0.0
+    cached: bool = False
 
     @property
     def vectors(self) -> Sequence[tuple[float, ...]]:
@@ -703,12 +828,21 @@ class EmbeddingResponse:
 
     @property
     def cost_usd(self) -> float | None:
-        """US dollars; None if the model's price is not known."""
-        return self.embeddings.cost_usd
+        """US dollars spent on these vectors: 0.0 if cached, None if not known."""
+        return 0.0 if self.cached else self.embeddings.cost_usd
+
+    def _words(self) -> Iterable[Any]:
+        yield from (self.provider, _sizes(self.vectors), _tokens(self.usage))
+        yield from (shown_cost(self.cost_usd), _duration(self.latency_seconds))
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        yield from self._fields_but("embeddings")
+        for name in ("model", "vectors", "usage", "cost_usd"):
+            yield name, getattr(self, name)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchItem:
+@dataclass(frozen=True, slots=True, repr=False)
+class _BatchItem(Record, Generic[P_co]):
     """The result of one request of a batch: a response or an error.
 
     Attributes:
@@ -724,19 +858,61 @@ class BatchItem:
     index: int
     id: str
     request: Any = field(repr=False)
-    response: ChatResponse | None = field(default=None, repr=False)
+    response: ChatResponse[Any] | None = field(default=None, repr=False)
     error: Exception | None = None
     attempts: tuple[Attempt, ...] = field(default=(), repr=False)
     latency_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        kind = FailedItem if self.response is None else AnsweredItem
+        object.__setattr__(self, "__class__", kind)  # also of one that `replace` makes
 
     @property
     def ok(self) -> bool:
         """Return whether it was answered."""
         return self.response is not None
 
+    def _words(self) -> Iterable[Any]:
+        yield from (self.index, "" if self.id == str(self.index) else self.id)
+        yield type(self.error).__name__ if self.response is None else self.response.provider
+        yield _duration(self.latency_seconds)
 
-@dataclass(frozen=True, slots=True)
-class BatchProgress:
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        yield from self._fields_but()
+        yield "ok", self.ok
+
+
+_BatchItem.__name__ = _BatchItem.__qualname__ = "BatchItem"
+
+
+class AnsweredItem(_BatchItem[P_co]):
+    """The answer to one request of a batch. Attributes are as in `BatchItem`."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        response: ChatResponse[P_co]
+        error: None
+        ok: Literal[True]
+
+
+class FailedItem(_BatchItem[Any]):
+    """The error of one request of a batch. Attributes are as in `BatchItem`."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        response: None
+        error: Exception
+        ok: Literal[False]
+
+
+BatchItem = AnsweredItem[P_co] | FailedItem
+"""The result of one request of a batch. At run time also the base of both."""
+if not TYPE_CHECKING:
+    BatchItem = _BatchItem
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class BatchProgress(Record):
     """The progress of a batch.
 
     Attributes:
@@ -755,9 +931,43 @@ class BatchProgress:
     usage: Usage
     cost_usd: float
 
+    def _words(self) -> Iterable[Any]:
+        of = "" if self.total is None else f" of {self.total}"
+        yield f"{self.done}{of} done"
+        yield from (f"{self.failed} failed", f"{self.cached} cached")
+        yield from (_tokens(self.usage), shown_cost(self.cost_usd))
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
+
+ANSWER_COLUMNS = {
+    "answer": "string",
+    "error": "string",
+    "error_message": "string",
+    "provider": "string",
+    "model": "string",
+    "finish_reason": "string",
+    "prompt_tokens": "int64",
+    "completion_tokens": "int64",
+    "cost_usd": "float64",
+    "latency_seconds": "float64",
+    "cached": "bool",
+}
+"""The columns of an answer in a table, and their types."""
+
+_COLUMNS_WITHOUT_ERRORS = [name for name in ANSWER_COLUMNS if not name.startswith("error")]
+
+
+def answer_row(*values: Any) -> dict[str, Any]:
+    """Return an answer's row of a table, of its values in the order of `ANSWER_COLUMNS`."""
+    return dict(zip(_COLUMNS_WITHOUT_ERRORS, values, strict=True))
+
+
+def error_row(code: str, message: str) -> dict[str, Any]:
+    """Return the row of an error likewise."""
+    return {"error": code, "error_message": message}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class BatchResult(Record, Generic[P_co]):
     """The results of all requests of a batch.
 
     Attributes:
@@ -767,18 +977,20 @@ class BatchResult:
         complete: Whether the input was read to its end. A timeout leaves the rest of a generator
             unread, and an error of the input itself ends it.
         input_error: The exception of the input, if it raised; all requests before are in `items`.
+        fields: The fields of answers by the JSON schema of all requests, if they had one.
         responses: The responses, in order.
         failed: The items with an error, in order.
         errors: Their errors.
     """
 
-    items: tuple[BatchItem, ...] = field(repr=False)
+    items: tuple[BatchItem[P_co], ...] = field(repr=False)
     usage: Usage = Usage()
     cost_usd: float = 0.0
     complete: bool = True
     input_error: Exception | None = None
-    responses: tuple[ChatResponse, ...] = field(init=False, repr=False)
-    failed: tuple[BatchItem, ...] = field(init=False, repr=False)
+    fields: tuple[str, ...] = field(default=(), repr=False)
+    responses: tuple[ChatResponse[P_co], ...] = field(init=False, repr=False)
+    failed: tuple[FailedItem, ...] = field(init=False, repr=False)
     errors: tuple[Exception, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -792,8 +1004,32 @@ class BatchResult:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __iter__(self) -> Iterator[BatchItem]:
+    def __iter__(self) -> Iterator[BatchItem[P_co]]:
         return iter(self.items)
+
+    def texts(self) -> list[str | None]:
+        """Return the text of each answer, in the order of the input; None for an error.
+
+        `df["answer"] = result.texts()` puts them into a pandas frame, and
+        `df.with_columns(pl.Series("answer", result.texts()))` into one of polars.
+        """
+        return [None if item.response is None else item.response.text for item in self.items]
+
+    def to_columns(self, prefix: str = "") -> dict[str, list[Any]]:
+        """Return the results as columns, in the order of the input, for a data frame.
+
+        They are those of a table of `aigateway batch`, without `id`. With a pydantic model or a
+        JSON schema as `response_format` each field of the answer is a column, too: "answer.city".
+
+        Args:
+            prefix: Stands before each name, for a frame that has such a column itself.
+        """
+        rows = [_result_row(item, self.fields) for item in self.items]
+        answer, *rest = ANSWER_COLUMNS
+        fields = dict.fromkeys(f"answer.{name}" for name in self.fields)
+        fields |= dict.fromkeys(name for row in rows for name in row if name not in ANSWER_COLUMNS)
+        names = (answer, *fields, *rest)
+        return {prefix + name: [row.get(name) for row in rows] for name in names}
 
     def raise_for_errors(self) -> None:
         """Raise if there was any error.
@@ -809,6 +1045,59 @@ class BatchResult:
             if self.input_error is not None:
                 what += ", and its input raised an error"
             raise ExceptionGroup(what, errors)
+
+    def _words(self) -> Iterable[Any]:
+        yield f"{len(self.responses)} of {len(self.items)} answered"
+        yield f"(first error: {error_words(self.errors[0])[0]})" if self.errors else ""
+        yield "" if self.complete else "incomplete"
+        yield from (_tokens(self.usage), shown_cost(self.cost_usd))
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        return self._fields_but("fields", "responses", "failed", "errors")
+
+
+def _result_row(item: BatchItem, schema: Sequence[str]) -> dict[str, Any]:
+    response = item.response
+    if response is None:
+        return error_row(*error_words(item.error or GatewayError()))
+    dump = getattr(response.parsed, "model_dump", None)
+    fields = {} if dump is None else dump(mode="json", by_alias=True)
+    if schema and dump is None:
+        with contextlib.suppress(ValueError, RecursionError):  # it may be cut, or a refusal
+            found = json.loads(response.text)
+            fields = {name: found.get(name) for name in schema} if isinstance(found, dict) else {}
+    return {f"answer.{name}": value for name, value in fields.items()} | answer_row(
+        response.text,
+        response.provider,
+        response.model,
+        response.finish_reason,
+        response.usage.prompt_tokens,
+        response.usage.completion_tokens,
+        response.cost_usd,
+        response.latency_seconds,
+        response.cached or response.coalesced,
+    )
+
+
+def _tokens(usage: Usage) -> str:
+    return f"{usage.prompt_tokens}+{usage.completion_tokens} tokens"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s"
+
+
+def _sizes(vectors: Sequence[Sequence[float]]) -> str:
+    return f"{len(vectors)} vectors of {len(vectors[0]) if vectors else 0}"
+
+
+def _said(part: Choice | Chunk) -> Iterator[Any]:
+    """Describe a part of an answer without its words."""
+    yield f"{len(part.text)} characters" if part.text else ""
+    yield f"{len(part.tool_calls)} tool calls" if part.tool_calls else ""
+    for name in ("reasoning", "refusal", "images", "audio"):
+        yield name if getattr(part, name) else ""
+    yield part.finish_reason
 
 
 def _with_texts(message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
@@ -908,7 +1197,14 @@ def _openai_message(choice: Choice) -> dict[str, Any]:
     }
     if choice.reasoning is not None:
         message["reasoning_content"] = choice.reasoning
-    message.update(openai_media(choice))
+    if (
+        choice.images
+        or choice.audio
+        or choice.sources_json
+        or choice.thinking_json is not None
+        or choice.thought_signatures
+    ):
+        message.update(openai_media(choice))
     if choice.tool_calls:
         message["tool_calls"] = list(map(openai_call, choice.tool_calls))
     return message
@@ -918,6 +1214,36 @@ def openai_call(call: ToolCall) -> dict[str, Any]:
     """Return a tool call as in an OpenAI message."""
     written = {"name": call.name, TOOL_INPUTS[call.type]: call.arguments}
     return {"id": call.id, "type": call.type, call.type: written, **openai_signature(call)}
+
+
+def openai_delta(chunk: Chunk) -> dict[str, Any]:
+    """Return what a chunk adds, as in an OpenAI chunk."""
+    delta: dict[str, Any] = {}
+    if chunk.text:
+        delta["content"] = chunk.text
+    if chunk.reasoning:
+        delta["reasoning_content"] = chunk.reasoning
+    if (
+        chunk.images
+        or chunk.audio
+        or chunk.sources_json
+        or chunk.thinking_json
+        or chunk.thought_signatures
+    ):
+        delta.update(openai_media(chunk))
+    if chunk.refusal:
+        delta["refusal"] = chunk.refusal
+    if chunk.tool_calls:
+        delta["tool_calls"] = [_openai_piece(call) for call in chunk.tool_calls]
+    return delta
+
+
+def _openai_piece(call: ToolCallDelta) -> dict[str, Any]:
+    """Return a piece of a tool call, without empty fields: clients join what they get."""
+    named = {"name": call.name} if call.name else {}
+    begun = {"id": call.id, "type": call.type} if call.id else {}
+    piece = {**named, TOOL_INPUTS[call.type]: call.arguments}
+    return {"index": call.index, **begun, call.type: piece, **openai_signature(call)}
 
 
 def openai_signature(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
@@ -932,7 +1258,7 @@ def openai_media(said: Choice | Chunk) -> dict[str, Any]:
 
     Pictures, speech, sources, and what must be sent back to the vendor in the next turn.
     """
-    fields = _parsed(said.sources_json)
+    fields = _parsed(said.sources_json) if said.sources_json else {}
     if said.thinking_json is not None:
         fields["thinking_blocks"] = said.thinking_blocks
     if said.thought_signatures:
@@ -951,7 +1277,7 @@ def openai_media(said: Choice | Chunk) -> dict[str, Any]:
 
 def openai_beside(completion: Completion) -> dict[str, Any]:
     """Return the other fields of an OpenAI answer, beside choices and usage, if known."""
-    fields = _parsed(completion.sources_json)
+    fields = _parsed(completion.sources_json) if completion.sources_json else {}
     if completion.system_fingerprint is not None:
         fields["system_fingerprint"] = completion.system_fingerprint
     if completion.service_tier is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -12,9 +13,11 @@ from pydantic import BaseModel
 from aigateway.errors import RequestRejectedError, refuse
 from aigateway.messages import Completion
 
-__all__ = ["fits", "parse", "strict_format"]
+__all__ = ["fields_of", "fits", "is_schema", "parse", "schema_format", "strict_format"]
 
 M = TypeVar("M", bound=BaseModel)
+
+_OTHER_TYPES = ("array", "boolean", "integer", "null", "number", "string")
 
 
 def parse(model: type[M] | None, completion: Completion) -> M | None:
@@ -62,12 +65,55 @@ def strict_format(model: type[BaseModel]) -> bytes:
                 f"response_format: {model.__name__} is not an object at its top; "
                 "make it a field of another model."
             )
-        # Vendors reject an open mapping (dict[str, ...]) in a strict schema.
-        closed = re.search(rb'"additionalProperties":[^f]', orjson.dumps(schema)) is None
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", model.__name__)[:64]
-        form = {"name": name, "strict": closed, "schema": schema}
-        _FORMATS[model] = orjson.dumps({"type": "json_schema", "json_schema": form})
+        _FORMATS[model] = orjson.dumps(_json_schema(model.__name__, schema, strict=True))
     return _FORMATS[model]
+
+
+def schema_format(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema in OpenAI's `json_schema` form; strict if it is already as that requires."""
+    try:
+        strict = _strict(dict(schema)) == schema
+    except (AttributeError, TypeError):  # `true` in the place of a schema
+        strict = False
+    return _json_schema(name, schema, strict=strict)
+
+
+def is_schema(response_format: Mapping[str, Any]) -> bool:
+    """Return whether it is a bare JSON schema, and no vendor's `response_format`.
+
+    Raises:
+        RequestRejectedError: It is a schema, but not of an object.
+    """
+    kind = response_format.get("type")
+    if kind in _OTHER_TYPES:
+        refuse(
+            f'response_format: a JSON schema must describe an object at its top, not "{kind}"; make'
+            " this one a field of an object."
+        )
+    return kind == "object"
+
+
+def fields_of(response_format: object) -> tuple[str, ...]:
+    """Return the fields at the top of a JSON schema, bare or in OpenAI's form; else none."""
+    schema: Any = response_format
+    for name in ("json_schema", "schema"):
+        if isinstance(schema, Mapping) and isinstance(schema.get(name), Mapping):
+            schema = schema[name]
+    if not isinstance(schema, Mapping):
+        return ()
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        schema = schema.get("$defs", {}).get(reference.rpartition("/")[2], {})
+    fields = schema.get("properties")
+    return tuple(fields) if isinstance(fields, Mapping) else ()
+
+
+def _json_schema(name: str, schema: Mapping[str, Any], *, strict: bool) -> dict[str, Any]:
+    # Vendors reject an open mapping (dict[str, ...]) in a strict schema.
+    closed = re.search(rb'"additionalProperties":[^f]', orjson.dumps(schema)) is None
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64]
+    form = {"name": name, "strict": strict and closed, "schema": schema}
+    return {"type": "json_schema", "json_schema": form}
 
 
 def _strict_schema(model: type[BaseModel]) -> dict[str, Any]:

@@ -13,13 +13,14 @@ import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
-from aigateway.errors import GatewayError, RequestRejectedError
+from aigateway.errors import GatewayError, MisuseError
+from aigateway.figures import GatewayMetrics
 from aigateway.gateway import AsyncGateway
-from aigateway.messages import CacheMode
+from aigateway.options import CallOptions, accepts, call_arguments
 
-__all__ = ["call_llm", "get_gateway", "get_gateway_metrics"]
+__all__ = ["BackgroundGateway", "call_llm", "get_gateway", "get_gateway_metrics"]
 
 T = TypeVar("T")
 
@@ -27,18 +28,15 @@ _CLOSING_SECONDS = 5.0
 """The longest wait for connections to close at the end of the process."""
 
 
+@accepts(CallOptions, cache=True)
 def call_llm(
     system_prompt: str | None = None,
     user_prompt: str | None = None,
     temperature: float | None = None,
     *,
-    model: str | None = None,
-    max_tokens: int | None = None,
-    timeout: float | None = None,
-    agent: str | None = None,
-    cache: CacheMode = True,
-    cache_ttl: float | None = None,
-    **params: Any,
+    system: str | None = None,
+    user: str | None = None,
+    **options: Unpack[CallOptions],
 ) -> str:
     """Send a prompt through the process's gateway, and return the answer's text.
 
@@ -46,40 +44,24 @@ def call_llm(
 
     Args:
         system_prompt: A system message; None sends none.
-        user_prompt: The prompt. Required.
+        user_prompt: The prompt. Required, by one of its names.
         temperature: From 0 to 2; None takes the vendor's default.
-        model: A provider's model, name or alias; None lets the gateway choose.
-        max_tokens: Upper bound of the answer's length.
-        timeout: Seconds in total, failover and waiting included; None takes the setting.
-        agent: Selects a time to live from `agent_ttls`, and labels logs.
-        cache: True reads and fills the cache, False does neither, "refresh" only fills it.
-        cache_ttl: Seconds to keep this answer; None takes the agent's, then the setting.
-        **params: Other OpenAI chat parameters, passed on unchanged.
+        system: Another name of `system_prompt`.
+        user: Another name of `user_prompt`. Beside it, OpenAI's parameter `user`.
+        **options: See `CallOptions`.
 
     Returns:
         The answer's text.
 
     Raises:
         ConfigurationError: The configuration in the environment is invalid.
-        GatewayError: Called on a running event loop; or as `AsyncGateway.chat`.
+        MisuseError: Called on a running event loop.
+        GatewayError: As `AsyncGateway.chat`.
     """
     _refuse_on_a_loop()
-    if user_prompt is None:
-        raise RequestRejectedError("user_prompt is missing; use call_llm(user_prompt=...).")
+    arguments = call_arguments(system_prompt, user_prompt, system, user, options)
     background = _started()
-    answer = background.gateway.chat(
-        user_prompt,
-        system=system_prompt,
-        model=model,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        timeout=timeout,
-        agent=agent,
-        cache=cache,
-        cache_ttl=cache_ttl,
-        **params,
-    )
-    return background.run(answer).text
+    return background.run(background.gateway.chat(temperature=temperature, **arguments)).text
 
 
 def _refuse_on_a_loop() -> None:
@@ -87,7 +69,7 @@ def _refuse_on_a_loop() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise GatewayError(
+    raise MisuseError(
         "call_llm() would block the event loop that is running here. Make an AsyncGateway"
         " and use `await gateway.chat()`."
     )
@@ -107,7 +89,7 @@ def get_gateway() -> AsyncGateway:
     return _started().gateway
 
 
-def get_gateway_metrics() -> dict[str, Any]:
+def get_gateway_metrics() -> GatewayMetrics:
     """Return `AsyncGateway.get_metrics` of the process's gateway.
 
     Raises:
@@ -117,14 +99,14 @@ def get_gateway_metrics() -> dict[str, Any]:
     if background.is_here:  # called by a hook: waiting for its own thread would deadlock
         return background.gateway.get_metrics()
 
-    async def read() -> dict[str, Any]:
+    async def read() -> GatewayMetrics:
         return background.gateway.get_metrics()
 
     return background.run(read())
 
 
-class _Background:
-    """The gateway, and the thread with its event loop."""
+class BackgroundGateway:
+    """A gateway, and the thread with its event loop."""
 
     def __init__(self, gateway: AsyncGateway) -> None:
         self.gateway = gateway
@@ -137,6 +119,7 @@ class _Background:
 
     @property
     def is_here(self) -> bool:
+        """Whether the caller runs on that thread."""
         return threading.current_thread() is self._thread
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -204,18 +187,18 @@ class _Background:
 
 
 _lock = threading.Lock()
-_background: _Background | None = None
-_parents: list[_Background] = []
+_background: BackgroundGateway | None = None
+_parents: list[BackgroundGateway] = []
 
 
-def _started() -> _Background:
+def _started() -> BackgroundGateway:
     global _background  # noqa: PLW0603 - one per process
     background = _background
     if background is not None:
         return background
     with _lock:
         if _background is None:
-            _background = _Background(AsyncGateway())
+            _background = BackgroundGateway(AsyncGateway())
         return _background
 
 

@@ -1,7 +1,7 @@
 """Test doubles for your own application, from the most realistic to the fastest.
 
 - the `simulator` fixture: loopback servers that speak the vendors' protocols over real HTTP and
-  break on command. Put `pytest_plugins = ["aigateway.testing"]` into your `conftest.py`.
+  break on command. pytest finds it once the package is installed (`aigateway.pytest_plugin`).
 - `ScriptedVendor`: answers and failures from a list, without any HTTP.
 - `FakeClock`: a minute passes in a microsecond; for circuits, cooldowns, deadlines and caches.
 """
@@ -15,7 +15,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aigateway.clock import Clock, PutOff
 from aigateway.errors import FailureKind
@@ -36,19 +36,8 @@ from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.wire import AnswerEnd
 
-if TYPE_CHECKING:
-    from aigateway.simulator import Simulator
-
-with contextlib.suppress(ImportError):  # pytest-asyncio is needed for the fixture only
-    import pytest_asyncio
-
-    @pytest_asyncio.fixture
-    async def simulator() -> AsyncIterator[Simulator]:
-        """Four simulated vendors on loopback; see `aigateway.simulator`. Needs pytest-asyncio."""
-        from aigateway.simulator import Simulator  # noqa: PLC0415 - it loads aiohttp
-
-        async with Simulator() as running:
-            yield running
+with contextlib.suppress(ImportError):  # pytest is needed for the fixture only
+    from aigateway.pytest_plugin import simulator as simulator  # noqa: PLC0414 - pytest finds it
 
 
 __all__ = ["FakeClock", "ScriptedStream", "ScriptedVendor", "Step", "scripted_configs"]
@@ -153,7 +142,11 @@ class FakeClock:
 
     @contextlib.asynccontextmanager
     async def timeout(
-        self, seconds: float, *, more: PutOff | None = None
+        self,
+        seconds: float,
+        *,
+        more: PutOff | None = None,
+        task: asyncio.Task[Any] | None = None,  # noqa: ARG002
     ) -> AsyncIterator[asyncio.Timeout]:
         loop = asyncio.get_running_loop()
         over = False
@@ -226,6 +219,8 @@ class ScriptedVendor:
         """Every call, as (provider name, request)."""
         self.max_input_tokens: dict[str, int] = {}
         """Known context windows, by provider name."""
+        self.without_price: set[str] = set()
+        """Names of providers whose price is not known."""
         self.operations: dict[str, frozenset[Operation]] = {}
         """Known operations, by provider name."""
         self.accepts_prefill: set[str] = set()
@@ -278,6 +273,10 @@ class _ScriptedClient:
     @property
     def max_input_tokens(self) -> int | None:
         return self._vendor.max_input_tokens.get(self._config.name)
+
+    @property
+    def has_price(self) -> bool:
+        return self._config.name not in self._vendor.without_price
 
     @property
     def operations(self) -> frozenset[Operation] | None:

@@ -26,10 +26,13 @@ NAMES = (
     "stream",
     "batch",
     "serve",
+    "profile",
     "cache",
     "breaker",
     "loop",
     "start",
+    "fleet",
+    "ray",
 )
 
 

@@ -33,7 +33,7 @@ KEY = "sk-loopback"
 MODEL = "gpt-4o-mini"
 MODELS = {"openai": MODEL, "anthropic": "claude-haiku-4-5", "gemini": "gemini-3.5-flash-lite"}
 MANY = 1000
-"""Room for every caller that a benchmark has, so that nobody measures a queue."""
+"""Room for every caller that a benchmark has, so that no figure is that of a queue."""
 
 
 def messages(prompt: str) -> list[dict[str, str]]:
@@ -87,12 +87,12 @@ _RAW: Mapping[str, tuple[str, dict[str, str], Callable[[str], Any], Callable[[An
 
 
 @contextlib.asynccontextmanager
-async def aigateway(root: str, wire: str = "openai") -> AsyncIterator[Ask]:
-    """Everything on, as by default: cache, circuit, metrics, limiter."""
+async def aigateway(root: str, wire: str = "openai", **settings: Any) -> AsyncIterator[Ask]:
+    """Everything on, as by default, unless settings say else: cache, circuit, metrics, limiter."""
     nobody_listens()
     base = root + ("/v1" if wire == "openai" else "")
     config = LLMConfig(wire, MODELS[wire], api_key=KEY, api_base=base)
-    async with AsyncGateway([config], max_concurrency=MANY) as gateway:
+    async with AsyncGateway([config], max_concurrency=MANY, **settings) as gateway:
         await gateway.warmup()
 
         async def ask(prompt: str) -> str:
@@ -141,7 +141,7 @@ async def litellm_router(root: str) -> AsyncIterator[Ask]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Where the two are, and what every library that can be told is told."""
+    """Where the two are, and what each library is set to where it can be."""
 
     primary: str
     backup: str

@@ -96,7 +96,7 @@ def _sequences(sequences: dict[str, dict[str, Sequence20]]) -> Table:
     title = (
         "**One caller, calls 1 to 20 of the outage.** ms of the first; median of the others; how"
         f" many took over {4 * HEALTHY * 1000:.0f} ms; in [ ] the requests that reached the broken"
-        " primary (a refused connection reaches nobody)"
+        " primary (a refused connection reaches no vendor)"
     )
     peers = list(next(iter(sequences.values())))
     rows = [

@@ -79,7 +79,7 @@ async def first_contents(server: str, crowd: Crowd, options: Options) -> Rounds:
 
 
 async def _times(read: Read, crowd: Crowd, each: int) -> Sequence[float]:
-    await checked(read, crowd.chunks)  # so that somebody is connected
+    await checked(read, crowd.chunks)  # so that there is a connection
     chance = random.Random(crowd.callers)
     spread = crowd.chunks * crowd.pause_ms / 1000  # or all would begin at once, again and again
     times: list[float] = []

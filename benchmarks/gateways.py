@@ -1,7 +1,7 @@
 """Gateways as services: how each is run in front of one vendor, and where it is found.
 
-All know one model, which leads to a vendor on loopback; none has a database or tells anybody that
-it runs.
+All know one model, which leads to a vendor on loopback; none has a database or reports
+that it runs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import secrets
@@ -33,9 +34,15 @@ LITELLM = "BENCH_LITELLM_PROXY"
 """A variable: the command `litellm` of an environment that has `litellm[proxy]`."""
 PORTKEY = "BENCH_PORTKEY"
 """A variable: the command `gateway` of npm's `@portkey-ai/gateway`."""
+FERROGW = f"ferrogw {importlib.metadata.version('ferrogw')}"
+"""What the service is compared with: a gateway in Go."""
+SMG = f"smg {importlib.metadata.version('smg')}"
+"""A gateway in Rust."""
 _START_SECONDS, _STOP_SECONDS = 180.0, 10.0
 _INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
-"""The rest of the environment stays here: no key and no setting of somebody's own."""
+"""The rest of the environment stays here: no key and no setting of the machine's user."""
+_THIS_TREE = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+"""So that the service is of the same tree as its measure, whatever is installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +167,7 @@ def aigateway(workers: int) -> Make:
             encoding="utf-8",
         )
         command = (sys.executable, "-m", "aigateway", "serve", "--config", str(config))
-        return Plan(command, "/ready")
+        return Plan(command, "/ready", _THIS_TREE)
 
     return make
 
@@ -192,7 +199,8 @@ def every_lane(place: Place) -> Plan:
         ),
         encoding="utf-8",
     )
-    return Plan((sys.executable, "-m", "aigateway", "serve", "--config", str(config)), "/ready")
+    command = (sys.executable, "-m", "aigateway", "serve", "--config", str(config))
+    return Plan(command, "/ready", _THIS_TREE)
 
 
 def _litellm(command: str) -> Make:
@@ -241,13 +249,96 @@ def _portkey(command: str) -> Make:
     return make
 
 
+def ferrogw(place: Place) -> Plan:
+    """A gateway in Go with its circuit breaker, for two vendors, and without its rate limit."""
+    config = place.directory / "config.yaml"
+    config.write_text(
+        "strategy:\n  mode: fallback\ntargets:\n"
+        + "".join(
+            f"  - virtual_key: {kind}\n    circuit_breaker:\n      failure_threshold: 5\n"
+            for kind in ("openai", "anthropic")
+        ),
+        encoding="utf-8",
+    )
+    environment = {
+        "GATEWAY_CONFIG": str(config),
+        "MASTER_KEY": CALLER_KEY,
+        "PORT": str(place.port),
+        "OPENAI_API_KEY": KEY,
+        "OPENAI_BASE_URL": place.vendor,
+        "ANTHROPIC_API_KEY": KEY,
+        "ANTHROPIC_BASE_URL": place.vendor,
+        "LOG_LEVEL": "warn",
+        # It answers 429 above 100 requests a second as it comes.
+        "RATE_LIMIT_RPS": "1000000",
+        "RATE_LIMIT_BURST": "1000000",
+    }
+    return Plan((_beside("ferrogw"), "serve"), "/readyz", environment)
+
+
+def smg(backend: str) -> Make:
+    """A router in Rust in front of one vendor's API: `openai` or `anthropic`."""
+
+    def make(place: Place) -> Plan:
+        given = {
+            "backend": backend,
+            "host": "127.0.0.1",
+            "port": str(place.port),
+            "prometheus-host": "127.0.0.1",
+            "prometheus-port": str(_free_port()),
+            "worker-urls": place.vendor,
+            "history-backend": "none",
+            "log-level": "error",
+            "api-key": CALLER_KEY,
+        }
+        options = [part for name, value in given.items() for part in (f"--{name}", value)]
+        return Plan((_beside("smg"), "launch", *options), "/readiness")
+
+    return make
+
+
+def every_door() -> list[tuple[str, Make, Mapping[tuple[str, str], str]]]:
+    """Who has which endpoint in front of which kind of vendor, and the model to ask there for.
+
+    ferrogw hands a request of `/v1/messages` on as it is, to the provider of its model, which
+    cannot be Anthropic's; so it is asked for a model of OpenAI.
+    """
+    openai, anthropic = MODELS["openai"], MODELS["anthropic"]
+    every = {
+        (lane, dialect): model
+        for lane, model in LANES.items()
+        for dialect in ("chat", "messages", "responses")
+    }
+    go = {
+        ("OpenAI", "chat"): openai,
+        ("OpenAI", "responses"): openai,
+        ("Anthropic", "chat"): anthropic,
+        ("Anthropic", "messages"): openai,
+    }
+    rust = {("OpenAI", "chat"): openai, ("OpenAI", "responses"): openai}
+    return [
+        (OURS, every_lane, every),
+        (FERROGW, ferrogw, go),
+        (SMG, smg("openai"), rust),
+        (SMG, smg("anthropic"), {("Anthropic", "messages"): anthropic}),
+    ]
+
+
+def _beside(command: str) -> str:
+    """A command of this environment; pinned there, so that each run measures the same version."""
+    found = shutil.which(command, path=Path(sys.executable).parent)
+    if found is None:
+        raise RuntimeError(f"{command} is not installed; requirements/bench.txt has it")
+    return found
+
+
 def _sha256(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def peers() -> tuple[dict[str, Make], list[str]]:
     """Those that are installed, by name and version; the names of those that are not."""
-    found: dict[str, Make] = {}
+    found: dict[str, Make] = {FERROGW: ferrogw, SMG: smg("openai")}
     missing = []
     for name, variable, make, version in (
         ("litellm proxy", LITELLM, _litellm, _version_of_litellm),

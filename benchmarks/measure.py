@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.clients import Ask
+from benchmarks.report import Target
 
 SETTLE = 0.05
 """Seconds for what a library leaves to do after its answer (litellm logs then); its CPU counts."""
@@ -45,6 +46,15 @@ class Spread:
         """`median (low to high)`."""
         low, high = f"{self.low:.{digits}f}", f"{self.high:.{digits}f}"
         return f"{self.median:.{digits}f}{suffix} ({low} to {high})"
+
+
+def held(
+    what: str, rounds: Sequence[float], most: float, unit: str = "x", digits: int = 2
+) -> Target:
+    """Hold the median of some rounds to a bound."""
+    spread = Spread.of(rounds)
+    measured = spread.show(digits, unit) if len(rounds) > 1 else f"{rounds[0]:.{digits}f}{unit}"
+    return Target(what, f"{most:g}{unit}", measured, spread.median <= most)
 
 
 @dataclass(frozen=True)

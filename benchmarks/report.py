@@ -1,4 +1,7 @@
-"""Results as JSON, as an SVG chart, and as tables in README.md between markers."""
+"""Results as JSON, as an SVG chart, and as tables on the page of figures between markers.
+
+The page says what the JSON files say: `python -m benchmarks.report` writes it anew from them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,20 @@ from benchmarks.chart import Bars, draw
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs" / "reference" / "figures.md"
+CHARTS = HERE.parent / "docs" / "assets" / "figures"
 PACKAGES = (
     "aigateway",
     "litellm",
     "openai",
     "aiohttp",
     "uvicorn",
+    "uvloop",
+    "httptools",
+    "ferrogw",
+    "smg",
+    "tensorzero",
+    "any-llm-sdk",
     "langchain-core",
     "langchain-openai",
     "pydantic-ai-slim",
@@ -51,6 +62,33 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
+class Target:
+    """What a figure is held to.
+
+    Attributes:
+        what: The figure.
+        bound: The most that it may be, as it is shown.
+        measured: What it is, as it is shown.
+        met: Whether that is within the bound.
+    """
+
+    what: str
+    bound: str
+    measured: str
+    met: bool
+
+    @property
+    def verdict(self) -> str:
+        """One word for it."""
+        return "met" if self.met else "missed"
+
+    @property
+    def cell(self) -> str:
+        """The bound and the verdict, for a table of figures."""
+        return f"{self.bound}: {self.verdict}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """What one benchmark found.
 
@@ -60,6 +98,7 @@ class Result:
         tables: For people.
         chart: The one picture.
         data: Every figure, fit for JSON.
+        targets: Those of its figures that are held to a bound.
     """
 
     name: str
@@ -67,21 +106,61 @@ class Result:
     tables: Sequence[Table]
     chart: Bars
     data: Any
+    targets: Sequence[Target] = ()
 
 
 def write(result: Result) -> None:
     """Leave the result's three forms in the tree."""
-    RESULTS.mkdir(exist_ok=True)
-    document = {"name": result.name, "how": result.how, **surroundings(), "data": result.data}
+    document = {
+        "name": result.name,
+        "how": result.how,
+        **surroundings(),
+        "targets": result.targets,
+        "tables": result.tables,
+        "chart": result.chart.title,
+        "data": result.data,
+    }
     text = json.dumps(document, indent=1, default=_plain)
     (RESULTS / f"{result.name}.json").write_text(text + "\n", encoding="utf-8")
-    (RESULTS / f"{result.name}.svg").write_text(draw(result.chart), encoding="utf-8")
-    tables = "\n\n".join(table.markdown() for table in result.tables)
-    chart = f"![{result.chart.title}](results/{result.name}.svg)"
-    about = surroundings()
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    measured = f"{about['made']}: {about['machine']}; {about['python']}; {versions}."
-    _replace(result.name, f"{result.how}\n\n{tables}\n\n{chart}\n\n<sub>{measured}</sub>")
+    (CHARTS / f"{result.name}.svg").write_text(draw(result.chart), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """Return the page of figures as the JSON files have it; what is between is left as it is."""
+    text = PAGE.read_text(encoding="utf-8")
+    documents = [json.loads(path.read_bytes()) for path in sorted(RESULTS.glob("*.json"))]
+    for document in documents:
+        text = _replaced(text, document["name"], _section(document))
+    return _replaced(text, "targets", _targets(documents))
+
+
+def _section(document: Mapping[str, Any]) -> str:
+    name = document["name"]
+    versions = ", ".join(f"{each} {version}" for each, version in document["versions"].items())
+    measured = f"{document['made']}: {document['machine']}; {document['python']}; {versions}."
+    parts = [
+        f"How to reproduce: `{_command(document)}`. All figures: `benchmarks/results/{name}.json`.",
+        document["how"],
+        *(Table(**table).markdown() for table in document["tables"]),
+        f"![{document['chart']}](../assets/figures/{name}.svg)",
+        f"<sub>{measured}</sub>",
+    ]
+    return "\n\n".join(parts)
+
+
+def _targets(documents: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [target.what, target.bound, target.measured, target.verdict, f"`{_command(document)}`"]
+        for document in documents
+        for target in (Target(**given) for given in document["targets"])
+    ]
+    columns = ["figure", "at most", "measured", "", "command"]
+    return Table("Medians, and how far the rounds went.", columns, rows).markdown()
+
+
+def _command(document: Mapping[str, Any]) -> str:
+    return f"python -m nox -s bench -- {document['name']}"
 
 
 def surroundings() -> dict[str, Any]:
@@ -116,12 +195,15 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} does not go into JSON")
 
 
-def _replace(marker: str, text: str) -> None:
-    """Put `text` between the markers of that name in README.md."""
-    readme = HERE / "README.md"
+def _replaced(page_text: str, marker: str, text: str) -> str:
+    """Put `text` between the markers of that name."""
     begin, end = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
-    before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
+    before, found, rest = page_text.partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise ValueError(f"README.md has no place for {marker}: {begin} ... {end}")
-    readme.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        raise ValueError(f"{PAGE} has no place for {marker}: {begin} ... {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

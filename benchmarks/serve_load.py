@@ -1,7 +1,8 @@
-"""Asks a service, in a process of its own: raw aiohttp, connections that stay, new prompts.
+"""Asks a service, in a process of its own: bare protocols, connections that stay, new prompts.
 
 Each line of standard input is an order in JSON, each line of standard output what came of it. It
-ends when its standard input does.
+ends when its standard input does. Answers are looked at when all have come, so that this takes no
+time from the service.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
+from urllib.parse import urlsplit
 
-import aiohttp
+import httptools
+import uvloop
 
-_PATIENCE = aiohttp.ClientTimeout(total=120)
+_PATIENCE = 120.0
+"""Seconds that an order may take beyond its own; then what has not been answered is an error."""
 _WARM = 2
 """Requests of each caller before the watch starts: connections are made in these."""
 _numbers = itertools.count()
@@ -121,104 +126,166 @@ def _payload(dialect: Dialect, model: str, **more: Any) -> bytes:
     return json.dumps({"model": model, **dialect.body(prompt), **more}).encode()
 
 
-# ── a closed loop ────────────────────────────────────────────────────────────────────────────
+# ── one connection ───────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class Came:
+    """An answer as it came; `took` and `first` are seconds since its request was written."""
+
+    status: int
+    body: bytes
+    first: float
+    took: float
+
+
+class _Caller(asyncio.Protocol):
+    """One connection, which asks and waits, and is made anew when the service has closed it."""
+
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        parts = urlsplit(url)
+        self._address = (parts.hostname, parts.port)
+        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._head = f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n{fields}".encode()
+        self._transport: asyncio.Transport | None = None
+        self._answered: asyncio.Future[Came] | None = None
+
+    async def ask(self, payload: bytes) -> Came:
+        """Send one request and return its whole answer; raises OSError without one."""
+        loop = asyncio.get_running_loop()
+        began = time.perf_counter()
+        if self._transport is None:
+            await loop.create_connection(lambda: self, *self._address)
+        assert self._transport is not None
+        self._began, self._first, self._pieces = began, 0.0, list[bytes]()
+        self._answered = loop.create_future()
+        length = b"Content-Length: %d\r\n\r\n" % len(payload)
+        self._transport.write(self._head + length + payload)
+        return await self._answered
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
+        self._parser = httptools.HttpResponseParser(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self.connection_lost(error)
+
+    def on_body(self, piece: bytes) -> None:
+        if not self._pieces:
+            self._first = time.perf_counter() - self._began
+        self._pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        took = time.perf_counter() - self._began
+        came = Came(self._parser.get_status_code(), b"".join(self._pieces), self._first, took)
+        if not self._parser.should_keep_alive():
+            self.close()
+            self._transport = None
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_result(came)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(ConnectionResetError(repr(error or "closed")))
+
+
+async def _all(work: Callable[[], Coroutine[Any, Any, None]], many: int, seconds: float) -> int:
+    """Do it so many times at once; return how many have not come to an end in that time."""
+    tasks = [asyncio.create_task(work()) for _ in range(many)]
+    done, late = await asyncio.wait(tasks, timeout=seconds)
+    for task in late:
+        task.cancel()
+    for task in done:
+        task.result()
+    return len(late)
+
+
+# ── the orders ───────────────────────────────────────────────────────────────────────────────
 
 
 async def _loop(
-    session: aiohttp.ClientSession,
-    *,
     url: str,
+    headers: Mapping[str, str],
+    dialect: Dialect,
+    *,
     model: str,
-    text: str,
     callers: int,
     seconds: float,
-    dialect: str = "chat",
-) -> dict[str, Any]:
+) -> tuple[list[Came | str], list[float], float]:
     """Callers that ask again as soon as they are answered."""
-    spoken = DIALECTS[dialect]
-    latencies: list[float] = []
-    sent = 0
-    errors: dict[str, int] = {}
-
-    async def ask() -> float:
-        nonlocal sent
-        sent += 1
-        began = time.perf_counter()
-        try:
-            async with session.post(url, data=_payload(spoken, model)) as answer:
-                body = await answer.read()
-                what = "" if answer.status == 200 else f"{answer.status}: {body[:200]!r}"
-        except (aiohttp.ClientError, TimeoutError) as error:
-            what = repr(error)
-        took = time.perf_counter() - began
-        if not what and spoken.text(json.loads(body)) != text:
-            what = "another text"
-        if what:
-            errors[what] = errors.get(what, 0) + 1
-        return took
+    came: list[Came | str] = []
+    connections: list[_Caller] = []
+    until = 0.0
 
     async def warm() -> None:
+        connection = _Caller(url, headers)
+        connections.append(connection)
         for _ in range(_WARM):
-            await ask()
+            came.append(await _asked(connection, _payload(dialect, model)))  # noqa: PERF401 - it awaits
 
-    async def caller(until: float) -> None:
+    async def caller() -> None:
+        connection = waiting.pop()
         while time.perf_counter() < until:
-            latencies.append(await ask())
+            came.append(await _asked(connection, _payload(dialect, model)))
 
-    await asyncio.gather(*(warm() for _ in range(callers)))
+    late = await _all(warm, callers, _PATIENCE)
+    warmed = len(came)
+    waiting = list(connections)
     gc.collect()
     began = time.perf_counter()
-    await asyncio.gather(*(caller(began + seconds) for _ in range(callers)))
+    until = began + seconds
+    late += await _all(caller, callers, seconds + _PATIENCE)
     elapsed = time.perf_counter() - began
-    return {"sent": sent, "seconds": elapsed, "latencies": latencies, "errors": errors}
-
-
-# ── streams ──────────────────────────────────────────────────────────────────────────────────
+    for connection in connections:
+        connection.close()
+    latencies = [each.took for each in came[warmed:] if isinstance(each, Came)]
+    return [*came, *[LATE] * late], latencies, elapsed
 
 
 async def _streams(
-    session: aiohttp.ClientSession,
-    *,
-    url: str,
-    model: str,
-    text: str,
-    streams: int,
-    dialect: str = "chat",
-) -> dict[str, Any]:
-    """So many streams, all begun at once, each read to its end and looked at after all."""
-    spoken = DIALECTS[dialect]
-    firsts: list[float] = []
+    url: str, headers: Mapping[str, str], dialect: Dialect, *, model: str, streams: int
+) -> tuple[list[Came | str], list[float], float]:
+    """So many streams, all begun at once, each on a connection of its own and read to its end."""
+    came: list[Came | str] = []
 
-    async def read() -> bytes | str:
-        """The body, or what went wrong."""
-        began = time.perf_counter()
-        payload = _payload(spoken, model, stream=True)
-        try:
-            async with session.post(url, data=payload) as answer:
-                if answer.status != 200:
-                    return f"{answer.status}: {(await answer.read())[:200]!r}"
-                pieces = [await answer.content.readany()]
-                firsts.append(time.perf_counter() - began)
-                while piece := await answer.content.readany():
-                    pieces.append(piece)
-                return b"".join(pieces)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            return repr(error)
+    async def read() -> None:
+        connection = _Caller(url, headers)
+        came.append(await _asked(connection, _payload(dialect, model, stream=True)))
+        connection.close()
 
     gc.collect()
     began = time.perf_counter()
-    read_all = await asyncio.gather(*(read() for _ in range(streams)))
+    late = await _all(read, streams, _PATIENCE)
     elapsed = time.perf_counter() - began
-    errors: dict[str, int] = {}
-    for body in read_all:
-        what = body if isinstance(body, str) else _wrong(spoken, body, text)
-        if what:
-            errors[what] = errors.get(what, 0) + 1
-    return {"sent": streams, "seconds": elapsed, "latencies": firsts, "errors": errors}
+    firsts = [each.first for each in came if isinstance(each, Came) and each.status == 200]
+    return [*came, *[LATE] * late], firsts, elapsed
 
 
-def _wrong(dialect: Dialect, body: bytes, text: str) -> str:
-    """What is wrong with a stream, if anything."""
+LATE = f"no answer in {_PATIENCE:.0f} s"
+
+
+async def _asked(connection: _Caller, payload: bytes) -> Came | str:
+    """The answer, or what went wrong instead."""
+    try:
+        return await connection.ask(payload)
+    except OSError as error:
+        return repr(error)
+
+
+def _wrong_answer(dialect: Dialect, body: bytes, text: str) -> str:
+    return "" if dialect.text(json.loads(body)) == text else "another text"
+
+
+def _wrong_stream(dialect: Dialect, body: bytes, text: str) -> str:
     events = [line[6:] for line in body.decode().split("\n") if line.startswith("data: ")]
     if not events or dialect.end not in events[-1]:
         return f"no {dialect.end}"
@@ -226,15 +293,34 @@ def _wrong(dialect: Dialect, body: bytes, text: str) -> str:
     return "" if whole == text else "another text"
 
 
-_KINDS = {"loop": _loop, "streams": _streams}
+_KINDS = {"loop": (_loop, _wrong_answer), "streams": (_streams, _wrong_stream)}
 
 
-async def _obey(kind: str, headers: Mapping[str, str], **order: Any) -> dict[str, Any]:
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(
-        connector=connector, headers=headers, timeout=_PATIENCE
-    ) as session:
-        return await _KINDS[kind](session, **order)
+async def _obey(
+    kind: str,
+    *,
+    url: str,
+    headers: Mapping[str, str],
+    text: str,
+    dialect: str = "chat",
+    **order: Any,
+) -> dict[str, Any]:
+    ask, wrong_in = _KINDS[kind]
+    spoken = DIALECTS[dialect]
+    gc.disable()
+    came, latencies, seconds = await ask(url, headers, spoken, **order)
+    gc.enable()
+    errors: Counter[str] = Counter()
+    for each in came:
+        if isinstance(each, str):
+            wrong = each
+        elif each.status != 200:
+            wrong = f"{each.status}: {each.body[:200]!r}"
+        else:
+            wrong = wrong_in(spoken, each.body, text)
+        if wrong:
+            errors[wrong] += 1
+    return {"sent": len(came), "seconds": seconds, "latencies": latencies, "errors": errors}
 
 
 async def main() -> None:
@@ -243,4 +329,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    uvloop.run(main())

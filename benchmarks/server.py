@@ -1,8 +1,8 @@
 """Two loopback vendors that answer at once, in a process of their own, and break on command.
 
-Bodies are made beforehand, so that what is measured is the client. Every upstream speaks the
-OpenAI, Anthropic and Gemini wires, told apart by the path. The process prints its addresses as
-one line of JSON and ends when its standard input does.
+Answers are made beforehand and written by a bare protocol, so that what is measured is the client.
+Every upstream speaks the OpenAI, Anthropic and Gemini wires, told apart by the path. The process
+prints its addresses as one line of JSON and ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import aiohttp
+import httptools
+import uvloop
 from aiohttp import web
 
 from benchmarks.process import running
@@ -84,18 +86,101 @@ BODIES = {
     for name, body in globals().items()
     if name.isupper() and isinstance(body, dict)
 }
+MODELS = {
+    "object": "list",
+    "data": [
+        {"id": name, "object": "model", "created": 1, "owned_by": "loopback"}
+        for name in (OPENAI["model"], ANTHROPIC["model"])
+    ],
+}
+"""Some gateways look it up before they lead a request anywhere."""
+
+
+def http(body: object, status: str = "200 OK", headers: str = "") -> bytes:
+    """A whole answer, as it goes over the connection."""
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{headers}"
+    return f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text
+
+
+ANSWERS = {name: http(body) for name, body in BODIES.items()}
+LISTED = http(MODELS)
+NOT_FOUND = http({"error": {"message": "no such path"}}, "404 Not Found")
 FAILURES = {
-    "500": (500, {"error": {"message": "broken", "type": "server_error", "code": None}}, {}),
-    "429": (
-        429,
+    "500": http(
+        {"error": {"message": "broken", "type": "server_error", "code": None}},
+        "500 Internal Server Error",
+    ),
+    "429": http(
         {"error": {"message": "slow down", "type": "requests", "code": "rate_limit_exceeded"}},
-        {"Retry-After": "1"},
+        "429 Too Many Requests",
+        "Retry-After: 1\r\n",
     ),
 }
 
 
 TAIL = (0.02, 2.0)
 """In mode `tail`: the share of answers that are slow, and the seconds they take."""
+
+
+HANG_SECONDS = 60.0
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection: requests one after the other; their bodies are not looked at."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._path = b""
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what answers are written to."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come; the parser calls the three below."""
+        self._parser.feed_data(data)
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._path = b""
+
+    def on_url(self, url: bytes) -> None:
+        """Add a piece of its path."""
+        self._path += url
+
+    def on_message_complete(self) -> None:
+        """Answer what asks for models here; the rest is `asked`."""
+        path = self._path.decode()
+        if self._parser.get_method() == b"GET":
+            self.transport.write(LISTED if path.endswith("/models") else NOT_FOUND)
+        elif chat_only(path):
+            self.transport.write(NOT_FOUND)
+        else:
+            self.asked(path)
+
+    def asked(self, path: str) -> None:
+        """Answer a request that has come whole."""
+        raise NotImplementedError
+
+
+class _Client(Connection):
+    """A connection to one of the vendors below."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        super().__init__()
+        self._upstream = upstream
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._upstream.connected.add(self.transport)
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
+        self._upstream.connected.discard(self.transport)
+
+    def asked(self, path: str) -> None:
+        self._upstream.answer(self.transport, path)
 
 
 class Upstream:
@@ -109,15 +194,16 @@ class Upstream:
         self.received = 0
         self.changed_at = 0.0
         self.first_answer: float | None = None
+        self.connected: set[asyncio.Transport] = set()
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.Transport] = set()
         self._chance = random.Random()
 
     async def listen(self) -> None:
         """Open the port; the same one again after a refusal."""
-        handler = web.Server(self._handle, access_log=None)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(handler, "127.0.0.1", self.port, backlog=1024)
+        self._server = await loop.create_server(
+            lambda: _Client(self), "127.0.0.1", self.port, backlog=1024
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def set(self, mode: str, delay: float) -> None:
@@ -126,40 +212,42 @@ class Upstream:
         if mode == "refuse" and self._server is not None:
             self._server.close()
             self._server = None
-            for transport in self._open:
+            for transport in list(self.connected):
                 transport.abort()
-            self._open.clear()
         elif mode != "refuse" and self._server is None:
             await self.listen()
         self.received, self.first_answer = 0, None
-        self._chance.seed(self._seed)  # so that everybody meets the same slow answers
+        self._chance.seed(self._seed)  # so that each client meets the same slow answers
         self.changed_at = asyncio.get_running_loop().time()
 
     def state(self) -> dict[str, Any]:
         """Requests since the last change, and seconds from it to the first answer."""
         return {"received": self.received, "first_answer_seconds": self.first_answer}
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.transport is not None and request.transport not in self._open:
-            self._open = {t for t in self._open if not t.is_closing()} | {request.transport}
-        await request.read()
-        if chat_only(request.path):
-            raise web.HTTPNotFound
+    def answer(self, transport: asyncio.Transport, path: str) -> None:
+        """Count a request, and answer it as the mode says."""
         self.received += 1
         if self.mode in FAILURES:
-            status, body, headers = FAILURES[self.mode]
-            return web.json_response(body, status=status, headers=headers)
+            transport.write(FAILURES[self.mode])
+        elif self.mode == "reset":
+            reset(transport)
+        elif wait := self._wait():
+            asyncio.get_running_loop().call_later(wait, self._write, transport, path)
+        else:
+            self._write(transport, path)
+
+    def _wait(self) -> float:
         if self.mode == "hang":
-            await asyncio.sleep(60)
-        if self.mode == "reset" and request.transport is not None:
-            reset(request.transport)
-        elif self.mode == "tail" and self._chance.random() < TAIL[0]:
-            await asyncio.sleep(TAIL[1])
-        elif self.delay:
-            await asyncio.sleep(self.delay)
+            return HANG_SECONDS
+        slow = self.mode == "tail" and self._chance.random() < TAIL[0]
+        return TAIL[1] if slow else self.delay
+
+    def _write(self, transport: asyncio.Transport, path: str) -> None:
+        if transport.is_closing():
+            return
         if self.first_answer is None:
             self.first_answer = asyncio.get_running_loop().time() - self.changed_at
-        return web.Response(body=BODIES[wire_of(request.path)], content_type="application/json")
+        transport.write(ANSWERS[wire_of(path)])
 
 
 def reset(transport: asyncio.Transport) -> None:
@@ -200,7 +288,7 @@ async def serve() -> None:
     door = await loop.create_server(web.Server(control, access_log=None), "127.0.0.1", 0)
     ports = {name: upstream.port for name, upstream in upstreams.items()}
     print(json.dumps({**ports, "control": door.sockets[0].getsockname()[1]}), flush=True)
-    await asyncio.to_thread(sys.stdin.read)  # ends when whoever started this process does
+    await asyncio.to_thread(sys.stdin.read)  # ends when the process that started this one does
 
 
 class Servers:
@@ -233,5 +321,5 @@ class Servers:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve())
+        uvloop.run(serve())
     os._exit(0)  # hanging requests are not waited for

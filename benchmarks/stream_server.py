@@ -19,7 +19,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.server import chat_only
+import uvloop
+
+from benchmarks.server import NOT_FOUND, Connection
 
 WORDS = (" The", " answer", " is", " of", " course", " four", ",", " as", " everybody", " knows")
 HEAD = (
@@ -185,75 +187,60 @@ def _script(wire: str, chunks: int) -> tuple[bytes, ...]:
     return (HEAD + b"".join(pieces[:first]), *pieces[first:-1], pieces[-1] + END)
 
 
-# ── HTTP, as much as is needed ───────────────────────────────────────────────────────────────
+# ── the connections ──────────────────────────────────────────────────────────────────────────
 
-_PATH = re.compile(rb"POST /chunks-(\d+)(?:-pause-(\d+))?(/\S*) ")
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_PATH = re.compile(r"/chunks-(\d+)(?:-pause-(\d+))?(/.*)")
 
 
-class _Connection(asyncio.Protocol):
+class _Streaming(Connection):
     """One client's connection: a request, its stream, the next request."""
 
-    def __init__(self) -> None:
-        self._received = b""
-        self._transport: asyncio.Transport | None = None
-        self._streaming: asyncio.Task[None] | None = None
+    _task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        super().connection_made(transport)
         # So that a client who reads slowly is no reason to join what was written apart.
-        transport.set_write_buffer_limits(high=1 << 24)
-        self._transport = transport
+        self.transport.set_write_buffer_limits(high=1 << 24)
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
-        if self._streaming is not None:
-            self._streaming.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, found, body = self._received.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
-        if not found or (length is not None and len(body) < int(length[1])):
-            return
-        self._received = b""
-        asked = _PATH.match(head)
-        assert self._transport is not None
-        if asked is None or chat_only(
-            asked[3].decode()
-        ):  # litellm's proxy wants to know which models there are
-            self._transport.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+    def asked(self, path: str) -> None:
+        asked = _PATH.fullmatch(path)
+        if asked is None:
+            self.transport.write(NOT_FOUND)
             return
         script = _script(_wire(asked[3]), int(asked[1]))
         if asked[2] is None:
             for piece in script:
-                self._transport.write(piece)
+                self.transport.write(piece)
         else:
-            self._streaming = asyncio.create_task(self._slowly(script, int(asked[2]) / 1000))
+            self._task = asyncio.create_task(self._slowly(script, int(asked[2]) / 1000))
 
     async def _slowly(self, script: Sequence[bytes], pause: float) -> None:
-        assert self._transport is not None
         for piece in script[:-1]:
-            self._transport.write(piece)
+            self.transport.write(piece)
             await asyncio.sleep(pause)
-        self._transport.write(script[-1])
+        self.transport.write(script[-1])
 
 
-def _wire(path: bytes) -> str:
-    if path.endswith(b"/messages"):
+def _wire(path: str) -> str:
+    if path.endswith("/messages"):
         return "messages"
-    if path.endswith(b"/responses"):
+    if path.endswith("/responses"):
         return "responses"
-    return "gemini" if b":streamGenerateContent" in path else "openai"
+    return "gemini" if ":streamGenerateContent" in path else "openai"
 
 
 async def serve() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(_Connection, "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(_Streaming, "127.0.0.1", 0, backlog=1024)
     print(json.dumps({"vendor": server.sockets[0].getsockname()[1]}), flush=True)
-    await asyncio.to_thread(sys.stdin.read)  # ends when whoever started this process does
+    await asyncio.to_thread(sys.stdin.read)  # ends when the process that started this one does
 
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve())
+        uvloop.run(serve())
     os._exit(0)

@@ -36,7 +36,7 @@ FASTER, MORE = 10.0, 5.0
 PATIENT, HASTY = ROUTER_BEST, "litellm Router, order, timeout 0.5 s, no cooldown"
 HOW = (
     f"Two providers, each of which takes {HEALTHY * 1000:.0f} ms for an answer and {TAIL[1]:.0f} s"
-    f" for {TAIL[0] * 100:.0f} % of them, at random with the same seed for everybody."
+    f" for {TAIL[0] * 100:.0f} % of them, at random with the same seed for each client."
     f" {RATE} requests a second, whether or not the ones before are answered: {WARM} to warm up,"
     f" and then {REQUESTS}. Settings are the defaults but for `hedge=True`. litellm's Router has"
     " nothing of the kind; a short timeout is the only way it has, and needs to be known"

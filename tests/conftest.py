@@ -1,6 +1,7 @@
 """What every test gets: no settings from the outside, and the shipped simulator fixture."""
 
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -11,13 +12,32 @@ from hypothesis import HealthCheck, settings
 
 # A slow machine is no failure.
 settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "any machine",
+    deadline=None,
+    max_examples=25,  # many more with `--examples`, as the sessions `proofs` and `fuzz` do
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")
 
 pytest_plugins = ["aigateway.testing", "tests.processes"]
 
-VENDOR_PREFIXES = ("OPENAI_", "AZURE_", "GEMINI_", "GOOGLE_", "ANTHROPIC_", "AIGATEWAY_")
+VENDOR_PREFIXES = (
+    *("OPENAI_", "AZURE_", "GEMINI_", "GOOGLE_", "ANTHROPIC_", "AIGATEWAY_"),
+    *("AWS_", "DEEPSEEK_", "GROQ_", "MISTRAL_", "OPENROUTER_", "VERTEXAI_"),
+)
+
+
+APART = {
+    "alerts": "Prometheus' promtool",
+    "clients": "real clients",
+    "frames": "pandas and polars",
+    "helm": "Helm",
+    "image": "a package registry, for what an image has",
+    "moving": "other gateways",
+    "ray": "Ray",
+    "typing": "the whole package checked by mypy",
+}
+"""Folders of tests that only sessions run which have what they need."""
 
 
 def pytest_addoption(parser):
@@ -25,11 +45,23 @@ def pytest_addoption(parser):
         "--examples", type=int, help="how many examples Hypothesis tries where it is left to it"
     )
     parser.addoption(
+        "--proofs",
+        action="store_true",
+        help="run also what is marked `proof`: repeats of a proof, and long ones",
+    )
+    parser.addoption(
         "--most-calls", type=int, default=3, help="calls out at once in the model of the circuit"
     )
     parser.addoption(
-        "--clients", action="store_true", help="run tests/clients, in an environment that has them"
+        "--kills", type=int, default=2, help="how often a service is killed while its state is used"
     )
+    parser.addoption(
+        "--every-example",
+        action="store_true",
+        help="run tests/examples/test_commands.py, in an environment that has their packages",
+    )
+    for name, needed in APART.items():
+        parser.addoption(f"--{name}", action="store_true", help=f"run tests/{name}; needs {needed}")
     parser.addoption(
         "--need-browser", action="store_true", help="fail, and do not skip, where no Chromium is"
     )
@@ -68,13 +100,26 @@ def most_calls(request):
     return request.config.getoption("--most-calls")
 
 
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory):
+    """Yields paths that do not exist yet: `mktemp` looks through all that there are, each time."""
+    parent = tmp_path_factory.mktemp("cwd")
+    return (parent / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def no_outside_settings(monkeypatch, tmp_path_factory):
+def no_outside_settings(monkeypatch, directories):
     """Neither the developer's keys nor a file in the current directory reach a test."""
     for name in list(os.environ):
         if name.startswith(VENDOR_PREFIXES):
             monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    directory = next(directories)
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    yield
+    for name in list(os.environ):  # `--config` of a command sets one, for its process
+        if name.startswith(VENDOR_PREFIXES):
+            del os.environ[name]
 
 
 _loaded = 0
@@ -112,7 +157,8 @@ def logging_as_it_was():
     for logger in _loggers():
         if logger in before:
             level, handlers, logger.propagate, logger.disabled = before[logger]
-            logger.setLevel(level)
+            if logger.level != level:
+                logger.setLevel(level)  # which has each logger forget what it has worked out
             logger.handlers[:] = handlers
         for owner in (logger, *logger.handlers):
             own = filters.get(owner, [])
@@ -138,7 +184,19 @@ def vendor():
     return ScriptedVendor()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Leave what is marked `proof` to the session that runs it at length."""
+    if not config.getoption("--proofs"):
+        left = [item for item in items if item.get_closest_marker("proof")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("proof")]
+
+
 def pytest_ignore_collect(collection_path, config):
-    """Leave real clients to their own session, which has them installed."""
-    is_client = collection_path.name == "clients" and collection_path.parent.name == "tests"
-    return True if is_client and not config.getoption("--clients") else None
+    """Leave what needs more than the daily environment to the sessions that have it."""
+    if collection_path.match("tests/examples/test_commands.py"):
+        return None if config.getoption("--every-example") else True
+    name = collection_path.name
+    is_apart = name in APART and collection_path.parent.name == "tests"
+    return True if is_apart and not config.getoption(f"--{name}") else None

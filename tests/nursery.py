@@ -2,7 +2,8 @@
 
 It has loaded everything: to load litellm for each test takes seconds. `python -m
 tests.nursery` reads one JSON object a line, {"directory", "arguments", "env"}: where the
-process runs and leaves `out`, `err`, `pid` and, at its end, `code`. It ends with its input.
+process runs and leaves `out`, `err`, `pid` and, at its end, `code`. With "script", the text of a
+program, that runs in place of the command line. It ends with its input.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +72,18 @@ def _start(order: dict[str, Any]) -> None:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         _leave(directory, "pid", os.getpid())
-        app(order["arguments"], standalone_mode=True)
+        if "script" in order:
+            exec(compile(order["script"], "script", "exec"), {"__name__": "__main__"})
+            threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does at its end
+            code = 0
+        else:
+            app(order["arguments"], standalone_mode=True)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except typer.Exit as end:
         code = end.exit_code
+    except BaseException:  # noqa: BLE001 - the test reads it
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -90,10 +91,40 @@ def nursery() -> Iterator[Any]:
 @pytest.fixture
 def launch(nursery: Any) -> Iterator[Callable[..., Running]]:
     """Run the command line with arguments, in a directory."""
+    yield from _starting(nursery, "arguments")
+
+
+@pytest.fixture
+def run_script(nursery: Any) -> Iterator[Callable[..., Running]]:
+    """Run the text of a program, in a directory."""
+    yield from _starting(nursery, "script")
+
+
+@pytest.fixture
+def start(launch: Callable[..., Running], tmp_path: Path) -> Callable[..., Running]:
+    """Start `aigateway serve` with arguments, in a directory of its own."""
     started: list[Running] = []
 
-    def begin(directory: Path, *arguments: str, env: Mapping[str, str]) -> Running:
-        order = {"directory": str(directory), "arguments": arguments, "env": dict(env)}
+    def begin(*arguments: str, toml: str = "", **env: str) -> Running:
+        directory = tmp_path / f"service{len(started)}"
+        directory.mkdir()
+        if toml:
+            (directory / "aigateway.toml").write_text(toml)
+        env = {"TMPDIR": str(directory), **env}
+        started.append(launch(directory, "serve", "--port", "0", *arguments, env=env))
+        return started[-1]
+
+    return begin
+
+
+def _starting(nursery: Any, kind: str) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def begin(
+        directory: Path, *arguments: str, env: Mapping[str, str] = MappingProxyType({})
+    ) -> Running:
+        what = arguments[0] if kind == "script" else arguments
+        order = {"directory": str(directory), kind: what, "env": dict(env)}
         nursery.write(json.dumps(order) + "\n")
         nursery.flush()
         started.append(Running(directory))

@@ -19,7 +19,7 @@ import typer.main
 from pydantic import BaseModel
 
 import aigateway
-from aigateway import events, server, settings, simulator, telemetry, testing
+from aigateway import events, ray, server, settings, simulator, telemetry, testing
 from aigateway.cli import app
 from aigateway.telemetry.prometheus import Prometheus
 
@@ -31,7 +31,7 @@ def described() -> list[str]:
     lines = [f"aigateway.{name}" for name in aigateway.__all__]
     for name in aigateway.__all__:
         lines += _described(name, getattr(aigateway, name))
-    for module in (events, server, settings, simulator, telemetry, testing):
+    for module in (events, ray, server, settings, simulator, telemetry, testing):
         for name in module.__all__:
             lines += _described(f"{module.__name__}.{name}", getattr(module, name))
     lines += _metrics()
@@ -67,6 +67,9 @@ def _of_class(name: str, cls: type) -> Iterator[str]:
         cls.__init__ is not object.__init__ and not typing.is_typeddict(cls)
     ):
         yield f"{name}{_signature(cls)}"
+    elif typing.is_typeddict(cls):
+        base = dict
+        yield from (f"{name}[{key!r}]" for key in cls.__annotations__)
     for member, value in inspect.getmembers_static(cls):
         if member.startswith(("_", "model_")) or hasattr(base, member):
             continue
@@ -76,10 +79,16 @@ def _of_class(name: str, cls: type) -> Iterator[str]:
 
 
 def _signature(function: Any) -> str:
-    """Names, kinds and defaults; annotations may grow more exact."""
+    """Names, kinds and defaults; annotations may grow more exact.
+
+    Options that a TypedDict names are recorded with it; here only where they have a default.
+    """
     signature = inspect.signature(function)
+    named = getattr(function, "__annotations__", {}) if hasattr(function, "__signature__") else None
     bare = [
-        each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()
+        each.replace(annotation=inspect.Parameter.empty)
+        for each in signature.parameters.values()
+        if named is None or each.name in {"self", *named} or each.default is not None
     ]
     plain = str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
     return re.sub(r"<[\w.]*?(\w+) object at 0x\w+>", r"\1()", plain)

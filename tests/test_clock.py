@@ -139,7 +139,7 @@ def played(scope: Scope, blocks: list[Block]) -> list[Any]:
     return sorted(log, key=repr)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples, deadline=None)
 @given(BLOCKS)
 def test_it_does_what_asyncios_does(blocks: list[Block]) -> None:
     assert played(SYSTEM_CLOCK.timeout, blocks) == played(asyncio.timeout, blocks)

@@ -38,7 +38,7 @@ def test_a_library_outside_its_home_is_found_anywhere(line):
     ("path", "line"),
     [
         ("aigateway/wires/x.py", "import litellm"),
-        ("aigateway/cache/memory.py", "import aiocache"),
+        ("aigateway/cache/backend.py", "import aiocache"),
         ("aigateway/resilience/retry.py", "import tenacity"),
         ("aigateway/x.py", "import litellmish"),
         ("aigateway/x.py", "text = 'import litellm'"),

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
-from aigateway.batch.engine import Ask, BatchOptions, Concurrency, limit_of
+from aigateway.batch.engine import Ask, BatchRun, limit_of
 from aigateway.batch.outage import Availability
+from aigateway.batch.progress import progress_bar
 from aigateway.clock import Clock
-from aigateway.messages import BatchProgress, ChatRequest
+from aigateway.messages import ChatRequest
 from aigateway.resilience.local_faults import Reachability
 from aigateway.routing.candidates import Roster
 
@@ -55,21 +57,22 @@ class Batches:
             lambda: network.network_is_down,
         )
 
-    def options(
-        self,
-        concurrency: Concurrency,
-        on_progress: Callable[[BatchProgress], object] | None,
-        timeout: float | None,
-        outage_patience: float | None,
-        shared: Mapping[str, Any],
-    ) -> BatchOptions:
-        """Return the checked options of one batch.
+    def run(self, response_format: object, options: Mapping[str, Any]) -> BatchRun:
+        """Return how one batch runs, from the options of its call.
 
         Raises:
             RequestRejectedError: An argument, or a shared option, is invalid.
             UnknownModelError: No provider serves the shared `model`.
             NoProvidersError: No provider is configured.
         """
+        shared = {"response_format": response_format, **options}
+        if response_format is None:
+            del shared["response_format"]
+        concurrency = shared.pop("concurrency", 16)
+        on_progress = shared.pop("on_progress", None)
+        timeout = shared.pop("timeout", None)
+        outage_patience = shared.pop("outage_patience", 300.0)
+        progress = shared.pop("progress", False)
         # A wrong shared option is one error, not one for each request.
         model = self._check("any prompt", **shared).model
 
@@ -77,7 +80,7 @@ class Batches:
             served = (p for p in self._roster if model is None or model in p.answers_to)
             return sum(p.adaptive.limit for p in served if p.refusal("chat") is None)
 
-        return BatchOptions(
+        return BatchRun(
             self._clock,
             limit_of(concurrency, self._max_concurrency, free_limit),
             timeout,
@@ -85,6 +88,7 @@ class Batches:
             on_progress,
             outage_patience=outage_patience,
             availability=self._availability,
+            display=progress_bar if progress else nullcontext,
         )
 
     def _seconds_until_available(self, model: object) -> float:

@@ -23,11 +23,13 @@ from collections.abc import (
     Mapping,
     Sized,
 )
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from aigateway.batch.items import Prompt, read_request
+from aigateway.batch.items import Prompt, given_id, read_request, reader_of, rows_of
 from aigateway.batch.outage import Availability, OutageWait
+from aigateway.batch.progress import Show
 from aigateway.clock import Clock
 from aigateway.errors import (
     DeadlineExceededError,
@@ -42,13 +44,13 @@ from aigateway.messages import (
     ChatResponse,
     Usage,
 )
+from aigateway.options import Requests
 from aigateway.request.checks import check_patience, check_seconds
+from aigateway.structured import fields_of
 
 __all__ = [
     "Ask",
-    "BatchOptions",
-    "Concurrency",
-    "Requests",
+    "BatchRun",
     "as_completed",
     "batch",
     "limit_of",
@@ -62,18 +64,12 @@ thousand at once would block everything else on the loop."""
 
 _CANCELLED = "The task of this request was cancelled from outside the batch."
 
-Concurrency = int | Literal["auto"]
-"""Requests in flight at once; "auto" follows the providers' adaptive limits."""
-
-Requests = Iterable[Any] | AsyncIterable[Any]
-"""Prompts, lists of messages, mappings or `ChatRequest`s."""
-
-Ask = Callable[[Any, Mapping[str, Any]], Awaitable[ChatResponse]]
+Ask = Callable[[Any, Mapping[str, Any]], Awaitable[ChatResponse[Any]]]
 """Answers one request, given its prompt (or messages) and its options."""
 
 
 @dataclass(frozen=True, slots=True)
-class BatchOptions:
+class BatchRun:
     """How one batch runs.
 
     Attributes:
@@ -87,6 +83,7 @@ class BatchOptions:
         outage_patience: Seconds for which requests wait during an outage; 0 disables waiting,
             None waits without limit.
         availability: Which providers can be reached.
+        display: Opens what shows the progress.
     """
 
     clock: Clock
@@ -97,6 +94,7 @@ class BatchOptions:
     read: Callable[[Any], Prompt] = read_request
     outage_patience: float | None = 300.0
     availability: Availability = field(default_factory=Availability)
+    display: Callable[[], AbstractContextManager[Show | None]] = nullcontext
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
@@ -133,7 +131,7 @@ def _check_listener(on_progress: object) -> None:
 
 
 async def batch(
-    ask: Ask, requests: Requests, options: BatchOptions, *, fail_fast: bool = False
+    ask: Ask, requests: Requests, options: BatchRun, *, fail_fast: bool = False
 ) -> BatchResult:
     """Run all requests and return their items, in the order of the input.
 
@@ -158,11 +156,12 @@ async def batch(
         cost_usd=run.tally.cost_usd,
         complete=run.complete,
         input_error=run.input_error,
+        fields=fields_of(options.shared.get("response_format")),
     )
 
 
 def as_completed(
-    ask: Ask, requests: Requests, options: BatchOptions
+    ask: Ask, requests: Requests, options: BatchRun
 ) -> AsyncGenerator[BatchItem, None]:
     """Run requests and yield each item when it is done.
 
@@ -218,7 +217,8 @@ class _Run:
         input_error: What the input raised, if anything.
     """
 
-    def __init__(self, ask: Ask, requests: Requests, options: BatchOptions) -> None:
+    def __init__(self, ask: Ask, requests: Requests, options: BatchRun) -> None:
+        requests = rows_of(requests)
         if isinstance(requests, str | bytes | Mapping | ChatRequest) or not isinstance(
             requests, Iterable | AsyncIterable
         ):
@@ -228,10 +228,11 @@ class _Run:
             )
         self._ask = ask
         self._requests = requests
+        self._read_one = reader_of(requests, options.read)
         self._options = options
         self._outage = OutageWait(options.clock, options.outage_patience, options.availability)
         self._total = len(requests) if isinstance(requests, Sized) else None
-        self._asked: dict[asyncio.Task[ChatResponse], _Begun] = {}
+        self._asked: dict[asyncio.Task[ChatResponse[Any]], _Begun] = {}
         self._done: deque[BatchItem] = deque()
         self._taken = 0
         self._read_up = False  # the input is exhausted
@@ -239,6 +240,8 @@ class _Run:
         self._fatal: BaseException | None = None  # KeyboardInterrupt and the like
         self._news = asyncio.Event()  # for `items`: a request is done, or the input is exhausted
         self._room = asyncio.Event()  # for the task that reads the input
+        self._shown = contextlib.ExitStack()
+        self._show: Show | None = None
         self.tally = _BatchTally()
         self.complete = False
         self.input_error: Exception | None = None
@@ -255,6 +258,9 @@ class _Run:
         if self._options.timeout is not None:
             timer = self._end_after(self._options.timeout, reader)
             helpers.append(asyncio.create_task(timer, name="aigateway-batch-timeout"))
+        self._show = self._shown.enter_context(self._options.display())
+        if self._show is not None:
+            self._show(self._progress)
         try:
             while True:
                 while self._done:
@@ -267,7 +273,8 @@ class _Run:
                 self._news.clear()
                 await self._news.wait()
         finally:
-            await self._end([*self._asked, *helpers])
+            with self._shown:
+                await self._end([*self._asked, *helpers])
         if raising and self.input_error is not None:
             raise self.input_error
         if raising and not self.complete:
@@ -333,9 +340,10 @@ class _Run:
         begun = _Begun(self._taken, str(self._taken), request, self._options.clock.now())
         self._taken += 1
         try:
-            wanted = self._options.read(request)
+            wanted = self._read_one(request)
         except Exception as error:  # noqa: BLE001 - a mapping of the caller may raise anything
-            self._finish(begun, error=error)
+            own = given_id(request) or begun.id
+            self._finish(_Begun(begun.index, own, request, begun.at), error=error)
             return
         if wanted.id is not None:
             begun = _Begun(begun.index, wanted.id, request, begun.at)
@@ -348,13 +356,13 @@ class _Run:
 
     # ── one request ──────────────────────────────────────────────────────────────────────────────
 
-    async def _answer(self, wanted: Prompt) -> ChatResponse:
+    async def _answer(self, wanted: Prompt) -> ChatResponse[Any]:
         options = {**self._options.shared, **wanted.options}
         return await self._outage.answer(
             options.get("model"), lambda: self._ask(wanted.prompt, options)
         )
 
-    def _answered(self, task: asyncio.Task[ChatResponse]) -> None:
+    def _answered(self, task: asyncio.Task[ChatResponse[Any]]) -> None:
         begun = self._asked.pop(task, None)
         error = None if task.cancelled() else task.exception()
         if begun is None:
@@ -375,31 +383,30 @@ class _Run:
         self,
         begun: _Begun,
         *,
-        response: ChatResponse | None = None,
+        response: ChatResponse[Any] | None = None,
         error: Exception | None = None,
     ) -> None:
-        item = BatchItem(
-            begun.index,
-            begun.id,
-            begun.request,
-            response,
-            error,
-            () if response is None else response.attempts,
-            self._options.clock.now() - begun.at,
-        )
+        attempts = () if response is None else response.attempts
+        rest = (response, error, attempts, self._options.clock.now() - begun.at)
+        kind: Any = BatchItem  # at run time; it makes the one or the other
+        item: BatchItem = kind(begun.index, begun.id, begun.request, *rest)
         self.tally.add(item)
         self._done.append(item)
         self._news.set()
-        if self._options.on_progress is not None:
-            self._report(self._options.on_progress)
+        for listener in (self._show, self._options.on_progress):
+            if listener is not None:
+                self._report(listener)
 
-    def _report(self, on_progress: Callable[[BatchProgress], object]) -> None:
+    @property
+    def _progress(self) -> BatchProgress:
         tally = self.tally
-        progress = BatchProgress(
+        return BatchProgress(
             tally.done, tally.failed, tally.cached, self._total, tally.usage, tally.cost_usd
         )
+
+    def _report(self, on_progress: Callable[[BatchProgress], object]) -> None:
         try:
-            on_progress(progress)
+            on_progress(self._progress)
         except Exception as exc:  # noqa: BLE001 - a listener must not change what happens
             _log.warning("on_progress raised %s; the batch continues.", type(exc).__name__)
 

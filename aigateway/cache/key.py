@@ -7,20 +7,30 @@ is part of the key.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 
 from aigateway.errors import RequestRejectedError
-from aigateway.messages import ChatRequest, EmbeddingRequest
+from aigateway.messages import CHAT_PARAMS, ChatRequest, EmbeddingRequest
+from aigateway.settings import LLMConfig
 
-__all__ = ["LONG", "NEUTRAL", "cache_key", "prompt_key", "request_digest"]
+__all__ = [
+    "LONG",
+    "NEUTRAL",
+    "cache_key",
+    "configuration_digest",
+    "embedding_key",
+    "prompt_key",
+    "request_digest",
+    "same_number",
+]
 
 LONG = 262_144
 """Bytes of a request above which its key is made in a thread: ten million take 0.1 s."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of every key. Raise it with any change here, so that no old entry is read."""
 
 NEUTRAL = frozenset(
@@ -64,18 +74,25 @@ def cache_key(request: ChatRequest, *, partition: str = "") -> str:
         partition: Separates groups of callers that must not share answers, such as tenants.
 
     Returns:
-        64 hexadecimal digits (SHA-256), which do not reveal the prompt.
+        64 hexadecimal digits (BLAKE2b, which is quicker for short texts than OpenSSL's SHA-256),
+        which do not reveal the prompt.
 
     Raises:
         RequestRejectedError: The request cannot be written as JSON. `chat()` rejects such a
             request before.
     """
+    # Only parameters themselves: walking through every tool's schema would cost more than the rare
+    # miss that it saves.
     params = request.params and {
-        name: _same_number(value)
+        name: same_number(value)
         for name, value in request.params.items()
         if value is not None and name not in NEUTRAL
     }
-    messages = [m if None not in m.values() else _without_none(m) for m in request.messages]
+    messages: Iterable[Mapping[str, Any]] = request.messages
+    for message in messages:
+        if None in message.values():
+            messages = tuple(map(_without_none, messages))
+            break
     identity: tuple[Any, ...] = (_FORMAT, partition, request.model, messages, params or {})
     if request.native is not None:
         # The chat may say less than the body, which a provider of its protocol gets.
@@ -88,7 +105,7 @@ def cache_key(request: ChatRequest, *, partition: str = "") -> str:
     except orjson.JSONEncodeError as error:  # it names a type, never a value
         problem = str(error)
     else:
-        return hashlib.sha256(canonical, usedforsecurity=False).hexdigest()
+        return hashlib.blake2b(canonical, digest_size=32).hexdigest()
     raise RequestRejectedError(f"The request cannot be written as JSON: {problem}.")
 
 
@@ -98,7 +115,7 @@ def request_digest(request: ChatRequest | EmbeddingRequest) -> str | int:
     Not for the cache: the partition is left out, since a prompt is the same for every caller.
     """
     if isinstance(request, EmbeddingRequest):
-        return _embedding_digest(request)
+        return _embedding_digest(request, request.params)
     return cache_key(request) if request.size <= LONG else _rough_digest(request)
 
 
@@ -131,22 +148,38 @@ def prompt_key(
     return cache_key(request, partition=partition)
 
 
-def _embedding_digest(request: EmbeddingRequest) -> str:
-    identity = (_FORMAT, request.model, request.inputs, dict(request.params))
+def configuration_digest(config: LLMConfig) -> str:
+    """Return a digest of what decides how a provider answers: model, address, default parameters.
+
+    An answer outlives the configuration below the memory, and vectors outlive it in memory after a
+    reload: a provider's name, or an alias, may come to mean another model.
+    """
+    names = CHAT_PARAMS | {"dimensions"}
+    defaults = {name: value for name, value in config.extra.items() if name in names}
+    identity = (_FORMAT, config.provider, config.model, config.api_base, defaults)
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+    canonical = orjson.dumps(identity, default=repr, option=options)
+    return hashlib.sha256(canonical, usedforsecurity=False).hexdigest()[:16]
+
+
+def embedding_key(request: EmbeddingRequest) -> str:
+    """Return the key of the request's vectors, likewise; no chat has it."""
+    params = {name: value for name, value in request.params.items() if name not in NEUTRAL}
+    return f"embeddings:{_embedding_digest(request, params, request.partition)}"
+
+
+def _embedding_digest(request: EmbeddingRequest, params: Mapping[str, Any], *also: str) -> str:
+    identity = (_FORMAT, request.model, request.inputs, dict(params), *also)
     canonical = orjson.dumps(identity, default=_mapping, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(canonical, usedforsecurity=False).hexdigest()
+    return hashlib.blake2b(canonical, digest_size=32).hexdigest()
 
 
 def _without_none(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in message.items() if value is not None}
 
 
-def _same_number(value: Any) -> Any:
-    """Return a whole float as an int: `temperature=0.0` is `temperature=0`.
-
-    Only for parameters themselves: walking through every tool's schema would cost more than the
-    rare miss that it saves.
-    """
+def same_number(value: Any) -> Any:
+    """Return a whole float as an int: `temperature=0.0` is `temperature=0`."""
     if isinstance(value, float) and value.is_integer() and -_EXACT <= value <= _EXACT:
         return int(value)
     return value

@@ -1,7 +1,8 @@
-"""The cache of answers, in memory. Only this module imports aiocache.
+"""The cache of answers, in memory.
 
-Top to bottom: the policy (`worth_keeping`, `ttl_for`), the structure (`ExpiringLRU`), the aiocache
-backend over it, and `AnswerCache`, which the gateway holds.
+Top to bottom: the policy (`worth_keeping`, `ttl_for`), the structure (`ExpiringLRU`), and
+`AnswerCache`, which the gateway holds. `backend.py` makes the structure a backend of aiocache; a
+second level may be below it, see `second_level.py`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
-
-from aiocache.base import BaseCache
-from aiocache.serializers import NullSerializer
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from aigateway.cache.key import prompt_key
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import ConfigurationError, RequestRejectedError
-from aigateway.messages import ChatResponse, Choice, Completion
+from aigateway.figures import CacheMetrics
+from aigateway.messages import ChatResponse, Choice, Completion, Embeddings
+from aigateway.records import Record
+
+if TYPE_CHECKING:
+    from aigateway.cache.backend import LRUTTLBackend
+    from aigateway.cache.second_level import SecondLevel, Stored
 
 __all__ = ["AnswerCache", "ExpiringLRU", "LRUTTLBackend", "Remembered", "ttl_for", "worth_keeping"]
 
@@ -27,11 +31,19 @@ _WHOLE = frozenset({"stop", "tool_calls", "function_call"})
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
-    """A cached answer and the name of its provider."""
+class Remembered(Record):
+    """A cached answer and the name of its provider; `waited` for while another process got it."""
 
     completion: Completion
     provider: str
+    waited: bool = False
+
+
+_MOST_NUMBERS = 65_536
+"""Numbers of the vectors that are kept of one request; they take 2 MB."""
+
+Accepts = Callable[[str, str], bool]
+"""Whether an answer of this provider, made by this configuration, will do."""
 
 
 def worth_keeping(completion: Completion) -> bool:
@@ -69,17 +81,12 @@ _GARBAGE = 64
 """Outdated deadlines that the heap may always hold, so that small caches seldom rebuild it."""
 
 
-class _Entry(NamedTuple, Generic[V]):
-    value: V
-    deadline: float  # as `Clock.now`; infinite for a value that does not expire
-    serial: int  # which deadline in the heap is this entry's
-
-
 class ExpiringLRU(Generic[V]):
     """A bounded mapping that evicts expired entries first, then the least recently used.
 
     Reads are O(1), other operations O(log n) amortised. Entries are evicted only when room is
-    needed, expired ones in the order of their deadlines, stale ones included.
+    needed, expired ones in the order of their deadlines, stale ones included. While none has
+    expired, new deadlines are only noted, and are put in order when the first of them passes.
 
     Args:
         max_entries: Values held at most, including expired ones.
@@ -98,10 +105,13 @@ class ExpiringLRU(Generic[V]):
     """
 
     __slots__ = (
+        "__weakref__",
         "_clock",
         "_entries",
         "_heap",
+        "_noted",
         "_serial",
+        "_soonest",
         "evictions",
         "expirations",
         "hits",
@@ -123,8 +133,11 @@ class ExpiringLRU(Generic[V]):
         self.hits = self.misses = self.stale_hits = self.evictions = self.expirations = 0
         self._clock = clock
         # Not a dict: finding the oldest entry of a dict used as a queue costs O(n).
-        self._entries: OrderedDict[Hashable, _Entry[V]] = OrderedDict()
+        # The value, its deadline on the clock's scale, and which of its key's deadlines that is.
+        self._entries: OrderedDict[Hashable, tuple[V, float, int]] = OrderedDict()
         self._heap: list[tuple[float, int, Hashable]] = []
+        self._noted: list[tuple[float, int, Hashable]] = []  # deadlines that are not in it yet
+        self._soonest = math.inf  # no deadline is before
         self._serial = 0
 
     def __len__(self) -> int:
@@ -137,7 +150,7 @@ class ExpiringLRU(Generic[V]):
     def __contains__(self, key: Hashable) -> bool:
         """Return whether there is a fresh value. Does not count as a read."""
         entry = self._entries.get(key)
-        return entry is not None and entry.deadline > self._clock.now()
+        return entry is not None and entry[1] > self._clock.now()
 
     def get(self, key: Hashable) -> V | None:
         """Return the fresh value or None, count the read, and mark the entry as used."""
@@ -146,10 +159,10 @@ class ExpiringLRU(Generic[V]):
             self.misses += 1
             return None
         now = self._clock.now()
-        if entry.deadline > now:
+        if entry[1] > now:
             self._entries.move_to_end(key)
             self.hits += 1
-            return entry.value
+            return entry[0]
         self.misses += 1
         self._drop_if_over(key, entry, now)
         return None
@@ -160,36 +173,38 @@ class ExpiringLRU(Generic[V]):
         if entry is None or self._drop_if_over(key, entry, self._clock.now()):
             return None
         self.stale_hits += 1
-        return entry.value
+        return entry[0]
 
     def look(self, key: Hashable) -> V | None:
         """Return the fresh value or None, without counting a read."""
-        return self._entries[key].value if key in self else None
+        return self._entries[key][0] if key in self else None
 
     def put(self, key: Hashable, value: V, lifetime: float = math.inf) -> None:
         """Store a value for `lifetime` seconds. With 0 or less (or NaN), only drop the old one."""
         if not lifetime > 0:
             self.discard(key)
             return
-        now = self._clock.now()
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        elif len(self._entries) >= self.max_entries:
+        now, entries = self._clock.now(), self._entries
+        if key in entries:
+            entries.move_to_end(key)
+        elif len(entries) >= self.max_entries:
             self._make_room(now)
         deadline = now + lifetime
         self._serial = serial = self._serial + 1
-        self._entries[key] = _Entry(value, deadline, serial)
+        entries[key] = (value, deadline, serial)
         if deadline < math.inf:
-            heapq.heappush(self._heap, (deadline, serial, key))
-            # Each new write of a key leaves an outdated deadline in the heap.
-            if len(self._heap) > 2 * len(self._entries) + _GARBAGE:
+            self._soonest = min(self._soonest, deadline)
+            noted = self._noted
+            noted.append((deadline, serial, key))
+            # Each entry that was dropped or written anew leaves an outdated deadline.
+            if len(noted) + len(self._heap) > 2 * len(entries) + _GARBAGE:
                 self._tidy_up()
 
     def expire(self, key: Hashable, lifetime: float) -> bool:
         """Give a fresh value a new lifetime in seconds from now; return whether there is one."""
         if key not in self:
             return False
-        self.put(key, self._entries[key].value, lifetime)
+        self.put(key, self._entries[key][0], lifetime)
         return True
 
     def discard(self, key: Hashable) -> bool:
@@ -202,13 +217,13 @@ class ExpiringLRU(Generic[V]):
         """Drop everything, or the entries whose key is a text that begins with `prefix`."""
         if not prefix:
             self._entries.clear()
-            self._heap.clear()
+            self._tidy_up()
             return
         for key in list(self._entries):
             if isinstance(key, str) and key.startswith(prefix):
                 del self._entries[key]
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> CacheMetrics:
         """Return the counters, and `entries` (as `len`), as plain numbers."""
         entries = len(self)  # first, because it drops and counts what is over
         return {
@@ -223,16 +238,20 @@ class ExpiringLRU(Generic[V]):
 
     def _make_room(self, now: float) -> None:
         while len(self._entries) >= self.max_entries:
-            if not self._drop_expired(now):
+            if now < self._soonest or not self._drop_expired(now):
                 self._entries.popitem(last=False)
                 self.evictions += 1
 
     def _drop_expired(self, until: float) -> bool:
         """Drop the entry with the earliest deadline unless that is after `until`."""
+        for noted in self._noted:
+            heapq.heappush(self._heap, noted)
+        self._noted.clear()
         while self._heap:
             deadline, serial, key = self._heap[0]
+            self._soonest = deadline
             entry = self._entries.get(key)
-            if entry is None or entry.serial != serial:
+            if entry is None or entry[2] != serial:
                 heapq.heappop(self._heap)  # the entry was replaced or dropped since
                 continue
             if deadline > until:
@@ -241,109 +260,32 @@ class ExpiringLRU(Generic[V]):
             del self._entries[key]
             self.expirations += 1
             return True
+        self._soonest = math.inf
         return False
 
-    def _drop_if_over(self, key: Hashable, entry: _Entry[V], now: float) -> bool:
-        if entry.deadline + self.stale_seconds > now:
+    def _drop_if_over(self, key: Hashable, entry: tuple[V, float, int], now: float) -> bool:
+        if entry[1] + self.stale_seconds > now:
             return False
         del self._entries[key]
         self.expirations += 1
         return True
 
     def _tidy_up(self) -> None:
-        """Drop the outdated deadlines from the heap."""
-        self._heap = [
-            (entry.deadline, entry.serial, key)
-            for key, entry in self._entries.items()
-            if entry.deadline < math.inf
+        """Forget outdated deadlines."""
+        self._heap.clear()
+        self._noted = [
+            (deadline, serial, key)
+            for key, (_, deadline, serial) in self._entries.items()
+            if deadline < math.inf
         ]
-        heapq.heapify(self._heap)
-
-
-class LRUTTLBackend(BaseCache):  # type: ignore[misc]  # aiocache ships no types
-    """An aiocache backend in memory, bounded in entries and in time.
-
-    It replaces aiocache's `SimpleMemoryCache`, which is unbounded and keeps a timer on the event
-    loop for each key: in `Cache(LRUTTLBackend, ...)`, under `@cached`, `@multi_cached` and
-    `@cached_stampede`, with plugins and namespaces. A `ttl` is in seconds; as everywhere in
-    aiocache, None and 0 mean no expiry. `increment`, `raw` and compare-and-set are not supported.
-
-    Args:
-        max_entries: Values held at most; the least recently used is evicted first.
-        stale_seconds: Seconds after its ttl for which `entries.get_stale` still returns a value.
-        clock: The source of time.
-        serializer: As in aiocache; the default keeps the objects themselves.
-        timeout: As in aiocache, but None by default: nothing here takes time, and a timeout
-            costs a task for each call.
-        **options: aiocache's other options: `plugins`, `namespace`, `key_builder`, `ttl`.
-
-    Raises:
-        ConfigurationError: `max_entries` is below 1, or `stale_seconds` below 0.
-    """
-
-    NAME = "lru-ttl"
-
-    def __init__(
-        self,
-        max_entries: int = 1000,
-        *,
-        stale_seconds: float = 0.0,
-        clock: Clock = SYSTEM_CLOCK,
-        serializer: Any = None,
-        timeout: float | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(serializer=serializer or NullSerializer(), timeout=timeout, **options)
-        self.entries: ExpiringLRU[Any] = ExpiringLRU(
-            max_entries, stale_seconds=stale_seconds, clock=clock
-        )
-
-    # `_options` takes aiocache's `encoding` and `_conn`, which are for backends with a server.
-
-    async def _get(self, key: str, **_options: Any) -> Any:
-        return self.entries.get(key)
-
-    async def _multi_get(self, keys: Iterable[str], **_options: Any) -> list[Any]:
-        return [self.entries.get(key) for key in keys]
-
-    async def _set(self, key: str, value: Any, ttl: float | None = None, **_options: Any) -> bool:
-        self.entries.put(key, value, ttl or math.inf)
-        return True
-
-    async def _multi_set(
-        self, pairs: Iterable[tuple[str, Any]], ttl: float | None = None, **_options: Any
-    ) -> bool:
-        for key, value in pairs:
-            self.entries.put(key, value, ttl or math.inf)
-        return True
-
-    async def _add(self, key: str, value: Any, ttl: float | None = None, **_options: Any) -> bool:
-        if key in self.entries:
-            raise ValueError(f"Key {key} already exists, use .set to update the value")
-        return await self._set(key, value, ttl)
-
-    async def _exists(self, key: str, **_options: Any) -> bool:
-        return key in self.entries
-
-    async def _expire(self, key: str, ttl: float | None, **_options: Any) -> bool:
-        return self.entries.expire(key, ttl or math.inf)
-
-    async def _delete(self, key: str, **_options: Any) -> int:
-        return int(self.entries.discard(key))
-
-    async def _clear(self, namespace: str | None = None, **_options: Any) -> bool:
-        self.entries.clear((self.namespace if namespace is None else namespace) or "")
-        return True
-
-    async def _redlock_release(self, key: str, value: Any) -> int:
-        return int(self.entries.look(key) == value and self.entries.discard(key))
+        self._soonest = min([deadline for deadline, _, _ in self._noted], default=math.inf)
 
 
 class AnswerCache:
     """The gateway's cache of answers; public as `gateway.cache`.
 
-    The gateway uses the synchronous methods, by key. The asynchronous ones are the public face and
-    take the prompt; they are async so that a backend that must be awaited can follow.
+    The gateway uses the methods that take a key: the synchronous ones for the memory, and `fetch`
+    and `fetch_stale` for the level below. The others are the public face and take the prompt.
 
     Args:
         max_entries: Answers held at most; the least recently used is evicted first.
@@ -352,7 +294,17 @@ class AnswerCache:
         clock: The source of time.
     """
 
-    __slots__ = ("_clock", "_entries", "_ttl_seconds", "backend")
+    __slots__ = (
+        "_backend",
+        "_clock",
+        "_damaged",
+        "_entries",
+        "_second_hits",
+        "_second_misses",
+        "_stale_seconds",
+        "_ttl_seconds",
+        "second",
+    )
 
     def __init__(
         self,
@@ -364,32 +316,133 @@ class AnswerCache:
     ) -> None:
         self._clock = clock
         self._ttl_seconds = ttl_seconds
-        self.backend = LRUTTLBackend(max_entries, stale_seconds=stale_seconds, clock=clock)
-        """The aiocache backend."""
+        self._stale_seconds = stale_seconds
         # Not through aiocache: its decorators cost more than the rest of a cache hit.
-        self._entries: ExpiringLRU[Remembered] = self.backend.entries
+        # A `Remembered`; by an `embedding_key`, vectors with their provider and `made_by`.
+        self._entries: ExpiringLRU[Any] = ExpiringLRU(
+            max_entries, stale_seconds=stale_seconds, clock=clock
+        )
+        self._backend: LRUTTLBackend | None = None
+        self.second: SecondLevel | None = None
+        """The level below the memory, if there is one; see `put_over`."""
+        self._second_hits = self._second_misses = self._damaged = 0
 
     def __len__(self) -> int:
-        """Return the number of answers held, stale ones included."""
+        """Return the number of answers in memory, stale ones included."""
         return len(self._entries)
 
     def __bool__(self) -> bool:
         return True  # also when it is empty
 
-    def stats(self) -> dict[str, int]:
-        """Return hits, misses, stale_hits, evictions, expirations, entries and max_entries."""
-        return self._entries.stats()
+    @property
+    def backend(self) -> LRUTTLBackend:
+        """The aiocache backend over the answers in memory."""
+        if self._backend is None:
+            from aigateway.cache.backend import LRUTTLBackend  # noqa: PLC0415 - aiocache is slow
+
+            self._backend = LRUTTLBackend(entries=self._entries)
+        return self._backend
+
+    def put_over(self, second: SecondLevel | None) -> None:
+        """Set the level below the memory."""
+        self.second = second
+        if second is not None:
+            second.attach(self._entries)
+
+    def stats(self) -> CacheMetrics:
+        """Return counters as plain numbers.
+
+        `hits`, `misses`, `stale_hits`, `evictions`, `expirations`, `entries` and `max_entries` are
+        of the memory. Only with a second level: `second_hits`, `second_misses`, `second_damaged`
+        (values that could not be read), `second_writes` and `second_dropped` (values that could not
+        be written, or are too long).
+        """
+        stats = self._entries.stats()
+        if self.second is not None:
+            stats["second_hits"] = self._second_hits
+            stats["second_misses"] = self._second_misses
+            stats["second_damaged"] = self._damaged
+            second = self.second.stats()
+            stats["second_writes"] = second["second_writes"]
+            stats["second_dropped"] = second["second_dropped"]
+        return stats
 
     def lookup(self, key: str) -> Remembered | None:
-        """Return the fresh answer for a `cache_key`, or None."""
-        return self._entries.get(key)
+        """Return the fresh answer for a `cache_key` from memory, or None."""
+        found: Remembered | None = self._entries.get(key)
+        return found
+
+    def lookup_vectors(self, key: str) -> tuple[Embeddings, str, str] | None:
+        """Return fresh vectors for an `embedding_key`, their provider and `made_by`, or None."""
+        found: tuple[Embeddings, str, str] | None = self._entries.get(key)
+        return found
+
+    def remember_vectors(
+        self, key: str, vectors: Embeddings, provider: str, ttl: float, *, made_by: str
+    ) -> None:
+        """Store vectors in memory, unless they are too long. `made_by` is as in `WrittenAnswer`."""
+        if sum(map(len, vectors.vectors)) <= _MOST_NUMBERS:
+            self._entries.put(key, (vectors, provider, made_by), ttl)
 
     def lookup_stale(self, key: str) -> Remembered | None:
-        """Return the answer for a `cache_key` up to `stale_seconds` after its time, or None."""
-        return self._entries.get_stale(key)
+        """Return the answer in memory up to `stale_seconds` after its time, or None."""
+        found: Remembered | None = self._entries.get_stale(key)
+        return found
+
+    async def fetch(
+        self, key: str, accepts: Accepts, *, patience: float | None = None, background: bool = False
+    ) -> Remembered | None:
+        """Return the fresh answer for a `cache_key` from the second level, or None.
+
+        Args:
+            key: The key; the memory has no fresh answer for it.
+            accepts: Whether an answer will do.
+            patience: Seconds to wait for another process that gets this answer. After None the
+                caller gets it, and ends that with `remember` or the level's `give_up`. None: only
+                read.
+            background: As for `SecondLevel.fetch`.
+        """
+        second = self.second
+        if second is None or not second.available:
+            return None
+        try:
+            if patience is None:
+                entry = await second.read(key)
+            else:
+                entry = await second.fetch(key, patience=patience, background=background)
+            found = None if entry is None else self._decoded(entry, accepts)
+        except Exception as error:  # noqa: BLE001 - no surprise of a store may fail a request
+            _report(error)
+            return None
+        if entry is None or found is None:
+            self._second_misses += 1
+            return None
+        self._second_hits += 1
+        self._entries.put(key, found, entry.seconds)
+        return Remembered(found.completion, found.provider, waited=True) if entry.waited else found
+
+    async def fetch_stale(self, key: str, accepts: Accepts) -> Remembered | None:
+        """Return the answer for a `cache_key` from the second level, up to `stale_seconds` old."""
+        second = self.second
+        if second is None or not second.available or not self._stale_seconds:
+            return None
+        try:
+            entry = await second.read(key, stale=True)
+            if entry is None or entry.seconds + self._stale_seconds <= 0:
+                return None
+            return self._decoded(entry, accepts)
+        except Exception as error:  # noqa: BLE001 - as above
+            _report(error)
+            return None
 
     def remember(
-        self, key: str, completion: Completion, provider: str, ttl_seconds: float | None = None
+        self,
+        key: str,
+        completion: Completion,
+        provider: str,
+        ttl_seconds: float | None = None,
+        *,
+        made_by: str = "",
     ) -> bool:
         """Store an answer if it is worth keeping.
 
@@ -399,6 +452,7 @@ class AnswerCache:
             provider: The provider's name.
             ttl_seconds: Seconds it is fresh; None takes the default, infinity never expires. With
                 0 or less it is not stored.
+            made_by: As in `WrittenAnswer`.
 
         Returns:
             Whether it was stored. If not, an older answer stays.
@@ -406,7 +460,10 @@ class AnswerCache:
         ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
         if not ttl > 0 or not worth_keeping(completion):
             return False
-        self._entries.put(key, Remembered(completion, provider), ttl)
+        record = Remembered(completion, provider)
+        self._entries.put(key, record, ttl)
+        if self.second is not None:
+            self._write(self.second, key, record, ttl, made_by)
         return True
 
     async def get(
@@ -417,7 +474,8 @@ class AnswerCache:
         Raises:
             RequestRejectedError: A text cannot be sent, so there can be no answer to it.
         """
-        found = self.lookup(prompt_key(system, user, model, partition=partition))
+        key = prompt_key(system, user, model, partition=partition)
+        found = self.lookup(key) or await self.fetch(key, lambda *_: True)
         if found is None:
             return None
         return ChatResponse(found.completion, found.provider, cached=True)
@@ -464,13 +522,57 @@ class AnswerCache:
         else:
             raise TypeError(f"response must be a ChatResponse or a str, not {type(response)}")
         self._entries.put(key, record, ttl)
+        if self.second is not None:
+            self._write(self.second, key, record, ttl, "")
+            await self.second.written()
 
     async def delete(
         self, system: str | None, user: str, model: str | None = None, *, partition: str = ""
     ) -> bool:
         """Drop the answer to `chat(user, system=system, model=model)`; return if it was fresh."""
-        return self._entries.discard(prompt_key(system, user, model, partition=partition))
+        key = prompt_key(system, user, model, partition=partition)
+        fresh = self._entries.discard(key)
+        if self.second is not None:
+            fresh = await self.second.delete(key) or fresh
+        return fresh
 
     async def clear(self) -> None:
-        """Drop every answer. The counters continue."""
+        """Drop every answer, in every process that shares them. The counters continue."""
         self._entries.clear()
+        if self.second is not None:
+            await self.second.clear()
+
+    def _write(
+        self, second: SecondLevel, key: str, record: Remembered, ttl: float, made_by: str
+    ) -> None:
+        from aigateway.cache.second_level import encoded  # noqa: PLC0415 - pydantic's is slow
+
+        try:
+            value = encoded(record.completion, record.provider, made_by)
+            second.write(key, value, ttl, self._stale_seconds)
+        except Exception as error:  # noqa: BLE001 - as above
+            _report(error)
+
+    def _decoded(self, entry: Stored, accepts: Accepts) -> Remembered | None:
+        from aigateway.cache.second_level import decoded  # noqa: PLC0415 - likewise
+
+        stored = decoded(entry.value)
+        if stored is None:
+            self._damaged += 1
+        if stored is None or not accepts(stored.provider, stored.made_by):
+            return None
+        return Remembered(stored.completion, stored.provider)
+
+
+def _report(error: Exception) -> None:
+    from aigateway.cache.second_level import report_defect  # noqa: PLC0415 - likewise
+
+    report_defect(error)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LRUTTLBackend":
+        from aigateway.cache.backend import LRUTTLBackend  # noqa: PLC0415 - as above
+
+        return LRUTTLBackend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,11 +5,17 @@ Each command imports its code when it runs, so that `aigateway --help` is fast.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import sys
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from aigateway import __version__
 
@@ -23,15 +29,57 @@ class LogFormat(StrEnum):
     TEXT = "text"
 
 
+class BatchEngine(StrEnum):
+    """What sends the requests of a batch."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 def _option(text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, **more)
 
 
+_PIPE_CLOSED = 141
+"""As shells report a process that SIGPIPE ended."""
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Why a disk takes no more."""
+_Config = Annotated[Path | None, _option("Read this file instead of aigateway.toml.", "--config")]
 _Simulate = Annotated[bool, _option("Use four simulated vendors; needs no key.", "--simulate")]
+
+
+class _Commands(TyperGroup):
+    """Ends silently when its reader has gone, as `head` does, and in a line if a disk is full."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _discard_output()
+            raise typer.Exit(_PIPE_CLOSED) from None
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            _discard_output()
+            typer.secho(
+                f"error: the output cannot be written: {error.strerror}.", fg="red", err=True
+            )
+            sys.exit(1)
+
+
+def _discard_output() -> None:
+    """Leave nothing to be written, else Python complains at its exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(
     name="aigateway",
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -61,8 +109,12 @@ def main(
 
 @app.command("chat")
 def chat_command(
-    prompt: Annotated[str, typer.Argument(help='The prompt; "-" reads standard input.')],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help='The prompt; "-", or none at all, reads standard input.'),
+    ] = None,
     *,
+    stream: Annotated[bool, _option("Print the answer as it arrives.", "--stream")] = False,
     system: Annotated[str | None, _option("A system message.")] = None,
     model: Annotated[
         str | None, _option("A provider's model, name or alias; default: any.")
@@ -72,10 +124,19 @@ def chat_command(
     timeout: Annotated[float | None, _option("Seconds for the request, failover included.")] = None,
     as_json: Annotated[bool, _option("Print a JSON object instead of the text.", "--json")] = False,
     no_cache: Annotated[bool, _option("Do not use the cache.", "--no-cache")] = False,
+    config: _Config = None,
     simulate: _Simulate = False,
 ) -> None:
-    """Send one prompt. Prints the answer to stdout, and its provider and price to stderr."""
-    from aigateway.cli.commands import run_chat  # noqa: PLC0415 - see the module docstring
+    """Send one prompt. Prints the answer to stdout, and its provider and price to stderr.
+
+    A pipe or a file at standard input is appended to the prompt: git diff | aigateway chat
+    "Review this". Exits with 0 after an answer, 1 if no provider answered or the stream broke, 2 if
+    the request or the configuration is invalid, 130 after Ctrl-C.
+    """
+    from aigateway.cli.commands import (  # noqa: PLC0415 - see the module docstring
+        ChatCommand,
+        run_chat,
+    )
 
     options = {
         "system": system,
@@ -85,22 +146,89 @@ def chat_command(
         "timeout": timeout,
         "cache": not no_cache,
     }
-    run_chat(prompt, options, as_json=as_json, simulate=simulate)
+    run_chat(prompt, options, ChatCommand(stream, as_json, simulate, config))
 
 
 @app.command("providers")
 def providers_command(
     *,
+    config: _Config = None,
     as_json: Annotated[bool, _option("Print JSON instead of a table.", "--json")] = False,
     check: Annotated[
         bool, _option("Send each a short request, which may cost a little.", "--check")
     ] = False,
     timeout: Annotated[float, _option("Seconds for each request of --check.", min=0.1)] = 20.0,
 ) -> None:
-    """Show the configured providers, and whether they answer. Never shows keys."""
+    """Show the configured providers, and whether they answer. Never shows keys.
+
+    `aigateway vendors` lists what else can be configured. Exits with 0, with 1 if a provider did
+    not answer --check, with 2 if none is configured or the configuration is invalid.
+    """
     from aigateway.cli.commands import run_providers  # noqa: PLC0415 - see the module docstring
 
-    run_providers(as_json=as_json, check_seconds=timeout if check else None)
+    run_providers(config=config, as_json=as_json, check_seconds=timeout if check else None)
+
+
+@app.command("check")
+def check_command(
+    *,
+    config: _Config = None,
+    ask: Annotated[
+        bool, _option("Send each provider a short request, which may cost a little.", "--ask")
+    ] = False,
+    timeout: Annotated[float, _option("Seconds for each request of --ask.", min=0.1)] = 20.0,
+    strict: Annotated[bool, _option("Exit with 1 if there is a warning.", "--strict")] = False,
+    as_json: Annotated[bool, _option("Print JSON.", "--json")] = False,
+) -> None:
+    """Say what the configuration does, where each value was read, and what looks wrong.
+
+    Sends nothing without --ask. Never shows keys. Exits with 0 if the configuration is valid, 1 if
+    a provider did not answer --ask or --strict found a warning, 2 if the configuration is invalid.
+    """
+    from aigateway.cli.check import run_check  # noqa: PLC0415 - see the module docstring
+
+    run_check(config=config, as_json=as_json, strict=strict, ask_seconds=timeout if ask else None)
+
+
+@app.command("vendors")
+def vendors_command(
+    word: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show how to configure this vendor.")
+    ] = None,
+    *,
+    as_json: Annotated[bool, _option("Print JSON.", "--json")] = False,
+) -> None:
+    """List the vendors that can be reached, and the lines of TOML that configure them."""
+    from aigateway.cli.vendors import run_vendors  # noqa: PLC0415 - see the module docstring
+
+    run_vendors(word, as_json=as_json)
+
+
+@app.command("init")
+def init_command(
+    *,
+    output: Annotated[
+        str, _option('The file to write; "-" prints it.', "--output", "-o", metavar="PATH")
+    ] = "aigateway.toml",
+    force: Annotated[bool, _option("Replace the file if it exists.", "--force")] = False,
+    from_litellm: Annotated[
+        str | None,
+        _option("Take over the config.yaml of litellm's proxy.", "--from-litellm", metavar="PATH"),
+    ] = None,
+) -> None:
+    """Write a commented aigateway.toml: the vendors whose keys are set, and every setting.
+
+    The file names the variables that hold the keys, and never a key. Exits with 2 if the file
+    exists. With --from-litellm, what cannot be taken over is printed and stands in the file, too.
+    """
+    if from_litellm is not None:
+        from aigateway.cli.from_litellm import run_from_litellm  # noqa: PLC0415 - likewise
+
+        run_from_litellm(from_litellm, output, force=force)
+        return
+    from aigateway.cli.init import run_init  # noqa: PLC0415 - see the module docstring
+
+    run_init(output, force=force)
 
 
 @app.command("batch")
@@ -109,7 +237,8 @@ def batch_command(
         Path, typer.Argument(metavar="IN", help="Requests: .jsonl, .csv, .tsv or .parquet.")
     ],
     output: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="For the answers, as lines of JSON.")
+        Path | None,
+        typer.Argument(metavar="OUT", help="For the answers: .jsonl, .csv, .tsv or .parquet."),
     ] = None,
     *,
     errors: Annotated[
@@ -134,8 +263,28 @@ def batch_command(
         str | None, _option("The column with the id; default: id, custom_id or the row number.")
     ] = None,
     delimiter: Annotated[
-        str | None, _option("Separates the fields of a .csv; default: a comma.")
+        str | None, _option("Separates the fields of a .csv, IN and OUT; default: a comma.")
     ] = None,
+    keep_columns: Annotated[
+        str | None,
+        _option('Columns of IN to repeat in OUT: "all", or their names: "title,price".'),
+    ] = None,
+    schema: Annotated[
+        str | None,
+        _option(
+            "Answers as JSON of this schema, in columns: a JSON schema's file, or a pydantic class"
+            " as package.module:Class."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, _option("Answer only the first lines; --resume continues with others.", min=1)
+    ] = None,
+    collect: Annotated[
+        bool, _option("Write the table OUT of the answers so far; send nothing.", "--collect")
+    ] = False,
+    bom: Annotated[
+        bool, _option("Begin a .csv with a byte order mark, for Excel.", "--bom")
+    ] = False,
     system: Annotated[str | None, _option("A system message for every line.")] = None,
     model: Annotated[
         str | None, _option("For lines without a model: a provider's model, name or alias.")
@@ -146,6 +295,12 @@ def batch_command(
     temperature: Annotated[float | None, _option("From 0 to 2.")] = None,
     max_tokens: Annotated[int | None, _option("The longest answer.")] = None,
     timeout: Annotated[float | None, _option("Seconds for one line, failover included.")] = None,
+    param: Annotated[
+        list[str] | None,
+        _option(
+            "Any other option of chat, repeatable: --param top_p=0.9 --param stop='[\"END\"]'."
+        ),
+    ] = None,
     no_cache: Annotated[
         bool, _option("Send every line, even if it repeats another one.", "--no-cache")
     ] = False,
@@ -164,6 +319,17 @@ def batch_command(
     rpm: Annotated[int | None, _option("The most requests per minute.")] = None,
     tpm: Annotated[int | None, _option("The most tokens per minute.")] = None,
     report: Annotated[Path | None, _option("Write a report to a .html or .json file.")] = None,
+    engine: Annotated[
+        BatchEngine, _option("What sends the requests: this process, or actors on Ray.")
+    ] = BatchEngine.LOCAL,
+    address: Annotated[
+        str | None,
+        _option('With ray: "auto" or HOST:PORT; default: RAY_ADDRESS, else start one here.'),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        _option("With ray: processes; default: one for each CPU and 16 requests.", min=1),
+    ] = None,
     dry_run: Annotated[
         bool, _option("Check IN and estimate the cost; send nothing.", "--dry-run")
     ] = False,
@@ -178,6 +344,7 @@ def batch_command(
     from aigateway.batch.files.input import RowFormat  # noqa: PLC0415 - see the module docstring
     from aigateway.cli.batch.run import (  # noqa: PLC0415 - see the module docstring
         BatchCommand,
+        column_names,
         run_batch,
     )
 
@@ -189,12 +356,13 @@ def batch_command(
         "timeout": timeout,
         "cache": False if no_cache else None,
     }
+    columns = (prompt_column, template, id_column, ignore_model, delimiter)
     run_batch(
         BatchCommand(
             source=source,
             output=output,
             errors=errors,
-            row_format=RowFormat(prompt_column, template, id_column, ignore_model, delimiter),
+            row_format=RowFormat(*columns, keep=column_names(keep_columns)),
             shared={name: value for name, value in shared.items() if value is not None},
             concurrency=concurrency,
             outage_patience=outage_patience,
@@ -208,6 +376,14 @@ def batch_command(
             ask_failed=ask_failed,
             skip_bad_lines=skip_bad_lines,
             report=report,
+            engine=engine.value,
+            address=address,
+            actors=actors,
+            schema=schema,
+            params=tuple(param or ()),
+            limit=limit,
+            collect=collect,
+            bom=bom,
         ),
         dry_run=dry_run,
         plain=plain,
@@ -221,7 +397,7 @@ def serve_command(
     host: Annotated[str | None, _option("The address; any other than loopback needs keys.")] = None,
     port: Annotated[int | None, _option("The port; 0 takes a free one.", min=0, max=65535)] = None,
     workers: Annotated[int | None, _option("Worker processes.", min=1)] = None,
-    config: Annotated[Path | None, _option("Read this file instead of aigateway.toml.")] = None,
+    config: _Config = None,
     simulate: _Simulate = False,
     log_format: Annotated[LogFormat, _option("The format of the log on stderr.")] = LogFormat.TEXT,
 ) -> None:
@@ -238,6 +414,35 @@ def serve_command(
         config=config,
         simulate=simulate,
         as_json=log_format is LogFormat.JSON,
+    )
+
+
+@app.command("usage")
+def usage_command(
+    *,
+    days: Annotated[int, _option("The latest days, today included (UTC).", min=1)] = 30,
+    since: Annotated[
+        datetime | None,
+        _option("The first day, in place of --days.", formats=["%Y-%m-%d"]),
+    ] = None,
+    key: Annotated[str | None, _option("Only this key, by its name.")] = None,
+    as_csv: Annotated[bool, _option("Print CSV.", "--csv")] = False,
+    as_json: Annotated[bool, _option("Print JSON.", "--json")] = False,
+    state_dir: Annotated[
+        Path | None, _option("The directory of the state; default: that of the settings.")
+    ] = None,
+    config: _Config = None,
+) -> None:
+    """Show who spent what at the service: by day, key and model. The service may be running."""
+    from aigateway.cli.usage import run_usage  # noqa: PLC0415 - see the module docstring
+
+    run_usage(
+        since=since,
+        days=days,
+        key=key,
+        as_csv=as_csv,
+        as_json=as_json,
+        place=(state_dir, config),
     )
 
 
@@ -265,15 +470,15 @@ def simulate_command(
 def demo_command(
     *,
     seconds: Annotated[
-        float, _option("How long the demo runs, in seconds.", min=1, max=3600)
+        float, _option("Seconds of traffic; a live table adds time to read.", min=1, max=3600)
     ] = 12.0,
     rate: Annotated[float, _option("Requests per second.", min=5, max=200)] = 20.0,
     plain: Annotated[bool, _option("Print lines instead of a live table.", "--plain")] = False,
     seed: Annotated[int, _option("The same seed gives the same traffic.")] = 0,
 ) -> None:
-    """Watch four simulated vendors fail over real HTTP while every caller gets an answer.
+    """Watch vendors fail in three acts, over real HTTP, while every caller gets an answer.
 
-    Exits with 1 if any caller saw a failure.
+    The vendors are simulated: no key, half a minute. Exits with 1 if any caller saw a failure.
     """
     from aigateway.cli.demo import run_demo  # noqa: PLC0415 - see the module docstring
 
@@ -287,8 +492,28 @@ def key_command(
     admin: Annotated[
         bool, _option("Make the admin key, which may force circuits.", "--admin")
     ] = False,
+    append: Annotated[
+        Path | None, _option("Add the lines to this file, such as aigateway.toml.")
+    ] = None,
+    budget: Annotated[float | None, _option("US dollars that it may spend in a day (UTC).")] = None,
+    rpm: Annotated[int | None, _option("Requests that it may begin in any 60 seconds.")] = None,
+    models: Annotated[
+        str | None, _option('Models, names and aliases that it may ask for: "fast,gpt-4o".')
+    ] = None,
+    monitor: Annotated[
+        bool, _option("It sees what every key has used: for Prometheus.", "--monitor")
+    ] = False,
 ) -> None:
-    """Make a key for the service. Prints the key once, and its lines for aigateway.toml."""
+    """Make a key for the service. Prints it to stdout once, and lines for aigateway.toml to stderr.
+
+    The lines hold only a digest of the key.
+    """
     from aigateway.cli.commands import run_key  # noqa: PLC0415 - see the module docstring
 
-    run_key(name, admin=admin)
+    limits = {
+        "budget_usd": budget,
+        "rpm": rpm,
+        "models": None if models is None else [each.strip() for each in models.split(",") if each],
+        "monitor": monitor or None,
+    }
+    run_key(name, admin=admin, limits=limits, append=append)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
-import importlib.util
 import json
 import os
+import re
 import secrets
+import select
+import stat
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+import tomllib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,61 +25,111 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aigateway.cli.output import FAILED, WRONG_INPUT, advise, errors_as_exit_codes, note
-from aigateway.clock import SYSTEM_CLOCK
-from aigateway.errors import ConfigurationError, GatewayError, ProviderFailure
+from aigateway.cli.output import (
+    FAILED,
+    PIPED_WIDTH,
+    WRONG_INPUT,
+    advise,
+    errors_as_exit_codes,
+    missing_server_packages,
+    note,
+    seconds_text,
+    use_config,
+)
+from aigateway.cli.probe import ProbeResult, probe_all
+from aigateway.errors import ConfigurationError, GatewayError
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import ChatResponse
 from aigateway.routing.capabilities import described
 from aigateway.routing.provider import ProviderStatus
-from aigateway.settings import ApiKey, LLMConfig, load_providers
+from aigateway.settings import ApiKey, GatewaySettings, LLMConfig, ServerSettings, load_providers
 
-__all__ = ["open_gateway", "run_chat", "run_key", "run_providers", "run_serve", "run_simulate"]
+__all__ = [
+    "ChatCommand",
+    "open_gateway",
+    "run_chat",
+    "run_key",
+    "run_providers",
+    "run_serve",
+    "run_simulate",
+]
 
 _KEY_PREFIX = "sk-aigw-"
 """Lets secret scanners recognise a leaked key."""
 
 _KEY_BYTES = 32
-_CHECK_PROMPT = "Reply with the word ok."
-_CHECK_MAX_TOKENS = 32
-_PIPED_WIDTH = 240
-"""Columns without a terminal, so that no name is cut."""
-_SERVER_PACKAGES = ("fastapi", "prometheus_client", "uvicorn")
+_PATIENCE = 2.0
+"""Seconds without input from a pipe after which a note says what the command waits for."""
+_BYTE_ORDER_MARK = "\ufeff"
+_NO_KEYS = re.compile(r"^[ \t]*keys[ \t]*=[ \t]*\[\s*\][ \t]*(?:\r?\n|\Z|(?=#))", re.MULTILINE)
+_KEYS_HEADER = re.compile(r"^[ \t]*\[\[[ \t]*server[ \t]*\.[ \t]*keys", re.MULTILINE)
 
 
 @contextlib.asynccontextmanager
-async def open_gateway(*, simulate: bool) -> AsyncIterator[tuple[AsyncGateway, list[LLMConfig]]]:
+async def open_gateway(
+    *, simulate: bool, freeze_gc: bool = False
+) -> AsyncIterator[tuple[AsyncGateway, list[LLMConfig]]]:
     """Open a gateway over the configured providers, or over four simulated vendors.
+
+    Args:
+        simulate: Use simulated vendors.
+        freeze_gc: The default of this setting.
 
     Yields:
         The gateway, and its providers with the highest priority first.
     """
     if not simulate:
         configs = sorted(load_providers(), key=lambda config: -config.priority)
-        async with AsyncGateway(configs or None) as gateway:
+        settings = GatewaySettings.load().with_defaults(freeze_gc=freeze_gc)
+        async with AsyncGateway(configs or None, settings=settings) as gateway:
             yield gateway, configs
         return
     from aigateway.simulator import Simulator  # noqa: PLC0415 - it loads aiohttp
 
     async with Simulator() as simulator:
         configs = [vendor.config(priority=-place) for place, vendor in enumerate(simulator.vendors)]
-        async with AsyncGateway(configs) as gateway:
+        settings = GatewaySettings.load().with_defaults(freeze_gc=freeze_gc)
+        async with AsyncGateway(configs, settings=settings) as gateway:
             yield gateway, configs
 
 
 # ── chat ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_chat(prompt: str, options: Mapping[str, Any], *, as_json: bool, simulate: bool) -> None:
-    """Send one prompt ("-" reads standard input) with these options of `chat`; print the answer."""
-    if prompt == "-":
-        prompt = _standard_input()
+@dataclass(frozen=True, slots=True)
+class ChatCommand:
+    """The options of `aigateway chat` that are not parameters of the chat.
+
+    Attributes:
+        stream: Print the answer as it arrives.
+        as_json: Print a JSON object.
+        simulate: Use the simulated vendors.
+        config: Read instead of `aigateway.toml`.
+    """
+
+    stream: bool = False
+    as_json: bool = False
+    simulate: bool = False
+    config: Path | None = None
+
+
+def run_chat(prompt: str | None, options: Mapping[str, Any], command: ChatCommand) -> None:
+    """Send one prompt with these options of `chat`; print the answer.
+
+    Text from a pipe or a file at standard input is appended to the prompt, or is the prompt.
+    """
+    if command.stream and command.as_json:
+        raise typer.BadParameter("give --stream or --json, not both")
+    text = _with_standard_input(prompt)
     with errors_as_exit_codes():
-        reply = asyncio.run(_chat(prompt, options, simulate=simulate))
-        if as_json:
+        use_config(command.config)
+        answering = _streamed if command.stream else _chat
+        reply = asyncio.run(answering(text, options, simulate=command.simulate))
+        if command.as_json:
             typer.echo(json.dumps(_plain(reply), indent=2))
             return
-        typer.echo(reply.text)  # unchanged: rich would wrap it and read its brackets as markup
+        if not command.stream:
+            typer.echo(reply.text)  # unchanged: rich would wrap it and read its brackets as markup
         note(_summary(reply))
 
 
@@ -84,20 +138,56 @@ async def _chat(prompt: str, options: Mapping[str, Any], *, simulate: bool) -> C
         return await gateway.chat(prompt, **options)
 
 
+async def _streamed(prompt: str, options: Mapping[str, Any], *, simulate: bool) -> ChatResponse:
+    last = "\n"
+    async with open_gateway(simulate=simulate) as (gateway, _):
+        try:
+            async with gateway.stream(prompt, **options) as stream:
+                async for chunk in stream:
+                    if chunk.text:
+                        typer.echo(chunk.text, nl=False)
+                        last = chunk.text[-1]
+        finally:
+            if last != "\n":
+                typer.echo()  # a message about a break begins a line of its own, too
+        return stream.response
+
+
+def _with_standard_input(prompt: str | None) -> str:
+    """Return the prompt with what standard input holds, if that is a pipe or a file."""
+    open_to = sys.stdin is not None and not sys.stdin.isatty()  # None if it is closed
+    if prompt == "-" or (prompt is None and open_to):
+        return _standard_input()
+    if prompt is None:
+        raise typer.BadParameter("give a prompt, or pipe one in: aigateway chat < file")
+    beside = _standard_input() if open_to and _is_pipe_or_file() else ""
+    return f"{prompt}\n\n{beside}" if beside.strip() else prompt
+
+
+def _is_pipe_or_file() -> bool:
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # closed, or in a test no file at all
+        return False
+    if stat.S_ISFIFO(mode) and not select.select([sys.stdin], [], [], _PATIENCE)[0]:
+        note("Waiting for standard input; `< /dev/null` leaves it out.")
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
 def _standard_input() -> str:
     try:
-        return sys.stdin.read()
+        return "" if sys.stdin is None else sys.stdin.read()
     except UnicodeDecodeError:
         raise typer.BadParameter("standard input is not text in this locale's encoding") from None
 
 
 def _summary(reply: ChatResponse) -> str:
-    usage = reply.usage
+    usage, loading = reply.usage, reply.loading_seconds
     cost = "price unknown" if reply.cost_usd is None else f"${reply.cost_usd:.6f}"
     parts = [
         reply.provider,
-        # The vendors' time alone; `latency_seconds` includes loading litellm.
-        f"{sum(attempt.latency_seconds for attempt in reply.attempts):.2f} s",
+        seconds_text(reply.latency_seconds - loading)
+        + (f" + {loading:.1f} s loading litellm" if loading >= 0.05 else ""),
         f"{usage.prompt_tokens} + {usage.completion_tokens} tokens",
         cost,
     ]
@@ -118,6 +208,7 @@ def _plain(reply: ChatResponse) -> dict[str, Any]:
         "usage": asdict(reply.usage),
         "cost_usd": reply.cost_usd,
         "latency_seconds": round(reply.latency_seconds, 6),
+        "loading_seconds": round(reply.loading_seconds, 6),
         "cached": reply.cached,
         "attempts": [asdict(attempt) for attempt in reply.attempts],
         "request_id": reply.request_id,
@@ -127,30 +218,24 @@ def _plain(reply: ChatResponse) -> dict[str, Any]:
 # ── providers ────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """The result of one provider's check; `problem` is None if it answered."""
-
-    problem: str | None
-    latency_seconds: float
-
-
-def run_providers(*, as_json: bool, check_seconds: float | None) -> None:
+def run_providers(*, config: Path | None, as_json: bool, check_seconds: float | None) -> None:
     """Print the configured providers; with `check_seconds`, check each of them first."""
     with errors_as_exit_codes():
+        use_config(config)
         configs = sorted(load_providers(), key=lambda config: -config.priority)
         if not configs:
             advise()
             raise typer.Exit(WRONG_INPUT)
         checks = None
         if check_seconds is not None:
-            checks = asyncio.run(_check_all(configs, check_seconds))
+            checks = asyncio.run(probe_all(configs, check_seconds))
         known = asyncio.run(_capabilities(configs))
     if as_json:
         typer.echo(json.dumps(_plain_providers(configs, checks, known), indent=2))
     else:
-        console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+        console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
         console.print(_provider_table(configs, checks, known))
+        note("`aigateway vendors` lists the vendors that can be added.")
     if checks is not None and any(check.problem for check in checks):
         raise typer.Exit(FAILED)
 
@@ -165,40 +250,9 @@ async def _capabilities(configs: Sequence[LLMConfig]) -> dict[str, ProviderStatu
     return {}
 
 
-async def _check_all(configs: Sequence[LLMConfig], seconds: float) -> list[CheckResult]:
-    return list(await asyncio.gather(*(_check_one(config, seconds) for config in configs)))
-
-
-async def _check_one(config: LLMConfig, seconds: float) -> CheckResult:
-    """Ask this provider alone: another one may serve the same model or alias."""
-    try:
-        async with AsyncGateway(
-            [config], cache_enabled=False, retry_rounds=0, attempt_timeout=seconds
-        ) as gateway:
-            await gateway.warmup()  # so that the check does not include loading litellm
-            began = SYSTEM_CLOCK.now()
-            problem = await _problem(gateway, seconds)
-            return CheckResult(problem, SYSTEM_CLOCK.now() - began)
-    except ConfigurationError as error:
-        return CheckResult(str(error), 0.0)
-
-
-async def _problem(gateway: AsyncGateway, seconds: float) -> str | None:
-    try:
-        # A second more than the attempt may take, so that its timeout is reported as one.
-        await gateway.chat(_CHECK_PROMPT, max_tokens=_CHECK_MAX_TOKENS, timeout=seconds + 1)
-    except GatewayError as error:
-        causes: Sequence[ProviderFailure] = getattr(error, "causes", ())
-        if not causes:
-            return str(error)
-        status = f" (HTTP {causes[0].status})" if causes[0].status is not None else ""
-        return f"{causes[0].kind}{status}"
-    return None
-
-
 def _provider_table(
     configs: Sequence[LLMConfig],
-    checks: Sequence[CheckResult] | None,
+    checks: Sequence[ProbeResult] | None,
     known: Mapping[str, ProviderStatus],
 ) -> Table:
     table = Table()
@@ -226,7 +280,7 @@ def _provider_table(
         if checks is not None:
             check = checks[index]
             cells.append(Text(check.problem or "ok", "red" if check.problem else "green"))
-            cells.append(Text(f"{check.latency_seconds:.2f} s"))
+            cells.append(Text(seconds_text(check.latency_seconds)))
         table.add_row(*cells)
     return table
 
@@ -238,7 +292,7 @@ def _can_do(provider: ProviderStatus | None) -> str:
 
 def _plain_providers(
     configs: Sequence[LLMConfig],
-    checks: Sequence[CheckResult] | None,
+    checks: Sequence[ProbeResult] | None,
     known: Mapping[str, ProviderStatus],
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
@@ -256,7 +310,12 @@ def _plain_providers(
             "max_input_tokens": found.max_input_tokens if found else None,
         }
         if checks is not None:
-            row["check"] = {"ok": checks[index].problem is None, **asdict(checks[index])}
+            check = checks[index]
+            row["check"] = {
+                "ok": check.problem is None,
+                "problem": check.problem,
+                "latency_seconds": check.latency_seconds,
+            }
         rows.append(row)
     return rows
 
@@ -264,23 +323,172 @@ def _plain_providers(
 # ── key ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_key(name: str, *, admin: bool) -> None:
-    """Print a new key, and the lines for `aigateway.toml`."""
+def run_key(
+    name: str, *, admin: bool, limits: Mapping[str, Any], append: Path | None = None
+) -> None:
+    """Print a new key to stdout. Its lines for `aigateway.toml` go to that file, or to stderr.
+
+    Args:
+        name: The name of its owner.
+        admin: Make the admin key.
+        limits: Further settings of the key, None for those that are not set.
+        append: The file.
+    """
     key = _KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     digest = hashlib.sha256(key.encode()).hexdigest()
+    entry = {"sha256": digest, **{k: value for k, value in limits.items() if value is not None}}
+    if admin and len(entry) > 1:
+        raise typer.BadParameter("the admin key has no limits", param_hint="--admin")
     try:
-        ApiKey(name=name, sha256=digest)
-    except ValidationError:
-        raise typer.BadParameter(
-            'must be visible text with no whitespace at its ends, and not "admin"',
-            param_hint="--name",
-        ) from None
+        ApiKey.model_validate({"name": name, **entry})
+    except ValidationError as error:
+        field = str(error.errors()[0]["loc"][0])
+        reason = (
+            'must be visible text with no whitespace at its ends, and not "admin"'
+            if field in {"name", "models"}
+            else "must be above zero"
+        )
+        raise typer.BadParameter(reason, param_hint=f"--{field.removesuffix('_usd')}") from None
+    # A JSON string is also a TOML string, and so are these lists and numbers.
+    values = {"admin_sha256": digest} if admin else {"name": name, **entry}
+    lines = [f"{k} = {json.dumps(value, ensure_ascii=False)}" for k, value in values.items()]
+    if append is not None:
+        with errors_as_exit_codes():
+            _append_key(append, lines, name=None if admin else name)
+    if not admin and limits.get("models") is None and not limits.get("monitor"):
+        note("Without --models it sees the totals and events of the whole service, too.")
     note("The key, shown only now. Clients send it as Authorization: Bearer KEY.")
     typer.echo(key)
-    note("For aigateway.toml, which holds only a digest of the key:")
-    quoted = json.dumps(name, ensure_ascii=False)  # a JSON string is also a TOML string
-    lines = f'[[server.keys]]\nname = {quoted}\nsha256 = "{digest}"'
-    typer.echo(f'\n[server]\nadmin_sha256 = "{digest}"' if admin else f"\n{lines}")
+    if append is None:
+        note("For aigateway.toml, which holds only a digest of the key:")
+        note("\n" + "\n".join(("[server]" if admin else "[[server.keys]]", *lines)))
+    else:
+        note(f"Its digest is in {append}. A service that runs takes it within two seconds.")
+
+
+def _append_key(path: Path, lines: Sequence[str], name: str | None) -> None:
+    """Add a key to a file, or the admin's without a name. The rest of it stays as it is.
+
+    Raises:
+        ConfigurationError: It has this key already, is no TOML, is not what the service reads, or
+            cannot be written.
+    """
+    if path.exists() and not path.is_file():  # /dev/stdout would wait, /dev/null be replaced
+        raise ConfigurationError(f"{path} is not a regular file.")
+    target = path.resolve()  # a link stays one
+    try:
+        with _locked(target.parent):
+            before = target.read_bytes().decode() if target.exists() else ""
+            text = before.removeprefix(_BYTE_ORDER_MARK)
+            mark = before[: len(before) - len(text)]
+            _replace_file(path, target, mark + _with_key(path, text, lines, name))
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not UTF-8; save it as that.") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be changed: {error.strerror}.") from None
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Let one command at a time read and replace a file: two at once would lose a key."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without such locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _with_key(path: Path, before: str, lines: Sequence[str], name: str | None) -> str:
+    try:
+        old = tomllib.loads(before)
+    except ValueError:
+        raise ConfigurationError(f"{path} is no TOML file.") from None
+    server = old.get("server")
+    server = server if isinstance(server, dict) else {}
+    keys = server.get("keys", [])
+    if not isinstance(keys, list) or not all(isinstance(each, dict) for each in keys):
+        raise ConfigurationError(f"{path}: keys must be tables, each headed [[server.keys]].")
+    if name is None and "admin_sha256" in server:
+        raise ConfigurationError(f"{path} has an admin key already. Remove it there first.")
+    if name is not None and name in {each.get("name") for each in keys}:
+        raise ConfigurationError(
+            f"{path} has a key named {name!r} already. Remove it there, or choose another name."
+        )
+    if name is not None and not keys:
+        before = _NO_KEYS.sub("", before, count=1)  # [[server.keys]] cannot follow it
+    after = _with_lines(before, lines, is_admin=name is None)
+    added = tomllib.loads("\n".join(lines))
+    more = added if name is None else {"keys": [*keys, added]}
+    if _is_toml_of(after, {**old, "server": {**server, **more}}):
+        return after
+    if name is not None and keys and not _KEYS_HEADER.search(before):
+        raise ConfigurationError(
+            f"{path} has its keys in one list (keys = [...]), to which no key can be added: write"
+            " each of them under a heading [[server.keys]] of its own, and run the command again."
+        )
+    raise ConfigurationError(
+        f"{path} is written in a way to which no key can be added: run the command without"
+        " --append, and add the lines by hand."
+    )
+
+
+def _is_toml_of(text: str, expected: Mapping[str, Any]) -> bool:
+    try:
+        return tomllib.loads(text) == expected
+    except ValueError:
+        return False
+
+
+def _with_lines(text: str, lines: Sequence[str], *, is_admin: bool) -> str:
+    end = "\r\n" if "\r\n" in text else "\n"
+    if is_admin and (header := re.search(r"^[ \t]*\[[ \t]*server[ \t]*\].*$", text, re.MULTILINE)):
+        place = header.end() - (text[header.end() - 1] == "\r")
+        return text[:place] + "".join(end + line for line in lines) + text[place:]
+    table = "[server]" if is_admin else "[[server.keys]]"
+    begin = "" if not text else end if text.endswith("\n") else end * 2
+    return text + begin + "".join(line + end for line in (table, *lines))
+
+
+def _replace_file(path: Path, target: Path, text: str) -> None:
+    """Write a file at once or not at all, with the mode and the owner that it had.
+
+    Raises:
+        ConfigurationError: The service would refuse it.
+    """
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with beside.open("xb") as file:
+            file.write(text.encode())
+            if target.exists():
+                about = target.stat()
+                os.fchmod(file.fileno(), about.st_mode & 0o7777)
+                if (about.st_uid, about.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(file.fileno(), about.st_uid, about.st_gid)
+            file.flush()
+            os.fsync(file.fileno())
+        _check_as_service(path, beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _check_as_service(path: Path, beside: Path) -> None:
+    """Raise `ConfigurationError` if the service would refuse the file that takes a path's place."""
+    named = os.environ.get("AIGATEWAY_CONFIG")
+    use_config(beside)
+    try:
+        # An admin's key may come before the first other one, without which `host` is refused.
+        host = {} if "keys" in ServerSettings.places() else {"host": "127.0.0.1"}
+        ServerSettings.load(**host)
+    except ConfigurationError as error:
+        reason = str(error).replace(str(beside), str(path)).removeprefix("ServerSettings: ")
+        raise ConfigurationError(f"The service would refuse the file: {reason}") from None
+    finally:
+        os.environ.pop("AIGATEWAY_CONFIG")
+        if named is not None:
+            os.environ["AIGATEWAY_CONFIG"] = named
 
 
 # ── serve ────────────────────────────────────────────────────────────────────────────────────────
@@ -291,15 +499,12 @@ def run_serve(
 ) -> None:
     """Run the service until it stops, and exit with its code."""
     with errors_as_exit_codes():
-        missing = [name for name in _SERVER_PACKAGES if importlib.util.find_spec(name) is None]
-        if missing:
+        if missing := missing_server_packages():
             raise ConfigurationError(
                 f"`aigateway serve` needs packages that are not installed ({', '.join(missing)}):"
                 ' pip install "aigateway[server]"'
             )
-        if config is not None:
-            # In the environment, every process finds it there at each reload.
-            os.environ["AIGATEWAY_CONFIG"] = str(config.absolute())
+        use_config(config)
         from aigateway.server.process.serve import (  # noqa: PLC0415 - needs the extra
             ServeOptions,
             serve,
@@ -307,7 +512,11 @@ def run_serve(
         from aigateway.telemetry.json_logs import configure_service_logs  # noqa: PLC0415 - slow
 
         configure_service_logs(as_json=as_json)
-        code = serve(ServeOptions(overrides, simulate, typer.echo))
+
+        def announce(line: str) -> None:
+            typer.echo(json.dumps({"event": "service.listening", "message": line}))
+
+        code = serve(ServeOptions(overrides, simulate, announce if as_json else typer.echo))
     raise typer.Exit(code)
 
 

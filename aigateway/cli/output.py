@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -18,10 +21,25 @@ from aigateway.errors import (
 )
 from aigateway.routing.provider import Word
 
-__all__ = ["COLOURS", "FAILED", "WRONG_INPUT", "advise", "errors_as_exit_codes", "is_live", "note"]
+__all__ = [
+    "COLOURS",
+    "FAILED",
+    "PIPED_WIDTH",
+    "WRONG_INPUT",
+    "advise",
+    "errors_as_exit_codes",
+    "is_live",
+    "missing_server_packages",
+    "note",
+    "seconds_text",
+    "use_config",
+]
 
 FAILED = 1
 WRONG_INPUT = 2
+_SERVER_PACKAGES = ("fastapi", "httptools", "prometheus_client", "uvicorn")
+PIPED_WIDTH = 240
+"""Columns without a terminal, so that no name is cut."""
 
 COLOURS: dict[Word, str] = {
     "closed": "green",
@@ -42,9 +60,11 @@ Set one or more of these, in the environment or in a file named .env:
   ANTHROPIC_API_KEY
   AZURE_OPENAI_API_KEY with AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_DEPLOYMENT
 
-or write [[providers]] in aigateway.toml. To try it without a key:
+or write [[providers]] in aigateway.toml: `aigateway vendors` has the lines for other vendors, and
+`aigateway init` writes the file. To try it without a key:
 
   aigateway chat --simulate "What is 2+2?"
+  aigateway serve --simulate
   aigateway demo"""
 
 
@@ -88,6 +108,23 @@ def note(text: str) -> None:
     """Print a remark on stderr."""
     console = Console(stderr=True, soft_wrap=True)
     console.print(text, style="dim", markup=False, highlight=False)
+
+
+def use_config(path: Path | None) -> None:
+    """Read this file, if one is given, instead of `aigateway.toml`."""
+    if path is not None:
+        # In the environment, every process finds it there at each reload.
+        os.environ["AIGATEWAY_CONFIG"] = str(path.absolute())
+
+
+def missing_server_packages() -> list[str]:
+    """Return the packages of the extra `[server]` that are not installed."""
+    return [name for name in _SERVER_PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a short time with its unit; nothing takes 0.00 s."""
+    return "<0.01 s" if seconds < 0.005 else f"{seconds:.2f} s"
 
 
 def is_live(console: Console, *, plain: bool) -> bool:

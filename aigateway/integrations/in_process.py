@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aigateway.errors import ConfigurationError, GatewayError
+from aigateway.errors import ConfigurationError, MisuseError
 from aigateway.gateway import AsyncGateway
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class _Transport:
         self._service = service
 
     def handle_request(self, request: Any) -> Any:
-        """Answer a request; `GatewayError` on the event loop of the gateway."""
+        """Answer a request; `MisuseError` on the event loop of the gateway."""
         body = request.read()
         exchange = _wait(self._service.home(None), self._service.ask(request, body))
         return self._service.response(exchange, _Body, "SyncByteStream")
@@ -340,7 +340,7 @@ def _wait(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
             text = (
                 "This call would block the event loop that the gateway is used on. Await instead."
             )
-            raise GatewayError(text)
+            raise MisuseError(text)
     outcome = asyncio.run_coroutine_threadsafe(work, loop)
     try:
         return outcome.result()

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeGuard
 import orjson
 
 from aigateway.envelope import is_envelope, opened_envelope, sealed
-from aigateway.errors import RequestRejectedError
+from aigateway.errors import Refusal, RequestRejectedError, error_refusal
 from aigateway.messages import (
     ChatResponse,
     Choice,
@@ -32,6 +32,7 @@ from aigateway.messages import (
 )
 from aigateway.protocols.protocol import (
     CallerProtocol,
+    EventWriter,
     ReadRequest,
     ServerSentEvent,
     encoded,
@@ -39,7 +40,7 @@ from aigateway.protocols.protocol import (
 from aigateway.request.checks import CheckedMessages, check_body
 from aigateway.request.json_copy import encoded_json
 
-__all__ = ["MESSAGES", "MESSAGES_COUNT"]
+__all__ = ["MESSAGES", "MESSAGES_COUNT", "anthropic_error"]
 
 
 # ── what travels in a conversation ───────────────────────────────────────────────────────────
@@ -892,6 +893,49 @@ class _MessageEvents:
         self._call = call
 
 
-MESSAGES = CallerProtocol(_read, _write, _MessageEvents)
+# ── errors ───────────────────────────────────────────────────────────────────────────────────
+
+_ANTHROPIC_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+"""By status. Other ones are `invalid_request_error` below 500, and `api_error` above."""
+
+_ANTHROPIC_STATUSES: Mapping[str, int] = {"insufficient_quota": 402, "no_providers": 500}
+"""By code, where it is another status than OpenAI's."""
+
+_TOO_LONG = "prompt is too long"
+"""Anthropic's own words, by which its clients know that a conversation has to be made shorter."""
+
+
+def anthropic_error(refusal: Refusal) -> tuple[int, dict[str, Any]]:
+    """Return the status and the body of a refusal (https://platform.claude.com/docs/en/api/errors)."""
+    status = _ANTHROPIC_STATUSES.get(refusal.code or "", refusal.status)
+    status = 529 if status == 503 else status
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    message, detail = refusal.message, refusal.cause.detail if refusal.cause else None
+    if detail is not None:
+        message = f"{message} {detail}"
+    if refusal.code == "context_length_exceeded":
+        message = f"{_TOO_LONG}: {message}"
+    error: dict[str, Any] = {"type": kind, "message": message}
+    if refusal.code == "thread_unsupported_request":  # Anthropic's clients then go on without one
+        error["details"] = {"error_code": refusal.code, "unsupported": ["thread"]}
+    return status, {"type": "error", "error": error}
+
+
+def _failed(error: Exception, writer: EventWriter | None, written: int) -> bytes:  # noqa: ARG001 - as each protocol
+    return ServerSentEvent.of("error", anthropic_error(error_refusal(error))[1]).raw
+
+
+MESSAGES = CallerProtocol(
+    _read, _write, _MessageEvents, _failed, b'event: ping\ndata: {"type": "ping"}\n\n'
+)
 MESSAGES_COUNT = CallerProtocol(_read_count, _write, _MessageEvents)
 """The same for a request whose tokens are counted: `max_tokens` is not needed."""

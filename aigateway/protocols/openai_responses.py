@@ -20,7 +20,7 @@ import orjson
 
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.envelope import OWN_ITEM, is_envelope, opened_envelope, sealed
-from aigateway.errors import RequestRejectedError
+from aigateway.errors import RequestRejectedError, error_refusal
 from aigateway.messages import (
     ChatResponse,
     Choice,
@@ -33,6 +33,7 @@ from aigateway.messages import (
 )
 from aigateway.protocols.protocol import (
     CallerProtocol,
+    EventWriter,
     ReadRequest,
     ServerSentEvent,
     encoded,
@@ -1246,4 +1247,11 @@ def _failure(error: Mapping[str, Any]) -> _Json:
     return {"status": "failed", "error": {"code": code, "message": error.get("message")}}
 
 
-RESPONSES = CallerProtocol(_read, _write, ResponsesWriter)
+def _failed(error: Exception, writer: EventWriter | None, written: int) -> bytes:
+    """Return the events that end a stream that broke: `response.failed` and `error`."""
+    assert isinstance(writer, ResponsesWriter)  # noqa: S101 - `RESPONSES` makes no other
+    said = error_refusal(error).body["error"]
+    return b"".join(event.raw for event in writer.failed(said, written))
+
+
+RESPONSES = CallerProtocol(_read, _write, ResponsesWriter, _failed)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypedDict
 
 import orjson
-from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
+from aigateway.errors import GatewayError
 from aigateway.messages import CacheMode, ChatResponse, Chunk, NativeRequest, Opening, Origin
+from aigateway.records import Record
+from aigateway.request.sse import PING, PING_SECONDS, error_event
 from aigateway.request.stream import ChatStream
-from aigateway.wires.json_bodies import parsed
+from aigateway.wires.json_bodies import encoded, parsed
 
 __all__ = [
     "CallerProtocol",
@@ -27,14 +28,6 @@ __all__ = [
     "ServerSentEvent",
     "encoded",
 ]
-
-
-def encoded(value: Any) -> bytes:
-    """Write JSON. Half a character, which a vendor may have sent, goes on as an escape."""
-    try:
-        return orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
 
 
 class ProtocolOptions(TypedDict, total=False):
@@ -110,6 +103,11 @@ class EventWriter(Protocol):
         """Return the events that end the stream, once its content has been written."""
 
 
+def _failed(error: Exception, writer: EventWriter | None, written: int) -> bytes:  # noqa: ARG001
+    """Return OpenAI's event of an error."""
+    return error_event(error)
+
+
 @dataclass(frozen=True, slots=True)
 class CallerProtocol:
     """One protocol.
@@ -120,15 +118,20 @@ class CallerProtocol:
             names the field.
         write: Returns an answer as the protocol's object.
         writer: Makes the writer of one stream, from its opening, the request and the request id.
+        failed: Returns the events that end a stream after an error, from the error, the stream's
+            writer and the number of its events so far.
+        ping: Sent while a stream has nothing to say.
     """
 
     read: Callable[[dict[str, Any], Mapping[str, str]], ReadRequest]
     write: Callable[[ChatResponse, ReadRequest], dict[str, Any]]
     writer: Callable[[Opening, ReadRequest, str], EventWriter]
+    failed: Callable[[Exception, EventWriter | None, int], bytes] = _failed
+    ping: bytes = PING
 
 
-@dataclass(frozen=True, slots=True)
-class ProtocolResponse:
+@dataclass(frozen=True, slots=True, repr=False)
+class ProtocolResponse(Record):
     """An answer in the protocol of its request.
 
     Attributes:
@@ -148,6 +151,12 @@ class ProtocolResponse:
             return self.written
         body: dict[str, Any] = parsed(self.raw, whole=True)
         return body
+
+    def _words(self) -> Iterable[Any]:
+        return self.response._words()  # noqa: SLF001 - the same record, in another form
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        yield from (("body", self.body), ("response", self.response))
 
 
 class ProtocolStream:
@@ -186,6 +195,47 @@ class ProtocolStream:
         self._ready.clear()
         return raw
 
+    async def start(self) -> Self:
+        """Call the vendor, and return the stream once its first event is there.
+
+        See `ChatStream.start`.
+        """
+        while self.writer is None:
+            self._ready.extend(await self._next_batch())
+        return self
+
+    async def _next_batch(self) -> Iterable[ServerSentEvent]:
+        try:
+            return await anext(self._batches)
+        except StopAsyncIteration:
+            raise GatewayError("The stream has failed or is closed: begin another one.") from None
+
+    def sse(self, *, ping_seconds: float | None = PING_SECONDS) -> AsyncGenerator[bytes, None]:
+        """Return the bytes of the events, with the protocol's event of an error if it breaks.
+
+        See `ChatStream.sse`.
+
+        Args:
+            ping_seconds: Silence after which the protocol's ping is sent; None sends none.
+
+        Raises:
+            GatewayError: The stream has not started.
+        """
+        return self._stream.hand_over(self._raw_events(), self._protocol.ping, ping_seconds)
+
+    async def _raw_events(self) -> AsyncGenerator[bytes, None]:
+        # What comes at once is sent at once: each sending costs more than an event.
+        try:
+            async for event in self:
+                yield event.raw + self.take_ready()
+            self.response  # noqa: B018 - raises if the stream was closed before its end
+        except GatewayError as error:
+            yield self.failure(error)
+
+    def failure(self, error: Exception) -> bytes:
+        """Return the events that end the stream after an error."""
+        return self._protocol.failed(error, self.writer, self.written)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -195,7 +245,7 @@ class ProtocolStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        await self._stream.__aexit__(kind, error, traceback)
 
     async def aclose(self) -> None:
         """Leave the stream and close the vendor's connection. May be called more than once."""

@@ -71,6 +71,8 @@ def check_messages(messages: Sequence[object], max_bytes: int | None = None) -> 
         refuse_field("messages", "must have at least one message")
     if len(messages) > MOST_MESSAGES:
         refuse_field("messages", f"has {len(messages):,} messages; give at most {MOST_MESSAGES:,}")
+    if max_bytes is None and all(map(_is_plain_message, messages)):
+        return
     validate = _validator("message")
     size = calls = 0
     for index, given in enumerate(messages):
@@ -87,6 +89,25 @@ def check_messages(messages: Sequence[object], max_bytes: int | None = None) -> 
         calls += len(made) if isinstance(made, list) else 0
         if calls > _MOST_CALLS:
             refuse_field("messages", f"must have at most {_MOST_CALLS:,} tool calls")
+
+
+def _is_plain_message(given: Any) -> bool:
+    """Return whether a message is a role and a text, as most are: the schema would only say so.
+
+    Half a character, which the schema refuses, is not ASCII.
+    """
+    if type(given) is not dict or len(given) != 2:
+        return False
+    content, role = given.get("content"), given.get("role")
+    return (
+        type(content) is str
+        and content.isascii()
+        and type(role) is str
+        and (role in _MAY_SAY_NOTHING or (role == "user" and content != ""))
+    )
+
+
+_MAY_SAY_NOTHING = frozenset({"system", "developer", "assistant"})
 
 
 def _refuse_message(path: str, message: object) -> NoReturn:

@@ -13,16 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Coroutine
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
 
+from aigateway.clock import SYSTEM_CLOCK, Clock, Timer
 from aigateway.errors import AllProvidersFailedError, DeadlineExceededError, GatewayError
 
 __all__ = ["Coalescer", "Leader"]
 
 T = TypeVar("T")
+
+_serials = itertools.count()  # so that heaps need not compare futures
 
 
 @dataclass(slots=True, eq=False)
@@ -61,24 +68,35 @@ class Leader:
 class _SharedCall(Generic[T]):
     """Work in progress, and the callers that wait for it."""
 
-    __slots__ = ("_cancelled", "key", "leader", "task", "traceback", "waiters")
+    __slots__ = (
+        "_cancelled",
+        "_coalescer",
+        "_deadlines",
+        "_due",
+        "_timer",
+        "_traceback",
+        "error",
+        "key",
+        "leader",
+        "result",
+        "task",
+        "waiters",
+    )
 
-    def __init__(
-        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], leader: Leader | None
-    ) -> None:
+    result: T
+    task: asyncio.Task[None]
+
+    def __init__(self, coalescer: Coalescer[T], key: str, leader: Leader | None) -> None:
+        self._coalescer = coalescer
         self.key = key
         self.leader = leader
-        self.waiters: set[asyncio.Future[None]] = set()
+        self.waiters: set[asyncio.Future[bool]] = set()
+        self.error: BaseException | None = None
+        self._traceback: TracebackType | None = None
         self._cancelled = False
-        self.traceback: TracebackType | None = None
-        loop = asyncio.get_running_loop()
-        self.task = loop.create_task(self._run(start), name=f"aigateway-shared-{key[:16]}")
-
-    @property
-    def failed(self) -> bool:
-        """Whether the work has ended without a result."""
-        task = self.task
-        return task.done() and (task.cancelled() or task.exception() is not None)
+        self._deadlines: list[tuple[float, int, asyncio.Future[bool]]] = []  # a heap
+        self._due = math.inf  # what the timer is set to
+        self._timer: Timer | None = None
 
     def cancel(self) -> None:
         """Cancel the work, once: a second time would interrupt its cleanup."""
@@ -86,30 +104,64 @@ class _SharedCall(Generic[T]):
             self._cancelled = True
             self.task.cancel()
 
-    async def _run(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def run(
+        self, start: Callable[[], Coroutine[Any, Any, T]], keep: Callable[[T], object] | None
+    ) -> None:
+        """Do the work, from the second step on."""
         try:
-            result = await start()
-            # The end of the task would wake them one turn of the loop later.
-            self.wake()
-            return result
+            await _FIRST_STEP
+            self.result = await start()
+            if keep is not None:
+                keep(self.result)
+        except BaseException as error:
+            # The error's own traceback grows with each frame that it passes.
+            self.error, self._traceback = error, error.__traceback__
+            self._coalescer.forget(self)  # the next caller begins anew
+            if not isinstance(error, Exception):
+                raise
         finally:
+            # The end of the task would wake them one turn of the loop later.
+            for waiter in self.waiters:
+                if not waiter.done():
+                    waiter.set_result(False)
+            self.waiters.clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._deadlines.clear()
+            self._coalescer.running.discard(self)
             del self  # see `fail`
 
-    def wake(self) -> None:
-        """Wake the waiting callers: the work ends before they run."""
-        for waiter in self.waiters:
+    def bound(self, waiter: asyncio.Future[bool], deadline: float, clock: Clock) -> None:
+        """Bound one caller's wait. All of them share one timer."""
+        heapq.heappush(self._deadlines, (deadline, next(_serials), waiter))
+        if deadline < self._due:
+            self._set_timer(clock)
+
+    def _set_timer(self, clock: Clock) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = self._deadlines[0][0]
+        seconds = max(0.0, self._due - clock.now())
+        self._timer = clock.call_later(seconds, partial(self._expire, clock))
+
+    def _expire(self, clock: Clock) -> None:
+        now = max(clock.now(), self._due)  # a timer may fire a little early
+        self._timer, self._due = None, math.inf
+        while self._deadlines and self._deadlines[0][0] <= now:
+            waiter = heapq.heappop(self._deadlines)[2]
             if not waiter.done():
-                waiter.set_result(None)
-        self.waiters.clear()
+                waiter.set_result(True)
+        if self._deadlines:
+            self._set_timer(clock)
 
     def fail(self, *, joined: bool) -> NoReturn:
         """Raise the error of the work that failed, for those that joined as a copy."""
-        if self.task.cancelled():
-            raise GatewayError("The call was cancelled before it had an answer.")
-        error = self.task.exception()
+        error = self.error
         assert error is not None  # noqa: S101 - the caller has looked
         try:
-            raise (_copied(error) if joined else error).with_traceback(self.traceback)
+            if isinstance(error, asyncio.CancelledError):
+                raise GatewayError("The call was cancelled before it had an answer.") from None
+            raise (_copied(error) if joined else error).with_traceback(self._traceback)
         finally:
             del error, self  # breaks a reference cycle with the traceback
 
@@ -118,14 +170,18 @@ class Coalescer(Generic[T]):
     """Shared calls in progress, by key. Belongs to one event loop.
 
     Results are not kept: after the end of a call, the next caller begins another one.
+
+    Attributes:
+        running: The calls whose work has not ended.
     """
 
-    __slots__ = ("_calls", "_tasks")
+    __slots__ = ("_calls", "_loop", "running")
+    _loop: asyncio.AbstractEventLoop
 
     def __init__(self) -> None:
         self._calls: dict[str, _SharedCall[T]] = {}
         # Also work that was cancelled and has not ended yet.
-        self._tasks: dict[asyncio.Task[T], _SharedCall[T]] = {}
+        self.running: set[_SharedCall[T]] = set()
 
     def __len__(self) -> int:
         """Return the number of calls that a caller could join."""
@@ -137,12 +193,22 @@ class Coalescer(Generic[T]):
     def leader(self, key: str) -> Leader | None:
         """Return the leader of the work that `join` would join; None if there is none."""
         call = self._calls.get(key)
-        return None if call is None or call.failed else call.leader
+        return None if call is None else call.leader
 
-    async def join(self, key: str) -> T:
-        """Wait, like `share`, for the work of this key, which is in progress and has a leader."""
-        result, _ = await self.share(key, _nothing_to_begin)
-        return result
+    async def join(self, key: str, deadline: float = math.inf, clock: Clock = SYSTEM_CLOCK) -> T:
+        """Wait, like `share`, for the work of this key, which is in progress and has a leader.
+
+        Args:
+            key: As for `share`.
+            deadline: On the clock's scale. It ends the wait of this caller only.
+            clock: The source of time.
+
+        Raises:
+            TimeoutError: The deadline passed first.
+        """
+        call = self._calls.get(key)
+        assert call is not None, "There was nothing to join."  # noqa: S101
+        return await self._wait_for(call, deadline, clock, joined=True)
 
     async def share(
         self, key: str, start: Callable[[], Coroutine[Any, Any, T]], leader: Leader | None = None
@@ -168,66 +234,94 @@ class Coalescer(Generic[T]):
             BaseException: The error of the work. Each caller gets a copy, if it can be copied.
         """
         call = self._calls.get(key)
-        if call is not None and call.failed:
-            call = None
-        joined = call is not None
-        if call is None:
-            call = self._calls[key] = _SharedCall(key, start, leader)
-            self._tasks[call.task] = call
-            call.task.add_done_callback(self._ended)
-        task = call.task
+        if call is not None:
+            return await self._wait_for(call, joined=True), True
+        return await self.begin(key, start, leader), False
+
+    def begin(
+        self,
+        key: str,
+        start: Callable[[], Coroutine[Any, Any, T]],
+        leader: Leader | None,
+        keep: Callable[[T], object] | None = None,
+    ) -> Coroutine[Any, Any, T]:
+        """Begin the work of a key that is not in progress, and wait for it like `share`.
+
+        `keep` is called with the result, before a caller has it.
+        """
+        call = self._calls[key] = _SharedCall(self, key, leader)
+        self.running.add(call)
+        work = call.run(start, keep)
+        work.send(None)  # into its `try`: a task that is cancelled at once does not even begin
+        self._loop = loop = asyncio.get_running_loop()
+        call.task = loop.create_task(work, name=f"aigateway-shared-{key[:16]}")
+        return self._wait_for(call)
+
+    async def _wait_for(
+        self,
+        call: _SharedCall[T],
+        deadline: float = math.inf,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        joined: bool = False,
+    ) -> T:
         try:
-            if not task.done():
-                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if not call.task.done():  # one that was woken may call again before the others run
+                waiter: asyncio.Future[bool] = self._loop.create_future()
                 call.waiters.add(waiter)
+                if deadline < math.inf:
+                    call.bound(waiter, deadline, clock)
                 try:
-                    await waiter
+                    late = await waiter
                 except asyncio.CancelledError:
                     await self._leave(call, waiter)
                     raise
-            # Here too: a caller that was woken may call again before `_ended` runs.
-            if self._calls.get(key) is call:
-                del self._calls[key]
-            if task.cancelled() or task.exception() is not None:
+                if late:
+                    await self._leave(call, waiter)
+                    raise TimeoutError
+            if self._calls.get(call.key) is call:
+                del self._calls[call.key]
+            if call.error is not None:
                 call.fail(joined=joined)
-            return task.result(), joined
+            return call.result
         finally:
-            del call, task  # see `fail`
+            del call  # see `fail`
 
     async def aclose(self) -> None:
         """Cancel all work, and wait until it has ended."""
         current = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not current]
+        others = [call for call in self.running if call.task is not current]
         self._calls.clear()
-        for task in tasks:
-            self._tasks[task].cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-
-    async def _leave(self, call: _SharedCall[T], waiter: asyncio.Future[None]) -> None:
-        """Remove a caller that was cancelled; if it is the last one, end the work."""
-        call.waiters.discard(waiter)
-        if not call.waiters and not call.task.done():
-            if self._calls.get(call.key) is call:
-                del self._calls[call.key]
+        for call in others:
             call.cancel()
-            await asyncio.wait([call.task])
+        if others:
+            await asyncio.wait([call.task for call in others])
 
-    def _ended(self, task: asyncio.Task[T]) -> None:
-        call = self._tasks.pop(task)
+    async def _leave(self, call: _SharedCall[T], waiter: asyncio.Future[bool]) -> None:
+        """Remove a caller that leaves; if it is the last one, end the work."""
+        call.waiters.discard(waiter)
+        if not call.waiters:
+            self.forget(call)
+            if not call.task.done():
+                call.cancel()
+                await asyncio.wait([call.task])
+
+    def forget(self, call: _SharedCall[T]) -> None:
+        """Let no further caller join a call."""
         if self._calls.get(call.key) is call:  # and not a later one of the same key
             del self._calls[call.key]
-        if not task.cancelled():
-            # This also marks the error as retrieved, if no caller is left.
-            error = task.exception()
-            # The error's own traceback grows with each frame that it passes.
-            call.traceback = error.__traceback__ if error is not None else None
-        if call.waiters:
-            call.wake()
 
 
-async def _nothing_to_begin() -> Any:
-    raise AssertionError("There was nothing to join.")
+class _Pause:
+    """Pauses a coroutine once, until its next step."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return iter((None,))  # type: ignore[return-value]  # any iterator will do
+
+
+_FIRST_STEP = _Pause()
 
 
 def _copied(error: BaseException) -> BaseException:

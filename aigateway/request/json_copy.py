@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from aigateway.errors import refuse
+from aigateway.errors import RequestRejectedError, refuse
 
 __all__ = ["check_size", "copied", "encoded_json", "is_plain", "json_length"]
 
@@ -18,11 +18,25 @@ LONG = 65_536
 _ATOMS = frozenset({bool, float, int, str, type(None)})
 
 
-def encoded_json(value: Any, name: str) -> bytes:
-    """Return a value as JSON, or refuse what JSON cannot say."""
-    encoded, problem = _tried(value)
+def encoded_json(value: Any, name: str, *, within: bool = True) -> bytes:
+    """Return a value as JSON, or refuse what JSON cannot say.
+
+    Args:
+        value: The value.
+        name: Its name in the error.
+        within: Whether the error says which item of the value is at fault.
+    """
+    problem, encoded = None, b""
+    try:
+        encoded = orjson.dumps(value, _plain, orjson.OPT_PASSTHROUGH_DATACLASS)
+    except orjson.JSONEncodeError as error:
+        problem = str(error)  # names a type, never a value
+    # orjson writes NaN as null, so without a null there is nothing to look for.
+    if b"null" in encoded and _has_nan(value):
+        problem = "a number is NaN or infinite"
     if problem is not None:
-        refuse(f"{name}{_culprit(value)} cannot be written as JSON: {problem}.")
+        place = _culprit(value) if within else ""
+        refuse(f"{name}{place} cannot be written as JSON: {problem}.")
     return encoded
 
 
@@ -48,7 +62,7 @@ def _copy(value: Any) -> Any:
         return {str(name): _copy(item) for name, item in value.items()}
     if kind is list or kind is tuple:
         return [_copy(item) for item in value]
-    return orjson.loads(_dumps(value))
+    return orjson.loads(orjson.dumps(value, _plain, orjson.OPT_PASSTHROUGH_DATACLASS))
 
 
 def is_plain(value: Any) -> bool:
@@ -57,21 +71,6 @@ def is_plain(value: Any) -> bool:
     if kind is dict:
         return all(map(is_plain, value.values()))
     return kind in _ATOMS or (kind is list and all(map(is_plain, value)))
-
-
-def _dumps(value: Any) -> bytes:
-    return orjson.dumps(value, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
-
-
-def _tried(value: object) -> tuple[bytes, str | None]:
-    try:
-        encoded = orjson.dumps(value, default=_plain, option=orjson.OPT_PASSTHROUGH_DATACLASS)
-    except orjson.JSONEncodeError as error:
-        return b"", str(error)  # names a type, never a value
-    # orjson writes NaN as null, so without a null there is nothing to look for.
-    if b"null" in encoded and _has_nan(value):
-        return b"", "a number is NaN or infinite"
-    return encoded, None
 
 
 def _plain(value: object) -> object:
@@ -99,7 +98,12 @@ def _culprit(value: object) -> str:
         items = value.items()
     else:
         return ""
-    return next((f"[{index!r}]" for index, item in items if _tried(item)[1] is not None), "")
+    for index, item in items:
+        try:
+            encoded_json(item, "", within=False)
+        except RequestRejectedError:
+            return f"[{index!r}]"
+    return ""
 
 
 def check_size(size: int, most: int, what: str = "prompt has", *, or_more: bool = False) -> None:

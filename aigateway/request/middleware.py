@@ -24,6 +24,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+from aigateway.cache.memory import Remembered
 from aigateway.clock import Clock, PutOff
 from aigateway.errors import (
     ConfigurationError,
@@ -44,11 +45,11 @@ from aigateway.messages import (
     Origin,
     ToolCallDelta,
 )
+from aigateway.options import Resume
 from aigateway.request.json_copy import encoded_json
 from aigateway.request.pipeline import ClosedByUs, Pipeline
 from aigateway.request.stream import StreamOutcome, endings, pieces
 from aigateway.request.validate import chat_request, embedding_request
-from aigateway.routing.stream import Resume
 from aigateway.settings import settings_file
 from aigateway.structured import parse
 from aigateway.telemetry.recorder import RequestRecord
@@ -297,7 +298,10 @@ def _imported(path: str, place: str) -> Any:
     return found
 
 
-_FIXED = ("request_id", "partition", "tenant", "on_cost", "background", "response_model")
+_FIXED = (
+    *("request_id", "partition", "tenant", "on_cost", "needs_price"),
+    *("background", "response_model"),
+)
 """Fields that say who asks, and what the caller gets; not those of an embedding request."""
 
 _MADE = [f.name for f in fields(ChatRequest) if f.name in {"messages", "needs", "params", "size"}]
@@ -328,15 +332,18 @@ class MiddlewarePipeline(Pipeline):
         self._answer_native = all(getattr(each, "reads_native", False) for each in self._answers)
 
     async def chat(
-        self, request: ChatRequest, within: AbstractContextManager[RequestRecord] | None = None
+        self,
+        request: ChatRequest,
+        within: AbstractContextManager[RequestRecord] | None = None,
+        recalled: dict[str, Remembered] | None = None,
     ) -> ChatResponse:
         """Answer one request."""
         del within
         request, opened = await self._admitted(request, self._changed_chat)
         if not self._answers:
-            return await super().chat(request, opened)
+            return await super().chat(request, opened, recalled)
         with opened as record:
-            given = response = await super().chat(request, nullcontext(record))
+            given = response = await super().chat(request, nullcontext(record), recalled)
             if response.completion.native is not None and not self._answer_native:
                 response = replace(response, completion=replace(response.completion, native=None))
             # A stale answer stands in for one that was too late.
@@ -413,8 +420,7 @@ class MiddlewarePipeline(Pipeline):
     def _opened(
         self, request: ChatRequest | EmbeddingRequest, began: float, streamed: bool
     ) -> RequestRecord:
-        agent = request.agent if isinstance(request, ChatRequest) else None
-        record = self._recorder.open(request, agent, streamed=streamed)
+        record = self._recorder.open(request, request.agent, streamed=streamed)
         record.began = began
         return record
 
@@ -473,6 +479,9 @@ class MiddlewarePipeline(Pipeline):
                     list(new.inputs),
                     model=new.model,
                     timeout=new.timeout,
+                    agent=new.agent,
+                    cache=new.cache,
+                    cache_ttl=new.cache_ttl,
                     origin=_origin(new),
                     params=new.params,
                     settings=self._settings,
@@ -847,7 +856,12 @@ def _written(request: ChatRequest) -> bytes:
 
 def _origin(request: ChatRequest | EmbeddingRequest) -> Origin:
     return Origin(
-        request.request_id, request.partition, request.headers, request.on_cost, request.tenant
+        request.request_id,
+        request.partition,
+        request.headers,
+        request.on_cost,
+        request.tenant,
+        needs_price=request.needs_price,
     )
 
 

@@ -1,7 +1,8 @@
 """The way of a request, top to bottom: cache, coalesce, failover, answer.
 
-    cache hit               -> answer
+    cache hit in memory     -> answer
     same request in flight  -> wait for that one
+    cache hit below memory  -> answer; or wait for another process that is getting it
     else                    -> ask the providers; settle, price, remember, answer
     no provider answered    -> a stale answer, if that is allowed
 
@@ -14,16 +15,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
-from aigateway.cache.key import LONG, cache_key
-from aigateway.cache.memory import AnswerCache, ttl_for
-from aigateway.errors import AllProvidersFailedError, DeadlineExceededError
+from aigateway.cache.key import LONG, cache_key, configuration_digest, embedding_key
+from aigateway.cache.memory import AnswerCache, Remembered, ttl_for, worth_keeping
+from aigateway.errors import (
+    AllProvidersFailedError,
+    DeadlineExceededError,
+    RequestRejectedError,
+)
 from aigateway.messages import (
+    Attempt,
     ChatRequest,
     ChatResponse,
     Chunk,
@@ -33,14 +39,15 @@ from aigateway.messages import (
     Opening,
     asks_to_think,
 )
+from aigateway.options import Resume
 from aigateway.request.coalesce import Coalescer, Leader
 from aigateway.request.stream import StreamOutcome, endings, pieces
 from aigateway.routing.attempt import CallContext
 from aigateway.routing.candidates import RequestState, Roster
 from aigateway.routing.failover import Failovers, Served
-from aigateway.routing.stream import Resume, StreamRun
+from aigateway.routing.stream import StreamRun
 from aigateway.routing.work import ChatOverStreamWork, ChatWork, EmbeddingWork
-from aigateway.settings import GatewaySettings
+from aigateway.settings import GatewaySettings, LLMConfig
 from aigateway.structured import fits, parse
 from aigateway.telemetry.recorder import RequestRecord, RequestRecorder
 from aigateway.tokens import estimated_tokens
@@ -49,6 +56,9 @@ from aigateway.wires.parameters import HINTS
 __all__ = ["ClosedByUs", "Pipeline"]
 
 _TOOLS = frozenset({"functions", "tools"})
+
+Answer = Served[Completion] | Remembered
+"""What answers a request: a provider now, or the cache."""
 
 _PIECES_AT_ONCE = 256
 """Pieces of a remembered answer after which the event loop runs other tasks."""
@@ -72,38 +82,71 @@ class Pipeline:
         self._cache = cache
         self._recorder = recorder
         self._failovers = Failovers(settings, context)
-        self._coalescer: Coalescer[Served[Completion]] = Coalescer()
+        self._coalescer: Coalescer[Answer] = Coalescer()
+        self._digests: dict[str, tuple[LLMConfig, str]] = {}
         self._logs_content = settings.log_prompts
 
     async def chat(
-        self, request: ChatRequest, within: AbstractContextManager[RequestRecord] | None = None
+        self,
+        request: ChatRequest,
+        within: AbstractContextManager[RequestRecord] | None = None,
+        recalled: dict[str, Remembered] | None = None,
     ) -> ChatResponse:
-        """Answer one request; `within` is its record, if it has one already."""
+        """Answer one request.
+
+        Args:
+            request: The request.
+            within: Its record, if it has one already.
+            recalled: Answers by cache key for as long as the caller keeps them, whatever the cache
+                has room for. An answer that may be cached, or was, is put into it.
+        """
         with within or self._recorder.open(request, request.agent) as record:
-            deadline = record.began + self._seconds(request)
-            key = await self._key(request)
+            key = self._key(request) if request.size <= LONG else await self._long_key(request)
             if key is None:
-                served = await self._call_providers(request, record, deadline)
-                return self._answered(request, record, served)
-            hit = self._from_cache(key, request, record)
+                deadline = record.began + self._seconds(request)
+                own = await self._call_providers(request, record, deadline)
+                return self._answered(request, record, own)
+            hit = None
+            if request.cache is True:
+                remembered = self._cache.lookup(key)
+                if remembered is not None:
+                    hit = self._hit(request, record, remembered)
+            if hit is None and recalled and key in recalled and request.cache is True:
+                hit = self._hit(request, record, recalled[key])
             if hit is not None:
+                if recalled is not None:
+                    recalled[key] = Remembered(hit.completion, hit.provider)
                 return hit
+            deadline = record.began + self._seconds(request)
             try:
                 served, joined = await self._coalesced(key, request, record, deadline)
             except (AllProvidersFailedError, DeadlineExceededError):
-                stale = self._from_cache(key, request, record, stale=True)
+                stale = await self._stale(key, request, record)
                 if stale is None:
                     raise
                 return stale
-            return self._answered(request, record, served, joined=joined)
+            response = self._answered(request, record, served, joined=joined)
+            if recalled is not None and self._may_remember(request, response.completion):
+                recalled[key] = Remembered(response.completion, response.provider)
+            return response
 
     async def embed(
         self,
         request: EmbeddingRequest,
         within: AbstractContextManager[RequestRecord] | None = None,
     ) -> EmbeddingResponse:
-        """Embed texts; not cached. `within` is as for `chat`."""
-        with within or self._recorder.open(request, None) as record:
+        """Embed texts, or take them from the cache. `within` is as for `chat`."""
+        with within or self._recorder.open(request, request.agent) as record:
+            key = await self._embedding_key(request)
+            if key is not None and request.cache is True:
+                found = self._cache.lookup_vectors(key)
+                if found is not None and self._accepts(request, *found[1:]):
+                    answer, provider, _ = found
+                    record.remembered(provider, answer, stale=False)
+                    latency = self._clock.now() - record.began
+                    return EmbeddingResponse(
+                        answer, provider, (), latency, request.request_id, cached=True
+                    )
             deadline = record.began + self._seconds(request)
             state = RequestState(
                 request,
@@ -117,6 +160,10 @@ class Pipeline:
             answer, provider, attempts = served.answer, served.provider, served.attempts
             latency = self._clock.now() - record.began
             record.served(provider, answer, attempts=len(attempts))
+            if key is not None:
+                made_by = self._digest(served.attempt.provider.config)
+                ttl = self._ttl(request)
+                self._cache.remember_vectors(key, answer, provider, ttl, made_by=made_by)
             loading = served.loading_seconds
             return EmbeddingResponse(
                 answer, provider, attempts, latency, request.request_id, loading
@@ -134,8 +181,9 @@ class Pipeline:
         Streams are not coalesced: each caller reads at its own pace. `within` is as for `chat`.
         """
         with within or self._recorder.open(request, request.agent, streamed=True) as record:
-            key = await self._key(request)
+            key = await self._long_key(request)
             response = self._from_cache(key, request, record, streamed=True)
+            response = response or await self._from_below(key, request, record, streamed=True)
             if response is None:
                 run = self._stream_run(request, resume, record)
                 try:
@@ -145,7 +193,7 @@ class Pipeline:
                             yield chunk
                     response = self._streamed(key, request, record, run)
                 except (AllProvidersFailedError, DeadlineExceededError):
-                    response = self._from_cache(key, request, record, stale=True, streamed=True)
+                    response = await self._stale(key, request, record, streamed=True)
                     if response is None:
                         raise
         outcome.response = response
@@ -166,15 +214,19 @@ class Pipeline:
 
     # ── the cache ────────────────────────────────────────────────────────────────────────────
 
-    async def _key(self, request: ChatRequest) -> str | None:
+    def _key(self, request: ChatRequest) -> str | None:
         """Return the cache key; None without cache and coalescing."""
         if not self._settings.cache_enabled or request.cache is False:
             return None
         if request.native is not None and request.native.only is not None:
             return None  # the vendor keeps or does something at each request
-        if request.size > LONG:
-            return await asyncio.to_thread(cache_key, request, partition=request.partition)
         return cache_key(request, partition=request.partition)
+
+    async def _long_key(self, request: ChatRequest) -> str | None:
+        """Return the cache key likewise; that of a long request is made in a thread."""
+        if request.size > LONG:
+            return await asyncio.to_thread(self._key, request)
+        return self._key(request)
 
     def _from_cache(
         self,
@@ -185,45 +237,130 @@ class Pipeline:
         stale: bool = False,
         streamed: bool = False,
     ) -> ChatResponse | None:
-        """Return the remembered answer, if there is one for this request.
+        """Return the answer in memory, if there is one for this request."""
+        if key is None or request.cache is not True:
+            return None
+        remembered = self._cache.lookup_stale(key) if stale else self._cache.lookup(key)
+        if remembered is None:
+            return None
+        return self._hit(request, record, remembered, stale=stale, streamed=streamed)
+
+    async def _from_below(
+        self,
+        key: str | None,
+        request: ChatRequest,
+        record: RequestRecord,
+        *,
+        stale: bool = False,
+        streamed: bool = False,
+    ) -> ChatResponse | None:
+        """Return the answer of the cache's second level likewise."""
+        if key is None or request.cache is not True or self._cache.second is None:
+            return None
+        read = self._cache.fetch_stale if stale else self._cache.fetch
+        remembered = await read(key, partial(self._accepts, request))
+        if remembered is None:
+            return None
+        return self._hit(request, record, remembered, stale=stale, streamed=streamed)
+
+    async def _stale(
+        self,
+        key: str | None,
+        request: ChatRequest,
+        record: RequestRecord,
+        *,
+        streamed: bool = False,
+    ) -> ChatResponse | None:
+        """Return an expired answer, in memory or below."""
+        in_memory = self._from_cache(key, request, record, stale=True, streamed=streamed)
+        return in_memory or await self._from_below(
+            key, request, record, stale=True, streamed=streamed
+        )
+
+    def _hit(
+        self,
+        request: ChatRequest,
+        record: RequestRecord,
+        remembered: Remembered,
+        *,
+        stale: bool = False,
+        streamed: bool = False,
+    ) -> ChatResponse | None:
+        """Return a remembered answer, unless it is none for this request.
 
         It must parse as `response_model`: two models may share a schema and validate differently.
         A stream is written from what a chat can say, so it needs an answer that is no more.
         """
-        if key is None or request.cache is not True:
-            return None
-        remembered = self._cache.lookup_stale(key) if stale else self._cache.lookup(key)
-        if remembered is None or not fits(request.response_model, remembered.completion):
-            return None
         if streamed and remembered.completion.native is not None:
             return None
-        parsed = parse(request.response_model, remembered.completion)
+        parsed = None
+        if request.response_model is not None:
+            try:
+                parsed = parse(request.response_model, remembered.completion)
+            except RequestRejectedError:
+                return None
         record.remembered(remembered.provider, remembered.completion, stale=stale)
-        return ChatResponse(
+        return ChatResponse(  # by position, which takes half the time
             remembered.completion,
             remembered.provider,
-            cached=True,
-            stale=stale,
-            latency_seconds=self._clock.now() - record.began,
-            parsed=parsed,
-            request_id=request.request_id,
+            True,
+            stale,
+            False,
+            (),
+            False,
+            self._clock.now() - record.began,
+            None,
+            parsed,
+            request.request_id,
         )
+
+    def _accepts(
+        self, request: ChatRequest | EmbeddingRequest, provider: str, made_by: str
+    ) -> bool:
+        """Return whether this gateway would ask that provider: an answer outlives its settings."""
+        serving = self._roster.serving(request.model)
+        return not made_by or any(
+            each.name == provider and self._digest(each.config) == made_by for each in serving
+        )
+
+    def _digest(self, config: LLMConfig) -> str:
+        known = self._digests.get(config.name)
+        if known is None or known[0] is not config:
+            known = self._digests[config.name] = (config, configuration_digest(config))
+        return known[1]
+
+    def _may_remember(self, request: ChatRequest, completion: Completion) -> bool:
+        return worth_keeping(completion) and self._ttl(request) > 0
 
     def _remember(self, key: str, request: ChatRequest, served: Served[Completion]) -> None:
         native = served.answer.native
         if native is not None and not native.body:
             return  # the provider has said more than is known here
-        settings = self._settings
-        ttl = settings.cache_ttl_seconds
+        ttl = self._settings.cache_ttl_seconds
         if request.cache_ttl is not None or request.agent is not None:
-            ttl = ttl_for(request.agent, request.cache_ttl, settings.agent_ttls, ttl)
-        self._cache.remember(key, served.answer, served.provider, ttl)
+            ttl = self._ttl(request)
+        made_by = ""
+        if self._cache.second is not None:
+            made_by = self._digest(served.attempt.provider.config)
+        self._cache.remember(key, served.answer, served.provider, ttl, made_by=made_by)
+
+    def _ttl(self, request: ChatRequest | EmbeddingRequest) -> float:
+        settings = self._settings
+        default = settings.cache_ttl_seconds
+        return ttl_for(request.agent, request.cache_ttl, settings.agent_ttls, default)
+
+    async def _embedding_key(self, request: EmbeddingRequest) -> str | None:
+        if not self._settings.cache_enabled or request.cache is False:
+            return None
+        if sum(map(len, request.inputs)) > LONG:
+            return await asyncio.to_thread(embedding_key, request)
+        return embedding_key(request)
 
     # ── coalescing ───────────────────────────────────────────────────────────────────────────
 
     async def _coalesced(
         self, key: str, request: ChatRequest, record: RequestRecord, deadline: float
-    ) -> tuple[Served[Completion], bool]:
+    ) -> tuple[Answer, bool]:
         """Call the providers, or wait for the same request in flight.
 
         Return the answer, and whether it belongs to another request.
@@ -238,10 +375,16 @@ class Pipeline:
                 shared_key = f"background:{shared_key}"
                 leader = coalescer.leader(shared_key)
             if leader is None:
-                start = partial(self._call_and_remember, key, request, record, deadline)
+                start: Callable[[], Coroutine[Any, Any, Answer]] = partial(
+                    self._call_providers, request, record, deadline
+                )
+                keep: Callable[[Any], None] | None = partial(self._remember, key, request)
+                if self._cache.second is not None and request.cache is True:
+                    start = partial(self._fetch_or_call, key, request, record, deadline)
+                    keep = None
                 leader = Leader(deadline)
                 try:
-                    return (await coalescer.share(shared_key, start, leader))[0], False
+                    return await coalescer.begin(shared_key, start, leader, keep), False
                 except asyncio.CancelledError:
                     leader.left = True
                     raise
@@ -252,19 +395,16 @@ class Pipeline:
                 if not leader.lacked_time(error, self._clock.now(), deadline):
                     raise
             else:
-                joined = leader.shares()
-                if joined and not fits(request.response_model, served.answer):
+                joined, model = leader.shares(), request.response_model
+                if joined and model is not None and not fits(model, _completion(served)):
                     return await self._call_providers(request, record, deadline), False
                 return served, joined
 
-    async def _join(
-        self, shared_key: str, record: RequestRecord, deadline: float
-    ) -> Served[Completion]:
+    async def _join(self, shared_key: str, record: RequestRecord, deadline: float) -> Answer:
         if record.followed:
             record.wait()
         try:
-            async with self._clock.timeout(deadline - self._clock.now()):
-                return await self._coalescer.join(shared_key)
+            return await self._coalescer.join(shared_key, deadline, self._clock)
         except TimeoutError:
             raise DeadlineExceededError(
                 "The request's deadline passed while it waited for an identical one in flight."
@@ -275,12 +415,33 @@ class Pipeline:
 
     # ── failover ─────────────────────────────────────────────────────────────────────────────
 
-    async def _call_and_remember(
+    async def _fetch_or_call(
         self, key: str, request: ChatRequest, record: RequestRecord, deadline: float
-    ) -> Served[Completion]:
-        served = await self._call_providers(request, record, deadline)
-        self._remember(key, request, served)
-        return served
+    ) -> Answer:
+        """Read below the memory, or wait for another process; else call the providers."""
+        level = self._cache.second  # a reload may put another one there meanwhile
+        if record.followed:
+            record.wait()
+        try:
+            found = await self._cache.fetch(
+                key,
+                partial(self._accepts, request),
+                # The rest of its time is for its own call, should the other process fail.
+                patience=(deadline - self._clock.now()) / 2,
+                background=request.background,
+            )
+            if found is not None and fits(request.response_model, found.completion):
+                return found
+        finally:
+            if record.followed:
+                record.go_on()
+        try:
+            served = await self._call_providers(request, record, deadline)
+            self._remember(key, request, served)
+            return served
+        finally:
+            if level is not None:
+                level.give_up(key, background=request.background)
 
     def _call_providers(
         self, request: ChatRequest, record: RequestRecord, deadline: float
@@ -342,29 +503,40 @@ class Pipeline:
         self,
         request: ChatRequest,
         record: RequestRecord,
-        served: Served[Completion],
+        served: Answer,
         *,
         joined: bool = False,
     ) -> ChatResponse:
-        answer, attempts = served.answer, served.attempts
+        if isinstance(served, Remembered) and not (joined or served.waited):
+            hit = self._hit(request, record, served)
+            assert hit is not None  # noqa: S101 - it fits, as has been looked at
+            return hit
+        answer = served.completion if isinstance(served, Remembered) else served.answer
         parsed = None if request.response_model is None else parse(request.response_model, answer)
         latency = self._clock.now() - record.began
-        if joined:
-            attempts = ()
+        attempts: tuple[Attempt, ...] = ()
+        loading = 0.0
+        joined = joined or isinstance(served, Remembered)
+        if isinstance(served, Remembered) or joined:
             record.coalesced(served.provider, answer)
         else:
+            attempts, loading = served.attempts, served.loading_seconds
             record.served(served.provider, answer, attempts=len(attempts))
             if self._logs_content:
                 self._log_content(request, answer)
         return ChatResponse(
             answer,
             served.provider,
-            coalesced=joined,
-            attempts=attempts,
-            latency_seconds=latency,
-            loading_seconds=0.0 if joined else served.loading_seconds,
-            parsed=parsed,
-            request_id=request.request_id,
+            False,
+            False,
+            joined,
+            attempts,
+            False,
+            latency,
+            None,
+            parsed,
+            request.request_id,
+            loading,
         )
 
     def _log_content(self, request: ChatRequest, answer: Completion) -> None:
@@ -409,6 +581,10 @@ class ClosedByUs:
             return anext(self._generator)
         finally:
             sys.set_asyncgen_hooks(firstiter=loops_own)
+
+
+def _completion(answer: Answer) -> Completion:
+    return answer.completion if isinstance(answer, Remembered) else answer.answer
 
 
 def _opening(response: ChatResponse) -> Opening:

@@ -13,6 +13,7 @@ decides where it goes or with which key.
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -339,7 +340,8 @@ _response_format = _choice(
     lambda form: (
         None if not _is_type(kind := _type_in(form)) else kind if kind == "json_schema" else "other"
     ),
-    'must be an object with a "type", such as "json_object"; in Python also a pydantic model class',
+    'must be an object with a "type", such as "json_object", or a JSON schema whose type is'
+    ' "object"; in Python also a pydantic model class',
     json_schema=_object(
         "JsonSchemaFormat",
         {
@@ -864,6 +866,11 @@ def json_schemas(ref_template: str) -> dict[str, Any]:
     Args:
         ref_template: Where a reference points, such as "#/components/schemas/{model}".
     """
+    return copy.deepcopy(_json_schemas(ref_template))
+
+
+@functools.cache
+def _json_schemas(ref_template: str) -> dict[str, Any]:
     messages = {"messages": _many(_message)}
     message = {"message": Annotated[str, Field(pattern=r"\S")]}
     dialogue = {n: form for n, form in PLAIN_FIELDS.items() if n != "system"}

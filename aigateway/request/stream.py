@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Generic, Self
 
-from aigateway.errors import GatewayError
-from aigateway.messages import ChatResponse, Chunk, Completion, Opening, ToolCallDelta
+from aigateway.clock import SYSTEM_CLOCK, Clock
+from aigateway.errors import GatewayError, MisuseError
+from aigateway.messages import ChatResponse, Chunk, Completion, Opening, P_co, ToolCallDelta
+from aigateway.request.sse import (
+    DONE,
+    PING,
+    PING_SECONDS,
+    ChunkWriter,
+    error_event,
+    with_pings,
+)
 
 __all__ = ["ChatStream", "StreamOutcome", "endings", "pieces"]
 
@@ -20,21 +30,26 @@ _PIECE = re.compile(r"\s*\S{1,64}\s?|\s+")
 class StreamOutcome:
     """The whole answer of a stream, once there is one, and before that its opening.
 
+    It also has what belongs to the stream's request: the clock, and the request's id.
+
     Apart from the stream, so that the generator of the chunks does not refer to the stream: one
     that the caller drops is closed at once, and not by the next garbage collection.
     """
 
-    __slots__ = ("opening", "response")
+    __slots__ = ("clock", "opening", "request_id", "response")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK, request_id: str = "") -> None:
+        self.clock = clock
+        self.request_id = request_id
         self.opening: Opening | None = None
-        self.response: ChatResponse | None = None
+        self.response: ChatResponse[Any] | None = None
 
 
-class ChatStream:
+class ChatStream(Generic[P_co]):
     """A streamed answer. Iterate it once; best inside `async with`.
 
-    The vendor is called when the first chunk is read.
+    The vendor is called when the first chunk is read, or by `start()`. `sse()` writes the stream
+    for a browser.
 
     Leaving it before its end closes the vendor's connection: at once at the end of `async with` or
     by `aclose()`, and after `break` when nothing refers to the stream any more.
@@ -45,6 +60,8 @@ class ChatStream:
         "_begin",
         "_chunks",
         "_closing",
+        "_first",
+        "_handed_over",
         "_left",
         "_outcome",
         "_read_ended",
@@ -57,6 +74,8 @@ class ChatStream:
         self, begin: Callable[[], AsyncGenerator[Chunk, None]], outcome: StreamOutcome
     ) -> None:
         self._begin = begin
+        self._first: Chunk | None = None  # read by `start`, and not taken yet
+        self._handed_over = False  # to the events of `sse`, which have not begun
         self._chunks: AsyncGenerator[Chunk, None] | None = None
         self._outcome = outcome
         self._closing = False
@@ -71,10 +90,16 @@ class ChatStream:
 
     async def __anext__(self) -> Chunk:
         if self._reader is not None:
-            raise GatewayError("Another task is reading this stream; one at a time can.")
+            raise MisuseError("Another task is reading this stream; one at a time can.")
         if self._closing or (self._left and self._chunks is None):
             self._raise_if_cut()
             raise StopAsyncIteration
+        if self._first is not None:
+            chunk, self._first = self._first, None
+            return chunk
+        return await self._read()
+
+    async def _read(self) -> Chunk:
         if self._chunks is None:
             self._chunks = self._begin()
         self._reader = asyncio.current_task()
@@ -102,6 +127,114 @@ class ChatStream:
             why = "was closed" if self._shut else "lost this stream: its reader was cancelled"
             raise GatewayError(f"The gateway {why} while it streamed.") from None
 
+    def __repr__(self) -> str:
+        opening, outcome = self.opening, self._outcome
+        state = "has not started" if opening is None else f"from {opening.provider}"
+        if outcome.response is not None:
+            return f"<ChatStream {state}, ended>"
+        return f"<ChatStream {state}{', closed' if self._left or self._shut else ''}>"
+
+    async def start(self) -> Self:
+        """Call the vendor, and return the stream once its first content is there.
+
+            stream = await gateway.stream("Tell me a story.").start()
+
+        An error until then is raised here, while an application can still answer with an HTTP
+        status. A stream that has started is returned at once.
+
+        Raises:
+            MisuseError: The stream is closed, or has failed before.
+            GatewayError: As `chat`.
+        """
+        if self.opening is not None:
+            return self
+        if self._chunks is not None or self._left or self._reader is not None:
+            raise MisuseError("The stream has failed, is closed or in use: begin another one.")
+        try:
+            self._first = await self._read()
+        except StopAsyncIteration:
+            raise GatewayError("The stream was closed before its first content.") from None
+        return self
+
+    def sse(
+        self, *, include_usage: bool = False, ping_seconds: float | None = PING_SECONDS
+    ) -> AsyncGenerator[bytes, None]:
+        """Return the stream as server-sent events, as OpenAI sends a chat.
+
+        Each item is one or more whole events: `data: {...}` with a `chat.completion.chunk`; the
+        last is `data: [DONE]`. If the stream breaks, it is an error in OpenAI's form instead.
+        The events close the stream when they end or are closed; `async with` then leaves that to
+        them, so that they may be handed to a response.
+
+        Args:
+            include_usage: Whether a chunk without choices tells the usage at the end.
+            ping_seconds: Silence after which a comment is sent, because proxies cut silent
+                connections; None sends none.
+
+        Raises:
+            MisuseError: The stream has not started: call `await stream.start()` first.
+        """
+        self._check_started()
+        assert self.opening is not None  # noqa: S101 - just checked
+        writer = ChunkWriter(
+            self.opening,
+            self._outcome.request_id,
+            self._outcome.clock.wall(),
+            with_usage=include_usage,
+            whole=lambda: self.response,
+        )
+        return self.hand_over(self._events(writer), PING, ping_seconds)
+
+    async def _events(self, writer: ChunkWriter) -> AsyncGenerator[bytes, None]:
+        """Yield the stream's events. After an error comes its event, and no `[DONE]`."""
+        try:
+            async for chunk in self:
+                yield writer.events(chunk)
+            self.response  # noqa: B018 - raises if the stream was closed before its end
+        except GatewayError as error:
+            yield error_event(error)
+            return
+        yield DONE
+
+    def hand_over(
+        self, events: AsyncGenerator[bytes, None], ping: bytes, ping_seconds: float | None
+    ) -> AsyncGenerator[bytes, None]:
+        """Let events made of this stream close it; for `sse` of every protocol.
+
+        Args:
+            events: The stream's events.
+            ping: Yielded during silence.
+            ping_seconds: See `sse`.
+
+        Raises:
+            GatewayError: As `sse`.
+        """
+        self._check_started()
+        self._handed_over = True
+        if ping_seconds is not None:
+            events = with_pings(events, ping, ping_seconds, self._outcome.clock)
+        return _HandedOver(self, self._closing_at_end(events))
+
+    async def _closing_at_end(
+        self, events: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        self._handed_over = False
+        try:
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield event
+        finally:
+            await self.aclose()
+
+    def _check_started(self) -> None:
+        if self.opening is None:
+            raise MisuseError(
+                "The stream has not started. Call `await stream.start()` before `sse()`: an error"
+                " before the first content is then raised while it can still get an HTTP status."
+            )
+        if self._left or self._handed_over:
+            raise MisuseError("The stream is closed, or its events were taken before.")
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -111,7 +244,8 @@ class ChatStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        if kind is not None or not self._handed_over:
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Leave the stream and close the vendor's connection. May be called more than once.
@@ -139,19 +273,49 @@ class ChatStream:
 
     @property
     def opening(self) -> Opening | None:
-        """The provider that answers; None before the first chunk. A resumed stream has its last."""
+        """The provider that answers; None before the first chunk. A resumed stream has its last.
+
+        `start()` reads the first chunk.
+        """
         return self._outcome.opening
 
     @property
-    def response(self) -> ChatResponse:
+    def response(self) -> ChatResponse[P_co]:
         """The whole answer, as from `chat`, once the stream has come to its end.
 
         Raises:
-            GatewayError: It has not come to its end.
+            MisuseError: It has not come to its end.
         """
         if self._outcome.response is None:
-            raise GatewayError("The stream has not come to its end; there is no whole answer.")
+            raise MisuseError("The stream has not come to its end; there is no whole answer.")
         return self._outcome.response
+
+
+class _HandedOver(AsyncGenerator[bytes, None]):
+    """A stream's events, which also close it when they are closed before the first of them."""
+
+    def __init__(self, stream: ChatStream[Any], events: AsyncGenerator[bytes, None]) -> None:
+        self._stream = stream
+        self._events = events
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._events)
+
+    async def asend(self, value: None) -> bytes:
+        return await self._events.asend(value)
+
+    async def athrow(self, *error: Any) -> bytes:
+        try:
+            return await self._events.athrow(*error)
+        except BaseException:
+            await self._stream.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        try:
+            await self._events.aclose()
+        finally:
+            await self._stream.aclose()
 
 
 def pieces(completion: Completion) -> Iterator[Chunk]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal
@@ -36,13 +38,15 @@ from aigateway.request.schema import CHAT_FIELDS, EMBEDDING_FIELDS
 from aigateway.routing.affinity import shared_name
 from aigateway.routing.capabilities import NOTHING, needs_of
 from aigateway.settings import GatewaySettings
-from aigateway.structured import strict_format
+from aigateway.structured import is_schema, schema_format, strict_format
 
-__all__ = ["chat_request", "embedding_request"]
+__all__ = ["chat_request", "copied_messages", "embedding_request"]
 
 _CHAT_OPTIONS = ("system", "model", "timeout", "agent", "cache", "cache_ttl", "session")
+_EMBED_OPTIONS = ("model", "timeout", "agent", "cache", "cache_ttl")
 _CHAT_NAMES = CHAT_FIELDS.keys() - {"model", "stream", "stream_options"}
 
+_JSON_KINDS = (Mapping, str, int, float, list, tuple, type(None))
 _NEVER_CHANGED = (str, CheckedMessages)
 
 _BY_CONFIG = "it belongs to a provider: set it in LLMConfig"
@@ -68,6 +72,12 @@ _ELSEWHERE = {
 }
 
 
+_ids = random.Random()
+"""Names requests; a third of the cost of `os.urandom`. `random.seed` does not reach it."""
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_ids.seed)
+
+
 def chat_request(
     prompt_or_messages: object,
     *,
@@ -80,7 +90,9 @@ def chat_request(
     cache: CacheMode = True,
     cache_ttl: float | None = None,
     session: str | None = None,
-    origin: Origin = APPLICATION,
+    hedge: bool | None = None,
+    background: bool = False,
+    origin: Origin | None = None,
     native: NativeRequest | None = None,
     params: Mapping[str, Any],
     settings: GatewaySettings,
@@ -99,7 +111,9 @@ def chat_request(
         cache: See `CacheMode`.
         cache_ttl: Seconds the answer may be remembered.
         session: Names the conversation.
-        origin: On whose behalf.
+        hedge: Whether a second provider may be asked.
+        background: Whether it waits behind those that are not in the background.
+        origin: On whose behalf; None is the application.
         native: The request in the protocol of its caller.
         params: The other OpenAI chat parameters. None counts as not given. `response_format` may
             be a pydantic model class: the answer is then asked for as strict JSON of its schema.
@@ -108,45 +122,52 @@ def chat_request(
     Raises:
         RequestRejectedError: The message names the mistake, and the fix.
     """
+    if not origin:
+        origin = APPLICATION
     if model is not None or timeout is not None or origin is not APPLICATION:
         _check_options(model, timeout, origin)
-    if agent is not None:
-        check_name("agent", agent)
-    if cache_ttl is not None:
-        check_seconds("cache_ttl", cache_ttl)
-    if not isinstance(cache, bool) and cache != "refresh":
-        refuse('cache must be True, False or "refresh".')
+    if hedge is not None and not isinstance(hedge, bool):
+        refuse("hedge must be True, False or None.")
+    if agent is not None or cache_ttl is not None or cache is not True:
+        _check_caching(agent, cache, cache_ttl)
     if session is not None:
         check_name("session", session)
     most = settings.max_prompt_bytes
-    messages, size = _copied_messages(prompt_or_messages, system, most)
+    messages, size = copied_messages(prompt_or_messages, system, most)
     given = {name: value for name, value in params.items() if value is not None} if params else {}
     if temperature is not None:
         given["temperature"] = temperature
     if max_tokens is not None:
         given["max_tokens"] = max_tokens
-    own, response_model, more = _copied_chat_fields(given, most) if given else (given, None, 0)
+    response_model = None
+    if given:
+        given, response_model, more = _copied_chat_fields(given, most)
+        size += more
     finds = origin.find_session and session is None
-    return ChatRequest(
+    needs = NOTHING if type(prompt_or_messages) is str and not given else needs_of(messages, given)
+    return ChatRequest(  # by position, which takes half the time
         messages,
         model,
-        own,
+        given,
         timeout,
         agent,
         cache,
         cache_ttl,
         response_model,
-        origin.request_id or os.urandom(8).hex(),  # unique in forked processes; cheaper than a UUID
-        partition=origin.partition,
-        headers=origin.headers,
-        on_cost=origin.on_cost,
-        tenant=origin.tenant,
-        size=size + more,
-        native=native,
-        session=session,
-        find_session=finds,
-        prompt_cache_key=shared_name(params, native) if finds else None,
-        needs=needs_of(messages, own) if own or type(prompt_or_messages) is not str else NOTHING,
+        origin.request_id or _ids.getrandbits(64).to_bytes(8).hex(),
+        hedge,
+        background,
+        origin.partition,
+        origin.headers,
+        origin.on_cost,
+        origin.tenant,
+        size,
+        native,
+        session,
+        finds,
+        shared_name(params, native) if finds else None,
+        needs,
+        origin.needs_price,
     )
 
 
@@ -155,6 +176,9 @@ def embedding_request(
     *,
     model: str | None = None,
     timeout: float | None = None,
+    agent: str | None = None,
+    cache: CacheMode = False,
+    cache_ttl: float | None = None,
     origin: Origin = APPLICATION,
     params: Mapping[str, Any],
     settings: GatewaySettings,
@@ -166,6 +190,9 @@ def embedding_request(
             such lists. None of them is empty.
         model: A provider's model, name or alias.
         timeout: Seconds for the whole request.
+        agent: A label for logs and `agent_ttls`.
+        cache: See `CacheMode`.
+        cache_ttl: Seconds the vectors may be remembered.
         origin: On whose behalf.
         params: `dimensions`, `user`, `extra_body`, `extra_headers`. None counts as not given.
         settings: `max_prompt_bytes` bounds all inputs together.
@@ -174,13 +201,14 @@ def embedding_request(
         RequestRejectedError: The message names the mistake, and the fix.
     """
     _check_options(model, timeout, origin)
+    _check_caching(agent, cache, cache_ttl)
     most = settings.max_prompt_bytes
     inputs = check_inputs(inputs, "inputs", most)
     encoded = encoded_json(inputs, "inputs")
     check_size(len(encoded), most)
     own_inputs = copied(inputs, encoded)
     given = {name: value for name, value in params.items() if value is not None}
-    _check_fields("embedding", given, EMBEDDING_FIELDS.keys() - {"model"}, ("model", "timeout"))
+    _check_fields("embedding", given, EMBEDDING_FIELDS.keys() - {"model"}, _EMBED_OPTIONS)
     if given.pop("encoding_format", "float") != "float":
         refuse_field("encoding_format", 'must be "float" or left out: vectors come as numbers')
     own = _copied_fields(given, most)[0]
@@ -190,15 +218,19 @@ def embedding_request(
         model,
         own,
         timeout,
-        origin.request_id or os.urandom(8).hex(),
+        origin.request_id or _ids.getrandbits(64).to_bytes(8).hex(),
         origin.partition,
         origin.headers,
         origin.on_cost,
         origin.tenant,
+        origin.needs_price,
+        agent,
+        cache,
+        cache_ttl,
     )
 
 
-def _copied_messages(
+def copied_messages(
     prompt: object, system: object, max_bytes: int
 ) -> tuple[tuple[dict[str, Any], ...], int]:
     """Check a prompt, put the system message in front, and return both with their bytes as JSON."""
@@ -206,20 +238,26 @@ def _copied_messages(
         refuse("system must be a text; pass a message with parts inside the list of messages.")
     if system:
         check_size(json_length(system), max_bytes, or_more=True)
-    messages = _checked_messages(prompt, max_bytes)
-    front: dict[str, Any] = {"role": "system", "content": system} if system else {}
-    if front and messages[0].get("role") in {"system", "developer"}:
-        refuse("system= is given and the messages begin with a system message; give only one.")
+    if type(prompt) is str and 0 < len(prompt) <= min(LONG, max_bytes) and not prompt.isspace():
+        messages: Sequence[Any] = ({"role": "user", "content": prompt},)  # almost every prompt
+    else:
+        messages = _checked_messages(prompt, max_bytes)
     encoded = encoded_json(messages, "The prompt" if isinstance(prompt, str) else "messages")
-    encoded_front = encoded_json(front, "system") if front else b""
-    size = len(encoded_front) + len(encoded)
+    size = len(encoded)
+    front: tuple[dict[str, Any], ...] = ()
+    if system:
+        if messages[0].get("role") in {"system", "developer"}:
+            refuse("system= is given and the messages begin with a system message; give only one.")
+        front = ({"role": "system", "content": system},)
+        encoded_front = encoded_json(front, "system")
+        size += len(encoded_front) - 2  # without the brackets of the list
+        if type(system) is not str:
+            front = tuple(copied(front, encoded_front))
     if size > max_bytes:
         check_size(size, max_bytes)
     if type(prompt) not in _NEVER_CHANGED:
         messages = copied(messages, encoded)
-    if front:
-        return (copied(front, encoded_front), *messages), size
-    return tuple(messages), size
+    return (*front, *messages) if front else tuple(messages), size
 
 
 def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
@@ -246,11 +284,22 @@ def _copied_chat_fields(
     response_format, response_model = given.get("response_format"), None
     if isinstance(response_format, type) and issubclass(response_format, BaseModel):
         response_model = given.pop("response_format")
+    elif not isinstance(response_format, _JSON_KINDS):
+        refuse_field("response_format", "must be a pydantic model class, or OpenAI's dict")
+    tools = given.get("tools")
+    if isinstance(tools, list | tuple) and any(map(callable, tools)):
+        fix = "gateway.run_tools(prompt, tools=[...]) calls functions"
+        refuse_field("tools", f"must be objects in OpenAI's form; {fix}")
     _check_fields("chat", given, _CHAT_NAMES, _CHAT_OPTIONS)
     given.pop("metadata", None)  # for the service's clients; no vendor gets it
     if response_model is not None:
         given["response_format"] = orjson.Fragment(strict_format(response_model))
     own, size = _copied_fields(given, max_bytes)
+    if isinstance(response_format, Mapping) and is_schema(response_format):
+        schema = own["response_format"]
+        title = schema.get("title")
+        name = title if isinstance(title, str) and title else "answer"
+        own["response_format"] = schema_format(name, schema)
     return own, response_model, size
 
 
@@ -275,6 +324,15 @@ def _copied_fields(given: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any
     encoded = encoded_json(given, "params")
     check_size(len(encoded), max_bytes, "parameters have")
     return copied(given, encoded), len(encoded)
+
+
+def _check_caching(agent: object, cache: object, cache_ttl: object) -> None:
+    if agent is not None:
+        check_name("agent", agent)
+    if cache_ttl is not None:
+        check_seconds("cache_ttl", cache_ttl)
+    if not isinstance(cache, bool) and cache != "refresh":
+        refuse('cache must be True, False or "refresh".')
 
 
 def _check_options(model: object, timeout: object, origin: Origin) -> None:

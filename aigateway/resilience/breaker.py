@@ -21,12 +21,13 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Hashable
 from enum import StrEnum
-from typing import ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import CircuitOpenError, ConfigurationError
 
 __all__ = ["MOST_CAUSES", "CircuitBreaker", "CircuitState", "Permit", "Rejected"]
+# Not `FleetBreaker` and `CircuitAdvisor`: they are no part of the public face.
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +38,9 @@ JITTER = 0.1
 MOST_CAUSES = 1000
 """Distinct causes of one streak that are remembered; beyond these, each failure counts."""
 
+Change = Literal["failed", "answered", "set"]
+"""Why a state changed: own failures, an own answer, or anything else."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -46,6 +50,10 @@ class CircuitState(StrEnum):
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"
+
+
+_CLOSED = CircuitState.CLOSED
+"""A name of its own: Python looks members of enumerations up slowly."""
 
 
 class Permit:
@@ -80,7 +88,7 @@ class Permit:
             self._settled = True
             breaker, generation = self._breaker, self._generation
             same = generation == breaker._generation  # noqa: SLF001
-            if same and breaker.state is CircuitState.CLOSED and not breaker._streak:  # noqa: SLF001
+            if same and breaker.state is _CLOSED and not breaker._streak:  # noqa: SLF001
                 return  # nothing to change
             breaker._succeeded(self, generation, self._number)  # noqa: SLF001
 
@@ -220,7 +228,7 @@ class CircuitBreaker:
 
     def acquire(self) -> Permit | Rejected:
         """Ask to make one attempt. Settle the permit, or return it with `release()`."""
-        if self.state is CircuitState.CLOSED:
+        if self.state is _CLOSED:
             self._issued += 1
             return Permit(self, self._generation, self._issued)
         refusal = self.refusal()
@@ -248,13 +256,13 @@ class CircuitBreaker:
         if self._forced:
             return _FORCED
         now = self.clock.now()
-        if self.state is CircuitState.HALF_OPEN:
-            if self._probe is None:
-                return None
+        if self._probe is not None:
             if now < self._lease_ends:
                 return _PROBE_IS_OUT
             self._open()
-        return None if now >= self._open_until else Rejected(self._open_until - now)
+        if self.state is CircuitState.OPEN and now < self._open_until:
+            return Rejected(self._open_until - now)
+        return self._probe_refusal()
 
     async def call(
         self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -291,13 +299,11 @@ class CircuitBreaker:
     def force_closed(self) -> None:
         """Allow every call, whatever fails, until `force_open()` or `reset()`."""
         self._forced = True
-        self._openings = 0
         self._change(CircuitState.CLOSED)
 
     def reset(self) -> None:
         """Return to the initial state: closed, no failures, not forced."""
         self._forced = False
-        self._openings = 0
         self._change(CircuitState.CLOSED)
 
     # ── reports of permits ───────────────────────────────────────────────────────────────────
@@ -306,8 +312,7 @@ class CircuitBreaker:
         if generation != self._generation:
             self.late_results += 1
         elif permit is self._probe or permit.last_resort:
-            self._openings = 0
-            self._change(CircuitState.CLOSED)
+            self._change(CircuitState.CLOSED, "answered")
         elif self._streak and number > self._streak_began:
             # A call that began before the streak says nothing about the provider since then.
             self._streak = 0
@@ -324,7 +329,7 @@ class CircuitBreaker:
             if not self._streak:
                 self._streak_began = self._issued
             self._streak += 1
-            if self._streak >= self.failure_threshold and not self._forced:
+            if self._is_enough() and not self._forced:
                 self._open()
 
     def _released(self, permit: Permit, generation: int) -> None:
@@ -358,15 +363,31 @@ class CircuitBreaker:
         old = self.state
         self._start(CircuitState.OPEN)
         self._open_until = self.clock.now() + open_time
-        self._notify(old)
+        self._changed("failed", old)
 
     def _open_time(self, openings: int) -> float:
         # The exponent is bounded: 2.0 ** 1024 would overflow after a long outage.
         return min(self.reset_timeout_seconds * 2.0 ** min(openings - 1, 60), self.max_open_seconds)
 
-    def _change(self, new: CircuitState) -> None:
+    def _change(self, new: CircuitState, how: Change = "set") -> None:
         old = self.state
+        if new is CircuitState.CLOSED:
+            self._openings = 0
         self._start(new)
+        self._changed(how, old)
+
+    # ── what other processes may have a say in; see `FleetBreaker` ───────────────────────────
+
+    def _is_enough(self) -> bool:
+        """Return whether the failures in a row open the circuit; called once after each."""
+        return self._streak >= self.failure_threshold
+
+    def _probe_refusal(self) -> Rejected | None:
+        """Return why no probe may begin now, although the open time is over."""
+        return None
+
+    def _changed(self, how: Change, old: CircuitState) -> None:  # noqa: ARG002
+        """Note a change of the state, which is complete."""
         self._notify(old)
 
     def _start(self, state: CircuitState) -> None:
@@ -387,6 +408,146 @@ class CircuitBreaker:
             self.on_change(old, self.state)
         except Exception:  # noqa: BLE001 - a listener's fault must not look like the provider's
             _log.exception("A circuit's listener raised; the circuit itself is not affected.")
+
+
+class CircuitAdvisor(Protocol):
+    """What a breaker hears from other processes and tells them. Synchronous; it must not raise."""
+
+    def failed(self) -> bool:
+        """Note a failure in a closed circuit; return whether it is enough to open it."""
+
+    def probe_wait(self) -> float:
+        """Return the seconds until this process may probe; 0.0 if now. Changes nothing."""
+
+    def probe_begun(self) -> None:
+        """Note that a probe has begun."""
+
+    def changed(self, how: Change) -> None:
+        """Note that the state has changed."""
+
+
+class FleetBreaker(CircuitBreaker):
+    """A circuit breaker that heeds what other processes see of the same provider.
+
+    Without an advisor it is an ordinary one. With it also (a forced circuit stays as it is)::
+
+        CLOSED ──(its first failure, and another process voted)──▶ OPEN
+        CLOSED ──(several others voted)──▶ OPEN on hearsay
+        OPEN, HALF_OPEN on hearsay ──(a call that began before succeeds)──▶ CLOSED
+        OPEN, HALF_OPEN on hearsay ──(the provider answered another process)──▶ CLOSED
+        OPEN after own failures ──(the provider answered another process)──▶ its time is over
+
+    Attributes:
+        advisor: What other processes know; None if there are none.
+        by_others: The latest change of state came from other processes.
+    """
+
+    __slots__ = ("_hearsay", "advisor", "by_others")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.advisor: CircuitAdvisor | None = None
+        self.by_others = False
+        self._hearsay = -1  # open on the word of others: the generation before; else -1
+
+    @property
+    def openings(self) -> int:
+        """How often it has opened in a row, without a close in between."""
+        return self._openings
+
+    @property
+    def open_until(self) -> float:
+        """The end of its open time, on the clock's own scale; infinite if it has none."""
+        return self._open_until
+
+    @property
+    def causes(self) -> frozenset[Hashable]:
+        """Those of the failures in a row."""
+        return frozenset(self._causes)
+
+    @property
+    def on_hearsay(self) -> bool:
+        """Whether it is open on the word of others, without a failure of its own."""
+        return self._hearsay >= 0
+
+    @property
+    def probing(self) -> bool:
+        """Whether a probe is in flight."""
+        return self._probe is not None
+
+    def open_on_warning(self) -> None:
+        """Open a closed circuit that has failures in a row: others see the provider fail, too."""
+        if self.state is CircuitState.CLOSED and self._streak and not self._forced:
+            self._open()
+
+    def open_on_hearsay(self, seconds: float, openings: int) -> None:
+        """Open a closed circuit because others see the provider fail.
+
+        If a call that is in flight now succeeds, it closes again: what this process sees itself
+        counts more.
+
+        Args:
+            seconds: The open time, at most `max_open_seconds`.
+            openings: How often the others have opened in a row.
+        """
+        if self.state is not CircuitState.CLOSED or self._forced:
+            return
+        before = self._generation
+        self._start(CircuitState.OPEN)
+        self._openings, self._hearsay, self.by_others = openings, before, True
+        self._open_until = self.clock.now() + min(seconds, self.max_open_seconds)
+        self._changed("set", CircuitState.CLOSED)
+
+    def put_off(self, seconds: float, openings: int) -> None:
+        """Stay open for longer, since a probe of another process has failed; as above."""
+        if self.state is CircuitState.OPEN and not self._forced:
+            self._openings = max(self._openings, openings)
+            until = self.clock.now() + min(seconds, self.max_open_seconds)
+            self._open_until = max(self._open_until, until)
+
+    def answered_elsewhere(self) -> None:
+        """Close, or end the open time after own failures: another process had an answer."""
+        if self._forced or self.state is CircuitState.CLOSED:
+            return
+        if self.on_hearsay:
+            old = self.state
+            self._openings = 0
+            self._start(CircuitState.CLOSED)
+            self.by_others = True
+            self._changed("set", old)
+        elif self.state is CircuitState.OPEN:
+            self._open_until = min(self._open_until, self.clock.now())
+
+    def _is_enough(self) -> bool:
+        confirmed = self.advisor is not None and self.advisor.failed()
+        return confirmed or super()._is_enough()
+
+    def _probe_refusal(self) -> Rejected | None:
+        wait = 0.0 if self.advisor is None else self.advisor.probe_wait()
+        return Rejected(wait) if wait > 0 else None
+
+    def _send_probe(self) -> Permit:
+        probe = super()._send_probe()
+        if self.advisor is not None:
+            self.advisor.probe_begun()
+        return probe
+
+    def _succeeded(self, permit: Permit, generation: int, number: int) -> None:
+        if generation == self._hearsay:
+            self._change(CircuitState.CLOSED)
+        else:
+            super()._succeeded(permit, generation, number)
+
+    def _start(self, state: CircuitState) -> None:
+        super()._start(state)
+        self.by_others = False
+        if state is not CircuitState.HALF_OPEN:
+            self._hearsay = -1
+
+    def _changed(self, how: Change, old: CircuitState) -> None:
+        if self.advisor is not None:
+            self.advisor.changed(how)
+        super()._changed(how, old)
 
 
 def _require_positive(name: str, value: float) -> None:

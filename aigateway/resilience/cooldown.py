@@ -60,6 +60,28 @@ class Cooldown:
         self._clamped = False
         self._trial_until = -math.inf
 
+    @property
+    def shared(self) -> tuple[float, float, bool]:
+        """For other processes: the ends of the cooldown and of its rate limit; whether it was cut.
+
+        The ends are on the clock's own scale.
+        """
+        return self.until, self._limited_until, self._clamped
+
+    def lengthen(self, until: float, limited_until: float, *, clamped: bool) -> None:
+        """Heed the cooldown of another process, from its `shared`. It shortens nothing."""
+        now = self._clock.now()
+        latest = now + self.policy.clamp
+        until = max(self.until, min(until, latest))
+        limited_until = max(self._limited_until, min(limited_until, latest))
+        if until <= now or (until, limited_until) == (self.until, self._limited_until):
+            return
+        self.quiet = False
+        self.until, self._limited_until = until, limited_until
+        self._clamped = self._clamped or clamped
+        limited = self._limited_until > now
+        self.listener.cooled_down(until - now, limited=limited, by_others=True)
+
     def refusal(self) -> GuardRefusal | None:
         """Return why an attempt may not begin now, or None."""
         if self.until == -math.inf:

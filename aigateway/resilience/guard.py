@@ -114,8 +114,14 @@ class GuardRefusal:
 class GuardListener(Protocol):
     """The listener of the guards of one operation of one provider."""
 
-    def cooled_down(self, seconds: float, *, limited: bool) -> None:
-        """Report a cooldown; `limited`: for a rate limit, so last resorts wait for it, too."""
+    def cooled_down(self, seconds: float, *, limited: bool, by_others: bool = False) -> None:
+        """Report a cooldown.
+
+        Args:
+            seconds: Until its end.
+            limited: It is for a rate limit, so last resorts wait for it, too.
+            by_others: It came from another process.
+        """
 
     def disabled(self, reason: FailureKind, status: int | None, seconds: float) -> None:
         """Report that the provider is misconfigured, and checked again after `seconds`."""

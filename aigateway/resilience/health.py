@@ -43,6 +43,9 @@ after about three quarters of an hour."""
 _FLOOR = 0.1
 """An answer must take so many seconds more than usual to count as slow."""
 
+_COLD_SECONDS = 10.0
+"""After its start a process is not judged by what an earlier one has learned."""
+
 HANG = 4.0
 """A call in flight is overdue after this multiple of the 95th percentile."""
 
@@ -96,12 +99,21 @@ class ResponseTimes:
         self.outstanding: dict[OutstandingCall, None] = {}
         self.hedges_lost: dict[OutstandingCall, None] = {}
         self._last_success = -math.inf
+        self._restored_at = -math.inf
         self._next_due = math.inf  # no cancelled call is due before
 
     @property
     def samples(self) -> int:
         """The number of known latencies, at most 128."""
         return len(self._latencies)
+
+    def restore(self, usual: float, p95: float) -> None:
+        """Begin with what an earlier process has learned, until there are latencies enough.
+
+        In the first seconds nothing is judged by it: a process that has just begun is slow itself.
+        """
+        if self.usual is None:
+            self.usual, self.p95, self._restored_at = usual, p95, self._clock.now()
 
     def begin(self, stalls: StallDetector | None = None) -> OutstandingCall:
         """Record that a call begins.
@@ -146,7 +158,8 @@ class ResponseTimes:
     def is_slow(self, seconds: float, factor: float) -> bool:
         """Return whether a latency is more than `factor` times the usual one."""
         usual = self.usual
-        return usual is not None and seconds > usual * factor and seconds > usual + _FLOOR
+        slow = usual is not None and seconds > usual * factor and seconds > usual + _FLOOR
+        return slow and not self._is_cold()
 
     def hedge_lost(
         self, call: OutstandingCall, until: float, settle: Callable[[bool], None]
@@ -171,7 +184,7 @@ class ResponseTimes:
         """Return whether too many calls take too long. Settles lost hedges that are due."""
         if self.hedges_lost and self._next_due <= self._clock.now():
             self._settle_due()
-        if len(self.outstanding) < self.threshold or self.p95 is None:
+        if len(self.outstanding) < self.threshold or self.p95 is None or self._is_cold():
             return False
         oldest = next(islice(self.outstanding, self.threshold - 1, None))
         now = self._clock.now()
@@ -187,13 +200,16 @@ class ResponseTimes:
         """Settle lost hedges without a failure."""
         self._settle(list(self.hedges_lost), failed=False)
 
+    def _is_cold(self) -> bool:
+        return self._clock.now() < self._restored_at + _COLD_SECONDS
+
     def _compute(self) -> None:
         self._fresh = 0
         if len(self._latencies) >= ENOUGH:
             ordered = sorted(self._latencies)
             self.p95 = ordered[-(-95 * len(ordered) // 100) - 1]
-            if self.usual is None:
-                self.usual = ordered[len(ordered) // 2]
+            if self.usual is None or self._restored_at > -math.inf:
+                self.usual, self._restored_at = ordered[len(ordered) // 2], -math.inf
 
     def _settle_due(self) -> None:
         now = self._clock.now()

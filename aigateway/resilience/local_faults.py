@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from aigateway.clock import Clock, Timer
 
-__all__ = ["Reachability", "StallDetector"]
+__all__ = ["REPORTED", "Reachability", "StallDetector"]
 
 RECENT = 60.0
 """Seconds for which an answer proves that the network is up."""
@@ -44,6 +44,14 @@ class Reachability:
         """Whether two or more could not be connected to, and none has answered recently."""
         since = self._clock.now() - RECENT
         return len(self._down) > 1 and not any(at > since for at in self._up.values())
+
+    def is_proven_without(self, name: str) -> bool:
+        """Return whether a provider can be connected to, or another one has answered recently.
+
+        If not, the network may be down: a failure of this provider proves nothing.
+        """
+        since = self._clock.now() - RECENT
+        return name not in self._down or any(at > since for at in self._up.values())
 
     def reached(self, name: str) -> None:
         """Record that a provider answered."""

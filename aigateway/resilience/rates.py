@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from aigateway.clock import Clock
 
-__all__ = ["RateEntry", "RateLimits"]
+__all__ = ["WINDOW", "CallRates", "RateEntry", "RateLimits"]
 
 WINDOW = 60.0
 """Seconds. The window slides, so it fits a vendor's window wherever that begins."""
@@ -22,12 +23,29 @@ class _Bucket:
     tokens: int = 0
 
 
+class CallRates(Protocol):
+    """Limits of calls and tokens per minute: of this process, or of all that share them."""
+
+    def wait(self, tokens: int) -> float:
+        """Return the seconds until a call of so many tokens may begin; 0.0 if now.
+
+        A call larger than a whole minute's tokens may begin when the window is empty; else it never
+        could.
+        """
+
+    def begin(self, tokens: int) -> RateEntry:
+        """Record that a call of about so many tokens begins."""
+
+    def correct(self, bucket: Any, by: int) -> None:
+        """Change the tokens that were counted there, if they are still in the window."""
+
+
 class RateEntry:
     """The share of one call in the rates."""
 
     __slots__ = ("_bucket", "_estimate", "_limits")
 
-    def __init__(self, limits: RateLimits, bucket: _Bucket | None, estimate: int) -> None:
+    def __init__(self, limits: CallRates, bucket: object, estimate: int) -> None:
         self._limits = limits
         self._bucket = bucket
         self._estimate = estimate
@@ -63,25 +81,38 @@ class RateLimits:
         self._tokens = 0
 
     def wait(self, tokens: int) -> float:
-        """Return the seconds until a call of so many tokens may begin; 0.0 if now.
-
-        A call larger than a whole minute's tokens may begin when the window is empty; else it never
-        could.
-        """
+        """See `CallRates`."""
         now = self._clock.now()
         return max(self._wait_for_call(now), self._wait_for_tokens(now, tokens))
 
+    @property
+    def used(self) -> int:
+        """Calls begun in the last minute; without `rpm`, their tokens."""
+        now = self._clock.now()
+        self._drop_old_calls(now)
+        self._drop_old_buckets(now)
+        return self._tokens if self._rpm is None else len(self._calls)
+
     def begin(self, tokens: int) -> RateEntry:
-        """Record that a call of about so many tokens begins."""
+        """See `CallRates`."""
+        return RateEntry(self, self.count(tokens), tokens)
+
+    def count(self, tokens: int) -> _Bucket | None:
+        """Record that a call begins whose tokens stay as they are; return where those are."""
         now = self._clock.now()
         if self._rpm is not None:
             self._calls.append(now)
             self._drop_old_calls(now)
         if self._tpm is None:
-            return RateEntry(self, None, tokens)
-        bucket = self._bucket(now)
-        self.correct(bucket, tokens)
-        return RateEntry(self, bucket, tokens)
+            return None
+        bucket = self._buckets[-1] if self._buckets else None
+        if bucket is None or bucket.began + _BUCKET <= now:
+            self._drop_old_buckets(now)
+            bucket = _Bucket(now)
+            self._buckets.append(bucket)
+        bucket.tokens += tokens
+        self._tokens += tokens
+        return bucket
 
     def correct(self, bucket: _Bucket, by: int) -> None:
         """Change the tokens of one second, if it is still in the window."""
@@ -118,9 +149,3 @@ class RateLimits:
         buckets = self._buckets
         while buckets and buckets[0].began + _BUCKET + WINDOW <= now:
             self._tokens -= buckets.popleft().tokens
-
-    def _bucket(self, now: float) -> _Bucket:
-        self._drop_old_buckets(now)
-        if not self._buckets or self._buckets[-1].began + _BUCKET <= now:
-            self._buckets.append(_Bucket(now))
-        return self._buckets[-1]

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from aigateway.clock import Clock
+from aigateway.figures import SessionMetrics
 from aigateway.messages import ChatRequest, NativeRequest
 
 __all__ = [
@@ -188,7 +189,7 @@ class Affinity:
         while len(keepers) > self._most:
             keepers.popitem(last=False)
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> SessionMetrics:
         """Return counters: turns of new, kept and moved sessions, and the sessions remembered."""
         return {
             "entries": len(self._homes),

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
 from aigateway.clock import Clock
@@ -23,12 +24,12 @@ from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import AttemptOutcome, Effect
 from aigateway.resilience.health import ResponseTimes
-from aigateway.resilience.local_faults import Reachability, StallDetector
+from aigateway.resilience.local_faults import REPORTED, Reachability, StallDetector
 from aigateway.routing.affinity import Affinity
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.guards import GuardPass
 from aigateway.routing.provider import Provider
-from aigateway.telemetry.recorder import Emitter
+from aigateway.telemetry.recorder import Emitter, FirstAnswer
 from aigateway.wires.client import Failure
 from aigateway.wires.failures import VERDICTS, Gate, Verdict
 
@@ -40,6 +41,9 @@ FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 - tokens of a model
 R = TypeVar("R", ChatRequest, EmbeddingRequest)
 
 _COUNTABLE = (Completion, Embeddings)
+
+_STALLS_MATTER = 10.0
+"""Seconds for which a stall of the event loop casts doubt on failures."""
 
 _BUSY = 529
 """Anthropic's "overloaded"."""
@@ -78,7 +82,10 @@ _EFFECTS: dict[Gate, Effect] = {
 }
 """The meaning of a failure that does not count as the provider's fault."""
 
-_PROPER_END = AttemptOutcome(Effect.ANSWERED, lambda: None)
+# Names for members of enumerations that every attempt needs: Python looks these up slowly.
+_WAS_ANSWERED, _ANSWERED = AttemptEnd.ANSWERED, Effect.ANSWERED
+
+_PROPER_END = AttemptOutcome(_ANSWERED, lambda: None)
 """The end of a stream whose success was recorded at its first content."""
 
 
@@ -114,6 +121,16 @@ class CallContext:
     affinity: Affinity
     providers: Callable[[], Iterable[Provider]]
 
+    def is_sound(self, name: str) -> bool:
+        """Return whether failures of a provider are evidence against it, for other processes.
+
+        They are none while this machine's network is in doubt or its event loop has stood still.
+        """
+        now = self.clock.now()
+        if self.stalls.stalled(now - _STALLS_MATTER, now) >= REPORTED:
+            return False
+        return self.network.is_proven_without(name)
+
     def reset_circuits_opened_offline(self) -> None:
         """Close the circuits that opened only because no provider could be reached."""
         for provider in self.providers():
@@ -136,11 +153,11 @@ class PendingAttempt:
         over: It has ended.
     """
 
-    limit = patience = math.inf
-    over = False
-    _sent: ChatRequest | EmbeddingRequest | None = None
-    _estimate: Billable | None = None  # what was counted for it without an answer
-    _first_content: float | None = None
+    __slots__ = (
+        "_began", "_context", "_estimate", "_first_content", "_outstanding", "_pass", "_rated",
+        "_request", "_sent", "_slots", "_trace", "candidate", "client", "limit", "number", "over",
+        "patience", "provider", "times",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -157,6 +174,11 @@ class PendingAttempt:
         self._request = request
         self._context = context
         self.times = times
+        self.limit = self.patience = math.inf
+        self.over = False
+        self._sent: ChatRequest | EmbeddingRequest | None = None
+        self._estimate: Billable | None = None  # what was counted for it without an answer
+        self._first_content: float | None = None
         self._slots = provider.slots
         self._rated = provider.rates.begin(request.tokens) if provider.rates else None
         self._outstanding = times.begin(context.stalls)
@@ -222,7 +244,7 @@ class PendingAttempt:
             raise AssertionError(f"An attempt at {self.provider.name} ended twice.")
         self.over = True
         verdict = None
-        if how is AttemptEnd.ANSWERED:
+        if how is _WAS_ANSWERED:
             assert answer is not None  # noqa: S101 - it was answered
             if self._pass.answered:
                 self.candidate.guards.end(self._pass, _PROPER_END)
@@ -272,7 +294,7 @@ class PendingAttempt:
         seconds = now - began
         context.network.reached(provider.name)
         own = seconds - context.stalls.stalled(began, now)
-        outcome = AttemptOutcome(Effect.ANSWERED, self._request.cause, own)
+        outcome = AttemptOutcome(_ANSWERED, self._request.cause, own)
         self.candidate.guards.answered(
             self._pass, outcome, self.times, self._outstanding, whole=whole
         )
@@ -425,7 +447,7 @@ class PendingAttempt:
         context.stalls.calls -= 1
         context.limiter.release(self._slots)
         if failure is not None or request.record is not None:
-            self._report(failure, answer)
+            self._report(failure, answer, seconds)
 
     def _tokens(self, failure: Failure | None, answer: Billable | None) -> int | None:
         """Return the tokens that the vendor has counted; None if not known."""
@@ -435,11 +457,33 @@ class PendingAttempt:
             return None
         return 0
 
-    def _report(self, failure: Failure | None, answer: Billable | None) -> None:
+    def _report(self, failure: Failure | None, answer: Billable | None, seconds: float) -> None:
         """Emit the end of this attempt; if nothing follows each attempt, only a failure."""
+        provider, record = self.provider, self._request.record
+        if failure is None and answer is not None and record is not None and self.number == 1:
+            kept = FirstAnswer(
+                provider.name,
+                provider.model,
+                seconds,
+                self._first_content,
+                answer.usage,
+                answer.cost_usd,
+                partial(self._ended, None, answer, seconds),
+            )
+            if record.first_answered(kept):
+                return
+        event = self._ended(failure, answer, seconds)
+        if record is None:
+            self._context.emitter.emit(event)
+        else:
+            record.attempt_ended(event, self._trace, answer)
+
+    def _ended(
+        self, failure: Failure | None, answer: Billable | None, seconds: float
+    ) -> AttemptEnded:
         provider, request, record = self.provider, self._request, self._request.record
-        others = self._request.attempts[:-1]  # the last one is this
-        event = AttemptEnded(
+        attempts = request.attempts  # the last one is this
+        return AttemptEnded(
             request.request_id,
             self.number,
             self.candidate.operation,
@@ -449,18 +493,16 @@ class PendingAttempt:
             provider.model,
             None if failure is None else failure.kind,
             None if failure is None else failure.status,
-            any(attempt.provider == provider.name for attempt in others),
-            self.seconds(),
+            len(attempts) > 1
+            and any(attempt.provider == provider.name for attempt in attempts[:-1]),
+            seconds,
             self._first_content,
             Usage() if answer is None else answer.usage,
             None if answer is None else answer.cost_usd,
             self._pass.last_resort,
             None if failure is None else failure.code,
+            "" if record is None else record.tenant,
         )
-        if record is None:
-            self._context.emitter.emit(event)
-        else:
-            record.attempt_ended(event, self._trace, answer)
 
 
 def _excess(usage: Usage, counted: Usage) -> Usage:

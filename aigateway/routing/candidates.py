@@ -28,7 +28,13 @@ from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import Ticket
 from aigateway.resilience.guard import NEVER
 from aigateway.routing.affinity import Affinity, Session, session_of
-from aigateway.routing.capabilities import MOST_BYTES_PER_TOKEN, none_can, none_speaks, too_long
+from aigateway.routing.capabilities import (
+    MOST_BYTES_PER_TOKEN,
+    none_can,
+    none_speaks,
+    too_long,
+    with_price,
+)
 from aigateway.routing.provider import Provider
 from aigateway.telemetry.recorder import RequestRecord
 
@@ -87,16 +93,19 @@ class Candidate:
         seen: The request has counted as one with no other provider left.
     """
 
-    tried = barred = blamed = unreachable = seen = broke = False
-    calls = 0
-    cause: ProviderFailure | None = None
-    canary: bool | None = None
-    # Defaults of the class: most requests change few of them.
+    __slots__ = (
+        "barred", "blamed", "broke", "calls", "canary", "cause", "guards", "operation", "provider",
+        "seen", "tried", "unreachable",
+    )  # fmt: skip
 
     def __init__(self, provider: Provider, operation: Operation) -> None:
         self.provider = provider
         self.operation = operation
         self.guards = provider.chat if operation == "chat" else provider.guards(operation)
+        self.tried = self.barred = self.blamed = self.unreachable = self.seen = self.broke = False
+        self.calls = 0
+        self.cause: ProviderFailure | None = None
+        self.canary: bool | None = None
 
     def begin_round(self) -> None:
         """Allow it in the next round, if a call can help.
@@ -176,16 +185,13 @@ class RequestState:
         waited: Seconds of waiting for a slot without a known end.
     """
 
-    begun = 0
-    background = go_on_when_refused = nearly_over = overdue = pinned = False
-    messages: Sequence[Mapping[str, Any]] = ()
-    rejected_by: tuple[str, ...] | None = None
-    native: NativeRequest | None = None
-    session: Session | None = None
-    ticket: Ticket | None = None
-    waited = 0.0
-    loading_seconds = 0.0
-    _digest: Hashable = None
+    __slots__ = (
+        "_digest", "_providers", "_request", "attempts", "background", "began", "begun",
+        "candidates", "deadline", "go_on_when_refused", "hedge", "loading_seconds", "messages",
+        "model", "native", "nearly_over", "operation", "overdue", "params", "pinned", "record",
+        "rejected_by", "request_id", "roster", "session", "tenant", "thinks", "ticket", "tokens",
+        "version", "waited",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -204,6 +210,16 @@ class RequestState:
         self._request = request
         self.roster = roster
         self.version = roster.version
+        self.begun = 0
+        self.go_on_when_refused = self.nearly_over = self.overdue = self.pinned = False
+        self.rejected_by: tuple[str, ...] | None = None
+        self.session: Session | None = None
+        self.ticket: Ticket | None = None
+        self.waited = self.loading_seconds = 0.0
+        self._digest: Hashable = None
+        self.messages: Sequence[Mapping[str, Any]] = ()
+        self.background = False
+        self.native: NativeRequest | None = None
         if isinstance(request, ChatRequest):
             self.messages = request.messages
             self.background = request.background
@@ -215,6 +231,8 @@ class RequestState:
                 self.session = session_of(request)
         else:
             self._providers = roster.candidates(request.model, operation)
+        if request.needs_price:
+            self._providers = with_price(self._providers)
         self.request_id = request.request_id
         self.operation: Operation = operation
         self.candidates = tuple(map(Candidate, self._providers, repeat(operation)))
@@ -267,6 +285,8 @@ class RequestState:
     def lacks(self, provider: Provider) -> bool:
         """Return whether its model is known by now not to be able to serve this request."""
         request, native = self._request, self.native
+        if request.needs_price and not provider.has_price:
+            return True
         if not isinstance(request, ChatRequest):
             return False
         only = native is not None and native.only is not None
@@ -287,6 +307,8 @@ class RequestState:
         providers = [c.provider for c in self.candidates]
         if all(map(self.lacks, providers)):
             request, native = self._request, self.native
+            if request.needs_price:
+                with_price(providers)  # raises if it is that
             assert isinstance(request, ChatRequest)  # noqa: S101 - only chats need something
             if native is not None and native.only is not None:
                 raise none_speaks(native, providers)
@@ -311,6 +333,8 @@ class RequestState:
                 if isinstance(request, ChatRequest)
                 else self.roster.candidates(self.model, self.operation)
             )
+            if request.needs_price:
+                providers = with_price(providers)
         except RequestRejectedError:
             return  # all that could serve it were removed
         except NoProvidersError:
@@ -570,6 +594,7 @@ def final_error(
     decided_by: FailureKind | None = None,
     *,
     offline: bool = False,
+    operation: Operation = "chat",
 ) -> GatewayError:
     """Return the error for a request without an answer: the caller's fault, or the providers'.
 
@@ -577,11 +602,15 @@ def final_error(
         causes: One for each provider.
         decided_by: The kind of the failure that ended it, if one did.
         offline: No connection could be made to any provider.
+        operation: What was asked for.
     """
     kinds = {decided_by} if decided_by else {cause.kind for cause in causes}
     if kinds and kinds <= _CALLER_ERRORS.keys():
         kind = next(kind for kind in _CALLER_ERRORS if kind in kinds)
         error, what = _CALLER_ERRORS[kind]
+        of_model = operation == "embeddings" and not any(cause.param for cause in causes)
+        if kind is FailureKind.UNSUPPORTED and of_model:
+            what = "No provider embeds with this model; give model= one for embeddings"
         return error(f"{what}: {describe(causes)}.", causes)
     if offline:
         return AllProvidersFailedError(

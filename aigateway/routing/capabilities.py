@@ -158,6 +158,27 @@ def too_long(request: ChatRequest, providers: Sequence[Provider]) -> list[Provid
     return [p for p in providers if size > MOST_BYTES_PER_TOKEN * (p.max_input_tokens or math.inf)]
 
 
+def with_price(providers: Sequence[Provider]) -> Sequence[Provider]:
+    """Return those whose price is known, for a caller with a budget.
+
+    Raises:
+        RequestRejectedError: There is none.
+    """
+    priced = tuple([p for p in providers if p.has_price])
+    if priced or not providers:
+        return priced
+    names = ", ".join(p.name for p in providers)
+    causes = [ProviderFailure(p.name, FailureKind.UNSUPPORTED, code="no_price") for p in providers]
+    raise RequestRejectedError(
+        f"This key has a budget, and the price of {names} is not known, so its requests could not"
+        " be counted. Configure prices: default_prices under [gateway] for all such models, or for"
+        " one provider input_cost_per_token and output_cost_per_token in its `extra` (US dollars; 0"
+        " for a model of your own).",
+        causes,
+        code="no_price",
+    )
+
+
 def none_can(
     request: ChatRequest, providers: Sequence[Provider], long: Sequence[Provider]
 ) -> RequestRejectedError:

@@ -158,7 +158,9 @@ class Failovers:
                 finally:
                     self._timeouts.discard(scope)
         except NoCandidateLeftError as left:
-            error = final_error(left.causes, offline=request.looks_offline)
+            error = final_error(
+                left.causes, offline=request.looks_offline, operation=request.operation
+            )
         except TimeoutError:
             error = self._out_of_time(request)
         raise error
@@ -480,6 +482,8 @@ class Failovers:
         if work.streamed:
             attempt.first_content()
         else:
+            if isinstance(answer, Completion) and not answer.created:  # Gemini, Anthropic
+                answer = replace(answer, created=int(self._clock.wall()))
             attempt.end(AttemptEnd.ANSWERED, answer=answer)
         if request.session is not None:
             self._sessions.answered(request, attempt.provider.name)
@@ -631,7 +635,11 @@ class Failovers:
         if self._stopped:
             return GatewayError(f"The gateway was closed during the request ({describe(causes)}).")
         waited, loading = "", request.loading_seconds
-        advice = "Raise `timeout`, or lower `attempt_timeout` so that more providers get a chance."
+        advice = "Raise `timeout`."
+        if len(request.candidates) > 1:
+            advice = (
+                f"{advice[:-1]}, or lower `attempt_timeout` so that more providers get a chance."
+            )
         if not request.attempts:
             waited = ", waiting for its turn"
             advice = "Its providers fail, or have no free slot: look at `gateway.providers`."

@@ -6,7 +6,7 @@ What each end of an attempt means for each guard is the table in `resilience/gua
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +14,8 @@ from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.events import (
     CircuitChanged,
+    CircuitOrder,
+    Degradation,
     Operation,
     ProviderCooledDown,
     ProviderDegraded,
@@ -21,7 +23,9 @@ from aigateway.events import (
     ProviderEnabled,
     ProviderRecovered,
 )
-from aigateway.resilience.breaker import MOST_CAUSES, CircuitBreaker, CircuitState, Permit, Rejected
+from aigateway.fleet.votes import SharedCircuit, Votes, shared_name
+from aigateway.records import Record
+from aigateway.resilience.breaker import MOST_CAUSES, CircuitState, FleetBreaker, Permit, Rejected
 from aigateway.resilience.cooldown import Cooldown, CooldownPolicy, Disabling, DisablingPolicy
 from aigateway.resilience.guard import NEVER, AttemptOutcome, Effect, GuardRefusal
 from aigateway.resilience.health import HealthPolicy, HealthWindow, OutstandingCall, ResponseTimes
@@ -29,12 +33,14 @@ from aigateway.resilience.last_resort import LastResort
 from aigateway.settings import GatewaySettings, LLMConfig
 from aigateway.telemetry.recorder import Emitter
 
-__all__ = ["CircuitOrder", "GuardPass", "Guards", "OperationStatus", "in_milliseconds"]
+__all__ = ["GuardPass", "Guards", "OperationStatus", "in_milliseconds"]
 
-CircuitOrder = Literal["open", "closed", "auto"]
-"""An operator's order for a circuit; "auto" ends an order."""
+_CLOSED = CircuitState.CLOSED
+"""A name of its own: Python looks members of enumerations up slowly."""
 
-_CIRCUIT_EVENTS = {
+_CIRCUIT_EVENTS: Mapping[
+    CircuitState, Literal["circuit.opened", "circuit.half_opened", "circuit.closed"]
+] = {
     CircuitState.OPEN: "circuit.opened",
     CircuitState.HALF_OPEN: "circuit.half_opened",
     CircuitState.CLOSED: "circuit.closed",
@@ -42,20 +48,21 @@ _CIRCUIT_EVENTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class OperationStatus:
+class OperationStatus(Record):
     """The present state of one operation of a provider; fields as in `ProviderStatus`."""
 
     active: bool
     circuit_state: CircuitState
     retry_after_seconds: float | None
     disabled_reason: FailureKind | None
-    degraded: str | None
+    degraded: Degradation | None
 
 
 _REPEATS_COUNT_AGAIN = 60.0
 """Seconds after which a repeat of a failed request counts as one more failure in a row."""
 
 
+@dataclass(slots=True, eq=False)
 class GuardPass:
     """The tokens of all guards for one attempt, from `Guards.begin` to its end.
 
@@ -67,10 +74,13 @@ class GuardPass:
         checked, trial, trickled: The tokens of disabling, cooldown and last resort.
     """
 
-    # Defaults of the class: an ordinary attempt sets the permit only.
     permit: Permit | None
-    last_resort = unlocks = answered = trial = trickled = False
-    checked = -math.inf
+    last_resort: bool = False
+    unlocks: bool = False
+    answered: bool = False
+    trial: bool = False
+    trickled: bool = False
+    checked: float = -math.inf
 
     @property
     def probe(self) -> bool:
@@ -82,7 +92,7 @@ class Guards:
     """All guards of one operation of one provider.
 
     `answers` has the latencies of whole answers, `first_contents` those to the first content of
-    streams.
+    streams. `shared` is its circuit in the fleet, if there is one.
     """
 
     def __init__(
@@ -94,6 +104,8 @@ class Guards:
         emitter: Emitter,
     ) -> None:
         self._provider = config.name
+        self._config = config
+        self.shared: SharedCircuit | None = None
         self._operation = operation
         self._emitter = emitter
         # For each request that failed in a row: when it counted first, and how often again.
@@ -102,7 +114,7 @@ class Guards:
         reset_timeout = config.reset_timeout_seconds or settings.reset_timeout_seconds
         # A probe may use its whole attempt timeout; only one that is never settled is lost.
         lease = (config.timeout or settings.attempt_timeout) + 1
-        self.breaker = CircuitBreaker(
+        self.breaker = FleetBreaker(
             threshold,
             reset_timeout,
             max_open_seconds=settings.max_open_seconds,
@@ -119,10 +131,29 @@ class Guards:
         self.answers = ResponseTimes(clock, threshold, stale=reset_timeout)
         self.first_contents = ResponseTimes(clock, threshold, stale=reset_timeout)
 
-    def refusal(self) -> GuardRefusal | None:
-        """Return why an attempt may not begin now, or None."""
+    def share(self, votes: Votes, is_sound: Callable[[], bool]) -> None:
+        """Share circuit and cooldown with other processes.
+
+        Args:
+            votes: Where.
+            is_sound: Returns whether failures seen here are evidence against the provider.
+        """
+        name = shared_name(self._config, self._operation)
+        self.shared = votes.share(name, self.breaker, self.cooldown)
+        self.shared.is_sound = is_sound
+
+    def unshare(self) -> None:
+        """Share nothing: circuits may come from a gateway that did."""
+        self.shared = self.breaker.advisor = None
+
+    def refusal(self, *, for_request: bool = True) -> GuardRefusal | None:
+        """Return why an attempt may not begin now, or None.
+
+        Args:
+            for_request: A request asks, which could be the probe of an open circuit.
+        """
         if self.breaker.forced:  # the operator's order comes first
-            closed = self.breaker.state is CircuitState.CLOSED
+            closed = self.breaker.state is _CLOSED
             return None if closed else GuardRefusal(FailureKind.CIRCUIT_OPEN, NEVER)
         refusal, cooling = self.disabling.refusal(), self.cooldown.refusal()
         if cooling is not None:
@@ -130,11 +161,13 @@ class Guards:
                 doses = self.last_resort
                 cooling = replace(cooling, last_resort=doses.wait(), pending=doses.pending)
             refusal = _combined(refusal, cooling)
-        if self.breaker.state is CircuitState.CLOSED:
+        if self.breaker.state is _CLOSED:
             return refusal
         rejected = self.breaker.refusal()
         if rejected is None:
             return refusal
+        if for_request and self.shared is not None:
+            self.shared.wanted()
         doses, wait = self.last_resort, rejected.retry_after
         circuit = FailureKind.CIRCUIT_OPEN
         return _combined(refusal, GuardRefusal(circuit, wait, doses.wait(), pending=doses.pending))
@@ -146,7 +179,7 @@ class Guards:
         """
         answers, contents = self.answers, self.first_contents
         return (
-            self.breaker.state is CircuitState.CLOSED
+            self.breaker.state is _CLOSED
             and self.disabling.quiet
             and self.cooldown.quiet
             and self.last_resort.quiet
@@ -171,7 +204,7 @@ class Guards:
 
     def is_in_service(self) -> bool:
         """Return whether a call is neither a probe nor a check: circuit closed, not disabled."""
-        return self.breaker.state is CircuitState.CLOSED and self.disabling.reason is None
+        return self.breaker.state is _CLOSED and self.disabling.reason is None
 
     def seems_to_hang(self) -> bool:
         """Return whether too many calls take too long. Settles lost hedges that are due."""
@@ -188,8 +221,7 @@ class Guards:
         permit = breaker.acquire_last_resort() if last_resort else breaker.acquire()
         if isinstance(permit, Rejected):
             return None
-        held = GuardPass()
-        held.permit = permit
+        held = GuardPass(permit)
         dosed = permit.probe or permit.last_resort
         if last_resort or dosed:
             held.last_resort, held.unlocks = last_resort, dosed
@@ -222,6 +254,8 @@ class Guards:
         )
         times.succeeded(outstanding, seconds, slow=slow)
         held.answered = True
+        if self.shared is not None:
+            self.shared.answered(seconds)
         if not self.disabling.quiet:
             self.disabling.end(held.checked, outcome)
         if not self.cooldown.quiet:
@@ -237,7 +271,7 @@ class Guards:
         if held.permit is not None and (whole or held.unlocks):
             held.permit.success()
             held.permit = None
-            if not whole and self.breaker.state is CircuitState.CLOSED:
+            if not whole and self.breaker.state is _CLOSED:
                 again = self.breaker.acquire()
                 held.permit = None if isinstance(again, Rejected) else again
 
@@ -297,6 +331,7 @@ class Guards:
             self.cooldown.listener = self
         if self.breaker.terms == other.breaker.terms:
             self.breaker = other.breaker
+            self.shared = other.shared
             self.breaker.on_change = self._circuit_changed
             self.last_resort = other.last_resort
         if self.health.policy == other.health.policy:
@@ -318,7 +353,7 @@ class Guards:
 
     def status(self) -> OperationStatus:
         """Return the present state of the operation."""
-        refusal = self.refusal()
+        refusal = self.refusal(for_request=False)
         return OperationStatus(
             active=refusal is None,
             circuit_state=self.breaker.state,
@@ -329,11 +364,14 @@ class Guards:
 
     # ── events ───────────────────────────────────────────────────────────────────────────────
 
-    def cooled_down(self, seconds: float, *, limited: bool) -> None:
+    def cooled_down(self, seconds: float, *, limited: bool, by_others: bool = False) -> None:
         """See `GuardListener`."""
+        by = "fleet" if by_others else None
         self._emitter.emit(
-            ProviderCooledDown(self._provider, round(seconds, 3), self._operation, limited)
+            ProviderCooledDown(self._provider, round(seconds, 3), self._operation, limited, by)
         )
+        if self.shared is not None and not by_others:
+            self.shared.cooled_down()
 
     def disabled(self, reason: FailureKind, status: int | None, seconds: float) -> None:
         """See `GuardListener`."""
@@ -355,10 +393,9 @@ class Guards:
         self._emitter.emit(ProviderRecovered(self._provider, self._operation))
 
     def _circuit_changed(self, old: CircuitState, new: CircuitState) -> None:
+        name, by = _CIRCUIT_EVENTS[new], "fleet" if self.breaker.by_others else None
         self._emitter.emit(
-            CircuitChanged(
-                _CIRCUIT_EVENTS[new], self._provider, old.value, new.value, self._operation
-            )
+            CircuitChanged(name, self._provider, old.value, new.value, self._operation, by)
         )
 
 

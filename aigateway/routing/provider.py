@@ -7,26 +7,31 @@ chat.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, ProviderFailure
-from aigateway.events import Operation
+from aigateway.events import CircuitOrder, Degradation, Operation
+from aigateway.figures import ProviderMetrics
+from aigateway.fleet.leases import Leases, SharedRates
+from aigateway.fleet.votes import Votes, shared_name
 from aigateway.messages import Capability, ProtocolName
+from aigateway.records import Record
 from aigateway.resilience.breaker import CircuitState
 from aigateway.resilience.concurrency import AdaptiveLimit, Slots
 from aigateway.resilience.guard import GuardRefusal
-from aigateway.resilience.rates import RateLimits
+from aigateway.resilience.rates import CallRates, RateLimits
 from aigateway.routing.capabilities import cannot
-from aigateway.routing.guards import CircuitOrder, Guards, OperationStatus, in_milliseconds
+from aigateway.routing.guards import Guards, OperationStatus, in_milliseconds
 from aigateway.settings import GatewaySettings, LLMConfig, ProviderType
+from aigateway.settings.provider import default_name
 from aigateway.telemetry.metrics import LatencyWindow, ProviderCounters
 from aigateway.telemetry.recorder import Emitter
 from aigateway.wires.client import VendorClient, VendorClientFactory
-from aigateway.wires.pricing import CostEstimator
+from aigateway.wires.pricing import CostEstimator, with_default_prices
 
 __all__ = ["OPERATIONS", "Condition", "Provider", "ProviderStatus", "Word", "condition"]
 
@@ -34,8 +39,8 @@ OPERATIONS: tuple[Operation, ...] = ("chat", "completions", "embeddings")
 """The first that a provider offers is its main one."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderStatus:
+@dataclass(frozen=True, slots=True, repr=False)
+class ProviderStatus(Record):
     """The present state of a provider.
 
     `active`, `circuit_state`, `retry_after_seconds`, `disabled_reason` and `degraded` are those of
@@ -75,10 +80,15 @@ class ProviderStatus:
     max_in_flight: int
     forced: bool = False
     aliases: tuple[str, ...] = ()
-    degraded: str | None = None
+    degraded: Degradation | None = None
     operations: Mapping[Operation, OperationStatus] = field(default_factory=dict)
     capabilities: Mapping[Capability, bool] = field(default_factory=dict)
     max_input_tokens: int | None = None
+
+    def _words(self) -> Iterable[Any]:
+        state = condition(self)
+        yield from (self.name, state.word, state.reason)
+        yield f"{self.in_flight} of {self.max_in_flight} calls"
 
 
 Word = Literal["closed", "degraded", "half-open", "open", "probe is due", "cooling", "disabled"]
@@ -128,6 +138,7 @@ class Provider:
         chat: The guards of chat; `completions` and `embeddings` likewise.
         company: Identifies the vendor, or the server of an OpenAI-compatible provider.
         costs: Estimates the cost of calls whose tokens the vendor has not counted.
+        has_price: Whether the price of its calls is known; True until that can be looked up.
         first_contents_seen: Percentiles of the time to the first content of streams, for metrics.
         known_operations: The operations of its model; None if not known (yet).
         only_completes: It is configured for completions, and not for chats.
@@ -145,20 +156,24 @@ class Provider:
         emitter: Emitter,
         make_client: VendorClientFactory,
     ) -> None:
-        self.config = config
+        self.config = config = with_default_prices(config, settings.default_prices)
+        self._clock = clock
         self.name = config.name
         self.vendor = str(config.provider)
         self.company = _company(config)
         self.model = config.model
         self.priority = config.priority
         self.weight = config.weight
-        self.answers_to = frozenset({config.name, config.model, *config.aliases})
+        # One that was numbered, "openai/gpt-4o#2", stands beside the first of its name.
+        usual = {default_name(config)} if config.name.startswith(f"{default_name(config)}#") else ()
+        self.answers_to = frozenset({config.name, config.model, *config.aliases, *usual})
         self.attempt_timeout = config.timeout or settings.attempt_timeout
         self.turn = 0.0
         self.first_token_timeout = min(settings.first_token_timeout, self.attempt_timeout)
         self.adaptive = AdaptiveLimit(config.max_concurrency or settings.max_concurrency, clock)
         self.slots = Slots(self.adaptive.limit)
-        self.rates = RateLimits(clock, config.rpm, config.tpm) if config.rpm or config.tpm else None
+        self.rates: CallRates | None = None
+        self.share_rates(None)
         self.first_contents_seen = LatencyWindow()
         self.counters = ProviderCounters()
         self.costs = CostEstimator(config)
@@ -173,7 +188,7 @@ class Provider:
         self._drops_all = settings.drop_unsupported_params is True
         self.cannot = cannot(config, {}, drops_all=self._drops_all)
         self.max_input_tokens: int | None = None
-        self._clock = clock
+        self.has_price = True
         self._make_client = make_client
         self._client: VendorClient | None = None
         self.on_prepared: Callable[[], object] = lambda: None
@@ -214,6 +229,11 @@ class Provider:
             return GuardRefusal(FailureKind.DISABLED, math.inf)
         return self.guards(operation).refusal()
 
+    def share(self, votes: Votes, is_sound: Callable[[], bool]) -> None:
+        """Share circuits and cooldowns with other processes; see `Guards.share`."""
+        for guards in self.all_guards:
+            guards.share(votes, is_sound)
+
     def refused(self, refusal: GuardRefusal) -> ProviderFailure:
         """Return a refusal as the cause of an error."""
         wait = in_milliseconds(refusal.seconds_until_worth_asking)
@@ -251,10 +271,23 @@ class Provider:
             self.capabilities = {**known, **self.config.capabilities}
             self.cannot = cannot(self.config, known, drops_all=self._drops_all)
             self.max_input_tokens = client.max_input_tokens
+            self.has_price = client.has_price
             self.prepared = client is self._client
             self.on_prepared()
         if not self.prepared:
             raise GatewayError(f"The provider {self.name} was removed or closed.")
+
+    def share_rates(self, leases: Leases | None) -> None:
+        """Limit calls and tokens together with other processes, or alone."""
+        rpm, tpm = self.config.rpm, self.config.tpm
+        if not (rpm or tpm):
+            return
+        if leases is None:
+            self.rates = RateLimits(self._clock, rpm, tpm)
+        else:
+            self.rates = leases.rates(
+                f"provider:{shared_name(self.config, 'rates')}", rpm, tpm, kept=True
+            )
 
     def take_over(self, other: Provider) -> None:
         """Take over the state of the same configuration in another gateway.
@@ -263,7 +296,8 @@ class Provider:
         """
         self.counters = other.counters
         self.first_contents_seen = other.first_contents_seen
-        self.rates = other.rates
+        if not isinstance(self.rates, SharedRates) and not isinstance(other.rates, SharedRates):
+            self.rates = other.rates  # shared ones go on through the fleet
         for own, others in zip(self.all_guards, other.all_guards, strict=True):
             own.take_over(others)
 
@@ -316,7 +350,7 @@ class Provider:
             max_input_tokens=self.max_input_tokens,
         )
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> ProviderMetrics:
         """Return counters and state as plain values for JSON."""
         status, breaker = self.status(), self.main.breaker
         return {

@@ -21,6 +21,7 @@ from aigateway.routing.provider import Provider
 __all__ = ["Policy", "PriorityPolicy", "Selection", "SessionPolicy", "advance_rotation"]
 
 
+@dataclass(slots=True, eq=False)
 class Selection:
     """The result of a policy.
 
@@ -36,7 +37,7 @@ class Selection:
     """
 
     candidate: Candidate | None = None
-    last_resort = False
+    last_resort: bool = False
     refused: Sequence[tuple[Candidate, ProviderFailure]] = ()
     waits: Sequence[float | None] = ()
     changes: Sequence[float] = ()

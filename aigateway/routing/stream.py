@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind, GatewayError, StreamInterruptedError
 from aigateway.messages import ChatRequest, Chunk, Completion, Opening
+from aigateway.options import Resume
 from aigateway.routing.attempt import AttemptEnd, PendingAttempt
 from aigateway.routing.candidates import RequestState
 from aigateway.routing.failover import Failovers, Served
@@ -23,13 +23,9 @@ from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.content import joined_sources
 from aigateway.wires.failures import Failover, Verdict
 
-__all__ = ["Resume", "StreamRun"]
+__all__ = ["StreamRun"]
 
 _log = logging.getLogger(__name__)
-
-Resume = Literal["continue", "restart"]
-"""How to resume a broken stream: another provider continues the partial text, or starts again after
-a chunk marked `restarted`."""
 
 
 class _Delivered:
@@ -163,6 +159,8 @@ class StreamRun:
             attempt.end(AttemptEnd.LEFT, answer=part)
             return None
         attempt.end(AttemptEnd.ANSWERED, answer=part)
+        if not completion.created and self.opening is not None:
+            completion = replace(completion, created=self.opening.created)
         attempts = tuple(self._state.attempts)
         self.served = Served(completion, attempt.provider.name, attempts, attempt)
         return None
@@ -174,7 +172,11 @@ class StreamRun:
             self.first_content_at = self._clock.now()
         part, attempts = served.answer.part(), len(served.attempts) + 1
         self.opening = Opening(
-            served.provider, part.model, part.id, part.created, attempts=attempts
+            served.provider,
+            part.model,
+            part.id,
+            part.created or int(self._clock.wall()),
+            attempts=attempts,
         )
         return served
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -13,31 +13,48 @@ from starlette.requests import Request
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import ConfigurationError
+from aigateway.events import CircuitOrder
 from aigateway.gateway import AsyncGateway
-from aigateway.routing.guards import CircuitOrder
-from aigateway.server.auth.keys import Access
-from aigateway.server.http.errors import SERVICE, RefusalLog
+from aigateway.server.auth.keys import Access, Caller
+from aigateway.server.http.cancel import StopSignal
+from aigateway.server.http.errors import REQUEST, RefusalLog
 from aigateway.server.http.sse import Turns
 from aigateway.server.process.shared_directory import SharedDirectory
+from aigateway.server.status.history import MergedHistory, merged_history
 from aigateway.server.status.recent_events import RecentEvents
-from aigateway.server.status.snapshot import Report, Snapshot, report, snapshot
+from aigateway.server.status.snapshot import (
+    Report,
+    Snapshot,
+    report,
+    restricted_metrics,
+    snapshot,
+)
 from aigateway.settings import ServerSettings
 from aigateway.telemetry.log import log_event
 from aigateway.telemetry.merge import merge_metrics
-from aigateway.telemetry.prometheus import Prometheus, exposition
+from aigateway.telemetry.prometheus import Prometheus, exposition, restricted_exposition
 
 __all__ = ["Service", "TenantOf", "service_of"]
 
-_REPORT = "service"
+_REPORT, _HISTORY = "service", "history"
+
+_OPERATOR = Caller(is_admin=True)
+"""Sees everything."""
 
 TenantOf = Callable[[Request], str | None]
 """Returns the tenant of a request that has been authenticated outside of the service."""
 
 
+KeepOrder = Callable[[str, bytes | None], Coroutine[Any, Any, None]]
+
+
+async def _forget(provider: str, content: bytes | None) -> None:
+    """Keep no order."""
+
+
 def service_of(request: Request) -> Service:
     """Return the service that a request came to."""
-    service = request.scope[SERVICE]
-    assert isinstance(service, Service)  # noqa: S101 - `ErrorBoundary` put it there
+    service: Service = request.scope[REQUEST].service
     return service
 
 
@@ -65,9 +82,11 @@ class Service:
         tenant: As given.
         endpoints: What it offers ("POST /v1/messages"), for answers about what it does not.
         clock: As given.
+        keep_order: Keeps an order for a provider's circuit, None to end it, over a restart.
         recent_events: As given.
-        scrape: Returns the content type and the body for a scraper's `Accept` header; None without
-            `prometheus`.
+        state_is_kept: Whether what must outlive a restart can be written now; None if nothing is.
+        scrape: Returns the content type and the body for a scraper's `Accept` header, as far as
+            the caller may see it; None without `prometheus`.
     """
 
     def __init__(
@@ -83,23 +102,26 @@ class Service:
     ) -> None:
         self.gateway = gateway
         self.settings = settings
-        self.access = Access(settings, clock)
+        self.access = Access(settings, clock, gateway.fleet.leases)
         self.refusal_log = RefusalLog(clock)
         self.draining = False
-        self.stopping = asyncio.Event()
+        self.stopping = StopSignal()
         self.turns = Turns(clock)
         self.shared = shared or SharedDirectory()
         self.tenant = tenant
         self.endpoints: Sequence[str] = ()
         self.clock = clock
+        self.keep_order: KeepOrder = _forget
+        self.state_is_kept: Callable[[], bool] | None = None
         self.recent_events = recent_events or RecentEvents(clock)
         self.scrape = None if prometheus is None else self._scrape
         self._prometheus = prometheus
         self._uses: dict[AsyncGateway, int] = {}
         self._left = asyncio.Event()
         if prometheus is not None:
-            prometheus.watch(lambda: self.gateway)
+            prometheus.watch(lambda: self)
         self.shared.report(_REPORT, lambda: orjson.dumps(self._report()))
+        self.shared.report(_HISTORY, lambda: orjson.dumps(self.recent_events.history.report()))
         self.shared.subscribe(self._carry_out)
 
     # ── figures ──────────────────────────────────────────────────────────────────────────────
@@ -108,33 +130,76 @@ class Service:
         """Return what the status page shows."""
         return snapshot(*self._reports())
 
-    def figures(self) -> dict[str, Any]:
-        """Return the metrics as JSON, with refused requests and what each key has used."""
-        running, exited = self._reports()
-        return merge_metrics([r["metrics"] for r in running], [r["metrics"] for r in exited])
+    def history(self, after: float = 0.0) -> MergedHistory:
+        """Return what the charts of the status page show, from points that began after that."""
+        collected = self.shared.collect(_HISTORY)
+        reports = [orjson.loads(each) for each in (*collected.running, *collected.exited)]
+        return merged_history(reports, self.clock.wall(), after)
 
-    def _scrape(self, accept: str) -> tuple[str, bytes]:
+    def figures(self, caller: Caller = _OPERATOR) -> dict[str, Any]:
+        """Return the metrics as JSON, with refused requests and what each key has used.
+
+        Args:
+            caller: Sees its own account only, unless it may see all.
+        """
         running, exited = self._reports()
-        return exposition(accept, [r["scraped"] for r in running], [r["scraped"] for r in exited])
+        whole = merge_metrics([r["metrics"] for r in running], [r["metrics"] for r in exited])
+        if not caller.sees_all_keys:
+            whole["keys"] = {n: used for n, used in whole["keys"].items() if n == caller.name}
+        visible = self.visible_to(caller)
+        return whole if visible is None else restricted_metrics(whole, visible)
+
+    def visible_to(self, caller: Caller) -> frozenset[str] | None:
+        """Return the names of the providers whose state a caller sees; None: it sees everything."""
+        if not caller.is_restricted:
+            return None
+        return frozenset(
+            each.name
+            for each in self.gateway.providers
+            if any(map(caller.may_ask, (None, each.model, each.name, *each.aliases)))
+        )
+
+    def _scrape(self, accept: str, caller: Caller = _OPERATOR) -> tuple[str, bytes]:
+        if caller.is_restricted:
+            return restricted_exposition(accept, self.figures(caller))
+        running, exited = self._reports()
+        return exposition(
+            accept,
+            [r["scraped"] for r in running],
+            [r["scraped"] for r in exited],
+            keys=None if caller.sees_all_keys else {str(caller.name)},
+        )
 
     def _reports(self) -> tuple[list[Report], list[Report]]:
         collected = self.shared.collect(_REPORT)
         running, exited = collected.running, collected.exited
         return [orjson.loads(each) for each in running], [orjson.loads(each) for each in exited]
 
-    def _report(self) -> Report:
-        keys = {
-            usage.name: {
-                "spent_usd": usage.spent_usd,
-                "budget_usd": usage.budget_usd,
-                "in_flight": usage.in_flight,
-            }
-            for usage in self.access.usage()
+    def get_metrics(self) -> dict[str, Any]:
+        """Return the figures of this process: its gateway's, and the service's own."""
+        kept = self.state_is_kept
+        return {
+            **self.gateway.get_metrics(),
+            "refused": dict(self.refusal_log.counts),
+            "keys": {
+                usage.name: {
+                    "spent_usd": usage.spent_usd,
+                    "budget_usd": usage.budget_usd,
+                    "requests_last_minute": usage.requests_last_minute,
+                    "rpm": usage.rpm,
+                    "in_flight": usage.in_flight,
+                    "shared": usage.shared,
+                    "day": usage.day,
+                }
+                for usage in self.access.usage()
+            },
+            **({} if kept is None else {"state": {"available": kept()}}),
         }
-        refused = dict(self.refusal_log.counts)
+
+    def _report(self) -> Report:
         return report(
             self.gateway.providers,
-            {**self.gateway.get_metrics(), "refused": refused, "keys": keys},
+            self.get_metrics(),
             self.recent_events.recent,
             latency=self.recent_events.latency(),
             at=self.clock.wall(),
@@ -151,7 +216,9 @@ class Service:
         """
         if not any(provider.name == name for provider in self.gateway.providers):
             raise ConfigurationError(f"There is no provider named {name!r}.")
-        self.shared.order(name, orjson.dumps({"order": order, "by": by}))
+        content = orjson.dumps({"order": order, "by": by})
+        self.shared.order(name, content)
+        await self.keep_order(name, None if order == "auto" else content)
 
     def _carry_out(self, name: str, content: bytes) -> None:
         given = orjson.loads(content)
@@ -177,22 +244,33 @@ class Service:
         """Whether no request is in flight."""
         return not self._uses
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[AsyncGateway]:
-        """Give the gateway to one request: it is not closed before the request has ended."""
+    def take(self) -> AsyncGateway:
+        """Take the gateway for one request: it is not closed before it is given back."""
         gateway = self.gateway
         self._uses[gateway] = self._uses.get(gateway, 0) + 1
+        return gateway
+
+    def give_back(self, gateway: AsyncGateway) -> None:
+        """Give the gateway back that a request has taken."""
+        self._uses[gateway] -= 1
+        if not self._uses[gateway]:
+            del self._uses[gateway]
+            self._left.set()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[AsyncGateway]:
+        """Take the gateway for a block."""
+        gateway = self.take()
         try:
             yield gateway
         finally:
-            self._uses[gateway] -= 1
-            if not self._uses[gateway]:
-                del self._uses[gateway]
-                self._left.set()
+            self.give_back(gateway)
 
     async def replace(self, gateway: AsyncGateway) -> AsyncGateway:
         """Answer with another gateway from now on. Returns the old one when it is not in use."""
         old, self.gateway = self.gateway, gateway
+        if gateway.fleet is not old.fleet:
+            self.access = self.access.successor(self.settings, gateway.fleet.leases)
         while self._uses.get(old):
             self._left.clear()
             await self._left.wait()

@@ -13,21 +13,35 @@ variable counts as unset.
 from __future__ import annotations
 
 from aigateway.settings.fields import KeyFunction, checked_key, is_token, suggestion
-from aigateway.settings.gateway import GatewaySettings
+from aigateway.settings.gateway import GatewaySettings, TokenPrices
 from aigateway.settings.provider import LLMConfig, ProviderType
 from aigateway.settings.server import ApiKey, ServerSettings
-from aigateway.settings.sources import load_providers, settings_file
+from aigateway.settings.sources import (
+    FoundProvider,
+    environment_providers,
+    load_providers,
+    place_of_variable,
+    read_providers,
+    settings_file,
+    variable_value,
+)
 
 __all__ = [
     "ApiKey",
+    "FoundProvider",
     "GatewaySettings",
     "KeyFunction",
     "LLMConfig",
     "ProviderType",
     "ServerSettings",
+    "TokenPrices",
     "checked_key",
+    "environment_providers",
     "is_token",
     "load_providers",
+    "place_of_variable",
+    "read_providers",
     "settings_file",
     "suggestion",
+    "variable_value",
 ]

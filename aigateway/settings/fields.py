@@ -17,8 +17,10 @@ from aigateway.errors import ConfigurationError
 from aigateway.settings.secrets import keep_secret
 
 __all__ = [
+    "CacheUrl",
     "Count",
     "CountOrZero",
+    "DollarsOrZero",
     "Frozen",
     "Header",
     "Key",
@@ -99,6 +101,23 @@ def _url(url: str) -> str:
     return url.rstrip("/?#")
 
 
+def _cache_url(url: str) -> str:
+    scheme, _, path = url.partition("://")
+    if url == "memory://":
+        return url
+    if scheme in {"redis", "rediss", "valkey"}:
+        raise ValueError("answers are in the Redis of redis_url; leave cache_url out")
+    if path == "/:memory:":
+        raise ValueError('is no file; "memory://" keeps answers in memory alone')
+    if scheme != "sqlite" or not path.startswith("/") or path.endswith("/") or "?" in path:
+        raise ValueError(
+            'must be a file like "sqlite:///cache.db", with four slashes if its path is absolute,'
+            ' or "memory://"'
+        )
+    return url
+
+
+CacheUrl = Annotated[str, AfterValidator(_cache_url)]
 Label = Annotated[str, AfterValidator(_label)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
 KeyFunction = Callable[[], str | Awaitable[str]]
@@ -108,6 +127,7 @@ Header = Annotated[str, AfterValidator(_header)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seconds = Positive
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+DollarsOrZero = SecondsOrZero
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -143,7 +163,11 @@ class Frozen(BaseModel):
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean "..."?` if a known name resembles `name`, else an empty text."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if not near:  # "budgt" is near the first word of "budget_usd" only
+        words = {each.partition("_")[0]: each for each in reversed(names)}
+        near = [words[word] for word in difflib.get_close_matches(name, list(words), n=1)]
     return f'; did you mean "{near[0]}"?' if near else ""
 
 
@@ -160,7 +184,12 @@ def explain(error: ValidationError, places: Mapping[str, str] | None = None) -> 
     problems = []
     for detail in error.errors(include_url=False, include_input=False, include_context=False):
         message = detail["msg"].removeprefix("Value error, ")
-        field = ".".join(map(str, detail["loc"]))
+        if detail["type"] == "extra_forbidden":
+            message = "there is no such setting; leave it out, or correct its name"
+        parts = [str(part) for part in detail["loc"] if "[" not in str(part)]  # else pydantic's own
+        if parts[1:] == ["callable"]:
+            continue  # of a key that may also be a function; the other kind says what is wrong
+        field = ".".join(parts)
         place = (places or {}).get(field.partition(".")[0])
         given = f" ({place})" if place else ""
         problems.append(f"{field}{given}: {message}" if field else message)

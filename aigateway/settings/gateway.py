@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from aigateway.settings.fields import Count, CountOrZero, Percent, Positive, Seconds, SecondsOrZero
+from aigateway.settings.fields import (
+    CacheUrl,
+    Count,
+    CountOrZero,
+    DollarsOrZero,
+    Frozen,
+    Percent,
+    Positive,
+    Seconds,
+    SecondsOrZero,
+)
+from aigateway.settings.redis_url import RedisUrl
 from aigateway.settings.sources import PREFIX, TableSettings
 
-__all__ = ["GatewaySettings"]
+__all__ = ["GatewaySettings", "TokenPrices"]
+
+
+class TokenPrices(Frozen):
+    """US dollars per million tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    input: DollarsOrZero
+    output: DollarsOrZero
 
 
 class GatewaySettings(TableSettings):
@@ -26,7 +46,8 @@ class GatewaySettings(TableSettings):
 
     table = "gateway"
     _broken_json = (
-        f"agent_ttls: {PREFIX}AGENT_TTLS must be a JSON object; "
+        f"agent_ttls, default_prices: {PREFIX}AGENT_TTLS and {PREFIX}DEFAULT_PRICES must be JSON"
+        " objects; "
         f"middleware: {PREFIX}MIDDLEWARE must be a JSON list"
     )
     model_config = SettingsConfigDict(env_prefix=PREFIX)
@@ -108,6 +129,12 @@ class GatewaySettings(TableSettings):
     """Seconds an answer stays in the cache."""
     cache_max_entries: Count = 1000
     """Answers in the cache; the least recently used is evicted first."""
+    cache_url: CacheUrl | None = None
+    """Where answers are remembered beside memory: `sqlite:///cache.db` (relative) or
+    `sqlite:////var/cache/cache.db` is a file, for scripts and notebooks, that several processes may
+    use. `memory://` is memory alone. If it is not set, it is the Redis of `redis_url`, if any."""
+    cache_max_bytes: Annotated[int, Field(ge=10_000_000)] = 1_073_741_824
+    """Largest size of that file; the least recently used answers are dropped first."""
     agent_ttls: dict[str, Seconds] = Field(default_factory=dict)
     """Seconds an answer stays in the cache, by agent name; in the environment a JSON object. The
     entries of all sources are merged."""
@@ -121,6 +148,11 @@ class GatewaySettings(TableSettings):
     batches count only for batches."""
     max_prompt_bytes: Count = 10_000_000
     """Longest prompt, in bytes of its messages as UTF-8 JSON."""
+    freeze_gc: bool = False
+    """Whether `gc.freeze()` is called once, when litellm has been loaded. Python's garbage
+    collector then skips what exists at that time. Else each full collection walks all objects of
+    litellm, and stops the event loop for 0.3 seconds. If it is not set, `aigateway serve` and
+    `aigateway batch` call it."""
     log_prompts: bool = False
     """Whether prompts and answers are written to the log."""
     middleware: tuple[str, ...] = ()
@@ -128,10 +160,26 @@ class GatewaySettings(TableSettings):
     list. `AsyncGateway(middleware=...)` takes precedence."""
     middleware_timeout: Seconds = 5.0
     """Seconds that one call of a middleware may take; then the request fails."""
+    default_prices: TokenPrices | None = None
+    """Prices of models whose price is not known, as `{input = 0.5, output = 1.5}`: US dollars per
+    million tokens; in the environment a JSON object. A provider's own prices in `extra` and
+    litellm's price map come first. Without it, requests of keys with a budget do not go to
+    providers without a price."""
+    redis_url: RedisUrl | None = None
+    """The Redis or Valkey through which processes share limits, circuits and answers: `redis://`,
+    `rediss://` (TLS), with user and password, `redis+cluster://`, `redis+sentinel://`. Needs the
+    extra `[redis]`."""
+    fleet_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "default"
+    """Processes with the same `redis_url` and this name are one fleet."""
 
     def seconds_for(self, *, thinks: bool) -> float:
         """Return the seconds for a request that sets no timeout."""
         return self.timeout + self.thinking_timeout * thinks
+
+    def with_defaults(self, **defaults: Any) -> Self:
+        """Return these settings with other defaults: what is set stays."""
+        unset = {name: defaults[name] for name in defaults.keys() - self.model_fields_set}
+        return self.model_copy(update=unset)
 
     @model_validator(mode="after")
     def _leave_room_for_failover(self) -> Self:

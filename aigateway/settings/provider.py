@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Hashable, Iterable, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BeforeValidator,
@@ -39,7 +40,14 @@ from aigateway.settings.fields import (
 )
 from aigateway.settings.secrets import keep_secret
 
-__all__ = ["VENDORS", "LLMConfig", "ProviderType", "Vendor"]
+__all__ = [
+    "VENDORS",
+    "LLMConfig",
+    "ProviderType",
+    "Vendor",
+    "default_name",
+    "with_distinct_names",
+]
 
 _AZURE_API_VERSION = "2024-10-21"
 
@@ -114,7 +122,7 @@ class LLMConfig(Frozen):
     """Providers with higher priority are asked first; equal ones share the load."""
     name: Label = ""
     """Names the provider in metrics, logs and errors. Default: `provider/model`; for LITELLM the
-    model string."""
+    model string. A gateway that has this default already adds `#2`, `#3`, ..."""
     aliases: tuple[Label, ...] = ()
     """Other names by which a caller may ask for this model."""
     operations: Annotated[frozenset[Operation], Field(min_length=1)] | None = None
@@ -160,7 +168,8 @@ class LLMConfig(Frozen):
 
         def __init__(
             self,
-            provider: ProviderType | str,
+            provider: ProviderType
+            | Literal["openai", "azure", "gemini", "anthropic", "openai_compatible", "litellm"],
             model: str,
             *,
             api_key: str | SecretStr | KeyFunction | None = None,
@@ -220,6 +229,8 @@ class LLMConfig(Frozen):
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         # A function's own repr may show what it was made with.
         for name, value in super().__repr_args__():
+            if name not in self.model_fields_set or (name == "name" and _is_unnamed(self)):
+                continue
             yield name, "<function>" if name == "api_key" and callable(value) else value
 
     @model_validator(mode="after")
@@ -227,8 +238,7 @@ class LLMConfig(Frozen):
         problem = _misfit(self)
         if problem is not None:
             raise ValueError(problem)
-        litellm = self.provider is ProviderType.LITELLM
-        name = self.name or (self.model if litellm else f"{self.provider}/{self.model}")
+        name = self.name or default_name(self)
         base, version = _address(self)
         for field, value in (("name", name), ("api_base", base), ("api_version", version)):
             object.__setattr__(self, field, value)  # not frozen yet
@@ -236,6 +246,94 @@ class LLMConfig(Frozen):
             keep_secret((self.api_key.get_secret_value(),))
         keep_secret(value.rpartition(" ")[2] for value in self.headers.values())
         return self
+
+
+def default_name(config: LLMConfig) -> str:
+    """Return the name of a provider that is given none."""
+    if config.provider is ProviderType.LITELLM:
+        return config.model
+    return f"{config.provider}/{config.model}"
+
+
+def with_distinct_names(
+    configs: Iterable[LLMConfig],
+    *,
+    among: Iterable[LLMConfig] = (),
+    before: Iterable[LLMConfig] = (),
+) -> tuple[LLMConfig, ...]:
+    """Return providers with a name each: `#2`, `#3`, ... follow default names that are taken.
+
+    Args:
+        configs: The providers.
+        among: Those that are there already.
+        before: Those that these replace. The same vendor, model, key, address and options keeps its
+            name.
+
+    Raises:
+        ConfigurationError: A name that was given is taken, or a provider is there already with the
+            same key, address and options.
+    """
+    taken = {config.name: config for config in among}
+    kept = {_account(config): config.name for config in before if _is_unnamed(config)}
+    configs = list(configs)
+    given = {config.name: config for config in configs if not _is_unnamed(config)}
+    reserved = [kept.get(_account(c), "") if _is_unnamed(c) else "" for c in configs]
+    reserved = ["" if name in given else name for name in reserved]
+    named = []
+    for place, config in enumerate(configs):
+        name = reserved[place] or config.name
+        if kept and not reserved[place] and _is_unnamed(config):
+            name = default_name(config)
+        if not _is_unnamed(config):
+            if name in taken:
+                raise ConfigurationError(
+                    f"Two providers are named {name!r}; give one of them another `name`."
+                )
+        elif name in taken or name in given or name in reserved[place + 1 :]:
+            _refuse_twin(config, [*taken.values(), *filter(None, [given.get(name)])])
+            name = _free_name(default_name(config), {*taken, *given, *reserved})
+        taken[name] = _named(config, name)
+        named.append(taken[name])
+    return tuple(named)
+
+
+def _named(config: LLMConfig, name: str) -> LLMConfig:
+    if name != config.name:
+        config = config.model_copy()
+        object.__setattr__(config, "name", name)  # still a name that was not given
+    return config
+
+
+def _is_unnamed(config: LLMConfig) -> bool:
+    return "name" not in config.model_fields_set
+
+
+def _account(config: LLMConfig) -> tuple[Hashable, ...]:
+    """Return what tells a provider from others of its vendor and model."""
+    address = config.api_base, config.api_version
+    beside = _hashable(config.headers), _hashable(config.extra)
+    return config.provider, config.model, config.api_key, *address, *beside
+
+
+def _hashable(value: Any) -> Hashable:
+    if isinstance(value, Mapping):
+        return frozenset((name, _hashable(each)) for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    return value if isinstance(value, Hashable) else repr(value)
+
+
+def _refuse_twin(config: LLMConfig, others: Iterable[LLMConfig]) -> None:
+    for other in others:
+        if _account(other) == _account(config):
+            raise ConfigurationError(
+                f"Two providers are named {other.name!r}, with the same model, key, address and"
+                " options; leave one out, or give it another key, another address or a `name`."
+            )
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    return next(n for n in (f"{name}#{i}" for i in itertools.count(2)) if n not in taken)
 
 
 _SET_BY_THE_GATEWAY = frozenset(

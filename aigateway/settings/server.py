@@ -5,15 +5,39 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import SettingsConfigDict
 
-from aigateway.settings.fields import Count, Frozen, Label, Positive, Seconds, SecondsOrZero
-from aigateway.settings.sources import SERVER_PREFIX, TableSettings
+from aigateway.settings.fields import (
+    Count,
+    Frozen,
+    Label,
+    Positive,
+    Seconds,
+    SecondsOrZero,
+    explain,
+    unknown_name,
+)
+from aigateway.settings.sources import SERVER_PREFIX, TableSettings, expanded, settings_file
 
-__all__ = ["DECIDED_BY_SERVICE", "ApiKey", "ServerSettings", "decides_route"]
+__all__ = ["AUTO", "DECIDED_BY_SERVICE", "IN_MEMORY", "ApiKey", "ServerSettings", "decides_route"]
+
+AUTO = "auto"
+"""The model of a client that has to name one and means any."""
+
+IN_MEMORY = ":memory:"
+"""As `state_dir`: nothing is kept."""
 
 DECIDED_BY_SERVICE = (
     "api_base",
@@ -70,6 +94,12 @@ def _not_admin(name: str) -> str:
     return name
 
 
+def _directory(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError('must be a directory, or ":memory:"')
+    return name
+
+
 Digest = Annotated[str, AfterValidator(_digest)]
 """The SHA-256 of a key, in hexadecimal digits, so that the key itself is stored nowhere."""
 
@@ -83,6 +113,7 @@ class ApiKey(Frozen):
         budget_usd: US dollars that its requests may cost in a day (UTC); None is no limit.
         rpm: Requests that it may begin in any 60 seconds; None is no limit.
         models: Models, names and aliases that it may request; None is all.
+        monitor: Whether it sees what every key has used, as the admin's key does: for Prometheus.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -92,6 +123,21 @@ class ApiKey(Frozen):
     budget_usd: Positive | None = None
     rpm: Count | None = None
     models: tuple[Label, ...] | None = None
+    monitor: bool = False
+
+
+def _read_key(place: int, given: object) -> object:
+    if not isinstance(given, Mapping):
+        return given
+    problem = unknown_name("setting", given, ApiKey.model_fields)
+    if problem is None:
+        try:
+            return ApiKey(**given)
+        except ValidationError as error:
+            problem = explain(error)
+    name = given.get("name")
+    which = f"the key {name!r}" if isinstance(name, str) else f"key number {place + 1}"
+    raise ValueError(f"{which}: {problem}")
 
 
 class ServerSettings(TableSettings):
@@ -121,6 +167,10 @@ class ServerSettings(TableSettings):
     """SHA-256 of the key that may also force circuits open and closed."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call the service from a browser; "*" is all."""
+    state_dir: Annotated[str, AfterValidator(_directory)] | None = None
+    """The directory of `aigateway-state.sqlite`, which keeps accounts, usage, forced circuits and
+    what was learned of prices and latencies over a restart; on a local disk. Default: that of
+    `aigateway.toml`. ":memory:" keeps nothing."""
     max_body_bytes: Count = 20_000_000
     """Longest body of a request in bytes; a longer one is rejected with 413."""
     request_timeout: Seconds = 120.0
@@ -157,6 +207,14 @@ class ServerSettings(TableSettings):
     process needs OpenTelemetry providers: run it as `opentelemetry-instrument aigateway serve`."""
 
     @property
+    def state_directory(self) -> Path | None:
+        """Return the directory of the state; None if nothing is kept."""
+        if self.state_dir == IN_MEMORY:
+            return None
+        beside = settings_file().parent
+        return beside if self.state_dir is None else beside / expanded(self.state_dir)
+
+    @property
     def is_local(self) -> bool:
         """Return whether only this machine can reach the service."""
         if self.host == "localhost":
@@ -165,6 +223,14 @@ class ServerSettings(TableSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _read_keys(cls, given: object) -> object:
+        """Name the key that is wrong: of several, the place does not say which that is."""
+        if not isinstance(given, list | tuple):
+            return given
+        return [_read_key(place, key) for place, key in enumerate(given)]
 
     @field_validator("cors_origins")
     @classmethod

@@ -9,7 +9,8 @@ import contextlib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -25,14 +26,26 @@ from pydantic_settings import (
 
 from aigateway.errors import ConfigurationError
 from aigateway.settings.fields import Frozen, explain, suggestion, unknown_name
-from aigateway.settings.provider import VENDORS, LLMConfig, ProviderType, Vendor
+from aigateway.settings.provider import (
+    VENDORS,
+    LLMConfig,
+    ProviderType,
+    Vendor,
+    with_distinct_names,
+)
 
 __all__ = [
     "PREFIX",
     "SERVER_PREFIX",
+    "FoundProvider",
     "TableSettings",
+    "environment_providers",
+    "expanded",
     "load_providers",
+    "place_of_variable",
+    "read_providers",
     "settings_file",
+    "variable_value",
 ]
 
 PREFIX = "AIGATEWAY_"
@@ -47,12 +60,19 @@ class _Variables:
     A class and not a dict, so that a traceback printed with its locals shows no key.
     """
 
-    __slots__ = ("_values",)
+    __slots__ = ("_environment", "_values")
 
     def __init__(self, env: Mapping[str, str] | None = None, dotenv: Path | None = None) -> None:
         found = {name: value for name, value in _read_dotenv(dotenv).items() if value}
-        found |= {n: v for n, v in (os.environ if env is None else env).items() if v}
-        self._values = found
+        environment = {n: v for n, v in (os.environ if env is None else env).items() if v}
+        self._environment = frozenset(environment)
+        self._values = found | environment
+
+    def place(self, name: str) -> str | None:
+        """Return where the variable is set, without its value; None if it is not."""
+        if name not in self._values:
+            return None
+        return f"{name} in {'the environment' if name in self._environment else '.env'}"
 
     def get(self, name: str) -> str | None:
         """Return the value; None if it is unset or empty."""
@@ -92,7 +112,7 @@ class _File:
 
     def __init__(self, variables: _Variables, path: Path | None = None) -> None:
         named = path or variables.get(_CONFIG_VARIABLE)
-        self.path = _expanded(named or _TOML_NAME)
+        self.path = expanded(named or _TOML_NAME)
         self.tables: dict[str, dict[str, Any]] = {"gateway": {}, "server": {}}
         self.providers: list[dict[str, Any]] = []
         if not named and not self.path.is_file():
@@ -114,16 +134,35 @@ class _File:
             )
 
 
+def place_of_variable(name: str) -> str | None:
+    """Return where a variable is set ("NAME in .env"), without its value; None if it is not.
+
+    Raises:
+        ConfigurationError: `.env` cannot be read.
+    """
+    return _Variables().place(name)
+
+
+def variable_value(name: str) -> str | None:
+    """Return a variable that holds no secret, from the environment or `.env`; None if not set.
+
+    Raises:
+        ConfigurationError: `.env` cannot be read.
+    """
+    return _Variables().get(name)
+
+
 def settings_file() -> Path:
     """Return where `aigateway.toml` is looked for, whether it exists or not.
 
     Raises:
         ConfigurationError: `.env`, which may name the file, cannot be read.
     """
-    return _expanded(_Variables().get(_CONFIG_VARIABLE) or _TOML_NAME)
+    return expanded(_Variables().get(_CONFIG_VARIABLE) or _TOML_NAME)
 
 
-def _expanded(name: str | Path) -> Path:
+def expanded(name: str | Path) -> Path:
+    """Return a path with `~` as the home directory that it stands for."""
     path = Path(name)
     with contextlib.suppress(RuntimeError):  # no such user, so no such file
         return path.expanduser()
@@ -140,7 +179,7 @@ def _read_dotenv(path: Path | None) -> dict[str, str | None]:
         return {}
     try:
         # A stream, not a path: a missing path would silently be empty.
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:
             return dotenv_values(stream=stream)
     except UnicodeDecodeError:
         problem = "is not UTF-8; save it as that"
@@ -151,13 +190,15 @@ def _read_dotenv(path: Path | None) -> dict[str, str | None]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows may write a mark
     except tomllib.TOMLDecodeError as error:  # its text holds no values
         problem = f"is not valid TOML: {error}; correct that line"
     except UnicodeDecodeError:
         problem = "is not UTF-8; save it as that"
     except OSError as error:
-        problem = f"cannot be read ({error.strerror}); correct {_CONFIG_VARIABLE} or the file"
+        problem = (
+            f"cannot be read ({error.strerror}); correct --config, {_CONFIG_VARIABLE} or the file"
+        )
     except (RecursionError, ValueError):  # also of a path with a NUL in it
         problem = "cannot be read: it is nested too deeply, or a number in it is too long"
     raise ConfigurationError(f"{path} {problem}.")
@@ -174,7 +215,7 @@ class TableSettings(Frozen, BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         env_file=".env",
-        env_file_encoding="utf-8",
+        env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
         dotenv_filtering="only_existing",
         extra="ignore",  # unknown names are rejected below, with the place they were read from
@@ -195,7 +236,7 @@ class TableSettings(Frozen, BaseSettings):
                 try:
                     super().__init__(**values)
                 except ValidationError as error:
-                    problem = explain(error, self._places(values))
+                    problem = explain(error, self.places(values))
                 except (SettingsError, RecursionError):
                     problem = self._broken_json
             if problem is not None:  # raised here, so that pydantic's error is not its context
@@ -234,15 +275,37 @@ class TableSettings(Frozen, BaseSettings):
         return init_settings, env_settings, dotenv_settings, table
 
     @classmethod
-    def _places(cls, keywords: Iterable[str]) -> dict[str, str]:
-        """Return where each setting that is not a default was read."""
+    def places(cls, keywords: Iterable[str] = ()) -> dict[str, str]:
+        """Return where each setting that is not a default was read.
+
+        Args:
+            keywords: Fields that are given by keyword.
+
+        Raises:
+            ConfigurationError: A file cannot be read.
+        """
         variables = _Variables()
         file = _File(variables)
         prefix = cls.model_config["env_prefix"]
         places = dict.fromkeys(file.tables[cls.table], str(file.path))
         for name in variables.with_prefix(prefix):
-            places[name[len(prefix) :].lower()] = f"{name} in the environment or .env"
+            places[name[len(prefix) :].lower()] = f"{variables.place(name)}"
         return places | dict.fromkeys(keywords, "keyword")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundProvider:
+    """A provider, and where it was read; nothing of this shows a key.
+
+    Attributes:
+        config: The provider.
+        place: The table of the file, or the variables.
+        key_place: Where its key was read; None if it has none.
+    """
+
+    config: LLMConfig
+    place: str
+    key_place: str | None
 
 
 def load_providers(
@@ -270,20 +333,51 @@ def load_providers(
     """
     variables = _Variables(env, dotenv)
     del env  # a traceback printed with its locals would show its keys
-    file = _File(variables, toml)
-    if file.providers:
-        return tuple(
-            _from_table(f"{file.path}, providers[{index}]", table, variables)
-            for index, table in enumerate(file.providers)
-        )
-    return tuple(
-        _from_variables(provider, vendor, variables)
-        for provider, vendor in VENDORS.items()
-        if variables.get(f"{vendor.prefix}API_KEY") is not None
-    )
+    return tuple(found.config for found in _providers(variables, _File(variables, toml)))
 
 
-def _from_variables(provider: ProviderType, vendor: Vendor, variables: _Variables) -> LLMConfig:
+def read_providers() -> tuple[FoundProvider, ...]:
+    """Read what `load_providers` reads, with the places.
+
+    Raises:
+        ConfigurationError: As `load_providers`.
+    """
+    variables = _Variables()
+    return _providers(variables, _File(variables))
+
+
+def environment_providers() -> tuple[FoundProvider, ...]:
+    """Return the providers that the environment and `.env` configure without a file.
+
+    Raises:
+        ConfigurationError: As `load_providers`.
+    """
+    return tuple(_environment_providers(_Variables()))
+
+
+def _providers(variables: _Variables, file: _File) -> tuple[FoundProvider, ...]:
+    if not file.providers:
+        return tuple(_environment_providers(variables))
+    found = [
+        _from_table(f"{file.path}, providers[{index}]", table, variables)
+        for index, table in enumerate(file.providers)
+    ]
+    named = with_distinct_names([provider.config for provider in found])
+    return tuple(replace(p, config=config) for p, config in zip(found, named, strict=True))
+
+
+def _environment_providers(variables: _Variables) -> Iterator[FoundProvider]:
+    for provider, vendor in VENDORS.items():
+        name = f"{vendor.prefix}API_KEY"
+        if variables.get(name) is not None:
+            place = f"{vendor.prefix}* variables (environment or .env)"
+            config = _from_variables(provider, vendor, variables, place)
+            yield FoundProvider(config, place, variables.place(name))
+
+
+def _from_variables(
+    provider: ProviderType, vendor: Vendor, variables: _Variables, place: str
+) -> LLMConfig:
     prefix = vendor.prefix
     model = variables.get(f"{prefix}MODEL") or vendor.model
     bases = (variables.get(prefix + name) for name in vendor.bases)
@@ -307,12 +401,17 @@ def _from_variables(provider: ProviderType, vendor: Vendor, variables: _Variable
             raise ConfigurationError(
                 f"{prefix}API_KEY is set without {missing}; set what is missing, or unset the key."
             )
-    return _build(f"{prefix}* variables (environment or .env)", fields)
+    return _build(place, fields)
 
 
-def _from_table(place: str, table: dict[str, Any], variables: _Variables) -> LLMConfig:
+def _from_table(place: str, table: dict[str, Any], variables: _Variables) -> FoundProvider:
     provider = table.get("provider")
+    problem = unknown_name("field", table, (*LLMConfig.model_fields, "api_key_env"))
+    if problem is not None:
+        table.clear()
+        raise ConfigurationError(f"{place}: {problem}")
     variable = table.pop("api_key_env", None)
+    key_place = f"{place}, api_key" if "api_key" in table else None
     if variable is not None:
         key = variables.key(variable) if isinstance(variable, str) else None
         if key is None or "api_key" in table:
@@ -324,10 +423,12 @@ def _from_table(place: str, table: dict[str, Any], variables: _Variables) -> LLM
                 f"{place}: api_key_env must name a variable that is set{which}, and stand without"
                 " api_key."
             )
-        table["api_key"] = key
-    elif "api_key" not in table and isinstance(provider, str) and provider in VENDORS:
-        table["api_key"] = variables.key(f"{VENDORS[ProviderType(provider)].prefix}API_KEY")
-    return _build(place, table)
+    elif key_place is None and isinstance(provider, str) and provider in VENDORS:
+        variable = f"{VENDORS[ProviderType(provider)].prefix}API_KEY"
+    if variable is not None:
+        table["api_key"] = variables.key(variable)
+        key_place = variables.place(variable)
+    return FoundProvider(_build(place, table), place, key_place)
 
 
 def _build(place: str, fields: dict[str, Any]) -> LLMConfig:

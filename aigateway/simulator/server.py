@@ -54,6 +54,10 @@ class Simulator:
         self._control: LoopbackServer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    def __repr__(self) -> str:
+        vendors = " ".join(f"{vendor.name} {vendor.url}" for vendor in self._vendors)
+        return f"<Simulator {vendors or 'has not started'}>"
+
     @property
     def vendors(self) -> tuple[SimulatedVendor, ...]:
         """All vendors, in the order they were started."""

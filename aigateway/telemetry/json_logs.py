@@ -12,19 +12,28 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
 import orjson
 import structlog
 
+from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import GatewayError
-from aigateway.telemetry.log import SERVER_LOGGER
+from aigateway.events import RequestServed
+from aigateway.telemetry.log import (
+    SERVER_LOGGER,
+    LineHandler,
+    StructlogLane,
+    WaitingLines,
+    in_pieces,
+)
 
 __all__ = ["configure_json_logs", "configure_service_logs"]
 
@@ -62,7 +71,10 @@ def configure_json_logs(level: int | str = "INFO", stream: TextIO | None = None)
         raise ValueError(
             f"There is no log level {level!r}; use DEBUG, INFO, WARNING, ERROR or CRITICAL."
         )
-    out = _Lines(stream)
+    _configure(_Lines(stream), least)
+
+
+def _configure(out: _Lines, least: int) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -74,9 +86,10 @@ def configure_json_logs(level: int | str = "INFO", stream: TextIO | None = None)
         logger_factory=lambda *names: _Logger(out, names[0] if names else ""),
         cache_logger_on_first_use=False,
     )
+    StructlogLane(out.write_event, least)
     _silence_libraries()
     root = logging.getLogger()
-    root.handlers[:] = [_Handler(out)]
+    root.handlers[:] = [out.handler]
     root.setLevel(least)
     for name in _SERVERS:
         logger = logging.getLogger(name)
@@ -94,10 +107,9 @@ def configure_service_logs(*, as_json: bool) -> None:
     Other loggers write from WARNING on: at lower levels they repeat ours, and may quote secrets.
     """
     if as_json:
-        configure_json_logs("INFO")
+        _configure(_Lines(None, together=True), logging.INFO)
     else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(_TEXT))
+        handler = LineHandler(sys.stderr, _TEXT, _may_speak)
         logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
         logging.getLogger("aigateway").setLevel(logging.INFO)
         _silence_libraries()
@@ -125,21 +137,59 @@ def _may_speak(record: logging.LogRecord) -> bool:
 
 
 class _Lines:
-    """Writes whole lines."""
+    """Writes whole lines.
 
-    def __init__(self, stream: TextIO | None) -> None:
+    Args:
+        stream: Where to; None is the current `sys.stderr`.
+        together: Whether those of served requests are written many together.
+
+    Attributes:
+        handler: Writes records here. Its lock is held for each line; `logging` renews it in a fork.
+    """
+
+    def __init__(self, stream: TextIO | None, *, together: bool = False) -> None:
         self._stream = stream
+        self._together = together
+        self.handler = _Handler(self)
+        assert self.handler.lock is not None  # noqa: S101 - `logging.Handler` makes one
+        self._lock = self.handler.lock
+        self._waiting = WaitingLines(self._write_all, self._lock)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        try:
-            line = orjson.dumps(values, default=_name_of, option=orjson.OPT_NON_STR_KEYS).decode()
-        except TypeError:  # half an emoji, a number beyond 64 bits
-            line = json.dumps(values, default=_name_of)
+        with self._lock:
+            self.flush()
+            self._write_all((values,))
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        self._waiting.write()
+
+    def _write_all(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        texts = [_line(values) for values in lines]
         stream = sys.stderr if self._stream is None else self._stream
         # A closed stream must not fail a request.
         with contextlib.suppress(OSError, ValueError):
-            stream.write(line + "\n")
-            stream.flush()
+            for piece in in_pieces(texts):
+                stream.write("".join(texts[piece]))
+                stream.flush()
+
+    def write_event(self, values: MutableMapping[str, Any], level: str, logger: str) -> None:
+        """Write an event as structlog's bound loggers do, by the same processors."""
+        structlog.contextvars.merge_contextvars(None, level, values)
+        values["level"], values["logger"] = level, logger
+        waits = self._together and values.get("event") == RequestServed.name
+        with self._lock:  # from its time on
+            finished = _finished(values)
+            if not waits or not self._waiting.add(finished):
+                self.write(finished)
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    try:
+        line = orjson.dumps(values, default=_name_of, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # half an emoji, a number beyond 64 bits
+        line = json.dumps(values, default=_name_of)
+    return line + "\n"
 
 
 class _Logger:
@@ -166,11 +216,16 @@ def _rendered(
     _logger: Any, _method: str, values: MutableMapping[str, Any]
 ) -> tuple[tuple[dict[str, Any]], dict[str, Any]]:
     """Return the finished event, as the one argument of `_Logger`."""
+    return (_finished(values),), {}
+
+
+def _finished(values: MutableMapping[str, Any]) -> dict[str, Any]:
     error = values.pop("exc_info", None)
     fields = _in_order(values.pop("level"), values.pop("event", ""), values.pop("logger"))
     fields |= values
-    fields |= _of_error(sys.exc_info() if error is True else error)
-    return (fields,), {}
+    if error is not None:
+        fields |= _of_error(sys.exc_info() if error is True else error)
+    return fields
 
 
 class _Handler(logging.Handler):
@@ -195,6 +250,10 @@ class _Handler(logging.Handler):
         except Exception:  # noqa: BLE001 - a line that cannot be written must not fail its caller
             self.handleError(record)
 
+    def flush(self) -> None:
+        """Write the lines that wait; `logging.shutdown` asks for it."""
+        self._out.flush()
+
 
 def _event_of(record: logging.LogRecord) -> str:
     if record.name == _ACCESS:
@@ -204,9 +263,14 @@ def _event_of(record: logging.LogRecord) -> str:
 
 
 def _in_order(level: str, event: Any, logger: str, at: float | None = None) -> dict[str, Any]:
-    moment = dt.datetime.now(dt.UTC) if at is None else dt.datetime.fromtimestamp(at, dt.UTC)
-    stamp = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    at = SYSTEM_CLOCK.wall() if at is None else at
+    stamp = f"{_second(int(at))}.{int(at % 1 * 1000):03d}Z"
     return {"timestamp": stamp, "level": level, "event": event, "logger": logger}
+
+
+@functools.lru_cache(maxsize=1)  # many lines have the same
+def _second(at: int) -> str:
+    return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _access(record: logging.LogRecord) -> dict[str, Any]:

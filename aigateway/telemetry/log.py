@@ -10,16 +10,23 @@ of processors costs several times as much.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import select
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from enum import Enum
 from operator import attrgetter
-from typing import Any, get_args
+from typing import Any, Generic, TextIO, TypeVar, get_args
 
 import structlog
 
+from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ProviderFailure
 from aigateway.events import (
     ON_REQUEST,
@@ -27,6 +34,8 @@ from aigateway.events import (
     CircuitChanged,
     CircuitForced,
     Event,
+    FleetLost,
+    FleetRefused,
     LoopStalled,
     ProviderDegraded,
     ProviderDisabled,
@@ -35,17 +44,22 @@ from aigateway.events import (
     ProviderRecovered,
     RequestFailed,
     RequestRetrying,
+    RequestServed,
 )
 from aigateway.messages import Usage
 
-__all__ = ["SERVER_LOGGER", "LogHook", "log_event", "report_broken_hook"]
+__all__ = [
+    "SERVER_LOGGER", "LineHandler", "LogHook", "StructlogLane", "WaitingLines", "in_pieces",
+    "log_event", "report_broken_hook",
+]  # fmt: skip
 
 LOGGER_NAME = "aigateway"
 SERVER_LOGGER = "aigateway.server"
 
 _stdlib = logging.getLogger(LOGGER_NAME)
 # A library must not print; without this, warnings would reach stderr in an unconfigured process.
-_stdlib.addHandler(logging.NullHandler())
+_NOWHERE = logging.NullHandler()
+_stdlib.addHandler(_NOWHERE)
 
 _server = logging.getLogger(SERVER_LOGGER)
 
@@ -60,6 +74,8 @@ _LEVELS: dict[type, int] = {
     LoopStalled: logging.WARNING,
     CircuitChanged: logging.WARNING,
     CircuitForced: logging.WARNING,
+    FleetLost: logging.WARNING,
+    FleetRefused: logging.ERROR,
     RequestRetrying: logging.WARNING,
     RequestFailed: logging.ERROR,
 }
@@ -105,15 +121,28 @@ class LogHook:
     def on_event(self, event: Event) -> None:
         """Write one event."""
         kind = type(event)
+        self.write(kind, _VALUES[kind](event))
+
+    def write(self, kind: type[Event], values: Sequence[Any]) -> None:
+        """Write an event that need not be made.
+
+        Args:
+            kind: Its class.
+            values: Its name, and the values of its fields in order.
+        """
         level = _LEVELS.get(kind, logging.INFO)
         if structlog.is_configured():
             if kind in ON_REQUEST and not _structlog_shows_debug():
                 return  # made for another hook; too frequent to be formatted for nothing
-            name, *values = _plain(event)
-            named = dict(zip(_FIELDS[kind], values, strict=True))
-            structlog.get_logger(LOGGER_NAME).log(level, name, **named)
+            name, *plain = _plain(kind, values)
+            named = dict(zip(_FIELDS[kind], plain, strict=True))
+            if StructlogLane.latest is None or not StructlogLane.latest.write(level, name, named):
+                structlog.get_logger(LOGGER_NAME).log(level, name, **named)
         elif _stdlib.isEnabledFor(level):
-            _write(level, _LINES[kind] % _plain(event))
+            handlers = logging.root.handlers
+            lines = handlers[0] if handlers and kind is RequestServed else None
+            if type(lines) is not LineHandler or not lines.write_soon(values):
+                _write(level, _LINES[kind] % _plain(kind, values))
 
     def content(
         self, request_id: str, messages: Sequence[Mapping[str, Any]], texts: Sequence[str]
@@ -174,8 +203,213 @@ def log_event(
         _server.log(level, "%s: %s", event, message, exc_info=exc_info, extra=extra, stacklevel=2)
 
 
+_SOON_SECONDS = 0.05
+"""The line of a served request waits so long for others: to write one costs more than to make it,
+and each that comes alone makes the CPU forget what the requests need."""
+
+_MOST_WAITING = 256
+"""Lines that wait at most."""
+
+T = TypeVar("T")
+
+
+class WaitingLines(Generic[T]):
+    """Lines of served requests, which are written many together.
+
+    Args:
+        write: Writes them.
+        lock: Of what they go to, reentrant: no other line comes between taking and writing them.
+    """
+
+    def __init__(
+        self, write: Callable[[list[T]], object], lock: AbstractContextManager[object]
+    ) -> None:
+        self._write = write
+        self._lock = lock
+        self._lines: deque[T] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None  # whose timer writes them
+
+    def add(self, line: T) -> bool:
+        """Add a line, on the event loop's thread; return False where there is no loop."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        self._lines.append(line)
+        if len(self._lines) >= _MOST_WAITING:
+            self.write()
+        elif len(self._lines) == 1 or loop is not self._loop:
+            self._loop = loop
+            loop.call_later(_SOON_SECONDS, self.write)
+        return True
+
+    def write(self) -> None:
+        """Write what waits. A thread with a line of its own holds the lock for both."""
+        with self._lock:
+            if self._lines:
+                taken = [self._lines.popleft() for _ in range(len(self._lines))]
+                self._write(taken)
+
+
+def in_pieces(texts: Sequence[str]) -> Iterator[slice]:
+    """Return which lines to write at once, so that a pipe of several processes mixes none."""
+    first = size = 0
+    for place, text in enumerate(texts):
+        length = len(text) if text.isascii() else len(text.encode(errors="replace"))
+        if size + length > select.PIPE_BUF and place > first:
+            yield slice(first, place)
+            first, size = place, 0
+        size += length
+    yield slice(first, len(texts))
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """The one handler of a process that logs text. Finished lines need no record.
+
+    The lines of served requests are written many together, before any other line is: all stand in
+    the order of their times, and `logging.shutdown` writes the last.
+
+    Args:
+        stream: Where to.
+        form: Of a line: what `logging.Formatter` takes, of `asctime`, `levelname`, `process` and
+            `message`.
+        may_write: Its filter.
+    """
+
+    def __init__(
+        self, stream: TextIO, form: str, may_write: Callable[[logging.LogRecord], bool]
+    ) -> None:
+        super().__init__(stream)
+        self.setFormatter(logging.Formatter(form))
+        self.addFilter(may_write)
+        self._form = form + self.terminator
+        self._filters = [may_write]
+        self._second, self._shown = -1, ""
+        assert self.lock is not None  # noqa: S101 - `logging.Handler` makes one
+        self._lock = self.lock
+        self._waiting = WaitingLines(self._write_together, self._lock)
+
+    def write_line(self, level: int, line: str) -> bool:
+        """Write a line of `LOGGER_NAME`; return False if it has to take the way of a record.
+
+        That is so where something else may see the record: another handler, a filter, an
+        application's own kind of record.
+        """
+        with self._lock:
+            self._waiting.write()
+            if not self._sees_alone(level):
+                return False
+            return self._write(self._finished(level, SYSTEM_CLOCK.wall(), line))
+
+    def write_soon(self, values: Sequence[Any]) -> bool:
+        """Write the line of a `RequestServed` with those of the next moment.
+
+        Returns:
+            False where it has to be written at once: without a loop, or by the way of a record.
+        """
+        with self._lock:  # another thread's later line must not be written before this one waits
+            alone = self._sees_alone(logging.INFO)
+            return alone and self._waiting.add((SYSTEM_CLOCK.wall(), values))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, after the lines that wait."""
+        self._waiting.write()
+        super().emit(record)
+
+    def flush(self) -> None:
+        """Write the lines that wait, and flush the stream."""
+        self._waiting.write()
+        super().flush()
+
+    def _sees_alone(self, level: int) -> bool:
+        """Return whether nothing but this handler would see a record."""
+        return (
+            logging.root.handlers == [self]
+            and _stdlib.handlers == [_NOWHERE]
+            and _stdlib.propagate
+            and not _stdlib.filters
+            and self.filters == self._filters
+            and level >= self.level
+            and logging.getLogRecordFactory() is logging.LogRecord
+        )
+
+    def _finished(self, level: int, at: float, line: str) -> str:
+        second = int(at)
+        if second != self._second:
+            self._second, shown = second, time.localtime(second)
+            self._shown = time.strftime(logging.Formatter.default_time_format, shown)
+        return self._form % {
+            "asctime": f"{self._shown},{int((at - second) * 1000):03d}",
+            "levelname": logging.getLevelName(level),
+            "process": os.getpid(),
+            "message": line,
+        }
+
+    def _write(self, text: str) -> bool:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except Exception:  # noqa: BLE001 - the way of a record fails likewise, and reports that
+            return False
+        return True
+
+    def _write_together(self, served: list[tuple[float, Sequence[Any]]]) -> None:
+        lines = [_LINES[RequestServed] % _plain(RequestServed, values) for _, values in served]
+        texts = [
+            self._finished(logging.INFO, at, line)
+            for (at, _), line in zip(served, lines, strict=True)
+        ]
+        for piece in in_pieces(texts):
+            alone = self._sees_alone(logging.INFO)
+            if not alone or not self._write("".join(texts[piece])):
+                for line in lines[piece]:
+                    _handle(logging.INFO, line)
+
+
+class StructlogLane:
+    """The short way of events into a configuration of structlog that this package has made.
+
+    Bound loggers cost several times as much as the processors that they call.
+
+    Args:
+        finish: Writes an event's values, the name of its level and that of its logger.
+        level: The lowest one that is written.
+
+    Attributes:
+        latest: The one whose configuration was made last.
+    """
+
+    latest: StructlogLane | None = None
+
+    def __init__(
+        self, finish: Callable[[MutableMapping[str, Any], str, str], object], level: int
+    ) -> None:
+        self._finish = finish
+        self._level = level
+        made = structlog.get_config()
+        self._made = made | {"processors": list(made["processors"])}
+        StructlogLane.latest = self
+
+    def write(self, level: int, name: str, values: dict[str, Any]) -> bool:
+        """Write an event of `LOGGER_NAME`; return False if there is another configuration now."""
+        if structlog.get_config() != self._made:
+            return False
+        if level >= self._level:
+            values["event"] = name
+            self._finish(values, logging.getLevelName(level).lower(), LOGGER_NAME)
+        return True
+
+
 def _write(level: int, line: str) -> None:
     """Pass a finished line to the logger, without a walk up the stack: all come from here."""
+    handlers = logging.root.handlers
+    if handlers and type(handlers[0]) is LineHandler and handlers[0].write_line(level, line):
+        return
+    _handle(level, line)
+
+
+def _handle(level: int, line: str) -> None:
+    """Pass a finished line to the logger, as a record."""
     code = _write.__code__
     _stdlib.handle(
         _stdlib.makeRecord(
@@ -188,13 +422,12 @@ def _line(name: str, values: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value!r}" for key, value in {"event": name, **values}.items())
 
 
-def _plain(event: Event) -> tuple[Any, ...]:
-    """Return the event's name and the values of its fields."""
-    kind = type(event)
-    values = list(_VALUES[kind](event))
+def _plain(kind: type[Event], values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return an event's name and the values of its fields, as they are written."""
+    plain = list(values)
     for place in _MADE_PLAIN[kind]:
-        values[place] = _plain_value(values[place])
-    return tuple(values)
+        plain[place] = _plain_value(plain[place])
+    return tuple(plain)
 
 
 def _plain_value(value: Any) -> Any:

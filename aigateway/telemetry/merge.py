@@ -44,11 +44,15 @@ def _worst(values: Sequence[Any]) -> Any:
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("in_flight", "waiting", "entries"), _Rule(_total)),
     # Each process has limits of its own: all together may do so much.
-    **dict.fromkeys(("max_in_flight", "max_entries", "budget_usd"), _Rule(_total)),
+    **dict.fromkeys(("max_in_flight", "max_entries", "budget_usd", "rpm"), _Rule(_total)),
+    "requests_last_minute": _Rule(_total),
     # The highest percentile is an upper bound of the percentile of all.
     **dict.fromkeys(("p50", "p95", "p99", "consecutive_failures"), _Rule(max)),
     "wait_seconds": _Rule(min),
-    **dict.fromkeys(("active", "forced"), _Rule(any)),
+    # Of the fleet: each process has a connection of its own, and counts all of them.
+    "available": _Rule(all),
+    "members": _Rule(max),
+    **dict.fromkeys(("active", "forced", "shared"), _Rule(any)),
     **dict.fromkeys(("circuit_state", "state"), _Rule(_worst)),
     **dict.fromkeys(("degraded", "disabled_reason", "priority", "reason"), _Rule(_first)),
     # Worked out again from the sums.
@@ -77,6 +81,30 @@ def merge_metrics(
     present = dict.fromkeys(name for part in running for name in part["providers"])
     whole["providers"] = {name: whole["providers"][name] for name in present}
     whole["providers_active"] = sum(each["active"] for each in whole["providers"].values())
+    if "keys" in whole:
+        accounts = [[part["keys"] for part in each if "keys" in part] for each in (running, exited)]
+        whole["keys"] = {n: _account(n, key, *accounts) for n, key in whole["keys"].items()}
+    return whole
+
+
+def _account(
+    name: str,
+    summed: Mapping[str, Any],
+    running: Sequence[Mapping[str, Any]],
+    exited: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the account of one key. One that processes share is the same in each: no sum."""
+    whole = {figure: value for figure, value in summed.items() if figure not in {"shared", "day"}}
+    shared = [keys[name] for keys in running if keys.get(name, {}).get("shared")]
+    if shared:
+        bounded = ("rpm", "requests_last_minute") if _known("rpm", shared) else ()
+        for figure in ("budget_usd", *bounded):
+            whole[figure] = max(_known(figure, shared), default=None)
+        # Others hear within seconds of what one has spent: also of today, if it has just exited.
+        today = max(_known("day", shared), default=None)
+        of_exited = [keys[name] for keys in exited if name in keys]
+        late = [each for each in of_exited if today is not None and each.get("day") == today]
+        whole["spent_usd"] = max(_known("spent_usd", shared + late), default=None)
     return whole
 
 

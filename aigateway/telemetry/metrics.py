@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from typing import Any, get_args
+from typing import get_args
 
 from aigateway.errors import FailureKind
 from aigateway.events import Outcome
+from aigateway.figures import Percentiles, ProviderCounts, RequestMetrics
 from aigateway.messages import Usage
 
-__all__ = ["LatencyWindow", "Percentiles", "ProviderCounters", "RequestCounters"]
+__all__ = ["LatencyWindow", "ProviderCounters", "RequestCounters"]
 
 WINDOW = 512
 """Latencies that a window keeps."""
-
-Percentiles = dict[str, float]
-"""`{"p50": ..., "p95": ..., "p99": ...}`, in seconds."""
 
 
 class LatencyWindow:
     """The last `WINDOW` latencies, each with its time, and their percentiles."""
 
-    __slots__ = ("_latencies",)
+    __slots__ = ("_latencies", "_whole")
 
     def __init__(self) -> None:
         self._latencies: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._whole: Percentiles | None = None  # of all of them, once they have been asked for
 
     def __len__(self) -> int:
         return len(self._latencies)
@@ -36,6 +35,7 @@ class LatencyWindow:
     def add(self, seconds: float, at: float = 0.0) -> None:
         """Note one latency; the oldest goes."""
         self._latencies.append((seconds, at))
+        self._whole = None
 
     def percentiles(self, since: float = -math.inf) -> Percentiles | None:
         """Return the percentiles (nearest rank), or None without data.
@@ -43,14 +43,21 @@ class LatencyWindow:
         Args:
             since: Leave out latencies of before.
         """
-        ordered = sorted(seconds for seconds, at in self._latencies if at >= since)
-        if not ordered:
-            return None
-        last = len(ordered) - 1
-        return {
-            f"p{p}": round(ordered[min(last, max(0, -(-p * len(ordered) // 100) - 1))], 6)
-            for p in (50, 95, 99)
-        }
+        if since == -math.inf:
+            if self._whole is None:
+                self._whole = _percentiles([seconds for seconds, _ in self._latencies])
+            return None if self._whole is None else self._whole.copy()
+        return _percentiles([seconds for seconds, at in self._latencies if at >= since])
+
+
+def _percentiles(latencies: list[float]) -> Percentiles | None:
+    if not latencies:
+        return None
+    ordered, last = sorted(latencies), len(latencies) - 1
+    p50, p95, p99 = (
+        round(ordered[min(last, max(0, -(-p * len(ordered) // 100) - 1))], 6) for p in (50, 95, 99)
+    )
+    return {"p50": p50, "p95": p95, "p99": p99}
 
 
 class ProviderCounters:
@@ -97,7 +104,7 @@ class ProviderCounters:
         self.attempts += 1
         self.failures[kind] += 1
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> ProviderCounts:
         """Return plain values, fit for JSON."""
         return {
             "attempts": self.attempts,
@@ -114,13 +121,13 @@ class ProviderCounters:
 class RequestCounters:
     """How many requests there were, and how they ended. Invalid input does not count."""
 
-    __slots__ = ("ended", "total")
+    __slots__ = ("ended", "rejected", "total")
 
     def __init__(self) -> None:
-        self.total = 0
+        self.total = self.rejected = 0
         self.ended: dict[Outcome, int] = dict.fromkeys(get_args(Outcome), 0)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> RequestMetrics:
         """Return plain values, the documented keys first."""
         ended, total = self.ended, self.total
         return {
@@ -128,6 +135,7 @@ class RequestCounters:
             "cache_hits": ended["hit"],
             "cache_hit_rate_percent": round(100 * ended["hit"] / total, 2) if total else 0.0,
             "failures": ended["failed"],
+            "rejected": self.rejected,
             "stale_answers": ended["stale"],
             "coalesced": ended["coalesced"],
             "served": ended["served"],

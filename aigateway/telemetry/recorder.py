@@ -6,13 +6,21 @@ context, may give an attempt headers for the vendor, and gets the request and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeGuard, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeGuard, TypeVar, get_args
 
 from aigateway.clock import Clock
-from aigateway.errors import FailureKind, ProviderFailure
+from aigateway.errors import (
+    ConfigurationError,
+    FailureKind,
+    ProviderFailure,
+    RequestRejectedError,
+)
 from aigateway.events import (
+    MOST_UNCOUNTED,
     ON_REQUEST,
     AnswerDiscarded,
     AttemptEnded,
@@ -25,7 +33,9 @@ from aigateway.events import (
     RequestEnded,
     RequestFailed,
     RequestServed,
+    ServedCall,
 )
+from aigateway.figures import RequestMetrics
 from aigateway.messages import ChatRequest, Completion, EmbeddingRequest, Embeddings, Usage
 from aigateway.settings.secrets import tells_a_key
 from aigateway.telemetry.log import LogHook, report_broken_hook
@@ -34,7 +44,9 @@ from aigateway.telemetry.metrics import RequestCounters
 __all__ = [
     "AttemptTrace",
     "AttemptTraces",
+    "CallCounter",
     "Emitter",
+    "FirstAnswer",
     "RequestRecord",
     "RequestRecorder",
     "RequestTrace",
@@ -124,6 +136,38 @@ def _each(listeners: Iterable[L], call: Callable[[L], T]) -> list[T]:
     return [result for result in results if result is not None]
 
 
+# ── counters ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class CallCounter(Protocol):
+    """A hook that only counts the ends of attempts and requests.
+
+    Of a request that its first attempt served it gets no events, but a `ServedCall`: most requests
+    end so, and two events for each hook cost several times as much.
+
+    Attributes:
+        uncounted: What it has got; events too, in order.
+    """
+
+    uncounted: deque[Any]
+
+    def count(self) -> None:
+        """Count them, and empty `uncounted`."""
+
+
+def _is_counter(hook: object) -> TypeGuard[CallCounter]:
+    """Return whether a hook takes a `ServedCall`; a class that has its own `on_event` does not."""
+    kind = next((each for each in type(hook).__mro__ if "on_event" in vars(each)), object)
+    wanted = getattr(hook, "wants", None) or ()
+    return (
+        {"count", "wants"} <= vars(kind).keys()
+        and "on_event" not in getattr(hook, "__dict__", ())
+        and isinstance(getattr(hook, "uncounted", None), deque)
+        and AttemptEnded in wanted
+        and RequestEnded in wanted
+    )
+
+
 # ── events ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -133,30 +177,35 @@ class Emitter:
     Args:
         hooks: Of the application.
 
+    Raises:
+        ConfigurationError: One of them is no hook.
+
     Attributes:
         hooks: As given.
+        counters: Those of them that count calls.
+        is_followed: Whether another one listens to the end of each request and each attempt.
+        log: The log.
         tracers: Those of them that follow requests.
     """
 
-    __slots__ = ("_followed", "_listeners", "_log", "hooks", "tracers")
+    __slots__ = ("_listeners", "counters", "hooks", "is_followed", "log", "tracers")
 
     def __init__(self, hooks: Iterable[Hook] = ()) -> None:
-        self._log = LogHook()
-        self.hooks = tuple(hooks)
+        self.log = LogHook()
+        self.hooks = _checked(hooks)
         self.tracers: tuple[Tracer, ...] = tuple(hook for hook in self.hooks if _is_tracer(hook))
-        self._listeners: dict[type[Event], tuple[Hook, ...]] = {}
-        self._followed = bool(self.tracers) or any(
-            len(self._listeners_of(kind)) > 1 for kind in ON_REQUEST
+        self._listeners: dict[type[Event], tuple[Hook, ...]] = {
+            kind: tuple(hook for hook in self.hooks if _wants(hook, kind))
+            for kind in get_args(Event)
+        }
+        self.counters: tuple[CallCounter, ...] = tuple(filter(_is_counter, self.hooks))
+        self.is_followed = bool(self.tracers) or any(
+            not _is_counter(hook) for kind in ON_REQUEST for hook in self._listeners[kind]
         )
 
     def wants(self, kind: type[Event]) -> bool:
         """Return whether anything listens to this kind of event. Check before making one."""
-        listeners = self._listeners.get(kind) or self._listeners_of(kind)
-        return len(listeners) > 1 or self._log.wants(kind)
-
-    def follows_requests(self) -> bool:
-        """Return whether anything listens to the end of each request and each attempt."""
-        return self._followed or self._log.wants_every_call()
+        return bool(self._listeners[kind]) or self.log.wants(kind)
 
     def emit(self, event: Event) -> None:
         """Deliver an event. What a listener raises is logged and goes no further.
@@ -165,28 +214,63 @@ class Emitter:
         """
         if isinstance(event, (AttemptEnded, RequestEnded)):
             short = _short_kind(event)
-            if short is not None and self.wants(short):
-                self._deliver(_short_form(event))
-        self._deliver(event)
+            if short is not None and (listeners := self._listening(short)):
+                _tell(listeners, _short_form(event))
+        _tell(self._listening(type(event)), event)
+
+    def emit_served(self, call: ServedCall, values: Sequence[Any]) -> None:
+        """Deliver a request that its first attempt served.
+
+        Args:
+            call: For the counters.
+            values: Of its `RequestServed`: the name, and the fields in order.
+        """
+        for counter in self.counters:
+            counter.uncounted.append(call)
+            if len(counter.uncounted) >= MOST_UNCOUNTED:
+                _guarded(counter, lambda counter: counter.count())
+        self.log.write(RequestServed, values)
+        if listeners := self._listeners[RequestServed]:
+            _tell(listeners, RequestServed(*values[1:]))
 
     def log_content(
         self, request_id: str, messages: Sequence[Mapping[str, Any]], texts: Sequence[str]
     ) -> None:
         """Write a prompt and its answers to the log. Only for `log_prompts=True`."""
-        self._log.content(request_id, messages, texts)
+        self.log.content(request_id, messages, texts)
 
-    def _deliver(self, event: Event) -> None:
-        kind = type(event)
-        for hook in self._listeners.get(kind) or self._listeners_of(kind):
-            try:
-                hook.on_event(event)
-            except Exception:  # noqa: BLE001 - as above
-                report_broken_hook(hook)
+    def _listening(self, kind: type[Event]) -> Sequence[Hook]:
+        listeners = self._listeners[kind]
+        return (self.log, *listeners) if self.log.wants(kind) else listeners
 
-    def _listeners_of(self, kind: type[Event]) -> tuple[Hook, ...]:
-        listeners = (self._log, *(hook for hook in self.hooks if _wants(hook, kind)))
-        self._listeners[kind] = listeners
-        return listeners
+
+def _tell(listeners: Sequence[Hook], event: Event) -> None:
+    for hook in listeners:
+        try:
+            hook.on_event(event)
+        except Exception:  # noqa: BLE001 - as above
+            report_broken_hook(hook)
+
+
+def _checked(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
+    if not isinstance(hooks, Iterable):
+        raise ConfigurationError("hooks: must be a list, such as hooks=[MyHook()].")
+    given = tuple(hooks)
+    for hook in given:
+        on_event, wants = getattr(hook, "on_event", None), getattr(hook, "wants", None)
+        problem = None
+        if isinstance(hook, type):
+            problem = "is a class; give an object of it"
+        elif not callable(on_event):
+            problem = "has no method on_event(event); give an object with one"
+        elif inspect.iscoroutinefunction(on_event):
+            problem = "has an async on_event; write `def on_event`, which may start a task"
+        elif not isinstance(wants, Container | None) or isinstance(wants, str):
+            problem = "has a `wants` that is no collection of event classes"
+        if problem is not None:
+            name = getattr(hook, "__qualname__", type(hook).__qualname__)
+            raise ConfigurationError(f"hooks: {name} {problem}.")
+    return given
 
 
 def _wants(hook: Hook, kind: type[Event]) -> bool:
@@ -247,6 +331,28 @@ def _short_form(event: AttemptEnded | RequestEnded) -> Event:
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────
 
 
+class FirstAnswer(NamedTuple):
+    """The end of a request's first attempt, while it may still become a `ServedCall`.
+
+    Attributes:
+        provider: The provider that was asked.
+        model: The model asked.
+        seconds: How long it took.
+        first_content: Of a stream: seconds to its first content.
+        usage: Of the answer.
+        cost_usd: Of the answer.
+        event: Makes the event of its end.
+    """
+
+    provider: str
+    model: str
+    seconds: float
+    first_content: float | None
+    usage: Usage
+    cost_usd: float | None
+    event: Callable[[], AttemptEnded]
+
+
 class RequestRecord:
     """One request, as a context from its beginning to its end; see `RequestRecorder.open`.
 
@@ -259,15 +365,11 @@ class RequestRecord:
         streamed: The answer comes piece by piece.
     """
 
-    _outcome: Outcome = "cancelled"
-    _provider: str | None = None
-    _answer: TracedAnswer | None = None
-    _attempts = 0
-    followed = False
-    _first_content_at: float | None = None
-    _waiting = 0  # for how many attempts or other requests
-    _waiting_since = _waited = 0.0
-    _traces: Sequence[RequestTrace] = ()
+    __slots__ = (
+        "_agent", "_answer", "_attempts", "_first", "_first_content_at", "_outcome", "_over",
+        "_provider", "_recorder", "_request", "_traces", "_waited", "_waiting", "_waiting_since",
+        "began", "followed", "streamed",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -280,19 +382,36 @@ class RequestRecord:
         self._request = request
         self._agent = agent
         self.streamed = streamed
+        self._outcome: Outcome = "cancelled"
+        self._provider: str | None = None
+        self._answer: TracedAnswer | None = None
+        self._attempts = 0
+        self._first: FirstAnswer | None = None
+        self._over = False
+        self._first_content_at: float | None = None
+        self._waiting = 0  # for how many attempts or other requests
+        self._waiting_since = self._waited = 0.0
+        self._traces: Sequence[RequestTrace] = ()
         self.began = recorder.clock.now()
-        if recorder.emitter.follows_requests():
-            self.followed = True
-            if recorder.emitter.tracers:
-                self._traces = _each(
-                    recorder.emitter.tracers,
-                    lambda tracer: tracer.trace_request(request, streamed=streamed),
-                )
+        emitter = recorder.emitter
+        self.followed = bool(
+            emitter.counters or emitter.is_followed or emitter.log.wants_every_call()
+        )
+        if recorder.emitter.tracers:
+            self._traces = _each(
+                recorder.emitter.tracers,
+                lambda tracer: tracer.trace_request(request, streamed=streamed),
+            )
 
     @property
     def request_id(self) -> str:
         """Names the request in events."""
         return self._request.request_id
+
+    @property
+    def tenant(self) -> str:
+        """The caller on whose behalf it is."""
+        return self._request.tenant
 
     @property
     def operation(self) -> Operation:
@@ -333,14 +452,53 @@ class RequestRecord:
         if error is not None:
             self._outcome = "failed" if isinstance(error, Exception) else "cancelled"
             self._provider = self._answer = None
+            self._recorder.counters.rejected += isinstance(error, RequestRejectedError)
         recorder = self._recorder
         recorder.counters.ended[self._outcome] += 1
-        if self.followed:
+        self._over = True
+        if (first := self._first) is not None:
+            if self._outcome == "served" and not recorder.emitter.log.wants_every_call():
+                self._emit_served(first)
+                return
+            self._emit_first(first)
+        short = _SHORT_FORMS.get(self._outcome)
+        if self.followed or (short is not None and recorder.emitter.wants(short)):
             self._emit_end(error)
-        else:
-            short = _SHORT_FORMS.get(self._outcome)
-            if short is not None and recorder.emitter.wants(short):
-                self._emit_end(error)
+
+    def _emit_served(self, first: FirstAnswer) -> None:
+        clock, answer = self._recorder.clock, self._answer
+        now = clock.now()
+        latency = now - self.began
+        call = ServedCall(
+            self._request.tenant,
+            first.provider,
+            first.model,
+            first.seconds,
+            first.first_content,
+            first.usage.prompt_tokens,
+            first.usage.completion_tokens,
+            first.cost_usd,
+            latency,
+            max(0.0, latency - self._vendor_seconds(now)),
+            now,
+            clock.wall(),
+        )
+        served = (
+            RequestServed.name,
+            self._request.request_id,
+            self._provider or "",
+            "" if answer is None or tells_a_key(answer.model) else answer.model,
+            self._agent,
+            self._attempts,
+            latency,
+            0 if answer is None else answer.usage.total_tokens,
+            None if answer is None else answer.cost_usd,
+        )
+        self._recorder.emitter.emit_served(call, served)
+
+    def _emit_first(self, first: FirstAnswer) -> None:
+        self._first = None
+        self._recorder.emitter.emit(first.event())
 
     def _emit_end(self, error: BaseException | None) -> None:
         event, answer = self._end(error), self._answer
@@ -350,7 +508,6 @@ class RequestRecord:
 
     def _end(self, error: BaseException | None) -> RequestEnded:
         now, answer = self._recorder.clock.now(), self._answer
-        waited = self._waited + (now - self._waiting_since if self._waiting else 0.0)
         first = self._first_content_at
         causes: tuple[ProviderFailure, ...] = getattr(error, "causes", ())
         return RequestEnded(
@@ -363,13 +520,18 @@ class RequestRecord:
             "" if error is None else type(error).__name__,
             self._attempts,
             now - self.began,
-            waited,
+            self._vendor_seconds(now),
             None if first is None else first - self.began,
             "" if answer is None or tells_a_key(answer.model) else answer.model,
             0 if answer is None else answer.usage.total_tokens,
             None if answer is None else answer.cost_usd,
             causes,
+            self.tenant,
+            isinstance(error, RequestRejectedError),
         )
+
+    def _vendor_seconds(self, now: float) -> float:
+        return self._waited + (now - self._waiting_since if self._waiting else 0.0)
 
     # ── its attempts ─────────────────────────────────────────────────────────────────────────
 
@@ -389,6 +551,8 @@ class RequestRecord:
         self, provider: str, vendor: str, model: str, number: int
     ) -> AttemptTraces | None:
         """Begin an attempt."""
+        if self._first is not None:
+            self._emit_first(self._first)
         self._attempts += 1
         self.wait()
         if not self._traces:
@@ -402,6 +566,14 @@ class RequestRecord:
         if self._first_content_at is None:
             self._first_content_at = self._recorder.clock.now()
 
+    def first_answered(self, answer: FirstAnswer) -> bool:
+        """Note that the first attempt has answered; return False if its event is needed now."""
+        if self._over or self._attempts != 1 or self._recorder.emitter.is_followed:
+            return False
+        self.go_on()
+        self._first = answer
+        return True
+
     def attempt_ended(
         self, event: AttemptEnded, trace: AttemptTraces | None, answer: object
     ) -> None:
@@ -414,7 +586,9 @@ class RequestRecord:
     def discarded(self, provider: str, usage: Usage, cost_usd: float | None) -> None:
         """Report an answer that came although its attempt had ended."""
         if self._recorder.emitter.wants(AnswerDiscarded):
-            self._recorder.emitter.emit(AnswerDiscarded(self.request_id, provider, usage, cost_usd))
+            self._recorder.emitter.emit(
+                AnswerDiscarded(self.request_id, provider, usage, cost_usd, self.tenant)
+            )
 
 
 class RequestRecorder:
@@ -446,6 +620,6 @@ class RequestRecorder:
             agent = f"{request.tenant}/{agent}" if agent else request.tenant
         return RequestRecord(self, request, agent, streamed)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> RequestMetrics:
         """Return the counters as plain values."""
         return self.counters.snapshot()

@@ -257,18 +257,23 @@ def _logprobs(logprobs: Any) -> str | None:
 def usage_from(usage: Any) -> Usage:
     """Read an object or a mapping of OpenAI's shape; zeros where it says nothing."""
     prompt, completion = _token(usage, "prompt_tokens"), _token(usage, "completion_tokens")
-    details = _part(usage, "prompt_tokens_details")
+    details, thought = (_part(usage, f"{what}_tokens_details") for what in ("prompt", "completion"))
+    cached = written = reasoning = 0
+    if details:
+        cached = _token(details, "cached_tokens")
+        written = _token(details, "cache_write_tokens")
+    if thought:
+        reasoning = _token(thought, "reasoning_tokens")
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=_token(usage, "total_tokens") or prompt + completion,
-        cached_tokens=_token(details, "cached_tokens")
+        cached_tokens=cached
         or _token(usage, "prompt_cache_hit_tokens")  # DeepSeek's
         or _token(usage, "cached_tokens")  # Moonshot's
         or _token(usage, "cache_read_input_tokens"),
-        reasoning_tokens=_token(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
-        cache_write_tokens=_token(details, "cache_write_tokens")
-        or _token(usage, "cache_creation_input_tokens"),
+        reasoning_tokens=reasoning,
+        cache_write_tokens=written or _token(usage, "cache_creation_input_tokens"),
     )
 
 
@@ -290,10 +295,14 @@ def _token(holder: Any, name: str) -> int:
 
 
 def _part(holder: Any, name: str) -> Any:
-    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+    if type(holder) is dict or isinstance(holder, Mapping):
+        return holder.get(name)
+    return getattr(holder, name, None)
 
 
 def _count(value: Any) -> int:
+    if type(value) is int and 0 <= value < 2**53:
+        return value
     return int(value) if isinstance(value, int | float) and 0 <= value < 2**53 else 0
 
 

@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from pydantic import SecretStr
 
@@ -41,7 +41,9 @@ __all__ = [
     "VendorClient",
     "VendorClientFactory",
     "VendorStream",
+    "call_function",
     "retrieve_exception",
+    "without_stop",
 ]
 
 
@@ -139,6 +141,10 @@ class VendorClient(Protocol):
         """The model's context window for input, if it is known. Asked only after `prepare`."""
 
     @property
+    def has_price(self) -> bool:
+        """Whether it is known what calls cost. Asked only after `prepare`."""
+
+    @property
     def operations(self) -> frozenset[Operation] | None:
         """What the model does; None where nothing is known. Asked only after `prepare`."""
 
@@ -204,6 +210,7 @@ minutes before it expires is asked in time, so that no call meets an old one."""
 
 _UNAUTHORIZED = 401
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -237,6 +244,11 @@ class ChangingKeyClient:
     def max_input_tokens(self) -> int | None:
         """See `VendorClient`."""
         return self._client.max_input_tokens
+
+    @property
+    def has_price(self) -> bool:
+        """See `VendorClient`."""
+        return self._client.has_price
 
     @property
     def operations(self) -> frozenset[Operation] | None:
@@ -316,10 +328,7 @@ class ChangingKeyClient:
 
     async def _ask(self) -> None:
         try:
-            # In a thread: one that is not async may wait for the network.
-            waits = inspect.iscoroutinefunction(self._function)
-            given = self._function() if waits else await asyncio.to_thread(self._function)
-            key = checked_key(await given if inspect.isawaitable(given) else given)
+            key = checked_key(await call_function(self._function))
         except Exception as error:  # noqa: BLE001 - it is the application's, and may raise anything
             name = type(error).__name__  # not its text: that may quote a key
             _log.warning("The api_key function of provider %s failed: %s.", self._config.name, name)
@@ -338,6 +347,30 @@ class ChangingKeyClient:
             client.learn_from(self._client)
             await client.prepare()
             self._client, self._key = client, key.get_secret_value()
+
+
+async def call_function(function: Callable[..., Any], /, *given: Any, **named: Any) -> Any:
+    """Call a function of the application; one that is not async in a thread, since it may wait."""
+    is_plain = inspect.isroutine(function) or hasattr(function, "func")  # `functools.partial`
+    if inspect.iscoroutinefunction(function if is_plain else type(function).__call__):
+        return await function(*given, **named)
+    result = await asyncio.to_thread(without_stop(function), *given, **named)
+    return await result if inspect.isawaitable(result) else result
+
+
+def without_stop(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function for a thread that raises no `StopIteration`, as no coroutine does.
+
+    On Python 3.11 a future does not take one, and what awaits the thread would wait forever.
+    """
+
+    def call(*given: P.args, **named: P.kwargs) -> T:
+        try:
+            return function(*given, **named)
+        except StopIteration as error:
+            raise RuntimeError("The function raised StopIteration.") from error
+
+    return call
 
 
 def retrieve_exception(task: asyncio.Task[Any]) -> None:

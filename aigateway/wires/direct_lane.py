@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,13 @@ from aigateway.messages import (
 )
 from aigateway.settings import LLMConfig
 from aigateway.wires.answers import completion_from
-from aigateway.wires.client import Failure, VendorCallError, VendorStream
+from aigateway.wires.client import Failure, VendorCallError, VendorStream, without_stop
 from aigateway.wires.direct_stream import DirectStream, StreamOwner
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.json_bodies import parsed
 from aigateway.wires.limits import Quota
 from aigateway.wires.litellm.lane import LiteLLMClient, ProviderFacts, call_options
-from aigateway.wires.loading import SILENT, load_litellm, silent
+from aigateway.wires.loading import in_thread, load_litellm, silent
 from aigateway.wires.parameters import Dropping, ParameterRules
 from aigateway.wires.pricing import ORDINARY_TIERS, Tariff
 from aigateway.wires.registry import speaks, wire_of
@@ -45,7 +45,7 @@ from aigateway.wires.wire import BrokenOffError, VendorRequest, VendorResponse
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
-    from aigateway.wires.http import SharedSession
+    from aigateway.wires.http import SharedSession, VendorAnswer
     from aigateway.wires.native import NativeLane
     from aigateway.wires.translation import Translation
 
@@ -56,6 +56,8 @@ _log = logging.getLogger(__name__)
 _LONG = 32_768
 """Bytes from which a request is translated in a thread. litellm takes a tenth of a second for a
 thousand tools, or for a deeply nested schema."""
+_VERY_LONG = 1 << 18
+"""Bytes from which also a request that needs nothing of litellm goes to that thread."""
 
 _translators = ThreadPoolExecutor(2, "aigateway-translate")
 
@@ -90,6 +92,7 @@ class DirectClient(ProviderFacts):
         self._asked_from: dict[ProtocolName, float] = {}
         self._sessions: list[SharedSession] = []
         self._litellm: ModuleType | None = None
+        self._trial: Future[tuple[Translation | None, bool]] | None = None
         self._translation: Translation | None = None
         self._connections: SharedSession | None = None
         self._has_callbacks: Callable[[], bool] = bool  # False; `_connect` knows
@@ -108,7 +111,13 @@ class DirectClient(ProviderFacts):
         if self._litellm is not None or self._closed:
             return
         litellm = await load_litellm()
-        self._connect(litellm)
+        trial = self._trial
+        if trial is None or (trial.done() and trial.exception() is not None):
+            # In a thread: litellm imports and builds more at a first use, 0.1 to 0.2 seconds.
+            # Only one: all first calls have waited for litellm, and are here at once.
+            trial = in_thread(partial(_tried_lanes, litellm, self._config, self._options))
+            self._trial = trial
+        self._connect(litellm, *await asyncio.wrap_future(trial))
         if self._translation is None:
             await self._other.prepare()
 
@@ -125,22 +134,17 @@ class DirectClient(ProviderFacts):
         fitted = self._parameters.fitted(request)
         if translation is None or self._has_callbacks():
             return await self._other.chat(request)
-        sent = None
-        token = SILENT.set(True)  # litellm's advice on how to ask is not for our stdout
+        sent = translation.known(fitted) if fitted.size < _VERY_LONG else None
         try:
-            sent = await _translated(translation, fitted)
+            if sent is None:
+                with silent():
+                    sent = await _translated(translation, fitted)
             if sent is not None:
-                return self._read(
-                    translation, fitted, sent, await self._send(self._connections, sent)
-                )
+                received = await self._send(self._connections, sent)
+                return self._read(translation, fitted, sent, received)
         except VendorCallError as error:
             if not self._parameters.should_retry(error, request, fitted):
                 raise
-        finally:
-            try:  # noqa: SIM105 - `suppress` costs half a microsecond
-                SILENT.reset(token)
-            except ValueError:  # closed in another context: its loop is gone
-                pass
         # Else again, with what has just been learned.
         return await (self._other if sent is None else self).chat(request)
 
@@ -196,7 +200,7 @@ class DirectClient(ProviderFacts):
             await self._sessions.pop().aclose()
         await self._other.aclose()
 
-    def _connect(self, litellm: ModuleType) -> None:
+    def _connect(self, litellm: ModuleType, translation: Translation | None, streams: bool) -> None:
         # Both need aiohttp, which by now has been loaded off the event loop, with litellm.
         from aigateway.wires.http import SharedSession  # noqa: PLC0415
         from aigateway.wires.litellm.connections import has_callbacks  # noqa: PLC0415
@@ -207,11 +211,10 @@ class DirectClient(ProviderFacts):
         self._litellm = litellm
         self._parameters.connect(litellm)
         self._has_callbacks = partial(has_callbacks, litellm)
-        self._translation = _tried_translation(litellm, self._config, self._options)
+        self._translation, self._streams = translation, streams
         self._tariff = Tariff(litellm, self._config)
-        if self._translation is not None:
-            self._connections = SharedSession(self._translation.url, self._translation.stream_url)
-            self._streams = _can_stream(self._translation, self._config)
+        if translation is not None:
+            self._connections = SharedSession(translation.url, translation.stream_url)
 
     def speaks(self, protocol: ProtocolName) -> bool | None:
         """See `VendorClient`."""
@@ -278,21 +281,21 @@ class DirectClient(ProviderFacts):
             raise RuntimeError("This vendor client is closed.")
         failure: Failure
         try:
-            async with connections.post(sent.headers, sent.body) as response:
-                self._quota.note(response.headers)
-                return VendorResponse(response.status, response.headers, await response.read())
+            return await connections.post(sent.headers, sent.body, self._quota.note, sent.added)
         except Exception as error:  # noqa: BLE001 - judged, whatever it is
             failure = classify(error, now_wall=self._clock.wall())
         # Raised here, so that nothing that may quote the request is linked behind it.
         raise VendorCallError(failure)
 
-    async def _open(self, connections: SharedSession | None, sent: VendorRequest) -> ClientResponse:
+    async def _open(
+        self, connections: SharedSession | None, sent: VendorRequest
+    ) -> ClientResponse | VendorAnswer:
         """Send a request whose answer is to be a stream; its headers say success."""
         if connections is None:
             raise RuntimeError("This vendor client is closed.")
         failure: Failure
         try:
-            response = await connections.stream(sent.headers, sent.body)
+            response = await connections.stream(sent.headers, sent.body, sent.added)
             self._quota.note(response.headers)
             if 200 <= response.status < 300:
                 return response
@@ -304,7 +307,7 @@ class DirectClient(ProviderFacts):
                     now_wall=self._clock.wall(),
                 )
             finally:
-                connections.leave(response, kept=response.content.at_eof())
+                connections.leave(response, kept=response.content.is_eof())
         except Exception as error:  # noqa: BLE001 - judged, whatever it is
             failure = classify(error, now_wall=self._clock.wall())
         raise VendorCallError(failure)
@@ -314,13 +317,12 @@ class DirectClient(ProviderFacts):
         translation: Translation,
         request: ChatRequest,
         sent: VendorRequest,
-        response: ClientResponse,
+        response: ClientResponse | VendorAnswer,
         body: bytes,
     ) -> Completion:
         """Read an answer that came in one piece though a stream was asked for."""
         received = VendorResponse(response.status, response.headers, body)
-        with silent():
-            return self._read(translation, request, sent, received)
+        return self._read(translation, request, sent, received)
 
     def _read(
         self,
@@ -333,13 +335,16 @@ class DirectClient(ProviderFacts):
         status, said = received.status_code, None
         if 200 <= status < 300:
             try:
-                body, response, completion = parsed(received.content, whole=True), None, None
+                body, completion = parsed(received.content, whole=True), None
                 # Where an answer was asked for as a tool call, a text is not what it seems.
                 if "json_mode" not in sent.options:
                     completion = translation.read_plain(body)
                 tariff = self._tariff
                 # litellm's own calculation of a price needs its response object.
-                if completion is None or not (tariff is None or tariff.is_flat(completion.usage)):
+                if completion is not None and (tariff is None or tariff.is_flat(completion.usage)):
+                    cost_usd = None if tariff is None else tariff.cost(None, completion)
+                    return completion.price(cost_usd)
+                with silent():  # litellm's advice on how to ask is not for our stdout
                     response = translation.answer(request, sent, received)
                     completion = completion_from(
                         response,
@@ -349,9 +354,8 @@ class DirectClient(ProviderFacts):
                         think_tags=translation.think_tags,
                         stops=bool(request.params.get("stop")),
                     )
-                return completion.price(
-                    None if tariff is None else tariff.cost(response, completion)
-                )
+                    cost_usd = None if tariff is None else tariff.cost(response, completion)
+                    return completion.price(cost_usd)
             except VendorCallError as error:
                 failure = error.failure
             except BrokenOffError as error:
@@ -386,6 +390,14 @@ class DirectClient(ProviderFacts):
         response = litellm.ModelResponse(model=completion.model, usage=counted)
         response.service_tier = completion.service_tier
         return tariff.cost(response, completion)
+
+
+def _tried_lanes(
+    litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]
+) -> tuple[Translation | None, bool]:
+    """Return a provider's translation, if it works, and whether it reads streams."""
+    translation = _tried_translation(litellm, config, options)
+    return translation, translation is not None and _can_stream(translation, config)
 
 
 def _tried_translation(
@@ -452,6 +464,10 @@ async def _translated(
         VendorCallError: litellm cannot translate a long one. The other lane would block the event
             loop for as long again.
     """
+    if streamed and request.size < _VERY_LONG:
+        known = translation.known(request, streamed=True)
+        if known is not None:
+            return known
     is_long = request.size >= _LONG
     try:
         if not is_long:
@@ -459,7 +475,7 @@ async def _translated(
         translate = partial(translation.request, request, streamed=streamed)
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(_translators, context.run, translate)
+        return await loop.run_in_executor(_translators, context.run, without_stop(translate))
     except Exception as error:  # noqa: BLE001 - litellm raises anything, and quotes the request
         _log.debug("A request takes the other lane: %s.", type(error).__name__)
     if is_long:

@@ -17,6 +17,8 @@ from aigateway.wires.wire import BrokenOffError
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, StreamReader
 
+    from aigateway.wires.http import VendorAnswer
+
 __all__ = ["DirectStream", "StreamOwner"]
 
 _AT_ONCE = 16_384
@@ -46,7 +48,7 @@ class DirectStream:
     """A `VendorStream` over one response, whose headers say success."""
 
     def __init__(
-        self, response: ClientResponse, reading: StreamReading, owner: StreamOwner
+        self, response: ClientResponse | VendorAnswer, reading: StreamReading, owner: StreamOwner
     ) -> None:
         self._content = response.content
         self._status = response.status

@@ -127,6 +127,9 @@ _KINDS_OF_CLASSES: Mapping[str, FailureKind] = {
     "ContentTypeError": FailureKind.BAD_ANSWER,
     "HttpProcessingError": FailureKind.BAD_ANSWER,  # aiohttp: what came is no HTTP
     "APIResponseValidationError": FailureKind.BAD_ANSWER,
+    # google-auth: no token could be had, so nothing was sent.
+    "DefaultCredentialsError": FailureKind.AUTHENTICATION,
+    "RefreshError": FailureKind.AUTHENTICATION,
 }
 
 _UNCONNECTED_CLASSES = frozenset(
@@ -260,7 +263,8 @@ def _kind_on_wire(link: BaseException) -> FailureKind | None:
     if not _is_litellms(link):
         for name in _class_names(link):
             if name in _KINDS_OF_CLASSES:
-                return _KINDS_OF_CLASSES[name]
+                for_now = name == "RefreshError" and _get(link, "retryable") is True
+                return FailureKind.SERVER_ERROR if for_now else _KINDS_OF_CLASSES[name]
     elif "UnsupportedParamsError" in _class_names(link):
         return FailureKind.UNSUPPORTED
     if isinstance(link, TimeoutError):

@@ -193,6 +193,8 @@ class History:
         )
         if self._is_mistrals:
             self._ids = _MISTRALS_IDS
+        self._marks_prefix = self._is_mistrals and self._kind is _Kind.STRICT
+        """Mistral refuses an assistant's message at the end that is not marked as a prefix."""
         self._wants_signatures = bool(_WANTS_SIGNATURES.search(config.model.lower()))
         by_litellm = config.provider is ProviderType.LITELLM
         # At Gemini litellm, or its lane, decides about `cache_control`.
@@ -218,7 +220,8 @@ class History:
         given, plain = request, is_text_only(request.messages, _TEXT_ROLES)
         if not (plain and "tools" not in request.params) and not self._takes_marks:
             request = _without_marks(request)
-        if plain and not self._fills_in_reasoning:  # texts, and nothing else
+        prefilled = self._marks_prefix and request.messages[-1].get("role") == "assistant"
+        if plain and not (self._fills_in_reasoning or prefilled):  # texts, and nothing else
             return request
         if self._withheld or self._fills_in_reasoning:
             self._forget()
@@ -235,6 +238,8 @@ class History:
         fitted = tuple([self._fitted(m, names, thinks=thinks) for m in messages])
         if self._kind is _Kind.GEMINI and not self._wants_signatures:
             fitted = _merged_calls(fitted)
+        if prefilled and not fitted[-1].get("tool_calls"):
+            fitted = (*fitted[:-1], {**fitted[-1], "prefix": True})
         if (
             params is given.params
             and len(fitted) == len(given.messages)

@@ -11,6 +11,10 @@ gateway, without notice before a loop closes. What is open is closed by
 
 All providers of the direct lane share one pool for each event loop. The gateway's limiter bounds
 the connections, and the caller the time. No redirect is followed and no cookie kept.
+
+The direct lane takes connections and the parser of answers from aiohttp, and writes its requests
+itself: aiohttp's own way of a call costs four times the CPU. Requests through a proxy, and those
+with headers of the transport, go that way all the same.
 """
 
 from __future__ import annotations
@@ -19,30 +23,37 @@ import asyncio
 import contextlib
 import functools
 import gc
+import math
 import os
 import ssl
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx
+from aiohttp import ClientRequest, StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawResponseMessage
+from aiohttp.http_writer import _serialize_headers
 from yarl import URL
 
 from aigateway.version import __version__
+from aigateway.wires.wire import VendorResponse
 
 __all__ = [
     "LONGEST_CALL",
     "ConnectionPool",
     "LoopEnd",
     "SharedSession",
+    "VendorAnswer",
+    "close_socket",
     "drop_session",
     "environment_proxy",
     "tls_context",
@@ -54,6 +65,9 @@ LONGEST_CALL = 600.0
 _KEEP_ALIVE = 60.0
 """Seconds an idle connection is kept."""
 
+_SWEEPS = 1.0
+"""Seconds that are at least between two looks for connections whose time is over."""
+
 _lock = threading.Lock()
 _ends: weakref.WeakSet[LoopEnd] = weakref.WeakSet()
 
@@ -61,14 +75,16 @@ _ends: weakref.WeakSet[LoopEnd] = weakref.WeakSet()
 class ConnectionPool:
     """A session of the running event loop, closed with it at the latest.
 
-    It has no limit of connections, no cookies and no short timeout.
+    It has no limit of connections, no cookies and no short timeout. Connections that are lent out
+    carry requests of the direct lane, one after another, and are not seen by the session.
     """
 
-    __slots__ = ("_end", "session")
+    __slots__ = ("__weakref__", "_end", "_lent", "_sweep", "idle", "loop", "session")
 
     def __init__(self, **options: Any) -> None:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE)
-        make: Any = partial(_VendorConnection, loop=asyncio.get_running_loop())
+        self.loop = loop = asyncio.get_running_loop()
+        make: Any = partial(_VendorConnection, loop=loop)
         connector._factory = make  # noqa: SLF001 - there is no public way
         self.session = session = aiohttp.ClientSession(
             connector=connector,
@@ -76,24 +92,163 @@ class ConnectionPool:
             timeout=aiohttp.ClientTimeout(total=LONGEST_CALL),
             **options,
         )
-        self._end = LoopEnd(partial(_close_session, session), partial(drop_session, session))
+        self._lent: set[_VendorConnection] = set()
+        self.idle: defaultdict[object, list[_VendorConnection]] = defaultdict(list)
+        self._sweep: asyncio.TimerHandle | None = None
+        self._end = LoopEnd(
+            partial(_close_session, session, self._lent), partial(drop_session, session, self._lent)
+        )
+
+    async def connect(self, request: ClientRequest) -> _VendorConnection:
+        """Open a connection, which the session leaves alone."""
+        connector = self.session.connector
+        assert connector is not None  # noqa: S101 - else the session is closed, and not used
+        with _closing_is_no_cancellation(self.session):
+            async with asyncio.timeout(LONGEST_CALL):
+                lent = await connector.connect(request, [], _UNBOUNDED)
+        connection = cast("_VendorConnection", lent.protocol)
+        connection.lent, connection.pool = lent, weakref.ref(self)
+        self._lent.add(connection)
+        if self._sweep is None:
+            self._sweep_after(_KEEP_ALIVE)
+        return connection
+
+    def forget(self, connection: _VendorConnection) -> None:
+        """Look no longer after a connection, which is closed."""
+        self._lent.discard(connection)
+
+    def _sweep_after(self, seconds: float) -> None:
+        # The timer must not keep the pool.
+        self._sweep = self.loop.call_later(seconds, _sweep, weakref.ref(self))
+
+    def sweep(self) -> None:
+        """Close what was idle for too long, and end calls that take too long."""
+        self._sweep = None
+        if self.session.closed:
+            return
+        now = self.loop.time()
+        earliest = now + _KEEP_ALIVE
+        try:
+            for kept in self.idle.values():
+                # The longest idle comes first.
+                while kept and kept[0].until <= now:
+                    kept.pop(0).discard()
+            for connection in tuple(self._lent):
+                earliest = min(earliest, connection.until)
+                if connection.until <= now:
+                    connection.set_exception(TimeoutError())
+        finally:  # an error with one connection must not end the bounds of the others
+            if self._lent:
+                self._sweep_after(max(_SWEEPS, earliest - now))
 
     async def aclose(self) -> None:
         """Close every connection. May be called twice."""
+        if self._sweep is not None:
+            self._sweep.cancel()
         await self._end.close()
 
 
+@contextlib.contextmanager
+def _closing_is_no_cancellation(session: aiohttp.ClientSession) -> Iterator[None]:
+    """Fail a call whose look-up of its vendor ends with the session; aiohttp cancels it."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if not session.closed or task is None or task.cancelling():
+            raise
+        raise aiohttp.ClientConnectionError("The connection was closed here.") from None
+
+
+def _sweep(pool: weakref.ref[ConnectionPool]) -> None:
+    alive = pool()
+    if alive is not None:
+        alive.sweep()
+
+
 class _VendorConnection(ResponseHandler):
-    """One that tells the reader of a body at once that what came is no HTTP.
+    """One that tells the reader of a body at once that what came is no HTTP, or that it is closed.
 
     aiohttp closes the connection then, and lets the reader wait until its time is over.
+
+    Attributes:
+        lent: aiohttp's record of it, where the direct lane has it.
+        pool: Its pool then. The loop keeps the connection, which must not keep the pool.
+        until: When it is no longer kept, or the call has taken too long, on the loop's scale.
     """
+
+    lent: Connection
+    pool: weakref.ref[ConnectionPool]
+    until = math.inf
+    _head: asyncio.Future[tuple[RawResponseMessage, StreamReader]] | None = None
+
+    def ask(self, *request: bytes) -> asyncio.Future[tuple[RawResponseMessage, StreamReader]]:
+        """Send a request, and return what gets the head of its answer and the reader of its body.
+
+        aiohttp's own queue takes four calls for that.
+        """
+        if self._exception is not None:  # it is closed already
+            raise self._exception
+        self._head = head = self._loop.create_future()
+        self.set_response_params(read_until_eof=True)
+        for piece in request:
+            self.transport.write(piece)  # type: ignore[union-attr]  # it is connected
+        return head
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Take the head of an answer. Those before it (`103 Early Hints`) say nothing."""
+        head = self._head
+        if head is None:
+            super().feed_data(data, size)
+        elif data[0].code >= 200 or data[0].code == 101:
+            self._head = None
+            if not head.done():
+                head.set_result(data)
+
+    @property
+    def should_close(self) -> bool:
+        """Whether it can carry no other request; as aiohttp says, for less."""
+        body = self._payload
+        return bool(
+            self._should_close
+            or self._tail
+            or self._exception is not None
+            or self._upgraded
+            or self._buffer
+            or (body is not None and not body.is_eof())
+        )
+
+    def resume_reading(self, *options: Any, **more: Any) -> None:
+        """Read on, if reading has been paused: aiohttp asks for it with every piece of a body."""
+        if self._reading_paused:
+            super().resume_reading(*options, **more)
+
+    def discard(self) -> None:
+        """Close it at once, whatever is still to be written. Its share may be closed already."""
+        if self.transport is not None:
+            self.transport.abort()
+        pool = self.pool()
+        if pool is not None:
+            pool.forget(self)
+        self.lent.close()
+
+    def close(self) -> None:
+        """Close it, and let no reader of a body wait."""
+        body = self._payload
+        super().close()
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientConnectionError("The connection was closed here."))
 
     def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
         """Pass the error on to the reader."""
-        body = self._payload
+        body, head = self._payload, self._head
         super().set_exception(exc, *cause)
-        if isinstance(exc, HttpProcessingError) and body is not None and not body.is_eof():
+        if head is not None:
+            self._head = None
+            if not head.done():
+                head.set_exception(exc)
+        ends = isinstance(exc, HttpProcessingError | TimeoutError)
+        if ends and body is not None and not body.is_eof():
             body.set_exception(exc)
 
 
@@ -161,10 +316,14 @@ def _drop_what_closed_loops_left() -> None:
         end.drop()
 
 
-async def _close_session(session: aiohttp.ClientSession) -> None:
+async def _close_session(
+    session: aiohttp.ClientSession, lent: Collection[_VendorConnection]
+) -> None:
     acquired = _acquired(session.connector)
-    await session.close()
-    _release(acquired)
+    try:
+        await session.close()
+    finally:  # also where the loop ends before the sockets have closed
+        _release(acquired, lent)
 
 
 def _acquired(connector: aiohttp.BaseConnector | None) -> list[Any]:
@@ -172,18 +331,21 @@ def _acquired(connector: aiohttp.BaseConnector | None) -> list[Any]:
     return [] if connector is None else list(connector._acquired)  # noqa: SLF001 - nothing public lists them
 
 
-def _release(acquired: list[Any]) -> None:
+def _release(acquired: list[Any], lent: Collection[_VendorConnection]) -> None:
     """Release the connections of a closed connector, which complains when it is collected.
 
-    A loop seldom ends while calls are out, so they are looked for then, and not noted for each.
+    A loop seldom ends while calls of the session are out, so they are looked for then, and not
+    noted for each.
     """
-    if acquired:
-        for connection in [each for each in gc.get_objects() if type(each) is Connection]:
+    for each in lent:
+        each.lent.release()
+    if not set(lent).issuperset(acquired):
+        for connection in [seen for seen in gc.get_objects() if type(seen) is Connection]:
             if connection.protocol in acquired:
                 connection.release()
 
 
-def drop_session(session: aiohttp.ClientSession) -> None:
+def drop_session(session: aiohttp.ClientSession, lent: Collection[_VendorConnection] = ()) -> None:
     """Close a session without its event loop, which is closed or does not run."""
     connector = session.connector
     if connector is None or connector.closed:
@@ -193,18 +355,18 @@ def drop_session(session: aiohttp.ClientSession) -> None:
         idle = [protocol for pooled in connector._conns.values() for protocol, _ in pooled]  # noqa: SLF001
         for protocol in (*idle, *acquired):
             if getattr(protocol, "transport", None) is not None:
-                _close_socket(protocol.transport)
+                close_socket(protocol.transport)
     connector._close()  # noqa: SLF001 - the public way needs a loop that runs
-    _release(acquired)
+    _release(acquired, lent)
 
 
-def _close_socket(transport: Any) -> None:
+def close_socket(transport: Any) -> None:
     """Close the socket of a transport whose loop is closed."""
     with contextlib.suppress(RuntimeError):  # it cannot tell its protocol
         transport.abort()
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
     if below is not None:
-        _close_socket(below)
+        close_socket(below)
     # asyncio's closes its socket here, in a callback. Others' (uvloop's) are closed by the loop.
     close = getattr(transport, "_call_connection_lost", None)
     if close is not None and transport.get_protocol() is not None:
@@ -232,76 +394,281 @@ _shared: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary
 """By the id of the event loop. The users keep an entry, which keeps its loop."""
 
 
+class VendorAnswer:
+    """The head of an answer, and what its body is read from."""
+
+    __slots__ = ("connection", "content", "headers", "status")
+
+    def __init__(
+        self, connection: _VendorConnection, message: RawResponseMessage, content: StreamReader
+    ) -> None:
+        self.connection = connection
+        self.status = message.code
+        self.headers: Mapping[str, str] = message.headers
+        self.content = content
+
+    async def read(self) -> bytes:
+        """Return the whole body."""
+        content = self.content
+        return content.read_nowait() if content.is_eof() else await content.read()
+
+
+_TRANSPORTS = frozenset(
+    {"connection", "content-length", "expect", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+"""Headers that say how a request is sent. aiohttp knows what follows from them."""
+
+_MOST_HEADS = 64
+"""Sets of headers whose bytes are kept. Those of a provider seldom change."""
+
+_COPIED = 65_536
+"""Bytes of a body up to which it is copied behind its head, and sent in one go."""
+
+_NONE: Mapping[str, str] = {}
+
+
+def _written(head: bytes, added: Mapping[str, str], body: bytes) -> tuple[bytes, ...]:
+    """Return a request in one piece, or the body of a long one apart.
+
+    Raises `ValueError` for a header with a line break.
+    """
+    if added:
+        rest = _serialize_headers(f"Content-Length: {len(body)}", added)  # type: ignore[arg-type]
+    else:
+        rest = b"Content-Length: %d\r\n\r\n" % len(body)
+    return (head + rest + body,) if len(body) < _COPIED else (head + rest, body)
+
+
 class SharedSession:
     """A provider's share in the running loop's pool. The last to be closed closes the pool."""
 
-    __slots__ = ("__weakref__", "_open", "_proxy", "_shared", "_stream_url", "_tls", "_url")
+    __slots__ = (
+        "__weakref__",
+        "_heads",
+        "_key",
+        "_open",
+        "_proxy",
+        "_shared",
+        "_stream_heads",
+        "_stream_url",
+        "_tls",
+        "_url",
+    )
 
     def __init__(self, url: str, stream_url: str | None = None) -> None:
         self._url = URL(url, encoded=True)
         self._stream_url = URL(stream_url or url, encoded=True)
-        self._open: set[aiohttp.ClientResponse] = set()
+        self._open: set[aiohttp.ClientResponse | VendorAnswer] = set()
         self._tls = tls_context() if self._url.scheme == "https" else True
         self._proxy = environment_proxy(self._url.scheme, self._url.host or "", self._url.port)
+        self._key = (self._url.scheme, self._url.raw_host, self._url.port)
+        self._heads: dict[object, bytes] = {}
+        self._stream_heads = self._heads if self._stream_url == self._url else {}
         loop = asyncio.get_running_loop()
         shared = _shared.setdefault(id(loop), _Shared(loop))
         shared.users.add(self)
         self._shared: _Shared | None = shared
 
-    def post(
-        self, headers: Mapping[str, str], body: bytes
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send one request. Raises `RuntimeError` if this share is closed."""
-        return self._session().post(
-            self._url,
-            headers=headers,
-            data=body,
-            allow_redirects=False,
-            proxy=self._proxy,
-            ssl=self._tls,
-        )
+    async def post(
+        self,
+        headers: Mapping[str, str],
+        body: bytes,
+        note: Callable[[Mapping[str, str]], object],
+        added: Mapping[str, str] = _NONE,
+    ) -> VendorResponse:
+        """Send one request and return its answer; `note` gets its headers as soon as they came.
 
-    async def stream(self, headers: Mapping[str, str], body: bytes) -> aiohttp.ClientResponse:
+        `added` are headers that differ from call to call, and are none of `headers`.
+
+        Raises `RuntimeError` if this share is closed.
+        """
+        shared = self._shared
+        pool = None if shared is None else shared.pool
+        if pool is None:
+            pool = self._pool()
+        head = self._heads.get(tuple(headers.items()))
+        if head is None:
+            head = self._head(pool, self._url, headers)
+        if not head:
+            headers = {**headers, **added}
+            sent = self._through_aiohttp(self._pool(), self._url, headers, body)
+            async with await sent as response:
+                note(response.headers)
+                return VendorResponse(response.status, response.headers, await response.read())
+        now = pool.loop.time()
+        connection = self._kept(pool, now)
+        if connection is None:
+            connection = await self._connect(pool, self._url)
+        try:
+            connection.until = now + LONGEST_CALL
+            message, content = await connection.ask(*_written(head, added, body))
+            note(message.headers)
+            # What came in one go is at hand; aiohttp takes six calls to hand it over.
+            if (
+                type(content) is StreamReader
+                and content._eof  # noqa: SLF001
+                and content._exception is None  # noqa: SLF001
+                and not connection._reading_paused  # noqa: SLF001
+            ):
+                received = b"".join(content._buffer)  # noqa: SLF001
+            else:
+                received = await content.read()
+        except BaseException:
+            connection.discard()
+            raise
+        self._keep(connection)
+        return VendorResponse(message.code, message.headers, received)
+
+    async def stream(
+        self, headers: Mapping[str, str], body: bytes, added: Mapping[str, str] = _NONE
+    ) -> aiohttp.ClientResponse | VendorAnswer:
         """Send one request, and return its response as soon as it begins; `leave` it afterwards."""
-        response = await self._session().post(
-            self._stream_url,
-            headers=headers,
-            data=body,
-            allow_redirects=False,
-            proxy=self._proxy,
-            ssl=self._tls,
-            timeout=_UNBOUNDED,
-        )
+        pool = self._pool()
+        url = self._stream_url
+        head = self._stream_heads.get(tuple(headers.items()))
+        if head is None:
+            head = self._head(pool, url, headers)
+        response: aiohttp.ClientResponse | VendorAnswer
+        if head:
+            connection = self._kept(pool, pool.loop.time())
+            if connection is None:
+                connection = await self._connect(pool, url)
+            try:
+                connection.until = math.inf
+                received = await connection.ask(*_written(head, added, body))
+            except BaseException:
+                connection.discard()
+                raise
+            response = VendorAnswer(connection, *received)
+        else:
+            headers = {**headers, **added}
+            response = await self._through_aiohttp(pool, url, headers, body, timeout=_UNBOUNDED)
         self._open.add(response)
         return response
 
-    def leave(self, response: aiohttp.ClientResponse, *, kept: bool) -> None:
+    def leave(self, response: aiohttp.ClientResponse | VendorAnswer, *, kept: bool) -> None:
         """Finish with a stream's response; `kept` if the connection can be used again."""
-        if kept and not response.content.at_eof():
+        if kept and not response.content.is_eof():
             asyncio.get_running_loop().call_later(_LAST_BYTES, self._close, response)
+            if isinstance(response, VendorAnswer):
+                response.content.on_eof(partial(self._close, response))
         else:
             self._close(response)
 
-    def _close(self, response: aiohttp.ClientResponse) -> None:
-        # At the end of a body aiohttp has taken the connection back by itself.
+    def _close(self, response: aiohttp.ClientResponse | VendorAnswer) -> None:
+        if response not in self._open:
+            return
         self._open.discard(response)
-        response.close()
+        if not isinstance(response, VendorAnswer):
+            # At the end of a body aiohttp has taken the connection back by itself.
+            response.close()
+            return
+        if response.content.is_eof():
+            self._keep(response.connection)
+        else:
+            response.connection.discard()
 
-    def _session(self) -> aiohttp.ClientSession:
+    def _kept(self, pool: ConnectionPool, now: float) -> _VendorConnection | None:
+        """Return an open connection that carries no request, if there is one."""
+        kept = pool.idle[self._key]
+        while kept:
+            connection = kept.pop()
+            if connection.until > now and not connection.should_close and connection.is_connected():
+                return connection
+            connection.discard()
+        return None
+
+    async def _connect(self, pool: ConnectionPool, url: URL) -> _VendorConnection:
+        if pool.session.closed:  # its loop has closed what it had, and goes on all the same
+            pool = self._pool()
+        return await pool.connect(self._request(pool, url, {}))
+
+    def _keep(self, connection: _VendorConnection) -> None:
+        """Keep the connection of a whole answer for another request, if it can carry one."""
+        pool, transport = connection.pool(), connection.transport
+        # A vendor that answers before it has the request may never read the rest of it.
+        if (
+            pool is None
+            or transport is None
+            or connection.should_close
+            or transport.get_write_buffer_size()
+        ):
+            connection.discard()
+            return
+        connection._parser = None  # noqa: SLF001 - what comes now makes it useless, see `_tail`
+        connection._payload = None  # noqa: SLF001 - its body has been read
+        connection.until = pool.loop.time() + _KEEP_ALIVE
+        pool.idle[self._key].append(connection)
+
+    def _head(self, pool: ConnectionPool, url: URL, headers: Mapping[str, str]) -> bytes:
+        """Return the head of a request but for its length; empty to leave the request to aiohttp.
+
+        Raises `ValueError` for a header with a line break.
+        """
+        head = b""
+        if self._proxy is None and _TRANSPORTS.isdisjoint(map(str.lower, headers)):
+            request = self._request(pool, url, headers)
+            written = request.headers.copy()
+            written.popall("Content-Length")
+            line = f"{request.method} {request.url.raw_path_qs} HTTP/1.1"
+            head = _serialize_headers(line, written)[:-2]
+        heads = self._heads if url is self._url else self._stream_heads
+        if len(heads) >= _MOST_HEADS:
+            heads.clear()
+        heads[tuple(headers.items())] = head
+        return head
+
+    def _request(self, pool: ConnectionPool, url: URL, headers: Mapping[str, str]) -> ClientRequest:
+        """Return aiohttp's request, with the headers that it adds."""
+        given = pool.session.headers.copy()
+        given.update(headers)
+        return ClientRequest(
+            "POST",
+            url,
+            headers=given,
+            data=b"{}",
+            ssl=self._tls,
+            loop=pool.loop,
+            session=pool.session,
+        )
+
+    async def _through_aiohttp(
+        self,
+        pool: ConnectionPool,
+        url: URL,
+        headers: Mapping[str, str],
+        body: bytes,
+        **options: Any,
+    ) -> aiohttp.ClientResponse:
+        with _closing_is_no_cancellation(pool.session):
+            return await pool.session.post(
+                url,
+                headers=headers,
+                data=body,
+                allow_redirects=False,
+                proxy=self._proxy,
+                ssl=self._tls,
+                **options,
+            )
+
+    def _pool(self) -> ConnectionPool:
         shared = self._shared
         if shared is None:
             raise RuntimeError("This vendor client is closed.")
-        if shared.pool is None or shared.pool.session.closed:
-            shared.pool = ConnectionPool(headers={"User-Agent": f"aigateway/{__version__}"})
-        return shared.pool.session
+        pool = shared.pool
+        if pool is None or pool.session.closed:
+            pool = ConnectionPool(headers={"User-Agent": f"aigateway/{__version__}"})
+            shared.pool = pool
+        return pool
 
     async def aclose(self) -> None:
         """Give up the share. May be called twice."""
-        shared, self._shared = self._shared, None
+        shared = self._shared
         if shared is None:
             return
         for response in tuple(self._open):
             self._close(response)
+        self._shared = None
         shared.users.discard(self)
         if not shared.users and shared.pool is not None:
             pool, shared.pool = shared.pool, None

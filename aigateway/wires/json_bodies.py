@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 __all__ = [
+    "encoded",
     "fresh_copy",
     "is_text_only",
     "mend_usage",
@@ -20,6 +21,14 @@ __all__ = [
     "whole_characters",
     "with_extra_body",
 ]
+
+
+def encoded(value: Any) -> bytes:
+    """Write JSON. Half a character, which a vendor may have sent, goes on as an escape."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def parsed(data: bytes, *, whole: bool = False) -> Any:

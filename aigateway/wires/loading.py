@@ -13,18 +13,31 @@ import asyncio
 import builtins
 import contextlib
 import gc
-import importlib
+import importlib.resources
+import importlib.util
+import json
 import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextvars import ContextVar
-from types import ModuleType
-from typing import Any
+from types import CodeType, ModuleType
+from typing import Any, TypeVar
 
-__all__ = ["MUTE", "SILENT", "begin_loading", "load_litellm", "loaded_litellm", "silent"]
+__all__ = [
+    "MUTE",
+    "SILENT",
+    "begin_loading",
+    "in_thread",
+    "load_litellm",
+    "loaded_litellm",
+    "missing_package",
+    "silent",
+]
+
+T = TypeVar("T")
 
 SILENT: ContextVar[bool] = ContextVar("aigateway_silent", default=False)
 """Whether litellm's advice and its debug logs are withheld in this context."""
@@ -72,6 +85,8 @@ _TALKATIVE_LOGGERS = ("LiteLLM", "openai._base_client")
 
 _lock = threading.Lock()
 _import: Future[ModuleType] | None = None
+_freezes = False
+"""Whether `gc.freeze` has been asked for."""
 
 
 async def load_litellm() -> ModuleType:
@@ -80,9 +95,18 @@ async def load_litellm() -> ModuleType:
     return ready if ready is not None else await asyncio.wrap_future(_importing())
 
 
-def begin_loading() -> None:
-    """Start importing litellm in its thread, without waiting."""
-    _importing()
+def begin_loading(*, freeze: bool = False) -> None:
+    """Start importing litellm in its thread, without waiting.
+
+    Args:
+        freeze: Call `gc.freeze` when it is loaded, once per process.
+    """
+    global _freezes  # noqa: PLW0603 - a thing of the process, too
+    loading = _importing()
+    with _lock:
+        if freeze and not _freezes:
+            _freezes = True
+            loading.add_done_callback(_freeze)
 
 
 def loaded_litellm() -> ModuleType | None:
@@ -93,16 +117,91 @@ def loaded_litellm() -> ModuleType | None:
     return done.result()
 
 
+_PACKAGES = {
+    "bedrock": ("boto3", "boto3", "bedrock"),
+    "sagemaker": ("boto3", "boto3", "bedrock"),
+    "vertex_ai": ("google.auth", "google-auth", "vertex"),
+}
+"""What litellm needs for a vendor and does not depend on: module, package, extra of aigateway."""
+
+
+def missing_package(model: str) -> str | None:
+    """Return which package this model of litellm needs that is not installed, and how to get it."""
+    for vendor, (module, package, extra) in _PACKAGES.items():
+        if model.startswith((f"{vendor}/", f"{vendor}_")):
+            with contextlib.suppress(ModuleNotFoundError):  # of the package that the module is in
+                if importlib.util.find_spec(module) is not None:
+                    return None
+            return f'{package}; pip install "aigateway[{extra}]"'
+    return None
+
+
 def _importing() -> Future[ModuleType]:
     """Return the one import of this process; a failed one is tried again."""
     global _import  # noqa: PLW0603 - an import is a thing of the process
     with _lock:
         if _import is None or (_import.done() and _import.exception() is not None):
-            # A pool of its own: the loops' default pools may be full of callers.
-            pool = ThreadPoolExecutor(1, thread_name_prefix="aigateway-import")
-            _import = pool.submit(_import_litellm)
-            pool.shutdown(wait=False)
+            _import = in_thread(_load)
+            if _freezes:
+                _import.add_done_callback(_freeze)
         return _import
+
+
+def _freeze(loaded: Future[ModuleType]) -> None:
+    if loaded.exception() is None:
+        gc.freeze()
+
+
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """Begin some work in a daemon thread of its own.
+
+    The loops' pools may be full of callers, a pool of ours would not outlive a fork, and the end of
+    the process must not wait for it.
+    """
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # a waiter that leaves does not cancel it
+
+    def settle() -> None:
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - those who wait get it
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
+
+    threading.Thread(target=settle, name="aigateway-import", daemon=True).start()
+    return outcome
+
+
+def _load() -> ModuleType:
+    with _uncollected():
+        _import_lanes()
+        return _import_litellm()
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector off, and spare it what has been loaded meanwhile.
+
+    Nothing that an import makes is garbage: without the collector it takes a fifth less. The first
+    collection afterwards would walk half a million new objects, and the event loop would stand
+    still for it. `freeze` and `unfreeze` make them old ones without a walk.
+    """
+    collecting, frozen = gc.isenabled(), gc.get_freeze_count()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not frozen:  # else these would be unfrozen
+            gc.freeze()
+            gc.unfreeze()
+        if collecting:
+            gc.enable()
+
+
+def _import_lanes() -> None:
+    """Import what the first call needs beside litellm; the event loop would stand still for it."""
+    from aigateway.wires import direct_lane, http, translation  # noqa: F401, PLC0415
 
 
 def _import_litellm() -> ModuleType:
@@ -115,6 +214,8 @@ def _import_litellm() -> ModuleType:
         # Any of its functions fetches the table at its first call.
         anthropic_beta_headers_manager.get_provider_name("anthropic")
         _import_without_callback(litellm)
+    if not spared:
+        _unload_tokenizer()
     _place_quiet_print()
     _place_log_filter()
     module: ModuleType = litellm
@@ -138,6 +239,42 @@ def _import_without_callback(litellm: Any) -> None:
             callbacks.remove("cache")
 
 
+_TOKENIZER = ("json_data", "claude_json_str")
+"""Where `litellm.utils` keeps a tokenizer's file, parsed and as text: 10 MB that no call reads."""
+
+
+def _unload_tokenizer() -> None:
+    """Have it read again where it is asked for."""
+    module = vars(sys.modules["litellm.utils"])
+    other = module.get("__getattr__")
+    read = {
+        name for each in module.values() for name in _names_read(getattr(each, "__code__", None))
+    }
+    unread = [name for name in _TOKENIZER if name in module and name not in read]
+    if not callable(other):
+        return
+
+    def __getattr__(name: str) -> Any:  # noqa: N807 - of the module, see PEP 562
+        if name not in unread:
+            return other(name)
+        folder = importlib.resources.files("litellm.litellm_core_utils.tokenizers")
+        data = json.loads((folder / "anthropic_tokenizer.json").read_text("utf-8"))
+        return data if name == "json_data" else json.dumps(data)
+
+    module["__getattr__"] = __getattr__
+    for name in unread:
+        del module[name]
+
+
+def _names_read(code: CodeType | None) -> Iterator[str]:
+    """Yield the names that a function reads from its module, and functions in it."""
+    if code is not None:
+        yield from code.co_names
+        for each in code.co_consts:
+            if isinstance(each, CodeType):
+                yield from _names_read(each)
+
+
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
     """Set what keeps litellm off the network and the disk, where the user has not decided."""
@@ -155,13 +292,9 @@ def _loggers_kept() -> Iterator[None]:
     """Undo what importing litellm does to other libraries' loggers."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger, logger.level, list(logger.filters)) for logger in loggers]
-    collecting = gc.isenabled()
-    gc.disable()  # nothing that an import makes is garbage; this takes a fifth off it
     try:
         yield
     finally:
-        if collecting:
-            gc.enable()
         for logger, level, filters in before:
             logger.setLevel(level)
             logger.filters[:] = filters

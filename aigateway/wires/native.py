@@ -33,12 +33,7 @@ from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.failures import classify_response
 from aigateway.wires.json_bodies import parsed, with_extra_body
 from aigateway.wires.stream_reading import Event, StreamReading
-from aigateway.wires.wire import (
-    BrokenOffError,
-    VendorRequest,
-    VendorResponse,
-    with_caller_headers,
-)
+from aigateway.wires.wire import BrokenOffError, VendorRequest, VendorResponse, caller_headers
 
 T = TypeVar("T")
 
@@ -70,6 +65,10 @@ _REFUSES_SIGNATURES = re.compile(
 
 _DEFAULTS = ("service_tier", "temperature", "top_k", "top_p")
 """Chat parameters of a provider's `extra` that have the same name in each protocol."""
+
+
+_MOST_HEADERS = 64
+"""Sets of a caller's headers for which those that are sent are kept."""
 
 
 class NativeReading(StreamReading):
@@ -171,12 +170,13 @@ class NativeProtocol(ABC):
             **self._key_headers(key),
             **self._own_headers,
         }
+        self._known_headers: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
 
     def sent(
         self,
         body: Mapping[str, Any],
         headers: Mapping[str, str],
-        caller_headers: Mapping[str, str],
+        callers: Mapping[str, str],
         *,
         streamed: bool,
     ) -> VendorRequest:
@@ -184,10 +184,14 @@ class NativeProtocol(ABC):
         fitted = {**self._defaults, **self._fitted(body), "model": self.model, "stream": streamed}
         if isinstance(self._extra, Mapping):
             fitted = with_extra_body(fitted, self._extra)
-        all_headers: Mapping[str, str] = self._with_headers(self._fixed_headers, headers)
-        if caller_headers:
-            all_headers = with_caller_headers(all_headers, caller_headers)
-        return VendorRequest(all_headers, fitted, {}, {}, orjson.dumps(fitted))
+        given = tuple(headers.items())
+        all_headers = self._known_headers.get(given)
+        if all_headers is None:
+            all_headers = self._with_headers(self._fixed_headers, headers)
+            if len(self._known_headers) < _MOST_HEADERS:
+                self._known_headers[given] = all_headers
+        added = caller_headers(all_headers, callers)
+        return VendorRequest(all_headers, {}, {}, orjson.dumps(fitted), added)
 
     @abstractmethod
     def _address(self, base: str) -> str: ...

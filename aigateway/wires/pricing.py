@@ -13,6 +13,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from aigateway.events import Operation
@@ -25,7 +26,7 @@ from aigateway.messages import (
     Embeddings,
     Usage,
 )
-from aigateway.settings import LLMConfig, ProviderType
+from aigateway.settings import LLMConfig, ProviderType, TokenPrices
 from aigateway.tokens import answer_bytes, answer_tokens, prompt_size
 from aigateway.wires.loading import loaded_litellm
 from aigateway.wires.registry import wire_of
@@ -44,12 +45,17 @@ __all__ = [
     "operations_of",
     "own_price_of",
     "price_of",
+    "with_default_prices",
 ]
+
+_DEFAULTS = ("default_input_cost_per_token", "default_output_cost_per_token")
+"""Where `with_default_prices` puts them."""
 
 OWN_OPTIONS = frozenset(
     {
         "cache_creation_input_token_cost",
         "cache_read_input_token_cost",
+        *_DEFAULTS,
         "input_cost_per_token",
         "max_input_tokens",
         "max_output_tokens",
@@ -102,6 +108,9 @@ class Price:
         return spent
 
 
+_SOURCES = attrgetter("sources_json")
+
+
 class Tariff:
     """What a provider's calls cost, looked up once.
 
@@ -146,19 +155,15 @@ class Tariff:
             return self._own.cost(usage)
         if answer.cost_usd is not None:
             return answer.cost_usd
-        if price and answer.service_tier not in ORDINARY_TIERS:
+        if price and self._entry and answer.service_tier not in ORDINARY_TIERS:
             price = _price(self._entry, f"_{answer.service_tier}")
         if price and (response is None or (self.is_flat(usage) and _is_ordinary(response))):
             spent = price.cost(usage)
             # A search of OpenAI's search models shows in the pages that the answer cites.
-            if (
-                spent
-                and self._search
-                and any(
-                    '"url_citation"' in (choice.sources_json or "") for choice in answer.choices
-                )
-            ):
-                spent += self._search
+            if spent and self._search:
+                pages = map(_SOURCES, answer.choices)
+                if '"url_citation"' in "".join(filter(None, pages)):
+                    spent += self._search
             return spent
         if self._price is None or not usage.total_tokens:
             return None
@@ -339,12 +344,25 @@ def _is_ordinary(response: Any) -> bool:
 
 def price_of(config: LLMConfig) -> Price | None:
     """Return the price that `extra` gives, else the map's; None if neither is known (yet)."""
-    return _price(config.extra) or next(filter(None, map(_price, _entries(config))), None)
+    known = _price(config.extra) or next(filter(None, map(_price, _entries(config))), None)
+    if known is not None:
+        return known
+    own = config.extra
+    given, answered = (own.get(name) for name in _DEFAULTS)
+    return None if given is None or answered is None else Price(given, answered, given)
 
 
 def own_price_of(config: LLMConfig) -> Price | None:
     """Return the price that `extra` gives, if any: it overrides litellm's."""
     return _price(config.extra)
+
+
+def with_default_prices(config: LLMConfig, prices: TokenPrices | None) -> LLMConfig:
+    """Return the configuration with prices for the case that none is known."""
+    if prices is None:
+        return config
+    defaults = dict(zip(_DEFAULTS, (prices.input / 1e6, prices.output / 1e6), strict=True))
+    return config.model_copy(update={"extra": {**config.extra, **defaults}})
 
 
 def max_input_tokens(config: LLMConfig) -> int | None:

@@ -4,14 +4,17 @@
 as long as the translation itself. litellm does not document what is called here, so a contract test
 covers every function, and a request that may be translated differently takes the other lane.
 
+Most requests need no translation of litellm's at all: see `plain_requests`.
+
 Each provider has one `Translation`, which works out once what does not depend on the request.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -22,11 +25,18 @@ from aigateway.messages import ChatRequest, Completion
 from aigateway.settings import LLMConfig
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.json_bodies import fresh_copy, is_text_only, mend_usage, with_extra_body
+from aigateway.wires.plain_requests import (
+    NOT_PLAIN,
+    NotPlainError,
+    RequestFrame,
+    RequestFrames,
+    Shape,
+)
 from aigateway.wires.pricing import OWN_OPTIONS
 from aigateway.wires.registry import wire_of
 from aigateway.wires.stream_reading import StreamReading
 from aigateway.wires.tool_calls import asks_for_custom_tools, unify
-from aigateway.wires.wire import VendorRequest, VendorResponse, with_caller_headers
+from aigateway.wires.wire import VendorRequest, VendorResponse, caller_headers
 
 __all__ = ["PLAIN_PARAMS", "PLAIN_ROLES", "LoggingStandIn", "Translation", "translation_for"]
 
@@ -55,6 +65,7 @@ _MAPPED = PLAIN_PARAMS | {
 lane."""
 _MAPPED_STREAMED = _MAPPED | {"stream_options"}
 _UNMAPPED = frozenset({"extra_body", "stream_options"})
+_NONE: Mapping[str, str] = {}
 
 
 class LoggingStandIn:
@@ -97,8 +108,11 @@ class Translation(ABC):
     """Whether pictures must be in the request itself, so that a URL has to be fetched first."""
     _count_option = "n"
     """The mapped parameter that says how many answers are asked for."""
+    _own_params: frozenset[str] = frozenset()
+    """The vendor's own parameters that `get_optional_params` passes on."""
+    _slots = frozenset({"messages"})
+    """The names under which a body has messages."""
     _fixed_headers: Mapping[str, str] | None = None
-    _defaults: Mapping[str, Any] | None = None
 
     def __init__(self, litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]) -> None:
         self._litellm = litellm
@@ -117,6 +131,7 @@ class Translation(ABC):
         self._reader = self._config
         self._supported = frozenset(self._config.get_supported_openai_params(config.model))
         self._get_optional_params = get_optional_params
+        self._frames = RequestFrames(litellm, self._slots)
         self.url, self.stream_url = self._addresses()
         self.streams = not self._config.should_fake_stream(config.model, True, wire.litellm_name)
 
@@ -130,10 +145,43 @@ class Translation(ABC):
         Raises:
             Exception: litellm's `UnsupportedParamsError` and others; nothing has been sent.
         """
-        params = request.params
-        if not params.keys() <= (_MAPPED_STREAMED if streamed else _MAPPED):
+        known = self.known(request, streamed=streamed)
+        return known or self._translated(request, streamed=streamed)
+
+    def known(self, request: ChatRequest, *, streamed: bool = False) -> VendorRequest | None:
+        """Translate a request without litellm; None if that is not possible, or not yet."""
+        try:
+            key, slots = self._plain(request, streamed)
+            frame = self._frames.find(key)
+            if frame is None:
+                return None
+            headers, body = frame.headers, frame.body(slots)
+            added = caller_headers(headers, request.headers) if request.headers else _NONE
+            return VendorRequest(headers, frame.options, frame.notes, body, added)
+        except NOT_PLAIN:
             return None
-        if plain := is_text_only(request.messages, PLAIN_ROLES):
+
+    def _plain(self, request: ChatRequest, streamed: bool) -> tuple[Any, Mapping[str, Any]]:
+        """Return which frame fits, and the messages in the vendor's form, as `_arranged`."""
+        shape, slots = self._arranged(request.messages)
+        key = (shape, streamed, streamed and self.counts_streams)
+        params = request.params
+        return (self._frames.key(params, *key) if params else key), slots
+
+    def _arranged(self, _messages: Sequence[Mapping[str, Any]]) -> tuple[Shape, Mapping[str, Any]]:
+        """Return plain messages in the vendor's form, by their names in a body, and what occurs.
+
+        Raises:
+            NotPlainError: litellm has to translate them. All others of `NOT_PLAIN` mean the same.
+        """
+        raise NotPlainError
+
+    def _translated(self, request: ChatRequest, *, streamed: bool) -> VendorRequest | None:
+        """Translate a request with litellm, and remember what the next ones may share."""
+        params = request.params
+        if not params.keys() - self._own_params <= (_MAPPED_STREAMED if streamed else _MAPPED):
+            return None
+        if text_only := is_text_only(request.messages, PLAIN_ROLES):
             messages = list(map(dict, request.messages))
         elif not all(_is_simple(message, self._inlines_media) for message in request.messages):
             return None
@@ -150,21 +198,32 @@ class Translation(ABC):
             or (wire.not_taken is not None and wire.not_taken(params) is not None)
         ):
             return None
+        settings = self._frames.settings()
         options = self._options(params, messages)
-        headers = self._fixed_headers or self._headers(messages, options, plain=plain)
+        headers = self._fixed_headers or self._headers(messages, options, plain=text_only)
         notes: dict[str, Any] = {}
-        body = self._body(messages, options, headers, notes, plain=plain)
+        body = self._body(messages, options, headers, notes, plain=text_only)
         if streamed:
             body.update(self._streaming(request))
         extra = params.get("extra_body")
         if extra:
             body = self._with_extra(body, extra)
-        sent = with_caller_headers(headers, request.headers) if request.headers else headers
-        return VendorRequest(sent, body, options, notes, orjson.dumps(body))
+        written = orjson.dumps(body)
+        with contextlib.suppress(*NOT_PLAIN):
+            key, slots = self._plain(request, streamed)
+            if not notes:
+
+                def make() -> RequestFrame | None:
+                    frame = RequestFrame(body, slots, headers, options, notes)
+                    return frame if frame.body(slots) == written else None
+
+                self._frames.learn(key, settings, make)
+        added = caller_headers(headers, request.headers)
+        return VendorRequest(headers, options, notes, written, added)
 
     def answer(self, request: ChatRequest, sent: VendorRequest, received: VendorResponse) -> Any:
         """Read the vendor's answer into litellm's `ModelResponse`."""
-        options = dict(sent.options)
+        options = fresh_copy(sent.options)
         body = received.json()
         if unify(body) | mend_usage(body, whole=True):
             content = json.dumps(body).encode()
@@ -175,10 +234,10 @@ class Translation(ABC):
             model_response=self._litellm.ModelResponse(),
             logging_obj=LoggingStandIn(),
             api_key=self._key,
-            request_data=sent.data,
+            request_data=orjson.loads(sent.body),
             messages=request.messages,
             optional_params=options,
-            litellm_params=sent.notes,
+            litellm_params=fresh_copy(sent.notes),
             encoding=None,
             json_mode=options.pop("json_mode", False),
         )
@@ -209,12 +268,8 @@ class Translation(ABC):
         if not _UNMAPPED.isdisjoint(params):
             params = {name: v for name, v in params.items() if name not in _UNMAPPED}
         if params.keys() <= PLAIN_PARAMS and params.keys() <= self._supported:
-            if params:
-                mapped: dict[str, Any] = self._map(dict(params))
-                return mapped
-            if self._defaults is None:  # litellm may have some
-                self._defaults = self._map({})
-            return dict(self._defaults)
+            mapped: dict[str, Any] = self._map(dict(params))  # also none: litellm has defaults
+            return mapped
         options: dict[str, Any] = self._get_optional_params(
             model=self._model,
             custom_llm_provider=self._wire.litellm_name,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from aigateway.messages import ChatRequest, ProtocolName
@@ -28,6 +29,7 @@ __all__ = [
     "VendorRequest",
     "VendorResponse",
     "Wire",
+    "caller_headers",
     "end_of",
     "ends_of_list",
     "lazily",
@@ -187,18 +189,18 @@ class VendorRequest:
     """What the direct lane sends.
 
     Attributes:
-        headers: All of them.
-        data: The body before it became JSON. Reading the answer needs it again.
-        options: The mapped parameters, likewise.
+        headers: All but those of the caller.
+        options: The mapped parameters, which reading the answer needs again.
         notes: What the translation of the request leaves for the translation of the answer.
         body: JSON.
+        added: The headers of the caller.
     """
 
     headers: Mapping[str, str]
-    data: Mapping[str, Any]
-    options: dict[str, Any]
-    notes: dict[str, Any]
+    options: Mapping[str, Any]
+    notes: Mapping[str, Any]
     body: bytes
+    added: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, repr=False)  # it holds keys, prompts and answers
@@ -249,16 +251,30 @@ _OURS = frozenset(
 _OUR_PREFIXES = ("anthropic-", "content-", "proxy-", "sec-", "x-amz-", "x-stainless-")
 
 
-def with_caller_headers(own: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
-    """Add a caller's headers to our own, which take precedence.
+def caller_headers(own: Mapping[str, str], added: Mapping[str, str]) -> Mapping[str, str]:
+    """Return which of a caller's headers are added to our own, which take precedence.
 
     Those about the sender (`Authorization`, `x-api-key`, ...) or the transport (`Host`,
     `Content-Type`, ...) are left out.
     """
-    reserved = _OURS.union(map(str.lower, own))
-    free = {
-        name: value
-        for name, value in added.items()
-        if name.lower() not in reserved and not name.lower().startswith(_OUR_PREFIXES)
-    }
-    return {**own, **free}
+    if not added:
+        return added
+    names = _names_of(tuple(own))
+    return {name: value for name, value in added.items() if _free_name(name) not in names}
+
+
+def with_caller_headers(own: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
+    """Return our own headers and those of a caller that are added to them."""
+    return {**own, **caller_headers(own, added)}
+
+
+@lru_cache(256)
+def _names_of(own: tuple[str, ...]) -> frozenset[str]:
+    return frozenset({"", *map(str.lower, own)})
+
+
+@lru_cache(1024)
+def _free_name(name: str) -> str:
+    """Return the name of a caller's header in lower case; "" if it is never sent."""
+    name = name.lower()
+    return "" if name in _OURS or name.startswith(_OUR_PREFIXES) else name

@@ -24,7 +24,7 @@ from aigateway import (
     RequestRejectedError,
     UnknownModelError,
 )
-from aigateway.batch.engine import BatchOptions, as_completed
+from aigateway.batch.engine import BatchRun, as_completed
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.messages import ChatRequest, ChatResponse, Choice, Completion, Origin, Usage
 from aigateway.testing import FakeClock, ScriptedVendor, Step, scripted_configs
@@ -419,7 +419,7 @@ async def live_at_most(count):
         return ANSWER
 
     done = 0
-    async for _ in as_completed(ask, requests(), BatchOptions(SYSTEM_CLOCK, lambda: 16)):
+    async for _ in as_completed(ask, requests(), BatchRun(SYSTEM_CLOCK, lambda: 16)):
         done += 1
     assert done == count
     return peak
@@ -505,7 +505,7 @@ class TestEnds:
             await asyncio.sleep(0)
             return ANSWER
 
-        items = as_completed(ask, ["one", "two"], BatchOptions(AnyMoment(), lambda: 1, timeout=1))
+        items = as_completed(ask, ["one", "two"], BatchRun(AnyMoment(), lambda: 1, timeout=1))
         assert (await anext(items)).request == "one"
         second = asyncio.ensure_future(anext(items))
         await asyncio.sleep(0)
@@ -550,7 +550,7 @@ class TestEnds:
             await asyncio.sleep(0)
             return ANSWER
 
-        items = await collected(as_completed(ask, ["one", "two"], BatchOptions(clock, lambda: 1)))
+        items = await collected(as_completed(ask, ["one", "two"], BatchRun(clock, lambda: 1)))
         assert [item.ok for item in items] == [True, False]
         assert "cancelled" in str(items[1].error)
 
@@ -1078,6 +1078,66 @@ def test_a_result_can_be_made_by_hand():
     result = BatchResult(())
     assert (result.responses, result.errors, result.failed) == ((), (), ())
     result.raise_for_errors()
+
+
+class TestIdenticalRequests:
+    """Each is asked once, however far apart and whatever the cache has room for."""
+
+    ROWS = tuple({"n": n % 15} for n in range(45))
+
+    async def test_are_asked_once(self, make, vendor):
+        vendor.always("a", "ok")
+        gateway = make("a", cache_max_entries=2)
+        result = await gateway.map("S: {n}", self.ROWS, concurrency=4)
+        assert len(vendor.calls) == 15
+        assert [reply.cached for reply in result.responses] == [False] * 15 + [True] * 30
+        again = await gateway.batch([f"S: {row['n']}" for row in self.ROWS], concurrency=1)
+        assert len(vendor.calls) == 30, "a batch recalls only its own answers"
+        assert again.texts() == ["ok"] * 45
+
+    @pytest.mark.parametrize(
+        ("settings", "options", "calls"),
+        [
+            ({}, {"cache": False}, 45),
+            ({}, {"cache": "refresh"}, 45),
+            ({"cache_enabled": False}, {}, 45),
+        ],
+    )
+    async def test_are_asked_again_where_no_answer_may_be_shared(
+        self, make, vendor, settings, options, calls
+    ):
+        vendor.always("a", "ok")
+        gateway = make("a", **settings)
+        await gateway.map("S: {n}", self.ROWS, concurrency=1, **options)
+        assert len(vendor.calls) == calls
+
+    async def test_with_a_poor_answer_are_asked_again(self, make, vendor):
+        vendor.always("a", "")
+        await make("a").map("S: {n}", self.ROWS, concurrency=1)
+        assert len(vendor.calls) == 45
+
+    async def test_are_asked_once_below_middleware(self, clock, vendor):
+        class Louder:
+            async def after(self, request, response):
+                return response.map_texts(str.upper)
+
+        vendor.always("a", "ok")
+        async with AsyncGateway(
+            scripted_configs("a"),
+            vendor=vendor,
+            clock=clock,
+            middleware=[Louder()],  # type: ignore[list-item]
+            cache_max_entries=2,
+        ) as gateway:
+            result = await gateway.map("S: {n}", self.ROWS, concurrency=4)
+        assert (len(vendor.calls), set(result.texts())) == (15, {"OK"})
+
+    async def test_one_by_one_only_as_far_as_the_cache_has_room(self, make, vendor):
+        vendor.always("a", "ok")
+        gateway = make("a", cache_max_entries=2)
+        prompts = [f"S: {row['n']}" for row in self.ROWS]
+        assert len([item async for item in gateway.as_completed(prompts, concurrency=1)]) == 45
+        assert len(vendor.calls) == 45
 
 
 class TestNothingIsSwallowed:

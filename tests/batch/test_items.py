@@ -27,6 +27,16 @@ def test_values_that_only_look_like_none_are_used():
     assert row_reader("{a} {b} {c} {d}")(row).prompt == "None 0  [None]"
 
 
+@pytest.mark.parametrize(
+    ("template", "helps"),
+    [('{"a": {b}}', True), ("{\n  x}", True), ("{nope}", False), ("{a cell (%)}", False)],
+)
+def test_braces_that_are_meant_as_text_are_explained(template, helps):
+    with pytest.raises(RequestRejectedError) as refused:
+        row_reader(template)({"b": 1})
+    assert ("write {{ and }} for braces" in str(refused.value)) is helps
+
+
 @given(st.text(alphabet="{}ab:!.0[] "), st.dictionaries(st.sampled_from("ab"), st.text()))
 def test_any_template_and_any_row_end_in_a_prompt_or_a_refusal(template, row):
     try:

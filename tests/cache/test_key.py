@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from aigateway.cache import key as key_module
-from aigateway.cache.key import cache_key, prompt_key
+from aigateway.cache.key import cache_key, configuration_digest, prompt_key
 from aigateway.errors import RequestRejectedError
 from aigateway.messages import ChatRequest
 from aigateway.request.validate import chat_request
-from aigateway.settings import GatewaySettings
+from aigateway.settings import GatewaySettings, LLMConfig
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -201,8 +201,8 @@ def test_another_format_reads_no_old_entry(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_format_is_what_it_was() -> None:
     """If this fails, the form of the key changed: raise `_FORMAT`, then write the new text here."""
-    canonical = b'[1,"","gpt",[{"content":"hi","role":"user"}],{"temperature":0.7}]'
-    assert cache_key(PLAIN) == hashlib.sha256(canonical).hexdigest()
+    canonical = b'[2,"","gpt",[{"content":"hi","role":"user"}],{"temperature":0.7}]'
+    assert cache_key(PLAIN) == hashlib.blake2b(canonical, digest_size=32).hexdigest()
 
 
 def test_frozen_mappings_count_as_mappings() -> None:
@@ -241,3 +241,17 @@ def test_two_classes_of_one_schema_share_the_vendors_text() -> None:
         for model in (one, again, other)
     ]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_provider_at_another_address_is_another_one():
+    def digest(**fields):
+        return configuration_digest(LLMConfig(provider="openai", model="m", api_key="k", **fields))
+
+    staging = "http://staging.test/v1"
+    assert digest() == digest(name="x", priority=2)
+    assert (
+        len(
+            {digest(), digest(api_base=staging), digest(api_base=staging, extra={"temperature": 1})}
+        )
+        == 3
+    )

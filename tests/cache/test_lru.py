@@ -87,7 +87,7 @@ def test_writing_one_key_for_ever_takes_no_memory(clock: FakeClock) -> None:
     lru.put("first to go", 0, 1)  # under this, no outdated deadline comes to the top
     for value in range(1000):
         lru.put("a", value, 60)
-    assert len(lru._heap) <= 2 * 2 + 64
+    assert len(lru._heap) + len(lru._noted) <= 2 * 2 + 64
     assert lru.get("a") == 999
     clock.tick(60)
     assert len(lru) == 0
@@ -214,4 +214,4 @@ class AgainstAModel(RuleBasedStateMachine):
 
 
 TestAgainstAModel = AgainstAModel.TestCase
-TestAgainstAModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAgainstAModel.settings = settings(stateful_step_count=40, deadline=None)

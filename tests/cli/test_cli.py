@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from aigateway import errors
 from aigateway.cli import app
 from aigateway.cli.output import errors_as_exit_codes
 from aigateway.simulator import Fault, Simulator
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, until
 
 ROOT = Path(aigateway.__file__).parents[1]
 
@@ -84,6 +86,8 @@ class TestChat:
         assert (done.stdout, done.exit_code) == ("4\n", 0)
         assert done.stderr.startswith("openai/gpt-4o-mini · ")
         assert "3 + 1 tokens · $0.00000" in done.stderr
+        assert re.search(r" · (<0\.01|\d+\.\d\d) s · ", done.stderr)
+        assert " 0.00 s" not in done.stderr
 
     def test_from_the_environment(self, simulator):
         done = run(
@@ -108,6 +112,42 @@ class TestChat:
 
     def test_reads_standard_input(self, simulator):
         assert run("chat", "-", stdin="line one\nline two").stdout == "line one\nline two\n"
+
+    def test_without_a_prompt_it_reads_standard_input(self, simulator):
+        assert run("chat", stdin="from a file\n").stdout == "from a file\n\n"
+        done = run("chat", stdin="")
+        assert (done.stdout, done.exit_code) == ("", 2)
+
+    def test_stream(self, simulator):
+        simulator.openai.answer("one two three")
+        done = run("chat", "hi", "--stream", "--system", "Be terse.")
+        assert (done.stdout, done.exit_code) == ("one two three\n", 0)
+        assert done.stderr.startswith("openai/gpt-4o-mini · ")
+        (received,) = simulator.openai.received
+        assert received.body["stream"] is True
+
+    def test_a_stream_that_breaks_is_code_one(self, simulator):
+        simulator.openai.answer("one two three four")
+        simulator.openai.behave(Fault.cut_stream(after=2))
+        done = run("chat", "hi", "--stream")
+        assert done.exit_code == 1
+        assert done.stdout.startswith("one")
+        assert done.stdout.endswith("\n")
+        first, _ = done.stderr.splitlines()
+        assert first.startswith("error: The stream from openai/gpt-4o-mini broke after its first")
+
+    def test_a_stream_is_no_json(self, simulator):
+        done = run("chat", "hi", "--stream", "--json")
+        assert (done.stdout, done.exit_code) == ("", 2)
+
+    def test_a_file_of_its_own(self, simulator, tmp_path):
+        file = tmp_path / "other.toml"
+        file.write_text(
+            '[[providers]]\nprovider = "anthropic"\nmodel = "claude-haiku-4-5"\n'
+            f'api_base = "{simulator.anthropic.api_base}"\n'
+        )
+        done = run("chat", "hi", "--config", str(file))
+        assert done.stderr.startswith("anthropic/claude-haiku-4-5 · ")
 
     def test_json(self, simulator):
         done = run("chat", "hi", "--json")
@@ -149,6 +189,43 @@ class TestChat:
         done = run("chat", "hi")
         assert done.exit_code == 2
         assert 'did you mean "AIGATEWAY_TIMEOUT"' in done.stderr
+
+
+def start(*arguments, **streams):
+    return subprocess.Popen(
+        [sys.executable, "-m", "aigateway", *arguments],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **streams},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.slow
+def test_what_is_piped_follows_the_prompt_and_ctrl_c_ends_the_wait(simulator, monkeypatch):
+    for name in ("ATTEMPT", "FIRST_TOKEN"):
+        monkeypatch.setenv(f"AIGATEWAY_{name}_TIMEOUT", str(PATIENCE))
+    simulator.openai.behave(Fault.hang())
+    patient = ("--timeout", str(PATIENCE))  # it includes loading litellm
+    with start("chat", "Sum up", "--stream", *patient, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write("one\ntwo")
+        process.stdin.close()
+        until(lambda: simulator.openai.request_count or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read() + process.stderr.read() == ""
+    (received,) = simulator.openai.received
+    assert received.body["messages"] == [{"role": "user", "content": "Sum up\n\none\ntwo"}]
+
+
+def test_a_reader_that_leaves_is_no_error():
+    with start("vendors", "--json") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(PATIENCE) == 141
 
 
 @pytest.mark.parametrize(
@@ -261,3 +338,24 @@ class TestSimulate:
 
     def test_a_port_that_cannot_be(self):
         assert run("simulate", "--port", "70000").exit_code == 2
+
+
+@pytest.mark.parametrize("command", [("--help",), ("vendors",)])
+def test_a_disk_that_takes_no_output_is_one_line(tmp_path, command):
+    def write_nothing():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    with (tmp_path / "out").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "aigateway", *command],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            preexec_fn=write_nothing,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+    assert done.stderr == "error: the output cannot be written: File too large.\n"
+    assert done.returncode == 1

@@ -13,7 +13,10 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
-_APART = ("docs/adding-", "docs/guides/clients.md")
+MOVING = "docs/guides/moving/"
+MOVED = sorted(f"{MOVING}{path.name}" for path in (ROOT / MOVING).glob("*.md"))
+"""Each of them shows a program before and one after."""
+_APART = ("docs/adding-", "docs/guides/clients.md", MOVING)
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,9 @@ def blocks(language: str, page: str = "") -> list[Block]:
             if match["language"] == language
         ]
     return found
+
+
+def under(page: str, heading: str, language: str) -> str:
+    """The first block of a language under a heading of a page."""
+    text = (ROOT / page).read_text().split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return next(m["text"] for m in BLOCK.finditer(text) if m["language"] == language)

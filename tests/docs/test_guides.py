@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 GUIDES = ("adding-a-policy.md", "adding-a-metric.md", "adding-an-endpoint.md")
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("guide", GUIDES)
 def test_a_guide_is_followed(guide, tmp_path):
     files, _ = follow(guide, tmp_path)

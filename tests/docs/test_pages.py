@@ -13,10 +13,12 @@ from typer.main import get_command
 import aigateway
 from aigateway import AsyncGateway, FailureKind, GatewaySettings, LLMConfig, events, testing
 from aigateway.cli import app
+from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from aigateway.telemetry import Prometheus
 from aigateway.testing import ScriptedVendor, scripted_configs
 from aigateway.wires.failures import VERDICTS, Failover, Gate
+from tests.docs import commands
 from tests.docs.pages import PAGES, blocks
 from tests.docs.self_contained import foreign_assets
 from tests.processes import ROOT
@@ -44,6 +46,12 @@ def in_words(name, field):
     if isinstance(value, str):
         return f'"{value}"' if value else f"`provider/{name.replace('name', 'model')}`"
     return str(value).lower() if isinstance(value, bool) else f"{value:.10g}" if value else "0"
+
+
+def test_the_page_of_commands_has_each_with_its_options():
+    assert commands.PAGE.read_text().partition(commands.MARK)[2].strip() == (
+        commands.tables().strip()
+    ), "run python -m tests.docs.commands"
 
 
 class TestSettings:
@@ -119,11 +127,18 @@ class TestReference:
 
     async def test_every_metric_is_in_the_guide_with_its_kind(self):
         metrics = Prometheus()
-        gateway = AsyncGateway(scripted_configs("one"), vendor=ScriptedVendor(), hooks=[metrics])
-        metrics.watch(lambda: gateway)
+        gateway = AsyncGateway(
+            scripted_configs("one"),
+            vendor=ScriptedVendor(),
+            hooks=[metrics],
+            redis_url="redis://127.0.0.1:1",  # nothing listens there
+        )
+        key = ApiKey(name="web", sha256="0" * 64, budget_usd=1, rpm=1)
+        service = Service(gateway, ServerSettings(keys=(key,)), prometheus=metrics)
+        service.state_is_kept = lambda: True
         async with gateway:
             families = list(metrics.registry.collect())
-        table = OBSERVABILITY.split("### Prometheus metrics")[1]
+        table = OBSERVABILITY.split("### Prometheus metrics")[1].partition("\n## ")[0]
         documented = {
             name: row[1] for row in rows(table) for name in re.findall(r"`(\w+)`", row[0])
         }

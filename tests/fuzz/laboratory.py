@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import pickle
+from collections.abc import Mapping
 from typing import Any, cast
 
 from aigateway import (
@@ -14,6 +15,7 @@ from aigateway import (
     ChatResponse,
     GatewayError,
     LLMConfig,
+    ProviderType,
     StreamInterruptedError,
     Usage,
 )
@@ -97,7 +99,9 @@ class Laboratory:
         base = f"http://127.0.0.1:{self.server.port}"
         model = "claude-haiku-4-5" if wire == "anthropic" else "gpt-4o-mini"
         both: tuple[Operation, ...] = ("chat", "embeddings")
-        return LLMConfig(wire, model, api_key=KEY, api_base=base, operations=both, **more)
+        return LLMConfig(
+            ProviderType(wire), model, api_key=KEY, api_base=base, operations=both, **more
+        )
 
     def ask(
         self,
@@ -257,7 +261,7 @@ def check_error(error: GatewayError) -> None:
 
 def check_books(gateway: AsyncGateway) -> None:
     """Nothing is in flight, every request has one end, and nobody is left alone for ever."""
-    metrics = gateway.get_metrics()
+    metrics: Mapping[str, Any] = gateway.get_metrics()
     assert metrics["total_requests"] == sum(metrics[end] for end in ENDS)
     assert (metrics["in_flight"], metrics["waiting"]) == (0, 0)
     json.dumps(metrics, allow_nan=False)

@@ -31,9 +31,6 @@ NO_HTTP = [
     ),
 ]
 
-SOME = settings(max_examples=40) if settings().max_examples == 100 else settings()
-"""`nox -s fuzz` tries as many as it is told."""
-
 FEW = settings(max_examples=max(12, settings().max_examples // 8))
 """Where litellm itself carries, which is slow."""
 
@@ -43,14 +40,12 @@ def litellm_client(config: LLMConfig, clock: Clock) -> LiteLLMClient:
 
 
 @pytest.mark.parametrize("wire", WIRES)
-@SOME
 @given(data=st.data(), way=st.sampled_from(WAYS))
 def test_any_answer(laboratory: Laboratory, wire: str, data: st.DataObject, way: str) -> None:
     laboratory.ask(wire, way, data.draw(answers(ANSWERS[wire])))
 
 
 @pytest.mark.parametrize("wire", WIRES)
-@SOME
 @given(data=st.data(), way=st.sampled_from(WAYS[1:]))
 def test_any_stream(laboratory: Laboratory, wire: str, data: st.DataObject, way: str) -> None:
     laboratory.ask(wire, way, data.draw(streams(wire)))
@@ -68,7 +63,6 @@ def test_anything_over_litellms_own_lane(
 
 @pytest.mark.parametrize("answered", NATIVE)
 @pytest.mark.parametrize("streamed", [False, True])
-@SOME
 @given(data=st.data())
 def test_anything_in_a_protocol_of_its_own(
     laboratory: Laboratory, answered: str, streamed: bool, data: st.DataObject

@@ -1,5 +1,7 @@
-"""How much of the package one uncached chat runs through: calls, and frames above the wire."""
+"""How much one chat runs through: calls, and frames of the package above the wire."""
 
+import asyncio
+import contextlib
 import sys
 import traceback
 
@@ -12,7 +14,7 @@ from benchmarks.calls import ROOT, called, total
 
 async def test_an_uncached_chat_takes_few_calls_and_files():
     calls = await called()
-    assert 50 < total(calls) <= 110, sorted(calls)
+    assert 50 < total(calls) <= 108, sorted(calls)
     assert len({file for file, _, _ in calls}) <= 35
 
 
@@ -37,4 +39,52 @@ async def test_few_frames_of_the_package_stand_above_the_wire(clock, vendor, mon
         await gateway.chat("hi", cache=cache)
     (stack,) = stacks
     assert "Failovers._attempt" in stack
-    assert len(stack) <= 5, stack
+    assert len(stack) <= (4 if cache else 5), stack
+
+
+@contextlib.contextmanager
+def counting(calls):
+    """Count calls of Python functions, those of libraries and of the event loop included."""
+
+    def note(frame, event, _):
+        if event == "call":
+            calls.append(frame.f_code.co_qualname)
+
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+async def test_a_chat_from_the_cache_takes_few_calls(vendor):
+    async with AsyncGateway(scripted_configs("a"), vendor=vendor) as gateway:
+        for _ in range(2):
+            await gateway.chat("hi")
+        calls: list[str] = []
+        with counting(calls):
+            assert (await gateway.chat("hi")).cached
+    assert 15 < len(calls) <= 30, calls
+
+
+async def test_a_chat_that_joins_another_takes_few_calls(vendor):
+    async def together(number):
+        """Return the calls of so many equal chats after the beginning of the first."""
+        gate = asyncio.Event()
+        calls: list[str] = []
+        vendor.always("a", gate.wait)
+        chats = [asyncio.create_task(gateway.chat(f"{number}")) for _ in range(number)]
+        with counting(calls):
+            for _ in range(9):  # until the vendor is asked
+                await asyncio.sleep(0)
+            gate.set()
+            await asyncio.wait(chats)
+        assert sum(chat.result().coalesced for chat in chats) == number - 1
+        return calls
+
+    async with AsyncGateway(scripted_configs("a"), vendor=vendor) as gateway:
+        await together(1)
+        alone = await together(2)
+        more = await together(22)
+    assert 15 < (len(more) - len(alone)) / 20 <= 64
+    assert vendor.called() == 3

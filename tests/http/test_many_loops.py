@@ -236,6 +236,7 @@ started.wait()
 """
 
 
+@pytest.mark.proof  # each loads litellm; `tests/test_sync.py` has a script for each day
 @pytest.mark.parametrize(("script", "calls"), [(IN_ITS_ONLY_THREAD, 4), (IN_ANOTHER_THREAD, 1)])
 def test_a_script_that_closes_nothing_ends_without_a_word(simulated, script, calls):
     simulated.openai.recover()

@@ -143,6 +143,7 @@ class Repeatable:
         settings.register_profile(
             "mutation",
             settings(),
+            max_examples=100,
             database=None,
             derandomize=True,
             phases=(Phase.explicit, Phase.generate),
@@ -287,7 +288,7 @@ def _run(first: Sequence[str], tests: Sequence[str], noticed: Path) -> None:
     threading.Thread(target=_exit_when_idle, daemon=True).start()
     # File by file: to read all of them takes longer than most mutants live.
     for chosen in ([first] if first else []) + [(test,) for test in tests]:
-        failed = pytest.main([*OPTIONS, *chosen], plugins=[Repeatable(noticed)])
+        failed = pytest.main([*OPTIONS, "--proofs", *chosen], plugins=[Repeatable(noticed)])
         if failed and not (chosen is first and failed == pytest.ExitCode.USAGE_ERROR):
             os._exit(failed)
     os._exit(0)

@@ -129,11 +129,11 @@ async def check(schedule: Schedule) -> Run:
     assert len({id(each) for each in failed}) == len(failed)
     assert run.most_wanted <= 1
     assert not await run.leftovers()
-    assert (run.under_way, len(run.coalescer), len(run.coalescer._tasks)) == (0, 0, 0)
+    assert (run.under_way, len(run.coalescer), len(run.coalescer.running)) == (0, 0, 0)
     return run
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=6 * settings().max_examples, deadline=None)
 @given(SCHEDULES)
 def test_any_schedule(schedule: Schedule) -> None:
     run = asyncio.run(check(schedule))
@@ -141,7 +141,7 @@ def test_any_schedule(schedule: Schedule) -> None:
     assert run.complaints == []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=2 * settings().max_examples, deadline=None)
 @given(SCHEDULES)
 def test_without_closing_one_work_serves_all_who_overlap(schedule: Schedule) -> None:
     callers = tuple(Caller(caller.arrives % 2, None, twice=False) for caller in schedule.callers)

@@ -2,9 +2,13 @@
 
 import asyncio
 import gc
+import json
 import pickle
+from types import MappingProxyType
+from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
 from aigateway import (
@@ -15,6 +19,7 @@ from aigateway import (
     DeadlineExceededError,
     FailureKind,
     GatewayError,
+    MisuseError,
     RequestRejectedError,
     StreamInterruptedError,
     ToolCallDelta,
@@ -815,3 +820,228 @@ async def test_an_answer_without_content_has_an_opening_too(make, vendor):
         await anext(stream)
         assert stream.opening is not None
         assert (stream.opening.provider, stream.opening.attempts) == ("a", 1)
+
+
+# ── for a browser ────────────────────────────────────────────────────────────────────────────
+
+
+def data_of(events):
+    """The data of OpenAI's events, but for the last one."""
+    lines = b"".join(events).removesuffix(b"\n\n").split(b"\n\n")
+    assert all(line.startswith(b"data: ") for line in lines)
+    return [json.loads(line[6:]) for line in lines if line != b"data: [DONE]"]
+
+
+def said_in(events):
+    deltas = [c["delta"] for e in data_of(events) for c in e.get("choices", ())]
+    return "".join(delta.get("content") or "" for delta in deltas)
+
+
+class TestStart:
+    async def test_it_comes_back_with_the_first_content_which_is_not_lost(self, make, vendor):
+        vendor.script("a", K.SERVER_ERROR)
+        vendor.script("b", ScriptedStream("one ", "two"))
+        stream = make("a", "b").stream("hi")
+        assert await stream.start() is stream
+        assert stream.opening is not None
+        assert (stream.opening.provider, stream.opening.attempts) == ("b", 2)
+        assert await stream.start() is stream
+        assert text_of(await read(stream)) == "one two"
+        assert vendor.called() == 2
+
+    async def test_what_the_vendor_does_not_date_is_dated_on_arrival(self, make, clock):
+        gateway, arrived = make("a"), int(clock.wall())
+        whole = await gateway.chat("hi")
+        stream = await gateway.stream("hello").start()
+        await clock.advance(60)
+        assert b'"created":%d' % arrived in b"".join([event async for event in stream.sse()])
+        again = await gateway.chat("hi")
+        assert again.cached
+        for reply in (whole, stream.response, again):
+            assert reply.to_openai()["created"] == arrived
+
+    async def test_an_outage_is_known_before_anything_is_sent(self, make, vendor):
+        for name in "abc":
+            vendor.always(name, K.SERVER_ERROR)
+        stream = make().stream("hi")
+        with pytest.raises(AllProvidersFailedError) as caught:
+            await stream.start()
+        assert caught.value.http_status == 503
+        assert caught.value.http_headers == {"Retry-After": "1"}
+        assert caught.value.to_openai()["error"]["code"] == "all_providers_failed"
+        with pytest.raises(MisuseError, match="begin another"):
+            await stream.start()
+
+    async def test_a_mistake_of_the_program_is_no_outage(self, make):
+        gateway = make("a")
+        with pytest.raises(MisuseError, match="has not started") as caught:
+            gateway.stream("hi").sse()
+        assert (caught.value.http_status, caught.value.http_headers) == (500, {})
+        assert caught.value.to_openai()["error"]["code"] == "misuse"
+        await gateway.aclose()
+        with pytest.raises(MisuseError, match="is closed"):
+            await gateway.chat("hi")
+
+    async def test_async_with_waits_for_the_first_read_and_closes_what_has_started(
+        self, make, vendor
+    ):
+        gateway = make("a")
+        async with gateway.stream("hi"):
+            pass
+        assert vendor.called() == 0
+        vendor.script("a", ScriptedStream("one", silence))
+        async with await gateway.stream("hi").start():
+            assert vendor.open_streams == 1
+        assert vendor.open_streams == 0
+
+
+class TestServerSentEvents:
+    async def test_they_are_openais_chunks(self, make, vendor):
+        vendor.script("a", ScriptedStream("one ", "two", usage=Usage(3, 2, 5)))
+        stream = await make("a").stream("hi").start()
+        *events, done = [event async for event in stream.sse(include_usage=True)]
+        assert done == b"data: [DONE]\n\n"
+        chunks = [ChatCompletionChunk.model_validate(data) for data in data_of(events)]
+        assert said_in(events) == "one two"
+        assert chunks[0].choices[0].delta.role == ASSISTANT
+        assert (chunks[0].model, chunks[0].object) == ("simulated", "chat.completion.chunk")
+        assert chunks[-2].choices[0].finish_reason == "stop"
+        assert chunks[-1].choices == []
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.total_tokens == 5
+
+    async def test_a_chunk_alone_is_one_too(self, make, vendor):
+        stream = make("a").stream("hi")
+        chunks = await read(stream)
+        written = [
+            ChatCompletionChunk.model_validate(chunk.to_openai(stream.opening)) for chunk in chunks
+        ]
+        assert written[0].choices[0].delta.content == "ok"
+        assert {chunk.model for chunk in written} == {"simulated"}
+        assert written[-1].choices[0].finish_reason == "stop"
+        assert written[-1].usage is not None
+        assert ChatCompletionChunk.model_validate(Chunk("x").to_openai()).choices
+
+    async def test_they_have_to_be_started(self, make, vendor):
+        stream = make("a").stream("hi")
+        with pytest.raises(GatewayError, match=r"await stream\.start\(\)"):
+            stream.sse()
+        assert vendor.called() == 0
+
+    async def test_a_break_is_an_event_in_place_of_done(self, make, vendor):
+        vendor.script("a", ScriptedStream("one", K.CONNECTION))
+        stream = await make("a").stream("hi").start()
+        events = [event async for event in stream.sse()]
+        assert said_in(events) == "one"
+        assert data_of(events)[-1]["error"]["code"] == "stream_interrupted"
+        assert b"[DONE]" not in b"".join(events)
+
+    async def test_silence_has_comments(self, make, vendor, clock):
+        vendor.script("a", ScriptedStream("one", silence_until(clock, 40), "two"))
+        stream = await make("a", idle_timeout=100).stream("hi").start()
+        reading = asyncio.create_task(read(stream.sse()))
+        await clock.advance(41)
+        events = await reading
+        assert events.count(b": waiting\n\n") == 2
+        assert said_in([event for event in events if event[:1] != b":"]) == "onetwo"
+
+    @pytest.mark.parametrize("seconds", [None, 15.0])
+    async def test_closing_them_closes_the_vendors_stream(self, make, vendor, seconds):
+        gateway = make("a")
+        vendor.script("a", *[ScriptedStream("one", "two", silence) for _ in range(2)])
+        stream = await gateway.stream("hi").start()
+        events = stream.sse(ping_seconds=seconds)
+        assert b"one" in await anext(events)
+        await events.aclose()
+        assert vendor.open_streams == 0
+        stream = await gateway.stream("hi").start()
+        reading = asyncio.create_task(read(stream.sse(ping_seconds=seconds)))
+        await asyncio.sleep(0.01)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert vendor.open_streams == 0
+        assert gateway.get_metrics()["cancelled"] == 2
+
+    async def test_a_response_may_read_them_behind_async_with(self, make, vendor):
+        async with await make("a").stream("hi").start() as stream:
+            events = stream.sse()
+            with pytest.raises(GatewayError, match="taken before"):
+                stream.sse()
+        assert said_in([event async for event in events]) == "ok"
+
+    async def test_events_of_a_stream_that_was_closed_say_so(self, make, vendor):
+        vendor.script("a", ScriptedStream("one", "two"))
+        stream = await make("a").stream("hi").start()
+        events = stream.sse()
+        await stream.aclose()
+        (only,) = [event async for event in events]
+        assert b"error" in only
+
+    async def test_events_that_are_dropped_leave_nothing_open(self, make, vendor):
+        vendor.script("a", ScriptedStream("one", silence))
+        async with await make("a").stream("hi").start() as stream:
+            events = stream.sse()
+        del events, stream
+        gc.collect()
+        await asyncio.sleep(0.01)
+        assert vendor.open_streams == 0
+
+
+class TestEventsOfOtherProtocols:
+    BODY = MappingProxyType(
+        {"model": "auto", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+    )
+
+    async def test_they_are_the_protocols_own_with_its_error(self, make, vendor):
+        gateway = make("a")
+        stream = await gateway.stream_messages(self.BODY, cache=False).start()
+        text = b"".join([event async for event in stream.sse()])
+        assert text.startswith(b"event: message_start\n")
+        assert b"event: message_stop\n" in text
+        vendor.script("a", ScriptedStream("one", K.CONNECTION))
+        async with await gateway.stream_messages(self.BODY, cache=False).start() as stream:
+            events = stream.sse()
+        text = b"".join([event async for event in events])
+        assert b'event: error\ndata: {"type":"error","error":{"type":"api_error"' in text
+        vendor.script("a", ScriptedStream("one", K.CONNECTION))
+        stream = gateway.stream_responses({"input": "hi"}, cache=False)
+        with pytest.raises(GatewayError, match="has not started"):
+            stream.sse()
+        await stream.start()
+        assert b"event: response.failed\n" in b"".join([event async for event in stream.sse()])
+        stream = await gateway.stream_completions({"prompt": "hi"}, cache=False).start()
+        assert (await read(stream.sse()))[-1].endswith(b"data: [DONE]\n\n")
+
+    @pytest.mark.parametrize("protocol", ["chat", "messages"])
+    async def test_events_that_are_closed_before_their_first_close_the_stream(
+        self, make, vendor, protocol
+    ):
+        vendor.script("a", ScriptedStream("one", silence), ScriptedStream("one", silence))
+        gateway = make("a")
+
+        async def handed_over() -> Any:
+            if protocol == "chat":
+                stream: Any = gateway.stream("hi", cache=False)
+            else:
+                stream = gateway.stream_messages(self.BODY, cache=False)
+            async with await stream.start():
+                return stream, stream.sse()
+
+        stream, events = await handed_over()
+        assert vendor.open_streams == 1
+        await events.aclose()
+        assert (vendor.open_streams, await read(events)) == (0, [])
+        stream, events = await handed_over()
+        with pytest.raises(LookupError):
+            await events.athrow(LookupError())
+        assert vendor.open_streams == 0
+        assert stream is not None
+
+    async def test_an_outage_is_known_before_anything_is_sent(self, make, vendor):
+        vendor.always("a", K.SERVER_ERROR)
+        stream = make("a").stream_messages(self.BODY)
+        with pytest.raises(AllProvidersFailedError):
+            await stream.start()
+        with pytest.raises(GatewayError, match="begin another"):
+            await stream.start()

@@ -128,3 +128,22 @@ def test_names_fit_the_vendors_pattern() -> None:
 @pytest.mark.parametrize("model", [Broken, RootModel[list[int]]])
 def test_refused_models(model: Any) -> None:
     assert "response_format" in refused(lambda: chat(response_format=model))
+
+
+def test_a_bare_json_schema_is_sent_in_the_form_of_openai() -> None:
+    given = {"type": "object", "title": "A city", "properties": {"name": {"type": "string"}}}
+    request = chat(response_format=given)
+    form = request.params["response_format"]
+    assert form["json_schema"] == {"name": "A_city", "strict": False, "schema": given}
+    assert request.response_model is None
+    closed = {**given, "additionalProperties": False, "required": ["name"]}
+    assert schema_of(closed)["strict"] is True
+    assert chat(response_format=form).params["response_format"] == form
+    assert schema_of({"type": "object", "title": 3, "properties": 5})["name"] == "answer"
+
+
+@pytest.mark.parametrize("kind", ["array", "string"])
+def test_a_schema_that_is_no_object_is_refused(kind: str) -> None:
+    said = refused(lambda: chat(response_format={"type": kind}))
+    assert "response_format" in said
+    assert "object at its top" in said

@@ -59,6 +59,9 @@ class Rules:
         open_until: While open, when a probe may go.
         probe: The one that is out.
         changes: Every change of state so far.
+        hearsay: While open on the word of others: the era before.
+        warned: Whether others see the provider fail.
+        held: Seconds for which another process has the right to probe; 0.0 if none has.
     """
 
     limits: Limits
@@ -75,6 +78,9 @@ class Rules:
     streak_began: int = 0
     era: int = 0
     events: int = 0
+    hearsay: int | None = None
+    warned: bool = False
+    held: float = 0.0
 
     # ── asking ───────────────────────────────────────────────────────────────────────────────
 
@@ -90,7 +96,7 @@ class Rules:
             self._open(now)
         if self.state == "open" and now < self.open_until:
             return self.open_until - now
-        return None
+        return self.held or None
 
     def let_through(self, now: float) -> Call:
         """Somebody whom `refusal` does not turn away begins a call."""
@@ -113,7 +119,10 @@ class Rules:
     def settle(self, call: Call, how: Settlement, now: float, cause: Hashable = None) -> None:
         """The first result of a call. Any further one means nothing and does not come here."""
         self.events += 1
-        if call.era != self.era:
+        if call.era == self.hearsay and how == "success":
+            self.openings = 0
+            self._enter("closed")
+        elif call.era != self.era:
             self.late += 1
         elif call is self.probe:
             self._probed(how, now)
@@ -134,7 +143,7 @@ class Rules:
         self.failures += 1
         if cause is not None:
             self.causes.add(cause)
-        if self.failures >= self.limits.threshold and not self.forced:
+        if (self.warned or self.failures >= self.limits.threshold) and not self.forced:
             self._open(now)
 
     def _probed(self, how: Settlement, now: float) -> None:
@@ -163,6 +172,37 @@ class Rules:
         self.forced, self.openings = False, 0
         self._enter("closed")
 
+    # ── other processes; what an operator has ordered stays ───────────────────────────────────
+
+    def others_fail(self, seconds: float, openings: int, now: float) -> None:
+        """Several others have opened, and the provider has not answered here since."""
+        if self.state == "closed" and not self.forced:
+            era = self.era
+            self._enter("open")
+            self.hearsay, self.openings = era, openings
+            self.open_until = now + min(seconds, self.limits.max_open)
+
+    def another_fails(self, now: float) -> None:
+        """One other has opened; here there are failures in a row, or not."""
+        if self.state == "closed" and self.failures and not self.forced:
+            self._open(now)
+
+    def probe_of_another_failed(self, seconds: float, openings: int, now: float) -> None:
+        """The next probe is put off."""
+        if self.state == "open" and not self.forced:
+            self.openings = max(self.openings, openings)
+            self.open_until = max(self.open_until, now + min(seconds, self.limits.max_open))
+
+    def another_was_answered(self, now: float) -> None:
+        """What others said is over; who has seen it fail may look at once."""
+        if self.forced or self.state == "closed":
+            return
+        if self.hearsay is not None:
+            self.openings = 0
+            self._enter("closed")
+        elif self.state == "open":
+            self.open_until = min(self.open_until, now)
+
     # ── opening ──────────────────────────────────────────────────────────────────────────────
 
     def open_time(self) -> tuple[float, float]:
@@ -187,6 +227,8 @@ class Rules:
         if state != self.state:
             self.changes.append((self.state, state))
         self.state = state
+        if state != "half_open":
+            self.hearsay = None
         self.era += 1
         self.failures = self.streak_began = 0
         self.causes = set()

@@ -21,7 +21,7 @@ class Heard:
     def __init__(self):
         self.events = []
 
-    def cooled_down(self, seconds, *, limited):
+    def cooled_down(self, seconds, *, limited, by_others=False):
         self.events.append(("cooled down", round(seconds, 6)))
 
     def disabled(self, reason, status, seconds):

@@ -15,7 +15,14 @@ from typing import Any
 
 import pytest
 
-from aigateway.resilience.breaker import CircuitBreaker, CircuitState, Permit, Rejected
+from aigateway.resilience.breaker import (
+    Change,
+    CircuitBreaker,
+    CircuitState,
+    FleetBreaker,
+    Permit,
+    Rejected,
+)
 from aigateway.testing import FakeClock
 from tests.resilience.breaker_rules import Call, Limits, Rules, Settlement
 
@@ -73,6 +80,29 @@ class Clock(FakeClock):
         return self.luck
 
 
+class Others:
+    """What other processes say, as the explorer wants it; see `CircuitAdvisor`."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+
+    def failed(self) -> bool:
+        return self._rules.warned
+
+    def probe_wait(self) -> float:
+        return self._rules.held
+
+    def probe_begun(self) -> None:
+        """Nothing is passed on."""
+
+    def changed(self, how: Change) -> None:
+        """Nothing is passed on."""
+
+
+HELD = 0.25
+"""Seconds after which to ask again for the right to probe."""
+
+
 class World:
     """A breaker and its rules, after the same events."""
 
@@ -90,6 +120,8 @@ class World:
             clock=self.clock,
             on_change=self._told,
         )
+        if isinstance(self.breaker, FleetBreaker):
+            self.breaker.advisor = Others(self.rules)
         self.out: list[tuple[Permit, Call]] = []
         self.settled: list[Permit] = []
 
@@ -106,6 +138,9 @@ class World:
             yield ("acquire", 0)
         if rules.state != "closed" and (free or rules.forced):
             yield ("last resort", 0)
+        if isinstance(self.breaker, FleetBreaker):
+            yield from (("warn", not rules.warned), ("hold", not rules.held), ("answered", 0))
+            yield from (("hearsay", 1), ("hearsay", 2), ("warning", 0), ("put off", 2))
         kinds = set()
         for place, (permit, call) in enumerate(self.out):
             kind = self._kind(permit, call)
@@ -121,6 +156,8 @@ class World:
         rules, now = self.rules, self.clock.now()
         if rules.state == "closed":
             return False
+        if rules.held and rules.probe is None:
+            return True
         return rules.forced or now < (rules.open_until if rules.probe is None else rules.lease_ends)
 
     def happen(self, event: Event) -> None:
@@ -138,6 +175,8 @@ class World:
             how, cause = SETTLEMENTS[name]
             rules.settle(call, how, now, cause)
             self.settled.append(permit)
+        elif name in OTHERS:
+            OTHERS[name](self, int(number))
         else:
             getattr(breaker, name)()
             getattr(rules, name)()
@@ -177,6 +216,51 @@ class World:
         self.rules.opened_for(answer.retry_after, now)
         return answer.retry_after
 
+    def _hearsay(self, openings: int) -> None:
+        seconds, now = openings * self.limits.open_seconds, self.clock.now()
+        self._fleet.open_on_hearsay(seconds, openings)
+        self.rules.others_fail(seconds, openings, now)
+
+    def _warning(self, _: int) -> None:
+        self._fleet.open_on_warning()
+        self.rules.another_fails(self.clock.now())
+
+    def _put_off(self, openings: int) -> None:
+        seconds, now = openings * self.limits.open_seconds, self.clock.now()
+        self._fleet.put_off(seconds, openings)
+        self.rules.probe_of_another_failed(seconds, openings, now)
+
+    def _answered(self, _: int) -> None:
+        self._fleet.answered_elsewhere()
+        self.rules.another_was_answered(self.clock.now())
+
+    def _warn(self, warned: int) -> None:
+        self.rules.warned = bool(warned)
+
+    def _hold(self, held: int) -> None:
+        self.rules.held = HELD * held
+
+    @property
+    def _fleet(self) -> FleetBreaker:
+        assert isinstance(self.breaker, FleetBreaker)
+        return self.breaker
+
+    def recover(self) -> None:
+        """From here the circuit closes, whatever the others say, if the provider is well."""
+        if self.rules.forced:
+            return
+        last_resort = self.breaker.acquire_last_resort()
+        assert isinstance(last_resort, Permit), "the last candidate is refused"
+        last_resort.release()
+        self.rules.held = 0.0
+        self.clock.tick(LONG)
+        self.breaker.refusal()  # a probe that is out and lost counts as failed now
+        self.clock.tick(LONG)
+        permit = self.breaker.acquire()
+        assert isinstance(permit, Permit), f"{permit} for ever"
+        permit.success()
+        assert self.breaker.state is CircuitState.CLOSED, "an answer does not close it"
+
     def compare(self) -> None:
         """Everything that can be seen from outside."""
         rules, breaker = self.rules, self.breaker
@@ -211,6 +295,7 @@ class World:
             (self._left(rules.open_until), self._left(rules.lease_ends, rules.probe)),
             (breaker.state, breaker._forced, min(breaker._streak, most)),
             (frozenset(rules.causes), frozenset(breaker._causes)),
+            (rules.warned, rules.held, rules.hearsay is None, self._hearsay_of(breaker) < 0),
             (self._row(breaker._openings), breaker._probe is None, probe_is_out),
             (self._left(breaker._open_until), self._left(breaker._lease_ends, breaker._probe)),
             tuple(sorted(self._kind(permit, call) for permit, call in self.out)),
@@ -224,11 +309,17 @@ class World:
             call is rules.probe,
             call.last_resort,
             call.era == rules.era and call.began > rules.streak_began,
+            call.era == rules.hearsay,
+            permit._generation == self._hearsay_of(breaker),
             permit._generation != breaker._generation,
             permit is breaker._probe,
             permit.last_resort,
             permit._generation == breaker._generation and permit._number > breaker._streak_began,
         )
+
+    @staticmethod
+    def _hearsay_of(breaker: CircuitBreaker) -> int:
+        return breaker._hearsay if isinstance(breaker, FleetBreaker) else -1
 
     def _left(self, end: float, probe: object = True) -> float:
         return math.inf if probe is None else max(end - self.clock.now(), -JUST)
@@ -239,6 +330,16 @@ class World:
         while self.limits.open_seconds * 2.0 ** (row - 1) < self.limits.max_open:
             row += 1
         return min(openings, row)
+
+
+OTHERS: dict[str, Callable[[World, int], None]] = {
+    "warn": World._warn,
+    "hold": World._hold,
+    "hearsay": World._hearsay,
+    "warning": World._warning,
+    "put off": World._put_off,
+    "answered": World._answered,
+}
 
 
 def settle(permit: Permit, name: str) -> None:
@@ -290,6 +391,8 @@ def step(path: Path, setup: Setup, seen: set[Any]) -> Any:
         key = world.key()
         if key not in seen:
             world.settle_again()
+            if isinstance(world.breaker, FleetBreaker):
+                world.recover()
     except AssertionError as difference:
         pytest.fail(told(path, difference), pytrace=False)
     return key
@@ -306,6 +409,11 @@ def step(path: Path, setup: Setup, seen: set[Any]) -> Any:
 )
 def test_no_history_tells_the_breaker_from_its_rules(setup: Setup, most_calls: int) -> None:
     print(explore(replace(setup, calls=most_calls)))
+
+
+def test_no_history_in_a_fleet_does(most_calls: int) -> None:
+    limits = Limits(2, 64.0, 128.0, 16.0)
+    print(explore(Setup(limits, calls=most_calls - 2, kind=FleetBreaker)))
 
 
 class Amnesiac(CircuitBreaker):
@@ -378,9 +486,31 @@ class Impatient(CircuitBreaker):
         return super()._open_time(1)
 
 
+class Deaf(FleetBreaker):
+    """Believes others more than an answer that was in flight."""
+
+    __slots__ = ()
+
+    def _succeeded(self, permit: Permit, generation: int, number: int) -> None:
+        CircuitBreaker._succeeded(self, permit, generation, number)
+
+
+class Held(FleetBreaker):
+    """Refuses a last resort while another process has the right to probe."""
+
+    __slots__ = ()
+
+    def acquire_last_resort(self) -> Permit | Rejected:
+        closed = self.state is CircuitState.CLOSED
+        refusal = None if closed else self._probe_refusal()
+        return super().acquire_last_resort() if refusal is None else refusal
+
+
 @pytest.mark.parametrize(
     ("kind", "steps"),
     [
+        pytest.param(Deaf, 3, id="an answer in flight does not count more than others"),
+        pytest.param(Held, 2, id="a last resort waits for the right to probe"),
         pytest.param(Amnesiac, 4, id="any success ends a streak"),
         pytest.param(Miser, 8, id="a released probe keeps its place"),
         pytest.param(Impatient, 7, id="the open time does not double"),

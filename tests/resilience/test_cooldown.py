@@ -372,7 +372,7 @@ class CooldownMachine(RuleBasedStateMachine):
 
 
 TestCooldownMachine = CooldownMachine.TestCase
-TestCooldownMachine.settings = settings(max_examples=60, stateful_step_count=40)
+TestCooldownMachine.settings = settings(stateful_step_count=40)
 
 
 class TestEvidence:
@@ -829,4 +829,4 @@ class SetupMachine(RuleBasedStateMachine):
 
 
 TestSetupMachine = SetupMachine.TestCase
-TestSetupMachine.settings = settings(max_examples=60, stateful_step_count=40)
+TestSetupMachine.settings = settings(stateful_step_count=40)

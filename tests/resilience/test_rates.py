@@ -78,7 +78,7 @@ class RatesMachine(RuleBasedStateMachine):
 
 
 TestRatesAgainstHistory = RatesMachine.TestCase
-TestRatesAgainstHistory.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestRatesAgainstHistory.settings = settings(stateful_step_count=40, deadline=None)
 
 
 def test_what_is_settled_after_its_minute_counts_no_more():

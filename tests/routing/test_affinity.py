@@ -381,7 +381,7 @@ class TestStored:
     def ask(gateway, **body):
         only = next(iter(body), None)
         native = NativeRequest("responses", {"input": "hi", **body}, only=only)
-        request = gateway._request("hi", native=native, params={})
+        request = gateway._request("hi", {}, native=native)
         return gateway._pipeline.chat(request)
 
     async def test_it_goes_to_the_provider_that_stored_it_and_to_no_other(self, make, vendor):

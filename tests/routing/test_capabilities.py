@@ -235,11 +235,11 @@ class TestProtocols:
         vendor.always("b", FailureKind.NOT_OFFERED)
         gateway = make()
         native = NativeRequest("responses", {"background": True}, only="background")
-        request = gateway._request("hi", native=native, params={})
+        request = gateway._request("hi", {}, native=native)
         reply = await gateway._pipeline.chat(request)
         assert [attempt.provider for attempt in reply.attempts] == ["b", "c"]
         with pytest.raises(RequestRejectedError, match=r"background needs .* Responses") as refused:
-            gateway._request("hi", model="a", native=native, params={})
+            gateway._request("hi", {"model": "a"}, native=native)
         assert refused.value.param == "background"
 
     @pytest.mark.parametrize("warm", [False, True])
@@ -249,7 +249,7 @@ class TestProtocols:
             await gateway.warmup()
         native = NativeRequest("messages", {}, only="container")
         with pytest.raises(RequestRejectedError, match=r"container needs .* a, b do not"):
-            await gateway._pipeline.chat(gateway._request("hi", native=native, params={}))
+            await gateway._pipeline.chat(gateway._request("hi", {}, native=native))
         assert vendor.calls == []
 
 
@@ -268,7 +268,7 @@ class TestCompletions:
         both = config("a", 2, operations=["chat", "completions"], aliases=["m"])
         gateway = make(configs=[both, config("b", 1, aliases=["m"])], failure_threshold=1)
         native = NativeRequest("completions", {"prompt": "hi"})
-        request = gateway._request("hi", model="m", native=native, cache=False, params={})
+        request = gateway._request("hi", {"model": "m", "cache": False}, native=native)
         vendor.script("a", FailureKind.SERVER_ERROR)
         assert (await gateway._pipeline.chat(request)).provider == "b"
         (a, _) = gateway.providers

@@ -36,11 +36,13 @@ class Visit:
         page: Playwright's.
         errors: What went wrong in it, in its own words.
         asked: Every address that it asked for.
+        refused: Answers that are errors, and requests that got none.
     """
 
     page: Page
     errors: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     def of_its_own(self):
         """Errors but for those that the browser writes about a refused or lost connection."""
@@ -69,6 +71,11 @@ async def visiting(browser, url):
         page.set_default_timeout(PATIENCE * 1000)
         visit = Visit(page)
         page.on("request", lambda request: visit.asked.append(request.url))
+        page.on("requestfailed", lambda request: visit.refused.append(request.url))
+        page.on(
+            "response",
+            lambda answer: visit.refused.append(answer.url) if answer.status >= 400 else None,
+        )
         page.on("pageerror", lambda error: visit.errors.append(str(error)))
         page.on(
             "console",

@@ -27,6 +27,11 @@ def bearer(name):
     return {"authorization": f"Bearer sk-{name}"}
 
 
+def caller_by(access, headers):
+    """The caller of a request with these headers."""
+    return access.identify(headers.get("authorization"), headers.get("x-api-key"))
+
+
 @contextlib.asynccontextmanager
 async def scripted_service(**settings):
     """A service whose vendors answer from a list; neither needs HTTP."""

@@ -55,7 +55,7 @@ async def running(
 ) -> AsyncIterator[str]:
     """The URL of a service, or of another application in its place; port 0 takes a free one.
 
-    Without a service the connections are uvicorn's own.
+    Without a service the connections are those of uvicorn and h11, as in applications of others.
 
     Bounds are those of `protocol_for`.
     """
@@ -63,7 +63,7 @@ async def running(
         app or service_app(_known(service)),
         host="127.0.0.1",
         port=port,
-        http="auto" if service is None else protocol_for(service, **bounds),
+        http="h11" if service is None else protocol_for(service, **bounds),
         ws="none",
         lifespan="off",
         log_config=None,

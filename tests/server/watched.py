@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 import httpx
 
 from aigateway import AsyncGateway
+from aigateway.clock import SYSTEM_CLOCK
 from aigateway.server.service import Service
 from aigateway.server.status.recent_events import RecentEvents
 from aigateway.settings import ApiKey, ServerSettings
+from aigateway.telemetry.prometheus import Prometheus
 from aigateway.testing import ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE
 from tests.server.running import running
@@ -24,15 +26,22 @@ KEYS = ServerSettings(keys=(ApiKey(name="team", sha256=digest(USER)),), admin_sh
 
 
 @asynccontextmanager
-async def serving(settings=None, vendor=None):
-    recent_events = RecentEvents()
+async def serving(settings=None, vendor=None, clock=SYSTEM_CLOCK):
+    recent_events, prometheus = RecentEvents(clock), Prometheus()
     async with AsyncGateway(
         scripted_configs("a/1", "b/2"),
         vendor=vendor or ScriptedVendor(),
-        hooks=[recent_events],
+        hooks=[recent_events, prometheus],
         retry_rounds=0,
+        clock=clock,
     ) as gateway:
-        service = Service(gateway, settings or ServerSettings(), recent_events=recent_events)
+        service = Service(
+            gateway,
+            settings or ServerSettings(),
+            clock,
+            recent_events=recent_events,
+            prometheus=prometheus,
+        )
         async with (
             running(service) as url,
             httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,

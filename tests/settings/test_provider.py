@@ -152,8 +152,8 @@ def test_refused(fields: dict[str, Any], words: list[str]) -> None:
         ("anthropic", "ANTHROPIC_API_KEY"),
     ],
 )
-def test_a_missing_key_names_its_variable(provider: str, variable: str) -> None:
-    message = refused(lambda: LLMConfig(provider, "m", api_base="https://h"))
+def test_a_missing_key_names_its_variable(provider, variable):
+    message = refused(lambda: LLMConfig(ProviderType(provider), "m", api_base="https://h"))
     assert "api_key" in message
     assert variable in message
 
@@ -212,3 +212,10 @@ def test_operations(given: Any) -> None:
 @pytest.mark.parametrize("given", [[], ["images"], "chat", ["chat", "images"]])
 def test_operations_that_are_none(given: Any) -> None:
     assert "operations" in refused(lambda: config(operations=given))
+
+
+def test_a_key_with_whitespace_is_named_in_plain_words() -> None:
+    message = refused(lambda: config(api_key=f" {KEY}"))
+    assert message == (
+        "LLMConfig: api_key: has whitespace or a character that keys do not have; use .strip()"
+    )

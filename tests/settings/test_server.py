@@ -18,6 +18,12 @@ DIGEST = "0" * 64
         ({"host": ""}, "without keys everybody"),
         ({"keys": [{"name": "a", "sha256": "sk-secret"}]}, "64 hexadecimal digits"),
         ({"keys": [{"name": "a", "sha256": DIGEST, "key": "sk-secret"}]}, "key"),
+        (
+            {"keys": [{"name": "b", "sha256": DIGEST}, {"name": "a", "budgt": 3}]},
+            'the key \'a\': there is no setting "budgt"; did you mean "budget_usd"',
+        ),
+        ({"keys": [{"name": "a", "sha256": DIGEST, "rpm": -1}]}, "the key 'a': rpm: "),
+        ({"keys": [{"sha256": DIGEST}]}, "key number 1: name: "),
         ({"keys": [{"name": "a", "sha256": DIGEST}] * 2}, "two have the same name"),
         ({"pass_params": ["min_p", "api_base"]}, "pass_params.*never passed on"),
         ({"pass_params": ["Extra_Headers"]}, "pass_params.*never passed on"),
@@ -54,3 +60,11 @@ def test_each_source(monkeypatch, tmp_path):
     monkeypatch.setenv("AIGATEWAY_SERVER_PROT", "3")
     with pytest.raises(ConfigurationError, match=r"AIGATEWAY_SERVER_PROT .*AIGATEWAY_SERVER_PORT"):
         ServerSettings()
+
+
+def test_a_relative_state_dir_begins_where_the_file_is(monkeypatch, tmp_path):
+    (tmp_path / "aigateway.toml").write_text('[server]\nstate_dir = "kept/here"\n')
+    monkeypatch.setenv("AIGATEWAY_CONFIG", str(tmp_path / "aigateway.toml"))
+    assert ServerSettings().state_directory == tmp_path / "kept" / "here"
+    assert ServerSettings(state_dir=str(tmp_path)).state_directory == tmp_path
+    assert ServerSettings(state_dir=":memory:").state_directory is None

@@ -28,10 +28,9 @@ class Interrupt:
     seen: int = 0
 
 
-@types.coroutine
-def interrupted(
+async def interrupted(
     work: Coroutine[Any, Any, None], interrupt: Interrupt, cancel: Callable[[], None]
-) -> Generator[Any, Any, None]:
+) -> None:
     """Run a coroutine, and have it cancelled where the interrupt says.
 
     Args:
@@ -39,6 +38,13 @@ def interrupted(
         interrupt: Where.
         cancel: Cancels the task that it runs in.
     """
+    await _stepped(work, interrupt, cancel)  # a task takes no generator from Python 3.12 on
+
+
+@types.coroutine
+def _stepped(
+    work: Coroutine[Any, Any, None], interrupt: Interrupt, cancel: Callable[[], None]
+) -> Generator[Any, Any, None]:
     thrown: BaseException | None = None
     while True:
         try:

@@ -38,7 +38,9 @@ def test_streams_and_vectors_are_answered_as_soon(kind):
     assert traffic.first_answer("a", 305.0) <= 307
 
 
-@pytest.mark.parametrize(("count", "lasts"), [(1, 10.0), (3, 40.0)])
+@pytest.mark.parametrize(
+    ("count", "lasts"), [(1, 10.0), pytest.param(3, 40.0, marks=pytest.mark.proof)]
+)
 def test_no_herd_meets_a_provider_that_recovers(lasts, count):
     over = 5 + lasts
     plans = providers(*[0] * count)
@@ -67,7 +69,9 @@ def test_a_primary_has_its_traffic_back_in_time(lasts):
     assert len(traffic.calls("a", back + 1, back + 20)) >= 0.95 * len(late)
 
 
-@pytest.mark.parametrize(("count", "kind"), [(1, "malformed"), (3, "outage")])
+@pytest.mark.parametrize(
+    ("count", "kind"), [(1, "malformed"), pytest.param(3, "outage", marks=pytest.mark.proof)]
+)
 def test_dead_vendors_get_a_trickle(count, kind):
     plans = providers(*[0] * count)
     troubles = [Trouble(plan.name, kind, 0.0, 10.0) for plan in plans]

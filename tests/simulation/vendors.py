@@ -203,6 +203,10 @@ class _Client:
         self.closed = False
 
     @property
+    def has_price(self) -> bool:
+        return True
+
+    @property
     def max_input_tokens(self) -> int | None:
         return self._plan.window
 

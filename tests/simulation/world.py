@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from aigateway import AsyncGateway, GatewayError, GatewaySettings, LLMConfig
+from aigateway import AsyncGateway, GatewayError, GatewaySettings, LLMConfig, ProviderType
 from aigateway.events import Event, RequestEnded
 from aigateway.messages import BatchItem, ChatResponse
 from aigateway.request.stream import ChatStream
@@ -593,7 +593,7 @@ def _how(response: ChatResponse) -> str:
 
 def _config(plan: ProviderPlan) -> LLMConfig:
     return LLMConfig(
-        plan.vendor,
+        ProviderType(plan.vendor),
         "m",
         name=plan.name,
         api_key="sk-simulated",

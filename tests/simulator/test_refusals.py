@@ -116,6 +116,8 @@ async def test_openai_names_the_parameter(sim: Simulator, ask):
     assert reply.json["error"]["param"] == "temperature"
     reply = await ask.chat(sim.openai, n="two")
     assert reply.json["error"]["param"] == "n"
+    reply = await ask.chat(sim.openai, response_format={"type": "object", "properties": {}})
+    assert reply.json["error"]["param"] == "response_format.type"
 
 
 @pytest.mark.parametrize(

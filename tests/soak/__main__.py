@@ -17,8 +17,9 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from aigateway import AsyncGateway, GatewaySettings, ProviderStatus
 from aigateway.events import CircuitChanged, Event
@@ -209,7 +210,7 @@ def _wrong_answers(books: Books) -> list[str]:
 
 def _books_that_differ(gateway: AsyncGateway, books: Books) -> list[str]:
     """Compare what callers saw with what the gateway counted."""
-    metrics = gateway.get_metrics()
+    metrics: Mapping[str, Any] = gateway.get_metrics()
     answered = ("served", "cache_hits", "stale_answers", "coalesced")
     asked, failures = books.asked.total(), books.failures
     sums = {
@@ -260,7 +261,7 @@ def _summary(run: Run) -> None:
     metrics, books, counts = run.gateway.get_metrics(), run.books, run.events.counts
     attempts = sum(provider["attempts"] for provider in metrics["providers"].values())
     first, last = run.footprints[0], run.footprints[-1]
-    tables = {
+    tables: Mapping[str, Mapping[str, object]] = {
         "asked": books.asked,
         "became of it": books.outcomes,
         "troubles of vendors": run.vendors.injected,

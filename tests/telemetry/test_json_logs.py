@@ -4,6 +4,10 @@ import asyncio
 import io
 import json
 import logging
+import select
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import structlog
@@ -12,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aigateway import AsyncGateway, FailureKind, GatewayError, Origin
+from aigateway.events import CircuitChanged, RequestServed
 from aigateway.telemetry import configure_json_logs
-from aigateway.telemetry.log import log_event
+from aigateway.telemetry.json_logs import configure_service_logs
+from aigateway.telemetry.log import LogHook, log_event
 from aigateway.testing import scripted_configs
 from tests.gateways import until
 
@@ -198,3 +204,172 @@ def test_an_event_of_the_service_has_fields(out):
 def test_an_event_of_the_service_as_text(caplog):
     log_event(logging.ERROR, "worker.died", "Worker {worker} died.", worker=1)
     assert caplog.messages == ["worker.died: Worker 1 died."]
+
+
+SERVED = RequestServed("r-1", "one", "m", None, 1, 0.123456789, 15, None)
+OPENED = CircuitChanged("circuit.opened", "one", "closed", "open")
+
+
+def refuse_nothing(record):
+    return True
+
+
+@pytest.mark.parametrize("logger", ["root", "aigateway"])
+def test_a_line_of_text_is_the_same_if_something_else_sees_the_record(capsys, logger):
+    configure_service_logs(as_json=False)
+    seen = logging.root.handlers[0] if logger == "root" else logging.getLogger("aigateway")
+    for event in (SERVED, OPENED):
+        LogHook().on_event(event)
+        seen.addFilter(refuse_nothing)
+        LogHook().on_event(event)
+        seen.removeFilter(refuse_nothing)
+    found = [line.split(" ", 2) for line in capsys.readouterr().err.splitlines()]
+    assert [day for day, _, _ in found] == [found[0][0]] * 4
+    assert all(len(time) == len("12:00:00,000") for _, time, _ in found)
+    assert [rest for _, _, rest in found[::2]] == [rest for _, _, rest in found[1::2]]
+    assert found[0][2].startswith("INFO    [")
+    assert found[2][2].startswith("WARNING [")
+
+
+def test_a_handler_and_a_kind_of_record_of_the_application_see_each_line(capsys):
+    configure_service_logs(as_json=False)
+    own = io.StringIO()
+    handler = logging.StreamHandler(own)
+    logging.getLogger("aigateway").addHandler(handler)
+    try:
+        LogHook().on_event(SERVED)
+    finally:
+        logging.getLogger("aigateway").removeHandler(handler)
+    logging.getLogger("aigateway").propagate = False
+    try:
+        LogHook().on_event(SERVED)
+    finally:
+        logging.getLogger("aigateway").propagate = True
+    assert len(own.getvalue().splitlines()) == len(capsys.readouterr().err.splitlines()) == 1
+
+
+class Pieces(io.StringIO):
+    """A stream that keeps what each call writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.pieces = []
+
+    def write(self, text):
+        self.pieces.append(text)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_lines_of_served_requests_are_written_together(monkeypatch, as_json):
+    stream = Pieces()
+    monkeypatch.setattr("sys.stderr", stream)
+    configure_service_logs(as_json=as_json)
+    for number in range(100):
+        LogHook().on_event(replace(SERVED, request_id=f"é-{number}"))
+    assert not stream.pieces
+    await until(lambda: stream.pieces)
+    assert all(len(piece.encode()) <= select.PIPE_BUF for piece in stream.pieces)
+    assert len(stream.pieces) < 10
+    found = stream.getvalue().splitlines()
+    assert [f"é-{number}" in line for number, line in enumerate(found)] == [True] * 100
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("other", ["event", "record", "end"])
+async def test_a_line_that_waits_is_written_before_any_other(monkeypatch, other, as_json):
+    stream = Pieces()
+    monkeypatch.setattr("sys.stderr", stream)
+    configure_service_logs(as_json=as_json)
+    LogHook().on_event(SERVED)
+    if other == "event":
+        LogHook().on_event(OPENED)
+    elif other == "record":
+        log_event(logging.WARNING, "worker.ended", "It ended.")
+    else:
+        logging.root.handlers[0].flush()
+    served, *rest = stream.getvalue().splitlines()
+    assert "request.served" in served
+    assert len(rest) == (other != "end")
+
+
+class Slow(str):
+    """A value during whose writing another thread writes a line of its own."""
+
+    __slots__ = ("meanwhile",)
+    meanwhile: Callable[[], object]
+
+    def __repr__(self):
+        self.meanwhile()
+        return super().__repr__()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_no_thread_writes_between_the_taking_of_lines_and_their_writing(monkeypatch, as_json):
+    other = threading.Thread(target=lambda: LogHook().on_event(OPENED))
+
+    def meanwhile():
+        if other.ident is None:
+            other.start()
+            other.join(0.2)
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            meanwhile()
+            return super().write(text)
+
+    stream = Stream()
+    monkeypatch.setattr("sys.stderr", stream)
+    configure_service_logs(as_json=as_json)
+    slow = Slow("r")
+    slow.meanwhile = meanwhile
+    LogHook().on_event(replace(SERVED, request_id=slow))
+    logging.root.handlers[0].flush()
+    other.join()
+    first, second = stream.getvalue().splitlines()
+    assert ("request.served" in first, "circuit.opened" in second) == (True, True)
+
+
+async def test_a_line_that_waits_reaches_what_came_to_see_it(monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    configure_service_logs(as_json=False)
+    LogHook().on_event(SERVED)
+    own = logging.StreamHandler(io.StringIO())
+    logging.getLogger("aigateway").addHandler(own)
+    try:
+        logging.root.handlers[0].flush()
+    finally:
+        logging.getLogger("aigateway").removeHandler(own)
+    assert "request.served" in own.stream.getvalue()
+
+
+def test_an_event_as_json_is_what_a_bound_logger_writes(out):
+    configure_json_logs(stream=out)
+    with structlog.contextvars.bound_contextvars(tenant="t", provider="not mine", level="x"):
+        LogHook().on_event(SERVED)
+        bound = structlog.get_logger("aigateway")
+        bound.info(
+            "request.served",
+            request_id="r-1",
+            provider="one",
+            model="m",
+            agent=None,
+            attempts=1,
+            latency_seconds=0.123457,
+            total_tokens=15,
+            cost_usd=None,
+        )
+    ours, theirs = lines(out)
+    assert ours.pop("timestamp")[:17] == theirs.pop("timestamp")[:17]
+    assert list(ours.items()) == list(theirs.items())
+    assert ours["tenant"] == "t"
+
+
+def test_another_configuration_of_structlog_counts_from_then_on(out):
+    configure_json_logs(stream=out)
+    with structlog.testing.capture_logs() as caught:
+        LogHook().on_event(SERVED)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    LogHook().on_event(SERVED)
+    assert [entry["event"] for entry in caught] == ["request.served"]
+    assert out.getvalue() == ""

@@ -21,7 +21,7 @@ async def figures_of(
     async with AsyncGateway(scripted_configs("a", "b"), vendor=vendor, **settings) as gateway:
         for prompt in prompts:
             await gateway.chat(prompt)
-        return gateway.get_metrics()
+        return dict(gateway.get_metrics())
 
 
 async def test_one_alone_stays_as_it_is(vendor: ScriptedVendor) -> None:

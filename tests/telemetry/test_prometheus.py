@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from aigateway import AsyncGateway, GatewayError, Origin
+from aigateway.events import AttemptEnded, RequestHedged
 from aigateway.simulator import Fault
 from aigateway.telemetry import Prometheus, wants_prometheus
 from tests.gateways import name_of, until
@@ -100,6 +104,7 @@ async def test_all_that_can_happen(simulator, gateway_for, metrics):
     for outcome, count in outcomes.items():
         assert told["requests_total", outcome] == count
         assert told["request_duration_seconds_count", outcome] == count
+    assert told["requests_rejected_total"] == counted["rejected"] == 1
     assert told["overhead_seconds_count"] == counted["total_requests"] == 7
     assert told["cache_hits_total"] == counted["cache_hits"] == 1
     assert told["coalesced_total"] == 1
@@ -169,6 +174,85 @@ def test_a_registry_of_the_applications_own():
     assert "aigateway_overhead_seconds_count 0.0" in text
     with pytest.raises(ValueError, match="Duplicated"):
         Prometheus(registry)
+
+
+def hedged(metrics):
+    metrics.on_event(RequestHedged("r", "one", "two", 0.1))
+    metrics.on_event(RequestHedged("r", "one", "two", 0.1))
+
+
+async def test_a_registry_shows_at_once_what_was_counted(metrics):
+    hedged(metrics)
+    assert metrics.registry.get_sample_value("aigateway_hedges_total", {"provider": "one"}) == 2
+    hedged(metrics)
+    only = metrics.registry.restricted_registry(["aigateway_hedges_total"])
+    await until(lambda: b"aigateway_hedges_total" in generate_latest(only))
+    await until(lambda: b'provider="one"} 4.0' in generate_latest(only))
+
+
+def test_without_an_event_loop_each_event_counts_at_once(metrics):
+    hedged(metrics)
+    only = metrics.registry.restricted_registry(["aigateway_hedges_total"])
+    assert b'provider="one"} 2.0' in generate_latest(only)
+
+
+ONE_PROCESS = """
+import asyncio
+import prometheus_client.metrics
+from aigateway import AsyncGateway
+from aigateway.telemetry import Prometheus
+from aigateway.testing import ScriptedVendor, scripted_configs
+
+async def main():
+    hooks = [Prometheus(), Prometheus()]
+    async with AsyncGateway(scripted_configs("one"), vendor=ScriptedVendor(), hooks=hooks) as made:
+        for number in range(3):
+            await made.chat(f"hi {number}")
+        text = hooks[0].render()[1].decode()
+        assert 'aigateway_requests_total{outcome="served"} 3.0' in text
+        assert "_created" in text
+        prometheus_client.metrics.disable_created_metrics()
+        assert "_created" not in hooks[0].render()[1].decode()
+
+asyncio.run(main())
+"""
+ALL_PROCESSES = """
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+
+
+def test_the_library_adds_up_several_processes(tmp_path):
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for program in (ONE_PROCESS, ONE_PROCESS, ALL_PROCESSES):
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    # Two processes with two hooks each, and three requests.
+    assert 'aigateway_requests_total{outcome="served"} 12.0' in lines
+    assert 'aigateway_request_duration_seconds_count{outcome="served"} 12.0' in lines
+    assert "aigateway_overhead_seconds_count 12.0" in lines
+    assert not [line for line in lines if not line.startswith(("aigateway_", "# ")) and line]
+
+
+def test_an_event_that_cannot_be_counted_loses_itself_only(metrics):
+    class Odd(AttemptEnded):
+        @property
+        def provider(self):
+            raise IndexError
+
+    metrics.uncounted.append(object.__new__(Odd))
+    hedged(metrics)
+    with pytest.raises(IndexError):
+        metrics.count()
+    assert metrics.registry.get_sample_value("aigateway_hedges_total", {"provider": "one"}) == 2
 
 
 def test_forms():
@@ -249,3 +333,27 @@ async def test_several_processes_as_one(simulator):
     assert told[created] == alone[created], "the first"
     assert told.families.keys() == alone.families.keys()
     assert Scraped(first).samples == alone.samples, "merging changes nothing here"
+
+
+async def test_a_second_level_of_the_cache_is_counted_over_processes(simulator, tmp_path):
+    vendor, both = simulator.openai, []
+    for _ in range(2):
+        metrics = Prometheus()
+        async with AsyncGateway(
+            [vendor.config()], hooks=[metrics], cache_url=f"sqlite:///{tmp_path}/cache.db"
+        ) as gateway:
+            for prompt in ("a", "b", "a"):
+                await gateway.chat(prompt)
+            await gateway.cache.set(None, "c", None, "by hand")  # waits for what is written
+            metrics.watch(itself(gateway))
+            both.append((metrics, json.loads(json.dumps(metrics.snapshot()))))
+    (first, _), (_, other) = both
+    for scraped, figures in (
+        (Scraped(first), (0, 2, 3)),
+        (Scraped(first, others=[other]), (2, 2, 4)),
+    ):
+        counted = [
+            scraped["second_cache_total", name]
+            for name in ("hits", "misses", "writes", "damaged", "dropped")
+        ]
+        assert counted == [*figures, 0, 0]

@@ -1,10 +1,18 @@
 """However a request ends, it is counted once, and its error passes unchanged."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from aigateway.errors import AllProvidersFailedError, FailureKind, GatewayError, ProviderFailure
+from aigateway import AsyncGateway
+from aigateway.errors import (
+    AllProvidersFailedError,
+    ConfigurationError,
+    FailureKind,
+    GatewayError,
+    ProviderFailure,
+)
 from aigateway.events import Event, RequestFailed, RequestServed
 from aigateway.messages import ChatRequest, Choice, Completion, Usage
 from aigateway.telemetry.recorder import Emitter, RequestRecorder
@@ -104,3 +112,28 @@ def test_going_away_is_no_failure(
         raise error
     assert ends(recorder) == (1, 0, 1)
     assert heard.events == []
+
+
+class AsyncHook:
+    async def on_event(self, event: Event) -> None:
+        """Wait for something."""
+
+
+class WantsOne(Heard):
+    wants = RequestFailed
+
+
+@pytest.mark.parametrize(
+    ("hooks", "problem"),
+    [
+        (Heard(), r"must be a list, such as hooks=\[MyHook\(\)\]"),
+        ([Heard], "Heard is a class"),
+        ([print], r"print has no method on_event\(event\)"),
+        ([object()], r"object has no method on_event\(event\)"),
+        ([AsyncHook()], "AsyncHook has an async on_event"),
+        ([WantsOne()], "WantsOne has a `wants` that is no collection"),
+    ],
+)
+def test_what_is_no_hook_is_refused(hooks: Any, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"hooks: {problem}"):
+        AsyncGateway([], hooks=hooks)

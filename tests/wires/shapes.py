@@ -84,6 +84,7 @@ SHAPES = {
     "cold": asking("2+2?", temperature=0),
     "max-tokens": asking("2+2?", max_tokens=50),
     "max-completion-tokens": asking("2+2?", max_completion_tokens=50),
+    "top-k": asking("2+2?", top_k=5),
     "seed": asking("2+2?", seed=7),
     "penalties": asking("2+2?", presence_penalty=0.5, frequency_penalty=-0.5),
     "n": asking("2+2?", n=3),

@@ -4,7 +4,7 @@ import pytest
 
 from tests.docs.guides import follow
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.proof]
 
 
 def test_the_guide_is_followed(tmp_path):

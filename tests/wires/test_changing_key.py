@@ -247,3 +247,11 @@ async def test_a_function_that_fails_is_named(simulator, make):
     (cause,) = caught.value.causes
     assert cause.code == "api_key_function_failed"
     assert cause.detail == "The function given as api_key gave no key: LookupError."
+
+
+async def test_a_function_that_raises_stop_iteration_is_a_failure(make, simulator):
+    keys = iter(())
+    gateway = make(simulator.openai.config(api_key=lambda: next(keys)))
+    with pytest.raises(AllProvidersFailedError) as caught:
+        await asyncio.wait_for(gateway.chat("hi"), PATIENCE)
+    assert caught.value.causes[0].code == "api_key_function_failed"

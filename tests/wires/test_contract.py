@@ -4,8 +4,10 @@
 time the same is tried once for each provider, and a failure switches to the other lane.
 """
 
+import asyncio
 import inspect
 import logging
+import threading
 
 import orjson
 import pytest
@@ -243,6 +245,47 @@ async def test_a_litellm_that_changed_is_met_with_one_warning_and_the_other_lane
     agents = [sent.headers["user-agent"] for sent in simulator.anthropic.received]
     assert len(agents) == 3
     assert not any(agent.startswith("aigateway/") for agent in agents)
+
+
+async def test_first_calls_share_one_trial(litellm, simulator, monkeypatch):
+    trials, going, go = [], threading.Event(), threading.Event()
+    whole = litellm.AnthropicConfig.get_supported_openai_params
+
+    def slow(self, *args, **options):
+        if threading.current_thread() is not threading.main_thread():
+            trials.append(threading.current_thread())
+            going.set()
+            go.wait(60)
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(litellm.AnthropicConfig, "get_supported_openai_params", slow)
+    client = DirectClient(simulator.anthropic.config(), SYSTEM_CLOCK)
+    try:
+        first, *others = [asyncio.create_task(client.chat(asking())) for _ in range(51)]
+        await asyncio.to_thread(going.wait, 60)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        go.set()
+        answers = await asyncio.gather(*others)
+    finally:
+        go.set()
+        await client.aclose()
+    assert {answer.choices[0].text for answer in answers} == {"4"}
+    assert len(set(trials)) == 1
+
+
+async def test_a_failed_trial_is_made_again(litellm, simulator, monkeypatch):
+    def leave(self):
+        raise SystemExit
+
+    monkeypatch.setattr(litellm.AnthropicConfig, "__init__", leave)
+    client = DirectClient(simulator.anthropic.config(), SYSTEM_CLOCK)
+    with pytest.raises(SystemExit):
+        await client.prepare()
+    monkeypatch.undo()
+    assert (await client.chat(asking())).choices[0].text == "4"
+    await client.aclose()
 
 
 async def test_a_router_elsewhere_in_the_process_does_not_slow_us_down(litellm):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -120,6 +121,7 @@ MANY_LOOPS = """
 """
 
 
+@pytest.mark.proof
 def test_many_loops_load_once_and_stay_free_and_calls_touch_nothing_and_print_nothing(tmp_path):
     (tmp_path / ".env").write_text("LEAKED=1")
     found, printed = run(
@@ -167,6 +169,7 @@ def test_many_loops_load_once_and_stay_free_and_calls_touch_nothing_and_print_no
     assert printed == ""
 
 
+@pytest.mark.proof
 def test_whoever_imported_litellm_first_keeps_it_and_its_advice():
     found, printed = run(
         """
@@ -240,10 +243,8 @@ async def test_loading_begins_when_the_gateway_is_entered_and_is_told_apart_from
     monkeypatch.setattr(loading, "_import", None)
     monkeypatch.setattr(loading, "_import_litellm", load_when_allowed)
     embedder = simulator.azure.config(name="embedder", model=simulator.azure.embedding_model)
-    gateway = AsyncGateway([simulator.openai.config(name="chatter"), embedder])
-    assert loading._import is None
     try:
-        async with gateway:
+        async with AsyncGateway([simulator.openai.config(name="chatter"), embedder]) as gateway:
             assert loading._import is not None
             with pytest.raises(DeadlineExceededError) as caught:
                 await gateway.chat("hi", timeout=0.2)
@@ -270,6 +271,92 @@ async def test_loading_begins_when_the_gateway_is_entered_and_is_told_apart_from
     assert 0 <= vectors.loading_seconds < first.latency_seconds
 
 
+BEGINNINGS = """
+    import asyncio, gc, json, sys
+    from aigateway import AsyncGateway, LLMConfig
+    from aigateway.wires import loading
+
+    loading._import_litellm = lambda: sys
+    CONFIG = LLMConfig("openai", "m", api_key="k")
+
+    async def frozen_with(allowed):
+        async with AsyncGateway([CONFIG], freeze_gc=allowed):
+            await loading.load_litellm()
+            await asyncio.sleep(0.1)
+            return gc.get_freeze_count()
+"""
+
+
+def test_loading_begins_in_a_loop_and_is_frozen_once_and_only_where_the_user_allows_it():
+    found, _ = run(
+        BEGINNINGS,
+        """
+        outside = AsyncGateway([CONFIG])
+        begun = [loading._import is not None]
+
+        def has_begun():
+            begun.append(loading._import is not None)
+            loading._import = None
+
+        async def main():
+            AsyncGateway([])
+            has_begun()
+            AsyncGateway([CONFIG])
+            has_begun()
+            async with outside:
+                has_begun()
+            counts = []
+            for allowed in (False, True, True, False):
+                counts.append(await frozen_with(allowed) > 1000)
+                gc.unfreeze()  # a second gateway must not undo this
+            print(json.dumps([begun, counts, gc.isenabled()]))
+
+        asyncio.run(main())
+        """,
+    )
+    assert found == [[False, False, True, True], [False, True, False, False], True]
+
+
+def test_what_the_user_has_frozen_and_switched_off_stays_so():
+    found, _ = run(
+        BEGINNINGS,
+        """
+        gc.disable()
+        gc.freeze()
+        before = gc.get_freeze_count()
+
+        async def main():
+            without, with_it = await frozen_with(False), await frozen_with(True)
+            print(json.dumps([without <= before < with_it, without > 1000, gc.isenabled()]))
+
+        asyncio.run(main())
+        """,
+    )
+    assert found == [True, True, False]
+
+
+@pytest.mark.proof
+def test_a_tokenizer_that_no_call_reads_is_loaded_where_it_is_asked_for():
+    found, _ = run(
+        """
+        import json
+        from aigateway.wires import loading
+        litellm = loading._import_litellm()
+        import litellm.utils as utils
+        held = sorted(set(vars(utils)) & {"json_data", "claude_json_str"})
+        from litellm.utils import claude_json_str, json_data
+        print(json.dumps([
+            held,
+            json.loads(claude_json_str) == json_data,
+            len(json_data["model"]["vocab"]),
+            litellm.token_counter(model="claude-2", text="hello world how are you"),
+            hasattr(utils, "no_such_name"),
+        ]))
+        """
+    )
+    assert found == [[], True, 65_000, 5, False]
+
+
 def test_a_failed_import_is_tried_again(monkeypatch):
     outcomes = iter([ImportError("disk is full"), sys])
 
@@ -286,3 +373,45 @@ def test_a_failed_import_is_tried_again(monkeypatch):
     assert loading.loaded_litellm() is None
     assert asyncio.run(loading.load_litellm()) is sys
     assert loading.loaded_litellm() is sys
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "asyncio.run(AsyncGateway([CONFIG]).chat('hi'))",
+        "import sys; sys.argv[1:] = ['chat', 'hi']; from aigateway.cli import app; app()",
+        "from aigateway import call_llm; call_llm(user_prompt='hi')",
+    ],
+)
+def test_an_interrupt_does_not_wait_for_the_import(program, tmp_path):
+    (tmp_path / "litellm.py").write_text(
+        f"import time; print('loading', flush=True); time.sleep({10 * PATIENCE})"
+    )
+    code = f"""
+import asyncio
+from aigateway import AsyncGateway, LLMConfig
+CONFIG = LLMConfig("openai", "gpt-4o-mini", api_key="sk-1", api_base="http://127.0.0.1:9/v1")
+{program}
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)]),
+            "OPENAI_API_KEY": "sk-1",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        process.wait(PATIENCE)  # the import takes ten times as long
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode != 0

@@ -136,6 +136,7 @@ def spoilt(draw, events):
 
 
 @pytest.mark.parametrize("provider", MODELS)
+@pytest.mark.hypothesis
 async def test_whatever_comes(provider):
     litellm = await load_litellm()
     config = LLMConfig(provider, MODELS[provider], api_key="k")
@@ -145,7 +146,7 @@ async def test_whatever_comes(provider):
     sent = translation.request(asking(), streamed=True)
     assert sent is not None
 
-    @settings(max_examples=150)
+    @settings(max_examples=2 * settings().max_examples)
     @given(st.lists(spoilt(EVENTS[provider]), min_size=1, max_size=4))
     def check(events):
         reading = translation.reading(sent)

@@ -3,11 +3,18 @@
 import pytest
 
 from aigateway.messages import Usage
-from aigateway.settings import LLMConfig
+from aigateway.settings import LLMConfig, TokenPrices
 from aigateway.simulator import Answer
 from aigateway.wires import pricing
 from aigateway.wires.loading import load_litellm
-from aigateway.wires.pricing import Price, max_input_tokens, operations_of, own_price_of, price_of
+from aigateway.wires.pricing import (
+    Price,
+    max_input_tokens,
+    operations_of,
+    own_price_of,
+    price_of,
+    with_default_prices,
+)
 from tests.wires.calls import asking
 
 OWN = {"input_cost_per_token": 0.5, "output_cost_per_token": 2}
@@ -130,6 +137,9 @@ def test_before_litellm_is_there(monkeypatch):
     monkeypatch.setattr(pricing, "loaded_litellm", lambda: None)
     assert price_of(config()) is None
     assert price_of(config(**OWN)) == Price(0.5, 2.0, 0.5)
+    defaults = TokenPrices(input=1, output=4)
+    assert price_of(with_default_prices(config(), defaults)) == Price(1e-6, 4e-6, 1e-6)
+    assert price_of(with_default_prices(config(**OWN), defaults)) == Price(0.5, 2.0, 0.5)
     assert operations_of(config()) is None
     assert max_input_tokens(config()) is None
     assert max_input_tokens(config(max_input_tokens=9)) == 9

@@ -11,11 +11,9 @@ import sqlite3
 
 from aigateway.errors import GatewayError
 
-__all__ = ["NO_RECORD", "Index"]
+__all__ = ["Index", "failed_at"]
 
 _CACHE_KIB = 8192
-NO_RECORD = -1
-"""The offset of a line that is done and has no record to copy: it failed for good."""
 
 _SCHEMA = (
     f"PRAGMA cache_size = -{_CACHE_KIB}",
@@ -51,7 +49,7 @@ class Index:
             return None
         return int(self._execute("SELECT number FROM lines WHERE id = ?", key).fetchone()[0])
 
-    def finish(self, line_id: str, place: int = NO_RECORD) -> bool:
+    def finish(self, line_id: str, place: int) -> bool:
         """Mark a line as done. Return whether it is in the input and was not done yet."""
         changed = self._execute(
             "UPDATE lines SET place = ? WHERE id = ? AND place IS NULL", place, _name(line_id)
@@ -61,8 +59,8 @@ class Index:
     def find(self, line_id: str) -> tuple[int, int | None]:
         """Return the number of a line and the offset of its record.
 
-        The number is 0 if no line has this id. The offset is `NO_RECORD` for a line that failed
-        for good, and None for one that is not done.
+        The number is 0 if no line has this id. The offset is None for a line that is not done, and
+        below 0 for one that failed: see `failed_at`.
         """
         found = self._execute("SELECT number, place FROM lines WHERE id = ?", _name(line_id))
         number, place = found.fetchone() or (0, None)
@@ -92,6 +90,11 @@ class Index:
             f"The index of the lines cannot be written to the temporary folder ({problem}). Free"
             " disk space there, or name another folder in SQLITE_TMPDIR."
         )
+
+
+def failed_at(offset: int) -> int:
+    """Return how the index notes a record of the errors file; its own inverse."""
+    return -1 - offset
 
 
 def _name(line_id: str) -> bytes:

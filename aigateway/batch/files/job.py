@@ -17,10 +17,9 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, Unpack
 
-from aigateway.batch.engine import Concurrency, Requests
-from aigateway.batch.files.index import NO_RECORD, Index
+from aigateway.batch.files.index import Index, failed_at
 from aigateway.batch.files.input import (
     LINES_PER_TURN,
     Line,
@@ -39,8 +38,10 @@ from aigateway.batch.files.output import (
     item_record,
     problem_record,
 )
+from aigateway.batch.files.parts import fold_all
 from aigateway.batch.files.paths import JobFiles
-from aigateway.batch.files.totals import JobLimiter, JobLimits, JobTotals
+from aigateway.batch.files.schema import AnswerSchema
+from aigateway.batch.files.totals import Allowance, JobLimiter, JobLimits, JobTotals, LimitedCall
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import (
     AllProvidersFailedError,
@@ -49,11 +50,14 @@ from aigateway.errors import (
     GatewayError,
 )
 from aigateway.messages import BatchItem, ChatRequest
-from aigateway.resilience.rates import RateEntry
+from aigateway.options import BatchOptions, ChatOptions, Concurrency, Requests
 from aigateway.routing.provider import ProviderStatus
 from aigateway.tokens import estimated_tokens
 
-__all__ = ["Job", "JobInput", "JobOptions"]
+__all__ = ["NO_PROVIDER", "Job", "JobInput", "JobOptions"]
+
+NO_PROVIDER = "no provider is available any more"
+"""Begins the message of a job that an outage has ended."""
 
 _MOST_FOLLOWERS = 1000
 """Lines that may wait for the answer to an identical line before reading pauses."""
@@ -61,11 +65,12 @@ _MOST_FOLLOWERS = 1000
 _LONGEST_WAIT = 3600.0
 """Seconds. A longer wait is divided."""
 
-_SYNC_SECONDS = 5.0
-"""Between two syncs of the output to the disk."""
-
 _RELEASE_SECONDS = 0.2
 """Between two checks whether a stopped job only waits for unavailable providers."""
+
+_HOPELESS_SECONDS = 30.0
+"""So long without an answer, a stopped job ends also while unavailable providers are tried again:
+each of its requests may be such a trial, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +83,16 @@ class JobOptions:
         outage_patience: Seconds without an answer of any provider after which the job ends; None
             waits without limit, 0 ends as soon as no provider is available.
         limits: When it ends early.
+        schema: What answers have to look like; None checks nothing.
+        with_input: Whether records have the columns of the input to keep.
     """
 
     shared: Mapping[str, Any] = field(default_factory=dict)
     concurrency: Concurrency = 16
     outage_patience: float | None = 300.0
     limits: JobLimits = field(default_factory=JobLimits)
+    schema: AnswerSchema | None = None
+    with_input: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +108,9 @@ class JobInput:
 class _InFlight:
     """A request in flight, and the identical lines that wait for its answer."""
 
-    line_id: str
+    line: Line
     key: bytes | None
-    entry: RateEntry
+    entry: LimitedCall
     followers: list[Line] = field(default_factory=list)
 
 
@@ -110,15 +119,10 @@ class Gateway(Protocol):
 
     @property
     def providers(self) -> tuple[ProviderStatus, ...]: ...
-    def check(self, prompt_or_messages: Any, **options: Any) -> ChatRequest: ...
-    def get_metrics(self) -> dict[str, Any]: ...
+    def check(self, prompt_or_messages: Any, /, **options: Unpack[ChatOptions]) -> ChatRequest: ...
+    def get_metrics(self) -> Mapping[str, Any]: ...
     def as_completed(
-        self,
-        requests: Requests,
-        *,
-        concurrency: Concurrency = ...,
-        outage_patience: float | None = ...,
-        **shared: Any,
+        self, requests: Requests, /, **options: Unpack[BatchOptions]
     ) -> AsyncGenerator[BatchItem, None]: ...
 
 
@@ -129,11 +133,13 @@ class Job:
 
     Attributes:
         gateway: Answers the requests.
-        totals: Sums so far, earlier runs included.
         total: Number of lines.
         stopping: Why no new request begins, as a message; None while they do.
         lost: Answers that could not be written.
+        sync_seconds: Between two syncs of its files to the disk.
     """
+
+    sync_seconds = 5.0
 
     def __init__(
         self,
@@ -144,10 +150,10 @@ class Job:
         totals: JobTotals,
         *,
         clock: Clock = SYSTEM_CLOCK,
+        allowance: Allowance | None = None,
     ) -> None:
         self.gateway = gateway
         self.total = given.total
-        self.totals = totals
         self.stopping: str | None = None
         self.lost = 0
         self._source = given.source
@@ -155,7 +161,8 @@ class Job:
         self._index = given.index
         self._options = options
         self._clock = clock
-        self._limiter = JobLimiter(options.limits, totals, clock)
+        self._written = totals
+        self._limiter = JobLimiter(options.limits, totals, clock, allowance)
         self._begun = 0
         self._in_flight: dict[int, _InFlight] = {}  # by index in the batch's input
         self._leaders: dict[bytes, _InFlight] = {}
@@ -173,16 +180,21 @@ class Job:
         given: JobInput,
         files: JobFiles,
         options: JobOptions,
-        *,
-        clock: Clock = SYSTEM_CLOCK,
+        **more: Any,
     ) -> Self:
-        """Make a job that continues from the records in its files.
+        """Make a job that continues from the records in its files, and in parts of shards.
 
         Raises:
             ConfigurationError: They belong to another input.
         """
         totals = await _earlier(given, files)
-        return cls(gateway, given, files, options, totals, clock=clock)
+        await fold_all(given.index, files, totals)
+        return cls(gateway, given, files, options, totals, **more)
+
+    @property
+    def totals(self) -> JobTotals:
+        """Sums so far, earlier runs included."""
+        return self._written
 
     @property
     def in_flight(self) -> int:
@@ -240,11 +252,13 @@ class Job:
             )
 
     async def _work(self) -> None:
+        # The batch's own `timeout` would be one for all lines together.
+        shared = {name: v for name, v in self._options.shared.items() if name != "timeout"}
         items = self.gateway.as_completed(
             self._requests(),
             concurrency=self._options.concurrency,
             outage_patience=self._options.outage_patience,
-            **self._options.shared,
+            **shared,
         )
         async with contextlib.aclosing(items) as finished:
             async for item in finished:
@@ -253,18 +267,22 @@ class Job:
     async def _release(self, working: asyncio.Task[None]) -> None:
         """End a stopped job whose requests only wait for unavailable providers."""
         await self._stopped.wait()
+        answered, since = self._answered, self._clock.now()
         while True:
-            metrics = self.gateway.get_metrics()
-            if self.waiting and not metrics["in_flight"] and not metrics["waiting"]:
+            now = self._clock.now()
+            if not self.waiting or self._answered != answered:
+                answered, since = self._answered, now
+            elif now >= since + _HOPELESS_SECONDS or not self.gateway.get_metrics()["in_flight"]:
                 working.cancel()
                 return
             await self._clock.sleep(_RELEASE_SECONDS)
 
     async def _sync_periodically(self) -> None:
         while True:
-            await self._clock.sleep(_SYNC_SECONDS)
+            await self._clock.sleep(self.sync_seconds)
             try:
-                await asyncio.to_thread(self._files.answers.sync)
+                for journal in (self._files.answers, self._files.errors):
+                    await asyncio.to_thread(journal.sync)
             except JournalError as error:
                 self.stop(str(error).rstrip("."))
 
@@ -322,26 +340,26 @@ class Job:
             number, place = self._index.find(valid.id)
             if number == valid.number:
                 return valid, request, place
-            found = repeated_id(valid, number)
+            found = repeated_id(valid, number, self._source.unit)
         name = problem_name(found, self._index)
         number, place = self._index.find(name)
         if not number:
             self._stop_changed()
         elif place is None:
-            self._write(self._files.errors, problem_record(name, found))
+            self._write(self._files.errors, problem_record(name, found), found)
         return None
 
     def _is_settled(self, line: Line, key: bytes | None, place: int | None) -> bool:
         """Return whether a line is not sent: it is done, or its answer exists or is in flight."""
         if place is not None:
-            if place != NO_RECORD and key is not None:
+            if place >= 0 and key is not None:
                 self._index.answered(key, place)
             return True
         if key is None:
             return False
         place = self._index.answer(key)
         if place is not None:
-            self._write(self._files.answers, copied(self._files.answers.at(place), line.id))
+            self._write(self._files.answers, copied(self._files.answers.at(place), line.id), line)
             return True
         leader = self._leaders.get(key)
         if leader is None:
@@ -353,13 +371,14 @@ class Job:
     def _begin(
         self, line: Line, key: bytes | None, tokens: int, followers: list[Line] | None = None
     ) -> dict[str, Any]:
-        begun = _InFlight(line.id, key, self._limiter.begin(tokens), followers or [])
+        begun = _InFlight(line, key, self._limiter.begin(tokens), followers or [])
         self._in_flight[self._begun] = begun
         self._begun += 1
         if key is not None:
             self._leaders[key] = begun
         name = "prompt" if isinstance(line.prompt, str) else "messages"
-        return {**line.options, name: line.prompt, "id": line.id}
+        timeout = {"timeout": self._options.shared.get("timeout")}
+        return {**timeout, **line.options, name: line.prompt, "id": line.id}
 
     def _begin_follower(self) -> dict[str, Any]:
         """Send the first of the lines whose leader ran out of time."""
@@ -393,14 +412,17 @@ class Job:
         done = self._in_flight.pop(item.index)
         if done.key is not None:
             self._leaders.pop(done.key, None)
-        record = item_record(done.line_id, item)
-        journal = self._files.errors if item.response is None else self._files.answers
-        place = self._write(journal, record)
+        record = item_record(done.line.id, item)
+        if record["error"] is None and self._options.schema is not None:
+            record = self._options.schema.applied(record)
+        failed = record["error"] is not None
+        journal = self._files.errors if failed else self._files.answers
+        place = self._write(journal, record, done.line)
         if item.response is not None:
             done.entry.settle(item.response.usage.total_tokens)
             if not item.response.cached:
                 self._answered = self._clock.now()
-            if place is not None and done.key is not None:
+            if place is not None and done.key is not None and not failed:
                 self._index.answered(done.key, place)
         if isinstance(item.error, DeadlineExceededError) and done.followers:
             # A follower may have a longer timeout.
@@ -409,9 +431,9 @@ class Job:
         else:
             self._following -= len(done.followers)
             for line in done.followers:
-                self._write(journal, copied(record, line.id))
+                self._write(journal, copied(record, line.id), line)
         if isinstance(item.error, AllProvidersFailedError) and self._is_hopeless():
-            self.stop(f"no provider is available any more ({_reason(item.error)})")
+            self.stop(f"{NO_PROVIDER} ({_reason(item.error)})")
         self._news.set()
 
     def _is_hopeless(self) -> bool:
@@ -423,16 +445,20 @@ class Job:
             return patience is not None and self.waiting
         return self._clock.now() - self._answered >= patience
 
-    def _write(self, journal: Journal, record: Record) -> int | None:
+    def _write(
+        self, journal: Journal, record: Record, line: Line | Problem | None = None
+    ) -> int | None:
         """Write a record and count it. Return its offset; None if it cannot be written now."""
+        if line is not None and self._options.with_input:
+            record["input"] = self._source.kept(line)
         try:
             place = journal.append(record)
         except JournalError as error:
             self._unwritten.append((journal, record))
             self.stop(str(error).rstrip("."))
             return None
-        self._index.finish(record["custom_id"], NO_RECORD if record["error"] else place)
-        self.totals.add(record)
+        self._index.finish(record["custom_id"], failed_at(place) if record["error"] else place)
+        self._written.add(record)
         return place
 
     def _retry_writes(self) -> None:
@@ -450,10 +476,11 @@ async def _earlier(given: JobInput, files: JobFiles) -> JobTotals:
             if number % LINES_PER_TURN == 0:
                 await asyncio.sleep(0)
             name = record["custom_id"]
-            if not given.index.finish(name, place if journal is files.answers else NO_RECORD):
+            if not given.index.finish(name, failed_at(place) if record["error"] else place):
+                beyond = "" if given.source.limit is None else " or give a higher --limit,"
                 raise ConfigurationError(
                     f"{journal.path} has records that do not belong to {given.source.path}, or"
-                    " repeated ones. Name another output."
+                    f" repeated ones:{beyond} name another output."
                 )
             totals.add(record)
             totals.earlier += 1

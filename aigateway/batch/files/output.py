@@ -12,10 +12,12 @@ only the line end is missing.
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -23,24 +25,22 @@ import orjson
 
 from aigateway.batch.files.input import Problem
 from aigateway.errors import (
-    AllProvidersFailedError,
     ConfigurationError,
-    ContentPolicyError,
-    ContextWindowExceededError,
-    DeadlineExceededError,
     GatewayError,
-    OverloadedError,
     ProviderFailure,
     RequestRejectedError,
-    UnknownModelError,
+    error_words,
 )
 from aigateway.messages import BatchItem, ChatResponse
 
 __all__ = [
     "Journal",
     "JournalError",
+    "JournalInUseError",
     "Record",
     "answer_record",
+    "body_of",
+    "check_locks_are_seen",
     "copied",
     "encoded",
     "error_record",
@@ -50,17 +50,6 @@ __all__ = [
 
 Record = dict[str, Any]
 """One line of the output, or of the errors file."""
-
-_CODES: tuple[tuple[type[GatewayError], str], ...] = (
-    (UnknownModelError, "unknown_model"),
-    (ContextWindowExceededError, "context_window_exceeded"),
-    (ContentPolicyError, "content_policy"),
-    (RequestRejectedError, "request_rejected"),
-    (AllProvidersFailedError, "all_providers_failed"),
-    (DeadlineExceededError, "deadline_exceeded"),
-    (OverloadedError, "overloaded"),
-)
-"""Subclasses stand before their base classes."""
 
 _TAIL_BYTES = 1 << 16
 
@@ -96,6 +85,12 @@ def answer_record(line_id: str, response: ChatResponse) -> Record:
     return _record(line_id, about, response=body)
 
 
+def body_of(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return a record's `chat.completion`, also of an answer that does not fit its schema."""
+    body: Mapping[str, Any] | None = (record["response"] or record["aigateway"]).get("body")
+    return body
+
+
 def copied(record: Record, line_id: str) -> Record:
     """Return the record of a line that repeats another one: the same result, at no cost."""
     about = record["aigateway"] | {"cached": True, "cost_usd": 0.0, "attempts": []}
@@ -108,9 +103,7 @@ def error_record(line_id: str, error: Exception) -> Record:
 
     `final` marks an error of the request itself: sending it again is useless.
     """
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), "internal_error")
-    # The text of any other exception may quote a prompt.
-    message = str(error) if isinstance(error, GatewayError) else type(error).__name__
+    code, message = error_words(error)
     causes: tuple[ProviderFailure, ...] = getattr(error, "causes", ())
     about = {
         "final": isinstance(error, RequestRejectedError),
@@ -190,6 +183,10 @@ class JournalError(GatewayError):
     """A record could not be written, or read. The file ends with a whole one."""
 
 
+class JournalInUseError(ConfigurationError):
+    """Another process writes to the file."""
+
+
 class Journal:
     """A file of records that only this process writes to.
 
@@ -204,12 +201,8 @@ class Journal:
         self.path = path
         if path.exists() and not path.is_file():
             raise ConfigurationError(f"{path} is not a regular file.")
+        self._file = _locked(path)
         try:
-            self._file = path.open("ab+", buffering=0)
-        except OSError as error:
-            raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
-        try:
-            _lock(self._file, path)
             self._end = self._repair()
         except BaseException:
             self._file.close()
@@ -248,9 +241,17 @@ class Journal:
     def at(self, place: int) -> Record:
         """Return the record at a byte offset. Raises `JournalError` if it cannot be read."""
         with self._naming_errors("read"), self.path.open("rb") as file:
-            file.seek(place)
-            record: Record = orjson.loads(file.readline())
-            return record
+            return _read(file, place)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Callable[[int], Record]]:
+        """Give a function that returns the record at a byte offset, for many of them.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        with self.path.open("rb") as file:
+            yield functools.partial(_read, file)
 
     def records(self) -> Iterator[tuple[int, Record]]:
         """Yield all records with their byte offsets.
@@ -321,15 +322,65 @@ class Journal:
         return 0
 
 
+def _read(file: IO[bytes], place: int) -> Record:
+    file.seek(place)
+    record: Record = orjson.loads(file.readline())
+    return record
+
+
+def check_locks_are_seen(path: Path) -> None:
+    """Check that this process sees the lock of the one that writes to a file.
+
+    Raises:
+        ConfigurationError: It does not, or the disk has no locks.
+    """
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(JournalInUseError), _locked(path):
+        raise ConfigurationError(
+            f"A lock of {path} on one machine is not seen on another, so two could write the same"
+            " file. Use a file system whose locks hold for all machines, such as NFS 4, and mount"
+            " it without local_lock."
+        )
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """Open a file, and lock it against other processes. A kill of this one also unlocks it."""
+    while True:
+        try:
+            file = path.open("ab+", buffering=0)
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from None
+        try:
+            _lock(file, path)
+            if _is_at(path, file):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # it was removed or replaced just before
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 def _lock(file: IO[bytes], path: Path) -> None:
-    """Lock the file against other processes. A kill of this one also unlocks it."""
     if sys.platform == "win32":
         return
     import fcntl  # noqa: PLC0415 - missing on Windows
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno in {errno.EWOULDBLOCK, errno.EAGAIN}:
+            raise JournalInUseError(
+                f"Another process is writing to {path}. Wait for it, or name another file."
+            ) from None
         raise ConfigurationError(
-            f"Another process is writing to {path}. Wait for it, or name another file."
+            f"{path} cannot be locked: {error.strerror}. Its file system must have locks (flock),"
+            " so that no two processes write to it."
         ) from None

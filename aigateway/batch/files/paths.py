@@ -17,56 +17,85 @@ import orjson
 
 from aigateway.batch.files.input import OPTIONS_WITHOUT_EFFECT, Source
 from aigateway.batch.files.output import Journal, encoded
+from aigateway.cache.key import same_number
 from aigateway.errors import ConfigurationError
 
 __all__ = [
+    "TABLES",
     "JobFiles",
     "JobPaths",
     "atomic_write",
     "check_manifest",
+    "keep_final",
     "manifest_path",
+    "parts_folder",
     "write_manifest",
 ]
 
 _FORMAT = 1
 
+TABLES = (".csv", ".tsv", ".parquet")
+"""Outputs that are made of the records at the end."""
+
+_LINES_OF_JSON = (".jsonl", ".ndjson", ".json", "")
+
 
 @dataclass(frozen=True, slots=True)
 class JobPaths:
-    """The input, the output for answers, and the errors file for lines without an answer."""
+    """The files of a job.
+
+    Attributes:
+        source: The input.
+        output: The records of answers.
+        errors: The records of lines without an answer.
+        table: The table that is made of both; None if the records are what the user wants.
+    """
 
     source: Path
     output: Path
     errors: Path
+    table: Path | None = None
 
     @classmethod
     def of(cls, source: Path, output: Path, errors: Path | None) -> JobPaths:
         """Return the given paths, with the usual name for an errors file that is None.
+
+        The records of a table are in a folder beside it.
 
         Raises:
             ConfigurationError: They cannot be the files of a job.
         """
         if not output.name:
             raise ConfigurationError(f"{output} is a folder; name a file in it.")
+        table, suffix = None, output.suffix.lower()
+        if suffix in TABLES:
+            table, folder = output, manifest_path(output)
+            output, errors = folder / "records.jsonl", errors or folder / "errors.jsonl"
         errors = errors or output.with_name(f"{output.stem}.errors{output.suffix}")
-        paths = cls(source, output, errors)
+        paths = cls(source, output, errors, table)
         if len({path.resolve() for path in paths.all}) < len(paths.all):
             raise ConfigurationError(
                 "The input, the output and the errors file must be three different files."
             )
-        for path in (output, errors):
+        for path in (table or output, errors):
             if path.exists() and not path.is_file():
                 raise ConfigurationError(f"{path} is not a regular file.")
-            if not path.parent.is_dir():
+            if not path.parent.is_dir() and (table is None or path.parent != output.parent):
                 raise ConfigurationError(
                     f"{path} cannot be written: the folder {path.parent} does not exist."
                 )
+        if table is None and suffix not in _LINES_OF_JSON:
+            raise ConfigurationError(
+                f"{output} ends in {suffix}; name the output .jsonl (records as lines of JSON),"
+                f" or {', '.join(TABLES)} (a table)."
+            )
         return paths
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """The three of them and the manifest."""
-        return self.source, self.output, self.errors, manifest_path(self.output)
+        """All of them and the manifest."""
+        table = () if self.table is None else (self.table,)
+        return self.source, self.output, self.errors, manifest_path(self.output), *table
 
     @property
     def errors_from_output(self) -> str:
@@ -77,22 +106,45 @@ class JobPaths:
         """Return whether there are records to resume from.
 
         Raises:
-            ConfigurationError: There are, and `resume` is False.
+            ConfigurationError: There are, and `resume` is False; or there is a table of something
+                else.
         """
-        written = [path for path in (self.output, self.errors) if _has_content(path)]
-        if written and not resume:
+        folder = self.output.parent
+        if self.table is not None and folder.is_file():
+            raise ConfigurationError(_of_an_earlier_version(self.table, self.source))
+        parts = sorted(parts_folder(self.output).glob("*.jsonl"))
+        written = [path for path in (self.output, self.errors, *parts) if _has_content(path)]
+        table = self.table if self.table is not None and self.table.exists() else None
+        if (written or table) and not resume:
             raise ConfigurationError(
-                f"{written[0]} already exists. Continue it with --resume, or name another file."
+                f"{table or written[0]} already exists. Continue it with --resume, or name another"
+                " file."
+            )
+        if table and not written:
+            raise ConfigurationError(
+                f"{table} cannot be continued: its records are not in {folder}. Name another file."
             )
         return bool(written)
 
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """The open files of a job."""
+    """The open files of a job.
+
+    Attributes:
+        answers: Its answers.
+        errors: Its lines without an answer.
+        ask_failed: Whether lines are asked again that were rejected in an earlier run.
+    """
 
     answers: Journal
     errors: Journal
+    ask_failed: bool = False
+
+    @property
+    def parts(self) -> Path:
+        """The folder with the parts of shards."""
+        return parts_folder(self.answers.path)
 
     @classmethod
     async def open(
@@ -103,6 +155,7 @@ class JobFiles:
         *,
         resume: bool,
         ask_failed: bool = False,
+        keep_errors: bool = False,
     ) -> JobFiles:
         """Open the files of a new or resumed job.
 
@@ -113,6 +166,7 @@ class JobFiles:
                 the answers.
             resume: Whether to continue from existing records.
             ask_failed: On resume, also repeat requests that were rejected.
+            keep_errors: On resume, keep all errors: nothing is sent.
 
         Raises:
             ConfigurationError: A file cannot be written, or belongs to another input.
@@ -125,13 +179,15 @@ class JobFiles:
         fingerprint = await source.fingerprint()
         if begun:
             check_manifest(paths, fingerprint, same)
+        if paths.table is not None:
+            _make_folder(paths.output.parent)
         with contextlib.ExitStack() as opened:
             answers = opened.enter_context(Journal(paths.output))  # locked from here on
             if not begun:
                 write_manifest(paths.output, fingerprint, same)
-            elif paths.errors.exists():
-                _keep_final(paths.errors, ask_failed=ask_failed)
-            files = cls(answers, opened.enter_context(Journal(paths.errors)))
+            elif paths.errors.exists() and not keep_errors:
+                keep_final(paths.errors, ask_failed=ask_failed)
+            files = cls(answers, opened.enter_context(Journal(paths.errors)), ask_failed)
             opened.pop_all()
             return files
 
@@ -147,13 +203,17 @@ class JobFiles:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, draft: Path | None = None) -> Iterator[IO[bytes]]:
     """Give a file to write that replaces `path` if the block ends without an error.
+
+    Args:
+        path: The file to be.
+        draft: The path until then, on the same disk; None takes a new one beside it.
 
     Raises:
         OSError: It cannot be written, or moved.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = draft or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -169,10 +229,31 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.job")
 
 
+def parts_folder(output: Path) -> Path:
+    """Return the folder with the parts of an output that several workers write."""
+    return output.with_name(f"{output.name}.parts")
+
+
+def keep_final(errors: Path, *, ask_failed: bool) -> None:
+    """Keep only the errors of lines that are not sent again.
+
+    Raises:
+        ConfigurationError: The file cannot be written, or another process writes to it.
+    """
+    try:
+        with Journal(errors) as old, atomic_write(errors) as kept:
+            for _, record in old.records():
+                if record["aigateway"].get("final") and not ask_failed:
+                    kept.write(encoded(record))
+    except OSError as error:
+        raise ConfigurationError(f"{errors} cannot be written: {error.strerror}.") from None
+
+
 def write_manifest(output: Path, fingerprint: str, options: Mapping[str, Any]) -> None:
     """Write the manifest of a new output. Raises `ConfigurationError` if it cannot be written."""
     path = manifest_path(output)
-    manifest = {"format": _FORMAT, "input_sha256": fingerprint, "options": _digests(options)}
+    digests = _digests(_same_numbers(options))
+    manifest = {"format": _FORMAT, "input_sha256": fingerprint, "options": digests}
     text = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     try:
         with atomic_write(path) as file:
@@ -205,8 +286,11 @@ def check_manifest(paths: JobPaths, fingerprint: str, options: Mapping[str, Any]
             f"{paths.source} has changed since {paths.output} was begun, so answers could belong"
             " to other prompts. Restore it, or name another output."
         )
-    now, then = _digests(options), known[1]
-    changed = sorted(name for name in now | then if then.get(name) != now.get(name))
+    now, then = _digests(_same_numbers(options)), known[1]
+    earlier = _digests(options)  # as earlier versions wrote them
+    changed = sorted(
+        name for name in now | then if then.get(name) not in {now.get(name), earlier.get(name)}
+    )
     if changed:
         raise ConfigurationError(
             f"{paths.output} was begun with a different {', '.join(changed)}. Give the same value,"
@@ -223,16 +307,32 @@ def _digests(options: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _same_numbers(value: Any) -> Any:
+    """Return options with whole floats as ints, at every depth."""
+    if isinstance(value, Mapping):
+        return {name: _same_numbers(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_same_numbers(each) for each in value]
+    return same_number(value)
+
+
+def _of_an_earlier_version(table: Path, source: Path) -> str:
+    """Return what to do with a table that holds lines of JSON."""
+    output = table.with_suffix(".jsonl")
+    errors = table.with_name(f"{table.stem}.errors{table.suffix}")
+    return (
+        f"{table} was written by an earlier version, as lines of JSON. To continue it, rename it to"
+        f" {output} and {manifest_path(table)} to {manifest_path(output)}, and run: aigateway batch"
+        f" {source} {output} --errors {errors} --resume. Or name another output."
+    )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be made: {error.strerror}.") from None
+
+
 def _has_content(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
-
-
-def _keep_final(errors: Path, *, ask_failed: bool) -> None:
-    """Keep only the errors of lines that are not sent again."""
-    try:
-        with Journal(errors) as old, atomic_write(errors) as kept:
-            for _, record in old.records():
-                if record["aigateway"].get("final") and not ask_failed:
-                    kept.write(encoded(record))
-    except OSError as error:
-        raise ConfigurationError(f"{errors} cannot be written: {error.strerror}.") from None

@@ -67,6 +67,7 @@ class Survey:
         repeated: Lines that repeat an earlier one; counted only for an estimate.
         tallies: Requests by model; None stands for any. Repeated lines are left out.
         counted: Prompts whose tokens were counted.
+        blank: Rows of a table with an empty cell in a column of the template.
     """
 
     total: int = 0
@@ -75,6 +76,7 @@ class Survey:
     repeated: int = 0
     tallies: dict[str | None, Tally] = field(default_factory=lambda: defaultdict(Tally))
     counted: int = 0
+    blank: int = 0
 
     def note(self, problem: Problem) -> None:
         """Count a problem."""
@@ -114,10 +116,13 @@ async def survey(
             await asyncio.sleep(0)
             if on_progress is not None:
                 on_progress(found.total)
-        entered = _entered(checked(line, check, shared), index)
+        entered = _entered(checked(line, check, shared), index, source.unit)
         if isinstance(entered, Problem):
             found.note(entered)
-        elif count is not None and _is_new(entered[0], shared, index):
+            continue
+        row = entered[0].row
+        found.blank += row is not None and any(row[name] == "" for name in source.template_columns)
+        if count is not None and _is_new(entered[0], shared, index):
             _add(found, entered[1], scale)
         elif count is not None:
             found.repeated += 1
@@ -152,14 +157,14 @@ class _Scale:
 
 
 def _entered(
-    line: tuple[Line, ChatRequest] | Problem, index: Index
+    line: tuple[Line, ChatRequest] | Problem, index: Index, unit: str
 ) -> tuple[Line, ChatRequest] | Problem:
     """Enter a line into the index. A line whose id is taken is a problem, too."""
     if not isinstance(line, Problem):
         first = index.enter(line[0].id, line[0].number)
         if first is None:
             return line
-        line = repeated_id(line[0], first)
+        line = repeated_id(line[0], first, unit)
     index.enter(problem_name(line, index), line.number)
     return line
 

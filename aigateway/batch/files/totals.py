@@ -9,14 +9,23 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from aigateway.batch.files.output import body_of
 from aigateway.clock import Clock
 from aigateway.errors import ConfigurationError
 from aigateway.messages import Usage
-from aigateway.resilience.rates import RateEntry, RateLimits
+from aigateway.resilience.rates import RateLimits
 
-__all__ = ["Histogram", "JobLimiter", "JobLimits", "JobTotals", "ProviderTotals"]
+__all__ = [
+    "Allowance",
+    "Histogram",
+    "JobLimiter",
+    "JobLimits",
+    "JobTotals",
+    "LimitedCall",
+    "ProviderTotals",
+]
 
 _LEAST_SECONDS = 0.0001
 """Shorter durations count as this."""
@@ -42,6 +51,13 @@ class Histogram:
         self.count += 1
         self.total += seconds
         self.highest = max(self.highest, seconds)
+
+    def include(self, other: Histogram) -> None:
+        """Count all durations of another one."""
+        self._buckets.update(other._buckets)
+        self.count += other.count
+        self.total += other.total
+        self.highest = max(self.highest, other.highest)
 
     @property
     def mean(self) -> float | None:
@@ -100,6 +116,15 @@ class ProviderTotals:
     cost_usd: float = 0.0
     unpriced: int = 0
 
+    def include(self, other: ProviderTotals) -> None:
+        """Add another share of this provider."""
+        self.answers += other.answers
+        self.failures.update(other.failures)
+        self.latency.include(other.latency)
+        self.usage += other.usage
+        self.cost_usd += other.cost_usd
+        self.unpriced += other.unpriced
+
 
 @dataclass(slots=True)
 class JobTotals:
@@ -140,15 +165,16 @@ class JobTotals:
         about: Mapping[str, Any] = record["aigateway"]
         for attempt in about["attempts"]:
             self._count_attempt(attempt)
+        body = body_of(record)
         if record["error"] is not None:
             self.failed += 1
             self.errors[record["error"]["code"]] += 1
+        else:
+            self.answered += 1
+            self.cached += about["cached"]
+        if body is None or about["cached"]:
             return
-        self.answered += 1
-        if about["cached"]:
-            self.cached += 1
-            return
-        usage = _usage(record["response"]["body"]["usage"])
+        usage = _usage(body["usage"])
         self.usage += usage
         self.latency.add(about["latency_seconds"])
         provider = self._provider(about["provider"])
@@ -160,6 +186,25 @@ class JobTotals:
         else:
             self.cost_usd += about["cost_usd"]
             provider.cost_usd += about["cost_usd"]
+
+    def include(self, other: JobTotals) -> None:
+        """Add the sums over other records."""
+        self.answered += other.answered
+        self.failed += other.failed
+        self.earlier += other.earlier
+        self.cached += other.cached
+        self.unpriced += other.unpriced
+        self.usage += other.usage
+        self.cost_usd += other.cost_usd
+        self.latency.include(other.latency)
+        self.errors.update(other.errors)
+        for name, provider in other.providers.items():
+            self._provider(name).include(provider)
+
+    @property
+    def priced(self) -> int:
+        """Answers of vendors with a known price."""
+        return self.latency.count - self.unpriced
 
     def _count_attempt(self, attempt: Mapping[str, Any]) -> None:
         provider = self._provider(attempt["provider"])
@@ -207,14 +252,55 @@ class JobLimits:
             if value is not None and not 0 < value < math.inf:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be above 0.")
 
+    def cost_reached(self, spent: float) -> str:
+        """Return the message of a job that ends because of its cost."""
+        most = self.max_cost or 0.0
+        more = "" if spent >= most else ", and the next request might exceed it"
+        return f"--max-cost {_dollars(most)} is reached ({_dollars(spent)} spent{more})"
+
+
+class LimitedCall(Protocol):
+    """The share of one request in the limits."""
+
+    def settle(self, tokens: int | None) -> None:
+        """Replace the estimate by the vendor's count, if there is one."""
+
+
+class Allowance(Protocol):
+    """What one of several workers may do within the limits of the whole job."""
+
+    def wait(self, tokens: int) -> float:
+        """Return the seconds until a request of so many tokens may begin; 0.0 if now."""
+
+    def begin(self, tokens: int) -> LimitedCall:
+        """Count a request that begins."""
+
+    @property
+    def cost_is_reached(self) -> bool:
+        """Whether one more request might exceed the cost limit, whatever else is in flight."""
+
 
 class JobLimiter:
-    """Decides when the next request may begin, and when the job ends early."""
+    """Decides when the next request may begin, and when the job ends early.
 
-    def __init__(self, limits: JobLimits, totals: JobTotals, clock: Clock) -> None:
+    Args:
+        limits: The limits of the job.
+        totals: Its sums.
+        clock: Time.
+        allowance: This process's share of the limits; None if it has the job to itself.
+    """
+
+    def __init__(
+        self,
+        limits: JobLimits,
+        totals: JobTotals,
+        clock: Clock,
+        allowance: Allowance | None = None,
+    ) -> None:
         self._limits = limits
         self._totals = totals
-        self._rates = RateLimits(clock, limits.rpm, limits.tpm)
+        self._allowance = allowance
+        self._rates = allowance or RateLimits(clock, limits.rpm, limits.tpm)
         self._failed_before = totals.failed
 
     def reached(self, in_flight: int) -> str | None:
@@ -228,17 +314,17 @@ class JobLimiter:
         if limits.max_failures is not None and failures >= limits.max_failures:
             return f"--max-failures {limits.max_failures} is reached"
         if limits.max_cost is not None and not in_flight and self._may_exceed_cost(in_flight):
-            spent = _dollars(totals.cost_usd)
-            return f"--max-cost {_dollars(limits.max_cost)} is reached ({spent} spent)"
+            return limits.cost_reached(totals.cost_usd)
         return None
 
     def wait(self, in_flight: int, tokens: int) -> float:
         """Return seconds until a request may begin; infinite until another one ends."""
-        if self._limits.max_cost is not None and in_flight and self._may_exceed_cost(in_flight):
+        shared, limited = self._allowance is not None, self._limits.max_cost is not None
+        if limited and in_flight and not shared and self._may_exceed_cost(in_flight):
             return math.inf  # the requests in flight may cost all that is left
         return self._rates.wait(tokens)
 
-    def begin(self, tokens: int) -> RateEntry:
+    def begin(self, tokens: int) -> LimitedCall:
         """Count a request that begins."""
         return self._rates.begin(tokens)
 
@@ -247,12 +333,13 @@ class JobLimiter:
 
         Until a first price is known, requests go out one at a time.
         """
+        if self._allowance is not None:
+            return self._allowance.cost_is_reached
         totals = self._totals
         assert self._limits.max_cost is not None  # noqa: S101 - both callers have checked
-        priced = totals.latency.count - totals.unpriced
-        if not priced:
+        if not totals.priced:
             return in_flight > 0
-        mean = totals.cost_usd / priced
+        mean = totals.cost_usd / totals.priced
         return totals.cost_usd + (in_flight + 1) * mean > self._limits.max_cost
 
 

@@ -22,6 +22,7 @@ from aigateway.tokens import USUAL_ANSWER
 __all__ = [
     "PERCENTILES",
     "Summary",
+    "blank_notes",
     "clock_time",
     "count",
     "counts",
@@ -337,11 +338,19 @@ def print_estimates(console: Console, found: Survey, each: Sequence[Estimate]) -
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def blank_notes(found: Survey) -> Iterator[str]:
+    """Say how many rows have nothing where the template has a field."""
+    if found.blank:
+        rows = "1 row has" if found.blank == 1 else f"{found.blank:,} rows have"
+        yield f"{rows} an empty cell in a column of the template. The prompts are sent as they are."
+
+
 def _estimate_notes(found: Survey) -> Iterator[str]:
     yield (
         f"{found.total:,} lines: {found.total - found.wrong - found.repeated:,} requests,"
         f" {found.repeated:,} repeat another line, {found.wrong:,} are invalid."
     )
+    yield from blank_notes(found)
     if found.counted:
         yield (
             f"Prompt tokens: {found.counted:,} prompts counted with litellm's tokenizer for the"

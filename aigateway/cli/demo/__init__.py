@@ -1,7 +1,7 @@
-"""`aigateway demo`: four simulated vendors break in turn, and no caller notices.
+"""`aigateway demo`: simulated vendors break in three acts, and no caller notices.
 
-All requests go over real HTTP to servers on loopback in this process. `story` has the vendors'
-faults, the calls and their results; `screen` shows them.
+All requests go over real HTTP to servers on loopback in this process. `story` has the acts, the
+vendors' faults, the calls and their results; `screen` shows them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ from collections.abc import Sequence
 import typer
 from rich.console import Console
 
-from aigateway.cli.demo.screen import DemoScreen, LiveDemoScreen, PlainDemoScreen, print_results
-from aigateway.cli.demo.story import Demo, DemoEvents, phases
+from aigateway.cli.demo.screen import (
+    DemoScreen,
+    LiveDemoScreen,
+    PlainDemoScreen,
+    print_beginning,
+    print_end,
+)
+from aigateway.cli.demo.story import Demo, DemoEvents, acts, answer_of
 from aigateway.cli.output import FAILED, errors_as_exit_codes, is_live
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.gateway import AsyncGateway
@@ -30,6 +36,8 @@ _HANG_SECONDS = 0.5
 _LEAST_HANG_SECONDS = 0.25
 _ATTEMPT_SECONDS = 5.0
 """For vendors that never hang: a busy machine alone must not make the demo fail."""
+_LOADING_SECONDS = 600.0
+"""For the first call of each vendor, which may load more of litellm."""
 _RESET_SECONDS = 1.2
 _LEAST_RESET_SECONDS = 0.25
 
@@ -43,7 +51,7 @@ def run_demo(*, seconds: float, rate: float, plain: bool, seed: int) -> None:
     screen: DemoScreen = LiveDemoScreen(console) if live else PlainDemoScreen(console)
     with errors_as_exit_codes():
         demo = asyncio.run(_run(console, screen, seconds, rate, seed))
-    print_results(console, demo)
+    print_end(console, demo)
     if demo.results.failures:
         raise typer.Exit(FAILED)
 
@@ -54,17 +62,18 @@ async def _run(
     async with Simulator() as simulator:
         scale = min(1.0, seconds / _FULL_LENGTH)
         configs = _configs(simulator, scale)
-        console.print("loading litellm ...", style="dim", highlight=False)
+        print_beginning(console, rate)
         await _warm_up(configs)
         for vendor in simulator.vendors:
+            vendor.answer(answer_of)
             vendor.latency = _LATENCIES[vendor.name]
         events = DemoEvents(SYSTEM_CLOCK)
         async with _gateway(configs, events, scale) as gateway:
             await gateway.warmup()
-            demo = Demo(simulator, gateway, events, phases(seconds), SYSTEM_CLOCK)
+            demo = Demo(simulator, gateway, events, acts(seconds), SYSTEM_CLOCK)
             async with asyncio.TaskGroup() as together:
                 together.create_task(screen.show(demo))  # before the first event
-                together.create_task(demo.play(rate, seed))
+                together.create_task(demo.play(rate, seed, screen.tell))
             return demo
 
 
@@ -78,9 +87,15 @@ def _configs(simulator: Simulator, scale: float) -> list[LLMConfig]:
 
 
 async def _warm_up(configs: Sequence[LLMConfig]) -> None:
-    """Let litellm load what it loads at the first call of each vendor."""
+    """Let litellm load, and what it loads at the first call of each vendor."""
     patient = [LLMConfig.model_validate({**dict(config), "timeout": None}) for config in configs]
-    async with AsyncGateway(patient, cache_enabled=False) as gateway:
+    async with AsyncGateway(
+        patient,
+        cache_enabled=False,
+        timeout=_LOADING_SECONDS,
+        attempt_timeout=_LOADING_SECONDS,
+    ) as gateway:
+        await gateway.warmup()  # no deadline: a slow disk takes more than a minute for litellm
         for config in configs:
             await gateway.chat("Hello.", model=config.name)
 

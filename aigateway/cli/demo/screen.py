@@ -1,43 +1,48 @@
-"""The display of the demo: a live table or plain lines, and the figures at the end."""
+"""The display of the demo: the story, a live table or plain lines below it, and the end."""
 
 from __future__ import annotations
 
-from collections import Counter
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from aigateway.cli.demo.story import Demo, DemoEvent, DemoResult, DemoResults, percentile
+from aigateway.cli.demo.story import Demo, DemoEvent, DemoResults, counted, percentile
 from aigateway.cli.output import COLOURS
-from aigateway.resilience.breaker import CircuitState
 from aigateway.routing.provider import Condition, condition
 
-__all__ = ["DemoScreen", "LiveDemoScreen", "PlainDemoScreen", "print_results"]
+__all__ = ["DemoScreen", "LiveDemoScreen", "PlainDemoScreen", "print_beginning", "print_end"]
 
 _FRAME_SECONDS = 0.1
+_READING_SECONDS = 2.5
 _SHARE_SECONDS = 2.0
 """The shares of the providers are measured over this long."""
-_SHARE_WIDTH = 8
+_SHARE_WIDTH = 10
+_EVENTS = 7
 _WIDE = 110
-"""Columns with room for the kinds of failure."""
-_EVENTS = 6
+"""Columns with room for who answered in each act."""
 
 
 class DemoScreen(Protocol):
-    """Shows a demo until it is over."""
+    """Shows a demo while it runs."""
 
     async def show(self, demo: Demo) -> None:
-        """Return when the last request has ended."""
+        """Return when the demo is over."""
+
+    async def tell(self, text: str) -> None:
+        """Show a part of the story, and wait until it can have been read."""
 
 
 class PlainDemoScreen:
-    """A line for each event and each second. ASCII, for pipes and logs."""
+    """Lines in ASCII, for pipes and logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -46,95 +51,74 @@ class PlainDemoScreen:
         """Print lines until the demo is over."""
 
         def show_event(event: DemoEvent) -> None:
-            self._line(event.at - demo.began, event.text)
+            text = f"{event.at - demo.began:6.2f} s  {event.text}"
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         demo.events.listener = show_event
-        second = 0
         while not demo.over:
-            if demo.elapsed >= second + 1:
-                second += 1
-                self._line(demo.elapsed, _digest(demo))
             await demo.clock.sleep(_FRAME_SECONDS / 2)
 
-    def _line(self, at: float, text: str) -> None:
-        self._console.print(f"{at:6.2f} s  {text}", markup=False, highlight=False, soft_wrap=True)
+    async def tell(self, text: str) -> None:
+        """Print it."""
+        self._console.print(f"\n{text}", markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveDemoScreen:
-    """A table, redrawn ten times a second."""
+    """The story, and below it a table that is redrawn ten times a second."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, reading_seconds: float = _READING_SECONDS) -> None:
         self._console = console
+        self._reading_seconds = reading_seconds
+        self._demo: Demo | None = None
 
     async def show(self, demo: Demo) -> None:
-        """Draw until the demo is over, and once more."""
-        with Live(console=self._console, auto_refresh=False) as live:
+        """Draw until the demo is over; then only the story stays."""
+        self._demo = demo
+        with Live(console=self._console, auto_refresh=False, transient=True) as live:
             while True:
-                wide = self._console.width >= _WIDE
-                live.update(_picture(demo, wide=wide), refresh=True)
+                live.update(_picture(demo, self._console.width), refresh=True)
                 if demo.over:
                     return
                 await demo.clock.sleep(_FRAME_SECONDS)
 
-
-def _milliseconds(seconds: float | None, *, digits: int = 0) -> str:
-    return "-" if seconds is None else f"{seconds * 1000:.{digits}f} ms"
-
-
-def _digest(demo: Demo) -> str:
-    now = demo.clock.now()
-    served = demo.results.recently_served(now - 1.0)
-    serving = ", ".join(f"{name} {count}" for name, count in served.most_common()) or "none"
-    troubled = [
-        f"{status.name} {_words(condition(status))}"
-        for status in demo.gateway.providers
-        if status.circuit_state is not CircuitState.CLOSED or not status.active
-    ]
-    return (
-        f"{len(demo.results)} answered, {demo.results.failures} failed; last second: {serving}"
-        + (f"; {', '.join(troubled)}" if troubled else "")
-    )
+    async def tell(self, text: str) -> None:
+        """Print it above the table, and wait."""
+        head, separator, rest = text.partition(". ")
+        told = Text(head + separator, "bold").append(rest, "not bold")
+        self._console.print(Padding(told, (1, 0, 0, 0)))
+        if self._demo is not None and self._reading_seconds:
+            await self._demo.clock.sleep(self._reading_seconds)
 
 
-def _picture(demo: Demo, *, wide: bool) -> RenderableType:
-    elapsed = min(demo.elapsed, demo.seconds)
-    head = Table.grid(padding=(0, 2))
-    head.add_row(
-        ProgressBar(total=demo.seconds, completed=elapsed, width=40),
-        Text(f"{elapsed:.1f} of {demo.seconds:.0f} s"),
-    )
-    title = Text(demo.phase.title, "bold red" if demo.phase.faults else "bold green")
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{max(1.0, seconds * 1000):.0f} ms"
+
+
+def _picture(demo: Demo, width: int) -> RenderableType:
     results = demo.results
-    count = Text(f"{len(results)} requests, {results.cache_hits} from the cache, ")
     failures = results.failures
-    count.append(f"{failures} failed", "bold red" if failures else "bold green")
-    return Group(head, title, _providers(demo, wide=wide), count, *_events(demo))
+    count = Text(
+        f"  {counted(len(results), 'request')}, {results.cache_hits} of them from the cache; "
+    )
+    count.append(
+        f"callers saw {counted(failures, 'error')}", "bold red" if failures else "bold green"
+    )
+    return Group(_providers(demo), count, Text(), *_events(demo, width))
 
 
-def _providers(demo: Demo, *, wide: bool) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("provider", "vendor", "circuit", "serving"):
+def _providers(demo: Demo) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0))
+    for heading in ("provider", "the vendor", "its circuit", "answers, last 2 s"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("out", "p50", "asked"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("failures" if wide else "failed")
-    metrics = demo.gateway.get_metrics()["providers"]
     recent = demo.results.recently_served(demo.clock.now() - _SHARE_SECONDS)
     for status in demo.gateway.providers:
-        numbers = metrics[status.name]
         fault = demo.phase.faults.get(status.name)
         state = condition(status)
-        latency, failures = numbers["latency_seconds"], numbers["failures"]
-        kinds = ", ".join(f"{kind} {count}" for kind, count in failures.items())
         table.add_row(
             Text(status.name, "bold"),
-            Text(fault.what, "red") if fault else Text("healthy", "green"),
+            Text(fault.what, "yellow") if fault else Text("healthy", "green"),
             Text(f"● {_words(state)}", COLOURS[state.word]),
             _share(recent[status.name], recent.total()),
-            str(status.in_flight),
-            _milliseconds(latency["p50"] if latency else None),
-            str(numbers["attempts"]),
-            Text(kinds if wide else str(sum(failures.values()))),
         )
     return table
 
@@ -150,107 +134,111 @@ def _share(count: int, total: int) -> Text:
     return Text(f"{bar} {share:4.0%}", "cyan" if count else "dim")
 
 
-def _events(demo: Demo) -> list[Text]:
-    lines = [
-        Text(f"{event.at - demo.began:6.2f} s  {event.text}", event.style)
-        for event in list(demo.events.latest)[-_EVENTS:]
-    ]
+def _events(demo: Demo, width: int) -> list[Text]:
+    lines = []
+    for event in list(demo.events.latest)[-_EVENTS:]:
+        line = Text(f"{event.at - demo.began:6.1f} s  {event.text}", event.style, no_wrap=True)
+        line.truncate(width, overflow="ellipsis")
+        lines.append(line)
     return lines + [Text()] * (_EVENTS - len(lines))
 
 
-# ── the figures at the end ───────────────────────────────────────────────────────────────────────
+# ── the beginning and the end ────────────────────────────────────────────────────────────────────
 
 
-def print_results(console: Console, demo: Demo) -> None:
-    """Print the figures of each phase, and of the whole."""
-    console.print(_phase_table(demo))
-    console.print(_overview(demo))
+def print_beginning(console: Console, rate: float) -> None:
+    """Print who asks whom."""
+    _say(
+        console,
+        "Four simulated vendors on this machine, asked over real HTTP. No key, no cost.",
+        f"Callers send {rate:.0f} questions a second to one gateway. It asks openai first, then"
+        " azure, gemini and anthropic.",
+    )
+    console.print(
+        "Loading litellm, up to a minute the first time ...", style="dim", highlight=False
+    )
 
 
-def _phase_table(demo: Demo) -> Table:
+def print_end(console: Console, demo: Demo) -> None:
+    """Print the figures of each act, what they come to, and what to type next."""
+    console.print(_act_table(demo, wide=console.width >= _WIDE))
+    _say(console, *_overview(demo))
+    failures, absorbed = demo.results.failures, demo.results.absorbed().total()
+    verdict = (
+        f"{failures} of {counted(len(demo.results), 'request')} ended with an error."
+        if failures
+        else f"The vendors failed {counted(absorbed, 'time')}. No caller saw it."
+    )
+    console.print(Text(f"\n{verdict}", "bold red" if failures else "bold green"))
+    command = _command()
+    _say(
+        console,
+        "\nNext, one question without a key, then with your own:",
+        f'  {command} chat --simulate "What is 2+2?"',
+        f'  OPENAI_API_KEY=... {command} chat "What is 2+2?"',
+        "README.md has the same in Python, docs/tutorial.md a service.",
+    )
+
+
+def _command() -> str:
+    """Return what starts this program from the current directory."""
+    if shutil.which("aigateway"):
+        return "aigateway"
+    python, here = Path(sys.executable), Path.cwd()
+    return f"{python.relative_to(here) if python.is_relative_to(here) else python} -m aigateway"
+
+
+def _say(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _act_table(demo: Demo, *, wide: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("phase", no_wrap=True)
-    for heading in ("requests", "failed", "p50", "p95", "failovers"):
+    table.add_column("what happened", no_wrap=True)
+    for heading in ("requests", "errors", "median", "longest"):
         table.add_column(heading, justify="right")
-    table.add_column("served by")
-    for index, phase in enumerate(demo.phases):
-        results = demo.results.of_phase(index)
-        latencies = [r.latency for r in results if not r.from_cache]
+    if wide:
+        table.add_column("answered by")
+    for index, act in enumerate(demo.acts):
+        results = demo.results.of_act(index)
+        latencies = [r.latency for r in results.all if not r.from_cache]
         table.add_row(
-            phase.label,
+            act.title,
             str(len(results)),
-            str(sum(r.provider is None for r in results)),
+            str(results.failures),
             _milliseconds(percentile(latencies, 50)),
-            _milliseconds(percentile(latencies, 95)),
-            str(sum(r.failed_over for r in results)),
-            _counts(_served_with_cache(results)),
+            _milliseconds(results.longest if len(results) else None),
+            *([_counts(_served_with_cache(results))] if wide else []),
         )
     return table
 
 
-def _served_with_cache(results: list[DemoResult]) -> Counter[str]:
-    served = DemoResults.served(results)
-    cached = sum(r.from_cache for r in results)
-    if cached:
-        served["cache"] = cached
+def _served_with_cache(results: DemoResults) -> Mapping[str, int]:
+    served = DemoResults.served(results.all)
+    if results.cache_hits:
+        served["cache"] = results.cache_hits
     return served
 
 
-def _overview(demo: Demo) -> Table:
+def _overview(demo: Demo) -> Iterator[str]:
+    """Yield the figures of the whole demo, each with its meaning."""
     results, events = demo.results, demo.events
-    absorbed = results.absorbed()
-    kinds = Counter({str(kind): count for kind, count in absorbed.items()})
-    longest = max((result.latency for result in results.all), default=0.0)
-    failures = results.failures
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_row("requests", str(len(results)))
-    verdict = Text(str(failures), "bold red" if failures else "bold green")
-    table.add_row("failures the callers saw", verdict)
-    table.add_row("vendor failures absorbed", _with_details(absorbed.total(), kinds))
-    for name, figures in _failover(results):
-        table.add_row(name, figures)
-    table.add_row("longest wait of any caller", _milliseconds(longest))
-    table.add_row("served by", _counts(results.served(results.all)))
-    table.add_row("answered by the cache", str(results.cache_hits))
-    table.add_row("circuits opened", _with_details(events.opened.total(), events.opened))
-    table.add_row("circuits closed", _with_details(events.closed.total(), events.closed))
-    return table
+    kinds = {str(kind): count for kind, count in results.absorbed().items()}
+    yield f"requests                 {len(results)}"
+    yield f"failures the callers saw {results.failures}"
+    yield f"vendor failures absorbed {_with_details(kinds)}"
+    yield f"answered by              {_counts(DemoResults.served(results.all))}"
+    yield f"answered by the cache    {results.cache_hits}, as the question was a repeated one"
+    yield f"circuits opened          {_with_details(events.opened)}; a failed probe opens it again"
+    yield f"circuits closed          {_with_details(events.closed)}; a probe worked"
+    yield f"longest wait of a caller {_milliseconds(results.longest)}"
 
 
-def _failover(results: DemoResults) -> Iterator[tuple[str, str]]:
-    """Yield the waits of callers whose first provider failed, by kind of failure."""
-    moved = [result for result in results.all if result.failed_over]
-    healthy = percentile([r.latency for r in results.all if r.undisturbed], 50)
-    if not moved or healthy is None:
-        yield "failover", "no request needed it"
-        return
-    timed_out = [result for result in moved if result.timed_out]
-    failed = [result for result in moved if not result.timed_out]
-    own = _milliseconds(percentile([r.between_attempts for r in moved], 50), digits=1)
-    yield "a call without failover", f"median {_milliseconds(healthy)}"
-    for name, some in (
-        ("failover, all", moved),
-        ("failover after an error", failed),
-        ("failover after a timeout", timed_out),
-    ):
-        waits = [result.latency for result in some]
-        median = percentile(waits, 50)
-        if median is not None:
-            yield (
-                name,
-                (
-                    f"{len(waits)} requests, median {_milliseconds(median)}"
-                    f" (added {_milliseconds(median - healthy)}),"
-                    f" p95 {_milliseconds(percentile(waits, 95))}"
-                ),
-            )
-    yield "  of it between attempts", f"median {own}"
-
-
-def _with_details(total: int, details: Counter[str]) -> str:
-    return f"{total} ({_counts(details)})" if total else "0"
+def _with_details(details: Mapping[str, int]) -> str:
+    return f"{sum(details.values())} ({_counts(details)})" if details else "0"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in Counter(counts).most_common()) or "-"
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {count}" for name, count in ordered) or "-"

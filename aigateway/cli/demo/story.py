@@ -1,11 +1,12 @@
-"""The course of the demo: its faults, its calls and their results."""
+"""The course of the demo: its acts, the faults and calls in them, and what came of them."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,29 +18,43 @@ from aigateway.events import (
     ProviderCooledDown,
     ProviderDisabled,
     ProviderEnabled,
-    RequestFailed,
     RequestRetrying,
 )
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import Attempt
+from aigateway.routing.provider import condition
 from aigateway.simulator import Fault, Simulator
+from aigateway.simulator.answers import Received
 
 __all__ = [
+    "Act",
     "Demo",
+    "DemoCall",
     "DemoEvents",
     "DemoResult",
     "DemoResults",
     "Phase",
+    "acts",
+    "answer_of",
     "apply_phase",
     "calls",
+    "counted",
     "percentile",
-    "phases",
+    "way",
 ]
 
-_REPEATED = ("What is 2+2?", "Name a colour.", "Say hello.")
+_REPEATED = {
+    "What is the capital of France?": "Paris",
+    "Which planet is the largest?": "Jupiter",
+    "What colour is a clear sky?": "Blue",
+}
 _REPEATED_SHARE = 0.2
+_PRODUCT = re.compile(r"What is (\d+) times (\d+)\?")
 _RETRY_AFTER_SECONDS = 1.0
 _KEPT_EVENTS = 100
+_SAMPLE_SECONDS = 1.0
+_MOVED_SAMPLE_SECONDS = 0.3
+"""A line for a request comes at most this often: for an ordinary one, for one that failed over."""
 
 
 # ── faults and calls ─────────────────────────────────────────────────────────────────────────────
@@ -54,22 +69,43 @@ class PhaseFault(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the demo.
+    """A part of an act.
 
     Attributes:
-        label: What happens, in a few words.
         seconds: Its length.
         faults: What is wrong, by vendor; the others are healthy.
     """
 
-    label: str
     seconds: float
     faults: Mapping[str, PhaseFault] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        """A full description."""
-        return ", ".join(f"{name}: {each.what}" for name, each in self.faults.items()) or self.label
+        """What is wrong, in a few words."""
+        troubles = ", ".join(f"{name} {each.what}" for name, each in self.faults.items())
+        return troubles or "all four vendors are healthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One thing that goes wrong, and ends well.
+
+    Attributes:
+        title: The matter, in a few words.
+        before: One sentence: what the vendors will do.
+        after: Makes the sentences that say, from the results of the act, what the gateway did.
+        phases: Its parts, in their order.
+    """
+
+    title: str
+    before: str
+    after: Callable[[Demo, DemoResults], str]
+    phases: tuple[Phase, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return sum(phase.seconds for phase in self.phases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +117,75 @@ class DemoCall:
     cache: bool
 
 
-def phases(seconds: float) -> tuple[Phase, ...]:
-    """Return the phases of a demo of that length."""
-    dead = {"openai": PhaseFault("HTTP 500", Fault.status(500))}
+def acts(seconds: float) -> tuple[Act, ...]:
+    """Return the acts of a demo of that length."""
+    failing = {"openai": PhaseFault("fails", Fault.status(500))}
     hanging = {"openai": PhaseFault("hangs", Fault.hang())}
-    limited = hanging | {"azure": PhaseFault("HTTP 429", Fault.rate_limited(_RETRY_AFTER_SECONDS))}
-    alone = limited | {"gemini": PhaseFault("resets", Fault.reset())}
-    story = (
-        Phase("all are healthy", 1.5),
-        Phase("openai fails", 2.5, dead),
-        Phase("openai is back", 1.5),
-        Phase("openai hangs", 2.0, hanging),
-        Phase("+ azure is limited", 1.5, limited),
-        Phase("+ gemini resets", 1.0, alone),
-        Phase("all are back", 2.0),
+    limited = hanging | {"azure": PhaseFault("refuses", Fault.rate_limited(_RETRY_AFTER_SECONDS))}
+    alone = limited | {"gemini": PhaseFault("cuts off", Fault.reset())}
+    scale = seconds / 12.0
+
+    def phases(*parts: tuple[float, Mapping[str, PhaseFault]]) -> tuple[Phase, ...]:
+        return tuple(Phase(length * scale, faults) for length, faults in parts)
+
+    return (
+        Act(
+            "a vendor fails",
+            "openai, which the gateway prefers, answers every request with an error (HTTP 500).",
+            _after_errors,
+            phases((1.0, {}), (2.0, failing), (1.0, {})),
+        ),
+        Act(
+            "a vendor hangs",
+            "openai accepts requests and never answers. That is worse: each caller would wait.",
+            _after_hanging,
+            phases((0.5, {}), (2.0, hanging), (1.0, {})),
+        ),
+        Act(
+            "three of four are down",
+            "openai hangs, azure refuses (HTTP 429, too many requests), gemini cuts connections.",
+            _after_outage,
+            phases((1.0, limited), (1.5, alone), (2.0, {})),
+        ),
     )
-    scale = seconds / sum(phase.seconds for phase in story)
-    return tuple(Phase(p.label, p.seconds * scale, p.faults) for p in story)
+
+
+def _after_errors(_: Demo, results: DemoResults) -> str:
+    moved, skipped = results.moved_from("openai"), results.without("openai")
+    added = results.added_by_failover()
+    later = f", which took {added * 1000:.0f} ms longer (median)" if added is not None else ""
+    return (
+        f"{counted(moved, 'request')} met the error and got another vendor's answer{later}."
+        f" Then the circuit of openai opened: {counted(skipped, 'request')} went past it."
+    )
+
+
+def _after_hanging(_: Demo, results: DemoResults) -> str:
+    moved, skipped = results.moved_from("openai"), results.without("openai")
+    return (
+        f"{counted(moved, 'request')} waited for openai until the attempt timed out, and then got"
+        " another vendor's answer. Then its circuit opened:"
+        f" {counted(skipped, 'request')} did not wait."
+    )
+
+
+def _after_outage(demo: Demo, results: DemoResults) -> str:
+    served = DemoResults.served(results.all).most_common()
+    listed = ", ".join(f"{name} {count}" for name, count in served)
+    used = ("closed", "degraded")
+    waiting = [each.name for each in demo.gateway.providers if condition(each).word not in used]
+    back = (
+        f"the gateway asks {', '.join(waiting)} again soon" if waiting else "all are in use again"
+    )
+    return f"Those that worked answered ({listed}). The vendors recovered: {back}."
+
+
+def answer_of(received: Received) -> str:
+    """Return the answer of a simulated vendor: the right one."""
+    asked = str(received.body)
+    if product := _PRODUCT.search(asked):
+        return str(int(product[1]) * int(product[2]))
+    return next((answer for prompt, answer in _REPEATED.items() if prompt in asked), "Yes.")
 
 
 def apply_phase(phase: Phase, simulator: Simulator) -> None:
@@ -116,12 +204,23 @@ def calls(seconds: float, rate: float, seed: int) -> Iterator[DemoCall]:
     for number in range(round(seconds * rate)):
         due = (number + dice.random()) / rate
         if dice.random() < _REPEATED_SHARE:
-            yield DemoCall(due, dice.choice(_REPEATED), cache=True)
+            yield DemoCall(due, dice.choice(tuple(_REPEATED)), cache=True)
         else:
-            yield DemoCall(due, f"Question {number}: how are you?", cache=False)
+            prompt = f"What is {number + 2} times {dice.randrange(2, 10)}?"
+            yield DemoCall(due, prompt, cache=False)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 request", "2 requests"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 # ── results ──────────────────────────────────────────────────────────────────────────────────────
+
+_FAILURES = {
+    FailureKind.TIMEOUT: "no answer in time",
+    FailureKind.CONNECTION: "connection cut",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +228,24 @@ class DemoResult:
     """The end of one request, as its caller saw it.
 
     Attributes:
-        phase: Index of the phase in which it began.
+        act: Index of the act in which it began.
         ended: When, on the clock's own scale.
         latency: Seconds that the caller waited.
         provider: The provider that answered; None if the caller got an error.
         from_cache: Answered without a vendor call of its own.
         attempts: Its calls to vendors.
+        prompt: What was asked.
+        text: The answer, or the error.
     """
 
-    phase: int
+    act: int
     ended: float
     latency: float
     provider: str | None
     from_cache: bool = False
     attempts: tuple[Attempt, ...] = ()
+    prompt: str = ""
+    text: str = ""
 
     @property
     def failed_over(self) -> bool:
@@ -154,22 +257,33 @@ class DemoResult:
         """Whether the first provider answered."""
         return self.provider is not None and len(self.attempts) == 1
 
-    @property
-    def timed_out(self) -> bool:
-        """Whether a call timed out."""
-        return any(attempt.failure is FailureKind.TIMEOUT for attempt in self.attempts)
 
-    @property
-    def between_attempts(self) -> float:
-        """Seconds without a call to a vendor: the gateway's own time."""
-        return self.latency - sum(attempt.latency_seconds for attempt in self.attempts)
+def way(result: DemoResult) -> str:
+    """Return one line: the prompt, who was asked, what broke, and the answer."""
+    steps = [
+        f"{attempt.provider}: {_failure(attempt)}" for attempt in result.attempts if not attempt.ok
+    ]
+    if result.provider is None:
+        steps.append(f"the caller got an error: {result.text}")
+    elif result.from_cache:
+        steps.append(f'"{result.text}" from the cache')
+    else:
+        steps.append(f'{result.provider}: "{result.text}"')
+    return f"{result.prompt}  {' -> '.join(steps)}"
+
+
+def _failure(attempt: Attempt) -> str:
+    if attempt.failure is None:
+        return ""
+    words = _FAILURES.get(attempt.failure, str(attempt.failure))
+    return f"HTTP {attempt.status}" if attempt.status else words
 
 
 class DemoResults:
-    """All results, in the order they came."""
+    """Results, in the order they came."""
 
-    def __init__(self) -> None:
-        self.all: list[DemoResult] = []
+    def __init__(self, results: Iterable[DemoResult] = ()) -> None:
+        self.all = list(results)
 
     def __len__(self) -> int:
         return len(self.all)
@@ -178,9 +292,9 @@ class DemoResults:
         """Add one."""
         self.all.append(result)
 
-    def of_phase(self, phase: int) -> list[DemoResult]:
-        """Return the results of requests that began in one phase."""
-        return [result for result in self.all if result.phase == phase]
+    def of_act(self, act: int) -> DemoResults:
+        """Return the results of requests that began in one act."""
+        return DemoResults(result for result in self.all if result.act == act)
 
     @property
     def failures(self) -> int:
@@ -192,6 +306,11 @@ class DemoResults:
         """Requests without a vendor call of their own."""
         return sum(result.from_cache for result in self.all)
 
+    @property
+    def longest(self) -> float:
+        """Seconds that the most patient caller waited."""
+        return max((result.latency for result in self.all), default=0.0)
+
     def absorbed(self) -> Counter[FailureKind]:
         """Count the vendors' failures in requests that were answered nevertheless."""
         return Counter(
@@ -201,6 +320,28 @@ class DemoResults:
             for attempt in result.attempts
             if attempt.failure is not None
         )
+
+    def moved_from(self, provider: str) -> int:
+        """Count the requests that failed over from a provider."""
+        return sum(
+            result.failed_over and any(a.provider == provider and not a.ok for a in result.attempts)
+            for result in self.all
+        )
+
+    def without(self, provider: str) -> int:
+        """Count the requests that vendors answered, and that never went to this one."""
+        return sum(
+            result.undisturbed and not result.from_cache and result.provider != provider
+            for result in self.all
+        )
+
+    def added_by_failover(self) -> float | None:
+        """Return the seconds that failover adds: the difference of two medians."""
+        healthy = percentile([r.latency for r in self.all if r.undisturbed], 50)
+        moved = percentile([r.latency for r in self.all if r.failed_over], 50)
+        if healthy is None or moved is None:
+            return None
+        return max(0.001, moved - healthy)
 
     def recently_served(self, since: float) -> Counter[str]:
         """Count the answers of each provider since a moment, without the cache's."""
@@ -237,11 +378,13 @@ class DemoEvent(NamedTuple):
 
 
 class DemoEvents:
-    """A `Hook` that keeps the events to show, and counts circuit changes."""
+    """A `Hook` that keeps the lines to show: the gateway's events, and some of the requests."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._cool_until: dict[str, float] = {}
+        self._sampled = 0.0
+        self._shown: set[tuple[tuple[str, FailureKind | None], ...]] = set()
         self.latest: deque[DemoEvent] = deque(maxlen=_KEPT_EVENTS)
         self.listener: Callable[[DemoEvent], None] | None = None
         self.opened: Counter[str] = Counter()
@@ -254,6 +397,22 @@ class DemoEvents:
         if self.listener is not None:
             self.listener(event)
 
+    def sample(self, result: DemoResult) -> None:
+        """Add a line for a request, unless there have just been some like it.
+
+        An error always gets one.
+        """
+        moved = not (result.undisturbed or result.from_cache)
+        pause = _MOVED_SAMPLE_SECONDS if moved else _SAMPLE_SECONDS
+        now = self._clock.now()
+        kind = tuple((attempt.provider, attempt.failure) for attempt in result.attempts)
+        if result.provider is None:
+            self.add(way(result), "bold red")
+        elif kind not in self._shown or now >= self._sampled + pause:
+            self._shown.add(kind)
+            self._sampled = now
+            self.add(way(result), "" if moved else "dim")
+
     def on_event(self, event: Event) -> None:
         """Add a line for an event of the gateway."""
         match event:
@@ -262,13 +421,11 @@ class DemoEvents:
             case ProviderCooledDown(provider, seconds):
                 self._cooled_down(provider, seconds)
             case ProviderDisabled(provider, reason):
-                self.add(f"{provider}: disabled, {reason}", "red")
+                self.add(f"{provider}: disabled, {reason}", "yellow")
             case ProviderEnabled(provider):
                 self.add(f"{provider}: enabled", "green")
             case RequestRetrying(_, _, wait):
                 self.add(f"no provider left: a request waits {wait:.1f} s", "yellow")
-            case RequestFailed(_, _, error):
-                self.add(f"a request failed: {error}", "bold red")
             case _:
                 pass
 
@@ -276,18 +433,18 @@ class DemoEvents:
         provider = event.provider
         if event.name == "circuit.opened":
             self.opened[provider] += 1
-            self.add(f"{provider}: circuit opened", "red")
+            self.add(f"{provider}: circuit opened, no requests for a while", "yellow")
         elif event.name == "circuit.closed":
             self.closed[provider] += 1
-            self.add(f"{provider}: circuit closed", "green")
+            self.add(f"{provider}: circuit closed, in use again", "green")
         else:
-            self.add(f"{provider}: circuit half-open, one probe goes out", "yellow")
+            self.add(f"{provider}: circuit half-open, one probe goes out", "cyan")
 
     def _cooled_down(self, provider: str, seconds: float) -> None:
         # Several requests in flight get the same refusal; one line is enough.
         now = self._clock.now()
         if now >= self._cool_until.get(provider, now):
-            self.add(f"{provider}: rate-limited for {seconds:.1f} s", "magenta")
+            self.add(f"{provider}: rate-limited, no requests for {seconds:.1f} s", "yellow")
         self._cool_until[provider] = now + seconds
 
 
@@ -299,7 +456,8 @@ class Demo:
     """One run of the demo.
 
     Attributes:
-        current: Index of the current phase; -1 before the first.
+        current: Index of the current act.
+        phase: The current part of it.
         began: When, on the clock's own scale.
         over: Whether the last request has ended.
     """
@@ -307,67 +465,94 @@ class Demo:
     simulator: Simulator
     gateway: AsyncGateway
     events: DemoEvents
-    phases: tuple[Phase, ...]
+    acts: tuple[Act, ...]
     clock: Clock
     results: DemoResults = field(default_factory=DemoResults)
-    current: int = -1
+    current: int = 0
+    phase: Phase = field(init=False)
     began: float = field(init=False)
     over: bool = False
 
     def __post_init__(self) -> None:
         self.began = self.clock.now()
+        self.phase = self.acts[0].phases[0]
 
     @property
-    def seconds(self) -> float:
-        """Its length."""
-        return sum(phase.seconds for phase in self.phases)
+    def act(self) -> Act:
+        """The current act."""
+        return self.acts[self.current]
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since it began."""
-        return self.clock.now() - self.began
+    async def play(self, rate: float, seed: int, between: Callable[[str], Awaitable[None]]) -> None:
+        """Send all requests, and break the vendors on time.
 
-    @property
-    def phase(self) -> Phase:
-        """The current phase."""
-        return self.phases[max(0, self.current)]
-
-    async def play(self, rate: float, seed: int) -> None:
-        """Send all requests, and break the vendors on time."""
+        Args:
+            rate: Requests per second.
+            seed: The same seed gives the same requests.
+            between: Gets what is to be read before and after each act, and takes its time.
+        """
         self.began = self.clock.now()
-        self._begin_phase(0)
-        async with asyncio.TaskGroup() as together:
-            together.create_task(self._change_phases())
-            for call in calls(self.seconds, rate, seed):
-                await self._until(call.due)
-                together.create_task(self._send(call))
+        planned = list(calls(sum(act.seconds for act in self.acts), rate, seed))
+        start = 0.0
+        for index, act in enumerate(self.acts):
+            self.current = index
+            await between(f"Act {index + 1} of {len(self.acts)}: {act.title}. {act.before}")
+            for phase in act.phases:
+                end = start + phase.seconds
+                last = phase is self.acts[-1].phases[-1]
+                due = [c for c in planned if start <= c.due and (last or c.due < end)]
+                await self._perform(phase, due, start)
+                start = end
+            results = self.results.of_act(index)
+            await between(f"{_callers(results)} {act.after(self, results)}")
         self.over = True
 
-    async def _change_phases(self) -> None:
-        end = 0.0
-        for index, phase in enumerate(self.phases[:-1]):
-            end += phase.seconds
-            await self._until(end)
-            self._begin_phase(index + 1)
+    async def _perform(self, phase: Phase, planned: list[DemoCall], start: float) -> None:
+        """Send the requests of a part, and return when all have ended.
 
-    def _begin_phase(self, index: int) -> None:
-        self.current = index
-        self.events.add(f"== {self.phase.title} ==", "bold")
-        apply_phase(self.phase, self.simulator)
+        So the faults of one part do not meet the requests of another, however busy the machine is.
+        """
+        self._begin_phase(phase)
+        began = self.clock.now()
+        async with asyncio.TaskGroup() as together:
+            for call in planned:
+                await self._until(began + call.due - start)
+                together.create_task(self._send(call))
+            await self._until(began + phase.seconds)
 
-    async def _until(self, due: float) -> None:
-        await self.clock.sleep(max(0.0, due - self.elapsed))
+    async def _until(self, moment: float) -> None:
+        await self.clock.sleep(max(0.0, moment - self.clock.now()))
+
+    def _begin_phase(self, phase: Phase) -> None:
+        self.phase = phase
+        self.events.add(f"now: {phase.title}", "bold")
+        apply_phase(phase, self.simulator)
 
     async def _send(self, call: DemoCall) -> None:
-        phase, began = self.current, self.clock.now()
+        act, began = self.current, self.clock.now()
         try:
             reply = await self.gateway.chat(call.prompt, cache=call.cache)
-        except GatewayError:
+        except GatewayError as error:
             ended = self.clock.now()
-            self.results.add(DemoResult(phase, ended, ended - began, None))
-            return
-        ended = self.clock.now()
-        from_cache = reply.cached or reply.coalesced
-        self.results.add(
-            DemoResult(phase, ended, ended - began, reply.provider, from_cache, reply.attempts)
-        )
+            result = DemoResult(
+                act, ended, ended - began, None, prompt=call.prompt, text=str(error)
+            )
+        else:
+            ended = self.clock.now()
+            result = DemoResult(
+                act,
+                ended,
+                ended - began,
+                reply.provider,
+                reply.cached or reply.coalesced,
+                reply.attempts,
+                call.prompt,
+                reply.text,
+            )
+        self.results.add(result)
+        self.events.sample(result)
+
+
+def _callers(results: DemoResults) -> str:
+    if results.failures:
+        return f"{results.failures} of {counted(len(results), 'caller')} got an error."
+    return f"{counted(len(results), 'caller')}, no error."

@@ -1,7 +1,7 @@
 """API keys: identify a caller, and admit its requests by model, rate and budget.
 
-A request is admitted in two steps: `Access.admit` finds the caller by its key, before the body is
-read; `Access.begin` checks model, budget and rate of that caller, and counts the request.
+A request is admitted in two steps: `Access.identify` finds the caller by its key, before the body
+is read; `Access.begin` checks model, budget and rate of that caller, and counts the request.
 
 Keys are stored as SHA-256 only. They are long and random (`aigateway key` makes them), so they need
 no slow hash.
@@ -12,18 +12,28 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from aigateway.clock import SYSTEM_CLOCK, Clock
+from aigateway.fleet.leases import Leases, SharedBudget, SharedRates
 from aigateway.resilience.rates import RateLimits
-from aigateway.server.http.bodies import AUTO
 from aigateway.server.http.errors import Refusal
 from aigateway.settings import ApiKey, ServerSettings
+from aigateway.settings.server import AUTO
 
-__all__ = ["Access", "Caller", "KeyAccount", "KeyUsage", "MeteredRequest"]
+__all__ = [
+    "Access",
+    "Caller",
+    "Estimate",
+    "KeyAccount",
+    "KeyUsage",
+    "MeteredRequest",
+    "UntilAnswered",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +43,28 @@ class Caller:
     Attributes:
         name: The key's name; None without keys.
         key: Its settings.
-        is_admin: It may force circuits, and sees all keys.
+        is_admin: It may force circuits.
+        partition: Requests share answers only within the same one.
     """
 
     name: str | None = None
     key: ApiKey | None = None
     is_admin: bool = False
+    partition: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        partition = "" if self.name is None else f"key:{self.name}"
+        object.__setattr__(self, "partition", partition)
 
     @property
-    def partition(self) -> str:
-        """Requests share answers only within the same partition."""
-        return "" if self.name is None else f"key:{self.name}"
+    def sees_all_keys(self) -> bool:
+        """Whether it sees what every key has used; else only what itself has."""
+        return self.is_admin or (self.key is not None and self.key.monitor)
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether it sees its own only: its account, and the state of providers that it may ask."""
+        return self.key is not None and bool(self.key.models) and not self.key.monitor
 
     def may_ask(self, model: str | None) -> bool:
         """Return whether it may use this model, name or alias; None stands for any model."""
@@ -52,66 +73,82 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class KeyUsage:
-    """What a key has used in this process.
+    """What a key has used.
 
     Attributes:
         name: The key's.
-        spent_usd: US dollars of today (UTC).
-        budget_usd: This process's share of the daily budget; None is no bound.
-        in_flight: Requests in flight.
+        spent_usd: US dollars of today (UTC): of all processes if they share the account, else of
+            this one.
+        budget_usd: The daily budget, or this process's share of it; None is no bound.
+        in_flight: Requests in flight in this process.
+        requests_last_minute: Requests begun in the last 60 seconds: of all processes if they share
+            the rate, else of this one.
+        rpm: The most of them, or this process's share of it; None is no bound.
+        shared: Whether all processes share the account.
+        day: Of `spent_usd`, in days since the Unix epoch.
     """
 
     name: str
     spent_usd: float
     budget_usd: float | None
     in_flight: int
+    requests_last_minute: int = 0
+    rpm: int | None = None
+    shared: bool = False
+    day: int = 0
 
 
 class Access:
     """The keys and their accounts.
 
-    Each of several workers has its own accounts with a share of each key's limits: budget and rate
-    divided by the workers, the rate rounded up.
+    Processes share the limits of each key through `leases`. Without those, each of several workers
+    has a share of its own: budget and rate divided by the workers, the rate rounded up.
 
     Args:
         settings: Has the keys.
         clock: Time.
+        leases: Share limits among processes, if anything does.
+
+    Attributes:
+        may_renew: Whether `renew` can do anything.
+        has_budgets: Whether any key has one, so that estimates have a use.
     """
 
-    def __init__(self, settings: ServerSettings, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, settings: ServerSettings, clock: Clock = SYSTEM_CLOCK, leases: Leases | None = None
+    ) -> None:
         self._clock = clock
+        self._leases = leases
         self._keys = settings.keys
+        self._callers = {key.sha256: Caller(key.name, key) for key in settings.keys}
         self._admin = settings.admin_sha256
+        self.may_renew = leases is not None
+        self.has_budgets = any(key.budget_usd is not None for key in settings.keys)
         self._accounts = {key.sha256: KeyAccount(clock) for key in settings.keys}
         self._bind(settings)
 
-    def successor(self, settings: ServerSettings) -> Access:
+    def successor(self, settings: ServerSettings, leases: Leases | None = None) -> Access:
         """Return the access after a reload. A key that stays keeps its account."""
-        heir = Access(settings, self._clock)
+        heir = Access(settings, self._clock, leases)
         for digest in heir._accounts.keys() & self._accounts.keys():
             heir._accounts[digest] = self._accounts[digest]
         heir._bind(settings)
         return heir
 
-    def admit(self, headers: Mapping[str, str]) -> Caller:
-        """Return the caller.
-
-        Args:
-            headers: Of the request, with names in lower case.
+    def identify(self, authorization: str | None, key: str | None) -> Caller:
+        """Return the caller by its headers `Authorization` and `x-api-key`.
 
         Raises:
             Refusal: 401, the key is missing or unknown.
         """
-        digest = _digest(headers)
+        digest = _digest(authorization, key)
         if self._admin is not None and hmac.compare_digest(digest or "", self._admin):
             return Caller("admin", is_admin=True)
         if not self._keys:
             return Caller(is_admin=self._admin is None)
-        found: ApiKey | None = None
-        for key in self._keys:  # all of them, so that the time reveals nothing
-            if hmac.compare_digest(digest or "", key.sha256):
-                found = key
-        if found is None:
+        # The time of this lookup depends on the digest, which reveals nothing of a key.
+        caller = None if digest is None else self._callers.get(digest)
+        if caller is None:
             raise Refusal(
                 401,
                 "This service needs a key: Authorization: Bearer KEY."
@@ -119,25 +156,45 @@ class Access:
                 else "The key is not known here.",
                 code="invalid_api_key",
             )
-        return Caller(found.name, found)
+        return caller
 
-    def begin(self, caller: Caller, model: str | None) -> MeteredRequest:
+    async def renew(
+        self, caller: Caller, model: str | None, estimate: Estimate | None = None
+    ) -> None:
+        """Wait for an exchange, if it may bring what a request needs and this process lacks.
+
+        It takes a few milliseconds, and only where this process holds nothing of the key's limits
+        in advance: at its first request in a while, or in a burst. After 50 ms the request begins
+        by this process's share.
+        """
+        account = None if caller.key is None else self._accounts.get(caller.key.sha256)
+        if self._leases is not None and account is not None and account.lacks(model, estimate):
+            account.ask(model, estimate)
+            await self._leases.gained(lambda: account.lacks(model, estimate))
+
+    def begin(
+        self, caller: Caller, model: str | None, estimate: Estimate | None = None
+    ) -> MeteredRequest:
         """Admit and count a request. Use the result as a context.
 
         Args:
-            caller: From `admit`.
+            caller: From `identify`.
             model: Its model; None stands for any.
+            estimate: What it may cost, for a model without a usual price.
 
         Raises:
             Refusal: 404, the caller may not use this model, as if it did not exist; 400, it may use
                 some models only, and named none; 429, its budget or rate is used up.
         """
+        key = caller.key
+        if key is None:
+            return MeteredRequest()
         try:
-            if not caller.may_ask(model):
+            if key.models is not None and not caller.may_ask(model):
                 raise _no_such_model(model)
             # A key that a reload has just removed has no account.
-            account = None if caller.key is None else self._accounts.get(caller.key.sha256)
-            return MeteredRequest() if account is None else account.begin(model)
+            account = self._accounts.get(key.sha256)
+            return MeteredRequest() if account is None else account.begin(model, estimate)
         except Refusal as refusal:
             refusal.caller = caller.name
             raise
@@ -145,17 +202,42 @@ class Access:
     def usage(self) -> tuple[KeyUsage, ...]:
         """Return what each key has used, in the order of the settings."""
         return tuple(
-            KeyUsage(key.name, account.spent_usd, account.budget_usd, account.in_flight)
+            KeyUsage(
+                key.name,
+                account.spent_usd,
+                account.budget_usd,
+                account.in_flight,
+                account.requests_last_minute,
+                account.rpm,
+                shared=self._leases is not None,
+                day=int(self._clock.wall() // _DAY),
+            )
             for key in self._keys
             for account in (self._accounts[key.sha256],)
         )
 
+    def usual_prices(self) -> dict[tuple[str, str], float]:
+        """Return what a request usually costs, by the names of key and model ("" for any)."""
+        return {
+            (key.name, model): usual
+            for key in self._keys
+            for model, usual in self._accounts[key.sha256].usual_prices().items()
+        }
+
+    def restore_prices(self, known: Mapping[tuple[str, str], float]) -> None:
+        """Begin with the usual prices that an earlier process has learned."""
+        digests = {key.name: key.sha256 for key in self._keys}
+        for (name, model), usual in known.items():
+            if name in digests:
+                self._accounts[digests[name]].restore_price(model, usual)
+
     def _bind(self, settings: ServerSettings) -> None:
-        workers = settings.workers
+        processes = settings.workers if self._leases is None else 1
         for key in settings.keys:
             self._accounts[key.sha256].bind(
-                None if key.budget_usd is None else key.budget_usd / workers,
-                None if key.rpm is None else math.ceil(key.rpm / workers),
+                None if key.budget_usd is None else key.budget_usd / processes,
+                None if key.rpm is None else math.ceil(key.rpm / processes),
+                None if self._leases is None else (self._leases, f"key:{key.name}"),
             )
 
 
@@ -176,9 +258,12 @@ def _no_such_model(model: str | None) -> Refusal:
     )
 
 
-def _digest(headers: Mapping[str, str]) -> str | None:
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+def _digest(authorization: str | None, key: str | None) -> str | None:
+    given = key
+    if authorization is not None:
+        scheme, _, token = authorization.partition(" ")
+        if scheme == "Bearer" or scheme.lower() == "bearer":
+            given = token.strip()
     return hashlib.sha256(given.encode()).hexdigest() if given else None
 
 
@@ -186,8 +271,18 @@ def _digest(headers: Mapping[str, str]) -> str | None:
 
 _DAY = 86_400.0
 
+_UNBOUNDED = 1e6
+"""US dollars of a shared account without a budget: its sum is shared, and nothing is refused."""
+
+_COUNTED = sys.maxsize
+"""Requests in a minute of a key without a rate: they are counted, and nothing is refused."""
+
+Estimate = Callable[[], float | None]
+"""Returns the US dollars that one request may cost, None where no price is known. It is asked only
+where a budget needs it."""
+
 _UNKNOWN_PRICE = 0.10
-"""US dollars that a request in flight counts for before its model has a usual price."""
+"""US dollars that a request in flight counts for at most before its model has a usual price."""
 
 _NEWEST = 0.1
 """The weight of the latest answer in the usual price."""
@@ -199,16 +294,17 @@ _SOON = 1.0
 class _Spending:
     """What requests for one model cost a key."""
 
-    __slots__ = ("in_flight", "usual")
+    __slots__ = ("estimated", "in_flight", "usual")
 
     def __init__(self) -> None:
         self.usual: float | None = None  # before the first answer
         self.in_flight = 0
+        self.estimated = 0.0  # US dollars of those in flight, by what each began with
 
     @property
-    def price(self) -> float:
-        """US dollars that one counts for while it is in flight."""
-        return _UNKNOWN_PRICE if self.usual is None else self.usual
+    def reserved(self) -> float:
+        """US dollars that those in flight count for."""
+        return self.estimated if self.usual is None else self.usual * self.in_flight
 
     def learn(self, cost_usd: float) -> None:
         """Move the usual price towards that of an answer."""
@@ -216,98 +312,180 @@ class _Spending:
 
 
 class KeyAccount:
-    """The budget and the rate of one key, in one process.
+    """The budget and the rate of one key: of one process, or of all that share them.
 
     Each attempt counts its cost when it ends, also if its answer is not used. A request in flight
-    also reserves the usual price of its model. A burst therefore overshoots the budget by no more
-    than its requests cost beyond the usual price, and by the last request.
+    also reserves the usual price of its model; before that is known, the estimate that it came
+    with. A burst therefore overshoots the budget by no more than its requests cost beyond that, and
+    by the last request.
 
     Args:
         clock: Time; days are those of its wall clock, in UTC.
 
     Attributes:
         budget_usd: See `bind`.
+        rpm: See `bind`.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.budget_usd: float | None = None
-        self._rpm: int | None = None
-        self._rates = RateLimits(clock, None, None)
+        self._bound: float | None = None
+        self.rpm: int | None = None
+        # Without a rate each request counts as one token, which takes a place for each second only.
+        self._rates: RateLimits | SharedRates = RateLimits(clock, None, _COUNTED)
+        self._shared: SharedBudget | None = None
+        self._leases: Leases | None = None
+        self._name = ""
         self._models: dict[str | None, _Spending] = {}
         self._spent = 0.0
         self._today = self._day()
 
-    def bind(self, budget_usd: float | None, rpm: int | None) -> None:
+    def bind(
+        self, budget_usd: float | None, rpm: int | None, shared: tuple[Leases, str] | None = None
+    ) -> None:
         """Set the bounds. What was spent today stays; a changed rate starts from zero.
 
         Args:
             budget_usd: US dollars for a day; None is no bound.
             rpm: Requests begun in any 60 seconds; None is no bound.
+            shared: Through what processes share them, and their name there. Then a changed rate
+                goes on, too.
         """
         self.budget_usd = budget_usd
-        if rpm != self._rpm:
-            self._rpm = rpm
-            self._rates = RateLimits(self._clock, rpm, None)
+        leases, name = shared or (None, "")
+        is_other = leases is not self._leases or name != self._name
+        if rpm != self.rpm or is_other:
+            own = RateLimits(self._clock, rpm, _COUNTED if rpm is None else None)
+            self._rates = own if leases is None or rpm is None else leases.rates(name, rpm, None)
+            self.rpm = rpm
+        if is_other or budget_usd != self._bound:
+            if self._shared is not None:
+                self._shared.reserve(0.0)
+            # Without a bound what was spent is shared as well.
+            most = _UNBOUNDED if budget_usd is None else budget_usd
+            self._shared = None if leases is None else leases.budget(name, most)
+            self._reserve()
+        self._leases, self._name, self._bound = leases, name, budget_usd
 
     @property
     def spent_usd(self) -> float:
         """US dollars of today."""
+        if self._shared is not None:
+            return self._shared.spent_usd
         self._start_new_day()
         return self._spent
+
+    @property
+    def requests_last_minute(self) -> int:
+        """Requests begun in the last 60 seconds."""
+        return self._rates.used
 
     @property
     def in_flight(self) -> int:
         """Requests in flight."""
         return sum(model.in_flight for model in self._models.values())
 
-    def begin(self, model: str | None) -> MeteredRequest:
+    def begin(self, model: str | None, estimate: Estimate | None = None) -> MeteredRequest:
         """Count a request that begins.
 
         Args:
             model: Its model, whose usual price it reserves.
+            estimate: What it reserves if that is not known.
 
         Raises:
             Refusal: 429: the day's budget is used up, or requests in flight may use it up, or the
                 rate is reached. A refused request does not count.
         """
-        self._check_budget(model)
-        wait = self._rates.wait(0)
-        if wait > 0:
-            raise Refusal(
-                429,
-                f"This key may begin {self._rpm} requests per minute.",
-                "rate_limit_error",
-                "rate_limit_exceeded",
-                retry_after=wait,
-            )
-        self._rates.begin(0)
-        self._models.setdefault(model, _Spending()).in_flight += 1
-        return MeteredRequest(self, model)
+        price = 0.0 if self.budget_usd is None else self._check_budget(model, estimate)
+        if self.rpm is not None:
+            self._check_rate()
+        if isinstance(self._rates, RateLimits):
+            self._rates.count(1)
+        else:
+            self._rates.begin(1)
+        spending = self._models.get(model)
+        if spending is None:
+            spending = self._models[model] = _Spending()
+        spending.in_flight += 1
+        spending.estimated += price
+        if self.budget_usd is not None:
+            self._reserve()
+        return MeteredRequest(self, model, price)
+
+    def lacks(self, model: str | None, estimate: Estimate | None = None) -> bool:
+        """Return whether the next exchange may let a request begin that now could not."""
+        shared, rates = self._shared, self._rates
+        if shared is not None and self.budget_usd is not None:
+            is_full = self.spent_usd >= self.budget_usd
+            if not is_full and shared.may_cover(self._price(model, estimate)):
+                return True
+        return isinstance(rates, SharedRates) and rates.may_gain(0)
+
+    def ask(self, model: str | None, estimate: Estimate | None = None) -> None:
+        """Want what a request for this model needs from the next exchange."""
+        if self._shared is not None and self.budget_usd is not None:
+            self._shared.covers(self._price(model, estimate))
+        self._rates.wait(0)
+
+    def usual_prices(self) -> dict[str, float]:
+        """Return the usual price of each model; "" stands for any."""
+        return {
+            model or "": spending.usual
+            for model, spending in self._models.items()
+            if spending.usual is not None
+        }
+
+    def restore_price(self, model: str, usual: float) -> None:
+        """Begin with a usual price, unless one is known."""
+        spending = self._models.setdefault(model or None, _Spending())
+        if spending.usual is None:
+            spending.usual = usual
 
     def spend(self, cost_usd: float) -> None:
         """Count the cost of an attempt. Its request may have ended already."""
+        if self._shared is not None:
+            self._shared.spend(cost_usd)
+            return
         self._start_new_day()
         self._spent += cost_usd
 
-    def end(self, model: str | None, cost_usd: float | None) -> None:
+    def end(self, model: str | None, cost_usd: float | None, estimated: float) -> None:
         """Count the end of a request.
 
         Args:
             model: As in `begin`.
             cost_usd: US dollars if they show the usual price; 0.0 for a model without a price.
+            estimated: US dollars that it began with.
         """
         spending = self._models[model]
         spending.in_flight -= 1
+        spending.estimated = spending.estimated - estimated if spending.in_flight else 0.0
         if cost_usd:
             spending.learn(cost_usd)
         elif cost_usd is not None:
             spending.usual = spending.usual or 0.0
-        self._forget(model)
+        elif spending.usual is None and not spending.in_flight:
+            del self._models[model]  # it never answered: callers may invent any number of names
+        if self.budget_usd is not None:
+            self._reserve()
 
-    def _check_budget(self, model: str | None) -> None:
-        if self.budget_usd is None:
-            return
+    def _check_rate(self) -> None:
+        wait = self._rates.wait(0)
+        if wait > 0 and isinstance(self._rates, SharedRates) and self._rates.may_gain(0):
+            wait = self._rates.wait_for_share(0)  # no answer is no refusal
+        if wait > 0:
+            raise Refusal(
+                429,
+                f"This key may begin {self.rpm} requests per minute.",
+                "rate_limit_error",
+                "rate_limit_exceeded",
+                retry_after=wait,
+            )
+
+    def _check_budget(self, model: str | None, estimate: Estimate | None) -> float:
+        """Return the US dollars that the request reserves."""
+        assert self.budget_usd is not None  # noqa: S101 - else nothing is reserved
         spent = self.spent_usd
         if spent >= self.budget_usd:
             raise Refusal(
@@ -315,13 +493,14 @@ class KeyAccount:
                 f"This key's budget of ${self.budget_usd:g} for today (UTC) is used up.",
                 "insufficient_quota",
                 "insufficient_quota",
-                retry_after=(self._today + 1) * _DAY - self._clock.wall(),
+                retry_after=self._seconds_of_day(),
             )
-        if not self.in_flight:
-            return
-        reserved = sum(other.price * other.in_flight for other in self._models.values())
-        price = self._models.get(model, _Spending()).price
-        if spent + reserved + price > self.budget_usd:
+        price = self._price(model, estimate)
+        if self._shared is not None:
+            is_covered = self._shared.covers(price, is_late=True)
+        else:
+            is_covered = not self.in_flight or spent + self._reserved() + price <= self.budget_usd
+        if not is_covered:
             raise Refusal(
                 429,
                 "The requests of this key in flight may use up its budget for today.",
@@ -329,6 +508,26 @@ class KeyAccount:
                 "rate_limit_exceeded",
                 retry_after=_SOON,
             )
+        return price
+
+    def _price(self, model: str | None, estimate: Estimate | None) -> float:
+        spending = self._models.get(model)
+        if spending is not None and spending.usual is not None:
+            return spending.usual
+        estimated = None if estimate is None else estimate()
+        return _UNKNOWN_PRICE if estimated is None else min(estimated, _UNKNOWN_PRICE)
+
+    def _reserved(self) -> float:
+        return sum(model.reserved for model in self._models.values())
+
+    def _reserve(self) -> None:
+        if self._shared is not None and self.budget_usd is not None:
+            self._shared.reserve(self._reserved())
+
+    def _seconds_of_day(self) -> float:
+        """Return the seconds until the budget is there again."""
+        today = self._today if self._shared is None else self._day()
+        return (today + 1) * _DAY - self._clock.wall()
 
     def _start_new_day(self) -> None:
         """Reset the costs if the day has changed.
@@ -341,36 +540,14 @@ class KeyAccount:
             self._today = day
             self._spent = 0.0
 
-    def _forget(self, model: str | None) -> None:
-        """Drop a model that never answered: callers may invent any number of names."""
-        spending = self._models[model]
-        if spending.usual is None and not spending.in_flight:
-            del self._models[model]
-
     def _day(self) -> int:
         return int(self._clock.wall() // _DAY)
 
 
-class MeteredRequest:
-    """One request in its key's account, as a context.
+class UntilAnswered:
+    """A context, which ends with whether there was an answer."""
 
-    Args:
-        account: None counts nothing.
-        model: Its model.
-    """
-
-    __slots__ = ("_account", "_cost", "_model", "_unpriced")
-
-    def __init__(self, account: KeyAccount | None = None, model: str | None = None) -> None:
-        self._account = account
-        self._model = model
-        self._cost = 0.0
-        self._unpriced = False
-
-    @property
-    def on_cost(self) -> Callable[[float | None], None] | None:
-        """Called with the cost of each attempt, see `Origin`; None if nothing counts it."""
-        return None if self._account is None else self._spent
+    __slots__ = ()
 
     def __enter__(self) -> Self:
         return self
@@ -381,11 +558,53 @@ class MeteredRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.end(is_answered=kind is None)
+
+    def end(self, *, is_answered: bool) -> None:
+        """End it."""
+        raise NotImplementedError
+
+
+class MeteredRequest(UntilAnswered):
+    """One request in its key's account, as a context.
+
+    Args:
+        account: None counts nothing.
+        model: Its model.
+        estimated: US dollars that it reserves while its model has no usual price.
+    """
+
+    __slots__ = ("_account", "_cost", "_estimated", "_model", "_unpriced")
+
+    def __init__(
+        self,
+        account: KeyAccount | None = None,
+        model: str | None = None,
+        estimated: float = 0.0,
+    ) -> None:
+        self._account = account
+        self._model = model
+        self._estimated = estimated
+        self._cost = 0.0
+        self._unpriced = False
+
+    @property
+    def on_cost(self) -> Callable[[float | None], None] | None:
+        """Called with the cost of each attempt, see `Origin`; None if nothing counts it."""
+        return None if self._account is None else self._spent
+
+    @property
+    def needs_price(self) -> bool:
+        """Whether what its calls cost must be known, because a budget bounds it."""
+        return self._account is not None and self._account.budget_usd is not None
+
+    def end(self, *, is_answered: bool) -> None:
+        """Count the end of the request."""
         if self._account is None:
             return
         # An aborted request and a cached answer do not show what an answer usually costs.
-        shown = kind is None and (self._cost > 0 or self._unpriced)
-        self._account.end(self._model, self._cost if shown else None)
+        shown = is_answered and (self._cost > 0 or self._unpriced)
+        self._account.end(self._model, self._cost if shown else None, self._estimated)
 
     def _spent(self, cost_usd: float | None) -> None:
         if cost_usd is None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import replace
 from typing import Any, Literal
 
-from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
@@ -16,22 +13,20 @@ from aigateway.gateway import AsyncGateway
 from aigateway.protocols.anthropic_messages import MESSAGES, MESSAGES_COUNT
 from aigateway.server.http.bodies import json_body
 from aigateway.server.http.call import AdmittedRequest
-from aigateway.server.http.errors import anthropic_error_event
+from aigateway.server.http.doors import DoorRouter
 from aigateway.server.http.json_responses import json_response
 from aigateway.server.http.openapi import documented_call
-from aigateway.server.http.protocols import Door
+from aigateway.server.http.protocols import ProtocolDoor
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = DoorRouter()
 
-_DOOR = Door(
+_DOOR = ProtocolDoor(
     MESSAGES,
     AsyncGateway.messages,
     AsyncGateway.stream_messages,
-    anthropic_error_event,
-    b'event: ping\ndata: {"type": "ping"}\n\n',
-    ("anthropic-beta", "anthropic-version"),
+    (b"anthropic-beta", b"anthropic-version"),
 )
 
 
@@ -76,7 +71,7 @@ class CountedTokens(TypedDict):
     input_tokens: int
 
 
-@router.post(
+@router.door(
     "/v1/messages",
     summary="Answer in Anthropic's Messages protocol",
     **documented_call(
@@ -86,22 +81,20 @@ class CountedTokens(TypedDict):
         anthropic=AnthropicErrorBody,
     ),
 )
-async def messages(request: Request) -> Response:
+async def messages(request: AdmittedRequest) -> Response:
     """Answer a request in Anthropic's Messages protocol, whole or as a stream."""
     return await _DOOR.answer(request)
 
 
-@router.post(
+@router.door(
     "/v1/messages/count_tokens",
     summary="Estimate the tokens of a request in Anthropic's Messages protocol",
     **documented_call("AnthropicCountRequest", CountedTokens, anthropic=AnthropicErrorBody),
 )
-async def count_tokens(request: Request) -> Response:
+async def count_tokens(request: AdmittedRequest) -> Response:
     """Estimate the tokens of a request. No provider is called."""
-    admitted = AdmittedRequest.admit(request)
     read = await json_body(request, lambda body: MESSAGES_COUNT.read(body, {}))
-    async with contextlib.AsyncExitStack() as stack:
-        gateway, own = admitted.enter_gateway(stack, read.options.get("model"), None)
-        read = replace(read, options={**read.options, "model": own["model"]})
-        tokens = await asyncio.to_thread(gateway.count_tokens, read)  # for a long one 50 ms
+    with await request.enter_gateway(read.options.get("model"), None) as use:
+        read = replace(read, options={**read.options, "model": use.options["model"]})
+        tokens = await asyncio.to_thread(use.gateway.count_tokens, read)  # for a long one 50 ms
     return json_response({"input_tokens": tokens})

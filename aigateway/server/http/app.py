@@ -6,22 +6,26 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from aigateway.errors import ConfigurationError, GatewayError
 from aigateway.gateway import AsyncGateway
 from aigateway.request.checks import build_validators
-from aigateway.server.auth.middleware import OPEN, AccessMiddleware, protect
+from aigateway.server.auth.middleware import OPEN, cors_fields
 from aigateway.server.http import (
     anthropic_messages,
     embeddings,
@@ -31,8 +35,9 @@ from aigateway.server.http import (
     openai_responses,
     own,
 )
-from aigateway.server.http.errors import ErrorBoundary, Refusal, handle
-from aigateway.server.http.limits import RequestLimits
+from aigateway.server.http.admission import Admission
+from aigateway.server.http.doors import Door, DoorRouter
+from aigateway.server.http.errors import Refusal, handle, request_id_of
 from aigateway.server.http.openapi import DocumentedApp
 from aigateway.server.service import Service, TenantOf
 from aigateway.server.status import endpoints as status
@@ -136,33 +141,61 @@ def service_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    routes = [(door, route) for door in _DOORS.values() for route in door.router.routes]
     service.endpoints = _endpoints()
+    routes = [(door, route) for door in _DOORS.values() for route in door.router.routes]
     app.router.routes[:0] = [
         _plain(route, path)
         for hot in _HOT
         for route in hot.router.routes
         for path in (route.path, *_without_version(route))
     ]
-    for door in _DOORS.values():
-        if door in _HOT:
-            app.documented.append(door.router)
-        else:
-            app.include_router(door.router)
+    app.documented += [door.router for door in _DOORS.values() if door in _HOT]
+    app.router.routes += _built()
     app.router.routes += [
         _plain(route, path)
         for door, route in routes
         if door not in _HOT
         for path in _without_version(route)
     ]
-    for route in app.router.routes:
-        # FastAPI builds an endpoint when it is first looked for: 75 ms, for which all would wait.
-        route.matches({"type": "http", "method": "GET", "path": "/", "headers": []})
     for error in (Refusal, GatewayError, HTTPException):
         app.add_exception_handler(error, handle)
-    protect(app, service)
-    app.add_middleware(ErrorBoundary, service=service)  # the last one added is the outermost
+    app.add_middleware(Admission, service=service, clock=service.clock, doors=_doors())
+    if service.settings.cors_origins:  # first, since a preflight request has no key
+        app.add_middleware(_CORSMiddleware, **cors_fields(service.settings))
     return app
+
+
+class _CORSMiddleware(CORSMiddleware):
+    """CORS, whose own answers have the request's id as all others."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        response.headers["x-request-id"] = request_id_of(request_headers.get("x-request-id"))
+        return response
+
+
+@functools.cache
+def _doors() -> Mapping[tuple[str, str], Door]:
+    """Return the doors by method and path, those of `/v1` also without it."""
+    routers = [made.router for made in _DOORS.values() if isinstance(made.router, DoorRouter)]
+    doors = {key: door for router in routers for key, door in router.doors.items()}
+    short = {(m, p.removeprefix("/v1")): door for (m, p), door in doors.items()}
+    return short | doors
+
+
+@functools.cache
+def _built() -> tuple[BaseRoute, ...]:
+    """Return the routes that FastAPI builds, which hold nothing of a service.
+
+    It does so when one is first looked for, and takes 75 ms, for which all requests would wait.
+    """
+    router = APIRouter()
+    for door in _DOORS.values():
+        if door not in _HOT:
+            router.include_router(door.router)
+    for route in router.routes:
+        route.matches({"type": "http", "method": "GET", "path": "/", "headers": []})
+    return tuple(router.routes)
 
 
 def _service(
@@ -228,12 +261,12 @@ def _plain(route: APIRoute, path: str) -> Route:
 
 
 def _bound_route(service: Service) -> type[APIRoute]:
-    """Return a class of routes that have the service's middleware around them."""
+    """Return a class of routes that have the service's `Admission` around them."""
 
     class BoundRoute(APIRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            access = AccessMiddleware(super().handle, service, is_open=self.name in OPEN.values())
-            limits = RequestLimits(access, lambda: service.settings, service.clock)
-            await ErrorBoundary(limits, service)(scope, receive, send)
+            is_open = self.name in OPEN.values()
+            admission = Admission(super().handle, service, service.clock, {}, is_open=is_open)
+            await admission(scope, receive, send)
 
     return BoundRoute

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
-from starlette.requests import Request
 
 from aigateway.errors import RequestRejectedError
 from aigateway.request.checks import (
@@ -31,8 +30,10 @@ from aigateway.request.schema import CHAT_FIELDS, EMBEDDING_FIELDS, PLAIN_FIELDS
 from aigateway.server.http.errors import Refusal, refusal_of
 from aigateway.settings.server import DECIDED_BY_SERVICE
 
+if TYPE_CHECKING:
+    from aigateway.server.http.call import AdmittedRequest
+
 __all__ = [
-    "AUTO",
     "COMPLETION_NAMES",
     "EMBEDDING_NAMES",
     "MAY_BE_PASSED",
@@ -49,8 +50,7 @@ __all__ = [
 
 _Read = TypeVar("_Read")
 
-AUTO = "auto"
-"""The model of a client that has to name one and means any."""
+_JSON = b"application/json"
 
 MOST_VALUES = 100_000
 """JSON values in a body, about. A chat of 10,000 messages has 30,000."""
@@ -81,33 +81,38 @@ _ELSEWHERE = {
 }
 
 
-async def json_body(request: Request, read: Callable[[dict[str, Any]], _Read]) -> _Read:
+async def json_body(
+    request: AdmittedRequest, read: Callable[..., _Read], *further: object
+) -> _Read:
     """Read a body.
 
     Args:
         request: The request.
         read: Turns the JSON object into what the endpoint wants, or raises a
             `RequestRejectedError`. For a long body it runs in a thread.
+        further: More arguments of `read`.
 
     Raises:
         Refusal: 415, the content type is not JSON; 400, it is no JSON object, has too many values,
             or `read` rejects it.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    kind = request.fields.get(b"content-type", b"")
+    if kind != _JSON and kind.partition(b";")[0].strip().lower() != _JSON:
         raise Refusal(415, "The body must be JSON: send Content-Type: application/json.")
-    raw = await request.body()
+    raw = request.take_body()
+    if raw is None:
+        raw = await request.read_body()
     try:
         if len(raw) <= _SHORT:
-            return read(_parsed(raw))
+            return read(_parsed(raw), *further)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(_readers, lambda: read(_parsed(raw)))
+        return await loop.run_in_executor(_readers, lambda: read(_parsed(raw), *further))
     except RequestRejectedError as error:
         raise refusal_of(error) from None  # the service counts it: the gateway has not seen it
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
-    if _has_too_many_values(raw):
+    if len(raw) > _SHORT and _has_too_many_values(raw):
         raise Refusal(400, f"The body has more than {MOST_VALUES:,} JSON values.")
     try:
         body = orjson.loads(raw)
@@ -126,7 +131,7 @@ def _has_too_many_values(raw: bytes) -> bool:
     A value follows a comma or an opening bracket. Those within strings do not count; most bodies
     have so few of them that it does not matter where the strings are.
     """
-    if len(raw) <= _SHORT or _marks(raw, 0, len(raw)) <= MOST_VALUES:
+    if _marks(raw, 0, len(raw)) <= MOST_VALUES:
         return False
     values = strings = at = 0
     while at < len(raw):
@@ -170,7 +175,7 @@ def _after_string(raw: bytes, at: int) -> int:
 _NOT_SENT = ("model", "stream", "stream_options")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChatBody:
     """The body of a chat.
 
@@ -222,17 +227,22 @@ def read_completion(body: dict[str, Any], passed: Sequence[str] = ()) -> ChatBod
     Raises:
         RequestRejectedError: Names the fault.
     """
-    extra = take_passed(body, COMPLETION_NAMES, passed)
-    _check_names(body, COMPLETION_NAMES, MAY_BE_PASSED)
+    extra = take_passed(body, COMPLETION_NAMES, passed) if passed else {}
+    if not body.keys() <= COMPLETION_NAMES:
+        _check_names(body, COMPLETION_NAMES, MAY_BE_PASSED)
     messages = _messages(body)
-    fields = _without(body, ("messages",))
-    fit_fields("chat", fields)
-    stream_options = fields.get("stream_options")  # which means nothing without a stream
+    model = body.get("model")
+    if len(body) == 2 and type(model) is str:
+        return ChatBody(messages, model, extra)
+    options = _without(body, ("messages",))
+    fit_fields("chat", options)
+    model, stream = options.pop("model", None), options.pop("stream", None)
+    stream_options = options.pop("stream_options", None)  # which means nothing without a stream
     return ChatBody(
         messages,
-        fields.get("model"),
-        _without(fields, _NOT_SENT) | extra,
-        bool(fields.get("stream")),
+        model,
+        options | extra,
+        bool(stream),
         bool(stream_options and stream_options.get("include_usage")),
     )
 

@@ -1,30 +1,39 @@
-"""One admitted request: its caller, what its headers ask for, and the gateway that answers it."""
+"""One request of the service: its caller, what its headers ask for, and the gateway it gets."""
 
 from __future__ import annotations
 
-import contextlib
+import hmac
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
 
+from aigateway.clock import Clock
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import CacheMode, ChatResponse, Opening, Origin, asks_to_think
-from aigateway.server.auth.keys import Caller
-from aigateway.server.auth.middleware import caller_of
-from aigateway.server.http.bodies import AUTO, ChatBody
-from aigateway.server.http.cancel import cancel_on_disconnect
-from aigateway.server.http.errors import Refusal
-from aigateway.server.http.json_responses import headers_of
-from aigateway.server.http.limits import UNTIL
-from aigateway.server.service import Service, service_of
+from aigateway.server.auth.keys import Caller, Estimate, MeteredRequest, UntilAnswered
+from aigateway.server.auth.middleware import check_local, tenant_of
+from aigateway.server.http.bodies import ChatBody
+from aigateway.server.http.errors import (
+    REQUEST,
+    Refusal,
+    is_anthropics,
+    own_path,
+    request_id_of,
+)
+from aigateway.server.http.json_responses import HeadLines, headers_of
+from aigateway.server.http.limits import LimitedRequest
+from aigateway.server.service import Service
+from aigateway.settings.server import AUTO
 
 __all__ = [
     "REQUEST_HEADERS",
     "AdmittedRequest",
     "CallHeaders",
+    "GatewayUse",
     "cache_word",
     "origin",
     "read_headers",
@@ -106,14 +115,14 @@ class CallHeaders:
 
     def options(self) -> dict[str, Any]:
         """Return them as keywords of `chat`."""
-        if self is _NO_HEADERS:
-            return {}
         names = ("cache", "cache_ttl", "timeout", "agent", "session")
         given = ((name, getattr(self, name)) for name in names)
         return {name: value for name, value in given if value is not None}
 
 
-_NO_HEADERS = CallHeaders()
+_ASKING = frozenset(name.encode() for name in (*REQUEST_HEADERS, *_SESSION_HEADERS))
+_TRACE = (b"traceparent", b"tracestate")
+"""Names of headers."""
 
 
 def read_headers(headers: Mapping[str, str]) -> CallHeaders:
@@ -127,8 +136,6 @@ def read_headers(headers: Mapping[str, str]) -> CallHeaders:
         for name, text in headers.items()
         if name.startswith("x-aigateway-") or name in _SESSION_HEADERS
     }
-    if not given:
-        return _NO_HEADERS
     cache = given.get("x-aigateway-cache")
     if cache is not None and cache.lower() not in _CACHE:
         raise _invalid("x-aigateway-cache", "true, false or refresh")
@@ -169,90 +176,255 @@ def _invalid(name: str, form: str) -> Refusal:
     return Refusal(400, f"The header {name} must be {form}.", param=name)
 
 
-def origin(headers: Mapping[str, str], request_id: str, partition: str, tenant: str = "") -> Origin:
-    """Return the origin of a request, with its id and its trace, which go on to the vendor."""
+def origin(
+    headers: Mapping[str, str] | None,
+    request_id: str,
+    partition: str,
+    tenant: str = "",
+    *,
+    on_cost: Callable[[float | None], None] | None = None,
+    needs_price: bool = False,
+) -> Origin:
+    """Return the origin of a request, with its id and its trace, which go on to the vendor.
+
+    Args:
+        headers: May have a trace; None has none.
+        request_id: The request's id.
+        partition: See `Origin`, as the others.
+        tenant: Likewise.
+        on_cost: Likewise.
+        needs_price: Likewise.
+    """
     carried = {"X-Request-ID": request_id}
-    parent = headers.get("traceparent")
-    if parent is not None and _TRACE_PARENT.fullmatch(parent):
-        carried["traceparent"] = parent
-        state = headers.get("tracestate")
-        if state is not None and _TRACE_STATE.fullmatch(state):
-            carried["tracestate"] = state
-    return Origin(request_id, partition, carried, tenant=tenant, find_session=True)
+    if headers:
+        parent = headers.get("traceparent")
+        if parent is not None and _TRACE_PARENT.fullmatch(parent):
+            carried["traceparent"] = parent
+            state = headers.get("tracestate")
+            if state is not None and _TRACE_STATE.fullmatch(state):
+                carried["tracestate"] = state
+    return Origin(request_id, partition, carried, on_cost, tenant, True, needs_price)
 
 
-@dataclass(frozen=True, slots=True)
-class AdmittedRequest:
-    """A request whose caller may ask.
+class AdmittedRequest(LimitedRequest):
+    """One request of the service: what the endpoints know of it, beside its limits.
+
+    Args:
+        scope: Of ASGI, as the others.
+        receive: Receives the request.
+        send: Sends the answer.
+        service: The service it came to.
+        clock: Time.
 
     Attributes:
-        service: The service it came to.
-        caller: The caller.
-        asked: What its headers ask for.
-        origin: On whose behalf the gateway is called.
-        until: When the service gives the request up, on the clock's scale.
+        service: As given.
+        path: Within the application, wherever that is mounted.
+        request_id: Names it in logs and answers; also `request.state.request_id`.
+        options: Keywords of `chat` that its headers ask for, once it is admitted.
+        resume: How a stream that breaks is resumed, as its headers ask for; None: nothing.
     """
 
-    service: Service
-    caller: Caller
-    asked: CallHeaders
-    origin: Origin
-    until: float
+    __slots__ = ("_caller", "_outer_body", "options", "path", "request_id", "resume", "service")
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, service: Service, clock: Clock
+    ) -> None:
+        super().__init__(scope, receive, send, service.settings, clock)
+        self.service = service
+        self.path = own_path(scope)
+        given = self.fields.get(b"x-request-id")
+        self.request_id = request_id_of(None if given is None else given.decode("latin-1"))
+        self._outer_body: Callable[[], Awaitable[bytes]] | None = None
+        self._caller: Caller | None = None
+        scope[REQUEST] = self
+        scope.setdefault("state", {})["request_id"] = self.request_id
+        written = self.request_id.encode()
+        if is_anthropics(self.fields, self.path):
+            # Its clients read the second one.
+            self.added = ((b"x-request-id", written), (b"request-id", written))
+        else:
+            self.added = ((b"x-request-id", written),)
 
     @classmethod
-    def admit(cls, request: Request) -> AdmittedRequest:
-        """Admit the caller and read the headers.
+    def of(cls, request: Request) -> AdmittedRequest:
+        """Return the request that FastAPI has as another object.
+
+        A dependency of the application around it may have read the body, which is there then.
+        """
+        admitted: AdmittedRequest = request.scope[REQUEST]
+        admitted._outer_body = request.body
+        admitted._direct = None
+        return admitted
+
+    def text(self, name: bytes) -> str | None:
+        """Return a header, by its name in lower case."""
+        value = self.fields.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    @property
+    def caller(self) -> Caller:
+        """The caller, identified by its key, or by an application around this one.
 
         Raises:
-            Refusal: 401, or 400 for a header that is not valid.
+            Refusal: That application refuses the request.
         """
-        service, headers = service_of(request), request.headers
-        caller = caller_of(request)
-        whose = origin(headers, request.state.request_id, caller.partition, caller.name or "")
-        until = request.scope.get(UNTIL)
-        if until is None:  # the application runs without `RequestLimits`
-            until = service.clock.now() + service.settings.request_timeout
-        asked = read_headers(headers)
-        if asked.agent is None and caller.name is not None:
-            asked = replace(asked, agent=caller.name)  # for `agent_ttls`
-        return cls(service, caller, asked, whose, until)
+        if self._caller is None:
+            self._caller = Caller(tenant_of(self.service, self.scope))
+        return self._caller
 
-    def enter_gateway(
-        self,
-        stack: contextlib.AsyncExitStack,
-        model: str | None,
-        timeout: float | None,
-        *,
-        thinks: bool = False,
-    ) -> tuple[AsyncGateway, dict[str, Any]]:
-        """Take the gateway until the stack is left.
+    def check_access(self, *, is_open: bool) -> None:
+        """Identify the caller by its key, unless an application around this one does that.
 
         Args:
-            stack: The exit stack of the request.
+            is_open: Whether no key is needed.
+
+        Raises:
+            Refusal: 401, or 403 for a request from elsewhere if there are no keys.
+        """
+        service = self.service
+        if service.tenant is not None:
+            return
+        if not service.settings.keys:
+            check_local(self.text(b"host"), self.text(b"origin"), service.settings)
+        if not is_open:
+            self._caller = self._known_caller() or service.access.identify(
+                self.text(b"authorization"), self.text(b"x-api-key")
+            )
+
+    def _known_caller(self) -> Caller | None:
+        """Return the caller by its key, if its connection is its own; None: see `identify`.
+
+        So the digest of the key is made once for a connection.
+        """
+        given, direct = self.fields.get(b"authorization"), self._direct
+        if direct is None or given is None or b"x-api-key" in self.fields:
+            return None
+        connection, access = direct.connection, self.service.access
+        known = connection.recognized
+        if known is None or known[0] is not access or not hmac.compare_digest(known[1], given):
+            caller = access.identify(given.decode("latin-1"), None)
+            known = connection.recognized = (access, given, caller)
+        found: Caller = known[2]
+        return found
+
+    def admit(self) -> None:
+        """Identify the caller, and read the headers.
+
+        Raises:
+            Refusal: As `caller`; 400 for a header that is not valid.
+        """
+        name = (self._caller or self.caller).name
+        self.resume = None
+        self.options: dict[str, Any] = {}
+        if name is not None:
+            self.options["agent"] = name  # for `agent_ttls`
+        if not _ASKING.isdisjoint(self.fields):
+            asked = read_headers(self._texts(_ASKING))
+            self.resume = asked.resume
+            self.options |= asked.options()
+
+    def _texts(self, names: Iterable[bytes]) -> dict[str, str]:
+        fields = self.fields
+        return {name.decode(): fields[name].decode("latin-1") for name in names if name in fields}
+
+    async def read_body(self) -> bytes:
+        """Return the body.
+
+        Raises:
+            ClientDisconnect: The caller is gone.
+        """
+        if self._outer_body is not None:
+            return await self._outer_body()
+        pieces: list[bytes] = []
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            piece = message.get("body", b"")
+            if not message.get("more_body", False):
+                return b"".join([*pieces, piece]) if pieces else piece
+            pieces.append(piece)
+
+    async def enter_gateway(
+        self,
+        model: str | None,
+        timeout: float | None,  # noqa: ASYNC109 - it spans providers and retries
+        *,
+        thinks: bool = False,
+        params: Mapping[str, Any] | None = None,
+    ) -> GatewayUse:
+        """Take the gateway until the result is left. If the caller leaves before that, it ends.
+
+        Args:
             model: As the caller named it.
             timeout: Seconds that the caller allows.
             thinks: Whether the request asks the model to think, which takes longer.
-
-        Returns:
-            The gateway, and keywords of its `chat`, `stream` and `embed`: model, timeout, origin.
+            params: Of the chat; None if no text is asked for.
 
         Raises:
             Refusal: The caller may not use the model, or has used up its budget or rate.
         """
-        gateway = stack.enter_context(self.service.in_use())
-        named = _model_for(model, gateway)
-        use = stack.enter_context(self.service.access.begin(self.caller, named))
-        # The gateway gives up a little earlier than the service, and so reports how it ended.
-        left = self.until - self.service.clock.now()
-        most = max(left - _END_SECONDS, left / 2)
-        asked = gateway.settings.seconds_for(thinks=thinks) if timeout is None else timeout
-        return gateway, {
-            "model": named,
-            "timeout": min(asked, most),
-            "origin": replace(self.origin, on_cost=use.on_cost),
-        }
+        if self.service.access.may_renew:
+            self.watch_caller()
+            with self.service.in_use() as gateway:
+                named = _model_for(model, gateway)
+                estimate = self._estimate_of(gateway, named, params, thinks=thinks)
+                await self.service.access.renew(self.caller, named, estimate)
+        return self._begin(model, timeout, params, thinks=thinks)
 
-    async def chat(self, request: Request, body: ChatBody) -> tuple[ChatResponse, dict[str, str]]:
+    def _begin(
+        self,
+        model: str | None,
+        timeout: float | None,
+        params: Mapping[str, Any] | None,
+        *,
+        thinks: bool,
+    ) -> GatewayUse:
+        """Take the gateway; see `enter_gateway`."""
+        self.watch_caller()
+        service, caller = self.service, self._caller or self.caller
+        gateway = service.take()
+        try:
+            named = _model_for(model, gateway)
+            access, estimate = service.access, None
+            if access.has_budgets:
+                estimate = self._estimate_of(gateway, named, params, thinks=thinks)
+            metered = access.begin(caller, named, estimate)
+        except BaseException:
+            service.give_back(gateway)
+            raise
+        # The gateway gives up a little earlier than the service, and so reports how it ended.
+        left = self.until - self._clock.now()
+        most = left - _END_SECONDS if left > 2 * _END_SECONDS else left / 2
+        asked = gateway.settings.seconds_for(thinks=thinks) if timeout is None else timeout
+        whose = origin(
+            self._texts(_TRACE) if b"traceparent" in self.fields else None,
+            self.request_id,
+            caller.partition,
+            caller.name or "",
+            on_cost=metered.on_cost,
+            needs_price=metered.needs_price,
+        )
+        options = {"model": named, "timeout": min(most, asked), "origin": whose}
+        return GatewayUse(service, gateway, metered, options)
+
+    def _estimate_of(
+        self,
+        gateway: AsyncGateway,
+        model: str | None,
+        params: Mapping[str, Any] | None,
+        *,
+        thinks: bool,
+    ) -> Estimate:
+        """Return what tells a key's budget what the request may cost."""
+
+        def estimate() -> float | None:
+            tokens = _answer_tokens(params, thinks=thinks)
+            return gateway.likely_cost(model, self.body_bytes, tokens)
+
+        return estimate
+
+    async def chat(self, body: ChatBody) -> tuple[ChatResponse, HeadLines]:
         """Return the whole answer to a chat, and the headers that go with it.
 
         Raises:
@@ -260,15 +432,42 @@ class AdmittedRequest:
             GatewayError: As `AsyncGateway.chat`.
             CallerGoneError: The caller has closed the connection.
         """
-        options = {**self.asked.options(), **body.options}
-        async with contextlib.AsyncExitStack() as stack:
-            gateway, own = self.enter_gateway(
-                stack, body.model, options.get("timeout"), thinks=asks_to_think(body.options)
-            )
-            options |= own
-            async with cancel_on_disconnect(request.receive):
-                response = await gateway.chat(body.prompt, **options)
-            return response, headers_of(response, cache_word(response, gateway, options))
+        params = body.options
+        options = self.options | params
+        timeout, thinks = options.get("timeout"), bool(params) and asks_to_think(params)
+        use = await self.enter_gateway(body.model, timeout, thinks=thinks, params=params)
+        with use:
+            options |= use.options
+            response = await use.gateway.chat(body.prompt, **options)
+        return response, headers_of(response, cache_word(response, use.gateway, options))
+
+
+class GatewayUse(UntilAnswered):
+    """The gateway, taken for one request that counts in its key's account: a context.
+
+    Attributes:
+        gateway: Answers the request.
+        options: Keywords of its `chat`, `stream` and `embed`: model, timeout, origin.
+    """
+
+    __slots__ = ("_metered", "_service", "gateway", "options")
+
+    def __init__(
+        self,
+        service: Service,
+        gateway: AsyncGateway,
+        metered: MeteredRequest,
+        options: dict[str, Any],
+    ) -> None:
+        self.gateway = gateway
+        self.options = options
+        self._service = service
+        self._metered = metered
+
+    def end(self, *, is_answered: bool) -> None:
+        """Leave the gateway."""
+        self._metered.end(is_answered=is_answered)
+        self._service.give_back(self.gateway)
 
 
 def cache_word(
@@ -283,6 +482,25 @@ def cache_word(
         return "coalesced"
     in_use = gateway.settings.cache_enabled and options.get("cache") is not False
     return "miss" if in_use else "off"
+
+
+_USUAL_ANSWER, _USUAL_THOUGHTS = 1_000, 4_000
+"""Tokens expected of an answer whose length the request does not bound; with those of thinking."""
+
+
+def _answer_tokens(params: Mapping[str, Any] | None, *, thinks: bool) -> float:
+    """Return the tokens that a budget has to expect before the model has a usual price."""
+    if params is None:
+        return 0
+    bound = params.get("max_completion_tokens") or params.get("max_tokens")
+    many = params.get("n")
+    usual = _USUAL_THOUGHTS if thinks else _USUAL_ANSWER
+    tokens = bound if isinstance(bound, int) else usual
+    return float(min(tokens, _MOST) * (min(many, _MOST) if isinstance(many, int) else 1))
+
+
+_MOST = 10**6
+"""Bounds what a request says: numbers in JSON have no end."""
 
 
 def _model_for(name: str | None, gateway: AsyncGateway) -> str | None:

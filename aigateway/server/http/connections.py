@@ -1,24 +1,34 @@
-"""Bounds on connections, below ASGI, in uvicorn's protocol.
+"""Bounds on connections, below ASGI, in uvicorn's httptools protocol.
 
 uvicorn waits without end for the head of a request and for a caller that does not read, and accepts
 connections without end. It also answers malformed HTTP itself; here the answer has OpenAI's form.
+
+llhttp (httptools) parses, but it reads all that it is given. So it is given one head at a time, and
+of a body no more than belongs to that: pipelined requests wait unread until their turn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import http
 import ipaddress
 import json
+import math
+import re
 from collections import Counter
-from typing import Any, cast
+from typing import Any
+from urllib.parse import unquote
 
-import h11
+import httptools
 from uvicorn.config import Config
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from aigateway.server.http.cancel import CONNECTION
+from aigateway.server.http.cycle import App, RequestCycle
 from aigateway.server.http.errors import Refusal
 from aigateway.server.service import Service
 
@@ -30,8 +40,24 @@ _MOST_HEAD = 32_768
 _PIECES = 200
 """Pieces of a body that are read in one go: a body of tiny chunks holds up nothing else."""
 
+_SLICE = 4096
+"""Bytes of a chunked body that are parsed at once, which may be 700 pieces."""
+
 _STALL_SECONDS = 60.0
 """For a caller to read something of an answer that waits for it."""
+
+_EARLY = 0.002
+"""Seconds by which a timer may be early: uvloop counts milliseconds."""
+
+_BLANK = b"\r\n\r\n"
+_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/1\.([01])\r\n")
+_VERSION = re.compile(rb"[^\r\n]* HTTP/(\d+(?:\.\d+)?)\r\n")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_METHODS = {b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH"}
+"""Methods that every llhttp parses like these."""
+
+_FORWARDED = {b"x-forwarded-for", b"x-forwarded-proto"}
+_WATCHED = _FORWARDED | {b"host", b"content-length", b"transfer-encoding", b"expect"}
 
 
 def protocol_for(
@@ -45,45 +71,17 @@ def protocol_for(
         stall_seconds: A caller that reads nothing of an answer for that long is disconnected, so
             that the vendor's call behind it is not held for ever.
     """
-    fields = {"service": service, "stall_seconds": stall_seconds, "addresses": Counter()}
+    fields = {
+        "service": service,
+        "stall_seconds": stall_seconds,
+        "addresses": Counter(),
+        "under_way": set(),
+    }
     return type("GuardedProtocol", (GuardedProtocol,), fields)
 
 
-class _BoundedH11(h11.Connection):
-    """h11's connection for HTTP 1.0 and 1.1 only, which returns a body in portions.
-
-    Attributes:
-        refusal: Why a request is refused, if it is.
-        has_more: The portion is over, and more has arrived.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER, _MOST_HEAD)
-        self.refusal: Refusal | None = None
-        self.has_more = False
-        self._left = 0
-
-    def begin_portion(self) -> None:
-        """Allow the next pieces."""
-        self.has_more, self._left = False, _PIECES
-
-    def next_event(self) -> Any:
-        """Return the next event, or that more data is needed."""
-        if self._left <= 0:
-            self.has_more = True
-            return h11.NEED_DATA
-        event = super().next_event()
-        if isinstance(event, h11.Data):
-            self._left -= 1
-        elif isinstance(event, h11.Request) and event.http_version not in {b"1.0", b"1.1"}:
-            version = event.http_version.decode()
-            self.refusal = Refusal(505, f"HTTP/{version} is not supported; use HTTP/1.1.")
-            raise h11.RemoteProtocolError("not HTTP/1")
-        return event
-
-
 class _Flow(FlowControl):
-    """uvicorn's flow control, which reads nothing while portions wait."""
+    """uvicorn's flow control, which reads nothing while what has been read waits."""
 
     held = False
 
@@ -92,7 +90,7 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class GuardedProtocol(H11Protocol):
+class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with small and timely heads and a bound on connections.
 
     A caller has to read its answer, however slowly.
@@ -103,8 +101,19 @@ class GuardedProtocol(H11Protocol):
     addresses: Counter[str]
     """Open connections of each."""
 
-    conn: _BoundedH11
+    under_way: set[RequestCycle]
+    """Requests that the application answers, also those whose caller is gone."""
+
+    closing = False
+    """Each answer that begins from now on is the last on its connection; of the class."""
+
     flow: _Flow
+    cycle: RequestCycle | None  # type: ignore[assignment]
+
+    recognized: tuple[Any, bytes, Any] | None = None
+    """What its last request had: keys of the service, header `Authorization`, and so its caller."""
+
+    on_url = on_message_begin = None  # type: ignore[assignment]  # nothing is left for them to do
 
     def __init__(
         self,
@@ -114,13 +123,26 @@ class GuardedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.conn = _BoundedH11()
-        self.timeout_keep_alive = self.service.settings.keep_alive_timeout  # type: ignore[assignment]
+        self._behind_proxy: App = self.app
+        if isinstance(self.app, ProxyHeadersMiddleware):  # not without its headers
+            self.app = self.app.app
+        self._asgi = {"version": config.asgi_version, "spec_version": "2.3"}
+        self._idle_seconds = self.service.settings.keep_alive_timeout
+        self._context = contextvars.copy_context()  # of no request, for each to begin with
         self._address: str | None = None
-        self._late: asyncio.TimerHandle | None = None
-        self._head_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = math.inf
         self._stalled: asyncio.TimerHandle | None = None
-        self._quiet_since = self.service.clock.now()
+        self._quiet_since = self.loop.time()
+        self._head = bytearray()  # of the next request, if it comes in pieces
+        self._rest = bytearray()  # has been read, and waits
+        self._line: re.Match[bytes] | None = None  # of the head that is parsed
+        self._length: int | None = 0  # what is missing of the body; None while it is chunked
+        self._in_body = self._upgrade = False
+        self._tail = b""  # the last bytes of a chunked body so far
+        self._pieces = self._framing = self._dropped = 0
+
+    # ── connections ──────────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count a new connection, and wait for a head."""
@@ -128,7 +150,7 @@ class GuardedProtocol(H11Protocol):
         self.flow = _Flow(transport)
         refusal = self._over_limit()
         if refusal is None:
-            self._await_head()
+            self._end_at(self.loop.time() + self.service.settings.header_timeout)
         else:
             self._refuse(refusal)
 
@@ -158,13 +180,64 @@ class GuardedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self._head_arrived()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._reader_goes_on()
         if self._address is not None:
             self.addresses[self._address] -= 1
             if not self.addresses[self._address]:
                 del self.addresses[self._address]
-        super().connection_lost(exc)
+        self.connections.discard(self)
+        if self.cycle is not None:
+            self.cycle.lose()
+        self.flow.resume_writing()
+        if exc is None:
+            self.transport.close()
+        self.parser = None  # type: ignore[assignment]  # it refers to this
+
+    def is_quiet(self, seconds: float) -> bool:
+        """Return whether neither a request nor an answer has been here in the last seconds."""
+        return (
+            self._unanswered is None
+            and not self._in_body
+            and not self._head
+            and not self.transport.is_closing()
+            and not self.transport.get_write_buffer_size()
+            and self.loop.time() - self._quiet_since >= seconds
+        )
+
+    @property
+    def _unanswered(self) -> RequestCycle | None:
+        """The request that is under way."""
+        cycle = self.cycle  # None before the first
+        return None if cycle is None or cycle.response_complete else cycle
+
+    # ── deadlines ────────────────────────────────────────────────────────────────────────────
+
+    def _end_at(self, deadline: float) -> None:
+        """End the connection then, unless a later call says otherwise.
+
+        A timer that is early looks again later: so a request neither makes nor cancels one.
+        """
+        self._deadline = deadline
+        if self._timer is None or self._timer.when() > deadline + _EARLY:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_at(deadline, self._look_at_deadline)
+
+    def _look_at_deadline(self) -> None:
+        self._timer = None
+        if self._deadline is math.inf or self.transport.is_closing():
+            return
+        if self.loop.time() < self._deadline - _EARLY:
+            self._end_at(self._deadline)
+        elif self._head:
+            self._refuse(Refusal(408, "The request did not arrive in time."))
+        else:
+            self.transport.close()
+
+    # ── callers that do not read ─────────────────────────────────────────────────────────────
 
     def pause_writing(self) -> None:
         """Wait for a caller that does not keep up, but not for ever."""
@@ -175,96 +248,6 @@ class GuardedProtocol(H11Protocol):
         """Go on when the caller has read."""
         self._reader_goes_on()
         super().resume_writing()
-
-    def data_received(self, data: bytes) -> None:
-        """Take data, of a head no more than allowed."""
-        if self.transport.is_closing():
-            return
-        if self._is_idle:
-            self._await_head()
-            room = _MOST_HEAD - self._head_bytes
-            self._head_bytes += len(data)
-            if room > 0:  # nothing at all would mean the end
-                super().data_received(data[:room])
-            data = data[room:]
-            if data and self._is_idle:
-                self._refuse(Refusal(431, f"The head of a request may have {_MOST_HEAD} bytes."))
-                return
-        if data and not self.transport.is_closing():
-            super().data_received(data)
-        if not self._is_idle:
-            self._head_arrived()
-
-    def handle_events(self) -> None:
-        """Take events, a portion at a time."""
-        if self.flow.held:
-            return  # the next portion is on its way
-        self.conn.begin_portion()
-        super().handle_events()
-        if self.conn.has_more and not self.transport.is_closing():
-            self.flow.pause_reading()
-            self.flow.held = True
-            self.loop.call_soon(self._take_more)
-
-    def _take_more(self) -> None:
-        self.flow.held = False
-        if self.transport.is_closing():
-            return
-        self.handle_events()
-        cycle = self._unanswered
-        is_full = cycle is not None and len(cycle.body) > HIGH_WATER_LIMIT
-        if not is_full and self.conn.their_state is not h11.DONE:
-            self.flow.resume_reading()
-
-    def on_response_complete(self) -> None:
-        """Wait for the next request."""
-        self._quiet_since = self.service.clock.now()
-        super().on_response_complete()
-        if not self._is_idle:  # the next request was here already
-            self._head_arrived()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer malformed HTTP."""
-        self._refuse(self.conn.refusal or Refusal(400, msg))
-
-    def is_quiet(self, seconds: float) -> bool:
-        """Return whether neither a request nor an answer has been here in the last seconds."""
-        return (
-            self._is_idle
-            and not self._head_bytes
-            and not self.transport.is_closing()
-            and not self.transport.get_write_buffer_size()
-            and self.service.clock.now() - self._quiet_since >= seconds
-        )
-
-    @property
-    def _is_idle(self) -> bool:
-        """Whether the next thing to come is the head of a request."""
-        return self._unanswered is None
-
-    @property
-    def _unanswered(self) -> RequestResponseCycle | None:
-        """The request that is under way."""
-        cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first
-        return None if cycle is None or cycle.response_complete else cycle
-
-    def _await_head(self) -> None:
-        if self._late is None:
-            seconds = self.service.settings.header_timeout
-            self._late = self.loop.call_later(seconds, self._head_timed_out)
-
-    def _head_arrived(self) -> None:
-        self._head_bytes = 0
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def _head_timed_out(self) -> None:
-        self._late = None
-        if self._head_bytes:
-            self._refuse(Refusal(408, "The request did not arrive in time."))
-        else:
-            self.transport.close()
 
     def _watch_reader(self) -> None:
         waiting = self.transport.get_write_buffer_size()
@@ -283,17 +266,274 @@ class GuardedProtocol(H11Protocol):
             self._stalled.cancel()
             self._stalled = None
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """Send a refusal, unless an answer has begun, and close."""
-        self._head_arrived()
-        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            self.service.refusal_log.note(refusal, None if self.client is None else self.client[0])
-            self.transport.write(_on_the_wire(refusal))
+    # ── what arrives ─────────────────────────────────────────────────────────────────────────
+
+    def data_received(self, data: bytes) -> None:
+        """Take data, of a head no more than allowed."""
+        if self._rest:
+            self._rest += data
+            if len(self._rest) > HIGH_WATER_LIMIT:
+                self._stop_reading()
+        elif not self.transport.is_closing():
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Parse what belongs to the request that comes or is under way; the rest waits."""
+        at, self._pieces = 0, 0
+        try:
+            while at < len(data) and not self.transport.is_closing():
+                if not self._in_body:
+                    if self._unanswered is not None:
+                        # Read on: only a connection that is read says that its caller has left.
+                        self._rest = bytearray(data[at:])
+                        return
+                    at = self._take_head(data, at)
+                elif self._pieces >= _PIECES:
+                    self._rest = bytearray(data[at:])
+                    self._stop_reading()
+                    self.loop.call_soon(self._take_more)
+                    return
+                else:
+                    at = self._take_body(data, at)
+        except Refusal as refusal:
+            self._refuse(refusal)
+        except httptools.HttpParserError as error:
+            found = error.__context__  # what a callback has raised
+            self._refuse(found if isinstance(found, Refusal) else _invalid())
+
+    def _stop_reading(self) -> None:
+        """Read no further until what has been read is taken."""
+        self.flow.pause_reading()
+        self.flow.held = True
+
+    def _take_more(self) -> None:
+        rest, self._rest = bytes(self._rest), bytearray()
+        self.flow.held = False
+        if not rest or self.transport.is_closing():
+            return
+        self._take(rest)
+        cycle = self._unanswered
+        if not self.transport.is_closing() and not (cycle is not None and cycle.is_full):
+            self.flow.resume_reading()
+
+    def _take_head(self, data: bytes, at: int) -> int:
+        """Parse a head if all of it is here, and return where in the data it ends."""
+        if not self._head:
+            end = data.find(_BLANK, at) + 4
+            if at + _MOST_HEAD >= end > 3:
+                self._parse_head(data if at == 0 and end == len(data) else data[at:end])
+                return end
+            if self.cycle is not None:  # of the first one since the connection was made
+                self._end_at(self.loop.time() + self.service.settings.header_timeout)
+        before = len(self._head)
+        self._head += data[at : at + _MOST_HEAD - before]
+        end = self._head.find(_BLANK, max(0, before - 3)) + 4
+        if end > 3:
+            head = bytes(self._head[:end])
+            self._head.clear()
+            self._parse_head(head)
+            return at + end - before
+        if self._head[0] < 33 or _BARE_LF.search(self._head, max(0, before - 1)):
+            raise _invalid()
+        if at + _MOST_HEAD - before < len(data):
+            raise Refusal(431, f"The head of a request may have {_MOST_HEAD} bytes.")
+        return len(data)
+
+    def _parse_head(self, head: bytes) -> None:
+        line = _LINE.match(head)
+        if line is None:
+            version = _VERSION.match(head)
+            if version is None or version[1] in {b"1.0", b"1.1"}:
+                raise _invalid()
+            spoken = version[1].decode()
+            raise Refusal(505, f"HTTP/{spoken} is not supported; use HTTP/1.1.")
+        self.headers, self._line = [], line
+        try:
+            self._feed(head)
+        except httptools.HttpParserError:
+            if line[1] in _METHODS:
+                raise
+            # llhttp has a list of methods; the application says itself which ones it takes.
+            self.headers, self.parser = [], httptools.HttpRequestParser(self)
+            self._feed(b"POST" + head[len(line[1]) :])
+
+    def _take_body(self, data: bytes, at: int) -> int:
+        """Parse the next part of a body, and return where in the data that ends."""
+        length, end = self._length, len(data)
+        if length is None:
+            end = self._possible_end(data, at)
+            self._framing += end - at
+        elif at + length < end:
+            end = at + length
+        if length is not None:
+            self._length = length - (end - at)
+        self._feed(memoryview(data)[at:end])
+        cycle = self.cycle
+        if cycle is not None and cycle.response_complete:
+            self._dropped += end - at
+        # Trailers and extensions of chunks are no body. Of a refused body little more is read.
+        too_much = self._framing > _MOST_HEAD or self._dropped > _MOST_HEAD
+        if too_much or (self._length is not None and self._in_body != (self._length > 0)):
+            raise _invalid()
+        return end
+
+    def _possible_end(self, data: bytes, at: int) -> int:
+        """Return where a chunked body may end: after a blank line. Beyond is another request."""
+        most = min(len(data), at + _SLICE)
+        tail = self._tail
+        if at == 0 and tail and (blank := (tail + data[:3]).find(_BLANK)) >= 0:
+            end = blank + 4 - len(tail)
+        else:
+            blank = data.find(_BLANK, max(0, at - 3), most)
+            end = most if blank < 0 else blank + 4
+        if end == len(data):
+            self._tail = (tail + data[-3:])[-3:]
+        return end
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        """Let llhttp parse. An upgrade is not taken up, and what follows is a body as usual."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            length = self._length
+            body = (
+                b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
+            )
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % body)
+
+    # ── callbacks of the parser ──────────────────────────────────────────────────────────────
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header; those after a body (trailers) are dropped."""
+        if self._line is not None:
+            self.headers.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """Check the head, and start the application."""
+        line, self._line = self._line, None
+        if line is None:
+            if not self._upgrade:  # a body is longer or shorter than we think
+                raise _invalid()
+            self._upgrade = False
+            return
+        method, target, minor = line.groups()
+        expects, app = self._check_headers(minor)
+        self._upgrade = self.parser.should_upgrade()
+        self._in_body, self._tail, self._framing, self._dropped = True, b"", 0, 0
+        self._deadline = math.inf
+        keeps = minor == b"1" and self.parser.should_keep_alive()
+        cycle = self.cycle = RequestCycle(self, method, minor, keeps=keeps, expects=expects)
+        raw_path, _, query = target.partition(b"?")
+        path = raw_path.decode()
+        scope = {
+            "type": "http",
+            "asgi": self._asgi,
+            "http_version": "1.1" if minor == b"1" else "1.0",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": method.decode(),
+            "root_path": self.root_path,
+            "path": self.root_path + (unquote(path) if "%" in path else path),
+            "raw_path": self.root_path.encode() + raw_path if self.root_path else raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "extensions": {CONNECTION: cycle},
+        }
+        cycle.task = task = self.loop.create_task(
+            cycle.run(app, scope), context=self._context.copy()
+        )
+        self.tasks.add(task)
+
+    def _check_headers(self, minor: bytes) -> tuple[bool, App]:
+        """Note how long the body is.
+
+        Returns:
+            Whether the caller waits for `100 Continue`, and the application for the request.
+
+        Raises:
+            Refusal: 400, where the request ends is not certain, or who is meant.
+        """
+        hosts, length, coding, expects, app = 0, None, None, False, self.app
+        for name, value in self.headers:
+            if name not in _WATCHED:
+                continue
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                coding = value.lower() if coding is None else b""  # two are refused
+            elif name == b"expect":
+                expects = minor == b"1" and value.lower() == b"100-continue"
+            else:
+                app = self._behind_proxy
+        if (
+            hosts > 1
+            or (not hosts and minor == b"1")
+            or (coding is not None and (coding != b"chunked" or length is not None))
+        ):
+            raise _invalid()
+        self._length = (length or 0) if coding is None else None
+        return expects, app
+
+    def on_body(self, body: bytes) -> None:
+        """Hand a piece of the body on."""
+        self._pieces += 1
+        self._framing = 0
         cycle = self._unanswered
         if cycle is not None:
-            cycle.disconnected = True  # the application sends nothing more
-            cycle.message_event.set()
+            cycle.add(body)
+            if cycle.is_full:
+                self.flow.pause_reading()
+
+    def on_message_complete(self) -> None:
+        """Note that the request has arrived."""
+        if self._upgrade:
+            return  # its body comes now
+        self._in_body = False
+        cycle = self._unanswered
+        if cycle is None:  # it was answered before
+            self._await_request()
+        else:
+            cycle.more_body = False
+            cycle.wake()
+
+    # ── answers ──────────────────────────────────────────────────────────────────────────────
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self._await_request()
+            if self._rest:
+                self.loop.call_soon(self._take_more)
+            else:
+                self.flow.resume_reading()
+
+    def _await_request(self) -> None:
+        self._quiet_since = now = self.loop.time()
+        is_here = self._in_body or self._head or self._rest
+        self._end_at(
+            now + (self.service.settings.header_timeout if is_here else self._idle_seconds)
+        )
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Send a refusal, unless an answer has begun, and close."""
+        self._deadline = math.inf
+        cycle = self.cycle
+        if cycle is None or not (self._in_body if cycle.response_complete else cycle.started):
+            self.service.refusal_log.note(refusal, None if self.client is None else self.client[0])
+            self.transport.write(_on_the_wire(refusal))
+        if cycle is not None:
+            cycle.lose()  # the application sends nothing more
         self.transport.close()
+
+
+def _invalid() -> Refusal:
+    return Refusal(400, "Invalid HTTP request received.")
 
 
 def _network(address: str) -> str:

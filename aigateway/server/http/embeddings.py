@@ -6,27 +6,24 @@ https://platform.openai.com/docs/api-reference/embeddings.
 from __future__ import annotations
 
 import base64
-import contextlib
 import sys
 from array import array
 from collections.abc import Sequence
 from typing import Literal
 
-from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from aigateway.messages import EmbeddingResponse
 from aigateway.server.http.bodies import json_body, read_embedding
 from aigateway.server.http.call import AdmittedRequest
-from aigateway.server.http.cancel import cancel_on_disconnect
+from aigateway.server.http.doors import DoorRouter
 from aigateway.server.http.json_responses import headers_of, json_response
 from aigateway.server.http.openapi import documented_call
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = DoorRouter()
 
 
 class _Embedding(TypedDict):
@@ -49,19 +46,16 @@ class EmbeddingList(TypedDict):
     usage: _PromptTokenCounts
 
 
-@router.post(
+@router.door(
     "/v1/embeddings",
     summary="Turn texts into vectors",
     **documented_call("EmbeddingRequest", EmbeddingList),
 )
-async def create_embeddings(request: Request) -> Response:
+async def create_embeddings(request: AdmittedRequest) -> Response:
     """Turn texts into vectors."""
-    admitted = AdmittedRequest.admit(request)
     body = await json_body(request, read_embedding)
-    async with contextlib.AsyncExitStack() as stack:
-        gateway, own = admitted.enter_gateway(stack, body.model, admitted.asked.timeout)
-        async with cancel_on_disconnect(request.receive):
-            response = await gateway.embed(body.inputs, **body.options, **own)
+    with await request.enter_gateway(body.model, request.options.get("timeout")) as use:
+        response = await use.gateway.embed(body.inputs, **body.options, **use.options)
     answer = _embedding_list(response, in_base64=body.in_base64)
     return json_response(answer, headers=headers_of(response, "off"))
 

@@ -2,51 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from aigateway.messages import ChatResponse, EmbeddingResponse, Opening
 from aigateway.protocols.protocol import encoded
 
 __all__ = [
+    "HeadLines",
+    "JSONAnswer",
+    "RawHeaders",
     "answer_headers",
     "encoded",
     "headers_of",
     "headers_of_opening",
     "json_response",
+    "split_lines",
 ]
 
+RawHeaders = Sequence[tuple[bytes, bytes]]
+"""Names in lower case, and values, as ASGI wants them."""
 
-def json_response(
-    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
+HeadLines = bytes
+"""Headers as they are on the wire, each with the end of its line; their values are valid."""
+
+_JSON = (b"content-type", b"application/json")
+_JSON_LINE = b"content-type: application/json\r\n"
+
+
+class JSONAnswer(Response):
+    """A whole answer in JSON, whose headers and body go out as they are.
+
+    Args:
+        body: The body.
+        status: HTTP status.
+        headers: Beside the type and the length.
+
+    Attributes:
+        lines: All headers but the length, of an answer with status 200 that has them as lines.
+    """
+
+    body: bytes
+
+    def __init__(
+        self, body: bytes, status: int = 200, headers: RawHeaders | HeadLines = ()
+    ) -> None:
+        self.body = body
+        self.status_code = status
+        self.background = None
+        self._given = headers
+        self.lines = _JSON_LINE + headers if isinstance(headers, bytes) and status == 200 else None
+
+    @functools.cached_property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:  # type: ignore[override]
+        """All headers."""
+        given = self._given
+        own = [_JSON, (b"content-length", b"%d" % len(self.body))]
+        return own + (split_lines(given) if isinstance(given, bytes) else list(given))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the answer."""
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def json_response(value: Any, status: int = 200, headers: RawHeaders | HeadLines = ()) -> Response:
     """Make a response of JSON."""
-    return Response(encoded(value), status, headers, "application/json")
+    return JSONAnswer(encoded(value), status, headers)
 
 
-def headers_of(response: ChatResponse | EmbeddingResponse, cache: str) -> dict[str, str]:
+def split_lines(lines: HeadLines) -> list[tuple[bytes, bytes]]:
+    """Return the headers that lines have."""
+    parted = (line.partition(b": ") for line in lines.splitlines())
+    return [(name, value) for name, _, value in parted]
+
+
+def headers_of(response: ChatResponse | EmbeddingResponse, cache: str) -> HeadLines:
     """Return the headers of an answer: provider, cache, attempts and cost."""
     return answer_headers(response.provider, cache, len(response.attempts), response.cost_usd)
 
 
-def headers_of_opening(opening: Opening, cache: str) -> dict[str, str]:
+def headers_of_opening(opening: Opening, cache: str) -> RawHeaders:
     """Return the same for a stream that has just begun: its cost is not known yet."""
-    return answer_headers(opening.provider, cache, opening.attempts)
+    return split_lines(answer_headers(opening.provider, cache, opening.attempts))
 
 
 def answer_headers(
     provider: str, cache: str, attempts: int, cost_usd: float | None = None
-) -> dict[str, str]:
+) -> HeadLines:
     """Write the headers of an answer; None: its cost is not known."""
+    known = _known_headers(provider, cache, attempts)
+    if cost_usd is None:
+        return known
+    cost = (b"%.10f" % cost_usd).rstrip(b"0").rstrip(b".")
+    return b"%bx-aigateway-cost: %b\r\n" % (known, cost)
+
+
+@functools.lru_cache(256)
+def _known_headers(provider: str, cache: str, attempts: int) -> HeadLines:
     plain = provider.isascii() and provider.isprintable()
-    headers = {
-        "x-aigateway-provider": provider if plain else quote(provider),
-        "x-aigateway-cache": cache,
-        "x-aigateway-attempts": str(attempts),
-    }
-    if cost_usd is not None:
-        headers["x-aigateway-cost"] = f"{cost_usd:.10f}".rstrip("0").rstrip(".")
-    return headers
+    return (
+        f"x-aigateway-provider: {provider if plain else quote(provider)}\r\n"
+        f"x-aigateway-cache: {cache}\r\nx-aigateway-attempts: {attempts}\r\n"
+    ).encode()

@@ -17,11 +17,11 @@ from aigateway.routing.capabilities import WORDS
 from aigateway.routing.provider import ProviderStatus
 from aigateway.server.auth.keys import Caller
 from aigateway.server.auth.middleware import caller_of
-from aigateway.server.http.bodies import AUTO
 from aigateway.server.http.errors import Refusal, speaks_anthropic
 from aigateway.server.http.json_responses import json_response
 from aigateway.server.http.openapi import documented_read
 from aigateway.server.service import service_of
+from aigateway.settings.server import AUTO
 
 __all__ = ["router"]
 

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NotRequired
 
-from fastapi import APIRouter
-from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
@@ -19,25 +17,18 @@ from aigateway.protocols.openai_completions import COMPLETIONS, joined, read_pro
 from aigateway.protocols.protocol import ReadRequest
 from aigateway.request.schema import COMPLETION_FIELDS
 from aigateway.server.http.bodies import MAY_BE_PASSED, json_body, take_passed
-from aigateway.server.http.call import AdmittedRequest, cache_word
-from aigateway.server.http.cancel import cancel_on_disconnect
-from aigateway.server.http.errors import error_event
-from aigateway.server.http.json_responses import answer_headers, json_response
+from aigateway.server.http.call import AdmittedRequest, GatewayUse, cache_word
+from aigateway.server.http.doors import DoorRouter
+from aigateway.server.http.json_responses import HeadLines, answer_headers, json_response
 from aigateway.server.http.openai_chat import TokenCounts
 from aigateway.server.http.openapi import documented_call
-from aigateway.server.http.protocols import Door
+from aigateway.server.http.protocols import ProtocolDoor
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = DoorRouter()
 
-_DOOR = Door(
-    COMPLETIONS,
-    AsyncGateway.completions,
-    AsyncGateway.stream_completions,
-    error_event,
-    b": waiting\n\n",
-)
+_DOOR = ProtocolDoor(COMPLETIONS, AsyncGateway.completions, AsyncGateway.stream_completions)
 
 _AT_ONCE = 16
 """Prompts of one request that are asked at the same time."""
@@ -69,7 +60,7 @@ class TextCompletion(TypedDict):
     system_fingerprint: NotRequired[str]
 
 
-@router.post(
+@router.door(
     "/v1/completions",
     summary="Complete texts, whole or as a stream",
     **documented_call(
@@ -78,14 +69,13 @@ class TextCompletion(TypedDict):
         {"text/event-stream": "A text_completion in JSON, an error, or [DONE]."},
     ),
 )
-async def completions(request: Request) -> Response:
+async def completions(request: AdmittedRequest) -> Response:
     """Complete texts, whole or as a stream."""
-    admitted = AdmittedRequest.admit(request)
-    passed = admitted.service.settings.pass_params
+    passed = request.service.settings.pass_params
     reads = await json_body(request, lambda body: _prompts(body, passed))
     if len(reads) == 1:
-        return await _DOOR.respond(request, admitted, reads[0])
-    return await _several(request, admitted, reads)
+        return await _DOOR.respond(request, reads[0])
+    return await _several(request, reads)
 
 
 def _prompts(body: dict[str, Any], passed: Sequence[str]) -> list[ReadRequest]:
@@ -93,35 +83,36 @@ def _prompts(body: dict[str, Any], passed: Sequence[str]) -> list[ReadRequest]:
     return read_prompts(body, extra.get("extra_body"), MAY_BE_PASSED)
 
 
-async def _several(
-    request: Request, admitted: AdmittedRequest, reads: Sequence[ReadRequest]
-) -> Response:
+async def _several(request: AdmittedRequest, reads: Sequence[ReadRequest]) -> Response:
     """Answer several prompts, each as a request of its own, and all or none."""
     free = asyncio.Semaphore(_AT_ONCE)
-    options = admitted.asked.options()
-    async with contextlib.AsyncExitStack() as stack:
+    options = request.options
+    with contextlib.ExitStack() as stack:
 
-        async def ask(number: int, read: ReadRequest, gateway: AsyncGateway, own: Any) -> Any:
+        async def ask(number: int, read: ReadRequest, use: GatewayUse) -> Any:
             # Each has an id of its own: several failures of one request are evidence of one.
-            origin: Origin = own["origin"]
+            origin: Origin = use.options["origin"]
             origin = replace(origin, request_id=f"{origin.request_id}-{number}")
             async with free:
-                given = {**options, **own, "origin": origin}
-                answer = await gateway.completions(read, **given)
-            return answer, cache_word(answer.response, gateway, options)
+                given = {**options, **use.options, "origin": origin}
+                answer = await use.gateway.completions(read, **given)
+            return answer, cache_word(answer.response, use.gateway, options)
 
         # If one may not be asked, none is.
         entered = [
-            admitted.enter_gateway(stack, read.options.get("model"), options.get("timeout"))
+            stack.enter_context(
+                await request.enter_gateway(
+                    read.options.get("model"), options.get("timeout"), params=read.options
+                )
+            )
             for read in reads
         ]
         asked = [
-            asyncio.create_task(ask(number, read, *use))
+            asyncio.create_task(ask(number, read, use))
             for number, (read, use) in enumerate(zip(reads, entered, strict=True))
         ]
         try:
-            async with cancel_on_disconnect(request.receive):
-                answers = await asyncio.gather(*asked)
+            answers = await asyncio.gather(*asked)
         finally:
             for task in asked:
                 task.cancel()
@@ -132,7 +123,7 @@ async def _several(
     )
 
 
-def _headers(responses: Sequence[ChatResponse], words: set[str]) -> dict[str, str]:
+def _headers(responses: Sequence[ChatResponse], words: set[str]) -> HeadLines:
     """Return the headers of several answers as if they were one."""
     costs = [response.cost_usd for response in responses]
     return answer_headers(

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from aigateway.gateway import AsyncGateway
-from aigateway.protocols.openai_responses import RESPONSES, ResponsesWriter
-from aigateway.protocols.protocol import ProtocolStream
-from aigateway.server.http.errors import Refusal, error_event, refusal_of
+from aigateway.protocols.openai_responses import RESPONSES
+from aigateway.server.http.call import AdmittedRequest
+from aigateway.server.http.doors import DoorRouter
+from aigateway.server.http.errors import Refusal
 from aigateway.server.http.openapi import documented_call
-from aigateway.server.http.protocols import Door
+from aigateway.server.http.protocols import ProtocolDoor
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = DoorRouter()
 
 
-def _failed(stream: ProtocolStream, error: Exception) -> bytes:
-    """Return the events that end a stream that broke: `response.failed` and `error`."""
-    writer, said = stream.writer, refusal_of(error).body["error"]
-    assert isinstance(writer, ResponsesWriter)  # noqa: S101 - `RESPONSES` makes no other
-    return b"".join(event.raw for event in writer.failed(said, stream.written))
-
-
-_DOOR = Door(
-    RESPONSES,
-    AsyncGateway.responses,
-    AsyncGateway.stream_responses,
-    error_event,
-    b": waiting\n\n",
-    failed=_failed,
-)
+_DOOR = ProtocolDoor(RESPONSES, AsyncGateway.responses, AsyncGateway.stream_responses)
 
 
 class _TokensOfResponse(TypedDict):
@@ -57,7 +43,7 @@ class ResponseBody(TypedDict):
     incomplete_details: NotRequired[dict[str, str] | None]
 
 
-@router.post(
+@router.door(
     "/v1/responses",
     summary="Answer in OpenAI's Responses, whole or as a stream",
     **documented_call(
@@ -66,7 +52,7 @@ class ResponseBody(TypedDict):
         {"text/event-stream": "OpenAI's events: response.created to response.completed, or error."},
     ),
 )
-async def responses(request: Request) -> Response:
+async def responses(request: AdmittedRequest) -> Response:
     """Answer a request in OpenAI's Responses, whole or as a stream."""
     return await _DOOR.answer(request)
 

@@ -5,13 +5,16 @@ The forms of bodies come from `aigateway.request.schema`, those of answers from 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired
 
 from fastapi import APIRouter, FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from aigateway.request.schema import json_schemas
+from aigateway.server.http.admission import Admission
 from aigateway.server.http.call import REQUEST_HEADERS
 
 __all__ = ["DocumentedApp", "body_of", "documented_call", "documented_read", "refusals"]
@@ -150,6 +153,29 @@ class DocumentedApp(FastAPI):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.documented: list[APIRouter] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. FastAPI's own telemetry takes part only where it has a use."""
+        if scope["type"] != "http" or self.root_path or "opentelemetry.sdk" in sys.modules:
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        stack = self.middleware_stack
+        if stack is None:
+            stack = self.middleware_stack = self.build_middleware_stack()
+        await stack(scope, receive, send)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return the layers around the endpoints: `Admission` alone if there are no others.
+
+        FastAPI's outer layers would see nothing: `Admission` answers every error.
+        """
+        stack: Any = super().build_middleware_stack()
+        if len(self.user_middleware) == 1:
+            while not isinstance(stack, Admission):
+                stack = stack.app
+        whole: ASGIApp = stack
+        return whole
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""

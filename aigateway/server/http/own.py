@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any, Literal, NotRequired
 
-from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from starlette.requests import Request
@@ -13,14 +12,15 @@ from starlette.responses import Response
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from aigateway.errors import ConfigurationError
+from aigateway.events import CircuitOrder
 from aigateway.messages import Attempt, ChatResponse, openai_beside, openai_media
 from aigateway.resilience.breaker import CircuitState
-from aigateway.routing.guards import CircuitOrder
 from aigateway.routing.provider import ProviderStatus
 from aigateway.server.auth.keys import Caller
 from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.bodies import json_body, read_chat
 from aigateway.server.http.call import AdmittedRequest
+from aigateway.server.http.doors import DoorRouter
 from aigateway.server.http.errors import Refusal
 from aigateway.server.http.json_responses import json_response
 from aigateway.server.http.openai_chat import CalledTool, MediaFields, TokenCounts, called_tool
@@ -30,7 +30,7 @@ from aigateway.telemetry.prometheus import wants_prometheus
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = DoorRouter()
 
 
 # ── POST /chat ───────────────────────────────────────────────────────────────────────────────
@@ -72,13 +72,11 @@ class ChatAnswer(MediaFields):
     service_tier: NotRequired[str]
 
 
-@router.post("/chat", summary="Answer a message", **documented_call("ChatRequest", ChatAnswer))
-async def chat(request: Request) -> Response:
+@router.door("/chat", summary="Answer a message", **documented_call("ChatRequest", ChatAnswer))
+async def chat(request: AdmittedRequest) -> Response:
     """Answer a message or a conversation, whole."""
-    admitted = AdmittedRequest.admit(request)
-    passed = admitted.service.settings.pass_params
-    body = await json_body(request, lambda body: read_chat(body, passed))
-    response, headers = await admitted.chat(request, body)
+    body = await json_body(request, read_chat, request.service.settings.pass_params)
+    response, headers = await request.chat(body)
     # Half a character, which a vendor may have sent, is nothing that FastAPI could write.
     return json_response(_chat_answer(response), headers=headers)
 
@@ -152,22 +150,37 @@ async def health() -> Alive:
     return {"status": "ok"}
 
 
+_PROCESS = {
+    "name": "process",
+    "in": "query",
+    "required": False,
+    "description": "true: whether this process takes requests, whatever the state of providers.",
+    "schema": {"type": "boolean", "default": False},
+}
+
+
 @router.get(
     "/ready",
     summary="Whether a request would find a provider",
-    **documented_read(Ready, with_key=False, not_ready=NotReady),
+    **documented_read(Ready, with_key=False, not_ready=NotReady)
+    | {"openapi_extra": {"parameters": [_PROCESS]}},
 )
 async def ready(request: Request) -> Any:
-    """Report whether a request would find a provider. Needs no key, and names none."""
+    """Report whether a request would find a provider. Needs no key, and names none.
+
+    With `process=true` the state of providers does not count: a load balancer must not take all
+    processes out at once because a vendor fails.
+    """
     service = service_of(request)
     if service.draining:
         return _not_ready("The service is stopping; it takes no new requests.")
     with service.in_use() as gateway:
         providers = gateway.providers
-    if any(provider.active for provider in providers):
-        return Ready(status="ready")
     if not providers:
         return _not_ready("No provider is configured.")
+    process_only = request.query_params.get("process") == "true"
+    if process_only or any(provider.active for provider in providers):
+        return Ready(status="ready")
     states = Counter(map(_state, providers))
     listed = ", ".join(f"{count} {state}" for state, count in states.items())
     return _not_ready(f"No provider could take a request now: {listed}.")
@@ -193,19 +206,16 @@ def _state(provider: ProviderStatus) -> str:
 async def metrics(request: Request) -> Response:
     """Return the metrics: JSON, unless a scraper's `Accept` asks for its own form.
 
-    A key sees its own account, the admin's key sees all.
+    A key sees its own account; the admin's key, and one with `monitor`, see all. A key with
+    `models` sees no more than its account and the state of the providers that it may ask.
     """
     service = service_of(request)
     caller = caller_of(request)
     accept = request.headers.get("accept", "")
     if service.scrape is not None and wants_prometheus(accept):
-        kind, body = service.scrape(accept)
+        kind, body = service.scrape(accept, caller)
         return Response(body, headers={"content-type": kind})
-    figures = service.figures()
-    if not caller.is_admin:
-        keys = figures["keys"]
-        figures["keys"] = {name: keys[name] for name in (caller.name,) if name in keys}
-    return json_response(figures)
+    return json_response(service.figures(caller))
 
 
 # ── forced circuits ──────────────────────────────────────────────────────────────────────────
@@ -237,7 +247,7 @@ async def force_circuit(name: str, request: Request) -> ForcedCircuit:
     service = service_of(request)
     caller = _admin(request)
     # The type JSON matters: a page of another site may not send it unasked.
-    state = await json_body(request, _order)
+    state = await json_body(AdmittedRequest.of(request), _order)
     try:
         await service.force_circuit(name, state, caller.name)
     except ConfigurationError as error:

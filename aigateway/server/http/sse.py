@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from aigateway.clock import Clock
-from aigateway.server.http.cancel import (
-    StoppingError,
-    cancel_on_disconnect,
-    cancel_on_shutdown,
-)
+from aigateway.clock import Clock, Timer
+from aigateway.request.sse import PING_SECONDS
+from aigateway.server.http.cancel import CancellableBlock, StoppingError
+
+if TYPE_CHECKING:
+    from aigateway.messages import Opening
+    from aigateway.protocols.protocol import ProtocolStream
+    from aigateway.request.stream import ChatStream
+    from aigateway.server.http.call import AdmittedRequest, GatewayUse
+    from aigateway.server.http.json_responses import RawHeaders
+
+    AnyStream = ChatStream[Any] | ProtocolStream
 
 __all__ = ["EventStream", "Turns"]
 
@@ -24,6 +31,14 @@ _TURN_SECONDS = 0.004
 
 _AT_ONCE = 8
 """Waiting streams that send an event in one turn. Each event takes 0.03 to 1 ms."""
+
+
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    # Otherwise proxies would collect the pieces.
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 
 
 class Turns:
@@ -42,11 +57,17 @@ class Turns:
         self._ends: float | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def take(self) -> None:
-        """Wait until there is time for one more event."""
+    @property
+    def is_over(self) -> bool:
+        """Whether a further event has to wait; if not, it is in this turn."""
         if self._ends is None:
             self._begin()
-        elif self._waiting or self._clock.now() > self._ends:
+            return False
+        return bool(self._waiting) or self._clock.now() > self._ends
+
+    async def take(self) -> None:
+        """Wait until there is time for one more event."""
+        if self.is_over:
             future = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             await future
@@ -74,76 +95,142 @@ class EventStream(Response):
     When the caller closes the connection, `events` is closed at once.
 
     Args:
+        request: What is answered.
+        use: The gateway; it is left when the response is over, however it ends.
         events: Each is sent as it is.
-        closing: Is left when the response is over, however it ends.
         headers: Headers of the response.
         ping: The comment.
-        ping_seconds: Silence before each comment.
-        last_event: Sent as the last when the service stops; or a function that returns it.
-        stopping: Is set then.
-        turns: Bounds the events of all streams together.
-        clock: Time.
+        last_event: Returns what is sent as the last when the service stops.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
+        request: AdmittedRequest,
+        use: GatewayUse,
         events: AsyncGenerator[bytes, None],
-        closing: contextlib.AbstractAsyncContextManager[object],
-        headers: Mapping[str, str],
+        headers: RawHeaders,
         *,
         ping: bytes,
-        ping_seconds: float,
-        last_event: bytes | Callable[[], bytes],
-        stopping: asyncio.Event,
-        turns: Turns,
-        clock: Clock,
+        last_event: Callable[[], bytes],
     ) -> None:
         self.status_code = 200
         self.background = None
-        # Otherwise proxies would collect the pieces.
-        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
+        self.raw_headers = [*_HEADERS, *headers]
+        self._request = request
+        self._use = use
         self._events = events
-        self._closing = closing
         self._ping = ping
-        self._ping_seconds = ping_seconds
         self._last_event = last_event
-        self._stopping = stopping
-        self._turns = turns
-        self._clock = clock
-        self._quiet = False
+
+    @classmethod
+    async def begin(
+        cls,
+        request: AdmittedRequest,
+        use: GatewayUse,
+        begin: Callable[[], AnyStream],
+        *,
+        sse: Callable[[Any], AsyncGenerator[bytes, None]],
+        headers: Callable[[Opening], RawHeaders],
+        ping: bytes,
+        last_event: Callable[[Any], bytes],
+    ) -> EventStream:
+        """Wait for the first content, so that a failure before it gets an HTTP status.
+
+        Args:
+            request: What is answered.
+            use: The gateway, which is left if the stream does not begin.
+            begin: Returns the stream.
+            sse: Returns the events of the stream.
+            headers: Returns the headers of the response.
+            ping: See `EventStream`.
+            last_event: Likewise; it gets the stream.
+        """
+        with contextlib.ExitStack() as left_on_failure:
+            left_on_failure.enter_context(use)
+            await request.service.turns.take()
+            async with begin() as stream:
+                await stream.start()
+                opening = stream.opening
+                assert opening is not None  # noqa: S101 - its first content is here
+                response = cls(
+                    request,
+                    use,
+                    sse(stream),
+                    headers(opening),
+                    ping=ping,
+                    last_event=lambda: last_event(stream),
+                )
+            left_on_failure.pop_all()
+            return response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send the whole stream."""
-        async with (
-            self._closing,
-            cancel_on_disconnect(receive),
-            contextlib.aclosing(self._events) as events,
-        ):
-            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            await send(start)
-            pings = asyncio.create_task(self._send_pings(send), name="aigateway-pings")
-            try:
-                async with cancel_on_shutdown(self._stopping):
-                    async for event in events:
-                        self._quiet = False
-                        await _send(send, event)
-                        await self._turns.take()
-            except StoppingError:
-                last = self._last_event
-                await _send(send, last if isinstance(last, bytes) else last())
-            finally:
-                pings.cancel()
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        request, events = self._request, self._events
+        stopping, turns = request.service.stopping, request.service.turns
+        pings = _Pings(send, self._ping, request.service.clock)
+        with self._use:
+            async with contextlib.aclosing(events):
+                start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                await send(start)
+                try:
+                    async with CancellableBlock() as block:
+                        stopping.add(block)
+                        pings.begin()
+                        async for event in events:
+                            pings.quiet = False
+                            await send(
+                                {"type": "http.response.body", "body": event, "more_body": True}
+                            )
+                            if turns.is_over:
+                                await turns.take()
+                except StoppingError:
+                    await send(
+                        {
+                            "type": "http.response.body",
+                            "body": self._last_event(),
+                            "more_body": True,
+                        }
+                    )
+                finally:
+                    stopping.discard(block)
+                    pings.end()
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_pings(self, send: Send) -> None:
-        while True:
-            self._quiet = True
-            await self._clock.sleep(self._ping_seconds)
-            if self._quiet:
-                await _send(send, self._ping)
 
+class _Pings:
+    """Sends a comment after each silence of a stream.
 
-async def _send(send: Send, event: bytes) -> None:
-    await send({"type": "http.response.body", "body": event, "more_body": True})
+    Attributes:
+        quiet: Nothing has been sent since the last look.
+    """
+
+    __slots__ = ("_clock", "_ping", "_send", "_task", "_timer", "quiet")
+
+    _timer: Timer
+
+    def __init__(self, send: Send, ping: bytes, clock: Clock) -> None:
+        self._send = send
+        self._ping = ping
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None  # while it sends
+
+    def begin(self) -> None:
+        """Wait for silence."""
+        self.quiet = True
+        self._timer = self._clock.call_later(PING_SECONDS, self._look)
+
+    def end(self) -> None:
+        """Send no more."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _look(self) -> None:
+        if self.quiet and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._send_ping(), name="aigateway-ping")
+        self.begin()
+
+    async def _send_ping(self) -> None:
+        await self._send({"type": "http.response.body", "body": self._ping, "more_body": True})

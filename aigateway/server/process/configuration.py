@@ -15,6 +15,7 @@ from aigateway.events import Hook
 from aigateway.gateway import AsyncGateway
 from aigateway.routing.candidates import NO_PROVIDERS
 from aigateway.settings import GatewaySettings, LLMConfig, ServerSettings, load_providers
+from aigateway.settings.provider import with_distinct_names
 from aigateway.telemetry.log import log_event
 
 __all__ = [
@@ -36,7 +37,7 @@ class Configuration:
     """What was read from all sources.
 
     Attributes:
-        gateway: `[gateway]`, with the service's own default for `max_concurrency`.
+        gateway: `[gateway]`, with the service's own defaults for `max_concurrency` and `freeze_gc`.
         server: `[server]`.
         providers: The providers.
     """
@@ -67,10 +68,11 @@ class Configuration:
             name: getattr(running.server if name in NEEDS_RESTART else self.server, name)
             for name in ServerSettings.model_fields
         }
-        return replace(self, server=ServerSettings(**fields))
+        providers = with_distinct_names(self.providers, before=running.providers)
+        return replace(self, server=ServerSettings(**fields), providers=providers)
 
 
-NEEDS_RESTART = ("host", "port", "workers", "cors_origins", "otel")
+NEEDS_RESTART = ("host", "port", "workers", "cors_origins", "otel", "state_dir")
 """Fields of `[server]` that a reload cannot change."""
 
 Read = Callable[[], Configuration]
@@ -91,8 +93,9 @@ def read_configuration(
         NoProvidersError: No provider is configured.
     """
     server = ServerSettings.load(**overrides)
-    found = load_providers() if providers is None else tuple(providers)
-    configuration = Configuration(_gateway_settings(), server, found)
+    found = load_providers() if providers is None else with_distinct_names(providers)
+    gateway = GatewaySettings.load().with_defaults(max_concurrency=MAX_CONCURRENCY, freeze_gc=True)
+    configuration = Configuration(gateway, server, found)
     if not found:
         raise NoProvidersError(NO_PROVIDERS)
     configuration.make_gateway()  # two of one name, say
@@ -116,13 +119,6 @@ def _check_is_elsewhere(provider: LLMConfig, server: ServerSettings) -> None:
             f" Clients read its address from {variable}; the service reads the same variable for"
             " the address of a provider. Unset it where the service starts."
         )
-
-
-def _gateway_settings() -> GatewaySettings:
-    settings = GatewaySettings.load()
-    if "max_concurrency" in settings.model_fields_set:
-        return settings
-    return settings.model_copy(update={"max_concurrency": MAX_CONCURRENCY})
 
 
 # ── descriptors ──────────────────────────────────────────────────────────────────────────────────

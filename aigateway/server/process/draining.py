@@ -16,22 +16,14 @@ under full load the port could not answer all of them before it closes.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
-from aigateway.server.http.errors import stopping, written_refusal
 from aigateway.server.service import Service
 
-__all__ = ["Shutdown", "Traffic"]
+__all__ = ["Shutdown"]
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-_CLOSE = (b"connection", b"close")
 _LOOK_SECONDS = 0.02
 
 
@@ -102,82 +94,3 @@ class Shutdown:
 
     def _left(self) -> float:
         return max(0.0, self._deadline - self._clock.now())
-
-
-class Traffic:
-    """The requests in flight: a layer of ASGI around the whole application.
-
-    Args:
-        app: The application.
-
-    Attributes:
-        closing: Each answer that begins from now on is the last on its connection.
-    """
-
-    def __init__(self, app: App) -> None:
-        self.closing = False
-        self._app = app
-        self._under_way: dict[asyncio.Task[Any], _Request] = {}
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        task = asyncio.current_task()
-        if scope["type"] != "http" or task is None:
-            await self._app(scope, receive, send)
-            return
-        request = self._under_way[task] = _Request(scope, send, self)
-        try:
-            await self._app(scope, receive, request.send)
-        except asyncio.CancelledError:
-            if not request.cut:
-                raise
-            task.uncancel()
-            await request.refuse()
-        finally:
-            del self._under_way[task]
-
-    def cut(self, *, begun: bool) -> None:
-        """Cancel requests whose answer has begun, or those whose answer has not."""
-        for task, request in self._under_way.items():
-            if request.begun == begun and not request.cut:
-                request.cut = True
-                task.cancel()
-
-
-class _Request:
-    """One request in flight.
-
-    Attributes:
-        begun: Its answer has begun.
-        cut: It was cancelled here.
-    """
-
-    __slots__ = ("_scope", "_send", "_traffic", "begun", "cut")
-
-    def __init__(self, scope: MutableMapping[str, Any], send: Send, traffic: Traffic) -> None:
-        self._scope = scope
-        self._send = send
-        self._traffic = traffic
-        self.begun = False
-        self.cut = False
-
-    async def send(self, message: Message) -> None:
-        """Pass on a message of the application."""
-        if message["type"] == "http.response.start":
-            self.begun = True
-            if self._traffic.closing:
-                message["headers"] = [*message.get("headers", ()), _CLOSE]
-        await self._send(message)
-
-    async def refuse(self) -> None:
-        """Answer that the service stops, unless the answer has begun."""
-        if self.begun:
-            return
-        refusal = stopping()
-        status, written = written_refusal(self._scope, refusal)
-        body = json.dumps(written).encode()
-        headers = {**refusal.headers, "content-type": "application/json"}
-        headers["content-length"] = str(len(body))
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": status, "headers": raw})
-        await self._send({"type": "http.response.body", "body": body})

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from aigateway.errors import GatewayError
 from aigateway.events import Hook
 from aigateway.gateway import AsyncGateway
 from aigateway.server.process.configuration import NEEDS_RESTART, Configuration, Read
+from aigateway.server.process.state import KeptState
 from aigateway.server.service import Service
-from aigateway.settings import GatewaySettings, LLMConfig
+from aigateway.settings import ApiKey, GatewaySettings, LLMConfig, ServerSettings
 from aigateway.telemetry.log import log_event
 
 __all__ = ["FileWatch", "Reloader", "try_to_read", "watch"]
@@ -100,6 +101,7 @@ class Reloader:
         configuration: It was made from this.
         read: Reads it again.
         hooks: Hooks of new gateways.
+        state: What the process keeps over a restart.
 
     Attributes:
         configuration: The one in force.
@@ -111,9 +113,11 @@ class Reloader:
         configuration: Configuration,
         read: Read,
         hooks: Sequence[Hook] = (),
+        state: KeptState | None = None,
     ) -> None:
         self.configuration = configuration
-        self._hooks = hooks
+        self._hooks = hooks if state is None else (*hooks, state.usage)
+        self._state = state
         self._service = service
         self._read = read
         self._one_at_a_time = asyncio.Lock()
@@ -161,17 +165,19 @@ class Reloader:
         if new.gateway != old.gateway:
             await self._replace_gateway(new)
             self.configuration = replace(new, server=old.server)
-            changes.append(f"[gateway] {_names(old.gateway, new.gateway)}")
+            changes.append(f"[gateway] {', '.join(_changed(old.gateway, new.gateway))}")
         elif new.providers != old.providers:
             self._change_providers(new.providers)
             self.configuration = replace(old, providers=new.providers)
             await self._service.gateway.warmup()
         if new.providers != old.providers:
-            changes.append(_difference(old.providers, new.providers))
+            changes.append(f"providers {_difference(_named(old.providers), _named(new.providers))}")
         if new.server != old.server:
             self._service.settings = new.server
-            self._service.access = self._service.access.successor(new.server)
-            changes.append("[server]")
+            self._service.access = self._service.access.successor(
+                new.server, self._service.gateway.fleet.leases
+            )
+            changes.append(_server_changes(old.server, new.server))
         self.configuration = new
         self._service.shared.replay()
         return changes
@@ -190,6 +196,8 @@ class Reloader:
 
     async def _replace_gateway(self, new: Configuration) -> None:
         gateway = new.make_gateway(self._hooks)
+        if self._state is not None:
+            gateway.use_fleet(self._state.fleet(new.gateway, new.server.workers))
         gateway.take_over(self._service.gateway)
         try:
             await gateway.warmup()  # before it answers requests
@@ -210,21 +218,32 @@ class Reloader:
                 await old.aclose()
 
 
-def _difference(old: tuple[LLMConfig, ...], new: tuple[LLMConfig, ...]) -> str:
-    before = {config.name: config for config in old}
-    after = {config.name: config for config in new}
+def _named(each: Iterable[LLMConfig | ApiKey]) -> dict[str, object]:
+    return {str(one.name): one for one in each}
+
+
+def _server_changes(old: ServerSettings, new: ServerSettings) -> str:
+    parts = []
+    if new.keys != old.keys:
+        parts.append(f"keys {_difference(_named(old.keys), _named(new.keys))}")
+    others = [name for name in _changed(old, new) if name != "keys"]
+    return f"[server] {', '.join([*parts, *others])}"
+
+
+def _difference(before: Mapping[str, object], after: Mapping[str, object]) -> str:
     kinds = {
         "added": sorted(after.keys() - before.keys()),
         "removed": sorted(before.keys() - after.keys()),
         "changed": sorted(n for n in after.keys() & before.keys() if after[n] != before[n]),
     }
     parts = [f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names]
-    return "providers " + ("; ".join(parts) or "in another order")
+    return "; ".join(parts) or "in another order"
 
 
-def _names(old: GatewaySettings, new: GatewaySettings) -> str:
-    fields = type(new).model_fields
-    return ", ".join(name for name in fields if getattr(new, name) != getattr(old, name))
+def _changed(
+    old: GatewaySettings | ServerSettings, new: GatewaySettings | ServerSettings
+) -> list[str]:
+    return [n for n in type(new).model_fields if getattr(new, n) != getattr(old, n)]
 
 
 def _refuse(reason: str) -> None:

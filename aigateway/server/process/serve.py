@@ -7,13 +7,14 @@ import contextlib
 import errno
 import fcntl
 import gc
+import logging
 import os
 import shutil
 import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,14 @@ from aigateway.server.process.configuration import (
 )
 from aigateway.server.process.reload import FileWatch, watch
 from aigateway.server.process.shared_directory import SharedDirectory
+from aigateway.server.process.state import KeptState, prepare_state
 from aigateway.server.process.supervisor import DRAIN, READY, RELOAD, STOP, Supervisor
 from aigateway.server.process.worker import ListeningSocket, MakeApp, Process
+from aigateway.server.service import Service
 from aigateway.settings import LLMConfig, settings_file
+from aigateway.settings.server import IN_MEMORY
 from aigateway.simulator import Simulator
+from aigateway.telemetry.log import log_event
 from aigateway.version import __version__
 
 __all__ = ["ServeOptions", "serve"]
@@ -41,7 +46,16 @@ __all__ = ["ServeOptions", "serve"]
 _SHARED_DIRECTORY = "aigateway-workers-"
 """The names of shared directories begin with this."""
 
-_REFUSED = (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL)
+_THRESHOLDS = (10_000, 10, 10)
+"""Of the garbage collector: Python's 700 new objects are those of a few requests, and to look
+through the ones in flight as often takes an eighth of the CPU. 10,000 are 2 MB."""
+
+_REFUSED = {
+    errno.EADDRINUSE: "choose another with --port, or stop the process that uses it",
+    errno.EACCES: "choose one from 1024 on with --port; those below need privileges",
+    errno.EADDRNOTAVAIL: "this machine has no such address: choose another with --host",
+}
+"""What to do where an address cannot be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +89,11 @@ def serve(options: ServeOptions) -> int:
         providers = stack.enter_context(_simulated()) if options.simulate else None
 
         def read() -> Configuration:
-            return read_configuration(options.overrides, providers)
+            found = read_configuration(options.overrides, providers)
+            if options.simulate and found.server.state_dir is None:  # it costs nothing
+                server = found.server.model_copy(update={"state_dir": IN_MEMORY})
+                return replace(found, server=server)
+            return found
 
         file = FileWatch(settings_file())  # first, so that it sees changes during the start
         configuration = read()
@@ -86,12 +104,14 @@ def serve(options: ServeOptions) -> int:
                 " run `aigateway simulate` beside it."
             )
         raise_descriptor_limit(configuration)
+        if configuration.gateway.freeze_gc:
+            stack.callback(gc.set_threshold, *gc.get_threshold())
+            gc.set_threshold(*_THRESHOLDS)
         listener = stack.enter_context(_bound(settings.host, settings.port))
         where = _address(settings.host, listener)
         announce = _announcement(options, configuration, where)
-        if settings.workers == 1:
-            return _alone(configuration, read, listener, options.make_app, announce, file=file)
-        return _several(configuration, read, listener, options.make_app, announce, file=file)
+        start = _alone if settings.workers == 1 else _several
+        return start(configuration, read, listener, options.make_app, announce, file=file)
 
 
 # ── one process ──────────────────────────────────────────────────────────────────────────────────
@@ -106,8 +126,13 @@ def _alone(
     *,
     file: FileWatch,
 ) -> int:
+    path, shared = prepare_state(configuration.server, configuration.providers, None)
+
     async def live() -> None:
-        process = Process(configuration, read, listener, make_app=make_app)
+        state = None if path is None else KeptState(path)
+        process = Process(
+            configuration, read, listener, shared=shared, state=state, make_app=make_app
+        )
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, process.shutdown.again)
@@ -115,7 +140,8 @@ def _alone(
         watching = asyncio.create_task(watch(file, process.reload_when_warm))
 
         def ready() -> None:
-            gc.freeze()  # a collection of everything loaded would stop all requests for 0.3 s
+            if configuration.gateway.freeze_gc:
+                gc.freeze()  # also what was loaded after litellm
             announce()
 
         try:
@@ -142,9 +168,12 @@ def _several(
 ) -> int:
     asyncio.run(_load(configuration))
 
+    path: Path | None = None
+
     def run(start: Configuration, pipe: socket.socket, shared: SharedDirectory) -> int:
         async def live() -> None:
-            process = Process(start, read, listener, shared=shared, make_app=make_app)
+            state = None if path is None else KeptState(path)
+            process = Process(start, read, listener, shared=shared, state=state, make_app=make_app)
             _follow_orders(process, pipe)
             await process.run(lambda: pipe.send(READY))
 
@@ -153,6 +182,7 @@ def _several(
         return 0
 
     with _shared_directory() as directory:
+        path, _ = prepare_state(configuration.server, configuration.providers, directory)
         supervisor = Supervisor(
             configuration,
             read,
@@ -166,9 +196,12 @@ def _several(
 
 
 async def _load(configuration: Configuration) -> None:
-    """Load everything that every worker needs."""
-    async with configuration.make_gateway() as gateway:
+    """Load and build everything that workers then share. The parent itself is in no fleet."""
+    alone = configuration.gateway.model_copy(update={"redis_url": None, "cache_url": None})
+    async with replace(configuration, gateway=alone).make_gateway() as gateway:
         await gateway.warmup()
+        # Its application is dropped, but the schemas that it needed remain: 10 MB.
+        service_app(Service(gateway, configuration.server))
 
 
 def _follow_orders(process: Process, pipe: socket.socket) -> None:
@@ -190,6 +223,13 @@ def _follow_orders(process: Process, pipe: socket.socket) -> None:
             orders = b""
         if not orders:  # the parent has died
             loop.remove_reader(pipe)
+            log_event(
+                logging.ERROR,
+                "worker.orphaned",
+                "The parent process has died: pid {pid} ends what is under way and exits. Restart"
+                " the service.",
+                pid=os.getpid(),
+            )
             process.shutdown.begin()
         for letter in orders:
             actions[letter]()
@@ -292,11 +332,11 @@ def _port_errors_explained(port: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSED:
+        number = error.errno or 0
+        if number not in _REFUSED:
             raise
         raise ConfigurationError(
-            f"cannot listen at port {port} ({os.strerror(error.errno or 0)}); choose another with"
-            " --port, or stop the process that uses it."
+            f"cannot listen at port {port} ({os.strerror(number)}); {_REFUSED[number]}."
         ) from None
 
 

@@ -50,6 +50,9 @@ class SharedDirectory:
         path: An existing private directory. None: this process is alone, and nothing is written.
         place: A number that no other running process has.
         clock: Time.
+
+    Attributes:
+        on_order: Called with an order that is given here, to keep it over a restart.
     """
 
     def __init__(
@@ -62,12 +65,16 @@ class SharedDirectory:
         self._written: dict[str, bytes] = {}
         self._subscribers: list[Callable[[str, bytes], object]] = []
         self._orders: dict[str, bytes] = {}
+        self.on_order: Callable[[str, bytes], object] = lambda *_: None
         self._seen: dict[str, tuple[int, int]] = {}
 
     # ── reports ──────────────────────────────────────────────────────────────────────────────
 
     def report(self, name: str, make: Callable[[], bytes]) -> None:
-        """Publish `make()` under that name every second, and whenever it is collected."""
+        """Publish `make()` under that name every second, and whenever it is collected.
+
+        Without other processes, which read it, it is made only when it is collected.
+        """
         self._reporters[name] = make
 
     def publish(self, name: str, content: bytes) -> None:
@@ -134,6 +141,7 @@ class SharedDirectory:
         if "\n" in subject:
             raise ValueError("subject must be one line")
         self._take(subject, content)
+        self.on_order(subject, content)
         if self._path is None:
             return
         path = self._path / f"order.{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
@@ -193,7 +201,8 @@ class SharedDirectory:
     def _round(self) -> Exception | None:
         """Do everything that works. Returns the last error of the rest."""
         error = None
-        steps: list[Callable[[], None]] = [partial(self._publish, name) for name in self._reporters]
+        read_by_others = () if self._path is None else self._reporters
+        steps: list[Callable[[], None]] = [partial(self._publish, name) for name in read_by_others]
         for step in (*steps, self._read_orders):
             try:
                 step()

@@ -123,8 +123,9 @@ class Supervisor:
         Returns:
             The exit code: 0 after a stop, 1 if no worker could start.
         """
-        gc.collect()
-        gc.freeze()  # keeps what is loaded in memory that all share
+        if self._configuration.gateway.freeze_gc:
+            gc.collect()
+            gc.freeze()  # keeps what is loaded in memory that all share
         with self._signals() as arrived:
             while not self._ending or self._children():
                 self._fill_places()
@@ -204,6 +205,7 @@ class Supervisor:
             )
         finally:
             with contextlib.suppress(Exception):
+                logging.shutdown()  # writes the lines that wait
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)

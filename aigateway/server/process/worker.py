@@ -17,10 +17,12 @@ import uvicorn
 from aigateway.events import Hook
 from aigateway.server.http.app import service_app
 from aigateway.server.http.connections import protocol_for
+from aigateway.server.http.cycle import App
 from aigateway.server.process.configuration import Configuration, Read
-from aigateway.server.process.draining import App, Shutdown, Traffic
+from aigateway.server.process.draining import Shutdown
 from aigateway.server.process.reload import Reloader
 from aigateway.server.process.shared_directory import SharedDirectory
+from aigateway.server.process.state import KeptState
 from aigateway.server.service import Service
 from aigateway.server.status.recent_events import RecentEvents
 from aigateway.settings import ServerSettings
@@ -70,6 +72,7 @@ class Process:
         read: Reads it again.
         listener: A bound socket; it listens when the gateway is warm. Closed at the end.
         shared: Reaches the other processes.
+        state: What it keeps over a restart.
         make_app: Makes the application.
         hooks: Hooks of the gateway, and of one that replaces it.
     """
@@ -81,20 +84,29 @@ class Process:
         listener: socket.socket,
         *,
         shared: SharedDirectory | None = None,
+        state: KeptState | None = None,
         make_app: MakeApp = service_app,
         hooks: Sequence[Hook] = (),
     ) -> None:
         recent_events, prometheus = RecentEvents(), Prometheus()
         hooks = (*hooks, recent_events, prometheus, *_traces(configuration.server))
+        gateway = configuration.make_gateway(hooks if state is None else (*hooks, state.usage))
+        if state is not None:
+            gateway.use_fleet(state.fleet(configuration.gateway, configuration.server.workers))
         self.service = Service(
-            configuration.make_gateway(hooks),
+            gateway,
             configuration.server,
             recent_events=recent_events,
             prometheus=prometheus,
             shared=shared,
         )
+        if configuration.server.state_directory is not None:
+            self.service.state_is_kept = lambda: (
+                state is not None and state.is_kept(configuration.server)
+            )
         self.shutdown = Shutdown(self.service)
-        self.reloader = Reloader(self.service, configuration, read, hooks)
+        self.reloader = Reloader(self.service, configuration, read, hooks, state)
+        self._state = state
         self._listener = listener
         self._make_app = make_app
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -124,6 +136,8 @@ class Process:
         try:
             await self._or_shutdown(self.service.gateway.warmup())
             self._warm.set()
+            if self._state is not None:
+                await self._state.begin(self.service)
             if not self.shutdown.begun.is_set():
                 await self._serve(ready)
         finally:
@@ -132,6 +146,8 @@ class Process:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self.reloader.aclose()
             await self.service.gateway.aclose()
+            if self._state is not None:
+                await self._state.aclose()
 
     async def _serve(self, ready: Callable[[], object]) -> None:
         server = _Server(self._make_app(self.service), self.service, self.shutdown, ready)
@@ -196,13 +212,13 @@ class _Server(uvicorn.Server):
     def __init__(
         self, app: App, service: Service, shutdown: Shutdown, ready: Callable[[], object]
     ) -> None:
-        self._traffic = Traffic(app)
+        self._protocol = protocol_for(service)
         self._service = service
         self._shutdown = shutdown
         self._ready = ready
         config = uvicorn.Config(
-            self._traffic,
-            http=protocol_for(service),
+            app,
+            http=self._protocol,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -227,16 +243,16 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down: see `draining`."""
         await self._stop_accepting(sockets or [])
-        self._traffic.closing = True
+        self._protocol.closing = True
         await self._shutdown.until(self._is_drained)
         for connection in self._connections():
             if not connection.transport.is_closing():
                 connection.shutdown()  # one with a request closes after its answer
         self._service.stopping.set()
-        self._traffic.cut(begun=False)
+        self._cut(begun=False)
         if not self._shutdown.hurried:
             await self._shutdown.until(self._is_over, _LAST_EVENT_SECONDS)
-        self._traffic.cut(begun=True)
+        self._cut(begun=True)
         await self._shutdown.until(self._is_over, _FLUSHING_SECONDS)
         for connection in self._connections():
             connection.transport.abort()
@@ -247,6 +263,12 @@ class _Server(uvicorn.Server):
             connection.is_quiet(_QUIET_SECONDS) and not _has_news(connection)
             for connection in self._connections()
         )
+
+    def _cut(self, *, begun: bool) -> None:
+        """Stop requests whose answer has begun, or those whose answer has not."""
+        for request in list(self._protocol.under_way):
+            if request.started == begun and not request.cut:
+                request.stop()
 
     def _is_over(self) -> bool:
         return not self.server_state.connections and not self.server_state.tasks

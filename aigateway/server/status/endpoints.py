@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
@@ -21,6 +22,8 @@ from aigateway.server.auth.keys import Caller
 from aigateway.server.auth.middleware import caller_of
 from aigateway.server.http.errors import Refusal
 from aigateway.server.service import Service, service_of
+from aigateway.server.status.history import STEP
+from aigateway.server.status.snapshot import restricted_snapshot
 
 __all__ = ["Page", "feed", "page", "router"]
 
@@ -34,9 +37,12 @@ _SOONEST = 0.2
 
 
 @router.get("/")
-async def status_page() -> HTMLResponse:
-    """Give the page. It needs no key; its figures do."""
-    return HTMLResponse(page().html, headers=dict(page().headers))
+async def status_page(request: Request) -> HTMLResponse:
+    """Give the page. It needs no key; its figures do, where keys are set, which the page says."""
+    service, made = service_of(request), page()
+    needed = service.tenant is None and service.settings.keys
+    html = made.html.replace("<body ", '<body data-key="needed" ', 1) if needed else made.html
+    return HTMLResponse(html, headers=dict(made.headers))
 
 
 @router.get("/status/feed")
@@ -68,12 +74,26 @@ async def feed(service: Service, caller: Caller) -> AsyncIterator[bytes]:
         caller: Who watches; the feed says whether it may do more.
     """
     access = service.access
+    shown = 0.0  # the charts' last point that has been sent
     with service.recent_events.watch() as news:
         while not service.draining and service.access is access:
             news.clear()
-            sent = {"admin": caller.is_admin, "snapshot": service.snapshot()}
+            sent = {"admin": caller.is_admin, **_seen_by(service, caller, shown)}
+            shown = sent["history"]["until"] - STEP if sent["history"] else shown
             yield b"data: " + orjson.dumps(sent) + b"\n\n"
             await _news(service.clock, news)
+
+
+def _seen_by(service: Service, caller: Caller, shown: float) -> dict[str, Any]:
+    """Return what a caller may see of the whole picture."""
+    picture: dict[str, Any] = {**service.snapshot()}
+    if not caller.sees_all_keys:
+        own = [each for each in picture.get("keys", ()) if each["name"] == caller.name]
+        picture["keys"] = own
+    visible = service.visible_to(caller)
+    if visible is None:
+        return {"snapshot": picture, "history": service.history(shown)}
+    return {"snapshot": restricted_snapshot(picture, visible), "history": None}
 
 
 async def _news(clock: Clock, news: asyncio.Event) -> None:

@@ -12,6 +12,7 @@ from typing import Literal, TypedDict
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import FailureKind
 from aigateway.events import (
+    AttemptEnded,
     CacheHit,
     CircuitChanged,
     CircuitForced,
@@ -20,10 +21,11 @@ from aigateway.events import (
     ProviderDisabled,
     ProviderEnabled,
     ProviderFailed,
+    RequestEnded,
     RequestFailed,
-    RequestServed,
 )
-from aigateway.telemetry.metrics import LatencyWindow, Percentiles
+from aigateway.figures import Percentiles
+from aigateway.server.status.history import RecentHistory
 
 __all__ = ["KEPT", "Kind", "RecentEvent", "RecentEvents"]
 
@@ -83,13 +85,22 @@ class RecentEvents:
 
     Args:
         clock: Time.
+
+    Attributes:
+        history: Requests, failures and latency of the last three minutes.
     """
+
+    wants: tuple[type[Event], ...] = (
+        AttemptEnded, RequestEnded, RequestFailed, CacheHit, CircuitChanged,
+        CircuitForced, ProviderFailed, ProviderCooledDown, ProviderDisabled, ProviderEnabled,
+    )  # fmt: skip
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._kept: deque[tuple[object, RecentEvent]] = deque(maxlen=KEPT)  # newest first
         self._failures: OrderedDict[str, list[str]] = OrderedDict()  # by request
-        self._latencies = LatencyWindow()
+        self.history = RecentHistory(clock)
+        self.uncounted = self.history.uncounted
         self._watchers: set[asyncio.Event] = set()
 
     @property
@@ -102,7 +113,7 @@ class RecentEvents:
 
         None if there was none.
         """
-        return self._latencies.percentiles(since=self._clock.now() - _LATELY)
+        return self.history.latency(_LATELY)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[asyncio.Event]:
@@ -116,12 +127,25 @@ class RecentEvents:
 
     def on_event(self, event: Event) -> None:
         """Note an event, if it is of interest to an operator."""
+        if isinstance(event, (RequestEnded, AttemptEnded)):
+            self.history.note(event)
+            if (
+                isinstance(event, RequestEnded)
+                and event.outcome == "served"
+                and event.request_id in self._failures
+            ):
+                self._failover(event.request_id, f"{event.provider} answered")
+        else:
+            self._note(event)
+
+    def count(self) -> None:
+        """Count requests and attempts that have ended."""
+        self.history.count()
+
+    def _note(self, event: Event) -> None:
         match event:
             case ProviderFailed():
                 self._note_failure(event)
-            case RequestServed():
-                self._latencies.add(event.latency_seconds, self._clock.now())
-                self._failover(event.request_id, f"{event.provider} answered")
             case CacheHit(stale=True):
                 self._failover(event.request_id, "an older answer was given")
             case RequestFailed():

@@ -6,30 +6,20 @@ page shows. Pure; everything here survives JSON.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from aigateway.errors import FailureKind
+from aigateway.figures import Percentiles
 from aigateway.routing.provider import ProviderStatus, Word, condition
+from aigateway.server.status.history import NOT_THE_PROVIDERS
 from aigateway.server.status.recent_events import KEPT, RecentEvent
 from aigateway.telemetry.merge import merge, merge_metrics
-from aigateway.telemetry.metrics import Percentiles
 from aigateway.version import __version__
 
-__all__ = ["ProviderFigures", "Report", "ServiceFigures", "Snapshot", "report", "snapshot"]
-
-_NOT_THE_PROVIDERS = {
-    str(kind)
-    for kind in (
-        FailureKind.REJECTED,
-        FailureKind.CONTEXT_WINDOW,
-        FailureKind.CONTENT_POLICY,
-        FailureKind.CANCELLED,
-        FailureKind.DEADLINE,
-        FailureKind.HEDGE_LOST,
-    )
-}
-"""Failures that say nothing about the provider."""
+__all__ = [
+    "KeyFigures", "ProviderFigures", "Report", "ServiceFigures", "Snapshot", "report",
+    "restricted_metrics", "restricted_snapshot", "snapshot",
+]  # fmt: skip
 
 
 class Report(TypedDict):
@@ -52,13 +42,17 @@ class ServiceFigures(TypedDict):
 
     requests: int
     failures: int
-    """Requests whose caller got an error."""
+    """Requests whose caller got an error that was not the request's own fault."""
+    rejected: int
+    """Requests that were at fault themselves."""
     cache_hits: int
     cache_hit_rate_percent: float
     in_flight: int
     waiting: int
     tokens: int
     cost_usd: float
+    refused: dict[str, int]
+    """Requests that the service itself refused, by code."""
     latency_seconds: Percentiles | None
     """Of the answers of the last minute, with failover; the highest of all processes."""
 
@@ -94,6 +88,18 @@ class ProviderFigures(TypedDict):
     """How many of those see it in this state: each has its own circuit."""
 
 
+class KeyFigures(TypedDict):
+    """What one key has used."""
+
+    name: str
+    spent_usd: float
+    """US dollars of today (UTC)."""
+    budget_usd: float | None
+    requests_last_minute: int
+    rpm: int | None
+    in_flight: int
+
+
 class Snapshot(TypedDict):
     """What the status page shows."""
 
@@ -104,6 +110,8 @@ class Snapshot(TypedDict):
     totals: ServiceFigures
     providers: list[ProviderFigures]
     """In the order in which they are asked."""
+    keys: list[KeyFigures]
+    """In the order of the settings."""
     events: list[RecentEvent]
     """Newest first."""
 
@@ -177,17 +185,31 @@ def snapshot(running: Sequence[Report], exited: Sequence[Report] = ()) -> Snapsh
         "processes": len(running),
         "totals": {
             "requests": metrics["total_requests"],
-            "failures": metrics["failures"],
+            "failures": metrics["failures"] - metrics["rejected"],
+            "rejected": metrics["rejected"],
             "cache_hits": metrics["cache_hits"],
             "cache_hit_rate_percent": metrics["cache_hit_rate_percent"],
             "in_flight": metrics["in_flight"],
             "waiting": metrics["waiting"],
             "tokens": sum(each["tokens"] for each in providers),
             "cost_usd": metrics["cost_usd"],
+            "refused": metrics.get("refused", {}),
             "latency_seconds": merge(latencies)["latency"],
         },
         "providers": sorted(providers, key=lambda each: -each["priority"]),
+        "keys": [_key(name, account) for name, account in metrics.get("keys", {}).items()],
         "events": sorted(events, key=lambda each: -each["at"])[:KEPT],
+    }
+
+
+def _key(name: str, account: Mapping[str, Any]) -> KeyFigures:
+    return {
+        "name": name,
+        "spent_usd": account["spent_usd"],
+        "budget_usd": account["budget_usd"],
+        "requests_last_minute": account["requests_last_minute"],
+        "rpm": account["rpm"],
+        "in_flight": account["in_flight"],
     }
 
 
@@ -196,7 +218,7 @@ def _provider(name: str, seen: Mapping[str, Any], metrics: Mapping[str, Any]) ->
     failures = {
         kind: count
         for kind, count in sorted(metrics["failures"].items())
-        if kind not in _NOT_THE_PROVIDERS
+        if kind not in NOT_THE_PROVIDERS
     }
     return {
         "name": name,
@@ -219,3 +241,39 @@ def _provider(name: str, seen: Mapping[str, Any], metrics: Mapping[str, Any]) ->
         "processes": sum(each["processes"] for each in seen["states"].values()),
         "in_this_state": here["processes"],
     }
+
+
+# ── what a restricted key sees ───────────────────────────────────────────────────────────────────
+
+_COUNTS = ("in_flight", "max_in_flight", "answered", "failed", "failures", "tokens", "cost_usd")
+_STATE = ("active", "circuit_state", "degraded", "disabled_reason", "latency_seconds")
+
+
+def restricted_snapshot(whole: Mapping[str, Any], providers: Collection[str]) -> dict[str, Any]:
+    """Return the state of these providers: no counts, totals or events, which are of all keys.
+
+    Args:
+        whole: As of `snapshot`.
+        providers: Names of those that the key may ask.
+    """
+    return {
+        **whole,
+        "totals": None,
+        "providers": [
+            {figure: value for figure, value in each.items() if figure not in _COUNTS}
+            for each in whole["providers"]
+            if each["name"] in providers
+        ],
+        "events": [],
+    }
+
+
+def restricted_metrics(whole: Mapping[str, Any], providers: Collection[str]) -> dict[str, Any]:
+    """Return the same of `/metrics`."""
+    seen = {
+        name: {figure: figures[figure] for figure in _STATE}
+        for name, figures in whole["providers"].items()
+        if name in providers
+    }
+    active = sum(figures["active"] for figures in seen.values())
+    return {"providers_active": active, "providers": seen, "keys": whole["keys"]}

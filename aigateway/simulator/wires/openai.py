@@ -214,6 +214,13 @@ def read_chat(body: Mapping[str, Any], model: str) -> ChatCall:
         raise _wrong("The 'stream_options' parameter is only allowed when 'stream' is enabled.")
     assert isinstance(messages, Sequence)  # noqa: S101 - checked above
     format_ = body.get("response_format") or {}
+    if format_ and format_.get("type") not in {"json_object", "json_schema", "text"}:
+        supported = "Supported values are: 'json_object', 'json_schema', and 'text'."
+        raise _wrong(
+            f"Invalid value: '{format_.get('type')}'. {supported}",
+            "response_format.type",
+            "invalid_value",
+        )
     user_said = [m["content"] for m in messages if m["role"] == "user"]
     return ChatCall(
         model=model,

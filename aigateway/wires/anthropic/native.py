@@ -124,6 +124,15 @@ class MessagesReading(NativeReading):
     def counted(usage: Mapping[str, Any]) -> Usage:
         """Return Anthropic's count, which keeps what its cache has read and written apart."""
         cached, written = usage.get("cache_read_input_tokens"), usage.get(_WRITTEN)
+        counts: tuple[Any, ...] = (
+            usage.get("input_tokens"),
+            usage.get("output_tokens"),
+            cached or 0,
+            written or 0,
+        )
+        if {*map(type, counts)} == {int} and 0 <= min(counts) <= sum(counts) < 2**53:
+            prompt = counts[0] + counts[2] + counts[3]
+            return Usage(prompt, counts[1], prompt + counts[1], counts[2], 0, counts[3])
         prompt = sum(n for n in (usage.get("input_tokens"), cached, written) if type(n) is int)
         return usage_from(
             {
@@ -236,10 +245,13 @@ class MessagesProtocol(NativeProtocol):
 def _ending(reason: Any) -> AnswerEnd | None:
     """Return why a message has ended. A reason that is new ends it as well as any other."""
     ending = end_of(ANTHROPIC_ENDS, reason)
-    return ending and replace(ending, end=ending.end or "stop")
+    return ending if ending is None or ending.end else replace(ending, end="stop")
 
 
 def _choice(blocks: list[Mapping[str, Any]], end: str) -> Choice:
+    if len(blocks) == 1 and blocks[0].get("type") == "text":  # almost every message
+        return Choice(str(blocks[0].get("text") or ""), end)
+
     def joined(kind: str) -> str:
         return "".join(str(block.get(kind) or "") for block in blocks if block.get("type") == kind)
 

@@ -6,7 +6,8 @@ litellm translates; plain answers and ordinary events are read here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aigateway.messages import Choice, Chunk, Completion, Usage
@@ -20,6 +21,18 @@ from aigateway.wires.answers import (
 from aigateway.wires.anthropic import ANTHROPIC_ENDS, InputKeeper, server_calls_in
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.content import ThinkingKeeper, text_of
+from aigateway.wires.plain_requests import (
+    ASKED,
+    CALLED,
+    PARTS,
+    SYSTEM,
+    NotPlainError,
+    Shape,
+    arguments_of,
+    calls_of,
+    checked,
+    texts_of,
+)
 from aigateway.wires.stream_reading import StreamReading, counted
 from aigateway.wires.translation import Translation
 from aigateway.wires.wire import AnswerEnd, BrokenOffError, VendorRequest, end_of
@@ -130,6 +143,84 @@ _ANTHROPIC_PLAIN = frozenset({"max_tokens", "stop_sequences", "temperature", "to
 """Of the parameters in Anthropic's words, those that have no influence on the headers."""
 _TOOL_NAMES = "_anthropic_tool_name_map"
 """Where litellm notes how it had to rename tools for Anthropic."""
+_BILLING = "x-anthropic-billing-header"
+"""How instructions begin that litellm may leave out."""
+_WORD = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+"""Ids and names of tools that litellm leaves as they are."""
+
+
+class _AnthropicTalk:
+    """Plain messages in Anthropic's form: neighbours of one role are put together."""
+
+    def __init__(self) -> None:
+        self.system: list[Any] = []
+        self.turns: list[Any] = []
+        self.shape = 0
+        self._blocks: list[Any] = []
+        self._role = ""
+        self._ids: set[str] = set()
+        self._open: set[str] = set()  # calls whose results have not come
+
+    def add(self, message: Mapping[str, Any]) -> None:
+        """Add a message. Raises `NotPlainError`, and other errors that mean the same."""
+        role, content = checked(message), message.get("content")
+        if role == "system":
+            self._instruct(content)
+        elif role == "tool":
+            self._add_result(message, content)
+        elif self._open or (role == "assistant" and not self.turns):
+            raise NotPlainError
+        else:
+            self._turn(role)
+            calls = message.get("tool_calls")
+            if content is not None or not calls:
+                self._say(content)
+            if role == "assistant":
+                self.shape |= ASKED
+            if calls:
+                self._call(message)
+
+    def _turn(self, role: str) -> None:
+        if role != self._role:
+            self._role, self._blocks = role, []
+            self.turns.append({"role": role, "content": self._blocks})
+
+    def _instruct(self, content: Any) -> None:
+        self.shape |= SYSTEM
+        if self.turns:
+            raise NotPlainError  # it depends on the model where it goes
+        if type(content) is not str:
+            self.shape |= PARTS
+        for text in texts_of(content):
+            if text.startswith(_BILLING):
+                raise NotPlainError
+            self.system.append({"type": "text", "text": text})
+
+    def _say(self, content: Any) -> None:
+        if type(content) is not str:
+            self.shape |= PARTS
+        for text in texts_of(content):
+            self._blocks.append({"type": "text", "text": text})
+
+    def _call(self, message: Mapping[str, Any]) -> None:
+        self.shape |= CALLED
+        for call in calls_of(message):
+            is_safe = _WORD.fullmatch(call.id) and _WORD.fullmatch(call.name)
+            if not is_safe or call.id.startswith("srvtoolu_") or call.id in self._ids:
+                raise NotPlainError
+            self._ids.add(call.id)
+            self._open.add(call.id)
+            block = {"type": "tool_use", "id": call.id, "name": call.name}
+            self._blocks.append({**block, "input": arguments_of(call)})
+
+    def _add_result(self, message: Mapping[str, Any], content: Any) -> None:
+        given = message["tool_call_id"]
+        self._open.remove(given)  # an unknown one is a KeyError
+        if type(content) is not str or not content or content.isspace():
+            raise NotPlainError
+        self._turn("user")
+        block = {"type": "tool_result", "tool_use_id": given, "content": content}
+        self._blocks.append(block)
 
 
 class AnthropicTranslation(Translation):
@@ -137,6 +228,8 @@ class AnthropicTranslation(Translation):
 
     read_plain = staticmethod(anthropic_completion)
     _plain_headers: dict[str, str] | None = None
+    _own_params = frozenset({"top_k"})
+    _slots = frozenset({"messages", "system"})
     sample = (
         b'{"id": "1", "type": "message", "role": "assistant", "model": "m", "content": [{"type":'
         b' "text", "text": "ok"}], "stop_reason": "end_turn", "stop_sequence": null,'
@@ -149,6 +242,15 @@ class AnthropicTranslation(Translation):
         self._iterator = ModelResponseIterator
         url = f"{self._base}/v1/messages"
         return url, url
+
+    def _arranged(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Shape, Mapping[str, Any]]:
+        talk = _AnthropicTalk()
+        for message in messages:
+            talk.add(message)
+        if not talk.turns or talk.turns[-1]["role"] != "user":
+            raise NotPlainError  # litellm changes the end of an answer that is to go on
+        slots = {"messages": talk.turns}
+        return talk.shape, {**slots, "system": talk.system} if talk.system else slots
 
     def _headers(
         self, messages: list[Any], options: dict[str, Any], *, plain: bool

@@ -5,9 +5,10 @@ litellm translates; plain answers and ordinary events are read here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -18,6 +19,19 @@ from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import speech_in, text_of
 from aigateway.wires.gemini import GEMINI_ENDS, blocks_prompt, unify_candidates
+from aigateway.wires.loading import MUTE, silent
+from aigateway.wires.plain_requests import (
+    ASKED,
+    CALLED,
+    PARTS,
+    SYSTEM,
+    NotPlainError,
+    Shape,
+    arguments_of,
+    calls_of,
+    checked,
+    texts_of,
+)
 from aigateway.wires.stream_reading import StreamReading, counted
 from aigateway.wires.translation import LoggingStandIn, Translation
 from aigateway.wires.wire import BrokenOffError, VendorRequest, end_of
@@ -155,15 +169,138 @@ def _text(candidate: Mapping[str, Any]) -> str | None:
     return "".join([part["text"] for part in parts])
 
 
+class _CallForm(NamedTuple):
+    """How litellm writes calls of tools for a model: with ids, and with which signature."""
+
+    has_ids: bool
+    signature: str | None
+
+
+class _GeminiTalk:
+    """Plain messages in Gemini's form: neighbours of one role are put together."""
+
+    def __init__(self, call_form: Callable[[], _CallForm]) -> None:
+        self.system: list[Any] = []
+        self.contents: list[Any] = []
+        self.shape = 0
+        self._call_form = call_form
+        self._parts: list[Any] = []
+        self._role = ""
+        self._open: dict[str, str] = {}  # names by ids of calls whose results have not come
+
+    def add(self, message: Mapping[str, Any]) -> None:
+        """Add a message. Raises `NotPlainError`, and other errors that mean the same."""
+        role, content = checked(message), message.get("content")
+        if role == "system":
+            self.shape |= SYSTEM
+            self.system.append({"text": "".join(self._texts(content))})
+        elif role == "tool":
+            self._add_result(message["tool_call_id"], content)
+        elif self._open:
+            raise NotPlainError
+        elif role == "user":
+            self._turn(role, "user")
+            self._parts += [{"text": text} for text in self._texts(content)]
+        else:
+            self.shape |= ASKED
+            self._turn(role, "model")
+            calls = message.get("tool_calls")
+            if content is not None or not calls:
+                self._parts += [{"text": text} for text in self._texts(content)]
+            if calls:
+                self._call(message)
+
+    def _texts(self, content: Any) -> Sequence[str]:
+        if type(content) is not str:
+            self.shape |= PARTS
+        return texts_of(content)
+
+    def _turn(self, role: str, name: str) -> None:
+        if role != self._role:
+            self._role, self._parts = role, []
+            self.contents.append({"role": name, "parts": self._parts})
+
+    def _call(self, message: Mapping[str, Any]) -> None:
+        self.shape |= CALLED
+        form, first = self._call_form(), True
+        for call in calls_of(message):
+            function = {"name": call.name, "args": arguments_of(call)}
+            part: dict[str, Any] = {"function_call": function}
+            if call.id in self._open or part in self._parts:
+                raise NotPlainError
+            if form.has_ids:
+                function["id"] = call.id
+            if form.signature and first:
+                part["thoughtSignature"] = form.signature
+            first = False
+            self._open[call.id] = call.name
+            self._parts.append(part)
+
+    def _add_result(self, given: str, content: Any) -> None:
+        self._turn("tool", "user")
+        name = self._open.pop(given)  # an unknown one is a KeyError
+        result = {"name": name, "response": _response(content)}
+        if self._call_form().has_ids:
+            result["id"] = given
+        self._parts.append({"function_response": result})
+
+
+def _response(content: Any) -> dict[str, Any]:
+    """Return the result of a tool, which is to be an object."""
+    if type(content) is not str or content[:5].lower() == "data:":
+        raise NotPlainError
+    if content.lstrip().startswith("{"):
+        if "ref" in content or "\\u" in content:  # litellm may look for what is referred to
+            raise NotPlainError
+        try:
+            return dict(json.loads(content))
+        except ValueError:
+            pass
+    return {"content": content}
+
+
 class GeminiTranslation(Translation):
     """Translates for Gemini."""
 
     read_plain = staticmethod(gemini_completion)
+    _own_params = frozenset({"top_k"})
+    _slots = frozenset({"contents", "system_instruction"})
+    _form: _CallForm | None = None
     sample = (
         b'{"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": "ok"}]},'
         b' "finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 1,'
         b' "candidatesTokenCount": 1, "totalTokenCount": 2}, "modelVersion": "m"}'
     )
+
+    def _arranged(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Shape, Mapping[str, Any]]:
+        talk = _GeminiTalk(self._call_form)
+        for message in messages:
+            talk.add(message)
+        if not talk.contents:
+            raise NotPlainError
+        slots: dict[str, Any] = {"contents": talk.contents}
+        if talk.system:
+            slots["system_instruction"] = {"parts": talk.system}
+        return talk.shape, slots
+
+    def _call_form(self) -> _CallForm:
+        if self._form is None:  # it depends on the model
+            function = {"name": "f", "arguments": "{}"}
+            call = {"id": "call_1", "type": "function", "function": function}
+            asked = {"role": "user", "content": "x"}
+            messages: list[Any] = [asked, {"role": "assistant", "tool_calls": [call]}]
+            muted = MUTE.set(True)
+            try:
+                with silent():
+                    body = self._body(messages, {}, {}, {}, plain=False)
+                (part,) = body["contents"][1]["parts"]
+                has_ids = "id" in part["function_call"]
+                self._form = _CallForm(has_ids, part.get("thoughtSignature"))
+            except Exception as error:
+                raise NotPlainError from error  # litellm may raise anything
+            finally:
+                MUTE.reset(muted)
+        return self._form
 
     def _addresses(self) -> tuple[str, str]:
         from litellm.llms.vertex_ai.gemini.transformation import (  # noqa: PLC0415

@@ -45,7 +45,7 @@ from aigateway.wires.client import Failure, VendorCallError, VendorStream, retri
 from aigateway.wires.failures import classify, classify_response
 from aigateway.wires.json_bodies import fresh_copy, parsed
 from aigateway.wires.limits import Quota
-from aigateway.wires.loading import load_litellm
+from aigateway.wires.loading import load_litellm, missing_package
 from aigateway.wires.openai.translation import openai_completion
 from aigateway.wires.parameters import Dropping, ParameterRules
 from aigateway.wires.pricing import (
@@ -56,6 +56,7 @@ from aigateway.wires.pricing import (
     max_input_tokens,
     operations_of,
     own_price_of,
+    price_of,
 )
 from aigateway.wires.registry import wire_of
 from aigateway.wires.tool_calls import asks_for_custom_tools
@@ -78,6 +79,8 @@ _HOP = 0.1
 """Seconds that a cancellation may wait for a thread."""
 
 
+_WITHOUT_PACKAGE = frozenset({FailureKind.AUTHENTICATION, FailureKind.UNKNOWN})
+"""What a call fails with for want of a package."""
 _LITELLMS_OWN = frozenset(
     {
         FailureKind.BAD_ANSWER,
@@ -110,6 +113,11 @@ class ProviderFacts:
     def max_input_tokens(self) -> int | None:
         """See `VendorClient`."""
         return max_input_tokens(self._config)
+
+    @property
+    def has_price(self) -> bool:
+        """See `VendorClient`."""
+        return price_of(self._config) is not None
 
     @property
     def operations(self) -> frozenset[Operation] | None:
@@ -401,6 +409,15 @@ class LiteLLMClient(ProviderFacts):
         )
 
     def _judge(self, error: BaseException | None, witness: Witness) -> Failure:
+        failure = self._classified(error, witness)
+        if failure.status is None and failure.kind in _WITHOUT_PACKAGE:
+            missing = missing_package(self._config.model)
+            if missing is not None:
+                kind = FailureKind.AUTHENTICATION
+                return Failure(kind, code="missing_package", param=missing, certain=True)
+        return failure
+
+    def _classified(self, error: BaseException | None, witness: Witness) -> Failure:
         now_wall = self._clock.wall()
         response, body = witness.response, witness.body
         broken = witness.error if body is None else body.error

@@ -231,6 +231,11 @@ def _choice(items: list[Mapping[str, Any]], end: str) -> Choice:
         for part in item.get("content") or ()
         if item.get("type") == "message"
     ]
+    if len(items) == len(parts) == 1 and isinstance(parts[0], Mapping):  # almost every response
+        (part,) = parts
+        return Choice(
+            str(part.get("text") or ""), end, refusal=str(part.get("refusal") or "") or None
+        )
     thoughts = [
         part
         for item in items

@@ -6,7 +6,7 @@ litellm translates; plain answers and ordinary events are read here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +35,17 @@ from aigateway.wires.content import (
 )
 from aigateway.wires.json_bodies import fresh_copy
 from aigateway.wires.openai import OPENAI_ENDS
+from aigateway.wires.plain_requests import (
+    ASKED,
+    CALLED,
+    PARTS,
+    SAID_BY,
+    SYSTEM,
+    Shape,
+    calls_of,
+    checked,
+    texts_of,
+)
 from aigateway.wires.stream_reading import StreamReading
 from aigateway.wires.tool_calls import CallPiece, as_functions, is_cut
 from aigateway.wires.translation import PLAIN_PARAMS, PLAIN_ROLES, Translation
@@ -305,6 +316,28 @@ class OpenAITranslation(Translation):
         ):
             return {"model": self._model, "messages": messages, **options}
         return super()._body(messages, options, headers, notes, plain=plain)
+
+    def _arranged(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Shape, Mapping[str, Any]]:
+        shape, sent = 0, []
+        for message in messages:
+            content = message.get("content")
+            if len(message) == 2 and type(content) is str:  # almost every message
+                shape |= SAID_BY[message["role"]]
+                sent.append(message)
+                continue
+            calls = None
+            if checked(message) == "assistant":
+                shape |= ASKED
+                calls = list(calls_of(message))
+            elif message["role"] == "system":
+                shape |= SYSTEM
+            if calls:
+                shape |= CALLED
+            if type(content) is not str and (content is not None or not calls):
+                shape |= PARTS
+                texts_of(content)
+            sent.append({name: value for name, value in message.items() if value is not None})
+        return shape, {"messages": sent}
 
     def _with_extra(self, body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
         return {**body, **fresh_copy(extra)}  # as OpenAI's SDK does

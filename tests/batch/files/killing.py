@@ -1,8 +1,8 @@
 """A program that lets `aigateway batch` be killed again and again while it writes.
 
-`python -m tests.batch.files.killing IN OUT KILLS SEED`. Each run of the command is a process of
+`python -m tests.batch.files.killing IN TABLE KILLS SEED`. Each run of the command is a process of
 its own, forked from this one, which has loaded everything: loading litellm takes a minute.
-Each other kill comes when the output has grown by a random number of bytes, and the ones between
+Each other kill comes when the records have grown by a random number of bytes, and the ones between
 after a random time, at whatever the command is then: reading, recovering, writing. After each it
 prints a line and waits for one on standard input. The last run is left alone.
 """
@@ -65,7 +65,7 @@ def _start(source: str, output: str) -> int:
 
 def _size(path: str) -> int:
     try:
-        return Path(path).stat().st_size
+        return Path(f"{path}.job/records.jsonl").stat().st_size
     except FileNotFoundError:
         return 0
 

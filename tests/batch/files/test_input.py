@@ -37,6 +37,11 @@ class TestJson:
             Line(2, "7", MESSAGES, {}),
         ]
 
+    def test_a_whole_number_is_an_id_also_as_a_float(self, read):
+        ids = [7.0, -1.0, 2.5, 1e300]
+        lines = read(jsonl(*[{"id": each, "prompt": "hi"} for each in ids]))
+        assert [line.id for line in lines] == ["7", "-1", None, None]
+
     def test_openai_s_form(self, read):
         unfinished = {"custom_id": "b", "body": BODY | {"stream": False}}
         options = {"model": "m", "temperature": 0}

@@ -348,6 +348,17 @@ class TestOutages:
         assert (desk.answers(), desk.failures()) == ({}, {})
         assert job.in_flight == 4
 
+    async def test_and_those_that_would_take_turns_as_last_resort(self, desk):
+        desk.vendor.behave(Fault.server_error())
+        desk.ask(lines(100))
+        async with desk.opened(outage_patience=None, concurrency=32) as job:
+            running = asyncio.create_task(job.run())
+            await until(lambda: job.gateway.get_metrics()["waiting"] >= 20)
+            asked = desk.vendor.request_count
+            job.stop("test")
+            await running
+        assert desk.vendor.request_count <= asked + 5
+
 
 class TestBadLines:
     async def test_they_are_counted_as_failed_and_not_asked(self, desk):
@@ -448,6 +459,14 @@ class TestDisk:
         full[0] = False
         await desk.run()
         assert desk.answers() == expected(30)
+
+
+async def test_a_timeout_for_all_lines_bounds_each_and_not_the_job(desk):
+    desk.vendor.behave(Fault.hang())
+    desk.ask(lines(4))
+    job = await desk.run(shared={"timeout": 0.3}, concurrency=1)
+    assert desk.failures()["r0"] == "deadline_exceeded"
+    assert (job.complete, job.totals.done) == (True, 4)
 
 
 async def test_no_prompt_is_in_the_errors_file_or_the_manifest(desk):

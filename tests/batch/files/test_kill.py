@@ -1,5 +1,6 @@
-"""A real process, killed at fourteen random moments, and what it had answered is there."""
+"""A real process, killed at random moments, and what it had answered is there."""
 
+import csv
 import json
 import os
 import signal
@@ -14,11 +15,11 @@ from aigateway.simulator import Simulator
 from tests.batch.files.desk import prompt_of, records, text_of
 from tests.processes import PATIENCE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.proof]
 
 ROOT = Path(aigateway.__file__).parents[1]
-KILLS = 14
-LINES = 500
+LINES_A_KILL = 36
+"""So many that the last kill meets it at work, too."""
 
 
 @pytest.fixture
@@ -58,18 +59,21 @@ def bodies(path):
 
 @pytest.mark.parametrize("seed", [20261126])
 def test_killed_at_random_moments_it_loses_nothing_and_asks_nothing_twice(
-    tmp_path, simulator, environment, seed
+    request, tmp_path, simulator, environment, seed
 ):
+    kills = max(14, request.config.getoption("--kills"))
+    lines = LINES_A_KILL * kills
     vendor = simulator.openai
     vendor.latency = 0.01
     vendor.answer(lambda received: f"answer to {prompt_of(received)}")
-    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("".join(json.dumps(the_line(n)) + "\n" for n in range(LINES)))
-    prompts = {f"r{n}": the_line(n)["prompt"] for n in range(LINES) if n % 50 != 1}
+    source, table = tmp_path / "in.jsonl", tmp_path / "out.csv"
+    output = tmp_path / "out.csv.job" / "records.jsonl"
+    source.write_text("".join(json.dumps(the_line(n)) + "\n" for n in range(lines)))
+    prompts = {f"r{n}": the_line(n)["prompt"] for n in range(lines) if n % 50 != 1}
 
     snapshots = []
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.batch.files.killing", source, output, str(KILLS), str(seed)],
+        [sys.executable, "-m", "tests.batch.files.killing", source, table, str(kills), str(seed)],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.PIPE,
@@ -80,10 +84,11 @@ def test_killed_at_random_moments_it_loses_nothing_and_asks_nothing_twice(
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        for _ in range(KILLS):
+        for _ in range(kills):
             assert process.stdout.readline() == f"killed {int(signal.SIGKILL)}\n"
             finished = {record["custom_id"] for record in whole_records(output)}
             snapshots.append((finished, len(vendor.received)))
+            assert not table.exists()
             process.stdin.write("go on\n")
             process.stdin.flush()
         assert process.stdout.readline() == "ended 1\n"  # some lines have failed
@@ -95,12 +100,16 @@ def test_killed_at_random_moments_it_loses_nothing_and_asks_nothing_twice(
         asked_again = {prompts[line_id] for line_id in finished} & set(received[asked_then:])
         assert asked_again == set()
     assert len(records(output)) == len(prompts)
-    failed = sorted(r["custom_id"] for r in records(output.with_name("out.errors.jsonl")))
-    assert failed == sorted(f"r{n}" for n in range(1, LINES, 50))
+    failed = sorted(r["custom_id"] for r in records(output.with_name("errors.jsonl")))
+    assert failed == sorted(f"r{n}" for n in range(1, lines, 50))
     sizes = [len(finished) for finished, _ in snapshots]
     assert sizes == sorted(sizes)
-    assert len(set(sizes)) >= KILLS // 2  # the kills did meet it at work
+    assert len(set(sizes)) >= kills // 2  # the kills did meet it at work
     assert 0 < sizes[-1] < len(prompts)
 
     expected = {line_id: f"answer to {prompt}" for line_id, prompt in prompts.items()}
     assert bodies(output) == expected
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [f"r{n}" for n in range(lines)]
+    assert {row["id"]: row["answer"] for row in rows if not row["error"]} == expected

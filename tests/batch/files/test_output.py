@@ -1,5 +1,7 @@
 """Records on disk: whatever a kill leaves of the last one, the others are there."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,7 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aigateway.batch.files.output import Journal, encoded, error_record
+from aigateway.batch.files.output import (
+    Journal,
+    JournalInUseError,
+    check_locks_are_seen,
+    encoded,
+    error_record,
+)
 from aigateway.errors import ConfigurationError, GatewayError
 from tests.processes import PATIENCE
 
@@ -135,3 +143,35 @@ def test_a_full_disk_leaves_whole_records_only(path):
     assert path.read_bytes().endswith(b"\n")
     with Journal(path) as journal:
         assert len(ids(journal)) == int(written)
+
+
+class TestLocks:
+    def test_a_worker_must_see_the_lock_of_another_process(self, path):
+        with Journal(path):
+            check_locks_are_seen(path)
+        with pytest.raises(ConfigurationError, match="is not seen on another"):
+            check_locks_are_seen(path)
+
+    @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+    def test_a_disk_without_locks_is_not_one_in_use(self, path, monkeypatch, code):
+        def refuse(*_):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        for use in (Journal, check_locks_are_seen):
+            with pytest.raises(ConfigurationError, match=f"locked: {os.strerror(code)}") as caught:
+                use(path)
+            assert not isinstance(caught.value, JournalInUseError)
+
+    def test_a_file_that_is_removed_before_its_lock_is_opened_again(self, path, monkeypatch):
+        flock = fcntl.flock
+
+        def too_late(file, how):
+            monkeypatch.undo()
+            path.unlink()
+            flock(file, how)
+
+        monkeypatch.setattr(fcntl, "flock", too_late)
+        with Journal(path) as journal:
+            journal.append(RECORDS[0])
+        assert path.read_bytes() == encoded(RECORDS[0])

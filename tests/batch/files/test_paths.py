@@ -1,5 +1,8 @@
 """The manifest: which input and options an output belongs to."""
 
+import hashlib
+import json
+
 import pytest
 
 from aigateway.batch.files.paths import (
@@ -35,6 +38,15 @@ def test_a_changed_input_is_refused(paths):
 def test_other_options_are_refused(paths, other):
     with pytest.raises(ConfigurationError, match=rf"with a different {next(iter(other))}\."):
         check_manifest(paths, "abc", OPTIONS | other)
+
+
+def test_a_manifest_of_an_earlier_version_counts(paths):
+    earlier = hashlib.sha256(b"0.0").hexdigest()[:32]
+    path = manifest_path(paths.output)
+    path.write_text(json.dumps({"format": 1, "input_sha256": "abc", "options": {"t": earlier}}))
+    check_manifest(paths, "abc", {"t": 0.0})
+    write_manifest(paths.output, "abc", {"t": 0.0})
+    check_manifest(paths, "abc", {"t": 0})
 
 
 def test_none_is_the_same_as_absent(paths):

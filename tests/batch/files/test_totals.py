@@ -99,6 +99,12 @@ class TestCost:
         totals.add(answer(0.25))
         assert limiter.reached(0) == "--max-cost $1 is reached ($1 spent)"
 
+    def test_what_is_left_may_be_too_little_for_one_more(self, limit):
+        totals = JobTotals()
+        totals.add(answer(0.75))
+        said = "--max-cost $1 is reached ($0.75 spent, and the next request might exceed it)"
+        assert limit(totals, max_cost=1.0).reached(0) == said
+
     def test_earlier_runs_count(self, limit):
         totals = JobTotals()
         totals.add(answer(2.0))

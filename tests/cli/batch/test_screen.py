@@ -24,8 +24,6 @@ from tests.cli.batch.jobs import (
 )
 
 SHOW_CURSOR = "\x1b[?25h"
-TO_COME = "\x1b[38;5;237m"
-"""The colour of what is not done yet."""
 
 
 @pytest.fixture
@@ -208,12 +206,14 @@ class TestLive:
 
     async def test_the_bar_grows(self, job):
         job.total = 10
-        showing = Showing(LiveJobScreen, job, terminal())
+        # Without colours Rich leaves out what is not done yet; the code of its colour would depend
+        # on the terminal that this process wrote to first.
+        showing = Showing(LiveJobScreen, job, {**terminal(), "no_color": True})
         filled = []
         for lines in (0, 5, 5):
             await showing.second(lines)
             bar = showing.text.rsplit("\x1b[2K", 1)[-1].split("\n")[0]
-            filled.append(bar.split(TO_COME)[0].count("━"))
+            filled.append(bar.count("━"))
         await showing.end()
         assert filled == [0, 30, 60]
         assert "10 of 10 lines (100.0 %)" in last_frame(showing)

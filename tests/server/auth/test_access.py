@@ -5,7 +5,7 @@ import pytest
 from aigateway.server.auth.keys import Access, Caller
 from aigateway.server.http.errors import Refusal
 from aigateway.settings import ServerSettings
-from tests.server.callers import api_key, bearer, digest
+from tests.server.callers import api_key, bearer, caller_by, digest
 from tests.settings.helpers import refused as setting_refused
 
 
@@ -37,7 +37,7 @@ def refused(act):
 )
 def test_a_key_says_who_asks(headers):
     key = api_key("red")
-    caller = access_of(api_key("blue"), key, api_key("green")).admit(headers)
+    caller = caller_by(access_of(api_key("blue"), key, api_key("green")), headers)
     assert caller == Caller("red", key)
     assert (caller.partition, caller.is_admin) == ("key:red", False)
 
@@ -56,28 +56,30 @@ def test_a_key_says_who_asks(headers):
     ],
 )
 def test_whoever_has_none_is_not_let_in(headers, word):
-    refusal = refused(lambda: access_of(api_key("red")).admit(headers))
+    refusal = refused(lambda: caller_by(access_of(api_key("red")), headers))
     assert (refusal.status, refusal.code) == (401, "invalid_api_key")
     assert word in refusal.message
     assert "sk-" not in refusal.message
 
 
 def test_without_keys_everybody_here_is_the_same_caller():
-    assert access_of().admit({}) == access_of().admit(bearer("any")) == Caller(is_admin=True)
+    assert (
+        caller_by(access_of(), {}) == caller_by(access_of(), bearer("any")) == Caller(is_admin=True)
+    )
 
 
 def test_the_admin_is_who_has_the_admin_key():
     access = access_of(api_key("red"), admin_sha256=digest("sk-root"))
-    assert access.admit(bearer("root")).is_admin
-    assert not access.admit(bearer("red")).is_admin
+    assert caller_by(access, bearer("root")).is_admin
+    assert not caller_by(access, bearer("red")).is_admin
     local = access_of(admin_sha256=digest("sk-root"))
-    assert local.admit(bearer("root")).is_admin
-    assert not local.admit({}).is_admin
+    assert caller_by(local, bearer("root")).is_admin
+    assert not caller_by(local, {}).is_admin
 
 
 def test_a_key_may_ask_for_its_models_only():
     access = access_of(api_key("red", models=("fast", "openai/gpt-4o")), api_key("blue"))
-    red, blue = access.admit(bearer("red")), access.admit(bearer("blue"))
+    red, blue = caller_by(access, bearer("red")), caller_by(access, bearer("blue"))
     assert red.may_ask("fast")
     assert red.may_ask("openai/gpt-4o")
     assert not red.may_ask("gpt-4o")
@@ -95,7 +97,7 @@ def test_a_key_may_ask_for_its_models_only():
 
 def test_each_key_has_an_account_of_its_own():
     access = access_of(api_key("red", budget_usd=1), api_key("blue", budget_usd=1))
-    red, blue = access.admit(bearer("red")), access.admit(bearer("blue"))
+    red, blue = caller_by(access, bearer("red")), caller_by(access, bearer("blue"))
     pay(access.begin(red, "m"), 1.0)
     assert refused(lambda: access.begin(red, "m")).code == "insufficient_quota"
     use = access.begin(blue, "m")
@@ -106,15 +108,15 @@ def test_each_key_has_an_account_of_its_own():
 
 def test_whoever_has_no_account_is_counted_nowhere():
     access = access_of(admin_sha256=digest("sk-root"))
-    with access.begin(access.admit({}), None) as use:
+    with access.begin(caller_by(access, {}), None) as use:
         assert use.on_cost is None
-    assert access.begin(access.admit(bearer("root")), "m").on_cost is None
+    assert access.begin(caller_by(access, bearer("root")), "m").on_cost is None
     assert access.usage() == ()
 
 
 def test_of_several_workers_each_gives_its_share(clock):
     access = access_of(api_key("red", budget_usd=1, rpm=5), clock=clock, workers=4)
-    red = access.admit(bearer("red"))
+    red = caller_by(access, bearer("red"))
     assert [key.budget_usd for key in access.usage()] == [0.25]
     for _ in range(2):
         pay(access.begin(red, "m"), 0.0)
@@ -123,17 +125,17 @@ def test_of_several_workers_each_gives_its_share(clock):
 
 def test_a_reload_takes_nothing_back(clock):
     before = access_of(api_key("red", budget_usd=1), api_key("gone"), clock=clock)
-    red, gone = before.admit(bearer("red")), before.admit(bearer("gone"))
+    red, gone = caller_by(before, bearer("red")), caller_by(before, bearer("gone"))
     pay(before.begin(red, "m"), 0.75)
     under_way = before.begin(red, "m")
     renamed = api_key("red").model_copy(update={"name": "scarlet", "budget_usd": 1.25})
     after = before.successor(ServerSettings(keys=[renamed, api_key("new")]))
-    assert after.admit(bearer("red")).name == "scarlet"
+    assert caller_by(after, bearer("red")).name == "scarlet"
     pay(under_way, 0.5)
     usage = {key.name: (key.spent_usd, key.budget_usd) for key in after.usage()}
     assert usage == {"scarlet": (1.25, 1.25), "new": (0.0, None)}
-    assert refused(lambda: after.begin(after.admit(bearer("red")), "m")).status == 429
-    assert refused(lambda: after.admit(bearer("gone"))).status == 401
+    assert refused(lambda: after.begin(caller_by(after, bearer("red")), "m")).status == 429
+    assert refused(lambda: caller_by(after, bearer("gone"))).status == 401
     assert after.begin(gone, "m").on_cost is None  # was let in a moment before
 
 
@@ -172,5 +174,5 @@ def test_keys_that_cannot_work_are_refused(fields, word):
 
 
 def test_no_key_is_in_a_repr():
-    caller = access_of(api_key("red")).admit(bearer("red"))
+    caller = caller_by(access_of(api_key("red")), bearer("red"))
     assert "sk-" not in repr(caller)

@@ -108,6 +108,29 @@ def test_before_any_price_is_known_each_counts_for_ten_cents(clock):
     assert len([account.begin("m") for _ in range(100)]) == 100
 
 
+def test_before_any_price_is_known_each_counts_for_what_it_may_cost(clock):
+    account = account_of(clock, budget=1.001)
+    out = [account.begin("m", lambda: 0.01) for _ in range(50)]
+    out += [account.begin("m", lambda: 5.0) for _ in range(4)]  # ten cents at most
+    out += [account.begin("m", lambda: None)]
+    assert refused(account).code == "rate_limit_exceeded"
+    for use in out[:51]:
+        with contextlib.suppress(OSError), use:
+            raise OSError  # shows no price
+    assert len([account.begin("m", lambda: 0.05) for _ in range(11)]) == 11
+    account.begin("m", lambda: 0.04)
+    with pytest.raises(Refusal):
+        account.begin("m", lambda: 0.05)
+
+
+def test_what_a_request_may_cost_is_asked_only_where_it_counts(clock):
+    account = account_of(clock)
+    with account.begin("m", lambda: pytest.fail("there is no budget")) as use:
+        use.on_cost(0.2)
+    account.bind(1.0, None)
+    account.begin("m", lambda: pytest.fail("the usual price is known"))
+
+
 def test_each_model_has_its_own_usual_price(clock):
     account = account_of(clock, budget=1.0)
     spend(account, 0.3, model="dear")

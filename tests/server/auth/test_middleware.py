@@ -28,15 +28,17 @@ async def test_with_keys_nothing_but_its_health_is_told_without_one(path):
         assert (await client.get("/")).status_code != 401
 
 
-async def test_a_key_that_came_with_a_reload_is_let_in():
+async def test_a_reload_lets_a_new_key_in_and_an_old_one_no_more():
     async with (
         scripted_service(keys=[api_key("red")]) as service,
         running(service) as url,
         httpx.AsyncClient(base_url=url, headers=bearer("blue"), timeout=PATIENCE) as client,
     ):
         assert (await client.get("/openapi.json")).status_code == 401
+        assert (await client.get("/openapi.json", headers=bearer("red"))).status_code == 200
         settings = service.settings.model_copy(update={"keys": (api_key("blue"),)})
         service.settings, service.access = settings, service.access.successor(settings)
+        assert (await client.get("/openapi.json", headers=bearer("red"))).status_code == 401
         assert (await client.get("/openapi.json")).status_code == 200
 
 
@@ -143,6 +145,7 @@ async def test_allowed_origins_may_ask_and_their_browsers_beforehand(keys, allow
         before = await client.options("/v1/chat/completions", headers=PREFLIGHT)
         assert before.status_code == 200
         assert before.headers["access-control-allow-origin"] == allowed
+        assert before.headers["x-request-id"]
         for name in ("authorization", "x-aigateway-cache"):
             assert name in before.headers["access-control-allow-headers"]
         headers = bearer("red") | {"origin": "https://app.example"}

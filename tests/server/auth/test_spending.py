@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -12,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
 from aigateway import AsyncGateway, LLMConfig, Origin
+from aigateway.fleet.store import Store, UsageRecorder
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
 from tests.server.callers import api_key, bearer
@@ -131,10 +133,16 @@ class Scene:
 
     @property
     def spent(self):
-        """As the key's account says it, and as the gateway's metrics do: they agree."""
+        """As the key's account says it, the gateway's metrics, and the usage: they agree."""
         (usage,) = self.service.access.usage()
         providers = self.service.gateway.get_metrics()["providers"].values()
         assert sum(p["cost_usd"] for p in providers) == pytest.approx(usage.spent_usd, abs=1e-9)
+        (recorder,) = self.service.gateway.hooks
+        recorded = [
+            (key, model, counts.cost_usd) for (_, key, model), counts in recorder.counted().items()
+        ]
+        assert {(key, model) for key, model, _ in recorded} <= {("red", "m")}
+        assert sum(cost for *_, cost in recorded) == pytest.approx(usage.spent_usd, abs=1e-9)
         return usage.spent_usd
 
 
@@ -158,7 +166,8 @@ async def scene(budget=1000.0, bytes_per_token=4.0, providers=1, **settings):
             for number in range(providers)
         ]
         settings = {"retry_rounds": 0, "hedge": False} | settings
-        async with AsyncGateway(configs, **settings) as gateway:
+        hooks = [UsageRecorder(Store(Path("nowhere")))]
+        async with AsyncGateway(configs, hooks=hooks, **settings) as gateway:
             await gateway.warmup()
             service = Service(gateway, ServerSettings(keys=(api_key("red", budget_usd=budget),)))
             async with running(service) as url, aiohttp.ClientSession() as session:

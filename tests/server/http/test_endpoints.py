@@ -276,6 +276,7 @@ async def test_ready_while_a_provider_could_answer(client, vendor):
     assert answer.json()["status"] == "unavailable"
     assert "1 with a circuit that is open" in answer.json()["reason"]
     assert (await client.get("/health")).status_code == 200
+    assert (await client.get("/ready?process=true")).json() == {"status": "ready"}
 
 
 async def test_ready_says_who_is_set_up_wrong_and_who_is_busy(client, vendor):
@@ -286,14 +287,16 @@ async def test_ready_says_who_is_set_up_wrong_and_who_is_busy(client, vendor):
 
 async def test_ready_without_any_provider(client):
     client.service.gateway.remove_provider("a")
-    assert "configured" in (await client.get("/ready")).json()["reason"]
+    for path in ("/ready", "/ready?process=true"):
+        assert "configured" in (await client.get(path)).json()["reason"]
 
 
 async def test_a_service_that_drains_is_not_ready(client):
     client.service.draining = True
-    answer = await client.get("/ready")
-    assert answer.status_code == 503
-    assert "stopping" in answer.json()["reason"]
+    for path in ("/ready", "/ready?process=true"):
+        answer = await client.get(path)
+        assert answer.status_code == 503
+        assert "stopping" in answer.json()["reason"]
 
 
 async def test_metrics(client):
@@ -325,7 +328,10 @@ PROMETHEUS = (
     ],
 )
 async def test_a_scraper_gets_its_own_form(client, accept, is_text):
-    client.service.scrape = lambda accept: ("text/plain; version=0.0.4", f"# {accept}".encode())
+    def scrape(accept, _caller):
+        return "text/plain; version=0.0.4", f"# {accept}".encode()
+
+    client.service.scrape = scrape
     answer = await client.get("/metrics", headers={"accept": accept})
     kind = answer.headers["content-type"]
     if is_text:
@@ -359,7 +365,7 @@ async def test_unknown_paths_and_methods_are_refused_in_openais_form(client):
 
 
 async def test_what_is_broken_here_is_a_500_that_tells_nothing(client, caplog):
-    def broken(accept):
+    def broken(accept, _caller):
         raise ValueError(accept)
 
     client.service.scrape = broken

@@ -528,6 +528,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.hypothesis
 async def test_whatever_is_sent_nothing_breaks(simulator, caplog):
     """Anything for any parameter: an answer or a refusal, never a 500 and no word in the log."""
     caplog.set_level(logging.ERROR)
@@ -544,7 +545,7 @@ async def test_whatever_is_sent_nothing_breaks(simulator, caplog):
             body=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4),
             sound=st.booleans(),
         )
-        @settings(max_examples=150, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=2 * settings().max_examples, suppress_health_check=list(HealthCheck))
         def collect(path, body, sound):
             if sound:
                 body |= SOUND[path]

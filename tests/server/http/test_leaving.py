@@ -7,7 +7,10 @@ import asyncio
 import httpx
 import pytest
 
-from aigateway.server.http.cancel import CallerGoneError, cancel_on_disconnect
+from aigateway.clock import SYSTEM_CLOCK
+from aigateway.server.http.cancel import CallerGoneError
+from aigateway.server.http.limits import LimitedRequest
+from aigateway.settings import ServerSettings
 from aigateway.simulator import Fault
 from aigateway.testing import ScriptedVendor
 from tests.gateways import until
@@ -53,6 +56,21 @@ async def test_who_leaves_while_the_vendor_thinks(simulator, path, body, cache):
         vendor.recover()
         answer = await client.post(url + path, json=body)
         assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("behind", [b"\r\n", b"POST /chat HT", b"GET /health HTTP/1.1\r\n\r\n"])
+async def test_who_leaves_after_more_than_a_request(simulator, behind):
+    vendor = simulator.openai
+    vendor.behave(Fault.hang())
+    async with served(vendor, failure_threshold=1) as (service, url):
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        body = b'{"message": "one two three"}'
+        head = "POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body + behind)
+        await until(lambda: vendor.received)
+        writer.close()
+        await until(lambda: vendor.open_connections == 0)
+        await until(lambda: is_unharmed(service))
 
 
 async def test_who_leaves_in_the_middle_of_a_stream(simulator):
@@ -106,43 +124,64 @@ async def test_many_who_leave_at_once_leave_nothing_behind(simulator):
         assert not service._uses
 
 
-# ── the block by itself ──────────────────────────────────────────────────────────────────────
+# ── a request by itself ──────────────────────────────────────────────────────────────────────
 
 
 class Line:
-    """A connection of ASGI that a test closes."""
+    """A connection of ASGI that a test closes; its server reports that, or only when asked."""
 
-    def __init__(self):
+    def __init__(self, *, reports):
         self._closed = asyncio.Event()
+        self.on_disconnect = None
+        self.disconnected = False
+        self._extensions = {"aigateway.connection": self} if reports else {}
 
     def close(self):
         self._closed.set()
+        self.disconnected = True
+        if self.on_disconnect is not None:
+            self.on_disconnect()
 
     async def receive(self):
         await self._closed.wait()
         return {"type": "http.disconnect"}
 
+    async def send(self, message):
+        raise AssertionError(message)
 
-async def test_the_block_ends_when_the_caller_has_gone():
-    line = Line()
+    async def run(self, work):
+        """Serve a request whose body has been read; nothing is answered."""
+        scope = {"type": "http", "headers": [], "extensions": self._extensions}
+
+        async def app(_scope, _receive, _send):
+            request.watch_caller()
+            await work()
+
+        request = LimitedRequest(scope, self.receive, self.send, ServerSettings(), SYSTEM_CLOCK)
+        await request.run(app)
+
+
+@pytest.fixture(params=[False, True])
+def line(request):
+    return Line(reports=request.param)
+
+
+async def test_the_work_ends_when_the_caller_has_gone(line):
     asyncio.get_running_loop().call_soon(line.close)
     with pytest.raises(CallerGoneError):
-        async with cancel_on_disconnect(line.receive):
-            await asyncio.Event().wait()
+        await line.run(asyncio.Event().wait)
+    line = Line(reports=True)
+    line.close()
+    with pytest.raises(CallerGoneError):
+        await line.run(asyncio.Event().wait)
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
     await asyncio.sleep(0)  # and nothing is left to be cancelled later
 
 
-async def test_a_cancellation_from_elsewhere_stays_one():
-    line = Line()
-
-    async def work():
-        async with cancel_on_disconnect(line.receive):
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(work())
+async def test_a_cancellation_from_elsewhere_stays_one(line):
+    task = asyncio.create_task(line.run(asyncio.Event().wait))
     await asyncio.sleep(0)
     task.cancel()
     line.close()
@@ -150,13 +189,15 @@ async def test_a_cancellation_from_elsewhere_stays_one():
     assert task.cancelled()
 
 
-async def test_the_block_lets_through_what_it_holds():
-    line = Line()
-    async with cancel_on_disconnect(line.receive):
-        await asyncio.sleep(0)
+async def test_a_request_that_is_over_is_not_watched(line):
+    async def broken():
+        raise KeyError
+
+    await line.run(lambda: asyncio.sleep(0))
     with pytest.raises(KeyError):
-        async with cancel_on_disconnect(line.receive):
-            raise KeyError
+        await line.run(broken)
+    await asyncio.sleep(0.02)
+    assert len(asyncio.all_tasks()) == 1
     line.close()
     await asyncio.sleep(0)
     await asyncio.sleep(0)

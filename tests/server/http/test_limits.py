@@ -10,9 +10,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 
 from aigateway.clock import SYSTEM_CLOCK
-from aigateway.server.http.limits import RequestLimits
+from aigateway.server.http.admission import Admission
+from aigateway.server.http.json_responses import JSONAnswer
+from aigateway.server.http.limits import LimitedRequest
 from tests.processes import PATIENCE
-from tests.server.callers import converse, scripted_service
+from tests.server.callers import api_key, bearer, converse, scripted_service
 from tests.server.running import running
 
 HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
@@ -42,8 +44,12 @@ def reader():
     return Reader()
 
 
-def limited(service, app):
-    return RequestLimits(app, lambda: service.settings, service.clock)
+def limited(service, app, clock=None):
+    async def serve(scope, receive, send):
+        settings = service.settings
+        await LimitedRequest(scope, receive, send, settings, clock or service.clock).run(app)
+
+    return serve
 
 
 def error_of(raw):
@@ -164,7 +170,7 @@ async def test_a_body_that_keeps_coming_may_take_longer(clock):
         said.append(message)
 
     async with scripted_service(header_timeout=2) as service:
-        app = RequestLimits(reader, lambda: service.settings, clock)
+        app = limited(service, reader, clock)
         scope = {"type": "http", "method": "POST", "headers": [(b"content-length", b"1000000")]}
         serving = asyncio.create_task(app(scope | {"http_version": "1.1"}, receive, send))
         await clock.advance(11)
@@ -222,6 +228,24 @@ async def test_an_error_of_the_application_is_its_own():
         scope = {"type": "http", "headers": [], "http_version": "1.1"}
         with pytest.raises(TimeoutError):
             await limited(service, broken)(scope, None, None)
+
+
+@pytest.mark.parametrize(("path", "form"), [("/v1/models", "code"), ("/v1/messages", "type")])
+async def test_an_answer_that_cannot_be_written_is_an_error_in_the_form_of_its_caller(
+    path, form, caplog
+):
+    async def door(request):
+        return JSONAnswer(b"{}", headers=[(b"x", b"a\nb")])
+
+    async with scripted_service(keys=[api_key("a")]) as service:
+        app = Admission(Reader(), service, service.clock, {("GET", path): door})
+        async with running(service, app) as url, httpx.AsyncClient(timeout=PATIENCE) as client:
+            answer = await client.get(url + path, headers=bearer("a"))
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/json"
+    assert form in answer.json()["error"]
+    assert "Invalid HTTP header" in caplog.text
+    assert ("request-id" in answer.headers) == (path == "/v1/messages")
 
 
 async def test_an_answer_given_before_the_body_was_read_ends_the_connection():

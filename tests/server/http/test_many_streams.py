@@ -15,7 +15,7 @@ from aiohttp.test_utils import RawTestServer
 
 from tests.processes import PATIENCE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.proof]
 
 MANY = 1000
 PIECES = 6

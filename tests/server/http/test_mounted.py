@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
 
 from aigateway import AsyncGateway, ConfigurationError, openai_client
 from aigateway.integrations.in_process import blocking_client
@@ -135,6 +136,37 @@ async def test_a_router_alone_is_as_closed_as_the_service(keys, status):
     assert foreign.status_code == status
     assert health.status_code == good.status_code == 200
     assert len(vendor.calls) == 1
+
+
+class _SignsIn:
+    """Middleware of an application, around all that it has."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        user = dict(scope["headers"]).get(b"x-user")
+        if user is None:
+            await JSONResponse({"detail": "Sign in first."}, 401)(scope, receive, send)
+            return
+        scope.setdefault("state", {})["user"] = user.decode()
+        await self.app(scope, receive, send)
+
+
+async def test_middleware_that_is_added_later_stands_around_every_endpoint():
+    def add(host, gateway):
+        app = create_app(gateway, ServerSettings(), tenant=user_of)
+        app.add_middleware(_SignsIn)
+        host.mount("/llm", app)
+
+    async with hosted(add) as (client, vendor):
+        for path in ("/llm/v1/chat/completions", "/llm/v1/models"):
+            method = "GET" if path.endswith("models") else "POST"
+            nobody = await client.request(method, path, json=CHAT)
+            ada = await client.request(method, path, json=CHAT, headers={"x-user": "ada"})
+            assert (nobody.status_code, nobody.json()) == (401, {"detail": "Sign in first."})
+            assert ada.status_code == 200
+    assert [request.partition for _, request in vendor.calls] == ["key:ada"]
 
 
 def mounted(host, gateway, tenant):
@@ -266,4 +298,4 @@ def test_a_forked_child_has_clients_of_its_own():
         [sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     # The gateway of the parent is in use on the parent's loop.
-    assert (ran.returncode, ran.stdout) == (0, "200 503\n"), ran.stderr
+    assert (ran.returncode, ran.stdout) == (0, "200 500\n"), ran.stderr

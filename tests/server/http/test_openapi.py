@@ -23,7 +23,7 @@ from aigateway.settings import ServerSettings
 from tests.processes import PATIENCE
 from tests.server.services import scripted
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hypothesis]
 
 LOOKING = ("/health", "/ready", "/metrics", "/v1/models", "/v1/models/{model}")
 ADMIN = "/admin/providers/{name}/circuit"
@@ -61,15 +61,15 @@ def url():
 
 
 @pytest.fixture
-def held(url, request):
+def held(url):
     """Holds endpoints against what is documented of them."""
     document = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    examples = request.config.getoption("--examples")
 
     def hold(method, path, mode):
         @given(case=document[path][method].as_strategy(mode))
         @settings(
-            max_examples=examples or (4 if path in LOOSE else 10),  # their schemas are large
+            # Their schemas are large, and a service is asked for each.
+            max_examples=max(2, settings().max_examples // (12 if path in LOOSE else 6)),
             suppress_health_check=list(HealthCheck),
             phases=[Phase.generate],
             database=None,

@@ -36,14 +36,16 @@ async def test_the_same_is_told_once_a_minute_with_how_often(clock, caplog):
         "service.refused: the key 'ops' got HTTP 429 (rate_limit_exceeded).",
         "service.refused: 192.0.2.7 got HTTP 401 (invalid_api_key).",
         "service.refused: 192.0.2.8 got HTTP 401 (invalid_api_key).",
-        "service.refused: an unknown caller got HTTP 404 (404).",
+        "service.refused: an unknown caller got HTTP 404.",
     ]
     await clock.advance(60)
     log.note(refusal("rate_limit_exceeded", "web"))
     assert logged(caplog)[-1].endswith(
         "HTTP 429 (rate_limit_exceeded), and 4 times since the last such line."
     )
-    assert log.counts == {"rate_limit_exceeded": 7, "invalid_api_key": 3, "404": 1}
+    log.note(refusal("invalid_api_key", status=401), "192.0.2.7")
+    assert logged(caplog)[-1].endswith("(invalid_api_key), and once since the last such line.")
+    assert log.counts == {"rate_limit_exceeded": 7, "invalid_api_key": 4, "404": 1}
 
 
 def test_it_remembers_only_so_many(clock, caplog):

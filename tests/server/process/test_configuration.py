@@ -95,8 +95,9 @@ def test_where_nothing_can_be_had_it_says_what_there_is(monkeypatch, caplog):
 # ── what it is that may be needed ────────────────────────────────────────────────────────────
 
 
-def test_a_service_lets_more_calls_out_than_a_library():
-    assert read_configuration({}, PROVIDERS).gateway.max_concurrency == 2048
+def test_a_service_lets_more_calls_out_than_a_library_and_freezes_what_is_loaded():
+    gateway = read_configuration({}, PROVIDERS).gateway
+    assert (gateway.max_concurrency, gateway.freeze_gc) == (2048, True)
 
 
 def test_unless_the_environment_says_how_many(monkeypatch):
@@ -106,5 +107,7 @@ def test_unless_the_environment_says_how_many(monkeypatch):
 
 def test_or_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "aigateway.toml").write_text("[gateway]\nmax_concurrency = 7\n")
-    assert read_configuration({}, PROVIDERS).gateway.max_concurrency == 7
+    lines = "[gateway]\nmax_concurrency = 7\nfreeze_gc = false\n"
+    (tmp_path / "aigateway.toml").write_text(lines)
+    gateway = read_configuration({}, PROVIDERS).gateway
+    assert (gateway.max_concurrency, gateway.freeze_gc) == (7, False)

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aigateway import AsyncGateway, FailureKind
+from aigateway.server.http.errors import Refusal
 from aigateway.server.process.shared_directory import SharedDirectory
 from aigateway.server.service import Service
 from aigateway.server.status.recent_events import RecentEvents
@@ -116,7 +117,15 @@ def agreed(service: Service) -> dict[str, Any]:
     outcomes = {"served": "served", "hit": "cache_hits", "failed": "failures"}
     for outcome, name in outcomes.items():
         assert text("requests_total", outcome) == metrics[name]
+    assert metrics["refused"] == totals["refused"]
+    for code, count in metrics["refused"].items():
+        assert count == text("refused_total", code)
     assert sum(each["active"] for each in page["providers"]) == metrics["providers_active"]
+    for key in page["keys"]:
+        account = metrics["keys"][key["name"]]
+        assert {**account, "name": key["name"]} == dict(key)
+        for figure in ("spent_usd", "budget_usd", "requests_last_minute"):
+            assert account[figure] == text(f"key_{figure}", key["name"])
     assert [each["name"] for each in page["providers"]] == list(metrics["providers"])
     for provider in page["providers"]:
         provider_agrees(metrics["providers"][provider["name"]], dict(provider), text)
@@ -157,7 +166,8 @@ async def test_four_processes_have_one_sum(workers: list[Worker]) -> None:
         assert (metrics["in_flight"], a["in_flight"]) == (18, 18)
         assert (a["circuit_state"], a["active"], metrics["providers_active"]) == ("open", True, 2)
         assert metrics["total_requests"] == 21
-        assert metrics["keys"] == {"team": {"spent_usd": 0, "budget_usd": 8, "in_flight": 0}}
+        account = {"spent_usd": 0, "budget_usd": 8, "requests_last_minute": 0, "rpm": None}
+        assert metrics["keys"] == {"team": {**account, "in_flight": 0}}
 
 
 async def test_a_provider_that_none_can_ask_is_not_active(workers: list[Worker]) -> None:
@@ -173,10 +183,43 @@ async def test_the_counts_of_one_that_has_exited_stay(workers: list[Worker]) -> 
     for worker in workers:
         await worker.service.gateway.chat("hi")
         await worker.hold(2)
+        worker.service.refusal_log.note(Refusal(429, "Later.", code="rate_limit_exceeded"))
         worker.report()
     gone = workers.pop()
     SharedDirectory.archive_metrics(gone.directory, gone.place, os.getpid())
     metrics = agreed(workers[0].service)
     assert (metrics["total_requests"], metrics["served"], metrics["in_flight"]) == (12, 4, 6)
+    assert metrics["refused"] == {"rate_limit_exceeded": 4}
     assert workers[0].service.snapshot()["processes"] == 3
+    workers.append(gone)
+
+
+async def test_no_refresh_shows_less_whichever_process_answers(workers: list[Worker]) -> None:
+    """Between two rounds of reports each process knows its own figures best."""
+    shown = 0
+    for number in range(40):
+        worker = workers[number * 7 % 4]
+        await worker.service.gateway.chat(f"{number}")
+        for other in (worker, workers[number * 3 % 4]):
+            requests = other.service.figures()["total_requests"]
+            assert requests >= shown
+            shown = requests
+    assert shown == 40
+
+
+async def test_the_last_minutes_are_those_of_all_processes(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.vendor.script("a", FailureKind.SERVER_ERROR)
+        await worker.service.gateway.chat("fails over")
+        worker.clock.tick(4)
+        worker.service.history()  # reports it, as `SharedDirectory.run` does
+    gone = workers.pop()
+    SharedDirectory.archive_metrics(gone.directory, gone.place, os.getpid())
+    history = workers[0].service.history()
+    [(_, point)] = history["points"]
+    assert {name: figures[:2] for name, figures in point.items()} == {
+        "": [4, 0],
+        "a": [4, 4],
+        "b": [4, 0],
+    }
     workers.append(gone)

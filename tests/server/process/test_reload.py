@@ -126,6 +126,22 @@ class TestProviders:
             assert (await out).provider == "one"
             assert desk.service.gateway.get_metrics()["providers"]["one"]["attempts"] == 0
 
+    async def test_one_of_two_of_a_model_keeps_its_name_and_state_without_the_other(
+        self, simulator
+    ):
+        texts = [
+            provider(simulator.openai, "", api_key=key).replace('name = ""\n', "")
+            for key in (simulator.openai.key, "sk-other")
+        ]
+        async with desk_with("".join(texts)) as desk:
+            gateway = desk.service.gateway
+            assert [p.name for p in gateway.providers] == ["openai/m", "openai/m#2"]
+            gateway.force_circuit("openai/m#2", "open")
+            for settings in ("", "[gateway]\ncache_max_entries = 7\n"):
+                assert await desk.now(settings + texts[1])
+                (left,) = desk.service.gateway.providers
+                assert (left.name, left.forced) == ("openai/m#2", True)
+
     async def test_the_environment_stands_over_the_file(self, simulator, monkeypatch):
         monkeypatch.setenv("AIGATEWAY_TIMEOUT", "7")
         write_dotenv("AIGATEWAY_MAX_QUEUE=3\n")
@@ -246,6 +262,18 @@ class TestServer:
             assert desk.service.settings.pass_params == ("min_p",)
             assert [key.name for key in desk.service.settings.keys] == ["a"]
 
+    async def test_it_is_said_which_keys_came_and_went(self, simulator, caplog):
+        text = provider(simulator.openai)
+
+        def keys(*names):
+            tables = (f'[[server.keys]]\nname = "{n}"\nsha256 = "{n * 64}"\n' for n in names)
+            return "".join(tables) + text
+
+        async with desk_with(keys("a", "b")) as desk:
+            with caplog.at_level(logging.WARNING):
+                assert await desk.now("[server]\nrequest_timeout = 9\n" + keys("b", "c"))
+            assert "reload.done: [server] keys added c; removed a, request_timeout" in caplog.text
+
     async def test_what_needs_a_restart_is_said(self, simulator, caplog):
         text = provider(simulator.openai)
         async with desk_with(text) as desk:
@@ -261,7 +289,7 @@ class TestServer:
                 assert not await desk.now(bare + text)
                 assert [key.name for key in desk.service.settings.keys] == ["a"]
                 with pytest.raises(Refusal):
-                    desk.service.access.admit({})
+                    desk.service.access.identify(None, None)
         assert "reload.refused" in caplog.text
         assert "without keys everybody" in caplog.text
 

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from urllib.request import urlopen
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from aigateway.cli import app
+from aigateway.simulator import Simulator
 from tests.processes import PATIENCE, until
 
 pytestmark = pytest.mark.slow
@@ -81,6 +83,8 @@ def test_the_log_as_json(start, workers):
     until(lambda: "no_such" in service.log)
     service.signal(signal.SIGTERM)
     assert service.code == 0
+    (said,) = service.read("out").splitlines()
+    assert json.loads(said)["event"] == "service.listening"
     lines = [json.loads(line) for line in service.log.splitlines()]
     refused = [line for line in lines if line["event"].startswith("reload.refused")]
     assert {line["level"] for line in refused} == {"error"}
@@ -102,3 +106,37 @@ def test_only_the_service_loads_the_frameworks():
         timeout=PATIENCE,
     )
     assert done.stdout == "[]\n"
+
+
+LOOK = """
+import gc
+import os
+from pathlib import Path
+
+from aigateway import Middleware
+
+gc.unfreeze()
+
+
+class Look(Middleware):
+    async def before(self, request):
+        Path("frozen").write_text(str(gc.get_freeze_count() > 1000))
+        return request
+"""
+
+
+@pytest.mark.parametrize(("workers", "frozen"), [(0, True), (1, True), (2, True), (1, False)])
+def test_the_service_and_the_batch_command_freeze_what_is_loaded(launch, tmp_path, workers, frozen):
+    (tmp_path / "look.py").write_text(LOOK)
+    (tmp_path / "in.jsonl").write_text('{"id": "1", "prompt": "hi"}\n')
+    env = {"AIGATEWAY_MIDDLEWARE": '["look:Look"]', "TMPDIR": str(tmp_path)}
+    env |= {} if frozen else {"AIGATEWAY_FREEZE_GC": "false"}
+    with Simulator.in_thread() as vendors:
+        env |= {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": vendors.openai.api_base}
+        if workers:
+            command = launch(tmp_path, "serve", "--port", "0", "--workers", str(workers), env=env)
+            httpx.post(f"{command.url}/chat", json={"message": "hi"}).raise_for_status()
+        else:
+            command = launch(tmp_path, "batch", "in.jsonl", "out.jsonl", env=env)
+            assert command.code == 0, command.log
+        assert command.read("frozen") == str(frozen)

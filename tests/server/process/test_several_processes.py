@@ -54,11 +54,11 @@ def vendors():
 def serve(start, vendors):
     """A service in processes of its own; gives a maker of clients, each with a new connection."""
 
-    def begin(*, workers=1, **settings):
+    def begin(*, workers=1, keys="", **settings):
         lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
         server = "\n".join(["[server]", f"workers = {workers}", *lines])
         toml = PROVIDERS.format(vendors.openai.api_base, vendors.anthropic.api_base)
-        return start(toml=f"{server}\n{toml}")
+        return start(toml=f"{server}\n{keys}\n{toml}")
 
     return begin
 
@@ -95,6 +95,37 @@ async def test_figures_are_those_of_all_processes(serve):
     async with asyncio.timeout(PATIENCE):
         await eventually(all_are_told)
         await eventually(the_scraper_is_told)
+
+
+async def test_a_stop_writes_the_lines_of_all_served_requests(serve):
+    service = serve(workers=2)
+    url = await asyncio.to_thread(lambda: service.url)
+    await asyncio.gather(*(chat(url, f"p{n}") for n in range(10)))
+    service.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(lambda: service.code) == 0
+    assert service.log.count("event='request.served'") == 10
+
+
+async def test_a_burst_of_cheap_chats_of_a_new_key_fits_into_a_small_budget(serve, vendors):
+    vendors.openai.behave(Fault.slow(0.5))
+    keys = "".join(
+        f'[[server.keys]]\nname = "{name}"\nbudget_usd = {budget}\n'
+        f'sha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n'
+        for name, budget in (("rich", 5.0), ("poor", 0.05))
+    )
+    url = await asyncio.to_thread(lambda: serve(workers=3, keys=keys).url)
+
+    def ask(number, key):
+        body = {
+            "model": "gpt-4o-mini",
+            "max_tokens": 10,
+            "messages": [{"role": "user", "content": f"{number}"}],
+        }
+        return asked(url, "POST", "/v1/chat/completions", body=body, authorization=f"Bearer {key}")
+
+    for key in ("rich", "poor"):
+        answers = await asyncio.gather(*(ask(number, key) for number in range(60)))
+        assert [answer.text for answer in answers if answer.status_code != 200] == []
 
 
 async def test_the_page_is_fed_with_the_sum(serve):

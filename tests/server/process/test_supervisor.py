@@ -9,14 +9,17 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from aigateway.server.process.configuration import read_configuration
 from aigateway.server.process.reload import FileWatch
 from aigateway.server.process.supervisor import Supervisor
-from tests.processes import Running, until
+from tests.processes import PATIENCE, Running, until
 from tests.server.visitors import eventually, once
 
 pytestmark = pytest.mark.slow
@@ -116,6 +119,7 @@ async def test_without_the_parent_they_end_too(start):
     pids = await everybody(port, 3)
     service.signal(signal.SIGKILL)
     await asyncio.to_thread(until, lambda: not any(is_alive(pid) for pid in pids))
+    assert service.log.count("worker.orphaned") == 3
 
 
 def is_alive(pid: int) -> bool:
@@ -188,6 +192,7 @@ async def test_what_a_killed_service_left_is_removed_at_the_next_start(start, tm
         ("[gateway]\ntimeout = -1\n", (), "timeout"),
         ("", (), "OPENAI_API_KEY"),
         (KEYED, ("--host", "no.such.host.invalid"), "not an address of this machine"),
+        (KEYED, ("--host", "192.0.2.1", "--port", "0"), "choose another with --host"),
         ("", ("--simulate", "--workers", "2"), "--workers 1"),
         ("", ("--config", "missing.toml"), "cannot be read"),
     ],
@@ -275,3 +280,50 @@ def test_a_file_that_changes_while_it_starts_is_seen(start, workers):
     assert "providers added openai/another; removed openai/m" in service.log
     service.signal(signal.SIGTERM)
     assert service.code == 0
+
+
+WATCHED = """
+import os
+import sys
+from importlib.abc import MetaPathFinder
+
+
+class Watch(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "litellm":
+            with open(os.environ["IMPORTS"], "a") as log:
+                log.write(f"{os.getpid()}\\n")
+
+
+sys.meta_path.insert(0, Watch())
+"""
+
+
+@pytest.mark.proof
+def test_workers_and_those_that_replace_them_share_litellm_with_the_parent(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WATCHED)
+    (tmp_path / "aigateway.toml").write_text(TOML.replace("workers = 3", "workers = 2\nport = 0"))
+    imports = tmp_path / "imports"
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "IMPORTS": str(imports)}
+    command = [sys.executable, "-m", "aigateway", "serve"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as service:
+        try:
+            assert service.stdout is not None
+            url = service.stdout.readline().split("listens at ")[1].split()[0]
+            children = Path(f"/proc/{service.pid}/task/{service.pid}/children")
+
+            def workers():
+                return set(map(int, children.read_text().split()))
+
+            first = until(lambda: workers() if len(workers()) == 2 else None)
+            os.kill(min(first), signal.SIGKILL)
+            until(lambda: len(workers() - first) == 1 and len(workers()) == 2)
+            for _ in range(8):  # of both
+                httpx.get(f"{url}/ready").raise_for_status()
+            assert imports.read_text().split() == [str(service.pid)]
+        finally:
+            service.terminate()
+            service.wait(PATIENCE)

@@ -11,9 +11,10 @@ import pytest
 
 from aigateway.errors import FailureKind as K
 from aigateway.server.auth.keys import Access
-from aigateway.testing import ScriptedVendor
+from aigateway.settings import ApiKey
+from aigateway.testing import FakeClock, ScriptedVendor
 from tests.processes import PATIENCE
-from tests.server.watched import ADMIN, KEYS, USER, serving
+from tests.server.watched import ADMIN, KEYS, USER, digest, serving
 
 
 @asynccontextmanager
@@ -151,14 +152,103 @@ class TestWhoMayWatch:
             assert (await anext(told))["admin"] is admin
 
 
+LIMITED, SCRAPER = "a-limited-key", "a-scrapers-key"
+SEVERAL = KEYS.model_copy(
+    update={
+        "keys": (
+            *KEYS.keys,
+            ApiKey(name="limited", sha256=digest(LIMITED), models=("b/2",), budget_usd=5, rpm=9),
+            ApiKey(name="scraper", sha256=digest(SCRAPER), models=(), monitor=True),
+        )
+    }
+)
+
+
+class TestWhatAKeySees:
+    """One with `models` sees its own only; one without sees all but the accounts of others."""
+
+    @pytest.mark.parametrize(
+        ("key", "names"),
+        [
+            (USER, ["team"]),
+            (LIMITED, ["limited"]),
+            (SCRAPER, ["team", "limited", "scraper"]),
+            (ADMIN, ["team", "limited", "scraper"]),
+        ],
+    )
+    async def test_accounts(self, key, names):
+        header = {"Authorization": f"Bearer {key}"}
+        async with serving(SEVERAL) as (_, client):
+            asked = {"model": "b/2", "message": "hi"}
+            await client.post("/chat", json=asked, headers={"x-api-key": LIMITED})
+            metrics = (await client.get("/metrics", headers=header)).json()
+            text = (await client.get("/metrics", headers={**header, "Accept": "text/plain"})).text
+            async with watching(client, key) as (_, told):
+                seen = await anext(told)
+        assert list(metrics["keys"]) == names
+        assert [each["name"] for each in seen["snapshot"]["keys"]] == names
+        assert re.findall(r'aigateway_key_requests_last_minute\{key="(\w+)"', text) == names
+        if "limited" in names:
+            account = {"budget_usd": 5.0, "requests_last_minute": 1, "rpm": 9, "in_flight": 0}
+            assert metrics["keys"]["limited"].items() >= account.items()
+
+    async def test_a_key_with_models_sees_no_more_than_the_state_of_those(self):
+        vendor = ScriptedVendor()
+        vendor.script("a/1", K.SERVER_ERROR)
+        header = {"Authorization": f"Bearer {LIMITED}"}
+        async with serving(SEVERAL, vendor=vendor) as (service, client):
+            await service.gateway.chat("hi")
+            metrics = (await client.get("/metrics", headers=header)).json()
+            text = (await client.get("/metrics", headers={**header, "Accept": "text/plain"})).text
+            async with watching(client, LIMITED) as (_, told):
+                seen = await anext(told)
+        assert metrics.keys() == {"providers_active", "providers", "keys"}
+        assert metrics["providers"].keys() == {"b/2"}
+        assert not metrics["providers"]["b/2"].keys() & {"attempts", "cost_usd", "total_tokens"}
+        picture = seen["snapshot"]
+        assert [each["name"] for each in picture["providers"]] == ["b/2"]
+        assert not picture["providers"][0].keys() & {"answered", "failed", "tokens", "cost_usd"}
+        assert (picture["totals"], picture["events"], seen["history"]) == (None, [], None)
+        for said in (json.dumps(seen), json.dumps(metrics), text):
+            assert "a/1" not in said
+            assert "team" not in said
+        assert set(re.findall(r"^(aigateway_\w+)", text, re.MULTILINE)) == {
+            "aigateway_circuit_state",
+            "aigateway_provider_active",
+            *(f"aigateway_key_{each}" for each in ("spent_usd", "budget_usd", "rpm")),
+            "aigateway_key_requests_last_minute",
+        }
+
+
+class TestTheHistory:
+    async def test_comes_whole_at_first_and_then_what_is_new(self):
+        clock = FakeClock()
+        async with serving(clock=clock) as (service, client):
+            await service.gateway.chat("hi")
+            clock.tick(10)
+            service.clock = _NeverLater(clock)
+            for order in ("open", "closed"):  # whenever a page is opened
+                async with watching(client) as (_, told):
+                    first = (await anext(told))["history"]
+                    [(began, point)] = first["points"]
+                    assert point[""][:2] == point["a/1"][:2] == [1, 0]
+                    assert first["since"] <= began < first["until"]
+                    clock.tick(1)
+                    await service.force_circuit("b/2", order, None)
+                    assert (await anext(told))["history"]["points"] == []
+
+
 class _NeverLater:
     """A clock on which a pause of the feed passes and its second does not."""
+
+    def __init__(self, clock=None):
+        self._wall = clock or FakeClock()
 
     def now(self):
         return 0.0
 
     def wall(self):
-        return 0.0
+        return self._wall.wall()
 
     async def sleep(self, seconds):
         await asyncio.sleep(0)

@@ -1,8 +1,10 @@
 """The status page in a real browser, over a running service with simulated vendors."""
 
 import contextlib
+import json
 import re
 
+import httpx
 import pytest
 import pytest_asyncio
 from playwright.async_api import expect
@@ -11,12 +13,12 @@ from aigateway import AsyncGateway
 from aigateway.clock import SystemClock
 from aigateway.server.service import Service
 from aigateway.server.status.recent_events import RecentEvents
-from aigateway.settings import ServerSettings
+from aigateway.settings import ApiKey, ServerSettings
 from aigateway.simulator import Fault, Simulator
 from tests.processes import PATIENCE
 from tests.server.browsing import DESK, PHONE, browser, visiting
 from tests.server.running import running
-from tests.server.watched import ADMIN, KEYS, USER
+from tests.server.watched import ADMIN, KEYS, USER, digest
 
 __all__ = ["browser"]
 
@@ -24,6 +26,24 @@ __all__ = ["browser"]
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 expect.set_options(timeout=PATIENCE * 1000)
+
+
+OPENAI = "openai/gpt-4o-mini"
+LIMITED = "a-limited-key"
+SEVERAL = KEYS.model_copy(
+    update={
+        "keys": (
+            *KEYS.keys,
+            ApiKey(
+                name="limited",
+                sha256=digest(LIMITED),
+                models=("gpt-4o-mini",),
+                budget_usd=5,
+                rpm=90,
+            ),
+        )
+    }
+)
 
 
 class Ahead(SystemClock):
@@ -131,6 +151,118 @@ async def test_shows_a_circuit_open_and_close(browser, serve, gateway, simulator
         await expect(drawn).to_have_attribute("d", re.compile(r"^M[\d. ]+L"))
         assert visit.errors == []
         assert all(asked.startswith((url, "data:")) for asked in visit.asked)
+
+
+async def test_a_page_opened_now_shows_the_last_minutes_and_each_provider(
+    browser, serve, gateway, simulator
+):
+    simulator.openai.behave(Fault.server_error())
+    await gateway.chat("before the page is open")
+    async with serve() as url, visiting(browser, url) as visit:
+        page = visit.page
+        failures = page.locator("#chart-failures .most")
+        await expect(page.locator("#chart-requests .most")).to_have_text("max 0.5")
+        await expect(failures).to_have_text("")
+        await page.get_by_label("The last three minutes of").select_option(label=OPENAI)
+        await expect(failures).to_have_text("max 0.5")
+        assert visit.errors == []
+
+
+async def test_shows_what_each_key_has_used_and_no_figure_wraps(browser, serve, gateway):
+    async with serve(SEVERAL) as url, visiting(browser, url) as visit:
+        page = visit.page
+        headers = {"x-api-key": LIMITED}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE) as client:
+            asked = {"message": "hi", "model": "gpt-4o-mini"}
+            assert (await client.post("/chat", json=asked)).status_code == 200
+            no_key = await client.post("/chat", json=asked, headers={"x-api-key": "other"})
+            assert no_key.status_code == 401
+        await page.get_by_label("Key", exact=True).fill(LIMITED)
+        await page.get_by_role("button", name="Connect").click()
+        await expect(linked(page)).to_have_text("Live")
+        own = provider(page, "limited")
+        await expect(own).to_contain_text(re.compile(r"\$0\.\d+of \$5\.00, 0 %1of 90"))
+        await expect(page.locator(".tiles, .charts, .past")).to_have_count(4)
+        for hidden in await page.locator(".tiles, .charts, .past").all():
+            await expect(hidden).to_be_hidden()
+        for name in ("anthropic/", "team"):
+            await expect(provider(page, name)).to_have_count(0)
+
+        await page.get_by_role("button", name="Forget key").click()
+        await page.get_by_label("Key", exact=True).fill(ADMIN)
+        await page.get_by_role("button", name="Connect").click()
+        await expect(provider(page, "team")).to_contain_text("no budget")
+        await expect(page.locator("#cost")).to_be_visible()
+        refused = "Refused by the service itself: invalid api key\xa0"
+        await expect(page.locator("#refused")).to_contain_text(refused)
+
+        fed = f"data: {json.dumps(await enlarged(url))}\n\n"
+        sent = {"content_type": "text/event-stream", "body": fed}
+        await page.route("**/status/feed", lambda route: route.fulfill(**sent))
+        await page.reload()
+        await expect(page.locator("#requests")).to_have_text("9.9M")
+        await expect(provider(page, "limited")).to_contain_text("of 9.9M")
+        assert await page.evaluate(WRAPPED, False) == []
+        for width in (320, PHONE["width"], 700):
+            await page.set_viewport_size({"width": width, "height": 844})
+            assert await page.evaluate(WRAPPED, True) == []
+        assert visit.of_its_own() == []
+
+
+WRAPPED = """narrow => {
+  const among = narrow ? "td.n > *" : ".tiles dd *, .n > *, thead th";
+  return [...document.querySelectorAll(among)].filter(each => {
+    const text = document.createRange();
+    text.selectNodeContents(each);
+    const lines = new Set([...text.getClientRects()].map((box) => Math.round(box.top))).size;
+    const cell = each.closest("div, th, td").getBoundingClientRect();
+    const box = text.getBoundingClientRect();
+    const spills = box.width > 0 && (box.left < cell.left - 1 || box.right > cell.right + 1);
+    return (lines > 1 && !each.matches(narrow ? "small" : ".kinds")) || spills;
+  }).map((each) => each.outerHTML);
+}"""
+"""Figures and headings that wrap, or that leave their cell. On a narrow screen notes may wrap."""
+
+
+async def enlarged(url):
+    """What the feed says, with figures as large as they get."""
+    async with (
+        httpx.AsyncClient(base_url=url, headers={"x-api-key": ADMIN}, timeout=PATIENCE) as client,
+        client.stream("GET", "/status/feed") as answer,
+    ):
+        said = json.loads((await anext(answer.aiter_lines())).removeprefix("data: "))
+
+    def grown(value):
+        match value:
+            case dict():
+                return {name: grown(each) for name, each in value.items()}
+            case list():
+                return [grown(each) for each in value]
+            case bool() | str() | None:
+                return value
+            case int():
+                return 9_876_543
+            case _:
+                return 98_765.432
+
+    picture = said["snapshot"]
+    for each in picture["providers"]:
+        each["failures"] = {"model_not_found": 0, "server_error": 0}
+        each["latency_seconds"] = dict.fromkeys(("p50", "p95", "p99"), 0.0)
+    return {"admin": True, "snapshot": grown(picture), "history": None}
+
+
+async def test_the_first_visit_brings_no_error(browser, serve, gateway):
+    for settings, text in ((None, "Live"), (SEVERAL, "A key is needed")):
+        async with serve(settings) as url, visiting(browser, url) as visit:
+            await expect(linked(visit.page)).to_have_text(text)
+            assert (visit.errors, visit.refused) == ([], [])
+            if settings is not None:
+                assert not any("/status/feed" in asked for asked in visit.asked)
+                await visit.page.get_by_label("Key", exact=True).fill(ADMIN)
+                await visit.page.get_by_role("button", name="Connect").click()
+                await expect(linked(visit.page)).to_have_text("Live, as operator")
+                assert (visit.errors, visit.refused) == ([], [])
 
 
 async def test_asks_for_the_key_and_keeps_it_in_the_tab_only(browser, serve, gateway):

@@ -14,9 +14,9 @@ from aigateway.events import (
     ProviderDisabled,
     ProviderEnabled,
     ProviderFailed,
+    RequestEnded,
     RequestFailed,
     RequestHedged,
-    RequestServed,
 )
 from aigateway.server.status.recent_events import KEPT, RecentEvents
 
@@ -31,7 +31,9 @@ def failed(provider="a", request="r", kind=K.SERVER_ERROR, status=500):
 
 
 def served(provider="b", request="r", seconds=0.5):
-    return RequestServed(request, provider, "m", None, 2, seconds, 10, 0.001)
+    return RequestEnded(
+        request, "chat", False, None, "served", provider, "", 2, seconds, seconds, None
+    )
 
 
 def gave_up(error="AllProvidersFailedError", *causes, request="r"):
@@ -179,7 +181,7 @@ class TestLatency:
         latency = recent.latency()
         assert latency is not None
         assert all(math.isclose(value, 1.0) for value in latency.values())
-        assert len(recent._latencies) == 512
+        assert len(recent.history._answers) == 512
 
 
 class TestWatching:

@@ -62,11 +62,13 @@ class TestOne:
         assert totals["latency_seconds"] is not None
         assert {each["kind"] for each in shown["events"]} == {"failover", "opened", "disabled"}
 
-    async def test_what_callers_did_themselves_is_no_failure_of_the_provider(self, service, vendor):
+    async def test_what_callers_did_themselves_is_no_failure(self, service, vendor):
         vendor.script("a", K.REJECTED)
         with pytest.raises(RequestRejectedError):
             await service.gateway.chat("hi")
-        assert by_name(service.snapshot())["a"]["failed"] == 0
+        shown = service.snapshot()
+        assert by_name(shown)["a"]["failed"] == 0
+        assert (shown["totals"]["failures"], shown["totals"]["rejected"]) == (0, 1)
 
     async def test_forced(self, service):
         await service.force_circuit("b", "open", "ops")

@@ -6,16 +6,17 @@ import os
 import subprocess
 import sys
 
-from tests.docs.pages import blocks
+from tests.docs.pages import MOVED, blocks, under
 from tests.processes import PATIENCE, ROOT
 
 
 def test_the_programs_are_typed(tmp_path):
-    programs = blocks("python")
-    assert len(programs) > 15
-    for number, block in enumerate(programs):
+    programs = {str(block): block.text for block in blocks("python")}
+    programs |= {page: under(page, "After", "python") for page in MOVED}
+    assert len(programs) > 20
+    for number, (name, text) in enumerate(programs.items()):
         path = tmp_path / f"program_{number}.py"
-        path.write_text(f"# {block}\n{block.text}")
+        path.write_text(f"# {name}\n{text}")
     run = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", str(tmp_path)],
         cwd=ROOT,  # where the configuration and the cache are

@@ -1,0 +1,1 @@
+"""What processes share: limits, circuits and answers; and what outlives a restart."""

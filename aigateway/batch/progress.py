@@ -48,16 +48,17 @@ def progress_bar(console: Any = None, clock: Clock = SYSTEM_CLOCK) -> Iterator[S
 def _on_terminal(console: Any, clock: Clock) -> Iterator[Show]:
     from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 - as above
 
-    began = clock.now()
     columns = (BarColumn(_BAR), TextColumn("{task.fields[figures]}", markup=False))
-    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bar:
+    plain = {"redirect_stdout": False, "redirect_stderr": False, "auto_refresh": False}
+    with Progress(*columns, console=console, **plain) as bar:
         task = bar.add_task("", total=None, figures="")
 
-        def show(progress: BatchProgress) -> None:
-            figures = _figures(progress, clock.now() - began)
-            bar.update(task, completed=progress.done, total=progress.total, figures=figures)
+        def draw(progress: BatchProgress, figures: str) -> None:
+            done, total = progress.done, progress.total
+            bar.update(task, completed=done, total=total, figures=figures, refresh=True)
 
-        yield show
+        with _now_and_then(draw, clock) as show:
+            yield show
 
 
 @contextlib.contextmanager
@@ -65,29 +66,36 @@ def _in_notebook(clock: Clock) -> Iterator[Show]:
     """Rewrite one line of the cell's output. Rich's own display needs ipywidgets."""
     from IPython.display import display  # noqa: PLC0415 - there, in a notebook
 
-    began = clock.now()
     handle = display({"text/plain": ""}, raw=True, display_id=True)
-    latest: BatchProgress | None = None
-    due = began
 
-    def draw(progress: BatchProgress) -> None:
+    def draw(progress: BatchProgress, figures: str) -> None:
         done = _BAR * progress.done // progress.total if progress.total else 0
-        figures = _figures(progress, clock.now() - began)
         bar = f"{'█' * done}{'░' * (_BAR - done)} " if progress.total else ""
         handle.update({"text/plain": bar + figures}, raw=True)
+
+    with _now_and_then(draw, clock) as show:
+        yield show
+
+
+@contextlib.contextmanager
+def _now_and_then(draw: Callable[[BatchProgress, str], None], clock: Clock) -> Iterator[Show]:
+    """Draw the progress a few times a second, and at the end."""
+    began = due = clock.now()
+    latest: BatchProgress | None = None
 
     def show(progress: BatchProgress) -> None:
         nonlocal latest, due
         latest = progress
-        if clock.now() >= due:
-            due = clock.now() + _FRAME_SECONDS
-            draw(progress)
+        now = clock.now()
+        if now >= due:
+            due = now + _FRAME_SECONDS
+            draw(progress, _figures(progress, now - began))
 
     try:
         yield show
     finally:
         if latest is not None:
-            draw(latest)
+            draw(latest, _figures(latest, clock.now() - began))
 
 
 def _figures(progress: BatchProgress, elapsed: float) -> str:

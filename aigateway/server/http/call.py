@@ -20,7 +20,7 @@ from aigateway.server.http.bodies import ChatBody
 from aigateway.server.http.errors import (
     REQUEST,
     Refusal,
-    is_anthropics,
+    is_anthropics_path,
     own_path,
     request_id_of,
 )
@@ -211,7 +211,7 @@ class AdmittedRequest(LimitedRequest):
     ) -> None:
         super().__init__(scope, receive, send, service.settings, clock)
         self.service = service
-        self.path = own_path(scope)
+        self.path: str = own_path(scope) if scope.get("root_path") else scope["path"]
         given = self.fields.get(b"x-request-id")
         self.request_id = request_id_of(None if given is None else given.decode("latin-1"))
         self._outer_body: Callable[[], Awaitable[bytes]] | None = None
@@ -219,7 +219,7 @@ class AdmittedRequest(LimitedRequest):
         scope[REQUEST] = self
         scope.setdefault("state", {})["request_id"] = self.request_id
         written = self.request_id.encode()
-        if is_anthropics(self.fields, self.path):
+        if b"anthropic-version" in self.fields or is_anthropics_path(self.path):
             # Its clients read the second one.
             self.added = ((b"x-request-id", written), (b"request-id", written))
         else:
@@ -266,26 +266,19 @@ class AdmittedRequest(LimitedRequest):
             return
         if not service.settings.keys:
             check_local(self.text(b"host"), self.text(b"origin"), service.settings)
-        if not is_open:
-            self._caller = self._known_caller() or service.access.identify(
-                self.text(b"authorization"), self.text(b"x-api-key")
-            )
-
-    def _known_caller(self) -> Caller | None:
-        """Return the caller by its key, if its connection is its own; None: see `identify`.
-
-        So the digest of the key is made once for a connection.
-        """
-        given, direct = self.fields.get(b"authorization"), self._direct
+        if is_open:
+            return
+        access, direct, given = service.access, self._direct, self.fields.get(b"authorization")
         if direct is None or given is None or b"x-api-key" in self.fields:
-            return None
-        connection, access = direct.connection, self.service.access
+            self._caller = access.identify(self.text(b"authorization"), self.text(b"x-api-key"))
+            return
+        # The digest of the key is made once for a connection.
+        connection = direct.connection
         known = connection.recognized
         if known is None or known[0] is not access or not hmac.compare_digest(known[1], given):
             caller = access.identify(given.decode("latin-1"), None)
             known = connection.recognized = (access, given, caller)
-        found: Caller = known[2]
-        return found
+        self._caller = known[2]
 
     def admit(self) -> None:
         """Identify the caller, and read the headers.

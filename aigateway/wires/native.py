@@ -33,7 +33,7 @@ from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.failures import classify_response
 from aigateway.wires.json_bodies import parsed, with_extra_body
 from aigateway.wires.stream_reading import Event, StreamReading
-from aigateway.wires.wire import BrokenOffError, VendorRequest, VendorResponse, caller_headers
+from aigateway.wires.wire import BrokenOffError, Received, VendorRequest, caller_headers
 
 T = TypeVar("T")
 
@@ -247,7 +247,7 @@ class NativeLane:
         is_sure: bool,
         asked_from: dict[ProtocolName, float],
         clock: Clock,
-        exchange: Callable[[VendorRequest], Awaitable[VendorResponse]],
+        exchange: Callable[[VendorRequest], Awaitable[Received]],
         open_stream: Callable[..., Awaitable[VendorStream]],
         cost: Callable[[Completion, Any], float | None],
     ) -> None:
@@ -366,10 +366,10 @@ class NativeLane:
         headers = request.native.headers
         return self._protocol.sent(body, headers, request.headers, streamed=streamed)
 
-    def _read(self, request: ChatRequest, received: VendorResponse) -> Completion:
+    def _read(self, request: ChatRequest, received: Received) -> Completion:
         """Read a whole answer, and price it."""
         failure: Failure | None = None
-        status, said, content = received.status_code, None, received.content
+        (status, headers, content), said = received, None
         if 200 <= status < 300:
             try:
                 stops = _may_be_empty(request)
@@ -384,7 +384,7 @@ class NativeLane:
                 _log.debug("Unreadable answer (%s).", type(error).__name__)
         if failure is None or failure.kind is FailureKind.BAD_ANSWER:
             failure = classify_response(
-                status, received.headers, said or content, now_wall=self._clock.wall()
+                status, headers, said or content, now_wall=self._clock.wall()
             )
         raise VendorCallError(failure)
 

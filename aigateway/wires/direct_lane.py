@@ -260,7 +260,7 @@ class DirectClient(ProviderFacts):
             clock=self._clock,
             exchange=partial(self._send, session),
             open_stream=partial(self._native_stream, session),
-            cost=self._stream_cost,
+            price=self._priced,
         )
 
     async def _native_stream(
@@ -376,6 +376,17 @@ class DirectClient(ProviderFacts):
                 status, headers, said or content, now_wall=self._clock.wall()
             )
         raise VendorCallError(failure)
+
+    def _priced(self, completion: Completion) -> Completion:
+        """Set the price of a new answer in its own protocol."""
+        tariff = self._tariff
+        if (
+            tariff is not None
+            and completion.service_tier in ORDINARY_TIERS
+            and tariff.price(completion)
+        ):
+            return completion
+        return completion.price(self._stream_cost(completion, None))
 
     def _stream_cost(self, completion: Completion, counted: Any) -> float | None:
         """Return what a streamed answer costs so far."""

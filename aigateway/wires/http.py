@@ -260,11 +260,16 @@ class _VendorConnection(ResponseHandler):
             refused = HttpProcessingError(code=code, message=message, headers=headers)
         self.set_exception(refused, error)
 
-    def is_usable(self) -> bool:
-        """Return whether it can carry another request: what aiohttp asks of it, in one call."""
-        transport, body = self.transport, self._payload
-        return not (
-            transport is None
+    def keep(self, key: object) -> None:
+        """Keep it for another request after a whole answer, if it can carry one.
+
+        aiohttp asks for the same, in several calls. And a vendor that answers before it has the
+        request may never read the rest of it.
+        """
+        pool, transport, body = self.pool(), self.transport, self._payload
+        if (
+            pool is None
+            or transport is None
             or transport.is_closing()
             or self._should_close
             or self._tail
@@ -272,7 +277,14 @@ class _VendorConnection(ResponseHandler):
             or self._upgraded
             or self._buffer
             or (body is not None and not body._eof)  # noqa: SLF001
-        )
+            or transport.get_write_buffer_size()
+        ):
+            self.discard()
+            return
+        self._parser = None  # what comes now makes it useless, see `_tail`
+        self._payload = None  # its body has been read
+        self.until = pool.loop.time() + _KEEP_ALIVE
+        pool.idle[key].append(self)
 
     def resume_reading(self, *options: Any, **more: Any) -> None:
         """Read on, if reading has been paused: aiohttp asks for it with every piece of a body."""
@@ -562,7 +574,7 @@ class SharedSession:
         except BaseException:
             connection.discard()
             raise
-        self._keep(connection)
+        connection.keep(self._key)
         return message.code, message.headers, received
 
     async def stream(
@@ -610,7 +622,7 @@ class SharedSession:
             response.close()
             return
         if response.content.is_eof():
-            self._keep(response.connection)
+            response.connection.keep(self._key)
         else:
             response.connection.discard()
 
@@ -636,23 +648,6 @@ class SharedSession:
         if pool.session.closed:  # its loop has closed what it had, and goes on all the same
             pool = self._pool()
         return await pool.connect(self._request(pool, url, {}))
-
-    def _keep(self, connection: _VendorConnection) -> None:
-        """Keep the connection of a whole answer for another request, if it can carry one."""
-        pool, transport = connection.pool(), connection.transport
-        # A vendor that answers before it has the request may never read the rest of it.
-        if (
-            pool is None
-            or transport is None
-            or not connection.is_usable()
-            or transport.get_write_buffer_size()
-        ):
-            connection.discard()
-            return
-        connection._parser = None  # noqa: SLF001 - what comes now makes it useless, see `_tail`
-        connection._payload = None  # noqa: SLF001 - its body has been read
-        connection.until = pool.loop.time() + _KEEP_ALIVE
-        pool.idle[self._key].append(connection)
 
     def _head(self, pool: ConnectionPool, url: URL, headers: Mapping[str, str]) -> bytes:
         """Return the head of a request but for its length; empty to leave the request to aiohttp.

@@ -72,7 +72,7 @@ _MESSAGE = frozenset(
 )
 _TEXT = frozenset({"annotations", "content", "refusal", "role"})
 _BESIDE = frozenset({"citations", "search_results"})
-_INTEGERS = {int}
+_MOST = 2**53
 _CHOICE = frozenset({"index", "message", "finish_reason", "logprobs", "content_filter_results"})
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _CALL = frozenset({"custom", "id", "type", "function", "index"})
@@ -83,7 +83,8 @@ def openai_completion(body: Any) -> Completion | None:
     try:
         if body.get("error") or body.get("service_tier") not in {None, "default", "auto"}:
             return None
-        choices = tuple(map(_choice, body["choices"]))
+        answers = body["choices"]
+        choices = (_choice(answers[0]),) if len(answers) == 1 else tuple(map(_choice, answers))
         usage = _usage(body["usage"])
         created = body["created"]
         name, model, fingerprint = body["id"], body["model"], body.get("system_fingerprint")
@@ -160,8 +161,9 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     if before.get("audio_tokens") or after.get("audio_tokens"):
         raise UnusualError  # priced by litellm
     counts = (prompt, completion, total, cached, reasoning, written)
-    if set(map(type, counts)) != _INTEGERS or min(counts) < 0 or max(counts) >= 2**53:
-        raise UnusualError
+    for count in counts:
+        if type(count) is not int or not 0 <= count < _MOST:
+            raise UnusualError
     return Usage(*counts)
 
 

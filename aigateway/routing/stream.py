@@ -19,7 +19,7 @@ from aigateway.routing.candidates import RequestState
 from aigateway.routing.failover import Failovers, Served
 from aigateway.routing.work import OpenedStream, StreamWork, next_content
 from aigateway.structured import fits
-from aigateway.wires.client import Failure, VendorCallError, VendorStream
+from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import joined_sources
 from aigateway.wires.failures import Failover, Verdict
 
@@ -65,6 +65,7 @@ class StreamRun:
         resumed: Whether the answer has parts of several providers.
         first_content_at: On the clock's own scale.
         opening: The provider that answers now; None before the first content.
+        has_more: The chunk after the present one came with it, so it is not waited for.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class StreamRun:
         self.served: Served[Completion] | None = None
         self.resumed = False
         self.first_content_at: float | None = None
+        self.has_more = False
         self.opening: Opening | None = None
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
@@ -111,10 +113,17 @@ class StreamRun:
                     yield Chunk(restarted=True)
                 batch: Sequence[Chunk] | None = opened.first
                 while batch is not None:
-                    for chunk in self._trimmed(batch) if self._overlap else batch:
+                    if self._overlap:
+                        batch = tuple(self._trimmed(batch))
+                    left = len(batch)
+                    for chunk in batch:
+                        left -= 1
+                        self.has_more = left > 0
                         self._delivered.add(chunk)
                         yield chunk
-                    batch = None if opened.whole else await self._next(opened.stream)
+                    if opened.whole:
+                        break
+                    batch = await next_content(opened.stream, self._idle, self._failovers.bounded)
                 whole = True
             except VendorCallError as error:
                 failure = error.failure
@@ -179,9 +188,6 @@ class StreamRun:
             attempts=attempts,
         )
         return served
-
-    async def _next(self, stream: VendorStream) -> Sequence[Chunk] | None:
-        return await next_content(stream, self._idle, self._failovers.bounded)
 
     # ── after a break ────────────────────────────────────────────────────────────────────────
 

@@ -147,14 +147,13 @@ class EventStream(Response):
             ping: See `EventStream`.
             last_event: Likewise; it gets the stream.
         """
-        with contextlib.ExitStack() as left_on_failure:
-            left_on_failure.enter_context(use)
+        try:
             await request.service.turns.take()
             async with begin() as stream:
                 await stream.start()
                 opening = stream.opening
                 assert opening is not None  # noqa: S101 - its first content is here
-                response = cls(
+                return cls(
                     request,
                     use,
                     sse(stream),
@@ -162,8 +161,9 @@ class EventStream(Response):
                     ping=ping,
                     last_event=lambda: last_event(stream),
                 )
-            left_on_failure.pop_all()
-            return response
+        except BaseException:
+            use.end(is_answered=False)
+            raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send the whole stream."""

@@ -7,7 +7,7 @@ gateway never restarts the answer silently: a break is raised, or resumed if the
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from dataclasses import replace
 
 from aigateway.clock import Clock
@@ -19,7 +19,7 @@ from aigateway.routing.candidates import RequestState
 from aigateway.routing.failover import Failovers, Served
 from aigateway.routing.work import OpenedStream, StreamWork, next_content
 from aigateway.structured import fits
-from aigateway.wires.client import Failure, VendorCallError
+from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.content import joined_sources
 from aigateway.wires.failures import Failover, Verdict
 
@@ -113,17 +113,14 @@ class StreamRun:
                     yield Chunk(restarted=True)
                 batch: Sequence[Chunk] | None = opened.first
                 while batch is not None:
-                    if self._overlap:
-                        batch = tuple(self._trimmed(batch))
+                    batch = tuple(self._trimmed(batch)) if self._overlap else batch
                     left = len(batch)
                     for chunk in batch:
                         left -= 1
                         self.has_more = left > 0
                         self._delivered.add(chunk)
                         yield chunk
-                    if opened.whole:
-                        break
-                    batch = await next_content(opened.stream, self._idle, self._failovers.bounded)
+                    batch = None if opened.whole else await self._next(opened.stream)
                 whole = True
             except VendorCallError as error:
                 failure = error.failure
@@ -188,6 +185,9 @@ class StreamRun:
             attempts=attempts,
         )
         return served
+
+    def _next(self, stream: VendorStream) -> Awaitable[Sequence[Chunk] | None]:
+        return next_content(stream, self._idle, self._failovers.bounded)
 
     # ── after a break ────────────────────────────────────────────────────────────────────────
 

@@ -141,7 +141,7 @@ class Assembly:
         if len(self._answers) < self._expected:
             return False
         for answer in self._answers.values():
-            if answer.ending is None or not answer.has_surely_ended:  # noqa: SIM110 - asked often
+            if answer.ending is None or not answer.has_surely_ended:
                 return False
         return True
 
@@ -171,9 +171,8 @@ class Assembly:
     def _in_whole_characters(self, chunk: Chunk) -> Chunk | None:
         """Hold back the half of a character at the end of a chunk for the next one."""
         answer = self._answers.get(chunk.index)
-        if answer is None or not answer.halves:
-            if not any(map(_has_half, _texts(chunk))):
-                return chunk
+        if (answer is None or not answer.halves) and not any(map(_has_half, _texts(chunk))):
+            return chunk
         joined = (answer or self._answer(chunk.index)).joined
         calls = tuple(
             replace(delta, arguments=joined(delta.index, delta.arguments))

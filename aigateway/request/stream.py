@@ -218,10 +218,6 @@ class ChatStream(Generic[P_co]):
             events = with_pings(events, ping, ping_seconds, self._outcome.clock)
         return _HandedOver(self, events)
 
-    def take_back(self) -> None:
-        """Let `async with` close the stream again: the events have begun."""
-        self._handed_over = False
-
     def _check_started(self) -> None:
         if self.opening is None:
             raise MisuseError(
@@ -295,7 +291,8 @@ class _HandedOver(AsyncGenerator[bytes, None]):
         self._events = events
 
     async def __anext__(self) -> bytes:
-        self._stream.take_back()
+        # They have begun, so `async with` closes the stream again.
+        self._stream._handed_over = False  # noqa: SLF001 - the stream's own part
         try:
             return await anext(self._events)
         except BaseException:

@@ -915,7 +915,7 @@ class TestServerSentEvents:
         read_one = testing._ScriptedVendorStream.read
 
         async def read_three(stream):
-            return [piece for _ in range(3) for piece in await read_one(stream)]
+            return [piece for _ in range(3) for piece in await read_one(stream) or ()]
 
         monkeypatch.setattr(testing._ScriptedVendorStream, "read", read_three)
         words = [f'"{place}" \\ é\n' for place in range(6)]

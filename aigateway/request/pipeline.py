@@ -376,14 +376,13 @@ class Pipeline:
                 shared_key = f"background:{shared_key}"
                 call = coalescer.calls.get(shared_key)
             if call is None:
-                start: Callable[[], Coroutine[Any, Any, Answer]] = partial(
-                    self._call_providers, request, record, deadline
-                )
-                keep: Callable[[Any], None] | None = partial(self._remember, key, request)
+                work: Coroutine[Any, Any, Answer]
                 if self._cache.second is not None and request.cache is True:
-                    start = partial(self._fetch_or_call, key, request, record, deadline)
-                    keep = None
-                return await coalescer.begin(shared_key, start, deadline, keep), False
+                    work = self._fetch_or_call(key, request, record, deadline)
+                    return await coalescer.begin(shared_key, work, deadline), False
+                work = self._call_providers(request, record, deadline)
+                keep: Callable[[Any], None] = partial(self._remember, key, request)
+                return await coalescer.begin(shared_key, work, deadline, keep), False
             try:
                 served = await self._join(shared_key, record, deadline)
             except (AllProvidersFailedError, DeadlineExceededError) as error:

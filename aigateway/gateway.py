@@ -959,6 +959,10 @@ class AsyncGateway:
             if times.usual is not None and times.p95 is not None
         }
 
+    def serves(self, model: str) -> bool:
+        """Return whether a provider has this model, name or alias."""
+        return model in self._roster.names
+
     def likely_cost(
         self, model: str | None, prompt_bytes: int, answer_tokens: float
     ) -> float | None:

@@ -79,12 +79,11 @@ class _Account:
         self._access = Access(ServerSettings(keys=(key,)), SYSTEM_CLOCK, leases)
 
     async def pay(self, asked: Coroutine[Any, Any, Any]) -> None:
-        caller = self._access.admit({"authorization": f"Bearer {KEY}"})
+        caller = self._access.identify(f"Bearer {KEY}", None)
         await self._access.renew(caller, MODEL)
         try:
             with self._access.begin(caller, MODEL) as use:
                 await asked
-                assert use.on_cost is not None
                 use.on_cost(0.01)
         finally:
             asked.close()

@@ -223,7 +223,7 @@ class _Lease:
 
     def _touch(self, now: float) -> None:
         self.touched = now
-        self._leases.activate(self)
+        self._leases.active[self] = None
 
     def _holds(self, need: int, now: float) -> bool:
         return self.held >= need and now < self._valid_until
@@ -247,15 +247,15 @@ class _Lease:
 
     def begin(self, units: int, now: float) -> _Slice:
         """Spend units; return where they are counted."""
-        self._touch(now)
         part = self._parts[-1] if self._parts else None
-        daily = self.limit.window is None
         if part is None or (
-            part.day != self._day() if daily else now - part.began >= _PART_SECONDS
+            part.day != int(self._clock.wall() // DAY)
+            if self.limit.window is None
+            else now - part.began >= _PART_SECONDS
         ):
             part = _Slice(now, self._day())
             self._parts.append(part)
-        part.latest = now
+        self.touched = part.latest = now
         self._count(part, units)
         self._begun += units
         if self.held < self._target / 2 and self._is_worth_asking(now):
@@ -280,7 +280,7 @@ class _Lease:
         part.units += units
         part.unreported += units
         self._dirty.add(part)
-        self._leases.activate(self)
+        self._leases.active[self] = None
         self._unreported += units
         self.held -= units
         self.own += units
@@ -616,6 +616,7 @@ class Leases:
         is_alone: Whether the ledger is out of reach, or has not answered yet.
         apart_since: When it was last lost.
         epoch: Of the ledger's memory.
+        active: The limits to exchange for, each until it is not due any more.
     """
 
     def __init__(
@@ -631,7 +632,7 @@ class Leases:
         self._member = member
         # A lease lives as long as something uses it, or as the ledger must know more of it.
         self._leases: WeakValueDictionary[str, _Lease] = WeakValueDictionary()
-        self._active: dict[_Lease, None] = {}
+        self.active: dict[_Lease, None] = {}
         self._stale: list[str] = []  # names of those whose figures may be old
         self._shares_until = _NEVER
         self._serial = 0
@@ -660,7 +661,7 @@ class Leases:
         for lease in (calls, tokens) if kept else ():
             if lease is not None:
                 lease.keepers.add(rates)
-                self.activate(lease)
+                self.active[lease] = None
         return rates
 
     def budget(self, name: str, usd: float) -> SharedBudget:
@@ -675,14 +676,10 @@ class Leases:
         lease.limit = limit
         return lease
 
-    def activate(self, lease: _Lease) -> None:
-        """Exchange for this limit until it is not due any more."""
-        self._active[lease] = None
-
     @property
     def forgotten_seconds(self) -> float:
         """Seconds after which a limit of which nothing was wanted is given back."""
-        return MANY_SECONDS if len(self._active) > MANY else FORGOTTEN_SECONDS
+        return MANY_SECONDS if len(self.active) > MANY else FORGOTTEN_SECONDS
 
     def keeps_to_shares(self, now: float) -> bool:
         """Return whether what the ledger says is not to be relied on."""
@@ -757,7 +754,7 @@ class Leases:
                 pause = RETRY_SECONDS
             elif self._behind and not self.is_alone:
                 continue
-            elif self._pending or any(lease.is_active(now) for lease in self._active):
+            elif self._pending or any(lease.is_active(now) for lease in self.active):
                 # Drawn, so that of several processes not always the same one is first.
                 pause = ACTIVE_SECONDS * (0.75 + clock.random() / 2)
             with contextlib.suppress(TimeoutError):
@@ -772,7 +769,7 @@ class Leases:
 
     def _has_more(self) -> bool:
         """Return whether something is not reported, or not given back."""
-        return any(lease.has_news or lease.is_granted for lease in self._active)
+        return any(lease.has_news or lease.is_granted for lease in self.active)
 
     async def _exchange(self, *, leaving: bool = False) -> None:
         asked_at = self.clock.now()
@@ -808,9 +805,9 @@ class Leases:
 
     def _due(self, now: float, pending: dict[_Lease, _Batch]) -> list[_Lease]:
         """Return the limits of the next exchange: those that were said already, then the others."""
-        for lease in [lease for lease in self._active if not lease.is_due(now)]:
-            del self._active[lease]
-        others = [lease for lease in self._active if lease not in pending]
+        for lease in [lease for lease in self.active if not lease.is_due(now)]:
+            del self.active[lease]
+        others = [lease for lease in self.active if lease not in pending]
         places = MOST_CLAIMS - len(pending)
         self._behind = sum(lease.is_urgent(now) for lease in others) > places
         if len(others) > places:
@@ -828,7 +825,7 @@ class Leases:
             lease
             for lease in leases
             if lease is not None
-            and lease not in self._active
+            and lease not in self.active
             and lease not in self._pending
             and now >= lease.answered_at + REFRESH_SECONDS
         ]
@@ -855,7 +852,7 @@ class Leases:
         if before != answer.epoch:
             for lease in self._leases.values():
                 if lease.is_forgotten(answer.epoch):
-                    self.activate(lease)
+                    self.active[lease] = None
         for lease, grant in zip(due, answer.grants, strict=True):
             epoch = answer.epoch + grant.epoch
             is_old = before == answer.epoch and not lease.is_of_memory(before)  # noted before
@@ -865,7 +862,7 @@ class Leases:
             self.apart_since = asked_at
         if was_long or lost:
             self._shares_until = now + HOLD_SECONDS
-        if lost or (was_long and any(lease.has_news for lease in self._active)):
+        if lost or (was_long and any(lease.has_news for lease in self.active)):
             self.ask_now()
         if now < self._shares_until:
             return

@@ -380,6 +380,7 @@ class Roster:
         "_providers",
         "_suited",
         "counts_tokens",
+        "names",
         "short",
         "version",
     )
@@ -389,6 +390,8 @@ class Roster:
         self._by_model: dict[str | None, tuple[Provider, ...]] = {}
         self._for_all: dict[Operation, tuple[Provider, ...]] = {}
         self._suited: dict[Hashable, Sequence[Provider]] = {}
+        self.names: frozenset[str] = frozenset()
+        """What the providers answer to."""
         self.short = math.inf
         """Bytes of a chat that fits into each context window, as far as these are known."""
         self.version = 0
@@ -560,6 +563,7 @@ class Roster:
 
     def _clear_lookups(self) -> None:
         self._by_model, self._for_all, self._suited = {}, {}, {}
+        self.names = frozenset().union(*[p.answers_to for p in self._providers])
         windows = [p.max_input_tokens for p in self._providers if p.max_input_tokens]
         self.short = MOST_BYTES_PER_TOKEN * min(windows, default=math.inf)
         self.version += 1
@@ -571,7 +575,7 @@ class Roster:
             return self._providers
         found = tuple(p for p in self._providers if model in p.answers_to)
         if not found:
-            known = sorted({name for p in self._providers for name in p.answers_to})
+            known = sorted(self.names)
             near = difflib.get_close_matches(model, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UnknownModelError(

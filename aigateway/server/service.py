@@ -252,9 +252,12 @@ class Service:
 
     def give_back(self, gateway: AsyncGateway) -> None:
         """Give the gateway back that a request has taken."""
-        self._uses[gateway] -= 1
-        if not self._uses[gateway]:
-            del self._uses[gateway]
+        uses = self._uses[gateway] - 1
+        if uses:
+            self._uses[gateway] = uses
+            return
+        del self._uses[gateway]
+        if gateway is not self.gateway:  # which `replace` may wait for
             self._left.set()
 
     @contextlib.contextmanager

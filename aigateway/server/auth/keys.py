@@ -32,7 +32,6 @@ __all__ = [
     "KeyAccount",
     "KeyUsage",
     "MeteredRequest",
-    "UntilAnswered",
 ]
 
 
@@ -110,7 +109,7 @@ class Access:
         leases: Share limits among processes, if anything does.
 
     Attributes:
-        may_renew: Whether `renew` can do anything.
+        renewable: Digests of the keys for which `renew` can do anything.
         has_budgets: Whether any key has one, so that estimates have a use.
     """
 
@@ -122,7 +121,11 @@ class Access:
         self._keys = settings.keys
         self._callers = {key.sha256: Caller(key.name, key) for key in settings.keys}
         self._admin = settings.admin_sha256
-        self.may_renew = leases is not None
+        self.renewable = frozenset(
+            key.sha256
+            for key in settings.keys
+            if leases is not None and (key.budget_usd is not None or key.rpm is not None)
+        )
         self.has_budgets = any(key.budget_usd is not None for key in settings.keys)
         self._accounts = {key.sha256: KeyAccount(clock) for key in settings.keys}
         self._bind(settings)
@@ -172,8 +175,17 @@ class Access:
             account.ask(model, estimate)
             await self._leases.gained(lambda: account.lacks(model, estimate))
 
+    def lacks(self, caller: Caller, model: str | None, estimate: Estimate | None = None) -> bool:
+        """Return whether there is anything for `renew` to wait for."""
+        account = None if caller.key is None else self._accounts.get(caller.key.sha256)
+        return self._leases is not None and account is not None and account.lacks(model, estimate)
+
     def begin(
-        self, caller: Caller, model: str | None, estimate: Estimate | None = None
+        self,
+        caller: Caller,
+        model: str | None,
+        estimate: Estimate | None = None,
+        use: MeteredRequest | None = None,
     ) -> MeteredRequest:
         """Admit and count a request. Use the result as a context.
 
@@ -181,20 +193,21 @@ class Access:
             caller: From `identify`.
             model: Its model; None stands for any.
             estimate: What it may cost, for a model without a usual price.
+            use: The request, to be returned; None makes one.
 
         Raises:
             Refusal: 404, the caller may not use this model, as if it did not exist; 400, it may use
                 some models only, and named none; 429, its budget or rate is used up.
         """
         key = caller.key
-        if key is None:
-            return MeteredRequest()
+        # A key that a reload has just removed has no account.
+        account = None if key is None else self._accounts.get(key.sha256)
         try:
-            if key.models is not None and not caller.may_ask(model):
+            if key is not None and key.models is not None and not caller.may_ask(model):
                 raise _no_such_model(model)
-            # A key that a reload has just removed has no account.
-            account = self._accounts.get(key.sha256)
-            return MeteredRequest() if account is None else account.begin(model, estimate)
+            if account is not None:
+                return account.begin(model, estimate, use)
+            return MeteredRequest() if use is None else use
         except Refusal as refusal:
             refusal.caller = caller.name
             raise
@@ -306,10 +319,6 @@ class _Spending:
         """US dollars that those in flight count for."""
         return self.estimated if self.usual is None else self.usual * self.in_flight
 
-    def learn(self, cost_usd: float) -> None:
-        """Move the usual price towards that of an answer."""
-        self.usual = self.usual + _NEWEST * (cost_usd - self.usual) if self.usual else cost_usd
-
 
 class KeyAccount:
     """The budget and the rate of one key: of one process, or of all that share them.
@@ -386,12 +395,18 @@ class KeyAccount:
         """Requests in flight."""
         return sum(model.in_flight for model in self._models.values())
 
-    def begin(self, model: str | None, estimate: Estimate | None = None) -> MeteredRequest:
+    def begin(
+        self,
+        model: str | None,
+        estimate: Estimate | None = None,
+        use: MeteredRequest | None = None,
+    ) -> MeteredRequest:
         """Count a request that begins.
 
         Args:
             model: Its model, whose usual price it reserves.
             estimate: What it reserves if that is not known.
+            use: The request, to be returned; None makes one.
 
         Raises:
             Refusal: 429: the day's budget is used up, or requests in flight may use it up, or the
@@ -411,7 +426,9 @@ class KeyAccount:
         spending.estimated += price
         if self.budget_usd is not None:
             self._reserve()
-        return MeteredRequest(self, model, price)
+        use = MeteredRequest() if use is None else use
+        use.account, use.model, use.estimated = self, model, price
+        return use
 
     def lacks(self, model: str | None, estimate: Estimate | None = None) -> bool:
         """Return whether the next exchange may let a request begin that now could not."""
@@ -450,23 +467,20 @@ class KeyAccount:
         self._start_new_day()
         self._spent += cost_usd
 
-    def end(self, model: str | None, cost_usd: float | None, estimated: float) -> None:
-        """Count the end of a request.
-
-        Args:
-            model: As in `begin`.
-            cost_usd: US dollars if they show the usual price; 0.0 for a model without a price.
-            estimated: US dollars that it began with.
-        """
-        spending = self._models[model]
+    def end(self, use: MeteredRequest, *, is_answered: bool) -> None:
+        """Count the end of a request."""
+        spending, cost = self._models[use.model], use.cost_usd
         spending.in_flight -= 1
-        spending.estimated = spending.estimated - estimated if spending.in_flight else 0.0
-        if cost_usd:
-            spending.learn(cost_usd)
-        elif cost_usd is not None:
+        spending.estimated = spending.estimated - use.estimated if spending.in_flight else 0.0
+        # An aborted request and a cached answer do not show what an answer usually costs.
+        if is_answered and cost > 0:
+            usual = spending.usual
+            spending.usual = usual + _NEWEST * (cost - usual) if usual else cost
+        elif is_answered and use.unpriced:
             spending.usual = spending.usual or 0.0
         elif spending.usual is None and not spending.in_flight:
-            del self._models[model]  # it never answered: callers may invent any number of names
+            # It never answered: callers may invent any number of names.
+            del self._models[use.model]
         if self.budget_usd is not None:
             self._reserve()
 
@@ -544,10 +558,24 @@ class KeyAccount:
         return int(self._clock.wall() // _DAY)
 
 
-class UntilAnswered:
-    """A context, which ends with whether there was an answer."""
+class MeteredRequest:
+    """One request in its key's account, as a context. Before it begins there, it counts nothing.
 
-    __slots__ = ()
+    Attributes:
+        account: Counts it.
+        model: Its model.
+        estimated: US dollars that it reserves while its model has no usual price.
+        cost_usd: US dollars of its attempts so far.
+        unpriced: Whether the cost of an attempt was not known.
+    """
+
+    __slots__ = ("account", "cost_usd", "estimated", "model", "unpriced")
+
+    def __init__(self) -> None:
+        self.account: KeyAccount | None = None
+        self.model: str | None = None
+        self.estimated = self.cost_usd = 0.0
+        self.unpriced = False
 
     def __enter__(self) -> Self:
         return self
@@ -561,54 +589,14 @@ class UntilAnswered:
         self.end(is_answered=kind is None)
 
     def end(self, *, is_answered: bool) -> None:
-        """End it."""
-        raise NotImplementedError
-
-
-class MeteredRequest(UntilAnswered):
-    """One request in its key's account, as a context.
-
-    Args:
-        account: None counts nothing.
-        model: Its model.
-        estimated: US dollars that it reserves while its model has no usual price.
-    """
-
-    __slots__ = ("_account", "_cost", "_estimated", "_model", "_unpriced")
-
-    def __init__(
-        self,
-        account: KeyAccount | None = None,
-        model: str | None = None,
-        estimated: float = 0.0,
-    ) -> None:
-        self._account = account
-        self._model = model
-        self._estimated = estimated
-        self._cost = 0.0
-        self._unpriced = False
-
-    @property
-    def on_cost(self) -> Callable[[float | None], None] | None:
-        """Called with the cost of each attempt, see `Origin`; None if nothing counts it."""
-        return None if self._account is None else self._spent
-
-    @property
-    def needs_price(self) -> bool:
-        """Whether what its calls cost must be known, because a budget bounds it."""
-        return self._account is not None and self._account.budget_usd is not None
-
-    def end(self, *, is_answered: bool) -> None:
         """Count the end of the request."""
-        if self._account is None:
-            return
-        # An aborted request and a cached answer do not show what an answer usually costs.
-        shown = is_answered and (self._cost > 0 or self._unpriced)
-        self._account.end(self._model, self._cost if shown else None, self._estimated)
+        if self.account is not None:
+            self.account.end(self, is_answered=is_answered)
 
-    def _spent(self, cost_usd: float | None) -> None:
+    def on_cost(self, cost_usd: float | None) -> None:
+        """Count the cost of an attempt; see `Origin`."""
         if cost_usd is None:
-            self._unpriced = True
-        elif self._account is not None:
-            self._cost += cost_usd
-            self._account.spend(cost_usd)
+            self.unpriced = True
+        elif self.account is not None:
+            self.cost_usd += cost_usd
+            self.account.spend(cost_usd)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -66,20 +66,19 @@ class Admission:
             response = answer_error(scope, error)
             if not request.begun:
                 await response(scope, receive, request.send)
+        finally:
+            scope.pop(REQUEST, None)  # they refer to each other
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request within its limits."""
+    def _answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[Response | None]:
+        """Let a door or the application within answer a request."""
         request: AdmittedRequest = scope[REQUEST]
         path = request.path
         request.check_access(is_open=path in OPEN if self._is_open is None else self._is_open)
         door = self._doors.get((scope["method"], path))
         if door is None or _TRACED in scope:
-            await self.app(scope, receive, send)
-        else:
-            request.admit()
-            response = await door(request)
-            if not request.respond_at_once(response):
-                await request.respond(response)
+            return self.app(scope, receive, send)
+        request.admit()
+        return door(request)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is not HTTP. A websocket needs a key, too."""

@@ -230,8 +230,7 @@ def read_completion(body: dict[str, Any], passed: Sequence[str] = ()) -> ChatBod
     extra = take_passed(body, COMPLETION_NAMES, passed) if passed else {}
     if not body.keys() <= COMPLETION_NAMES:
         _check_names(body, COMPLETION_NAMES, MAY_BE_PASSED)
-    messages = _messages(body)
-    model = body.get("model")
+    messages, model = _messages(body), body.get("model")
     if len(body) == 2 and type(model) is str:
         return ChatBody(messages, model, extra)
     options = _without(body, ("messages",))

@@ -14,17 +14,17 @@ from starlette.types import Receive, Scope, Send
 from aigateway.clock import Clock
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import CacheMode, ChatResponse, Opening, Origin, asks_to_think
-from aigateway.server.auth.keys import Caller, Estimate, MeteredRequest, UntilAnswered
+from aigateway.server.auth.keys import Caller, Estimate, MeteredRequest
 from aigateway.server.auth.middleware import check_local, tenant_of
 from aigateway.server.http.bodies import ChatBody
 from aigateway.server.http.errors import (
     REQUEST,
     Refusal,
-    is_anthropics,
+    is_anthropics_path,
     own_path,
     request_id_of,
 )
-from aigateway.server.http.json_responses import HeadLines, headers_of
+from aigateway.server.http.json_responses import HeadLines, answer_headers
 from aigateway.server.http.limits import LimitedRequest
 from aigateway.server.service import Service
 from aigateway.settings.server import AUTO
@@ -35,8 +35,8 @@ __all__ = [
     "CallHeaders",
     "GatewayUse",
     "cache_word",
-    "origin",
     "read_headers",
+    "trace_headers",
 ]
 
 _END_SECONDS = 0.1
@@ -176,34 +176,14 @@ def _invalid(name: str, form: str) -> Refusal:
     return Refusal(400, f"The header {name} must be {form}.", param=name)
 
 
-def origin(
-    headers: Mapping[str, str] | None,
-    request_id: str,
-    partition: str,
-    tenant: str = "",
-    *,
-    on_cost: Callable[[float | None], None] | None = None,
-    needs_price: bool = False,
-) -> Origin:
-    """Return the origin of a request, with its id and its trace, which go on to the vendor.
-
-    Args:
-        headers: May have a trace; None has none.
-        request_id: The request's id.
-        partition: See `Origin`, as the others.
-        tenant: Likewise.
-        on_cost: Likewise.
-        needs_price: Likewise.
-    """
-    carried = {"X-Request-ID": request_id}
-    if headers:
-        parent = headers.get("traceparent")
-        if parent is not None and _TRACE_PARENT.fullmatch(parent):
-            carried["traceparent"] = parent
-            state = headers.get("tracestate")
-            if state is not None and _TRACE_STATE.fullmatch(state):
-                carried["tracestate"] = state
-    return Origin(request_id, partition, carried, on_cost, tenant, True, needs_price)
+def trace_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of a request's trace, which go on to the vendor, if they are valid."""
+    parent, state = headers.get("traceparent"), headers.get("tracestate")
+    if parent is None or not _TRACE_PARENT.fullmatch(parent):
+        return {}
+    if state is None or not _TRACE_STATE.fullmatch(state):
+        return {"traceparent": parent}
+    return {"traceparent": parent, "tracestate": state}
 
 
 class AdmittedRequest(LimitedRequest):
@@ -231,7 +211,7 @@ class AdmittedRequest(LimitedRequest):
     ) -> None:
         super().__init__(scope, receive, send, service.settings, clock)
         self.service = service
-        self.path = own_path(scope)
+        self.path: str = own_path(scope) if scope.get("root_path") else scope["path"]
         given = self.fields.get(b"x-request-id")
         self.request_id = request_id_of(None if given is None else given.decode("latin-1"))
         self._outer_body: Callable[[], Awaitable[bytes]] | None = None
@@ -239,7 +219,7 @@ class AdmittedRequest(LimitedRequest):
         scope[REQUEST] = self
         scope.setdefault("state", {})["request_id"] = self.request_id
         written = self.request_id.encode()
-        if is_anthropics(self.fields, self.path):
+        if b"anthropic-version" in self.fields or is_anthropics_path(self.path):
             # Its clients read the second one.
             self.added = ((b"x-request-id", written), (b"request-id", written))
         else:
@@ -286,26 +266,19 @@ class AdmittedRequest(LimitedRequest):
             return
         if not service.settings.keys:
             check_local(self.text(b"host"), self.text(b"origin"), service.settings)
-        if not is_open:
-            self._caller = self._known_caller() or service.access.identify(
-                self.text(b"authorization"), self.text(b"x-api-key")
-            )
-
-    def _known_caller(self) -> Caller | None:
-        """Return the caller by its key, if its connection is its own; None: see `identify`.
-
-        So the digest of the key is made once for a connection.
-        """
-        given, direct = self.fields.get(b"authorization"), self._direct
+        if is_open:
+            return
+        access, direct, given = service.access, self._direct, self.fields.get(b"authorization")
         if direct is None or given is None or b"x-api-key" in self.fields:
-            return None
-        connection, access = direct.connection, self.service.access
+            self._caller = access.identify(self.text(b"authorization"), self.text(b"x-api-key"))
+            return
+        # The digest of the key is made once for a connection.
+        connection = direct.connection
         known = connection.recognized
         if known is None or known[0] is not access or not hmac.compare_digest(known[1], given):
             caller = access.identify(given.decode("latin-1"), None)
             known = connection.recognized = (access, given, caller)
-        found: Caller = known[2]
-        return found
+        self._caller = known[2]
 
     def admit(self) -> None:
         """Identify the caller, and read the headers.
@@ -364,13 +337,23 @@ class AdmittedRequest(LimitedRequest):
         Raises:
             Refusal: The caller may not use the model, or has used up its budget or rate.
         """
-        if self.service.access.may_renew:
-            self.watch_caller()
-            with self.service.in_use() as gateway:
-                named = _model_for(model, gateway)
-                estimate = self._estimate_of(gateway, named, params, thinks=thinks)
-                await self.service.access.renew(self.caller, named, estimate)
+        key = (self._caller or self.caller).key
+        if key is not None and key.sha256 in self.service.access.renewable:
+            await self._renew(model, params, thinks=thinks)
         return self._begin(model, timeout, params, thinks=thinks)
+
+    async def _renew(
+        self, model: str | None, params: Mapping[str, Any] | None, *, thinks: bool
+    ) -> None:
+        """Wait for what the key lacks, if it may come with an exchange; see `Access.renew`."""
+        service, caller = self.service, self.caller
+        gateway, access = service.gateway, service.access
+        named = _model_for(model, gateway)
+        estimate = self._estimate_of(gateway, named, params, thinks=thinks)
+        if access.lacks(caller, named, estimate):
+            self.watch_caller()
+            with service.in_use():
+                await access.renew(caller, named, estimate)
 
     def _begin(
         self,
@@ -381,32 +364,42 @@ class AdmittedRequest(LimitedRequest):
         thinks: bool,
     ) -> GatewayUse:
         """Take the gateway; see `enter_gateway`."""
-        self.watch_caller()
+        if self._unwatch is None:
+            self.watch_caller()
         service, caller = self.service, self._caller or self.caller
-        gateway = service.take()
+        use = GatewayUse()
+        use.service, use.gateway = service, service.take()
+        gateway = use.gateway
         try:
-            named = _model_for(model, gateway)
+            named = model if model and model != AUTO else _model_for(model, gateway)
             access, estimate = service.access, None
             if access.has_budgets:
                 estimate = self._estimate_of(gateway, named, params, thinks=thinks)
-            metered = access.begin(caller, named, estimate)
+            access.begin(caller, named, estimate, use)
         except BaseException:
             service.give_back(gateway)
             raise
         # The gateway gives up a little earlier than the service, and so reports how it ended.
         left = self.until - self._clock.now()
         most = left - _END_SECONDS if left > 2 * _END_SECONDS else left / 2
-        asked = gateway.settings.seconds_for(thinks=thinks) if timeout is None else timeout
-        whose = origin(
-            self._texts(_TRACE) if b"traceparent" in self.fields else None,
+        settings = gateway.settings
+        if timeout is None:
+            timeout = settings.seconds_for(thinks=True) if thinks else settings.timeout
+        carried = {"X-Request-ID": self.request_id}
+        if b"traceparent" in self.fields:
+            carried |= trace_headers(self._texts(_TRACE))
+        account = use.account
+        whose = Origin(
             self.request_id,
             caller.partition,
+            carried,
+            None if account is None else use.on_cost,
             caller.name or "",
-            on_cost=metered.on_cost,
-            needs_price=metered.needs_price,
+            True,
+            account is not None and account.budget_usd is not None,
         )
-        options = {"model": named, "timeout": min(most, asked), "origin": whose}
-        return GatewayUse(service, gateway, metered, options)
+        use.options = {"model": named, "timeout": min(most, timeout), "origin": whose}
+        return use
 
     def _estimate_of(
         self,
@@ -434,40 +427,45 @@ class AdmittedRequest(LimitedRequest):
         """
         params = body.options
         options = self.options | params
-        timeout, thinks = options.get("timeout"), bool(params) and asks_to_think(params)
-        use = await self.enter_gateway(body.model, timeout, thinks=thinks, params=params)
-        with use:
+        thinks = bool(params) and asks_to_think(params)
+        key = (self._caller or self.caller).key
+        if key is not None and key.sha256 in self.service.access.renewable:
+            await self._renew(body.model, params, thinks=thinks)
+        use = self._begin(body.model, options.get("timeout"), params, thinks=thinks)
+        is_answered = False
+        try:
             options |= use.options
             response = await use.gateway.chat(body.prompt, **options)
-        return response, headers_of(response, cache_word(response, use.gateway, options))
+            is_answered = True
+        finally:
+            use.end(is_answered=is_answered)
+        word = cache_word(response, use.gateway, options)
+        return response, answer_headers(
+            response.provider, word, len(response.attempts), response.cost_usd
+        )
 
 
-class GatewayUse(UntilAnswered):
+class GatewayUse(MeteredRequest):
     """The gateway, taken for one request that counts in its key's account: a context.
 
     Attributes:
         gateway: Answers the request.
         options: Keywords of its `chat`, `stream` and `embed`: model, timeout, origin.
+        service: Whose gateway it is.
     """
 
-    __slots__ = ("_metered", "_service", "gateway", "options")
+    __slots__ = ("gateway", "options", "service")
 
-    def __init__(
-        self,
-        service: Service,
-        gateway: AsyncGateway,
-        metered: MeteredRequest,
-        options: dict[str, Any],
-    ) -> None:
-        self.gateway = gateway
-        self.options = options
-        self._service = service
-        self._metered = metered
+    gateway: AsyncGateway
+    options: dict[str, Any]
+    service: Service
 
     def end(self, *, is_answered: bool) -> None:
         """Leave the gateway."""
-        self._metered.end(is_answered=is_answered)
-        self._service.give_back(self.gateway)
+        if self.account is not None:
+            self.account.end(self, is_answered=is_answered)
+        self.options = {}  # whose origin refers to this
+        self.service.give_back(self.gateway)
 
 
 def cache_word(
@@ -508,10 +506,6 @@ def _model_for(name: str | None, gateway: AsyncGateway) -> str | None:
 
     A provider that is called "auto" comes first.
     """
-    if not name:
-        return None
-    if name == AUTO and not any(
-        AUTO in (provider.name, provider.model, *provider.aliases) for provider in gateway.providers
-    ):
+    if not name or (name == AUTO and not gateway.serves(AUTO)):
         return None
     return name

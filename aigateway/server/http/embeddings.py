@@ -18,7 +18,7 @@ from aigateway.messages import EmbeddingResponse
 from aigateway.server.http.bodies import json_body, read_embedding
 from aigateway.server.http.call import AdmittedRequest
 from aigateway.server.http.doors import DoorRouter
-from aigateway.server.http.json_responses import headers_of, json_response
+from aigateway.server.http.json_responses import answer_headers, json_response
 from aigateway.server.http.openapi import documented_call
 
 __all__ = ["router"]
@@ -57,7 +57,8 @@ async def create_embeddings(request: AdmittedRequest) -> Response:
     with await request.enter_gateway(body.model, request.options.get("timeout")) as use:
         response = await use.gateway.embed(body.inputs, **body.options, **use.options)
     answer = _embedding_list(response, in_base64=body.in_base64)
-    return json_response(answer, headers=headers_of(response, "off"))
+    headers = answer_headers(response.provider, "off", len(response.attempts), response.cost_usd)
+    return json_response(answer, headers=headers)
 
 
 def _embedding_list(response: EmbeddingResponse, *, in_base64: bool) -> EmbeddingList:

@@ -14,7 +14,7 @@ import os
 import re
 import traceback
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -34,7 +34,7 @@ __all__ = [
     "RefusalLog",
     "answer_error",
     "handle",
-    "is_anthropics",
+    "is_anthropics_path",
     "own_path",
     "refusal_of",
     "request_id_of",
@@ -122,16 +122,13 @@ _ANTHROPICS_PATH = re.compile(
 
 def speaks_anthropic(scope: Scope) -> bool:
     """Return whether a request is in Anthropic's protocol, by its path or its headers."""
-    return is_anthropics({name for name, _ in scope.get("headers", ())}, own_path(scope))
-
-
-def is_anthropics(names: Container[bytes], path: str) -> bool:
-    """Return the same, by the names of its headers and its path within the application."""
-    return b"anthropic-version" in names or _is_anthropics_path(path)
+    names = {name for name, _ in scope.get("headers", ())}
+    return b"anthropic-version" in names or is_anthropics_path(own_path(scope))
 
 
 @functools.lru_cache(64)
-def _is_anthropics_path(path: str) -> bool:
+def is_anthropics_path(path: str) -> bool:
+    """Return the same, by the path within the application."""
     return _ANTHROPICS_PATH.fullmatch(path) is not None
 
 

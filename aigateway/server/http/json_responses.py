@@ -10,7 +10,7 @@ from urllib.parse import quote
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from aigateway.messages import ChatResponse, EmbeddingResponse, Opening
+from aigateway.messages import Opening
 from aigateway.protocols.protocol import encoded
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "RawHeaders",
     "answer_headers",
     "encoded",
-    "headers_of",
     "headers_of_opening",
     "json_response",
     "split_lines",
@@ -83,20 +82,15 @@ def split_lines(lines: HeadLines) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, _, value in parted]
 
 
-def headers_of(response: ChatResponse | EmbeddingResponse, cache: str) -> HeadLines:
-    """Return the headers of an answer: provider, cache, attempts and cost."""
-    return answer_headers(response.provider, cache, len(response.attempts), response.cost_usd)
-
-
 def headers_of_opening(opening: Opening, cache: str) -> RawHeaders:
-    """Return the same for a stream that has just begun: its cost is not known yet."""
+    """Return the headers of a stream that has just begun: its cost is not known yet."""
     return split_lines(answer_headers(opening.provider, cache, opening.attempts))
 
 
 def answer_headers(
     provider: str, cache: str, attempts: int, cost_usd: float | None = None
 ) -> HeadLines:
-    """Write the headers of an answer; None: its cost is not known."""
+    """Write the headers of an answer: provider, cache, attempts and cost, None if not known."""
     known = _known_headers(provider, cache, attempts)
     if cost_usd is None:
         return known

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from aigateway.clock import Clock, Timeout
 from aigateway.server.http.cancel import CONNECTION, CallerGoneError, watch_caller
@@ -35,6 +35,9 @@ _MOST_DIGITS = 18
 """Of a length. Python reads no number of some thousand digits."""
 
 _CLOSE = (b"connection", b"close")
+
+Answering = Callable[[Scope, Receive, Send], Awaitable[Response | None]]
+"""An application, or what returns a response in its place."""
 
 
 class LimitedRequest:
@@ -119,8 +122,10 @@ class LimitedRequest:
         )
         self._direct: RequestCycle | None = cycle if is_direct else None
 
-    async def run(self, app: ASGIApp) -> None:
+    async def run(self, app: Answering) -> None:
         """Let the application answer, unless the request is refused before that or meanwhile.
+
+        A response that it returns is sent.
 
         Raises:
             CallerGoneError: The caller has closed the connection; see `watch_caller`.
@@ -136,7 +141,9 @@ class LimitedRequest:
                 async with self._clock.timeout(
                     seconds, more=self._seconds_left, task=None if direct is None else direct.task
                 ) as self._deadline:
-                    await app(self.scope, self.receive, self.send)
+                    response = await app(self.scope, self.receive, self.send)
+                    if response is not None and not self.respond_at_once(response):
+                        await self.respond(response)
             except TimeoutError:
                 if not self._deadline.expired():
                     raise

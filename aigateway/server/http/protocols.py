@@ -16,8 +16,8 @@ from aigateway.server.http.bodies import json_body
 from aigateway.server.http.call import AdmittedRequest, GatewayUse, cache_word
 from aigateway.server.http.json_responses import (
     JSONAnswer,
+    answer_headers,
     encoded,
-    headers_of,
     headers_of_opening,
 )
 from aigateway.server.http.sse import EventStream
@@ -71,8 +71,11 @@ class ProtocolDoor:
             return await self._stream(request, use, read, options)
         with use:
             answer = await self.whole(use.gateway, read, **options)
-            word = cache_word(answer.response, use.gateway, options)
-            headers = headers_of(answer.response, word)
+            response = answer.response
+            word = cache_word(response, use.gateway, options)
+            headers = answer_headers(
+                response.provider, word, len(response.attempts), response.cost_usd
+            )
             return JSONAnswer(answer.raw or encoded(answer.body), headers=headers)
 
     async def _stream(

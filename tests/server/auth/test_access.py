@@ -109,8 +109,8 @@ def test_each_key_has_an_account_of_its_own():
 def test_whoever_has_no_account_is_counted_nowhere():
     access = access_of(admin_sha256=digest("sk-root"))
     with access.begin(caller_by(access, {}), None) as use:
-        assert use.on_cost is None
-    assert access.begin(caller_by(access, bearer("root")), "m").on_cost is None
+        use.on_cost(0.5)
+    assert access.begin(caller_by(access, bearer("root")), "m").account is None
     assert access.usage() == ()
 
 
@@ -136,7 +136,7 @@ def test_a_reload_takes_nothing_back(clock):
     assert usage == {"scarlet": (1.25, 1.25), "new": (0.0, None)}
     assert refused(lambda: after.begin(caller_by(after, bearer("red")), "m")).status == 429
     assert refused(lambda: caller_by(after, bearer("gone"))).status == 401
-    assert after.begin(gone, "m").on_cost is None  # was let in a moment before
+    assert after.begin(gone, "m").account is None  # was let in a moment before
 
 
 @pytest.mark.parametrize(

@@ -222,10 +222,10 @@ def test_one_that_hangs_up_does_not_use_a_budget_up(clock):
     spend(account, 0.001)
 
 
-def test_where_no_budget_counts_the_gateway_tells_nothing():
-    use = MeteredRequest()
-    with use:
-        assert use.on_cost is None
+def test_a_request_without_an_account_counts_nothing():
+    with MeteredRequest() as use:
+        use.on_cost(0.2)
+    assert use.cost_usd == 0
 
 
 def test_nothing_is_kept_of_models_that_never_answered(clock):

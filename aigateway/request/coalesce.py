@@ -195,7 +195,9 @@ class Coalescer(Generic[T]):
     def __bool__(self) -> bool:
         return True  # also without calls
 
-    async def join(self, key: str, deadline: float = math.inf, clock: Clock = SYSTEM_CLOCK) -> T:
+    def join(
+        self, key: str, deadline: float = math.inf, clock: Clock = SYSTEM_CLOCK
+    ) -> Coroutine[Any, Any, T]:
         """Wait, like `share`, for the work of this key, which is in progress.
 
         Args:
@@ -208,7 +210,7 @@ class Coalescer(Generic[T]):
         """
         call = self.calls.get(key)
         assert call is not None, "There was nothing to join."  # noqa: S101
-        return await self._wait_for(call, deadline, clock, joined=True)
+        return self._wait_for(call, deadline, clock, joined=True)
 
     async def share(
         self, key: str, start: Callable[[], Coroutine[Any, Any, T]], deadline: float = math.inf

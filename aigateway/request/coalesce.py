@@ -86,9 +86,7 @@ class SharedCall(Generic[T]):
             self._cancelled = True
             self.task.cancel()
 
-    async def run(
-        self, work: Coroutine[Any, Any, T], keep: Callable[[T], object] | None
-    ) -> None:
+    async def run(self, work: Coroutine[Any, Any, T], keep: Callable[[T], object] | None) -> None:
         """Do the work, from the second step on."""
         try:
             await _FIRST_STEP

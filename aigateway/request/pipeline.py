@@ -475,7 +475,7 @@ class Pipeline:
             params=None if names.isdisjoint(HINTS) else request.params,
             hedge=hedge,
             thinks=bool(names or request.native) and asks_to_think(request.params, request.native),
-            record=record.follow(),
+            record=record if record.followed else record.follow(),
         )
 
     def _stream_run(

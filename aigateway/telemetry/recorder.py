@@ -364,8 +364,8 @@ class FirstAnswer(NamedTuple):
 class RequestRecord:
     """One request, for as long as the context lasts. An error inside is its end.
 
-    Its attempts report to it only if something listens, see `follow`. They may overlap, and may outlive it. A
-    class, since every request passes here and a generator costs three times as much.
+    Its attempts report to it only if something listens, see `follow`. They may overlap, and may
+    outlive it. A class, since every request passes here and a generator costs three times as much.
 
     Attributes:
         began: When it began, on the clock's scale.
@@ -471,8 +471,8 @@ class RequestRecord:
                 return
             self._emit_first(first)
         # What is written of each request is written of its short form, too.
-        kind = _SHORT_FORMS.get(self._outcome, RequestEnded)
-        if self.followed or recorder.emitter.wants(kind):
+        told = _SHORT_FORMS.get(self._outcome, RequestEnded)
+        if self.followed or recorder.emitter.wants(told):
             self._emit_end(error)
 
     def _emit_served(self, first: FirstAnswer) -> bool:

@@ -134,8 +134,7 @@ class LimitedRequest:
         if refusal is None:
             settings = self._settings
             seconds = settings.request_timeout
-            if not self._arrived:
-                seconds = min(seconds, settings.header_timeout)
+            seconds = seconds if self._arrived else min(seconds, settings.header_timeout)
             direct = self._direct
             try:
                 async with self._clock.timeout(

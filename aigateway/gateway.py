@@ -559,9 +559,11 @@ class AsyncGateway:
         if content is None or prompt is not None or messages is not None:
             content = _the_one(content, prompt, messages)
         params: dict[str, Any] = {}
-        named: dict[str, Any] = {}
-        for name, value in options.items():
-            (named if name in OWN_OPTIONS else params)[name] = value
+        named = options
+        if not options.keys() <= OWN_OPTIONS:
+            named = {}
+            for name, value in options.items():
+                (named if name in OWN_OPTIONS else params)[name] = value
         if response_format is not None:
             params["response_format"] = response_format
         request = chat_request(

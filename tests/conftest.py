@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "any machine",
     deadline=None,
+    derandomize="CI" in os.environ,
     max_examples=25,  # many more with `--examples`, as the sessions `proofs` and `fuzz` do
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -49,8 +49,9 @@ def _on_terminal(console: Any, clock: Clock) -> Iterator[Show]:
     from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 - as above
 
     columns = (BarColumn(_BAR), TextColumn("{task.fields[figures]}", markup=False))
-    plain = {"redirect_stdout": False, "redirect_stderr": False, "auto_refresh": False}
-    with Progress(*columns, console=console, **plain) as bar:
+    off = ("redirect_stdout", "redirect_stderr", "auto_refresh")
+    quiet: dict[str, Any] = dict.fromkeys(off, False)
+    with Progress(*columns, console=console, **quiet) as bar:
         task = bar.add_task("", total=None, figures="")
 
         def draw(progress: BatchProgress, figures: str) -> None:

@@ -20,6 +20,7 @@ from aigateway.request.schema import FORMS, MOST_MESSAGES, ROLE_PROBLEM, ROLES, 
 from aigateway.settings import suggestion
 
 __all__ = [
+    "LONGEST_NAME",
     "CheckedMessages",
     "build_validators",
     "check_body",
@@ -344,16 +345,15 @@ def refuse_unknown(
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\t]*")
 
-
-_LONGEST_NAME = 1024
+LONGEST_NAME = 1024
 
 
 def check_name(name: str, value: object) -> None:
     """Refuse a value that cannot be the name of a model or an agent."""
-    if not _is_text(value):
+    if not isinstance(value, str) or not value:
         refuse(f"{name} must be a text that is not empty; leave it out for none.")
-    if len(value) > _LONGEST_NAME:
-        refuse(f"{name} is longer than {_LONGEST_NAME:,} characters; no name is.")
+    if len(value) > LONGEST_NAME:
+        refuse(f"{name} is longer than {LONGEST_NAME:,} characters; no name is.")
 
 
 def check_seconds(name: str, value: object) -> None:
@@ -370,7 +370,7 @@ def check_patience(name: str, value: object) -> None:
 
 def check_headers(name: str, value: object) -> None:
     """Refuse headers that HTTP could not carry."""
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         refuse(f"{name} must be a mapping of texts.")
     for header, text in value.items():
         if not (isinstance(header, str) and _HEADER.fullmatch(header)):
@@ -379,10 +379,6 @@ def check_headers(name: str, value: object) -> None:
             refuse(
                 f"{name}[{header[:64]!r}] must be a text of printable ASCII, without line breaks."
             )
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and bool(value)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -17,7 +17,6 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Coroutine, Generator
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
@@ -25,30 +24,50 @@ from typing import Any, Generic, NoReturn, TypeVar
 from aigateway.clock import SYSTEM_CLOCK, Clock, Timer
 from aigateway.errors import AllProvidersFailedError, DeadlineExceededError, GatewayError
 
-__all__ = ["Coalescer", "Leader"]
+__all__ = ["Coalescer", "SharedCall"]
 
 T = TypeVar("T")
 
 _serials = itertools.count()  # so that heaps need not compare futures
 
 
-@dataclass(slots=True, eq=False)
-class Leader:
-    """The request that began a shared call.
+class SharedCall(Generic[T]):
+    """Work in progress, and the callers that wait for it.
 
     Attributes:
-        deadline: Its deadline, on the clock's own scale.
-        left: It was cancelled, and others still wait for the call.
+        deadline: Of the request that began it, on the clock's own scale.
+        left: That request was cancelled, and others still wait.
+        key: Under which others join it.
+        waiters: What they wait on.
+        task: Does the work.
+        result: Of the work.
+        error: That ended the work.
     """
 
-    deadline: float
-    left: bool = False
-    _inherited: bool = False
+    __slots__ = (
+        "_cancelled", "_coalescer", "_deadlines", "_due", "_inherited", "_timer", "_traceback",
+        "deadline", "error", "key", "left", "result", "task", "waiters",
+    )  # fmt: skip
+
+    result: T
+    task: asyncio.Task[None]
+
+    def __init__(self, coalescer: Coalescer[T], key: str, deadline: float) -> None:
+        self._coalescer = coalescer
+        self.key = key
+        self.deadline = deadline
+        self.left = self._inherited = self._cancelled = False
+        self.waiters: set[asyncio.Future[bool]] = set()
+        self.error: BaseException | None = None
+        self._traceback: TracebackType | None = None
+        self._deadlines: list[tuple[float, int, asyncio.Future[bool]]] = []  # a heap
+        self._due = math.inf  # what the timer is set to
+        self._timer: Timer | None = None
 
     def shares(self) -> bool:
-        """Return whether a request that joined shares the leader's answer.
+        """Return whether a request that joined shares the answer of the one that began it.
 
-        If the leader has left, the first other request owns the answer: it is counted once.
+        If that has left, the first other request owns the answer: it is counted once.
         """
         if self.left and not self._inherited:
             self._inherited = True
@@ -58,45 +77,11 @@ class Leader:
     def lacked_time(
         self, error: AllProvidersFailedError | DeadlineExceededError, now: float, deadline: float
     ) -> bool:
-        """Return whether the call lacked time that a request with `deadline` has."""
+        """Return whether it lacked time that a request with `deadline` has."""
         if isinstance(error, DeadlineExceededError):
             return now < deadline
         wait = error.retry_after_seconds
         return wait is not None and self.deadline <= now + wait < deadline
-
-
-class _SharedCall(Generic[T]):
-    """Work in progress, and the callers that wait for it."""
-
-    __slots__ = (
-        "_cancelled",
-        "_coalescer",
-        "_deadlines",
-        "_due",
-        "_timer",
-        "_traceback",
-        "error",
-        "key",
-        "leader",
-        "result",
-        "task",
-        "waiters",
-    )
-
-    result: T
-    task: asyncio.Task[None]
-
-    def __init__(self, coalescer: Coalescer[T], key: str, leader: Leader | None) -> None:
-        self._coalescer = coalescer
-        self.key = key
-        self.leader = leader
-        self.waiters: set[asyncio.Future[bool]] = set()
-        self.error: BaseException | None = None
-        self._traceback: TracebackType | None = None
-        self._cancelled = False
-        self._deadlines: list[tuple[float, int, asyncio.Future[bool]]] = []  # a heap
-        self._due = math.inf  # what the timer is set to
-        self._timer: Timer | None = None
 
     def cancel(self) -> None:
         """Cancel the work, once: a second time would interrupt its cleanup."""
@@ -172,31 +157,27 @@ class Coalescer(Generic[T]):
     Results are not kept: after the end of a call, the next caller begins another one.
 
     Attributes:
+        calls: Those that a caller can join.
         running: The calls whose work has not ended.
     """
 
-    __slots__ = ("_calls", "_loop", "running")
+    __slots__ = ("_loop", "calls", "running")
     _loop: asyncio.AbstractEventLoop
 
     def __init__(self) -> None:
-        self._calls: dict[str, _SharedCall[T]] = {}
+        self.calls: dict[str, SharedCall[T]] = {}
         # Also work that was cancelled and has not ended yet.
-        self.running: set[_SharedCall[T]] = set()
+        self.running: set[SharedCall[T]] = set()
 
     def __len__(self) -> int:
         """Return the number of calls that a caller could join."""
-        return len(self._calls)
+        return len(self.calls)
 
     def __bool__(self) -> bool:
         return True  # also without calls
 
-    def leader(self, key: str) -> Leader | None:
-        """Return the leader of the work that `join` would join; None if there is none."""
-        call = self._calls.get(key)
-        return None if call is None else call.leader
-
     async def join(self, key: str, deadline: float = math.inf, clock: Clock = SYSTEM_CLOCK) -> T:
-        """Wait, like `share`, for the work of this key, which is in progress and has a leader.
+        """Wait, like `share`, for the work of this key, which is in progress.
 
         Args:
             key: As for `share`.
@@ -206,12 +187,12 @@ class Coalescer(Generic[T]):
         Raises:
             TimeoutError: The deadline passed first.
         """
-        call = self._calls.get(key)
+        call = self.calls.get(key)
         assert call is not None, "There was nothing to join."  # noqa: S101
         return await self._wait_for(call, deadline, clock, joined=True)
 
     async def share(
-        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], leader: Leader | None = None
+        self, key: str, start: Callable[[], Coroutine[Any, Any, T]], deadline: float = math.inf
     ) -> tuple[T, bool]:
         """Wait for the work of this key, or begin it.
 
@@ -223,7 +204,7 @@ class Coalescer(Generic[T]):
         Args:
             key: Identifies the work; for example from `cache_key`.
             start: Makes the work. Called only if none is in progress.
-            leader: The request that begins the work.
+            deadline: Of this caller, on the clock's scale; it ends nothing here.
 
         Returns:
             The result, and whether another caller had begun the work.
@@ -233,23 +214,23 @@ class Coalescer(Generic[T]):
                 `aclose`.
             BaseException: The error of the work. Each caller gets a copy, if it can be copied.
         """
-        call = self._calls.get(key)
+        call = self.calls.get(key)
         if call is not None:
             return await self._wait_for(call, joined=True), True
-        return await self.begin(key, start, leader), False
+        return await self.begin(key, start, deadline), False
 
     def begin(
         self,
         key: str,
         start: Callable[[], Coroutine[Any, Any, T]],
-        leader: Leader | None,
+        deadline: float,
         keep: Callable[[T], object] | None = None,
     ) -> Coroutine[Any, Any, T]:
         """Begin the work of a key that is not in progress, and wait for it like `share`.
 
         `keep` is called with the result, before a caller has it.
         """
-        call = self._calls[key] = _SharedCall(self, key, leader)
+        call = self.calls[key] = SharedCall(self, key, deadline)
         self.running.add(call)
         work = call.run(start, keep)
         work.send(None)  # into its `try`: a task that is cancelled at once does not even begin
@@ -259,7 +240,7 @@ class Coalescer(Generic[T]):
 
     async def _wait_for(
         self,
-        call: _SharedCall[T],
+        call: SharedCall[T],
         deadline: float = math.inf,
         clock: Clock = SYSTEM_CLOCK,
         *,
@@ -274,13 +255,15 @@ class Coalescer(Generic[T]):
                 try:
                     late = await waiter
                 except asyncio.CancelledError:
+                    if not joined:
+                        call.left = True
                     await self._leave(call, waiter)
                     raise
                 if late:
                     await self._leave(call, waiter)
                     raise TimeoutError
-            if self._calls.get(call.key) is call:
-                del self._calls[call.key]
+            if self.calls.get(call.key) is call:
+                del self.calls[call.key]
             if call.error is not None:
                 call.fail(joined=joined)
             return call.result
@@ -291,13 +274,13 @@ class Coalescer(Generic[T]):
         """Cancel all work, and wait until it has ended."""
         current = asyncio.current_task()
         others = [call for call in self.running if call.task is not current]
-        self._calls.clear()
+        self.calls.clear()
         for call in others:
             call.cancel()
         if others:
             await asyncio.wait([call.task for call in others])
 
-    async def _leave(self, call: _SharedCall[T], waiter: asyncio.Future[bool]) -> None:
+    async def _leave(self, call: SharedCall[T], waiter: asyncio.Future[bool]) -> None:
         """Remove a caller that leaves; if it is the last one, end the work."""
         call.waiters.discard(waiter)
         if not call.waiters:
@@ -306,10 +289,10 @@ class Coalescer(Generic[T]):
                 call.cancel()
                 await asyncio.wait([call.task])
 
-    def forget(self, call: _SharedCall[T]) -> None:
+    def forget(self, call: SharedCall[T]) -> None:
         """Let no further caller join a call."""
-        if self._calls.get(call.key) is call:  # and not a later one of the same key
-            del self._calls[call.key]
+        if self.calls.get(call.key) is call:  # and not a later one of the same key
+            del self.calls[call.key]
 
 
 class _Pause:

@@ -420,7 +420,7 @@ class MiddlewarePipeline(Pipeline):
     def _opened(
         self, request: ChatRequest | EmbeddingRequest, began: float, streamed: bool
     ) -> RequestRecord:
-        record = self._recorder.open(request, request.agent, streamed=streamed)
+        record = RequestRecord(self._recorder, request, streamed=streamed)
         record.began = began
         return record
 

@@ -40,7 +40,7 @@ from aigateway.messages import (
     asks_to_think,
 )
 from aigateway.options import Resume
-from aigateway.request.coalesce import Coalescer, Leader
+from aigateway.request.coalesce import Coalescer
 from aigateway.request.stream import StreamOutcome, endings, pieces
 from aigateway.routing.attempt import CallContext
 from aigateway.routing.candidates import RequestState, Roster
@@ -100,10 +100,10 @@ class Pipeline:
             recalled: Answers by cache key for as long as the caller keeps them, whatever the cache
                 has room for. An answer that may be cached, or was, is put into it.
         """
-        with within or self._recorder.open(request, request.agent) as record:
+        with within or RequestRecord(self._recorder, request) as record:
             key = self._key(request) if request.size <= LONG else await self._long_key(request)
             if key is None:
-                deadline = record.began + self._seconds(request)
+                deadline = record.began + (request.timeout or self._seconds(request))
                 own = await self._call_providers(request, record, deadline)
                 return self._answered(request, record, own)
             hit = None
@@ -117,7 +117,7 @@ class Pipeline:
                 if recalled is not None:
                     recalled[key] = Remembered(hit.completion, hit.provider)
                 return hit
-            deadline = record.began + self._seconds(request)
+            deadline = record.began + (request.timeout or self._seconds(request))
             try:
                 served, joined = await self._coalesced(key, request, record, deadline)
             except (AllProvidersFailedError, DeadlineExceededError):
@@ -136,7 +136,7 @@ class Pipeline:
         within: AbstractContextManager[RequestRecord] | None = None,
     ) -> EmbeddingResponse:
         """Embed texts, or take them from the cache. `within` is as for `chat`."""
-        with within or self._recorder.open(request, request.agent) as record:
+        with within or RequestRecord(self._recorder, request) as record:
             key = await self._embedding_key(request)
             if key is not None and request.cache is True:
                 found = self._cache.lookup_vectors(key)
@@ -180,7 +180,7 @@ class Pipeline:
 
         Streams are not coalesced: each caller reads at its own pace. `within` is as for `chat`.
         """
-        with within or self._recorder.open(request, request.agent, streamed=True) as record:
+        with within or RequestRecord(self._recorder, request, streamed=True) as record:
             key = await self._long_key(request)
             response = self._from_cache(key, request, record, streamed=True)
             response = response or await self._from_below(key, request, record, streamed=True)
@@ -336,8 +336,9 @@ class Pipeline:
         native = served.answer.native
         if native is not None and not native.body:
             return  # the provider has said more than is known here
-        ttl = self._settings.cache_ttl_seconds
-        if request.cache_ttl is not None or request.agent is not None:
+        settings = self._settings
+        ttl = settings.cache_ttl_seconds
+        if request.cache_ttl is not None or (settings.agent_ttls and request.agent is not None):
             ttl = self._ttl(request)
         made_by = ""
         if self._cache.second is not None:
@@ -369,12 +370,12 @@ class Pipeline:
         while True:
             # A refresh must not get the answer of a call that began before it.
             shared_key = key if request.cache is True else f"refresh:{key}"
-            leader = coalescer.leader(shared_key)
-            if leader is None and request.background:
+            call = coalescer.calls.get(shared_key)
+            if call is None and request.background:
                 # A background request may wait long, and others must not wait for it.
                 shared_key = f"background:{shared_key}"
-                leader = coalescer.leader(shared_key)
-            if leader is None:
+                call = coalescer.calls.get(shared_key)
+            if call is None:
                 start: Callable[[], Coroutine[Any, Any, Answer]] = partial(
                     self._call_providers, request, record, deadline
                 )
@@ -382,20 +383,15 @@ class Pipeline:
                 if self._cache.second is not None and request.cache is True:
                     start = partial(self._fetch_or_call, key, request, record, deadline)
                     keep = None
-                leader = Leader(deadline)
-                try:
-                    return await coalescer.begin(shared_key, start, leader, keep), False
-                except asyncio.CancelledError:
-                    leader.left = True
-                    raise
+                return await coalescer.begin(shared_key, start, deadline, keep), False
             try:
                 served = await self._join(shared_key, record, deadline)
             except (AllProvidersFailedError, DeadlineExceededError) as error:
-                # The leader may have had too little time, and this request has more.
-                if not leader.lacked_time(error, self._clock.now(), deadline):
+                # The request that began it may have had too little time, and this one has more.
+                if not call.lacked_time(error, self._clock.now(), deadline):
                     raise
             else:
-                joined, model = leader.shares(), request.response_model
+                joined, model = call.shares(), request.response_model
                 if joined and model is not None and not fits(model, _completion(served)):
                     return await self._call_providers(request, record, deadline), False
                 return served, joined
@@ -507,17 +503,19 @@ class Pipeline:
         *,
         joined: bool = False,
     ) -> ChatResponse:
-        if isinstance(served, Remembered) and not (joined or served.waited):
-            hit = self._hit(request, record, served)
-            assert hit is not None  # noqa: S101 - it fits, as has been looked at
-            return hit
-        answer = served.completion if isinstance(served, Remembered) else served.answer
+        if isinstance(served, Remembered):
+            if not (joined or served.waited):
+                hit = self._hit(request, record, served)
+                assert hit is not None  # noqa: S101 - it fits, as has been looked at
+                return hit
+            answer, joined = served.completion, True
+        else:
+            answer = served.answer
         parsed = None if request.response_model is None else parse(request.response_model, answer)
         latency = self._clock.now() - record.began
         attempts: tuple[Attempt, ...] = ()
         loading = 0.0
-        joined = joined or isinstance(served, Remembered)
-        if isinstance(served, Remembered) or joined:
+        if joined or isinstance(served, Remembered):
             record.coalesced(served.provider, answer)
         else:
             attempts, loading = served.attempts, served.loading_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import sys
@@ -22,6 +23,7 @@ from aigateway.messages import (
     Origin,
 )
 from aigateway.request.checks import (
+    LONGEST_NAME,
     CheckedMessages,
     check_extra_body,
     check_headers,
@@ -124,12 +126,19 @@ def chat_request(
     """
     if not origin:
         origin = APPLICATION
-    if model is not None or timeout is not None or origin is not APPLICATION:
-        _check_options(model, timeout, origin)
+    # What is usual needs no further look; the checks have the words for the rest.
+    if model is not None and not (type(model) is str and 0 < len(model) <= LONGEST_NAME):
+        check_name("model", model)
+    if timeout is not None and not (type(timeout) is float and 0 < timeout < math.inf):
+        check_seconds("timeout", timeout)
+    if origin is not APPLICATION:
+        _check_origin(origin)
     if hedge is not None and not isinstance(hedge, bool):
         refuse("hedge must be True, False or None.")
-    if agent is not None or cache_ttl is not None or cache is not True:
-        _check_caching(agent, cache, cache_ttl)
+    if agent is not None and not (type(agent) is str and 0 < len(agent) <= LONGEST_NAME):
+        check_name("agent", agent)
+    if cache_ttl is not None or cache is not True:
+        _check_caching(None, cache, cache_ttl)
     if session is not None:
         check_name("session", session)
     most = settings.max_prompt_bytes
@@ -165,7 +174,7 @@ def chat_request(
         native,
         session,
         finds,
-        shared_name(params, native) if finds else None,
+        shared_name(params, native) if finds and (params or native) else None,
         needs,
         origin.needs_price,
     )
@@ -200,7 +209,11 @@ def embedding_request(
     Raises:
         RequestRejectedError: The message names the mistake, and the fix.
     """
-    _check_options(model, timeout, origin)
+    if model is not None:
+        check_name("model", model)
+    if timeout is not None:
+        check_seconds("timeout", timeout)
+    _check_origin(origin)
     _check_caching(agent, cache, cache_ttl)
     most = settings.max_prompt_bytes
     inputs = check_inputs(inputs, "inputs", most)
@@ -240,6 +253,8 @@ def copied_messages(
         check_size(json_length(system), max_bytes, or_more=True)
     if type(prompt) is str and 0 < len(prompt) <= min(LONG, max_bytes) and not prompt.isspace():
         messages: Sequence[Any] = ({"role": "user", "content": prompt},)  # almost every prompt
+    elif type(prompt) is CheckedMessages:
+        messages = prompt
     else:
         messages = _checked_messages(prompt, max_bytes)
     encoded = encoded_json(messages, "The prompt" if isinstance(prompt, str) else "messages")
@@ -270,8 +285,7 @@ def _checked_messages(prompt: object, max_bytes: int) -> Sequence[Any]:
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list | tuple):
         refuse(f"The prompt must be a text or a list of messages, not {type(prompt).__name__}.")
-    if type(prompt) is not CheckedMessages:
-        check_messages(prompt, max_bytes)
+    check_messages(prompt, max_bytes)
     return prompt
 
 
@@ -335,12 +349,8 @@ def _check_caching(agent: object, cache: object, cache_ttl: object) -> None:
         refuse('cache must be True, False or "refresh".')
 
 
-def _check_options(model: object, timeout: object, origin: Origin) -> None:
-    if model is not None:
-        check_name("model", model)
-    if timeout is not None:
-        check_seconds("timeout", timeout)
-    if origin is not APPLICATION and not isinstance(origin, Origin):
+def _check_origin(origin: Origin) -> None:
+    if not isinstance(origin, Origin):
         refuse(f"origin must be an Origin, not {type(origin).__name__}.")
     if origin.headers:
         check_headers("origin.headers", origin.headers)

@@ -139,10 +139,26 @@ class LogHook:
             if StructlogLane.latest is None or not StructlogLane.latest.write(level, name, named):
                 structlog.get_logger(LOGGER_NAME).log(level, name, **named)
         elif _stdlib.isEnabledFor(level):
-            handlers = logging.root.handlers
-            lines = handlers[0] if handlers and kind is RequestServed else None
-            if type(lines) is not LineHandler or not lines.write_soon(values):
+            if kind is RequestServed:
+                _write_served(values)
+            else:
                 _write(level, _LINES[kind] % _plain(kind, values))
+
+    def write_served(self, values: Sequence[Any]) -> bool:
+        """Write a `RequestServed` as `write` does, unless events in `ON_REQUEST` are written.
+
+        Returns:
+            False if they are: each call then has more lines than this one.
+        """
+        if structlog.is_configured():
+            if _structlog_shows_debug():
+                return False
+            self.write(RequestServed, values)
+        elif _stdlib.isEnabledFor(logging.INFO):
+            if _stdlib.isEnabledFor(logging.DEBUG):
+                return False
+            _write_served(values)
+        return True
 
     def content(
         self, request_id: str, messages: Sequence[Mapping[str, Any]], texts: Sequence[str]
@@ -219,6 +235,9 @@ class WaitingLines(Generic[T]):
     Args:
         write: Writes them.
         lock: Of what they go to, reentrant: no other line comes between taking and writing them.
+
+    Attributes:
+        lines: Those that wait.
     """
 
     def __init__(
@@ -226,7 +245,7 @@ class WaitingLines(Generic[T]):
     ) -> None:
         self._write = write
         self._lock = lock
-        self._lines: deque[T] = deque()
+        self.lines: deque[T] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None  # whose timer writes them
 
     def add(self, line: T) -> bool:
@@ -235,10 +254,10 @@ class WaitingLines(Generic[T]):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return False
-        self._lines.append(line)
-        if len(self._lines) >= _MOST_WAITING:
+        self.lines.append(line)
+        if len(self.lines) >= _MOST_WAITING:
             self.write()
-        elif len(self._lines) == 1 or loop is not self._loop:
+        elif len(self.lines) == 1 or loop is not self._loop:
             self._loop = loop
             loop.call_later(_SOON_SECONDS, self.write)
         return True
@@ -246,8 +265,8 @@ class WaitingLines(Generic[T]):
     def write(self) -> None:
         """Write what waits. A thread with a line of its own holds the lock for both."""
         with self._lock:
-            if self._lines:
-                taken = [self._lines.popleft() for _ in range(len(self._lines))]
+            if self.lines:
+                taken = [self.lines.popleft() for _ in range(len(self.lines))]
                 self._write(taken)
 
 
@@ -307,9 +326,12 @@ class LineHandler(logging.StreamHandler[TextIO]):
         Returns:
             False where it has to be written at once: without a loop, or by the way of a record.
         """
+        waiting = self._waiting
         with self._lock:  # another thread's later line must not be written before this one waits
-            alone = self._sees_alone(logging.INFO)
-            return alone and self._waiting.add((SYSTEM_CLOCK.wall(), values))
+            # With others it may wait in any case: when they are written, that is looked at again.
+            if not (waiting.lines or self._sees_alone(logging.INFO)):
+                return False
+            return waiting.add((SYSTEM_CLOCK.wall(), values))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, after the lines that wait."""
@@ -398,6 +420,14 @@ class StructlogLane:
             values["event"] = name
             self._finish(values, logging.getLevelName(level).lower(), LOGGER_NAME)
         return True
+
+
+def _write_served(values: Sequence[Any]) -> None:
+    """Write a `RequestServed`, with others if that is possible."""
+    handlers = logging.root.handlers
+    lines = handlers[0] if handlers else None
+    if type(lines) is not LineHandler or not lines.write_soon(values):
+        _write(logging.INFO, _LINES[RequestServed] % _plain(RequestServed, values))
 
 
 def _write(level: int, line: str) -> None:

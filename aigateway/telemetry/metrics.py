@@ -21,21 +21,25 @@ WINDOW = 512
 
 
 class LatencyWindow:
-    """The last `WINDOW` latencies, each with its time, and their percentiles."""
+    """The last `WINDOW` latencies, each with its time, and their percentiles.
 
-    __slots__ = ("_latencies", "_whole")
+    Attributes:
+        latencies: Each with its time; to append one is to note it.
+    """
+
+    __slots__ = ("_whole", "latencies")
 
     def __init__(self) -> None:
-        self._latencies: deque[tuple[float, float]] = deque(maxlen=WINDOW)
-        self._whole: Percentiles | None = None  # of all of them, once they have been asked for
+        self.latencies: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        # The percentiles of all of them, once they have been asked for, and the last one then.
+        self._whole: tuple[Percentiles, tuple[float, float]] | None = None
 
     def __len__(self) -> int:
-        return len(self._latencies)
+        return len(self.latencies)
 
     def add(self, seconds: float, at: float = 0.0) -> None:
         """Note one latency; the oldest goes."""
-        self._latencies.append((seconds, at))
-        self._whole = None
+        self.latencies.append((seconds, at))
 
     def percentiles(self, since: float = -math.inf) -> Percentiles | None:
         """Return the percentiles (nearest rank), or None without data.
@@ -43,11 +47,16 @@ class LatencyWindow:
         Args:
             since: Leave out latencies of before.
         """
-        if since == -math.inf:
-            if self._whole is None:
-                self._whole = _percentiles([seconds for seconds, _ in self._latencies])
-            return None if self._whole is None else self._whole.copy()
-        return _percentiles([seconds for seconds, at in self._latencies if at >= since])
+        if since > -math.inf:
+            return _percentiles([seconds for seconds, at in self.latencies if at >= since])
+        if not self.latencies:
+            return None
+        whole, last = self._whole, self.latencies[-1]
+        if whole is None or whole[1] is not last:
+            found = _percentiles([seconds for seconds, _ in self.latencies])
+            assert found is not None  # noqa: S101 - there are some
+            whole = self._whole = (found, last)
+        return whole[0].copy()
 
 
 def _percentiles(latencies: list[float]) -> Percentiles | None:
@@ -86,7 +95,7 @@ class ProviderCounters:
         """Count an answer; only answers count for the latency percentiles."""
         self.attempts += 1
         self.successes += 1
-        self.latency.add(seconds)
+        self.latency.latencies.append((seconds, 0.0))
         self.prompt_tokens += usage.prompt_tokens
         self.completion_tokens += usage.completion_tokens
         self.total_tokens += usage.total_tokens

@@ -218,20 +218,26 @@ class Emitter:
                 _tell(listeners, _short_form(event))
         _tell(self._listening(type(event)), event)
 
-    def emit_served(self, call: ServedCall, values: Sequence[Any]) -> None:
+    def emit_served(self, call: ServedCall, values: Sequence[Any]) -> bool:
         """Deliver a request that its first attempt served.
 
         Args:
             call: For the counters.
             values: Of its `RequestServed`: the name, and the fields in order.
+
+        Returns:
+            False if the log shows the end of each attempt: nothing was delivered then.
         """
+        if not self.log.write_served(values):
+            return False
         for counter in self.counters:
-            counter.uncounted.append(call)
-            if len(counter.uncounted) >= MOST_UNCOUNTED:
+            uncounted = counter.uncounted
+            uncounted.append(call)
+            if len(uncounted) >= MOST_UNCOUNTED:
                 _guarded(counter, lambda counter: counter.count())
-        self.log.write(RequestServed, values)
         if listeners := self._listeners[RequestServed]:
             _tell(listeners, RequestServed(*values[1:]))
+        return True
 
     def log_content(
         self, request_id: str, messages: Sequence[Mapping[str, Any]], texts: Sequence[str]
@@ -354,7 +360,7 @@ class FirstAnswer(NamedTuple):
 
 
 class RequestRecord:
-    """One request, as a context from its beginning to its end; see `RequestRecorder.open`.
+    """One request, for as long as the context lasts. An error inside is its end.
 
     Its attempts report to it only if it is `followed`. They may overlap, and may outlive it. A
     class, since every request passes here and a generator costs three times as much.
@@ -375,9 +381,13 @@ class RequestRecord:
         self,
         recorder: RequestRecorder,
         request: ChatRequest | EmbeddingRequest,
-        agent: str | None,
-        streamed: bool,
+        *,
+        streamed: bool = False,
     ) -> None:
+        agent, tenant = request.agent, request.tenant
+        if tenant and agent != tenant:
+            # The caller's word does not stand in for the name of its key.
+            agent = f"{tenant}/{agent}" if agent else tenant
         self._recorder = recorder
         self._request = request
         self._agent = agent
@@ -397,9 +407,9 @@ class RequestRecord:
         self.followed = bool(
             emitter.counters or emitter.is_followed or emitter.log.wants_every_call()
         )
-        if recorder.emitter.tracers:
+        if emitter.tracers:
             self._traces = _each(
-                recorder.emitter.tracers,
+                emitter.tracers,
                 lambda tracer: tracer.trace_request(request, streamed=streamed),
             )
 
@@ -457,18 +467,19 @@ class RequestRecord:
         recorder.counters.ended[self._outcome] += 1
         self._over = True
         if (first := self._first) is not None:
-            if self._outcome == "served" and not recorder.emitter.log.wants_every_call():
-                self._emit_served(first)
+            if self._outcome == "served" and self._emit_served(first):
                 return
             self._emit_first(first)
         short = _SHORT_FORMS.get(self._outcome)
         if self.followed or (short is not None and recorder.emitter.wants(short)):
             self._emit_end(error)
 
-    def _emit_served(self, first: FirstAnswer) -> None:
+    def _emit_served(self, first: FirstAnswer) -> bool:
+        """Emit its end and that of its only attempt in one, unless they are needed apart."""
         clock, answer = self._recorder.clock, self._answer
         now = clock.now()
         latency = now - self.began
+        waited = self._waited + (now - self._waiting_since if self._waiting else 0.0)
         call = ServedCall(
             self._request.tenant,
             first.provider,
@@ -479,7 +490,7 @@ class RequestRecord:
             first.usage.completion_tokens,
             first.cost_usd,
             latency,
-            max(0.0, latency - self._vendor_seconds(now)),
+            max(0.0, latency - waited),
             now,
             clock.wall(),
         )
@@ -494,7 +505,7 @@ class RequestRecord:
             0 if answer is None else answer.usage.total_tokens,
             None if answer is None else answer.cost_usd,
         )
-        self._recorder.emitter.emit_served(call, served)
+        return self._recorder.emitter.emit_served(call, served)
 
     def _emit_first(self, first: FirstAnswer) -> None:
         self._first = None
@@ -520,7 +531,7 @@ class RequestRecord:
             "" if error is None else type(error).__name__,
             self._attempts,
             now - self.began,
-            self._vendor_seconds(now),
+            self._waited + (now - self._waiting_since if self._waiting else 0.0),
             None if first is None else first - self.began,
             "" if answer is None or tells_a_key(answer.model) else answer.model,
             0 if answer is None else answer.usage.total_tokens,
@@ -529,9 +540,6 @@ class RequestRecord:
             self.tenant,
             isinstance(error, RequestRejectedError),
         )
-
-    def _vendor_seconds(self, now: float) -> float:
-        return self._waited + (now - self._waiting_since if self._waiting else 0.0)
 
     # ── its attempts ─────────────────────────────────────────────────────────────────────────
 
@@ -554,7 +562,9 @@ class RequestRecord:
         if self._first is not None:
             self._emit_first(self._first)
         self._attempts += 1
-        self.wait()
+        if not self._waiting:
+            self._waiting_since = self._recorder.clock.now()
+        self._waiting += 1
         if not self._traces:
             return None
         return AttemptTraces(
@@ -568,9 +578,12 @@ class RequestRecord:
 
     def first_answered(self, answer: FirstAnswer) -> bool:
         """Note that the first attempt has answered; return False if its event is needed now."""
-        if self._over or self._attempts != 1 or self._recorder.emitter.is_followed:
+        recorder = self._recorder
+        if self._over or self._attempts != 1 or recorder.emitter.is_followed:
             return False
-        self.go_on()
+        self._waiting -= 1
+        if not self._waiting:
+            self._waited += recorder.clock.now() - self._waiting_since
         self._first = answer
         return True
 
@@ -606,19 +619,6 @@ class RequestRecorder:
         self.clock = clock
         self.emitter = emitter
         self.counters = RequestCounters()
-
-    def open(
-        self,
-        request: ChatRequest | EmbeddingRequest,
-        agent: str | None,
-        *,
-        streamed: bool = False,
-    ) -> RequestRecord:
-        """Record a request for as long as the context lasts. An error inside is its end."""
-        if request.tenant and agent != request.tenant:
-            # The caller's word does not stand in for the name of its key.
-            agent = f"{request.tenant}/{agent}" if agent else request.tenant
-        return RequestRecord(self, request, agent, streamed)
 
     def snapshot(self) -> RequestMetrics:
         """Return the counters as plain values."""

@@ -12,7 +12,7 @@ from aigateway.errors import (
     GatewayError,
     ProviderFailure,
 )
-from aigateway.request.coalesce import Coalescer, Leader
+from aigateway.request.coalesce import Coalescer, SharedCall
 from aigateway.testing import FakeClock
 from tests.processes import PATIENCE
 from tests.request.sharing import callers, settle
@@ -382,22 +382,25 @@ def test_having_nothing_to_do_is_not_being_nothing() -> None:
     assert Coalescer()
 
 
+def begun_by(deadline: float) -> SharedCall[object]:
+    return SharedCall(Coalescer(), "k", deadline)
+
+
 class TestLead:
     async def test_those_who_join_find_it_until_the_work_is_over(
         self, coalescer: Coalescer[object]
     ) -> None:
-        lead, work = Leader(5.0), Work()
-        assert coalescer.leader("k") is None
-        task = asyncio.create_task(coalescer.share("k", work, lead))
+        work = Work()
+        assert not coalescer.calls
+        task = asyncio.create_task(coalescer.share("k", work, 5.0))
         await settle()
-        assert coalescer.leader("k") is lead
-        assert coalescer.leader("other") is None
+        assert [(key, call.deadline) for key, call in coalescer.calls.items()] == [("k", 5.0)]
         joined = asyncio.create_task(coalescer.join("k"))
         await settle()
         work.gate.set()
         assert await joined == "answer"
         assert await task == ("answer", False)
-        assert coalescer.leader("k") is None
+        assert not coalescer.calls
 
     async def test_without_one_there_is_nothing_to_join(self, coalescer: Coalescer[object]) -> None:
         with pytest.raises(AssertionError, match="nothing to join"):
@@ -406,23 +409,23 @@ class TestLead:
     async def test_failed_work_has_none_even_before_the_tidying(
         self, coalescer: Coalescer[object]
     ) -> None:
-        found: list[Leader | None] = []
+        found: list[int] = []
 
         async def fail() -> object:
             await asyncio.sleep(0)
-            asyncio.get_running_loop().call_soon(lambda: found.append(coalescer.leader("k")))
+            asyncio.get_running_loop().call_soon(lambda: found.append(len(coalescer)))
             raise LookupError
 
         with pytest.raises(LookupError):
-            await coalescer.share("k", fail, Leader(5.0))
-        assert found == [None]
+            await coalescer.share("k", fail)
+        assert found == [0]
 
     def test_all_share_its_answer_while_it_is_there(self) -> None:
-        lead = Leader(5.0)
+        lead = begun_by(5.0)
         assert [lead.shares() for _ in range(3)] == [True, True, True]
 
     def test_when_it_has_left_one_takes_its_place(self) -> None:
-        lead = Leader(5.0)
+        lead = begun_by(5.0)
         assert lead.shares()
         lead.left = True
         assert [lead.shares() for _ in range(3)] == [False, True, True]
@@ -432,7 +435,7 @@ class TestLead:
         self, deadline: float, lacked: bool
     ) -> None:
         error = DeadlineExceededError("late", ())
-        assert Leader(10.0).lacked_time(error, 10.0, deadline) is lacked
+        assert begun_by(10.0).lacked_time(error, 10.0, deadline) is lacked
 
     @pytest.mark.parametrize(
         ("retry_after", "deadline", "lacked"),
@@ -453,4 +456,4 @@ class TestLead:
         cause = ProviderFailure("a", kind, retry_after_seconds=retry_after)
         error = AllProvidersFailedError.of([cause])
         assert error.retry_after_seconds == retry_after
-        assert Leader(10.0).lacked_time(error, 5.0, deadline) is lacked
+        assert begun_by(10.0).lacked_time(error, 5.0, deadline) is lacked

@@ -1,6 +1,7 @@
 """However a request ends, it is counted once, and its error passes unchanged."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from aigateway.errors import (
 )
 from aigateway.events import Event, RequestFailed, RequestServed
 from aigateway.messages import ChatRequest, Choice, Completion, Usage
-from aigateway.telemetry.recorder import Emitter, RequestRecorder
+from aigateway.telemetry.recorder import Emitter, RequestRecord, RequestRecorder
 from aigateway.testing import FakeClock
 
 REQUEST = ChatRequest((), request_id="r-1")
@@ -51,7 +52,7 @@ def ends(recorder: RequestRecorder) -> tuple[int, int, int]:
 
 
 def test_it_gives_the_moment_of_the_beginning(recorder: RequestRecorder, heard: Heard) -> None:
-    with recorder.open(REQUEST, None) as entry:
+    with RequestRecord(recorder, REQUEST) as entry:
         assert entry.began == 50.0
         assert ends(recorder) == (1, 0, 0)
         entry.served("one", ANSWER, attempts=2)
@@ -63,12 +64,13 @@ def test_it_gives_the_moment_of_the_beginning(recorder: RequestRecorder, heard: 
 def test_an_error_is_the_end(recorder: RequestRecorder, clock: FakeClock, heard: Heard) -> None:
     cause = ProviderFailure("one", FailureKind.TIMEOUT)
     error = AllProvidersFailedError.of([cause])
+    asked = replace(REQUEST, agent="agent")
 
     def fail_slowly() -> None:
         clock.tick(2.0)
         raise error
 
-    with pytest.raises(AllProvidersFailedError) as caught, recorder.open(REQUEST, "agent"):
+    with pytest.raises(AllProvidersFailedError) as caught, RequestRecord(recorder, asked):
         fail_slowly()
     assert caught.value is error
     assert ends(recorder) == (1, 1, 0)
@@ -76,13 +78,13 @@ def test_an_error_is_the_end(recorder: RequestRecorder, clock: FakeClock, heard:
 
 
 def test_an_error_without_causes(recorder: RequestRecorder, heard: Heard) -> None:
-    with pytest.raises(GatewayError), recorder.open(REQUEST, None):
+    with pytest.raises(GatewayError), RequestRecord(recorder, REQUEST):
         raise GatewayError("closed")
     assert heard.events == [RequestFailed("r-1", None, "GatewayError", (), 0.0)]
 
 
 def test_an_error_that_nobody_foresaw_is_counted(recorder: RequestRecorder, heard: Heard) -> None:
-    with pytest.raises(ZeroDivisionError), recorder.open(REQUEST, None):
+    with pytest.raises(ZeroDivisionError), RequestRecord(recorder, REQUEST):
         _ = 1 / 0
     assert ends(recorder) == (1, 1, 0)
     assert heard.events == [RequestFailed("r-1", None, "ZeroDivisionError", (), 0.0)]
@@ -93,7 +95,7 @@ def test_who_leaves_after_the_answer_is_counted_once(
     recorder: RequestRecorder, heard: Heard, error: type[BaseException]
 ) -> None:
     def leave() -> None:
-        with recorder.open(REQUEST, None, streamed=True) as entry:
+        with RequestRecord(recorder, REQUEST, streamed=True) as entry:
             entry.served("one", ANSWER, attempts=1)
             raise error
 
@@ -108,7 +110,7 @@ def test_who_leaves_after_the_answer_is_counted_once(
 def test_going_away_is_no_failure(
     recorder: RequestRecorder, heard: Heard, error: type[BaseException]
 ) -> None:
-    with pytest.raises(error), recorder.open(REQUEST, None):
+    with pytest.raises(error), RequestRecord(recorder, REQUEST):
         raise error
     assert ends(recorder) == (1, 0, 1)
     assert heard.events == []

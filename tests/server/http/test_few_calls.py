@@ -21,7 +21,7 @@ from tests.server.callers import api_key, bearer
 from tests.server.running import running
 
 HI = [{"role": "user", "content": "hi"}]
-DOORS = {
+DOORS: dict[str, tuple[str, dict[str, object], int]] = {
     "/v1/chat/completions": ("chat", {"messages": HI}, 54),
     "/v1/embeddings": ("embed", {"input": "hi"}, 64),
 }

@@ -58,6 +58,15 @@ STREAMS = (
     "**{streams:,} streams at once on one worker**, each of {pieces} pieces over {seconds:g} s"
     " (fresh processes, {rounds}; text and end of each are compared)"
 )
+SLOW = (
+    "**{streams:,} slow streams on one worker**: they begin evenly over {spread:g} s, and each says"
+    " {pieces} pieces, one every {pause} ms, so all are open when the last one begins ({rounds})."
+    " Unlike a burst, this shows what a stream that begins waits for where many others are under"
+    " way: the service keeps up, and what is added is its own work and its turn behind others'"
+    " pieces. Added is in the same round above the vendor itself; ratios are medians"
+)
+SLOW_MS = 250.0
+"""The 99th percentile of the time to a slow stream's first piece, at most."""
 DIRECT = "the vendor itself"
 FIRST = f"{OURS} serve"
 TARGETS = {1: 2.0, 8: 1.5, 64: 1.5}
@@ -120,6 +129,8 @@ class Sizes:
     streams: int
     stream_rounds: int
     pause_ms: int
+    slow_streams: int
+    slow_pause_ms: int
     door_seconds: float
     door_streams: int
 
@@ -127,8 +138,13 @@ class Sizes:
     def of(cls, options: Options) -> Sizes:
         """The sizes for this run."""
         if options.quick:
-            return cls((1, 8, SHOWN), 0.2, 1, 50, 1, 20, 0.2, 20)
-        return cls((1, 8, SHOWN, 64), 1.0, 5, 1000, 2, 250, 0.6, 200)
+            return cls((1, 8, SHOWN), 0.2, 1, 50, 1, 20, 50, 20, 0.2, 20)
+        return cls((1, 8, SHOWN, 64), 1.0, 5, 1000, 2, 250, 2000, 500, 0.6, 200)
+
+    @property
+    def slow_spread(self) -> float:
+        """Seconds in which the slow streams begin: as long as each of them takes."""
+        return PIECES * self.slow_pause_ms / 1000
 
 
 async def run(options: Options) -> Result:
@@ -137,6 +153,7 @@ async def run(options: Options) -> Result:
     async with LoadProcess.started() as load:
         chats, memory = await _chats({**ours(), **found}, load, sizes)
         streams, held_by_streams = await _streams({FIRST: ours()[FIRST], **found}, load, sizes)
+        slow = await _slow_streams({FIRST: ours()[FIRST], **found}, load, sizes)
         doors = await _doors(load, sizes)
         workers = await _workers(load)
     left_out = f" Not installed and left out: {', '.join(missing)}." if missing else ""
@@ -144,6 +161,7 @@ async def run(options: Options) -> Result:
     how = HOW.format(cores=os.cpu_count(), seconds=sizes.seconds, missing=left_out, rounds=several)
     targets = [
         *(_held(callers, rounds) for callers, rounds in chats.items() if callers in TARGETS),
+        held("first piece of slow streams, p99", _p99s(slow, FIRST), SLOW_MS, " ms", 0),
         held("memory of one worker", [workers[1].shared_once], WORKER_MB, " MB", 0),
         held("memory of each further worker", [_further(workers, 1, 4)], FURTHER_MB, " MB", 1),
     ]
@@ -152,6 +170,7 @@ async def run(options: Options) -> Result:
         _memory_table(memory),
         _workers_table(workers),
         _stream_table(streams, held_by_streams, sizes),
+        _slow_table(slow, sizes),
         *(_door_table(how, rounds, sizes) for how, rounds in doors.items()),
     ]
     bars = [(n, Spread.of([each[n].cpu_us for each in chats[SHOWN]]).median) for n in memory]
@@ -162,6 +181,7 @@ async def run(options: Options) -> Result:
         "workers": workers,
         "streams": streams,
         "memory_of_streams": held_by_streams,
+        "slow_streams": slow,
         "doors": doors,
     }
     return Result("serve", how, tables, chart, data, targets)
@@ -258,20 +278,39 @@ def _memory(services: Mapping[str, Running]) -> dict[str, Memory]:
 async def _streams(
     gateways: Mapping[str, Make], load: LoadProcess, sizes: Sizes
 ) -> tuple[list[Round], dict[str, Memory]]:
+    order = {"streams": sizes.streams}
+    return await _streamed(gateways, load, order, sizes.pause_ms, sizes.stream_rounds)
+
+
+async def _slow_streams(
+    gateways: Mapping[str, Make], load: LoadProcess, sizes: Sizes
+) -> list[Round]:
+    compared = {name: make for name, make in gateways.items() if name in {FIRST, FERROGW}}
+    order = {"streams": sizes.slow_streams, "spread": sizes.slow_spread}
+    rounds, _ = await _streamed(compared, load, order, sizes.slow_pause_ms, sizes.stream_rounds)
+    return rounds
+
+
+async def _streamed(
+    gateways: Mapping[str, Make],
+    load: LoadProcess,
+    order: Mapping[str, Any],
+    pause_ms: int,
+    many: int,
+) -> tuple[list[Round], dict[str, Memory]]:
     with vendor_running("benchmarks.stream_server") as ports:
-        script = f"chunks-{PIECES}-pause-{sizes.pause_ms}"
-        vendor = f"http://127.0.0.1:{ports['vendor']}/{script}"
+        vendor = f"http://127.0.0.1:{ports['vendor']}/chunks-{PIECES}-pause-{pause_ms}"
         async with contextlib.AsyncExitStack() as stack:
             services = {DIRECT: direct(vendor)}
             for name, make in gateways.items():
                 services[name] = await stack.enter_async_context(running(make, vendor))
-            order = {"streams": sizes.streams, "text": text_of(PIECES)}
+            whole = {**order, "text": text_of(PIECES)}
             rounds = [
                 {
-                    name: await ordered(load, service, order, "streams")
+                    name: await ordered(load, service, whole, "streams")
                     for name, service in services.items()
                 }
-                for _ in range(sizes.stream_rounds)
+                for _ in range(many)
             ]
             return rounds, _memory(services)
 
@@ -446,3 +485,38 @@ def _stream_table(rounds: Sequence[Round], held: Mapping[str, Memory], sizes: Si
         rows.append([name, f"{_errors(mine)} of {sum(e.sent for e in mine):,}", *shown, *cost])
     columns = ["", "errors", "seconds until all ended", "first piece p50 ms", "p99 ms"]
     return Table(title, [*columns, "CPU ms per stream", "peak MB", "MB after"], rows)
+
+
+def _p99s(rounds: Sequence[Round], name: str) -> list[float]:
+    return [each[name].p99_ms for each in rounds]
+
+
+def _slow_table(rounds: Sequence[Round], sizes: Sizes) -> Table:
+    title = SLOW.format(
+        streams=sizes.slow_streams,
+        spread=sizes.slow_spread,
+        pieces=PIECES,
+        pause=sizes.slow_pause_ms,
+        rounds=f"{len(rounds)} rounds" if len(rounds) > 1 else "one round",
+    )
+    rows = []
+    for name in rounds[0]:
+        mine = [each[name] for each in rounds]
+        row = [name, f"{_errors(mine)} of {sum(e.sent for e in mine):,}"]
+        row += [Spread.of([each.p50_ms for each in mine]).show(1)]
+        row += [Spread.of([each.p99_ms for each in mine]).show(1)]
+        if name == DIRECT:
+            rows.append([*row, "", "", "", "", ""])
+            continue
+        for which in ("p50_ms", "p99_ms"):
+            more = [getattr(e[name], which) - getattr(e[DIRECT], which) for e in rounds]
+            row.append(Spread.of(more).show(1))
+        for to in (DIRECT, FERROGW):
+            known = to in rounds[0]
+            ratios = [each[name].p99_ms / each[to].p99_ms for each in rounds] if known else []
+            row.append(f"{Spread.of(ratios).median:.2f}x" if ratios else "")
+        row.append(Spread.of([each.cpu_us / 1000 for each in mine]).show(2))
+        rows.append(row)
+    columns = ["", "errors", "first piece p50 ms", "p99 ms", "added p50 ms", "added p99 ms"]
+    columns += ["p99 to the vendor", "p99 to ferrogw", "CPU ms per stream"]
+    return Table(title, columns, rows)

@@ -252,19 +252,30 @@ async def _loop(
 
 
 async def _streams(
-    url: str, headers: Mapping[str, str], dialect: Dialect, *, model: str, streams: int
+    url: str,
+    headers: Mapping[str, str],
+    dialect: Dialect,
+    *,
+    model: str,
+    streams: int,
+    spread: float = 0.0,
 ) -> tuple[list[Came | str], list[float], float]:
-    """So many streams, all begun at once, each on a connection of its own and read to its end."""
+    """So many streams, each on a connection of its own and read to its end.
+
+    They begin at once, or evenly over the seconds of `spread`.
+    """
     came: list[Came | str] = []
+    places = iter(range(streams))
 
     async def read() -> None:
+        await asyncio.sleep(next(places) / streams * spread)
         connection = _Caller(url, headers)
         came.append(await _asked(connection, _payload(dialect, model, stream=True)))
         connection.close()
 
     gc.collect()
     began = time.perf_counter()
-    late = await _all(read, streams, _PATIENCE)
+    late = await _all(read, streams, spread + _PATIENCE)
     elapsed = time.perf_counter() - began
     firsts = [each.first for each in came if isinstance(each, Came) and each.status == 200]
     return [*came, *[LATE] * late], firsts, elapsed

@@ -189,7 +189,7 @@ class Pipeline:
                 try:
                     async with contextlib.aclosing(run.chunks()) as chunks:
                         async for chunk in ClosedByUs(chunks):
-                            outcome.opening = run.opening
+                            outcome.opening, outcome.has_more = run.opening, run.has_more
                             yield chunk
                     response = self._streamed(key, request, record, run)
                 except (AllProvidersFailedError, DeadlineExceededError):
@@ -564,15 +564,19 @@ class ClosedByUs:
     it cannot be closed a second time, and asyncio would report that as an error.
     """
 
-    __slots__ = ("_generator",)
+    __slots__ = ("_begun", "_generator")
 
     def __init__(self, generator: AsyncGenerator[Chunk, None]) -> None:
         self._generator = generator
+        self._begun = False
 
     def __aiter__(self) -> Self:
         return self
 
     def __anext__(self) -> Awaitable[Chunk]:
+        if self._begun:
+            return anext(self._generator)
+        self._begun = True
         loops_own = sys.get_asyncgen_hooks().firstiter
         sys.set_asyncgen_hooks(firstiter=None)
         try:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import json
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -71,6 +70,27 @@ async def _is_done(step: asyncio.Task[Any], seconds: float, clock: Clock) -> boo
     return step.done()
 
 
+_MARK = "\0text\0"
+
+
+def _is_plain(chunk: Chunk) -> bool:
+    """Return whether a chunk is a piece of the first answer's text, and nothing else."""
+    return bool(chunk.text) and not (
+        chunk.index
+        or chunk.tool_calls
+        or chunk.reasoning
+        or chunk.refusal
+        or chunk.finish_reason is not None
+        or chunk.usage is not None
+        or chunk.restarted
+        or chunk.images
+        or chunk.audio
+        or chunk.sources_json
+        or chunk.thinking_json
+        or chunk.thought_signatures
+    )
+
+
 class ChunkWriter:
     """Writes one stream's chunks as events.
 
@@ -82,7 +102,7 @@ class ChunkWriter:
         whole: Returns the whole answer, once its content has been sent.
     """
 
-    __slots__ = ("_begun", "_blocks", "_head", "_whole", "_with_usage")
+    __slots__ = ("_begun", "_blocks", "_frame", "_head", "_whole", "_with_usage")
 
     def __init__(
         self,
@@ -100,18 +120,29 @@ class ChunkWriter:
             "model": opening.model,
         }
         self._begun: set[int] = set()
-        self._blocks: Counter[int] = Counter()
+        self._blocks: dict[int, int] = {}
+        self._frame: tuple[bytes, bytes] | None = None
         self._with_usage = with_usage
         self._whole = whole
 
     def events(self, chunk: Chunk) -> bytes:
         """Return one chunk, and after the last one usage if it was asked for."""
+        if 0 in self._begun and _is_plain(chunk):
+            before, after = self._frame or self._framed()
+            return before + encoded(chunk.text) + after
         if chunk.usage is not None:
             self._head |= openai_beside(self._whole().completion)
         written = self._event([self._choice(chunk)], None, restarted=chunk.restarted)
         if chunk.usage is not None and self._with_usage:
             written += self._event([], chunk.usage)
         return written
+
+    def _framed(self) -> tuple[bytes, bytes]:
+        """Return what stands before and after the text of a plain chunk."""
+        event = self._event([self._choice(Chunk(_MARK))], None)
+        before, _, after = event.partition(encoded(_MARK))
+        self._frame = before, after
+        return self._frame
 
     def _event(
         self, choices: list[dict[str, Any]], usage: Usage | None, *, restarted: bool = False
@@ -127,8 +158,8 @@ class ChunkWriter:
         delta = openai_delta(chunk)
         for block in delta.get("thinking_blocks") or ():
             # OpenAI's SDK puts lists together by it.
-            block["index"] = self._blocks[chunk.index]
-            self._blocks[chunk.index] += 1
+            block["index"] = place = self._blocks.get(chunk.index, 0)
+            self._blocks[chunk.index] = place + 1
         if chunk.index not in self._begun:
             self._begun.add(chunk.index)
             delta = {"role": "assistant", "content": None if chunk.tool_calls else "", **delta}

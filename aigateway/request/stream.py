@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from types import TracebackType
@@ -36,13 +35,14 @@ class StreamOutcome:
     that the caller drops is closed at once, and not by the next garbage collection.
     """
 
-    __slots__ = ("clock", "opening", "request_id", "response")
+    __slots__ = ("clock", "has_more", "opening", "request_id", "response")
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK, request_id: str = "") -> None:
         self.clock = clock
         self.request_id = request_id
         self.opening: Opening | None = None
         self.response: ChatResponse[Any] | None = None
+        self.has_more = False  # the next chunk is at hand, and none is waited for
 
 
 class ChatStream(Generic[P_co]):
@@ -94,16 +94,12 @@ class ChatStream(Generic[P_co]):
         if self._closing or (self._left and self._chunks is None):
             self._raise_if_cut()
             raise StopAsyncIteration
-        if self._first is not None:
-            chunk, self._first = self._first, None
+        chunk, self._first = self._first, None
+        if chunk is not None:
             return chunk
-        return await self._read()
-
-    async def _read(self) -> Chunk:
         if self._chunks is None:
             self._chunks = self._begin()
         self._reader = asyncio.current_task()
-        chunk: Chunk | None = None
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
@@ -151,7 +147,7 @@ class ChatStream(Generic[P_co]):
         if self._chunks is not None or self._left or self._reader is not None:
             raise MisuseError("The stream has failed, is closed or in use: begin another one.")
         try:
-            self._first = await self._read()
+            self._first = await anext(self)
         except StopAsyncIteration:
             raise GatewayError("The stream was closed before its first content.") from None
         return self
@@ -186,13 +182,20 @@ class ChatStream(Generic[P_co]):
         return self.hand_over(self._events(writer), PING, ping_seconds)
 
     async def _events(self, writer: ChunkWriter) -> AsyncGenerator[bytes, None]:
-        """Yield the stream's events. After an error comes its event, and no `[DONE]`."""
+        """Yield the stream's events. After an error comes its event, and no `[DONE]`.
+
+        What is at hand is sent in one piece: each sending costs more than an event.
+        """
+        written = b""
         try:
             async for chunk in self:
-                yield writer.events(chunk)
+                written += writer.events(chunk)
+                if not self._outcome.has_more:
+                    yield written
+                    written = b""
             self.response  # noqa: B018 - raises if the stream was closed before its end
         except GatewayError as error:
-            yield error_event(error)
+            yield written + error_event(error)
             return
         yield DONE
 
@@ -213,18 +216,7 @@ class ChatStream(Generic[P_co]):
         self._handed_over = True
         if ping_seconds is not None:
             events = with_pings(events, ping, ping_seconds, self._outcome.clock)
-        return _HandedOver(self, self._closing_at_end(events))
-
-    async def _closing_at_end(
-        self, events: AsyncGenerator[bytes, None]
-    ) -> AsyncGenerator[bytes, None]:
-        self._handed_over = False
-        try:
-            async with contextlib.aclosing(events):
-                async for event in events:
-                    yield event
-        finally:
-            await self.aclose()
+        return _HandedOver(self, events)
 
     def _check_started(self) -> None:
         if self.opening is None:
@@ -292,17 +284,23 @@ class ChatStream(Generic[P_co]):
 
 
 class _HandedOver(AsyncGenerator[bytes, None]):
-    """A stream's events, which also close it when they are closed before the first of them."""
+    """A stream's events, which close it when they end, also before the first of them."""
 
     def __init__(self, stream: ChatStream[Any], events: AsyncGenerator[bytes, None]) -> None:
         self._stream = stream
         self._events = events
 
     async def __anext__(self) -> bytes:
-        return await anext(self._events)
+        # They have begun, so `async with` closes the stream again.
+        self._stream._handed_over = False  # noqa: SLF001 - the stream's own part
+        try:
+            return await anext(self._events)
+        except BaseException:
+            await self._stream.aclose()
+            raise
 
-    async def asend(self, value: None) -> bytes:
-        return await self._events.asend(value)
+    async def asend(self, value: None) -> bytes:  # noqa: ARG002 - nothing takes it
+        return await anext(self)
 
     async def athrow(self, *error: Any) -> bytes:
         try:

@@ -7,7 +7,7 @@ gateway never restarts the answer silently: a break is raised, or resumed if the
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from dataclasses import replace
 
 from aigateway.clock import Clock
@@ -65,6 +65,7 @@ class StreamRun:
         resumed: Whether the answer has parts of several providers.
         first_content_at: On the clock's own scale.
         opening: The provider that answers now; None before the first content.
+        has_more: The chunk after the present one came with it, so it is not waited for.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class StreamRun:
         self.served: Served[Completion] | None = None
         self.resumed = False
         self.first_content_at: float | None = None
+        self.has_more = False
         self.opening: Opening | None = None
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
@@ -111,7 +113,11 @@ class StreamRun:
                     yield Chunk(restarted=True)
                 batch: Sequence[Chunk] | None = opened.first
                 while batch is not None:
-                    for chunk in self._trimmed(batch) if self._overlap else batch:
+                    batch = tuple(self._trimmed(batch)) if self._overlap else batch
+                    left = len(batch)
+                    for chunk in batch:
+                        left -= 1
+                        self.has_more = left > 0
                         self._delivered.add(chunk)
                         yield chunk
                     batch = None if opened.whole else await self._next(opened.stream)
@@ -180,8 +186,8 @@ class StreamRun:
         )
         return served
 
-    async def _next(self, stream: VendorStream) -> Sequence[Chunk] | None:
-        return await next_content(stream, self._idle, self._failovers.bounded)
+    def _next(self, stream: VendorStream) -> Awaitable[Sequence[Chunk] | None]:
+        return next_content(stream, self._idle, self._failovers.bounded)
 
     # ── after a break ────────────────────────────────────────────────────────────────────────
 

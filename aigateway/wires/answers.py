@@ -45,7 +45,6 @@ __all__ = [
     "embeddings_from",
     "empty_answer_kind",
     "is_absent",
-    "is_plain_text",
     "piece_from",
     "read_calls",
     "stated_cost",
@@ -322,11 +321,6 @@ class UnusualError(Exception):
     A plain answer is a text, an end and a count of tokens (on the OpenAI wire also tool calls).
     Reading one without litellm costs a tenth.
     """
-
-
-def is_plain_text(text: Any) -> bool:
-    """Return whether this is a text without reasoning in it."""
-    return isinstance(text, str) and bool(text) and "<think" not in text
 
 
 def is_absent(count: Any) -> bool:

@@ -138,9 +138,12 @@ class Assembly:
     @property
     def finished(self) -> bool:
         """Whether every answer that was asked for has ended, and no more content can come."""
-        return len(self._answers) >= self._expected and all(
-            answer.has_surely_ended for answer in self._answers.values()
-        )
+        if len(self._answers) < self._expected:
+            return False
+        for answer in self._answers.values():
+            if answer.ending is None or not answer.has_surely_ended:
+                return False
+        return True
 
     def is_whole(self, *, closed: bool, broken: bool = False) -> bool:
         """Return whether there is an answer, and each that was begun has ended.
@@ -168,11 +171,8 @@ class Assembly:
     def _in_whole_characters(self, chunk: Chunk) -> Chunk | None:
         """Hold back the half of a character at the end of a chunk for the next one."""
         answer = self._answers.get(chunk.index)
-        if answer is None or not answer.halves:
-            if chunk.text.isascii() and not (chunk.tool_calls or chunk.reasoning or chunk.refusal):
-                return chunk  # almost every piece
-            if not any(map(_has_half, _texts(chunk))):
-                return chunk
+        if (answer is None or not answer.halves) and not any(map(_has_half, _texts(chunk))):
+            return chunk
         joined = (answer or self._answer(chunk.index)).joined
         calls = tuple(
             replace(delta, arguments=joined(delta.index, delta.arguments))
@@ -189,11 +189,19 @@ class Assembly:
 
     def add(self, chunk: Chunk) -> Chunk | None:
         """Take in a piece of content; return what to hand on of it, if anything yet."""
-        whole = self._in_whole_characters(chunk)
-        if whole is None:
-            return None
-        chunk = whole
-        answer = self._answers.get(chunk.index) or self._answer(chunk.index)
+        answer = self._answers.get(chunk.index)
+        if (
+            answer is None
+            or answer.halves
+            or not chunk.text.isascii()
+            or chunk.tool_calls
+            or chunk.reasoning
+            or chunk.refusal
+        ):
+            whole = self._in_whole_characters(chunk)
+            if whole is None:
+                return None
+            chunk, answer = whole, self._answer(chunk.index)
         if answer.tags is not None:
             separated = answer.separated(chunk, answer.tags)
             if separated is None:

@@ -17,6 +17,8 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from aigateway.clock import Clock
 from aigateway.errors import FailureKind
 from aigateway.messages import (
@@ -40,7 +42,7 @@ from aigateway.wires.parameters import Dropping, ParameterRules
 from aigateway.wires.pricing import ORDINARY_TIERS, Tariff
 from aigateway.wires.registry import speaks, wire_of
 from aigateway.wires.stream_reading import EventParser, StreamReading
-from aigateway.wires.wire import BrokenOffError, VendorRequest, VendorResponse
+from aigateway.wires.wire import BrokenOffError, Received, VendorRequest, VendorResponse
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -95,7 +97,8 @@ class DirectClient(ProviderFacts):
         self._trial: Future[tuple[Translation | None, bool]] | None = None
         self._translation: Translation | None = None
         self._connections: SharedSession | None = None
-        self._has_callbacks: Callable[[], bool] = bool  # False; `_connect` knows
+        self._callbacks: Callable[[], tuple[Any, ...]] = tuple  # empty; `_connect` knows
+        self._has_callbacks: Callable[[], bool] = bool
         self._tariff: Tariff | None = None
         self._streams = False
         self._closed = False
@@ -132,7 +135,7 @@ class DirectClient(ProviderFacts):
                 return answer
         translation = self._translation
         fitted = self._parameters.fitted(request)
-        if translation is None or self._has_callbacks():
+        if translation is None or (any(self._callbacks()) and self._has_callbacks()):
             return await self._other.chat(request)
         sent = translation.known(fitted) if fitted.size < _VERY_LONG else None
         try:
@@ -158,7 +161,8 @@ class DirectClient(ProviderFacts):
                 return stream
         translation = self._translation
         fitted = self._parameters.fitted(request)
-        if translation is None or not self._streams or self._has_callbacks():
+        has_callbacks = any(self._callbacks()) and self._has_callbacks()
+        if translation is None or not self._streams or has_callbacks:
             return await self._other.stream(request)
         connections = sent = response = None
         translation.counts_streams = self._parameters.counts_streams
@@ -203,13 +207,14 @@ class DirectClient(ProviderFacts):
     def _connect(self, litellm: ModuleType, translation: Translation | None, streams: bool) -> None:
         # Both need aiohttp, which by now has been loaded off the event loop, with litellm.
         from aigateway.wires.http import SharedSession  # noqa: PLC0415
-        from aigateway.wires.litellm.connections import has_callbacks  # noqa: PLC0415
+        from aigateway.wires.litellm.connections import callbacks_of, has_callbacks  # noqa: PLC0415
 
         # Others may have waited for the same import, or closed this client meanwhile.
         if self._litellm is not None or self._closed:
             return
         self._litellm = litellm
         self._parameters.connect(litellm)
+        self._callbacks = callbacks_of(litellm)
         self._has_callbacks = partial(has_callbacks, litellm)
         self._translation, self._streams = translation, streams
         self._tariff = Tariff(litellm, self._config)
@@ -255,7 +260,7 @@ class DirectClient(ProviderFacts):
             clock=self._clock,
             exchange=partial(self._send, session),
             open_stream=partial(self._native_stream, session),
-            cost=self._stream_cost,
+            price=self._priced,
         )
 
     async def _native_stream(
@@ -263,20 +268,20 @@ class DirectClient(ProviderFacts):
         session: SharedSession,
         sent: VendorRequest,
         reading: StreamReading,
-        read: Callable[[VendorResponse], Completion],
+        read: Callable[[Received], Completion],
         *,
         stops: bool,
     ) -> VendorStream:
         response = await self._open(session, sent)
 
         def whole(body: bytes) -> Completion:
-            return read(VendorResponse(response.status, response.headers, body))
+            return read((response.status, response.headers, body))
 
         leave = partial(session.leave, response)
         owner = StreamOwner(self._clock.wall, self._stream_cost, whole, leave, stops)
         return DirectStream(response, reading, owner)
 
-    async def _send(self, connections: SharedSession | None, sent: VendorRequest) -> VendorResponse:
+    async def _send(self, connections: SharedSession | None, sent: VendorRequest) -> Received:
         if connections is None:
             raise RuntimeError("This vendor client is closed.")
         failure: Failure
@@ -321,7 +326,7 @@ class DirectClient(ProviderFacts):
         body: bytes,
     ) -> Completion:
         """Read an answer that came in one piece though a stream was asked for."""
-        received = VendorResponse(response.status, response.headers, body)
+        received = response.status, response.headers, body
         return self._read(translation, request, sent, received)
 
     def _read(
@@ -329,28 +334,32 @@ class DirectClient(ProviderFacts):
         translation: Translation,
         request: ChatRequest,
         sent: VendorRequest,
-        received: VendorResponse,
+        received: Received,
     ) -> Completion:
         failure = None
-        status, said = received.status_code, None
+        (status, headers, content), said = received, None
         if 200 <= status < 300:
             try:
-                body, completion = parsed(received.content, whole=True), None
+                try:
+                    body = orjson.loads(content)
+                except orjson.JSONDecodeError:
+                    body = parsed(content, whole=True)
+                completion, tariff = None, self._tariff
                 # Where an answer was asked for as a tool call, a text is not what it seems.
                 if "json_mode" not in sent.options:
                     completion = translation.read_plain(body)
-                tariff = self._tariff
                 # litellm's own calculation of a price needs its response object.
-                if completion is not None and (tariff is None or tariff.is_flat(completion.usage)):
-                    cost_usd = None if tariff is None else tariff.cost(None, completion)
-                    return completion.price(cost_usd)
+                if completion is not None and (tariff is None or tariff.price(completion)):
+                    return completion
                 with silent():  # litellm's advice on how to ask is not for our stdout
-                    response = translation.answer(request, sent, received)
+                    response = translation.answer(
+                        request, sent, VendorResponse(status, headers, content)
+                    )
                     completion = completion_from(
                         response,
                         model=self._config.model,
                         status=status,
-                        body=received.json(),
+                        body=parsed(content, whole=True),
                         think_tags=translation.think_tags,
                         stops=bool(request.params.get("stop")),
                     )
@@ -364,9 +373,20 @@ class DirectClient(ProviderFacts):
                 _log.debug("%s: unreadable answer (%s).", self._config.name, type(error).__name__)
         if failure is None or failure.kind is FailureKind.BAD_ANSWER:
             failure = classify_response(
-                status, received.headers, said or received.content, now_wall=self._clock.wall()
+                status, headers, said or content, now_wall=self._clock.wall()
             )
         raise VendorCallError(failure)
+
+    def _priced(self, completion: Completion) -> Completion:
+        """Set the price of a new answer in its own protocol."""
+        tariff = self._tariff
+        if (
+            tariff is not None
+            and completion.service_tier in ORDINARY_TIERS
+            and tariff.price(completion)
+        ):
+            return completion
+        return completion.price(self._stream_cost(completion, None))
 
     def _stream_cost(self, completion: Completion, counted: Any) -> float | None:
         """Return what a streamed answer costs so far."""

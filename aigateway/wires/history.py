@@ -217,6 +217,19 @@ class History:
 
     def fitted(self, request: ChatRequest) -> ChatRequest:
         """Return the request as the provider takes it: the same one if nothing changes."""
+        if self._marks_prefix or self._fills_in_reasoning or "tools" in request.params:
+            return self._fitted_to_all(request)
+        for message in request.messages:  # `is_text_only`, without a call
+            if (
+                len(message) != 2
+                or type(message.get("content")) is not str
+                or message.get("role") not in _TEXT_ROLES
+            ):
+                return self._fitted_to_all(request)
+        return request
+
+    def _fitted_to_all(self, request: ChatRequest) -> ChatRequest:
+        """Fit a request to all that the provider asks of a conversation."""
         given, plain = request, is_text_only(request.messages, _TEXT_ROLES)
         if not (plain and "tools" not in request.params) and not self._takes_marks:
             request = _without_marks(request)

@@ -36,16 +36,18 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx
-from aiohttp import ClientRequest, StreamReader
+from aiohttp import ClientPayloadError, ClientRequest, StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.helpers import EMPTY_BODY_STATUS_CODES
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import RawResponseMessage
+from aiohttp.http_parser import HttpResponseParser, RawResponseMessage
 from aiohttp.http_writer import _serialize_headers
+from aiohttp.streams import EMPTY_PAYLOAD
 from yarl import URL
 
 from aigateway.version import __version__
-from aigateway.wires.wire import VendorResponse
+from aigateway.wires.wire import Received
 
 __all__ = [
     "LONGEST_CALL",
@@ -108,6 +110,7 @@ class ConnectionPool:
                 lent = await connector.connect(request, [], _UNBOUNDED)
         connection = cast("_VendorConnection", lent.protocol)
         connection.lent, connection.pool = lent, weakref.ref(self)
+        connection.is_lent = True
         self._lent.add(connection)
         if self._sweep is None:
             self._sweep_after(_KEEP_ALIVE)
@@ -172,51 +175,116 @@ class _VendorConnection(ResponseHandler):
     aiohttp closes the connection then, and lets the reader wait until its time is over.
 
     Attributes:
-        lent: aiohttp's record of it, where the direct lane has it.
+        is_lent: The direct lane has it, which sets no timeout for reading, and asks by `ask`.
+        lent: aiohttp's record of it then.
         pool: Its pool then. The loop keeps the connection, which must not keep the pool.
         until: When it is no longer kept, or the call has taken too long, on the loop's scale.
     """
 
+    is_lent = False
     lent: Connection
     pool: weakref.ref[ConnectionPool]
     until = math.inf
     _head: asyncio.Future[tuple[RawResponseMessage, StreamReader]] | None = None
 
-    def ask(self, *request: bytes) -> asyncio.Future[tuple[RawResponseMessage, StreamReader]]:
+    def ask(
+        self, head: bytes, added: Mapping[str, str], body: bytes
+    ) -> asyncio.Future[tuple[RawResponseMessage, StreamReader]]:
         """Send a request, and return what gets the head of its answer and the reader of its body.
 
-        aiohttp's own queue takes four calls for that.
+        aiohttp's own queue takes four calls for that. Raises `ValueError` for a header with a line
+        break.
         """
         if self._exception is not None:  # it is closed already
             raise self._exception
-        self._head = head = self._loop.create_future()
-        self.set_response_params(read_until_eof=True)
-        for piece in request:
-            self.transport.write(piece)  # type: ignore[union-attr]  # it is connected
-        return head
+        if added:
+            length = f"Content-Length: {len(body)}"
+            head += _serialize_headers(length, added)  # type: ignore[arg-type]
+        else:
+            head += b"Content-Length: %d\r\n\r\n" % len(body)
+        answer: asyncio.Future[tuple[RawResponseMessage, StreamReader]]
+        self._head = answer = self._loop.create_future()
+        if self._tail:  # it has spoken before it was asked
+            self.set_response_params(read_until_eof=True)
+        else:
+            self._parser = HttpResponseParser(
+                self,
+                self._loop,
+                self._read_bufsize,
+                payload_exception=ClientPayloadError,
+                read_until_eof=True,
+            )
+        transport: asyncio.Transport = self.transport  # type: ignore[assignment]  # it is connected
+        if len(body) < _COPIED:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            transport.write(body)
+        return answer
 
-    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Take the head of an answer. Those before it (`103 Early Hints`) say nothing."""
-        head = self._head
-        if head is None:
-            super().feed_data(data, size)
-        elif data[0].code >= 200 or data[0].code == 101:
-            self._head = None
-            if not head.done():
-                head.set_result(data)
+    def data_received(self, data: bytes) -> None:
+        """Take what came, as aiohttp does, but for its timers, of which none is set here."""
+        parser = self._parser
+        if parser is None or self._upgraded or not self.is_lent:
+            super().data_received(data)
+            return
+        try:
+            messages, self._upgraded, tail = parser.feed_data(data)
+        except BaseException as error:  # noqa: BLE001 - `_refuse` raises what is no `Exception`
+            self._refuse(error)
+            return
+        for message, body in messages:
+            if message.should_close:
+                self._should_close = True
+            self._payload = body
+            code, head = message.code, self._head
+            answer = (message, EMPTY_PAYLOAD if code in EMPTY_BODY_STATUS_CODES else body)
+            if head is None:  # nothing was asked
+                self.feed_data(answer, 0)
+            elif code >= 200 or code == 101:  # those before it (`103 Early Hints`) say nothing
+                self._head = None
+                if not head.done():
+                    head.set_result(answer)
+        if self._upgraded and tail:
+            self.data_received(tail)
 
-    @property
-    def should_close(self) -> bool:
-        """Whether it can carry no other request; as aiohttp says, for less."""
-        body = self._payload
-        return bool(
-            self._should_close
+    def _refuse(self, error: BaseException) -> None:
+        """Close the connection: what came is no HTTP."""
+        if self.transport is not None:
+            self.transport.close()
+        if not isinstance(error, Exception):
+            raise error
+        refused = HttpProcessingError()
+        if isinstance(error, HttpProcessingError):
+            code, message, headers = error.code, error.message, error.headers
+            refused = HttpProcessingError(code=code, message=message, headers=headers)
+        self.set_exception(refused, error)
+
+    def keep(self, key: object) -> None:
+        """Keep it for another request after a whole answer, if it can carry one.
+
+        aiohttp asks for the same, in several calls. And a vendor that answers before it has the
+        request may never read the rest of it.
+        """
+        pool, transport, body = self.pool(), self.transport, self._payload
+        if (
+            pool is None
+            or transport is None
+            or transport.is_closing()
+            or self._should_close
             or self._tail
             or self._exception is not None
             or self._upgraded
             or self._buffer
-            or (body is not None and not body.is_eof())
-        )
+            or (body is not None and not body._eof)  # noqa: SLF001
+            or transport.get_write_buffer_size()
+        ):
+            self.discard()
+            return
+        self._parser = None  # what comes now makes it useless, see `_tail`
+        self._payload = None  # its body has been read
+        self.until = pool.loop.time() + _KEEP_ALIVE
+        pool.idle[key].append(self)
 
     def resume_reading(self, *options: Any, **more: Any) -> None:
         """Read on, if reading has been paused: aiohttp asks for it with every piece of a body."""
@@ -427,18 +495,6 @@ _COPIED = 65_536
 _NONE: Mapping[str, str] = {}
 
 
-def _written(head: bytes, added: Mapping[str, str], body: bytes) -> tuple[bytes, ...]:
-    """Return a request in one piece, or the body of a long one apart.
-
-    Raises `ValueError` for a header with a line break.
-    """
-    if added:
-        rest = _serialize_headers(f"Content-Length: {len(body)}", added)  # type: ignore[arg-type]
-    else:
-        rest = b"Content-Length: %d\r\n\r\n" % len(body)
-    return (head + rest + body,) if len(body) < _COPIED else (head + rest, body)
-
-
 class SharedSession:
     """A provider's share in the running loop's pool. The last to be closed closes the pool."""
 
@@ -475,8 +531,10 @@ class SharedSession:
         body: bytes,
         note: Callable[[Mapping[str, str]], object],
         added: Mapping[str, str] = _NONE,
-    ) -> VendorResponse:
-        """Send one request and return its answer; `note` gets its headers as soon as they came.
+    ) -> Received:
+        """Send one request and return the status, the headers and the body of its answer.
+
+        `note` gets the headers as soon as they came.
 
         `added` are headers that differ from call to call, and are none of `headers`.
 
@@ -494,14 +552,14 @@ class SharedSession:
             sent = self._through_aiohttp(self._pool(), self._url, headers, body)
             async with await sent as response:
                 note(response.headers)
-                return VendorResponse(response.status, response.headers, await response.read())
+                return response.status, response.headers, await response.read()
         now = pool.loop.time()
         connection = self._kept(pool, now)
         if connection is None:
             connection = await self._connect(pool, self._url)
         try:
             connection.until = now + LONGEST_CALL
-            message, content = await connection.ask(*_written(head, added, body))
+            message, content = await connection.ask(head, added, body)
             note(message.headers)
             # What came in one go is at hand; aiohttp takes six calls to hand it over.
             if (
@@ -516,8 +574,8 @@ class SharedSession:
         except BaseException:
             connection.discard()
             raise
-        self._keep(connection)
-        return VendorResponse(message.code, message.headers, received)
+        connection.keep(self._key)
+        return message.code, message.headers, received
 
     async def stream(
         self, headers: Mapping[str, str], body: bytes, added: Mapping[str, str] = _NONE
@@ -535,7 +593,7 @@ class SharedSession:
                 connection = await self._connect(pool, url)
             try:
                 connection.until = math.inf
-                received = await connection.ask(*_written(head, added, body))
+                received = await connection.ask(head, added, body)
             except BaseException:
                 connection.discard()
                 raise
@@ -564,7 +622,7 @@ class SharedSession:
             response.close()
             return
         if response.content.is_eof():
-            self._keep(response.connection)
+            response.connection.keep(self._key)
         else:
             response.connection.discard()
 
@@ -573,7 +631,15 @@ class SharedSession:
         kept = pool.idle[self._key]
         while kept:
             connection = kept.pop()
-            if connection.until > now and not connection.should_close and connection.is_connected():
+            transport = connection.transport
+            # It could carry a request when it was kept. It may have ended, or spoken, since then.
+            if (
+                connection.until > now
+                and transport is not None
+                and not transport.is_closing()
+                and not connection._should_close  # noqa: SLF001
+                and not connection._tail  # noqa: SLF001
+            ):
                 return connection
             connection.discard()
         return None
@@ -582,23 +648,6 @@ class SharedSession:
         if pool.session.closed:  # its loop has closed what it had, and goes on all the same
             pool = self._pool()
         return await pool.connect(self._request(pool, url, {}))
-
-    def _keep(self, connection: _VendorConnection) -> None:
-        """Keep the connection of a whole answer for another request, if it can carry one."""
-        pool, transport = connection.pool(), connection.transport
-        # A vendor that answers before it has the request may never read the rest of it.
-        if (
-            pool is None
-            or transport is None
-            or connection.should_close
-            or transport.get_write_buffer_size()
-        ):
-            connection.discard()
-            return
-        connection._parser = None  # noqa: SLF001 - what comes now makes it useless, see `_tail`
-        connection._payload = None  # noqa: SLF001 - its body has been read
-        connection.until = pool.loop.time() + _KEEP_ALIVE
-        pool.idle[self._key].append(connection)
 
     def _head(self, pool: ConnectionPool, url: URL, headers: Mapping[str, str]) -> bytes:
         """Return the head of a request but for its length; empty to leave the request to aiohttp.

@@ -43,18 +43,22 @@ _PLAIN_SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?", re.ASCII)
 
 
 class Quota:
-    """What one provider's latest response said about its limits."""
+    """What one provider's latest response said about its limits.
 
-    __slots__ = ("_clock", "_limits", "_over")
+    Attributes:
+        over: When the limits allow a call again, on the clock's scale; None if they do now.
+    """
+
+    __slots__ = ("_clock", "_limits", "over")
 
     def __init__(self, limits: LimitHeaders | None, clock: Clock) -> None:
         self._limits = limits
         self._clock = clock
-        self._over: float | None = None
+        self.over: float | None = None
 
     def note(self, headers: Mapping[str, str]) -> None:
         """Read the headers (names in any case). Never raises."""
-        self._over = None
+        self.over = None
         for remaining, reset in self._limits.headers if self._limits else ():
             if headers.get(remaining) == "0":
                 self._note_reset(headers.get(reset, ""))
@@ -64,7 +68,7 @@ class Quota:
 
         None also where something is used up and no readable time was given for it.
         """
-        over, self._over = self._over, None
+        over, self.over = self.over, None
         return None if over is None else max(0.0, over - self._clock.now())
 
     def _note_reset(self, text: str) -> None:
@@ -76,7 +80,7 @@ class Quota:
             seconds = seconds_of_duration(text)
         if seconds is not None:
             over = self._clock.now() + min(seconds, LONGEST_PAUSE)
-            self._over = max(over, self._over or over)  # all that is used up has to come back
+            self.over = max(over, self.over or over)  # all that is used up has to come back
 
 
 def seconds_of_duration(text: str) -> float | None:

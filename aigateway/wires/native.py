@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from operator import methodcaller
 from typing import Any, ClassVar, TypeVar
 
 import orjson
@@ -33,7 +34,7 @@ from aigateway.wires.client import Failure, VendorCallError, VendorStream
 from aigateway.wires.failures import classify_response
 from aigateway.wires.json_bodies import parsed, with_extra_body
 from aigateway.wires.stream_reading import Event, StreamReading
-from aigateway.wires.wire import BrokenOffError, VendorRequest, VendorResponse, caller_headers
+from aigateway.wires.wire import BrokenOffError, Received, VendorRequest, caller_headers
 
 T = TypeVar("T")
 
@@ -190,7 +191,7 @@ class NativeProtocol(ABC):
             all_headers = self._with_headers(self._fixed_headers, headers)
             if len(self._known_headers) < _MOST_HEADERS:
                 self._known_headers[given] = all_headers
-        added = caller_headers(all_headers, callers)
+        added = caller_headers(all_headers, callers) if callers else callers
         return VendorRequest(all_headers, {}, {}, orjson.dumps(fitted), added)
 
     @abstractmethod
@@ -237,7 +238,7 @@ class NativeLane:
         exchange: Sends a request, and returns the response.
         open_stream: Sends a request whose answer is to be a stream. It gets the reading, a reader
             of an answer that comes in one piece all the same, and whether it may be empty.
-        cost: Prices an answer.
+        price: Sets the price of an answer, and returns it.
     """
 
     def __init__(
@@ -247,9 +248,9 @@ class NativeLane:
         is_sure: bool,
         asked_from: dict[ProtocolName, float],
         clock: Clock,
-        exchange: Callable[[VendorRequest], Awaitable[VendorResponse]],
+        exchange: Callable[[VendorRequest], Awaitable[Received]],
         open_stream: Callable[..., Awaitable[VendorStream]],
-        cost: Callable[[Completion, Any], float | None],
+        price: Callable[[Completion], Completion],
     ) -> None:
         self._protocol = protocol
         self._is_sure = is_sure
@@ -257,7 +258,7 @@ class NativeLane:
         self._clock = clock
         self._exchange = exchange
         self._open_stream = open_stream
-        self._cost = cost
+        self._price = price
         self._has_answered = False
 
     @property
@@ -268,20 +269,20 @@ class NativeLane:
         asked_from = self._asked_from.get(self._protocol.name, 0.0)
         return None if self._clock.now() >= asked_from else False
 
-    async def chat(self, request: ChatRequest) -> Completion | None:
+    def chat(self, request: ChatRequest) -> Awaitable[Completion | None]:
         """Ask for a whole answer; None if the provider does not speak the protocol."""
-        return await self._ask(request, self._whole)
+        return self._ask(request, self._whole)
 
-    async def stream(self, request: ChatRequest) -> VendorStream | None:
+    def stream(self, request: ChatRequest) -> Awaitable[VendorStream | None]:
         """Ask for a stream; likewise."""
-        return await self._ask(request, self._streamed)
+        return self._ask(request, self._streamed)
 
     async def _ask(
         self, request: ChatRequest, ask: Callable[[ChatRequest, Mapping[str, Any]], Awaitable[T]]
     ) -> T | None:
         native = request.native
         assert native is not None  # noqa: S101 - else another lane is asked
-        if self.is_spoken is False:
+        if not self._is_sure and self.is_spoken is False:
             self._not_spoken(request)
             return None
         try:
@@ -366,16 +367,20 @@ class NativeLane:
         headers = request.native.headers
         return self._protocol.sent(body, headers, request.headers, streamed=streamed)
 
-    def _read(self, request: ChatRequest, received: VendorResponse) -> Completion:
+    def _read(self, request: ChatRequest, received: Received) -> Completion:
         """Read a whole answer, and price it."""
         failure: Failure | None = None
-        status, said, content = received.status_code, None, received.content
+        (status, headers, content), said = received, None
         if 200 <= status < 300:
             try:
                 stops = _may_be_empty(request)
-                read = self._protocol.completion(parsed(content, whole=True), content, stops=stops)
+                try:
+                    body = orjson.loads(content)
+                except orjson.JSONDecodeError:
+                    body = parsed(content, whole=True)
+                read = self._protocol.completion(body, content, stops=stops)
                 self._has_answered = True
-                return read.price(self._cost(read, None))
+                return self._price(read)
             except VendorCallError as error:
                 failure = error.failure
             except BrokenOffError as error:
@@ -384,9 +389,12 @@ class NativeLane:
                 _log.debug("Unreadable answer (%s).", type(error).__name__)
         if failure is None or failure.kind is FailureKind.BAD_ANSWER:
             failure = classify_response(
-                status, received.headers, said or content, now_wall=self._clock.wall()
+                status, headers, said or content, now_wall=self._clock.wall()
             )
         raise VendorCallError(failure)
+
+
+_ROLE = methodcaller("get", "role")
 
 
 def _may_be_empty(request: ChatRequest) -> bool:
@@ -394,9 +402,9 @@ def _may_be_empty(request: ChatRequest) -> bool:
 
     https://platform.claude.com/docs/en/build-with-claude/handling-stop-reasons
     """
-    return bool(request.params.get("stop")) or any(
-        message.get("role") == "tool" for message in request.messages[-2:]
-    )
+    if request.params.get("stop"):
+        return True
+    return "tool" in map(_ROLE, request.messages[-2:])
 
 
 def _as_sent(name: bytes, data: bytes) -> bytes:

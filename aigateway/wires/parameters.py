@@ -329,6 +329,8 @@ class ParameterRules:
         params = request.params
         if params is not given:
             self._log_once([name for name in THOUGHT if name in given])
+        if not params:
+            return request
         if (
             request.native is not None
             and self._dropping

@@ -177,6 +177,26 @@ class Tariff:
             return None
         return spent if 0 <= spent < math.inf else None  # litellm calculates with what was counted
 
+    def price(self, answer: Completion) -> bool:
+        """Set the price of a new, plain answer; False if litellm has to calculate it."""
+        usage, price = answer.usage, self._price
+        if (
+            price is None
+            or self._own is not None
+            or answer.cost_usd is not None
+            or answer.service_tier not in ORDINARY_TIERS
+            or usage.prompt_tokens > SHORT_PROMPT
+            or usage.cache_write_tokens
+            or usage.reasoning_tokens
+            or (self._search and any(map(_SOURCES, answer.choices)))
+        ):
+            if not self.is_flat(usage):
+                return False
+            answer.price(self.cost(None, answer))
+        else:  # almost every answer
+            answer.price(price.cost(usage))
+        return True
+
     def is_flat(self, usage: Usage) -> bool:
         """Return whether two figures price this usage, as far as it says."""
         if self._own is not None or self._price is None:

@@ -107,9 +107,10 @@ class StreamReading(ABC):
             return
         try:
             event = parsed(data)
-            if not isinstance(event, Mapping):
+            if type(event) is not dict:
                 raise CorruptEventError  # noqa: TRY301 - as whatever else cannot be read
-            if b'"usage' in data:  # few events have counts
+            # Few events have counts, but OpenAI's all say `"usage":null`.
+            if b'"usage' in data and (event.get("usage") is not None or _may_count(event)):
                 mend_usage(event)
             self._read(name, event)
         except Exception as problem:
@@ -125,7 +126,8 @@ class StreamReading(ABC):
             _add_counts(self._counted, usage)
 
     def _emit(self, chunk: Chunk) -> None:
-        if type(chunk.text) is not str or not _is_valid_index(chunk.index):
+        index = chunk.index
+        if type(chunk.text) is not str or type(index) is not int or not 0 <= index < _MOST_ANSWERS:
             raise CorruptEventError
         said = self.assembly.add(chunk)
         if said is not None:
@@ -187,6 +189,11 @@ def _add_counts(so_far: dict[str, Any], more: Mapping[str, Any]) -> None:
             so_far[name] = count
 
 
+def _may_count(event: Mapping[str, Any]) -> bool:
+    """Return whether `mend_usage` may find something in an event whose own usage is null."""
+    return "choices" not in event or "message" in event or "usageMetadata" in event
+
+
 def _is_valid_index(index: Any) -> bool:
     """Return whether this can be the index of an answer. It bounds how many are kept."""
     return type(index) is int and 0 <= index < _MOST_ANSWERS
@@ -235,8 +242,7 @@ class EventParser:
         if self._parts:
             received = b"".join((*self._parts, received))
         *blocks, rest = received.split(b"\n\n")
-        self._parts, self._size = [], 0
-        self._keep(rest)
+        self._parts, self._size = [rest] if rest else [], len(rest)
         if self._at_start:
             self._at_start = False
             blocks[0] = blocks[0].removeprefix(_BYTE_ORDER_MARK)

@@ -151,7 +151,11 @@ class Translation(ABC):
     def known(self, request: ChatRequest, *, streamed: bool = False) -> VendorRequest | None:
         """Translate a request without litellm; None if that is not possible, or not yet."""
         try:
-            key, slots = self._plain(request, streamed)
+            # Read as in `_plain`: almost every request passes here.
+            shape, slots = self._arranged(request.messages)
+            key: tuple[Any, ...] = (shape, streamed, streamed and self.counts_streams)
+            if request.params:
+                key = self._frames.key(request.params, *key)
             frame = self._frames.find(key)
             if frame is None:
                 return None

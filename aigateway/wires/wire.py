@@ -26,6 +26,7 @@ __all__ = [
     "BrokenOffError",
     "Ends",
     "LimitHeaders",
+    "Received",
     "VendorRequest",
     "VendorResponse",
     "Wire",
@@ -203,6 +204,10 @@ class VendorRequest:
     added: Mapping[str, str] = field(default_factory=dict)
 
 
+Received = tuple[int, Mapping[str, str], bytes]
+"""The status, the headers and the body of a response."""
+
+
 @dataclass(slots=True, repr=False)  # it holds keys, prompts and answers
 class VendorResponse:
     """What came back: as much of an `httpx.Response` as litellm's translations read."""
@@ -257,10 +262,10 @@ def caller_headers(own: Mapping[str, str], added: Mapping[str, str]) -> Mapping[
     Those about the sender (`Authorization`, `x-api-key`, ...) or the transport (`Host`,
     `Content-Type`, ...) are left out.
     """
-    if not added:
+    left_out = _left_out(tuple(own), tuple(added))
+    if not left_out:
         return added
-    names = _names_of(tuple(own))
-    return {name: value for name, value in added.items() if _free_name(name) not in names}
+    return {name: value for name, value in added.items() if name not in left_out}
 
 
 def with_caller_headers(own: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
@@ -268,13 +273,14 @@ def with_caller_headers(own: Mapping[str, str], added: Mapping[str, str]) -> dic
     return {**own, **caller_headers(own, added)}
 
 
-@lru_cache(256)
-def _names_of(own: tuple[str, ...]) -> frozenset[str]:
-    return frozenset({"", *map(str.lower, own)})
-
-
 @lru_cache(1024)
-def _free_name(name: str) -> str:
-    """Return the name of a caller's header in lower case; "" if it is never sent."""
-    name = name.lower()
-    return "" if name in _OURS or name.startswith(_OUR_PREFIXES) else name
+def _left_out(own: tuple[str, ...], added: tuple[str, ...]) -> frozenset[str]:
+    """Return which names of a caller's headers are not sent beside these of our own."""
+    taken = _OURS.union(map(str.lower, own))
+    return frozenset(
+        [
+            name
+            for name in added
+            if not name or name.lower() in taken or name.lower().startswith(_OUR_PREFIXES)
+        ]
+    )

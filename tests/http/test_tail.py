@@ -53,12 +53,13 @@ class TestLimits:
     async def test_concurrency_falls_on_429_and_comes_back(self, pair):
         vendor, backup = pair
         async with gateway_for(vendor, backup, fields={"max_concurrency": 8}) as gateway:
-            vendor.behave(Fault.rate_limited(retry_after=0.01))
+            await gateway.warmup()  # so that all begin before the first is answered
+            vendor.behave(Fault.rate_limited(retry_after=1))  # longer than all of them take
             await asyncio.gather(*(gateway.chat(f"{turn}") for turn in range(8)))
             fallen = status_of(gateway, vendor).max_in_flight
             assert fallen == 7, "once in a round trip"
             vendor.recover()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(1)
             for _ in range(12):
                 await asyncio.gather(*(gateway.chat(f"{turn}") for turn in range(8)))
             assert status_of(gateway, vendor).max_in_flight == 8

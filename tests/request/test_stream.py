@@ -24,6 +24,7 @@ from aigateway import (
     StreamInterruptedError,
     ToolCallDelta,
     UnknownModelError,
+    testing,
 )
 from aigateway.messages import Usage
 from aigateway.testing import ScriptedStream, scripted_configs
@@ -909,6 +910,21 @@ class TestServerSentEvents:
         assert chunks[-1].choices == []
         assert chunks[-1].usage is not None
         assert chunks[-1].usage.total_tokens == 5
+
+    async def test_what_came_together_is_sent_together(self, make, vendor, monkeypatch):
+        read_one = testing._ScriptedVendorStream.read
+
+        async def read_three(stream):
+            return [piece for _ in range(3) for piece in await read_one(stream) or ()]
+
+        monkeypatch.setattr(testing._ScriptedVendorStream, "read", read_three)
+        words = [f'"{place}" \\ é\n' for place in range(6)]
+        vendor.script("a", ScriptedStream(*words, K.SERVER_ERROR))
+        stream = await make("a").stream("hi").start()
+        *events, broken = [event async for event in stream.sse()]
+        assert [event.count(b"data: ") for event in events] == [3, 3]
+        assert said_in(events) == "".join(words)
+        assert b'"error"' in broken
 
     async def test_a_chunk_alone_is_one_too(self, make, vendor):
         stream = make("a").stream("hi")

@@ -83,7 +83,7 @@ class CountedTokens(TypedDict):
 )
 async def messages(request: AdmittedRequest) -> Response:
     """Answer a request in Anthropic's Messages protocol, whole or as a stream."""
-    return await _DOOR.answer(request)
+    return await _DOOR.respond(request, await _DOOR.read(request))
 
 
 @router.door(

@@ -96,6 +96,31 @@ class GuardedProtocol(HttpToolsProtocol):
     A caller has to read its answer, however slowly.
     """
 
+    # An object with more than thirty attributes in its dict is slow, and uvicorn's has nearly as
+    # many.
+    __slots__ = (
+        "_address",
+        "_asgi",
+        "_behind_proxy",
+        "_context",
+        "_deadline",
+        "_dropped",
+        "_framing",
+        "_head",
+        "_idle_seconds",
+        "_in_body",
+        "_length",
+        "_line",
+        "_pieces",
+        "_quiet_since",
+        "_rest",
+        "_stalled",
+        "_tail",
+        "_timer",
+        "_upgrade",
+        "recognized",
+    )
+
     service: Service
     stall_seconds: float
     addresses: Counter[str]
@@ -110,7 +135,7 @@ class GuardedProtocol(HttpToolsProtocol):
     flow: _Flow
     cycle: RequestCycle | None  # type: ignore[assignment]
 
-    recognized: tuple[Any, bytes, Any] | None = None
+    recognized: tuple[Any, bytes, Any] | None
     """What its last request had: keys of the service, header `Authorization`, and so its caller."""
 
     on_url = on_message_begin = None  # type: ignore[assignment]  # nothing is left for them to do
@@ -126,6 +151,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._behind_proxy: App = self.app
         if isinstance(self.app, ProxyHeadersMiddleware):  # not without its headers
             self.app = self.app.app
+        self.recognized = None
         self._asgi = {"version": config.asgi_version, "spec_version": "2.3"}
         self._idle_seconds = self.service.settings.keep_alive_timeout
         self._context = contextvars.copy_context()  # of no request, for each to begin with
@@ -199,19 +225,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def is_quiet(self, seconds: float) -> bool:
         """Return whether neither a request nor an answer has been here in the last seconds."""
         return (
-            self._unanswered is None
+            (self.cycle is None or self.cycle.response_complete)
             and not self._in_body
             and not self._head
             and not self.transport.is_closing()
             and not self.transport.get_write_buffer_size()
             and self.loop.time() - self._quiet_since >= seconds
         )
-
-    @property
-    def _unanswered(self) -> RequestCycle | None:
-        """The request that is under way."""
-        cycle = self.cycle  # None before the first
-        return None if cycle is None or cycle.response_complete else cycle
 
     # ── deadlines ────────────────────────────────────────────────────────────────────────────
 
@@ -269,32 +289,28 @@ class GuardedProtocol(HttpToolsProtocol):
     # ── what arrives ─────────────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
-        """Take data, of a head no more than allowed."""
+        """Parse what belongs to the request that comes or is under way; the rest waits."""
         if self._rest:
             self._rest += data
             if len(self._rest) > HIGH_WATER_LIMIT:
                 self._stop_reading()
-        elif not self.transport.is_closing():
-            self._take(data)
-
-    def _take(self, data: bytes) -> None:
-        """Parse what belongs to the request that comes or is under way; the rest waits."""
-        at, self._pieces = 0, 0
+            return
+        at, size, self._pieces = 0, len(data), 0
         try:
-            while at < len(data) and not self.transport.is_closing():
-                if not self._in_body:
-                    if self._unanswered is not None:
-                        # Read on: only a connection that is read says that its caller has left.
+            while at < size and not self.transport.is_closing():
+                if self._in_body:
+                    if self._pieces >= _PIECES:
                         self._rest = bytearray(data[at:])
+                        self._stop_reading()
+                        self.loop.call_soon(self._take_more)
                         return
-                    at = self._take_head(data, at)
-                elif self._pieces >= _PIECES:
-                    self._rest = bytearray(data[at:])
-                    self._stop_reading()
-                    self.loop.call_soon(self._take_more)
-                    return
-                else:
                     at = self._take_body(data, at)
+                elif self.cycle is None or self.cycle.response_complete:
+                    at = self._take_head(data, at)
+                else:
+                    # Read on: only a connection that is read says that its caller has left.
+                    self._rest = bytearray(data[at:])
+                    return
         except Refusal as refusal:
             self._refuse(refusal)
         except httptools.HttpParserError as error:
@@ -309,29 +325,44 @@ class GuardedProtocol(HttpToolsProtocol):
     def _take_more(self) -> None:
         rest, self._rest = bytes(self._rest), bytearray()
         self.flow.held = False
-        if not rest or self.transport.is_closing():
-            return
-        self._take(rest)
-        cycle = self._unanswered
-        if not self.transport.is_closing() and not (cycle is not None and cycle.is_full):
+        self.data_received(rest)
+        cycle = self.cycle
+        is_full = cycle is not None and not cycle.response_complete and cycle.is_full
+        if rest and not is_full and not self.transport.is_closing():
             self.flow.resume_reading()
 
     def _take_head(self, data: bytes, at: int) -> int:
         """Parse a head if all of it is here, and return where in the data it ends."""
-        if not self._head:
-            end = data.find(_BLANK, at) + 4
-            if at + _MOST_HEAD >= end > 3:
-                self._parse_head(data if at == 0 and end == len(data) else data[at:end])
-                return end
-            if self.cycle is not None:  # of the first one since the connection was made
-                self._end_at(self.loop.time() + self.service.settings.header_timeout)
+        end = 0 if self._head else data.find(_BLANK, at) + 4
+        if not 3 < end <= at + _MOST_HEAD:
+            return self._take_piece(data, at)
+        head = data[at:end]  # no copy of all of it
+        self._line = line = _LINE.match(head)
+        if line is None:
+            raise _refused_line(head)
+        self.headers = []
+        try:
+            self.parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            self._ignore_upgrade()
+        except httptools.HttpParserError:
+            if line[1] in _METHODS:
+                raise
+            self._parse_as_post(b"POST" + head[len(line[1]) :])
+        return end
+
+    def _take_piece(self, data: bytes, at: int) -> int:
+        """Add to a head that comes in pieces, and parse it once it is whole."""
+        if not self._head and self.cycle is not None:
+            # The time of the first one runs since the connection was made.
+            self._end_at(self.loop.time() + self.service.settings.header_timeout)
         before = len(self._head)
         self._head += data[at : at + _MOST_HEAD - before]
         end = self._head.find(_BLANK, max(0, before - 3)) + 4
         if end > 3:
             head = bytes(self._head[:end])
             self._head.clear()
-            self._parse_head(head)
+            self._take_head(head, 0)
             return at + end - before
         if self._head[0] < 33 or _BARE_LF.search(self._head, max(0, before - 1)):
             raise _invalid()
@@ -339,23 +370,23 @@ class GuardedProtocol(HttpToolsProtocol):
             raise Refusal(431, f"The head of a request may have {_MOST_HEAD} bytes.")
         return len(data)
 
-    def _parse_head(self, head: bytes) -> None:
-        line = _LINE.match(head)
-        if line is None:
-            version = _VERSION.match(head)
-            if version is None or version[1] in {b"1.0", b"1.1"}:
-                raise _invalid()
-            spoken = version[1].decode()
-            raise Refusal(505, f"HTTP/{spoken} is not supported; use HTTP/1.1.")
-        self.headers, self._line = [], line
+    def _parse_as_post(self, head: bytes) -> None:
+        """Let llhttp parse a head with a method that it does not know.
+
+        The application says itself which ones it takes.
+        """
+        self.headers, self.parser = [], httptools.HttpRequestParser(self)
         try:
-            self._feed(head)
-        except httptools.HttpParserError:
-            if line[1] in _METHODS:
-                raise
-            # llhttp has a list of methods; the application says itself which ones it takes.
-            self.headers, self.parser = [], httptools.HttpRequestParser(self)
-            self._feed(b"POST" + head[len(line[1]) :])
+            self.parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            self._ignore_upgrade()
+
+    def _ignore_upgrade(self) -> None:
+        """Take an upgrade not up: what follows is a body as usual."""
+        length = self._length
+        body = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % body)
 
     def _take_body(self, data: bytes, at: int) -> int:
         """Parse the next part of a body, and return where in the data that ends."""
@@ -363,11 +394,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if length is None:
             end = self._possible_end(data, at)
             self._framing += end - at
-        elif at + length < end:
-            end = at + length
-        if length is not None:
+        else:
+            end = min(end, at + length)
             self._length = length - (end - at)
-        self._feed(memoryview(data)[at:end])
+        try:
+            self.parser.feed_data(data[at:end])
+        except httptools.HttpParserUpgrade:
+            self._ignore_upgrade()
         cycle = self.cycle
         if cycle is not None and cycle.response_complete:
             self._dropped += end - at
@@ -390,18 +423,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._tail = (tail + data[-3:])[-3:]
         return end
 
-    def _feed(self, data: bytes | memoryview) -> None:
-        """Let llhttp parse. An upgrade is not taken up, and what follows is a body as usual."""
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            length = self._length
-            body = (
-                b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
-            )
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % body)
-
     # ── callbacks of the parser ──────────────────────────────────────────────────────────────
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -423,7 +444,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_body, self._tail, self._framing, self._dropped = True, b"", 0, 0
         self._deadline = math.inf
         keeps = minor == b"1" and self.parser.should_keep_alive()
-        cycle = self.cycle = RequestCycle(self, method, minor, keeps=keeps, expects=expects)
+        cycle = self.cycle = RequestCycle(self, method, minor, keeps, expects)
         raw_path, _, query = target.partition(b"?")
         path = raw_path.decode()
         scope = {
@@ -483,23 +504,20 @@ class GuardedProtocol(HttpToolsProtocol):
         """Hand a piece of the body on."""
         self._pieces += 1
         self._framing = 0
-        cycle = self._unanswered
-        if cycle is not None:
-            cycle.add(body)
-            if cycle.is_full:
-                self.flow.pause_reading()
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and cycle.add(body):
+            self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         """Note that the request has arrived."""
         if self._upgrade:
             return  # its body comes now
         self._in_body = False
-        cycle = self._unanswered
-        if cycle is None:  # it was answered before
-            self._await_request()
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._await_request()  # it was answered before
         else:
-            cycle.more_body = False
-            cycle.wake()
+            cycle.end_body()
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────
 
@@ -510,15 +528,16 @@ class GuardedProtocol(HttpToolsProtocol):
             self._await_request()
             if self._rest:
                 self.loop.call_soon(self._take_more)
-            else:
+            elif self.flow.read_paused:
                 self.flow.resume_reading()
 
     def _await_request(self) -> None:
         self._quiet_since = now = self.loop.time()
         is_here = self._in_body or self._head or self._rest
-        self._end_at(
-            now + (self.service.settings.header_timeout if is_here else self._idle_seconds)
-        )
+        seconds = self.service.settings.header_timeout if is_here else self._idle_seconds
+        self._deadline = deadline = now + seconds
+        if self._timer is None or self._timer.when() > deadline + _EARLY:
+            self._end_at(deadline)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Send a refusal, unless an answer has begun, and close."""
@@ -530,6 +549,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if cycle is not None:
             cycle.lose()  # the application sends nothing more
         self.transport.close()
+
+
+def _refused_line(head: bytes) -> Refusal:
+    version = _VERSION.match(head)
+    if version is None or version[1] in {b"1.0", b"1.1"}:
+        return _invalid()
+    return Refusal(505, f"HTTP/{version[1].decode()} is not supported; use HTTP/1.1.")
 
 
 def _invalid() -> Refusal:

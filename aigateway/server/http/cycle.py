@@ -91,12 +91,15 @@ class RequestCycle:
         "task",
     )
 
+    _chunked: bool  # this and the next ones since the head was encoded
+    _has_no_body: bool
+    _left: int | None
+
     def __init__(
         self,
         connection: Connection,
         method: bytes,
         minor: bytes,
-        *,
         keeps: bool,
         expects: bool,
     ) -> None:
@@ -110,8 +113,7 @@ class RequestCycle:
         self._body: bytes | bytearray = b""
         self._event: asyncio.Event | None = None
         self._head: bytes | None = None
-        self._chunked = self._has_no_body = self._ended = False
-        self._left: int | None = None
+        self._ended = False
         self.more_body = True
         self.on_disconnect: Callable[[], object] | None = None
         self.disconnected = self.started = self.response_complete = self.cut = False
@@ -177,8 +179,8 @@ class RequestCycle:
         """Whether so much of the body waits that no more is read."""
         return len(self._body) > HIGH_WATER_LIMIT
 
-    def add(self, body: bytes) -> None:
-        """Add a piece of the body."""
+    def add(self, body: bytes) -> bool:
+        """Add a piece of the body, and return whether so much waits that no more is read."""
         self._awaits_continue = False
         if not self._body:
             self._body = body
@@ -186,10 +188,13 @@ class RequestCycle:
             if isinstance(self._body, bytes):
                 self._body = bytearray(self._body)
             self._body += body
-        self.wake()
+        if self._event is not None:
+            self._event.set()
+        return len(self._body) > HIGH_WATER_LIMIT
 
-    def wake(self) -> None:
-        """Let `receive` look again."""
+    def end_body(self) -> None:
+        """Note that all of the body is here."""
+        self.more_body = False
         if self._event is not None:
             self._event.set()
 
@@ -197,7 +202,8 @@ class RequestCycle:
         """Note that the caller is gone."""
         if not self.response_complete and not self.disconnected:
             self.disconnected = True
-            self.wake()
+            if self._event is not None:
+                self._event.set()
             callback, self.on_disconnect = self.on_disconnect, None
             if callback is not None:
                 callback()
@@ -250,7 +256,7 @@ class RequestCycle:
 
         Returns whether it is sent. It is not if `send` would wait or raise an error.
         """
-        connection = self.connection
+        connection, transport = self.connection, self._transport
         if (
             self._flow.write_paused
             or self.disconnected
@@ -261,10 +267,19 @@ class RequestCycle:
             return False
         if connection.closing:
             self.keep_alive = False
-        defaults = _default_lines(connection.server_state.default_headers)
+        defaults, default_lines = _written
+        if defaults is not connection.server_state.default_headers:
+            default_lines = _default_lines(connection.server_state.default_headers)
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        self._head = b"%b%b%bcontent-length: %d\r\n%b" % (_OK, defaults, lines, len(body), end)
-        self._write(body, more=False)
+        length = len(body)
+        head = b"%b%b%bcontent-length: %d\r\n%b" % (_OK, default_lines, lines, length, end)
+        self._awaits_continue, self.started = False, True
+        if length <= _JOINED:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            transport.write(body)
+        self._complete()
         return True
 
     def _encode_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:

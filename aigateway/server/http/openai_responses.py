@@ -54,7 +54,7 @@ class ResponseBody(TypedDict):
 )
 async def responses(request: AdmittedRequest) -> Response:
     """Answer a request in OpenAI's Responses, whole or as a stream."""
-    return await _DOOR.answer(request)
+    return await _DOOR.respond(request, await _DOOR.read(request))
 
 
 async def nothing_there(request: Request) -> None:

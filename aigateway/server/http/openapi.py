@@ -5,6 +5,8 @@ The forms of bodies come from `aigateway.request.schema`, those of answers from 
 
 from __future__ import annotations
 
+import asyncio
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired
@@ -53,6 +55,9 @@ _ANSWER_HEADERS = {
 
 _TEXT = {"type": "string"}
 _KEY: dict[str, Any] = {"security": [{"key": []}, {}]}
+
+_LOOK_SECONDS = 1.0
+"""Until a provider of OpenTelemetry that is set while the service runs is noticed."""
 
 Documented = dict[str, Any]
 """Keywords of FastAPI's decorators."""
@@ -153,17 +158,31 @@ class DocumentedApp(FastAPI):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.documented: list[APIRouter] = []
+        self._observed = False  # by FastAPI's own telemetry
+        self._look_at = -math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. FastAPI's own telemetry takes part only where it has a use."""
-        if scope["type"] != "http" or self.root_path or "opentelemetry.sdk" in sys.modules:
+        stack = self.middleware_stack
+        if (
+            scope["type"] != "http"
+            or stack is None
+            or self.root_path
+            or ("opentelemetry.sdk" in sys.modules and self._is_observed())
+        ):
             await super().__call__(scope, receive, send)
             return
         scope["app"] = self
-        stack = self.middleware_stack
-        if stack is None:
-            stack = self.middleware_stack = self.build_middleware_stack()
         await stack(scope, receive, send)
+
+    def _is_observed(self) -> bool:
+        """Return whether FastAPI's telemetry has a use. It takes long to say so: ask it seldom."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            telemetry = getattr(self, "_native_telemetry", None)  # FastAPI has no public name
+            self._observed = telemetry is None or telemetry.enabled()
+        return self._observed
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return the layers around the endpoints: `Admission` alone if there are no others.

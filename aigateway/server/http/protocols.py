@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,13 @@ from aigateway.settings.server import decides_route
 
 __all__ = ["ProtocolDoor"]
 
+_USUAL = (
+    "input instructions max_output_tokens max_tokens messages metadata model store stream system"
+    " temperature thinking tool_choice tools"
+)
+_ORDINARY = frozenset([name for name in _USUAL.split() if not decides_route(name)])
+"""Fields that most bodies have, and that need no look each."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProtocolDoor:
@@ -42,20 +49,20 @@ class ProtocolDoor:
     streamed: Callable[..., ProtocolStream]
     headers: tuple[bytes, ...] = ()
 
-    async def answer(self, request: AdmittedRequest) -> Response:
-        """Answer one request, whole or as a stream."""
+    def read(self, request: AdmittedRequest) -> Awaitable[ReadRequest]:
+        """Read the body of a request, with the headers that belong to the protocol."""
         forwarded = {}
         for name in self.headers:
             if name in request.fields:
                 given = [value for key, value in request.scope["headers"] if key == name]
                 forwarded[name.decode()] = b",".join(given).decode("latin-1")
+        return json_body(request, self._read, forwarded)
 
-        def read(body: dict[str, Any]) -> ReadRequest:
+    def _read(self, body: dict[str, Any], forwarded: Mapping[str, str]) -> ReadRequest:
+        if not body.keys() <= _ORDINARY:
             for name in filter(decides_route, body):
                 refuse_field(name, "is not for a caller to set: the service decides that")
-            return self.protocol.read(body, forwarded)
-
-        return await self.respond(request, await json_body(request, read))
+        return self.protocol.read(body, forwarded)
 
     async def respond(self, request: AdmittedRequest, read: ReadRequest) -> Response:
         """Answer one request whose body has been read."""

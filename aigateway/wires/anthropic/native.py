@@ -130,7 +130,7 @@ class MessagesReading(NativeReading):
             cached or 0,
             written or 0,
         )
-        if {*map(type, counts)} == {int} and 0 <= min(counts) <= sum(counts) < 2**53:
+        if {*map(type, counts)} == _INTEGERS and 0 <= min(counts) <= sum(counts) < 2**53:
             prompt = counts[0] + counts[2] + counts[3]
             return Usage(prompt, counts[1], prompt + counts[1], counts[2], 0, counts[3])
         prompt = sum(n for n in (usage.get("input_tokens"), cached, written) if type(n) is int)
@@ -144,6 +144,7 @@ class MessagesReading(NativeReading):
         )
 
 
+_INTEGERS = {int}
 _WRITTEN = "cache_creation_input_tokens"
 _TEXTS = {"input_json_delta": "partial_json", "signature_delta": "signature"}
 _TEXTS |= {"text_delta": "text", "thinking_delta": "thinking"}
@@ -222,17 +223,25 @@ class MessagesProtocol(NativeProtocol):
 
     def completion(self, body: Any, content: bytes, *, stops: bool) -> Completion:
         """Read a message."""
-        if not isinstance(body, Mapping) or body.get("type") != "message":
+        if type(body) is not dict or body.get("type") != "message":
             raise BrokenOffError(body)
-        ending = _ending(body.get("stop_reason"))
-        if ending is None:
-            raise BrokenOffError(None)
-        blocks = [block for block in body.get("content") or () if isinstance(block, Mapping)]
-        choice = _choice(blocks, str(ending.end))
-        if all(block.get("type") in _OF_A_CHAT for block in blocks):
-            silence = empty_answer_kind((choice,), stops=stops)
-            if silence is not None:
-                raise VendorCallError(Failure(silence, 200))
+        reason = body.get("stop_reason")
+        end = ANTHROPIC_ENDS.get(reason) if type(reason) is str else None
+        if end is None:
+            ending = _ending(reason)
+            if ending is None:
+                raise BrokenOffError(None)
+            end = str(ending.end)
+        blocks = [block for block in body.get("content") or () if type(block) is dict]
+        text = blocks[0].get("text") if len(blocks) == 1 else None
+        if text and type(text) is str and blocks[0].get("type") == "text":  # almost every message
+            choice = Choice(text, end)
+        else:
+            choice = _choice(blocks, end)
+            if all(block.get("type") in _OF_A_CHAT for block in blocks):
+                silence = empty_answer_kind((choice,), stops=stops)
+                if silence is not None:
+                    raise VendorCallError(Failure(silence, 200))
         return Completion(
             str(body.get("id") or ""),
             str(body.get("model") or self.model),
@@ -249,9 +258,6 @@ def _ending(reason: Any) -> AnswerEnd | None:
 
 
 def _choice(blocks: list[Mapping[str, Any]], end: str) -> Choice:
-    if len(blocks) == 1 and blocks[0].get("type") == "text":  # almost every message
-        return Choice(str(blocks[0].get("text") or ""), end)
-
     def joined(kind: str) -> str:
         return "".join(str(block.get(kind) or "") for block in blocks if block.get("type") == kind)
 
@@ -284,7 +290,8 @@ def _without_blocks(body: Mapping[str, Any], is_left_out: Any) -> Mapping[str, A
         return body
     fitted, changed = [], False
     for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
+        is_message = type(message) is dict or isinstance(message, Mapping)
+        content = message.get("content") if is_message else None
         if isinstance(content, list) and message.get("role") == "assistant":
             kept = [b for b in content if not (isinstance(b, Mapping) and is_left_out(b))]
             if len(kept) < len(content):

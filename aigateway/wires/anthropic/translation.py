@@ -15,12 +15,11 @@ from aigateway.wires.answers import (
     UnusualError,
     counted_usage,
     is_absent,
-    is_plain_text,
     usage_from,
 )
 from aigateway.wires.anthropic import ANTHROPIC_ENDS, InputKeeper, server_calls_in
 from aigateway.wires.assembly import Assembly
-from aigateway.wires.content import ThinkingKeeper, text_of
+from aigateway.wires.content import ThinkingKeeper
 from aigateway.wires.plain_requests import (
     ASKED,
     CALLED,
@@ -46,18 +45,22 @@ def anthropic_completion(body: Any) -> Completion | None:
     """Read a plain answer; None if it is of another kind."""
     try:
         (block,) = body["content"]
-        usage, text, model = body["usage"], block["text"], body["model"]
-        if body.get("error") or not (text_of(body["id"]) and text_of(model)):
-            return None
+        usage, text, model, name = body["usage"], block["text"], body["model"], body["id"]
         finish = _FINISHES[body["stop_reason"]]
-        if not (body["type"] == "message" and block["type"] == "text" and is_plain_text(text)):
-            return None
-        if block.get("citations") or not all(
-            is_absent(usage[name]) for name in usage.keys() - _USAGE
+        if (
+            body.get("error")
+            or not (type(name) is str and name and type(model) is str and model)
+            or body["type"] != "message"
+            or block["type"] != "text"
+            or not (type(text) is str and text and "<think" not in text)
+            or block.get("citations")
         ):
             return None
+        for count in usage.keys() - _USAGE:
+            if usage[count] and not is_absent(usage[count]):
+                return None
         counted = counted_usage(usage["input_tokens"], usage["output_tokens"])
-        return Completion(body["id"], model, (Choice(text, finish),), counted)
+        return Completion(name, model, (Choice(text, finish),), counted)
     except (UnusualError, KeyError, TypeError, AttributeError, ValueError):
         return None
 
@@ -149,6 +152,9 @@ _WORD = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """Ids and names of tools that litellm leaves as they are."""
 
 
+_SPEAKERS = frozenset({"assistant", "user"})
+
+
 class _AnthropicTalk:
     """Plain messages in Anthropic's form: neighbours of one role are put together."""
 
@@ -163,7 +169,11 @@ class _AnthropicTalk:
 
     def add(self, message: Mapping[str, Any]) -> None:
         """Add a message. Raises `NotPlainError`, and other errors that mean the same."""
-        role, content = checked(message), message.get("content")
+        content = message.get("content")
+        if len(message) == 2 and type(content) is str and message["role"] in _SPEAKERS:
+            self._say_text(message["role"], content)  # almost every message
+            return
+        role = checked(message)
         if role == "system":
             self._instruct(content)
         elif role == "tool":
@@ -179,6 +189,17 @@ class _AnthropicTalk:
                 self.shape |= ASKED
             if calls:
                 self._call(message)
+
+    def _say_text(self, role: str, text: str) -> None:
+        if self._open or not text or text.isspace():
+            raise NotPlainError
+        if role == "assistant":
+            if not self.turns:
+                raise NotPlainError
+            self.shape |= ASKED
+        if role != self._role:
+            self._turn(role)
+        self._blocks.append({"type": "text", "text": text})
 
     def _turn(self, role: str) -> None:
         if role != self._role:

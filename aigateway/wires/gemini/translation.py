@@ -14,10 +14,10 @@ import httpx
 
 from aigateway.errors import FailureKind
 from aigateway.messages import Audio, ChatRequest, Choice, Chunk, Completion, Usage
-from aigateway.wires.answers import UnusualError, counted_usage, is_plain_text, usage_from
+from aigateway.wires.answers import UnusualError, counted_usage, usage_from
 from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.content import speech_in, text_of
+from aigateway.wires.content import speech_in
 from aigateway.wires.gemini import GEMINI_ENDS, blocks_prompt, unify_candidates
 from aigateway.wires.loading import MUTE, silent
 from aigateway.wires.plain_requests import (
@@ -46,19 +46,21 @@ def gemini_completion(body: Any) -> Completion | None:
     try:
         if not body.keys() <= _BODY:
             return None
-        choices = tuple(map(_candidate, body["candidates"]))
-        usage = body["usageMetadata"]
-        prompt = usage.get("promptTokensDetails") or ()
-        if not (choices and usage.keys() <= _USAGE) or any(
-            part["modality"] != "TEXT" for part in prompt
-        ):
+        answers, usage = body["candidates"], body["usageMetadata"]
+        choices = (
+            (_candidate(answers[0]),) if len(answers) == 1 else tuple(map(_candidate, answers))
+        )
+        if not (choices and usage.keys() <= _USAGE):
             return None
+        for part in usage.get("promptTokensDetails") or ():
+            if part["modality"] != "TEXT":
+                return None
         thought = usage.get("thoughtsTokenCount", 0)
         counted = counted_usage(usage["promptTokenCount"], usage["candidatesTokenCount"], thought)
         name, model = body.get("responseId", "-"), body["modelVersion"]
-        if usage["totalTokenCount"] != counted.total_tokens:
-            return None
-        if not (text_of(name) and text_of(model)):
+        if usage["totalTokenCount"] != counted.total_tokens or not (
+            type(name) is str and name and type(model) is str and model
+        ):
             return None
         return Completion(name, model, choices, counted)
     except (UnusualError, KeyError, TypeError, AttributeError, ValueError):
@@ -85,7 +87,11 @@ def _candidate(candidate: Mapping[str, Any]) -> Choice:
     content = candidate["content"]
     (part,) = content["parts"]
     text = part["text"]
-    if not (candidate.keys() <= _CANDIDATE and part.keys() <= _PART and is_plain_text(text)):
+    if (
+        not (candidate.keys() <= _CANDIDATE and part.keys() <= _PART)
+        or not (type(text) is str and text)
+        or "<think" in text
+    ):
         raise UnusualError
     signed = part.get("thoughtSignature")
     if not isinstance(signed, str | None):
@@ -176,6 +182,10 @@ class _CallForm(NamedTuple):
     signature: str | None
 
 
+_NAMES = {"assistant": "model", "user": "user"}
+"""What Gemini calls those who speak."""
+
+
 class _GeminiTalk:
     """Plain messages in Gemini's form: neighbours of one role are put together."""
 
@@ -190,7 +200,11 @@ class _GeminiTalk:
 
     def add(self, message: Mapping[str, Any]) -> None:
         """Add a message. Raises `NotPlainError`, and other errors that mean the same."""
-        role, content = checked(message), message.get("content")
+        content = message.get("content")
+        if len(message) == 2 and type(content) is str and message["role"] in _NAMES:
+            self._say_text(message["role"], content)  # almost every message
+            return
+        role = checked(message)
         if role == "system":
             self.shape |= SYSTEM
             self.system.append({"text": "".join(self._texts(content))})
@@ -209,6 +223,15 @@ class _GeminiTalk:
                 self._parts += [{"text": text} for text in self._texts(content)]
             if calls:
                 self._call(message)
+
+    def _say_text(self, role: str, text: str) -> None:
+        if self._open or not text or text.isspace():
+            raise NotPlainError
+        if role == "assistant":
+            self.shape |= ASKED
+        if role != self._role:
+            self._turn(role, _NAMES[role])
+        self._parts.append({"text": text})
 
     def _texts(self, content: Any) -> Sequence[str]:
         if type(content) is not str:

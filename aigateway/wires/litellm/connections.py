@@ -22,6 +22,8 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -43,6 +45,7 @@ __all__ = [
     "StreamedBody",
     "WireError",
     "Witness",
+    "callbacks_of",
     "has_callbacks",
     "own_call",
 ]
@@ -346,6 +349,11 @@ def _without_collection(change: Callable[[_S], _T], value: _S) -> _T:
     finally:
         if collects:
             gc.enable()
+
+
+def callbacks_of(litellm: ModuleType) -> Callable[[], tuple[Any, ...]]:
+    """Return a function that returns what may hold callbacks: if all is empty, there are none."""
+    return partial(attrgetter(*_CALLBACKS), litellm)
 
 
 def has_callbacks(litellm: ModuleType) -> bool:

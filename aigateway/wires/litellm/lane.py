@@ -146,7 +146,8 @@ class ProviderFacts:
 
     def pause(self) -> float | None:
         """See `VendorClient.pause`."""
-        return self._quota.pause()
+        quota = self._quota
+        return None if quota.over is None else quota.pause()
 
 
 class LiteLLMClient(ProviderFacts):

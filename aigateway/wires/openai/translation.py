@@ -72,7 +72,7 @@ _MESSAGE = frozenset(
 )
 _TEXT = frozenset({"annotations", "content", "refusal", "role"})
 _BESIDE = frozenset({"citations", "search_results"})
-_INTEGERS = {int}
+_MOST = 2**53
 _CHOICE = frozenset({"index", "message", "finish_reason", "logprobs", "content_filter_results"})
 _FINISHES = frozenset({"stop", "length", "tool_calls", "content_filter"})
 _CALL = frozenset({"custom", "id", "type", "function", "index"})
@@ -83,7 +83,8 @@ def openai_completion(body: Any) -> Completion | None:
     try:
         if body.get("error") or body.get("service_tier") not in {None, "default", "auto"}:
             return None
-        choices = tuple(map(_choice, body["choices"]))
+        answers = body["choices"]
+        choices = (_choice(answers[0]),) if len(answers) == 1 else tuple(map(_choice, answers))
         usage = _usage(body["usage"])
         created = body["created"]
         name, model, fingerprint = body["id"], body["model"], body.get("system_fingerprint")
@@ -160,17 +161,21 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     if before.get("audio_tokens") or after.get("audio_tokens"):
         raise UnusualError  # priced by litellm
     counts = (prompt, completion, total, cached, reasoning, written)
-    if set(map(type, counts)) != _INTEGERS or min(counts) < 0 or max(counts) >= 2**53:
-        raise UnusualError
+    for count in counts:
+        if type(count) is not int or not 0 <= count < _MOST:
+            raise UnusualError
     return Usage(*counts)
 
 
-_BESIDE_CHUNKS = frozenset({"citations", "search_results", "service_tier", "system_fingerprint"})
-"""Fields beside the choices that any event may have. The last one counts."""
+_SOURCES = frozenset({"citations", "search_results"})
+"""Fields beside the choices that any event may have."""
 
 
 class OpenAIReading(StreamReading):
     """Streams of `chat.completion.chunk`s, for which litellm's reader keeps no state."""
+
+    _made_by: tuple[Any, Any] = (None, None)
+    """Fingerprint and tier, as the last event that had them."""
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         choices = event.get("choices")
@@ -182,7 +187,9 @@ class OpenAIReading(StreamReading):
         usage = event.get("usage") or (event.get("x_groq") or _NOTHING).get("usage")
         if usage or not choices:
             self._add_count(usage)
-        if usage or not choices or not _BESIDE_CHUNKS.isdisjoint(event):
+        made_by = event.get("system_fingerprint"), event.get("service_tier")
+        if made_by != self._made_by or usage or not choices or not _SOURCES.isdisjoint(event):
+            self._made_by = made_by
             self.assembly.note(fields_beside_choices(event))
         if usage and not choices:  # the count that was asked for comes behind everything else
             self.assembly.close()
@@ -200,18 +207,19 @@ class OpenAIReading(StreamReading):
         delta, finish = choice.get("delta") or _NOTHING, choice.get("finish_reason")
         error = choice.get("error")
         ending = end_of(OPENAI_ENDS, finish, error) if finish or error else None
-        if "tool_calls" in delta:
-            as_functions(delta)
-        if not _is_plain_delta(delta):
-            for read in self._parse({**event, "choices": [choice]}).choices:
-                self._take_choice(read, ending)
-            return
         index = choice.get("index") or 0
-        text, calls = delta.get("content"), delta.get("tool_calls")
+        text = delta.get("content")
         says = True
         if text and len(delta) == 1 and type(text) is str:  # almost every chunk
             self._emit(Chunk(text, index=index))
         else:
+            calls = delta.get("tool_calls")
+            if calls is not None:
+                as_functions(delta)
+            if not _is_plain_delta(delta):
+                for read in self._parse({**event, "choices": [choice]}).choices:
+                    self._take_choice(read, ending)
+                return
             deltas = self._tool_calls(index, calls) if calls else ()
             chunk = chunk_of(content_of(delta), index, deltas)
             says = chunk is not None

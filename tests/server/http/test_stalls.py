@@ -390,6 +390,21 @@ async def test_streams_that_never_wait_share_a_turn_of_the_loop():
     assert most <= 20
 
 
+async def test_streams_that_begin_go_first_and_leave_the_others_a_part():
+    turns, went = Turns(Ticking()), []
+
+    async def one(kind: str) -> None:
+        await turns.take(begins=kind == "begins")
+        went.append(kind)
+
+    tasks = [asyncio.create_task(one(kind)) for kind in ["goes on"] * 40 + ["begins"] * 40]
+    await asyncio.gather(*tasks)
+    first = went.index("begins")  # those before it did not have to wait
+    assert first < 8
+    assert went[first : first + 16].count("begins") == 12
+    assert set(went[-16:]) == {"goes on"}
+
+
 async def test_a_stream_that_ends_while_it_waits_holds_up_no_other():
     turns = Turns(Ticking())
 

@@ -467,9 +467,10 @@ class RequestRecord:
         recorder.counters.ended[self._outcome] += 1
         self._over = True
         if (first := self._first) is not None:
+            self._first = None  # it refers to this record: a cycle
             if self._outcome == "served" and self._emit_served(first):
                 return
-            self._emit_first(first)
+            recorder.emitter.emit(first.event())
         # What is written of each request is written of its short form, too.
         told = _SHORT_FORMS.get(self._outcome, RequestEnded)
         if self.followed or recorder.emitter.wants(told):
@@ -507,10 +508,6 @@ class RequestRecord:
             None if answer is None else answer.cost_usd,
         )
         return self._recorder.emitter.emit_served(call, served)
-
-    def _emit_first(self, first: FirstAnswer) -> None:
-        self._first = None
-        self._recorder.emitter.emit(first.event())
 
     def _emit_end(self, error: BaseException | None) -> None:
         event, answer = self._end(error), self._answer
@@ -566,8 +563,9 @@ class RequestRecord:
         self, provider: str, vendor: str, model: str, number: int
     ) -> AttemptTraces | None:
         """Begin an attempt."""
-        if self._first is not None:
-            self._emit_first(self._first)
+        if (first := self._first) is not None:
+            self._first = None
+            self._recorder.emitter.emit(first.event())
         self._attempts += 1
         if not self._waiting:
             self._waiting_since = self._recorder.clock.now()

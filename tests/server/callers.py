@@ -1,4 +1,4 @@
-"""Settings with keys, a service over scripted vendors, and bytes over a raw connection."""
+"""Settings with keys, a service over scripted vendors, requests, and bytes over a connection."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 from urllib.parse import urlsplit
+
+import orjson
 
 from aigateway import AsyncGateway
 from aigateway.server.service import Service
@@ -38,6 +40,30 @@ async def scripted_service(**settings):
     gateway = AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor())
     async with gateway:
         yield Service(gateway, ServerSettings(**settings))
+
+
+async def asked(app, path, body):
+    """The status of a request that is whole when the application gets it."""
+    raw, statuses = orjson.dumps({"model": "simulated", **body}), []
+    head = {"content-type": "application/json", "content-length": str(len(raw)), **bearer("web")}
+    arriving = [{"type": "http.request", "body": raw, "more_body": False}]
+
+    async def receive():
+        return arriving.pop() if arriving else await asyncio.Event().wait()
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in head.items()],
+    }
+    await app(scope, receive, send)
+    return statuses[0]
 
 
 async def converse(url, *pieces):

@@ -314,11 +314,6 @@ class _Spending:
         self.in_flight = 0
         self.estimated = 0.0  # US dollars of those in flight, by what each began with
 
-    @property
-    def reserved(self) -> float:
-        """US dollars that those in flight count for."""
-        return self.estimated if self.usual is None else self.usual * self.in_flight
-
 
 class KeyAccount:
     """The budget and the rate of one key: of one process, or of all that share them.
@@ -433,10 +428,13 @@ class KeyAccount:
     def lacks(self, model: str | None, estimate: Estimate | None = None) -> bool:
         """Return whether the next exchange may let a request begin that now could not."""
         shared, rates = self._shared, self._rates
-        if shared is not None and self.budget_usd is not None:
-            is_full = self.spent_usd >= self.budget_usd
-            if not is_full and shared.may_cover(self._price(model, estimate)):
-                return True
+        if (
+            shared is not None
+            and self.budget_usd is not None
+            and shared.may_cover(self._price(model, estimate))
+            and self.spent_usd < self.budget_usd
+        ):
+            return True
         return isinstance(rates, SharedRates) and rates.may_gain(0)
 
     def ask(self, model: str | None, estimate: Estimate | None = None) -> None:
@@ -532,7 +530,11 @@ class KeyAccount:
         return _UNKNOWN_PRICE if estimated is None else min(estimated, _UNKNOWN_PRICE)
 
     def _reserved(self) -> float:
-        return sum(model.reserved for model in self._models.values())
+        """Return the US dollars that requests in flight count for."""
+        reserved = 0.0
+        for each in self._models.values():
+            reserved += each.estimated if each.usual is None else each.usual * each.in_flight
+        return reserved
 
     def _reserve(self) -> None:
         if self._shared is not None and self.budget_usd is not None:

@@ -364,8 +364,7 @@ class AdmittedRequest(LimitedRequest):
         thinks: bool,
     ) -> GatewayUse:
         """Take the gateway; see `enter_gateway`."""
-        if self._unwatch is None:
-            self.watch_caller()
+        self.watch_caller()
         service, caller = self.service, self._caller or self.caller
         use = GatewayUse()
         use.service, use.gateway = service, service.take()

@@ -134,8 +134,7 @@ class LimitedRequest:
         if refusal is None:
             settings = self._settings
             seconds = settings.request_timeout
-            if not self._arrived:
-                seconds = min(seconds, settings.header_timeout)
+            seconds = seconds if self._arrived else min(seconds, settings.header_timeout)
             direct = self._direct
             try:
                 async with self._clock.timeout(
@@ -152,6 +151,8 @@ class LimitedRequest:
                 if given is not self._refusal:
                     raise
             finally:
+                if direct is not None:
+                    direct.on_disconnect = None
                 if self._unwatch is not None:
                     self._unwatch()
             refusal = self._refusal or refusal
@@ -161,7 +162,10 @@ class LimitedRequest:
 
     def watch_caller(self) -> None:
         """End the work when the caller closes the connection. The body has been read."""
-        if self._unwatch is None:
+        direct = self._direct
+        if direct is not None and not direct.disconnected:
+            direct.on_disconnect = self._leave
+        elif self._unwatch is None:
             self._unwatch = watch_caller(self.scope, self._receive, self._leave)
 
     def _leave(self) -> None:

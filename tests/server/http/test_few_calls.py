@@ -3,62 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 from collections import Counter
 
-import orjson
+import httpx
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
 from aigateway import AsyncGateway
-from aigateway.server import create_app
+from aigateway.fleet.fleet import Fleet
+from aigateway.fleet.ledger import MemoryLedger
+from aigateway.server.http.admission import Admission
 from aigateway.server.http.cancel import CONNECTION
 from aigateway.server.http.connections import protocol_for
-from aigateway.settings import ServerSettings
-from aigateway.testing import ScriptedVendor, scripted_configs
+from aigateway.server.service import Service
+from aigateway.settings import GatewaySettings, ServerSettings
+from aigateway.testing import FakeClock, ScriptedVendor, scripted_configs
 from benchmarks.calls import ROOT
 from tests.server.callers import api_key, bearer, scripted_service
 from tests.server.http.test_framing import Line
+from tests.server.running import running
 
 HI = [{"role": "user", "content": "hi"}]
-DOORS = {
-    "/v1/chat/completions": ("chat", {"messages": HI}),
-    "/v1/embeddings": ("embed", {"input": "hi"}),
+DOORS: dict[str, tuple[str, dict[str, object], int]] = {
+    "/v1/chat/completions": ("chat", {"messages": HI}, 54),
+    "/v1/embeddings": ("embed", {"input": "hi"}, 64),
 }
 
 
-async def asked(app, path, body):
-    """The status of a request that is whole when the application gets it."""
-    raw, statuses = orjson.dumps({"model": "simulated", **body}), []
-    head = {"content-type": "application/json", "content-length": str(len(raw)), **bearer("web")}
-    arriving = [{"type": "http.request", "body": raw, "more_body": False}]
-
-    async def receive():
-        return arriving.pop() if arriving else await asyncio.Event().wait()
-
-    async def send(message):
-        statuses.append(message.get("status"))
-
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": "POST",
-        "path": path,
-        "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in head.items()],
-    }
-    await app(scope, receive, send)
-    return statuses[0]
+@pytest.fixture
+async def service():
+    """A service with a key whose account processes share, as `aigateway serve` has it."""
+    clock = FakeClock()
+    async with AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor()) as gateway:
+        gateway.use_fleet(Fleet(GatewaySettings(), clock, ledger=MemoryLedger(clock)))
+        yield Service(gateway, ServerSettings(keys=(api_key("web"),)))
 
 
 @pytest.mark.parametrize("path", DOORS)
-async def test_a_door_takes_few_calls_beside_the_gateway(monkeypatch, path):
-    method, body = DOORS[path]
+async def test_a_door_takes_few_calls_beside_the_gateway(monkeypatch, service, path):
+    method, body, most = DOORS[path]
     counted: Counter[str] = Counter()
     within = 0
-    own = getattr(AsyncGateway, method)
+    own, admit = getattr(AsyncGateway, method), Admission.__call__
 
     async def answer(*args, **options):
         nonlocal within
@@ -72,21 +62,58 @@ async def test_a_door_takes_few_calls_beside_the_gateway(monkeypatch, path):
         if event == "call" and not within and frame.f_code.co_filename.startswith(str(ROOT)):
             counted[f"{frame.f_code.co_qualname} in {frame.f_code.co_filename}"] += 1
 
-    monkeypatch.setattr(AsyncGateway, method, answer)
-    async with AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor()) as gateway:
-        app = create_app(gateway, ServerSettings(keys=(api_key("web"),)))
-        assert await asked(app, path, body) == 200  # from the cache next time, so it never waits
+    async def watched(*args):
+        counted.clear()
         sys.setprofile(note)
         try:
-            status = await asked(app, path, body)
+            await admit(*args)
         finally:
             sys.setprofile(None)
-    assert status == 200
-    assert "Admission.__call__" in str(counted)
-    assert 30 < counted.total() <= 90, counted.most_common()
+
+    monkeypatch.setattr(AsyncGateway, method, answer)
+    monkeypatch.setattr(Admission, "__call__", watched)
+    async with running(service) as url, httpx.AsyncClient(base_url=url) as client:
+        for _ in range(2):  # from the cache the second time, so it never waits
+            asked = {"model": "simulated", **body}
+            assert (await client.post(path, json=asked, headers=bearer("web"))).status_code == 200
+    assert 30 < counted.total() <= most, counted.most_common()
 
 
-async def test_a_connection_takes_few_calls_and_leaves_nothing_to_the_collector():
+OF_A_REQUEST = {"AdmittedRequest", "GatewayUse", "RequestCycle", "RequestRecord", "RequestState"}
+
+
+@contextlib.contextmanager
+def garbage():
+    """Yield a set that has the types of what the block has left to the garbage collector."""
+    kinds: set[str] = set()
+    gc.collect()
+    gc.disable()
+    try:
+        yield kinds
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        kinds.update(type(each).__name__ for each in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+async def test_a_request_leaves_nothing_to_the_garbage_collector(service):
+    async with running(service) as url, httpx.AsyncClient(base_url=url) as client:
+
+        async def ask(text):
+            body = {"model": "simulated", "messages": [{"role": "user", "content": text}]}
+            await client.post("/v1/chat/completions", json=body, headers=bearer("web"))
+
+        await ask("hi")
+        with garbage() as kinds:
+            for text in ("hi", "1", "2", "3"):
+                await ask(text)
+    assert not kinds & OF_A_REQUEST
+
+
+async def test_a_connection_takes_few_calls_and_leaves_nothing_to_the_garbage_collector():
     calls: list[str] = []
 
     def note(frame, event, _):
@@ -111,13 +138,13 @@ async def test_a_connection_takes_few_calls_and_leaves_nothing_to_the_collector(
         protocol = protocol_for(service)(config, ServerState(), {}, loop)
         protocol.connection_made(line)
         await ask()
-        gc.collect()
-        sys.setprofile(note)
-        try:
-            await ask()
-        finally:
-            sys.setprofile(None)
-        assert gc.collect() == 0
+        with garbage() as kinds:
+            sys.setprofile(note)
+            try:
+                await ask()
+            finally:
+                sys.setprofile(None)
         protocol.connection_lost(None)
+    assert not kinds & OF_A_REQUEST
     assert len(line.writes) == 2
     assert 10 < len(calls) <= 18, calls

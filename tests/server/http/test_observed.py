@@ -14,11 +14,10 @@ from aigateway.server import create_app
 from aigateway.server.http import openapi
 from aigateway.settings import ServerSettings
 from aigateway.testing import ScriptedVendor, scripted_configs
-from tests.server.callers import api_key
-from tests.server.http.test_few_calls import DOORS, asked
+from tests.server.callers import api_key, asked
 
 PATH = "/v1/chat/completions"
-_, BODY = DOORS[PATH]
+BODY = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 async def test_a_provider_that_is_set_while_the_service_runs_gets_spans(monkeypatch):

@@ -566,8 +566,8 @@ _DOES_NOT_THINK = (None, "disabled", "none", {"type": "disabled"}, {"effort": "n
 
 def asks_to_think(params: Mapping[str, Any], native: NativeRequest | None = None) -> bool:
     """Return whether a request asks the model to think, which may take minutes without a word."""
-    if native is None and _THINKS_BY.isdisjoint(params):
-        return False  # almost every chat
+    if _THINKS_BY.isdisjoint(params) and (native is None or _THINKS_BY.isdisjoint(native.body)):
+        return False  # almost every request
     holders = (params,) if native is None else (params, native.body)
     return any(
         name in holder and holder[name] not in _DOES_NOT_THINK

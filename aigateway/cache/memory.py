@@ -303,6 +303,7 @@ class AnswerCache:
         "_second_misses",
         "_stale_seconds",
         "_ttl_seconds",
+        "lookup",
         "second",
     )
 
@@ -326,6 +327,8 @@ class AnswerCache:
         self.second: SecondLevel | None = None
         """The level below the memory, if there is one; see `put_over`."""
         self._second_hits = self._second_misses = self._damaged = 0
+        self.lookup: Callable[[str], Remembered | None] = self._entries.get
+        """Returns the fresh answer for a `cache_key` from memory, or None."""
 
     def __len__(self) -> int:
         """Return the number of answers in memory, stale ones included."""
@@ -366,11 +369,6 @@ class AnswerCache:
             stats["second_writes"] = second["second_writes"]
             stats["second_dropped"] = second["second_dropped"]
         return stats
-
-    def lookup(self, key: str) -> Remembered | None:
-        """Return the fresh answer for a `cache_key` from memory, or None."""
-        found: Remembered | None = self._entries.get(key)
-        return found
 
     def lookup_vectors(self, key: str) -> tuple[Embeddings, str, str] | None:
         """Return fresh vectors for an `embedding_key`, their provider and `made_by`, or None."""

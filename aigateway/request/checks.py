@@ -375,7 +375,9 @@ def check_headers(name: str, value: object) -> None:
     for header, text in value.items():
         if not (isinstance(header, str) and _HEADER.fullmatch(header)):
             refuse(f"{name} has a name that no HTTP header may have.")
-        if not (isinstance(text, str) and _HEADER_VALUE.fullmatch(text)):
+        if not isinstance(text, str) or not (
+            (text.isascii() and text.isprintable()) or _HEADER_VALUE.fullmatch(text)
+        ):
             refuse(
                 f"{name}[{header[:64]!r}] must be a text of printable ASCII, without line breaks."
             )

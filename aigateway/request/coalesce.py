@@ -17,7 +17,6 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Coroutine, Generator
-from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -45,8 +44,8 @@ class SharedCall(Generic[T]):
     """
 
     __slots__ = (
-        "_cancelled", "_coalescer", "_deadlines", "_due", "_inherited", "_timer", "_traceback",
-        "deadline", "error", "key", "left", "result", "task", "waiters",
+        "_cancelled", "_coalescer", "_deadlines", "_inherited", "_traceback", "deadline", "error",
+        "key", "left", "result", "task", "waiters",
     )  # fmt: skip
 
     result: T
@@ -60,9 +59,7 @@ class SharedCall(Generic[T]):
         self.waiters: set[asyncio.Future[bool]] = set()
         self.error: BaseException | None = None
         self._traceback: TracebackType | None = None
-        self._deadlines: list[tuple[float, int, asyncio.Future[bool]]] = []  # a heap
-        self._due = math.inf  # what the timer is set to
-        self._timer: Timer | None = None
+        self._deadlines: _Deadlines | None = None
 
     def shares(self) -> bool:
         """Return whether a request that joined shares the answer of the one that began it.
@@ -89,16 +86,15 @@ class SharedCall(Generic[T]):
             self._cancelled = True
             self.task.cancel()
 
-    async def run(
-        self, start: Callable[[], Coroutine[Any, Any, T]], keep: Callable[[T], object] | None
-    ) -> None:
+    async def run(self, work: Coroutine[Any, Any, T], keep: Callable[[T], object] | None) -> None:
         """Do the work, from the second step on."""
         try:
             await _FIRST_STEP
-            self.result = await start()
+            self.result = await work
             if keep is not None:
                 keep(self.result)
         except BaseException as error:
+            work.close()  # it may not have begun
             # The error's own traceback grows with each frame that it passes.
             self.error, self._traceback = error, error.__traceback__
             self._coalescer.forget(self)  # the next caller begins anew
@@ -110,34 +106,16 @@ class SharedCall(Generic[T]):
                 if not waiter.done():
                     waiter.set_result(False)
             self.waiters.clear()
-            if self._timer is not None:
-                self._timer.cancel()
-                self._deadlines.clear()
+            if self._deadlines is not None:
+                self._deadlines.end()
             self._coalescer.running.discard(self)
             del self  # see `fail`
 
     def bound(self, waiter: asyncio.Future[bool], deadline: float, clock: Clock) -> None:
-        """Bound one caller's wait. All of them share one timer."""
-        heapq.heappush(self._deadlines, (deadline, next(_serials), waiter))
-        if deadline < self._due:
-            self._set_timer(clock)
-
-    def _set_timer(self, clock: Clock) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due = self._deadlines[0][0]
-        seconds = max(0.0, self._due - clock.now())
-        self._timer = clock.call_later(seconds, partial(self._expire, clock))
-
-    def _expire(self, clock: Clock) -> None:
-        now = max(clock.now(), self._due)  # a timer may fire a little early
-        self._timer, self._due = None, math.inf
-        while self._deadlines and self._deadlines[0][0] <= now:
-            waiter = heapq.heappop(self._deadlines)[2]
-            if not waiter.done():
-                waiter.set_result(True)
-        if self._deadlines:
-            self._set_timer(clock)
+        """Bound one caller's wait."""
+        if self._deadlines is None:
+            self._deadlines = _Deadlines(clock)
+        self._deadlines.add(waiter, deadline)
 
     def fail(self, *, joined: bool) -> NoReturn:
         """Raise the error of the work that failed, for those that joined as a copy."""
@@ -149,6 +127,45 @@ class SharedCall(Generic[T]):
             raise (_copied(error) if joined else error).with_traceback(self._traceback)
         finally:
             del error, self  # breaks a reference cycle with the traceback
+
+
+class _Deadlines:
+    """Those of the callers that wait for one call. All of them share one timer."""
+
+    __slots__ = ("_clock", "_due", "_heap", "_timer")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._heap: list[tuple[float, int, asyncio.Future[bool]]] = []
+        self._due = math.inf  # what the timer is set to
+        self._timer: Timer | None = None
+
+    def add(self, waiter: asyncio.Future[bool], deadline: float) -> None:
+        heapq.heappush(self._heap, (deadline, next(_serials), waiter))
+        if deadline < self._due:
+            self._set_timer()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._heap.clear()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = self._heap[0][0]
+        seconds = max(0.0, self._due - self._clock.now())
+        self._timer = self._clock.call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        now = max(self._clock.now(), self._due)  # a timer may fire a little early
+        self._timer, self._due = None, math.inf
+        while self._heap and self._heap[0][0] <= now:
+            waiter = heapq.heappop(self._heap)[2]
+            if not waiter.done():
+                waiter.set_result(True)
+        if self._heap:
+            self._set_timer()
 
 
 class Coalescer(Generic[T]):
@@ -176,7 +193,9 @@ class Coalescer(Generic[T]):
     def __bool__(self) -> bool:
         return True  # also without calls
 
-    async def join(self, key: str, deadline: float = math.inf, clock: Clock = SYSTEM_CLOCK) -> T:
+    def join(
+        self, key: str, deadline: float = math.inf, clock: Clock = SYSTEM_CLOCK
+    ) -> Coroutine[Any, Any, T]:
         """Wait, like `share`, for the work of this key, which is in progress.
 
         Args:
@@ -189,7 +208,7 @@ class Coalescer(Generic[T]):
         """
         call = self.calls.get(key)
         assert call is not None, "There was nothing to join."  # noqa: S101
-        return await self._wait_for(call, deadline, clock, joined=True)
+        return self._wait_for(call, deadline, clock, joined=True)
 
     async def share(
         self, key: str, start: Callable[[], Coroutine[Any, Any, T]], deadline: float = math.inf
@@ -217,12 +236,12 @@ class Coalescer(Generic[T]):
         call = self.calls.get(key)
         if call is not None:
             return await self._wait_for(call, joined=True), True
-        return await self.begin(key, start, deadline), False
+        return await self.begin(key, start(), deadline), False
 
     def begin(
         self,
         key: str,
-        start: Callable[[], Coroutine[Any, Any, T]],
+        work: Coroutine[Any, Any, T],
         deadline: float,
         keep: Callable[[T], object] | None = None,
     ) -> Coroutine[Any, Any, T]:
@@ -232,10 +251,10 @@ class Coalescer(Generic[T]):
         """
         call = self.calls[key] = SharedCall(self, key, deadline)
         self.running.add(call)
-        work = call.run(start, keep)
-        work.send(None)  # into its `try`: a task that is cancelled at once does not even begin
+        run = call.run(work, keep)
+        run.send(None)  # into its `try`: a task that is cancelled at once does not even begin
         self._loop = loop = asyncio.get_running_loop()
-        call.task = loop.create_task(work, name=f"aigateway-shared-{key[:16]}")
+        call.task = loop.create_task(run, name=f"aigateway-shared-{key[:16]}")
         return self._wait_for(call)
 
     async def _wait_for(

@@ -154,7 +154,7 @@ class Pipeline:
                 self._roster,
                 record.began,
                 deadline,
-                record=record if record.followed else None,
+                record=record.follow(),
             )
             served = await self._failovers.run(state, EmbeddingWork(request))
             answer, provider, attempts = served.answer, served.provider, served.attempts
@@ -376,14 +376,13 @@ class Pipeline:
                 shared_key = f"background:{shared_key}"
                 call = coalescer.calls.get(shared_key)
             if call is None:
-                start: Callable[[], Coroutine[Any, Any, Answer]] = partial(
-                    self._call_providers, request, record, deadline
-                )
-                keep: Callable[[Any], None] | None = partial(self._remember, key, request)
+                work: Coroutine[Any, Any, Answer]
                 if self._cache.second is not None and request.cache is True:
-                    start = partial(self._fetch_or_call, key, request, record, deadline)
-                    keep = None
-                return await coalescer.begin(shared_key, start, deadline, keep), False
+                    work = self._fetch_or_call(key, request, record, deadline)
+                    return await coalescer.begin(shared_key, work, deadline), False
+                work = self._call_providers(request, record, deadline)
+                keep: Callable[[Any], None] = partial(self._remember, key, request)
+                return await coalescer.begin(shared_key, work, deadline, keep), False
             try:
                 served = await self._join(shared_key, record, deadline)
             except (AllProvidersFailedError, DeadlineExceededError) as error:
@@ -397,8 +396,9 @@ class Pipeline:
                 return served, joined
 
     async def _join(self, shared_key: str, record: RequestRecord, deadline: float) -> Answer:
-        if record.followed:
-            record.wait()
+        followed = record.follow()
+        if followed is not None:
+            followed.wait()
         try:
             return await self._coalescer.join(shared_key, deadline, self._clock)
         except TimeoutError:
@@ -406,8 +406,8 @@ class Pipeline:
                 "The request's deadline passed while it waited for an identical one in flight."
             ) from None
         finally:
-            if record.followed:
-                record.go_on()
+            if followed is not None:
+                followed.go_on()
 
     # ── failover ─────────────────────────────────────────────────────────────────────────────
 
@@ -416,8 +416,9 @@ class Pipeline:
     ) -> Answer:
         """Read below the memory, or wait for another process; else call the providers."""
         level = self._cache.second  # a reload may put another one there meanwhile
-        if record.followed:
-            record.wait()
+        followed = record.follow()
+        if followed is not None:
+            followed.wait()
         try:
             found = await self._cache.fetch(
                 key,
@@ -429,8 +430,8 @@ class Pipeline:
             if found is not None and fits(request.response_model, found.completion):
                 return found
         finally:
-            if record.followed:
-                record.go_on()
+            if followed is not None:
+                followed.go_on()
         try:
             served = await self._call_providers(request, record, deadline)
             self._remember(key, request, served)
@@ -474,7 +475,7 @@ class Pipeline:
             params=None if names.isdisjoint(HINTS) else request.params,
             hedge=hedge,
             thinks=bool(names or request.native) and asks_to_think(request.params, request.native),
-            record=record if record.followed else None,
+            record=record if record.followed else record.follow(),
         )
 
     def _stream_run(

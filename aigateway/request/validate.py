@@ -126,17 +126,9 @@ def chat_request(
     """
     if not origin:
         origin = APPLICATION
-    # What is usual needs no further look; the checks have the words for the rest.
-    if model is not None and not (type(model) is str and 0 < len(model) <= LONGEST_NAME):
-        check_name("model", model)
-    if timeout is not None and not (type(timeout) is float and 0 < timeout < math.inf):
-        check_seconds("timeout", timeout)
-    if origin is not APPLICATION:
-        _check_origin(origin)
-    if hedge is not None and not isinstance(hedge, bool):
-        refuse("hedge must be True, False or None.")
-    if agent is not None and not (type(agent) is str and 0 < len(agent) <= LONGEST_NAME):
-        check_name("agent", agent)
+    is_plain = model is None and timeout is None and hedge is None and agent is None
+    if not is_plain or origin is not APPLICATION:
+        _check_options(model, timeout, origin, hedge, agent)
     if cache_ttl is not None or cache is not True:
         _check_caching(None, cache, cache_ttl)
     if session is not None:
@@ -209,11 +201,7 @@ def embedding_request(
     Raises:
         RequestRejectedError: The message names the mistake, and the fix.
     """
-    if model is not None:
-        check_name("model", model)
-    if timeout is not None:
-        check_seconds("timeout", timeout)
-    _check_origin(origin)
+    _check_options(model, timeout, origin, None, None)
     _check_caching(agent, cache, cache_ttl)
     most = settings.max_prompt_bytes
     inputs = check_inputs(inputs, "inputs", most)
@@ -349,8 +337,19 @@ def _check_caching(agent: object, cache: object, cache_ttl: object) -> None:
         refuse('cache must be True, False or "refresh".')
 
 
-def _check_origin(origin: Origin) -> None:
+def _check_options(
+    model: object, timeout: object, origin: Origin, hedge: object, agent: object
+) -> None:
+    # What is usual needs no further look; the checks have the words for the rest.
+    if model is not None and not (type(model) is str and 0 < len(model) <= LONGEST_NAME):
+        check_name("model", model)
+    if timeout is not None and not (type(timeout) is float and 0 < timeout < math.inf):
+        check_seconds("timeout", timeout)
     if not isinstance(origin, Origin):
         refuse(f"origin must be an Origin, not {type(origin).__name__}.")
     if origin.headers:
         check_headers("origin.headers", origin.headers)
+    if hedge is not None and not isinstance(hedge, bool):
+        refuse("hedge must be True, False or None.")
+    if agent is not None and not (type(agent) is str and 0 < len(agent) <= LONGEST_NAME):
+        check_name("agent", agent)

@@ -270,6 +270,10 @@ class WaitingLines(Generic[T]):
                 self._write(taken)
 
 
+_PLACE = "\0"
+"""Stands in a line for what differs from the one before."""
+
+
 def in_pieces(texts: Sequence[str]) -> Iterator[slice]:
     """Return which lines to write at once, so that a pipe of several processes mixes none."""
     first = size = 0
@@ -303,7 +307,8 @@ class LineHandler(logging.StreamHandler[TextIO]):
         self.addFilter(may_write)
         self._form = form + self.terminator
         self._filters = [may_write]
-        self._second, self._shown = -1, ""
+        # The parts of the last line that the next one of this second, level and process has, too.
+        self._parts, self._parts_of = ("", "", ""), (-1, 0, 0)
         assert self.lock is not None  # noqa: S101 - `logging.Handler` makes one
         self._lock = self.lock
         self._waiting = WaitingLines(self._write_together, self._lock)
@@ -357,15 +362,19 @@ class LineHandler(logging.StreamHandler[TextIO]):
 
     def _finished(self, level: int, at: float, line: str) -> str:
         second = int(at)
-        if second != self._second:
-            self._second, shown = second, time.localtime(second)
-            self._shown = time.strftime(logging.Formatter.default_time_format, shown)
-        return self._form % {
-            "asctime": f"{self._shown},{int((at - second) * 1000):03d}",
-            "levelname": logging.getLevelName(level),
-            "process": os.getpid(),
-            "message": line,
-        }
+        parts_of = (second, level, os.getpid())
+        if parts_of != self._parts_of:
+            shown = time.strftime(logging.Formatter.default_time_format, time.localtime(second))
+            whole = self._form % {
+                "asctime": f"{shown},{_PLACE}",
+                "levelname": logging.getLevelName(level),
+                "process": parts_of[2],
+                "message": _PLACE,
+            }
+            beginning, middle, end = whole.split(_PLACE)
+            self._parts, self._parts_of = (beginning, middle, end), parts_of
+        beginning, middle, end = self._parts
+        return f"{beginning}{int((at - second) * 1000):03d}{middle}{line}{end}"
 
     def _write(self, text: str) -> bool:
         try:
@@ -376,7 +385,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         return True
 
     def _write_together(self, served: list[tuple[float, Sequence[Any]]]) -> None:
-        lines = [_LINES[RequestServed] % _plain(RequestServed, values) for _, values in served]
+        lines = [_served_line(values) for _, values in served]
         texts = [
             self._finished(logging.INFO, at, line)
             for (at, _), line in zip(served, lines, strict=True)
@@ -427,7 +436,14 @@ def _write_served(values: Sequence[Any]) -> None:
     handlers = logging.root.handlers
     lines = handlers[0] if handlers else None
     if type(lines) is not LineHandler or not lines.write_soon(values):
-        _write(logging.INFO, _LINES[RequestServed] % _plain(RequestServed, values))
+        _write(logging.INFO, _served_line(values))
+
+
+def _served_line(values: Sequence[Any]) -> str:
+    """Return the line of a `RequestServed`, of which there are most."""
+    *others, seconds, tokens, cost_usd = values
+    cost_usd = None if cost_usd is None else round(cost_usd, 6)
+    return _LINES[RequestServed] % (*others, round(seconds, 6), tokens, cost_usd)
 
 
 def _write(level: int, line: str) -> None:

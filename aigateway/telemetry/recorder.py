@@ -184,11 +184,12 @@ class Emitter:
         hooks: As given.
         counters: Those of them that count calls.
         is_followed: Whether another one listens to the end of each request and each attempt.
+        is_told: Whether one of either kind does.
         log: The log.
         tracers: Those of them that follow requests.
     """
 
-    __slots__ = ("_listeners", "counters", "hooks", "is_followed", "log", "tracers")
+    __slots__ = ("_listeners", "counters", "hooks", "is_followed", "is_told", "log", "tracers")
 
     def __init__(self, hooks: Iterable[Hook] = ()) -> None:
         self.log = LogHook()
@@ -202,6 +203,7 @@ class Emitter:
         self.is_followed = bool(self.tracers) or any(
             not _is_counter(hook) for kind in ON_REQUEST for hook in self._listeners[kind]
         )
+        self.is_told = self.is_followed or bool(self.counters)
 
     def wants(self, kind: type[Event]) -> bool:
         """Return whether anything listens to this kind of event. Check before making one."""
@@ -362,12 +364,12 @@ class FirstAnswer(NamedTuple):
 class RequestRecord:
     """One request, for as long as the context lasts. An error inside is its end.
 
-    Its attempts report to it only if it is `followed`. They may overlap, and may outlive it. A
-    class, since every request passes here and a generator costs three times as much.
+    Its attempts report to it only if something listens, see `follow`. They may overlap, and may
+    outlive it. A class, since every request passes here and a generator costs three times as much.
 
     Attributes:
         began: When it began, on the clock's scale.
-        followed: Something listens to each attempt, so attempts report to it.
+        followed: Something listens to each attempt, as far as `follow` has looked.
         streamed: The answer comes piece by piece.
     """
 
@@ -404,9 +406,7 @@ class RequestRecord:
         self._traces: Sequence[RequestTrace] = ()
         self.began = recorder.clock.now()
         emitter = recorder.emitter
-        self.followed = bool(
-            emitter.counters or emitter.is_followed or emitter.log.wants_every_call()
-        )
+        self.followed = emitter.is_told
         if emitter.tracers:
             self._traces = _each(
                 emitter.tracers,
@@ -470,8 +470,9 @@ class RequestRecord:
             if self._outcome == "served" and self._emit_served(first):
                 return
             self._emit_first(first)
-        short = _SHORT_FORMS.get(self._outcome)
-        if self.followed or (short is not None and recorder.emitter.wants(short)):
+        # What is written of each request is written of its short form, too.
+        told = _SHORT_FORMS.get(self._outcome, RequestEnded)
+        if self.followed or recorder.emitter.wants(told):
             self._emit_end(error)
 
     def _emit_served(self, first: FirstAnswer) -> bool:
@@ -542,6 +543,12 @@ class RequestRecord:
         )
 
     # ── its attempts ─────────────────────────────────────────────────────────────────────────
+
+    def follow(self) -> Self | None:
+        """Return it for attempts and other waits to report to; None if nothing listens to them."""
+        if not self.followed:
+            self.followed = self._recorder.emitter.log.wants_every_call()
+        return self if self.followed else None
 
     def wait(self) -> None:
         """Begin to wait for a vendor, or for another request."""

@@ -206,7 +206,11 @@ def _import_lanes() -> None:
 
 def _import_litellm() -> ModuleType:
     spared = "litellm" in sys.modules  # also while another thread still imports it
-    with _environment(), contextlib.nullcontext() if spared else _loggers_kept():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_environment())
+        if not spared:
+            stack.enter_context(_loggers_kept())
+            stack.enter_context(_tokenizer_left_out())
         import litellm  # noqa: PLC0415 - the point of this module
         import openai.resources  # noqa: F401, PLC0415 - else the first call waits for it
         from litellm import anthropic_beta_headers_manager  # noqa: PLC0415
@@ -214,8 +218,6 @@ def _import_litellm() -> ModuleType:
         # Any of its functions fetches the table at its first call.
         anthropic_beta_headers_manager.get_provider_name("anthropic")
         _import_without_callback(litellm)
-    if not spared:
-        _unload_tokenizer()
     _place_quiet_print()
     _place_log_filter()
     module: ModuleType = litellm
@@ -240,30 +242,52 @@ def _import_without_callback(litellm: Any) -> None:
 
 
 _TOKENIZER = ("json_data", "claude_json_str")
-"""Where `litellm.utils` keeps a tokenizer's file, parsed and as text: 10 MB that no call reads."""
+"""Where `litellm.utils` keeps a tokenizer's file, parsed and as text: 16 MB that no call reads."""
+
+_TOKENIZER_FILE = "anthropic_tokenizer.json"
 
 
-def _unload_tokenizer() -> None:
-    """Have it read again where it is asked for."""
+@contextlib.contextmanager
+def _tokenizer_left_out() -> Iterator[None]:
+    """Have that file parsed where its content is asked for, and not by the import."""
+    load = json.load
+
+    def load_others(file: Any, **options: Any) -> Any:
+        name = str(getattr(file, "name", ""))
+        return {} if name.endswith(_TOKENIZER_FILE) else load(file, **options)
+
+    json.load = load_others  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        json.load = load
+    _load_tokenizer_late()
+
+
+def _load_tokenizer_late() -> None:
     module = vars(sys.modules["litellm.utils"])
     other = module.get("__getattr__")
     read = {
         name for each in module.values() for name in _names_read(getattr(each, "__code__", None))
     }
-    unread = [name for name in _TOKENIZER if name in module and name not in read]
-    if not callable(other):
-        return
+    late = [n for n in _TOKENIZER if n in module and n not in read and callable(other)]
 
     def __getattr__(name: str) -> Any:  # noqa: N807 - of the module, see PEP 562
-        if name not in unread:
-            return other(name)
-        folder = importlib.resources.files("litellm.litellm_core_utils.tokenizers")
-        data = json.loads((folder / "anthropic_tokenizer.json").read_text("utf-8"))
-        return data if name == "json_data" else json.dumps(data)
+        return _tokenizer(name) if name in late else other(name)  # type: ignore[misc]
 
-    module["__getattr__"] = __getattr__
-    for name in unread:
-        del module[name]
+    for name in _TOKENIZER:
+        if name in late:
+            del module[name]
+        elif name in module:
+            module[name] = _tokenizer(name)
+    if late:
+        module["__getattr__"] = __getattr__
+
+
+def _tokenizer(name: str) -> Any:
+    folder = importlib.resources.files("litellm.litellm_core_utils.tokenizers")
+    data = json.loads((folder / _TOKENIZER_FILE).read_text("utf-8"))
+    return data if name == "json_data" else json.dumps(data)
 
 
 def _names_read(code: CodeType | None) -> Iterator[str]:

@@ -341,12 +341,18 @@ def test_a_tokenizer_that_no_call_reads_is_loaded_where_it_is_asked_for():
         """
         import json
         from aigateway.wires import loading
+        read, load = [], json.load
+        json.load = lambda file, **options: read.append(str(file.name)) or load(file, **options)
+        counted = json.load
         litellm = loading._import_litellm()
         import litellm.utils as utils
+        parsed = [name for name in read if "tokenizer" in name]
         held = sorted(set(vars(utils)) & {"json_data", "claude_json_str"})
         from litellm.utils import claude_json_str, json_data
         print(json.dumps([
             held,
+            parsed,
+            json.load is counted,
             json.loads(claude_json_str) == json_data,
             len(json_data["model"]["vocab"]),
             litellm.token_counter(model="claude-2", text="hello world how are you"),
@@ -354,7 +360,7 @@ def test_a_tokenizer_that_no_call_reads_is_loaded_where_it_is_asked_for():
         ]))
         """
     )
-    assert found == [[], True, 65_000, 5, False]
+    assert found == [[], [], True, True, 65_000, 5, False]
 
 
 def test_a_failed_import_is_tried_again(monkeypatch):

@@ -33,11 +33,10 @@ from aigateway.server.process.reload import FileWatch, watch
 from aigateway.server.process.shared_directory import SharedDirectory
 from aigateway.server.process.state import KeptState, prepare_state
 from aigateway.server.process.supervisor import DRAIN, READY, RELOAD, STOP, Supervisor
-from aigateway.server.process.worker import ListeningSocket, MakeApp, Process
+from aigateway.server.process.worker import ListeningSocket, MakeApp, Process, return_freed_memory
 from aigateway.server.service import Service
 from aigateway.settings import LLMConfig, settings_file
 from aigateway.settings.server import IN_MEMORY
-from aigateway.simulator import Simulator
 from aigateway.telemetry.log import log_event
 from aigateway.version import __version__
 
@@ -142,6 +141,7 @@ def _alone(
         def ready() -> None:
             if configuration.gateway.freeze_gc:
                 gc.freeze()  # also what was loaded after litellm
+            return_freed_memory()
             announce()
 
         try:
@@ -166,7 +166,7 @@ def _several(
     *,
     file: FileWatch,
 ) -> int:
-    asyncio.run(_load(configuration))
+    _run(_load(configuration))
 
     path: Path | None = None
 
@@ -202,6 +202,7 @@ async def _load(configuration: Configuration) -> None:
         await gateway.warmup()
         # Its application is dropped, but the schemas that it needed remain: 10 MB.
         service_app(Service(gateway, configuration.server))
+    return_freed_memory()
 
 
 def _follow_orders(process: Process, pipe: socket.socket) -> None:
@@ -254,6 +255,8 @@ def _run(main: Any) -> None:
 
 @contextlib.contextmanager
 def _simulated() -> Iterator[tuple[LLMConfig, ...]]:
+    from aigateway.simulator import Simulator  # noqa: PLC0415 - 2 MB that others do not need
+
     with Simulator.in_thread() as simulator:
         yield tuple(
             vendor.config(priority=-place) for place, vendor in enumerate(simulator.vendors)

@@ -29,7 +29,7 @@ from aigateway.settings import ServerSettings
 from aigateway.telemetry.log import log_event
 from aigateway.telemetry.prometheus import Prometheus
 
-__all__ = ["BACKLOG", "ListeningSocket", "MakeApp", "Process"]
+__all__ = ["BACKLOG", "ListeningSocket", "MakeApp", "Process", "return_freed_memory"]
 
 MakeApp = Callable[[Service], App]
 """Makes the application; only tests use another than `service_app`."""
@@ -158,12 +158,11 @@ class Process:
         await serving
 
     async def _return_memory(self) -> None:
-        """Return the memory of past bursts: glibc keeps freed memory otherwise."""
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        while trim is not None:
+        """Return the memory of past bursts."""
+        while True:
             await self.service.clock.sleep(_IDLE_SECONDS)
             if self.service.is_idle:
-                await asyncio.to_thread(trim, 0)
+                await asyncio.to_thread(return_freed_memory)
 
     async def _or_shutdown(self, waiting: Any) -> None:
         """Wait for something, or for the shutdown to begin."""
@@ -181,6 +180,13 @@ class Process:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the system: glibc keeps it otherwise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _traces(settings: ServerSettings) -> tuple[Hook, ...]:

@@ -140,3 +140,19 @@ def test_the_service_and_the_batch_command_freeze_what_is_loaded(launch, tmp_pat
             command = launch(tmp_path, "batch", "in.jsonl", "out.jsonl", env=env)
             assert command.code == 0, command.log
         assert command.read("frozen") == str(frozen)
+
+
+def test_the_service_loads_the_simulator_only_to_simulate():
+    code = (
+        "import sys, aigateway.cli.commands, aigateway.server.process.serve;"
+        "print([name for name in ('aigateway.simulator', 'aiohttp.web') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=PATIENCE,
+    )
+    assert done.stdout == "[]\n"

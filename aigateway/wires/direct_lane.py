@@ -166,9 +166,12 @@ class DirectClient(ProviderFacts):
             return await self._other.stream(request)
         connections = sent = response = None
         translation.counts_streams = self._parameters.counts_streams
+        if fitted.size < _VERY_LONG:
+            sent = translation.known(fitted, streamed=True)
         try:
-            with silent():
-                sent = await _translated(translation, fitted, streamed=True)
+            if sent is None:
+                with silent():
+                    sent = await _translated(translation, fitted, streamed=True)
             if sent is not None:
                 connections = self._connections
                 response = await self._open(connections, sent)
@@ -484,10 +487,6 @@ async def _translated(
         VendorCallError: litellm cannot translate a long one. The other lane would block the event
             loop for as long again.
     """
-    if streamed and request.size < _VERY_LONG:
-        known = translation.known(request, streamed=True)
-        if known is not None:
-            return known
     is_long = request.size >= _LONG
     try:
         if not is_long:

@@ -79,9 +79,13 @@ class ConnectionPool:
 
     It has no limit of connections, no cookies and no short timeout. Connections that are lent out
     carry requests of the direct lane, one after another, and are not seen by the session.
+
+    Attributes:
+        idle: Those that carry none, by the server's address.
+        opening: aiohttp's request, from which it knows where to connect, likewise.
     """
 
-    __slots__ = ("__weakref__", "_end", "_lent", "_sweep", "idle", "loop", "session")
+    __slots__ = ("__weakref__", "_end", "_lent", "_sweep", "idle", "loop", "opening", "session")
 
     def __init__(self, **options: Any) -> None:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE)
@@ -96,6 +100,7 @@ class ConnectionPool:
         )
         self._lent: set[_VendorConnection] = set()
         self.idle: defaultdict[object, list[_VendorConnection]] = defaultdict(list)
+        self.opening: dict[object, ClientRequest] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._end = LoopEnd(
             partial(_close_session, session, self._lent), partial(drop_session, session, self._lent)
@@ -647,7 +652,10 @@ class SharedSession:
     async def _connect(self, pool: ConnectionPool, url: URL) -> _VendorConnection:
         if pool.session.closed:  # its loop has closed what it had, and goes on all the same
             pool = self._pool()
-        return await pool.connect(self._request(pool, url, {}))
+        opening = pool.opening.get(self._key)
+        if opening is None:  # aiohttp takes longer to make a request than to connect
+            opening = pool.opening[self._key] = self._request(pool, url, {})
+        return await pool.connect(opening)
 
     def _head(self, pool: ConnectionPool, url: URL, headers: Mapping[str, str]) -> bytes:
         """Return the head of a request but for its length; empty to leave the request to aiohttp.

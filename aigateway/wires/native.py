@@ -158,7 +158,8 @@ class NativeProtocol(ABC):
         self._config = config
         self.model = config.model
         self._own_headers = dict(config.headers)
-        self._extra = config.extra.get("extra_body")
+        extra = config.extra.get("extra_body")
+        self._extra = extra if isinstance(extra, Mapping) else None
         self._defaults = {n: config.extra[n] for n in _DEFAULTS if n in config.extra}
         limits = [
             config.extra[n] for n in ("max_tokens", "max_completion_tokens") if n in config.extra
@@ -183,7 +184,7 @@ class NativeProtocol(ABC):
     ) -> VendorRequest:
         """Make the request to send, from a body and the headers that belong to its protocol."""
         fitted = {**self._defaults, **self._fitted(body), "model": self.model, "stream": streamed}
-        if isinstance(self._extra, Mapping):
+        if self._extra is not None:
             fitted = with_extra_body(fitted, self._extra)
         given = tuple(headers.items())
         all_headers = self._known_headers.get(given)

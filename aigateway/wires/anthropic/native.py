@@ -310,7 +310,7 @@ def _with_possible_thinking(body: Mapping[str, Any]) -> Mapping[str, Any]:
     the present turn, which waits for the result of a tool.
     """
     thinking, messages = body.get("thinking"), body.get("messages")
-    if not (
+    if thinking is None or not (
         isinstance(thinking, Mapping)
         and thinking.get("type") in {"adaptive", "enabled"}
         and isinstance(messages, list)

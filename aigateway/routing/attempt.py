@@ -84,6 +84,7 @@ _EFFECTS: dict[Gate, Effect] = {
 
 # Names for members of enumerations that every attempt needs: Python looks these up slowly.
 _WAS_ANSWERED, _ANSWERED = AttemptEnd.ANSWERED, Effect.ANSWERED
+_TIMEOUT = FailureKind.TIMEOUT
 
 _PROPER_END = AttemptOutcome(_ANSWERED, lambda: None)
 """The end of a stream whose success was recorded at its first content."""
@@ -146,6 +147,8 @@ class PendingAttempt:
     """One call in flight. Created when it begins; `end` is called exactly once.
 
     Attributes:
+        cut: The failure that it is if it takes longer than `limit`.
+        failure: Why it has failed, if it has.
         limit: Seconds it may take.
         times: The latencies to compare it with.
         patience: Seconds after which the provider is slower than usual.
@@ -155,8 +158,8 @@ class PendingAttempt:
 
     __slots__ = (
         "_began", "_context", "_estimate", "_first_content", "_outstanding", "_pass", "_rated",
-        "_request", "_sent", "_slots", "_trace", "candidate", "client", "limit", "number", "over",
-        "patience", "provider", "times",
+        "_request", "_sent", "_slots", "_trace", "candidate", "client", "cut", "failure",
+        "limit", "number", "over", "patience", "provider", "times",
     )  # fmt: skip
 
     def __init__(
@@ -169,13 +172,15 @@ class PendingAttempt:
     ) -> None:
         self.candidate = candidate
         self.provider = provider = candidate.provider
-        self.client = provider.client
+        self.client = provider.opened or provider.client
         self._pass = held
         self._request = request
         self._context = context
         self.times = times
         self.limit = self.patience = math.inf
         self.over = False
+        self.cut = _TIMEOUT
+        self.failure: Failure | None = None
         self._sent: ChatRequest | EmbeddingRequest | None = None
         self._estimate: Billable | None = None  # what was counted for it without an answer
         self._first_content: float | None = None
@@ -272,6 +277,15 @@ class PendingAttempt:
         self._record(failure, answer)
         return verdict
 
+    def fail(self, failure: Failure, unusable: Billable | None) -> None:
+        """End it, unless a race has, with a failure; `unusable` is an answer that came with it."""
+        if self.over:
+            return
+        self.failure = failure
+        self.end(AttemptEnd.FAILED, failure, unusable)
+        if failure.mendable:
+            self.candidate.retry_without_hint()
+
     def count_late_answer(self, answer: Billable) -> None:
         """Count an answer that came although the attempt was cancelled or had lost its hedge."""
         answer = self.counted(answer)
@@ -294,10 +308,10 @@ class PendingAttempt:
         seconds = now - began
         context.network.reached(provider.name)
         own = seconds - context.stalls.stalled(began, now)
-        outcome = AttemptOutcome(_ANSWERED, self._request.cause, own)
-        self.candidate.guards.answered(
-            self._pass, outcome, self.times, self._outstanding, whole=whole
-        )
+        guards, held, times, call = self.candidate.guards, self._pass, self.times, self._outstanding
+        if not (whole and guards.answered_as_usual(held, own, times, call)):
+            outcome = AttemptOutcome(_ANSWERED, self._request.cause, own)
+            guards.answered(held, outcome, times, call, whole=whole)
         if provider.adaptive.fallen:
             provider.adaptive.succeeded(provider.slots.in_flight)
             self._limit_calls(provider.adaptive.limit)

@@ -88,6 +88,8 @@ _RETRY_AT_ONCE = TRANSIENT - {FailureKind.TIMEOUT}
 """Failures after which the same provider may be called at once. After a timeout it would probably
 use as much time again, while others may answer."""
 
+_ANSWERED = AttemptEnd.ANSWERED  # a name of its own: Python looks it up slowly
+
 T = TypeVar("T")
 A = TypeVar("A", bound=Billable)
 A_co = TypeVar("A_co", bound=Billable, covariant=True)
@@ -139,15 +141,15 @@ class Failovers:
             DeadlineExceededError: The deadline passed first.
             OverloadedError: The queue for free slots is full.
         """
-        began = self._clock.now()
         first = self._first(request, work)
         try:
             if first is not None:
                 answer = await self._attempt(first, request, work, bounds_all=True)
                 if answer is not None:
                     return self._served(first, answer, request, work)
-            left = request.deadline - self._clock.now()
-            async with self._clock.timeout(left, more=self._more_since(began)) as scope:
+            now = self._clock.now()
+            more = self._more_since(now if first is None else first.began)
+            async with self._clock.timeout(request.deadline - now, more=more) as scope:
                 self._timeouts.add(scope)
                 try:
                     if first is not None:
@@ -504,10 +506,13 @@ class Failovers:
         limit = provider.first_token_timeout if work.streamed else provider.attempt_timeout
         if request.thinks:
             limit = max(limit, self._thinking_timeout)
-        left = request.deadline - self._clock.now()
-        if limit >= left and any(self._may_be_next(c, left) for c in request.candidates):
-            # Half of the rest is kept for the next provider; this one is not to blame.
-            limit, attempt.cut = left / 2, FailureKind.DEADLINE
+        left = request.deadline - attempt.began
+        if limit >= left:
+            if any(self._may_be_next(c, left) for c in request.candidates):
+                # Half of the rest is kept for the next provider; this one is not to blame.
+                limit, attempt.cut = left / 2, FailureKind.DEADLINE
+            else:
+                attempt.cut = None
         attempt.limit = limit
         return attempt
 
@@ -532,7 +537,7 @@ class Failovers:
         else:
             if isinstance(answer, Completion) and not answer.created:  # Gemini, Anthropic
                 answer = replace(answer, created=int(self._clock.wall()))
-            attempt.end(AttemptEnd.ANSWERED, answer=answer)
+            attempt.end(_ANSWERED, answer=answer)
         if request.session is not None:
             self._sessions.answered(request, attempt.provider.name)
         if request.native is not None:
@@ -610,14 +615,13 @@ class Failovers:
             bounds_all: There is no other timeout around it, so it also ends at the deadline, with
                 `TimeoutError`. The caller decides what follows from a failure.
         """
-        left, limit = request.deadline - self._clock.now(), attempt.limit
-        seconds = left if bounds_all and left <= limit else limit
+        at_deadline = bounds_all and attempt.cut is None
+        seconds = request.deadline - self._clock.now() if at_deadline else attempt.limit
         failure: Failure
         unusable: Completion | None = None
-        scope = self._clock.timeout(seconds, more=self._context.stalls.more)
         timeout: Timeout | None = None
         try:
-            async with scope as timeout:
+            async with self._clock.timeout(seconds, more=self._context.stalls.more) as timeout:
                 if bounds_all:
                     self._timeouts.add(timeout)
                 answer = await work.ask(attempt)
@@ -627,12 +631,13 @@ class Failovers:
             failure = error.failure
             unusable = error.answer
         except TimeoutError:
-            at_deadline = bounds_all and (left <= limit or self._stopped)
-            if at_deadline and timeout is not None and timeout.expired():
+            over = timeout is not None and timeout.expired()
+            if over and (at_deadline or (bounds_all and self._stopped)):
                 attempt.end(AttemptEnd.CANCELLED)
                 raise
-            slow_start = work.streamed and attempt.cut is FailureKind.TIMEOUT
-            failure = Failure(attempt.cut, code=FIRST_TOKEN_TIMEOUT if slow_start else None)
+            kind = attempt.cut or FailureKind.TIMEOUT
+            slow_start = work.streamed and kind is FailureKind.TIMEOUT
+            failure = Failure(kind, code=FIRST_TOKEN_TIMEOUT if slow_start else None)
         except Exception as exc:  # noqa: BLE001 - a wire raises `VendorCallError` only
             _log.warning("Provider %s raised %s.", attempt.provider.name, type(exc).__name__)
             failure = Failure(FailureKind.UNKNOWN)

@@ -84,7 +84,7 @@ class PriorityPolicy:
         """Choose the candidate to call now."""
         choice = Selection()
         best: Candidate | None = None
-        best_rank = (0.0, 0.0)
+        least = turn = 0.0  # of the best: its load for its weight, its place in the rotation
         degraded: Candidate | None = None
         refusals: list[tuple[Candidate, GuardRefusal]] = []
         for candidate in candidates:
@@ -103,9 +103,9 @@ class PriorityPolicy:
             if not (well or self._is_available(candidate, request, choice, refusals)):
                 continue
             if well or not guards.is_degraded():
-                rank = (provider.slots.in_flight / provider.weight, provider.turn)
-                if best is None or rank < best_rank:
-                    best, best_rank = candidate, rank
+                load = provider.slots.in_flight / provider.weight
+                if best is None or load < least or (load == least and provider.turn < turn):
+                    best, least, turn = candidate, load, provider.turn
             elif candidate.is_canary():
                 choice.candidate = candidate
                 return choice
@@ -278,13 +278,13 @@ def advance_rotation(provider: Provider, candidates: Sequence[Candidate]) -> Non
     """
     if len(candidates) == 1:
         return
-    start, weight, priority = provider.turn, provider.weight, provider.priority
+    start, stride, priority = provider.turn, 1.0 / provider.weight, provider.priority
     for candidate in candidates:
         peer = candidate.provider
-        if peer.priority == priority and peer is not provider:
+        if peer.priority == priority and peer.turn - stride > start:
             # While both are called, no two are further apart than the longest stride.
-            start = max(start, peer.turn - 1.0 / min(peer.weight, weight))
-    provider.turn = start + 1.0 / weight
+            start = max(start, peer.turn - max(stride, 1.0 / peer.weight))
+    provider.turn = start + stride
 
 
 def _saturated(provider: Provider, wait: float | None) -> ProviderFailure:

@@ -85,24 +85,37 @@ _GARBAGE = 256
 
 
 class _SharedTimer:
-    """The timeouts of one event loop, on one timer."""
+    """The timeouts of one event loop, on one timer.
 
-    __slots__ = ("_timer", "due", "ended", "loop", "serial", "when")
+    Most timeouts end before the timer fires again, so a new one is not sorted in before that.
+    """
+
+    __slots__ = ("_serial", "_timer", "due", "ended", "loop", "new", "when")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.due: list[tuple[float, int, _TimeLimit]] = []  # a heap
         self.ended = 0  # how many of these have ended
-        self.serial = 0  # so that the heap need not compare timeouts
+        self.new: dict[_TimeLimit, float] = {}  # when those are due that are not in the heap yet
+        self._serial = 0  # so that the heap need not compare timeouts
         self._timer: asyncio.TimerHandle | None = None
         self.when = math.inf  # what the timer is set to
 
     def add(self, timeout: _TimeLimit, when: float) -> None:
         """Let the timeout expire at that moment, if it still waits."""
-        self.serial += 1
-        heapq.heappush(self.due, (when, self.serial, timeout))
+        self._push(timeout, when)
         if when < self.when:
             self.set(when)
+
+    def _push(self, timeout: _TimeLimit, when: float) -> None:
+        self._serial += 1
+        heapq.heappush(self.due, (when, self._serial, timeout))
+
+    def note_end(self) -> None:
+        """Count a timeout in the heap that has ended; if many have, take them out."""
+        self.ended += 1
+        if self.ended > _GARBAGE:
+            self.tidy_up()
 
     def tidy_up(self) -> None:
         """Take timeouts that have ended out of the heap, if they are the larger part of it."""
@@ -121,6 +134,9 @@ class _SharedTimer:
     def _fire(self) -> None:
         self._timer, self.when = None, math.inf
         now = self.loop.time()
+        for timeout, when in self.new.items():
+            self._push(timeout, when)
+        self.new.clear()
         while self.due:
             when, _, timeout = self.due[0]
             waited_for = timeout.waits_for(when)
@@ -148,14 +164,12 @@ _timers = _SharedTimers()
 class _TimeLimit:
     """`asyncio.Timeout`, but for the timer."""
 
-    __slots__ = (
-        "_began", "_cancelling", "_expired", "_looked", "_more", "_seconds", "_task", "_timer",
-        "_waiting", "_when",
-    )  # fmt: skip
     _began: float
     _cancelling: int
     _timer: _SharedTimer
     _when: float
+    _waiting = _expired = False  # inside, and not expired
+    _looked = 0.0  # when it was extended; not yet
 
     def __init__(
         self,
@@ -167,8 +181,6 @@ class _TimeLimit:
         self._seconds = seconds
         self._more = more
         self._task = task
-        self._waiting = self._expired = False  # inside, and not expired
-        self._looked = 0.0  # when it was extended; not yet
 
     async def __aenter__(self) -> Self:
         task = self._task
@@ -184,10 +196,7 @@ class _TimeLimit:
             timer = _timers.latest = _SharedTimer(loop)
         self._task, self._timer, self._waiting = task, timer, True
         self._cancelling = task.cancelling()
-        self._when = when = loop.time() + self._seconds
-        timer.serial += 1
-        entry: tuple[float, int, _TimeLimit] = (when, timer.serial, self)
-        heapq.heappush(timer.due, entry)
+        timer.new[self] = self._when = when = loop.time() + self._seconds
         if when < timer.when:
             timer.set(when)
         return self
@@ -202,9 +211,8 @@ class _TimeLimit:
         self._more = None  # the heap may keep this for a while, and it holds its caller
         if self._waiting:
             self._waiting = False
-            self._timer.ended += 1
-            if self._timer.ended > _GARBAGE:
-                self._timer.tidy_up()
+            if self._timer.new.pop(self, None) is None:
+                self._timer.note_end()
         # A cancellation that did not come from this timeout must go on outwards.
         elif (
             task is not None
@@ -217,7 +225,8 @@ class _TimeLimit:
         if not self._waiting:
             raise RuntimeError("Only a timeout that is entered and not over can be moved.")
         self._when = when
-        self._timer.ended += 1
+        if self._timer.new.pop(self, None) is None:
+            self._timer.ended += 1
         self._timer.add(self, when)
 
     def expired(self) -> bool:

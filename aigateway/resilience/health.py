@@ -50,13 +50,15 @@ HANG = 4.0
 """A call in flight is overdue after this multiple of the 95th percentile."""
 
 
-@dataclass(slots=True, eq=False)
 class OutstandingCall:
-    """A call in flight, or one that was cancelled for a quicker one and is not judged yet."""
+    """A call in flight, or one that was cancelled for a quicker one and is not judged yet.
+
+    Without an `__init__`, since one is made for each attempt.
+    """
 
     began: float
     stalls: StallDetector | None
-    until: float = math.inf  # of a cancelled one: when its timeout would have come
+    until = math.inf  # of a cancelled one: when its timeout would have come
     settle: Callable[[bool], None] | None = None
 
     def stalled(self, now: float) -> float:
@@ -122,7 +124,8 @@ class ResponseTimes:
             stalls: Knows the stalls of our own event loop: no answer can be read then, so that
                 time does not count.
         """
-        call = OutstandingCall(self._clock.now(), stalls)
+        call = OutstandingCall()
+        call.began, call.stalls = self._clock.now(), stalls
         self.outstanding[call] = None
         return call
 

@@ -125,7 +125,10 @@ class StallDetector:
         """
         late = now - self._due
         seconds = min(late, now - since) if late > TOLERANCE else 0.0
-        for end, stall in reversed(self._stalls):
+        stalls = self._stalls
+        if not stalls or stalls[-1][0] <= since:
+            return seconds
+        for end, stall in reversed(stalls):
             if end <= since:
                 break
             seconds += min(stall, end - since)

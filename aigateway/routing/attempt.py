@@ -25,11 +25,12 @@ from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.guard import AttemptOutcome, Effect
 from aigateway.resilience.health import ResponseTimes
 from aigateway.resilience.local_faults import REPORTED, Reachability, StallDetector
+from aigateway.resilience.rates import RateEntry
 from aigateway.routing.affinity import Affinity
 from aigateway.routing.candidates import Candidate, RequestState
 from aigateway.routing.guards import GuardPass
 from aigateway.routing.provider import Provider
-from aigateway.telemetry.recorder import Emitter, FirstAnswer
+from aigateway.telemetry.recorder import AttemptTraces, Emitter, FirstAnswer
 from aigateway.wires.client import Failure
 from aigateway.wires.failures import VERDICTS, Gate, Verdict
 
@@ -146,6 +147,9 @@ class PendingAttempt:
     """One call in flight. Created when it begins; `end` is called exactly once.
 
     Attributes:
+        began: When it began, on the clock's own scale.
+        cut: What it means if it takes longer than `limit`; None: the request's deadline is earlier.
+        failure: Why it has failed, if it has.
         limit: Seconds it may take.
         times: The latencies to compare it with.
         patience: Seconds after which the provider is slower than usual.
@@ -153,11 +157,16 @@ class PendingAttempt:
         over: It has ended.
     """
 
-    __slots__ = (
-        "_began", "_context", "_estimate", "_first_content", "_outstanding", "_pass", "_rated",
-        "_request", "_sent", "_slots", "_trace", "candidate", "client", "limit", "number", "over",
-        "patience", "provider", "times",
-    )  # fmt: skip
+    # Here, since one is made for each request, and most of these stay like this to its end.
+    cut: FailureKind | None = FailureKind.TIMEOUT
+    failure: Failure | None = None
+    limit = patience = math.inf
+    over = False
+    _sent: ChatRequest | EmbeddingRequest | None = None
+    _estimate: Billable | None = None  # what was counted for it without an answer
+    _first_content: float | None = None
+    _rated: RateEntry | None = None
+    _trace: AttemptTraces | None = None
 
     def __init__(
         self,
@@ -169,33 +178,27 @@ class PendingAttempt:
     ) -> None:
         self.candidate = candidate
         self.provider = provider = candidate.provider
-        self.client = provider.client
+        self.client = provider.opened or provider.client
         self._pass = held
         self._request = request
         self._context = context
         self.times = times
-        self.limit = self.patience = math.inf
-        self.over = False
-        self._sent: ChatRequest | EmbeddingRequest | None = None
-        self._estimate: Billable | None = None  # what was counted for it without an answer
-        self._first_content: float | None = None
         self._slots = provider.slots
-        self._rated = provider.rates.begin(request.tokens) if provider.rates else None
+        if provider.rates:
+            self._rated = provider.rates.begin(request.tokens)
         self._outstanding = times.begin(context.stalls)
-        self._began = self._outstanding.began
+        self.began = self._outstanding.began
         context.stalls.begin()
         context.limiter.take(self._slots)
         request.begun = self.number = request.begun + 1
-        record = request.record
-        self._trace = (
-            None
-            if record is None
-            else record.attempt_began(provider.name, provider.vendor, provider.model, self.number)
-        )
+        if (record := request.record) is not None:
+            self._trace = record.attempt_began(
+                provider.name, provider.vendor, provider.model, self.number
+            )
 
     def seconds(self) -> float:
         """Return the seconds since it began."""
-        return self._context.clock.now() - self._began
+        return self._context.clock.now() - self.began
 
     def outgoing(self, request: R) -> R:
         """Return the request as the vendor gets it, with headers for tracing."""
@@ -272,6 +275,15 @@ class PendingAttempt:
         self._record(failure, answer)
         return verdict
 
+    def fail(self, failure: Failure, unusable: Billable | None) -> None:
+        """End it, unless a race has, with a failure; `unusable` is an answer that came with it."""
+        if self.over:
+            return
+        self.failure = failure
+        self.end(AttemptEnd.FAILED, failure, unusable)
+        if failure.mendable:
+            self.candidate.retry_without_hint()
+
     def count_late_answer(self, answer: Billable) -> None:
         """Count an answer that came although the attempt was cancelled or had lost its hedge."""
         answer = self.counted(answer)
@@ -289,15 +301,15 @@ class PendingAttempt:
 
     def _succeeded(self, *, whole: bool = False) -> float:
         """Report the provider's success; return the seconds that it took."""
-        provider, context, began = self.provider, self._context, self._began
+        provider, context, began = self.provider, self._context, self.began
         now = context.clock.now()
         seconds = now - began
         context.network.reached(provider.name)
         own = seconds - context.stalls.stalled(began, now)
-        outcome = AttemptOutcome(_ANSWERED, self._request.cause, own)
-        self.candidate.guards.answered(
-            self._pass, outcome, self.times, self._outstanding, whole=whole
-        )
+        guards, held, times, call = self.candidate.guards, self._pass, self.times, self._outstanding
+        if not (whole and guards.answered_as_usual(held, own, times, call)):
+            outcome = AttemptOutcome(_ANSWERED, self._request.cause, own)
+            guards.answered(held, outcome, times, call, whole=whole)
         if provider.adaptive.fallen:
             provider.adaptive.succeeded(provider.slots.in_flight)
             self._limit_calls(provider.adaptive.limit)
@@ -342,9 +354,9 @@ class PendingAttempt:
             guards.end(held, AttemptOutcome(effect, request.cause))
 
         now = self._context.clock.now()
-        late = now - self._began - self._context.stalls.stalled(self._began, now) >= self.patience
+        late = now - self.began - self._context.stalls.stalled(self.began, now) >= self.patience
         if late and not held.probe and times.p95 is not None:
-            times.hedge_lost(self._outstanding, self._began + self.limit, settle)
+            times.hedge_lost(self._outstanding, self.began + self.limit, settle)
         else:
             times.ended(self._outstanding)
             # A late probe is judged at once: others wait for its result, and if its permit were
@@ -370,7 +382,7 @@ class PendingAttempt:
             or failure.code == FIRST_TOKEN_TIMEOUT
         ):
             provider = self.provider
-            provider.adaptive.throttled(provider.slots.in_flight, self._began)
+            provider.adaptive.throttled(provider.slots.in_flight, self.began)
             self._limit_calls(provider.adaptive.limit)
 
     def _limit_calls(self, calls: int) -> None:
@@ -411,7 +423,7 @@ class PendingAttempt:
     def _record(self, failure: Failure | None, answer: Billable | None) -> None:
         """Count the attempt, emit its events, and release its slot."""
         provider, request, context = self.provider, self._request, self._context
-        seconds = context.clock.now() - self._began
+        seconds = context.clock.now() - self.began
         cost_usd = kind = status = None
         if answer is not None:
             cost_usd = answer.cost_usd

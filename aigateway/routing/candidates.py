@@ -93,19 +93,16 @@ class Candidate:
         seen: The request has counted as one with no other provider left.
     """
 
-    __slots__ = (
-        "barred", "blamed", "broke", "calls", "canary", "cause", "guards", "operation", "provider",
-        "seen", "tried", "unreachable",
-    )  # fmt: skip
+    # Here, since a request makes one for each provider, and most stay like this to its end.
+    tried = barred = blamed = unreachable = seen = broke = False
+    calls = 0
+    cause: ProviderFailure | None = None
+    canary: bool | None = None
 
     def __init__(self, provider: Provider, operation: Operation) -> None:
         self.provider = provider
         self.operation = operation
         self.guards = provider.chat if operation == "chat" else provider.guards(operation)
-        self.tried = self.barred = self.blamed = self.unreachable = self.seen = self.broke = False
-        self.calls = 0
-        self.cause: ProviderFailure | None = None
-        self.canary: bool | None = None
 
     def begin_round(self) -> None:
         """Allow it in the next round, if a call can help.
@@ -185,13 +182,15 @@ class RequestState:
         waited: Seconds of waiting for a slot without a known end.
     """
 
-    __slots__ = (
-        "_digest", "_providers", "_request", "attempts", "background", "began", "begun",
-        "candidates", "deadline", "go_on_when_refused", "hedge", "loading_seconds", "messages",
-        "model", "native", "nearly_over", "operation", "overdue", "params", "pinned", "record",
-        "rejected_by", "request_id", "roster", "session", "tenant", "thinks", "ticket", "tokens",
-        "version", "waited",
-    )  # fmt: skip
+    begun = 0
+    go_on_when_refused = nearly_over = overdue = pinned = background = False
+    rejected_by: tuple[str, ...] | None = None
+    session: Session | None = None
+    ticket: Ticket | None = None
+    native: NativeRequest | None = None
+    messages: Sequence[Mapping[str, Any]] = ()
+    waited = loading_seconds = 0.0
+    _digest: Hashable = None
 
     def __init__(
         self,
@@ -210,16 +209,6 @@ class RequestState:
         self._request = request
         self.roster = roster
         self.version = roster.version
-        self.begun = 0
-        self.go_on_when_refused = self.nearly_over = self.overdue = self.pinned = False
-        self.rejected_by: tuple[str, ...] | None = None
-        self.session: Session | None = None
-        self.ticket: Ticket | None = None
-        self.waited = self.loading_seconds = 0.0
-        self._digest: Hashable = None
-        self.messages: Sequence[Mapping[str, Any]] = ()
-        self.background = False
-        self.native: NativeRequest | None = None
         if isinstance(request, ChatRequest):
             self.messages = request.messages
             self.background = request.background

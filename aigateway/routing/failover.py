@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from aigateway.cache.key import NEUTRAL
-from aigateway.clock import Clock, Timeout
+from aigateway.clock import Clock, PutOff, Timeout
 from aigateway.errors import (
     DeadlineExceededError,
     FailureKind,
@@ -55,7 +55,7 @@ from aigateway.routing.select import (
 from aigateway.routing.work import Work
 from aigateway.settings import GatewaySettings
 from aigateway.wires.client import Failure, VendorCallError
-from aigateway.wires.failures import Failover, Verdict
+from aigateway.wires.failures import VERDICTS, Failover
 
 __all__ = ["Failovers", "Served"]
 
@@ -87,6 +87,8 @@ _NOT_ASKED = frozenset(
 _RETRY_AT_ONCE = TRANSIENT - {FailureKind.TIMEOUT}
 """Failures after which the same provider may be called at once. After a timeout it would probably
 use as much time again, while others may answer."""
+
+_ANSWERED = AttemptEnd.ANSWERED  # a name of its own: Python looks it up slowly
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Billable)
@@ -139,6 +141,44 @@ class Failovers:
             DeadlineExceededError: The deadline passed first.
             OverloadedError: The queue for free slots is full.
         """
+        first = self._first(request, work)
+        try:
+            if first is not None:
+                answer = await self._attempt(first, request, work, bounds_all=True)
+                if answer is not None:
+                    return self._served(first, answer, request, work)
+            now = self._clock.now()
+            more = self._more_since(now if first is None else first.began)
+            async with self._clock.timeout(request.deadline - now, more=more) as scope:
+                self._timeouts.add(scope)
+                try:
+                    if first is not None:
+                        await self._go_on(first, request)
+                        served = await self._ask_again(first.candidate, request, work)
+                        if served is not None:
+                            return served
+                    return await self._round(request, work)
+                except NoCandidateLeftError as none_left:
+                    return await self._further_rounds(request, work, none_left)
+                finally:
+                    self._timeouts.discard(scope)
+        except NoCandidateLeftError as none_left:
+            error = final_error(
+                none_left.causes, offline=request.looks_offline, operation=request.operation
+            )
+        except TimeoutError:
+            error = self._out_of_time(request)
+        raise error
+
+    def _first(self, request: RequestState, work: Work[A]) -> PendingAttempt | None:
+        """Begin the first attempt, if it has neither to wait nor to be hedged.
+
+        One timeout is enough for it, the earlier one of its own and the deadline. Nearly all
+        requests need no other.
+
+        Raises:
+            GatewayError: The gateway is closed.
+        """
         if self._stopped:
             self.refuse_if_stopped()
         if request.native is not None:
@@ -147,23 +187,24 @@ class Failovers:
             self._budget.requests += 1
             if request.hedge:
                 self._hedges.request()
-        left = request.deadline - self._clock.now()
-        try:
-            async with self._clock.timeout(left, more=self._context.stalls.more) as scope:
-                self._timeouts.add(scope)
-                try:
-                    return await self._round(request, work)
-                except NoCandidateLeftError as first:
-                    return await self._further_rounds(request, work, first)
-                finally:
-                    self._timeouts.discard(scope)
-        except NoCandidateLeftError as left:
-            error = final_error(
-                left.causes, offline=request.looks_offline, operation=request.operation
-            )
-        except TimeoutError:
-            error = self._out_of_time(request)
-        raise error
+        if request.begun:
+            request.begin_round()
+        if request.begun or request.hedge:
+            return None
+        choice = self._choose(request)
+        candidate = choice.candidate
+        if candidate is None or not candidate.provider.prepared:
+            return None  # the same choice is made again, in the first round
+        return self._begin(candidate, request, work, last_resort=choice.last_resort)
+
+    def _more_since(self, began: float) -> PutOff:
+        """Return what extends a deadline by the stalls since `began`, before it was set, too."""
+
+        def more(seconds: float, entered: float, looked: float) -> float:
+            since = began if looked == entered else looked
+            return self._context.stalls.more(seconds + entered - began, began, since)
+
+        return more
 
     async def in_time(self, seconds: float, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine with a timeout; stalls of our own event loop do not count."""
@@ -235,7 +276,7 @@ class Failovers:
 
         A second call of the same candidate is an extra call and needs the retry budget.
         """
-        if extra or request.begun:
+        if extra:
             request.begin_round()
         while True:
             if request.rejected_by is not None:
@@ -458,10 +499,22 @@ class Failovers:
             return None
         candidate.tried = True
         candidate.calls += 1
-        advance_rotation(candidate.provider, request.candidates)
-        guards = candidate.guards
+        provider, guards = candidate.provider, candidate.guards
+        advance_rotation(provider, request.candidates)
         times = guards.first_contents if work.streamed else guards.answers
-        return PendingAttempt(candidate, held, request, self._context, times)
+        attempt = PendingAttempt(candidate, held, request, self._context, times)
+        limit = provider.first_token_timeout if work.streamed else provider.attempt_timeout
+        if request.thinks:
+            limit = max(limit, self._thinking_timeout)
+        left = request.deadline - attempt.began
+        if limit >= left:
+            if any(self._may_be_next(c, left) for c in request.candidates):
+                # Half of the rest is kept for the next provider; this one is not to blame.
+                limit, attempt.cut = left / 2, FailureKind.DEADLINE
+            else:
+                attempt.cut = None
+        attempt.limit = limit
+        return attempt
 
     async def _ask(
         self, candidate: Candidate, request: RequestState, work: Work[A]
@@ -484,7 +537,7 @@ class Failovers:
         else:
             if isinstance(answer, Completion) and not answer.created:  # Gemini, Anthropic
                 answer = replace(answer, created=int(self._clock.wall()))
-            attempt.end(AttemptEnd.ANSWERED, answer=answer)
+            attempt.end(_ANSWERED, answer=answer)
         if request.session is not None:
             self._sessions.answered(request, attempt.provider.name)
         if request.native is not None:
@@ -544,25 +597,33 @@ class Failovers:
         task.add_done_callback(self._losers.discard)
 
     async def _attempt(
-        self, attempt: PendingAttempt, request: RequestState, work: Work[A]
+        self,
+        attempt: PendingAttempt,
+        request: RequestState,
+        work: Work[A],
+        *,
+        bounds_all: bool = False,
     ) -> A | None:
         """Wait for one attempt, and settle a failure; the caller settles an answer.
 
         None means: go on to the next provider. An error ends the request.
+
+        Args:
+            attempt: The attempt.
+            request: The request.
+            work: What it asks for.
+            bounds_all: There is no other timeout around it, so it also ends at the deadline, with
+                `TimeoutError`. The caller decides what follows from a failure.
         """
-        provider, cut = attempt.provider, FailureKind.TIMEOUT
-        limit = provider.first_token_timeout if work.streamed else provider.attempt_timeout
-        if request.thinks:
-            limit = max(limit, self._thinking_timeout)
-        left = request.deadline - self._clock.now()
-        if limit >= left and any(self._may_be_next(c, left) for c in request.candidates):
-            # Half of the rest is kept for the next provider; this one is not to blame.
-            limit, cut = left / 2, FailureKind.DEADLINE
-        attempt.limit = limit
+        at_deadline = bounds_all and attempt.cut is None
+        seconds = request.deadline - self._clock.now() if at_deadline else attempt.limit
         failure: Failure
         unusable: Completion | None = None
+        timeout: Timeout | None = None
         try:
-            async with self._clock.timeout(limit, more=self._context.stalls.more):
+            async with self._clock.timeout(seconds, more=self._context.stalls.more) as timeout:
+                if bounds_all:
+                    self._timeouts.add(timeout)
                 answer = await work.ask(attempt)
                 work.check(answer)
                 return answer
@@ -570,21 +631,26 @@ class Failovers:
             failure = error.failure
             unusable = error.answer
         except TimeoutError:
-            slow_start = work.streamed and cut is FailureKind.TIMEOUT
-            failure = Failure(cut, code=FIRST_TOKEN_TIMEOUT if slow_start else None)
+            over = timeout is not None and timeout.expired()
+            if over and (at_deadline or (bounds_all and self._stopped)):
+                attempt.end(AttemptEnd.CANCELLED)
+                raise
+            kind = attempt.cut or FailureKind.TIMEOUT
+            slow_start = work.streamed and kind is FailureKind.TIMEOUT
+            failure = Failure(kind, code=FIRST_TOKEN_TIMEOUT if slow_start else None)
         except Exception as exc:  # noqa: BLE001 - a wire raises `VendorCallError` only
-            _log.warning("Provider %s raised %s.", provider.name, type(exc).__name__)
+            _log.warning("Provider %s raised %s.", attempt.provider.name, type(exc).__name__)
             failure = Failure(FailureKind.UNKNOWN)
         except BaseException:
             if not attempt.over:  # else the race has settled it
                 attempt.end(AttemptEnd.CANCELLED)
             raise
-        if not attempt.over:
-            verdict = attempt.end(AttemptEnd.FAILED, failure, unusable)
-            if failure.mendable:
-                attempt.candidate.retry_without_hint()
-            assert verdict is not None  # noqa: S101 - it failed
-            await self._go_on(provider, request, failure, verdict)
+        finally:
+            if timeout is not None:
+                self._timeouts.discard(timeout)
+        attempt.fail(failure, unusable)
+        if not bounds_all:
+            await self._go_on(attempt, request)
         return None
 
     @staticmethod
@@ -597,10 +663,12 @@ class Failovers:
 
     # ── after a failure ──────────────────────────────────────────────────────────────────────
 
-    async def _go_on(
-        self, provider: Provider, request: RequestState, failure: Failure, verdict: Verdict
-    ) -> None:
+    async def _go_on(self, failed: PendingAttempt, request: RequestState) -> None:
         """Raise if no other provider is to be called after this failure."""
+        if failed.failure is None:
+            return  # the race has settled it
+        kind, provider = failed.failure.kind, failed.provider
+        verdict = VERDICTS[kind]
         if verdict.failover is Failover.LARGER_WINDOW:
             await self._keep_larger_windows(provider, request)
         elif verdict.failover is Failover.ALWAYS or request.go_on_when_refused:
@@ -611,8 +679,8 @@ class Failovers:
                 if request.rejected_by not in {None, provider.company}:
                     raise final_error(request.causes, FailureKind.REJECTED)
                 request.rejected_by = provider.company
-        elif not (failure.kind is FailureKind.CONTENT_POLICY and self._on_content_policy):
-            raise final_error(request.causes, failure.kind)
+        elif not (kind is FailureKind.CONTENT_POLICY and self._on_content_policy):
+            raise final_error(request.causes, kind)
 
     async def _keep_larger_windows(self, provider: Provider, request: RequestState) -> None:
         """Exclude the candidates that are not known to take more input than `provider`."""

@@ -62,9 +62,10 @@ _REPEATS_COUNT_AGAIN = 60.0
 """Seconds after which a repeat of a failed request counts as one more failure in a row."""
 
 
-@dataclass(slots=True, eq=False)
 class GuardPass:
     """The tokens of all guards for one attempt, from `Guards.begin` to its end.
+
+    Without an `__init__`, since one is made for each attempt.
 
     Attributes:
         permit: The circuit's; None if it is settled.
@@ -75,12 +76,8 @@ class GuardPass:
     """
 
     permit: Permit | None
-    last_resort: bool = False
-    unlocks: bool = False
-    answered: bool = False
-    trial: bool = False
-    trickled: bool = False
-    checked: float = -math.inf
+    last_resort = unlocks = answered = trial = trickled = False
+    checked = -math.inf
 
     @property
     def probe(self) -> bool:
@@ -221,7 +218,8 @@ class Guards:
         permit = breaker.acquire_last_resort() if last_resort else breaker.acquire()
         if isinstance(permit, Rejected):
             return None
-        held = GuardPass(permit)
+        held = GuardPass()
+        held.permit = permit
         dosed = permit.probe or permit.last_resort
         if last_resort or dosed:
             held.last_resort, held.unlocks = last_resort, dosed
@@ -231,6 +229,32 @@ class Guards:
         if not self.last_resort.quiet or dosed:
             held.trickled = self.last_resort.begin(closed=not dosed)
         return held
+
+    def answered_as_usual(
+        self,
+        held: GuardPass,
+        seconds: float,
+        times: ResponseTimes,
+        outstanding: OutstandingCall,
+    ) -> bool:
+        """Record a whole answer that changes no guard; return False if it may change one.
+
+        A short form of `answered` for most requests.
+        """
+        permit, health, usual = held.permit, self.health, times.usual
+        if (
+            permit is None
+            or self.shared is not None
+            or health.degraded is not None
+            or (usual is not None and seconds > usual * health.policy.latency)
+            or not (self.disabling.quiet and self.cooldown.quiet and self.last_resort.quiet)
+        ):
+            return False
+        times.succeeded(outstanding, seconds)
+        held.answered, held.permit = True, None
+        health.good()
+        permit.success()
+        return True
 
     def answered(
         self,

@@ -143,6 +143,7 @@ class Provider:
         known_operations: The operations of its model; None if not known (yet).
         only_completes: It is configured for completions, and not for chats.
         on_prepared: Called when what is known of its model may have changed.
+        opened: Its connection to the vendor, if it has one: `client` without a call.
         rates: Its `rpm` and `tpm` limits, if any.
         retired: Removed from the gateway; requests in progress pass it over.
         turn: Its position in the rotation among providers of equal priority (`select.py`).
@@ -190,7 +191,7 @@ class Provider:
         self.max_input_tokens: int | None = None
         self.has_price = True
         self._make_client = make_client
-        self._client: VendorClient | None = None
+        self.opened: VendorClient | None = None
         self.on_prepared: Callable[[], object] = lambda: None
         self.prepared = False
         self.retired = False
@@ -221,7 +222,7 @@ class Provider:
 
     def speaks(self, protocol: ProtocolName) -> bool | None:
         """Return whether it speaks a protocol beside OpenAI's chat; None: it may."""
-        return None if self._client is None else self._client.speaks(protocol)
+        return None if self.opened is None else self.opened.speaks(protocol)
 
     def refusal(self, operation: Operation) -> GuardRefusal | None:
         """Return why this provider must not be called now, or None; its slots are not looked at."""
@@ -248,14 +249,14 @@ class Provider:
         self, params: Mapping[str, Any], messages: Sequence[Mapping[str, Any]] = ()
     ) -> Sequence[str]:
         """Return the parameters of a chat that this provider would drop, as far as is known."""
-        return self._client.dropped(params, messages) if self.prepared and self._client else ()
+        return self.opened.dropped(params, messages) if self.prepared and self.opened else ()
 
     @property
     def client(self) -> VendorClient:
         """The connection to the vendor, opened on the running loop at first use."""
-        if self._client is None:
-            self._client = self._make_client(self.config, self._clock)
-        return self._client
+        if self.opened is None:
+            self.opened = self._make_client(self.config, self._clock)
+        return self.opened
 
     async def prepare(self) -> None:
         """Load in advance what the first attempt needs.
@@ -272,7 +273,7 @@ class Provider:
             self.cannot = cannot(self.config, known, drops_all=self._drops_all)
             self.max_input_tokens = client.max_input_tokens
             self.has_price = client.has_price
-            self.prepared = client is self._client
+            self.prepared = client is self.opened
             self.on_prepared()
         if not self.prepared:
             raise GatewayError(f"The provider {self.name} was removed or closed.")
@@ -314,14 +315,14 @@ class Provider:
 
     async def aclose(self) -> None:
         """Close the connections. The next attempt opens new ones."""
-        client, self._client = self._client, None
+        client, self.opened = self.opened, None
         self.prepared = False
         if client is not None:
             await client.aclose()
 
     def abandon(self) -> None:
         """Drop the connections without closing them: their event loop is gone."""
-        self._client = None
+        self.opened = None
         self.prepared = False
         for guards in self.all_guards:
             guards.abandon()

@@ -21,9 +21,8 @@ from aigateway.routing.provider import Provider
 __all__ = ["Policy", "PriorityPolicy", "Selection", "SessionPolicy", "advance_rotation"]
 
 
-@dataclass(slots=True, eq=False)
 class Selection:
-    """The result of a policy.
+    """The result of a policy. Without an `__init__`, since one is made for each attempt.
 
     Attributes:
         candidate: The one to call, or None.
@@ -37,7 +36,7 @@ class Selection:
     """
 
     candidate: Candidate | None = None
-    last_resort: bool = False
+    last_resort = False
     refused: Sequence[tuple[Candidate, ProviderFailure]] = ()
     waits: Sequence[float | None] = ()
     changes: Sequence[float] = ()
@@ -85,6 +84,7 @@ class PriorityPolicy:
         """Choose the candidate to call now."""
         choice = Selection()
         best: Candidate | None = None
+        least = turn = 0.0  # of the best: its load for its weight, its place in the rotation
         degraded: Candidate | None = None
         refusals: list[tuple[Candidate, GuardRefusal]] = []
         for candidate in candidates:
@@ -103,8 +103,9 @@ class PriorityPolicy:
             if not (well or self._is_available(candidate, request, choice, refusals)):
                 continue
             if well or not guards.is_degraded():
-                if best is None or _rank(provider) < _rank(best.provider):
-                    best = candidate
+                load = provider.slots.in_flight / provider.weight
+                if best is None or load < least or (load == least and provider.turn < turn):
+                    best, least, turn = candidate, load, provider.turn
             elif candidate.is_canary():
                 choice.candidate = candidate
                 return choice
@@ -277,13 +278,13 @@ def advance_rotation(provider: Provider, candidates: Sequence[Candidate]) -> Non
     """
     if len(candidates) == 1:
         return
-    start = provider.turn
+    start, stride, priority = provider.turn, 1.0 / provider.weight, provider.priority
     for candidate in candidates:
         peer = candidate.provider
-        if peer.priority == provider.priority:
+        if peer.priority == priority and peer.turn - stride > start:
             # While both are called, no two are further apart than the longest stride.
-            start = max(start, peer.turn - max(1.0 / peer.weight, 1.0 / provider.weight))
-    provider.turn = start + 1.0 / provider.weight
+            start = max(start, peer.turn - max(stride, 1.0 / peer.weight))
+    provider.turn = start + stride
 
 
 def _saturated(provider: Provider, wait: float | None) -> ProviderFailure:

@@ -90,7 +90,7 @@ class _WholeAnswer:
         return answer.id if native is not None and native.protocol == "responses" else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that takes longer to make
 class ChatWork(_WholeAnswer):
     """A chat."""
 
@@ -126,7 +126,7 @@ class Bounded(Protocol):
         """Run it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChatOverStreamWork(ChatWork):
     """A chat over a stream of the vendor, so that an idle timeout applies.
 

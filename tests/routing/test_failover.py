@@ -1174,6 +1174,29 @@ class TestOwnStall:
         reply = await task
         assert (reply.provider, len(reply.attempts)) == ("a", 1)
 
+    async def test_a_stall_before_a_failure_extends_the_deadline_for_the_next(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", "b")
+        await gateway.warmup()
+        came, answered = asyncio.Event(), asyncio.Event()
+
+        async def fail_later():
+            await came.wait()
+            raise VendorCallError(Failure(K.SERVER_ERROR, 500))
+
+        vendor.script("a", fail_later)
+        vendor.script("b", answered.wait)
+        task = asyncio.create_task(gateway.chat(another(), timeout=10))
+        await clock.advance(0.5)
+        clock.tick(4)
+        await clock.advance(0.1)
+        came.set()
+        await clock.advance(7)
+        assert not task.done(), "it gets back what the stall took"
+        answered.set()
+        assert (await task).provider == "b"
+
     async def test_a_circuit_that_is_forced_closed_is_asked_whatever_it_says(self, make, vendor):
         gateway = make("a")
         gateway.force_circuit("a", "closed")

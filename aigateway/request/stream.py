@@ -171,11 +171,12 @@ class ChatStream(Generic[P_co]):
             MisuseError: The stream has not started: call `await stream.start()` first.
         """
         self._check_started()
-        assert self.opening is not None  # noqa: S101 - just checked
+        outcome, opening = self._outcome, self.opening
+        assert opening is not None  # noqa: S101 - just checked
         writer = ChunkWriter(
-            self.opening,
-            self._outcome.request_id,
-            self._outcome.clock.wall(),
+            opening,
+            outcome.request_id,
+            outcome.clock.wall(),
             with_usage=include_usage,
             whole=lambda: self.response,
         )

@@ -111,6 +111,8 @@ class _Answer:
         text, reasoning = tags.feed(chunk.text)
         if tags.done:
             self.tags = None
+        if text == chunk.text and not reasoning:
+            return chunk
         left = replace(chunk, text=text, reasoning=reasoning or None)
         return None if left == Chunk(index=chunk.index) else left
 

@@ -336,6 +336,9 @@ class ThinkTags:
         """
         if self.done:
             return piece, ""
+        if not (self._held or self._thinks or piece.lstrip()[:1] in {"", "<"}):  # almost always
+            self.done = True
+            return piece, ""
         self._held += piece
         if not self._thinks:
             opening = self._OPENING.match(self._held)

@@ -84,7 +84,12 @@ def split_lines(lines: HeadLines) -> list[tuple[bytes, bytes]]:
 
 def headers_of_opening(opening: Opening, cache: str) -> RawHeaders:
     """Return the headers of a stream that has just begun: its cost is not known yet."""
-    return split_lines(answer_headers(opening.provider, cache, opening.attempts))
+    return _headers_of_opening(opening.provider, cache, opening.attempts)
+
+
+@functools.lru_cache(256)
+def _headers_of_opening(provider: str, cache: str, attempts: int) -> RawHeaders:
+    return tuple(split_lines(answer_headers(provider, cache, attempts)))
 
 
 def answer_headers(

@@ -85,6 +85,8 @@ class Turns:
     def _next(self) -> None:
         """Let the first of the waiting streams go on: a turn of the loop is over."""
         self._ends = None
+        if not (self._beginning or self._waiting):
+            return
         let_go = _let_go(self._beginning, _BEGIN_AT_ONCE if self._waiting else _AT_ONCE)
         let_go += _let_go(self._waiting, _AT_ONCE - let_go)
         if let_go:

@@ -232,7 +232,8 @@ class MessagesProtocol(NativeProtocol):
             if ending is None:
                 raise BrokenOffError(None)
             end = str(ending.end)
-        blocks = [block for block in body.get("content") or () if type(block) is dict]
+        given = body.get("content") or ()
+        blocks: list[Mapping[str, Any]] = [block for block in given if type(block) is dict]
         text = blocks[0].get("text") if len(blocks) == 1 else None
         if text and type(text) is str and blocks[0].get("type") == "text":  # almost every message
             choice = Choice(text, end)

@@ -82,7 +82,7 @@ class ConnectionPool:
 
     Attributes:
         idle: Those that carry none, by the server's address.
-        opening: aiohttp's request, from which it knows where to connect, likewise.
+        opening: aiohttp's request, from which it knows where to connect, and whom to trust.
     """
 
     __slots__ = ("__weakref__", "_end", "_lent", "_sweep", "idle", "loop", "opening", "session")
@@ -652,9 +652,10 @@ class SharedSession:
     async def _connect(self, pool: ConnectionPool, url: URL) -> _VendorConnection:
         if pool.session.closed:  # its loop has closed what it had, and goes on all the same
             pool = self._pool()
-        opening = pool.opening.get(self._key)
+        key = (self._key, self._tls)
+        opening = pool.opening.get(key)
         if opening is None:  # aiohttp takes longer to make a request than to connect
-            opening = pool.opening[self._key] = self._request(pool, url, {})
+            opening = pool.opening[key] = self._request(pool, url, {})
         return await pool.connect(opening)
 
     def _head(self, pool: ConnectionPool, url: URL, headers: Mapping[str, str]) -> bytes:

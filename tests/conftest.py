@@ -1,5 +1,6 @@
 """What every test gets: no settings from the outside, and the shipped simulator fixture."""
 
+import contextlib
 import gc
 import itertools
 import logging
@@ -109,18 +110,22 @@ def directories(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def no_outside_settings(monkeypatch, directories):
-    """Neither the developer's keys nor a file in the current directory reach a test."""
-    for name in list(os.environ):
-        if name.startswith(VENDOR_PREFIXES):
-            monkeypatch.delenv(name)
+def no_outside_settings(directories):
+    """Neither the developer's keys nor a file in the current directory reach a test.
+
+    Nor does a variable that another test has set, or that a command sets for its process. Not by
+    `monkeypatch`, which a test may undo before its end.
+    """
+    for name in [name for name in os.environ if name.startswith(VENDOR_PREFIXES)]:
+        del os.environ[name]
+    before = dict(os.environ)
     directory = next(directories)
     directory.mkdir()
-    monkeypatch.chdir(directory)
-    yield
-    for name in list(os.environ):  # `--config` of a command sets one, for its process
-        if name.startswith(VENDOR_PREFIXES):
-            del os.environ[name]
+    with contextlib.chdir(directory):
+        yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 _loaded = 0

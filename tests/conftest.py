@@ -116,16 +116,18 @@ def no_outside_settings(directories):
     Nor does a variable that another test has set, or that a command sets for its process. Not by
     `monkeypatch`, which a test may undo before its end.
     """
-    for name in [name for name in os.environ if name.startswith(VENDOR_PREFIXES)]:
-        del os.environ[name]
-    before = dict(os.environ)
+    _forget_settings()
     directory = next(directories)
     directory.mkdir()
     with contextlib.chdir(directory):
         yield
-    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+    _forget_settings()
+
+
+def _forget_settings():
+    # Others stay: litellm sets some for its process when it is imported.
+    for name in [name for name in os.environ if name.startswith(VENDOR_PREFIXES)]:
         del os.environ[name]
-    os.environ.update(before)
 
 
 _loaded = 0

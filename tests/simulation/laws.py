@@ -2,7 +2,8 @@
 
 - The last candidate is asked: no request ends because a provider that it has not asked was left
   alone. Excused are an operator's order, a provider without a place, a vendor that refused its
-  setup since the request began, and a dose that comes only after the deadline.
+  setup since the request began, a model that is not known to take more input than one for which
+  the prompt was too long, and a dose that comes only after the deadline.
 - Last resort is dosed: a provider that answers nothing gets a trickle.
 
 `invariants.py` holds blame to the second law while the run goes on. What is said of many requests
@@ -82,6 +83,7 @@ def check(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> None:
 def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Iterator[str]:
     """Requests that ended though there was a candidate that could have been asked."""
     rpm = {plan.name: plan.rpm for plan in scenario.providers}
+    windows = {plan.name: plan.window for plan in scenario.providers}
     removed = [chore for chore in scenario.chores if chore.what == "remove"]
     calls: defaultdict[str, list[VendorCall]] = defaultdict(list)
     for call in log:
@@ -107,6 +109,7 @@ def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Itera
                 and not any(c.provider == name and since <= c.at <= ended + SLACK for c in removed)
                 and not _rate_used_up(rpm.get(name), asked, calls[name], seen.asked)
                 and not _ordered_away(cause, asked, since, seen.happened)
+                and not _takes_no_more(name, windows, asked, since, calls)
                 and not _has_asked(asked, since, calls[name])
                 and not _dose_is_too_late(cause, asked, calls[name], seen)
             ):
@@ -178,6 +181,21 @@ def _ordered_away(
         ):
             return True  # it has said since then what it would say to this one
     return forced
+
+
+def _takes_no_more(
+    name: str,
+    windows: Mapping[str, int | None],
+    asked: Asked,
+    since: float,
+    calls: Mapping[str, Sequence[VendorCall]],
+) -> bool:
+    """Whether the prompt was too long for a model, and this one is not known to take more."""
+    return any(
+        (windows[name] or 0) <= (windows[other] or math.inf)
+        and _has_asked(asked, since, [call for call in made if call.how == "context_window"])
+        for other, made in calls.items()
+    )
 
 
 def _has_asked(asked: Asked, since: float, calls: Sequence[VendorCall]) -> bool:

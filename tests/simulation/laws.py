@@ -95,6 +95,11 @@ def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Itera
             continue
         assert ended is not None
         since = _begun(asked, seen.asked)
+
+        def meanwhile(at: float, since: float = since, ended: float = ended) -> bool:
+            # What was due while the loop stood still came after that.
+            return since - seen.stood(at, since) - SLACK <= at <= ended + SLACK
+
         # One that is well and has no place is waited for instead, and there may be a queue.
         busy = asked.full or asked.was_full or any(c.kind == "saturated" for c in error.causes)
         for cause in error.causes:
@@ -106,7 +111,7 @@ def refusals(seen: Seen, scenario: Scenario, log: Sequence[VendorCall]) -> Itera
                 cause.kind in DOSES
                 and not (busy and _left(asked) <= SLACK)
                 and name not in asked.full
-                and not any(c.provider == name and since <= c.at <= ended + SLACK for c in removed)
+                and not any(c.provider == name and meanwhile(c.at) for c in removed)
                 and not _rate_used_up(rpm.get(name), asked, calls[name], seen.asked)
                 and not _ordered_away(cause, asked, since, seen.happened)
                 and not _takes_no_more(name, windows, asked, since, calls)

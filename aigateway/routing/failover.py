@@ -632,7 +632,7 @@ class Failovers:
             unusable = error.answer
         except TimeoutError:
             over = timeout is not None and timeout.expired()
-            if over and (at_deadline or (bounds_all and self._stopped)):
+            if over and bounds_all and (at_deadline or self._stopped or self._is_late(request, attempt)):
                 attempt.end(AttemptEnd.CANCELLED)
                 raise
             kind = attempt.cut or FailureKind.TIMEOUT
@@ -652,6 +652,10 @@ class Failovers:
         if not bounds_all:
             await self._go_on(attempt, request)
         return None
+
+    def _is_late(self, request: RequestState, attempt: PendingAttempt) -> bool:
+        now = self._clock.now()
+        return now >= request.deadline + self._context.stalls.stalled(attempt.began, now)
 
     @staticmethod
     def _may_be_next(candidate: Candidate, left: float) -> bool:

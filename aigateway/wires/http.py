@@ -281,7 +281,7 @@ class _VendorConnection(ResponseHandler):
             or self._exception is not None
             or self._upgraded
             or self._buffer
-            or (body is not None and not body._eof)  # noqa: SLF001
+            or (body is not None and not body.is_eof())
             or transport.get_write_buffer_size()
         ):
             self.discard()

@@ -223,7 +223,8 @@ class Coalescer(Generic[T]):
         Args:
             key: Identifies the work; for example from `cache_key`.
             start: Makes the work. Called only if none is in progress.
-            deadline: Of this caller, on the clock's scale; it ends nothing here.
+            deadline: The caller's, on the clock's scale. It is only noted for `lacked_time`: the
+                wait goes on after it.
 
         Returns:
             The result, and whether another caller had begun the work.

@@ -290,15 +290,21 @@ class _HandedOver(AsyncGenerator[bytes, None]):
     def __init__(self, stream: ChatStream[Any], events: AsyncGenerator[bytes, None]) -> None:
         self._stream = stream
         self._events = events
+        self._reading = False
 
     async def __anext__(self) -> bytes:
+        if self._reading:
+            raise MisuseError("Another task is reading this stream; one at a time can.")
         # They have begun, so `async with` closes the stream again.
         self._stream._handed_over = False  # noqa: SLF001 - the stream's own part
+        self._reading = True
         try:
             return await anext(self._events)
         except BaseException:
             await self._stream.aclose()
             raise
+        finally:
+            self._reading = False
 
     async def asend(self, value: None) -> bytes:  # noqa: ARG002 - nothing takes it
         return await anext(self)

@@ -199,9 +199,10 @@ class Failovers:
 
     def _more_since(self, began: float) -> PutOff:
         """Return what extends a deadline by the stalls since `began`, before it was set, too."""
+        looks = iter((began,))
 
         def more(seconds: float, entered: float, looked: float) -> float:
-            since = began if looked == entered else looked
+            since = next(looks, looked)
             return self._context.stalls.more(seconds + entered - began, began, since)
 
         return more
@@ -632,7 +633,8 @@ class Failovers:
             unusable = error.answer
         except TimeoutError:
             over = timeout is not None and timeout.expired()
-            if over and bounds_all and (at_deadline or self._stopped or self._is_late(request, attempt)):
+            ends_all = at_deadline or self._stopped or self._is_over(request, attempt.began)
+            if over and bounds_all and ends_all:
                 attempt.end(AttemptEnd.CANCELLED)
                 raise
             kind = attempt.cut or FailureKind.TIMEOUT
@@ -653,9 +655,10 @@ class Failovers:
             await self._go_on(attempt, request)
         return None
 
-    def _is_late(self, request: RequestState, attempt: PendingAttempt) -> bool:
+    def _is_over(self, request: RequestState, began: float) -> bool:
+        """Return whether the deadline has passed, without the stalls since its attempt began."""
         now = self._clock.now()
-        return now >= request.deadline + self._context.stalls.stalled(attempt.began, now)
+        return now >= request.deadline + self._context.stalls.stalled(began, now)
 
     @staticmethod
     def _may_be_next(candidate: Candidate, left: float) -> bool:

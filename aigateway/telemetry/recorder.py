@@ -184,12 +184,14 @@ class Emitter:
         hooks: As given.
         counters: Those of them that count calls.
         is_followed: Whether another one listens to the end of each request and each attempt.
-        is_told: Whether one of either kind does.
+        has_listeners: Whether a counter or another hook listens to the end of requests or attempts.
         log: The log.
         tracers: Those of them that follow requests.
     """
 
-    __slots__ = ("_listeners", "counters", "hooks", "is_followed", "is_told", "log", "tracers")
+    __slots__ = (
+        "_listeners", "counters", "has_listeners", "hooks", "is_followed", "log", "tracers",
+    )  # fmt: skip
 
     def __init__(self, hooks: Iterable[Hook] = ()) -> None:
         self.log = LogHook()
@@ -203,7 +205,7 @@ class Emitter:
         self.is_followed = bool(self.tracers) or any(
             not _is_counter(hook) for kind in ON_REQUEST for hook in self._listeners[kind]
         )
-        self.is_told = self.is_followed or bool(self.counters)
+        self.has_listeners = self.is_followed or bool(self.counters)
 
     def wants(self, kind: type[Event]) -> bool:
         """Return whether anything listens to this kind of event. Check before making one."""
@@ -406,7 +408,7 @@ class RequestRecord:
         self._traces: Sequence[RequestTrace] = ()
         self.began = recorder.clock.now()
         emitter = recorder.emitter
-        self.followed = emitter.is_told
+        self.followed = emitter.has_listeners
         if emitter.tracers:
             self._traces = _each(
                 emitter.tracers,

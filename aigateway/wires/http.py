@@ -67,6 +67,10 @@ LONGEST_CALL = 600.0
 _KEEP_ALIVE = 60.0
 """Seconds an idle connection is kept."""
 
+_STALE = 1.0
+"""Seconds in which a kept connection ends whose server had closed it before the request came. One
+that ends later may have been asked."""
+
 _SWEEPS = 1.0
 """Seconds that are at least between two looks for connections whose time is over."""
 
@@ -184,9 +188,10 @@ class _VendorConnection(ResponseHandler):
         lent: aiohttp's record of it then.
         pool: Its pool then. The loop keeps the connection, which must not keep the pool.
         until: When it is no longer kept, or the call has taken too long, on the loop's scale.
+        is_silent: Nothing has come since it was asked.
     """
 
-    is_lent = False
+    is_lent = is_silent = False
     lent: Connection
     pool: weakref.ref[ConnectionPool]
     until = math.inf
@@ -209,6 +214,7 @@ class _VendorConnection(ResponseHandler):
             head += b"Content-Length: %d\r\n\r\n" % len(body)
         answer: asyncio.Future[tuple[RawResponseMessage, StreamReader]]
         self._head = answer = self._loop.create_future()
+        self.is_silent = True
         if self._tail:  # it has spoken before it was asked
             self.set_response_params(read_until_eof=True)
         else:
@@ -233,6 +239,7 @@ class _VendorConnection(ResponseHandler):
         if parser is None or self._upgraded or not self.is_lent:
             super().data_received(data)
             return
+        self.is_silent = False
         try:
             messages, self._upgraded, tail = parser.feed_data(data)
         except BaseException as error:  # noqa: BLE001 - `_refuse` raises what is no `Exception`
@@ -252,6 +259,18 @@ class _VendorConnection(ResponseHandler):
                     head.set_result(answer)
         if self._upgraded and tail:
             self.data_received(tail)
+
+    def was_closed_before(self, error: BaseException, asked: float) -> bool:
+        """Return whether its server has closed it before it had the request, as far as it seems.
+
+        Servers close what was idle for long enough, and a request may cross that on its way.
+
+        Args:
+            error: What the request failed with.
+            asked: When it was sent, on the loop's scale.
+        """
+        ended = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+        return ended and self.is_silent and self._loop.time() - asked < _STALE
 
     def _refuse(self, error: BaseException) -> None:
         """Close the connection: what came is no HTTP."""
@@ -559,28 +578,32 @@ class SharedSession:
                 note(response.headers)
                 return response.status, response.headers, await response.read()
         now = pool.loop.time()
-        connection = self._kept(pool, now)
-        if connection is None:
-            connection = await self._connect(pool, self._url)
-        try:
-            connection.until = now + LONGEST_CALL
-            message, content = await connection.ask(head, added, body)
-            note(message.headers)
-            # What came in one go is at hand; aiohttp takes six calls to hand it over.
-            if (
-                type(content) is StreamReader
-                and content._eof  # noqa: SLF001
-                and content._exception is None  # noqa: SLF001
-                and not connection._reading_paused  # noqa: SLF001
-            ):
-                received = b"".join(content._buffer)  # noqa: SLF001
+        connection = kept = self._kept(pool, now)
+        while True:
+            if connection is None:
+                connection = await self._connect(pool, self._url)
+            try:
+                connection.until = now + LONGEST_CALL
+                message, content = await connection.ask(head, added, body)
+                note(message.headers)
+                # What came in one go is at hand; aiohttp takes six calls to hand it over.
+                if (
+                    type(content) is StreamReader
+                    and content._eof  # noqa: SLF001
+                    and content._exception is None  # noqa: SLF001
+                    and not connection._reading_paused  # noqa: SLF001
+                ):
+                    received = b"".join(content._buffer)  # noqa: SLF001
+                else:
+                    received = await content.read()
+                connection.keep(self._key)
+            except BaseException as error:
+                connection.discard()
+                if connection is not kept or not connection.was_closed_before(error, now):
+                    raise
+                connection = None  # again, on a new one
             else:
-                received = await content.read()
-        except BaseException:
-            connection.discard()
-            raise
-        connection.keep(self._key)
-        return message.code, message.headers, received
+                return message.code, message.headers, received
 
     async def stream(
         self, headers: Mapping[str, str], body: bytes, added: Mapping[str, str] = _NONE
@@ -593,21 +616,30 @@ class SharedSession:
             head = self._head(pool, url, headers)
         response: aiohttp.ClientResponse | VendorAnswer
         if head:
-            connection = self._kept(pool, pool.loop.time())
-            if connection is None:
-                connection = await self._connect(pool, url)
-            try:
-                connection.until = math.inf
-                received = await connection.ask(head, added, body)
-            except BaseException:
-                connection.discard()
-                raise
-            response = VendorAnswer(connection, *received)
+            response = await self._begun(pool, url, head, added, body)
         else:
             headers = {**headers, **added}
             response = await self._through_aiohttp(pool, url, headers, body, timeout=_UNBOUNDED)
         self._open.add(response)
         return response
+
+    async def _begun(
+        self, pool: ConnectionPool, url: URL, head: bytes, added: Mapping[str, str], body: bytes
+    ) -> VendorAnswer:
+        """Send one request over a connection of our own, as `post` does."""
+        now = pool.loop.time()
+        connection = kept = self._kept(pool, now)
+        while True:
+            if connection is None:
+                connection = await self._connect(pool, url)
+            try:
+                connection.until = math.inf
+                return VendorAnswer(connection, *await connection.ask(head, added, body))
+            except BaseException as error:
+                connection.discard()
+                if connection is not kept or not connection.was_closed_before(error, now):
+                    raise
+                connection = None
 
     def leave(self, response: aiohttp.ClientResponse | VendorAnswer, *, kept: bool) -> None:
         """Finish with a stream's response; `kept` if the connection can be used again."""

@@ -250,18 +250,20 @@ _TOKENIZER_FILE = "anthropic_tokenizer.json"
 @contextlib.contextmanager
 def _tokenizer_left_out() -> Iterator[None]:
     """Have that file parsed where its content is asked for, and not by the import."""
-    load = json.load
+    load, importer = json.load, threading.get_ident()
 
-    def load_others(file: Any, **options: Any) -> Any:
-        name = str(getattr(file, "name", ""))
-        return {} if name.endswith(_TOKENIZER_FILE) else load(file, **options)
+    def load_others(fp: Any, **options: Any) -> Any:
+        name = str(getattr(fp, "name", ""))
+        spared = name.endswith(_TOKENIZER_FILE) and threading.get_ident() == importer
+        return {} if spared else load(fp, **options)
 
-    json.load = load_others  # type: ignore[assignment]
+    json.load = load_others
     try:
         yield
     finally:
         json.load = load
-    _load_tokenizer_late()
+        if "litellm.utils" in sys.modules:  # also where the rest of the import has failed
+            _load_tokenizer_late()
 
 
 def _load_tokenizer_late() -> None:

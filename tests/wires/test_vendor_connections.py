@@ -208,6 +208,17 @@ async def posted(session: SharedSession, body: bytes = TEXT, /, **headers: str) 
     return await outcome(session.post(HEADERS | headers, body, len))
 
 
+async def streamed(session: SharedSession) -> Any:
+    async def whole() -> Any:
+        answer = await session.stream(HEADERS, TEXT)
+        try:
+            return answer.status, answer.headers, await answer.read()
+        finally:
+            session.leave(answer, kept=True)
+
+    return await outcome(whole())
+
+
 AT_ONCE = ("length", "interim", "garbage behind", "part of another behind", "another behind")
 
 
@@ -288,7 +299,43 @@ async def test_a_kept_connection_on_which_anything_came_is_not_used(vendor, shar
     await raw.is_left(1)
 
 
-async def test_a_request_that_may_have_been_read_is_not_sent_twice(vendor, share):
+@pytest.mark.parametrize("ask", [posted, streamed])
+@pytest.mark.parametrize("end", [CLOSE, RESET])
+async def test_a_request_for_which_a_kept_connection_closes_is_sent_on_a_new_one(
+    vendor, share, ask, end
+):
+    raw, url = vendor
+    raw.replies = [(PLAIN, ""), (b"", end), (PLAIN, "")]
+    session = share(url)
+    await posted(session)
+    assert (await ask(session))[0] == 200
+    assert [number for number, _, _ in raw.asked] == [0, 0, 1]
+    await raw.is_left(1)
+
+
+@pytest.mark.parametrize("ask", [posted, streamed])
+@pytest.mark.parametrize(
+    ("replies", "connections"),
+    [
+        ([(b"", CLOSE)], [0]),
+        ([(PLAIN, ""), (b"", CLOSE), (b"", CLOSE)], [0, 0, 1]),
+        ([(PLAIN, ""), (b"HTTP/1.1 2", CLOSE)], [0, 0]),
+    ],
+    ids=["a new connection", "a new one after a kept one", "an answer has begun"],
+)
+async def test_else_it_is_not_sent_twice(vendor, share, ask, replies, connections):
+    raw, url = vendor
+    raw.replies = replies
+    session = share(url)
+    if replies[0] == (PLAIN, ""):
+        await posted(session)
+    failure = await ask(session)
+    assert (failure.kind, failure.unreachable) == ("connection", False)
+    assert [number for number, _, _ in raw.asked] == connections
+
+
+async def test_a_request_that_may_have_been_read_is_not_sent_twice(vendor, share, monkeypatch):
+    monkeypatch.setattr(http, "_STALE", 0.0)
     raw, url = vendor
     raw.replies = [(PLAIN, ""), (b"", CLOSE)]
     session = share(url)

@@ -427,6 +427,7 @@ class AdmittedRequest(LimitedRequest):
         params = body.options
         options = self.options | params
         thinks = bool(params) and asks_to_think(params)
+        # As in `enter_gateway`, which would be one coroutine more for each chat.
         key = (self._caller or self.caller).key
         if key is not None and key.sha256 in self.service.access.renewable:
             await self._renew(body.model, params, thinks=thinks)

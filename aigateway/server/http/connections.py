@@ -382,7 +382,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._ignore_upgrade()
 
     def _ignore_upgrade(self) -> None:
-        """Take an upgrade not up: what follows is a body as usual."""
+        """Ignore an upgrade request: parse what follows as an ordinary body."""
         length = self._length
         body = b"transfer-encoding: chunked" if length is None else b"content-length: %d" % length
         self.parser = httptools.HttpRequestParser(self)

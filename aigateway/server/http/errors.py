@@ -128,7 +128,7 @@ def speaks_anthropic(scope: Scope) -> bool:
 
 @functools.lru_cache(64)
 def is_anthropics_path(path: str) -> bool:
-    """Return the same, by the path within the application."""
+    """Return whether a path within the application belongs to Anthropic's protocol."""
     return _ANTHROPICS_PATH.fullmatch(path) is not None
 
 

@@ -33,8 +33,8 @@ _AT_ONCE = 8
 """Waiting streams that go on in one turn. Each event takes 0.03 to 1 ms, each beginning 0.5 ms."""
 
 _BEGIN_AT_ONCE = 6
-"""Those of them that begin, while others wait too: a caller waits for the first piece, and pieces
-that wait are sent together later, for less."""
+"""Of these, the streams that begin while others wait too: their callers wait for a first piece.
+Pieces that wait are sent together later, which costs less."""
 
 
 _HEADERS = (

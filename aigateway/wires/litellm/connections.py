@@ -353,6 +353,8 @@ def _without_collection(change: Callable[[_S], _T], value: _S) -> _T:
 
 def callbacks_of(litellm: ModuleType) -> Callable[[], tuple[Any, ...]]:
     """Return a function that returns what may hold callbacks: if all is empty, there are none."""
+    if not all(hasattr(litellm, name) for name in _CALLBACKS):
+        return lambda: (True,)  # `has_callbacks` looks at those that are there
     return partial(attrgetter(*_CALLBACKS), litellm)
 
 

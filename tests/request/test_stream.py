@@ -641,6 +641,30 @@ class TestLeaving:
         await stream.aclose()
         await reading
 
+    async def test_one_that_is_handed_over_has_one_reader_too(self, make, vendor):
+        began, go_on = asyncio.Event(), asyncio.Event()
+
+        async def wait():
+            began.set()
+            await go_on.wait()
+
+        vendor.script("a", ScriptedStream("x", wait, "y"))
+        stream = make().stream("hi")
+        await stream.start()
+        events = stream.sse()
+        read = [await anext(events)]
+        reading = asyncio.create_task(anext(events))
+        await began.wait()
+        await asyncio.sleep(0)
+        with pytest.raises(MisuseError, match="Another task"):
+            await anext(events)
+        go_on.set()
+        read += [await reading, *[event async for event in events]]
+        text = b"".join(read).decode()
+        assert '"x"' in text
+        assert '"y"' in text
+        assert text.endswith("[DONE]\n\n")
+
     async def test_after_a_cancelled_read_half_an_answer_is_not_taken_for_a_whole_one(
         self, make, vendor
     ):

@@ -507,6 +507,18 @@ class TestTime:
         assert state_of(gateway, "a").circuit_state is CircuitState.CLOSED
         assert gateway.get_metrics()["providers"]["a"]["failures"] == {"deadline": 6}
 
+    async def test_after_the_deadline_nobody_else_is_called(self, make, vendor, clock):
+        gateway = make()
+        for name in "abc":
+            vendor.always(name, hang)
+        await gateway.warmup()
+        task = asyncio.create_task(fails(gateway, DeadlineExceededError, timeout=0.05))
+        await clock.settle()
+        clock.tick(0.06)  # the loop is late, but by less than what counts as a stall
+        await clock.advance(0.1)
+        await task
+        assert vendor.called() == 1
+
     async def test_waiting_for_another_round_ends_before_the_deadline(self, make, vendor, clock):
         gateway = make("a", retry_rounds=5)
         vendor.always("a", Failure(K.RATE_LIMITED, 429, retry_after=5))

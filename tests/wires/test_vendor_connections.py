@@ -46,6 +46,7 @@ ANSWERS: Mapping[str, tuple[bytes, str]] = {
     "closing": (OK + b"Connection: close\r\n" + LENGTH + b"\r\n" + TEXT, ""),
     "interim": (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: x\r\n\r\n" + PLAIN, ""),
     "upgrade": (b"HTTP/1.1 101 Switch\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", ""),
+    "bare upgrade": (b"HTTP/1.1 101 Switch\r\n\r\n", ""),
     "no content": (b"HTTP/1.1 204 None\r\n\r\n", ""),
     "not modified": (b"HTTP/1.1 304 Same\r\n" + LENGTH + b"\r\n", ""),
     "redirect": (b"HTTP/1.1 302 Go\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", ""),
@@ -269,7 +270,17 @@ async def test_no_header_can_bring_another(vendor, share, text):
     assert raw.asked == []
 
 
-KEPT = {"length", "chunked", "extensions", "trailers", "interim", "no content", "error", "gzip"}
+KEPT = {
+    "bare upgrade",
+    "length",
+    "chunked",
+    "extensions",
+    "trailers",
+    "interim",
+    "no content",
+    "error",
+    "gzip",
+}
 NOT_KEPT = {"closing", "old with length", "garbage behind", "another behind", "upgrade"}
 
 

@@ -204,7 +204,9 @@ async def test_one_request_on_a_connection_that_was_used_before(vendor, client, 
     await client.chat(asking())
     vendor.behave(fault)
     await failure_of(client)
-    assert vendor.request_count == 2
+    # But for a reset: the direct lane cannot tell it from a connection that had been closed before.
+    again = fault == Fault.reset() and isinstance(client, DirectClient)
+    assert vendor.request_count == 2 + again
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -139,7 +140,10 @@ def _alone(
         watching = asyncio.create_task(watch(file, process.reload_when_warm))
 
         def ready() -> None:
+            sys.path_importer_cache.clear()  # names of all files beside each module: 1 MB
             if configuration.gateway.freeze_gc:
+                gc.unfreeze()
+                gc.collect()  # what is frozen is not collected
                 gc.freeze()  # also what was loaded after litellm
             return_freed_memory()
             announce()

@@ -22,6 +22,8 @@ from aigateway.request.sse import (
 
 __all__ = ["ChatStream", "StreamOutcome", "endings", "pieces"]
 
+_ONE_READER = "Another task is reading this stream; one at a time can."
+
 _PIECE = re.compile(r"\s*\S{1,64}\s?|\s+")
 """A word: about what a vendor sends at a time."""
 
@@ -90,7 +92,7 @@ class ChatStream(Generic[P_co]):
 
     async def __anext__(self) -> Chunk:
         if self._reader is not None:
-            raise MisuseError("Another task is reading this stream; one at a time can.")
+            raise MisuseError(_ONE_READER)
         if self._closing or (self._left and self._chunks is None):
             self._raise_if_cut()
             raise StopAsyncIteration
@@ -294,7 +296,7 @@ class _HandedOver(AsyncGenerator[bytes, None]):
 
     async def __anext__(self) -> bytes:
         if self._reading:
-            raise MisuseError("Another task is reading this stream; one at a time can.")
+            raise MisuseError(_ONE_READER)
         # They have begun, so `async with` closes the stream again.
         self._stream._handed_over = False  # noqa: SLF001 - the stream's own part
         self._reading = True

@@ -170,15 +170,23 @@ class Access:
         in advance: at its first request in a while, or in a burst. After 50 ms the request begins
         by this process's share.
         """
-        account = None if caller.key is None else self._accounts.get(caller.key.sha256)
-        if self._leases is not None and account is not None and account.lacks(model, estimate):
+        account = self._lacking(caller, model, estimate)
+        if self._leases is not None and account is not None:
             account.ask(model, estimate)
             await self._leases.gained(lambda: account.lacks(model, estimate))
 
     def lacks(self, caller: Caller, model: str | None, estimate: Estimate | None = None) -> bool:
         """Return whether there is anything for `renew` to wait for."""
+        return self._lacking(caller, model, estimate) is not None
+
+    def _lacking(
+        self, caller: Caller, model: str | None, estimate: Estimate | None
+    ) -> KeyAccount | None:
+        """Return the caller's account if it lacks what an exchange may bring."""
         account = None if caller.key is None else self._accounts.get(caller.key.sha256)
-        return self._leases is not None and account is not None and account.lacks(model, estimate)
+        if self._leases is None or account is None or not account.lacks(model, estimate):
+            return None
+        return account
 
     def begin(
         self,

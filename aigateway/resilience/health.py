@@ -41,13 +41,15 @@ _STEP_SLOW = 0.0005
 after about three quarters of an hour."""
 
 _FLOOR = 0.1
-"""An answer must take so many seconds more than usual to count as slow."""
+"""An answer must take so many seconds more than usual to count as slow, and a call in flight so
+many more than the 95th percentile to be overdue: less is no loss to a caller, and happens to a
+quick vendor whenever its machine pauses."""
 
 _COLD_SECONDS = 10.0
 """After its start a process is not judged by what an earlier one has learned."""
 
 HANG = 4.0
-"""A call in flight is overdue after this multiple of the 95th percentile."""
+"""A call in flight is overdue after this multiple of the 95th percentile, and `_FLOOR`."""
 
 
 class OutstandingCall:
@@ -191,7 +193,7 @@ class ResponseTimes:
             return False
         oldest = next(islice(self.outstanding, self.threshold - 1, None))
         now = self._clock.now()
-        overdue = now - HANG * self.p95
+        overdue = now - max(HANG * self.p95, self.p95 + _FLOOR)
         return oldest.began < overdue and oldest.began + oldest.stalled(now) < overdue
 
     def abandon(self) -> None:

@@ -171,6 +171,16 @@ class TestHang:
             pace.ended(call)
         assert not pace.seems_to_hang(), "what has ended is not out"
 
+    def test_a_pause_that_no_caller_would_feel_is_none(self, clock):
+        pace = known(clock, 2, seconds=0.002)
+        clock.tick(1)
+        for _ in range(2):
+            pace.begin()
+        clock.tick(0.1)
+        assert not pace.seems_to_hang(), "fifty times as long as usual, but a tenth of a second"
+        clock.tick(0.01)
+        assert pace.seems_to_hang()
+
     async def test_a_stall_of_our_own_makes_no_hang(self, clock):
         stalls = StallDetector(clock, lambda _: None)
         pace = known(clock, 2, seconds=0.02)

@@ -68,6 +68,7 @@ name = "second"
 model = "gpt-4o"
 api_key = "k"
 api_base = "{base}"
+extra = {{ input_cost_per_token = 0.01, output_cost_per_token = 0.01 }}
 """
 
 

@@ -440,6 +440,8 @@ MOST_UNCOUNTED = 1000
 class ServedCall(NamedTuple):
     """A request that its first attempt served: the two ends in one, for hooks that only count.
 
+    An attempt that was made as last resort has an end of its own.
+
     Attributes:
         tenant: As in `RequestEnded`.
         provider: The provider that answered.

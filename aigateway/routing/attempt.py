@@ -472,7 +472,8 @@ class PendingAttempt:
     def _report(self, failure: Failure | None, answer: Billable | None, seconds: float) -> None:
         """Emit the end of this attempt; if nothing follows each attempt, only a failure."""
         provider, record = self.provider, self._request.record
-        if failure is None and answer is not None and record is not None and self.number == 1:
+        plain = failure is None and self.number == 1 and not self._pass.last_resort
+        if plain and answer is not None and record is not None:
             kept = FirstAnswer(
                 provider.name,
                 provider.model,

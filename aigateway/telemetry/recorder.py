@@ -142,8 +142,8 @@ def _each(listeners: Iterable[L], call: Callable[[L], T]) -> list[T]:
 class CallCounter(Protocol):
     """A hook that only counts the ends of attempts and requests.
 
-    Of a request that its first attempt served it gets no events, but a `ServedCall`: most requests
-    end so, and two events for each hook cost several times as much.
+    Of a request that its first attempt served, not as last resort, it gets no events, but a
+    `ServedCall`: most requests end so, and two events for each hook cost several times as much.
 
     Attributes:
         uncounted: What it has got; events too, in order.

@@ -29,10 +29,11 @@ def follow(guide: str, tree: Path) -> tuple[list[str], str]:
         shutil.copytree(ROOT / folder, tree / folder, ignore=ignored)
     for file in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "noxfile.py", "mkdocs.yml"):
         shutil.copy(ROOT / file, tree)
-    steps = BLOCKS.findall((ROOT / "docs" / guide).read_text())
-    for kind, file, text in steps:
-        _carry_out(kind, tree / file, text)
-    files = list(dict.fromkeys(file for _, file, _ in steps))
+    carried_out = changed(guide)
+    for file, content in carried_out.items():
+        (tree / file).parent.mkdir(exist_ok=True)
+        (tree / file).write_text(content)
+    files = list(carried_out)
     pages = ["tests/docs/test_pages.py", "--deselect=tests/docs/test_pages.py::TestReadme"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", files[-1], *pages],
@@ -47,16 +48,20 @@ def follow(guide: str, tree: Path) -> tuple[list[str], str]:
     return files, run.stdout
 
 
-def _carry_out(kind: str, file: Path, text: str) -> None:
-    if kind == "python":
-        assert not file.exists(), f"{file.name} is there already"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
-        return
-    for part in text.split("...\n"):
-        lines = part.splitlines(keepends=True)
-        before = "".join(line[1:] for line in lines if line[0] != "+")
-        after = "".join(line[1:] for line in lines if line[0] != "-")
-        content = file.read_text()
-        assert content.count(before) == 1, f"{file.name} does not hold this once: {before}"
-        file.write_text(content.replace(before, after))
+def changed(guide: str) -> dict[str, str]:
+    """Return the files that the steps of a guide touch, in order, with what they hold after it."""
+    contents: dict[str, str] = {}
+    for kind, file, text in BLOCKS.findall((ROOT / "docs" / guide).read_text()):
+        if kind == "python":
+            assert not (ROOT / file).exists(), f"{file} is there already"
+            contents[file] = text
+            continue
+        content = contents.get(file) or (ROOT / file).read_text()
+        for part in text.split("...\n"):
+            lines = part.splitlines(keepends=True)
+            before = "".join(line[1:] for line in lines if line[0] != "+")
+            after = "".join(line[1:] for line in lines if line[0] != "-")
+            assert content.count(before) == 1, f"{file} does not hold this once: {before}"
+            content = content.replace(before, after)
+        contents[file] = content
+    return contents

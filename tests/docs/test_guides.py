@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.docs.guides import follow
+from tests.docs.guides import changed, follow
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.slow
@@ -19,6 +19,11 @@ GUIDES = ("adding-a-policy.md", "adding-a-metric.md", "adding-an-endpoint.md")
 def test_a_guide_is_followed(guide, tmp_path):
     files, _ = follow(guide, tmp_path)
     assert len(files) <= 5
+
+
+@pytest.mark.parametrize("guide", [*GUIDES, "adding-a-vendor.md"])
+def test_a_guide_names_lines_that_are_there(guide):
+    assert changed(guide)
 
 
 @pytest.mark.parametrize("guide", GUIDES)

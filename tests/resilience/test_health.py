@@ -42,7 +42,7 @@ def succeed(pace, seconds, *, slow=False):
 
 def known(clock, threshold=3, *, seconds=1.0):
     """A pace that knows 20 latencies, all the same."""
-    pace = ResponseTimes(clock, threshold, stale=STALE)
+    pace = ResponseTimes(clock, threshold)
     for _ in range(20):
         succeed(pace, seconds)
     return pace
@@ -82,7 +82,55 @@ class TestPercentile:
             succeed(pace, 10.0)
         for _ in range(128 + 16):
             succeed(pace, 1.0)
+        assert (pace.p95, pace.samples) == (1.0, 128)
+
+    def test_it_is_computed_again_after_sixteen(self, clock):
+        pace = known(clock)
+        for _ in range(15):
+            succeed(pace, 9.0)
         assert pace.p95 == 1.0
+        succeed(pace, 9.0)
+        assert pace.p95 == 9.0
+
+
+class TestRestored:
+    """What an earlier process has learned."""
+
+    def restored(self, clock):
+        clock.tick(100)
+        pace = ResponseTimes(clock, 1)
+        pace.restore(1.0, 2.0)
+        return pace
+
+    def test_it_judges_nothing_in_the_first_ten_seconds(self, clock):
+        pace = self.restored(clock)
+        pace.begin()
+        clock.tick(9.9)
+        assert not pace.is_slow(60.0, 5.0)
+        assert not pace.seems_to_hang()
+        clock.tick(0.1)
+        assert pace.is_slow(60.0, 5.0)
+        assert pace.seems_to_hang(), "ten seconds are more than four times two"
+
+    def test_own_latencies_replace_it(self, clock):
+        pace = self.restored(clock)
+        for _ in range(19):
+            succeed(pace, 0.1)
+        assert (pace.p95, pace.samples) == (2.0, 19)
+        succeed(pace, 0.1)
+        assert pace.p95 == 0.1
+        assert pace.usual == pytest.approx(0.1, rel=0.011)
+        assert pace.is_slow(1.0, 5.0), "what it has learned itself it judges by at once"
+        for _ in range(20):
+            succeed(pace, 3.0)
+        assert pace.usual == pytest.approx(0.1, rel=0.011), "once"
+
+    def test_what_a_process_has_learned_itself_stays(self, clock):
+        pace = known(clock)
+        usual = pace.usual
+        pace.restore(50.0, 60.0)
+        assert (pace.usual, pace.p95) == (usual, 1.0)
+        assert pace.is_slow(6.0, 5.0)
 
 
 class TestUsual:

@@ -13,10 +13,11 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
-from aigateway import AsyncGateway, GatewayError, Origin
+from aigateway import AsyncGateway, FailureKind, GatewayError, Origin
 from aigateway.events import AttemptEnded, RequestHedged
 from aigateway.simulator import Fault
 from aigateway.telemetry import Prometheus, wants_prometheus
+from aigateway.testing import scripted_configs
 from tests.gateways import name_of, until
 
 SCRAPER = (
@@ -357,3 +358,16 @@ async def test_a_second_level_of_the_cache_is_counted_over_processes(simulator, 
             for name in ("hits", "misses", "writes", "damaged", "dropped")
         ]
         assert counted == [*figures, 0, 0]
+
+
+async def test_an_answer_of_last_resort_comes_to_it_as_such(vendor, clock, metrics):
+    vendor.script("only", FailureKind.SERVER_ERROR)
+    one = scripted_configs("only", failure_threshold=1)
+    async with AsyncGateway(
+        one, vendor=vendor, clock=clock, hooks=[metrics], retry_rounds=0
+    ) as gateway:
+        with pytest.raises(GatewayError):
+            await gateway.chat("This one opens the circuit.")
+        await gateway.chat("This one is made as last resort.")
+    ends = [event for event in metrics.uncounted if isinstance(event, AttemptEnded)]
+    assert [end.last_resort for end in ends] == [False, True]

@@ -38,7 +38,7 @@ def cors_fields(settings: ServerSettings) -> dict[str, Any]:
     """Return the fields of `CORSMiddleware`: who may ask, and what a page may read."""
     return {
         "allow_origins": settings.cors_origins,
-        "allow_methods": ("GET", "POST"),
+        "allow_methods": ("GET", "HEAD", "POST"),
         "allow_headers": ("*",),
         "expose_headers": _EXPOSED,
     }

@@ -13,7 +13,7 @@ from aigateway.server.auth.middleware import OPEN
 from aigateway.server.http.call import AdmittedRequest
 from aigateway.server.http.cancel import CallerGoneError
 from aigateway.server.http.doors import Door
-from aigateway.server.http.errors import REQUEST, Refusal, answer_error
+from aigateway.server.http.errors import IS_HEAD, REQUEST, Refusal, answer_error
 from aigateway.server.service import Service
 
 __all__ = ["Admission"]
@@ -75,10 +75,14 @@ class Admission:
         path = request.path
         request.check_access(is_open=path in OPEN if self._is_open is None else self._is_open)
         door = self._doors.get((scope["method"], path))
-        if door is None or _TRACED in scope:
-            return self.app(scope, receive, send)
-        request.admit()
-        return door(request)
+        if door is not None and _TRACED not in scope:
+            request.admit()
+            return door(request)
+        if path == "*":
+            return _answer_options()
+        if scope["method"] == "HEAD":  # the server leaves the body out
+            scope["method"], scope[IS_HEAD] = "GET", True
+        return self.app(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is not HTTP. A websocket needs a key, too."""
@@ -91,3 +95,8 @@ class Admission:
                 await send({"type": "websocket.close", "code": 1008})
                 return
         await self.app(scope, receive, send)
+
+
+async def _answer_options() -> Response:
+    """Answer `OPTIONS *`, which asks for the methods of the server as a whole."""
+    return Response(status_code=204, headers={"allow": "GET, HEAD, OPTIONS, POST"})

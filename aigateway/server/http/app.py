@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
 from aigateway.errors import ConfigurationError, GatewayError
@@ -264,6 +264,10 @@ def _bound_route(service: Service) -> type[APIRoute]:
     """Return a class of routes that have the service's `Admission` around them."""
 
     class BoundRoute(APIRoute):
+        def matches(self, scope: Scope) -> tuple[Match, Scope]:
+            is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+            return super().matches({**scope, "method": "GET"} if is_head else scope)
+
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
             is_open = self.name in OPEN.values()
             admission = Admission(super().handle, service, service.clock, {}, is_open=is_open)

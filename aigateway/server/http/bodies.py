@@ -8,6 +8,7 @@ time, so that the event loop waits for no more than one call that holds the inte
 from __future__ import annotations
 
 import asyncio
+import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -115,7 +116,12 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     if len(raw) > _SHORT and _has_too_many_values(raw):
         raise Refusal(400, f"The body has more than {MOST_VALUES:,} JSON values.")
     try:
-        body = orjson.loads(raw)
+        try:
+            body = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            if not raw.startswith(codecs.BOM_UTF8):  # which RFC 8259, 8.1, lets a parser ignore
+                raise
+            body = orjson.loads(raw.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         problem = f"{error.msg}: line {error.lineno} column {error.colno}"
     else:

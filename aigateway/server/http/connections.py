@@ -28,8 +28,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from aigateway.server.http.cancel import CONNECTION
-from aigateway.server.http.cycle import App, RequestCycle
-from aigateway.server.http.errors import Refusal
+from aigateway.server.http.cycle import App, RequestCycle, written_defaults
+from aigateway.server.http.errors import Refusal, request_id_of
 from aigateway.server.service import Service
 
 __all__ = ["GuardedProtocol", "protocol_for"]
@@ -53,6 +53,7 @@ _BLANK = b"\r\n\r\n"
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/1\.([01])\r\n")
 _VERSION = re.compile(rb"[^\r\n]* HTTP/(\d+(?:\.\d+)?)\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?][^#]*)?", re.IGNORECASE)
 _METHODS = {b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH"}
 """Methods that every llhttp parses like these."""
 
@@ -115,6 +116,7 @@ class GuardedProtocol(HttpToolsProtocol):
         "_quiet_since",
         "_rest",
         "_stalled",
+        "_state",
         "_tail",
         "_timer",
         "_upgrade",
@@ -152,6 +154,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if isinstance(self.app, ProxyHeadersMiddleware):  # not without its headers
             self.app = self.app.app
         self.recognized = None
+        self.headers: list[tuple[bytes, bytes]] = []
+        self._state: dict[str, Any] = {}  # of the last request that the application has
         self._asgi = {"version": config.asgi_version, "spec_version": "2.3"}
         self._idle_seconds = self.service.settings.keep_alive_timeout
         self._context = contextvars.copy_context()  # of no request, for each to begin with
@@ -337,10 +341,10 @@ class GuardedProtocol(HttpToolsProtocol):
         if not 3 < end <= at + _MOST_HEAD:
             return self._take_piece(data, at)
         head = data[at:end]  # no copy of all of it
+        self.headers = []
         self._line = line = _LINE.match(head)
         if line is None:
             raise _refused_line(head)
-        self.headers = []
         try:
             self.parser.feed_data(head)
         except httptools.HttpParserUpgrade:
@@ -355,6 +359,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Add to a head that comes in pieces, and parse it once it is whole."""
         if not self._head and self.cycle is not None:
             # The time of the first one runs since the connection was made.
+            self.headers = []
             self._end_at(self.loop.time() + self.service.settings.header_timeout)
         before = len(self._head)
         self._head += data[at : at + _MOST_HEAD - before]
@@ -440,6 +445,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         method, target, minor = line.groups()
         expects, app = self._check_headers(minor)
+        if target[0] != 47:  # "/"
+            target = self._path_of(method, target)
         self._upgrade = self.parser.should_upgrade()
         self._in_body, self._tail, self._framing, self._dropped = True, b"", 0, 0
         self._deadline = math.inf
@@ -447,6 +454,7 @@ class GuardedProtocol(HttpToolsProtocol):
         cycle = self.cycle = RequestCycle(self, method, minor, keeps, expects)
         raw_path, _, query = target.partition(b"?")
         path = raw_path.decode()
+        self._state = state = self.app_state.copy()
         scope = {
             "type": "http",
             "asgi": self._asgi,
@@ -460,13 +468,28 @@ class GuardedProtocol(HttpToolsProtocol):
             "raw_path": self.root_path.encode() + raw_path if self.root_path else raw_path,
             "query_string": query,
             "headers": self.headers,
-            "state": self.app_state.copy(),
+            "state": state,
             "extensions": {CONNECTION: cycle},
         }
         cycle.task = task = self.loop.create_task(
             cycle.run(app, scope), context=self._context.copy()
         )
         self.tasks.add(task)
+
+    def _path_of(self, method: bytes, target: bytes) -> bytes:
+        """Return the path and query of a target that does not begin with its path: RFC 9112, 3.2.
+
+        The host of a whole address counts in place of the header `Host`.
+        """
+        path = target
+        if whole := _ABSOLUTE.fullmatch(target):
+            others = [header for header in self.headers if header[0] != b"host"]
+            self.headers = [(b"host", whole[1]), *others]
+            path = whole[2] or (b"*" if method == b"OPTIONS" else b"/")
+            path = b"/" + path if path.startswith(b"?") else path
+        if not path.startswith(b"/") and (path != b"*" or method != b"OPTIONS"):
+            raise _invalid()
+        return path
 
     def _check_headers(self, minor: bytes) -> tuple[bool, App]:
         """Note how long the body is.
@@ -544,11 +567,22 @@ class GuardedProtocol(HttpToolsProtocol):
         self._deadline = math.inf
         cycle = self.cycle
         if cycle is None or not (self._in_body if cycle.response_complete else cycle.started):
-            self.service.refusal_log.note(refusal, None if self.client is None else self.client[0])
-            self.transport.write(_on_the_wire(refusal))
+            peer, request_id = None if self.client is None else self.client[0], self._request_id()
+            self.service.refusal_log.note(refusal, peer, request_id=request_id)
+            defaults = written_defaults(self.server_state.default_headers)
+            self.transport.write(_on_the_wire(refusal, request_id, defaults))
         if cycle is not None:
             cycle.lose()  # the application sends nothing more
         self.transport.close()
+
+    def _request_id(self) -> str:
+        """Return the id of the request that is refused: its own, as far as it has been read."""
+        cycle = self.cycle
+        known = self._state.get("request_id")
+        if known is not None and cycle is not None and not cycle.response_complete:
+            return str(known)
+        given = next((value for name, value in self.headers if name == b"x-request-id"), None)
+        return request_id_of(None if given is None else given.decode("latin-1"))
 
 
 def _refused_line(head: bytes) -> Refusal:
@@ -574,13 +608,14 @@ def _network(address: str) -> str:
     return str(mapped or ipaddress.ip_network((int(whole), 64), strict=False))
 
 
-def _on_the_wire(refusal: Refusal) -> bytes:
+def _on_the_wire(refusal: Refusal, request_id: str, defaults: bytes) -> bytes:
     body = json.dumps(refusal.body).encode()
     lines = [
         f"HTTP/1.1 {refusal.status} {http.HTTPStatus(refusal.status).phrase}",
-        "content-type: application/json",
+        f"{defaults.decode('latin-1')}content-type: application/json",
+        f"x-request-id: {request_id}",
         f"content-length: {len(body)}",
         "connection: close",
         *(f"{name.lower()}: {value}" for name, value in refusal.headers.items()),
     ]
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

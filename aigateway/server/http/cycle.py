@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 from aigateway.errors import stopping
 from aigateway.server.http.errors import written_refusal
 
-__all__ = ["App", "RequestCycle"]
+__all__ = ["App", "RequestCycle", "written_defaults"]
 
 _JOINED = 65_536
 """Bytes of a body that is copied behind its head; a longer one is written on its own."""
@@ -269,7 +269,7 @@ class RequestCycle:
             self.keep_alive = False
         defaults, default_lines = _written
         if defaults is not connection.server_state.default_headers:
-            default_lines = _default_lines(connection.server_state.default_headers)
+            default_lines = written_defaults(connection.server_state.default_headers)
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         length = len(body)
         head = b"%b%b%bcontent-length: %d\r\n%b" % (_OK, default_lines, lines, length, end)
@@ -285,7 +285,7 @@ class RequestCycle:
     def _encode_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         connection = self.connection
         defaults = connection.server_state.default_headers
-        parts = [STATUS_LINE[status], _default_lines(defaults)]
+        parts = [STATUS_LINE[status], written_defaults(defaults)]
         self._left, says_close = None, False
         for name, value in headers:
             written = _NAMES.get(name) or _written_name(name)
@@ -361,7 +361,7 @@ def _written_name(name: bytes) -> bytes:
 _written: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
 
-def _default_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+def written_defaults(headers: list[tuple[bytes, bytes]]) -> bytes:
     """Return uvicorn's own headers as they are written: others each second, for the date."""
     global _written  # noqa: PLW0603 - one server in a process
     if headers is not _written[0]:

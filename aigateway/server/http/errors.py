@@ -29,6 +29,7 @@ from aigateway.server.http.json_responses import json_response
 from aigateway.telemetry.log import log_event
 
 __all__ = [
+    "IS_HEAD",
     "REQUEST",
     "Refusal",
     "RefusalLog",
@@ -46,6 +47,9 @@ _log = logging.getLogger("aigateway.server")
 
 REQUEST = "aigateway.request"
 """The key of the scope for the `AdmittedRequest`."""
+
+IS_HEAD = "aigateway.is_head"
+"""The key of the scope of a HEAD that is answered like a GET."""
 
 
 def refusal_of(error: Exception) -> Refusal:
@@ -92,7 +96,10 @@ def _of_router(scope: Scope, error: HTTPException) -> Refusal:
         message = "The client's base URL ends with /v1 already; the path has it twice."
     if status == 404 and REQUEST in scope:
         message += f" There is {', '.join(scope[REQUEST].service.endpoints)}."
-    return Refusal(status, message, headers=error.headers)
+    headers = error.headers
+    if headers and "GET" in headers.get("Allow", ""):
+        headers = {**headers, "Allow": "GET, HEAD"}
+    return Refusal(status, message, headers=headers)
 
 
 _GEMINI = re.compile(_GEMINIS)
@@ -153,7 +160,8 @@ def answer_error(scope: Scope, error: Exception) -> Response:
             # A refused body is answered by the endpoint and, in its place, by `LimitedRequest`.
             if scope.get(_NOTED) is not refusal:
                 scope[_NOTED] = refusal
-                log.note(refusal, None if peer is None else str(peer[0]), status)
+                address = None if peer is None else str(peer[0])
+                log.note(refusal, address, status, scope[REQUEST].request_id)
     elif not isinstance(error, GatewayError):
         places = "".join(traceback.format_tb(error.__traceback__))
         request_id = scope.get("state", {}).get("request_id")
@@ -195,13 +203,20 @@ class RefusalLog:
         self._of_peers: _Logged = {}
         self.counts: Counter[str] = Counter()
 
-    def note(self, refusal: Refusal, peer: str | None = None, status: int | None = None) -> None:
+    def note(
+        self,
+        refusal: Refusal,
+        peer: str | None = None,
+        status: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
         """Count a refusal, and log it unless the same was logged a moment ago.
 
         Args:
             refusal: What was refused.
             peer: The caller's address, for a request without a known key.
             status: The HTTP status of the answer; None is the refusal's own.
+            request_id: Of the request.
         """
         code = refusal.code or str(refusal.status)
         self.counts[code] += 1
@@ -221,14 +236,16 @@ class RefusalLog:
         how_often = "once" if silent == 1 else "{not_logged} times"
         more = f", and {how_often} since the last such line" if silent else ""
         which = " ({code})" if refusal.code else ""
+        asked = "" if request_id is None else " for request {request_id}"
         log_event(
             logging.WARNING,
             "service.refused",
-            f"{{caller}} got HTTP {{status}}{which}{more}.",
+            f"{{caller}} got HTTP {{status}}{which}{asked}{more}.",
             caller=f"the key {refusal.caller!r}" if refusal.caller else peer or "an unknown caller",
             status=status or refusal.status,
             code=code,
             not_logged=silent,
+            request_id=request_id,
         )
 
 

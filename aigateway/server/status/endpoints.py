@@ -15,12 +15,12 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
 from aigateway.clock import Clock
 from aigateway.server.auth.keys import Caller
 from aigateway.server.auth.middleware import caller_of
-from aigateway.server.http.errors import Refusal
+from aigateway.server.http.errors import IS_HEAD, Refusal
 from aigateway.server.service import Service, service_of
 from aigateway.server.status.history import STEP
 from aigateway.server.status.snapshot import restricted_snapshot
@@ -46,18 +46,17 @@ async def status_page(request: Request) -> HTMLResponse:
 
 
 @router.get("/status/feed")
-async def status_feed(request: Request) -> StreamingResponse:
+async def status_feed(request: Request) -> Response:
     """Give the page its figures, as server-sent events."""
     service = service_of(request)
     caller = caller_of(request)
     if service.draining:
         raise Refusal(503, "The service is stopping.", "server_error", "draining", retry_after=1.0)
-    return StreamingResponse(
-        feed(service, caller),
-        media_type="text/event-stream",
-        # Neither a browser nor a proxy may hold back or keep what is over in a second.
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    # Neither a browser nor a proxy may hold back or keep what is over in a second.
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    if IS_HEAD in request.scope:
+        return Response(media_type="text/event-stream", headers=headers)
+    return StreamingResponse(feed(service, caller), media_type="text/event-stream", headers=headers)
 
 
 # ── the feed ─────────────────────────────────────────────────────────────────────────────────────

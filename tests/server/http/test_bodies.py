@@ -56,7 +56,10 @@ NO_OBJECTS = (
     b'{"message": NaN}',
     b'{"message": "\xff"}',
     b'{"message": "\\ud800"}',
-    b"\xef\xbb\xbf{}",
+    b"\xef\xbb\xbf",
+    b"\xef\xbb\xbf" * 2 + b"{}",
+    b"\xef\xbb\xbf[]",
+    b"\xff\xfe{\x00}\x00",
     b"[" * 100_000,
     b'{"messages":' * 5000,
 )
@@ -66,6 +69,18 @@ NO_OBJECTS = (
 async def test_what_is_no_json_object(ask, path):
     for body in NO_OBJECTS:
         assert "JSON object" in (await ask(path, body))["message"]
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("length", [0, 70_000])
+async def test_a_byte_order_mark_is_ignored(path, length):
+    """RFC 8259, 8.1."""
+    async with (
+        scripted(ScriptedVendor()) as (_, url),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
+    ):
+        content = b"\xef\xbb\xbf" + orjson.dumps(ENDPOINTS[path]) + b" " * length
+        assert (await client.post(path, content=content, headers=JSON)).status_code == 200
 
 
 NO_JSON: tuple[dict[str, str], ...] = (

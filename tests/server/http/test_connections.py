@@ -5,6 +5,7 @@ import contextlib
 import gc
 import json
 import logging
+import re
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,10 +19,20 @@ GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LAST = GET[:-2] + b"Connection: close\r\n\r\n"
 
 
+def headers_of(raw):
+    lines = raw.partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+    return dict(line.split(": ", 1) for line in lines)
+
+
 def status_of(raw):
+    """The status of a refusal, which has the form and the headers of each other one."""
     head, _, body = raw.partition(b"\r\n\r\n")
     assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
-    assert b"connection: close" in head
+    headers = headers_of(raw)
+    assert headers["connection"] == "close"
+    assert headers["content-length"] == str(len(body))
+    assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
+    assert headers["date"]
     return int(head.split()[1])
 
 
@@ -94,6 +105,52 @@ async def test_a_head_may_not_be_large(size):
 async def test_what_is_no_http_is_refused_in_the_form_of_the_rest(junk):
     async with scripted_service() as service, running(service) as url:
         assert status_of(await converse(url, junk)) == 400
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"hello\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nx-request-id: r 1\r\n\r\n",  # neither a host nor a sound id
+        GET[:-2] + b"x-large: " + b"x" * 40_000 + b"\r\n\r\n",
+        b"GET /health HTTP/2.0\r\n\r\n",
+        GET[:20],
+    ],
+)
+async def test_the_log_knows_a_refusal_by_its_id(junk, caplog):
+    async with scripted_service(header_timeout=0.1) as service, running(service) as url:
+        raw = await converse(url, junk)
+    refused = f"got HTTP {status_of(raw)} for request {headers_of(raw)['x-request-id']}."
+    assert [record.message for record in caplog.records if refused in record.message]
+
+
+async def test_a_refusal_of_what_has_been_read_has_the_callers_id(caplog):
+    head = b"POST /chat HTTP/1.1\r\nContent-Type: application/json\r\nX-Request-ID: r-%d\r\n"
+    bodies = b"Host: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with scripted_service() as service, running(service) as url:
+        no_host = await converse(url, head % 1 + b"\r\n")
+        no_chunk = await converse(url, head % 2 + bodies + b"zzz\r\n")
+        later = await converse(url, head % 3 + bodies, 0.05, b"zzz\r\n")
+        behind = await converse(url, GET[:-2] + b"X-Request-ID: r-4\r\n\r\n", 0.02, b"junk\r\n\r\n")
+    ids = [headers_of(raw)["x-request-id"] for raw in (no_host, no_chunk, later)]
+    assert ids == ["r-1", "r-2", "r-3"]
+    answered, refused = behind.split(b"HTTP/1.1 400")
+    assert headers_of(answered)["x-request-id"] == "r-4"
+    assert re.fullmatch("[0-9a-f]{32}", headers_of(refused)["x-request-id"])
+
+
+async def test_a_body_that_breaks_has_the_id_that_its_request_was_given():
+    seen = []
+
+    async def app(scope, receive, send):
+        scope["state"]["request_id"] = "made-here"
+        while (message := await receive())["type"] == "http.request":
+            seen.append(message["body"])
+
+    head = b"POST /chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with scripted_service() as service, running(service, app) as url:
+        raw = await converse(url, head, 0.05, b"zzz\r\n")
+    assert headers_of(raw)["x-request-id"] == "made-here"
 
 
 async def test_a_broken_chunk_within_a_body_closes_only_its_connection(caplog):

@@ -18,6 +18,7 @@ from aigateway.simulator import Fault
 from aigateway.testing import FakeClock, ScriptedStream, ScriptedVendor, scripted_configs
 from tests.gateways import until
 from tests.processes import PATIENCE
+from tests.server.callers import api_key, converse
 from tests.server.running import running
 from tests.server.services import scripted, served
 
@@ -344,6 +345,81 @@ async def test_a_scraper_gets_its_own_form(client, accept, is_text):
 async def test_a_scraper_gets_json_where_there_is_nothing_else(client):
     answer = await client.get("/metrics", headers={"accept": "text/plain"})
     assert answer.json()["total_requests"] == 0
+
+
+# ── other methods and forms of a target ──────────────────────────────────────────────────────
+
+
+async def exchange(url, *requests):
+    """The heads and the bodies of answers to requests on one connection, over a raw socket."""
+    lines = [b"%b HTTP/1.1\r\nHost: localhost\r\n" % line.encode() for line in requests]
+    raw = await converse(url, b"\r\n".join(lines) + b"Connection: close\r\n\r\n")
+    return [each.split("\r\n\r\n", 1) for each in raw.decode().split("HTTP/1.1 ")[1:]]
+
+
+def headers_of(head):
+    lines = head.split("\r\n")
+    varying = ("x-request-id", "date", "connection")
+    return lines[0], sorted(line for line in lines[1:] if not line.startswith(varying))
+
+
+READ = ("/health", "/ready", "/", "/openapi.json", "/v1/models", "/models", "/v1/models/a", "/no")
+
+
+@pytest.mark.parametrize("path", [*READ, "/ready?process=true", "/chat", "/v1/chat/completions"])
+async def test_head_is_get_without_a_body(client, path):
+    """RFC 9110, 9.3.2."""
+    ((get, body),) = await exchange(str(client.base_url), f"GET {path}")
+    head, again = await exchange(str(client.base_url), f"HEAD {path}", f"HEAD {path}")
+    assert headers_of(head[0]) == headers_of(again[0]) == headers_of(get)
+    assert f"content-length: {len(body.encode())}" in get
+    assert body
+    assert head[1] == again[1] == ""
+
+
+async def test_head_of_figures_and_of_their_feed_ends_at_once(client):
+    answers = await exchange(str(client.base_url), "HEAD /metrics", "HEAD /status/feed")
+    (metrics, nothing), (feed, nothing_more) = answers
+    assert metrics.startswith("200 ")
+    assert int(metrics.partition("content-length: ")[2].split()[0]) > 100
+    assert feed.startswith("200 ")
+    assert "content-type: text/event-stream" in feed
+    assert nothing == nothing_more == ""
+
+
+async def test_head_needs_the_key_that_get_needs():
+    async with scripted(server={"keys": [api_key("web")]}) as (_, url):
+        heads = await exchange(url, "HEAD /health", "HEAD /metrics", "HEAD /nothing", "OPTIONS *")
+    assert [head[:3] for head, _ in heads] == ["200", "401", "401", "401"]
+
+
+async def test_what_takes_get_says_that_it_takes_head(client):
+    for path in ("/health", "/v1/models", "/models"):
+        assert (await client.delete(path)).headers["allow"] == "GET, HEAD"
+    assert (await client.head("/chat")).headers["allow"] == "POST"
+
+
+async def test_a_whole_address_is_its_path(client):
+    """RFC 9112, 3.2.2."""
+    requests = ("GET http://localhost/health", "GET http://127.0.0.1:80/v1/models/a?b", "OPTIONS *")
+    (health, _), (_, model), (options, nothing) = await exchange(str(client.base_url), *requests)
+    assert health.startswith("200 ")
+    assert json.loads(model)["id"] == "a"
+    assert options.startswith("204 ")
+    assert "allow: GET, HEAD, OPTIONS, POST" in options
+    assert nothing == ""
+
+
+async def test_an_address_elsewhere_is_not_here(client, caplog):
+    """Its host counts, not the header, and what it holds is not logged."""
+    target = "http://llm.example/metrics?key=sk-secret"
+    ((head, body),) = await exchange(str(client.base_url), f"GET {target}")
+    ((user, _),) = await exchange(str(client.base_url), "GET http://me:sk-secret@localhost/health")
+    assert head.startswith("403 ")
+    assert json.loads(body)["error"]["code"] == "foreign_host"
+    assert user.startswith("400 ")
+    assert "sk-secret" not in caplog.text
+    assert client.service.refusal_log.counts == {"foreign_host": 1, "400": 1}
 
 
 # ── errors ───────────────────────────────────────────────────────────────────────────────────

@@ -65,7 +65,13 @@ SOUND = {
     "CONNECT": (b"CONNECT /a HTTP/1.1\r\n" + HOST + b"\r\n", "CONNECT /a "),
     "a method of WebDAV": (b"PROPFIND /a HTTP/1.1\r\n" + HOST + b"\r\n", "PROPFIND /a "),
     "OPTIONS *": (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", "OPTIONS * "),
-    "a whole address": (get(b"", b"http://other/a?b"), "GET http://other/a "),
+    "a whole address": (get(b"", b"http://other/a?b"), "GET /a "),
+    "an address of a host": (get(b"", b"HTTPS://other:1"), "GET / "),
+    "an address with a query alone": (get(b"", b"http://other?b"), "GET / "),
+    "OPTIONS of a host": (
+        b"OPTIONS http://other HTTP/1.1\r\n" + HOST + b"\r\n",
+        "OPTIONS * ",
+    ),
     "an escaped path": (get(b"", b"/%61%2f?b"), "GET /a/ "),
     "bytes beyond ASCII in a value": (get(b"x: \xff\r\n"), "GET /a "),
 }
@@ -124,6 +130,15 @@ BAD = {
     "two spaces behind": get(b"", b"/a "),
     "a space behind the version": get(b"", version=b"HTTP/1.1 "),
     "a tab in the target": get(b"", b"/a\tb"),
+    "a star without OPTIONS": get(b"", b"*"),
+    "a path without a slash": get(b"", b"a"),
+    "an address without a host": get(b"", b"http:///a"),
+    "an address with a user": get(b"", b"http://user:secret@localhost/a"),
+    "an address with a fragment": get(b"", b"http://localhost/a#b"),
+    "an address of another scheme": get(b"", b"ftp://localhost/a"),
+    "an address and no host": b"GET http://localhost/a HTTP/1.1\r\n\r\n",
+    "an address and two hosts": get(b"Host: other\r\n", b"http://localhost/a"),
+    "a tunnel": b"CONNECT localhost:443 HTTP/1.1\r\n" + HOST + b"\r\n",
     "no target": b"GET HTTP/1.1\r\n" + HOST + b"\r\n",
     "no version": b"GET /a\r\n\r\n",
     "RTSP": get(b"", version=b"RTSP/1.0"),
@@ -234,6 +249,18 @@ async def test_sound_requests_end_where_they_should(echo):
             assert echo.seen == [seen, "GET /last "], (name, size)
         echo.seen.clear()
     assert not [header for headers in echo.headers for header in headers if header[0] == b"x-one"]
+
+
+@pytest.mark.parametrize(
+    "headers", [b"Host: localhost\r\nx: y\r\n", b"x: y\r\nHost: localhost\r\n"]
+)
+async def test_the_host_of_a_whole_address_counts(echo, headers):
+    """RFC 9112, 3.2.2."""
+    await converse(echo.url, b"GET http://other:1/a HTTP/1.1\r\n%b\r\n" % headers + LAST)
+    await converse(echo.url, b"GET http://other/a HTTP/1.0\r\n\r\n")
+    first, _, old = echo.headers
+    assert first == [(b"host", b"other:1"), (b"x", b"y")]
+    assert old == [(b"host", b"other")]
 
 
 async def test_chunks_end_where_they_should_also_where_parts_of_a_body_meet(echo):

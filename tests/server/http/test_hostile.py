@@ -96,7 +96,7 @@ async def test_bodies_that_are_no_json(front):
             b'{"message": "hi",}',
             b'{"message": "\x00"}',
             b'{"message": "hi"}\x00',
-            b'\xef\xbb\xbf{"message": "hi"}',
+            b"\xef\xbb\xbf" * 2 + b'{"message": "hi"}',
             b'{"message": "\xff\xfe"}',
             b'{"message": "\xc3"}',
             b'{"message": "\xed\xa0\x80"}',  # a lone surrogate, in UTF-8

@@ -101,6 +101,7 @@ async def test_a_router_takes_the_authentication_of_the_application_around_it():
         too_long, wrong = await ask("ada", body=long), await ask("ada", body={"messages": 1})
         no_admin = await ask("ada", "/llm/admin/providers/a/circuit", {"state": "open"})
         models = await client.get("/llm/v1/models", headers={"x-user": "ada"})
+        head = await client.head("/llm/v1/models", headers={"x-user": "ada"})
         document = (await client.get("/openapi.json")).json()
 
     # The application answers in its own form, and no vendor has been asked.
@@ -113,6 +114,9 @@ async def test_a_router_takes_the_authentication_of_the_application_around_it():
     assert wrong.json()["error"]["param"] == "messages"
     assert no_admin.status_code == 403
     assert "simulated" in [entry["id"] for entry in models.json()["data"]]
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == models.headers["content-length"]
+    assert set(document["paths"]["/llm/v1/models"]) == {"get"}
     assert "/llm/v1/chat/completions" in document["paths"]
     assert all("x-request-id" in r.headers for r in (first, streamed, too_long, wrong))
 

@@ -14,6 +14,7 @@ import orjson
 from aigateway.errors import GatewayError
 from aigateway.messages import CacheMode, ChatResponse, Chunk, NativeRequest, Opening, Origin
 from aigateway.records import Record
+from aigateway.request.json_copy import check_size, copied, encoded_json
 from aigateway.request.sse import PING, PING_SECONDS, error_event
 from aigateway.request.stream import ChatStream
 from aigateway.wires.json_bodies import encoded, parsed
@@ -128,6 +129,14 @@ class CallerProtocol:
     writer: Callable[[Opening, ReadRequest, str], EventWriter]
     failed: Callable[[Exception, EventWriter | None, int], bytes] = _failed
     ping: bytes = PING
+
+    def read_copy(
+        self, body: Mapping[str, Any], headers: Mapping[str, str], max_bytes: int
+    ) -> ReadRequest:
+        """Read a copy of a body that its caller may change later."""
+        encoded_body = encoded_json(body, "body")
+        check_size(len(encoded_body), max_bytes)
+        return self.read(copied(body, encoded_body), headers)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

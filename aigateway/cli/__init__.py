@@ -207,7 +207,7 @@ def init_command(
     exists. With --from-litellm, what cannot be taken over is printed and stands in the file, too.
     """
     if from_litellm is not None:
-        from aigateway.cli.from_litellm import run_from_litellm  # noqa: PLC0415 - likewise
+        from aigateway.cli.from_litellm.draft import run_from_litellm  # noqa: PLC0415 - likewise
 
         run_from_litellm(from_litellm, output, force=force)
         return

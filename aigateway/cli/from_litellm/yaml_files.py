@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
+from aigateway.cli.from_litellm.values import shown
 from aigateway.errors import ConfigurationError
 
 __all__ = ["read_yaml"]
@@ -32,18 +32,17 @@ _HALVES = re.compile(r"\\u[dD][89a-fA-F]")
 _NUMBER = re.compile(r"[-+.]?\d").match
 
 
-def read_yaml(path: Path, shown: Callable[[object], str]) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Return the content of a file with its includes merged, as litellm merges them.
 
     Raises:
         ConfigurationError: A file cannot be read, is no plain YAML, or is large beyond reason.
     """
-    return _Files(shown).read(path)
+    return _Files().read(path)
 
 
 class _Files:
-    def __init__(self, shown: Callable[[object], str]) -> None:
-        self._shown = shown
+    def __init__(self) -> None:
         self._files = 0
         self._values = 0
 
@@ -51,18 +50,16 @@ class _Files:
         self._files += 1
         if path in outer or self._files > _MOST_FILES:
             raise ConfigurationError(
-                f"{self._shown(path)}: `include` goes round in a circle, or names more than"
+                f"{shown(path)}: `include` goes round in a circle, or names more than"
                 f" {_MOST_FILES} files"
             )
         content = self._parsed(path, outer)
         names = content.pop("include", None) or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ConfigurationError(f"{self._shown(path)}: `include` must be a list of files")
+            raise ConfigurationError(f"{shown(path)}: `include` must be a list of files")
         for name in names:
             if "://" in name:
-                raise ConfigurationError(
-                    f"{self._shown(path)}: `include` may only name local files"
-                )
+                raise ConfigurationError(f"{shown(path)}: `include` may only name local files")
             for key, value in self.read(path.parent / name, (*outer, path)).items():
                 both = isinstance(value, list) and isinstance(content.get(key), list)
                 content[key] = [*content[key], *value] if both else value
@@ -93,9 +90,9 @@ class _Files:
             problem = f"stands for more than {_MOST_VALUES:,} values; split it"
         except (RecursionError, ValueError):  # also a path with a NUL in it
             problem = "is nested too deeply, or holds a value that cannot be read"
-        name = self._shown(path)
+        name = shown(path)
         if outer:
-            name = f"{self._shown(outer[0])} includes {name}, which"
+            name = f"{shown(outer[0])} includes {name}, which"
         raise ConfigurationError(f"{name} {problem}.")
 
     def _count(self, text: str, loader: Any) -> None:

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,56 +120,57 @@ async def _run(command: BatchCommand, display: _Display) -> int:
             if options.limits.max_cost is not None:
                 refuse_unpriced(configs)
             given = JobInput(source, index, found.total)
+            checked = _CheckedJob(command, display, gateway, configs, given, paths, options, table)
             if command.engine is BatchEngine.LOCAL or command.collect:
-                return await _run_job(command, display, gateway, given, paths, options, table)
-            return await _run_on_ray(
-                command, display, gateway, configs, given, paths, options, table
-            )
+                return await _run_job(checked)
+            return await _run_on_ray(checked)
 
 
-async def _run_on_ray(  # noqa: PLR0917 - each of another kind
-    command: BatchCommand,
-    display: _Display,
-    gateway: AsyncGateway,
-    configs: list[LLMConfig],
-    given: JobInput,
-    paths: JobPaths,
-    options: JobOptions,
-    table: TableFormat,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class _CheckedJob:
+    """A job whose input and options have been checked."""
+
+    command: BatchCommand
+    display: _Display
+    gateway: AsyncGateway
+    configs: list[LLMConfig]
+    given: JobInput
+    paths: JobPaths
+    options: JobOptions
+    table: TableFormat
+
+
+async def _run_on_ray(checked: _CheckedJob) -> int:
+    command, paths, source = checked.command, checked.paths, checked.given.source
+
     async def prepare(job: ShardedJob) -> None:
         mean = job.totals.cost_usd / job.totals.priced if job.totals.priced else None
         work = ShardWork(
             AsyncGateway,
-            configs,
-            gateway.settings,
+            checked.configs,
+            checked.gateway.settings,
             paths.source.absolute(),
-            given.source.row_format,
-            given.source.size,
+            source.row_format,
+            source.size,
             parts_folder(paths.output).absolute(),
-            options,
+            checked.options,
             mean_cost=mean,
-            changed_at=given.source.changed_at,
+            changed_at=source.changed_at,
             output=paths.output.absolute(),
         )
         await cluster.give_workers(job, work, command.actors)
 
     with contextlib.ExitStack() as connected:
-        with display.busy("connecting to Ray"):
+        with checked.display.busy("connecting to Ray"):
             cluster = connected.enter_context(open_cluster(command.address, command.actors))
-        return await _run_job(command, display, gateway, given, paths, options, table, prepare)
+        return await _run_job(checked, prepare)
 
 
-async def _run_job(  # noqa: PLR0917 - each of another kind
-    command: BatchCommand,
-    display: _Display,
-    gateway: AsyncGateway,
-    given: JobInput,
-    paths: JobPaths,
-    options: JobOptions,
-    table: TableFormat,
-    prepare: Callable[[ShardedJob], Awaitable[None]] | None = None,
+async def _run_job(
+    checked: _CheckedJob, prepare: Callable[[ShardedJob], Awaitable[None]] | None = None
 ) -> int:
+    command, display, options = checked.command, checked.display, checked.options
+    given, paths = checked.given, checked.paths
     row_format, written = given.source.row_format, paths.output
     if paths.table is not None:  # whose columns may change
         row_format = replace(row_format, keep=None)
@@ -184,7 +185,7 @@ async def _run_job(  # noqa: PLR0917 - each of another kind
     with contextlib.closing(files):
         with display.busy(f"reading {paths.output}"):
             kind = Job if prepare is None else ShardedJob
-            job = await kind.open(gateway, given, files, options)
+            job = await kind.open(checked.gateway, given, files, options)
         if prepare is not None and isinstance(job, ShardedJob):
             await prepare(job)
         if given.source.has_changed:
@@ -196,7 +197,7 @@ async def _run_job(  # noqa: PLR0917 - each of another kind
                 await _show_and_run(job, display.screen)
             if paths.table is not None and (job.complete or command.collect):
                 with display.busy(f"writing {paths.table}") as on_progress:
-                    await write_table(paths.table, given, files, table, on_progress)
+                    await write_table(paths.table, given, files, checked.table, on_progress)
                 written = paths.table
         finally:
             _print_end(command, display.console, job, files, written)

@@ -455,7 +455,7 @@ class AsyncGateway:
             read = protocol.read_copy(body, headers or {}, self.settings.max_prompt_bytes)
         named: dict[str, Any] = {**read.options, **options}
         if named.get("model") == "auto" and not any("auto" in p.answers_to for p in self._roster):
-            named["model"] = None  # as clients say it that have to name one
+            named["model"] = None  # sent by clients that must name a model
         return read, self._request(read.messages, named, native=read.native)
 
     @accepts(CallOptions, cache=True)
@@ -618,7 +618,7 @@ class AsyncGateway:
                 with it, once the other calls of the round have ended. Calls that the model has to
                 correct always go back to it.
             response_format: As for `chat`; the last answer has an instance as `.parsed`.
-            **options: See `ToolRunOptions`. Nothing is cached by default: each run acts anew.
+            **options: See `ToolRunOptions`. Nothing is cached by default: each run calls the model.
 
         Raises:
             ToolRoundsExceededError: The model still calls tools after `max_rounds`.
@@ -984,12 +984,12 @@ class AsyncGateway:
     def likely_cost(
         self, model: str | None, prompt_bytes: int, answer_tokens: float
     ) -> float | None:
-        """Estimate one call at the dearest provider of a model before any answer; for the service.
+        """Estimate the cost of one call at the most expensive provider of a model; for the service.
 
         Args:
             model: Its name or alias; None is any.
             prompt_bytes: The length of the request.
-            answer_tokens: Of the answer; a model that writes less bounds them.
+            answer_tokens: Tokens of the answer; at most those that the model can write.
 
         Returns:
             US dollars; None if no price is known (yet).
@@ -1020,7 +1020,7 @@ class AsyncGateway:
         }
 
     def restore_latencies(self, known: Mapping[tuple[str, ...], tuple[float, float]]) -> None:
-        """Begin with what an earlier process has learned; for the service."""
+        """Begin with the latencies that an earlier process has measured; for the service."""
         for name, times in self._response_times():
             if name in known:
                 times.restore(*known[name])

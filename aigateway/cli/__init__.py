@@ -32,13 +32,13 @@ class LogFormat(StrEnum):
 
 
 _PIPE_CLOSED = 141
-"""As shells report a process that SIGPIPE ended."""
+"""The exit code that shells report for a process ended by SIGPIPE."""
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""Why a disk takes no more."""
+"""Errors of a full or broken disk."""
 
 
 class _Commands(TyperGroup):
-    """Ends silently when its reader has gone, as `head` does, and in a line if a disk is full."""
+    """Ends silently if the reader closes the pipe, as `head` does; reports a full disk briefly."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -61,7 +61,7 @@ class _Commands(TyperGroup):
 
 
 def _discard_output() -> None:
-    """Leave nothing to be written, else Python complains at its exit."""
+    """Send what is still buffered to the null device, else Python prints an error at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -13,7 +13,7 @@ __all__ = ["BatchCommand", "BatchEngine", "Config", "Simulate", "option"]
 
 
 def option(text: str, *names: str, **more: Any) -> Any:
-    """Return an option with this help; without names it is named as its parameter."""
+    """Return an option with this help; without names it is named after its parameter."""
     return typer.Option(*names, help=text, **more)
 
 

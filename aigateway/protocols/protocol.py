@@ -1,4 +1,4 @@
-"""What every protocol has: a request that was read, an answer, a stream of events."""
+"""What all protocols share: a request that was read, an answer, a stream of events."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class ProtocolStream:
         return self._ready.popleft()
 
     def take_ready(self) -> bytes:
-        """Return the bytes of the events that came with the last one, and leave them out."""
+        """Return the bytes of the events that came with the last one; iteration skips them."""
         if not self._ready:
             return b""
         raw = b"".join([event.raw for event in self._ready])

@@ -60,7 +60,7 @@ _OTHER_KINDS: Final = frozenset(
     "audio_speech audio_transcription image_edit image_generation moderation ocr realtime rerank"  # noqa: SIM905
     " search vector_store video_generation".split()
 )
-"""Modes in litellm's map of models that are no candidates for a chat."""
+"""Modes in litellm's map of models that cannot chat."""
 
 _HEADER = "not copied: it may be secret. In code, LLMConfig(headers=...) takes it from a variable"
 _NO_KEY = re.compile(
@@ -68,7 +68,7 @@ _NO_KEY = re.compile(
     r"|(sk-)?(fake|1234|none|dummy)[-\w]*",
     re.IGNORECASE,
 )
-"""Words that stand where a local server asks for no key."""
+"""Placeholders for the key of a local server that needs none."""
 
 
 @dataclass
@@ -95,14 +95,14 @@ class NotTakenError(Exception):
 
 
 class _KeyVariables:
-    """Names of variables for keys that stand in the YAML itself."""
+    """Names variables for keys that are written in the YAML itself."""
 
     def __init__(self, content: object) -> None:
         self._taken = set(_references(content))
         self._names: dict[str, str] = {}
 
     def variable(self, key: str, group: str) -> str:
-        """Return the variable that shall hold this key: one for each key."""
+        """Return the variable for this key: one for each key."""
         if key not in self._names:
             stem = re.sub(r"[^A-Z0-9]+", "_", group.upper()).strip("_") or "LITELLM"
             stem = f"{stem if stem[0].isalpha() else f'K_{stem}'}_API_KEY"
@@ -147,7 +147,7 @@ _BARE: Final = (
     (re.compile(r"(gpt-|chatgpt-|o\d|text-embedding-|ft:)"), "openai"),
     (re.compile(r"claude-"), "anthropic"),
 )
-"""What litellm makes of a model without a vendor in front."""
+"""The vendor that litellm infers for a model without a vendor prefix."""
 
 
 def _vendor_and_model(params: Mapping[str, Any]) -> tuple[str, str]:
@@ -174,7 +174,7 @@ def _vendor_and_model(params: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _plain(params: Mapping[str, Any], option: str) -> str | None:
-    """Return an option that is no secret, also from the variable that it names."""
+    """Return an option that is no secret, resolving a variable that it names."""
     value = params.get(option)
     variable = referenced_variable(value)
     if variable is None:
@@ -228,7 +228,7 @@ def _provider_table(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_from_variable(params: Mapping[str, Any]) -> bool:
-    """Return whether OpenAI's address is that of a variable, to which OpenAI's key belongs."""
+    """Return whether OpenAI's address comes from a variable; OpenAI's key belongs to it."""
     is_given = params.get("api_base") is not None or params.get("base_url") is not None
     return not is_given and _vendor_and_model(params)[0] == "openai"
 
@@ -444,7 +444,7 @@ class _DeploymentOptions:
 def _refuse_other_kinds(
     table: Mapping[str, Any], params: Mapping[str, Any], mode: str | None
 ) -> None:
-    """Refuse a model for images, speech and the like that the configuration does not call so."""
+    """Refuse a model for images, speech and the like, unless `model_info` gives its mode."""
     given = (table["model"], as_text(params.get("model")), f"{table['provider']}/{table['model']}")
     known = next((entry for name in given if (entry := model_map().get(name or ""))), {})
     kind = known.get("mode")

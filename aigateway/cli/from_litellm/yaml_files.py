@@ -1,6 +1,6 @@
 """Read YAML that may be hostile, with the files that it includes; no error quotes what they hold.
 
-The first pass counts what the text stands for and builds nothing, so a refusal costs little.
+A first pass counts the values that the text expands to and builds nothing, so a refusal is cheap.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["read_yaml"]
 _MOST_BYTES: Final = 1_000_000
 _MOST_FILES: Final = 32
 _MOST_VALUES: Final = 100_000
-"""In all files together, with each value that an alias repeats."""
+"""In all files together; aliases count as often as they repeat a value."""
 _MOST_DEPTH: Final = 50
 _MOST_BITS: Final = 64
 _TEXT_OF_A_VALUE: Final = 100
@@ -28,7 +28,7 @@ _TEXT_OF_A_VALUE: Final = 100
 
 _FAST: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _HALVES = re.compile(r"\\u[dD][89a-fA-F]")
-"""JSON's way to write an emoji, as two halves, which libyaml refuses."""
+"""Escaped surrogates, as JSON writes an emoji; libyaml refuses them."""
 _NUMBER = re.compile(r"[-+.]?\d").match
 
 
@@ -96,7 +96,7 @@ class _Files:
         raise ConfigurationError(f"{name} {problem}.")
 
     def _count(self, text: str, loader: Any) -> None:
-        """Raise as soon as the text stands for too much; few lines can stand for endless values.
+        """Raise as soon as the text expands to too much; a few lines can expand without end.
 
         An alias weighs what its anchor holds, so nothing that is built later can be larger.
         """
@@ -111,7 +111,7 @@ class _Files:
             elif isinstance(event, yaml.ScalarEvent):
                 weights[event.anchor] = _weight(event)
                 self._values += weights[event.anchor]
-            elif isinstance(event, yaml.AliasEvent):  # one that is not known yet holds itself
+            elif isinstance(event, yaml.AliasEvent):  # an unknown anchor contains itself
                 self._values += weights.get(event.anchor, _MOST_VALUES)
             if self._values > _MOST_VALUES:
                 raise OverflowError
@@ -141,5 +141,5 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def _sound(text: str) -> str:
-    """Return a text that has a UTF-8."""
+    """Return a text that can be encoded as UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

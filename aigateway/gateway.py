@@ -31,7 +31,6 @@ from aigateway.errors import (
     ConfigurationError,
     GatewayError,
     MisuseError,
-    RequestRejectedError,
 )
 from aigateway.events import CircuitForced, CircuitOrder, Hook, LoopStalled
 from aigateway.figures import GatewayMetrics
@@ -76,12 +75,16 @@ from aigateway.protocols.protocol import (
     ProtocolStream,
     ReadRequest,
 )
-from aigateway.request.json_copy import check_size, copied, encoded_json
 from aigateway.request.middleware import Middleware, MiddlewarePipeline, load_middleware
 from aigateway.request.pipeline import Pipeline
 from aigateway.request.stream import ChatStream, StreamOutcome
 from aigateway.request.tools import OnToolError, ToolRun, run_tools
-from aigateway.request.validate import chat_request, embedding_request
+from aigateway.request.validate import (
+    chat_request,
+    embedding_request,
+    one_prompt,
+    stream_arguments,
+)
 from aigateway.resilience import retry
 from aigateway.resilience.concurrency import Limiter
 from aigateway.resilience.health import ResponseTimes
@@ -143,7 +146,7 @@ class AsyncGateway:
         )
         self._clock = clock
         self._emitter = Emitter(hooks)
-        self._make_client = vendor or _litellm_clients(self.settings)
+        self._make_client = vendor or _vendor_clients(self.settings)
         self._uses_litellm = vendor is None
         self._recorder = RequestRecorder(clock, self._emitter)
         self._roster = Roster()
@@ -264,10 +267,7 @@ class AsyncGateway:
             StreamInterruptedError: While iterating: the stream broke after its first content.
             GatewayError: While iterating, before the first content: as `chat`.
         """
-        params: dict[str, Any] = _without_stream_options(options)
-        resume = params.pop("resume", None)
-        if resume is not None and resume not in ("continue", "restart"):
-            raise RequestRejectedError('resume must be None, "continue" or "restart".')
+        params, resume = stream_arguments(options)
         request = self._request(prompt_or_messages, params, prompt, messages, response_format)
         return self._stream(request, resume)
 
@@ -449,14 +449,13 @@ class AsyncGateway:
         headers: Mapping[str, str] | None,
         options: ProtocolOptions,
     ) -> tuple[ReadRequest, ChatRequest]:
-        read = body
-        if not isinstance(read, ReadRequest):
-            encoded = encoded_json(body, "body")
-            check_size(len(encoded), self.settings.max_prompt_bytes)
-            read = protocol.read(copied(body, encoded), headers or {})
+        if isinstance(body, ReadRequest):
+            read = body
+        else:
+            read = protocol.read_copy(body, headers or {}, self.settings.max_prompt_bytes)
         named: dict[str, Any] = {**read.options, **options}
         if named.get("model") == "auto" and not any("auto" in p.answers_to for p in self._roster):
-            named["model"] = None  # as clients say it that have to name one
+            named["model"] = None  # sent by clients that must name a model
         return read, self._request(read.messages, named, native=read.native)
 
     @accepts(CallOptions, cache=True)
@@ -557,7 +556,7 @@ class AsyncGateway:
         routed: bool = True,
     ) -> ChatRequest:
         if content is None or prompt is not None or messages is not None:
-            content = _the_one(content, prompt, messages)
+            content = one_prompt(content, prompt, messages)
         params: dict[str, Any] = {}
         named = options
         if not options.keys() <= OWN_OPTIONS:
@@ -619,7 +618,7 @@ class AsyncGateway:
                 with it, once the other calls of the round have ended. Calls that the model has to
                 correct always go back to it.
             response_format: As for `chat`; the last answer has an instance as `.parsed`.
-            **options: See `ToolRunOptions`. Nothing is cached by default: each run acts anew.
+            **options: See `ToolRunOptions`. Nothing is cached by default: each run calls the model.
 
         Raises:
             ToolRoundsExceededError: The model still calls tools after `max_rounds`.
@@ -629,7 +628,7 @@ class AsyncGateway:
                 the conversation so far as `tool_run`, with the results of all calls that had ended.
         """
         if prompt_or_messages is None or prompt is not None or messages is not None:
-            prompt_or_messages = _the_one(prompt_or_messages, prompt, messages)
+            prompt_or_messages = one_prompt(prompt_or_messages, prompt, messages)
         return await run_tools(
             partial(self.chat, response_format=response_format),
             self._clock,
@@ -895,6 +894,32 @@ class AsyncGateway:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
+    def get_metrics(self) -> GatewayMetrics:
+        """Return counters and gauges as plain values fit for JSON.
+
+        `total_requests`, `cache_hits`, `cache_hit_rate_percent` (two decimals), `failures`
+        (requests that ended in an error), `providers_active` (can take a request now), and more.
+        Under `providers`, for each one: attempts, failures by kind, circuit state, latency
+        percentiles (seconds, last 512 answers), tokens, cost (US dollars). Under `fleet`, with a
+        `redis_url`: whether Redis is `available`, and how many `members` (processes) share it.
+        """
+        fleet = self._fleet.metrics()
+        metrics: GatewayMetrics = {
+            **self._recorder.snapshot(),  # type: ignore[typeddict-item]  # it has no "fleet"
+            "providers_active": sum(p.status().active for p in self._roster),
+            "in_flight": self._limiter.in_flight,
+            "waiting": self._limiter.waiting,
+            "cost_usd": round(sum(p.counters.cost_usd for p in self._roster), 10),
+            "cache": self.cache.stats(),
+            "sessions": self._affinity.stats(),
+            "providers": {p.name: p.metrics() for p in self._roster},
+        }
+        if fleet is not None:
+            metrics["fleet"] = fleet
+        return metrics
+
+    # ── for the service ────────────────────────────────────────────────────────────────────────
+
     def take_over(self, other: AsyncGateway) -> None:
         """Take over the state of another gateway, to replace it with other settings.
 
@@ -927,6 +952,10 @@ class AsyncGateway:
                 provider.take_over(old)
         self._start_afresh()
 
+    def _same_cache(self, settings: GatewaySettings) -> bool:
+        names = ("cache_max_entries", "cache_ttl_seconds", "stale_if_error_seconds")
+        return all(getattr(self.settings, name) == getattr(settings, name) for name in names)
+
     def _rename_as(self, before: Sequence[LLMConfig]) -> None:
         configs = [provider.config for provider in self._roster]
         named = with_distinct_names(configs, before=before)
@@ -948,17 +977,6 @@ class AsyncGateway:
             provider.share_rates(fleet.leases)
         self.cache.put_over(self._fleet.answers)
 
-    def usual_latencies(self) -> dict[tuple[str, ...], tuple[float, float]]:
-        """Return the usual latency and the 95th percentile of each kind of answer; for the service.
-
-        They are named by provider, model, operation, and "answers" or "first_contents".
-        """
-        return {
-            name: (times.usual, times.p95)
-            for name, times in self._response_times()
-            if times.usual is not None and times.p95 is not None
-        }
-
     def serves(self, model: str) -> bool:
         """Return whether a provider has this model, name or alias."""
         return model in self._roster.names
@@ -966,12 +984,12 @@ class AsyncGateway:
     def likely_cost(
         self, model: str | None, prompt_bytes: int, answer_tokens: float
     ) -> float | None:
-        """Estimate one call at the dearest provider of a model before any answer; for the service.
+        """Estimate the cost of one call at the most expensive provider of a model; for the service.
 
         Args:
             model: Its name or alias; None is any.
             prompt_bytes: The length of the request.
-            answer_tokens: Of the answer; a model that writes less bounds them.
+            answer_tokens: Tokens of the answer; at most those that the model can write.
 
         Returns:
             US dollars; None if no price is known (yet).
@@ -990,8 +1008,19 @@ class AsyncGateway:
             default=None,
         )
 
+    def usual_latencies(self) -> dict[tuple[str, ...], tuple[float, float]]:
+        """Return the usual latency and the 95th percentile of each kind of answer; for the service.
+
+        They are named by provider, model, operation, and "answers" or "first_contents".
+        """
+        return {
+            name: (times.usual, times.p95)
+            for name, times in self._response_times()
+            if times.usual is not None and times.p95 is not None
+        }
+
     def restore_latencies(self, known: Mapping[tuple[str, ...], tuple[float, float]]) -> None:
-        """Begin with what an earlier process has learned; for the service."""
+        """Begin with the latencies that an earlier process has measured; for the service."""
         for name, times in self._response_times():
             if name in known:
                 times.restore(*known[name])
@@ -1002,48 +1031,6 @@ class AsyncGateway:
                 place = (provider.name, provider.model, operation)
                 yield (*place, "answers"), guards.answers
                 yield (*place, "first_contents"), guards.first_contents
-
-    def _stalled(self, seconds: float) -> None:
-        self._emitter.emit(LoopStalled(round(seconds, 3), self._limiter.in_flight))
-
-    def _same_cache(self, settings: GatewaySettings) -> bool:
-        names = ("cache_max_entries", "cache_ttl_seconds", "stale_if_error_seconds")
-        return all(getattr(self.settings, name) == getattr(settings, name) for name in names)
-
-    async def warmup(self) -> None:
-        """Load litellm and tenacity and open the clients now, not at the first request.
-
-        Raises:
-            MisuseError: The gateway is closed, or in use on another running event loop.
-        """
-        self._enter_loop()
-        retry.load()
-        for provider in self._roster:
-            await provider.prepare()
-
-    def get_metrics(self) -> GatewayMetrics:
-        """Return counters and gauges as plain values fit for JSON.
-
-        `total_requests`, `cache_hits`, `cache_hit_rate_percent` (two decimals), `failures`
-        (requests that ended in an error), `providers_active` (can take a request now), and more.
-        Under `providers`, for each one: attempts, failures by kind, circuit state, latency
-        percentiles (seconds, last 512 answers), tokens, cost (US dollars). Under `fleet`, with a
-        `redis_url`: whether Redis is `available`, and how many `members` (processes) share it.
-        """
-        fleet = self._fleet.metrics()
-        metrics: GatewayMetrics = {
-            **self._recorder.snapshot(),  # type: ignore[typeddict-item]  # it has no "fleet"
-            "providers_active": sum(p.status().active for p in self._roster),
-            "in_flight": self._limiter.in_flight,
-            "waiting": self._limiter.waiting,
-            "cost_usd": round(sum(p.counters.cost_usd for p in self._roster), 10),
-            "cache": self.cache.stats(),
-            "sessions": self._affinity.stats(),
-            "providers": {p.name: p.metrics() for p in self._roster},
-        }
-        if fleet is not None:
-            metrics["fleet"] = fleet
-        return metrics
 
     # ── opening and closing ──────────────────────────────────────────────────────────────────
 
@@ -1058,6 +1045,17 @@ class AsyncGateway:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    async def warmup(self) -> None:
+        """Load litellm and tenacity and open the clients now, not at the first request.
+
+        Raises:
+            MisuseError: The gateway is closed, or in use on another running event loop.
+        """
+        self._enter_loop()
+        retry.load()
+        for provider in self._roster:
+            await provider.prepare()
 
     async def aclose(self) -> None:
         """Cancel requests in flight and close every connection. Later calls raise."""
@@ -1098,7 +1096,9 @@ class AsyncGateway:
     def _begin_loading(self) -> None:
         """Start importing litellm, before the first request waits for it."""
         if self._uses_litellm and any(self._roster):
-            from aigateway.wires.loading import begin_loading  # noqa: PLC0415 - see below
+            from aigateway.wires.loading import (  # noqa: PLC0415 - as in `_vendor_clients`
+                begin_loading,
+            )
 
             begin_loading(freeze=self.settings.freeze_gc)
 
@@ -1131,25 +1131,8 @@ class AsyncGateway:
             self._pipeline = MiddlewarePipeline(*parts, middleware=self._middleware)
         self._retiring: set[asyncio.Task[None]] = set()
 
-
-def _the_one(*given: Any) -> Any:
-    """Return the prompt, or the messages, that a call was given."""
-    contents = [each for each in given if each is not None]
-    if len(contents) != 1:
-        how = 'chat("..."), chat(prompt="...") or chat(messages=[...])'
-        raise RequestRejectedError(f"Give one prompt, or messages: {how}.")
-    return contents[0]
-
-
-def _without_stream_options(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop what callers of OpenAI's SDK add for a stream with usage, which is the default here."""
-    kept = dict(params)
-    if kept.pop("stream", True) is not True:
-        raise RequestRejectedError("stream() streams: leave `stream` out, or call chat().")
-    options = kept.get("stream_options")
-    if isinstance(options, Mapping) and options.keys() <= {"include_usage"}:
-        del kept["stream_options"]
-    return kept
+    def _stalled(self, seconds: float) -> None:
+        self._emitter.emit(LoopStalled(round(seconds, 3), self._limiter.in_flight))
 
 
 def _weakly(method: Callable[[float], None]) -> Callable[[float], None]:
@@ -1188,7 +1171,7 @@ def _checked(providers: Iterable[LLMConfig]) -> list[LLMConfig]:
     return configs
 
 
-def _litellm_clients(settings: GatewaySettings) -> VendorClientFactory:
+def _vendor_clients(settings: GatewaySettings) -> VendorClientFactory:
     def make(config: LLMConfig, clock: Clock) -> VendorClient:
         # Not at the top: importing the package must not load the HTTP client.
         from aigateway.wires.client import ChangingKeyClient  # noqa: PLC0415

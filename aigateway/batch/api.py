@@ -73,7 +73,7 @@ class Batches:
         timeout = shared.pop("timeout", None)
         outage_patience = shared.pop("outage_patience", 300.0)
         progress = shared.pop("progress", False)
-        # A wrong shared option is one error, not one for each request.
+        # An invalid shared option is one error, not one for each request.
         model = self._check("any prompt", **shared).model
 
         def free_limit() -> int:

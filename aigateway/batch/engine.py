@@ -297,7 +297,7 @@ class _Run:
             raise interrupted
 
     async def _end_after(self, seconds: float, reader: asyncio.Task[None]) -> None:
-        """Cancel what is not done by then. An input with a length is still read to its end."""
+        """Cancel the requests that are not done by then. An input with a length is still read."""
         await self._options.clock.sleep(seconds)
         self._late = True
         for task in self._asked:
@@ -388,7 +388,7 @@ class _Run:
     ) -> None:
         attempts = () if response is None else response.attempts
         rest = (response, error, attempts, self._options.clock.now() - begun.at)
-        kind: Any = BatchItem  # at run time; it makes the one or the other
+        kind: Any = BatchItem  # at run time: the type checker sees two classes
         item: BatchItem = kind(begun.index, begun.id, begun.request, *rest)
         self.tally.add(item)
         self._done.append(item)

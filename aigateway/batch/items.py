@@ -37,7 +37,7 @@ _CHUNK = 1024
 """Rows of an Arrow table that are read at once."""
 
 _MISSING = ("NAType", "NaTType")
-"""What pandas has in place of a value, beside NaN."""
+"""Types of missing values in pandas, beside NaN."""
 
 _SHOWN_COLUMNS = 20
 _PLAIN_NAME = re.compile(r"[\w .:/#%()+-]+(\[[^\]]*\]|\.\w+)*")

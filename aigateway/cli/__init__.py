@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
 import sys
 from datetime import datetime
@@ -18,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from aigateway import __version__
+from aigateway.cli.options import BatchCommand, Config, Simulate, option
 
 __all__ = ["app"]
 
@@ -29,27 +31,14 @@ class LogFormat(StrEnum):
     TEXT = "text"
 
 
-class BatchEngine(StrEnum):
-    """What sends the requests of a batch."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
-def _option(text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=text, **more)
-
-
 _PIPE_CLOSED = 141
-"""As shells report a process that SIGPIPE ended."""
+"""The exit code that shells report for a process ended by SIGPIPE."""
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""Why a disk takes no more."""
-_Config = Annotated[Path | None, _option("Read this file instead of aigateway.toml.", "--config")]
-_Simulate = Annotated[bool, _option("Use four simulated vendors; needs no key.", "--simulate")]
+"""Errors of a full or broken disk."""
 
 
 class _Commands(TyperGroup):
-    """Ends silently when its reader has gone, as `head` does, and in a line if a disk is full."""
+    """Ends silently if the reader closes the pipe, as `head` does; reports a full disk briefly."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -72,7 +61,7 @@ class _Commands(TyperGroup):
 
 
 def _discard_output() -> None:
-    """Leave nothing to be written, else Python complains at its exit."""
+    """Send what is still buffered to the null device, else Python prints an error at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -98,9 +87,7 @@ def main(
     *,
     version: Annotated[
         bool,
-        _option(
-            "Print the version, and exit.", "--version", callback=_print_version, is_eager=True
-        ),
+        option("Print the version, and exit.", "--version", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Several LLM vendors behind one call: priority routing, failover, circuits and caching."""
@@ -114,18 +101,16 @@ def chat_command(
         typer.Argument(help='The prompt; "-", or none at all, reads standard input.'),
     ] = None,
     *,
-    stream: Annotated[bool, _option("Print the answer as it arrives.", "--stream")] = False,
-    system: Annotated[str | None, _option("A system message.")] = None,
-    model: Annotated[
-        str | None, _option("A provider's model, name or alias; default: any.")
-    ] = None,
-    temperature: Annotated[float | None, _option("From 0 to 2.")] = None,
-    max_tokens: Annotated[int | None, _option("The longest answer.")] = None,
-    timeout: Annotated[float | None, _option("Seconds for the request, failover included.")] = None,
-    as_json: Annotated[bool, _option("Print a JSON object instead of the text.", "--json")] = False,
-    no_cache: Annotated[bool, _option("Do not use the cache.", "--no-cache")] = False,
-    config: _Config = None,
-    simulate: _Simulate = False,
+    stream: Annotated[bool, option("Print the answer as it arrives.", "--stream")] = False,
+    system: Annotated[str | None, option("A system message.")] = None,
+    model: Annotated[str | None, option("A provider's model, name or alias; default: any.")] = None,
+    temperature: Annotated[float | None, option("From 0 to 2.")] = None,
+    max_tokens: Annotated[int | None, option("The longest answer.")] = None,
+    timeout: Annotated[float | None, option("Seconds for the request, failover included.")] = None,
+    as_json: Annotated[bool, option("Print a JSON object instead of the text.", "--json")] = False,
+    no_cache: Annotated[bool, option("Do not use the cache.", "--no-cache")] = False,
+    config: Config = None,
+    simulate: Simulate = False,
 ) -> None:
     """Send one prompt. Prints the answer to stdout, and its provider and price to stderr.
 
@@ -152,12 +137,12 @@ def chat_command(
 @app.command("providers")
 def providers_command(
     *,
-    config: _Config = None,
-    as_json: Annotated[bool, _option("Print JSON instead of a table.", "--json")] = False,
+    config: Config = None,
+    as_json: Annotated[bool, option("Print JSON instead of a table.", "--json")] = False,
     check: Annotated[
-        bool, _option("Send each a short request, which may cost a little.", "--check")
+        bool, option("Send each a short request, which may cost a little.", "--check")
     ] = False,
-    timeout: Annotated[float, _option("Seconds for each request of --check.", min=0.1)] = 20.0,
+    timeout: Annotated[float, option("Seconds for each request of --check.", min=0.1)] = 20.0,
 ) -> None:
     """Show the configured providers, and whether they answer. Never shows keys.
 
@@ -172,13 +157,13 @@ def providers_command(
 @app.command("check")
 def check_command(
     *,
-    config: _Config = None,
+    config: Config = None,
     ask: Annotated[
-        bool, _option("Send each provider a short request, which may cost a little.", "--ask")
+        bool, option("Send each provider a short request, which may cost a little.", "--ask")
     ] = False,
-    timeout: Annotated[float, _option("Seconds for each request of --ask.", min=0.1)] = 20.0,
-    strict: Annotated[bool, _option("Exit with 1 if there is a warning.", "--strict")] = False,
-    as_json: Annotated[bool, _option("Print JSON.", "--json")] = False,
+    timeout: Annotated[float, option("Seconds for each request of --ask.", min=0.1)] = 20.0,
+    strict: Annotated[bool, option("Exit with 1 if there is a warning.", "--strict")] = False,
+    as_json: Annotated[bool, option("Print JSON.", "--json")] = False,
 ) -> None:
     """Say what the configuration does, where each value was read, and what looks wrong.
 
@@ -196,7 +181,7 @@ def vendors_command(
         str | None, typer.Argument(metavar="[NAME]", help="Show how to configure this vendor.")
     ] = None,
     *,
-    as_json: Annotated[bool, _option("Print JSON.", "--json")] = False,
+    as_json: Annotated[bool, option("Print JSON.", "--json")] = False,
 ) -> None:
     """List the vendors that can be reached, and the lines of TOML that configure them."""
     from aigateway.cli.vendors import run_vendors  # noqa: PLC0415 - see the module docstring
@@ -208,12 +193,12 @@ def vendors_command(
 def init_command(
     *,
     output: Annotated[
-        str, _option('The file to write; "-" prints it.', "--output", "-o", metavar="PATH")
+        str, option('The file to write; "-" prints it.', "--output", "-o", metavar="PATH")
     ] = "aigateway.toml",
-    force: Annotated[bool, _option("Replace the file if it exists.", "--force")] = False,
+    force: Annotated[bool, option("Replace the file if it exists.", "--force")] = False,
     from_litellm: Annotated[
         str | None,
-        _option("Take over the config.yaml of litellm's proxy.", "--from-litellm", metavar="PATH"),
+        option("Take over the config.yaml of litellm's proxy.", "--from-litellm", metavar="PATH"),
     ] = None,
 ) -> None:
     """Write a commented aigateway.toml: the vendors whose keys are set, and every setting.
@@ -222,7 +207,7 @@ def init_command(
     exists. With --from-litellm, what cannot be taken over is printed and stands in the file, too.
     """
     if from_litellm is not None:
-        from aigateway.cli.from_litellm import run_from_litellm  # noqa: PLC0415 - likewise
+        from aigateway.cli.from_litellm.draft import run_from_litellm  # noqa: PLC0415 - likewise
 
         run_from_litellm(from_litellm, output, force=force)
         return
@@ -231,175 +216,33 @@ def init_command(
     run_init(output, force=force)
 
 
-@app.command("batch")
-def batch_command(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Requests: .jsonl, .csv, .tsv or .parquet.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Argument(metavar="OUT", help="For the answers: .jsonl, .csv, .tsv or .parquet."),
-    ] = None,
-    *,
-    errors: Annotated[
-        Path | None, _option("For the lines without an answer; default: OUT with .errors in it.")
-    ] = None,
-    resume: Annotated[
-        bool, _option("Continue from the answers in OUT, if any.", "--resume")
-    ] = False,
-    ask_failed: Annotated[
-        bool, _option("With --resume: repeat even requests that were rejected.", "--ask-failed")
-    ] = False,
-    skip_bad_lines: Annotated[
-        bool, _option("Count invalid lines as failed instead of rejecting IN.", "--skip-bad-lines")
-    ] = False,
-    prompt_column: Annotated[
-        str | None, _option('The column with the prompt; default for tables: "prompt".')
-    ] = None,
-    template: Annotated[
-        str | None, _option('A prompt with columns: "Translate {text} into {language}".')
-    ] = None,
-    id_column: Annotated[
-        str | None, _option("The column with the id; default: id, custom_id or the row number.")
-    ] = None,
-    delimiter: Annotated[
-        str | None, _option("Separates the fields of a .csv, IN and OUT; default: a comma.")
-    ] = None,
-    keep_columns: Annotated[
-        str | None,
-        _option('Columns of IN to repeat in OUT: "all", or their names: "title,price".'),
-    ] = None,
-    schema: Annotated[
-        str | None,
-        _option(
-            "Answers as JSON of this schema, in columns: a JSON schema's file, or a pydantic class"
-            " as package.module:Class."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, _option("Answer only the first lines; --resume continues with others.", min=1)
-    ] = None,
-    collect: Annotated[
-        bool, _option("Write the table OUT of the answers so far; send nothing.", "--collect")
-    ] = False,
-    bom: Annotated[
-        bool, _option("Begin a .csv with a byte order mark, for Excel.", "--bom")
-    ] = False,
-    system: Annotated[str | None, _option("A system message for every line.")] = None,
-    model: Annotated[
-        str | None, _option("For lines without a model: a provider's model, name or alias.")
-    ] = None,
-    ignore_model: Annotated[
-        bool, _option("Ignore the models of the lines.", "--ignore-model")
-    ] = False,
-    temperature: Annotated[float | None, _option("From 0 to 2.")] = None,
-    max_tokens: Annotated[int | None, _option("The longest answer.")] = None,
-    timeout: Annotated[float | None, _option("Seconds for one line, failover included.")] = None,
-    param: Annotated[
-        list[str] | None,
-        _option(
-            "Any other option of chat, repeatable: --param top_p=0.9 --param stop='[\"END\"]'."
-        ),
-    ] = None,
-    no_cache: Annotated[
-        bool, _option("Send every line, even if it repeats another one.", "--no-cache")
-    ] = False,
-    concurrency: Annotated[
-        str, _option('Requests in flight at once; "auto" follows the providers\' limits.')
-    ] = "16",
-    outage_patience: Annotated[
-        float, _option("Seconds to wait while no provider is available; inf: no limit.", min=0)
-    ] = 300.0,
-    max_cost: Annotated[
-        float | None, _option("US dollars after which no new request begins.")
-    ] = None,
-    max_failures: Annotated[
-        int | None, _option("Failed lines after which no new request begins.")
-    ] = None,
-    rpm: Annotated[int | None, _option("The most requests per minute.")] = None,
-    tpm: Annotated[int | None, _option("The most tokens per minute.")] = None,
-    report: Annotated[Path | None, _option("Write a report to a .html or .json file.")] = None,
-    engine: Annotated[
-        BatchEngine, _option("What sends the requests: this process, or actors on Ray.")
-    ] = BatchEngine.LOCAL,
-    address: Annotated[
-        str | None,
-        _option('With ray: "auto" or HOST:PORT; default: RAY_ADDRESS, else start one here.'),
-    ] = None,
-    actors: Annotated[
-        int | None,
-        _option("With ray: processes; default: one for each CPU and 16 requests.", min=1),
-    ] = None,
-    dry_run: Annotated[
-        bool, _option("Check IN and estimate the cost; send nothing.", "--dry-run")
-    ] = False,
-    plain: Annotated[bool, _option("Print lines instead of a progress bar.", "--plain")] = False,
-    simulate: _Simulate = False,
-) -> None:
+def batch_command(**options: Any) -> None:
     """Answer every line of a file. The job can be killed at any time and resumed.
 
     Ctrl-C finishes the requests in flight; a second one stops at once. --resume continues. Exits
     with 0 if all lines are answered, 1 if some failed or are left, 2 if IN or an option is invalid.
     """
-    from aigateway.batch.files.input import RowFormat  # noqa: PLC0415 - see the module docstring
-    from aigateway.cli.batch.run import (  # noqa: PLC0415 - see the module docstring
-        BatchCommand,
-        column_names,
-        run_batch,
-    )
+    from aigateway.cli.batch.run import run_batch  # noqa: PLC0415 - see the module docstring
 
-    shared = {
-        "system": system,
-        "model": model,
-        "temperature": temperature,
-        "max_tokens": max_tokens,
-        "timeout": timeout,
-        "cache": False if no_cache else None,
-    }
-    columns = (prompt_column, template, id_column, ignore_model, delimiter)
-    run_batch(
-        BatchCommand(
-            source=source,
-            output=output,
-            errors=errors,
-            row_format=RowFormat(*columns, keep=column_names(keep_columns)),
-            shared={name: value for name, value in shared.items() if value is not None},
-            concurrency=concurrency,
-            outage_patience=outage_patience,
-            limits={
-                "max_cost": max_cost,
-                "max_failures": max_failures,
-                "rpm": rpm,
-                "tpm": tpm,
-            },
-            resume=resume,
-            ask_failed=ask_failed,
-            skip_bad_lines=skip_bad_lines,
-            report=report,
-            engine=engine.value,
-            address=address,
-            actors=actors,
-            schema=schema,
-            params=tuple(param or ()),
-            limit=limit,
-            collect=collect,
-            bom=bom,
-        ),
-        dry_run=dry_run,
-        plain=plain,
-        simulate=simulate,
-    )
+    run_batch(BatchCommand(**options))
+
+
+# Typer finds the options in the signature.
+batch_command.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    BatchCommand, eval_str=True
+)
+app.command("batch")(batch_command)
 
 
 @app.command("serve")
 def serve_command(
     *,
-    host: Annotated[str | None, _option("The address; any other than loopback needs keys.")] = None,
-    port: Annotated[int | None, _option("The port; 0 takes a free one.", min=0, max=65535)] = None,
-    workers: Annotated[int | None, _option("Worker processes.", min=1)] = None,
-    config: _Config = None,
-    simulate: _Simulate = False,
-    log_format: Annotated[LogFormat, _option("The format of the log on stderr.")] = LogFormat.TEXT,
+    host: Annotated[str | None, option("The address; any other than loopback needs keys.")] = None,
+    port: Annotated[int | None, option("The port; 0 takes a free one.", min=0, max=65535)] = None,
+    workers: Annotated[int | None, option("Worker processes.", min=1)] = None,
+    config: Config = None,
+    simulate: Simulate = False,
+    log_format: Annotated[LogFormat, option("The format of the log on stderr.")] = LogFormat.TEXT,
 ) -> None:
     """Serve OpenAI's API and the gateway's own over HTTP. The settings hold all other options.
 
@@ -420,18 +263,18 @@ def serve_command(
 @app.command("usage")
 def usage_command(
     *,
-    days: Annotated[int, _option("The latest days, today included (UTC).", min=1)] = 30,
+    days: Annotated[int, option("The latest days, today included (UTC).", min=1)] = 30,
     since: Annotated[
         datetime | None,
-        _option("The first day, in place of --days.", formats=["%Y-%m-%d"]),
+        option("The first day, in place of --days.", formats=["%Y-%m-%d"]),
     ] = None,
-    key: Annotated[str | None, _option("Only this key, by its name.")] = None,
-    as_csv: Annotated[bool, _option("Print CSV.", "--csv")] = False,
-    as_json: Annotated[bool, _option("Print JSON.", "--json")] = False,
+    key: Annotated[str | None, option("Only this key, by its name.")] = None,
+    as_csv: Annotated[bool, option("Print CSV.", "--csv")] = False,
+    as_json: Annotated[bool, option("Print JSON.", "--json")] = False,
     state_dir: Annotated[
-        Path | None, _option("The directory of the state; default: that of the settings.")
+        Path | None, option("The directory of the state; default: that of the settings.")
     ] = None,
-    config: _Config = None,
+    config: Config = None,
 ) -> None:
     """Show who spent what at the service: by day, key and model. The service may be running."""
     from aigateway.cli.usage import run_usage  # noqa: PLC0415 - see the module docstring
@@ -450,11 +293,11 @@ def usage_command(
 def simulate_command(
     *,
     port: Annotated[
-        int, _option("The first of five consecutive ports; 0 takes free ones.", min=0, max=65531)
+        int, option("The first of five consecutive ports; 0 takes free ones.", min=0, max=65531)
     ] = 9000,
-    latency: Annotated[float, _option("Seconds before each healthy answer.", min=0)] = 0.0,
+    latency: Annotated[float, option("Seconds before each healthy answer.", min=0)] = 0.0,
     timeline: Annotated[
-        str | None, _option('Faults by time: "openai:2s=status:500,openai:5s=ok", or a file.')
+        str | None, option('Faults by time: "openai:2s=status:500,openai:5s=ok", or a file.')
     ] = None,
 ) -> None:
     """Run simulated OpenAI, Azure OpenAI, Gemini and Anthropic on loopback until Ctrl-C.
@@ -470,11 +313,11 @@ def simulate_command(
 def demo_command(
     *,
     seconds: Annotated[
-        float, _option("Seconds of traffic; a live table adds time to read.", min=1, max=3600)
+        float, option("Seconds of traffic; a live table adds time to read.", min=1, max=3600)
     ] = 12.0,
-    rate: Annotated[float, _option("Requests per second.", min=5, max=200)] = 20.0,
-    plain: Annotated[bool, _option("Print lines instead of a live table.", "--plain")] = False,
-    seed: Annotated[int, _option("The same seed gives the same traffic.")] = 0,
+    rate: Annotated[float, option("Requests per second.", min=5, max=200)] = 20.0,
+    plain: Annotated[bool, option("Print lines instead of a live table.", "--plain")] = False,
+    seed: Annotated[int, option("The same seed gives the same traffic.")] = 0,
 ) -> None:
     """Watch vendors fail in three acts, over real HTTP, while every caller gets an answer.
 
@@ -488,20 +331,20 @@ def demo_command(
 @app.command("key")
 def key_command(
     *,
-    name: Annotated[str, _option("The name of its owner in /metrics.")] = "team",
+    name: Annotated[str, option("The name of its owner in /metrics.")] = "team",
     admin: Annotated[
-        bool, _option("Make the admin key, which may force circuits.", "--admin")
+        bool, option("Make the admin key, which may force circuits.", "--admin")
     ] = False,
     append: Annotated[
-        Path | None, _option("Add the lines to this file, such as aigateway.toml.")
+        Path | None, option("Add the lines to this file, such as aigateway.toml.")
     ] = None,
-    budget: Annotated[float | None, _option("US dollars that it may spend in a day (UTC).")] = None,
-    rpm: Annotated[int | None, _option("Requests that it may begin in any 60 seconds.")] = None,
+    budget: Annotated[float | None, option("US dollars that it may spend in a day (UTC).")] = None,
+    rpm: Annotated[int | None, option("Requests that it may begin in any 60 seconds.")] = None,
     models: Annotated[
-        str | None, _option('Models, names and aliases that it may ask for: "fast,gpt-4o".')
+        str | None, option('Models, names and aliases that it may ask for: "fast,gpt-4o".')
     ] = None,
     monitor: Annotated[
-        bool, _option("It sees what every key has used: for Prometheus.", "--monitor")
+        bool, option("It sees what every key has used: for Prometheus.", "--monitor")
     ] = False,
 ) -> None:
     """Make a key for the service. Prints it to stdout once, and lines for aigateway.toml to stderr.

@@ -1,6 +1,6 @@
 """`aigateway init`: write a commented `aigateway.toml`.
 
-A `Draft` is what the file shall say; `rendered` adds every other setting as a comment with its
+A `Draft` is the content of the file; `rendered` adds every other setting as a comment with its
 default. Lines that begin with "# " explain; lines that begin with "#" and a name are settings.
 """
 
@@ -76,7 +76,7 @@ _NO_PROVIDERS = """\
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a new file shall say.
+    """The content of a new file.
 
     Attributes:
         providers: The `[[providers]]`, as they stand in the file (`api_key_env`, never a key).

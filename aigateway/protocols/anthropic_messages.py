@@ -1,8 +1,9 @@
 """Anthropic's Messages: https://platform.claude.com/docs/en/api/messages.
 
 A request is read as a chat, and the answer to a chat is written as a message or as its events.
-What other vendors want back with their own answers travels in envelopes: as the `signature` of a
-block of thinking, or as the `data` of a `redacted_thinking` block.
+Other vendors need parts of their answers back in the next request (reasoning, signatures). These
+travel sealed in envelopes: as the `signature` of a `thinking` block, or as the `data` of a
+`redacted_thinking` block.
 
 litellm's own adapter is not used. It sends the thinking of the history to every server, loses
 `disable_parallel_tool_use` and the signatures of other vendors, and costs more than a whole chat.
@@ -15,6 +16,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeGuard
 
 import orjson
@@ -46,21 +48,21 @@ __all__ = ["MESSAGES", "MESSAGES_COUNT", "anthropic_error"]
 # ── what travels in a conversation ───────────────────────────────────────────────────────────
 
 _THOUGHTS = {"redacted_thinking": "data", "thinking": "signature"}
-"""Blocks of thinking, and their field that Anthropic, or an envelope, has signed."""
+"""Blocks of thinking, and the field of each with Anthropic's signature or an envelope."""
 
 _ID = "aigw_"
-"""Begins the id of a tool call that holds the vendor's own one."""
+"""Prefix of the id of a tool call that contains the vendor's own id."""
 
 _NONCE = 8
 _LONGEST_ID = 64
 _FIT_ID = re.compile(r"[a-zA-Z0-9_-]{9,64}")
-"""Ids that are passed on. Shorter ones ("call_0") are not unique in a conversation."""
+"""Ids that are passed on unchanged. Shorter ones ("call_0") are not unique in a conversation."""
 
 _LONGEST_NAME = 64
 """Most characters of a tool's name at OpenAI and those that imitate it; Anthropic takes 128."""
 
 
-def _written_id(name: str, request_id: str, index: int) -> str:
+def _encoded_id(name: str, request_id: str, index: int) -> str:
     """Return the id of a tool call as every vendor takes it."""
     if _FIT_ID.fullmatch(name) and not name.startswith(_ID):
         return name
@@ -70,7 +72,7 @@ def _written_id(name: str, request_id: str, index: int) -> str:
     return written if len(written) <= _LONGEST_ID else f"call_{_digest(name)[:32]}"
 
 
-def _read_id(name: str) -> str:
+def _decoded_id(name: str) -> str:
     """Return the vendor's own id."""
     if not name.startswith(_ID):
         return name
@@ -94,7 +96,7 @@ def _short_name(name: str) -> str:
 
 
 def _full_names(request: ReadRequest) -> dict[str, str]:
-    """Return the names of tools that were too long for a chat, by those that it has instead."""
+    """Return the names of tools that were too long for a chat, by their shortened names."""
     tools = request.native.body.get("tools") or ()
     names = [tool["name"] for tool in tools if isinstance(tool.get("name"), str)]
     return {_short_name(name): name for name in names if len(name) > _LONGEST_NAME}
@@ -103,39 +105,32 @@ def _full_names(request: ReadRequest) -> dict[str, str]:
 # ── a request as a chat ──────────────────────────────────────────────────────────────────────
 
 _MOST_STOPS = 4
-"""Texts to stop at that every other vendor takes."""
+"""Stop sequences that every other vendor accepts."""
 
 _MOST_CALLS = 2048
 """Tool calls in all messages, as in a chat."""
 
 _EFFORTS = {"low": "low", "medium": "medium"}
 _BUDGETS = ((2048, "low"), (8192, "medium"))
-"""Thinking tokens below which an effort stands for them."""
+"""Budgets of thinking tokens below which each effort is chosen."""
 
 _BILLING = "x-anthropic-billing-header:"
-"""Begins a system block of Claude Code's that is another one in each request: no prompt cache of
-another vendor would hold."""
+"""Prefix of a system block of Claude Code that differs in each request. With it the prompt caches
+of other vendors would never hit."""
 
 _CHOICES = {"any": "required", "auto": "auto", "none": "none"}
 
 
-def _read(body: dict[str, Any], headers: Mapping[str, str]) -> ReadRequest:
-    check_body("anthropic_messages", body)
-    return _read_checked(body, headers)
-
-
-def _read_count(body: dict[str, Any], headers: Mapping[str, str]) -> ReadRequest:
-    check_body("anthropic_count", body)
-    return _read_checked(body, headers)
-
-
-def _read_checked(body: dict[str, Any], headers: Mapping[str, str]) -> ReadRequest:
+def _read(
+    body: dict[str, Any], headers: Mapping[str, str], form: str = "anthropic_messages"
+) -> ReadRequest:
+    check_body(form, body)
     encoded_json(body, "The body")  # it may be nested too deeply
     if body.get("thread") is not None:
-        # One vendor would hold the conversation, and no other one could go on with it.
+        # One vendor would store the conversation, and no other one could continue it.
         text = "thread: conversations are not held here; send all messages, without a thread"
         raise RequestRejectedError(text, param="thread", code="thread_unsupported_request")
-    reader = _Reader()
+    reader = _RequestReader()
     reader.read(body.get("system"), body["messages"])
     options: dict[str, Any] = {"model": body.get("model"), "max_tokens": body.get("max_tokens")}
     for name in ("temperature", "top_k", "top_p", "cache_control"):
@@ -184,7 +179,7 @@ def _read_format(body: Mapping[str, Any], options: dict[str, Any]) -> None:
 
 
 def _is_strict(schema: Any) -> bool:
-    """Return whether OpenAI takes a schema as a strict one: it wants every property required."""
+    """Return whether OpenAI accepts a schema as strict: every property must be required."""
     waiting = [schema]
     while waiting:
         each = waiting.pop()
@@ -209,8 +204,8 @@ def _refuse(path: str, problem: str) -> NoReturn:
     raise RequestRejectedError(f"{path}: {problem}", param=path)
 
 
-class _Reader:
-    """Reads messages and tools. `only` names the first thing that no chat can say."""
+class _RequestReader:
+    """Reads messages and tools. `only` names the first feature that a chat does not have."""
 
     __slots__ = ("_calls", "_has_answer", "_open", "_system", "messages", "only")
 
@@ -248,7 +243,7 @@ class _Reader:
         for place, message in enumerate(messages):
             role, content, path = message["role"], message["content"], f"messages.{place}"
             if self._open and role == "assistant" and before != role:
-                self._refuse_open(path)
+                self._refuse_missing_result(path)
             if role == "system":
                 said = self._read_reminder(content, path)
             elif isinstance(content, str):
@@ -265,18 +260,18 @@ class _Reader:
                 before = role
                 self._has_answer = self._has_answer or role == "assistant"
         if self._open:
-            self._refuse_open(f"messages.{last}")
+            self._refuse_missing_result(f"messages.{last}")
 
-    def _refuse_open(self, path: str) -> NoReturn:
+    def _refuse_missing_result(self, path: str) -> NoReturn:
         first = next(iter(self._open))[:64]
         problem = "`tool_use` ids were found without `tool_result` blocks immediately after"
         _refuse(path, f"{problem}: {first}")
 
     def _read_reminder(self, content: Any, path: str) -> bool:
-        """Read a system message among the others.
+        """Read a system message between others; return whether it says something.
 
-        Many servers take one at the beginning only. It goes there, unless the assistant has spoken:
-        a later one would change the beginning, and no prompt cache would hold.
+        Many servers accept one only at the beginning, so it is moved there. After an answer it
+        becomes a message of the user: a changed beginning would miss every prompt cache.
         """
         length = len(self._system)
         said = self._add_system(content, path)
@@ -292,7 +287,7 @@ class _Reader:
 
     def _read_user(self, blocks: list[Any], path: str) -> bool:
         parts: list[dict[str, Any]] = []
-        shown: list[dict[str, Any]] = []  # by tools: only text goes into the message of a result
+        shown: list[dict[str, Any]] = []  # media of tools: the message of a result holds only text
         before = len(self.messages)
         for place, block in enumerate(blocks):
             if block["type"] == "tool_result":
@@ -323,11 +318,11 @@ class _Reader:
             content = "\n\n".join(texts) or ("[shown in the next message]" if media else "")
         if block.get("is_error") and not content.lower().startswith(("error", "<")):
             content = f"Error: {content}"
-        message = {"role": "tool", "tool_call_id": _read_id(name), "content": content}
+        message = {"role": "tool", "tool_call_id": _decoded_id(name), "content": content}
         return _marked(message, block)
 
     def _add_parts(self, parts: list[dict[str, Any]], block: Mapping[str, Any]) -> None:
-        """Add what a block shows; a text stands for what no chat can show."""
+        """Add the content of a block; a text replaces what a chat cannot show."""
         kind, source = block["type"], block.get("source")
         if kind == "text":
             if block["text"]:
@@ -378,7 +373,7 @@ class _Reader:
     def _read_answer(self, blocks: list[Any], path: str, *, is_last: bool) -> bool:
         parts: list[dict[str, Any]] = []
         calls: list[dict[str, Any]] = []
-        thoughts: _Thoughts | None = None
+        thoughts: _Thinking | None = None
         for place, block in enumerate(blocks):
             kind = block["type"]
             if kind == "tool_use":
@@ -386,14 +381,14 @@ class _Reader:
             elif kind == "text":
                 self._add_parts(parts, block)
             elif kind in _THOUGHTS:
-                thoughts = thoughts or _Thoughts()
+                thoughts = thoughts or _Thinking()
                 thoughts.read(block)
             elif kind in {"document", "image", "search_result", "tool_result"}:
                 _refuse(f"{path}.content.{place}.type", f'"{kind}" is not a block of an assistant')
             else:
                 self._add_parts(parts, block)
         if not (parts or calls or (thoughts and thoughts.fields())):
-            # Thinking that was lost; vendors get words in its place.
+            # Only thinking, which was lost; wires put a text in place of the empty one.
             self.messages += [{"role": "assistant", "content": ""}] * (bool(blocks) and not is_last)
             return bool(blocks)
         message: dict[str, Any] = {"role": "assistant", "content": _content(parts, "")}
@@ -401,7 +396,7 @@ class _Reader:
             message["content"] = message["content"] or None
             message["tool_calls"] = calls
         if thoughts is not None:
-            for call, block in zip(calls, _only_calls(blocks), strict=True):
+            for call, block in zip(calls, _tool_uses(blocks), strict=True):
                 thoughts.sign(call, block["id"])
             message |= thoughts.fields()
         self.messages.append(message)
@@ -417,7 +412,7 @@ class _Reader:
             _refuse("messages", f"must have at most {_MOST_CALLS:,} tool calls")
         arguments = orjson.dumps(block["input"]).decode()
         function = {"name": _short_name(block["name"]), "arguments": arguments}
-        return {"id": _read_id(name), "type": "function", "function": function}
+        return {"id": _decoded_id(name), "type": "function", "function": function}
 
     # ── tools ────────────────────────────────────────────────────────────────────────────────
 
@@ -445,15 +440,15 @@ class _Reader:
             options["parallel_tool_calls"] = False
 
 
-class _Thoughts:
-    """What the assistant has thought in one message, and the signatures of vendors."""
+class _Thinking:
+    """The thinking in one message of the assistant, and the signatures of vendors."""
 
-    __slots__ = ("_blocks", "_of_calls", "_reasoning")
+    __slots__ = ("_blocks", "_call_signatures", "_reasoning")
 
     def __init__(self) -> None:
         self._blocks: list[dict[str, Any]] = []  # Anthropic's
         self._reasoning: list[str] = []
-        self._of_calls: dict[str, str] = {}
+        self._call_signatures: dict[str, str] = {}
 
     def read(self, block: Mapping[str, Any]) -> None:
         is_visible = block["type"] == "thinking"
@@ -468,11 +463,11 @@ class _Thoughts:
             self._reasoning.append(reasoning)
         for name, signature in _items(content.get("c")):
             if isinstance(signature, str):
-                self._of_calls[name] = signature
+                self._call_signatures[name] = signature
 
     def sign(self, call: dict[str, Any], written_id: str) -> None:
-        """Give a call back the signature that it came with."""
-        signature = self._of_calls.get(written_id)
+        """Add the signature that the vendor sent with a call."""
+        signature = self._call_signatures.get(written_id)
         if signature is not None:
             call["provider_specific_fields"] = {"thought_signature": signature}
 
@@ -490,12 +485,12 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     return value.items() if isinstance(value, dict) else ()
 
 
-def _only_calls(blocks: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+def _tool_uses(blocks: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
     return (block for block in blocks if block["type"] == "tool_use")
 
 
 def _content(parts: list[dict[str, Any]], between: str) -> Any:
-    """Return parts as one text, which more servers take, unless they are more than that."""
+    """Return parts as one text if they are plain texts, which more servers accept."""
     for part in parts:
         if part["type"] != "text" or "cache_control" in part:
             return parts
@@ -557,9 +552,9 @@ def _write(response: ChatResponse, request: ReadRequest) -> dict[str, Any]:
     if choice.tool_calls:
         names = _full_names(request)
         for index, call in enumerate(choice.tool_calls):
-            name = _written_id(call.id, response.request_id, index)
+            name = _encoded_id(call.id, response.request_id, index)
             if hidden or call.thought_signature:
-                blocks.append(_carrier(request, hidden, name, call.thought_signature))
+                blocks.append(_envelope_block(request, hidden, name, call.thought_signature))
                 hidden = None
             given = {"name": names.get(call.name, call.name), "input": _input(call.arguments)}
             blocks.append({"type": "tool_use", "id": name, **given})
@@ -608,28 +603,28 @@ def _shows_thinking(request: ReadRequest) -> bool:
 def _with_media(choice: Choice) -> str:
     text = choice.text + (choice.refusal or "") + (choice.audio.transcript if choice.audio else "")
     for url in choice.images:
-        text += _picture(url, after=text)
+        text += _image_link(url, after=text)
     return text
 
 
-def _picture(url: str, *, after: object) -> str:
+def _image_link(url: str, *, after: object) -> str:
     """Return a picture as a link: Anthropic's messages have no other form for one."""
     return ("\n\n" if after else "") + f"![image]({url})"
 
 
-def _carrier(
+def _envelope_block(
     request: ReadRequest,
     reasoning: str | None = None,
     call: str = "",
     signature: str | None = None,
 ) -> dict[str, Any]:
-    """Return the block that brings back what the vendor wants with its next request.
+    """Return the block that carries what the vendor needs in the next request.
 
-    It stands in front of a tool call, and never at the end: Claude Code prints the last block.
-    Gemini's signatures of a text come at the end, and are left out; it can do without.
+    It precedes a tool call and is never the last block, which Claude Code prints. Gemini's
+    signatures of a text come at the end and are left out, since Gemini does not require them.
     """
     content: dict[str, Any] = {}
-    if reasoning:  # it may hold half a character
+    if reasoning:  # it may have a lone surrogate
         content["r"] = reasoning.encode("utf-8", "replace").decode()
     if signature:
         content["c"] = {call: signature}
@@ -650,7 +645,7 @@ def _input(arguments: str) -> dict[str, Any]:
 # ── an answer as events ──────────────────────────────────────────────────────────────────────
 
 _DELTAS = {
-    # Of a block's type: the type and the field of a delta.
+    # By a block's type: the type and the field of its deltas.
     "text": ("text_delta", "text"),
     "thinking": ("thinking_delta", "thinking"),
     "tool_use": ("input_json_delta", "partial_json"),
@@ -675,7 +670,7 @@ class _CallInStream:
     @property
     def is_complete(self) -> bool:
         if not (self.pieces and self.pieces[-1].rstrip().endswith("}")):
-            return False  # almost every piece, without a look at all of them
+            return False  # so for almost every piece; joining all of them is slow
         try:
             return isinstance(orjson.loads("".join(self.pieces)), dict)
         except orjson.JSONDecodeError:
@@ -693,17 +688,17 @@ class _MessageEvents:
         "_begun",
         "_call",
         "_calls",
+        "_delayed_texts",
         "_full_names",
+        "_has_text",
         "_head",
         "_hidden",
         "_index",
         "_kind",
-        "_late",
         "_out",
         "_request",
         "_request_id",
-        "_said",
-        "_shows",
+        "_shows_thinking_text",
         "_start",
     )
 
@@ -711,16 +706,16 @@ class _MessageEvents:
         self._request = request
         self._request_id = request_id
         self._head = (_message_id(opening.id, request_id), opening.model)
-        self._shows = _shows_thinking(request)
+        self._shows_thinking_text = _shows_thinking(request)
         self._full_names = _full_names(request)
         self._begun = False
-        self._said = False
+        self._has_text = False
         self._index = -1
         self._kind: str | None = None  # of the open block
         self._start = b""  # of its deltas
         self._call: _CallInStream | None = None
         self._calls: dict[int, _CallInStream] = {}
-        self._late: list[str] = []  # text that came in the middle of a tool call
+        self._delayed_texts: list[str] = []  # text that came in the middle of a tool call
         self._hidden: list[str] = []
         self._out: list[ServerSentEvent] = []
 
@@ -730,13 +725,13 @@ class _MessageEvents:
             self._begin()
         if chunk.index == 0:
             if chunk.reasoning:
-                self._think(chunk.reasoning)
+                self._add_reasoning(chunk.reasoning)
             if chunk.thinking_json:
                 self._end_thinking(chunk.thinking_blocks)
             if chunk.text:
-                self._say(chunk.text)
+                self._add_text(chunk.text)
             if chunk.refusal or chunk.audio or chunk.images:
-                self._show(chunk)
+                self._add_media(chunk)
             if chunk.tool_calls:
                 self._add_calls(chunk.tool_calls)
         out, self._out = self._out, []
@@ -744,14 +739,14 @@ class _MessageEvents:
 
     def end(self, response: ChatResponse) -> Iterable[ServerSentEvent]:
         """Return the end of the last block, `message_delta` and `message_stop`."""
-        self._go_on(at_end=True)
-        if self._late:
-            self._say("".join(self._late))
+        self._write_calls(at_end=True)
+        if self._delayed_texts:
+            self._add_text("".join(self._delayed_texts))
         self._close()
         for index, call in self._calls.items():
             if call.signature and not call.is_signed:
-                name = _written_id(call.id, self._request_id, index)
-                self._whole_block(_carrier(self._request, None, name, call.signature))
+                name = _encoded_id(call.id, self._request_id, index)
+                self._add_block(_envelope_block(self._request, None, name, call.signature))
         delta = {"stop_reason": _stop_reason(response.choices[0]), "stop_sequence": None}
         self._emit("message_delta", delta=delta, usage=_usage(response.usage))
         return [*self._out, _STOPPED]
@@ -788,67 +783,67 @@ class _MessageEvents:
 
     def _close(self) -> None:
         if self._kind == "thinking":  # of another vendor than Anthropic
-            self._sign(sealed({}))
+            self._add_signature(sealed({}))
         if self._kind is not None:
             self._kind = None
             self._emit("content_block_stop", index=self._index)
 
-    def _sign(self, signature: str) -> None:
+    def _add_signature(self, signature: str) -> None:
         delta = {"type": "signature_delta", "signature": signature}
         self._emit("content_block_delta", index=self._index, delta=delta)
         self._kind = "signed"
 
-    def _whole_block(self, block: Mapping[str, Any]) -> None:
+    def _add_block(self, block: Mapping[str, Any]) -> None:
         if block["type"] != "thinking":
             self._open(block["type"], block)
         else:
             self._open("thinking", {"thinking": "", "signature": ""})
             if block.get("thinking"):
-                self._piece(block["thinking"])
-            self._sign(block["signature"])
+                self._add_delta(block["thinking"])
+            self._add_signature(block["signature"])
         self._close()
 
-    def _piece(self, text: str) -> None:
+    def _add_delta(self, text: str) -> None:
         """Write a delta of the open block: almost every event."""
         self._out.append(ServerSentEvent(self._start + encoded(text) + b"}}\n\n"))
 
-    def _say(self, text: str) -> None:
-        self._said = True
+    def _add_text(self, text: str) -> None:
+        self._has_text = True
         if self._kind != "text":
             if self._call is not None and not self._call.is_complete:
-                self._late.append(text)
+                self._delayed_texts.append(text)
                 return
-            self._go_on(at_end=True)
+            self._write_calls(at_end=True)
             self._open("text", {"text": ""})
-        self._piece(text)
+        self._add_delta(text)
 
-    def _show(self, chunk: Chunk) -> None:
+    def _add_media(self, chunk: Chunk) -> None:
         spoken = chunk.audio.transcript if chunk.audio else ""
         for text in (chunk.refusal, spoken):
             if text:
-                self._say(text)
+                self._add_text(text)
         for url in chunk.images:
-            self._say(_picture(url, after=self._said))
+            self._add_text(_image_link(url, after=self._has_text))
 
-    def _think(self, text: str) -> None:
-        if not self._shows:
+    def _add_reasoning(self, text: str) -> None:
+        if not self._shows_thinking_text:
             self._hidden.append(text)
             return
         if self._kind != "thinking":
-            self._go_on(at_end=True)
+            self._write_calls(at_end=True)
             self._open("thinking", {"thinking": "", "signature": ""})
-        self._piece(text)
+        self._add_delta(text)
 
     def _end_thinking(self, blocks: Sequence[Mapping[str, Any]]) -> None:
         """Write what Anthropic has signed; its text has been written already where it is shown."""
         self._hidden.clear()
         for block in blocks:
             if block["type"] == self._kind == "thinking":
-                self._sign(block["signature"])
+                self._add_signature(block["signature"])
                 self._close()
             else:
-                self._go_on(at_end=True)
-                self._whole_block(block)
+                self._write_calls(at_end=True)
+                self._add_block(block)
 
     # ── tool calls ───────────────────────────────────────────────────────────────────────────
 
@@ -861,14 +856,14 @@ class _MessageEvents:
             if delta.arguments:
                 call.pieces.append(delta.arguments)
                 call.waiting.append(delta.arguments)
-            self._go_on()
+            self._write_calls()
 
-    def _go_on(self, *, at_end: bool = False) -> None:
-        """Write what waits, as far as blocks may follow; at the end all of it."""
+    def _write_calls(self, *, at_end: bool = False) -> None:
+        """Write waiting pieces; open the next call once the open one is complete, or at the end."""
         while True:
             if self._call is not None:
                 for piece in self._call.waiting:
-                    self._piece(piece)
+                    self._add_delta(piece)
                 self._call.waiting = []
             following = next((index for index in self._calls if self._may_open(index)), None)
             if following is None or not (at_end or self._call is None or self._call.is_complete):
@@ -882,9 +877,11 @@ class _MessageEvents:
         return not call.is_open and bool(call.id and (call.name or call.waiting))
 
     def _open_call(self, index: int, call: _CallInStream) -> None:
-        name = _written_id(call.id, self._request_id, index)
+        name = _encoded_id(call.id, self._request_id, index)
         if self._hidden or call.signature:
-            self._whole_block(_carrier(self._request, "".join(self._hidden), name, call.signature))
+            self._add_block(
+                _envelope_block(self._request, "".join(self._hidden), name, call.signature)
+            )
             self._hidden.clear()
             call.is_signed = True
         tool = self._full_names.get(call.name, call.name)
@@ -911,7 +908,7 @@ _ANTHROPIC_STATUSES: Mapping[str, int] = {"insufficient_quota": 402, "no_provide
 """By code, where it is another status than OpenAI's."""
 
 _TOO_LONG = "prompt is too long"
-"""Anthropic's own words, by which its clients know that a conversation has to be made shorter."""
+"""Anthropic's wording, by which its clients recognise a conversation that is too long."""
 
 
 def anthropic_error(refusal: Refusal) -> tuple[int, dict[str, Any]]:
@@ -925,7 +922,7 @@ def anthropic_error(refusal: Refusal) -> tuple[int, dict[str, Any]]:
     if refusal.code == "context_length_exceeded":
         message = f"{_TOO_LONG}: {message}"
     error: dict[str, Any] = {"type": kind, "message": message}
-    if refusal.code == "thread_unsupported_request":  # Anthropic's clients then go on without one
+    if refusal.code == "thread_unsupported_request":  # clients then continue without a thread
         error["details"] = {"error_code": refusal.code, "unsupported": ["thread"]}
     return status, {"type": "error", "error": error}
 
@@ -937,5 +934,5 @@ def _failed(error: Exception, writer: EventWriter | None, written: int) -> bytes
 MESSAGES = CallerProtocol(
     _read, _write, _MessageEvents, _failed, b'event: ping\ndata: {"type": "ping"}\n\n'
 )
-MESSAGES_COUNT = CallerProtocol(_read_count, _write, _MessageEvents)
+MESSAGES_COUNT = CallerProtocol(partial(_read, form="anthropic_count"), _write, _MessageEvents)
 """The same for a request whose tokens are counted: `max_tokens` is not needed."""

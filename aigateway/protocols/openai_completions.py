@@ -74,7 +74,7 @@ def _one(prompt: Any, fields: Mapping[str, Any], passed: Mapping[str, Any]) -> R
     only = _only_native(prompt, fields)
     if only is not None:
         options.pop("max_tokens", None)  # it may be 0 there
-    # Of tokens the message serves to measure the request: a chat never gets them.
+    # Tokens as text serve to measure the request; a chat never gets them.
     text = prompt if isinstance(prompt, str) else str(prompt)
     native = NativeRequest("completions", {**fields, **passed, "prompt": prompt}, only=only)
     stream = bool(fields.get("stream"))
@@ -82,7 +82,7 @@ def _one(prompt: Any, fields: Mapping[str, Any], passed: Mapping[str, Any]) -> R
 
 
 def _only_native(prompt: Any, fields: Mapping[str, Any]) -> str | None:
-    """Name what no chat can do."""
+    """Return the name of the first feature that a chat does not have."""
     if not isinstance(prompt, str):
         return "a prompt of tokens"
     if fields.get("suffix"):
@@ -105,7 +105,7 @@ def _read(body: dict[str, Any], _headers: Mapping[str, str]) -> ReadRequest:
 
 
 def _echoed(request: ReadRequest) -> str:
-    """Return the text in front of the answer's own."""
+    """Return the prompt if it is repeated in front of the answer."""
     prompt = request.native.body["prompt"]
     return prompt if request.native.body.get("echo") and isinstance(prompt, str) else ""
 

@@ -1,4 +1,4 @@
-"""What every protocol has: a request that was read, an answer, a stream of events."""
+"""What all protocols share: a request that was read, an answer, a stream of events."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import orjson
 from aigateway.errors import GatewayError
 from aigateway.messages import CacheMode, ChatResponse, Chunk, NativeRequest, Opening, Origin
 from aigateway.records import Record
+from aigateway.request.json_copy import check_size, copied, encoded_json
 from aigateway.request.sse import PING, PING_SECONDS, error_event
 from aigateway.request.stream import ChatStream
 from aigateway.wires.json_bodies import encoded, parsed
@@ -129,6 +130,14 @@ class CallerProtocol:
     failed: Callable[[Exception, EventWriter | None, int], bytes] = _failed
     ping: bytes = PING
 
+    def read_copy(
+        self, body: Mapping[str, Any], headers: Mapping[str, str], max_bytes: int
+    ) -> ReadRequest:
+        """Read a copy of a body that its caller may change later."""
+        encoded_body = encoded_json(body, "body")
+        check_size(len(encoded_body), max_bytes)
+        return self.read(copied(body, encoded_body), headers)
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ProtocolResponse(Record):
@@ -188,7 +197,7 @@ class ProtocolStream:
         return self._ready.popleft()
 
     def take_ready(self) -> bytes:
-        """Return the bytes of the events that came with the last one, and leave them out."""
+        """Return the bytes of the events that came with the last one; iteration skips them."""
         if not self._ready:
             return b""
         raw = b"".join([event.raw for event in self._ready])

@@ -95,7 +95,7 @@ def check_messages(messages: Sequence[object], max_bytes: int | None = None) -> 
 def _is_plain_message(given: Any) -> bool:
     """Return whether a message is a role and a text, as most are: the schema would only say so.
 
-    Half a character, which the schema refuses, is not ASCII.
+    A lone surrogate, which the schema refuses, is not ASCII.
     """
     if type(given) is not dict or len(given) != 2:
         return False

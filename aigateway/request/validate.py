@@ -22,6 +22,7 @@ from aigateway.messages import (
     NativeRequest,
     Origin,
 )
+from aigateway.options import Resume
 from aigateway.request.checks import (
     LONGEST_NAME,
     CheckedMessages,
@@ -42,7 +43,13 @@ from aigateway.routing.capabilities import NOTHING, needs_of
 from aigateway.settings import GatewaySettings
 from aigateway.structured import is_schema, schema_format, strict_format
 
-__all__ = ["chat_request", "copied_messages", "embedding_request"]
+__all__ = [
+    "chat_request",
+    "copied_messages",
+    "embedding_request",
+    "one_prompt",
+    "stream_arguments",
+]
 
 _CHAT_OPTIONS = ("system", "model", "timeout", "agent", "cache", "cache_ttl", "session")
 _EMBED_OPTIONS = ("model", "timeout", "agent", "cache", "cache_ttl")
@@ -99,27 +106,12 @@ def chat_request(
     params: Mapping[str, Any],
     settings: GatewaySettings,
 ) -> ChatRequest:
-    """Check the arguments of `chat()`, and copy them.
+    """Check the arguments of `chat()`, as `ChatOptions` describes them, and copy them.
 
-    Args:
-        prompt_or_messages: Text, or a list of OpenAI chat messages.
-        system: Text of a system message to put in front; None or "" puts none. Refused when the
-            messages begin with one, since it would be unclear which of them counts.
-        model: A provider's model, name or alias.
-        temperature: From 0 to 2.
-        max_tokens: Longest answer, at least 1.
-        timeout: Seconds for the whole request.
-        agent: A label for logs and `agent_ttls`.
-        cache: See `CacheMode`.
-        cache_ttl: Seconds the answer may be remembered.
-        session: Names the conversation.
-        hedge: Whether a second provider may be asked.
-        background: Whether it waits behind those that are not in the background.
-        origin: On whose behalf; None is the application.
-        native: The request in the protocol of its caller.
-        params: The other OpenAI chat parameters. None counts as not given. `response_format` may
-            be a pydantic model class: the answer is then asked for as strict JSON of its schema.
-        settings: `max_prompt_bytes` bounds the messages, and again the parameters.
+    `params` are the parameters of the model; None counts as not given. A pydantic model class as
+    `response_format` asks for strict JSON of its schema. The messages may have `max_prompt_bytes`,
+    and the parameters as much again. `system` is refused when the messages begin with a system
+    message, since it would be unclear which of them counts.
 
     Raises:
         RequestRejectedError: The message names the mistake, and the fix.
@@ -184,19 +176,10 @@ def embedding_request(
     params: Mapping[str, Any],
     settings: GatewaySettings,
 ) -> EmbeddingRequest:
-    """Check the arguments of `embed()`, and copy them.
+    """Check the arguments of `embed()`, as `EmbedOptions` describes them, and copy them.
 
-    Args:
-        inputs: A text or a list of texts, or the same as tokens: a list of integers, or a list of
-            such lists. None of them is empty.
-        model: A provider's model, name or alias.
-        timeout: Seconds for the whole request.
-        agent: A label for logs and `agent_ttls`.
-        cache: See `CacheMode`.
-        cache_ttl: Seconds the vectors may be remembered.
-        origin: On whose behalf.
-        params: `dimensions`, `user`, `extra_body`, `extra_headers`. None counts as not given.
-        settings: `max_prompt_bytes` bounds all inputs together.
+    `inputs` are a text or a list of texts, or the same as tokens: a list of integers, or a list of
+    such lists. None of them is empty. All together may have `max_prompt_bytes`.
 
     Raises:
         RequestRejectedError: The message names the mistake, and the fix.
@@ -229,6 +212,33 @@ def embedding_request(
         cache,
         cache_ttl,
     )
+
+
+def one_prompt(*given: Any) -> Any:
+    """Return the prompt, or the messages, that a call was given."""
+    contents = [each for each in given if each is not None]
+    if len(contents) != 1:
+        how = 'chat("..."), chat(prompt="...") or chat(messages=[...])'
+        refuse(f"Give one prompt, or messages: {how}.")
+    return contents[0]
+
+
+def stream_arguments(options: Mapping[str, Any]) -> tuple[dict[str, Any], Resume | None]:
+    """Return the options of `stream` that `chat` has, too, and `resume`.
+
+    Callers of OpenAI's SDK add `stream` and `stream_options` for a stream with usage, which is the
+    default here.
+    """
+    kept = dict(options)
+    if kept.pop("stream", True) is not True:
+        refuse("stream() streams: leave `stream` out, or call chat().")
+    usage = kept.get("stream_options")
+    if isinstance(usage, Mapping) and usage.keys() <= {"include_usage"}:
+        del kept["stream_options"]
+    resume = kept.pop("resume", None)
+    if resume is not None and resume not in ("continue", "restart"):
+        refuse('resume must be None, "continue" or "restart".')
+    return kept, resume
 
 
 def copied_messages(

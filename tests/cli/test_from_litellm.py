@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from aigateway import AsyncGateway, ConfigurationError
 from aigateway.cli import app
-from aigateway.cli.from_litellm import OPTIONS, draft_from_litellm
+from aigateway.cli.from_litellm.draft import draft_from_litellm
+from aigateway.cli.from_litellm.options import OPTIONS
 from aigateway.cli.init import rendered
 from aigateway.settings import GatewaySettings, ServerSettings, load_providers
 from tests.processes import ROOT
@@ -741,7 +742,7 @@ from pathlib import Path
 import litellm
 from aigateway import AsyncGateway
 from aigateway.settings import load_providers
-from aigateway.cli.from_litellm import draft_from_litellm
+from aigateway.cli.from_litellm.draft import draft_from_litellm
 from aigateway.cli.init import rendered
 from aigateway.simulator import Fault, Simulator
 

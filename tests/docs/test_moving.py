@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aigateway.cli import app
-from aigateway.cli.from_litellm import OPTIONS
+from aigateway.cli.from_litellm.options import OPTIONS
 from aigateway.simulator import Fault, Simulator
 from tests.docs.pages import MOVING, under
 from tests.docs.test_pages import rows

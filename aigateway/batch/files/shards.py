@@ -345,7 +345,7 @@ class ShardedJob(Job):
             self._stopped_by(end.stopping)
 
     def _return(self, shard: Shard, why: str) -> None:
-        """Hand a shard out again, unless that never gets on."""
+        """Hand a shard out again, unless it makes no progress."""
         size = ShardPart.of(self._files.parts, shard.number).size
         times, then = self._tries.get(shard.number, (0, size))
         times = 1 if size > then else times + 1
@@ -359,7 +359,7 @@ class ShardedJob(Job):
         self._note_change()
 
     def _stopped_by(self, why: str) -> None:
-        """Stop the job for what has stopped a worker."""
+        """Stop the job for the reason that stopped a worker."""
         if why.startswith("--max-cost"):
             why = self._options.limits.cost_reached(self.totals.cost_usd)
         self.stop(why)

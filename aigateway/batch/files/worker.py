@@ -35,7 +35,7 @@ __all__ = ["RunnerStatus", "ShardEnd", "ShardRunner", "ShardWork"]
 _MICROSECOND = 1000
 
 _REDIS_SECONDS = 10.0
-"""For which limits wait for a Redis that does not answer; a loaded machine makes it late."""
+"""How long limits wait for a Redis that does not answer; a loaded machine delays it."""
 
 
 @dataclass(frozen=True, slots=True)

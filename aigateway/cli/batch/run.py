@@ -38,6 +38,7 @@ from aigateway.cli.batch.summary import (
     print_summary,
 )
 from aigateway.cli.commands import open_gateway
+from aigateway.cli.options import BatchCommand, BatchEngine
 from aigateway.cli.output import FAILED, WRONG_INPUT, errors_as_exit_codes, is_live, note
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ConfigurationError
@@ -46,7 +47,7 @@ from aigateway.options import Concurrency
 from aigateway.settings import LLMConfig
 from aigateway.wires.pricing import count_prompt_tokens
 
-__all__ = ["BatchCommand", "column_names", "run_batch"]
+__all__ = ["run_batch"]
 
 _PIPED_WIDTH = 120
 
@@ -56,32 +57,6 @@ _NOT_PARAMS = {
 }
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-
-
-@dataclass(frozen=True, slots=True)
-class BatchCommand:
-    """The options of the command line; see its help. `limits` has fields of `JobLimits`."""
-
-    source: Path
-    output: Path | None
-    errors: Path | None
-    row_format: RowFormat
-    shared: Mapping[str, Any]
-    concurrency: str
-    outage_patience: float
-    limits: Mapping[str, Any]
-    resume: bool
-    ask_failed: bool
-    skip_bad_lines: bool
-    report: Path | None
-    engine: str = "local"
-    address: str | None = None
-    actors: int | None = None
-    schema: str | None = None
-    params: tuple[str, ...] = ()
-    limit: int | None = None
-    collect: bool = False
-    bom: bool = False
 
 
 class _Display:
@@ -106,36 +81,34 @@ class _Display:
             yield lambda lines: status.update(f"{words}: {lines:,} lines")
 
 
-def run_batch(command: BatchCommand, *, dry_run: bool, plain: bool, simulate: bool) -> None:
+def run_batch(command: BatchCommand) -> None:
     """Run the command, and exit with its code."""
-    display = _Display(plain=plain)
+    display = _Display(plain=command.plain)
     code = FAILED
     try:
         with errors_as_exit_codes():
-            code = asyncio.run(_run(command, display, dry_run=dry_run, simulate=simulate))
+            code = asyncio.run(_run(command, display))
     except typer.Exit as end:
         code = end.exit_code
     end_process_if_stuck(code)
     raise typer.Exit(code)
 
 
-async def _run(command: BatchCommand, display: _Display, *, dry_run: bool, simulate: bool) -> int:
+async def _run(command: BatchCommand, display: _Display) -> int:
     schema = None if command.schema is None else AnswerSchema.of(command.schema)
-    table = TableFormat(command.row_format.delimiter, command.bom, schema)
-    command = replace(command, shared=_with_params(command, table.schema))
-    async with open_gateway(simulate=simulate, freeze_gc=True) as (gateway, configs):
+    table = TableFormat(command.delimiter, command.bom, schema)
+    shared = _shared_options(command, schema)
+    async with open_gateway(simulate=command.simulate, freeze_gc=True) as (gateway, configs):
         longest = gateway.settings.max_prompt_bytes
-        source = Source(command.source, command.row_format, longest, limit=command.limit)
-        gateway.check("any prompt", **command.shared)  # an error of all lines is reported once
+        source = Source(command.source, _row_format(command), longest, limit=command.limit)
+        gateway.check("any prompt", **shared)  # an error of all lines is reported once
         with contextlib.closing(Index()) as index:
-            if dry_run:
-                return await _dry_run(command, display, source, gateway, configs, index)
+            if command.dry_run:
+                return await _dry_run(command, display, source, gateway, configs, shared, index)
             paths = _paths(command)
-            options = _job_options(command, paths, table)
+            options = _job_options(command, paths, table, shared)
             with display.busy(f"checking {command.source}") as on_progress:
-                found = await survey(
-                    source, gateway.check, command.shared, index, on_progress=on_progress
-                )
+                found = await survey(source, gateway.check, shared, index, on_progress=on_progress)
             _refuse_an_empty_input(command.source, found)
             _refuse_unknown_columns(source)
             if found.wrong and not command.skip_bad_lines:
@@ -147,63 +120,64 @@ async def _run(command: BatchCommand, display: _Display, *, dry_run: bool, simul
             if options.limits.max_cost is not None:
                 refuse_unpriced(configs)
             given = JobInput(source, index, found.total)
-            if command.engine == "local" or command.collect:
-                return await _run_job(command, display, gateway, given, paths, options, table)
-            return await _run_on_ray(
-                command, display, gateway, configs, given, paths, options, table
-            )
+            checked = _CheckedJob(command, display, gateway, configs, given, paths, options, table)
+            if command.engine is BatchEngine.LOCAL or command.collect:
+                return await _run_job(checked)
+            return await _run_on_ray(checked)
 
 
-async def _run_on_ray(  # noqa: PLR0917 - each of another kind
-    command: BatchCommand,
-    display: _Display,
-    gateway: AsyncGateway,
-    configs: list[LLMConfig],
-    given: JobInput,
-    paths: JobPaths,
-    options: JobOptions,
-    table: TableFormat,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class _CheckedJob:
+    """A job whose input and options have been checked."""
+
+    command: BatchCommand
+    display: _Display
+    gateway: AsyncGateway
+    configs: list[LLMConfig]
+    given: JobInput
+    paths: JobPaths
+    options: JobOptions
+    table: TableFormat
+
+
+async def _run_on_ray(checked: _CheckedJob) -> int:
+    command, paths, source = checked.command, checked.paths, checked.given.source
+
     async def prepare(job: ShardedJob) -> None:
         mean = job.totals.cost_usd / job.totals.priced if job.totals.priced else None
         work = ShardWork(
             AsyncGateway,
-            configs,
-            gateway.settings,
+            checked.configs,
+            checked.gateway.settings,
             paths.source.absolute(),
-            command.row_format,
-            given.source.size,
+            source.row_format,
+            source.size,
             parts_folder(paths.output).absolute(),
-            options,
+            checked.options,
             mean_cost=mean,
-            changed_at=given.source.changed_at,
+            changed_at=source.changed_at,
             output=paths.output.absolute(),
         )
         await cluster.give_workers(job, work, command.actors)
 
     with contextlib.ExitStack() as connected:
-        with display.busy("connecting to Ray"):
+        with checked.display.busy("connecting to Ray"):
             cluster = connected.enter_context(open_cluster(command.address, command.actors))
-        return await _run_job(command, display, gateway, given, paths, options, table, prepare)
+        return await _run_job(checked, prepare)
 
 
-async def _run_job(  # noqa: PLR0917 - each of another kind
-    command: BatchCommand,
-    display: _Display,
-    gateway: AsyncGateway,
-    given: JobInput,
-    paths: JobPaths,
-    options: JobOptions,
-    table: TableFormat,
-    prepare: Callable[[ShardedJob], Awaitable[None]] | None = None,
+async def _run_job(
+    checked: _CheckedJob, prepare: Callable[[ShardedJob], Awaitable[None]] | None = None
 ) -> int:
-    row_format, written = command.row_format, paths.output
+    command, display, options = checked.command, checked.display, checked.options
+    given, paths = checked.given, checked.paths
+    row_format, written = given.source.row_format, paths.output
     if paths.table is not None:  # whose columns may change
         row_format = replace(row_format, keep=None)
     files = await JobFiles.open(
         paths,
         given.source,
-        {**command.shared, **asdict(row_format)},
+        {**options.shared, **asdict(row_format)},
         resume=command.resume or command.collect,
         ask_failed=command.ask_failed,
         keep_errors=command.collect,
@@ -211,7 +185,7 @@ async def _run_job(  # noqa: PLR0917 - each of another kind
     with contextlib.closing(files):
         with display.busy(f"reading {paths.output}"):
             kind = Job if prepare is None else ShardedJob
-            job = await kind.open(gateway, given, files, options)
+            job = await kind.open(checked.gateway, given, files, options)
         if prepare is not None and isinstance(job, ShardedJob):
             await prepare(job)
         if given.source.has_changed:
@@ -223,7 +197,7 @@ async def _run_job(  # noqa: PLR0917 - each of another kind
                 await _show_and_run(job, display.screen)
             if paths.table is not None and (job.complete or command.collect):
                 with display.busy(f"writing {paths.table}") as on_progress:
-                    await write_table(paths.table, given, files, table, on_progress)
+                    await write_table(paths.table, given, files, checked.table, on_progress)
                 written = paths.table
         finally:
             _print_end(command, display.console, job, files, written)
@@ -305,13 +279,14 @@ async def _dry_run(  # noqa: PLR0917 - each of another kind
     source: Source,
     gateway: AsyncGateway,
     configs: list[LLMConfig],
+    shared: Mapping[str, Any],
     index: Index,
 ) -> int:
     await gateway.warmup()  # loads the prices
     count = functools.partial(count_prompt_tokens, configs[0].model)
     with display.busy(f"reading {command.source}") as on_progress:
         found = await survey(
-            source, gateway.check, command.shared, index, count=count, on_progress=on_progress
+            source, gateway.check, shared, index, count=count, on_progress=on_progress
         )
     _refuse_an_empty_input(command.source, found)
     _refuse_unknown_columns(source)
@@ -359,10 +334,10 @@ def _paths(command: BatchCommand) -> JobPaths:
     """Return the job's files, checked as far as possible before the input is read."""
     if command.output is None:
         raise ConfigurationError("No output: name a file for the answers after the input.")
-    if command.engine != "ray" and (command.address or command.actors):
+    if command.engine is not BatchEngine.RAY and (command.address or command.actors):
         raise ConfigurationError("--address and --actors need --engine ray.")
     for path in (command.source, command.output, command.errors):
-        if command.engine == "ray" and path is not None and _REMOTE.match(str(path)):
+        if command.engine is BatchEngine.RAY and path is not None and _REMOTE.match(str(path)):
             raise ConfigurationError(
                 f"{path} is in an object store, where nothing can be appended or locked. Name a"
                 " file on a disk that all machines share, and copy it afterwards."
@@ -380,24 +355,38 @@ def _paths(command: BatchCommand) -> JobPaths:
     return paths
 
 
-def column_names(given: str | None) -> tuple[str, ...] | None:
+def _row_format(command: BatchCommand) -> RowFormat:
+    return RowFormat(
+        command.prompt_column,
+        command.template,
+        command.id_column,
+        command.ignore_model,
+        command.delimiter,
+        keep=_column_names(command.keep_columns),
+    )
+
+
+def _column_names(given: str | None) -> tuple[str, ...] | None:
     """Read the value of --keep-columns: names with commas between, quoted as in a .csv."""
     if given is None:
         return None
     return tuple(name for name in next(csv.reader([given], skipinitialspace=True), []) if name)
 
 
-def _with_params(command: BatchCommand, schema: AnswerSchema | None) -> dict[str, Any]:
+def _shared_options(command: BatchCommand, schema: AnswerSchema | None) -> dict[str, Any]:
     """Return the options of all lines, with those of --param and --schema.
 
     Raises:
         ConfigurationError: One is given twice, or is no option.
     """
-    shared = dict(command.shared)
+    names = ("system", "model", "temperature", "max_tokens", "timeout")
+    shared = {name: value for name in names if (value := getattr(command, name)) is not None}
+    if command.no_cache:
+        shared["cache"] = False
     if schema is not None:
         shared["response_format"] = schema.response_format
     owned = set(shared)
-    for given in command.params:
+    for given in command.param or ():
         name, separator, text = given.partition("=")
         path = name.strip().split(".")
         if not separator or not all(path):
@@ -427,10 +416,17 @@ def _refuse_unknown_columns(source: Source) -> None:
         )
 
 
-def _job_options(command: BatchCommand, paths: JobPaths, table: TableFormat) -> JobOptions:
+def _job_options(
+    command: BatchCommand, paths: JobPaths, table: TableFormat, shared: Mapping[str, Any]
+) -> JobOptions:
+    row_format = _row_format(command)
     if paths.table is not None:
-        check_table(paths.table, command.row_format, table)
-    if command.engine == "ray" and table.schema is not None and table.schema.model is not None:
+        check_table(paths.table, row_format, table)
+    if (
+        command.engine is BatchEngine.RAY
+        and table.schema is not None
+        and table.schema.model is not None
+    ):
         raise ConfigurationError(
             "--schema with --engine ray takes a file with a JSON schema: a class may not be there"
             " on every machine. json.dumps(Class.model_json_schema()) is one."
@@ -445,10 +441,10 @@ def _job_options(command: BatchCommand, paths: JobPaths, table: TableFormat) -> 
             raise ConfigurationError('--concurrency must be a whole number from 1, or "auto".')
     patience = None if math.isinf(command.outage_patience) else command.outage_patience
     return JobOptions(
-        command.shared,
+        shared,
         concurrency,
         patience,
-        JobLimits(**command.limits),
+        JobLimits(command.max_cost, command.max_failures, command.rpm, command.tpm),
         table.schema,
-        with_input=command.row_format.keep is not None and paths.table is None,
+        with_input=row_format.keep is not None and paths.table is None,
     )

@@ -88,10 +88,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One thing that goes wrong, and ends well.
+    """One failure, and how the gateway handles it.
 
     Attributes:
-        title: The matter, in a few words.
+        title: The failure, in a few words.
         before: One sentence: what the vendors will do.
         after: Makes the sentences that say, from the results of the act, what the gateway did.
         phases: Its parts, in their order.

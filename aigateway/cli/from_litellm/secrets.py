@@ -15,14 +15,14 @@ HARMLESS_HEADERS: Final = frozenset(
     " x-client-name x-client-version x-environment x-goog-user-project x-project x-region x-service"
     " x-team x-title".split()
 )
-"""Headers that say who asks or how, never that they may; in lower case."""
+"""Headers that describe the caller or the request and never authorise it; in lower case."""
 
 _NAME = re.compile(
     r"keys?(_?id)?$|(^|_)(key|pass|pwd|pat|pin|jwt|sas|sig|dsn|otp)(_|$)|(^|_)session(_id)?$|apikey|access_?key"
     r"|secret|passw|passphrase|token|credential|auth|bearer|cookie|signature|subscription"
 )
 _COUNT = re.compile(r"tokens$|per_[a-z_]*token|token_(count|limit)")
-"""Names of numbers; a text under them is no number."""
+"""Names of counts. They look like names of secrets, but their values are numbers."""
 
 _TEXT = re.compile(
     r"\bbearer\s+\S{6,}|^\s*(bearer|basic|token|digest|apikey)\s+\S+\s*$"
@@ -33,7 +33,7 @@ _TEXT = re.compile(
     r"|hooks\.slack\.com/|(?<![0-9a-z])(?=[a-z]{0,64}[0-9])(?=[0-9]{0,64}[a-z])[0-9a-z]{32,}",
     re.IGNORECASE,
 )
-"""What keys of known vendors, tokens, signed addresses and hashes look like."""
+"""Patterns of keys of known vendors, tokens, signed addresses and hashes."""
 
 _NUMBER = re.compile(r"[-+.\de]{1,24}", re.IGNORECASE)
 _MOST_TEXT: Final = 20_000

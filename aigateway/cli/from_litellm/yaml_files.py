@@ -1,18 +1,18 @@
 """Read YAML that may be hostile, with the files that it includes; no error quotes what they hold.
 
-The first pass counts what the text stands for and builds nothing, so a refusal costs little.
+A first pass counts the values that the text expands to and builds nothing, so a refusal is cheap.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
+from aigateway.cli.from_litellm.values import shown
 from aigateway.errors import ConfigurationError
 
 __all__ = ["read_yaml"]
@@ -20,7 +20,7 @@ __all__ = ["read_yaml"]
 _MOST_BYTES: Final = 1_000_000
 _MOST_FILES: Final = 32
 _MOST_VALUES: Final = 100_000
-"""In all files together, with each value that an alias repeats."""
+"""In all files together; aliases count as often as they repeat a value."""
 _MOST_DEPTH: Final = 50
 _MOST_BITS: Final = 64
 _TEXT_OF_A_VALUE: Final = 100
@@ -28,22 +28,21 @@ _TEXT_OF_A_VALUE: Final = 100
 
 _FAST: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _HALVES = re.compile(r"\\u[dD][89a-fA-F]")
-"""JSON's way to write an emoji, as two halves, which libyaml refuses."""
+"""Escaped surrogates, as JSON writes an emoji; libyaml refuses them."""
 _NUMBER = re.compile(r"[-+.]?\d").match
 
 
-def read_yaml(path: Path, shown: Callable[[object], str]) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Return the content of a file with its includes merged, as litellm merges them.
 
     Raises:
         ConfigurationError: A file cannot be read, is no plain YAML, or is large beyond reason.
     """
-    return _Files(shown).read(path)
+    return _Files().read(path)
 
 
 class _Files:
-    def __init__(self, shown: Callable[[object], str]) -> None:
-        self._shown = shown
+    def __init__(self) -> None:
         self._files = 0
         self._values = 0
 
@@ -51,18 +50,16 @@ class _Files:
         self._files += 1
         if path in outer or self._files > _MOST_FILES:
             raise ConfigurationError(
-                f"{self._shown(path)}: `include` goes round in a circle, or names more than"
+                f"{shown(path)}: `include` goes round in a circle, or names more than"
                 f" {_MOST_FILES} files"
             )
         content = self._parsed(path, outer)
         names = content.pop("include", None) or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ConfigurationError(f"{self._shown(path)}: `include` must be a list of files")
+            raise ConfigurationError(f"{shown(path)}: `include` must be a list of files")
         for name in names:
             if "://" in name:
-                raise ConfigurationError(
-                    f"{self._shown(path)}: `include` may only name local files"
-                )
+                raise ConfigurationError(f"{shown(path)}: `include` may only name local files")
             for key, value in self.read(path.parent / name, (*outer, path)).items():
                 both = isinstance(value, list) and isinstance(content.get(key), list)
                 content[key] = [*content[key], *value] if both else value
@@ -93,13 +90,13 @@ class _Files:
             problem = f"stands for more than {_MOST_VALUES:,} values; split it"
         except (RecursionError, ValueError):  # also a path with a NUL in it
             problem = "is nested too deeply, or holds a value that cannot be read"
-        name = self._shown(path)
+        name = shown(path)
         if outer:
-            name = f"{self._shown(outer[0])} includes {name}, which"
+            name = f"{shown(outer[0])} includes {name}, which"
         raise ConfigurationError(f"{name} {problem}.")
 
     def _count(self, text: str, loader: Any) -> None:
-        """Raise as soon as the text stands for too much; few lines can stand for endless values.
+        """Raise as soon as the text expands to too much; a few lines can expand without end.
 
         An alias weighs what its anchor holds, so nothing that is built later can be larger.
         """
@@ -114,7 +111,7 @@ class _Files:
             elif isinstance(event, yaml.ScalarEvent):
                 weights[event.anchor] = _weight(event)
                 self._values += weights[event.anchor]
-            elif isinstance(event, yaml.AliasEvent):  # one that is not known yet holds itself
+            elif isinstance(event, yaml.AliasEvent):  # an unknown anchor contains itself
                 self._values += weights.get(event.anchor, _MOST_VALUES)
             if self._values > _MOST_VALUES:
                 raise OverflowError
@@ -144,5 +141,5 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def _sound(text: str) -> str:
-    """Return a text that has a UTF-8."""
+    """Return a text that can be encoded as UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

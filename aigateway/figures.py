@@ -59,6 +59,11 @@ class CacheMetrics(TypedDict):
     expirations: int
     entries: int
     max_entries: int
+    bytes: int
+    """Memory that they take, as estimated."""
+    max_bytes: int
+    too_large: int
+    """Values that were not held, since they take more than an eighth of `max_bytes`."""
     second_hits: NotRequired[int]
     second_misses: NotRequired[int]
     second_damaged: NotRequired[int]

@@ -157,6 +157,7 @@ class AsyncGateway:
         self._closed = self._joined = False
         self.cache = AnswerCache(
             max_entries=self.settings.cache_max_entries,
+            max_bytes=self.settings.cache_max_memory_bytes,
             ttl_seconds=self.settings.cache_ttl_seconds,
             stale_seconds=self.settings.stale_if_error_seconds,
             clock=clock,
@@ -953,7 +954,10 @@ class AsyncGateway:
         self._start_afresh()
 
     def _same_cache(self, settings: GatewaySettings) -> bool:
-        names = ("cache_max_entries", "cache_ttl_seconds", "stale_if_error_seconds")
+        names = (
+            *("cache_max_entries", "cache_max_memory_bytes"),
+            *("cache_ttl_seconds", "stale_if_error_seconds"),
+        )
         return all(getattr(self.settings, name) == getattr(settings, name) for name in names)
 
     def _rename_as(self, before: Sequence[LLMConfig]) -> None:

@@ -126,7 +126,7 @@ class NativeAnswer(Record):
         protocol: Its protocol.
         body: The whole answer as JSON; empty if it is not known.
         events: The server-sent events of a stream that came after its last content, each as its
-            bytes, with the empty line at its end.
+            bytes, with the empty line at its end; none of an answer from the cache.
     """
 
     protocol: ProtocolName

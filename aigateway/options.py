@@ -303,6 +303,7 @@ class SettingsOverrides(TypedDict, total=False):
     cache_enabled: bool
     cache_ttl_seconds: float
     cache_max_entries: int
+    cache_max_memory_bytes: int
     cache_url: str | None
     cache_max_bytes: int
     agent_ttls: Mapping[str, float]

@@ -102,6 +102,20 @@ class TestCache:
         assert (await gateway.chat("9")).cached
         assert not (await gateway.chat("0", cache=False)).cached
 
+    async def test_is_bounded_in_bytes(self, make, vendor):
+        gateway = make("a", cache_max_memory_bytes=1_000_000)
+        for i in range(20):
+            vendor.script("a", "x" * 100_000)
+            await gateway.chat(str(i))
+            assert gateway.cache.stats()["bytes"] <= 1_000_000
+        stats = gateway.get_metrics()["cache"]
+        assert (stats["entries"], stats["evictions"], stats["max_bytes"]) == (9, 11, 1_000_000)
+        assert (await gateway.chat("19")).cached
+        vendor.script("a", "x" * 125_000)
+        assert len((await gateway.chat("longer")).text) == 125_000
+        assert gateway.get_metrics()["cache"]["too_large"] == 1
+        assert not (await gateway.chat("longer")).cached
+
     async def test_failures_are_not_remembered(self, make, vendor):
         gateway = make("a")
         vendor.script("a", K.SERVER_ERROR)

@@ -11,14 +11,15 @@ import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from aigateway.cache.key import prompt_key
+from aigateway.cache.size import answer_size, entry_size
 from aigateway.clock import SYSTEM_CLOCK, Clock
 from aigateway.errors import ConfigurationError, RequestRejectedError
 from aigateway.figures import CacheMetrics
-from aigateway.messages import ChatResponse, Choice, Completion, Embeddings
+from aigateway.messages import ChatResponse, Choice, Completion, Embeddings, NativeAnswer
 from aigateway.records import Record
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ class Remembered(Record):
     completion: Completion
     provider: str
     waited: bool = False
+
+
+def _size(key: Hashable, value: Any) -> int:
+    if type(value) is Remembered and type(key) is str:  # the other one takes longer
+        return answer_size(key, value.completion)
+    return entry_size(key, value)
 
 
 _MOST_NUMBERS = 65_536
@@ -66,6 +73,15 @@ def worth_keeping(completion: Completion) -> bool:
     return bool(completion.choices)
 
 
+def _compact(completion: Completion) -> Completion:
+    """Return an answer without the events of its stream, which no hit needs."""
+    native = completion.native
+    if native is None or not native.events:
+        return completion
+    body = bytes(memoryview(native.body))  # what orjson returns may occupy ten times its length
+    return replace(completion, native=NativeAnswer(native.protocol, body))
+
+
 def ttl_for(
     agent: str | None, cache_ttl: float | None, agent_ttls: Mapping[str, float], default: float
 ) -> float:
@@ -80,6 +96,9 @@ V = TypeVar("V")
 _GARBAGE = 64
 """Outdated deadlines that the heap may always hold, so that small caches seldom rebuild it."""
 
+_SHARE = 8
+"""A value of more than this part of `max_bytes` would push too many others out."""
+
 
 class ExpiringLRU(Generic[V]):
     """A bounded mapping that evicts expired entries first, then the least recently used.
@@ -90,6 +109,8 @@ class ExpiringLRU(Generic[V]):
 
     Args:
         max_entries: Values held at most, including expired ones.
+        max_bytes: Bytes that they and their keys may take, as `entry_size` estimates it; None does
+            not bound and count them. A value of more than an eighth of it is not held.
         stale_seconds: Seconds after its deadline for which `get_stale` still returns a value.
         clock: The source of time.
 
@@ -99,9 +120,11 @@ class ExpiringLRU(Generic[V]):
         stale_hits: Reads by `get_stale` that found a value.
         evictions: Fresh values dropped to make room.
         expirations: Values dropped after their deadline.
+        too_large: Values that were not held, because they are too large.
+        bytes: What `max_bytes` bounds.
 
     Raises:
-        ConfigurationError: `max_entries` is below 1, or `stale_seconds` below 0.
+        ConfigurationError: `max_entries` or `max_bytes` is below 1, or `stale_seconds` below 0.
     """
 
     __slots__ = (
@@ -112,29 +135,42 @@ class ExpiringLRU(Generic[V]):
         "_noted",
         "_serial",
         "_soonest",
+        "bytes",
         "evictions",
         "expirations",
         "hits",
+        "max_bytes",
         "max_entries",
         "misses",
         "stale_hits",
         "stale_seconds",
+        "too_large",
     )
 
     def __init__(
-        self, max_entries: int = 1000, *, stale_seconds: float = 0.0, clock: Clock = SYSTEM_CLOCK
+        self,
+        max_entries: int = 1000,
+        *,
+        max_bytes: int | None = None,
+        stale_seconds: float = 0.0,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         if max_entries < 1:
             raise ConfigurationError(f"max_entries must be at least 1, not {max_entries}.")
+        if max_bytes is not None and max_bytes < 1:
+            raise ConfigurationError(f"max_bytes must be at least 1, not {max_bytes}.")
         if not stale_seconds >= 0:
             raise ConfigurationError(f"stale_seconds must be at least 0, not {stale_seconds}.")
         self.max_entries = max_entries
+        self.max_bytes = max_bytes
         self.stale_seconds = stale_seconds
         self.hits = self.misses = self.stale_hits = self.evictions = self.expirations = 0
+        self.bytes = self.too_large = 0
         self._clock = clock
         # Not a dict: finding the oldest entry of a dict used as a queue costs O(n).
-        # The value, its deadline on the clock's scale, and which of its key's deadlines that is.
-        self._entries: OrderedDict[Hashable, tuple[V, float, int]] = OrderedDict()
+        # The value, its deadline on the clock's scale, which of its key's deadlines that is, and
+        # its size.
+        self._entries: OrderedDict[Hashable, tuple[V, float, int, int]] = OrderedDict()
         self._heap: list[tuple[float, int, Hashable]] = []
         self._noted: list[tuple[float, int, Hashable]] = []  # deadlines that are not in it yet
         self._soonest = math.inf  # no deadline is before
@@ -179,19 +215,28 @@ class ExpiringLRU(Generic[V]):
         """Return the fresh value or None, without counting a read."""
         return self._entries[key][0] if key in self else None
 
-    def put(self, key: Hashable, value: V, lifetime: float = math.inf) -> None:
-        """Store a value for `lifetime` seconds. With 0 or less (or NaN), only drop the old one."""
-        if not lifetime > 0:
-            self.discard(key)
-            return
-        now, entries = self._clock.now(), self._entries
+    def put(self, key: Hashable, value: V, lifetime: float = math.inf) -> bool:
+        """Store a value for `lifetime` seconds, in place of an old one.
+
+        It is not stored, and False is returned, with a lifetime of 0 or less (or NaN), or if it is
+        too large.
+        """
+        now, entries, size, most = self._clock.now(), self._entries, 0, self.max_bytes
         if key in entries:
-            entries.move_to_end(key)
-        elif len(entries) >= self.max_entries:
-            self._make_room(now)
+            self._remove(key)
+        if not lifetime > 0:
+            return False
+        if most is not None:
+            size = _size(key, value)
+            if size > most // _SHARE:
+                self.too_large += 1
+                return False
+        if len(entries) >= self.max_entries or (most is not None and self.bytes + size > most):
+            self._make_room(now, size)
         deadline = now + lifetime
         self._serial = serial = self._serial + 1
-        entries[key] = (value, deadline, serial)
+        self.bytes += size
+        entries[key] = (value, deadline, serial, size)
         if deadline < math.inf:
             self._soonest = min(self._soonest, deadline)
             noted = self._noted
@@ -199,6 +244,7 @@ class ExpiringLRU(Generic[V]):
             # Each entry that was dropped or written anew leaves an outdated deadline.
             if len(noted) + len(self._heap) > 2 * len(entries) + _GARBAGE:
                 self._tidy_up()
+        return True
 
     def expire(self, key: Hashable, lifetime: float) -> bool:
         """Give a fresh value a new lifetime in seconds from now; return whether there is one."""
@@ -210,21 +256,26 @@ class ExpiringLRU(Generic[V]):
     def discard(self, key: Hashable) -> bool:
         """Drop a value, stale or fresh; return whether it was fresh."""
         fresh = key in self
-        self._entries.pop(key, None)
+        if key in self._entries:
+            self._remove(key)
         return fresh
 
     def clear(self, prefix: str = "") -> None:
         """Drop everything, or the entries whose key is a text that begins with `prefix`."""
         if not prefix:
             self._entries.clear()
+            self.bytes = 0
             self._tidy_up()
             return
         for key in list(self._entries):
             if isinstance(key, str) and key.startswith(prefix):
-                del self._entries[key]
+                self._remove(key)
 
     def stats(self) -> CacheMetrics:
-        """Return the counters, and `entries` (as `len`), as plain numbers."""
+        """Return the counters, `entries` (as `len`), and `bytes`, as plain numbers.
+
+        Without a bound in bytes, `bytes` and `max_bytes` are 0.
+        """
         entries = len(self)  # first, because it drops and counts what is over
         return {
             "hits": self.hits,
@@ -234,13 +285,20 @@ class ExpiringLRU(Generic[V]):
             "expirations": self.expirations,
             "entries": entries,
             "max_entries": self.max_entries,
+            "bytes": self.bytes,
+            "max_bytes": self.max_bytes or 0,
+            "too_large": self.too_large,
         }
 
-    def _make_room(self, now: float) -> None:
-        while len(self._entries) >= self.max_entries:
+    def _make_room(self, now: float, size: int) -> None:
+        most = math.inf if self.max_bytes is None else self.max_bytes - size
+        while len(self._entries) >= self.max_entries or self.bytes > most:
             if now < self._soonest or not self._drop_expired(now):
-                self._entries.popitem(last=False)
+                self._remove(next(iter(self._entries)))
                 self.evictions += 1
+
+    def _remove(self, key: Hashable) -> None:
+        self.bytes -= self._entries.pop(key)[3]
 
     def _drop_expired(self, until: float) -> bool:
         """Drop the entry with the earliest deadline unless that is after `until`."""
@@ -257,16 +315,16 @@ class ExpiringLRU(Generic[V]):
             if deadline > until:
                 return False
             heapq.heappop(self._heap)
-            del self._entries[key]
+            self._remove(key)
             self.expirations += 1
             return True
         self._soonest = math.inf
         return False
 
-    def _drop_if_over(self, key: Hashable, entry: tuple[V, float, int], now: float) -> bool:
+    def _drop_if_over(self, key: Hashable, entry: tuple[V, float, int, int], now: float) -> bool:
         if entry[1] + self.stale_seconds > now:
             return False
-        del self._entries[key]
+        self._remove(key)
         self.expirations += 1
         return True
 
@@ -275,7 +333,7 @@ class ExpiringLRU(Generic[V]):
         self._heap.clear()
         self._noted = [
             (deadline, serial, key)
-            for key, (_, deadline, serial) in self._entries.items()
+            for key, (_, deadline, serial, _) in self._entries.items()
             if deadline < math.inf
         ]
         self._soonest = min([deadline for deadline, _, _ in self._noted], default=math.inf)
@@ -289,6 +347,7 @@ class AnswerCache:
 
     Args:
         max_entries: Answers held at most; the least recently used is evicted first.
+        max_bytes: Bytes that they may take, likewise. See `ExpiringLRU`.
         ttl_seconds: Seconds an answer is fresh by default.
         stale_seconds: Seconds after that for which `lookup_stale` still returns it.
         clock: The source of time.
@@ -311,6 +370,7 @@ class AnswerCache:
         self,
         *,
         max_entries: int = 1000,
+        max_bytes: int = 134_217_728,
         ttl_seconds: float = 3600.0,
         stale_seconds: float = 0.0,
         clock: Clock = SYSTEM_CLOCK,
@@ -321,7 +381,7 @@ class AnswerCache:
         # Not through aiocache: its decorators cost more than the rest of a cache hit.
         # A `Remembered`; by an `embedding_key`, vectors with their provider and `made_by`.
         self._entries: ExpiringLRU[Any] = ExpiringLRU(
-            max_entries, stale_seconds=stale_seconds, clock=clock
+            max_entries, max_bytes=max_bytes, stale_seconds=stale_seconds, clock=clock
         )
         self._backend: LRUTTLBackend | None = None
         self.second: SecondLevel | None = None
@@ -355,10 +415,10 @@ class AnswerCache:
     def stats(self) -> CacheMetrics:
         """Return counters as plain numbers.
 
-        `hits`, `misses`, `stale_hits`, `evictions`, `expirations`, `entries` and `max_entries` are
-        of the memory. Only with a second level: `second_hits`, `second_misses`, `second_damaged`
-        (values that could not be read), `second_writes` and `second_dropped` (values that could not
-        be written, or are too long).
+        `hits`, `misses`, `stale_hits`, `evictions`, `expirations`, `entries`, `max_entries`,
+        `bytes`, `max_bytes` and `too_large` are of the memory. Only with a second level:
+        `second_hits`, `second_misses`, `second_damaged` (values that could not be read),
+        `second_writes` and `second_dropped` (values that could not be written, or are too long).
         """
         stats = self._entries.stats()
         if self.second is not None:
@@ -453,16 +513,16 @@ class AnswerCache:
             made_by: As in `WrittenAnswer`.
 
         Returns:
-            Whether it was stored. If not, an older answer stays.
+            Whether the memory holds it. An older answer stays unless this one is too large.
         """
         ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
         if not ttl > 0 or not worth_keeping(completion):
             return False
-        record = Remembered(completion, provider)
-        self._entries.put(key, record, ttl)
+        record = Remembered(_compact(completion), provider)
+        is_held = self._entries.put(key, record, ttl)
         if self.second is not None:
             self._write(self.second, key, record, ttl, made_by)
-        return True
+        return is_held
 
     async def get(
         self, system: str | None, user: str, model: str | None = None, *, partition: str = ""
@@ -509,7 +569,7 @@ class AnswerCache:
             raise RequestRejectedError("ttl_seconds must be above 0; leave it out for the default.")
         key = prompt_key(system, user, model, partition=partition)
         if isinstance(response, ChatResponse):
-            record = Remembered(response.completion, response.provider)
+            record = Remembered(_compact(response.completion), response.provider)
         elif isinstance(response, str):
             created = int(self._clock.wall())
             choices = (Choice(response, "stop"),)
@@ -559,7 +619,7 @@ class AnswerCache:
             self._damaged += 1
         if stored is None or not accepts(stored.provider, stored.made_by):
             return None
-        return Remembered(stored.completion, stored.provider)
+        return Remembered(_compact(stored.completion), stored.provider)
 
 
 def _report(error: Exception) -> None:

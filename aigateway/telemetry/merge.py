@@ -42,9 +42,10 @@ def _worst(values: Sequence[Any]) -> Any:
 
 
 _RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("in_flight", "waiting", "entries"), _Rule(_total)),
+    **dict.fromkeys(("in_flight", "waiting", "entries", "bytes"), _Rule(_total)),
     # Each process has limits of its own: all together may do so much.
-    **dict.fromkeys(("max_in_flight", "max_entries", "budget_usd", "rpm"), _Rule(_total)),
+    **dict.fromkeys(("max_in_flight", "max_entries", "max_bytes"), _Rule(_total)),
+    **dict.fromkeys(("budget_usd", "rpm"), _Rule(_total)),
     "requests_last_minute": _Rule(_total),
     # The highest percentile is an upper bound of the percentile of all.
     **dict.fromkeys(("p50", "p95", "p99", "consecutive_failures"), _Rule(max)),

@@ -444,6 +444,7 @@ def _gauges(figures: Mapping[str, Any]) -> Iterator[Metric]:
         value=figures["providers_active"],
     )
     yield _Gauge("cache_entries", "Answers in the cache.", value=figures["cache"]["entries"])
+    yield _Gauge("cache_bytes", "Memory that they take.", value=figures["cache"]["bytes"])
     if "second_hits" in figures["cache"]:
         counts = {result: figures["cache"][f"second_{result}"] for result in _RESULTS}
         yield _Counted("second_cache", "The cache below the memory, by result.", "result", counts)

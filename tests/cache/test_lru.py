@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aigateway.cache.memory import ExpiringLRU
+from aigateway.cache.size import entry_size
 from aigateway.errors import ConfigurationError
 from aigateway.testing import FakeClock
 
@@ -103,11 +104,47 @@ def test_clearing_by_prefix_leaves_the_others(clock: FakeClock) -> None:
     assert lru.stats()["entries"] == 0
 
 
+def test_the_least_recently_used_goes_first_also_when_bytes_are_short(clock: FakeClock) -> None:
+    size = entry_size("a", "x" * 1000)
+    lru: ExpiringLRU[str] = ExpiringLRU(max_bytes=10 * size, clock=clock)
+    for key in "abcdefghij":
+        lru.put(key, "x" * 1000, 100 if key == "c" else math.inf)
+    assert (lru.bytes, lru.evictions) == (10 * size, 0)
+    lru.get("a")
+    lru.put("k", "x" * 1000)
+    assert ("a" in lru, "b" in lru) == (True, False)
+    clock.tick(100)
+    lru.put("l", "x" * 1000)  # what is expired goes before what is fresh
+    assert (lru.look("c"), lru.evictions, lru.expirations) == (None, 1, 1)
+    lru.put("l", "short")
+    assert lru.bytes == 9 * size + entry_size("l", "short")
+    assert lru.stats()["bytes"] == lru.bytes
+
+
+def test_what_takes_more_than_an_eighth_is_not_held(clock: FakeClock) -> None:
+    size = entry_size("a", "x" * 1000)
+    lru: ExpiringLRU[str] = ExpiringLRU(max_bytes=8 * size, clock=clock)
+    assert lru.put("a", "x" * 1000)
+    assert lru.put("b", "x" * 1000)
+    assert not lru.put("a", "x" * 1001)
+    assert lru.look("a") is None, "an older value must not stay"
+    assert (lru.bytes, lru.evictions, lru.too_large) == (size, 0, 1)
+
+
+def test_without_a_bound_in_bytes_none_are_counted(clock: FakeClock) -> None:
+    lru: ExpiringLRU[str] = ExpiringLRU(2, clock=clock)
+    assert lru.put("a", "x" * 1_000_000)
+    stats = lru.stats()
+    assert (stats["bytes"], stats["max_bytes"], stats["too_large"]) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [
         ({"max_entries": 0}, "max_entries"),
         ({"max_entries": -3}, "max_entries"),
+        ({"max_bytes": 0}, "max_bytes"),
+        ({"max_bytes": -3}, "max_bytes"),
         ({"stale_seconds": -1}, "stale_seconds"),
         ({"stale_seconds": math.nan}, "stale_seconds"),
     ],
@@ -117,24 +154,38 @@ def test_settings_that_cannot_work_are_refused(options: dict[str, Any], field: s
         ExpiringLRU(**options)
 
 
-KEYS = st.sampled_from("abcdef")
+ALL_KEYS = "abcdefghijkl"
+KEYS = st.sampled_from(ALL_KEYS)
+LIFETIMES = st.sampled_from([-1, 0, 1, 2, 5, math.inf])
+MAX_BYTES = 9_000
+"""Of eight to twelve values: `SIZES` adds nothing or 400 to the 650 bytes around a value."""
+SIZES = st.sampled_from([0, 200, 400, 5000])
 
 
 class AgainstAModel(RuleBasedStateMachine):
     """The structure against the plainest description of it: an ordered dict that is searched."""
 
-    MAX = 3
     STALE = 4
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = FakeClock()
-        self.lru: ExpiringLRU[int] = ExpiringLRU(
-            self.MAX, stale_seconds=self.STALE, clock=self.clock
-        )
-        self.model: OrderedDict[str, tuple[int, float, int]] = OrderedDict()
+        self.model: OrderedDict[str, tuple[str, float, int]] = OrderedDict()
         self.writes = 0
         self.reads = 0
+
+    @initialize(most=st.sampled_from([(3, None), (3, MAX_BYTES), (10, MAX_BYTES)]))
+    def bounds(self, most: tuple[int, int | None]) -> None:
+        self.max_entries, self.max_bytes = most
+        self.lru: ExpiringLRU[str] = ExpiringLRU(
+            self.max_entries,
+            max_bytes=self.max_bytes,
+            stale_seconds=self.STALE,
+            clock=self.clock,
+        )
+
+    def taken(self) -> int:
+        return sum(entry_size(key, value) for key, (value, _, _) in self.model.items())
 
     def fresh(self, key: str) -> bool:
         return key in self.model and self.model[key][1] > self.clock.now()
@@ -154,18 +205,25 @@ class AgainstAModel(RuleBasedStateMachine):
         victim = min(expired)[2] if expired else next(iter(self.model))
         del self.model[victim]
 
-    @rule(key=KEYS, lifetime=st.sampled_from([-1, 0, 1, 2, 5, math.inf]))
-    def put(self, key: str, lifetime: float) -> None:
+    @rule(key=KEYS, lifetime=LIFETIMES, length=SIZES)
+    def put(self, key: str, lifetime: float, length: int) -> None:
         self.writes += 1
-        self.lru.put(key, self.writes, lifetime)
-        if lifetime <= 0:
-            self.model.pop(key, None)
+        value = f"{self.writes} " + "x" * length
+        size, most = entry_size(key, value), self.max_bytes or math.inf
+        is_held = lifetime > 0 and size <= most / 8
+        assert self.lru.put(key, value, lifetime) is is_held
+        self.model.pop(key, None)
+        if not is_held:
             return
         self.forget_the_dead()
-        if key not in self.model and len(self.model) >= self.MAX:
+        while len(self.model) >= self.max_entries or self.taken() + size > most:
             self.make_room()
-        self.model[key] = (self.writes, self.clock.now() + lifetime, self.writes)
-        self.model.move_to_end(key)
+        self.model[key] = (value, self.clock.now() + lifetime, self.writes)
+
+    @rule(lifetime=LIFETIMES, length=SIZES)
+    def put_many(self, lifetime: float, length: int) -> None:
+        for key in ALL_KEYS:
+            self.put(key, lifetime, length)
 
     @rule(key=KEYS)
     def get(self, key: str) -> None:
@@ -204,12 +262,24 @@ class AgainstAModel(RuleBasedStateMachine):
     def count(self) -> None:
         self.forget_the_dead()
         assert len(self.lru) == len(self.model)
+        if self.max_bytes is not None:
+            assert self.lru.bytes == self.taken()
+
+    @rule(prefix=st.sampled_from(["", "a"]))
+    def clear(self, prefix: str) -> None:
+        self.lru.clear(prefix)
+        for key in [key for key in self.model if key.startswith(prefix)]:
+            del self.model[key]
 
     @invariant()
     def bounds_hold(self) -> None:
-        assert len(self.lru._entries) <= self.MAX
+        assert len(self.lru._entries) <= self.max_entries
+        assert self.lru.bytes <= (self.max_bytes or 0)
+        if self.max_bytes is not None:
+            held = self.lru._entries.items()
+            assert self.lru.bytes == sum(entry_size(key, value) for key, (value, *_) in held)
         assert self.lru.hits + self.lru.misses == self.reads
-        for key in "abcdef":
+        for key in ALL_KEYS:
             assert (key in self.lru) is self.fresh(key)
 
 

@@ -79,6 +79,9 @@ class TestAnswers:
             "expirations": 3,
             "entries": 0,
             "max_entries": 3,
+            "bytes": 0,
+            "max_bytes": 134_217_728,
+            "too_large": 0,
         }
 
 

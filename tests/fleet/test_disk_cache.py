@@ -8,13 +8,17 @@ import re
 import signal
 import sqlite3
 import stat
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from aigateway import AsyncGateway, ConfigurationError, LLMConfig
+from aigateway.cache.memory import AnswerCache
+from aigateway.cache.second_level import encoded
 from aigateway.fleet import disk_cache
 from aigateway.fleet.disk_cache import DiskCache
+from aigateway.messages import Choice, Completion, NativeAnswer
 from aigateway.testing import FakeClock, ScriptedVendor, scripted_configs
 from tests.gateways import until
 
@@ -57,6 +61,19 @@ async def value_of(disk, key):
 
 def size(path):
     return sum(file.stat().st_size for file in path.parent.iterdir())
+
+
+async def test_a_value_with_the_events_of_a_stream_is_read_without_them(disk, clock):
+    """Earlier releases kept the events, which no hit needs."""
+    native = NativeAnswer("messages", b"{}", (b"data: {}\n\n",))
+    old = Completion("id", "m", (Choice("4", "stop"),), native=native)
+    await put(disk, "k", encoded(old, "p", ""))
+    cache = AnswerCache(clock=clock)
+    cache.put_over(disk)
+    found = await cache.fetch("k", lambda *_: True)
+    assert found is not None
+    assert found.completion == replace(old, native=replace(native, events=()))
+    assert cache.lookup("k") == found
 
 
 SCRIPT = """

@@ -39,7 +39,9 @@ async def test_counts_and_limits_add_up_and_rates_are_worked_out_again(
     assert whole["cache_hit_rate_percent"] == 50.0
     assert whole["providers_active"] == 2
     assert whole["cost_usd"] == round(first["cost_usd"] + second["cost_usd"], 10)
-    assert whole["cache"]["max_entries"] == 2 * first["cache"]["max_entries"]
+    for name in ("max_entries", "max_bytes"):
+        assert whole["cache"][name] == 2 * first["cache"][name]
+    assert whole["cache"]["bytes"] == first["cache"]["bytes"] + second["cache"]["bytes"] > 0
     provider, alone = whole["providers"]["a"], first["providers"]["a"]
     assert (provider["attempts"], provider["circuit_state"]) == (2, "closed")
     assert provider["max_in_flight"] == 2 * alone["max_in_flight"]

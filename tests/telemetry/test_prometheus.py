@@ -122,6 +122,7 @@ async def test_all_that_can_happen(simulator, gateway_for, metrics):
     assert told["first_token_seconds_count", name_of(bad)] == 1
     assert told["providers_active"] == 2
     assert told["cache_entries"] == counted["cache"]["entries"] == 3
+    assert told["cache_bytes"] == counted["cache"]["bytes"] > 3000
 
 
 async def test_a_circuit_opens(simulator, gateway_for, metrics):

@@ -1,6 +1,7 @@
 """Requests that go to a provider of their own protocol as they are, over real HTTP."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -304,6 +305,26 @@ async def test_a_whole_answer_over_a_stream_is_put_together(vendors, protocol):
             for _ in range(2):
                 await call(gateway, protocol, {**BODIES[protocol], "other": 1})
             assert len(vendor.received) == 3
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_of_a_stream_the_cache_keeps_no_events(vendors, protocol):
+    kind, _, _, events = PROTOCOLS[protocol]
+    (vendor,) = await vendors(1)
+    vendor.replies = [[event for event in events if b"new_delta" not in event]]
+    async with AsyncGateway([config(kind, vendor)]) as gateway:
+        async with stream(gateway, protocol, BODIES[protocol]) as answer:
+            assert [event.raw async for event in answer]
+        native = answer.response.completion.native
+        assert native is not None
+        assert native.events
+        hit = await call(gateway, protocol, BODIES[protocol])
+        assert len(vendor.received) == 1
+        assert hit.response.cached
+        assert hit.raw == native.body
+        assert hit.response.completion == replace(
+            answer.response.completion, native=replace(native, events=())
+        )
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

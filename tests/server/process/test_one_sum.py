@@ -109,6 +109,7 @@ def agreed(service: Service) -> dict[str, Any]:
     for name in ("in_flight", "waiting", "providers_active"):
         assert metrics[name] == text(name)
     assert metrics["cache"]["entries"] == text("cache_entries")
+    assert metrics["cache"]["bytes"] == text("cache_bytes")
     same = {"total_requests": "requests", "cost_usd": "cost_usd"}
     same |= {name: name for name in ("failures", "cache_hits", "cache_hit_rate_percent")}
     same |= {name: name for name in ("in_flight", "waiting")}

@@ -272,6 +272,188 @@ class AsyncGateway:
         request = self._request(prompt_or_messages, params, prompt, messages, response_format)
         return self._stream(request, resume)
 
+    @accepts(CallOptions, cache=True)
+    async def call_llm(
+        self,
+        system_prompt: str | None = None,
+        user_prompt: str | None = None,
+        temperature: float | None = None,
+        *,
+        system: str | None = None,
+        user: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> str:
+        """Call `chat`, and return only the text. Raises what `chat` raises.
+
+        Args:
+            system_prompt: A system message; None sends none.
+            user_prompt: The prompt.
+            temperature: From 0 to 2; None takes the vendor's default.
+            system: Another name of `system_prompt`.
+            user: Another name of `user_prompt`. Beside it, OpenAI's parameter `user`.
+            **options: See `CallOptions`.
+        """
+        arguments = call_arguments(system_prompt, user_prompt, system, user, options)
+        response: ChatResponse = await self.chat(temperature=temperature, **arguments)
+        return response.text
+
+    @accepts(EmbedOptions, cache=False)
+    async def embed(
+        self,
+        inputs: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+        **options: Unpack[EmbedOptions],
+    ) -> EmbeddingResponse:
+        """Embed texts, with the same failover as `chat`. Answers are cached with `cache=True`.
+
+        Vectors of different models cannot be compared: name a `model` that only equal providers
+        serve (an alias, for example), or configure providers of one embedding model only. Cached
+        vectors count only while a provider of the request would make the same. Equal requests in
+        flight are not joined: each calls a provider.
+
+        Args:
+            inputs: One text, or several. Instead of a text, its tokens by the model's tokenizer;
+                only OpenAI, Azure and OpenAI-compatible servers accept tokens, and other providers
+                are skipped.
+            **options: See `EmbedOptions`.
+
+        Raises:
+            GatewayError: As `chat`.
+        """
+        params: dict[str, Any] = dict(options)
+        named = {name: params.pop(name) for name in EMBED_OPTIONS & params.keys()}
+        origin = params.pop("origin", None) or APPLICATION
+        request = embedding_request(
+            inputs, **named, origin=origin, params=params, settings=self.settings
+        )
+        self._enter_loop()
+        self._roster.candidates(request.model, "embeddings")
+        return await self._pipeline.embed(request)
+
+    @accepts(ChatOptions, cache=True)
+    def check(
+        self,
+        prompt_or_messages: str | Messages | None = None,
+        *,
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        response_format: ResponseFormat[Any] = None,
+        **options: Unpack[ChatOptions],
+    ) -> ChatRequest:
+        """Check whether `chat` would accept a request, without calling a vendor.
+
+        Args:
+            prompt_or_messages: As for `chat`.
+            prompt: As for `chat`.
+            messages: As for `chat`.
+            response_format: As for `chat`.
+            **options: As for `chat`.
+
+        Returns:
+            The request, checked and copied; `batch` accepts it.
+
+        Raises:
+            RequestRejectedError: The request is at fault; the message says what to change.
+            UnknownModelError: No provider serves its `model`.
+        """
+        return self._request(prompt_or_messages, options, prompt, messages, response_format)
+
+    @accepts(ToolRunOptions, cache=False)
+    async def run_tools(
+        self,
+        prompt_or_messages: str | Messages | None = None,
+        *,
+        tools: Sequence[Callable[..., Any]],
+        prompt: str | None = None,
+        messages: Messages | None = None,
+        max_rounds: int = 10,
+        timeout: float | None = None,  # noqa: ASYNC109 - it spans all rounds
+        on_error: OnToolError = "return",
+        response_format: ResponseFormat[M] = None,
+        **options: Unpack[ToolRunOptions],
+    ) -> ToolRun[M]:
+        """Let the model call Python functions until it answers.
+
+            async def weather(city: str) -> str:
+                return await forecast(city)
+
+            run = await gateway.run_tools("What should I wear in Oslo?", tools=[weather])
+            print(run.text, run.cost_usd)
+
+        The model sees each function's name, docstring and typed parameters. The calls of one round
+        run at once, those of synchronous functions in threads. Every round is a `chat` with its own
+        failover, and all have one session, so that they stay at one provider while it is well.
+
+        Args:
+            prompt_or_messages: As for `chat`. A conversation that ends with calls of tools goes on
+                with those that have no result yet.
+            tools: Functions with typed parameters. They return, and do not yield.
+            prompt: As for `chat`.
+            messages: As for `chat`.
+            max_rounds: How often a model is asked at most.
+            timeout: Seconds for all rounds and functions together; None takes the setting for each
+                round, and does not bound functions. A synchronous function goes on in its thread.
+            on_error: What an exception of a function does. "return" sends its type and its text to
+                the model, and so to the vendor; they also stand in `messages` and in `to_dict()`.
+                So keep keys and other secrets out of the texts of exceptions. "raise" ends the run
+                with it, once the other calls of the round have ended. Calls that the model has to
+                correct always go back to it.
+            response_format: As for `chat`; the last answer has an instance as `.parsed`.
+            **options: See `ToolRunOptions`. Nothing is cached by default: each run calls the model.
+
+        Raises:
+            ToolRoundsExceededError: The model still calls tools after `max_rounds`.
+            DeadlineExceededError: The time was over.
+            RequestRejectedError: The request, or one of `tools`, is at fault.
+            GatewayError: As `chat`. Every exception, also a function's own and a cancellation, has
+                the conversation so far as `tool_run`, with the results of all calls that had ended.
+        """
+        if prompt_or_messages is None or prompt is not None or messages is not None:
+            prompt_or_messages = one_prompt(prompt_or_messages, prompt, messages)
+        return await run_tools(
+            partial(self.chat, response_format=response_format),
+            self._clock,
+            prompt_or_messages,
+            tools,
+            max_rounds=max_rounds,
+            timeout=timeout,
+            on_error=on_error,
+            options={"cache": False, **options},
+        )
+
+    def _request(
+        self,
+        content: Any,
+        options: Mapping[str, Any],
+        prompt: Any = None,
+        messages: Any = None,
+        response_format: Any = None,
+        *,
+        native: NativeRequest | None = None,
+        background: bool = False,
+        routed: bool = True,
+    ) -> ChatRequest:
+        if content is None or prompt is not None or messages is not None:
+            content = one_prompt(content, prompt, messages)
+        params: dict[str, Any] = {}
+        named = options
+        if not options.keys() <= OWN_OPTIONS:
+            named = {}
+            for name, value in options.items():
+                (named if name in OWN_OPTIONS else params)[name] = value
+        if response_format is not None:
+            params["response_format"] = response_format
+        request = chat_request(
+            content,
+            native=native,
+            background=background,
+            params=params,
+            settings=self.settings,
+            **named,
+        )
+        if routed:
+            self._roster.for_chat(request)
+        return request
+
     def _stream(self, request: ChatRequest, resume: Resume | None = None) -> ChatStream[Any]:
         outcome = StreamOutcome(self._clock, request.request_id)
 
@@ -282,6 +464,8 @@ class AsyncGateway:
         stream: ChatStream[Any] = ChatStream(begin, outcome)
         self._streams.add(stream)
         return stream
+
+    # ── requests in other protocols ──────────────────────────────────────────────────────────
 
     async def messages(
         self,
@@ -458,188 +642,6 @@ class AsyncGateway:
         if named.get("model") == "auto" and not any("auto" in p.answers_to for p in self._roster):
             named["model"] = None  # sent by clients that must name a model
         return read, self._request(read.messages, named, native=read.native)
-
-    @accepts(CallOptions, cache=True)
-    async def call_llm(
-        self,
-        system_prompt: str | None = None,
-        user_prompt: str | None = None,
-        temperature: float | None = None,
-        *,
-        system: str | None = None,
-        user: str | None = None,
-        **options: Unpack[CallOptions],
-    ) -> str:
-        """Call `chat`, and return only the text. Raises what `chat` raises.
-
-        Args:
-            system_prompt: A system message; None sends none.
-            user_prompt: The prompt.
-            temperature: From 0 to 2; None takes the vendor's default.
-            system: Another name of `system_prompt`.
-            user: Another name of `user_prompt`. Beside it, OpenAI's parameter `user`.
-            **options: See `CallOptions`.
-        """
-        arguments = call_arguments(system_prompt, user_prompt, system, user, options)
-        response: ChatResponse = await self.chat(temperature=temperature, **arguments)
-        return response.text
-
-    @accepts(EmbedOptions, cache=False)
-    async def embed(
-        self,
-        inputs: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
-        **options: Unpack[EmbedOptions],
-    ) -> EmbeddingResponse:
-        """Embed texts, with the same failover as `chat`. Answers are cached with `cache=True`.
-
-        Vectors of different models cannot be compared: name a `model` that only equal providers
-        serve (an alias, for example), or configure providers of one embedding model only. Cached
-        vectors count only while a provider of the request would make the same. Equal requests in
-        flight are not joined: each calls a provider.
-
-        Args:
-            inputs: One text, or several. Instead of a text, its tokens by the model's tokenizer;
-                only OpenAI, Azure and OpenAI-compatible servers accept tokens, and other providers
-                are skipped.
-            **options: See `EmbedOptions`.
-
-        Raises:
-            GatewayError: As `chat`.
-        """
-        params: dict[str, Any] = dict(options)
-        named = {name: params.pop(name) for name in EMBED_OPTIONS & params.keys()}
-        origin = params.pop("origin", None) or APPLICATION
-        request = embedding_request(
-            inputs, **named, origin=origin, params=params, settings=self.settings
-        )
-        self._enter_loop()
-        self._roster.candidates(request.model, "embeddings")
-        return await self._pipeline.embed(request)
-
-    @accepts(ChatOptions, cache=True)
-    def check(
-        self,
-        prompt_or_messages: str | Messages | None = None,
-        *,
-        prompt: str | None = None,
-        messages: Messages | None = None,
-        response_format: ResponseFormat[Any] = None,
-        **options: Unpack[ChatOptions],
-    ) -> ChatRequest:
-        """Check whether `chat` would accept a request, without calling a vendor.
-
-        Args:
-            prompt_or_messages: As for `chat`.
-            prompt: As for `chat`.
-            messages: As for `chat`.
-            response_format: As for `chat`.
-            **options: As for `chat`.
-
-        Returns:
-            The request, checked and copied; `batch` accepts it.
-
-        Raises:
-            RequestRejectedError: The request is at fault; the message says what to change.
-            UnknownModelError: No provider serves its `model`.
-        """
-        return self._request(prompt_or_messages, options, prompt, messages, response_format)
-
-    def _request(
-        self,
-        content: Any,
-        options: Mapping[str, Any],
-        prompt: Any = None,
-        messages: Any = None,
-        response_format: Any = None,
-        *,
-        native: NativeRequest | None = None,
-        background: bool = False,
-        routed: bool = True,
-    ) -> ChatRequest:
-        if content is None or prompt is not None or messages is not None:
-            content = one_prompt(content, prompt, messages)
-        params: dict[str, Any] = {}
-        named = options
-        if not options.keys() <= OWN_OPTIONS:
-            named = {}
-            for name, value in options.items():
-                (named if name in OWN_OPTIONS else params)[name] = value
-        if response_format is not None:
-            params["response_format"] = response_format
-        request = chat_request(
-            content,
-            native=native,
-            background=background,
-            params=params,
-            settings=self.settings,
-            **named,
-        )
-        if routed:
-            self._roster.for_chat(request)
-        return request
-
-    @accepts(ToolRunOptions, cache=False)
-    async def run_tools(
-        self,
-        prompt_or_messages: str | Messages | None = None,
-        *,
-        tools: Sequence[Callable[..., Any]],
-        prompt: str | None = None,
-        messages: Messages | None = None,
-        max_rounds: int = 10,
-        timeout: float | None = None,  # noqa: ASYNC109 - it spans all rounds
-        on_error: OnToolError = "return",
-        response_format: ResponseFormat[M] = None,
-        **options: Unpack[ToolRunOptions],
-    ) -> ToolRun[M]:
-        """Let the model call Python functions until it answers.
-
-            async def weather(city: str) -> str:
-                return await forecast(city)
-
-            run = await gateway.run_tools("What should I wear in Oslo?", tools=[weather])
-            print(run.text, run.cost_usd)
-
-        The model sees each function's name, docstring and typed parameters. The calls of one round
-        run at once, those of synchronous functions in threads. Every round is a `chat` with its own
-        failover, and all have one session, so that they stay at one provider while it is well.
-
-        Args:
-            prompt_or_messages: As for `chat`. A conversation that ends with calls of tools goes on
-                with those that have no result yet.
-            tools: Functions with typed parameters. They return, and do not yield.
-            prompt: As for `chat`.
-            messages: As for `chat`.
-            max_rounds: How often a model is asked at most.
-            timeout: Seconds for all rounds and functions together; None takes the setting for each
-                round, and does not bound functions. A synchronous function goes on in its thread.
-            on_error: What an exception of a function does. "return" sends its type and its text to
-                the model, and so to the vendor; they also stand in `messages` and in `to_dict()`.
-                So keep keys and other secrets out of the texts of exceptions. "raise" ends the run
-                with it, once the other calls of the round have ended. Calls that the model has to
-                correct always go back to it.
-            response_format: As for `chat`; the last answer has an instance as `.parsed`.
-            **options: See `ToolRunOptions`. Nothing is cached by default: each run calls the model.
-
-        Raises:
-            ToolRoundsExceededError: The model still calls tools after `max_rounds`.
-            DeadlineExceededError: The time was over.
-            RequestRejectedError: The request, or one of `tools`, is at fault.
-            GatewayError: As `chat`. Every exception, also a function's own and a cancellation, has
-                the conversation so far as `tool_run`, with the results of all calls that had ended.
-        """
-        if prompt_or_messages is None or prompt is not None or messages is not None:
-            prompt_or_messages = one_prompt(prompt_or_messages, prompt, messages)
-        return await run_tools(
-            partial(self.chat, response_format=response_format),
-            self._clock,
-            prompt_or_messages,
-            tools,
-            max_rounds=max_rounds,
-            timeout=timeout,
-            on_error=on_error,
-            options={"cache": False, **options},
-        )
 
     # ── batches ──────────────────────────────────────────────────────────────────────────────
 
@@ -919,7 +921,7 @@ class AsyncGateway:
             metrics["fleet"] = fleet
         return metrics
 
-    # ── for the service ────────────────────────────────────────────────────────────────────────
+    # ── for the service ──────────────────────────────────────────────────────────────────────
 
     def take_over(self, other: AsyncGateway) -> None:
         """Take over the state of another gateway, to replace it with other settings.

@@ -38,8 +38,9 @@ from aigateway.protocols.protocol import (
     ReadRequest,
     ServerSentEvent,
     encoded,
+    system_reminder,
 )
-from aigateway.request.checks import CheckedMessages, check_body
+from aigateway.request.checks import MOST_CALLS, CheckedMessages, check_body
 from aigateway.request.json_copy import encoded_json
 
 __all__ = ["MESSAGES", "MESSAGES_COUNT", "anthropic_error"]
@@ -106,9 +107,6 @@ def _full_names(request: ReadRequest) -> dict[str, str]:
 
 _MOST_STOPS = 4
 """Stop sequences that every other vendor accepts."""
-
-_MOST_CALLS = 2048
-"""Tool calls in all messages, as in a chat."""
 
 _EFFORTS = {"low": "low", "medium": "medium"}
 _BUDGETS = ((2048, "low"), (8192, "medium"))
@@ -268,19 +266,14 @@ class _RequestReader:
         _refuse(path, f"{problem}: {first}")
 
     def _read_reminder(self, content: Any, path: str) -> bool:
-        """Read a system message between others; return whether it says something.
-
-        Many servers accept one only at the beginning, so it is moved there. After an answer it
-        becomes a message of the user: a changed beginning would miss every prompt cache.
-        """
+        """Read a system message between others; return whether it says something."""
         length = len(self._system)
         said = self._add_system(content, path)
         if self._has_answer:
             texts = [part["text"] for part in self._system[length:]]
             del self._system[length:]
             if texts:
-                text = "\n\n".join(["<system-reminder>", *texts, "</system-reminder>"])
-                self.messages.append({"role": "user", "content": text})
+                self.messages.append(system_reminder(*texts))
         return said
 
     # ── the user's blocks ────────────────────────────────────────────────────────────────────
@@ -408,8 +401,8 @@ class _RequestReader:
             _refuse(f"{path}.id", "is the id of another `tool_use` block")
         self._open[name] = None
         self._calls += 1
-        if self._calls > _MOST_CALLS:
-            _refuse("messages", f"must have at most {_MOST_CALLS:,} tool calls")
+        if self._calls > MOST_CALLS:
+            _refuse("messages", f"must have at most {MOST_CALLS:,} tool calls")
         arguments = orjson.dumps(block["input"]).decode()
         function = {"name": _short_name(block["name"]), "arguments": arguments}
         return {"id": _decoded_id(name), "type": "function", "function": function}

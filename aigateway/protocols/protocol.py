@@ -28,6 +28,7 @@ __all__ = [
     "ReadRequest",
     "ServerSentEvent",
     "encoded",
+    "system_reminder",
 ]
 
 
@@ -62,6 +63,16 @@ class ReadRequest:
     options: Mapping[str, Any]
     native: NativeRequest
     stream: bool = False
+
+
+def system_reminder(*texts: str) -> dict[str, str]:
+    """Return a system message after an answer as a message of the user.
+
+    Many servers accept system messages only at the beginning. If a later one were moved there, the
+    beginning would change, and every prompt cache would miss.
+    """
+    content = "\n\n".join(["<system-reminder>", *texts, "</system-reminder>"])
+    return {"role": "user", "content": content}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from aigateway.settings import suggestion
 
 __all__ = [
     "LONGEST_NAME",
+    "MOST_CALLS",
     "CheckedMessages",
     "build_validators",
     "check_body",
@@ -36,7 +37,7 @@ __all__ = [
     "refuse_unknown",
 ]
 
-_MOST_CALLS = 2048
+MOST_CALLS = 2048
 """Tool calls in all messages: the more there are, the longer takes the search for the call that a
 result belongs to."""
 
@@ -88,8 +89,8 @@ def check_messages(messages: Sequence[object], max_bytes: int | None = None) -> 
                 check_size(size, max_bytes, or_more=True)
         made = message.get("tool_calls")
         calls += len(made) if isinstance(made, list) else 0
-        if calls > _MOST_CALLS:
-            refuse_field("messages", f"must have at most {_MOST_CALLS:,} tool calls")
+        if calls > MOST_CALLS:
+            refuse_field("messages", f"must have at most {MOST_CALLS:,} tool calls")
 
 
 def _is_plain_message(given: Any) -> bool:

@@ -20,13 +20,10 @@ from aigateway.protocols.openai_responses.tools import (
     ResponsesTool,
     ToolFunctions,
 )
-from aigateway.protocols.protocol import ReadRequest
-from aigateway.request.checks import CheckedMessages, fit_fields, refuse_field
+from aigateway.protocols.protocol import ReadRequest, system_reminder
+from aigateway.request.checks import MOST_CALLS, CheckedMessages, fit_fields, refuse_field
 
 __all__ = ["ResponsesRequest", "read_request"]
-
-_MOST_CALLS = 2048
-"""Tool calls of a conversation, as in a chat."""
 
 _NEEDS_STORAGE = {
     "previous_response_id": "send the whole conversation in input",
@@ -99,11 +96,7 @@ def read_request(body: Json, headers: Mapping[str, str]) -> ResponsesRequest:
 
 
 def _with_one_system(messages: list[Json]) -> list[Json]:
-    """Join the system messages before the first answer; later ones become messages of the user.
-
-    Many servers accept one system message, at the beginning. A later one would change the
-    beginning, and every prompt cache would miss.
-    """
+    """Join the system messages before the first answer; later ones become reminders."""
     system: list[str] = []
     others: list[Json] = []
     answered = False
@@ -115,8 +108,7 @@ def _with_one_system(messages: list[Json]) -> list[Json]:
             continue
         text = content if isinstance(content, str) else _joined(content or (), "\n\n")
         if answered:
-            text = f"<system-reminder>\n\n{text}\n\n</system-reminder>"
-            others.append({"role": "user", "content": text})
+            others.append(system_reminder(text))
         else:
             system.append(text)
     if not system:
@@ -327,8 +319,8 @@ class _Conversation:
             "arguments": given if isinstance(given, str) else _dumped(given, path),
         }
         self._calls += 1
-        if self._calls > _MOST_CALLS:
-            refuse_field("input", f"must have at most {_MOST_CALLS:,} tool calls")
+        if self._calls > MOST_CALLS:
+            refuse_field("input", f"must have at most {MOST_CALLS:,} tool calls")
         call = {"id": item["call_id"], "type": "function", "function": called}
         signature = self._signatures.get(item["call_id"])
         if signature is not None:

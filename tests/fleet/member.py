@@ -40,8 +40,10 @@ async def state(gateway: AsyncGateway) -> dict[str, Any]:
     main = gateway.providers[0]
     metrics: Mapping[str, Any] = gateway.get_metrics()
     fleet = metrics.get("fleet") or {}
+    advisor: Any = next(iter(gateway._roster)).chat.breaker.advisor
     return {
         "circuit": main.circuit_state,
+        "against": 0 if advisor is None else len(advisor._against()),
         "retry_after": main.retry_after_seconds or 0.0,
         "available": fleet.get("available"),
     }

@@ -62,7 +62,7 @@ async def main() -> None:
             for _ in range(int(line)):
                 number += 1
                 try:
-                    await gateway.chat(f"{given['name']} {number}", cache=False, timeout=5.0)
+                    await gateway.chat(f"{given['name']} {number}", cache=False, timeout=60.0)
                 except AllProvidersFailedError:
                     failed += 1
             print(json.dumps({"failed": failed, **await state(gateway)}), flush=True)

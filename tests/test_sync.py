@@ -138,13 +138,13 @@ def test_twenty_threads_over_real_http(monkeypatch):
 
 
 def test_an_environment_without_providers_is_an_error_until_it_has_one(monkeypatch):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for face in (sync.get_gateway, sync.get_gateway_metrics):
         with pytest.raises(NoProvidersError):
             face()
     with pytest.raises(NoProvidersError):
         sync.call_llm(user_prompt="x")
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # others may end
     monkeypatch.setenv("GEMINI_API_KEY", "k")
     assert sync.get_gateway_metrics()["providers_active"] == 1
 

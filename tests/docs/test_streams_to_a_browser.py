@@ -13,6 +13,7 @@ import uvicorn
 from aigateway.simulator import Answer, Fault, Simulator
 from tests.docs.pages import blocks
 from tests.gateways import until
+from tests.processes import PATIENCE
 from tests.server.browsing import browser, visiting
 
 __all__ = ["browser"]
@@ -37,7 +38,9 @@ async def serving(app):
     try:
         await until(lambda: server.started or running.done())
         port = server.servers[0].sockets[0].getsockname()[1]
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE
+        ) as client:
             yield client
     finally:
         server.should_exit = True

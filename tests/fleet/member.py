@@ -40,8 +40,10 @@ async def state(gateway: AsyncGateway) -> dict[str, Any]:
     main = gateway.providers[0]
     metrics: Mapping[str, Any] = gateway.get_metrics()
     fleet = metrics.get("fleet") or {}
+    advisor: Any = next(iter(gateway._roster)).chat.breaker.advisor
     return {
         "circuit": main.circuit_state,
+        "against": 0 if advisor is None else len(advisor._against()),
         "retry_after": main.retry_after_seconds or 0.0,
         "available": fleet.get("available"),
     }
@@ -60,7 +62,7 @@ async def main() -> None:
             for _ in range(int(line)):
                 number += 1
                 try:
-                    await gateway.chat(f"{given['name']} {number}", cache=False, timeout=5.0)
+                    await gateway.chat(f"{given['name']} {number}", cache=False, timeout=60.0)
                 except AllProvidersFailedError:
                     failed += 1
             print(json.dumps({"failed": failed, **await state(gateway)}), flush=True)

@@ -21,6 +21,7 @@ from aigateway.fleet.disk_cache import DiskCache
 from aigateway.messages import Choice, Completion, NativeAnswer
 from aigateway.testing import FakeClock, ScriptedVendor, scripted_configs
 from tests.gateways import until
+from tests.processes import PATIENCE
 
 MB = 1_000_000
 
@@ -285,7 +286,7 @@ async def test_a_clear_of_a_file_that_cannot_be_used_is_made_up_for(disk, path, 
 
 
 async def until_gone(disk, key):
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while await disk.read(key) is not None or disk._purges:  # noqa: ASYNC110 - a thread
             await asyncio.sleep(0.01)
 

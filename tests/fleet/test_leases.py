@@ -21,6 +21,7 @@ from aigateway.resilience.rates import WINDOW
 from aigateway.settings import GatewaySettings
 from aigateway.testing import FakeClock
 from tests.fleet.servers import Server
+from tests.processes import PATIENCE
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -502,7 +503,7 @@ def test_four_processes_have_one_limit_and_use_it(valkey: Server) -> None:
     for process in processes:
         process.start()
     try:
-        ends = [results.get(timeout=60) for _ in processes]
+        ends = [results.get(timeout=PATIENCE) for _ in processes]
     finally:
         for process in processes:
             process.kill()

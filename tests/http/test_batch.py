@@ -85,26 +85,33 @@ async def test_leaving_early_closes_the_connections_that_are_out(simulator):
     assert asyncio.all_tasks() == before
 
 
-async def test_a_timeout_returns_finished_items(simulator):
+async def test_a_timeout_returns_finished_items(simulator, clock):
     vendor = simulator.openai
     vendor.behave(*[None] * 5, Fault.hang())
-    async with gateway_for(vendor) as gateway:
-        await gateway.warmup()  # the batch's time is for the vendor
-        result = await gateway.batch([f"p{n}" for n in range(8)], concurrency=1, timeout=0.5)
-        assert [item.ok for item in result] == [True] * 5 + [False] * 3
+    async with gateway_for(vendor, clock=clock) as gateway:
+        batch = asyncio.create_task(
+            gateway.batch([f"p{n}" for n in range(8)], concurrency=1, timeout=0.5)
+        )
+        await until(lambda: len(vendor.received) == 6)
+        await clock.advance(0.5)
+        assert [item.ok for item in await batch] == [True] * 5 + [False] * 3
 
 
 async def test_a_chat_passes_a_waiting_batch(simulator):
     vendor = simulator.openai
-    vendor.latency = 0.02
+    vendor.behave(Fault.hang(), times=1)
     async with gateway_for(vendor, fields={"max_concurrency": 1}) as gateway:
+        holding = asyncio.create_task(gateway.chat("first"))
+        await until(lambda: vendor.received)
         batch = asyncio.create_task(gateway.batch([f"p{n}" for n in range(12)], concurrency=12))
-        while gateway.get_metrics()["waiting"] < 11:  # noqa: ASYNC110 - it is over soon
-            await asyncio.sleep(0)
-        await gateway.chat("now")
+        await until(lambda: gateway.get_metrics()["waiting"] == 12)
+        passing = asyncio.create_task(gateway.chat("now"))
+        await until(lambda: gateway.get_metrics()["waiting"] == 13)
+        holding.cancel()
+        await passing
         assert len((await batch).responses) == 12
     asked = [received.body["messages"][-1]["content"] for received in vendor.received]
-    assert asked.index("now") <= 2
+    assert asked.index("now") == 1
 
 
 async def test_a_crowd_of_bound_calls_opens_no_more_connections_than_places(simulator):

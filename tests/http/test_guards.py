@@ -8,7 +8,7 @@ import pytest
 
 from aigateway import AllProvidersFailedError, AsyncGateway, FailureKind, RequestRejectedError
 from aigateway.simulator import Fault
-from tests.gateways import state_of
+from tests.gateways import state_of, until
 from tests.server.visitors import eventually
 
 pytestmark = pytest.mark.slow
@@ -111,13 +111,20 @@ class TestBlameTakesEvidence:
     @pytest.mark.parametrize(
         "fault", [Fault.server_error(500), Fault.empty(), Fault.reset(), Fault.hang()]
     )
-    async def test_one_bad_prompt_again_and_again_harms_no_other(self, vendors, fault):
+    async def test_one_bad_prompt_again_and_again_harms_no_other(self, vendors, clock, fault):
         for vendor in vendors:
             vendor.behave(Fault.bad_prompt("poison", fault))
-        async with gateway_of(*vendors, attempt_timeout=0.3, timeout=5) as gateway:
+        async with gateway_of(*vendors, clock=clock, attempt_timeout=1) as gateway:
             await gateway.warmup()
-            for _ in range(2):
-                poisoned = [gateway.chat("poison", cache=False) for _ in range(3)]
+            for turn in range(2):
+                poisoned = [
+                    asyncio.create_task(gateway.chat("poison", cache=False)) for _ in range(3)
+                ]
+                if fault.name == "hang":
+                    for vendor in vendors:
+                        asked = 3 * (turn + 1)
+                        await until(lambda it=vendor, so=asked: len(it.received) == so)
+                        await clock.advance(1)
                 for error in await asyncio.gather(*poisoned, return_exceptions=True):
                     assert isinstance(error, AllProvidersFailedError)
             assert [p.circuit_state for p in gateway.providers] == ["closed"] * 3
@@ -290,7 +297,8 @@ class TestHealthIsNotBinary:
             await gateway.warmup()
             for number in range(30):
                 assert (await gateway.chat(f"question {number}")).provider == "p0"
-            vendors[0].latency = 0.4
+            usual = max(usual for usual, _ in gateway.usual_latencies().values())
+            vendors[0].latency = 0.4 + 10 * usual  # however slow this machine is
             for turn in range(4):
                 await answered(gateway, [f"slow {turn}/{i}" for i in range(10)])
             assert guards(gateway, "p0").degraded == "latency"
@@ -355,13 +363,13 @@ class TestCooldown:
             trial.cancel()
             await asyncio.gather(trial, return_exceptions=True)
 
-    async def test_after_the_cut_one_request_tries_it(self, vendors):
+    async def test_after_the_cut_one_request_tries_it(self, vendors, clock):
         vendors[0].behave(Fault.rate_limited(retry_after=86400))
-        async with gateway_of(*vendors[:2], max_cooldown_seconds=0.2) as gateway:
+        async with gateway_of(*vendors[:2], clock=clock) as gateway:
             await gateway.warmup()
             await gateway.chat("one")
             asked = len(vendors[0].received)
-            await asyncio.sleep(0.2)
+            await clock.advance(300)
             assert await answered(gateway, [f"question {i}" for i in range(10)]) == 10
             assert len(vendors[0].received) == asked + 1
 

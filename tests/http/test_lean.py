@@ -58,33 +58,36 @@ def counting(calls):
 
 
 async def test_a_chat_from_the_cache_takes_few_calls(vendor):
+    chats = []
     async with AsyncGateway(scripted_configs("a"), vendor=vendor) as gateway:
-        for _ in range(2):
-            await gateway.chat("hi")
-        calls: list[str] = []
-        with counting(calls):
-            assert (await gateway.chat("hi")).cached
-    assert 15 < len(calls) <= 24, calls
+        await gateway.chat("hi")
+        for _ in range(3):  # a timer or the garbage collector may add to one of them
+            calls: list[str] = []
+            with counting(calls):
+                assert (await gateway.chat("hi")).cached
+            chats.append(calls)
+    least = min(chats[1:], key=len)
+    assert 15 < len(least) <= 24, least
 
 
 async def test_a_chat_that_joins_another_takes_few_calls(vendor):
-    async def together(number):
-        """Return the calls of so many equal chats after the beginning of the first."""
+    async def together(number, prompt):
+        """Return the number of calls of equal chats after the beginning of the first."""
         gate = asyncio.Event()
         calls: list[str] = []
         vendor.always("a", gate.wait)
-        chats = [asyncio.create_task(gateway.chat(f"{number}")) for _ in range(number)]
+        chats = [asyncio.create_task(gateway.chat(prompt)) for _ in range(number)]
         with counting(calls):
             for _ in range(9):  # until the vendor is asked
                 await asyncio.sleep(0)
             gate.set()
             await asyncio.wait(chats)
         assert sum(chat.result().coalesced for chat in chats) == number - 1
-        return calls
+        return len(calls)
 
     async with AsyncGateway(scripted_configs("a"), vendor=vendor) as gateway:
-        await together(1)
-        alone = await together(2)
-        more = await together(22)
-    assert 15 < (len(more) - len(alone)) / 20 <= 58
-    assert vendor.called() == 3
+        await together(1, "first")
+        alone = min([await together(2, f"two {turn}") for turn in range(3)])
+        more = min([await together(22, f"many {turn}") for turn in range(3)])
+    assert 15 < (more - alone) / 20 <= 58
+    assert vendor.called() == 7

@@ -77,16 +77,16 @@ async def test_max_concurrency_holds_at_the_server(simulator):
     assert busiest == 3
 
 
-async def test_the_circuit_closes_again_when_the_vendor_heals(simulator):
+async def test_the_circuit_closes_again_when_the_vendor_heals(simulator, clock):
     configs = [simulator.openai.config(priority=2), simulator.anthropic.config(priority=1)]
     async with AsyncGateway(
-        configs, failure_threshold=2, reset_timeout_seconds=0.1, cache_enabled=False
+        configs, clock=clock, failure_threshold=2, cache_enabled=False
     ) as gateway:
         simulator.openai.behave(Fault.server_error())
         for _ in range(4):
             assert (await gateway.chat("hi")).provider.startswith("anthropic")
         simulator.openai.recover()
-        await asyncio.sleep(0.12)
+        await clock.advance(60)
         assert (await gateway.chat("hi")).provider.startswith("openai")
 
 

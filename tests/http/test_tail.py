@@ -70,6 +70,7 @@ class TestLimits:
         async with gateway_for(vendor, backup, first_token_timeout=0.05) as gateway:
             await gateway.chat("hi")
             assert status_of(gateway, vendor).max_in_flight == 256
+            vendor.behave(Fault.hang())
             with contextlib.suppress(AllProvidersFailedError):  # the backup has no more time
                 async for _ in gateway.stream("hi"):
                     pass

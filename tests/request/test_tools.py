@@ -27,6 +27,7 @@ from aigateway.simulator import Answer, Fault
 from aigateway.simulator import ToolCall as SimulatedCall
 from aigateway.testing import scripted_configs
 from tests.gateways import gateway_for
+from tests.processes import PATIENCE
 
 K = FailureKind
 
@@ -227,7 +228,7 @@ class TestLoop:
     async def test_the_calls_of_a_round_run_at_once_and_synchronous_ones_in_threads(
         self, make, vendor
     ):
-        meet, where = threading.Barrier(2, timeout=60), []
+        meet, where = threading.Barrier(2, timeout=PATIENCE), []
 
         def wait(name: str) -> str:
             where.append(threading.current_thread())
@@ -354,7 +355,7 @@ class TestLoop:
 
         tool = ends if how == "thread" else ends_async
         vendor.script("a", calls((tool.__name__, {}), ("add", {"a": 1})), "I see.")
-        run = await asyncio.wait_for(make().run_tools("hi", tools=[tool, add]), 60)
+        run = await asyncio.wait_for(make().run_tools("hi", tools=[tool, add]), PATIENCE)
         assert error.__name__ in run.results[0].text
         assert isinstance(run.results[0].error, Exception)
         assert (run.results[1].text, run.text) == ("3", "I see.")

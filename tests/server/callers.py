@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 import orjson
 
 from aigateway import AsyncGateway
+from aigateway.clock import SYSTEM_CLOCK
 from aigateway.server.service import Service
 from aigateway.settings import ApiKey, ServerSettings
-from aigateway.testing import ScriptedVendor, scripted_configs
+from aigateway.testing import FakeClock, ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE
 
 
@@ -66,8 +67,9 @@ async def asked(app, path, body):
     return statuses[0]
 
 
-async def converse(url, *pieces):
+async def converse(url, *pieces, clock=SYSTEM_CLOCK):
     """Write pieces (bytes, or seconds to wait), and read all the while until the server closes."""
+    wait = clock.advance if isinstance(clock, FakeClock) else clock.sleep
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     reading = asyncio.create_task(_until_closed(reader))
@@ -76,7 +78,7 @@ async def converse(url, *pieces):
             if reading.done():
                 break
             if isinstance(piece, float):
-                await asyncio.sleep(piece)
+                await wait(piece)
             else:
                 writer.write(piece)
                 await writer.drain()

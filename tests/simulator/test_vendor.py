@@ -194,9 +194,13 @@ async def test_chunks_can_be_slow(sim: Simulator, ask):
 
 async def test_open_connections(vendor, ask, until):
     assert vendor.open_connections == 0
-    vendor.latency = 0.05
-    await asyncio.gather(*(ask.chat(vendor) for _ in range(3)))
+    vendor.behave(Fault.hang(), times=2)
+    waiting = [asyncio.create_task(ask.chat(vendor)) for _ in range(2)]
+    await until(lambda: len(vendor.received) == 2)
+    await ask.chat(vendor)
     assert vendor.open_connections == 3
+    for one in waiting:
+        one.cancel()
     await ask.session.close()
     await until(lambda: vendor.open_connections == 0)
 

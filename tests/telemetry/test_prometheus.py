@@ -19,6 +19,7 @@ from aigateway.simulator import Fault
 from aigateway.telemetry import Prometheus, wants_prometheus
 from aigateway.testing import scripted_configs
 from tests.gateways import name_of, until
+from tests.processes import PATIENCE
 
 SCRAPER = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -233,7 +234,7 @@ def test_the_library_adds_up_several_processes(tmp_path):
     for program in (ONE_PROCESS, ONE_PROCESS, ALL_PROCESSES):
         command = [sys.executable, "-c", program]
         done = subprocess.run(
-            command, env=env, capture_output=True, text=True, check=False, timeout=60
+            command, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE
         )
         assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -13,6 +13,7 @@ from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.failures import VERDICTS
 from tests import descriptors
+from tests.gateways import until
 from tests.wires.calls import LANES, WIRES, asking, failure_of, in_turn
 
 OVER_THE_LIMIT = "Request too large for x on tokens per min (TPM): Limit 30000, Requested 342389."
@@ -241,10 +242,18 @@ async def test_retry_after(vendor, client, fault, given, seconds):
 async def test_the_callers_timeout(vendor, client):
     await client.chat(asking())
     vendor.behave(Fault.hang())
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
+
+    async def ask():
+        async with asyncio.timeout(None) as scope:
+            scopes.append(scope)
             await client.chat(asking())
-    assert vendor.request_count == 2
+
+    scopes: list[asyncio.Timeout] = []
+    chat = asyncio.create_task(ask())
+    await until(lambda: vendor.request_count == 2)
+    scopes[0].reschedule(0)  # it is over
+    with pytest.raises(TimeoutError):
+        await chat
 
 
 async def test_cancellation_goes_through(vendor, client):

@@ -286,14 +286,15 @@ class TestLimits:
         assert len(desk.answers()) == 4
 
     async def test_tokens_per_minute_hold_the_rest_back(self, desk):
-        desk.vendor.latency = 0.02  # until the vendor has counted, the estimate holds them back
+        # Until the vendor has counted, the estimate holds them back.
+        desk.vendor.behave(Fault.hang())
         desk.ask(lines(10, max_tokens=100))
         async with desk.opened(limits=JobLimits(tpm=202), concurrency=10) as job:
             running = asyncio.create_task(job.run())
             await until(lambda: desk.vendor.request_count >= 2)
             assert job.in_flight == 2
-            job.stop("test")
-            await running
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
         assert sorted(desk.asked()) == ["p0", "p1"]
 
     async def test_without_a_provider_it_ends_and_can_be_resumed(self, desk):

@@ -18,6 +18,7 @@ from aigateway.simulator import Fault
 from tests.batch.files.desk import prompt_of, records
 from tests.batch.files.workers import ShardDesk
 from tests.gateways import until
+from tests.processes import PATIENCE
 
 FRESH = {"cache_enabled": False}
 
@@ -165,7 +166,7 @@ async def test_the_last_shard_is_lost_while_no_other_is_found(desk, shards):
         await shards.workers[0].lose()
         await until(lambda: job.totals.done == 0 and not job.in_flight)
         read_on.set()
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, PATIENCE)
     assert desk.answers() == expected(3)
 
 
@@ -194,7 +195,7 @@ async def test_what_a_worker_answered_before_it_was_cut_off_is_not_asked_again(
         await until(lambda: there.request_count > 20 and here.request_count > 20)
         await until(lambda: job.gateway.statuses["worker 1"].providers)
         there.behave(Fault.status(401), times=1000)
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, PATIENCE)
     assert (desk.answers(), desk.failures()) == (expected(300), {})
     by_there = [r for r in records(desk.output) if "claude" in r["aigateway"]["provider"]]
     assert len(by_there) >= 17

@@ -20,6 +20,7 @@ from aiohttp.test_utils import RawTestServer
 from aigateway import AsyncGateway, LLMConfig
 from aigateway.server.service import Service
 from aigateway.settings import ServerSettings
+from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer
 from tests.server.running import running
 
@@ -102,7 +103,7 @@ class Scene:
         return self.tasks[-1]
 
     async def queue_is(self, length):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while self.gateway.get_metrics()["waiting"] != length:  # noqa: ASYNC110 - none is told
                 await asyncio.sleep(0.01)
 
@@ -136,7 +137,6 @@ async def scene(**settings):
                     await asyncio.gather(*made.tasks, return_exceptions=True)
 
 
-@pytest.mark.timeout(180)
 async def test_a_flood_of_one_key_holds_another_up_for_one_place_at_most():
     places = 4
     async with scene(max_concurrency=places) as here:
@@ -158,18 +158,17 @@ async def test_a_flood_of_one_key_holds_another_up_for_one_place_at_most():
             waiting -= places
 
 
-@pytest.mark.timeout(180)
 async def test_a_queue_filled_by_one_key_has_room_for_another():
     async with scene(max_concurrency=1, max_queue=40) as here:
         red = [here.ask("red") for _ in range(60)]
         await here.queue_is(40)
         await here.vendor.was_asked(1)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while sum(task.done() for task in red) < 19:  # noqa: ASYNC110 - none is told
                 await asyncio.sleep(0.01)
         blue = [here.ask("blue") for _ in range(20)]
         refused = 19
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while sum(task.done() for task in red) < refused + 20:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         for task in red:

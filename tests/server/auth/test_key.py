@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from aigateway.cli import app
 from aigateway.server.auth.keys import Access
 from aigateway.settings import ServerSettings
+from tests.processes import PATIENCE
 from tests.server.callers import caller_by
 
 
@@ -159,7 +160,7 @@ def test_commands_at_once_lose_no_key():
         subprocess.Popen([*command, name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         for name in "abcd"
     ]
-    made = [process.communicate(timeout=60)[0].strip() for process in started]
+    made = [process.communicate(timeout=PATIENCE)[0].strip() for process in started]
     keys = {key.name: key.sha256 for key in ServerSettings().keys}
     assert keys == {n: hashlib.sha256(k).hexdigest() for n, k in zip("abcd", made, strict=True)}
 

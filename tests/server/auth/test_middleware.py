@@ -54,7 +54,10 @@ async def test_an_endpoint_gets_the_caller_that_was_admitted():
     ) as service:
         app = service_app(service)
         app.add_route("/t/caller", endpoint)
-        async with running(service, app) as url, httpx.AsyncClient(base_url=url) as client:
+        async with (
+            running(service, app) as url,
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client,
+        ):
             for name in ("red", "root", "blue", "unknown"):
                 await client.get("/t/caller", headers=bearer(name))
     assert [(caller.name, caller.is_admin) for caller in seen] == [

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import re
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,6 +15,7 @@ from aigateway.server.http.connections import GuardedProtocol, _network
 from aigateway.settings import ServerSettings
 from tests.server.callers import converse, scripted_service
 from tests.server.running import running
+from tests.server.visitors import eventually
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LAST = GET[:-2] + b"Connection: close\r\n\r\n"
@@ -36,17 +38,53 @@ def status_of(raw):
     return int(head.split()[1])
 
 
-async def test_a_head_that_dribbles_is_given_up():
-    dribble = [piece for byte in b"GET /health HTTP" for piece in (bytes([byte]), 0.02)]
-    async with scripted_service(header_timeout=0.1) as service, running(service) as url:
-        raw = await converse(url, *dribble)
+class Timed:
+    """An event loop whose timers a clock of the test has."""
+
+    def __init__(self, loop, clock):
+        self._loop = loop
+        self._clock = clock
+
+    def __getattr__(self, name):
+        return getattr(self._loop, name)
+
+    def time(self):
+        return self._clock.now()
+
+    def call_at(self, when, callback, *args):
+        timer = self._clock.call_later(when - self._clock.now(), partial(callback, *args))
+        timer.when = lambda: when
+        return timer
+
+
+@pytest.fixture
+def timed(monkeypatch, clock):
+    """The clock that ends connections."""
+    begin = GuardedProtocol.__init__
+
+    def init(self, *args, **options):
+        begin(self, *args, **options)
+        self.loop = Timed(self.loop, clock)
+
+    monkeypatch.setattr(GuardedProtocol, "__init__", init)
+    return clock
+
+
+def dribble(pieces):
+    return [each for piece in pieces for each in (piece, 1.0)]
+
+
+async def test_a_head_that_dribbles_is_given_up(timed):
+    head = dribble(bytes([byte]) for byte in b"GET /health HTTP")
+    async with scripted_service(header_timeout=10) as service, running(service) as url:
+        raw = await converse(url, *head, clock=timed)
     assert status_of(raw) == 408
 
 
-async def test_headers_without_end_are_given_up():
-    dribble = [piece for number in range(20) for piece in (b"x-%d: 1\r\n" % number, 0.02)]
-    async with scripted_service(header_timeout=0.1) as service, running(service) as url:
-        raw = await converse(url, GET[:-2], *dribble)
+async def test_headers_without_end_are_given_up(timed):
+    headers = dribble(b"x-%d: 1\r\n" % number for number in range(20))
+    async with scripted_service(header_timeout=10) as service, running(service) as url:
+        raw = await converse(url, GET[:-2], *headers, clock=timed)
     assert status_of(raw) == 408
 
 
@@ -55,18 +93,19 @@ async def test_who_says_nothing_is_left():
         assert await converse(url) == b""
 
 
-async def test_the_next_head_on_a_connection_has_to_come_as_soon():
-    async with scripted_service(header_timeout=0.1) as service, running(service) as url:
-        dribble = [piece for byte in GET[:16] for piece in (bytes([byte]), 0.02)]
-        raw = await converse(url, GET, 0.02, *dribble)
+async def test_the_next_head_on_a_connection_has_to_come_as_soon(timed):
+    head = dribble(bytes([byte]) for byte in GET[:16])
+    async with scripted_service(header_timeout=10) as service, running(service) as url:
+        raw = await converse(url, GET, 1.0, *head, clock=timed)
     assert raw.startswith(b"HTTP/1.1 200")
     assert status_of(raw[raw.index(b"HTTP/1.1 408") :]) == 408
 
 
-async def test_requests_that_come_together_or_in_pieces_are_answered():
-    async with scripted_service(header_timeout=0.15) as service, running(service) as url:
-        pieces = [GET + GET[:9], 0.01, GET[9:20], 0.01, GET[20:] + GET, 0.1, GET, 0.1, LAST]
-        raw = await converse(url, *pieces)
+async def test_requests_that_come_together_or_in_pieces_are_answered(timed):
+    bounds = {"header_timeout": 10, "keep_alive_timeout": 10}
+    async with scripted_service(**bounds) as service, running(service) as url:
+        pieces = [GET + GET[:9], 4.0, GET[9:20], 4.0, GET[20:] + GET, 8.0, GET, 8.0, LAST]
+        raw = await converse(url, *pieces, clock=timed)
     assert raw.count(b"HTTP/1.1 200") == 5
 
 
@@ -163,6 +202,10 @@ async def test_a_broken_chunk_within_a_body_closes_only_its_connection(caplog):
     assert not caplog.records
 
 
+async def is_answered(url):
+    return (await converse(url, LAST)).startswith(b"HTTP/1.1 200")
+
+
 async def test_more_connections_than_allowed_are_turned_away():
     async with scripted_service(max_connections=2) as service, running(service) as url:
         parts = urlsplit(url)
@@ -174,8 +217,7 @@ async def test_more_connections_than_allowed_are_turned_away():
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
-        await asyncio.sleep(0.02)
-        assert (await converse(url, LAST)).startswith(b"HTTP/1.1 200")
+        await eventually(lambda: is_answered(url))
 
 
 async def test_one_address_may_not_have_all_connections():
@@ -193,8 +235,7 @@ async def test_one_address_may_not_have_all_connections():
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
-        await asyncio.sleep(0.02)
-        assert (await converse(url, LAST)).startswith(b"HTTP/1.1 200")
+        await eventually(lambda: is_answered(url))
 
 
 @pytest.mark.parametrize(
@@ -233,6 +274,11 @@ async def test_no_other_http_is_spoken(line):
     assert raw.count(b"HTTP/1.1 ") == 1
 
 
+def left():
+    gc.collect()
+    return [one for one in gc.get_objects() if isinstance(one, GuardedProtocol)]
+
+
 async def test_nothing_is_left_of_connections_that_are_gone():
     async with scripted_service(header_timeout=30) as service, running(service) as url:
         parts = urlsplit(url)
@@ -242,6 +288,4 @@ async def test_nothing_is_left_of_connections_that_are_gone():
             await writer.drain()
             writer.close()
             await writer.wait_closed()
-        await asyncio.sleep(0.02)
-        gc.collect()
-        assert not [one for one in gc.get_objects() if isinstance(one, GuardedProtocol)]
+        await eventually(lambda: not left())

@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from tests.processes import PATIENCE
 from tests.server.services import served
 from tests.wires import bodies
 
@@ -58,7 +59,7 @@ async def test_half_a_character_is_none(vendor, service):
     deltas = [{"content": text} for text in ("\ud83d", "\ude00", "\ud83d")]
     bodies.openai(vendor, {"content": "a\ud83d"}, *deltas, finish="length")
     request = {"model": "auto", "messages": USER, "max_tokens": 5}
-    async with httpx.AsyncClient(base_url=f"{service}/v1") as client:
+    async with httpx.AsyncClient(base_url=f"{service}/v1", timeout=PATIENCE) as client:
         for _ in range(2):  # the second time, remembered
             said = await client.post("/chat/completions", json=request | {"stream": True})
             pieces = [json.loads(line[6:]) for line in said.text.splitlines() if "content" in line]
@@ -129,7 +130,7 @@ async def test_parameters_that_ask_for_more_than_text(client):
 
 
 async def test_the_plain_endpoint(service):
-    async with httpx.AsyncClient(base_url=service) as http:
+    async with httpx.AsyncClient(base_url=service, timeout=PATIENCE) as http:
         reply = await http.post("/chat", json={"message": "Draw."})
     answer = reply.json()
     assert (answer["response"], answer["audio"]) == ("fact", SPEECH)
@@ -180,7 +181,7 @@ async def test_a_custom_tools_calls_there_and_back():
                 for piece in choice["delta"].get("tool_calls") or ()
             ]
             assert calls == pieces
-            async with httpx.AsyncClient() as plain:
+            async with httpx.AsyncClient(timeout=PATIENCE) as plain:
                 body = {"message": "Find it.", "tools": GREP}
                 told = (await plain.post(f"{url}/chat", json=body)).json()
             assert told["tool_calls"] == [CUSTOM]

@@ -23,6 +23,7 @@ from aigateway.server.service import Service
 from aigateway.settings import GatewaySettings, ServerSettings
 from aigateway.testing import FakeClock, ScriptedVendor, scripted_configs
 from benchmarks.calls import ROOT
+from tests.processes import PATIENCE
 from tests.server.callers import api_key, bearer, scripted_service
 from tests.server.http.test_framing import Line
 from tests.server.running import running
@@ -64,15 +65,17 @@ async def test_a_door_takes_few_calls_beside_the_gateway(monkeypatch, service, p
 
     async def watched(*args):
         counted.clear()
+        gc.disable()  # what other tests have left may call something when it goes
         sys.setprofile(note)
         try:
             await admit(*args)
         finally:
             sys.setprofile(None)
+            gc.enable()
 
     monkeypatch.setattr(AsyncGateway, method, answer)
     monkeypatch.setattr(Admission, "__call__", watched)
-    async with running(service) as url, httpx.AsyncClient(base_url=url) as client:
+    async with running(service) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
         for _ in range(2):  # from the cache the second time, so it never waits
             asked = {"model": "simulated", **body}
             assert (await client.post(path, json=asked, headers=bearer("web"))).status_code == 200
@@ -100,7 +103,7 @@ def garbage():
 
 
 async def test_a_request_leaves_nothing_to_the_garbage_collector(service):
-    async with running(service) as url, httpx.AsyncClient(base_url=url) as client:
+    async with running(service) as url, httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
 
         async def ask(text):
             body = {"model": "simulated", "messages": [{"role": "user", "content": text}]}

@@ -431,7 +431,7 @@ async def test_an_application_hears_at_once_that_its_caller_is_gone():
         await asyncio.sleep(0.02)
         assert not gone.is_set()
         writer.close()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await gone.wait()
 
 

@@ -178,18 +178,18 @@ async def test_a_body_that_keeps_coming_may_take_longer(clock):
     assert reader.lengths == [1_000_000]
 
 
-def slow(seconds, *, first=None):
+def slow(seconds, *, first=None, clock=SYSTEM_CLOCK):
     """Answers after a while; with `first`, a stream that begins at once with that."""
 
     async def parts():
         yield first
-        await SYSTEM_CLOCK.sleep(seconds)
+        await clock.sleep(seconds)
         yield b"end"
 
     async def app(scope, receive, send):
         await Request(scope, receive).body()
         if first is None:
-            await SYSTEM_CLOCK.sleep(seconds)
+            await clock.sleep(seconds)
             await JSONResponse({})(scope, receive, send)
         else:
             await StreamingResponse(parts())(scope, receive, send)
@@ -209,11 +209,18 @@ async def test_an_answer_that_takes_too_long_is_given_up():
     assert "0.05 seconds" in answer.json()["error"]["message"]
 
 
-async def test_a_stream_has_that_time_for_its_first_content_only():
+async def test_a_stream_has_that_time_for_its_first_content_only(clock):
     async with scripted_service(request_timeout=0.05) as service:
-        app = limited(service, slow(0.15, first=b"begin "))
-        async with running(service, app) as url, httpx.AsyncClient(timeout=PATIENCE) as client:
-            assert (await client.post(url, content=b"{}")).text == "begin end"
+        app = limited(service, slow(10, first=b"begin ", clock=clock), clock)
+        async with (
+            running(service, app) as url,
+            httpx.AsyncClient(timeout=PATIENCE) as client,
+            client.stream("POST", url, content=b"{}") as answer,
+        ):
+            text = answer.aiter_text()
+            assert await anext(text) == "begin "
+            await clock.advance(10)
+            assert [piece async for piece in text] == ["end"]
         app = limited(service, slow(10, first=b""))
         async with running(service, app) as url, httpx.AsyncClient(timeout=PATIENCE) as client:
             with pytest.raises(httpx.RemoteProtocolError):

@@ -135,7 +135,8 @@ def test_the_service_and_the_batch_command_freeze_what_is_loaded(launch, tmp_pat
         env |= {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": vendors.openai.api_base}
         if workers:
             command = launch(tmp_path, "serve", "--port", "0", "--workers", str(workers), env=env)
-            httpx.post(f"{command.url}/chat", json={"message": "hi"}).raise_for_status()
+            asked = httpx.post(f"{command.url}/chat", json={"message": "hi"}, timeout=PATIENCE)
+            asked.raise_for_status()
         else:
             command = launch(tmp_path, "batch", "in.jsonl", "out.jsonl", env=env)
             assert command.code == 0, command.log

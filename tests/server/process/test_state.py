@@ -142,11 +142,11 @@ def used(directory):
 
 
 class Load:
-    """Callers that ask all the time, and know when each answer came, and what it cost."""
+    """Callers that ask all the time, and know how many answers came, and what each cost."""
 
     def __init__(self):
         self.url = ""
-        self.answers = []  # when each came
+        self.answers = 0
         self.cost = 0.0  # of one
         self.numbers = itertools.count()
         self._tasks = []
@@ -155,11 +155,15 @@ class Load:
     def begin(self, callers):
         self._tasks = [asyncio.create_task(self._ask()) for _ in range(callers)]
 
-    async def go_on(self, answers, seconds):
-        """Let it go on until so many answers more have come, and then for so long."""
-        enough = len(self.answers) + answers
-        await eventually(lambda: len(self.answers) >= enough)
+    async def go_on(self, answers, state, seconds):
+        """Let it go on until so many answers more are accounted for, and then for so long.
+
+        Returns how many those were and all before them.
+        """
+        enough = self.answers + answers
+        await eventually(lambda: self.answers >= enough and used(state)[0] >= enough)
         await asyncio.sleep(seconds)
+        return enough
 
     async def end(self):
         """Wait for the last answers: a call that is left has a price of its own."""
@@ -183,47 +187,46 @@ class Load:
         if answer.status_code == 200:
             assert not body["stream"] or answer.text.endswith("data: [DONE]\n\n")
             self.cost = float(answer.headers.get("x-aigateway-cost", self.cost))
-            self.answers.append(SYSTEM_CLOCK.now())
-
-    def within(self, kills):
-        """How many answers came within a second before one of these moments."""
-        return sum(any(0 <= k - when <= 1.0 for k in kills) for when in self.answers)
+            self.answers += 1
 
 
 @pytest.mark.slow
-async def test_a_kill_costs_a_second_of_accounts_and_never_the_file(
+async def test_a_kill_costs_the_latest_accounts_and_never_the_file(
     serve, vendor, tmp_path, request
 ):
-    state, callers, load, kills = tmp_path / "state", 8, Load(), []
+    state, callers, load, kills = tmp_path / "state", 8, Load(), request.config.getoption("--kills")
     service = serve(workers=3)
     load.url = await listening(service)
     load.begin(callers)
     chance = random.Random(7)
-    for number in range(request.config.getoption("--kills")):
-        await load.go_on(50, 1.1 + chance.random() / 2)
+    lost = 0
+    for number in range(kills):
+        accounted = await load.go_on(50, state, chance.random() / 2)
+        some = await workers(load.url)
         if number % 2:
-            os.kill(chance.choice(await workers(load.url)), signal.SIGKILL)
-            kills.append(SYSTEM_CLOCK.now())
+            os.kill(chance.choice(some), signal.SIGKILL)
+        else:
+            kill(service)
+        lost += load.answers - accounted + callers  # each may have an answer that is not read yet
+        if number % 2:
             continue
-        kill(service)
-        kills.append(SYSTEM_CLOCK.now())
         with contextlib.closing(sqlite3.connect(state / STATE_FILE)) as db:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert used(state)[0] >= accounted
         service = serve(workers=3)
         load.url = await listening(service)
     await load.end()
     service.signal(signal.SIGTERM)
     assert await asyncio.to_thread(lambda: service.code) == 0
     answered, cost = used(state)
-    lost = load.within(kills)
     print(
-        f"{len(kills)} kills: {len(load.answers)} answers, {answered} accounted for,"
-        f" {lost} came within a second before a kill; the vendor got {vendor.request_count}"
+        f"{kills} kills: {load.answers} answers, {answered} accounted for, {lost} may be lost;"
+        f" the vendor got {vendor.request_count}"
     )
-    assert len(load.answers) - lost <= answered <= vendor.request_count
+    assert load.answers - lost <= answered <= vendor.request_count
     # A call may be written, and then its process is killed before its request has ended.
     calls = cost / load.cost
-    assert answered - 0.01 <= calls <= answered + callers * len(kills) + 0.01
+    assert answered - 0.01 <= calls <= answered + callers * kills + 0.01
     assert list(state.glob("*damaged*")) == []
 
 
@@ -249,19 +252,24 @@ async def statuses(url, key, numbers, *, at_once):
 
 @pytest.mark.slow
 async def test_workers_and_later_ones_share_one_budget_and_one_rate(serve, tmp_path):
-    numbers = itertools.count()
+    numbers, began = itertools.count(), SYSTEM_CLOCK.now()
+
+    def most():
+        """The calls of "fast" that a slow machine may have made by now: 20 a minute."""
+        return 20 * (1 + int((SYSTEM_CLOCK.now() - began) / 60.0))
+
     service = serve(workers=3)
     url = await listening(service)
     assert await statuses(url, "rich", islice(numbers, 10), at_once=False) == [200] * 10
     rates = await statuses(url, "fast", islice(numbers, 30), at_once=True)
-    assert rates.count(200) <= 20
+    assert rates.count(200) <= most()
     await eventually(lambda: min(booked(tmp_path), recorded(tmp_path)) > 9.5 * EACH)
     kill(service)
 
     service = serve(workers=2)
     url = await listening(service)
     rates += await statuses(url, "fast", islice(numbers, 30), at_once=True)
-    assert rates.count(200) <= 20
+    assert rates.count(200) <= most()
     assert set(rates) == {200, "rate_limit_exceeded"}
     # Workers refuse while another holds the rest, and go on when it has given that back. What the
     # killed ones held (each up to a sixteenth) counts on, so it is no matter who says that it ends.
@@ -413,6 +421,16 @@ async def answer_slowly(service, clock, seconds, times):
         asking = asyncio.create_task(service.gateway.chat(f"{seconds} {number}", cache=False))
         await clock.advance(seconds)
         await asking
+
+
+async def test_usage_is_written_within_a_second(tmp_path):
+    clock, path = FakeClock(), tmp_path / STATE_FILE
+    begin_store(path, clock)
+    async with remembering(path, clock) as service:
+        await service.gateway.chat("hi")
+        assert used(tmp_path)[0] == 0
+        await clock.advance(1.0)
+        await eventually(lambda: used(tmp_path)[0] == 1)  # a thread writes it
 
 
 async def test_prices_and_latencies_outlive_a_restart_and_give_way_to_new_ones(tmp_path):

@@ -322,7 +322,7 @@ def test_workers_and_those_that_replace_them_share_litellm_with_the_parent(tmp_p
             os.kill(min(first), signal.SIGKILL)
             until(lambda: len(workers() - first) == 1 and len(workers()) == 2)
             for _ in range(8):  # of both
-                httpx.get(f"{url}/ready").raise_for_status()
+                httpx.get(f"{url}/ready", timeout=PATIENCE).raise_for_status()
             assert imports.read_text().split() == [str(service.pid)]
         finally:
             service.terminate()

@@ -174,7 +174,7 @@ class AgainstAModel(RuleBasedStateMachine):
         self.writes = 0
         self.reads = 0
 
-    @initialize(most=st.sampled_from([(3, None), (3, MAX_BYTES), (10, MAX_BYTES)]))
+    @initialize(most=st.sampled_from([(3, None), (3, MAX_BYTES), (12, MAX_BYTES)]))
     def bounds(self, most: tuple[int, int | None]) -> None:
         self.max_entries, self.max_bytes = most
         self.lru: ExpiringLRU[str] = ExpiringLRU(

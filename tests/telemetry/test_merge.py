@@ -61,6 +61,8 @@ async def test_of_one_that_has_exited_only_counts_remain(vendor: ScriptedVendor)
     assert whole["providers"]["a"]["attempts"] == 3
     state = ("in_flight", "waiting", "providers_active")
     assert {name: whole[name] for name in state} == {name: running[name] for name in state}
+    for name in ("entries", "max_entries", "bytes", "max_bytes"):
+        assert whole["cache"][name] == running["cache"][name]
     per_provider = ("in_flight", "max_in_flight", "circuit_state", "degraded", "latency_seconds")
     one, other = whole["providers"]["a"], running["providers"]["a"]
     assert {each: one[each] for each in per_provider} == {

@@ -137,10 +137,12 @@ class TestProviders:
             gateway = desk.service.gateway
             assert [p.name for p in gateway.providers] == ["openai/m", "openai/m#2"]
             gateway.force_circuit("openai/m#2", "open")
-            for settings in ("", "[gateway]\ncache_max_entries = 7\n"):
+            changed = ("cache_max_entries = 7", "cache_max_memory_bytes = 1_000_000")
+            for settings in ("", *(f"[gateway]\n{each}\n" for each in changed)):
                 assert await desk.now(settings + texts[1])
                 (left,) = desk.service.gateway.providers
                 assert (left.name, left.forced) == ("openai/m#2", True)
+            assert desk.service.gateway.cache.stats()["max_bytes"] == 1_000_000
 
     async def test_the_environment_stands_over_the_file(self, simulator, monkeypatch):
         monkeypatch.setenv("AIGATEWAY_TIMEOUT", "7")

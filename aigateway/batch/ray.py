@@ -289,8 +289,8 @@ class _ShardActor:
         cloudpickle = importlib.import_module("ray.cloudpickle")
         return await self._runner.run(cloudpickle.loads(work), shard)
 
-    async def room(self, number: int) -> None:
-        await self._runner.room(number)
+    async def all_begun(self, number: int) -> None:
+        await self._runner.all_begun(number)
 
     async def status(self) -> RunnerStatus:
         return await self._runner.status()
@@ -335,8 +335,8 @@ class _RayWorker(Worker):
         found: ShardEnd = await self._call("run", self._work, shard)
         return found
 
-    async def room(self, number: int) -> None:
-        await self._call("room", number)
+    async def all_begun(self, number: int) -> None:
+        await self._call("all_begun", number)
 
     async def status(self) -> RunnerStatus:
         found: RunnerStatus = await self._call("status")

@@ -118,10 +118,7 @@ def chat_command(
     "Review this". Exits with 0 after an answer, 1 if no provider answered or the stream broke, 2 if
     the request or the configuration is invalid, 130 after Ctrl-C.
     """
-    from aigateway.cli.commands import (  # noqa: PLC0415 - see the module docstring
-        ChatCommand,
-        run_chat,
-    )
+    from aigateway.cli.commands import run_chat  # noqa: PLC0415 - see the module docstring
 
     options = {
         "system": system,
@@ -131,7 +128,7 @@ def chat_command(
         "timeout": timeout,
         "cache": not no_cache,
     }
-    run_chat(prompt, options, ChatCommand(stream, as_json, simulate, config))
+    run_chat(prompt, options, stream=stream, as_json=as_json, simulate=simulate, config=config)
 
 
 @app.command("providers")
@@ -285,7 +282,8 @@ def usage_command(
         key=key,
         as_csv=as_csv,
         as_json=as_json,
-        place=(state_dir, config),
+        state_dir=state_dir,
+        config=config,
     )
 
 
@@ -351,7 +349,7 @@ def key_command(
 
     The lines hold only a digest of the key.
     """
-    from aigateway.cli.commands import run_key  # noqa: PLC0415 - see the module docstring
+    from aigateway.cli.key import run_key  # noqa: PLC0415 - see the module docstring
 
     limits = {
         "budget_usd": budget,

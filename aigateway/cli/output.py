@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from aigateway.routing.provider import Word
 __all__ = [
     "COLOURS",
     "FAILED",
-    "PIPED_WIDTH",
     "WRONG_INPUT",
     "advise",
     "errors_as_exit_codes",
@@ -32,13 +32,14 @@ __all__ = [
     "missing_server_packages",
     "note",
     "seconds_text",
+    "stdout_console",
     "use_config",
 ]
 
 FAILED = 1
 WRONG_INPUT = 2
 _SERVER_PACKAGES = ("fastapi", "httptools", "prometheus_client", "uvicorn")
-PIPED_WIDTH = 240
+_PIPED_WIDTH = 240
 """Columns without a terminal, so that no name is cut."""
 
 COLOURS: dict[Word, str] = {
@@ -125,6 +126,11 @@ def missing_server_packages() -> list[str]:
 def seconds_text(seconds: float) -> str:
     """Return a short time with its unit; nothing takes 0.00 s."""
     return "<0.01 s" if seconds < 0.005 else f"{seconds:.2f} s"
+
+
+def stdout_console() -> Console:
+    """Return the console on stdout."""
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def is_live(console: Console, *, plain: bool) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -13,11 +12,10 @@ from pathlib import Path
 
 import typer
 from rich.box import HEAVY_HEAD, Box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aigateway.cli.output import PIPED_WIDTH, errors_as_exit_codes, note
+from aigateway.cli.output import errors_as_exit_codes, note, stdout_console, use_config
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ConfigurationError
 from aigateway.fleet.store import STATE_FILE, UsageCounts, UsageRow, read_usage
@@ -31,26 +29,23 @@ _NO_KEY, _NO_MODEL = "(no key)", "(none)"
 _FIGURES = [column.name for column in fields(UsageCounts)]
 
 
-def run_usage(  # noqa: D417 - the options of the command
+def run_usage(
     *,
     since: datetime | None,
     days: int,
     key: str | None,
     as_csv: bool,
     as_json: bool,
-    place: tuple[Path | None, Path | None],
+    state_dir: Path | None,
+    config: Path | None,
 ) -> None:
-    """Print what was used.
-
-    Args:
-        place: `--state-dir` and `--config`, if given.
-    """
+    """Print what was used; the arguments are the options of the command."""
     if as_csv and as_json:
         raise typer.BadParameter("give --csv or --json, not both")
     today = datetime.fromtimestamp(SYSTEM_CLOCK.wall(), UTC).date()
     first = today - timedelta(days=days - 1) if since is None else since.date()
     with errors_as_exit_codes():
-        path, in_fleet = _file(*place)
+        path, in_fleet = _file(state_dir, config)
         rows = read_usage(path, (first - _EPOCH).days)
         if key is not None:
             names = {row.key or _NO_KEY for row in rows}
@@ -69,9 +64,7 @@ def run_usage(  # noqa: D417 - the options of the command
     elif not rows:
         note(f"{path}: nothing was used since {first} (UTC).")
     else:
-        piped = not sys.stdout.isatty()
-        console = Console(width=PIPED_WIDTH if piped else None)
-        console.print(_table(rows, box=None if piped else HEAVY_HEAD))
+        stdout_console().print(_table(rows, box=HEAVY_HEAD if sys.stdout.isatty() else None))
         note(f"{path}, since {first} (UTC).")
     if in_fleet:
         note("Usage of this machine alone: each machine of the fleet (redis_url) has its own file.")
@@ -81,8 +74,7 @@ def _file(state_dir: Path | None, config: Path | None) -> tuple[Path, bool]:
     """Return the file, and whether other machines have files, too."""
     if state_dir is not None:
         return state_dir / STATE_FILE, False
-    if config is not None:
-        os.environ["AIGATEWAY_CONFIG"] = str(config.absolute())
+    use_config(config)
     directory = ServerSettings.load().state_directory
     if directory is None:
         raise ConfigurationError(

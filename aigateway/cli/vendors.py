@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,10 +17,9 @@ from typing import Any
 
 import orjson
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from aigateway.cli.output import PIPED_WIDTH, errors_as_exit_codes, note
+from aigateway.cli.output import errors_as_exit_codes, note, stdout_console
 from aigateway.cli.toml import table_lines
 from aigateway.errors import ConfigurationError
 
@@ -299,7 +297,7 @@ def _print_table(vendors: list[VendorRecipe]) -> None:
     for vendor in vendors:
         values = (vendor.table["provider"], " ".join(vendor.variables), vendor.table["model"])
         table.add_row(vendor.name, *values)
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+    stdout_console().print(table)
     note("`aigateway vendors NAME` prints the lines for aigateway.toml.")
 
 

@@ -84,7 +84,7 @@ def _decoded_id(name: str) -> str:
         return name
 
 
-def _get(holder: Any, name: str) -> Any:
+def _field_of(holder: Any, name: str) -> Any:
     return holder.get(name) if isinstance(holder, Mapping) else None
 
 
@@ -312,23 +312,23 @@ class _RequestReader:
         if block.get("is_error") and not content.lower().startswith(("error", "<")):
             content = f"Error: {content}"
         message = {"role": "tool", "tool_call_id": _decoded_id(name), "content": content}
-        return _marked(message, block)
+        return _with_cache_control(message, block)
 
     def _add_parts(self, parts: list[dict[str, Any]], block: Mapping[str, Any]) -> None:
         """Add the content of a block; a text replaces what a chat cannot show."""
         kind, source = block["type"], block.get("source")
         if kind == "text":
             if block["text"]:
-                parts.append(_marked({"type": "text", "text": block["text"]}, block))
+                parts.append(_with_cache_control({"type": "text", "text": block["text"]}, block))
         elif kind == "image" and (url := _url_of(source)):
             image = {"type": "image_url", "image_url": {"url": url}}
-            parts.append(_marked(image, block))
+            parts.append(_with_cache_control(image, block))
         elif kind == "document" and isinstance(source, dict):
             self._add_document(parts, block, source)
         elif kind == "search_result":
             texts = [text["text"] for text in block["content"]]
             found = "\n".join([block["title"], str(source), *texts])
-            parts.append(_marked({"type": "text", "text": found}, block))
+            parts.append(_with_cache_control({"type": "text", "text": found}, block))
         else:
             self._add_foreign(parts, f"{kind} block")
 
@@ -343,11 +343,13 @@ class _RequestReader:
             name = title or "document"
             name = name if name.lower().endswith(".pdf") else f"{name}.pdf"
             parts += [{"type": "text", "text": context}] if context else []
-            parts.append(_marked({"type": "file", "file": {"filename": name, **held}}, block))
+            parts.append(
+                _with_cache_control({"type": "file", "file": {"filename": name, **held}}, block)
+            )
         elif source["type"] == "text":
             said = "\n\n".join([*about, source["data"]])
             if said:
-                parts.append(_marked({"type": "text", "text": said}, block))
+                parts.append(_with_cache_control({"type": "text", "text": said}, block))
         elif source["type"] == "content":
             parts += [{"type": "text", "text": text} for text in about]
             content = source["content"]
@@ -454,7 +456,7 @@ class _Thinking:
         reasoning = (is_visible and block["thinking"]) or content.get("r")
         if isinstance(reasoning, str) and reasoning:
             self._reasoning.append(reasoning)
-        for name, signature in _items(content.get("c")):
+        for name, signature in _pairs(content.get("c")):
             if isinstance(signature, str):
                 self._call_signatures[name] = signature
 
@@ -474,7 +476,7 @@ class _Thinking:
         return fields
 
 
-def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:
     return value.items() if isinstance(value, dict) else ()
 
 
@@ -490,7 +492,7 @@ def _content(parts: list[dict[str, Any]], between: str) -> Any:
     return parts[0]["text"] if len(parts) == 1 else between.join([p["text"] for p in parts])
 
 
-def _marked(part: dict[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
+def _with_cache_control(part: dict[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
     mark = block.get("cache_control")
     if isinstance(mark, dict):
         part["cache_control"] = mark
@@ -498,7 +500,7 @@ def _marked(part: dict[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _url_of(source: Any) -> str | None:
-    kind = _get(source, "type")
+    kind = _field_of(source, "type")
     if kind == "base64":
         return f"data:{source['media_type']};base64,{source['data']}"
     return str(source["url"]) if kind == "url" else None
@@ -513,7 +515,7 @@ def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
         function["description"] = tool["description"]
     if tool.get("strict") and _is_strict(schema):
         function["strict"] = True
-    return _marked({"type": "function", "function": function}, tool)
+    return _with_cache_control({"type": "function", "function": function}, tool)
 
 
 # ── an answer as a message ───────────────────────────────────────────────────────────────────
@@ -589,8 +591,8 @@ def _usage(usage: Usage) -> dict[str, int]:
 
 def _shows_thinking(request: ReadRequest) -> bool:
     thinking = request.native.body.get("thinking")
-    asks = _get(thinking, "type") not in {None, "disabled"}
-    return asks and _get(thinking, "display") != "omitted"
+    asks = _field_of(thinking, "type") not in {None, "disabled"}
+    return asks and _field_of(thinking, "display") != "omitted"
 
 
 def _with_media(choice: Choice) -> str:
@@ -621,7 +623,7 @@ def _envelope_block(
         content["r"] = reasoning.encode("utf-8", "replace").decode()
     if signature:
         content["c"] = {call: signature}
-    if _get(request.native.body.get("thinking"), "display") == "omitted":
+    if _field_of(request.native.body.get("thinking"), "display") == "omitted":
         return {"type": "thinking", "thinking": "", "signature": sealed(content)}
     return {"type": "redacted_thinking", "data": sealed(content)}
 

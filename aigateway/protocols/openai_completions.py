@@ -62,10 +62,10 @@ def read_prompts(
     number = fields.get("n", 1)
     if fields.get("best_of", number) < number:
         refuse_field("best_of", "must be at least n")
-    return [_one(prompt, fields, passed or {}) for prompt in prompts]
+    return [_request_for(prompt, fields, passed or {}) for prompt in prompts]
 
 
-def _one(prompt: Any, fields: Mapping[str, Any], passed: Mapping[str, Any]) -> ReadRequest:
+def _request_for(prompt: Any, fields: Mapping[str, Any], passed: Mapping[str, Any]) -> ReadRequest:
     options = {name: value for name, value in fields.items() if name not in _OTHERWISE}
     if "logprobs" in fields:
         options |= {"logprobs": True, "top_logprobs": fields["logprobs"]}

@@ -59,7 +59,7 @@ _REQUEST_FIELDS = ChatOptions.__optional_keys__ - {"origin"} | {
     "prompt",
     "response_format",
 }
-"""Fields of a line of JSON that mean something, also if they are kept."""
+"""Fields of a line of JSON that belong to the request, also if they are kept as columns."""
 
 _NOT_UTF_8 = "is not UTF-8; convert the file first, e.g. with iconv -f WINDOWS-1252 -t UTF-8"
 _ENDPOINT = "/v1/chat/completions"
@@ -77,7 +77,7 @@ _UNREAD_NAMES = {
 _BLOCK_BYTES = 1 << 22
 
 _SPARE_BYTES = 1_000_000
-"""A line may be that much longer than the longest prompt: its id, tools, a schema."""
+"""Bytes of a line beside its prompt: its id, tools, a schema."""
 
 
 @dataclass(frozen=True, slots=True)

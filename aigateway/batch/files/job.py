@@ -38,7 +38,7 @@ from aigateway.batch.files.output import (
     item_record,
     problem_record,
 )
-from aigateway.batch.files.parts import fold_all
+from aigateway.batch.files.parts import merge_parts
 from aigateway.batch.files.paths import JobFiles
 from aigateway.batch.files.schema import AnswerSchema
 from aigateway.batch.files.totals import Allowance, JobLimiter, JobLimits, JobTotals, LimitedCall
@@ -57,7 +57,7 @@ from aigateway.tokens import estimated_tokens
 __all__ = ["NO_PROVIDER", "Job", "JobInput", "JobOptions"]
 
 NO_PROVIDER = "no provider is available any more"
-"""Begins the message of a job that an outage has ended."""
+"""Prefix of the message of a job that an outage has ended."""
 
 _MOST_FOLLOWERS = 1000
 """Lines that may wait for the answer to an identical line before reading pauses."""
@@ -83,7 +83,7 @@ class JobOptions:
         outage_patience: Seconds without an answer of any provider after which the job ends; None
             waits without limit, 0 ends as soon as no provider is available.
         limits: When it ends early.
-        schema: What answers have to look like; None checks nothing.
+        schema: The schema that answers must fit; None checks nothing.
         with_input: Whether records have the columns of the input to keep.
     """
 
@@ -115,7 +115,7 @@ class _InFlight:
 
 
 class Gateway(Protocol):
-    """The part of `AsyncGateway` that a job needs; this room does not import the gateway."""
+    """The part of `AsyncGateway` that a job needs; this package does not import the gateway."""
 
     @property
     def providers(self) -> tuple[ProviderStatus, ...]: ...
@@ -188,7 +188,7 @@ class Job:
             ConfigurationError: They belong to another input.
         """
         totals = await _earlier(given, files)
-        await fold_all(given.index, files, totals)
+        await merge_parts(given.index, files, totals)
         return cls(gateway, given, files, options, totals, **more)
 
     @property

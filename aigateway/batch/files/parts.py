@@ -20,7 +20,7 @@ from aigateway.batch.files.totals import JobTotals
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.errors import ConfigurationError
 
-__all__ = ["ACTIVE_FILE", "ShardPart", "fold", "fold_all"]
+__all__ = ["ACTIVE_FILE", "ShardPart", "merge_part", "merge_parts"]
 
 ACTIVE_FILE = "active"
 """A file beside the parts. Its time is when the job last ran."""
@@ -72,7 +72,7 @@ async def _unlocked(path: Path) -> Journal:
         await SYSTEM_CLOCK.sleep(_LOOK_AGAIN)
 
 
-async def fold(
+async def merge_part(
     part: ShardPart, index: Index, files: JobFiles, totals: JobTotals, *, resuming: bool = False
 ) -> None:
     """Move the records of a part to the files of its job, and remove the part.
@@ -125,21 +125,21 @@ def _move(record: Record, index: Index, target: Journal, moved: JobTotals, part:
         moved.add(record)
 
 
-async def fold_all(
+async def merge_parts(
     index: Index, files: JobFiles, totals: JobTotals, *, resuming: bool = True
 ) -> None:
     """Move the records of all parts, and remove their folder.
 
     Raises:
-        ConfigurationError: As `fold`.
-        JournalError: As `fold`.
+        ConfigurationError: As `merge_part`.
+        JournalError: As `merge_part`.
     """
     folder = files.parts
     numbers = {path.name.partition(".")[0] for path in folder.glob("*.jsonl")}
     moved = JobTotals()
     for number in sorted(filter(str.isdigit, numbers)):
         part = ShardPart.of(folder, int(number))
-        await fold(part, index, files, moved, resuming=resuming)
+        await merge_part(part, index, files, moved, resuming=resuming)
     moved.earlier = moved.done if resuming else 0
     totals.include(moved)
     with contextlib.suppress(OSError):

@@ -31,7 +31,7 @@ _TYPES = {"string": "string", "integer": "int64", "number": "float64", "boolean"
 
 @dataclass(frozen=True)
 class AnswerSchema:
-    """What answers have to look like.
+    """The schema that answers must fit.
 
     Attributes:
         response_format: As `chat` takes it.
@@ -46,7 +46,7 @@ class AnswerSchema:
         """Read a JSON schema from a file, or from a class that `package.module:Class` names.
 
         Raises:
-            ConfigurationError: There is none.
+            ConfigurationError: There is no such schema.
         """
         if Path(named).is_file():
             return cls(_from_file(Path(named)))

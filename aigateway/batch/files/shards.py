@@ -23,7 +23,7 @@ from aigateway.batch.files.allowance import SharedLimits
 from aigateway.batch.files.input import LINES_PER_TURN, Shard, same_answer_key
 from aigateway.batch.files.job import NO_PROVIDER, Gateway, Job, JobInput, JobOptions
 from aigateway.batch.files.output import JournalError, JournalInUseError
-from aigateway.batch.files.parts import ACTIVE_FILE, ShardPart, fold, fold_all
+from aigateway.batch.files.parts import ACTIVE_FILE, ShardPart, merge_part, merge_parts
 from aigateway.batch.files.paths import JobFiles, keep_final
 from aigateway.batch.files.totals import JobTotals
 from aigateway.batch.files.worker import RunnerStatus, ShardEnd, ShardRunner, ShardWork
@@ -70,20 +70,20 @@ class Worker(Protocol):
     name: str
 
     async def ready(self) -> None:
-        """Return when it runs, or runs again.
+        """Return when the worker runs, or runs again.
 
         Raises:
-            ConfigurationError: It never will.
+            ConfigurationError: It cannot run with this configuration.
         """
 
     async def run(self, shard: Shard) -> ShardEnd:
         """Answer a shard."""
 
-    async def room(self, number: int) -> None:
-        """Return when all requests of a shard have begun. If it ends before, it may never."""
+    async def all_begun(self, number: int) -> None:
+        """Return when all requests of a shard have begun; perhaps never if the shard ends first."""
 
     async def status(self) -> RunnerStatus:
-        """Return what it does now."""
+        """Return its current status."""
 
     async def stop(self, why: str) -> None:
         """Begin nothing new; requests in flight finish."""
@@ -92,7 +92,7 @@ class Worker(Protocol):
         """Cancel the requests in flight."""
 
     async def kill(self) -> None:
-        """End its process, which does not answer. It is started again."""
+        """Kill its process, which does not answer. Another one is started."""
 
 
 class _Workers:
@@ -170,7 +170,7 @@ class ShardedJob(Job):
         self._ending: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._folding = asyncio.Lock()
-        self._unfolded: JournalError | None = None
+        self._unmerged: JournalError | None = None
         self._cut_off: set[str] = set()  # workers that reach no provider
 
     def use(self, workers: Sequence[Worker]) -> None:
@@ -179,7 +179,7 @@ class ShardedJob(Job):
 
     @property
     def seconds_since_last_run(self) -> float | None:
-        """How long ago an earlier run of this job, which has not ended it, was last alive."""
+        """Seconds since an earlier, unfinished run of this job was last alive."""
         return None if self.ran_until is None else max(0.0, self._clock.wall() - self.ran_until)
 
     def shared_limits(self) -> SharedLimits:
@@ -222,7 +222,7 @@ class ShardedJob(Job):
         return task
 
     async def _release(self, working: asyncio.Task[None]) -> None:
-        """Leave it to the workers, who know when only unavailable providers are left."""
+        """Do nothing: the workers know when only unavailable providers are left."""
 
     async def _work(self) -> None:
         self._files.parts.mkdir(exist_ok=True)
@@ -257,23 +257,23 @@ class ShardedJob(Job):
         return self.stopping is not None or not left
 
     def _note_change(self) -> None:
-        """Wake all that wait. Each waits for an event of its own time, so that none misses one."""
+        """Wake all waiters. Each waiter has its own event, so none misses a wake-up."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def _fold_the_rest(self) -> None:
         """Move what is in parts to the output: of lost workers, and after a second signal."""
-        if self._unfolded is None:
+        if self._unmerged is None:
             try:
-                await fold_all(self._index, self._files, self._written, resuming=False)
+                await merge_parts(self._index, self._files, self._written, resuming=False)
             except JournalInUseError as error:
                 self.stop(str(error).rstrip("."))
         self._handed_out.clear()
         if not self.complete and self._has_rates:
             self._files.parts.mkdir(exist_ok=True)
             self._touch()
-        if self._unfolded is not None:
-            raise self._unfolded
+        if self._unmerged is not None:
+            raise self._unmerged
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────
 
@@ -287,9 +287,9 @@ class ShardedJob(Job):
             ending = asyncio.ensure_future(self._hand_out(worker, shard))
             self._ending.add(ending)
             ending.add_done_callback(self._ended)
-            room = asyncio.ensure_future(_unless_lost(worker.room(shard.number)))
-            await asyncio.wait([ending, room], return_when=asyncio.FIRST_COMPLETED)
-            room.cancel()
+            begun = asyncio.ensure_future(_unless_lost(worker.all_begun(shard.number)))
+            await asyncio.wait([ending, begun], return_when=asyncio.FIRST_COMPLETED)
+            begun.cancel()
             if worker.name in self._cut_off:
                 return
 
@@ -330,7 +330,7 @@ class ShardedJob(Job):
             self.stop(end.problem.rstrip("."))
         why = end.stopping
         if self.stopping is None and (why is None or self._is_cut_off(worker, why)):
-            # A part that is not folded is read first by the next worker.
+            # A part that is not merged is read first by the next worker.
             if why is not None:
                 self._cut_off.add(worker.name)
                 part = ShardPart.of(self._files.parts, shard.number)
@@ -340,7 +340,7 @@ class ShardedJob(Job):
             if not end.complete:
                 self._return(shard, "It ended early")
                 return
-        await self._fold(shard)
+        await self._merge(shard)
         if end.stopping is not None and self.stopping is None:
             self._stopped_by(end.stopping)
 
@@ -434,16 +434,16 @@ class ShardedJob(Job):
         if lines:
             yield Shard(number, offset, first, last, _below(skipped, last))
 
-    async def _fold(self, shard: Shard) -> None:
+    async def _merge(self, shard: Shard) -> None:
         """Move the part of a shard to the output."""
         async with self._folding:
             moved = JobTotals()
             try:
                 part = ShardPart.of(self._files.parts, shard.number)
-                await fold(part, self._index, self._files, moved)
+                await merge_part(part, self._index, self._files, moved)
             except JournalError as error:
                 self.stop(str(error).rstrip("."))
-                self._unfolded = JournalError(
+                self._unmerged = JournalError(
                     f"{str(error).rstrip('.')}. Answers are kept in {self._files.parts}. Free disk"
                     " space, and continue with --resume."
                 )

@@ -43,7 +43,7 @@ class ShardWork:
     """What a worker needs to know of a job. It is sent with each shard: a worker may be new.
 
     Attributes:
-        open_gateway: `AsyncGateway`, which this room does not import.
+        open_gateway: `AsyncGateway`, which this package does not import.
         configs: The providers, with their keys.
         settings: The gateway's settings.
         source: The input, on a path that all machines share.
@@ -75,7 +75,7 @@ class ShardWork:
 
 @dataclass(frozen=True, slots=True)
 class ShardEnd:
-    """How a worker ended with a shard.
+    """The end of a worker's work on a shard.
 
     Attributes:
         complete: Whether each of its lines has a record.
@@ -92,7 +92,7 @@ class ShardEnd:
 
 @dataclass(frozen=True, slots=True)
 class RunnerStatus:
-    """What a worker does now.
+    """The current status of a worker.
 
     Attributes:
         shards: Sums and requests in flight of each shard that it works on.
@@ -118,7 +118,7 @@ class _ShardJob(Job):
                 async for request in requests:
                     yield request
         finally:
-            if self.stopping is None:  # else the worker may be cut off
+            if self.stopping is None:  # else the worker may lack the network
                 self.runner.has_room(self.number)
 
     async def _wait_for_limits(self, tokens: int) -> None:
@@ -162,7 +162,7 @@ class ShardRunner:
         self._concurrency: int | None = None
         self._jobs: dict[int, _ShardJob] = {}
         self._running: dict[int, asyncio.Task[Any]] = {}
-        self._rooms: dict[int, asyncio.Event] = {}
+        self._begun_events: dict[int, asyncio.Event] = {}
         self._done = JobTotals()  # of its shards
         self._cost_before = 0.0  # US dollars in parts that a lost worker has begun
         self._mean_before: float | None = None
@@ -170,9 +170,9 @@ class ShardRunner:
 
     async def run(self, work: ShardWork, shard: Shard) -> ShardEnd:
         """Answer a shard; what went wrong is in the result."""
-        room = self._rooms.get(shard.number)
-        if room is None or room.is_set():  # of an earlier turn with this shard
-            self._rooms[shard.number] = asyncio.Event()
+        begun = self._begun_events.get(shard.number)
+        if begun is None or begun.is_set():  # of an earlier turn with this shard
+            self._begun_events[shard.number] = asyncio.Event()
         try:
             self._running[shard.number] = task = asyncio.ensure_future(self._run(work, shard))
             await asyncio.wait([task])
@@ -186,12 +186,12 @@ class ShardRunner:
         finally:
             self._running.pop(shard.number, None)
 
-    async def room(self, number: int) -> None:
+    async def all_begun(self, number: int) -> None:
         """Return when all requests of a shard have begun."""
-        await self._room(number).wait()
+        await self._begun_event(number).wait()
 
     async def status(self) -> RunnerStatus:
-        """Return what it does now."""
+        """Return its current status."""
         shards = {number: (job.totals, job.in_flight) for number, job in self._jobs.items()}
         providers = () if self._gateway is None else self._gateway.providers
         return RunnerStatus(shards, providers, SYSTEM_CLOCK.now() - self.answered)
@@ -225,15 +225,15 @@ class ShardRunner:
 
     def has_room(self, number: int) -> None:
         """Note that all requests of a shard have begun."""
-        self._room(number).set()
+        self._begun_event(number).set()
 
     def wake(self) -> None:
         """Let the jobs look again whether a request may begin."""
         for job in self._jobs.values():
             job.wake()
 
-    def _room(self, number: int) -> asyncio.Event:
-        return self._rooms.setdefault(number, asyncio.Event())
+    def _begun_event(self, number: int) -> asyncio.Event:
+        return self._begun_events.setdefault(number, asyncio.Event())
 
     # ── a shard ──────────────────────────────────────────────────────────────────────────────────
 

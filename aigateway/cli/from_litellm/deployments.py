@@ -152,7 +152,7 @@ _BARE: Final = (
 
 def _vendor_and_model(params: Mapping[str, Any]) -> tuple[str, str]:
     """Return litellm's vendor and the model behind it; an unknown vendor is litellm's own."""
-    model = _plain(params, "model") or ""
+    model = _plain_option(params, "model") or ""
     if not model:
         raise NotTakenError("it has no model")
     if "*" in model:
@@ -173,7 +173,7 @@ def _vendor_and_model(params: Mapping[str, Any]) -> tuple[str, str]:
     return "", model if named is None or named == vendor else f"{named}/{model}"
 
 
-def _plain(params: Mapping[str, Any], option: str) -> str | None:
+def _plain_option(params: Mapping[str, Any], option: str) -> str | None:
     """Return an option that is no secret, resolving a variable that it names."""
     value = params.get(option)
     variable = referenced_variable(value)
@@ -189,11 +189,11 @@ def _plain(params: Mapping[str, Any], option: str) -> str | None:
     return found
 
 
-def _address(vendor: str, params: Mapping[str, Any]) -> str | None:
+def _api_base(vendor: str, params: Mapping[str, Any]) -> str | None:
     """Return the address that litellm would ask; None is the vendor's own."""
     for option in ("api_base", "base_url"):
         if params.get(option) is not None:
-            return _plain(params, option)
+            return _plain_option(params, option)
     for variable in _VENDORS.get("ollama" if vendor in _OLLAMA else vendor, ("", ()))[1]:
         if found := as_text(variable_value(variable)):
             return found
@@ -207,7 +207,7 @@ def _provider_table(params: Mapping[str, Any]) -> dict[str, Any]:
         NotTakenError: There is no provider like it.
     """
     vendor, model = _vendor_and_model(params)
-    base = _address(vendor, params)
+    base = _api_base(vendor, params)
     if vendor == "text-completion-openai":
         return {"provider": "openai", "model": model, "operations": ["completions"]}
     if vendor in _OLLAMA and base is not None:
@@ -221,7 +221,7 @@ def _provider_table(params: Mapping[str, Any]) -> dict[str, Any]:
         if vendor == "azure":
             if base is None:
                 raise NotTakenError("it has no api_base, and AZURE_API_BASE is not set here")
-            found["api_version"] = _plain(params, "api_version")
+            found["api_version"] = _plain_option(params, "api_version")
         return found
     full = model if not vendor or model.startswith(f"{vendor}/") else f"{vendor}/{model}"
     return {"provider": "litellm", "model": full, "api_base": base}

@@ -68,9 +68,9 @@ def _response(request: ReadRequest, token: str, model: str, created: int) -> Jso
         "service_tier": given.get("service_tier") or "default",
         "store": False,
         "temperature": 1.0 if (warmth := given.get("temperature")) is None else warmth,
-        "text": {"format": {"type": "text"}, **_given(given.get("text"))},
+        "text": {"format": {"type": "text"}, **_without_none(given.get("text"))},
         "tool_choice": given.get("tool_choice") or "auto",
-        "tools": [_repeated(tool) for tool in given.get("tools") or ()],
+        "tools": [_repeated_tool(tool) for tool in given.get("tools") or ()],
         "top_logprobs": given.get("top_logprobs") or 0,
         "top_p": 1.0 if (share := given.get("top_p")) is None else share,
         "truncation": given.get("truncation") or "disabled",
@@ -79,11 +79,11 @@ def _response(request: ReadRequest, token: str, model: str, created: int) -> Jso
     }
 
 
-def _given(fields: Any) -> Json:
+def _without_none(fields: Any) -> Json:
     return {n: v for n, v in (fields or {}).items() if v is not None}
 
 
-def _repeated(tool: Json) -> Json:
+def _repeated_tool(tool: Json) -> Json:
     if tool["type"] != "function":
         return tool
     return {"description": None, "parameters": None, "strict": None, **tool}
@@ -106,7 +106,7 @@ _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"
 """Why an answer is not complete, by its finish reason."""
 
 
-def _finish(response: Json, completion: Completion, output: _Output) -> None:
+def _finish_response(response: Json, completion: Completion, output: _Output) -> None:
     """Write the end of an answer, and close what is open in it."""
     choice = completion.choices[0] if completion.choices else Choice()
     output.reason = reason = _INCOMPLETE.get(choice.finish_reason or "")
@@ -130,7 +130,7 @@ def written_response(response: ChatResponse, request: ReadRequest) -> Json:
             given = (call.id, call.name, call.arguments, call.type, call.thought_signature)
             output.add_call(ToolCallDelta(index, *given))
     written = _response(request, token, completion.model, completion.created)
-    _finish(written, completion, output)
+    _finish_response(written, completion, output)
     return written
 
 
@@ -472,7 +472,7 @@ class ResponsesWriter:
         """Return the events that end the stream."""
         output = self._output
         output.events = []
-        _finish(self._response, response.completion, output)
+        _finish_response(self._response, response.completion, output)
         name = b"response.completed" if output.reason is None else b"response.incomplete"
         output.emit(name, b"", b"response", self._response)
         return output.events

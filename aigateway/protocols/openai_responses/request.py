@@ -135,11 +135,11 @@ def _options(body: Json, tools: ToolFunctions) -> Json:
     if body.get("top_logprobs") or "message.output_text.logprobs" in (body.get("include") or ()):
         options |= {"logprobs": True, "top_logprobs": body.get("top_logprobs") or 0}
     if body.get("text"):
-        options |= _of_text(body["text"])
+        options |= _text_options(body["text"])
     return options
 
 
-def _of_text(text: Json) -> Json:
+def _text_options(text: Json) -> Json:
     options = {n: text[n] for n in ("verbosity",) if text.get(n) is not None}
     form = text.get("format") or {"type": "text"}
     if form["type"] == "json_schema":
@@ -173,7 +173,7 @@ _LEFT_OUT = frozenset(
 """Items that a chat does not need: the answers that follow contain their results."""
 
 
-def _is_own(item_id: object) -> bool:
+def _was_made_here(item_id: object) -> bool:
     return isinstance(item_id, str) and item_id.partition("_")[2].startswith(OWN_ITEM)
 
 
@@ -206,7 +206,7 @@ class _Conversation:
         self._missing: int | None = None  # where an own message is referred to
 
     def read(self, items: Sequence[Json]) -> None:
-        thoughts = [self._collect(item, index) for index, item in enumerate(items)]
+        thoughts = [self._read_ahead(item, index) for index, item in enumerate(items)]
         for index, item in enumerate(items):
             kind = item.get("type") or ("message" if "role" in item else "item_reference")
             if kind == "message":
@@ -219,12 +219,12 @@ class _Conversation:
                 self._add_call(kind, item, f"input[{index}]")
             elif kind == "item_reference":
                 self._accept_reference(item["id"], index)
-            elif kind not in _LEFT_OUT and not _is_own(item.get("id")):
+            elif kind not in _LEFT_OUT and not _was_made_here(item.get("id")):
                 self._set_only(f"input[{index}]", f'leave out items of the type "{kind}"')
         self._append_turn()
         left = next((call_id for call_id, results in self._results.items() if results), None)
         if left is not None and self.only is None:
-            _refuse_pair("call", "output", left)
+            _refuse_unpaired("call", "output", left)
 
     def _accept_reference(self, item_id: str, index: int) -> None:
         """Accept a reference to an item if it can be left out; no item was stored.
@@ -246,7 +246,7 @@ class _Conversation:
     def _set_only(self, what: str, instead: str) -> None:
         self.only = self.only or (what, instead)
 
-    def _collect(self, item: Json, index: int) -> Json:
+    def _read_ahead(self, item: Json, index: int) -> Json:
         """Keep the result of a call, or return the thinking in a reasoning item."""
         kind = item.get("type")
         if kind in _RESULTS:
@@ -266,7 +266,7 @@ class _Conversation:
 
     def _result(self, item: Json, index: int) -> Any:
         if item["type"] == "tool_search_output":
-            names = [self._tools.name_of(n, s) for n, s in _names_in(item["tools"])]
+            names = [self._tools.name_of(n, s) for n, s in _tool_names(item["tools"])]
             return _dumped({"tools": names}, "input")
         output = item.get("output")
         if item["type"] == "shell_call_output":
@@ -373,7 +373,7 @@ class _Conversation:
             content = results.popleft()
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
         elif self.only is None:
-            _refuse_pair("output", "call", call_id)
+            _refuse_unpaired("output", "call", call_id)
 
     # ── parts ────────────────────────────────────────────────────────────────────────────────
 
@@ -416,7 +416,7 @@ def _joined(parts: Iterable[Json], between: str) -> str:
     return between.join(part["text"] for part in parts if part["type"] == "text")
 
 
-def _names_in(tools: Iterable[Json]) -> Iterable[tuple[str, str | None]]:
+def _tool_names(tools: Iterable[Json]) -> Iterable[tuple[str, str | None]]:
     for tool in tools:
         if tool["type"] == "namespace":
             yield from (
@@ -426,7 +426,7 @@ def _names_in(tools: Iterable[Json]) -> Iterable[tuple[str, str | None]]:
             yield tool["name"], None
 
 
-def _refuse_pair(missing: str, there: str, call_id: str) -> NoReturn:
+def _refuse_unpaired(missing: str, there: str, call_id: str) -> NoReturn:
     message = f"No tool {missing} found for the {there} with the call_id {call_id[:64]}."
     raise RequestRejectedError(message, param="input")
 

@@ -184,9 +184,9 @@ class ToolFunctions:
             return  # an earlier search returned it
         if len(self.declared) >= _MOST_TOOLS:
             refuse_field("tools", f"must have at most {_MOST_TOOLS:,} functions")
-        name = _flat(*key)
+        name = _qualified_name(*key)
         if name in self.by_name:
-            name = _hashed(*key)
+            name = _hashed_name(*key)
         self.names[key] = name
         self.by_name[name] = tool
         described = {"description": what} if what else {}
@@ -195,7 +195,7 @@ class ToolFunctions:
 
     def name_of(self, name: str, namespace: str | None = None) -> str:
         """Return the name of a tool's function, also of a tool that is not declared any more."""
-        return self.names.get((namespace, name)) or _flat(namespace, name)
+        return self.names.get((namespace, name)) or _qualified_name(namespace, name)
 
     def choice(self, choice: Any) -> tuple[Any, list[Json]]:
         """Return the choice of a tool in a chat, and the functions that may be chosen."""
@@ -234,14 +234,14 @@ def _runs_at_the_client(tool: Json) -> bool:
     return tool["type"] != "shell" or (isinstance(where, dict) and where.get("type") == "local")
 
 
-def _flat(namespace: str | None, name: str) -> str:
+def _qualified_name(namespace: str | None, name: str) -> str:
     if not namespace:
         return name
     flat = f"{namespace}{name}" if namespace.endswith("__") else f"{namespace}__{name}"
-    return flat if _FUNCTION_NAME.fullmatch(flat) else _hashed(namespace, name)
+    return flat if _FUNCTION_NAME.fullmatch(flat) else _hashed_name(namespace, name)
 
 
-def _hashed(namespace: str | None, name: str) -> str:
+def _hashed_name(namespace: str | None, name: str) -> str:
     """Return a name that any vendor takes, and that no other tool has."""
     whole = orjson.dumps([namespace, name])
     digest = hashlib.sha256(whole, usedforsecurity=False).hexdigest()[:8]
@@ -261,8 +261,11 @@ CALL_INPUTS: Mapping[str, Callable[[Json], Any]] = {
 """The input of a call in an item: JSON as text, or its value."""
 
 CALL_ITEMS: Mapping[str, Callable[[ResponsesTool], tuple[str, Json]]] = {
-    "function": lambda tool: ("fc", {"type": "function_call", **_names(tool), "arguments": ""}),
-    "custom": lambda tool: ("ctc", {"type": "custom_tool_call", **_names(tool), "input": ""}),
+    "function": lambda tool: (
+        "fc",
+        {"type": "function_call", **_name_fields(tool), "arguments": ""},
+    ),
+    "custom": lambda tool: ("ctc", {"type": "custom_tool_call", **_name_fields(tool), "input": ""}),
     "local_shell": lambda _: ("lsh", {"type": "local_shell_call", "action": _local_action({})}),
     "shell": lambda _: ("sh", {"type": "shell_call", "action": _shell_action({})}),
     "apply_patch": lambda _: ("apc", {"type": "apply_patch_call", "operation": _operation({})}),
@@ -274,7 +277,7 @@ CALL_ITEMS: Mapping[str, Callable[[ResponsesTool], tuple[str, Json]]] = {
 """The prefix of the id, and the item, of a call by the type of its tool."""
 
 
-def _names(tool: ResponsesTool) -> Json:
+def _name_fields(tool: ResponsesTool) -> Json:
     namespace = {} if tool.namespace is None else {"namespace": tool.namespace}
     return {"name": tool.name, **namespace}
 
@@ -285,12 +288,12 @@ def _local_action(given: Json) -> Json:
         "type": "exec",
         "command": [command] if isinstance(command, str) else _texts(command),
         "env": {},
-        **_known(given, working_directory=str, timeout_ms=int),
+        **_typed_fields(given, working_directory=str, timeout_ms=int),
     }
 
 
 def _shell_action(given: Json) -> Json:
-    more = _known(given, timeout_ms=int, max_output_length=int)
+    more = _typed_fields(given, timeout_ms=int, max_output_length=int)
     return {"commands": _texts(given.get("commands")), **more}
 
 
@@ -317,7 +320,7 @@ def _texts(given: Any) -> list[str]:
     return [text for text in given if isinstance(text, str)] if isinstance(given, list) else []
 
 
-def _known(given: Json, **kinds: type) -> Json:
+def _typed_fields(given: Json, **kinds: type) -> Json:
     return {n: given[n] for n, kind in kinds.items() if type(given.get(n)) is kind}
 
 

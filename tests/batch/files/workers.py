@@ -76,8 +76,8 @@ class WorkerHere(Worker):
         work = replace(self.work, ledger=self._ledger)
         return await self._unless_lost(self._runner.run(work, shard))
 
-    async def room(self, number):
-        await self._unless_lost(self._runner.room(number))
+    async def all_begun(self, number):
+        await self._unless_lost(self._runner.all_begun(number))
 
     async def status(self):
         if self.hangs:

@@ -1135,6 +1135,52 @@ class TestProvidersComeAndGo:
         tasks[0].cancel()
         await asyncio.gather(tasks[0], return_exceptions=True)
 
+    async def test_one_that_the_new_provider_has_failed_keeps_no_other_from_it(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", fields={"max_concurrency": 1})
+        vendor.always("a", hang)
+        failing, answering = asyncio.Event(), asyncio.Event()
+
+        async def fail():
+            await failing.wait()
+            raise VendorCallError(Failure(K.CONNECTION))
+
+        vendor.script("b", fail, answering.wait)
+        tasks = [asyncio.create_task(gateway.chat(another())) for _ in range(3)]
+        await clock.settle()
+        gateway.add_provider(scripted_configs("b", max_concurrency=1)[0])
+        await clock.settle()
+        other = asyncio.create_task(gateway.embed(another(), origin=Origin(partition="other")))
+        await clock.settle()
+        failing.set()
+        await clock.settle()
+        assert vendor.called("b") == 2, "the other tenant's is next"
+        answering.set()
+        await clock.settle()
+        assert [task.done() for task in (other, *tasks)] == [True, False, False, True]
+        for task in tasks[:2]:
+            task.cancel()
+        await asyncio.gather(*tasks[:2], return_exceptions=True)
+
+    async def test_one_that_cannot_use_the_new_provider_keeps_no_other_from_it(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", fields={"max_concurrency": 1})
+        vendor.always("a", hang)
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+        tasks = [
+            asyncio.create_task(gateway.chat(prompt))
+            for prompt in (another(), [{"role": "user", "content": [picture]}], another())
+        ]
+        await clock.settle()
+        gateway.add_provider(scripted_configs("b", capabilities={"vision": False})[0])
+        await clock.settle()
+        assert [task.done() for task in tasks] == [False, False, True]
+        for task in tasks[:2]:
+            task.cancel()
+        await asyncio.gather(*tasks[:2], return_exceptions=True)
+
     async def test_one_that_waits_for_a_model_hears_that_it_is_gone_past_those_that_wait_for_any(
         self, make, vendor, clock
     ):

@@ -16,7 +16,7 @@ from aigateway.errors import (
     OverloadedError,
     RequestRejectedError,
 )
-from aigateway.events import ProviderDisabled
+from aigateway.events import CircuitChanged, ProviderDisabled
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import ChatRequest, Choice, Completion, Origin
 from aigateway.resilience.breaker import CircuitState
@@ -1134,6 +1134,35 @@ class TestProvidersComeAndGo:
         assert {task.result().provider for task in tasks[1:]} == {"b"}
         tasks[0].cancel()
         await asyncio.gather(tasks[0], return_exceptions=True)
+
+    @pytest.mark.parametrize("removed", [False, True])
+    async def test_a_circuit_that_opens_after_its_removal_is_not_taken_for_that_of_a_new_one(
+        self, make, vendor, clock, removed
+    ):
+        changes = []
+
+        class Hook:
+            wants = (CircuitChanged,)
+
+            def on_event(self, event):
+                changes.append((event.provider, event.new))
+
+        gateway = make("a", failure_threshold=1, hooks=[Hook()])
+        failing = asyncio.Event()
+
+        async def fail():
+            await failing.wait()
+            raise VendorCallError(Failure(K.SERVER_ERROR))
+
+        vendor.script("a", fail)
+        task = asyncio.create_task(gateway.chat(another()))
+        await clock.settle()
+        if removed:
+            gateway.remove_provider("a")
+            gateway.add_provider(scripted_configs("a")[0])
+        failing.set()
+        await asyncio.gather(task, return_exceptions=True)
+        assert changes == ([] if removed else [("a", "open")])
 
     async def test_one_that_the_new_provider_has_failed_keeps_no_other_from_it(
         self, make, vendor, clock

@@ -343,14 +343,15 @@ class RequestState:
         """Return what is equal for waiting requests that could go on at the same moments.
 
         A refusal of key, model or billing holds for requests that began before it. Providers, not
-        their names: a removed one differs from a new one of its name.
+        their names: a removed one differs from a new one of its name. The version, since one that
+        has tried a new provider differs from one that has not looked at it yet.
         """
         open_to = [
             (c.provider, bool(c.calls), c.guards.disabling.refused_before(self.began))
             for c in self.candidates
             if not c.tried
         ]
-        may = (self.overdue, self.nearly_over)
+        may = (self.overdue, self.nearly_over, self.version)
         return (self.operation, self.model, tuple(open_to), self.tokens.bit_length(), may)
 
     @property

@@ -322,7 +322,11 @@ class Failovers:
         if self._is_hopeless(choice, request):
             return self._skip_saturated(request, choice)
 
+        version = request.version
+
         def may_go_on() -> bool:
+            if request.roster.version != version:
+                return True  # it may have other candidates now than the rest of its group
             found = self._choose(request)
             if found.candidate is not None or self._is_hopeless(found, request):
                 return True

@@ -16,6 +16,7 @@ from aigateway.events import (
     CircuitChanged,
     CircuitOrder,
     Degradation,
+    Event,
     Operation,
     ProviderCooledDown,
     ProviderDegraded,
@@ -105,6 +106,7 @@ class Guards:
         self.shared: SharedCircuit | None = None
         self._operation = operation
         self._emitter = emitter
+        self._retired = False
         # For each request that failed in a row: when it counted first, and how often again.
         self._repeats: dict[Hashable, tuple[float, int]] = {}
         threshold = config.failure_threshold or settings.failure_threshold
@@ -142,6 +144,10 @@ class Guards:
     def unshare(self) -> None:
         """Share nothing: circuits may come from a gateway that did."""
         self.shared = self.breaker.advisor = None
+
+    def retire(self) -> None:
+        """Emit no more events: another provider may have the name by now."""
+        self._retired = True
 
     def refusal(self, *, for_request: bool = True) -> GuardRefusal | None:
         """Return why an attempt may not begin now, or None.
@@ -391,7 +397,7 @@ class Guards:
     def cooled_down(self, seconds: float, *, limited: bool, by_others: bool = False) -> None:
         """See `GuardListener`."""
         by = "fleet" if by_others else None
-        self._emitter.emit(
+        self._emit(
             ProviderCooledDown(self._provider, round(seconds, 3), self._operation, limited, by)
         )
         if self.shared is not None and not by_others:
@@ -399,28 +405,30 @@ class Guards:
 
     def disabled(self, reason: FailureKind, status: int | None, seconds: float) -> None:
         """See `GuardListener`."""
-        self._emitter.emit(
+        self._emit(
             ProviderDisabled(self._provider, reason, status, round(seconds, 3), self._operation)
         )
 
     def enabled(self) -> None:
         """See `GuardListener`."""
-        self._emitter.emit(ProviderEnabled(self._provider, self._operation))
+        self._emit(ProviderEnabled(self._provider, self._operation))
 
     def degraded(self, reason: Literal["errors", "latency"], share: float) -> None:
         """See `GuardListener`."""
         event = ProviderDegraded(self._provider, reason, round(share, 3), self._operation)
-        self._emitter.emit(event)
+        self._emit(event)
 
     def recovered(self) -> None:
         """See `GuardListener`."""
-        self._emitter.emit(ProviderRecovered(self._provider, self._operation))
+        self._emit(ProviderRecovered(self._provider, self._operation))
+
+    def _emit(self, event: Event) -> None:
+        if not self._retired:
+            self._emitter.emit(event)
 
     def _circuit_changed(self, old: CircuitState, new: CircuitState) -> None:
         name, by = _CIRCUIT_EVENTS[new], "fleet" if self.breaker.by_others else None
-        self._emitter.emit(
-            CircuitChanged(name, self._provider, old.value, new.value, self._operation, by)
-        )
+        self._emit(CircuitChanged(name, self._provider, old.value, new.value, self._operation, by))
 
 
 def _combined(one: GuardRefusal | None, other: GuardRefusal) -> GuardRefusal:

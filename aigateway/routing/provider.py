@@ -7,7 +7,7 @@ chat.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -302,8 +302,13 @@ class Provider:
         for own, others in zip(self.all_guards, other.all_guards, strict=True):
             own.take_over(others)
 
-    async def retire(self) -> None:
-        """Wait for the calls in flight, then close the connections."""
+    def retire(self) -> Coroutine[Any, Any, None]:
+        """Report no more changes; what is returned closes it once no call is in flight."""
+        for guards in self.all_guards:
+            guards.retire()
+        return self._close_when_empty()
+
+    async def _close_when_empty(self) -> None:
         await self.slots.empty()
         self.close_guards()
         await self.aclose()

@@ -13,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from aigateway.resilience.health import (
     HANG,
     QUICK,
-    QUICK_SECONDS,
     RUN,
     HealthPolicy,
     HealthWindow,
@@ -62,7 +61,7 @@ class TestPercentile:
         assert (pace.p95, pace.usual, pace.samples) == (None, None, 19)
         succeed(pace, 1.0)
         assert (pace.p95, pace.samples) == (1.0, 20)
-        assert pace.usual == pytest.approx(1.0, rel=0.011)
+        assert pace.usual == 0.99, "an answer as quick as usual does not raise it"
 
     @given(st.lists(st.floats(0, 100), min_size=20, max_size=400))
     def test_it_is_the_percentile_of_the_latest_but_a_few(self, values):
@@ -187,7 +186,7 @@ class TestUsual:
             (1.0, 5.0, False),
             (1.0, 5.01, True),
             (0.001, 0.05, False),  # fifty times, but by nothing that a caller would feel
-            (0.001, 0.1, False),
+            (0.001, 0.001 + 0.1, False),
             (0.001, 0.102, True),
             (0.02, 0.13, True),
         ],
@@ -197,7 +196,7 @@ class TestUsual:
     ):
         pace = known(clock)
         pace.usual = usual
-        assert pace.is_slow(seconds, 5.0) is slow
+        assert pace.is_slow(seconds, HealthPolicy().latency) is slow
 
     def test_nothing_is_slow_before_the_usual_is_known(self, clock):
         assert not ResponseTimes(clock, 5).is_slow(10**6, 5.0)
@@ -347,11 +346,12 @@ class TestOutrun:
         pace.close()
         assert verdicts == [False]
 
+    @pytest.mark.parametrize("seconds", [0, 1])
     @pytest.mark.parametrize("slow", [False, True])
-    def test_an_answer_since_it_began_settles_it_at_once(self, clock, slow):
+    def test_an_answer_since_it_began_settles_it_at_once(self, clock, slow, seconds):
         pace = known(clock)
         call = pace.begin()
-        clock.tick(1)
+        clock.tick(seconds)
         succeed(pace, 1.0, slow=slow)
         verdicts: list[bool] = []
         pace.hedge_lost(call, clock.now() + 30, verdicts.append)
@@ -367,6 +367,15 @@ class TestOutrun:
         pace.seems_to_hang()
         assert verdicts == [failed]
 
+    def test_the_first_of_all_calls_may_lose(self, clock):
+        pace = ResponseTimes(clock, 1)
+        verdicts: list[bool] = []
+        self.lost(pace, clock, verdicts, 1.0)
+        assert verdicts == []
+        clock.tick(1)
+        pace.seems_to_hang()
+        assert verdicts == [True]
+
     def test_a_verdict_may_call_back(self, clock):
         pace = known(clock)
         clock.tick(1)
@@ -381,6 +390,33 @@ class TestOutrun:
         clock.tick(2)
         pace.seems_to_hang()
         assert verdicts == [True] * 3
+        assert not pace.hedges_lost
+
+    def test_a_verdict_may_end_all_others(self, clock):
+        pace = known(clock)
+        clock.tick(1)
+        verdicts: list[bool] = []
+
+        def settle(failed):
+            verdicts.append(failed)
+            pace.close()
+
+        for _ in range(3):
+            pace.hedge_lost(pace.begin(), clock.now() + 1, settle)
+        clock.tick(2)
+        pace.seems_to_hang()
+        assert verdicts == [True, False, False]
+
+    def test_what_is_abandoned_is_no_fault_and_no_longer_out(self, clock):
+        pace = known(clock, 1)
+        clock.tick(1)
+        verdicts: list[bool] = []
+        self.lost(pace, clock, verdicts)
+        pace.begin()
+        pace.abandon()
+        clock.tick(HANG + 0.1)
+        assert not pace.seems_to_hang()
+        assert verdicts == [False]
 
 
 class HangMachine(RuleBasedStateMachine):
@@ -555,7 +591,7 @@ class TestErrorRate:
         health = HealthWindow(clock, HealthPolicy(errors=1.0), heard)
         for _ in range(100):
             feed(health, clock, bads(100) + goods(1), pause=0.001)
-        assert len(health._causes) <= 4096
+        assert len(health._causes) == 4096
         assert len(health._seconds) <= 32
 
     def test_its_numbers_are_the_policys(self, clock, heard):
@@ -646,9 +682,7 @@ class TestQuickView:
         assert health.degraded == (verdict and verdict[0])
 
     @pytest.mark.parametrize("kind", ["bad", "slow"])
-    @pytest.mark.parametrize(
-        ("span", "quick"), [(QUICK_SECONDS - 0.1, True), (QUICK_SECONDS + 0.1, False)]
-    )
+    @pytest.mark.parametrize(("span", "quick"), [(4.9, True), (5.1, False)])
     def test_they_have_to_have_ended_within_five_seconds(self, health, clock, kind, span, quick):
         self.mixed(health, clock, pause=span / (QUICK - 1), **{kind: QUICK})
         assert health.is_degraded() is quick
@@ -737,7 +771,7 @@ class TestRecovery:
 
     def test_a_run_of_good_answers(self, health, clock, heard):
         self.degrade(health, clock)
-        feed(health, clock, goods(RUN - 1))
+        feed(health, clock, goods(9))
         assert health.is_degraded()
         feed(health, clock, goods(1))
         assert not health.is_degraded()

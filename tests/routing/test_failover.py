@@ -16,7 +16,7 @@ from aigateway.errors import (
     OverloadedError,
     RequestRejectedError,
 )
-from aigateway.events import ProviderDisabled
+from aigateway.events import CircuitChanged, ProviderDisabled
 from aigateway.gateway import AsyncGateway
 from aigateway.messages import ChatRequest, Choice, Completion, Origin
 from aigateway.resilience.breaker import CircuitState
@@ -1134,6 +1134,81 @@ class TestProvidersComeAndGo:
         assert {task.result().provider for task in tasks[1:]} == {"b"}
         tasks[0].cancel()
         await asyncio.gather(tasks[0], return_exceptions=True)
+
+    @pytest.mark.parametrize("removed", [False, True])
+    async def test_a_circuit_that_opens_after_its_removal_is_not_taken_for_that_of_a_new_one(
+        self, make, vendor, clock, removed
+    ):
+        changes = []
+
+        class Hook:
+            wants = (CircuitChanged,)
+
+            def on_event(self, event):
+                changes.append((event.provider, event.new))
+
+        gateway = make("a", failure_threshold=1, hooks=[Hook()])
+        failing = asyncio.Event()
+
+        async def fail():
+            await failing.wait()
+            raise VendorCallError(Failure(K.SERVER_ERROR))
+
+        vendor.script("a", fail)
+        task = asyncio.create_task(gateway.chat(another()))
+        await clock.settle()
+        if removed:
+            gateway.remove_provider("a")
+            gateway.add_provider(scripted_configs("a")[0])
+        failing.set()
+        await asyncio.gather(task, return_exceptions=True)
+        assert changes == ([] if removed else [("a", "open")])
+
+    async def test_one_that_the_new_provider_has_failed_keeps_no_other_from_it(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", fields={"max_concurrency": 1})
+        vendor.always("a", hang)
+        failing, answering = asyncio.Event(), asyncio.Event()
+
+        async def fail():
+            await failing.wait()
+            raise VendorCallError(Failure(K.CONNECTION))
+
+        vendor.script("b", fail, answering.wait)
+        tasks = [asyncio.create_task(gateway.chat(another())) for _ in range(3)]
+        await clock.settle()
+        gateway.add_provider(scripted_configs("b", max_concurrency=1)[0])
+        await clock.settle()
+        other = asyncio.create_task(gateway.embed(another(), origin=Origin(partition="other")))
+        await clock.settle()
+        failing.set()
+        await clock.settle()
+        assert vendor.called("b") == 2, "the other tenant's is next"
+        answering.set()
+        await clock.settle()
+        assert [task.done() for task in (other, *tasks)] == [True, False, False, True]
+        for task in tasks[:2]:
+            task.cancel()
+        await asyncio.gather(*tasks[:2], return_exceptions=True)
+
+    async def test_one_that_cannot_use_the_new_provider_keeps_no_other_from_it(
+        self, make, vendor, clock
+    ):
+        gateway = make("a", fields={"max_concurrency": 1})
+        vendor.always("a", hang)
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+        tasks = [
+            asyncio.create_task(gateway.chat(prompt))
+            for prompt in (another(), [{"role": "user", "content": [picture]}], another())
+        ]
+        await clock.settle()
+        gateway.add_provider(scripted_configs("b", capabilities={"vision": False})[0])
+        await clock.settle()
+        assert [task.done() for task in tasks] == [False, False, True]
+        for task in tasks[:2]:
+            task.cancel()
+        await asyncio.gather(*tasks[:2], return_exceptions=True)
 
     async def test_one_that_waits_for_a_model_hears_that_it_is_gone_past_those_that_wait_for_any(
         self, make, vendor, clock

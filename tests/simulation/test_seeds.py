@@ -54,6 +54,8 @@ ONCE_BROKEN_WITH_MORE = {
     641: "two stalls of the loop in a row were blamed on a vendor",
     1192: "a request that could go on waited behind one that could not",
     7534: "a provider that was well in a request's last second did not serve it",
+    10342: "a request could not use a provider that was added while it waited: another one had",
+    11332: "the circuit of a removed provider opened under the name of a new one",
     20121: "a request was refused while the check of a disabled provider was out",
 }
 """Seeds of `draw` that did."""

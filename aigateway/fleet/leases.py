@@ -161,19 +161,29 @@ class _Lease:
             return 0.0
         return self._ask_for(need, now)
 
-    def may_gain(self, units: int, now: float) -> bool:
-        """Return whether an exchange may let units begin that now cannot. It changes nothing."""
+    def may_gain(self, units: int, now: float, *, or_tell: bool = False) -> bool:
+        """Return whether an exchange may let units begin that now cannot. It changes nothing.
+
+        Args:
+            units: Units.
+            now: The time.
+            or_tell: Whether it is enough that it may tell better when they can begin.
+        """
         leases, need = self._leases, min(units, self.limit.amount)
         if leases.is_alone or self._holds(need, now):
             return leases.awaits_first(now)
-        return self._is_worth_asking(now, need)
+        if self._is_worth_asking(now, need):
+            return True
+        # By now others may have spent or given back what they held.
+        is_old = or_tell and now >= self.answered_at + PATIENCE_SECONDS
+        return is_old and self.grant is not None and self._held_by_others(self.grant) >= need
 
     def covers(self, units: int, now: float, *, is_late: bool = False) -> bool:
         """Return whether units may be reserved in addition to those of the requests in flight.
 
         They are not spent yet, so more than what is held may be reserved, as long as the last
         answer shows more than all processes could reserve until the next. Where less is left than a
-        request needs, each process may have one in flight.
+        request needs, the one process that holds most of that may have one in flight.
 
         Args:
             units: Units.
@@ -190,11 +200,11 @@ class _Lease:
             return True
         self._missed += units
         leases.wake()
-        if lacking <= self._ample(grant):
+        if lacking <= self._ample(grant) or self._lacks_of_most(units, grant) <= 0:
             return True
-        if is_late and lacking <= grant.free:
-            return self._shares_cover(units, now)
-        return not (self.reserved or self._unreported)
+        self._want = units if self.reserved else self._most(units, grant)
+        self._want_until = now + 2 * PATIENCE_SECONDS
+        return is_late and self.may_cover(units, now) and self._shares_cover(units, now)
 
     def may_cover(self, units: int, now: float) -> bool:
         """Return whether `covers` may say yes after an exchange, or must know of one first."""
@@ -204,7 +214,9 @@ class _Lease:
         if grant is None or now >= self._valid_until:
             return True  # it may be used up
         lacking = self.reserved + units - self.held
-        return self._ample(grant) < lacking <= max(0, grant.free)
+        if lacking <= self._ample(grant):
+            return False
+        return 0 < min(lacking, self._lacks_of_most(units, grant)) <= grant.free
 
     def reserve(self, by: int, now: float) -> None:
         """Change what requests in flight will probably spend."""
@@ -215,6 +227,21 @@ class _Lease:
         """Return the free units that this process may reserve without having asked."""
         members = self._leases.members
         return max(0, grant.free if members == 1 else grant.free // (2 * members))
+
+    def _most(self, units: int, grant: Grant) -> int:
+        """Return the hold with which a request may begin: its own units, or most of what is left.
+
+        No two processes hold most of the same, so what the request lacks is lacking once.
+        """
+        left = self.limit.amount - grant.used - self._booking - self._unreported
+        return min(units, max(0, left) // 2 + 1)
+
+    def _lacks_of_most(self, units: int, grant: Grant) -> float:
+        """Return the units that this process lacks for `_most`; it has one such request at once."""
+        if self.reserved:
+            return math.inf
+        at_hand = self.held + (grant.free if self._leases.members == 1 else 0)
+        return self._most(units, grant) - at_hand
 
     def _shares_cover(self, units: int, now: float) -> bool:
         self._drop_old(now)
@@ -258,7 +285,8 @@ class _Lease:
         self.touched = part.latest = now
         self._count(part, units)
         self._begun += units
-        if self.held < self._target / 2 and self._is_worth_asking(now):
+        # Others must know what is used up, too.
+        if self.held <= 0 or (self.held < self._target / 2 and self._is_worth_asking(now)):
             self._leases.wake()
         return part
 
@@ -532,12 +560,17 @@ class SharedRates:
         wait = 0.0 if calls is None else calls.wait_for_share(1, now)
         return wait if used is None else max(wait, used.wait_for_share(tokens, now))
 
-    def may_gain(self, tokens: int) -> bool:
-        """Return whether an exchange may let a call begin that now cannot. It asks for none."""
+    def may_gain(self, tokens: int, *, or_tell: bool = False) -> bool:
+        """Return whether an exchange may let a call begin that now cannot. It asks for none.
+
+        Args:
+            tokens: Of the call.
+            or_tell: Whether it is enough that it may tell better when the call can begin.
+        """
         now = self._clock.now()
         calls, used = self._calls, self._tokens
-        return (calls is not None and calls.may_gain(1, now)) or (
-            used is not None and used.may_gain(tokens, now)
+        return (calls is not None and calls.may_gain(1, now, or_tell=or_tell)) or (
+            used is not None and used.may_gain(tokens, now, or_tell=or_tell)
         )
 
     def begin(self, tokens: int) -> RateEntry:

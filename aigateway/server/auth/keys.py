@@ -434,7 +434,10 @@ class KeyAccount:
         return use
 
     def lacks(self, model: str | None, estimate: Estimate | None = None) -> bool:
-        """Return whether the next exchange may let a request begin that now could not."""
+        """Return whether the next exchange may let a request begin that now could not.
+
+        Or whether it may tell better when that can begin.
+        """
         shared, rates = self._shared, self._rates
         if (
             shared is not None
@@ -443,7 +446,7 @@ class KeyAccount:
             and self.spent_usd < self.budget_usd
         ):
             return True
-        return isinstance(rates, SharedRates) and rates.may_gain(0)
+        return isinstance(rates, SharedRates) and rates.may_gain(0, or_tell=True)
 
     def ask(self, model: str | None, estimate: Estimate | None = None) -> None:
         """Want what a request for this model needs from the next exchange."""

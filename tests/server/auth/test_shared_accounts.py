@@ -1,6 +1,7 @@
 """Keys whose limits several processes share."""
 
 import asyncio
+import random
 from typing import Any
 
 import httpx
@@ -38,14 +39,16 @@ class Workers:
             fleet.join(lambda _: None)
         self.accesses = [Access(settings, self.clock, fleet.leases) for fleet in self.fleets]
 
-    async def ask(self, number, cost=0.0):
+    async def ask(self, number, cost=0.0, *, estimate=None, gap=0.2):
         access = self.accesses[number]
         caller = caller_by(access, bearer("red"))
-        waiting = asyncio.ensure_future(access.renew(caller, "m"))
-        await self.clock.advance(0.2)
-        await waiting
-        with access.begin(caller, "m") as use:
+        waiting = asyncio.ensure_future(access.renew(caller, "m", estimate))
+        while not waiting.done():
+            await self.clock.advance(0.005)
+        with access.begin(caller, "m", estimate) as use:
+            await self.clock.advance(0.01)
             use.on_cost(cost)
+        await self.clock.advance(gap)
 
     async def close(self):
         for fleet in self.fleets:
@@ -85,6 +88,67 @@ async def test_a_budget_is_one_budget():
             await workers.ask(number)
         assert caught.value.code == "insufficient_quota"
     await workers.close()
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("many", [2, 4])
+async def test_calls_one_by_one_exceed_a_budget_by_the_last_one_at_most(many, gap):
+    workers, price = Workers(api_key("red", budget_usd=0.001), many=many), 0.00003
+    draw, answered, codes = random.Random(many), 0, []
+    await workers.clock.advance(1.0)
+    for _ in range(50):
+        try:
+            await workers.ask(draw.randrange(many), price, estimate=lambda: price, gap=gap)
+            answered += 1
+        except Refusal as refusal:
+            codes.append(refusal.code)
+            await workers.clock.advance(1.0)  # as it says at least
+    await workers.close()
+    assert answered == 34  # the last of which costs more than is left
+    assert codes[-1] == "insufficient_quota"
+
+
+@pytest.mark.parametrize("per_second", [3, 30, 300])
+async def test_calls_at_once_exceed_a_budget_by_the_last_one_at_most(per_second):
+    workers, price, answered = Workers(api_key("red", budget_usd=0.0001), many=4), 0.00003, 0
+    draw = random.Random(per_second)
+    await workers.clock.advance(1.0)
+
+    async def ask():
+        nonlocal answered
+        access = workers.accesses[draw.randrange(4)]
+        caller = caller_by(access, bearer("red"))
+        await access.renew(caller, "m", lambda: price)
+        with access.begin(caller, "m", lambda: price) as use:
+            await workers.clock.sleep(draw.choice((0.01, 0.5, 2.0)))
+            use.on_cost(price)
+            answered += 1
+
+    asking = []
+    for _ in range(40):
+        asking.append(asyncio.ensure_future(ask()))
+        await workers.clock.advance(draw.expovariate(per_second))
+    await workers.clock.advance(3.0)
+    ends = await asyncio.gather(*asking, return_exceptions=True)
+    await workers.close()
+    assert {type(end) for end in ends} == {type(None), Refusal}
+    assert 3 <= answered <= 4
+
+
+@pytest.mark.parametrize("many", [2, 4])
+async def test_a_key_without_calls_left_hears_of_it_wherever_it_asks(many):
+    """Calls that other workers have begun a moment ago count in `Retry-After`."""
+    workers, turns, retries = Workers(api_key("red", rpm=20), many=many), 0, []
+    await workers.clock.advance(1.0)
+    for turns in range(20):
+        await workers.ask(turns % many, gap=0.0)
+    await workers.clock.advance(0.03)
+    for number in range(many):
+        with pytest.raises(Refusal) as caught:
+            await workers.ask(number)
+        retries.append(int(caught.value.headers["Retry-After"]))
+    await workers.close()
+    assert min(retries) > 50, retries
 
 
 async def test_a_budget_is_not_blocked_before_anything_is_spent():

@@ -48,6 +48,8 @@ class StreamReading(ABC):
     """
 
     has_more = False
+    _mends_late = False
+    """Whether `_read` gets counts as the vendor wrote them, and mends those that are needed."""
 
     def __init__(self, assembly: Assembly, make_parser: Callable[[], Any]) -> None:
         self.assembly = assembly
@@ -110,7 +112,11 @@ class StreamReading(ABC):
             if type(event) is not dict:
                 raise CorruptEventError  # noqa: TRY301 - as whatever else cannot be read
             # Few events have counts, but OpenAI's all say `"usage":null`.
-            if b'"usage' in data and (event.get("usage") is not None or _may_count(event)):
+            if (
+                b'"usage' in data
+                and not self._mends_late
+                and (event.get("usage") is not None or _may_count(event))
+            ):
                 mend_usage(event)
             self._read(name, event)
         except Exception as problem:

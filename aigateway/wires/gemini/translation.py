@@ -19,6 +19,7 @@ from aigateway.wires.assembly import Assembly
 from aigateway.wires.client import Failure, VendorCallError
 from aigateway.wires.content import speech_in
 from aigateway.wires.gemini import GEMINI_ENDS, blocks_prompt, unify_candidates
+from aigateway.wires.json_bodies import mend_usage
 from aigateway.wires.loading import MUTE, silent
 from aigateway.wires.plain_requests import (
     ASKED,
@@ -104,11 +105,22 @@ class GeminiReading(StreamReading):
     """Streams of partial responses.
 
     litellm's reader counts tool calls, and every response with one goes through it. Texts need not.
+
+    Every response has a count, and the last one is almost always all that matters. To mend and add
+    each would cost more than the rest of a piece, so the latest waits until it is needed.
     """
+
+    _mends_late = True
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self._latest: dict[str, Any] = {}  # count, as the vendor wrote it; not added
         self._priced: Any = None  # litellm's count, where it saw more than the figures
+
+    def count(self) -> Any:
+        """See `StreamReading`."""
+        self._add_count(_mended(self._latest))
+        return super().count()
 
     def _read(self, name: bytes, event: Mapping[str, Any]) -> None:
         if event.get("error") or name == b"error":
@@ -117,10 +129,14 @@ class GeminiReading(StreamReading):
         if not assembly.id:
             assembly.id = str(event.get("responseId") or "-")
             assembly.model = str(event.get("modelVersion") or assembly.model)
-        if event.get("usageMetadata"):
-            self._add_count(event["usageMetadata"])
-            self._priced = None
-        if blocks_prompt(event):
+        usage = event.get("usageMetadata")
+        if type(usage) is dict:
+            if self._priced is not None and _mended(usage):
+                self._priced = None
+            if not _replaces(usage, self._latest):
+                self._add_count(_mended(self._latest))
+            self._latest = usage
+        if "promptFeedback" in event and blocks_prompt(event):
             self._finish(0, end_of(GEMINI_ENDS, "PROHIBITED_CONTENT"), sure=True)
         for position, candidate in enumerate(event.get("candidates") or ()):
             self._candidate(event, candidate, candidate.get("index", position))
@@ -128,9 +144,11 @@ class GeminiReading(StreamReading):
     def _candidate(
         self, event: Mapping[str, Any], candidate: Mapping[str, Any], index: int
     ) -> None:
-        ending = end_of(GEMINI_ENDS, candidate.get("finishReason"))
+        reason = candidate.get("finishReason")
+        ending = end_of(GEMINI_ENDS, reason) if reason else None
         text = _text(candidate)
         if text is None:
+            mend_usage(event)
             unify_candidates(event)
             read = self._parse({**event, "candidates": [{**candidate, "index": index}]})
             if candidate.keys() & _GROUNDING:
@@ -141,7 +159,8 @@ class GeminiReading(StreamReading):
             return
         if text:
             self._emit(Chunk(text, index=index))
-        self._finish(index, ending, sure=not text)
+        if ending is not None:
+            self._finish(index, ending, sure=not text)
 
     def _add_speech(self, candidate: Mapping[str, Any], index: int) -> None:
         """Add speech, which litellm's reader of streams leaves out."""
@@ -172,7 +191,31 @@ def _text(candidate: Mapping[str, Any]) -> str | None:
     for part in parts:
         if len(part) != 1 or type(part.get("text")) is not str:
             return None
-    return "".join([part["text"] for part in parts])
+    return parts[0]["text"] if len(parts) == 1 else "".join([part["text"] for part in parts])
+
+
+def _mended(usage: dict[str, Any]) -> dict[str, Any]:
+    mend_usage({"usageMetadata": usage})
+    return usage
+
+
+def _replaces(usage: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Return whether a count says anew all that the one before it said.
+
+    Only figures above zero do, and lists of details: whatever else a count holds may be none once
+    it is mended, and then the one before still holds.
+    """
+    for name, known in before.items():
+        count: Any = usage.get(name)
+        kind = type(count)
+        if kind is not type(known):
+            return False
+        if kind is int:
+            if not 0 < count < 2**53:
+                return False
+        elif kind is not list or not count or type(count[0]) is not dict:
+            return False
+    return True
 
 
 class _CallForm(NamedTuple):

@@ -9,9 +9,10 @@ litellm's functions are not what they were.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from aigateway.wires.native import NativeLane
     from aigateway.wires.translation import Translation
 
-__all__ = ["DirectClient"]
+__all__ = ["DirectClient", "keep_tried_lanes"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +65,27 @@ _VERY_LONG = 1 << 18
 _translators = ThreadPoolExecutor(2, "aigateway-translate")
 
 _TRIAL = ChatRequest(messages=({"role": "user", "content": "hi"},))
+
+_kept: dict[int, tuple[LLMConfig, Mapping[str, Any], Translation | None, bool]] = {}
+"""Lanes that were tried for processes to come, by the identity of the configuration."""
+
+_keeps = False
+"""Whether lanes that are tried now are kept."""
+
+
+@contextlib.contextmanager
+def keep_tried_lanes() -> Iterator[None]:
+    """Keep what is tried meanwhile for the processes that this one forks.
+
+    There the first client of the same configuration takes it. To try a lane again would cost each
+    process 2 MB: a copy of the pages that litellm's translation is on.
+    """
+    global _keeps  # noqa: PLW0603 - a thing of the process
+    _keeps = True
+    try:
+        yield
+    finally:
+        _keeps = False
 
 
 class DirectClient(ProviderFacts):
@@ -419,8 +441,15 @@ def _tried_lanes(
     litellm: ModuleType, config: LLMConfig, options: Mapping[str, Any]
 ) -> tuple[Translation | None, bool]:
     """Return a provider's translation, if it works, and whether it reads streams."""
+    # Taken only once, since a translation has the state of one client.
+    kept = None if _keeps else _kept.pop(id(config), None)
+    if kept is not None and kept[1] == options:
+        return kept[2:]
     translation = _tried_translation(litellm, config, options)
-    return translation, translation is not None and _can_stream(translation, config)
+    streams = translation is not None and _can_stream(translation, config)
+    if _keeps:
+        _kept[id(config)] = config, options, translation, streams
+    return translation, streams
 
 
 def _tried_translation(

@@ -15,7 +15,7 @@ import pytest
 from aigateway.clock import SYSTEM_CLOCK
 from aigateway.settings import LLMConfig, ProviderType
 from aigateway.wires.anthropic.translation import AnthropicTranslation
-from aigateway.wires.direct_lane import DirectClient
+from aigateway.wires.direct_lane import DirectClient, keep_tried_lanes
 from aigateway.wires.litellm.lane import call_options
 from aigateway.wires.loading import load_litellm
 from aigateway.wires.openai.translation import OpenAITranslation
@@ -245,6 +245,47 @@ async def test_a_litellm_that_changed_is_met_with_one_warning_and_the_other_lane
     agents = [sent.headers["user-agent"] for sent in simulator.anthropic.received]
     assert len(agents) == 3
     assert not any(agent.startswith("aigateway/") for agent in agents)
+
+
+async def test_a_lane_kept_for_workers_is_not_tried_again_by_one_client(
+    litellm, simulator, monkeypatch, caplog
+):
+    def changed(self, *, everything_else):
+        raise AssertionError
+
+    caplog.set_level(logging.WARNING, "aigateway")
+    config = simulator.anthropic.config()
+    with keep_tried_lanes():
+        await DirectClient(config, SYSTEM_CLOCK).prepare()
+    monkeypatch.setattr(litellm.AnthropicConfig, "transform_response", changed)
+    taking, next_one = (DirectClient(config, SYSTEM_CLOCK) for _ in range(2))
+    await taking.prepare()
+    assert "translates differently" not in caplog.text
+    await next_one.prepare()  # it would share the state of the first one
+    assert caplog.text.count("translates differently") == 1
+    monkeypatch.undo()
+    for client in (taking, next_one):
+        assert (await client.chat(asking())).choices[0].text == "4"
+        await client.aclose()
+    agents = [sent.headers["user-agent"] for sent in simulator.anthropic.received]
+    assert [agent.startswith("aigateway/") for agent in agents] == [True, False]
+
+
+async def test_a_lane_kept_for_another_way_of_calling_is_not_taken(
+    litellm, simulator, monkeypatch, caplog
+):
+    def changed(self, *, everything_else):
+        raise AssertionError
+
+    caplog.set_level(logging.WARNING, "aigateway")
+    config = simulator.anthropic.config()
+    with keep_tried_lanes():
+        await DirectClient(config, SYSTEM_CLOCK).prepare()
+    monkeypatch.setattr(litellm.AnthropicConfig, "transform_response", changed)
+    client = DirectClient(config, SYSTEM_CLOCK, drop_unsupported_params=True)
+    await client.prepare()
+    await client.aclose()
+    assert caplog.text.count("translates differently") == 1
 
 
 async def test_first_calls_share_one_trial(litellm, simulator, monkeypatch):

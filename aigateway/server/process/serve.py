@@ -40,6 +40,7 @@ from aigateway.settings import LLMConfig, settings_file
 from aigateway.settings.server import IN_MEMORY
 from aigateway.telemetry.log import log_event
 from aigateway.version import __version__
+from aigateway.wires.direct_lane import keep_tried_lanes
 
 __all__ = ["ServeOptions", "serve"]
 
@@ -203,7 +204,8 @@ async def _load(configuration: Configuration) -> None:
     """Load and build everything that workers then share. The parent itself is in no fleet."""
     alone = configuration.gateway.model_copy(update={"redis_url": None, "cache_url": None})
     async with replace(configuration, gateway=alone).make_gateway() as gateway:
-        await gateway.warmup()
+        with keep_tried_lanes():
+            await gateway.warmup()
         # Its application is dropped, but the schemas that it needed remain: 10 MB.
         service_app(Service(gateway, configuration.server))
     return_freed_memory()

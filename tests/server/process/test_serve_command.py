@@ -108,6 +108,42 @@ def test_only_the_service_loads_the_frameworks():
     assert done.stdout == "[]\n"
 
 
+TRIED = """
+import asyncio
+import os
+
+from aigateway import Middleware
+from aigateway.wires.loading import load_litellm
+
+litellm = asyncio.run(load_litellm())
+whole = litellm.OpenAIGPTConfig.transform_response
+
+
+def tried(self, *args, **options):
+    with open("tried", "a") as file:
+        print(os.getpid(), file=file)
+    return whole(self, *args, **options)
+
+
+litellm.OpenAIGPTConfig.transform_response = tried
+
+
+class Look(Middleware):
+    async def before(self, request):
+        return request
+"""
+
+
+def test_workers_do_not_try_again_what_their_parent_has_tried(launch, tmp_path):
+    (tmp_path / "look.py").write_text(TRIED)
+    env = {"AIGATEWAY_MIDDLEWARE": '["look:Look"]', "TMPDIR": str(tmp_path), "OPENAI_API_KEY": "k"}
+    command = launch(tmp_path, "serve", "--port", "0", "--workers", "2", env=env)
+    assert command.url  # so one worker is ready
+    command.signal(signal.SIGTERM)
+    assert command.code == 0
+    assert (tmp_path / "tried").read_text().split() == [str(command.pid)]
+
+
 LOOK = """
 import gc
 import os

@@ -42,7 +42,8 @@ def gateway_over(vendor, lane, *, model=None, **settings):
     if lane == "litellm's own pools":
         config = vendor.config(provider="litellm", model=f"{vendor.wire}/{config.model}")
     client = LiteLLMClient if lane == "through litellm" else None
-    settings = {"retry_rounds": 0, "failure_threshold": 1000} | settings
+    # The first request waits until litellm is loaded, which takes a loaded machine a minute.
+    settings = {"retry_rounds": 0, "failure_threshold": 1000, "timeout": PATIENCE} | settings
     return AsyncGateway([config], vendor=client, cache_enabled=False, **settings)
 
 

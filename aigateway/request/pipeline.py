@@ -559,10 +559,11 @@ class Pipeline:
 
 
 class ClosedByUs:
-    """Iterates over an asynchronous generator that the event loop does not register.
+    """Iterates over an asynchronous generator that the event loop does not close.
 
-    A loop that ends closes all registered generators. A generator that is closed by the one around
-    it cannot be closed a second time, and asyncio would report that as an error.
+    A loop closes all registered generators when it ends, and each that is garbage. A generator that
+    is being closed by the one around it cannot be closed a second time, and asyncio would report
+    that as an error.
     """
 
     __slots__ = ("_begun", "_generator")
@@ -578,12 +579,17 @@ class ClosedByUs:
         if self._begun:
             return anext(self._generator)
         self._begun = True
-        loops_own = sys.get_asyncgen_hooks().firstiter
-        sys.set_asyncgen_hooks(firstiter=None)
+        loops_own = sys.get_asyncgen_hooks()
+        # Without a finalizer Python itself would close it, at once and only up to an `await`.
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=_leave_open)
         try:
             return anext(self._generator)
         finally:
-            sys.set_asyncgen_hooks(firstiter=loops_own)
+            sys.set_asyncgen_hooks(*loops_own)
+
+
+def _leave_open(_: AsyncGenerator[Any, Any]) -> None:
+    """Do nothing: the generator around it is garbage, too, and closes it."""
 
 
 def _completion(answer: Answer) -> Completion:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import pickle
@@ -577,6 +578,31 @@ class TestStreams:
         assert closed == [True]
         assert vendor.open_streams == 0
         assert ends(gateway) == {"cancelled": 1}
+
+    async def test_garbage_is_closed_once(self, make, vendor):
+        closed, reported = asyncio.Event(), []
+
+        async def stream(request, chunks):
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            finally:
+                await asyncio.sleep(0)
+                closed.set()
+
+        vendor.script("a", ScriptedStream("one", "two"))
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context))
+        cycle = [make(hook(stream=stream)).stream("hi")]
+        await anext(cycle[0])
+        cycle.append(cycle)  # so that the collector finds all generators at once
+        del cycle
+        gc.collect()
+        await closed.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        gc.collect()  # an error of a task is reported when the task is garbage
+        assert (reported, vendor.open_streams) == ([], 0)
 
 
 async def raising(*_):

@@ -405,7 +405,7 @@ class World:
 
     async def _chat(self, ask: Ask) -> None:
         prompt = ask.text
-        with self._asking(ask) as asked:
+        with _Asking(self, ask) as asked:
             response = await self.gateway.chat(
                 prompt,
                 timeout=ask.timeout,
@@ -419,7 +419,7 @@ class World:
 
     async def _embed(self, ask: Ask) -> None:
         texts = [ask.text, "another"]
-        with self._asking(ask) as asked:
+        with _Asking(self, ask) as asked:
             response = await self.gateway.embed(texts, timeout=ask.timeout, model=ask.model)
             if response.vectors != tuple(map(vector_of, texts)):
                 self.watch.broken("mixed_up", f"#{ask.number} got {response.vectors}")
@@ -490,7 +490,7 @@ class World:
             self.watch.broken("one_end", f"#{plan.number} has the items {order}")
 
     async def _stream(self, ask: Ask) -> None:
-        with self._asking(ask) as asked:
+        with _Asking(self, ask) as asked:
             stream = self.gateway.stream(
                 ask.text,
                 timeout=ask.timeout,
@@ -542,22 +542,18 @@ class World:
         self.watch.ended(asked, _how(stream.response))
         return True
 
-    @contextlib.contextmanager
-    def _asking(self, ask: Ask) -> Iterator[Asked]:
-        asked = self.watch.began(ask)
-        try:
-            yield asked
-        except asyncio.CancelledError:
+    def ended_by(self, asked: Asked, error: BaseException) -> None:
+        """Note the error that ended a request."""
+        if isinstance(error, asyncio.CancelledError):
             if not asked.cancelled:
-                self.watch.broken("cancelled", f"#{ask.number} was cancelled by nobody")
+                self.watch.broken("cancelled", f"#{asked.ask.number} was cancelled by nobody")
             self.watch.ended(asked, "cancelled")
-        except GatewayError as error:
-            if self._text_is_wrong(ask, error):
-                self.watch.broken("mixed_up", f"#{ask.number}: {error!r}")
+            return
+        if isinstance(error, GatewayError):
+            if self._text_is_wrong(asked.ask, error):
+                self.watch.broken("mixed_up", f"#{asked.ask.number}: {error!r}")
             self._note_full(asked)
-            self.watch.failed(asked, error)
-        except Exception as error:  # noqa: BLE001 - a finding, and not to be lost
-            self.watch.failed(asked, error)
+        self.watch.failed(asked, error)
 
     def _note_full(self, asked: Asked) -> None:
         """See which providers have no place left, when a request fails."""
@@ -581,6 +577,27 @@ class World:
         own = not (response.cached or response.coalesced)
         if own != any(attempt.ok for attempt in response.attempts):
             self.watch.broken("attempts", f"#{number}: {response.attempts}")
+
+
+class _Asking:
+    """A request that is under way; takes the error that ends it.
+
+    No generator with `contextmanager`: from Python 3.12 on its frame and the error hold each other,
+    and a collection at any time would close the streams that the frames of the error hold.
+    """
+
+    def __init__(self, world: World, ask: Ask) -> None:
+        self._world = world
+        self._asked = world.watch.began(ask)
+
+    def __enter__(self) -> Asked:
+        return self._asked
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, (Exception, asyncio.CancelledError)):
+            self._world.ended_by(self._asked, error)
+            return True
+        return False
 
 
 def _how(response: ChatResponse) -> str:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aigateway.resilience.health import (
-    HANG,
     QUICK,
     RUN,
     HealthPolicy,
@@ -29,7 +28,7 @@ from tests.resilience.guarding import (
     throttled,
 )
 
-STALE = 60.0
+HANG, STALE = 4.0, 60.0
 
 
 def succeed(pace, seconds, *, slow=False):
@@ -376,6 +375,17 @@ class TestOutrun:
         pace.seems_to_hang()
         assert verdicts == [True]
 
+    def test_each_is_due_at_its_own_time(self, clock):
+        pace = known(clock)
+        clock.tick(1)
+        verdicts: list[bool] = []
+        for seconds in (1.0, 2.0, 10.0):
+            self.lost(pace, clock, verdicts, seconds)
+        for due in (1, 2):
+            clock.tick(1)
+            pace.seems_to_hang()
+            assert verdicts == [True] * due
+
     def test_a_verdict_may_call_back(self, clock):
         pace = known(clock)
         clock.tick(1)
@@ -587,6 +597,19 @@ class TestErrorRate:
         good.cause = lambda: 1 // 0
         feed(health, clock, [good] * 50)
 
+    @pytest.mark.parametrize(
+        ("outcome", "slow", "answered"),
+        [(answered, False, True), (answered, True, True), (failed, False, False)],
+    )
+    def test_an_answer_counts_for_the_window(self, health, clock, outcome, slow, answered):
+        assert not health.has_answered()
+        health.end(outcome(), slow=slow)
+        assert health.has_answered() is answered
+        clock.tick(30.9)
+        assert health.has_answered() is answered
+        clock.tick(0.1)
+        assert not health.has_answered()
+
     def test_memory_is_bounded(self, clock, heard):
         health = HealthWindow(clock, HealthPolicy(errors=1.0), heard)
         for _ in range(100):
@@ -727,6 +750,43 @@ class TestQuickView:
         assert health.is_degraded()
 
 
+class TestShortForm:
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["good", "good", "bad", "slow"]), st.sampled_from([0.1, 0.5])
+            ),
+            max_size=100,
+        )
+    )
+    def test_it_counts_as_a_good_end_does(self, script):
+        verdicts = []
+        for short in (False, True):
+            clock, heard = FakeClock(), Heard()
+            health = HealthWindow(clock, HealthPolicy(), heard)
+            seen = []
+            for kind, pause in script:
+                if short and kind == "good" and health.degraded is None:
+                    health.good()
+                else:
+                    outcome = failed() if kind == "bad" else answered()
+                    health.end(outcome, slow=kind == "slow")
+                seen.append((health.is_degraded(), health.has_answered()))
+                clock.tick(pause)
+            verdicts.append((seen, heard.events))
+        assert verdicts[0] == verdicts[1]
+
+    def test_seconds_and_attempts_are_counted(self, health, clock):
+        for _ in range(20):
+            health.good()
+            clock.tick(0.5)
+        assert [second.good for second in health._seconds] == [2] * 10
+        feed(health, clock, bads(8))
+        assert not health.is_degraded(), "two of the latest ten are good"
+        feed(health, clock, bads(1))
+        assert health.is_degraded()
+
+
 class TestCanaries:
     @pytest.mark.parametrize(
         ("share", "draws", "canaries"), [(0.05, 10_000, 500), (0.25, 1000, 250), (1.0, 50, 50)]
@@ -784,6 +844,8 @@ class TestRecovery:
         feed(health, clock, goods(1) if slow else bads(1), slow=slow)
         feed(health, clock, goods(RUN - 1))
         assert health.is_degraded()
+        feed(health, clock, goods(1))
+        assert not health.is_degraded()
 
     @pytest.mark.parametrize("how", [neutral, throttled, misconfigured])
     def test_what_says_nothing_neither_ends_nor_lengthens_it(self, health, clock, how):

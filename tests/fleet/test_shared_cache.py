@@ -30,6 +30,7 @@ RICH = Completion(
 def patient(monkeypatch):
     """A loaded machine is no failure of Redis. Where that is the subject, a test says so."""
     monkeypatch.setattr(client, "BOUND", 60.0)
+    monkeypatch.setitem(client.FleetClient.run.__kwdefaults__, "seconds", 60.0)
     monkeypatch.setattr(client, "LONGEST", 60.0)
     monkeypatch.setattr(client, "CONNECT_SECONDS", 60.0)
     monkeypatch.setattr(client, "READ_SECONDS", 60.0)
@@ -39,6 +40,7 @@ def patient(monkeypatch):
 @pytest.fixture
 def bounded(monkeypatch, patient):
     monkeypatch.setattr(client, "BOUND", 0.05)
+    monkeypatch.setitem(client.FleetClient.run.__kwdefaults__, "seconds", 0.05)
     monkeypatch.setattr(client, "LONGEST", 1.0)
     monkeypatch.setattr(client, "CONNECT_SECONDS", 0.2)
     monkeypatch.setattr(client, "READ_SECONDS", 0.25)
@@ -550,6 +552,7 @@ from aigateway.fleet import client, shared_cache
 shared_cache._DONE_SECONDS = 60.0
 shared_cache.LEASE_SECONDS = {lease}
 client.BOUND = client.LONGEST = client.CONNECT_SECONDS = client.READ_SECONDS = 60.0
+client.FleetClient.run.__kwdefaults__["seconds"] = 60.0
 
 async def main():
     config = LLMConfig("openai", {model!r}, api_key={key!r}, api_base={base!r})

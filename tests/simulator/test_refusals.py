@@ -277,7 +277,7 @@ COMMON = ["messages", "tools", "tool_choice", "response_format", "n", "stop", "s
 @settings(
     max_examples=40,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
 async def test_no_body_breaks_the_server(vendor, ask, data):

@@ -138,10 +138,12 @@ async def test_a_worker_that_hangs_is_started_again(desk, shards):
     desk.vendor.behave(*[None] * 20, *[Fault.hang()] * 4, times=24)
     desk.ask(lines(100))
     async with shards.opened(workers=1, settings=FRESH) as job:
-        job.hang_seconds = 0.1
         running = asyncio.create_task(job.run())
         await until(lambda: desk.vendor.request_count == 24)
+        usual, job.hang_seconds = job.hang_seconds, 0.1
         shards.workers[0].hangs = True
+        await until(lambda: shards.workers[0].lives == 2)
+        job.hang_seconds = usual
         await running
     assert shards.workers[0].lives == 2
     assert desk.answers() == expected(100)

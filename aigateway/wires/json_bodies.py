@@ -106,7 +106,7 @@ def _mend(usage: dict[str, Any], levels: int = 3) -> bool:
     changed = False
     for name, count in list(usage.items()):
         form = next((f for end, f in _DETAILS.items() if name.endswith(end)), None)
-        if name.endswith(_COUNTS) and not isinstance(count, dict | list):
+        if name.endswith(_COUNTS) and not (name == "tokens" and isinstance(count, dict)):  # Cohere
             if type(count) is int and 0 <= count < _MOST:
                 continue
             changed = True

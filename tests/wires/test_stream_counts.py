@@ -204,11 +204,12 @@ async def test_what_has_been_counted_when_a_stream_breaks(last, usage):
             await client.aclose()
 
 
-async def test_a_count_that_is_none_beside_a_tool_call():
+@pytest.mark.parametrize("odd", [1.5, [], {}, [7]])
+async def test_a_count_that_is_none_beside_a_tool_call(odd):
     async with Vendor() as vendor:
         call = {"functionCall": {"name": "f", "args": {}}}
         first = event({"text": "Hi"}) | {"usageMetadata": spoken(30, 1, 8)}
-        last = event(call, finishReason="STOP") | {"usageMetadata": spoken(30.0, "2", 1.5)}
+        last = event(call, finishReason="STOP") | {"usageMetadata": spoken(30.0, "2", odd)}
         vendor.events = [first, last]
         client = DirectClient(vendor.config(GEMINI), SYSTEM_CLOCK)
         try:

@@ -15,6 +15,7 @@ from aigateway.simulator import Answer, Fault
 from aigateway.wires.client import VendorCallError
 from aigateway.wires.direct_lane import DirectClient
 from aigateway.wires.litellm.lane import LiteLLMClient
+from tests.wires.bodies import GEMINI, Vendor
 from tests.wires.calls import KINDS, WIRES, asking
 from tests.wires.shapes import ANSWERS, NOT_CARRIED, SHAPES, agree
 
@@ -206,3 +207,32 @@ async def test_long_prompts_have_the_price_that_litellm_knows(simulator, tokens)
         await client.aclose()
     assert costs[0] == pytest.approx(costs[1])
     assert (costs[0] or 0) > 0.1
+
+
+GROUNDED = {"groundingMetadata": {"webSearchQueries": ["x"]}}
+
+
+@pytest.mark.parametrize("grounded", [(GROUNDED, {}), ({}, GROUNDED), (GROUNDED, GROUNDED)])
+async def test_searches_have_the_price_that_litellm_knows(grounded):
+    costs = []
+    async with Vendor() as vendor:
+        vendor.events = [
+            {
+                "candidates": [
+                    {"index": 0, "content": {"role": "model", "parts": [{"text": "Hi"}]}} | more
+                ],
+                "usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 2},
+                "modelVersion": "gemini-2.5-flash",
+                "responseId": "1",
+            }
+            for more in (grounded[0], grounded[1] | {"finishReason": "STOP"})
+        ]
+        for kind in (DirectClient, LiteLLMClient):
+            client = kind(vendor.config(GEMINI, model="gemini-2.5-flash"), SYSTEM_CLOCK)
+            stream = await client.stream(asking())
+            while await stream.read() is not None:
+                pass
+            costs.append(stream.completion().cost_usd)
+            await client.aclose()
+    assert costs[0] == pytest.approx(costs[1])
+    assert (costs[0] or 0) > 0.01

@@ -115,7 +115,7 @@ class GeminiReading(StreamReading):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._latest: dict[str, Any] = {}  # count, as the vendor wrote it; not added
-        self._priced: Any = None  # litellm's count, where it saw more than the figures
+        self._grounding: dict[str, Any] = {}  # the searches that litellm counts and prices
 
     def count(self) -> Any:
         """See `StreamReading`."""
@@ -131,8 +131,6 @@ class GeminiReading(StreamReading):
             assembly.model = str(event.get("modelVersion") or assembly.model)
         usage = event.get("usageMetadata")
         if type(usage) is dict:
-            if self._priced is not None and _mended(usage):
-                self._priced = None
             if not _replaces(usage, self._latest):
                 self._add_count(_mended(self._latest))
             self._latest = usage
@@ -151,8 +149,7 @@ class GeminiReading(StreamReading):
             mend_usage(event)
             unify_candidates(event)
             read = self._parse({**event, "candidates": [{**candidate, "index": index}]})
-            if candidate.keys() & _GROUNDING:
-                self._priced = read.usage
+            self._grounding |= {name: candidate[name] for name in candidate.keys() & _GROUNDING}
             self._add_speech(candidate, index)  # before its end
             for choice in read.choices:
                 self._take_choice(choice, ending, beside=read)
@@ -169,9 +166,13 @@ class GeminiReading(StreamReading):
 
     def _usage(self, given: Any) -> tuple[Usage, Any]:
         details = given.get("promptTokensDetails") or ()
-        if given.keys() <= _STREAM_USAGE and all(d.get("modality") == "TEXT" for d in details):
+        plain = given.keys() <= _STREAM_USAGE and not self._grounding
+        if plain and all(d.get("modality") == "TEXT" for d in details):
             return counted(given, "promptTokenCount", "candidatesTokenCount"), None
-        read = self._priced or self._parse({"usageMetadata": given}).usage
+        event: dict[str, Any] = {"usageMetadata": given}
+        if self._grounding:
+            event["candidates"] = [{**self._grounding, "content": {"parts": []}}]
+        read = self._parse(event).usage
         return usage_from(read), read
 
 

@@ -172,11 +172,11 @@ async def test_a_stall_is_the_callers_to_end(vendor):
         stream = await client.stream(asking("one two three four"))
         text = ""
         while text != "one two":
-            text += "".join(chunk.text for chunk in await stream.read())
+            text += "".join(chunk.text for chunk in await stream.read() or ())
         with pytest.raises(TimeoutError):  # noqa: PT012 - of all that it reads
             async with asyncio.timeout(0.1):
                 while True:
-                    assert not any(chunk.text for chunk in await stream.read())
+                    assert not any(chunk.text for chunk in await stream.read() or ())
         assert not stream.finished
         await stream.aclose()
         await client.aclose()

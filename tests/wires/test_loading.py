@@ -245,7 +245,8 @@ async def test_loading_begins_when_the_gateway_is_entered_and_is_told_apart_from
     monkeypatch.setattr(loading, "_import_litellm", load_when_allowed)
     embedder = simulator.azure.config(name="embedder", model=simulator.azure.embedding_model)
     try:
-        async with AsyncGateway([simulator.openai.config(name="chatter"), embedder]) as gateway:
+        configs = [simulator.openai.config(name="chatter"), embedder]
+        async with AsyncGateway(configs, timeout=PATIENCE) as gateway:
             assert loading._import is not None
             with pytest.raises(DeadlineExceededError) as caught:
                 await gateway.chat("hi", timeout=0.2)

@@ -241,6 +241,20 @@ class TestHang:
         assert pace.seems_to_hang(), "as much time has passed in which there could"
         stalls.stop()
 
+    def test_a_stall_that_just_explains_it_makes_no_hang(self, clock):
+        class Stood(StallDetector):
+            def stalled(self, since, now):
+                return 2.0
+
+        clock.tick(100)
+        pace = known(clock, 1)
+        call = pace.begin(Stood(clock, lambda _: None))
+        clock.tick(10)
+        pace.p95 = (clock.now() - (call.began + call.stalled(clock.now()))) / HANG
+        assert not pace.seems_to_hang()
+        clock.tick(0.1)
+        assert pace.seems_to_hang()
+
     def test_without_a_percentile_nothing_is_overdue(self, clock):
         pace = ResponseTimes(clock, 1)
         pace.begin()
@@ -581,6 +595,28 @@ class TestErrorRate:
         feed(health, clock, [*bads(9), failed("the same")])
         assert health.is_degraded(), "in the next window it counts again"
 
+    def test_a_window_later_it_counts_again(self, clock, heard):
+        health = HealthWindow(clock, HealthPolicy(least=2, errors=1.0), heard)
+        feed(health, clock, [failed("the same")], pause=30.0)
+        feed(health, clock, bads(1))
+        assert not health.is_degraded()
+        feed(health, clock, [failed("the same")])
+        assert health.is_degraded()
+
+    @pytest.mark.parametrize("later", [0.5, 0.7])
+    def test_what_is_older_than_the_window_counts_no_longer(self, clock, heard, later):
+        health = HealthWindow(clock, HealthPolicy(least=2, errors=0.6), heard)
+        feed(health, clock, bads(1), pause=29.5)
+        feed(health, clock, goods(1), pause=later)
+        feed(health, clock, bads(1))
+        assert not health.is_degraded(), "one of two in the last thirty seconds"
+
+    def test_a_healthy_one_without_requests_does_not_recover(self, health, clock, heard):
+        feed(health, clock, goods(1))
+        clock.tick(31)
+        assert not health.is_degraded()
+        assert heard.events == []
+
     def test_repeats_of_a_few_bad_requests_do_not_degrade_amid_good_ones(self, health, clock):
         for _ in range(300):
             feed(health, clock, [answered(), failed("x"), failed("y"), failed("z")], pause=0.1)
@@ -615,7 +651,8 @@ class TestErrorRate:
         for _ in range(100):
             feed(health, clock, bads(100) + goods(1), pause=0.001)
         assert len(health._causes) == 4096
-        assert len(health._seconds) <= 32
+        feed(health, clock, goods(100), pause=1.0)
+        assert len(health._seconds) <= 31
 
     def test_its_numbers_are_the_policys(self, clock, heard):
         policy = HealthPolicy(window=10, least=4, errors=0.25)
@@ -710,6 +747,13 @@ class TestQuickView:
         self.mixed(health, clock, pause=span / (QUICK - 1), **{kind: QUICK})
         assert health.is_degraded() is quick
 
+    def test_five_seconds_are_within_five_seconds(self, health, clock):
+        feed(health, clock, bads(1), pause=5.0)
+        feed(health, clock, bads(8))
+        assert not health.is_degraded()
+        feed(health, clock, bads(1))
+        assert health.is_degraded()
+
     @pytest.mark.parametrize("slow", [False, True])
     def test_nine_say_nothing(self, health, clock, slow):
         feed(health, clock, goods(9) if slow else bads(9), slow=slow)
@@ -777,7 +821,10 @@ class TestShortForm:
         assert verdicts[0] == verdicts[1]
 
     def test_seconds_and_attempts_are_counted(self, health, clock):
-        for _ in range(20):
+        for _ in range(10):
+            health.end(answered())
+            clock.tick(0.5)
+        for _ in range(10):
             health.good()
             clock.tick(0.5)
         assert [second.good for second in health._seconds] == [2] * 10
@@ -796,6 +843,7 @@ class TestCanaries:
         drawn = [health.draw_canary() for _ in range(draws)]
         assert abs(sum(drawn) - canaries) <= 1
         apart = round(1 / share)
+        assert drawn.index(True) == apart - 1
         places = [i for i, canary in enumerate(drawn) if canary]
         assert all(
             later - earlier in {apart, apart + 1} for earlier, later in itertools.pairwise(places)
@@ -836,6 +884,14 @@ class TestRecovery:
         feed(health, clock, goods(1))
         assert not health.is_degraded()
         assert heard.events[-1] == ("recovered",)
+
+    def test_the_next_time_takes_as_many(self, health, clock):
+        for _ in range(2):
+            self.degrade(health, clock)
+            feed(health, clock, goods(9))
+            assert health.is_degraded()
+            feed(health, clock, goods(1))
+            assert not health.is_degraded()
 
     @pytest.mark.parametrize("slow", [False, True])
     def test_a_bad_one_or_a_slow_one_ends_the_run(self, health, clock, slow):

@@ -40,12 +40,6 @@ class Remembered(Record):
     waited: bool = False
 
 
-def _size(key: Hashable, value: Any) -> int:
-    if type(value) is Remembered and type(key) is str:  # the other one takes longer
-        return answer_size(key, value.completion)
-    return entry_size(key, value)
-
-
 _MOST_NUMBERS = 65_536
 """Numbers of the vectors that are kept of one request; they take 2 MB."""
 
@@ -227,7 +221,11 @@ class ExpiringLRU(Generic[V]):
         if not lifetime > 0:
             return False
         if most is not None:
-            size = _size(key, value)
+            known: object = value
+            if type(known) is Remembered and type(key) is str:
+                size = answer_size(key, known.completion)
+            else:
+                size = entry_size(key, value)
             if size > most // _SHARE:
                 self.too_large += 1
                 return False
@@ -518,7 +516,9 @@ class AnswerCache:
         ttl = self._ttl_seconds if ttl_seconds is None else ttl_seconds
         if not ttl > 0 or not worth_keeping(completion):
             return False
-        record = Remembered(_compact(completion), provider)
+        if completion.native is not None:
+            completion = _compact(completion)
+        record = Remembered(completion, provider)
         is_held = self._entries.put(key, record, ttl)
         if self.second is not None:
             self._write(self.second, key, record, ttl, made_by)

@@ -21,8 +21,8 @@ _ENTRY = 500
 _TEXT = getsizeof("")
 _NUMBER = getsizeof(0.5) + 8
 """A number, and the reference to it."""
-_COMPLETION = getsizeof(Completion("", "", ())) + getsizeof(Usage()) + 7 * _NUMBER + 3 * _TEXT
-_CHOICE = getsizeof(Choice()) + 8
+_COMPLETION = getsizeof(Completion("", "", ())) + getsizeof(Usage()) + 7 * _NUMBER + 4 * _TEXT
+_CHOICE = getsizeof(Choice()) + 8 + _TEXT
 _VECTOR = getsizeof(()) + 8
 
 
@@ -37,7 +37,8 @@ def entry_size(key: Hashable, value: object) -> int:
 def answer_size(key: str, answer: Completion) -> int:
     """Return the same for an answer, quickly."""
     size = _ENTRY + _TEXT + len(key) + _COMPLETION
-    size += _text_size(f"{answer.id}{answer.model}{answer.system_fingerprint}{answer.service_tier}")
+    about = f"{answer.id}{answer.model}{answer.system_fingerprint}{answer.service_tier}"
+    size += len(about) if about.isascii() else _text_size(about)
     if answer.sources_json:
         size += _text_size(answer.sources_json)
     native = answer.native
@@ -53,7 +54,8 @@ def answer_size(key: str, answer: Completion) -> int:
         ):
             size += _size(choice)
         else:
-            size += _CHOICE + _text_size(choice.text)
+            text = choice.text  # most are ASCII, so that no call is needed
+            size += _CHOICE + (len(text) if text.isascii() else _text_size(text))
     return size
 
 

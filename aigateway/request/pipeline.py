@@ -102,22 +102,22 @@ class Pipeline:
         """
         with within or RequestRecord(self._recorder, request) as record:
             key = self._key(request) if request.size <= LONG else await self._long_key(request)
-            if key is None:
-                deadline = record.began + (request.timeout or self._seconds(request))
-                own = await self._call_providers(request, record, deadline)
-                return self._answered(request, record, own)
-            hit = None
-            if request.cache is True:
-                remembered = self._cache.lookup(key)
+            if key is not None and request.cache is True:
+                remembered, hit = self._cache.lookup(key), None
                 if remembered is not None:
                     hit = self._hit(request, record, remembered)
-            if hit is None and recalled and key in recalled and request.cache is True:
-                hit = self._hit(request, record, recalled[key])
-            if hit is not None:
-                if recalled is not None:
-                    recalled[key] = Remembered(hit.completion, hit.provider)
-                return hit
-            deadline = record.began + (request.timeout or self._seconds(request))
+                if hit is None and recalled and key in recalled:
+                    hit = self._hit(request, record, recalled[key])
+                if hit is not None:
+                    if recalled is not None:
+                        recalled[key] = Remembered(hit.completion, hit.provider)
+                    return hit
+            may_think = request.params or request.native
+            usual = self._seconds(request) if may_think else self._settings.timeout
+            deadline = record.began + (request.timeout or usual)
+            if key is None:
+                own = await self._call_providers(request, record, deadline)
+                return self._answered(request, record, own)
             try:
                 served, joined = await self._coalesced(key, request, record, deadline)
             except (AllProvidersFailedError, DeadlineExceededError):

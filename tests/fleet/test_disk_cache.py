@@ -190,7 +190,7 @@ asyncio.run(main())
             assert found is not None
             assert found.value == b"x" * 1000
     await disk.aclose()
-    assert len(list(tmp_path.glob("cache.db*"))) == 1, "nothing was set aside"
+    assert not list(tmp_path.glob("*damaged*"))
     with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 

@@ -20,6 +20,7 @@ from aigateway import (
     GatewayError,
     GatewaySettings,
     NoProvidersError,
+    RequestRejectedError,
     UnknownModelError,
 )
 from aigateway.events import (
@@ -778,3 +779,14 @@ async def test_request_failed_carries_the_causes(make, vendor):
     (failed,) = recorder.of(RequestFailed)
     assert failed.error == "AllProvidersFailedError"
     assert [(c.provider, c.kind) for c in failed.causes] == [("a", K.SERVER_ERROR)]
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 5])
+@pytest.mark.parametrize("name", ["messages", "responses", "completions"])
+async def test_a_body_of_a_protocol_must_be_a_mapping(make, vendor, name, body):
+    gateway = make()
+    with pytest.raises(
+        RequestRejectedError, match=f"mapping, as of JSON, not {type(body).__name__}"
+    ):
+        await getattr(gateway, name)(body)
+    assert not vendor.calls

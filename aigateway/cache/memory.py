@@ -221,7 +221,7 @@ class ExpiringLRU(Generic[V]):
         if not lifetime > 0:
             return False
         if most is not None:
-            known: object = value
+            known: object = value  # `entry_size` walks through all that it holds
             if type(known) is Remembered and type(key) is str:
                 size = answer_size(key, known.completion)
             else:
@@ -245,11 +245,8 @@ class ExpiringLRU(Generic[V]):
         return True
 
     def expire(self, key: Hashable, lifetime: float) -> bool:
-        """Give a fresh value a new lifetime in seconds from now; return whether there is one."""
-        if key not in self:
-            return False
-        self.put(key, self._entries[key][0], lifetime)
-        return True
+        """Give a fresh value a new lifetime in seconds from now; return whether it is held."""
+        return key in self and self.put(key, self._entries[key][0], lifetime)
 
     def discard(self, key: Hashable) -> bool:
         """Drop a value, stale or fresh; return whether it was fresh."""
@@ -550,7 +547,8 @@ class AnswerCache:
     ) -> None:
         """Store the answer to `chat(user, system=system, model=model)`.
 
-        It is stored as given, even if the gateway would not keep it.
+        It is stored as given, even if the gateway would not keep it; but not in memory if it takes
+        more than an eighth of its room.
 
         Args:
             system: Text of the system message; None or "" stands for none.

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, TypedDict
 
 import orjson
 
-from aigateway.errors import GatewayError
+from aigateway.errors import GatewayError, RequestRejectedError
 from aigateway.messages import CacheMode, ChatResponse, Chunk, NativeRequest, Opening, Origin
 from aigateway.records import Record
 from aigateway.request.json_copy import check_size, copied, encoded_json
@@ -145,6 +145,9 @@ class CallerProtocol:
         self, body: Mapping[str, Any], headers: Mapping[str, str], max_bytes: int
     ) -> ReadRequest:
         """Read a copy of a body that its caller may change later."""
+        if not isinstance(body, Mapping):
+            kind = type(body).__name__
+            raise RequestRejectedError(f"The body must be a mapping, as of JSON, not {kind}.")
         encoded_body = encoded_json(body, "body")
         check_size(len(encoded_body), max_bytes)
         return self.read(copied(body, encoded_body), headers)

@@ -130,8 +130,8 @@ class GatewaySettings(TableSettings):
     cache_max_entries: Count = 1000
     """Answers in the cache; the least recently used is evicted first."""
     cache_max_memory_bytes: Annotated[int, Field(ge=1_000_000, le=1_099_511_627_776)] = 134_217_728
-    """Memory that these answers may take in each process, as estimated, likewise. An answer of more
-    than an eighth of it is not kept in memory."""
+    """Estimated memory of these answers in each process; the least recently used is evicted first.
+    An answer of more than an eighth of it is not kept in memory."""
     cache_url: CacheUrl | None = None
     """Where answers are remembered beside memory: `sqlite:///cache.db` (relative) or
     `sqlite:////var/cache/cache.db` is a file, for scripts and notebooks, that several processes may

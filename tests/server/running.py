@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
+from typing import Literal
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -51,11 +52,16 @@ def _known(service: Service | None) -> Service:
 
 @contextlib.asynccontextmanager
 async def running(
-    service: Service | None, app: ASGIApp | None = None, *, port: int = 0, **bounds: float
+    service: Service | None,
+    app: ASGIApp | None = None,
+    *,
+    port: int = 0,
+    http: Literal["h11", "httptools"] = "h11",
+    **bounds: float,
 ) -> AsyncIterator[str]:
     """The URL of a service, or of another application in its place; port 0 takes a free one.
 
-    Without a service the connections are those of uvicorn and h11, as in applications of others.
+    Without a service the connections are uvicorn's own, by `http`, as in applications of others.
 
     Bounds are those of `protocol_for`.
     """
@@ -63,7 +69,7 @@ async def running(
         app or service_app(_known(service)),
         host="127.0.0.1",
         port=port,
-        http="h11" if service is None else protocol_for(service, **bounds),
+        http=http if service is None else protocol_for(service, **bounds),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -169,7 +169,7 @@ class ShardedJob(Job):
         self._changed = asyncio.Event()
         self._ending: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._folding = asyncio.Lock()
+        self._merging = asyncio.Lock()
         self._unmerged: JournalError | None = None
         self._cut_off: set[str] = set()  # workers that reach no provider
 
@@ -247,7 +247,7 @@ class ShardedJob(Job):
                     async with self._clock.timeout(_CANCEL_SECONDS):
                         await asyncio.gather(*closing, *self._ending, return_exceptions=True)
             await self._shards.aclose()
-            await self._fold_the_rest()
+            await self._merge_the_rest()
 
     @property
     def _is_over(self) -> bool:
@@ -261,7 +261,7 @@ class ShardedJob(Job):
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _fold_the_rest(self) -> None:
+    async def _merge_the_rest(self) -> None:
         """Move what is in parts to the output: of lost workers, and after a second signal."""
         if self._unmerged is None:
             try:
@@ -436,7 +436,7 @@ class ShardedJob(Job):
 
     async def _merge(self, shard: Shard) -> None:
         """Move the part of a shard to the output."""
-        async with self._folding:
+        async with self._merging:
             moved = JobTotals()
             try:
                 part = ShardPart.of(self._files.parts, shard.number)

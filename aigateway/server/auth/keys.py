@@ -434,10 +434,7 @@ class KeyAccount:
         return use
 
     def lacks(self, model: str | None, estimate: Estimate | None = None) -> bool:
-        """Return whether the next exchange may let a request begin that now could not.
-
-        Or whether it may tell better when that can begin.
-        """
+        """Return whether the next exchange may let a request begin, or tell better when it can."""
         shared, rates = self._shared, self._rates
         if (
             shared is not None

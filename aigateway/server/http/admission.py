@@ -80,8 +80,8 @@ class Admission:
             return door(request)
         if path == "*":
             return _answer_options()
-        if scope["method"] == "HEAD":  # the server leaves the body out
-            scope["method"], scope[IS_HEAD] = "GET", True
+        if scope["method"] == "HEAD":  # a copy: the server leaves out the body by its own scope
+            scope = {**scope, "method": "GET", IS_HEAD: True}
         return self.app(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -97,8 +97,9 @@ def _of_router(scope: Scope, error: HTTPException) -> Refusal:
     if status == 404 and REQUEST in scope:
         message += f" There is {', '.join(scope[REQUEST].service.endpoints)}."
     headers = error.headers
-    if headers and "GET" in headers.get("Allow", ""):
-        headers = {**headers, "Allow": "GET, HEAD"}
+    allowed = (headers or {}).get("Allow", "").split(", ")
+    if "GET" in allowed and "HEAD" not in allowed:
+        headers = {**(headers or {}), "Allow": ", ".join([*allowed, "HEAD"])}
     return Refusal(status, message, headers=headers)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 
 from aigateway.clock import Clock
 from aigateway.server.auth.keys import Caller
@@ -46,7 +46,7 @@ async def status_page(request: Request) -> HTMLResponse:
 
 
 @router.get("/status/feed")
-async def status_feed(request: Request) -> Response:
+async def status_feed(request: Request) -> StreamingResponse:
     """Give the page its figures, as server-sent events."""
     service = service_of(request)
     caller = caller_of(request)
@@ -54,9 +54,8 @@ async def status_feed(request: Request) -> Response:
         raise Refusal(503, "The service is stopping.", "server_error", "draining", retry_after=1.0)
     # Neither a browser nor a proxy may hold back or keep what is over in a second.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    if IS_HEAD in request.scope:
-        return Response(media_type="text/event-stream", headers=headers)
-    return StreamingResponse(feed(service, caller), media_type="text/event-stream", headers=headers)
+    events = iter(()) if IS_HEAD in request.scope else feed(service, caller)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 # ── the feed ─────────────────────────────────────────────────────────────────────────────────────

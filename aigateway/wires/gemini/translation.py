@@ -201,7 +201,7 @@ def _mended(usage: dict[str, Any]) -> dict[str, Any]:
 
 
 def _replaces(usage: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Return whether a count says anew all that the one before it said.
+    """Return whether a count repeats every figure of the previous one.
 
     Only figures above zero do, and lists of details: whatever else a count holds may be none once
     it is mended, and then the one before still holds.

@@ -65,13 +65,15 @@ async def test_a_door_takes_few_calls_beside_the_gateway(monkeypatch, service, p
 
     async def watched(*args):
         counted.clear()
+        collects = gc.isenabled()
         gc.disable()  # what other tests have left may call something when it goes
         sys.setprofile(note)
         try:
             await admit(*args)
         finally:
             sys.setprofile(None)
-            gc.enable()
+            if collects:
+                gc.enable()
 
     monkeypatch.setattr(AsyncGateway, method, answer)
     monkeypatch.setattr(Admission, "__call__", watched)

@@ -19,9 +19,10 @@ from aigateway.settings import ServerSettings
 from aigateway.telemetry.prometheus import Prometheus
 from aigateway.testing import ScriptedStream, ScriptedVendor, scripted_configs
 from tests.processes import PATIENCE
-from tests.server.callers import api_key, bearer
+from tests.server.callers import api_key, bearer, converse
 from tests.server.running import running
 
+CLOSE = b"connection: close\r\n\r\n"
 CHAT: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -101,7 +102,6 @@ async def test_a_router_takes_the_authentication_of_the_application_around_it():
         too_long, wrong = await ask("ada", body=long), await ask("ada", body={"messages": 1})
         no_admin = await ask("ada", "/llm/admin/providers/a/circuit", {"state": "open"})
         models = await client.get("/llm/v1/models", headers={"x-user": "ada"})
-        head = await client.head("/llm/v1/models", headers={"x-user": "ada"})
         document = (await client.get("/openapi.json")).json()
 
     # The application answers in its own form, and no vendor has been asked.
@@ -114,11 +114,32 @@ async def test_a_router_takes_the_authentication_of_the_application_around_it():
     assert wrong.json()["error"]["param"] == "messages"
     assert no_admin.status_code == 403
     assert "simulated" in [entry["id"] for entry in models.json()["data"]]
-    assert (head.status_code, head.content) == (200, b"")
-    assert head.headers["content-length"] == models.headers["content-length"]
     assert set(document["paths"]["/llm/v1/models"]) == {"get"}
     assert "/llm/v1/chat/completions" in document["paths"]
     assert all("x-request-id" in r.headers for r in (first, streamed, too_long, wrong))
+
+
+@pytest.mark.parametrize("protocol", ["h11", "httptools"])
+@pytest.mark.parametrize("how", ["mounted", "router by router"])
+async def test_head_is_get_without_a_body_on_a_connection_of_the_server_around(how, protocol):
+    host = FastAPI()
+    async with AsyncGateway(scripted_configs("a"), vendor=ScriptedVendor()) as gateway:
+        settings = ServerSettings(keys=(api_key("web"),))
+        if how == "mounted":
+            host.mount("/llm", create_app(gateway, settings))
+        else:
+            for door in routers(gateway, settings).values():
+                host.include_router(door, prefix="/llm")
+        key = f"authorization: {bearer('web')['authorization']}\r\n".encode()
+        asked = [(b"HEAD", b"v1/models"), (b"HEAD", b"chat"), (b"GET", b"v1/models")]
+        heads = [b"%b /llm/%b HTTP/1.1\r\nhost: a\r\n%b" % (*each, key) for each in asked]
+        async with running(None, host, http=protocol) as url:
+            raw = await converse(url, *(head + b"\r\n" for head in heads[:2]), heads[2] + CLOSE)
+    first, second, third, body = raw.split(b"\r\n\r\n")
+    statuses = [head.split(b" ", 2)[1] for head in (first, second, third)]
+    assert statuses == [b"200", b"405", b"200"]
+    assert b"content-length: %d\r\n" % len(body) in first + b"\r\n"
+    assert b"simulated" in body
 
 
 @pytest.mark.parametrize(("keys", "status"), [((), 403), ((api_key("web"),), 401)])

@@ -467,6 +467,13 @@ class _Lease:
         if not self.keepers and now >= self.touched + self._leases.forgotten_seconds:
             return self.reserved
         most = max(1, min(amount // LARGEST_PART, amount // (2 * members)))
+        if self.limit.window is None and grant is not None:
+            # A request may reserve what is free. What is held in advance, another process lacks for
+            # the last request of the budget.
+            left = max(0, grant.free + grant.held - self._booking - self._unreported)
+            most = min(most, left // (2 * members))
+            if now >= self.touched + IDLE_SECONDS:
+                most = 0
         # What a quiet process holds must not be what others lack.
         quiet = most if grant is None else (grant.free + grant.held) // (4 * members)
         wanted = min(max(round(self._demand * ACTIVE_SECONDS), quiet), most)

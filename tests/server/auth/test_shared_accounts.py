@@ -39,14 +39,14 @@ class Workers:
             fleet.join(lambda _: None)
         self.accesses = [Access(settings, self.clock, fleet.leases) for fleet in self.fleets]
 
-    async def ask(self, number, cost=0.0, *, estimate=None, gap=0.2):
+    async def ask(self, number, cost=0.0, *, estimate=None, takes=0.01, gap=0.2):
         access = self.accesses[number]
         caller = caller_by(access, bearer("red"))
         waiting = asyncio.ensure_future(access.renew(caller, "m", estimate))
         while not waiting.done():
             await self.clock.advance(0.005)
         with access.begin(caller, "m", estimate) as use:
-            await self.clock.advance(0.01)
+            await self.clock.advance(takes)
             use.on_cost(cost)
         await self.clock.advance(gap)
 
@@ -133,6 +133,26 @@ async def test_calls_at_once_exceed_a_budget_by_the_last_one_at_most(per_second)
     await workers.close()
     assert {type(end) for end in ends} == {type(None), Refusal}
     assert 3 <= answered <= 4
+
+
+@pytest.mark.parametrize("idle", [0.1, 0.6])
+@pytest.mark.parametrize(
+    ("many", "budget", "spent"), [(4, 0.1, 0.098), (4, 0.1, 0.0999), (2, 1.0, 0.98)]
+)
+async def test_the_rest_of_a_budget_begins_wherever_it_is_asked_for(many, budget, spent, idle):
+    workers, refused = Workers(api_key("red", budget_usd=budget), many=many), 0
+    await workers.clock.advance(1.0)
+    await workers.ask(0, spent, estimate=lambda: 0.09, takes=0.3, gap=idle)
+    while refused < 10:
+        try:
+            await workers.ask(1 + refused % (many - 1), 0.0, estimate=lambda: 0.09)
+            break
+        except Refusal as refusal:
+            assert refusal.code == "rate_limit_exceeded"
+            refused += 1
+            await workers.clock.advance(1.0)
+    await workers.close()
+    assert refused <= 2
 
 
 @pytest.mark.parametrize("many", [2, 4])

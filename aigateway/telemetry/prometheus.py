@@ -445,6 +445,8 @@ def _gauges(figures: Mapping[str, Any]) -> Iterator[Metric]:
     )
     yield _Gauge("cache_entries", "Answers in the cache.", value=figures["cache"]["entries"])
     yield _Gauge("cache_bytes", "Memory that they take.", value=figures["cache"]["bytes"])
+    lost = {result: figures["cache"][result] for result in ("evictions", "too_large")}
+    yield _Counted("cache_lost", "Answers for which it had no room, by result.", "result", lost)
     if "second_hits" in figures["cache"]:
         counts = {result: figures["cache"][f"second_{result}"] for result in _RESULTS}
         yield _Counted("second_cache", "The cache below the memory, by result.", "result", counts)

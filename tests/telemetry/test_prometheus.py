@@ -160,6 +160,7 @@ async def test_nothing_a_caller_sends_becomes_a_label(simulator, gateway_for, me
         "direction",
         "outcome",
         "provider",
+        "result",
         "state",
     }
     _, body = metrics.render()
@@ -336,6 +337,25 @@ async def test_several_processes_as_one(simulator):
     assert told[created] == alone[created], "the first"
     assert told.families.keys() == alone.families.keys()
     assert Scraped(first).samples == alone.samples, "merging changes nothing here"
+
+
+async def test_answers_without_room_in_the_cache_are_counted(vendor, clock, metrics):
+    async with AsyncGateway(
+        scripted_configs("a"),
+        vendor=vendor,
+        clock=clock,
+        hooks=[metrics],
+        cache_max_entries=2,
+        cache_max_memory_bytes=1_000_000,
+    ) as gateway:
+        metrics.watch(itself(gateway))
+        for number in range(5):
+            await gateway.chat(f"{number}")
+        vendor.script("a", "x" * 200_000)
+        await gateway.chat("long")
+        told = Scraped(metrics)
+    assert told["cache_lost_total", "evictions"] == 3
+    assert told["cache_lost_total", "too_large"] == 1
 
 
 async def test_a_second_level_of_the_cache_is_counted_over_processes(simulator, tmp_path):

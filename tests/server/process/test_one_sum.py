@@ -110,6 +110,8 @@ def agreed(service: Service) -> dict[str, Any]:
         assert metrics[name] == text(name)
     assert metrics["cache"]["entries"] == text("cache_entries")
     assert metrics["cache"]["bytes"] == text("cache_bytes")
+    for result in ("evictions", "too_large"):
+        assert metrics["cache"][result] == text("cache_lost_total", result)
     same = {"total_requests": "requests", "cost_usd": "cost_usd"}
     same |= {name: name for name in ("failures", "cache_hits", "cache_hit_rate_percent")}
     same |= {name: name for name in ("in_flight", "waiting")}

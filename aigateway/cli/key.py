@@ -63,7 +63,7 @@ def run_key(
     lines = [f"{k} = {json.dumps(value, ensure_ascii=False)}" for k, value in values.items()]
     if append is not None:
         with errors_as_exit_codes():
-            _append_key(append, lines, name=None if admin else name)
+            is_new = _append_key(append, lines, name=None if admin else name)
     if not admin and limits.get("models") is None and not limits.get("monitor"):
         note("Without --models it sees the totals and events of the whole service, too.")
     note("The key, shown only now. Clients send it as Authorization: Bearer KEY.")
@@ -72,11 +72,18 @@ def run_key(
         note("For aigateway.toml, which holds only a digest of the key:")
         note("\n" + "\n".join(("[server]" if admin else "[[server.keys]]", *lines)))
     else:
-        note(f"Its digest is in {append}. A service that runs takes it within two seconds.")
+        note(
+            f"Its digest is in {append}, which is a new file."
+            if is_new
+            else f"Its digest is in {append}. A service that runs takes it within two seconds."
+        )
 
 
-def _append_key(path: Path, lines: Sequence[str], name: str | None) -> None:
+def _append_key(path: Path, lines: Sequence[str], name: str | None) -> bool:
     """Add a key to a file, or the admin's without a name. The rest of it stays as it is.
+
+    Returns:
+        Whether the file is new.
 
     Raises:
         ConfigurationError: It has this key already, is no TOML, is not what the service reads, or
@@ -87,10 +94,12 @@ def _append_key(path: Path, lines: Sequence[str], name: str | None) -> None:
     target = path.resolve()  # a link stays one
     try:
         with _locked(target.parent):
-            before = target.read_bytes().decode() if target.exists() else ""
+            is_new = not target.exists()
+            before = "" if is_new else target.read_bytes().decode()
             text = before.removeprefix(_BYTE_ORDER_MARK)
             mark = before[: len(before) - len(text)]
             _replace_file(path, target, mark + _with_key(path, text, lines, name))
+            return is_new
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path} is not UTF-8; save it as that.") from None
     except OSError as error:

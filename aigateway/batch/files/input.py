@@ -7,6 +7,7 @@ one line at a time.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import csv
 import hashlib
@@ -61,7 +62,13 @@ _REQUEST_FIELDS = ChatOptions.__optional_keys__ - {"origin"} | {
 }
 """Fields of a line of JSON that belong to the request, also if they are kept as columns."""
 
-_NOT_UTF_8 = "is not UTF-8; convert the file first, e.g. with iconv -f WINDOWS-1252 -t UTF-8"
+_UNREADABLE_REST = "it and the rest cannot be read: "
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16's, with which it begins
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 _ENDPOINT = "/v1/chat/completions"
 _ID_COLUMNS = ("id", "custom_id")
 _PARQUET_ROWS = 256
@@ -227,10 +234,13 @@ class Source:
                     f"{path} is not a regular file; the input is read more than once."
                 )
             with path.open("rb") as file:
-                if not file.read(1):
-                    raise ConfigurationError(f"{path} is empty.")
+                begin = file.read(4)
+            if not begin:
+                raise ConfigurationError(f"{path} is empty.")
         except OSError as error:
             raise _unreadable(path, error) from None
+        marked = (name for mark, name in _BYTE_ORDER_MARKS.items() if begin.startswith(mark))
+        self._marked_encoding = next(marked, None)
 
     async def fingerprint(self) -> str:
         """Return a digest of the file. Raises `ConfigurationError` if it cannot be read."""
@@ -296,12 +306,20 @@ class Source:
         return self._state[2]
 
     @property
+    def _not_utf_8(self) -> str:
+        encoding = self._marked_encoding or "WINDOWS-1252"
+        return f"it is not UTF-8; convert the file first, e.g. with iconv -f {encoding} -t UTF-8"
+
+    @property
     def _rows_before(self) -> int:
         return 0 if self._shard is None else self._shard.first - 1
 
     # ── lines of JSON ────────────────────────────────────────────────────────────────────────────
 
     def _json_lines(self) -> Iterator[Line | Problem]:
+        if self._marked_encoding is not None:  # a line feed is more than a byte there
+            yield Problem(1, f"{_UNREADABLE_REST}{self._not_utf_8}")
+            return
         with self.path.open("rb") as file:
             number, offset = self._rows_before, self._shard.offset if self._shard else 0
             file.seek(offset)
@@ -323,7 +341,7 @@ class Source:
             given = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             if not _is_utf_8(text):
-                return Problem(number, f"it {_NOT_UTF_8}")
+                return Problem(number, self._not_utf_8)
             return Problem(number, f"it is not JSON ({error.msg}, column {error.colno})")
         if not isinstance(given, dict):
             hint = "; jq -c '.[]' turns a list into lines" if isinstance(given, list) else ""
@@ -380,8 +398,8 @@ class Source:
             except (csv.Error, UnicodeDecodeError) as error:
                 what = str(error)
                 if isinstance(error, UnicodeDecodeError):
-                    what = f"it {_NOT_UTF_8}"
-                yield Problem(number + 1, f"it and the rest cannot be read: {what}")
+                    what = self._not_utf_8
+                yield Problem(number + 1, f"{_UNREADABLE_REST}{what}")
 
     def _parquet(self) -> Iterator[Line | Problem]:
         try:

@@ -293,7 +293,7 @@ async def _dry_run(  # noqa: PLR0917 - each of another kind
     console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
     print_estimates(console, found, estimates(found.tallies, configs))
     if found.wrong:
-        _print_problems(source, found)
+        _print_problems(source, found, skipped=command.skip_bad_lines)
     return WRONG_INPUT if found.wrong and not command.skip_bad_lines else 0
 
 
@@ -302,10 +302,13 @@ def _refuse_an_empty_input(source: Path, found: Survey) -> None:
         raise ConfigurationError(f"{source} has no requests.")
 
 
-def _print_problems(source: Source, found: Survey) -> None:
+def _print_problems(source: Source, found: Survey, *, skipped: bool = False) -> None:
     unit, words = source.unit, [problem.what for problem in found.problems]
     lines = f"1 invalid {unit}" if found.wrong == 1 else f"{found.wrong} invalid {unit}s"
-    typer.secho(f"error: {source.path} has {lines}.", fg="red", err=True)
+    if skipped:
+        note(f"{source.path} has {lines}, to be skipped and counted as failed.")
+    else:
+        typer.secho(f"error: {source.path} has {lines}.", fg="red", err=True)
     for problem in found.problems:
         typer.echo(f"  {unit} {problem.number}: {problem.what}", err=True)
     if found.wrong > len(found.problems):
@@ -322,12 +325,12 @@ def _print_problems(source: Source, found: Survey) -> None:
         )
     if any(what.startswith("it and the rest cannot be read") for what in words):
         typer.echo("Correct the file; --skip-bad-lines would lose the rest of it.", err=True)
-        return
-    typer.echo(
-        "Correct them, or give --skip-bad-lines to count them as failed and list them in the"
-        " errors file.",
-        err=True,
-    )
+    elif not skipped:
+        typer.echo(
+            "Correct them, or give --skip-bad-lines to count them as failed and list them in the"
+            " errors file.",
+            err=True,
+        )
 
 
 def _paths(command: BatchCommand) -> JobPaths:

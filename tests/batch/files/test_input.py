@@ -140,6 +140,17 @@ class TestTables:
     def test_a_file_that_is_not_utf_8_is_reported(self, read):
         (found,) = read(b"id,prompt\na,caf\xe9\n", "in.csv")
         assert found.what.startswith("it and the rest cannot be read: it is not UTF-8")
+        assert found.what.endswith("iconv -f WINDOWS-1252 -t UTF-8")
+
+    @pytest.mark.parametrize("name", ["in.csv", "in.tsv", "in.jsonl"])
+    @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+    def test_a_byte_order_mark_names_the_encoding_to_convert_from(self, read, name, encoding):
+        lines = "prompt\na\nb\n" if name != "in.jsonl" else '{"id": 1, "prompt": "a"}\n' * 2
+        (found,) = read(("\ufeff" + lines).encode(encoding), name)
+        assert isinstance(found, Problem)
+        assert found.number == 1
+        assert found.what.startswith("it and the rest cannot be read: it is not UTF-8")
+        assert found.what.endswith(f"iconv -f {encoding[:6].upper()} -t UTF-8")
 
     def test_an_unknown_column_is_refused_with_those_there_are(self, read):
         with pytest.raises(ConfigurationError, match=r'no column "prompt"; it has: a, b\.'):

@@ -216,6 +216,12 @@ def test_bad_rows_are_named_as_rows_and_a_repeated_id_stays_in_the_table(vendor)
     assert "error: in.csv has 2 invalid rows." in refused.stderr
     assert "  row 2: " in refused.stderr
     assert "  row 3: its id is already that of row 1\n" in refused.stderr
+    dry = run("out.csv", "--skip-bad-lines", "--dry-run")
+    assert dry.exit_code == 0
+    assert "in.csv has 2 invalid rows, to be skipped and counted as failed.\n" in dry.stderr
+    assert "  row 3: its id is already that of row 1\n" in dry.stderr
+    assert "error:" not in dry.stderr
+    assert "give --skip-bad-lines" not in dry.stderr
     assert run("out.csv", "--skip-bad-lines").exit_code == 1
     rows = rows_of("out.csv")
     assert [row["id"] for row in rows] == ["a", "b", "a"]
@@ -268,7 +274,8 @@ class TestExcel:
             ("in.csv", b"id;prompt\n1;a\n", "separated by semicolons: give --delimiter ';'"),
             ("in.csv", b"id\tprompt\n1\ta\n", r"separated by tabs: give --delimiter $'\t'"),
             ("in.csv", "prompt\ngrößer\n".encode("cp1252"), "is not UTF-8; convert"),
-            ("in.csv", "prompt\na\n".encode("utf-16"), "is not UTF-8; convert"),
+            ("in.csv", "prompt\na\n".encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
+            ("in.jsonl", '{"id": 1}\n{"id": 2}\n'.encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
             ("in.xlsx", b"PK", "in.xlsx is a spreadsheet; save it as CSV UTF-8."),
             ("in.csv.gz", b"\x1f\x8b", "in.csv.gz is compressed; unpack it first."),
         ],

@@ -120,6 +120,15 @@ def test_keys_are_added_to_a_file_that_stays_as_it_is(end):
         assert done.stdout.strip() not in after + done.stderr
 
 
+def test_a_new_file_is_called_new_and_no_service_is_said_to_take_it():
+    first, second = append("--name", "a"), append("--name", "b")
+    assert [key.sha256 for key in ServerSettings().keys] == [digest(first), digest(second)]
+    assert "aigateway.toml, which is a new file." in first.stderr
+    assert "A service that runs" not in first.stderr
+    assert "new file" not in second.stderr
+    assert "A service that runs takes it within two seconds." in second.stderr
+
+
 @pytest.mark.parametrize("before", ["[server]\nkeys = []", "[server]\nkeys = [\n] # none\n"])
 def test_an_empty_list_of_keys(before):
     FILE.write_text(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -279,6 +280,13 @@ class AdmittedRequest(LimitedRequest):
             caller = access.identify(given.decode("latin-1"), None)
             known = connection.recognized = (access, given, caller)
         self._caller = known[2]
+
+    def key_name(self) -> str | None:
+        """Return the name of the caller's key, also of a request that was refused by its head."""
+        if self._caller is None:
+            with contextlib.suppress(Refusal):
+                self.check_access(is_open=False)
+        return None if self._caller is None else self._caller.name
 
     def admit(self) -> None:
         """Identify the caller, and read the headers.

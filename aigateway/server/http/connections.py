@@ -46,14 +46,18 @@ _SLICE = 4096
 _STALL_SECONDS = 60.0
 """For a caller to read something of an answer that waits for it."""
 
+_HIGHEST_PORT = 65_535
+
 _EARLY = 0.002
 """Seconds by which a timer may be early: uvloop counts milliseconds."""
 
 _BLANK = b"\r\n\r\n"
-_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/1\.([01])\r\n")
+_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])\r\n")
 _VERSION = re.compile(rb"[^\r\n]* HTTP/(\d+(?:\.\d+)?)\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_ABSOLUTE = re.compile(rb"https?://([^/?#@]+)([/?][^#]*)?", re.IGNORECASE)
+_ABSOLUTE = re.compile(
+    rb"https?://((?:[^/?@:\[\]]+|\[[^/?@\[\]]+\])(?::([0-9]{0,5}))?)([/?].*)?", re.IGNORECASE
+)
 _METHODS = {b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH"}
 """Methods that every llhttp parses like these."""
 
@@ -344,6 +348,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self.headers = []
         self._line = line = _LINE.match(head)
         if line is None:
+            if head.startswith(b"\r\n"):
+                return self._skip_empty_line(data, at)
             raise _refused_line(head)
         try:
             self.parser.feed_data(head)
@@ -357,6 +363,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _take_piece(self, data: bytes, at: int) -> int:
         """Add to a head that comes in pieces, and parse it once it is whole."""
+        if self._head == b"\r" or (not self._head and data[at] == 13):  # "\r"
+            return self._skip_empty_line(data, at)
         if not self._head and self.cycle is not None:
             # The time of the first one runs since the connection was made.
             self.headers = []
@@ -372,8 +380,23 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head[0] < 33 or _BARE_LF.search(self._head, max(0, before - 1)):
             raise _invalid()
         if at + _MOST_HEAD - before < len(data):
-            raise Refusal(431, f"The head of a request may have {_MOST_HEAD} bytes.")
+            raise _head_too_large()
         return len(data)
+
+    def _skip_empty_line(self, data: bytes, at: int) -> int:
+        """Ignore an empty line before a head (RFC 9112, 2.2), and return where in the data it ends.
+
+        It prolongs no deadline, and all of them together may be as long as a head.
+        """
+        line = bytes(self._head) + data[at : at + 2 - len(self._head)]
+        if not b"\r\n".startswith(line):
+            raise _invalid()
+        taken = len(line) - len(self._head)
+        self._head[:] = line if line == b"\r" else b""
+        self._framing += taken
+        if self._framing > _MOST_HEAD:
+            raise _head_too_large()
+        return at + taken
 
     def _parse_as_post(self, head: bytes) -> None:
         """Let llhttp parse a head with a method that it does not know.
@@ -483,9 +506,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """
         path = target
         if whole := _ABSOLUTE.fullmatch(target):
+            if int(whole[2] or b"0") > _HIGHEST_PORT:
+                raise _invalid()
             others = [header for header in self.headers if header[0] != b"host"]
             self.headers = [(b"host", whole[1]), *others]
-            path = whole[2] or (b"*" if method == b"OPTIONS" else b"/")
+            path = whole[3] or (b"*" if method == b"OPTIONS" else b"/")
             path = b"/" + path if path.startswith(b"?") else path
         if not path.startswith(b"/") and (path != b"*" or method != b"OPTIONS"):
             raise _invalid()
@@ -556,7 +581,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _await_request(self) -> None:
         self._quiet_since = now = self.loop.time()
-        is_here = self._in_body or self._head or self._rest
+        is_here = self._in_body or self._head or len(self._rest) > len(b"\r\n")
         seconds = self.service.settings.header_timeout if is_here else self._idle_seconds
         self._deadline = deadline = now + seconds
         if self._timer is None or self._timer.when() > deadline + _EARLY:
@@ -590,6 +615,10 @@ def _refused_line(head: bytes) -> Refusal:
     if version is None or version[1] in {b"1.0", b"1.1"}:
         return _invalid()
     return Refusal(505, f"HTTP/{version[1].decode()} is not supported; use HTTP/1.1.")
+
+
+def _head_too_large() -> Refusal:
+    return Refusal(431, f"The head of a request may have {_MOST_HEAD} bytes.")
 
 
 def _invalid() -> Refusal:

@@ -97,9 +97,9 @@ def _of_router(scope: Scope, error: HTTPException) -> Refusal:
     if status == 404 and REQUEST in scope:
         message += f" There is {', '.join(scope[REQUEST].service.endpoints)}."
     headers = error.headers
-    allowed = (headers or {}).get("Allow", "").split(", ")
-    if "GET" in allowed and "HEAD" not in allowed:
-        headers = {**(headers or {}), "Allow": ", ".join([*allowed, "HEAD"])}
+    allowed = set((headers or {}).get("Allow", "").split(", "))
+    if "GET" in allowed:  # the router's order varies
+        headers = {**(headers or {}), "Allow": ", ".join(sorted(allowed | {"HEAD"}))}
     return Refusal(status, message, headers=headers)
 
 
@@ -156,13 +156,14 @@ def answer_error(scope: Scope, error: Exception) -> Response:
     status, body = written_refusal(scope, refusal)
     if isinstance(error, Refusal | HTTPException):
         if REQUEST in scope:
-            peer = scope.get("client")
-            log: RefusalLog = scope[REQUEST].service.refusal_log
+            peer, request = scope.get("client"), scope[REQUEST]
+            log: RefusalLog = request.service.refusal_log
             # A refused body is answered by the endpoint and, in its place, by `LimitedRequest`.
             if scope.get(_NOTED) is not refusal:
                 scope[_NOTED] = refusal
+                refusal.caller = refusal.caller or request.key_name()
                 address = None if peer is None else str(peer[0])
-                log.note(refusal, address, status, scope[REQUEST].request_id)
+                log.note(refusal, address, status, request.request_id)
     elif not isinstance(error, GatewayError):
         places = "".join(traceback.format_tb(error.__traceback__))
         request_id = scope.get("state", {}).get("request_id")

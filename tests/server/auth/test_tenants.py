@@ -200,6 +200,25 @@ async def test_the_log_and_the_figures_say_who_was_answered_and_who_refused(tena
 
 
 @pytest.mark.parametrize("tenants", [[api_key("red")]], indirect=True)
+async def test_the_log_names_the_key_of_whatever_is_refused(tenants, caplog):
+    red, packed = bearer("red"), {"content-encoding": "gzip"}
+    refused = [
+        await tenants.ask("red", temprature=1),
+        await tenants.ask("red", messages="hi"),
+        await tenants.client.post(CHAT, content=b"{}", headers=red),
+        await tenants.client.post(CHAT, content=b"{}", headers=red | packed),
+        await tenants.client.get("/nothing", headers=red),
+        await tenants.client.delete("/health", headers=red),
+        await tenants.client.post(CHAT, content=b"{}", headers=bearer("nobody") | packed),
+    ]
+    lines = [line for line in caplog.messages if line.startswith("service.refused")]
+    callers = [line.removeprefix("service.refused: ").partition(" got HTTP ")[0] for line in lines]
+    assert [answer.status_code for answer in refused] == [400, 400, 415, 415, 404, 405, 415]
+    assert callers == ["the key 'red'"] * 6 + ["127.0.0.1"]
+    assert "sk-" not in caplog.text
+
+
+@pytest.mark.parametrize("tenants", [[api_key("red")]], indirect=True)
 async def test_an_agent_does_not_stand_in_the_place_of_a_tenant(tenants, caplog):
     caplog.set_level(logging.INFO)
     headers = {**bearer("red"), "x-aigateway-agent": "blue"}

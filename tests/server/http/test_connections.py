@@ -13,6 +13,7 @@ import pytest
 
 from aigateway.server.http.connections import GuardedProtocol, _network
 from aigateway.settings import ServerSettings
+from tests.processes import PATIENCE
 from tests.server.callers import converse, scripted_service
 from tests.server.running import running
 from tests.server.visitors import eventually
@@ -107,6 +108,45 @@ async def test_requests_that_come_together_or_in_pieces_are_answered(timed):
         pieces = [GET + GET[:9], 4.0, GET[9:20], 4.0, GET[20:] + GET, 8.0, GET, 8.0, LAST]
         raw = await converse(url, *pieces, clock=timed)
     assert raw.count(b"HTTP/1.1 200") == 5
+
+
+@pytest.mark.parametrize("before", [b"", GET])
+@pytest.mark.parametrize("piece", [3, 40_000])
+async def test_empty_lines_without_end_are_given_up(before, piece):
+    lines = b"\r\n" * 17_000
+    async with scripted_service() as service, running(service) as url:
+        flood = [lines[at : at + piece] for at in range(0, len(lines), piece)]
+        raw = await converse(url, before, *flood, LAST)
+        # It closes before all is read, so that the answer may be lost in the reset.
+        assert raw.count(b"HTTP/1.1 200") <= (before != b"")
+        assert service.refusal_log.counts == {"431": 1}
+
+
+@pytest.mark.parametrize("before", [b"", GET])
+async def test_empty_lines_prolong_nothing(timed, before):
+    """A connection without a request ends when it would have ended without them."""
+    bounds = {"header_timeout": 10, "keep_alive_timeout": 20}
+    lines = dribble([b"\r\n", b"\r", b"\n"] * 20)
+    async with scripted_service(**bounds) as service, running(service) as url:
+        raw = await converse(url, before, *lines, LAST, clock=timed)
+    assert raw.count(b"HTTP/1.1 200") == (before != b"")
+
+
+async def test_an_empty_line_behind_a_body_shortens_nothing(timed):
+    """Old clients send one: the connection is idle as long as others."""
+    bounds = {"header_timeout": 10, "keep_alive_timeout": 60}
+    body = b'{"message":"hi"}'
+    head = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with scripted_service(**bounds) as service, running(service) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
+        writer.write(b"POST /chat HTTP/1.1\r\nHost: localhost\r\n%b%b\r\n" % (head, body))
+        async with asyncio.timeout(PATIENCE):
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+            await timed.advance(55)
+            writer.write(b"\r\n" + LAST)
+            assert b"HTTP/1.1 200" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.mark.parametrize("size", [40_000, 10_000_000])

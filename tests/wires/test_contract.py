@@ -226,13 +226,23 @@ async def test_the_direct_lane_is_in_use(vendor):
     assert vendor.received[0].headers["user-agent"].startswith("aigateway/")
 
 
+def changed(self, *, everything_else):
+    """A function of litellm's that takes other arguments than those known."""
+    raise AssertionError
+
+
+async def keep_lane_of_before(config, litellm, monkeypatch, caplog):
+    """Keep a lane that was tried before litellm changed: to try it now would fail."""
+    caplog.set_level(logging.WARNING, "aigateway")
+    with keep_tried_lanes():
+        await DirectClient(config, SYSTEM_CLOCK).prepare()
+    monkeypatch.setattr(litellm.AnthropicConfig, "transform_response", changed)
+
+
 @pytest.mark.parametrize("broken", ["transform_request", "transform_response"])
 async def test_a_litellm_that_changed_is_met_with_one_warning_and_the_other_lane(
     litellm, simulator, monkeypatch, caplog, broken
 ):
-    def changed(self, *, everything_else):
-        raise AssertionError
-
     monkeypatch.setattr(litellm.AnthropicConfig, broken, changed)
     caplog.set_level(logging.WARNING, "aigateway")
     client = DirectClient(simulator.anthropic.config(), SYSTEM_CLOCK)
@@ -250,14 +260,8 @@ async def test_a_litellm_that_changed_is_met_with_one_warning_and_the_other_lane
 async def test_a_lane_kept_for_workers_is_not_tried_again_by_one_client(
     litellm, simulator, monkeypatch, caplog
 ):
-    def changed(self, *, everything_else):
-        raise AssertionError
-
-    caplog.set_level(logging.WARNING, "aigateway")
     config = simulator.anthropic.config()
-    with keep_tried_lanes():
-        await DirectClient(config, SYSTEM_CLOCK).prepare()
-    monkeypatch.setattr(litellm.AnthropicConfig, "transform_response", changed)
+    await keep_lane_of_before(config, litellm, monkeypatch, caplog)
     taking, next_one = (DirectClient(config, SYSTEM_CLOCK) for _ in range(2))
     await taking.prepare()
     assert "translates differently" not in caplog.text
@@ -274,14 +278,8 @@ async def test_a_lane_kept_for_workers_is_not_tried_again_by_one_client(
 async def test_a_lane_kept_for_another_way_of_calling_is_not_taken(
     litellm, simulator, monkeypatch, caplog
 ):
-    def changed(self, *, everything_else):
-        raise AssertionError
-
-    caplog.set_level(logging.WARNING, "aigateway")
     config = simulator.anthropic.config()
-    with keep_tried_lanes():
-        await DirectClient(config, SYSTEM_CLOCK).prepare()
-    monkeypatch.setattr(litellm.AnthropicConfig, "transform_response", changed)
+    await keep_lane_of_before(config, litellm, monkeypatch, caplog)
     client = DirectClient(config, SYSTEM_CLOCK, drop_unsupported_params=True)
     await client.prepare()
     await client.aclose()
